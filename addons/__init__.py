@@ -1,0 +1,1 @@
+"""One mitmproxy addon a protection, in pipeline order: gate, transport, pinning, encryption, telemetry."""

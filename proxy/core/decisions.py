@@ -1,0 +1,229 @@
+"""What Overcoat decided about a request, and why.
+
+Rules of this module:
+
+- Every denial has exactly one `Reason`; the response, the decision line and the metric all carry its code.
+- Reasons are a closed enum, so that a metric label can never be chosen by a client.
+- A denial is answered as problem details (RFC 9457) with a `Proxy-Status` field (RFC 9209).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+
+from proxy.core.destinations import Destination
+
+
+class Action(StrEnum):
+    """What was done with a request (or, in observe mode, would have been)."""
+
+    UPGRADE = "upgrade"  # plain http from the app, https to the upstream
+    ALLOW = "allow"  # plain http passed on as it came, because the policy says so
+    INSPECT = "inspect"  # https that Overcoat opens, checks and sends on as https
+    TUNNEL = "tunnel"  # https carried end to end, untouched
+    DENY = "deny"
+
+
+class Reason(Enum):
+    """Why a request was denied. The value is (code, HTTP status, RFC 9209 error type, title, meaning)."""
+
+    BAD_REQUEST = (
+        "bad_request",
+        400,
+        "http_request_error",
+        "The request is malformed",
+        "The request line, a header field or the destination is not valid HTTP, or was not meant for a proxy.",
+    )
+    NOT_HTTP = (
+        "not_http",
+        400,
+        "http_request_error",
+        "Only HTTP and TLS pass here",
+        "What came through CONNECT is neither a complete TLS ClientHello nor an HTTP request.",
+    )
+    HOST_MISMATCH = (
+        "host_mismatch",
+        421,
+        "http_request_error",
+        "Host and destination disagree",
+        "The Host header, the TLS server name and the address that would be dialled do not name the same host.",
+    )
+    PLAIN_HTTP_REJECTED = (
+        "plain_http_rejected",
+        403,
+        "http_request_denied",
+        "Plain http is not allowed to this host",
+        "The policy says `plain_http: reject` for this destination.",
+    )
+    HTTPS_REJECTED = (
+        "https_rejected",
+        403,
+        "http_request_denied",
+        "Https is not allowed to this host",
+        "The policy says `https: reject` for this destination.",
+    )
+    DESTINATION_FORBIDDEN = (
+        "destination_forbidden",
+        403,
+        "destination_ip_prohibited",
+        "This destination is forbidden",
+        "The address that would be dialled is one of Overcoat's own listeners.",
+    )
+    UPSTREAM_UNREACHABLE = (
+        "upstream_unreachable",
+        502,
+        "destination_unavailable",
+        "The upstream cannot be reached",
+        "Name resolution or the TCP connection failed. Nothing was sent.",
+    )
+    UPSTREAM_TIMEOUT = (
+        "upstream_timeout",
+        504,
+        "connection_timeout",
+        "The upstream did not answer in time",
+        "The TCP connection or the TLS handshake took longer than the limit. Nothing was sent.",
+    )
+    TLS_FAILED = (
+        "tls_failed",
+        502,
+        "tls_protocol_error",
+        "The TLS handshake failed",
+        "The upstream speaks no TLS, or no version and cipher that the policy accepts. There is no fallback to http.",
+    )
+    CERTIFICATE_INVALID = (
+        "certificate_invalid",
+        502,
+        "tls_certificate_error",
+        "The upstream's certificate is not valid",
+        "The chain does not lead to a trusted root, has expired, or does not name this host.",
+    )
+    PIN_MISMATCH = (
+        "pin_mismatch",
+        502,
+        "tls_certificate_error",
+        "The upstream's key matches no pin",
+        "The certificate chain is valid, but none of its keys is pinned for this host.",
+    )
+    PINS_EXPIRED = (
+        "pins_expired",
+        502,
+        "tls_certificate_error",
+        "The pins have expired",
+        "The rule's pins are past their `expires` date, so they can no longer vouch for the upstream.",
+    )
+    UPSTREAM_FAILED = (
+        "upstream_failed",
+        502,
+        "http_response_incomplete",
+        "The upstream gave no usable response",
+        "The upstream closed the connection, or answered with something that is not valid HTTP.",
+    )
+    BODY_NOT_JSON = (
+        "body_not_json",
+        422,
+        "http_request_error",
+        "The body is not JSON",
+        "A body with fields to protect must be one RFC 8259 JSON text in UTF-8 without a byte order mark.",
+    )
+    BODY_TOO_LARGE = (
+        "body_too_large",
+        413,
+        "http_request_error",
+        "The body is too large to protect",
+        "A body with fields to protect is held in memory up to `limits.held_body` bytes, decoded.",
+    )
+    ENCODING_UNSUPPORTED = (
+        "encoding_unsupported",
+        415,
+        "http_request_error",
+        "The body's encoding is not supported",
+        "A body with fields to protect must be sent as it is or with `Content-Encoding: gzip`.",
+    )
+    KEY_UNAVAILABLE = (
+        "key_unavailable",
+        503,
+        "proxy_configuration_error",
+        "No key to encrypt with",
+        "The rule's encryption key is missing or past its `not_after` date.",
+    )
+    DECRYPTION_FAILED = (
+        "decryption_failed",
+        502,
+        "http_response_incomplete",
+        "The response cannot be decrypted",
+        "A field that the policy decrypts holds no JWE that one of its keys opens at this place.",
+    )
+    INTERNAL_ERROR = (
+        "internal_error",
+        500,
+        "proxy_internal_error",
+        "Overcoat failed and kept the request back",
+        "Something inside Overcoat raised. What is not understood does not leave.",
+    )
+
+    def __init__(self, code: str, status: int, proxy_error: str, title: str, meaning: str) -> None:
+        self.code = code
+        self.status = status
+        self.proxy_error = proxy_error
+        self.title = title
+        self.meaning = meaning
+
+
+class Denied(Exception):
+    """Raised by the core where a request must not go on.
+
+    Attributes:
+        reason: the one reason code.
+        detail: one sentence on what was found, free of secrets and of body contents.
+        hint: one sentence on what to change, or "".
+    """
+
+    def __init__(self, reason: Reason, detail: str, hint: str = "") -> None:
+        super().__init__(f"{reason.code}: {detail}")
+        self.reason = reason
+        self.detail = detail
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the transport rules say about one request.
+
+    Attributes:
+        action: what to do.
+        target: the destination to dial; None where nothing is dialled.
+        denied: why not, where the action is DENY.
+    """
+
+    action: Action
+    target: Destination | None = None
+    denied: Denied | None = None
+
+
+def problem_details(denied: Denied, rule: str | None) -> bytes:
+    """Return the RFC 9457 body of a denial, UTF-8 JSON.
+
+    Args:
+        denied: the reason, detail and hint.
+        rule: the name of the rule that matched, or None.
+    """
+    problem: dict[str, object] = {
+        "type": f"urn:overcoat:reason:{denied.reason.code}",
+        "title": denied.reason.title,
+        "status": denied.reason.status,
+        "detail": denied.detail,
+        "reason": denied.reason.code,
+    }
+    if rule is not None:
+        problem["rule"] = rule
+    if denied.hint:
+        problem["hint"] = denied.hint
+    return json.dumps(problem, ensure_ascii=False, indent=1).encode() + b"\n"
+
+
+def proxy_status(denied: Denied) -> str:
+    """Return the `Proxy-Status` field value of a denial (RFC 9209, a structured-field list of one item)."""
+    details = denied.reason.code
+    return f'overcoat; error={denied.reason.proxy_error}; details="{details}"'

@@ -1,0 +1,132 @@
+"""Where a request wants to go, in one canonical form.
+
+Rules of this module:
+
+- One destination has one spelling: lower-case A-labels without a trailing dot, dotted-quad IPv4, compressed IPv6
+  without brackets; an IPv4-mapped IPv6 address is its IPv4 address. Policy look-ups, pins and comparisons use it only.
+- What could be read in two ways (`0x7f.1`, `127.1`, `2130706433`, userinfo, a zone id, percent-escapes) is refused,
+  never guessed: the resolver might read it differently from the policy.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+MAX_HOST_LENGTH = 253  # RFC 1035, section 2.3.4, without the trailing dot
+
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_LOOKS_NUMERIC = re.compile(r"(0x[0-9a-f]*|[0-9]+)")
+_PORT = re.compile(r"[0-9]{1,5}")
+
+
+class BadDestination(ValueError):
+    """A host or authority that is malformed or ambiguous. The message says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A canonical host and a TCP port.
+
+    Attributes:
+        host: canonical name or address, as `canonical_host` returns it.
+        port: 1 to 65535.
+    """
+
+    host: str
+    port: int
+
+    @property
+    def authority(self) -> str:
+        """The `host:port` form, with brackets round an IPv6 address (RFC 3986, section 3.2)."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def url_host(self) -> str:
+        """The host as it stands in a URL: an IPv6 address in brackets."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    def __str__(self) -> str:
+        return self.authority
+
+
+def canonical_host(text: str) -> str:
+    """Return the one spelling of a host name or IP address.
+
+    Args:
+        text: a name (A-labels), an IPv4 address, or an IPv6 address with or without brackets.
+
+    Raises:
+        BadDestination: it is empty, too long, malformed, or a numeric form that resolvers read in different ways.
+    """
+    host = text
+    if host.startswith("["):
+        if not host.endswith("]"):
+            raise BadDestination(f"{text!r} has an opening bracket but no closing one")
+        host = host[1:-1]
+        if ":" not in host:
+            raise BadDestination(f"{text!r} has brackets round something that is no IPv6 address")
+    if ":" in host:
+        return _canonical_ipv6(host, text)
+    host = host.removesuffix(".")
+    if not host:
+        raise BadDestination("the host is empty")
+    if not host.isascii():
+        raise BadDestination(f"{text!r} is not ASCII; international names travel as A-labels (xn--…, RFC 5890)")
+    host = host.lower()
+    labels = host.split(".")
+    # WHATWG URL and inet_aton read any host whose last label is numeric as an address; we take only the plain form.
+    if _LOOKS_NUMERIC.fullmatch(labels[-1]):
+        try:
+            return str(ipaddress.IPv4Address(host))
+        except ValueError:
+            raise BadDestination(f"{text!r} is no plain dotted-quad IPv4 address") from None
+    if len(host) > MAX_HOST_LENGTH:
+        raise BadDestination(f"the host name has {len(host)} characters, more than {MAX_HOST_LENGTH}")
+    for label in labels:
+        if not _LABEL.fullmatch(label):
+            raise BadDestination(f"{text!r} is no valid host name: label {label!r}")
+    return host
+
+
+def _canonical_ipv6(host: str, text: str) -> str:
+    if "%" in host:
+        raise BadDestination(f"{text!r} carries a zone id, which means nothing to a server")
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:
+        raise BadDestination(f"{text!r} is no IPv6 address") from None
+    return str(address.ipv4_mapped or address)
+
+
+def parse_authority(text: str, default_port: int | None = None) -> Destination:
+    """Parse `host[:port]` (RFC 3986, section 3.2, without userinfo) into a canonical destination.
+
+    Args:
+        text: the authority, for example from CONNECT or the Host header.
+        default_port: the port where none is given; None makes a missing port an error.
+
+    Raises:
+        BadDestination: it is malformed, ambiguous, or the port is not 1 to 65535.
+    """
+    if "@" in text:
+        raise BadDestination("the authority carries userinfo (RFC 9110, section 4.2.4)")
+    if text.startswith("["):
+        host, closing, rest = text.partition("]")
+        host += closing
+        if rest and not rest.startswith(":"):
+            raise BadDestination(f"{text!r}: only a port may follow the closing bracket")
+        has_port, port_text = bool(rest), rest[1:]
+    else:
+        if text.count(":") > 1:
+            raise BadDestination(f"{text!r}: an IPv6 address needs brackets")
+        host, colon, port_text = text.partition(":")
+        has_port = bool(colon)
+    if not has_port or (not port_text and default_port is not None):  # "host:" is "host" (RFC 3986, section 3.2.3)
+        if default_port is None:
+            raise BadDestination(f"{text!r} has no port")
+        return Destination(canonical_host(host), default_port)
+    if not _PORT.fullmatch(port_text) or not 1 <= int(port_text) <= 65535:
+        raise BadDestination(f"port {port_text!r} is not a number from 1 to 65535")
+    return Destination(canonical_host(host), int(port_text))

@@ -1,0 +1,283 @@
+"""The policy, as the pipeline sees it: frozen, complete, every key loaded, every pattern parsed.
+
+Rules of this module:
+
+- A `Policy` is built once from the policy file (`proxy.config`) and never changes; a reload swaps it whole.
+- The first rule whose hosts match is the one that counts.
+- Nothing here can fail at request time: whatever can be wrong with a policy was refused when it was read.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from proxy.core.destinations import Destination
+from proxy.core.keys import KeySet
+from proxy.core.pins import PinSet
+from proxy.core.selectors import Selector
+
+HTTP_PORT = 80
+HTTPS_PORT = 443
+
+
+class Mode(StrEnum):
+    """Whether decisions are carried out, or only counted and logged."""
+
+    ENFORCE = "enforce"
+    OBSERVE = "observe"
+
+
+class PlainHttp(StrEnum):
+    """What happens to a plain http request."""
+
+    UPGRADE = "upgrade"
+    REJECT = "reject"
+    ALLOW = "allow"
+
+
+class Https(StrEnum):
+    """What happens to https inside CONNECT."""
+
+    TUNNEL = "tunnel"
+    INSPECT = "inspect"
+    REJECT = "reject"
+
+
+@dataclass(frozen=True, slots=True)
+class HostPattern:
+    """One entry of a rule's `hosts`.
+
+    Attributes:
+        kind: `exact` (a name or an address), `one_label` (`*.example`: exactly one label more) or
+            `any_depth` (`**.example`: the apex and every name below it).
+        host: the canonical host, without the stars.
+        port: the port it is limited to, or None for any.
+    """
+
+    kind: Literal["exact", "one_label", "any_depth"]
+    host: str
+    port: int | None = None
+
+    def matches(self, destination: Destination) -> bool:
+        """Tell whether a destination is one that this pattern names."""
+        if self.port is not None and self.port != destination.port:
+            return False
+        return self._matches_host(destination.host)
+
+    def _matches_host(self, host: str) -> bool:
+        if self.kind == "exact":
+            return host == self.host
+        if self.kind == "any_depth" and host == self.host:
+            return True
+        head = host.removesuffix("." + self.host)
+        if head == host:
+            return False
+        return self.kind == "any_depth" or "." not in head
+
+    def covers(self, other: HostPattern) -> bool:
+        """Tell whether every destination of `other` is one of this pattern, too."""
+        if self.port is not None and self.port != other.port:
+            return False
+        if other.kind == "exact":
+            return self._matches_host(other.host)
+        if self.kind == "exact":
+            return False
+        if self.kind == "one_label":
+            return other.kind == "one_label" and other.host == self.host
+        return other.host == self.host or other.host.endswith("." + self.host)
+
+    def __str__(self) -> str:
+        stars = {"exact": "", "one_label": "*.", "any_depth": "**."}[self.kind]
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{stars}{host}" + (f":{self.port}" if self.port is not None else "")
+
+
+@dataclass(frozen=True, slots=True)
+class PathGlob:
+    """A glob over URL paths: `*` matches within a segment, `**` across segments."""
+
+    text: str
+    pattern: re.Pattern[str]
+
+    @staticmethod
+    def parse(text: str) -> PathGlob:
+        """Compile a glob.
+
+        Raises:
+            ValueError: it does not start with `/`, or holds a query or a fragment.
+        """
+        if not text.startswith("/"):
+            raise ValueError(f"a path glob starts with '/', not {text[:1]!r}")
+        if "?" in text or "#" in text:
+            raise ValueError("a path glob has no query and no fragment")
+        parts = re.split(r"(\*\*|\*)", text)
+        regex = "".join({"**": ".*", "*": "[^/]*"}.get(part, re.escape(part)) for part in parts)
+        return PathGlob(text, re.compile(regex, re.DOTALL))
+
+    def matches(self, path: str) -> bool:
+        """Tell whether a path (without its query) matches."""
+        return self.pattern.fullmatch(path) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """Which requests of a rule a field entry applies to; None means all of them."""
+
+    methods: frozenset[str] | None = None
+    paths: tuple[PathGlob, ...] | None = None
+
+    def applies(self, method: str, path: str) -> bool:
+        """Tell whether a request is meant.
+
+        Args:
+            method: the exact, case-sensitive method.
+            path: the path without its query, exactly as it was sent and percent-decoded; see `canonical_paths`.
+        """
+        if self.methods is not None and method not in self.methods:
+            return False
+        return self.paths is None or any(
+            glob.matches(spelling) for glob in self.paths for spelling in canonical_paths(path)
+        )
+
+
+def canonical_paths(path: str) -> tuple[str, ...]:
+    """Return the spellings under which a server might read a path: as sent, and decoded with dot segments removed.
+
+    A field entry applies where either matches: `/v1/%63harges` and `/x/../v1/charges` must not slip past `/v1/charges`.
+    """
+    decoded = re.sub(r"%([0-9A-Fa-f]{2})", lambda m: chr(int(m.group(1), 16)), path)
+    decoded = decoded.replace("\\", "/")
+    segments: list[str] = []
+    for segment in decoded.split("/"):
+        if segment == "..":
+            del segments[-1:]
+        elif segment not in ("", "."):
+            segments.append(segment)
+    normal = "/" + "/".join(segments) + ("/" if decoded.endswith(("/", "/.", "/..")) and segments else "")
+    return (path,) if normal == path else (path, normal)
+
+
+@dataclass(frozen=True, slots=True)
+class FieldEntry:
+    """One entry of a rule's `request` (encrypt) or `response` (decrypt) list."""
+
+    selectors: tuple[Selector, ...]
+    keys: KeySet
+    when: When = When()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule. Values that the file left out hold the policy's default already.
+
+    Attributes:
+        https_port: the port that upgraded requests go to; None maps 80 to 443 and keeps any other (RFC 6797, 8.3).
+        https: TUNNEL, INSPECT or REJECT; INSPECT wherever the rule needs the plaintext.
+    """
+
+    name: str
+    hosts: tuple[HostPattern, ...]
+    plain_http: PlainHttp
+    https: Https
+    https_port: int | None = None
+    pins: PinSet | None = None
+    encrypt: tuple[FieldEntry, ...] = ()
+    decrypt: tuple[FieldEntry, ...] = ()
+
+    def matches(self, destination: Destination) -> bool:
+        """Tell whether the rule is about this destination."""
+        return any(pattern.matches(destination) for pattern in self.hosts)
+
+    @property
+    def needs_plaintext(self) -> bool:
+        """Whether Overcoat must see inside the TLS of this rule's hosts."""
+        return self.pins is not None or bool(self.encrypt) or bool(self.decrypt)
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What holds for destinations that no rule names."""
+
+    plain_http: PlainHttp = PlainHttp.UPGRADE
+    https: Https = Https.TUNNEL
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Whom upstream certificates must come from.
+
+    Attributes:
+        roots: a PEM bundle, or None for the system's store.
+        min_tls: the lowest TLS version accepted from upstreams.
+    """
+
+    roots: Path | None = None
+    min_tls: Literal["1.2", "1.3"] = "1.2"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one request may take.
+
+    Attributes:
+        held_body: bytes of a body, decoded, that is held to protect its fields.
+    """
+
+    held_body: int = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """An address to listen on; port 0 asks the system for a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"forward://{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The whole policy."""
+
+    listen: tuple[Listener, ...] = (Listener("127.0.0.1", 8080),)
+    admin: Listener | None = Listener("127.0.0.1", 9464)
+    mode: Mode = Mode.ENFORCE
+    defaults: Defaults = Defaults()
+    trust: Trust = Trust()
+    limits: Limits = Limits()
+    keys: dict[str, KeySet] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    source: str = "built-in"
+
+    def rule_for(self, destination: Destination) -> Rule | None:
+        """Return the rule for an https destination: the first that matches."""
+        return next((rule for rule in self.rules if rule.matches(destination)), None)
+
+    def rule_for_plain_http(self, destination: Destination) -> Rule | None:
+        """Return the rule for a plain http destination.
+
+        A rule counts if it names the port that was asked for or the one that an upgrade leads to, so that a rule
+        limited to `host:443` also protects what arrives as `http://host/`.
+        """
+        return next(
+            (
+                rule
+                for rule in self.rules
+                if rule.matches(destination) or rule.matches(upgraded(destination, rule.https_port))
+            ),
+            None,
+        )
+
+
+def upgraded(destination: Destination, https_port: int | None) -> Destination:
+    """Return where an upgraded request goes: the given port, else 80 becomes 443 and others stay (RFC 6797, 8.3)."""
+    if https_port is None:
+        https_port = HTTPS_PORT if destination.port == HTTP_PORT else destination.port
+    return Destination(destination.host, https_port)

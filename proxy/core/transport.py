@@ -1,0 +1,68 @@
+"""Upgrade, reject, allow, tunnel or inspect: the transport rules.
+
+Rules of this module:
+
+- A decision is made on the destination that was asked for, before anything is dialled.
+- A failed upgrade stays failed: nothing here, and nothing that calls it, ever goes back to plain http.
+"""
+
+from __future__ import annotations
+
+from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.destinations import Destination
+from proxy.core.policy import Https, PlainHttp, Policy, Rule, upgraded
+
+
+def decide_plain_http(policy: Policy, asked: Destination) -> tuple[Rule | None, Decision]:
+    """Decide on a request that the app sent as plain http.
+
+    Args:
+        policy: the policy in force.
+        asked: the destination in the request's own authority.
+
+    Returns:
+        The rule that counts, if any, and UPGRADE or ALLOW with the target to dial, or DENY.
+    """
+    rule = policy.rule_for_plain_http(asked)
+    what = rule.plain_http if rule else policy.defaults.plain_http
+    if what is PlainHttp.UPGRADE:
+        target = upgraded(asked, rule.https_port if rule else None)
+        return rule, Decision(Action.UPGRADE, target)
+    if what is PlainHttp.ALLOW:
+        return rule, Decision(Action.ALLOW, asked)
+    where = f"rule {rule.name}" if rule else "the policy's default"
+    return rule, Decision(
+        Action.DENY,
+        denied=Denied(
+            Reason.PLAIN_HTTP_REJECTED,
+            f"{where} rejects plain http to {asked}",
+            f"use https://{asked.url_host}/ in the app, or set plain_http: upgrade for this host",
+        ),
+    )
+
+
+def decide_https(policy: Policy, asked: Destination) -> tuple[Rule | None, Decision]:
+    """Decide on https to a destination, inside CONNECT or as an absolute-form request.
+
+    Args:
+        policy: the policy in force.
+        asked: the CONNECT authority, or the authority of an `https://` request target.
+
+    Returns:
+        The rule that counts, if any, and TUNNEL or INSPECT with the target to dial, or DENY.
+    """
+    rule = policy.rule_for(asked)
+    what = rule.https if rule else policy.defaults.https
+    if what is Https.TUNNEL:
+        return rule, Decision(Action.TUNNEL, asked)
+    if what is Https.INSPECT:
+        return rule, Decision(Action.INSPECT, asked)
+    where = f"rule {rule.name}" if rule else "the policy's default"
+    return rule, Decision(
+        Action.DENY,
+        denied=Denied(
+            Reason.HTTPS_REJECTED,
+            f"{where} rejects https to {asked}",
+            "set https: tunnel or https: inspect for this host if the app may use it",
+        ),
+    )
