@@ -36,6 +36,13 @@ class Reason(Enum):
         "The request is malformed",
         "The request line, a header field or the destination is not valid HTTP, or was not meant for a proxy.",
     )
+    HEADERS_TOO_LARGE = (
+        "headers_too_large",
+        431,
+        "http_request_error",
+        "The request's header section is too large",
+        "The request line and header fields together are longer than Overcoat reads.",
+    )
     NOT_HTTP = (
         "not_http",
         400,
@@ -140,6 +147,13 @@ class Reason(Enum):
         "http_request_error",
         "The body's encoding is not supported",
         "A body with fields to protect must be sent as it is or with `Content-Encoding: gzip`.",
+    )
+    SIGNED_BODY = (
+        "signed_body",
+        422,
+        "http_request_error",
+        "The body is covered by a digest",
+        "Encrypting fields would break the request's Content-Digest, Repr-Digest, Digest or Content-MD5.",
     )
     KEY_UNAVAILABLE = (
         "key_unavailable",

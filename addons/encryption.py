@@ -1,0 +1,224 @@
+"""Encryption: marked fields of request bodies become JWEs, marked fields of responses become plaintext.
+
+Rules of this addon:
+
+- A body with fields to protect is held until it is whole and protected; any other body streams through.
+- What should be protected and can't be is denied, before anything of it has left.
+- Nothing selected: the body goes on as the very bytes that came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+
+from mitmproxy import http
+
+from addons.exchange import Exchange, Sessions
+from proxy.core import encodings, fields, jwe
+from proxy.core.decisions import Denied, Reason
+from proxy.core.policy import FieldEntry
+
+_DIGESTS = ("content-digest", "repr-digest", "digest", "content-md5")
+
+
+class Encryption:
+    """Decides which bodies are held, and splices their fields."""
+
+    def __init__(self, sessions: Sessions, today: Callable[[], date] = lambda: datetime.now(UTC).date()) -> None:
+        self.sessions = sessions
+        self.today = today
+
+    def requestheaders(self, flow: http.HTTPFlow) -> None:
+        """Hold a body that has fields to encrypt; let any other stream."""
+        exchange = self.sessions.exchange(flow)
+        if flow.response is not None:
+            return
+        entries = _applying(exchange, exchange.rule.encrypt if exchange.rule else ())
+        if not entries:
+            flow.request.stream = exchange.count_sent
+        elif exchange.observing:
+            flow.request.stream = _Tee(exchange, entries, flow.request)
+        else:
+            try:
+                self._check_before_body(exchange, entries, flow.request)
+            except Denied as denied:
+                exchange.deny(flow, denied)
+            else:
+                exchange.holds_request = True
+        if _applying(exchange, exchange.rule.decrypt if exchange.rule else ()) and not exchange.observing:
+            # The response must come in an encoding that can be opened here (RFC 9110, section 12.5.3).
+            offered = flow.request.headers.get("accept-encoding", "")
+            flow.request.headers["accept-encoding"] = "gzip" if "gzip" in offered.lower() else "identity"
+
+    def _check_before_body(self, exchange: Exchange, entries: tuple[FieldEntry, ...], request: http.Request) -> None:
+        for entry in entries:
+            if entry.keys.primary.expired(self.today()):
+                raise Denied(
+                    Reason.KEY_UNAVAILABLE,
+                    f"key {entry.keys.primary.kid} of key set {entry.keys.name} is past its not_after date",
+                    f"give key set {entry.keys.name} a new primary key",
+                )
+        encodings.parse_encoding(_joined(request.headers, "content-encoding"))
+        length = request.headers.get("content-length", "0")
+        if int(length) > exchange.policy.limits.held_body:
+            raise body_too_large(exchange)
+
+    def request(self, flow: http.HTTPFlow) -> None:
+        """Encrypt the fields of a held body."""
+        exchange = self.sessions.exchange(flow)
+        if not exchange.holds_request or flow.response is not None:
+            return
+        body = flow.request.data.content or b""
+        try:
+            protected, count = self._encrypt(exchange, flow.request, body)
+        except Denied as denied:
+            exchange.deny(flow, denied)
+            return
+        exchange.fields_encrypted = count
+        exchange.bytes_sent = len(protected)
+        _replace_body(flow.request, protected)
+
+    def _encrypt(self, exchange: Exchange, request: http.Request, body: bytes) -> tuple[bytes, int]:
+        if not body:
+            return body, 0
+        entries = _applying(exchange, exchange.rule.encrypt if exchange.rule else ())
+        encoding = encodings.parse_encoding(_joined(request.headers, "content-encoding"))
+        plain = encodings.decode(body, encoding, exchange.policy.limits.held_body)
+        spliced = fields.splice(plain, [fields.Job(e.selectors, _sealer(exchange, e)) for e in entries])
+        if spliced.total == 0:
+            return body, 0
+        for name in _DIGESTS:
+            if name in request.headers:
+                raise Denied(
+                    Reason.SIGNED_BODY,
+                    f"the request carries {name} over a body whose fields must be encrypted",
+                    "make the app send this request without a body digest",
+                )
+        return encodings.encode(spliced.body, encoding), spliced.total
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        """Hold a JSON response that has fields to decrypt; let any other stream."""
+        exchange = self.sessions.exchange(flow)
+        response = flow.response
+        if response is None or (exchange.denied is not None and not exchange.observing):
+            return
+        entries = _applying(exchange, exchange.rule.decrypt if exchange.rule else ())
+        if entries and not exchange.observing and _is_json(response):
+            exchange.holds_response = True
+        else:
+            response.stream = exchange.count_received
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        """Decrypt the fields of a held response."""
+        exchange = self.sessions.exchange(flow)
+        if not exchange.holds_response or flow.response is None or exchange.denied is not None:
+            return
+        body = flow.response.data.content or b""
+        try:
+            opened, count = self._decrypt(exchange, flow.response, body)
+        except (Denied, jwe.JweError) as e:
+            exchange.refuse(flow, Denied(Reason.DECRYPTION_FAILED, f"the response cannot be decrypted: {_why(e)}"))
+            return
+        exchange.fields_decrypted = count
+        exchange.bytes_received = len(body)
+        _replace_body(flow.response, opened)
+
+    def _decrypt(self, exchange: Exchange, response: http.Response, body: bytes) -> tuple[bytes, int]:
+        if not body:
+            return body, 0
+        entries = _applying(exchange, exchange.rule.decrypt if exchange.rule else ())
+        encoding = encodings.parse_encoding(_joined(response.headers, "content-encoding"))
+        plain = encodings.decode(body, encoding, exchange.policy.limits.held_body)
+        spliced = fields.splice(plain, [fields.Job(e.selectors, self._opener(exchange, e)) for e in entries])
+        if spliced.total == 0:
+            return body, 0
+        return encodings.encode(spliced.body, encoding), spliced.total
+
+    def _opener(self, exchange: Exchange, entry: FieldEntry) -> Callable[[bytes, str], bytes]:
+        host = _host(exchange)
+
+        def open_value(value: bytes, path: str) -> bytes:
+            token = fields.token_of(value)
+            if token is None:
+                raise Denied(Reason.DECRYPTION_FAILED, f"the value at {path} is no string holding a JWE")
+            return jwe.open_token(token, entry.keys, jwe.Place(host, path), self.today())
+
+        return open_value
+
+
+def body_too_large(exchange: Exchange) -> Denied:
+    """Return the denial of a body that is longer than what is held."""
+    return Denied(
+        Reason.BODY_TOO_LARGE,
+        f"the body is longer than the {exchange.policy.limits.held_body} bytes that are held to protect its fields",
+        "raise limits.held_body in the policy, or narrow the rule's `when`",
+    )
+
+
+def _host(exchange: Exchange) -> str:
+    if exchange.asked is None:
+        raise RuntimeError("no destination was decided before the body")
+    return exchange.asked.host
+
+
+def _sealer(exchange: Exchange, entry: FieldEntry) -> Callable[[bytes, str], bytes]:
+    host = _host(exchange)
+    return lambda value, path: fields.sealed_string(jwe.seal(value, entry.keys.primary, jwe.Place(host, path)))
+
+
+def _applying(exchange: Exchange, entries: tuple[FieldEntry, ...]) -> tuple[FieldEntry, ...]:
+    return tuple(entry for entry in entries if entry.when.applies(exchange.method, exchange.path))
+
+
+def _joined(headers: http.Headers, name: str) -> str | None:
+    values = headers.get_all(name)
+    return ", ".join(values) if values else None
+
+
+def _is_json(response: http.Response) -> bool:
+    media_type: str = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return media_type == "application/json" or media_type.endswith("+json")
+
+
+def _replace_body(message: http.Message, body: bytes) -> None:
+    """Set the body as it goes on the wire, and its length where a length is what frames it."""
+    if message.data.content is body:
+        return
+    message.data.content = body
+    if "transfer-encoding" not in message.headers:
+        message.headers["content-length"] = str(len(body))
+
+
+def _why(error: Exception) -> str:
+    return error.detail if isinstance(error, Denied) else str(error)
+
+
+class _Tee:
+    """Passes a body on untouched and counts, in observe mode, what would have been encrypted in it."""
+
+    def __init__(self, exchange: Exchange, entries: tuple[FieldEntry, ...], request: http.Request) -> None:
+        self.exchange = exchange
+        self.entries = entries
+        self.request = request
+        self.held = bytearray()
+
+    def __call__(self, data: bytes) -> bytes:
+        limit = self.exchange.policy.limits.held_body
+        if data:
+            self.exchange.count_sent(data)
+            if len(self.held) <= limit:
+                self.held += data
+            return data
+        try:
+            if len(self.held) > limit:
+                raise body_too_large(self.exchange)
+            if self.held:
+                encoding = encodings.parse_encoding(_joined(self.request.headers, "content-encoding"))
+                plain = encodings.decode(bytes(self.held), encoding, limit)
+                jobs = [fields.Job(entry.selectors, lambda value, _path: value) for entry in self.entries]
+                self.exchange.fields_encrypted = fields.splice(plain, jobs).total
+        except Denied as denied:
+            self.exchange.note(denied)
+        self.held.clear()
+        return data

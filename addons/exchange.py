@@ -1,0 +1,201 @@
+"""What the pipeline knows about one request, one client connection and one upstream connection.
+
+Rules of this module:
+
+- An addon reads and writes the `Exchange` of its flow; it keeps no state of its own.
+- `Exchange.deny` is the one way to stop a request; in observe mode it only notes what would have happened.
+- A flow keeps the policy snapshot that its client connection started with.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from mitmproxy import connection, http
+
+from proxy.core.decisions import Action, Decision, Denied, problem_details, proxy_status
+from proxy.core.destinations import Destination
+from proxy.core.pins import PinVerdict
+from proxy.core.policy import Mode, Policy, Rule
+
+_KEY = "overcoat"
+
+
+@dataclass(slots=True)
+class Upstream:
+    """One connection to an upstream: the rule it was opened for, and what its handshake showed.
+
+    Attributes:
+        rule: the rule whose pins it is held to; a request of another rule never uses this connection.
+        denied: why it could not be used.
+    """
+
+    rule: Rule | None
+    pin: PinVerdict | None = None
+    denied: Denied | None = None
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request on its way through the pipeline.
+
+    Attributes:
+        asked: the canonical destination that the app asked for.
+        decision: what the transport rules say.
+        denied: why the request was stopped, or in observe mode would have been.
+        upstream: the connection that carries it, or that could not be opened.
+        holds_request: whether the request's body is held until its fields are encrypted.
+        holds_response: whether the response's body is held until its fields are decrypted.
+        finished: whether its decision line has been written.
+    """
+
+    policy: Policy
+    client: str
+    method: str = ""
+    path: str = ""
+    started: float = field(default_factory=time.time)
+    started_monotonic: float = field(default_factory=time.monotonic)
+    asked: Destination | None = None
+    rule: Rule | None = None
+    decision: Decision | None = None
+    denied: Denied | None = None
+    upstream: Upstream | None = None
+    holds_request: bool = False
+    holds_response: bool = False
+    fields_encrypted: int = 0
+    fields_decrypted: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    finished: bool = False
+
+    @property
+    def observing(self) -> bool:
+        """Whether decisions are only noted."""
+        return self.policy.mode is Mode.OBSERVE
+
+    @property
+    def rule_name(self) -> str | None:
+        """The name of the rule that counts."""
+        return self.rule.name if self.rule else None
+
+    def count_sent(self, data: bytes) -> bytes:
+        """Count a piece of a streamed request body on its way."""
+        self.bytes_sent += len(data)
+        return data
+
+    def count_received(self, data: bytes) -> bytes:
+        """Count a piece of a streamed response body on its way."""
+        self.bytes_received += len(data)
+        return data
+
+    def note(self, denied: Denied) -> None:
+        """Remember why the request is denied; the first reason stays."""
+        if self.denied is None:
+            self.denied = denied
+
+    def deny(self, flow: http.HTTPFlow, denied: Denied) -> None:
+        """Stop the request with problem details; in observe mode, only note it."""
+        self.note(denied)
+        if not self.observing:
+            self.refuse(flow, denied)
+
+    def refuse(self, flow: http.HTTPFlow, denied: Denied) -> None:
+        """Answer the flow with problem details, whatever the mode: for what cannot go on at all."""
+        self.note(denied)
+        flow.response = problem_response(denied, self.rule_name)
+        # A streamed request is answered at once, and what is left of its body is discarded; see the engine's Stream.
+        flow.request.stream = True
+        flow.request.headers.pop("expect", None)
+
+
+@dataclass(slots=True)
+class Session:
+    """One client connection.
+
+    Attributes:
+        policy: the snapshot that everything on this connection is decided with.
+        connect: the CONNECT request that opened a tunnel on it, if any.
+        upstreams: what is known of each upstream connection, by mitmproxy's connection id.
+        unfinished: the exchanges whose decision line is still to be written.
+        requests: how many requests were seen, CONNECT not counted.
+        sent: bytes that went to upstreams on this connection's behalf, TLS and all.
+        received: bytes that came back.
+        client_tls_error: why the app's handshake with us failed.
+    """
+
+    policy: Policy
+    client: str
+    connect: Exchange | None = None
+    upstreams: dict[str, Upstream] = field(default_factory=dict)
+    unfinished: list[Exchange] = field(default_factory=list)
+    requests: int = 0
+    sent: int = 0
+    received: int = 0
+    client_tls_error: str | None = None
+
+
+class Sessions:
+    """The live sessions, by mitmproxy's client connection id."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Session] = {}
+
+    def open(self, client: connection.Client, policy: Policy) -> Session:
+        """Start a session."""
+        session = self._by_id[client.id] = Session(policy, client.peername[0])
+        return session
+
+    def close(self, client: connection.Client) -> None:
+        """Forget a session."""
+        self._by_id.pop(client.id, None)
+
+    def of(self, client: connection.Client) -> Session:
+        """Return the session of a client connection.
+
+        Raises:
+            KeyError: the connection has none: the flow is not from one of our listeners.
+        """
+        return self._by_id[client.id]
+
+    def exchange(self, flow: http.HTTPFlow) -> Exchange:
+        """Return the exchange of a flow, made at its first use."""
+        exchange = flow.metadata.get(_KEY)
+        if isinstance(exchange, Exchange):
+            return exchange
+        session = self.of(flow.client_conn)
+        path, _, _ = flow.request.path.partition("?")
+        exchange = Exchange(session.policy, session.client, flow.request.method, path)
+        flow.metadata[_KEY] = exchange
+        session.unfinished.append(exchange)
+        if flow.request.method == "CONNECT":
+            exchange.path = ""
+            session.connect = exchange
+        else:
+            session.requests += 1
+        return exchange
+
+
+def problem_response(denied: Denied, rule: str | None) -> http.Response:
+    """Return the response to a denied request (RFC 9457, RFC 9209)."""
+    return http.Response.make(
+        denied.reason.status,
+        problem_details(denied, rule),
+        {
+            "Content-Type": "application/problem+json",
+            "Proxy-Status": proxy_status(denied),
+            "Cache-Control": "no-store",
+        },
+    )
+
+
+def denies(exchange: Exchange) -> bool:
+    """Whether the exchange is stopped (and not only would be)."""
+    return exchange.denied is not None and not exchange.observing
+
+
+def action_of(exchange: Exchange) -> Action:
+    """Return what the policy says of an exchange: the label of its line and its metrics."""
+    if exchange.denied is not None or exchange.decision is None:
+        return Action.DENY
+    return exchange.decision.action

@@ -1,0 +1,110 @@
+"""The gate: who is asking for what, and do all its names agree?
+
+Rules of this addon:
+
+- One canonical destination a request. It is what the policy is asked about and what is dialled.
+- CONNECT authority, Host (or `:authority`) and the request target must name the same destination (DESIGN rule 4).
+- A request that was not meant for a proxy is refused: guessing its destination from the Host header would let the
+  app's input choose it.
+"""
+
+from __future__ import annotations
+
+from mitmproxy import http
+
+from addons.exchange import Exchange, Sessions
+from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.destinations import BadDestination, Destination, canonical_host, parse_authority
+from proxy.core.transport import decide_https, decide_plain_http
+
+
+class Gate:
+    """Finds the destination, checks that the request's names agree, and asks the policy."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self.sessions = sessions
+
+    def http_connect(self, flow: http.HTTPFlow) -> None:
+        """Decide on a CONNECT."""
+        exchange = self.sessions.exchange(flow)
+        try:
+            exchange.asked = _canonical(flow)
+            # RFC 9110, section 9.3.6: the Host field of a CONNECT repeats its target.
+            _check_host(flow, exchange.asked, exchange.asked.port)
+            exchange.rule, exchange.decision = decide_https(exchange.policy, exchange.asked)
+        except Denied as denied:
+            exchange.deny(flow, denied)
+
+    def requestheaders(self, flow: http.HTTPFlow) -> None:
+        """Decide on a request."""
+        exchange = self.sessions.exchange(flow)
+        try:
+            exchange.asked = _canonical(flow)
+            is_https = flow.request.scheme == "https"
+            _check_host(flow, exchange.asked, 443 if is_https else 80)
+            self._check_tunnel(flow, exchange)
+            decide = decide_https if is_https else decide_plain_http
+            exchange.rule, exchange.decision = decide(exchange.policy, exchange.asked)
+            if exchange.decision.action is Action.TUNNEL:  # an https:// target outside CONNECT: its TLS is ours
+                exchange.decision = Decision(Action.INSPECT, exchange.asked)
+        except Denied as denied:
+            if denied.reason is Reason.HOST_MISMATCH:
+                exchange.deny(flow, denied)
+            else:
+                exchange.refuse(flow, denied)
+
+    def _check_tunnel(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
+        connect = self.sessions.of(flow.client_conn).connect
+        if connect is None or connect.asked is None:
+            return
+        sni = flow.client_conn.sni
+        if sni is not None and sni.lower().removesuffix(".") != connect.asked.host:
+            raise Denied(
+                Reason.HOST_MISMATCH, f"the TLS server name is not the host of CONNECT {connect.asked}", _AGREE_HINT
+            )
+
+
+_AGREE_HINT = "make the app use one name for the host: in its URL, its Host header and its TLS server name"
+
+
+def _canonical(flow: http.HTTPFlow) -> Destination:
+    """Return the destination of a request, and make it the one that will be dialled.
+
+    Raises:
+        Denied: BAD_REQUEST.
+    """
+    request = flow.request
+    if not request.host:
+        raise Denied(
+            Reason.BAD_REQUEST,
+            "the request has no destination: a proxy is sent an absolute-form target or CONNECT",
+            "set this address as the app's HTTP_PROXY or HTTPS_PROXY instead of calling it directly",
+        )
+    try:
+        host = canonical_host(request.host)
+    except BadDestination as e:
+        raise Denied(Reason.BAD_REQUEST, f"the request's destination is not valid: {e}") from None
+    if not 1 <= request.port <= 65535:
+        raise Denied(Reason.BAD_REQUEST, f"port {request.port} is not a number from 1 to 65535")
+    request.data.host = host  # not through the setter, which would rewrite the Host header
+    return Destination(host, request.port)
+
+
+def _check_host(flow: http.HTTPFlow, destination: Destination, default_port: int) -> None:
+    """Check that Host and `:authority` name the destination.
+
+    Raises:
+        Denied: BAD_REQUEST if a value is malformed, HOST_MISMATCH if it names another destination.
+    """
+    names = flow.request.headers.get_all("host")
+    if flow.request.is_http2 and flow.request.authority:
+        names.append(flow.request.authority)
+    for name in names:
+        try:
+            named = parse_authority(name, default_port)
+        except BadDestination as e:
+            raise Denied(Reason.BAD_REQUEST, f"the Host field is not valid: {e}") from None
+        if named != destination:
+            raise Denied(
+                Reason.HOST_MISMATCH, f"the Host field names {named}, but the request is for {destination}", _AGREE_HINT
+            )

@@ -1,0 +1,105 @@
+"""Pinning: the upstream's verified chain is held against the rule's pins, inside the handshake.
+
+Rules of this addon:
+
+- The decision falls at depth 0 of OpenSSL's verification, before our Finished message, so a refused upstream gets an
+  alert and not one application byte.
+- Only what OpenSSL verified counts, leaf to root; what the peer merely sent does not.
+- OpenSSL's own verdict is never overruled: a failed verification stays failed, whatever the pins say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from mitmproxy import tls
+from OpenSSL import SSL, crypto
+
+from addons.exchange import Sessions, Upstream
+from proxy.core.decisions import Denied, Reason
+from proxy.core.pins import PinVerdict, check_pins, spki_pin
+from proxy.core.policy import Mode, Policy
+
+VerifyCallback = Callable[[SSL.Connection, crypto.X509, int, int, int], bool]
+
+
+class Pinning:
+    """Puts the verification callback on every upstream handshake, and names the reason when one fails."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self.sessions = sessions
+
+    def tls_start_server(self, data: tls.TlsData) -> None:
+        """Hold the handshake that is about to start to the rule's pins."""
+        session = self.sessions.of(data.context.client)
+        upstream = session.upstreams[data.conn.id]
+        if data.ssl_conn is None:
+            raise RuntimeError("the engine made no TLS connection object")
+        # On the connection: the context behind it is shared by handshakes with other pins.
+        data.ssl_conn.set_verify(SSL.VERIFY_PEER, verifier(session.policy, upstream, data.conn.sni or ""))
+
+    def tls_failed_server(self, data: tls.TlsData) -> None:
+        """Name the reason of a failed handshake that the callback did not name."""
+        upstream = self.sessions.of(data.context.client).upstreams[data.conn.id]
+        if upstream.denied is None:
+            host = data.conn.sni or "the upstream"
+            upstream.denied = Denied(
+                Reason.TLS_FAILED,
+                f"{host} did not complete a TLS handshake: it speaks no TLS there, or none that the policy accepts",
+                "check the rule's https_port and trust.min_tls; there is no fallback to plain http",
+            )
+
+
+def verifier(policy: Policy, upstream: Upstream, host: str) -> VerifyCallback:
+    """Return OpenSSL's verification callback for one handshake.
+
+    It notes its verdict in `upstream`. OpenSSL calls it from the root (highest depth) to the leaf (depth 0), and with
+    `ok=0` for each error it finds.
+    """
+    chain: dict[int, bytes] = {}
+
+    def verify(_conn: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
+        if not ok:
+            upstream.denied = Denied(
+                Reason.CERTIFICATE_INVALID,
+                f"the certificate of {host} is not valid: {verify_error(error)} (depth {depth})",
+                "fix the upstream's certificate, or name its CA in trust.roots",
+            )
+            return False
+        chain[depth] = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
+        if depth > 0:
+            return True
+        return _check(policy, upstream, [chain[d] for d in sorted(chain)], host)
+
+    return verify
+
+
+def _check(policy: Policy, upstream: Upstream, verified_chain: list[bytes], host: str) -> bool:
+    rule = upstream.rule
+    if rule is None or rule.pins is None:
+        return True
+    upstream.pin = check_pins(rule.pins, verified_chain, datetime.now(UTC).date())
+    if upstream.pin is PinVerdict.MATCH:
+        return True
+    if upstream.pin is PinVerdict.EXPIRED:
+        denied = Denied(
+            Reason.PINS_EXPIRED,
+            f"the pins of rule {rule.name} expired on {rule.pins.expires}",
+            "check the server's key, then renew pins.any_of and pins.expires",
+        )
+    else:
+        denied = Denied(
+            Reason.PIN_MISMATCH,
+            f"rule {rule.name} pins {host}, and no key of its verified chain matches; "
+            f"the server's key is {spki_pin(verified_chain[0])}",
+            "if the server's operator confirms that key, add it to the rule's pins.any_of",
+        )
+    upstream.denied = denied
+    return policy.mode is Mode.OBSERVE
+
+
+def verify_error(code: int) -> str:
+    """Return OpenSSL's words for an X.509 verification error code."""
+    text = SSL._lib.X509_verify_cert_error_string(code)  # type: ignore[attr-defined]  # pyOpenSSL has no public call
+    return SSL._ffi.string(text).decode("ascii", "replace")  # type: ignore[attr-defined,no-any-return]  # the same

@@ -1,0 +1,196 @@
+"""Telemetry: one decision line a request, and counters for Prometheus.
+
+Rules of this addon:
+
+- Exactly one line a request, when it is over; a tunnel is one request.
+- Metric labels are bounded by the policy and by our own enums (rule, action, reason), never by what a client sends.
+- No header value, query or body ever reaches a line.
+- A line that cannot be written is counted; it never stops a request that was decided.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from mitmproxy import connection, http, tls
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from addons.exchange import Exchange, Session, Sessions, action_of, denies
+from proxy.core.decisions import Action
+from proxy.core.pins import PinVerdict
+from proxy.core.policy import Policy
+
+NO_RULE = "-"
+NO_REASON = "-"
+
+
+class Metrics:
+    """The process's metrics, in a registry of their own."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.requests = Counter(
+            "overcoat_requests",
+            "Requests by rule, what the policy says of them, and the reason of a denial.",
+            ["rule", "action", "reason"],
+            registry=registry,
+        )
+        self.fields = Counter(
+            "overcoat_fields", "Fields protected, by rule and direction.", ["rule", "direction"], registry=registry
+        )
+        self.pins = Counter(
+            "overcoat_pin_checks", "Pin checks by rule and result.", ["rule", "result"], registry=registry
+        )
+        self.seconds = Histogram(
+            "overcoat_request_seconds", "Time from a request's head to its end.", ["rule"], registry=registry
+        )
+        self.bytes = Counter(
+            "overcoat_body_bytes",
+            "Body and tunnel bytes by rule and direction.",
+            ["rule", "direction"],
+            registry=registry,
+        )
+        self.clients = Gauge("overcoat_client_connections", "Client connections open now.", registry=registry)
+        self.lines_lost = Counter(
+            "overcoat_decision_lines_lost", "Decision lines that could not be written.", registry=registry
+        )
+        self.hook_failures = Counter(
+            "overcoat_hook_failures", "Hooks that raised; the request was denied.", registry=registry
+        )
+        self.pins_expire = Gauge(
+            "overcoat_pins_expire_timestamp_seconds", "When the pins of a rule expire.", ["rule"], registry=registry
+        )
+        self.info = Gauge(
+            "overcoat_info", "Always 1; the version and mode that run.", ["version", "mode"], registry=registry
+        )
+
+    def describe(self, policy: Policy, version: str) -> None:
+        """Set what depends on the policy alone, and start every series of a rule at zero."""
+        self.info.labels(version, policy.mode.value).set(1)
+        for rule in policy.rules:
+            self.seconds.labels(rule.name)
+            if rule.pins is not None and rule.pins.expires is not None:
+                # The day named is the last good one, in UTC.
+                end = datetime.combine(rule.pins.expires, datetime.max.time(), UTC)
+                self.pins_expire.labels(rule.name).set(int(end.timestamp()))
+
+
+class Telemetry:
+    """Writes the decision lines and counts."""
+
+    def __init__(self, sessions: Sessions, metrics: Metrics, write: Callable[[str], object]) -> None:
+        self.sessions = sessions
+        self.metrics = metrics
+        self.write = write
+
+    def client_connected(self, _client: connection.Client) -> None:
+        """Count a client connection."""
+        self.metrics.clients.inc()
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        """Close the books on a request that has its response."""
+        exchange = self.sessions.exchange(flow)
+        if flow.response is not None:
+            held = flow.response.data.content
+            exchange.bytes_received = exchange.bytes_received or len(held or b"")
+            self.finish(exchange, flow.response.status_code, flow)
+
+    def error(self, flow: http.HTTPFlow) -> None:
+        """Close the books on a request that ended without a whole response."""
+        self.finish(self.sessions.exchange(flow), None, flow)
+
+    def http_connect_error(self, flow: http.HTTPFlow) -> None:
+        """Close the books on a refused CONNECT."""
+        status = flow.response.status_code if flow.response else None
+        self.finish(self.sessions.exchange(flow), status, flow)
+
+    def tls_failed_client(self, data: tls.TlsData) -> None:
+        """Remember that the app did not accept our certificate."""
+        self.sessions.of(data.context.client).client_tls_error = "the app did not complete TLS with the local CA"
+
+    def client_disconnected(self, client: connection.Client) -> None:
+        """Close the books on a tunnel, and on an inspected connection that carried no request."""
+        self.metrics.clients.dec()
+        session = self.sessions.of(client)
+        for exchange in session.unfinished:
+            if exchange is session.connect:
+                carried_requests = session.requests > 0 and exchange.denied is None
+                if carried_requests or exchange.finished:
+                    continue  # their lines say it all
+                exchange.bytes_sent, exchange.bytes_received = session.sent, session.received
+            self.finish(exchange, None, None, session)
+        self.sessions.close(client)
+
+    def finish(
+        self, exchange: Exchange, status: int | None, flow: http.HTTPFlow | None, session: Session | None = None
+    ) -> None:
+        """Write the line and count, once."""
+        if exchange.finished:
+            return
+        exchange.finished = True
+        upstream = exchange.upstream
+        if upstream is not None and upstream.denied is not None:
+            exchange.note(upstream.denied)
+        seconds = time.monotonic() - exchange.started_monotonic
+        self._count(exchange, seconds)
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(exchange.started, UTC).isoformat(timespec="milliseconds"),
+            "client": exchange.client,
+            "method": exchange.method,
+            "destination": str(exchange.asked) if exchange.asked else None,
+            "path": exchange.path,
+            "rule": exchange.rule_name,
+            "mode": exchange.policy.mode.value,
+            "action": done(exchange).value,
+            "reason": exchange.denied.reason.code if exchange.denied else None,
+            "would_deny": exchange.observing and exchange.denied is not None,
+            "tls": flow.server_conn.tls_version if flow and flow.server_conn else None,
+            "pin": upstream.pin.value if upstream and upstream.pin else None,
+            "encrypted": 0 if exchange.observing else exchange.fields_encrypted,
+            "decrypted": exchange.fields_decrypted,
+            "status": status,
+            "bytes_sent": exchange.bytes_sent,
+            "bytes_received": exchange.bytes_received,
+            "seconds": round(seconds, 6),
+        }
+        if exchange.observing:
+            line["would"] = action_of(exchange).value
+            line["would_encrypt"] = exchange.fields_encrypted
+        if exchange.denied:
+            line["detail"] = exchange.denied.detail
+        elif session is not None and session.client_tls_error:
+            line["detail"] = session.client_tls_error
+        try:
+            self.write(json.dumps(line) + "\n")
+        except OSError:
+            self.metrics.lines_lost.inc()
+
+    def _count(self, exchange: Exchange, seconds: float) -> None:
+        rule = exchange.rule_name or NO_RULE
+        reason = exchange.denied.reason.code if exchange.denied else NO_REASON
+        self.metrics.requests.labels(rule, action_of(exchange).value, reason).inc()
+        self.metrics.seconds.labels(rule).observe(seconds)
+        self.metrics.bytes.labels(rule, "sent").inc(exchange.bytes_sent)
+        self.metrics.bytes.labels(rule, "received").inc(exchange.bytes_received)
+        if not exchange.observing and exchange.fields_encrypted:
+            self.metrics.fields.labels(rule, "encrypted").inc(exchange.fields_encrypted)
+        if exchange.fields_decrypted:
+            self.metrics.fields.labels(rule, "decrypted").inc(exchange.fields_decrypted)
+        if exchange.upstream is not None and isinstance(exchange.upstream.pin, PinVerdict):
+            self.metrics.pins.labels(rule, exchange.upstream.pin.value).inc()
+
+
+def done(exchange: Exchange) -> Action:
+    """Return what was really done: in observe mode, nothing but passing on."""
+    if denies(exchange):
+        return Action.DENY
+    if not exchange.observing:
+        return action_of(exchange)
+    if exchange.method == "CONNECT":
+        return Action.TUNNEL
+    if exchange.decision is None or exchange.decision.action in (Action.TUNNEL, Action.INSPECT):
+        return Action.INSPECT
+    return Action.ALLOW

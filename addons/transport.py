@@ -1,0 +1,81 @@
+"""Transport: plain http becomes https, is rejected, or passes, as the gate decided.
+
+Rules of this addon:
+
+- An upgraded request is dialled over TLS, on the rule's port; nothing later in the line can turn that back.
+- The Host field follows the destination that is dialled; every other field of the app goes through as it came.
+- What is meant for the proxy itself (`Proxy-*`, offers of h2c) ends here.
+"""
+
+from __future__ import annotations
+
+from mitmproxy import http
+
+from addons.exchange import Exchange, Sessions
+from proxy.core.decisions import Action
+from proxy.core.destinations import Destination, parse_authority
+from proxy.core.policy import HTTPS_PORT
+
+_FOR_THE_PROXY = ("proxy-connection", "proxy-authorization")
+
+
+class Transport:
+    """Carries out the transport decision on the request."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self.sessions = sessions
+
+    def http_connect(self, flow: http.HTTPFlow) -> None:
+        """Deny a CONNECT to a host whose https is rejected."""
+        exchange = self.sessions.exchange(flow)
+        # A tunnel to another port than 443 may be meant for plain http, which has a rule of its own.
+        if exchange.asked is not None and exchange.asked.port == HTTPS_PORT:
+            _deny_if_decided(flow, exchange)
+
+    def requestheaders(self, flow: http.HTTPFlow) -> None:
+        """Upgrade, reject or allow a request."""
+        exchange = self.sessions.exchange(flow)
+        if flow.response is not None:
+            return
+        _deny_if_decided(flow, exchange)
+        for name in _FOR_THE_PROXY:
+            flow.request.headers.pop(name, None)
+        _drop_foreign_upgrade(flow.request)
+        decision = exchange.decision
+        if decision and decision.action is Action.UPGRADE and decision.target and not exchange.observing:
+            # The fields behind the setters: those rewrite Host by their own idea of the default port.
+            flow.request.data.scheme = b"https"
+            flow.request.data.port = decision.target.port
+            _follow(flow.request, decision.target)
+
+
+def _deny_if_decided(flow: http.HTTPFlow, exchange: Exchange) -> None:
+    if exchange.decision is not None and exchange.decision.denied is not None:
+        exchange.deny(flow, exchange.decision.denied)
+
+
+def _follow(request: http.Request, target: Destination) -> None:
+    """Make Host and `:authority` name the target; leave them as they are where they already do."""
+    value = target.url_host if target.port == HTTPS_PORT else target.authority
+    if "host" in request.headers and parse_authority(request.headers["host"], HTTPS_PORT) != target:
+        request.headers["host"] = value
+    if request.is_http2 and request.authority and parse_authority(request.authority, HTTPS_PORT) != target:
+        request.data.authority = value.encode("ascii")
+
+
+def _drop_foreign_upgrade(request: http.Request) -> None:
+    """Remove offers to switch to another protocol than WebSocket: what follows them could not be checked."""
+    offers = {offer.strip().lower() for value in request.headers.get_all("upgrade") for offer in value.split(",")}
+    if not offers or offers == {"websocket"}:
+        return
+    del request.headers["upgrade"]
+    request.headers.pop("http2-settings", None)
+    kept = [
+        option.strip()
+        for value in request.headers.get_all("connection")
+        for option in value.split(",")
+        if option.strip().lower() not in ("upgrade", "http2-settings")
+    ]
+    request.headers.pop("connection", None)
+    if kept:
+        request.headers["connection"] = ", ".join(kept)

@@ -1,0 +1,190 @@
+"""The local CA: signs the certificates that apps see when their https is inspected.
+
+Rules of this module:
+
+- The CA's key is made once, on this machine, is readable by its owner only, and signs nothing but leaf certificates.
+- Leaves have a key of their own, made anew by each process and never written; they live a week.
+- A damaged, foreign or expired CA is an error with a way out, never replaced in silence: apps trust the old one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import secrets
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+KEY_FILE = "ca-key.pem"
+CERTIFICATE_FILE = "ca-cert.pem"
+_CA_LIFE = timedelta(days=5 * 365)
+_LEAF_LIFE = timedelta(days=7)
+_RENEW_BEFORE = timedelta(days=1)
+_CLOCK_SLACK = timedelta(days=1)  # apps in containers and VMs may have clocks a little behind
+
+
+class CaError(Exception):
+    """The local CA cannot be used. The message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A certificate for one host, its key, and the CA's certificate that signed it."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+    issuer: x509.Certificate
+
+    def is_fresh(self, now: datetime) -> bool:
+        """Tell whether it has more than a day to live."""
+        return now < self.certificate.not_valid_after_utc - _RENEW_BEFORE
+
+
+def data_directory(env: Mapping[str, str]) -> Path:
+    """Return where Overcoat keeps its state: $OVERCOAT_DATA, else the XDG data directory."""
+    if env.get("OVERCOAT_DATA"):
+        return Path(env["OVERCOAT_DATA"])
+    base = env.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "overcoat"
+
+
+class LocalCa:
+    """A loaded CA."""
+
+    def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+        self.certificate = certificate
+        self._key = key
+        self._leaf_key = ec.generate_private_key(ec.SECP256R1())
+
+    @property
+    def pem(self) -> bytes:
+        """The CA's certificate, for apps to trust."""
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    @classmethod
+    def open(cls, directory: Path, now: datetime) -> LocalCa:
+        """Load the CA from a directory, and make it there first if there is none.
+
+        Raises:
+            CaError: the files cannot be read or written, don't fit each other, are open to others, or have expired.
+        """
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not (directory / KEY_FILE).exists():
+                _create(directory, now)
+            return cls._load(directory, now)
+        except OSError as e:
+            raise CaError(
+                f"the local CA in {directory} cannot be read or written: {e.strerror}; "
+                "set OVERCOAT_DATA to a directory that this user owns"
+            ) from None
+
+    @classmethod
+    def _load(cls, directory: Path, now: datetime) -> LocalCa:
+        key_path = directory / KEY_FILE
+        mode = stat.S_IMODE(key_path.stat().st_mode)
+        if mode & 0o077:
+            raise CaError(f"{key_path} is readable by others (mode {mode:04o}): run chmod 600 {key_path}")
+        way_out = f"move {directory} away to have a new CA made, and make the apps trust that one"
+        try:
+            # One file for both, so that a half-made CA cannot exist; the certificate file beside it is for the apps.
+            pem = key_path.read_bytes()
+            key = serialization.load_pem_private_key(pem, None)
+            certificate = x509.load_pem_x509_certificate(pem)
+        except (ValueError, TypeError):
+            raise CaError(f"{key_path} holds no CA key and certificate: {way_out}") from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+            raise CaError(f"the key and the certificate in {key_path} do not belong together: {way_out}")
+        if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
+            raise CaError(f"the local CA in {directory} is not valid at {now:%Y-%m-%d}: {way_out}")
+        return cls(certificate, key)
+
+    def leaf(self, host: str, now: datetime) -> Leaf:
+        """Sign a certificate for a host.
+
+        Args:
+            host: a canonical host name or IP address.
+            now: the time it starts from; it lives a week, but never longer than the CA.
+        """
+        try:
+            name: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
+        except ValueError:
+            name = x509.DNSName(host)
+        public_key = self._leaf_key.public_key()
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([]))  # the name stands in the (then critical) subjectAltName: CN stops at 64 bytes
+            .issuer_name(self.certificate.subject)
+            .public_key(public_key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - _CLOCK_SLACK)
+            .not_valid_after(min(now + _LEAF_LIFE, self.certificate.not_valid_after_utc))
+            .add_extension(x509.SubjectAlternativeName([name]), critical=True)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(_key_usage(signs_certificates=False), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        return Leaf(certificate, self._leaf_key, self.certificate)
+
+
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _create(directory: Path, now: datetime) -> None:
+    """Make a CA. Where two processes do so at once, the first one's stays."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Overcoat local CA {secrets.token_hex(4)}")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _CLOCK_SLACK)
+        .not_valid_after(now + _CA_LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    certificate_pem = certificate.public_bytes(serialization.Encoding.PEM)
+    key_pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    temporary = directory / f".{KEY_FILE}.{secrets.token_hex(8)}"
+    try:
+        _write_new(temporary, key_pem + certificate_pem, 0o600)
+        with contextlib.suppress(FileExistsError):  # another process was first: its CA is the one
+            os.link(temporary, directory / KEY_FILE)
+            _write_new(directory / CERTIFICATE_FILE, certificate_pem, 0o644)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)

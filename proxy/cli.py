@@ -1,0 +1,49 @@
+"""The `overcoat` command. Each subcommand lives in a module of `proxy.commands` that is imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+
+import click
+
+_COMMANDS = {
+    "serve": ("proxy.commands.serve", "Run the sidecar."),
+    "check": ("proxy.commands.policy", "Check the policy; say what it does, or everything that is wrong with it."),
+    "explain": ("proxy.commands.policy", "Say what would happen to a request for a URL, and why."),
+    "schema": ("proxy.commands.policy", "Print the JSON Schema of the policy file."),
+    "keys": ("proxy.commands.keys", "Make keys; seal and open values by hand."),
+    "ca": ("proxy.commands.serve", "Print the local CA's certificate, for apps to trust."),
+    "healthcheck": ("proxy.commands.serve", "Ask a running sidecar whether it is ready."),
+    "demo": ("proxy.commands.demo", "Show the main job on real connections, and check it."),
+}
+
+
+class _Commands(click.Group):
+    """A group whose subcommands are imported only when used, so that help is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(importlib.import_module(_COMMANDS[cmd_name][0]), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("overcoat"), prog_name="overcoat")
+def main() -> None:
+    """Overcoat: a sidecar proxy that an unmodified app wears like a coat.
+
+    The app keeps speaking plain http to its proxy; what leaves is https only, only to pinned servers, with the marked
+    JSON fields encrypted.
+
+    Example: overcoat check -p overcoat.yaml && overcoat serve -p overcoat.yaml
+    """

@@ -1,0 +1,185 @@
+"""`overcoat serve`, `overcoat ca` and `overcoat healthcheck`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import click
+
+from proxy.ca import CaError, LocalCa, data_directory
+
+if TYPE_CHECKING:
+    from proxy.core.policy import Policy
+
+logger = logging.getLogger("overcoat")
+
+policy_option = click.option(
+    "-p",
+    "--policy",
+    "policy_path",
+    metavar="FILE",
+    help="The policy file; else $OVERCOAT_POLICY, ./overcoat.yaml, the built-in default.",
+)
+
+
+def fail(message: str, status: int = 1) -> click.exceptions.Exit:
+    """Print one line of error and return the exit to raise."""
+    click.echo(f"error: {message}", err=True)
+    return click.exceptions.Exit(status)
+
+
+def load_or_exit(policy_path: str | None, overrides: dict[str, str] | None = None) -> Policy:
+    """Load the policy, or print everything that is wrong with it and exit with status 2."""
+    from proxy.config import PolicyErrors, find_policy, load_policy
+
+    try:
+        return load_policy(find_policy(policy_path, os.environ), os.environ, overrides or {})
+    except PolicyErrors as e:
+        for error in e.errors:
+            click.echo(str(error), err=True)
+        count = len(e.errors)
+        raise fail(f"the policy has {count} {'error' if count == 1 else 'errors'}; nothing was started", 2) from None
+
+
+@click.command()
+@policy_option
+@click.option("--listen", metavar="URL,…", help="Listen here instead, for example forward://127.0.0.1:8080.")
+@click.option("--admin", metavar="HOST:PORT", help="The admin listener's address instead.")
+@click.option("--mode", type=click.Choice(["enforce", "observe"]), help="The mode instead.")
+def serve(policy_path: str | None, listen: str | None, admin: str | None, mode: str | None) -> None:
+    """Run the sidecar until SIGTERM or SIGINT; it then lets running requests end. A second signal ends it at once.
+
+    Decision lines (JSON) go to stdout, everything else to stderr.
+
+    Example: overcoat serve -p overcoat.yaml
+    """
+    given = {"listen": listen, "admin": admin, "mode": mode}
+    policy = load_or_exit(policy_path, {key: value for key, value in given.items() if value is not None})
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        asyncio.run(_serve(policy))
+    except _CannotStart as e:
+        raise fail(str(e)) from None
+
+
+class _CannotStart(Exception):
+    """The sidecar cannot start; the message is one line."""
+
+
+async def _serve(policy: Policy) -> None:
+    from prometheus_client import CollectorRegistry
+
+    from addons.telemetry import Metrics
+    from proxy.admin import Admin
+    from proxy.engine.server import BindError, Engine
+    from proxy.engine.tls import NoRoots
+
+    metrics = Metrics(CollectorRegistry())
+    metrics.describe(policy, version("overcoat"))
+    is_ready = False
+    admin = None
+    stop = _on_signals(asyncio.get_running_loop())
+    try:
+        ca = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
+        engine = Engine(policy, ca, metrics, _write_line)
+        bound = await engine.listen()
+        if policy.admin is not None:
+            admin = Admin(policy.admin.host, policy.admin.port, metrics.registry, lambda: is_ready)
+            engine.guard(admin.address)
+    except (CaError, NoRoots, BindError) as e:
+        raise _CannotStart(str(e)) from None
+    except OSError as e:
+        assert policy.admin is not None
+        where = f"{policy.admin.host}:{policy.admin.port}"
+        raise _CannotStart(f"cannot listen on {where} (admin): {(e.strerror or str(e)).lower()}") from None
+    is_ready = True
+    _announce(policy, [f"{host}:{port}" for host, port in bound], admin.address if admin else None)
+    await stop.wait()
+    is_ready = False
+    logger.info("draining: no new connections; a second signal ends it at once")
+    await engine.drain()
+    if admin is not None:
+        admin.close()
+    logger.info("stopped")
+
+
+def _announce(policy: Policy, listen: list[str], admin: tuple[str, int] | None) -> None:
+    logger.info("policy %s: %d rules, mode %s", policy.source, len(policy.rules), policy.mode)
+    where = f"{admin[0]}:{admin[1]}" if admin else None
+    # One line for machines, so that a supervisor that asked for free ports learns them.
+    click.echo(json.dumps({"event": "ready", "listen": listen, "admin": where}), err=True)
+
+
+def _on_signals(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(1)  # the second signal: not even an orderly end
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return stop
+
+
+def _write_line(line: str) -> None:
+    sys.stdout.write(line)
+    sys.stdout.flush()
+
+
+@click.command()
+@click.option("--path", "show_path", is_flag=True, help="Print where the certificate file lies instead.")
+def ca(show_path: bool) -> None:
+    """Print the local CA's certificate (PEM), and make the CA if there is none yet.
+
+    Apps whose https is inspected must trust it. It lies in $OVERCOAT_DATA, else ~/.local/share/overcoat.
+
+    Example: overcoat ca > overcoat-ca.pem
+    """
+    directory = data_directory(os.environ)
+    try:
+        authority = LocalCa.open(directory, datetime.now(UTC))
+    except CaError as e:
+        raise fail(str(e)) from None
+    click.echo(directory / "ca-cert.pem" if show_path else authority.pem.decode("ascii").rstrip())
+
+
+@click.command()
+@policy_option
+@click.option("--admin", metavar="HOST:PORT", help="The admin listener's address; else the policy's.")
+@click.option("--timeout", "seconds", type=float, default=3.0, show_default=True, help="Seconds to wait.")
+def healthcheck(policy_path: str | None, admin: str | None, seconds: float) -> None:
+    """Exit with 0 if the sidecar on this machine is ready, with 1 if not.
+
+    Example: overcoat healthcheck --admin 127.0.0.1:9464
+    """
+    netloc = admin or _admin_of(policy_path)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through HTTP_PROXY: that is us
+    try:
+        with opener.open(f"http://{netloc}/ready", timeout=seconds) as response:
+            click.echo(response.read().decode("ascii", "replace").strip())
+    except urllib.error.HTTPError as e:
+        raise fail(f"the sidecar at {netloc} answers {e.code}: not ready") from None
+    except OSError as e:
+        reason = getattr(e, "reason", e)
+        raise fail(f"no answer from {netloc}: {reason}") from None
+
+
+def _admin_of(policy_path: str | None) -> str:
+    listener = load_or_exit(policy_path).admin
+    if listener is None:
+        raise fail("the policy has no admin listener to ask")
+    # A wildcard is an address to bind, not one to call.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listener.host, listener.host)  # noqa: S104  # it is mapped away
+    return f"[{host}]:{listener.port}" if ":" in host else f"{host}:{listener.port}"

@@ -1,0 +1,1 @@
+"""The shell round mitmproxy's sans-I/O layers: sockets, hooks, TLS. The only package that knows their insides."""

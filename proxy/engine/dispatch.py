@@ -1,0 +1,91 @@
+"""Hooks are called here, and a hook that raises denies the flow.
+
+Rules of this module:
+
+- The table of hooks is built once, in pipeline order; a hook is a plain function call.
+- Whatever a hook raises, the flow it was called for does not go on: it is answered with `internal_error` where an
+  answer is still possible, and cut off where it is not. mitmproxy's own dispatcher would log and forward it.
+- An exception's message is never logged: it may quote what it choked on.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mitmproxy import flow as mitmproxy_flow
+from mitmproxy import http
+from mitmproxy.proxy.commands import StartHook
+
+from addons.exchange import Sessions
+from proxy.core.decisions import Denied, Reason
+
+logger = logging.getLogger("overcoat")
+
+
+class HookFailed(Exception):
+    """A hook that is not about an HTTP flow raised: the whole client connection must be closed."""
+
+
+class Dispatcher:
+    """Calls the addons' hooks, closed when in doubt."""
+
+    def __init__(self, addons: Iterable[object], sessions: Sessions, count_failure: Callable[[], object]) -> None:
+        self._addons = tuple(addons)
+        self._sessions = sessions
+        self._count_failure = count_failure
+        self._table: dict[str, tuple[Callable[..., object], ...]] = {}
+
+    def _hooks(self, name: str) -> tuple[Callable[..., object], ...]:
+        hooks = self._table.get(name)
+        if hooks is None:
+            found = (getattr(addon, name, None) for addon in self._addons)
+            hooks = self._table[name] = tuple(hook for hook in found if hook is not None)
+        return hooks
+
+    def __call__(self, hook: StartHook) -> None:
+        """Call a hook on every addon that has it.
+
+        Raises:
+            HookFailed: one raised, and there is no HTTP flow to deny.
+        """
+        arguments: list[Any] = hook.args()
+        for function in self._hooks(hook.name):
+            try:
+                function(*arguments)
+            except Exception as e:
+                self._count_failure()
+                logger.error("the %s hook failed, and what it was about is denied: %s", hook.name, describe(e))
+                subject = arguments[0]
+                if not isinstance(subject, http.HTTPFlow):
+                    raise HookFailed(hook.name) from None
+                self._deny(hook.name, subject)
+
+    def _deny(self, name: str, flow: http.HTTPFlow) -> None:
+        denied = Denied(Reason.INTERNAL_ERROR, f"the {name} stage failed", "see Overcoat's log for the place")
+        try:
+            exchange = self._sessions.exchange(flow)
+        except KeyError:
+            flow.error = mitmproxy_flow.Error(mitmproxy_flow.Error.KILLED_MESSAGE)
+            return
+        exchange.note(denied)
+        message_is_on_its_way = (
+            (name == "request" and bool(flow.request.stream))
+            or name == "responseheaders"
+            or (name == "response" and flow.response is not None and bool(flow.response.stream))
+        )
+        if message_is_on_its_way:
+            flow.error = mitmproxy_flow.Error(mitmproxy_flow.Error.KILLED_MESSAGE)
+        elif name in ("http_connect", "requestheaders", "request", "response"):
+            exchange.refuse(flow, denied)
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception's type and where it came from, without its message."""
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    where = " < ".join(
+        f"{frame.name} ({frame.filename.rsplit('/', 1)[-1]}:{frame.lineno})" for frame in reversed(frames)
+    )
+    return f"{type(error).__name__} in {where}"

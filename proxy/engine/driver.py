@@ -1,0 +1,402 @@
+"""One client connection: sockets on the outside, mitmproxy's layers on the inside, one queue between them.
+
+Theory of operation. The layers are sans-I/O: events go in, commands come out, both synchronously. `Driver.feed` puts an
+event into a queue; whoever finds the queue idle works it off, carries out the commands, and appends the events that
+they cause. So a hook, which is a plain function call, is answered within the same turn, and no lock is needed.
+
+Rules of this module:
+
+- Whatever raises in a layer or a hook closes the client connection and everything opened for it.
+- Back-pressure both ways: while one socket's buffer is full, nothing more is read for it from the others.
+- Every connection has a time limit in each of its phases: dialling, the TLS handshake, idling, closing.
+- An upstream that turns out to be one of our own listeners is closed before anything is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import ipaddress
+import logging
+import socket
+import time
+from typing import TYPE_CHECKING, cast
+
+from mitmproxy.connection import Client, Connection, ConnectionState, Server
+from mitmproxy.proxy import commands, events, server_hooks
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http import HTTPMode
+
+from addons.exchange import Session, Upstream
+from proxy.core.decisions import Denied, Reason
+from proxy.engine.dispatch import HookFailed, describe
+from proxy.engine.layers import ProxyLayer
+
+if TYPE_CHECKING:
+    from mitmproxy.options import Options
+
+    from proxy.engine.server import Engine
+
+logger = logging.getLogger("overcoat")
+
+DIAL_SECONDS = 10.0
+HANDSHAKE_SECONDS = 10.0
+IDLE_SECONDS = 600.0
+FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
+LINGER_SECONDS = 1.0  # for an app to read an answer that came before it had sent everything
+MAX_BACKLOG = 256 * 1024  # bytes from the app that wait while its upstream is dialled
+
+
+class Pipe(asyncio.Protocol):
+    """One socket."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, driver: Driver, conn: Connection) -> None:
+        self.driver = driver
+        self.conn = conn
+        self.is_congested = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass data on."""
+        self.driver.received(self, data)
+
+    def eof_received(self) -> bool:
+        """Pass a half-close on; the transport stays open for what the other direction still has to say."""
+        self.driver.half_closed(self)
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Pass the end on."""
+        self.driver.lost(self)
+
+    def pause_writing(self) -> None:
+        """Stop reading what would have to be written here."""
+        self.is_congested = True
+        self.driver.balance()
+
+    def resume_writing(self) -> None:
+        """Read on."""
+        self.is_congested = False
+        self.driver.balance()
+
+
+class Driver:
+    """Drives the layers of one client connection."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.loop = engine.loop
+        self.pipes: dict[Connection, Pipe] = {}
+        self.queue: collections.deque[events.Event] = collections.deque()
+        self.is_working = False
+        self.is_over = False
+        self.has_crashed = False
+        self.dialling = 0
+        self.backlog = 0
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.timers: dict[object, asyncio.TimerHandle] = {}
+        self.last_activity = self.loop.time()
+        self.client: Client
+        self.session: Session
+        self.layer: ProxyLayer
+
+    # -- the client connection
+
+    def start(self, transport: asyncio.Transport) -> Pipe:
+        """Start on an accepted connection; the pipe returned is its protocol."""
+        self.client = Client(
+            peername=transport.get_extra_info("peername"),
+            sockname=transport.get_extra_info("sockname"),
+            timestamp_start=time.time(),
+            state=ConnectionState.OPEN,
+        )
+        self.session = self.engine.sessions.open(self.client, self.engine.policy)
+        pipe = self.pipes[self.client] = Pipe(self, self.client)
+        pipe.connection_made(transport)
+        # LayerOptions has every option that the layers read; the annotation wants mitmproxy's own class.
+        ctx = Context(self.client, cast("Options", self.engine.layer_options))
+        self.layer = ProxyLayer(ctx, HTTPMode.regular, self.engine.line)
+        self.engine.drivers.add(self)
+        self._watch_idle()
+        try:
+            self.engine.dispatch(server_hooks.ClientConnectedHook(self.client))
+        except HookFailed:
+            self.abort()
+        else:
+            self.feed(events.Start())
+        return pipe
+
+    def _watch_idle(self) -> None:
+        idle = self.loop.time() - self.last_activity
+        if idle >= IDLE_SECONDS:
+            self.abort()
+        else:
+            self.timers["idle"] = self.loop.call_later(IDLE_SECONDS - idle, self._watch_idle)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way (tunnels and upgraded connections count as one for as long as they last)."""
+        return not self.layer.streams
+
+    def drain(self) -> None:
+        """Close as soon as no request is under way."""
+        if self.is_idle and not self.is_over:
+            self._close(self.client)
+
+    def abort(self) -> None:
+        """Close everything at once."""
+        for pipe in list(self.pipes.values()):
+            pipe.transport.abort()
+
+    # -- what the sockets say
+
+    def received(self, pipe: Pipe, data: bytes) -> None:
+        """Take data from a socket."""
+        self.last_activity = self.loop.time()
+        if not pipe.conn.state & ConnectionState.CAN_READ:
+            return  # lingering: the answer is out, what still comes is thrown away
+        if pipe.conn is self.client:
+            if self.dialling:
+                self.backlog += len(data)
+                if self.backlog > MAX_BACKLOG:
+                    self.balance()
+        else:
+            self.session.received += len(data)
+        self.feed(events.DataReceived(pipe.conn, data))
+
+    def half_closed(self, pipe: Pipe) -> None:
+        """Take an EOF from a socket."""
+        if pipe.conn.state is ConnectionState.CLOSED:
+            pipe.transport.close()  # lingering is over
+            return
+        pipe.conn.state &= ~ConnectionState.CAN_READ
+        self.feed(events.ConnectionClosed(pipe.conn))
+        if pipe.conn.state is ConnectionState.CLOSED:
+            self._shut(pipe)
+
+    def lost(self, pipe: Pipe) -> None:
+        """Take the end of a socket."""
+        self.pipes.pop(pipe.conn, None)
+        self._cancel_timers(pipe.conn)
+        could_read = bool(pipe.conn.state & ConnectionState.CAN_READ)
+        pipe.conn.state = ConnectionState.CLOSED
+        pipe.conn.timestamp_end = time.time()
+        self.balance()
+        if could_read or pipe.conn is self.client:
+            self.feed(events.ConnectionClosed(pipe.conn))
+        if pipe.conn is self.client:
+            self._end()
+        else:
+            self.session.upstreams.pop(pipe.conn.id, None)
+
+    def _end(self) -> None:
+        if self.is_over:
+            return
+        self.is_over = True
+        for task in self.tasks:
+            task.cancel()
+        for timer in self.timers.values():
+            timer.cancel()
+        self.timers.clear()
+        for pipe in list(self.pipes.values()):
+            pipe.transport.abort()
+        self.engine.drivers.discard(self)
+        self.client.timestamp_end = time.time()
+        try:
+            self.engine.dispatch(server_hooks.ClientDisconnectedHook(self.client))
+        except HookFailed:
+            self.engine.sessions.close(self.client)
+        self.engine.ended()
+
+    def balance(self) -> None:
+        """Read only where what is read can be passed on."""
+        congested = [pipe for pipe in self.pipes.values() if pipe.is_congested]
+        for pipe in self.pipes.values():
+            blocked = any(other is not pipe for other in congested)
+            if pipe.conn is self.client and self.dialling and self.backlog > MAX_BACKLOG:
+                blocked = True
+            if pipe.transport.is_closing():
+                continue
+            if blocked:
+                pipe.transport.pause_reading()
+            else:
+                pipe.transport.resume_reading()
+
+    # -- events in, commands out
+
+    def feed(self, event: events.Event) -> None:
+        """Give the layers an event, and carry out what they say."""
+        if self.has_crashed:
+            return
+        self.queue.append(event)
+        if self.is_working:
+            return
+        self.is_working = True
+        try:
+            while self.queue:
+                for command in self.layer.handle_event(self.queue.popleft()):
+                    self._carry_out(command)
+        except HookFailed:
+            self._crash()
+        except Exception as e:
+            logger.error("a protocol layer failed, and its client connection is closed: %s", describe(e))
+            self._crash()
+        finally:
+            self.is_working = False
+        if self.engine.is_draining:
+            self.drain()
+
+    def _crash(self) -> None:
+        self.has_crashed = True
+        self.queue.clear()
+        for exchange in self.session.unfinished:
+            if not exchange.finished:
+                exchange.note(Denied(Reason.INTERNAL_ERROR, "a protocol layer failed"))
+        self.abort()
+
+    def _carry_out(self, command: commands.Command) -> None:
+        if isinstance(command, commands.SendData):
+            pipe = self.pipes.get(command.connection)
+            if pipe is not None and not pipe.transport.is_closing():
+                if command.connection is not self.client:
+                    self.session.sent += len(command.data)
+                pipe.transport.write(command.data)
+        elif isinstance(command, commands.StartHook):
+            self.engine.dispatch(command)
+            if command.blocking:
+                self.queue.append(events.HookCompleted(command))
+        elif isinstance(command, commands.OpenConnection):
+            self._open(command)
+        elif isinstance(command, commands.CloseTcpConnection) and command.half_close:
+            self._half_close(command.connection)
+        elif isinstance(command, commands.CloseConnection):
+            self._close(command.connection)
+        elif isinstance(command, commands.RequestWakeup):
+            self._wake_later(command)
+        elif not isinstance(command, commands.Log):  # mitmproxy's log lines quote bytes off the wire: dropped
+            raise RuntimeError(f"the layers gave an unknown command: {type(command).__name__}")
+
+    def _wake_later(self, command: commands.RequestWakeup) -> None:
+        def wake() -> None:
+            self.timers.pop(command, None)
+            self.feed(events.Wakeup(command))
+
+        self.timers[command] = self.loop.call_later(command.delay, wake)
+
+    # -- closing
+
+    def _half_close(self, conn: Connection) -> None:
+        pipe = self.pipes.get(conn)
+        if pipe is None or not conn.state & ConnectionState.CAN_WRITE:
+            return
+        conn.state &= ~ConnectionState.CAN_WRITE
+        if not pipe.transport.is_closing():
+            with contextlib.suppress(OSError):  # the peer is gone already; connection_lost says so
+                pipe.transport.write_eof()
+        if conn.state is ConnectionState.CLOSED:
+            self._shut(pipe)
+
+    def _close(self, conn: Connection) -> None:
+        conn.state = ConnectionState.CLOSED
+        pipe = self.pipes.get(conn)
+        if pipe is not None:
+            self._shut(pipe)
+
+    def _shut(self, pipe: Pipe) -> None:
+        """Close a socket so that its peer still gets what is in the buffer, but within bounds."""
+        transport = pipe.transport
+        if transport.is_closing():
+            return
+        if pipe.conn is self.client:
+            # Closing with unread input makes the kernel reset the connection, and the app would lose its answer.
+            try:
+                transport.write_eof()
+            except OSError:  # the app is gone already
+                transport.abort()
+                return
+            transport.resume_reading()
+            self.timers[(pipe.conn, "linger")] = self.loop.call_later(LINGER_SECONDS, transport.close)
+        else:
+            transport.close()
+        self.timers[(pipe.conn, "flush")] = self.loop.call_later(FLUSH_SECONDS, transport.abort)
+
+    def _cancel_timers(self, conn: Connection) -> None:
+        for phase in ("linger", "flush", "handshake"):
+            if timer := self.timers.pop((conn, phase), None):
+                timer.cancel()
+
+    # -- opening
+
+    def _open(self, command: commands.OpenConnection) -> None:
+        self.dialling += 1
+        task = self.loop.create_task(self._dial(command))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _dial(self, command: commands.OpenConnection) -> None:
+        server = command.connection
+        upstream = self.session.upstreams.setdefault(server.id, Upstream(None))
+        denied = await self._connect(server)
+        self.dialling -= 1
+        if not self.dialling:
+            self.backlog = 0
+        if denied is not None:
+            upstream.denied = denied
+            server.error = denied.detail
+        elif server.tls:
+            self.timers[(server, "handshake")] = self.loop.call_later(
+                HANDSHAKE_SECONDS, self._handshake_timeout, server
+            )
+        self.balance()
+        if not self.is_over:
+            self.feed(events.OpenConnectionCompleted(command, denied.detail if denied else None))
+
+    async def _connect(self, server: Server) -> Denied | None:
+        assert server.address is not None
+        host, port = server.address
+        server.timestamp_start = time.time()
+        hint = "check that the host is up, and reachable from where Overcoat runs"
+        try:
+            async with asyncio.timeout(DIAL_SECONDS):
+                transport, pipe = await self.loop.create_connection(
+                    lambda: Pipe(self, server), host, port, happy_eyeballs_delay=0.25
+                )
+        except TimeoutError:
+            return Denied(
+                Reason.UPSTREAM_TIMEOUT, f"{host} port {port} took no connection in {DIAL_SECONDS:.0f} s", hint
+            )
+        except socket.gaierror:
+            return Denied(Reason.UPSTREAM_UNREACHABLE, f"the name {host} cannot be resolved", hint)
+        except (OSError, ExceptionGroup):
+            return Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} takes no connection", hint)
+        server.peername = transport.get_extra_info("peername")
+        server.sockname = transport.get_extra_info("sockname")
+        if self.engine.is_own_address(server.sockname, server.peername):
+            transport.abort()
+            return Denied(Reason.DESTINATION_FORBIDDEN, f"{host} port {port} is one of Overcoat's own listeners")
+        server.state = ConnectionState.OPEN
+        server.timestamp_tcp_setup = time.time()
+        self.pipes[server] = pipe
+        return None
+
+    def _handshake_timeout(self, server: Server) -> None:
+        if server.tls_established:
+            return
+        if upstream := self.session.upstreams.get(server.id):
+            upstream.denied = Denied(
+                Reason.UPSTREAM_TIMEOUT, f"{server.sni} did not complete TLS in {HANDSHAKE_SECONDS:.0f} s"
+            )
+        if pipe := self.pipes.get(server):
+            pipe.transport.abort()
+
+
+def is_same_machine(one: tuple[str, int], other: tuple[str, int]) -> bool:
+    """Tell whether two socket addresses are certainly of this machine: equal, or both loopback."""
+    first, second = ipaddress.ip_address(one[0].partition("%")[0]), ipaddress.ip_address(other[0].partition("%")[0])
+    return first == second or (first.is_loopback and second.is_loopback)

@@ -1,0 +1,134 @@
+"""The engine: listeners, the addons in their order, readiness, draining.
+
+Rules of this module:
+
+- It is ready only when every listener is bound; a listener that can't be bound ends the start.
+- `drain` takes no new connection, lets running requests end, and is over after `DRAIN_SECONDS` at the latest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from addons.encryption import Encryption
+from addons.exchange import Sessions
+from addons.gate import Gate
+from addons.pinning import Pinning
+from addons.telemetry import Metrics, Telemetry
+from addons.transport import Transport
+from proxy.ca import LocalCa
+from proxy.core.policy import Policy
+from proxy.engine.dispatch import Dispatcher
+from proxy.engine.driver import Driver, Pipe, is_same_machine
+from proxy.engine.layers import LayerOptions, Line, NextLayer
+from proxy.engine.tls import TlsConnections
+
+DRAIN_SECONDS = 8.0  # docker stop kills after 10
+BACKLOG = 1024
+
+
+class BindError(Exception):
+    """A listener cannot be bound. The message is one line that says which and why."""
+
+
+class _Accepting(asyncio.Protocol):
+    """Hands an accepted connection to a driver of its own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._pipe: Pipe
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._pipe = Driver(self._engine).start(transport)
+        transport.set_protocol(self._pipe)
+
+
+class Engine:
+    """Runs the pipeline for one policy."""
+
+    def __init__(self, policy: Policy, ca: LocalCa, metrics: Metrics, write_line: Callable[[str], object]) -> None:
+        """Build the pipeline. Must be called inside a running event loop.
+
+        Args:
+            policy: the policy to carry out.
+            ca: signs the certificates that apps see.
+            metrics: what to count with.
+            write_line: takes decision lines.
+
+        Raises:
+            proxy.engine.tls.NoRoots: the roots to trust cannot be found or read.
+        """
+        self.loop = asyncio.get_running_loop()
+        self.policy = policy
+        self.sessions = Sessions()
+        self.layer_options = LayerOptions()
+        self.drivers: set[Driver] = set()
+        self.is_draining = False
+        self._nobody_left = asyncio.Event()
+        self._servers: list[asyncio.Server] = []
+        self._own: list[tuple[str, int]] = []
+        telemetry = Telemetry(self.sessions, metrics, write_line)
+        self.line = Line(self.sessions, lambda exchange, status: telemetry.finish(exchange, status, None))
+        self.dispatch = Dispatcher(
+            (
+                NextLayer(self.line),
+                TlsConnections(self.sessions, policy.trust, ca),
+                Gate(self.sessions),
+                Transport(self.sessions),
+                Pinning(self.sessions),
+                Encryption(self.sessions),
+                telemetry,
+            ),
+            self.sessions,
+            metrics.hook_failures.inc,
+        )
+
+    async def listen(self) -> list[tuple[str, int]]:
+        """Bind every listener of the policy; return the addresses, in order.
+
+        Raises:
+            BindError: one cannot be bound.
+        """
+        bound = []
+        for listener in self.policy.listen:
+            try:
+                server = await self.loop.create_server(
+                    lambda: _Accepting(self), listener.host, listener.port, backlog=BACKLOG
+                )
+            except OSError as e:
+                raise BindError(f"cannot listen on {listener}: {(e.strerror or str(e)).lower()}") from None
+            self._servers.append(server)
+            bound.append(server.sockets[0].getsockname()[:2])
+        self._own += bound
+        return bound
+
+    def guard(self, address: tuple[str, int]) -> None:
+        """Name another listener of this process (the admin one) that must not be reached through the proxy."""
+        self._own.append(address)
+
+    def is_own_address(self, local: tuple[str, int], remote: tuple[str, int]) -> bool:
+        """Tell whether a connection from `local` to `remote` leads to one of our own listeners."""
+        return any(port == remote[1] for _, port in self._own) and is_same_machine(local, remote)
+
+    def ended(self) -> None:
+        """Take note that a client connection is over."""
+        if self.is_draining and not self.drivers:
+            self._nobody_left.set()
+
+    async def drain(self) -> None:
+        """Stop listening, let what runs end, then close what is left."""
+        self.is_draining = True
+        for server in self._servers:
+            server.close()
+        for driver in list(self.drivers):
+            driver.drain()
+        if self.drivers:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    await self._nobody_left.wait()
+        for driver in list(self.drivers):
+            driver.abort()
+        await asyncio.sleep(0)  # connection_lost is called in the next turn

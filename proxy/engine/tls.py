@@ -1,0 +1,165 @@
+"""TLS on both sides: contexts for upstream handshakes, and for apps whose https is inspected.
+
+Rules of this module:
+
+- Upstreams are verified as a careful direct client would: trusted roots, validity, host name or address, TLS 1.2 or
+  newer with forward secrecy and AEAD ciphers only.
+- Upstream sessions are never resumed: a resumed handshake would not run the verification callback, and so no pins.
+- The app gets a certificate for the host it asked CONNECT for, never for a name of its own choosing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import ssl
+from collections import OrderedDict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mitmproxy import connection, tls
+from OpenSSL import SSL
+
+from addons.exchange import Sessions
+from proxy.ca import Leaf, LocalCa
+from proxy.core.policy import Trust
+
+# Forward secrecy and AEAD only (RFC 9325, section 4.2); TLS 1.3 suites are all of that kind.
+_CIPHERS_TLS12 = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:@SECLEVEL=2"
+_MIN_VERSION = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
+_LEAF_CACHE = 1000
+_SYSTEM_BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
+    "/etc/ssl/ca-bundle.pem",  # openSUSE
+    "/etc/ssl/cert.pem",  # macOS, the BSDs
+)
+
+
+class NoRoots(Exception):
+    """The roots to trust cannot be found or read. The message says where was looked."""
+
+
+def find_roots(trust: Trust) -> Path:
+    """Return the PEM bundle of trusted roots.
+
+    Raises:
+        NoRoots: there is none.
+    """
+    if trust.roots is not None:
+        return trust.roots
+    default = ssl.get_default_verify_paths()
+    for candidate in (os.environ.get("SSL_CERT_FILE"), default.cafile, *_SYSTEM_BUNDLES):
+        if candidate and Path(candidate).is_file():
+            return Path(candidate)
+    raise NoRoots(
+        "no system bundle of trusted roots was found: install ca-certificates, or set trust.roots to a PEM file"
+    )
+
+
+def upstream_context(trust: Trust) -> SSL.Context:
+    """Return the context that all upstream handshakes of one policy start from.
+
+    Raises:
+        NoRoots: the roots cannot be found or read.
+    """
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_min_proto_version(_MIN_VERSION[trust.min_tls])
+    context.set_cipher_list(_CIPHERS_TLS12)
+    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_verify(SSL.VERIFY_PEER)
+    roots = find_roots(trust)
+    try:
+        context.load_verify_locations(str(roots))
+    except SSL.Error:
+        raise NoRoots(f"{roots} holds no readable PEM certificates to trust") from None
+    return context
+
+
+def select_alpn(_conn: SSL.Connection, offers: list[bytes]) -> Any:
+    """Choose the protocol to speak with the app (RFC 7301): HTTP/2 if it can, else HTTP/1.1, else none."""
+    for protocol in (b"h2", b"http/1.1"):
+        if protocol in offers:
+            return protocol
+    return SSL.NO_OVERLAPPING_PROTOCOLS
+
+
+def app_context(leaf: Leaf) -> SSL.Context:
+    """Return the context for handshakes with apps that asked for one host."""
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_cipher_list(_CIPHERS_TLS12)
+    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_RENEGOTIATION)
+    context.use_certificate(leaf.certificate)
+    context.add_extra_chain_cert(leaf.issuer)
+    context.use_privatekey(leaf.key)
+    context.set_alpn_select_callback(select_alpn)
+    return context
+
+
+class TlsConnections:
+    """Makes the OpenSSL connection objects. Stands first in the hook order; `Pinning` adds the callback after it."""
+
+    def __init__(self, sessions: Sessions, trust: Trust, ca: LocalCa) -> None:
+        self._sessions = sessions
+        self._ca = ca
+        self._upstream = upstream_context(trust)
+        self._app_contexts: OrderedDict[str, tuple[Leaf, SSL.Context]] = OrderedDict()
+
+    def tls_start_client(self, data: tls.TlsData) -> None:
+        """Prepare the handshake with an app whose https is inspected."""
+        connect = self._sessions.of(data.context.client).connect
+        if connect is None or connect.asked is None:
+            raise RuntimeError("TLS from an app outside CONNECT")
+        data.ssl_conn = SSL.Connection(self._context_for(connect.asked.host))
+        data.ssl_conn.set_accept_state()
+
+    def _context_for(self, host: str) -> SSL.Context:
+        now = datetime.now(UTC)
+        cached = self._app_contexts.get(host)
+        if cached is not None and cached[0].is_fresh(now):
+            self._app_contexts.move_to_end(host)
+            return cached[1]
+        leaf = self._ca.leaf(host, now)
+        context = app_context(leaf)
+        self._app_contexts[host] = (leaf, context)
+        if len(self._app_contexts) > _LEAF_CACHE:
+            self._app_contexts.popitem(last=False)
+        return context
+
+    def tls_start_server(self, data: tls.TlsData) -> None:
+        """Prepare the handshake with an upstream: its name in SNI and in the verification."""
+        server = data.conn
+        assert isinstance(server, connection.Server)
+        if server.address is None:
+            raise RuntimeError("an upstream without an address")
+        host = server.address[0]
+        server.sni = host
+        # HTTP/2 upstream only where the app speaks it as well: one version end to end keeps semantics the same.
+        server.alpn_offers = [b"h2", b"http/1.1"] if data.context.client.alpn == b"h2" else [b"http/1.1"]
+        data.ssl_conn = SSL.Connection(self._upstream)
+        expect_name(data.ssl_conn, host)
+        data.ssl_conn.set_alpn_protos(server.alpn_offers)
+        data.ssl_conn.set_connect_state()
+
+
+def expect_name(conn: SSL.Connection, host: str) -> None:
+    """Make OpenSSL verify that the certificate names this host, in a subjectAltName (RFC 9525), and set SNI."""
+    # pyOpenSSL has no public call for the host name of a verification.
+    lib = SSL._lib  # type: ignore[attr-defined]
+    parameters = lib.SSL_get0_param(conn._ssl)
+    lib.X509_VERIFY_PARAM_set_hostflags(
+        parameters, lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
+    )
+    try:
+        packed = ipaddress.ip_address(host).packed
+    except ValueError:
+        name = host.encode("ascii")
+        conn.set_tlsext_host_name(name)
+        ok = lib.X509_VERIFY_PARAM_set1_host(parameters, name, len(name))
+    else:
+        ok = lib.X509_VERIFY_PARAM_set1_ip(parameters, packed, len(packed))  # RFC 6066: no SNI for addresses
+    if ok != 1:
+        raise RuntimeError("OpenSSL does not take the host to verify")
