@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote
 
 from proxy.core.destinations import Destination
 from proxy.core.keys import KeySet
@@ -98,7 +99,7 @@ class HostPattern:
 
 @dataclass(frozen=True, slots=True)
 class PathGlob:
-    """A glob over URL paths: `*` matches within a segment, `**` across segments."""
+    """A glob over URL paths: `*` matches within a segment, a segment `**` any number of segments, none included."""
 
     text: str
     pattern: re.Pattern[str]
@@ -107,20 +108,45 @@ class PathGlob:
     def parse(text: str) -> PathGlob:
         """Compile a glob.
 
+        `/v1/**` matches `/v1`, too: as with `**.example`, the place itself belongs to what is below it.
+
         Raises:
-            ValueError: it does not start with `/`, or holds a query or a fragment.
+            ValueError: it does not start with `/`, holds a query or a fragment, or `**` is only part of a segment.
         """
         if not text.startswith("/"):
             raise ValueError(f"a path glob starts with '/', not {text[:1]!r}")
         if "?" in text or "#" in text:
             raise ValueError("a path glob has no query and no fragment")
-        parts = re.split(r"(\*\*|\*)", text)
-        regex = "".join({"**": ".*", "*": "[^/]*"}.get(part, re.escape(part)) for part in parts)
-        return PathGlob(text, re.compile(regex, re.DOTALL))
+        runs = [""]  # the regexes of what stands between one `**` and the next
+        for segment in text[1:].split("/"):
+            if segment == "**":
+                runs.append("")
+            elif "**" in segment:
+                raise ValueError("'**' stands for whole segments: write it between slashes, as in /v1/**")
+            else:
+                runs[-1] += _segment_regex(segment)
+        first, *later = runs
+        if not later:
+            return PathGlob(text, re.compile(first))
+        # A run has a fixed number of segments, so the first place where it fits leaves most to the next one. The atomic
+        # group keeps that place: without it, the time for a long path could grow as a power of its length.
+        middle = "".join(f"(?>{_ANY_SEGMENTS}?{run})" for run in later[:-1])
+        return PathGlob(text, re.compile(f"{first}{middle}{_ANY_SEGMENTS}{later[-1]}"))
 
     def matches(self, path: str) -> bool:
         """Tell whether a path (without its query) matches."""
         return self.pattern.fullmatch(path) is not None
+
+
+_ANY_SEGMENTS = "(?:/[^/]*)*"
+
+
+def _segment_regex(segment: str) -> str:
+    first, *later = (re.escape(literal) for literal in segment.split("*"))
+    if not later:
+        return f"/{first}(?=/|\\Z)"
+    middle = "".join(f"(?>[^/]*?{literal})" for literal in later[:-1])
+    return f"/{first}{middle}[^/]*{later[-1]}(?=/|\\Z)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +161,7 @@ class When:
 
         Args:
             method: the exact, case-sensitive method.
-            path: the path without its query, exactly as it was sent and percent-decoded; see `canonical_paths`.
+            path: the path without its query, as it was sent; its other spellings count, too: see `canonical_paths`.
         """
         if self.methods is not None and method not in self.methods:
             return False
@@ -145,20 +171,22 @@ class When:
 
 
 def canonical_paths(path: str) -> tuple[str, ...]:
-    """Return the spellings under which a server might read a path: as sent, and decoded with dot segments removed.
+    """Return the spellings under which a server might read a path.
 
-    A field entry applies where either matches: `/v1/%63harges` and `/x/../v1/charges` must not slip past `/v1/charges`.
+    They are: as it was sent; percent-decoded (as UTF-8), with backslashes, empty and dot segments and path parameters
+    resolved; and that without a final slash. A field entry applies where any of them matches: `/v1/%63harges`,
+    `/x/../v1/charges`, `/v1/charges/` and `/v1/charges;a=b` must not slip past `/v1/charges`.
     """
-    decoded = re.sub(r"%([0-9A-Fa-f]{2})", lambda m: chr(int(m.group(1), 16)), path)
-    decoded = decoded.replace("\\", "/")
+    decoded = re.sub(r";[^/]*", "", unquote(path).replace("\\", "/"))
     segments: list[str] = []
     for segment in decoded.split("/"):
         if segment == "..":
             del segments[-1:]
         elif segment not in ("", "."):
             segments.append(segment)
-    normal = "/" + "/".join(segments) + ("/" if decoded.endswith(("/", "/.", "/..")) and segments else "")
-    return (path,) if normal == path else (path, normal)
+    normal = "/" + "/".join(segments)
+    with_slash = normal + "/" if decoded.endswith(("/", "/.", "/..")) and segments else normal
+    return tuple(dict.fromkeys((path, with_slash, normal)))
 
 
 @dataclass(frozen=True, slots=True)

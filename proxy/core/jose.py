@@ -1,0 +1,60 @@
+"""The encodings that keys and tokens share: base64url (RFC 7515) and strict JSON objects.
+
+Rules of this module:
+
+- Every value has one accepted spelling: no padding, no stray bits, no member name twice, no NaN, UTF-8 only.
+- What is refused is not quoted: it may be key material.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from typing import NoReturn
+
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
+
+
+def base64url(data: bytes) -> str:
+    """Encode as base64url without padding (RFC 7515, section 2)."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def unbase64url(text: str) -> bytes:
+    """Decode base64url without padding (RFC 7515, section 2), accepting the one canonical spelling only.
+
+    Raises:
+        ValueError: padding, characters of another alphabet, an impossible length, or unused bits that are not zero.
+    """
+    if _BASE64URL.fullmatch(text) and len(text) % 4 != 1:
+        data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        if base64url(data) == text:
+            return data
+    raise ValueError("not canonical base64url without padding")
+
+
+def parse_object(data: bytes) -> dict[str, object]:
+    """Parse one JSON object (RFC 8259) in UTF-8, with no member name twice at any depth.
+
+    Raises:
+        ValueError: it is anything else. The message has none of its content.
+    """
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object in UTF-8 with unique member names")
+    return value
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member name appears twice")
+    return members
+
+
+def _no_constant(_name: str) -> NoReturn:
+    raise ValueError("NaN and Infinity are not JSON")

@@ -1,0 +1,279 @@
+"""Sealing and opening one value: compact JWE (RFC 7516) with the few algorithms Overcoat allows.
+
+Rules of this module:
+
+- `enc` is A256GCM; `alg` is the key set's, never the token's choice. What the header may say is a closed list.
+- Every sealing has a fresh content key, IV and ephemeral key.
+- A token is read in one way only: five parts, canonical base64url, a header without duplicate names.
+- All cryptographic failures end in one and the same error, after the same steps: a content key that cannot be recovered
+  is replaced by a random one, and it is the tag that fails (RFC 7516, section 11.5).
+- `ctx` binds a value to its place: what was sealed for one host or field does not open at another.
+- No message quotes a token.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.padding import MGF1, OAEP
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
+from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
+
+from proxy.core.jose import base64url, parse_object, unbase64url
+from proxy.core.keymaterial import Material, PublicMaterial, material_of_jwk, public_material, required_members
+from proxy.core.keys import Alg, BadKey, Bind, Key, KeySet, SecretBytes
+
+ENC = "A256GCM"
+MAX_TOKEN_CHARACTERS = 16 * 1024 * 1024
+
+_CEK_BYTES = 32
+_IV_BYTES = 12
+_TAG_BYTES = 16
+_WRAPPED_CEK_BYTES = _CEK_BYTES + 8  # RFC 3394: one 64-bit block more
+_CANNOT_OPEN = "the token cannot be opened with this key"
+_KNOWN_PARAMETERS = frozenset({"alg", "enc", "kid", "cty", "ctx", "typ", "epk", "apu", "apv"})
+_PLACE_MEMBERS = frozenset({"host", "path"})
+_AGREEMENT_PARAMETERS = frozenset({"epk", "apu", "apv"})
+_PARAMETERS_REFUSED_BY_NAME = ("crit", "zip", "p2c", "p2s", "jku", "jwk", "x5u", "x5c", "x5t", "x5t#S256", "iv", "tag")
+# RFC 7518, section 4.6.1.1: the coordinates are what counts; descriptive members may be ignored. Nothing private.
+_EPK_MEMBERS = frozenset({"kty", "crv", "x", "y", "kid", "use", "alg", "key_ops"})
+
+
+class JweError(Exception):
+    """A value that cannot be sealed, or a token that is refused. The message has no content of either."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a sealed value stands.
+
+    Attributes:
+        host: the canonical destination.
+        path: the normalised path in the body, array indexes as `*`: `$.items[*].secret`.
+    """
+
+    host: str
+    path: str
+
+
+def seal(plaintext: bytes, key: Key, place: Place | None) -> str:
+    """Encrypt a value for the holder of a key.
+
+    Args:
+        plaintext: the value's exact JSON bytes.
+        key: a public, private or symmetric key; whether it has expired is for the caller to check.
+        place: what the token is bound to; None leaves `ctx` out.
+
+    Returns:
+        A compact JWE (RFC 7516, section 7.1).
+
+    Raises:
+        JweError: the token would be longer than `open_token` accepts.
+    """
+    header: dict[str, object] = {"alg": key.alg.value, "enc": ENC, "kid": key.kid, "cty": "json"}
+    if place is not None:
+        header["ctx"] = {"host": place.host, "path": place.path}
+    cek = secrets.token_bytes(_CEK_BYTES)
+    wrapped = _wrap(cek, key.material, header)
+    protected = base64url(json.dumps(header, separators=(",", ":")).encode("ascii"))
+    iv = secrets.token_bytes(_IV_BYTES)
+    sealed = AESGCM(cek).encrypt(iv, plaintext, protected.encode("ascii"))
+    parts = (wrapped, iv, sealed[:-_TAG_BYTES], sealed[-_TAG_BYTES:])
+    token = ".".join((protected, *map(base64url, parts)))
+    if len(token) > MAX_TOKEN_CHARACTERS:
+        raise JweError(f"the sealed value would have more than {MAX_TOKEN_CHARACTERS} characters")
+    return token
+
+
+def open_token(token: str, keys: KeySet, place: Place | None, today: date) -> bytes:
+    """Decrypt a token.
+
+    Args:
+        token: a compact JWE.
+        keys: the key set that may open it. A token without `kid` is tried with the primary key only.
+        place: where the token stands, compared with its `ctx` as `keys.bind` says; None compares nothing.
+        today: the day against which the keys' `not_after` is held.
+
+    Returns:
+        The plaintext.
+
+    Raises:
+        JweError: it is malformed, uses anything that is not allowed, names no usable key, was sealed for another
+            place, or does not decrypt.
+    """
+    protected, wrapped, iv, ciphertext, tag = _split(token)
+    header = _read_header(protected, keys.alg)
+    if len(iv) != _IV_BYTES or len(tag) != _TAG_BYTES:
+        raise JweError(f"{ENC} has an IV of {_IV_BYTES} bytes and a tag of {_TAG_BYTES}")
+    key = _choose_key(header, keys, today)
+    if place is not None:
+        _check_place(header, keys.bind, place)
+    # Made before it is known whether it is needed, so that failing takes no step more than succeeding.
+    spare = secrets.token_bytes(_CEK_BYTES)
+    cek = _unwrap(wrapped, key.material, header)
+    if cek is None or len(cek) != _CEK_BYTES:
+        cek = spare
+    try:
+        return AESGCM(cek).decrypt(iv, ciphertext + tag, protected.encode("ascii"))
+    except InvalidTag:
+        raise JweError(_CANNOT_OPEN) from None
+
+
+def concat_kdf(shared: bytes, algorithm: str, length: int, apu: bytes = b"", apv: bytes = b"") -> bytes:
+    """Derive a key from an ECDH shared secret: the Concat KDF with SHA-256, as RFC 7518, section 4.6.2, uses it.
+
+    Args:
+        shared: the shared secret Z.
+        algorithm: the AlgorithmID; with key wrapping the value of `alg`.
+        length: how many bytes of key.
+        apu: PartyUInfo, decoded.
+        apv: PartyVInfo, decoded.
+    """
+    parties = b"".join(len(part).to_bytes(4) + part for part in (algorithm.encode("ascii"), apu, apv))
+    return ConcatKDFHash(SHA256(), length, parties + (length * 8).to_bytes(4)).derive(shared)
+
+
+def _oaep() -> OAEP:
+    return OAEP(mgf=MGF1(SHA256()), algorithm=SHA256(), label=None)
+
+
+def _wrap(cek: bytes, material: Material, header: dict[str, object]) -> bytes:
+    """Encrypt the content key; with key agreement the ephemeral public key goes into the header."""
+    if isinstance(material, SecretBytes):
+        return aes_key_wrap(material.reveal(), cek)
+    recipient = public_material(material)
+    if isinstance(recipient, rsa.RSAPublicKey):
+        return recipient.encrypt(cek, _oaep())
+    ephemeral: ec.EllipticCurvePrivateKey | X25519PrivateKey
+    if isinstance(recipient, X25519PublicKey):
+        ephemeral = X25519PrivateKey.generate()
+        shared = ephemeral.exchange(recipient)
+    else:
+        ephemeral = ec.generate_private_key(recipient.curve)
+        shared = ephemeral.exchange(ec.ECDH(), recipient)
+    header["epk"] = required_members(ephemeral)
+    return aes_key_wrap(concat_kdf(shared, Alg.ECDH_ES_A256KW.value, _CEK_BYTES), cek)
+
+
+def _unwrap(wrapped: bytes, material: Material, header: Mapping[str, object]) -> bytes | None:
+    """Decrypt the content key; None if that fails."""
+    if isinstance(material, rsa.RSAPrivateKey):
+        try:
+            return material.decrypt(wrapped, _oaep())
+        except ValueError:
+            return None
+    if isinstance(material, SecretBytes):
+        wrapping_key: bytes | None = material.reveal()
+    else:
+        wrapping_key = _agree(material, header)
+    # The length first: unwrapping takes time in proportion to it.
+    if wrapping_key is None or len(wrapped) != _WRAPPED_CEK_BYTES:
+        return None
+    try:
+        return aes_key_unwrap(wrapping_key, wrapped)
+    except InvalidUnwrap:
+        return None
+
+
+def _agree(material: Material, header: Mapping[str, object]) -> bytes | None:
+    """Derive the wrapping key from our private and the token's ephemeral key; None if they share no secret."""
+    ephemeral = _ephemeral_key(header)
+    apu, apv = (_party_info(header, name) for name in ("apu", "apv"))
+    if isinstance(material, X25519PrivateKey) and isinstance(ephemeral, X25519PublicKey):
+        try:
+            shared = material.exchange(ephemeral)
+        except ValueError:  # all zero: a point of small order (RFC 7748, section 6.1; RFC 8037, section 3.2.1)
+            return None
+    elif isinstance(material, ec.EllipticCurvePrivateKey) and isinstance(ephemeral, ec.EllipticCurvePublicKey):
+        shared = material.exchange(ec.ECDH(), ephemeral)
+    else:
+        raise JweError("header parameter epk: not on the curve of the key")
+    return concat_kdf(shared, Alg.ECDH_ES_A256KW.value, _CEK_BYTES, apu, apv)
+
+
+def _ephemeral_key(header: Mapping[str, object]) -> PublicMaterial:
+    epk = header.get("epk")
+    if not isinstance(epk, dict) or not epk.keys() <= _EPK_MEMBERS:
+        raise JweError("header parameter epk: must be a public EC or X25519 key (RFC 7518, section 4.6.1.1)")
+    try:
+        return public_material(material_of_jwk(epk))
+    except BadKey:
+        raise JweError("header parameter epk: not a valid public key") from None
+
+
+def _party_info(header: Mapping[str, object], name: str) -> bytes:
+    text = header.get(name, "")
+    if not isinstance(text, str):
+        raise JweError(f"header parameter {name}: must be a string")
+    try:
+        return unbase64url(text)
+    except ValueError:
+        raise JweError(f"header parameter {name}: must be canonical base64url without padding") from None
+
+
+def _split(token: str) -> tuple[str, bytes, bytes, bytes, bytes]:
+    if len(token) > MAX_TOKEN_CHARACTERS:
+        raise JweError(f"the token has more than {MAX_TOKEN_CHARACTERS} characters")
+    parts = token.split(".", 5)
+    if len(parts) != 5:
+        raise JweError("a compact JWE has five parts, with a dot between each")
+    try:
+        wrapped, iv, ciphertext, tag = map(unbase64url, parts[1:])
+    except ValueError:
+        raise JweError("the parts of a compact JWE are canonical base64url without padding") from None
+    return parts[0], wrapped, iv, ciphertext, tag
+
+
+def _read_header(protected: str, alg: Alg) -> Mapping[str, object]:
+    try:
+        header = parse_object(unbase64url(protected))
+    except ValueError:
+        raise JweError("the protected header is not a JSON object with unique names in canonical base64url") from None
+    for name in _PARAMETERS_REFUSED_BY_NAME:
+        if name in header:
+            raise JweError(f"header parameter {name}: not allowed here")
+    if not header.keys() <= _KNOWN_PARAMETERS:
+        raise JweError("the header has an unknown parameter")
+    if header.get("alg") != alg.value:
+        raise JweError(f"header parameter alg: must be {alg} for this key set")
+    if header.get("enc") != ENC:
+        raise JweError(f"header parameter enc: must be {ENC}")
+    if alg is not Alg.ECDH_ES_A256KW and _AGREEMENT_PARAMETERS & header.keys():
+        raise JweError(f"header parameters epk, apu and apv: have no meaning with {alg}")
+    for name in ("kid", "cty", "typ"):
+        if not isinstance(header.get(name, ""), str):
+            raise JweError(f"header parameter {name}: must be a string")
+    if str(header.get("cty", "json")).lower() not in ("json", "application/json"):  # RFC 7516, section 4.1.12
+        raise JweError("header parameter cty: must be json or absent")
+    return header
+
+
+def _choose_key(header: Mapping[str, object], keys: KeySet, today: date) -> Key:
+    kid = header.get("kid")
+    key = keys.by_kid(kid) if isinstance(kid, str) else keys.primary
+    if key is None:
+        raise JweError("header parameter kid: names no key of this set")
+    if key.expired(today):
+        raise JweError("the key of this token is past its not_after date")
+    if not key.can_open:
+        raise JweError("the key of this token is a public one, which cannot open it")
+    return key
+
+
+def _check_place(header: Mapping[str, object], bind: Bind, place: Place) -> None:
+    if bind is Bind.NONE:
+        return
+    ctx = header.get("ctx")
+    if not isinstance(ctx, dict) or not ctx.keys() <= _PLACE_MEMBERS:
+        raise JweError("header parameter ctx: must be an object of host and path, to bind the token to its place")
+    if ctx.get("host") != place.host or (bind is Bind.PLACE and ctx.get("path") != place.path):
+        raise JweError("header parameter ctx: the token was sealed for another place")

@@ -1,0 +1,269 @@
+"""Certificate pins: reading them, making them, and checking a verified chain against them.
+
+Rules of this module:
+
+- A pin is SHA-256 over the DER SubjectPublicKeyInfo (RFC 7469, section 2.4) or, as `cert-sha256/`, over a whole
+  certificate. No other hash is read, and a digest that is not exactly 32 bytes is refused, never padded or cut.
+- The SubjectPublicKeyInfo is hashed as it stands in the certificate, not re-encoded: two encoders could disagree.
+- Expired pins vouch for nothing, so they fail before anything is compared.
+- Pins narrow what is trusted. They are checked on the chain that was verified, never on what the peer merely sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+from typing import Literal
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+
+DIGEST_LENGTH = 32  # bytes of SHA-256
+_BASE64_LENGTH = 44  # characters of its base64, the padding included
+
+_EXPECTED = "a pin is sha256/ and the base64 of the 32-byte SHA-256 of a public key, or cert-sha256/ and hex"
+_SPKI_PREFIX = re.compile(r"sha256[/:]")
+_HPKP_DIRECTIVE = re.compile(r'pin-sha256="([^"]*)"')
+_HEX = re.compile(r"[0-9a-fA-F]{64}|[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){31}")
+_OTHER_HASH = re.compile(r'(?:pin-|cert-)?(md5|sha-?1|sha-?224|sha-?384|sha-?512|sha3-?\d*)(?:[/:="]|$)', re.IGNORECASE)
+_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
+_PEM_LABEL = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
+
+
+class PinVerdict(StrEnum):
+    """What checking a chain against a pin set came to."""
+
+    MATCH = "match"
+    MISMATCH = "mismatch"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """One pin.
+
+    Attributes:
+        kind: `spki` (a public key) or `certificate` (a whole certificate).
+        digest: the 32 bytes of the SHA-256.
+    """
+
+    kind: Literal["spki", "certificate"]
+    digest: bytes
+
+    def __str__(self) -> str:
+        if self.kind == "certificate":
+            return f"cert-sha256/{self.digest.hex()}"
+        return f"sha256/{base64.b64encode(self.digest).decode('ascii')}"
+
+
+@dataclass(frozen=True, slots=True)
+class PinSet:
+    """The pins of a rule, one of which must be in the verified chain.
+
+    Attributes:
+        any_of: the pins.
+        expires: the last day (UTC) on which they count, or None for no end.
+    """
+
+    any_of: tuple[Pin, ...]
+    expires: date | None = None
+
+
+def parse_pin(text: str) -> Pin:
+    """Read a pin in any of its common spellings.
+
+    Args:
+        text: `sha256/BASE64`, `sha256:BASE64`, `sha256//BASE64` (curl), `pin-sha256="BASE64"` (RFC 7469), or
+            `cert-sha256/HEX` with or without colons.
+
+    Raises:
+        ValueError: it is none of these; the message says what would be right. Pins are public, so it may quote them.
+    """
+    directive = _HPKP_DIRECTIVE.fullmatch(text)
+    if directive:
+        return Pin("spki", _digest_of_base64(directive[1]))
+    if text.startswith("cert-sha256/"):
+        return Pin("certificate", _digest_of_hex(text.removeprefix("cert-sha256/")))
+    prefix = _SPKI_PREFIX.match(text)
+    if prefix:
+        digits = text[prefix.end() :]
+        if prefix[0] == "sha256/" and len(digits) != _BASE64_LENGTH:  # '/' is a digit, too: "sha256//AAA…=" may be ours
+            digits = digits.removeprefix("/")
+        return Pin("spki", _digest_of_base64(digits))
+    other = _OTHER_HASH.match(text)
+    if other:
+        raise ValueError(f"{other[1]} is not accepted: only SHA-256 is; {_EXPECTED}")
+    if _HEX.fullmatch(text):
+        raise ValueError(f"the kind is missing: for the fingerprint of a whole certificate write cert-sha256/{text}")
+    if len(text) == _BASE64_LENGTH and _BASE64.fullmatch(text):
+        raise ValueError(f"the kind is missing: for the hash of a public key write sha256/{text}")
+    raise ValueError(f"{_EXPECTED}; this is neither")
+
+
+def _digest_of_base64(text: str) -> bytes:
+    if _HEX.fullmatch(text):
+        as_base64 = base64.b64encode(bytes.fromhex(text.replace(":", ""))).decode("ascii")
+        raise ValueError(
+            f"the digest is hex: for the fingerprint of a whole certificate write cert-sha256/{text.lower()}, "
+            f"for the hash of a public key sha256/{as_base64}"
+        )
+    if not text:
+        raise ValueError(f"the digest is missing; {_EXPECTED}")
+    if ("-" in text or "_" in text) and _BASE64.fullmatch(text.replace("-", "+").replace("_", "/")):
+        raise ValueError("the digest is base64url: write '+' for '-' and '/' for '_' (RFC 4648, section 4)")
+    if not _BASE64.fullmatch(text):
+        raise ValueError(f"the digest is not base64; {_EXPECTED}")
+    try:
+        digest = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        padded = text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4)
+        hint = f": write {padded}" if len(padded) == _BASE64_LENGTH else f"; {_EXPECTED}"
+        raise ValueError(f"the digest's base64 is cut short or not padded as it must be{hint}") from None
+    if len(digest) != DIGEST_LENGTH:
+        raise ValueError(f"the digest has {len(digest)} bytes, not {DIGEST_LENGTH}; {_EXPECTED}")
+    canonical = base64.b64encode(digest).decode("ascii")
+    if canonical != text:
+        raise ValueError(f"the digest's base64 has stray bits at its end (RFC 4648, section 3.5): write {canonical}")
+    return digest
+
+
+def _digest_of_hex(text: str) -> bytes:
+    if _HEX.fullmatch(text):
+        return bytes.fromhex(text.replace(":", ""))
+    raise ValueError("cert-sha256/ is followed by 64 hex digits, or by 32 pairs of them with colons between")
+
+
+def spki_pin(certificate_der: bytes) -> Pin:
+    """Return the pin of a certificate's public key (RFC 7469, section 2.4).
+
+    Raises:
+        ValueError: it is not one DER certificate (RFC 5280).
+    """
+    _require_certificate(certificate_der)
+    return Pin("spki", hashlib.sha256(_subject_public_key_info(certificate_der)).digest())
+
+
+def certificate_pin(certificate_der: bytes) -> Pin:
+    """Return the pin of a whole certificate: what `openssl x509 -fingerprint -sha256` prints.
+
+    Raises:
+        ValueError: it is not one DER certificate (RFC 5280).
+    """
+    _require_certificate(certificate_der)
+    return Pin("certificate", hashlib.sha256(certificate_der).digest())
+
+
+def _require_certificate(certificate_der: bytes) -> None:
+    try:
+        x509.load_der_x509_certificate(certificate_der)
+    except (ValueError, x509.InvalidVersion):
+        raise ValueError("this is not a DER certificate (RFC 5280)") from None
+
+
+def _subject_public_key_info(certificate_der: bytes) -> bytes:
+    """Cut the SubjectPublicKeyInfo out of a certificate that has passed `_require_certificate`, hence is strict DER."""
+    position, _ = _contents(certificate_der, 0)  # Certificate
+    position, _ = _contents(certificate_der, position)  # TBSCertificate
+    if certificate_der[position] == 0xA0:  # [0] version, absent in version 1
+        _, position = _contents(certificate_der, position)
+    for _ in ("serialNumber", "signature", "issuer", "validity", "subject"):
+        _, position = _contents(certificate_der, position)
+    _, end = _contents(certificate_der, position)
+    return certificate_der[position:end]
+
+
+def _contents(der: bytes, position: int) -> tuple[int, int]:
+    """Return where the contents of the DER element at `position` start and end (X.690, section 8.1)."""
+    length = der[position + 1]
+    start = position + 2
+    if length >= 0x80:
+        octets = length & 0x7F
+        length = int.from_bytes(der[start : start + octets])
+        start += octets
+    return start, start + length
+
+
+def pin_of_pem(data: bytes) -> Pin:
+    """Return the public-key pin of the one certificate, public key or private key in a PEM file (RFC 7468).
+
+    Raises:
+        ValueError: there is no such PEM block, more than one, or it cannot be read. No key material is quoted.
+    """
+    labels = [label.decode("ascii") for label in _PEM_LABEL.findall(data) if label != b"EC PARAMETERS"]
+    if not labels:
+        raise ValueError("no PEM block found: -----BEGIN CERTIFICATE----- or -----BEGIN PUBLIC KEY----- is expected")
+    if len(labels) > 1:
+        raise ValueError(f"the file holds {len(labels)} PEM blocks; keep the one certificate or key to pin")
+    label = labels[0]
+    if label == "CERTIFICATE":
+        read = _pin_of_certificate_pem
+    elif label.endswith("PUBLIC KEY"):
+        read = _pin_of_public_key_pem
+    elif label.endswith("PRIVATE KEY"):
+        read = _pin_of_private_key_pem
+    else:
+        raise ValueError(f"a PEM block {label} cannot be pinned; a certificate or a public key can")
+    try:
+        return read(data)
+    except TypeError:  # what cryptography raises where a password is needed
+        raise ValueError("the private key is encrypted; put its public half into a file and name that") from None
+    except (
+        ValueError,
+        UnsupportedAlgorithm,
+        x509.InvalidVersion,
+    ):  # messages not passed on: they may describe the key
+        raise ValueError(f"the PEM block {label} cannot be read: it is damaged or of an unknown kind") from None
+
+
+def _pin_of_certificate_pem(data: bytes) -> Pin:
+    return spki_pin(x509.load_pem_x509_certificate(data).public_bytes(Encoding.DER))
+
+
+def _pin_of_public_key_pem(data: bytes) -> Pin:
+    return _pin_of_key(load_pem_public_key(data))
+
+
+def _pin_of_private_key_pem(data: bytes) -> Pin:
+    return _pin_of_key(load_pem_private_key(data, password=None).public_key())
+
+
+def _pin_of_key(key: PublicKeyTypes) -> Pin:
+    return Pin("spki", hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest())
+
+
+def check_pins(pins: PinSet, verified_chain: Sequence[bytes], today: date) -> PinVerdict:
+    """Check a verified chain against pins.
+
+    Args:
+        pins: the rule's pins.
+        verified_chain: DER certificates, leaf to root, as verification accepted them.
+        today: the current day in UTC; the day in `expires` itself is still good.
+
+    Returns:
+        EXPIRED, whatever the chain, once the pins are past their day; MATCH if any certificate has one of the pins;
+        else MISMATCH, which includes an empty chain and certificates that cannot be read.
+    """
+    if pins.expires is not None and today > pins.expires:
+        return PinVerdict.EXPIRED
+    wanted = frozenset(pins.any_of)
+    for certificate_der in verified_chain:
+        try:
+            found = {spki_pin(certificate_der), certificate_pin(certificate_der)}
+        except ValueError:
+            continue
+        if wanted & found:
+            return PinVerdict.MATCH
+    return PinVerdict.MISMATCH
