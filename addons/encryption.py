@@ -17,6 +17,7 @@ from mitmproxy import http
 from addons.exchange import Exchange, Sessions
 from proxy.core import encodings, fields, jwe
 from proxy.core.decisions import Denied, Reason
+from proxy.core.jsontext import NotJson, find_spans
 from proxy.core.policy import FieldEntry
 
 _DIGESTS = ("content-digest", "repr-digest", "digest", "content-md5")
@@ -142,7 +143,12 @@ class Encryption:
             token = fields.token_of(value)
             if token is None:
                 raise Denied(Reason.DECRYPTION_FAILED, f"the value at {path} is no string holding a JWE")
-            return jwe.open_token(token, entry.keys, jwe.Place(host, path), self.today())
+            opened = jwe.open_token(token, entry.keys, jwe.Place(host, path), self.today())
+            try:
+                find_spans(opened, ())
+            except NotJson:  # the sender could otherwise put members beside the value
+                raise Denied(Reason.DECRYPTION_FAILED, f"what the value at {path} opens to is no JSON value") from None
+            return opened
 
         return open_value
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version
 
 import click
 
@@ -38,7 +37,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("overcoat"), prog_name="overcoat")
+@click.version_option(package_name="overcoat", prog_name="overcoat")
 def main() -> None:
     """Overcoat: a sidecar proxy that an unmodified app wears like a coat.
 

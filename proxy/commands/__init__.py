@@ -1,0 +1,1 @@
+"""The commands of `overcoat`, one module a group; heavy imports happen inside the functions."""

@@ -1,0 +1,73 @@
+"""`overcoat demo`: the main job on real connections, shown side by side and checked."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from proxy.commands.serve import fail
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from proxy.demo.cases import Case
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the cases as JSON.")
+def demo(as_json: bool) -> None:
+    """Show the main job: real TLS upstreams on loopback, the sidecar as a process, a client that knows HTTP_PROXY only.
+
+    Exits with 1 if any protection did not hold.
+
+    Example: overcoat demo
+    """
+    from rich.console import Console
+
+    from proxy.demo.cases import run_cases
+    from proxy.demo.sidecar import DemoFailed
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="overcoat-demo-") as directory:
+            cases = run_cases(Path(directory))
+    except DemoFailed as e:
+        raise fail(str(e)) from None
+    held = sum(not case.failures for case in cases)
+    if as_json:
+        rows = [{"case": case.title, "held": not case.failures, "failures": case.failures} for case in cases]
+        click.echo(json.dumps({"held": held, "of": len(cases), "cases": rows}, indent=1))
+    else:
+        show(cases, Console())
+    if held < len(cases):
+        raise click.exceptions.Exit(1)
+
+
+def show(cases: list[Case], console: Console) -> None:
+    """Print the cases side by side, and the verdict."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from proxy.demo.sidecar import client_name
+
+    console.print(f"\nOvercoat, shown with real TLS upstreams and {client_name()} (which knows only HTTP_PROXY)\n")
+    table = Table(show_lines=True, expand=True)
+    table.add_column("", width=2)
+    table.add_column("protection", ratio=2)
+    table.add_column("what the app sent", ratio=3)
+    table.add_column("what the upstream received", ratio=4, style="cyan")
+    table.add_column("what the app was told", ratio=3)
+    for case in cases:
+        mark = Text("✗", style="bold red") if case.failures else Text("✓", style="bold green")
+        title = Text(case.title, style="bold")
+        for failure in case.failures:
+            title.append(f"\n{failure}", style="red")
+        table.add_row(mark, title, Text(case.sent), Text(case.received), Text(case.told))
+    console.print(table)
+    held = sum(not case.failures for case in cases)
+    verdict = f"{held} of {len(cases)} protections held"
+    style = "bold green" if held == len(cases) else "bold red"
+    console.print(Text(f"\n{verdict}\n", style=style))

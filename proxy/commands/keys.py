@@ -1,0 +1,363 @@
+"""`overcoat keys`: make, convert, list and try out the keys of encrypted values.
+
+Rules of this module:
+
+- A key file is never overwritten, and is made with mode 0600 before a byte of it is written.
+- Secret key files that others may read are refused, as they are in a policy.
+- Values pass as the bytes they are; an error is one line on stderr, with nothing of a key or a value in it.
+- cryptography is imported where it is used, so that `--help` stays fast.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from functools import wraps
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from proxy.core.jwe import Place
+    from proxy.core.keys import Alg, Key, KeySet
+    from proxy.core.policy import Policy
+
+ALGORITHMS = ("ECDH-ES+A256KW", "RSA-OAEP-256", "A256KW")
+CURVES = ("P-256", "X25519")
+FORMATS = ("pem", "jwk")
+
+
+class Failed(click.ClickException):
+    """An error of the command's work, as against wrong use: one line, exit status 1."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the message the way every line of this command's errors looks."""
+        click.echo(f"error: {self.format_message()}", file=file, err=file is None)
+
+
+class BadPolicy(Failed):
+    """The policy has errors: each a line of its own, exit status 2."""
+
+    exit_code = 2
+
+
+@contextmanager
+def _failures(file: Path | None = None) -> Iterator[None]:
+    """Turn what can go wrong with keys, files and tokens into one line."""
+    from proxy.core.destinations import BadDestination  # noqa: PLC0415 - keeps --help fast
+    from proxy.core.jwe import JweError  # noqa: PLC0415 - keeps --help fast
+    from proxy.core.keys import BadKey  # noqa: PLC0415 - keeps --help fast
+    from proxy.keyfiles import KeyFileError  # noqa: PLC0415 - keeps --help fast
+
+    try:
+        yield
+    except BadKey as error:
+        raise Failed(f"{file}: {error}" if file else str(error)) from None
+    except BadDestination as error:
+        raise click.BadParameter(str(error), param_hint="--host") from None
+    except (KeyFileError, JweError) as error:
+        raise Failed(str(error)) from None
+    except FileExistsError as error:
+        raise Failed(f"{error.filename}: exists already, and keys are never overwritten") from None
+    except OSError as error:
+        raise Failed(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)) from None
+
+
+@click.group(short_help="Make, convert, list and try out keys.")
+def keys() -> None:
+    """Make, convert, list and try out the keys of encrypted values.
+
+    \b
+    Example:
+      overcoat keys new --kid pay-2026 --out pay-2026.pem
+      echo '"4111 1111"' | overcoat keys seal --key pay-2026.pub.pem --kid pay-2026 \\
+          --host api.pay.example --path '$.card.number'
+    """
+
+
+_alg_option = click.option("--alg", type=click.Choice(ALGORITHMS), help="The algorithm; else what the key's kind says.")
+_unsafe_option = click.option(
+    "--unsafe-key-permissions", "unsafe", is_flag=True, help="Read a secret key file although others can read it, too."
+)
+_policy_option = click.option("-p", "--policy", "policy", metavar="FILE", help="The policy file.")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Which key is meant, and which place: the options that `seal` and `open` share."""
+
+    file: Path | None
+    alg: str | None
+    kid: str | None
+    policy: str | None
+    set_name: str | None
+    host: str | None
+    path: str | None
+    unsafe: bool
+
+
+def _source_options(command: Callable[[Source], None]) -> Callable[..., None]:
+    """Add the options of a `Source`, and pass them on as one."""
+    options = (
+        click.option("--key", "file", type=click.Path(path_type=Path), metavar="FILE", help="A key file, PEM or JWK."),
+        _alg_option,
+        click.option("--kid", help="The key's name, where the file has none or it is not the thumbprint."),
+        _policy_option,
+        click.option("--set", "set_name", metavar="NAME", help="A key set of the policy, in place of --key."),
+        click.option("--host", help="The host that the value is bound to."),
+        click.option("--path", "path", metavar="'$.x'", help="Where in the body it stands, array indexes as *."),
+        _unsafe_option,
+    )
+
+    @wraps(command)
+    def with_source(**values: Any) -> None:
+        command(Source(**values))
+
+    decorated: Callable[..., None] = with_source
+    for option in reversed(options):
+        decorated = option(decorated)
+    return decorated
+
+
+@keys.command()
+@click.option("--alg", type=click.Choice(ALGORITHMS), default=ALGORITHMS[0], show_default=True)
+@click.option("--curve", type=click.Choice(CURVES), help="For ECDH-ES+A256KW; P-256 if not given.")
+@click.option("--kid", help="Its name in tokens and policies; the RFC 7638 thumbprint if not given.")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="pem, but jwk for A256KW, which has no PEM form.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="A new file; stdout if not given.")
+def new(
+    alg: str, curve: Literal["P-256", "X25519"] | None, kid: str | None, form: str | None, out: Path | None
+) -> None:
+    """Make a private or symmetric key, and its public half beside it.
+
+    \b
+    Example: overcoat keys new --kid pay-2026 --out pay-2026.pem
+    """
+    from proxy.core.keys import Alg, new_key  # noqa: PLC0415 - keeps --help fast
+    from proxy.keyfiles import create_file  # noqa: PLC0415 - keeps --help fast
+
+    if curve is not None and alg != Alg.ECDH_ES_A256KW:
+        raise click.UsageError(f"--curve is for {Alg.ECDH_ES_A256KW} only")
+    symmetric = alg == Alg.A256KW
+    if symmetric and form == "pem":
+        raise click.UsageError("a symmetric key has no PEM form; use --format jwk")
+    form = form or ("jwk" if symmetric else "pem")
+    with _failures():
+        key = new_key(Alg(alg), curve=curve or "P-256", kid=kid)
+        secret = _encode(key, form, private=True)
+        if out is None:
+            click.echo(secret, nl=False)
+            _explain(key, "FILE", None if symmetric else "FILE")
+            return
+        create_file(out, secret, mode=0o600)
+        if symmetric:
+            _explain(key, str(out), None)
+            return
+        public_file = out.with_name(f"{out.stem}.pub.{form}")
+        try:
+            create_file(public_file, _encode(key, form, private=False), mode=0o644)
+        except OSError:
+            out.unlink()  # made above, and of no use to anyone yet
+            raise
+        _explain(key, str(out), str(public_file))
+
+
+@keys.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(FORMATS), default="pem", show_default=True)
+@_alg_option
+@click.option("--kid", help="The name to write into a JWK.")
+@_unsafe_option
+def public(file: Path, form: str, alg: str | None, kid: str | None, unsafe: bool) -> None:
+    """Print the public half of the key in FILE.
+
+    \b
+    Example: overcoat keys public pay-2026.pem --format jwk --kid pay-2026
+    """
+    with _failures(file):
+        click.echo(_encode(_read_key(file, alg, kid, unsafe), form, private=False), nl=False)
+
+
+@keys.command("list")
+@_policy_option
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+def list_keys(policy: str | None, as_json: bool) -> None:
+    """List the keys of the policy.
+
+    \b
+    Example: overcoat keys list -p overcoat.yaml
+    """
+    with _failures():
+        loaded = _load_policy(policy)
+    today = _today()
+    rows = [_row(key_set, key, today) for key_set in loaded.keys.values() for key in (key_set.primary, *key_set.older)]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    titles = ("set", "alg", "kid", "role", "opens", "not after", "thumbprint")
+    table = [titles, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(titles))]
+    for line in table:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+@keys.command()
+@_source_options
+def seal(source: Source) -> None:
+    """Encrypt the JSON value on stdin, as Overcoat would at that place, and print the JWE.
+
+    \b
+    Example: echo '"4111"' | overcoat keys seal --key pay.pub.pem --kid pay --host api.pay.example --path '$.card'
+    """
+    from proxy.core.jsontext import NotJson, find_spans  # noqa: PLC0415 - keeps --help fast
+    from proxy.core.jwe import seal as seal_value  # noqa: PLC0415 - keeps --help fast
+    from proxy.core.keys import Bind  # noqa: PLC0415 - keeps --help fast
+
+    with _failures(source.file):
+        place = _place(source)
+        key_set = _key_set(source)
+        value = sys.stdin.buffer.read().removesuffix(b"\n")
+        try:
+            find_spans(value, [])
+        except NotJson as error:
+            raise Failed(f"stdin is no JSON value: {error}") from None
+        if key_set.primary.expired(_today()):
+            raise Failed(f"key {key_set.primary.kid} was good until {key_set.primary.not_after} and seals no more")
+        token = seal_value(value, key_set.primary, place)
+        if place is None and source.set_name is not None and key_set.bind is not Bind.NONE:
+            click.echo(f"note: without --host and --path, key set {source.set_name} opens this nowhere", err=True)
+    click.echo(token)
+
+
+@keys.command("open")
+@_source_options
+def open_value(source: Source) -> None:
+    """Decrypt the JWE on stdin, bare or as a JSON string, and print the exact bytes it holds.
+
+    Without --host and --path the place that it was sealed for is not checked.
+
+    \b
+    Example: overcoat keys open --key pay.pem --kid pay < token
+    """
+    from proxy.core.fields import token_of  # noqa: PLC0415 - keeps --help fast
+    from proxy.core.jwe import JweError, open_token  # noqa: PLC0415 - keeps --help fast
+
+    with _failures(source.file):
+        place = _place(source)
+        key_set = _key_set(source)
+        text = sys.stdin.buffer.read().strip()
+        token = token_of(text) if text.startswith(b'"') else text.decode("ascii", "replace")
+        if token is None:
+            raise Failed("stdin holds neither a JWE nor a JSON string with one")
+        try:
+            plaintext = open_token(token, key_set, place, _today())
+        except JweError as error:
+            unnamed = source.kid is None and source.file is not None and "kid" in str(error)
+            hint = "; --kid NAME says what the key in the file is called" if unnamed else ""
+            raise Failed(f"{error}{hint}") from None
+    click.echo(plaintext, nl=False)
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
+
+
+def _encode(key: Key, form: str, *, private: bool) -> bytes:
+    from proxy.core.keys import to_jwk, to_pem  # noqa: PLC0415 - keeps --help fast
+
+    if form == "jwk":
+        return json.dumps(to_jwk(key, private=private), indent=1).encode("ascii") + b"\n"
+    return to_pem(key, private=private)
+
+
+def _explain(key: Key, secret_file: str, public_file: str | None) -> None:
+    """Say on stderr what to put into which policy; YAML reads JSON's quoted strings."""
+
+    def entry(file: str) -> str:
+        return f"{{kid: {json.dumps(key.kid)}, file: {json.dumps(file)}}}"
+
+    click.echo(f"kid: {key.kid}", err=True)
+    click.echo(
+        f"# In the policy, where values are {'encrypted' if public_file else 'encrypted or decrypted'}:", err=True
+    )
+    click.echo(f"keys:\n  NAME:\n    alg: {key.alg}\n    primary: {entry(public_file or secret_file)}", err=True)
+    if public_file:
+        click.echo(f"# and only where they are decrypted:\n#   primary: {entry(secret_file)}", err=True)
+
+
+def _read_key(file: Path, alg: str | None, kid: str | None, unsafe: bool) -> Key:
+    from proxy.core.keys import Alg, alg_for, load_key  # noqa: PLC0415 - keeps --help fast
+    from proxy.keyfiles import read_key_file  # noqa: PLC0415 - keeps --help fast
+
+    data = read_key_file(file, unsafe_permissions=unsafe)
+    chosen: Alg = Alg(alg) if alg else alg_for(data)
+    return load_key(data, alg=chosen, kid=kid)
+
+
+def _load_policy(option: str | None) -> Policy:
+    from proxy.config import PolicyErrors, find_policy, load_policy  # noqa: PLC0415 - keeps --help fast
+
+    try:
+        return load_policy(find_policy(option, os.environ), os.environ)
+    except PolicyErrors as errors:
+        raise BadPolicy("\nerror: ".join(map(str, errors.errors))) from None
+
+
+def _key_set(source: Source) -> KeySet:
+    """Return the policy's key set, or one made of the key in the file."""
+    from proxy.core.keys import KeySet  # noqa: PLC0415 - keeps --help fast
+
+    if source.file is not None and source.set_name is None:
+        if source.policy is not None:
+            raise click.UsageError("--policy goes with --set, not with --key")
+        key = _read_key(source.file, source.alg, source.kid, source.unsafe)
+        return KeySet("--key", key.alg, key)
+    if source.set_name is None or source.file is not None:
+        raise click.UsageError("give either --key FILE, or --set NAME for a key set of the policy")
+    if source.alg is not None or source.kid is not None or source.unsafe:
+        raise click.UsageError("--alg, --kid and --unsafe-key-permissions go with --key; the policy has its own")
+    loaded = _load_policy(source.policy)
+    if source.set_name not in loaded.keys:
+        known = ", ".join(loaded.keys) or "none"
+        raise Failed(f"the policy ({loaded.source}) has no key set {source.set_name}; it has: {known}")
+    return loaded.keys[source.set_name]
+
+
+def _place(source: Source) -> Place | None:
+    from proxy.core.destinations import canonical_host  # noqa: PLC0415 - keeps --help fast
+    from proxy.core.jwe import Place  # noqa: PLC0415 - keeps --help fast
+
+    if source.host is None and source.path is None:
+        return None
+    if source.host is None or source.path is None:
+        raise click.UsageError("--host and --path go together")
+    if not source.path.startswith("$"):
+        raise click.BadParameter("a place starts with $, as in '$.items[*].secret'", param_hint="--path")
+    return Place(canonical_host(source.host), source.path)
+
+
+def _row(key_set: KeySet, key: Key, today: date) -> dict[str, str | bool | None]:
+    from proxy.core.keys import thumbprint  # noqa: PLC0415 - keeps --help fast
+
+    return {
+        "set": key_set.name,
+        "alg": key.alg.value,
+        "kid": key.kid,
+        "role": "primary" if key is key_set.primary else "older",
+        "can_open": key.can_open,
+        "not_after": key.not_after.isoformat() if key.not_after else None,
+        "expired": key.expired(today),
+        "thumbprint": thumbprint(key),
+    }
+
+
+def _cells(row: dict[str, str | bool | None]) -> tuple[str, ...]:
+    last_day = f"{row['not_after'] or '-'}{' (expired)' if row['expired'] else ''}"
+    opens = "yes" if row["can_open"] else "no"
+    return (*(str(row[name]) for name in ("set", "alg", "kid", "role")), opens, last_day, str(row["thumbprint"]))
