@@ -36,7 +36,7 @@ class Upstream:
     denied: Denied | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Exchange:
     """One request on its way through the pipeline.
 
@@ -128,11 +128,22 @@ class Session:
     client: str
     connect: Exchange | None = None
     upstreams: dict[str, Upstream] = field(default_factory=dict)
-    unfinished: list[Exchange] = field(default_factory=list)
+    unfinished: set[Exchange] = field(default_factory=set)
     requests: int = 0
     sent: int = 0
     received: int = 0
     client_tls_error: str | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way. The CONNECT of an inspected connection is not: its requests count."""
+        return all(
+            exchange is self.connect
+            and exchange.decision is not None
+            and exchange.decision.action is Action.INSPECT
+            and not exchange.observing
+            for exchange in self.unfinished
+        )
 
 
 class Sessions:
@@ -167,7 +178,7 @@ class Sessions:
         path, _, _ = flow.request.path.partition("?")
         exchange = Exchange(session.policy, session.client, flow.request.method, path)
         flow.metadata[_KEY] = exchange
-        session.unfinished.append(exchange)
+        session.unfinished.add(exchange)
         if flow.request.method == "CONNECT":
             exchange.path = ""
             session.connect = exchange

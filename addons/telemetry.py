@@ -96,16 +96,20 @@ class Telemetry:
         if flow.response is not None:
             held = flow.response.data.content
             exchange.bytes_received = exchange.bytes_received or len(held or b"")
-            self.finish(exchange, flow.response.status_code, flow)
+            self._close(flow, flow.response.status_code)
 
     def error(self, flow: http.HTTPFlow) -> None:
         """Close the books on a request that ended without a whole response."""
-        self.finish(self.sessions.exchange(flow), None, flow)
+        self._close(flow, None)
 
     def http_connect_error(self, flow: http.HTTPFlow) -> None:
         """Close the books on a refused CONNECT."""
-        status = flow.response.status_code if flow.response else None
-        self.finish(self.sessions.exchange(flow), status, flow)
+        self._close(flow, flow.response.status_code if flow.response else None)
+
+    def _close(self, flow: http.HTTPFlow, status: int | None) -> None:
+        exchange = self.sessions.exchange(flow)
+        self.finish(exchange, status, flow)
+        self.sessions.of(flow.client_conn).unfinished.discard(exchange)
 
     def tls_failed_client(self, data: tls.TlsData) -> None:
         """Remember that the app did not accept our certificate."""

@@ -48,13 +48,14 @@ def demo(as_json: bool) -> None:
 
 def show(cases: list[Case], console: Console) -> None:
     """Print the cases side by side, and the verdict."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     from proxy.demo.sidecar import client_name
 
     console.print(f"\nOvercoat, shown with real TLS upstreams and {client_name()} (which knows only HTTP_PROXY)\n")
-    table = Table(show_lines=True, expand=True)
+    table = Table(show_lines=True, expand=True, box=box.HORIZONTALS)
     table.add_column("", width=2)
     table.add_column("protection", ratio=2)
     table.add_column("what the app sent", ratio=3)

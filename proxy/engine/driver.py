@@ -141,8 +141,8 @@ class Driver:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request is under way (tunnels and upgraded connections count as one for as long as they last)."""
-        return not self.layer.streams
+        """Whether no request is under way (a tunnel counts as one for as long as it lasts)."""
+        return self.session.is_idle
 
     def drain(self) -> None:
         """Close as soon as no request is under way."""

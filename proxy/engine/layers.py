@@ -153,6 +153,12 @@ class ProxyLayer(http_layers.HttpLayer):
         if isinstance(event, events.Start) and self.context.client.alpn != b"h2":
             # HttpLayer takes the connection layer that stands here in place of its own.
             self.connections[self.context.client] = Http1App(self.context.fork(), self.mode, self._line)
+        if (
+            isinstance(event, events.ConnectionClosed)
+            and event.connection not in self.connections
+            and event.connection is not self.context.server
+        ):
+            return  # the end of a connection that was forgotten already
         yield from super()._handle_event(event)
 
     def make_stream(self, stream_id: int) -> Commands:
@@ -166,6 +172,7 @@ class ProxyLayer(http_layers.HttpLayer):
         assert isinstance(stream, Stream)
         exchange = self._line.sessions.exchange(stream.flow)
         upstreams = self._line.sessions.of(self.context.client).upstreams
+        self._forget_closed(upstreams)
         for server in self.connections:
             if event.connection_spec_matches(server):
                 upstream = upstreams.get(server.id)
@@ -181,6 +188,17 @@ class ProxyLayer(http_layers.HttpLayer):
                     exchange.upstream = upstreams.setdefault(server.id, Upstream(exchange.rule))
             before = set(self.connections)
             yield command
+
+    def _forget_closed(self, upstreams: dict[str, Upstream]) -> None:
+        """Drop connections that are over. mitmproxy keeps them, and gives the error of a failed one again and again."""
+        for server in list(self.connections):
+            if (
+                isinstance(server, connection.Server)
+                and server.state is connection.ConnectionState.CLOSED
+                and server not in self.waiting_for_establishment
+            ):
+                del self.connections[server]
+                upstreams.pop(server.id, None)
 
 
 class Stream(http_layers.HttpStream):

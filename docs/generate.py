@@ -1,0 +1,128 @@
+"""Writes the tables of these docs that the code knows best: reason codes, metrics, keys of the policy file.
+
+Rules of this module:
+
+- A table stands between `<!-- generated: NAME -->` and `<!-- end -->`; everything else is a person's and stays.
+- What is written depends on the code alone, so that a second run changes nothing.
+- A missing, doubled or unknown marker is an error: a table that nobody updates is worse than none.
+
+`python docs/generate.py` writes; with `--check` it writes nothing, names the files that are stale and exits with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics import MetricWrapperBase
+
+from addons.telemetry import Metrics
+from proxy.core.decisions import Action, Reason
+from proxy.model import policy_table
+
+DOCS = Path(__file__).resolve().parent
+
+_REGION = re.compile(
+    r"(?P<start><!-- generated: (?P<name>[a-z-]+) -->\n)(?P<table>.*?)(?P<end><!-- end -->)", re.DOTALL
+)
+_MARKER = re.compile(r"<!-- (?:generated: [a-z-]+|end) -->")
+_EXPOSED_AS = {"counter": "{}_total", "histogram": "{}_bucket, {}_sum, {}_count"}
+
+
+class BadMarkers(Exception):
+    """The markers of a file do not fit the tables there are. The message names the file and what is wrong."""
+
+
+def reasons_table() -> str:
+    """Return the table of reason codes, in the order of the enum."""
+    rows = [
+        (f"`{reason.code}`", str(reason.status), f"`{reason.proxy_error}`", f"{reason.title}. {reason.meaning}")
+        for reason in Reason
+    ]
+    return _table(("reason", "status", "`Proxy-Status` error", "meaning"), rows)
+
+
+def metrics_table() -> str:
+    """Return the table of metrics, with the names that a scrape shows."""
+    collectors = vars(Metrics(CollectorRegistry())).values()
+    rows = []
+    for collector in collectors:
+        if isinstance(collector, MetricWrapperBase):
+            (family,) = collector.describe()
+            names = _EXPOSED_AS.get(family.type, "{}").replace("{}", family.name)
+            labels = collector._labelnames  # prometheus-client has no public way to ask
+            rows.append((_codes(names.split(", ")), family.type, _codes(labels) or "–", family.documentation))
+    return _table(("metric", "type", "labels", "meaning"), rows)
+
+
+def actions_table() -> str:
+    """Return the list of actions that decision lines and metrics name."""
+    return ", ".join(f"`{action.value}`" for action in Action) + "\n"
+
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "reasons": ("reasons.md", reasons_table),
+    "metrics": ("metrics.md", metrics_table),
+    "actions": ("metrics.md", actions_table),
+    "policy": ("policy.md", policy_table),
+}
+
+
+def _codes(words: Sequence[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def renewed(name: str, text: str) -> str:
+    """Return a file's text with its tables as they should be.
+
+    Args:
+        name: the file's name in this folder.
+        text: its text now.
+
+    Raises:
+        BadMarkers: it lacks a table that belongs there, has one twice, or has one that does not belong there.
+    """
+    expected = sorted(table for table, (file, _) in TABLES.items() if file == name)
+    found = sorted(match["name"] for match in _REGION.finditer(text))
+    if found != expected or len(_MARKER.findall(text)) != 2 * len(expected):
+        raise BadMarkers(f"docs/{name}: the generated tables must be {expected}, each once and closed; found {found}")
+    return _REGION.sub(lambda match: f"{match['start']}\n{TABLES[match['name']][1]()}\n{match['end']}", text)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write or check the tables, and return the exit status."""
+    parser = argparse.ArgumentParser(description="Write the generated tables of docs/.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is stale")
+    check = parser.parse_args(arguments).check
+    status = 0
+    for name in sorted({file for file, _ in TABLES.values()}):
+        path = DOCS / name
+        try:
+            before = path.read_text("utf-8")
+            after = renewed(name, before)
+        except (OSError, BadMarkers) as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 1
+            continue
+        if before == after:
+            continue
+        if check:
+            print(f"stale: docs/{name}; python docs/generate.py writes it anew", file=sys.stderr)
+            status = 1
+        else:
+            path.write_text(after, "utf-8")
+            print(f"wrote docs/{name}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
