@@ -76,6 +76,9 @@ class Encryption:
         except Denied as denied:
             exchange.deny(flow, denied)
             return
+        except jwe.JweError:  # the one thing that can go wrong in sealing
+            exchange.deny(flow, body_too_large(exchange))
+            return
         exchange.fields_encrypted = count
         exchange.bytes_sent = len(protected)
         _replace_body(flow.request, protected)

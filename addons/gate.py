@@ -97,8 +97,9 @@ def _check_host(flow: http.HTTPFlow, destination: Destination, default_port: int
         Denied: BAD_REQUEST if a value is malformed, HOST_MISMATCH if it names another destination.
     """
     names = flow.request.headers.get_all("host")
-    if flow.request.is_http2 and flow.request.authority:
-        names.append(flow.request.authority)
+    if flow.request.data.authority:
+        # `:authority`, or an absolute-form target inside CONNECT. Not by the property, which decodes A-labels.
+        names.append(flow.request.data.authority.decode("ascii", "replace"))
     for name in names:
         try:
             named = parse_authority(name, default_port)

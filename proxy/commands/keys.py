@@ -50,10 +50,10 @@ class BadPolicy(Failed):
 @contextmanager
 def _failures(file: Path | None = None) -> Iterator[None]:
     """Turn what can go wrong with keys, files and tokens into one line."""
-    from proxy.core.destinations import BadDestination  # noqa: PLC0415 - keeps --help fast
-    from proxy.core.jwe import JweError  # noqa: PLC0415 - keeps --help fast
-    from proxy.core.keys import BadKey  # noqa: PLC0415 - keeps --help fast
-    from proxy.keyfiles import KeyFileError  # noqa: PLC0415 - keeps --help fast
+    from proxy.core.destinations import BadDestination
+    from proxy.core.jwe import JweError
+    from proxy.core.keys import BadKey
+    from proxy.keyfiles import KeyFileError
 
     try:
         yield
@@ -139,8 +139,8 @@ def new(
     \b
     Example: overcoat keys new --kid pay-2026 --out pay-2026.pem
     """
-    from proxy.core.keys import Alg, new_key  # noqa: PLC0415 - keeps --help fast
-    from proxy.keyfiles import create_file  # noqa: PLC0415 - keeps --help fast
+    from proxy.core.keys import Alg, new_key
+    from proxy.keyfiles import create_file
 
     if curve is not None and alg != Alg.ECDH_ES_A256KW:
         raise click.UsageError(f"--curve is for {Alg.ECDH_ES_A256KW} only")
@@ -215,9 +215,9 @@ def seal(source: Source) -> None:
     \b
     Example: echo '"4111"' | overcoat keys seal --key pay.pub.pem --kid pay --host api.pay.example --path '$.card'
     """
-    from proxy.core.jsontext import NotJson, find_spans  # noqa: PLC0415 - keeps --help fast
-    from proxy.core.jwe import seal as seal_value  # noqa: PLC0415 - keeps --help fast
-    from proxy.core.keys import Bind  # noqa: PLC0415 - keeps --help fast
+    from proxy.core.jsontext import NotJson, find_spans
+    from proxy.core.jwe import seal as seal_value
+    from proxy.core.keys import Bind
 
     with _failures(source.file):
         place = _place(source)
@@ -245,8 +245,8 @@ def open_value(source: Source) -> None:
     \b
     Example: overcoat keys open --key pay.pem --kid pay < token
     """
-    from proxy.core.fields import token_of  # noqa: PLC0415 - keeps --help fast
-    from proxy.core.jwe import JweError, open_token  # noqa: PLC0415 - keeps --help fast
+    from proxy.core.fields import token_of
+    from proxy.core.jwe import JweError, open_token
 
     with _failures(source.file):
         place = _place(source)
@@ -269,7 +269,7 @@ def _today() -> date:
 
 
 def _encode(key: Key, form: str, *, private: bool) -> bytes:
-    from proxy.core.keys import to_jwk, to_pem  # noqa: PLC0415 - keeps --help fast
+    from proxy.core.keys import to_jwk, to_pem
 
     if form == "jwk":
         return json.dumps(to_jwk(key, private=private), indent=1).encode("ascii") + b"\n"
@@ -292,8 +292,8 @@ def _explain(key: Key, secret_file: str, public_file: str | None) -> None:
 
 
 def _read_key(file: Path, alg: str | None, kid: str | None, unsafe: bool) -> Key:
-    from proxy.core.keys import Alg, alg_for, load_key  # noqa: PLC0415 - keeps --help fast
-    from proxy.keyfiles import read_key_file  # noqa: PLC0415 - keeps --help fast
+    from proxy.core.keys import Alg, alg_for, load_key
+    from proxy.keyfiles import read_key_file
 
     data = read_key_file(file, unsafe_permissions=unsafe)
     chosen: Alg = Alg(alg) if alg else alg_for(data)
@@ -301,7 +301,7 @@ def _read_key(file: Path, alg: str | None, kid: str | None, unsafe: bool) -> Key
 
 
 def _load_policy(option: str | None) -> Policy:
-    from proxy.config import PolicyErrors, find_policy, load_policy  # noqa: PLC0415 - keeps --help fast
+    from proxy.config import PolicyErrors, find_policy, load_policy
 
     try:
         return load_policy(find_policy(option, os.environ), os.environ)
@@ -311,7 +311,7 @@ def _load_policy(option: str | None) -> Policy:
 
 def _key_set(source: Source) -> KeySet:
     """Return the policy's key set, or one made of the key in the file."""
-    from proxy.core.keys import KeySet  # noqa: PLC0415 - keeps --help fast
+    from proxy.core.keys import KeySet
 
     if source.file is not None and source.set_name is None:
         if source.policy is not None:
@@ -330,8 +330,8 @@ def _key_set(source: Source) -> KeySet:
 
 
 def _place(source: Source) -> Place | None:
-    from proxy.core.destinations import canonical_host  # noqa: PLC0415 - keeps --help fast
-    from proxy.core.jwe import Place  # noqa: PLC0415 - keeps --help fast
+    from proxy.core.destinations import canonical_host
+    from proxy.core.jwe import Place
 
     if source.host is None and source.path is None:
         return None
@@ -343,7 +343,7 @@ def _place(source: Source) -> Place | None:
 
 
 def _row(key_set: KeySet, key: Key, today: date) -> dict[str, str | bool | None]:
-    from proxy.core.keys import thumbprint  # noqa: PLC0415 - keeps --help fast
+    from proxy.core.keys import thumbprint
 
     return {
         "set": key_set.name,

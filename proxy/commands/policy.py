@@ -290,6 +290,14 @@ class Explanation:
     places: list[dict[str, str]] | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    path: str
+    body: bytes | None
+    today: date
+
+
 @click.command()
 @_policy_option
 @click.option("-X", "--request", "method", metavar="METHOD", help="The method; GET, or POST with --body.")
@@ -315,11 +323,9 @@ def explain(option: str | None, method: str | None, body: Path | None, as_json: 
     except (BadDestination, ValueError) as error:
         raise click.BadParameter(str(error), param_hint="URL") from None
     policy = _load(option, as_json=as_json)
-    text = _read_body(body) if body else None
     method = method or ("POST" if body else "GET")
-    explanations = [
-        _explain(policy, scheme, destination, method, path, text, _today()) for scheme, destination in requests
-    ]
+    request = _Request(method, path, _read_body(body) if body else None, _today())
+    explanations = [_explain(policy, scheme, destination, request) for scheme, destination in requests]
     if as_json:
         answer = {"mode": policy.mode.value, "method": method, "requests": [asdict(item) for item in explanations]}
         click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
@@ -349,29 +355,22 @@ def _read_body(file: Path) -> bytes:
     return text
 
 
-def _explain(
-    policy: Policy, scheme: str, asked: Destination, method: str, path: str, body: bytes | None, today: date
-) -> Explanation:
+def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request) -> Explanation:
     decide = decide_plain_http if scheme == "http" else decide_https
     rule, decision = decide(policy, asked)
     denied = [decision.denied.reason.code] if decision.denied else []
     opened = rule if decision.action not in (Action.DENY, Action.TUNNEL) else None
-    encrypt = [entry for entry in opened.encrypt if entry.when.applies(method, path)] if opened else []
-    decrypt = [entry for entry in opened.decrypt if entry.when.applies(method, path)] if opened else []
-    other = (
-        [entry for entry in (*opened.encrypt, *opened.decrypt) if not entry.when.applies(method, path)]
-        if opened
-        else []
-    )
+    encrypt, not_encrypt = _split(opened.encrypt if opened else (), request)
+    decrypt, not_decrypt = _split(opened.decrypt if opened else (), request)
     pins = opened.pins if opened else None
-    if pins and pins.expires and today > pins.expires:
+    if pins and pins.expires and request.today > pins.expires:
         denied.append(Reason.PINS_EXPIRED.code)
-    if any(entry.keys.primary.expired(today) for entry in encrypt):
+    if any(entry.keys.primary.expired(request.today) for entry in encrypt):
         denied.append(Reason.KEY_UNAVAILABLE.code)
     places = None
-    if body is not None and opened is not None:
+    if request.body is not None and opened is not None:
         try:
-            places = _places(encrypt, body)
+            places = _places(encrypt, request.body)
         except Denied as refused:
             denied.append(refused.reason.code)
     return Explanation(
@@ -386,9 +385,15 @@ def _explain(
         pins_expire=pins.expires.isoformat() if pins and pins.expires else None,
         encrypt=[_entry_summary(entry) for entry in encrypt],
         decrypt=[_entry_summary(entry) for entry in decrypt],
-        other_entries=[_entry_summary(entry) for entry in other],
+        other_entries=[_entry_summary(entry) for entry in (*not_encrypt, *not_decrypt)],
         places=places,
     )
+
+
+def _split(entries: Sequence[FieldEntry], request: _Request) -> tuple[list[FieldEntry], list[FieldEntry]]:
+    """Return the entries that apply to a request, and those that don't."""
+    applying = [entry for entry in entries if entry.when.applies(request.method, request.path)]
+    return applying, [entry for entry in entries if entry not in applying]
 
 
 def _places(entries: Sequence[FieldEntry], body: bytes) -> list[dict[str, str]]:

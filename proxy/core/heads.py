@@ -14,11 +14,25 @@ import re
 from proxy.core.decisions import Denied, Reason
 
 MAX_HEAD_BYTES = 64 * 1024
+BAD_REQUEST_LINE = "the request line is not `METHOD target HTTP/1.x` with single spaces and visible ASCII characters"
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/1\.([01])")
+_TOKEN_START = re.compile(_TOKEN)
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
-_DIGITS = re.compile(rb"[0-9]{1,18}")
+_LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")  # a leading zero is octal to some readers
+
+
+def can_become_a_head(data: bytes) -> bool:
+    """Tell whether a request head may still come of these first bytes, so that another protocol is answered at once.
+
+    Args:
+        data: the first bytes of what should be a request, at least one.
+    """
+    line, end, _ = data.partition(b"\r\n")
+    if end:
+        return _REQUEST_LINE.fullmatch(line) is not None
+    return _TOKEN_START.match(data) is not None and b"\n" not in data
 
 
 def check_request_head(head: bytes) -> None:
@@ -33,10 +47,7 @@ def check_request_head(head: bytes) -> None:
     lines = head[:-4].split(b"\r\n")
     request_line = _REQUEST_LINE.fullmatch(lines[0])
     if request_line is None:
-        raise Denied(
-            Reason.BAD_REQUEST,
-            "the request line is not `METHOD target HTTP/1.x` with single spaces and visible ASCII characters",
-        )
+        raise Denied(Reason.BAD_REQUEST, BAD_REQUEST_LINE)
     target, is_http11 = request_line[2], request_line[3] == b"1"
     if b"#" in target:
         raise Denied(Reason.BAD_REQUEST, "the request target has a fragment (RFC 9112, section 3.2)")
@@ -78,8 +89,8 @@ def _check_framing(lengths: list[bytes], codings: list[bytes], is_http11: bool) 
         raise Denied(Reason.BAD_REQUEST, "both Content-Length and Transfer-Encoding are given (RFC 9112, section 6.1)")
     if len(lengths) > 1 or len(codings) > 1:
         raise Denied(Reason.BAD_REQUEST, "the length of the body is given more than once (RFC 9112, section 6.3)")
-    if lengths and not _DIGITS.fullmatch(lengths[0]):
-        raise Denied(Reason.BAD_REQUEST, "Content-Length is not a decimal number (RFC 9110, section 8.6)")
+    if lengths and not _LENGTH.fullmatch(lengths[0]):
+        raise Denied(Reason.BAD_REQUEST, "Content-Length is not a plain decimal number (RFC 9110, section 8.6)")
     if codings and (codings[0].lower() != b"chunked" or not is_http11):
         raise Denied(
             Reason.BAD_REQUEST, "the only Transfer-Encoding that passes is chunked, in HTTP/1.1 (RFC 9112, section 6.1)"

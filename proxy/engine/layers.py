@@ -31,9 +31,9 @@ from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Server, make_bo
 from addons.encryption import body_too_large
 from addons.exchange import Exchange, Sessions, Upstream, problem_response
 from proxy.core.decisions import Action, Denied, Reason
-from proxy.core.destinations import BadDestination, canonical_host
-from proxy.core.heads import MAX_HEAD_BYTES, check_request_head
-from proxy.core.policy import HTTP_PORT
+from proxy.core.destinations import BadDestination, canonical_host, parse_authority
+from proxy.core.heads import BAD_REQUEST_LINE, MAX_HEAD_BYTES, can_become_a_head, check_request_head
+from proxy.core.policy import HTTP_PORT, HTTPS_PORT
 from proxy.engine.sniffing import Heard, Speech, listen
 
 Commands = layer.CommandGenerator[None]
@@ -359,16 +359,18 @@ class Http1App(Http1Server):
         if not isinstance(event, events.DataReceived):
             yield from super().read_headers(event)
             return
-        buffered = bytes(self.buf)
-        if buffered.startswith(b"\r\n"):  # RFC 9112, section 2.2: an empty line before a request is passed over
+        while self.buf and bytes(self.buf).startswith(b"\r\n"):  # RFC 9112, section 2.2: passed over before a request
             self.buf.maybe_extract_at_most(2)
-            yield from self.read_headers(event)
+        buffered = bytes(self.buf)
+        if buffered in (b"", b"\r"):
             return
         end = _HEAD_END.search(buffered)
         try:
             if end is None:
                 if len(buffered) > MAX_HEAD_BYTES:
                     raise Denied(Reason.HEADERS_TOO_LARGE, f"the head is longer than {MAX_HEAD_BYTES} bytes")
+                if not can_become_a_head(buffered):
+                    raise Denied(Reason.BAD_REQUEST, BAD_REQUEST_LINE)
                 return
             head = buffered[: end.end()]
             self.buf.maybe_extract_at_most(len(head))
@@ -392,6 +394,8 @@ class Http1App(Http1Server):
         lines = head[:-4].split(b"\r\n")
         try:
             request = http1.read_request_head(lines)
+            if self._mode is http_layers.HTTPMode.regular and request.data.authority:
+                _read_authority(request)
         except ValueError:
             raise Denied(
                 Reason.BAD_REQUEST,
@@ -467,6 +471,17 @@ def _without_trailers(side: Http1App | Http1Upstream, reading: Commands, end_of_
         yield ReceiveHttp(end_of_message(side.stream_id))
         is_request = isinstance(side, Http1App)
         yield from side.mark_done(request=is_request, response=not is_request)
+
+
+def _read_authority(request: http.Request) -> None:
+    """Read the target's authority anew: mitmproxy takes port 0 for none, and decodes A-labels.
+
+    Raises:
+        ValueError: it is not valid.
+    """
+    default_port = {b"http": HTTP_PORT, b"https": HTTPS_PORT, b"": None}[request.data.scheme]
+    destination = parse_authority(request.data.authority.decode("ascii"), default_port)
+    request.data.host, request.data.port = destination.host, destination.port
 
 
 def _closing_response(denied: Denied) -> bytes:

@@ -1,0 +1,290 @@
+"""The policy file to a `Policy`: every error of a file in one run, each with its place and what would be right.
+
+Rules of this module:
+
+- Text (`proxy.yamltext`), then the model (`proxy.model`), then what takes several values or other files to judge. A
+  later step goes on with whatever an earlier one could use, so that one run reports all it can find.
+- Nothing that is wrong becomes a default: a policy is complete and right, or it is refused.
+- Environment variables override the file, and flags override both; what they say is checked in the same way.
+- Key material is read here once, and no message quotes it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from proxy.core.policy import Listener, Mode, Policy
+from proxy.model import PolicyFile, Section
+from proxy.policybuild import Builder
+from proxy.policyvalues import parse_admin, parse_listener
+from proxy.yamltext import MAX_BYTES, UNUSABLE, Document, Problem, Steps, path_text, read_yaml, shown
+
+DEFAULT_FILE = Path("overcoat.yaml")
+
+_KINDS: tuple[tuple[type, str], ...] = (
+    (bool, "true or false"),
+    (int, "a number"),
+    (date, "a date"),
+    (str, "text"),
+    (list, "a list"),
+    (dict, "a mapping"),
+)
+_EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyError:
+    """One thing that is wrong with a policy.
+
+    Attributes:
+        file: the policy file as it was named, or "" where an environment variable or a flag is meant.
+        line: from 1; 0 where the error is about no place in a file.
+        column: from 1; 0 as above.
+        path: where in the policy, as `rules[0].pins.any_of[1]`, or the variable or flag.
+        message: what is wrong and what would be right.
+    """
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return ": ".join(part for part in (place, self.path, self.message) if part)
+
+
+class PolicyErrors(Exception):
+    """A policy that is refused.
+
+    Attributes:
+        errors: everything that is wrong with it, in the order of the file.
+    """
+
+    def __init__(self, errors: Iterable[PolicyError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__("\n".join(str(error) for error in self.errors))
+
+
+def find_policy(option: str | None, env: Mapping[str, str]) -> Path | None:
+    """Return the policy file to read: the option, else `$OVERCOAT_POLICY`, else `./overcoat.yaml` if it exists.
+
+    Returns:
+        The file, which need not exist where it was named, or None for the built-in default.
+
+    Raises:
+        PolicyErrors: a name was given, and it is empty.
+    """
+    for label, name in (("--policy", option), ("OVERCOAT_POLICY", env.get("OVERCOAT_POLICY"))):
+        if name == "":
+            raise PolicyErrors([PolicyError("", 0, 0, label, "the name of the policy file is empty")])
+        if name is not None:
+            return Path(name)
+    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+
+
+def load_policy(path: Path | None, env: Mapping[str, str], overrides: Mapping[str, str] | None = None) -> Policy:
+    """Read a policy file, and every key and pin file that it names.
+
+    Args:
+        path: the file, or None for the built-in default (what config/default.yaml says).
+        env: the environment: `OVERCOAT_LISTEN`, `OVERCOAT_ADMIN`, `OVERCOAT_MODE`, and what `{env: NAME}` refers to.
+        overrides: `listen`, `admin` and `mode` from the command line; they win over the environment.
+
+    Returns:
+        The complete policy.
+
+    Raises:
+        PolicyErrors: it cannot be read, or something in it is wrong.
+    """
+    file = "" if path is None else str(path)
+    document = Document(data={"version": 1}) if path is None else read_yaml(_read(path), frozenset({("admin",)}))
+    problems = list(document.problems)
+    policy: Policy | None = None
+    if document.data is not UNUSABLE:
+        problems += _model_problems(document)
+        builder = Builder(document, path.parent if path else Path(), env)
+        policy = replace(builder.build(), source=str(path) if path else "built-in")
+        problems += builder.problems
+    problems.sort(key=lambda problem: (problem.line, problem.column))
+    errors = [PolicyError(file, p.line, p.column, path_text(p.steps), p.message) for p in problems]
+    if policy is None:
+        raise PolicyErrors(errors)
+    return _overridden(policy, _override_texts(env, overrides or {}), errors)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        message = f"the policy cannot be read: {error.strerror}"
+        raise PolicyErrors([PolicyError(str(path), 0, 0, "", message)]) from None
+
+
+def _override_texts(env: Mapping[str, str], overrides: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return what overrides the file: for `listen`, `admin` and `mode`, where it was said and what."""
+    texts = {}
+    for name in ("listen", "admin", "mode"):
+        variable = f"OVERCOAT_{name.upper()}"
+        if name in overrides:
+            texts[name] = (f"--{name}", overrides[name])
+        elif variable in env:
+            texts[name] = (variable, env[variable])
+    return texts
+
+
+def _overridden(policy: Policy, texts: Mapping[str, tuple[str, str]], errors: list[PolicyError]) -> Policy:
+    """Apply the overrides and give the policy out, if nothing is wrong with it or with them."""
+    file = "" if policy.source == "built-in" else policy.source
+    for name, (label, text) in texts.items():
+        try:
+            if name == "listen":
+                policy = replace(policy, listen=tuple(parse_listener(part.strip()) for part in text.split(",")))
+            elif name == "admin":
+                policy = replace(policy, admin=None if text == "off" else _parse_admin(text))
+            else:
+                policy = replace(policy, mode=_parse_mode(text))
+        except ValueError as error:
+            errors.append(PolicyError("", 0, 0, label, str(error)))
+    seen: set[Listener] = set()
+    for listener in (*policy.listen, *((policy.admin,) if policy.admin else ())):
+        if listener.port and listener in seen:
+            where = " and ".join(dict.fromkeys(texts[name][0] for name in ("listen", "admin") if name in texts))
+            message = f"{str(listener).removeprefix('forward://')} stands twice; each listener needs its own address"
+            errors.append(PolicyError("" if where else file, 0, 0, where or "listen, admin", message))
+        seen.add(listener)
+    if errors:
+        raise PolicyErrors(errors)
+    return policy
+
+
+def _parse_admin(text: str) -> Listener:
+    if not text:
+        raise ValueError("this is empty: write HOST:PORT, or off for no admin listener")
+    return parse_admin(text)
+
+
+def _parse_mode(text: str) -> Mode:
+    if text not in list(Mode):
+        raise ValueError(_not_one_of(text, [mode.value for mode in Mode]))
+    return Mode(text)
+
+
+def _not_one_of(text: str, allowed: list[str]) -> str:
+    return f"must be {_either(allowed)}, not {shown(text)}{_did_you_mean(text, allowed)}"
+
+
+def _either(allowed: list[str]) -> str:
+    return f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+
+
+def _did_you_mean(text: str, allowed: Iterable[str]) -> str:
+    near = difflib.get_close_matches(text[:100], allowed, n=2)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _model_problems(document: Document) -> list[Problem]:
+    try:
+        PolicyFile.model_validate(document.data)
+    except ValidationError as error:
+        problems = [_model_problem(document, details) for details in error.errors(include_url=False)]
+        return [problem for problem in problems if problem is not None]
+    return []
+
+
+def _model_problem(document: Document, details: ErrorDetails) -> Problem | None:
+    """Return a model error in the words of the policy file; None where the text's own problem says it already."""
+    kind = details["type"]
+    steps: Steps = details["loc"]
+    of_key = kind == "extra_forbidden"
+    if steps[-1:] == ("[key]",):
+        steps, of_key = steps[:-1], True
+    judged = steps[:-1] if kind == "missing" else steps
+    raw = _value_at(document.data, judged)
+    if raw is UNUSABLE or (judged and raw in ({}, [])):
+        return None
+    mark = document.mark(steps, of_key=of_key)
+    return Problem(steps, mark.line, mark.column, _message(details, kind, steps, raw, mark.text))
+
+
+def _value_at(data: Any, steps: Steps) -> object:
+    for step in steps:
+        data = data[step]
+    return data
+
+
+def _message(details: ErrorDetails, kind: str, steps: Steps, raw: object, text: str) -> str:
+    context: dict[str, Any] = details.get("ctx", {})
+    if kind == "extra_forbidden":
+        allowed = list(_section_at(steps[:-1]).model_fields)
+        key = str(steps[-1])
+        return f"unknown key {shown(key)}{_did_you_mean(key, allowed)} (known here: {', '.join(allowed)})"
+    if kind == "missing":
+        description = _section_at(steps[:-1]).model_fields[str(steps[-1])].description
+        return f"this key is missing. {description}"
+    if kind in ("enum", "literal_error"):
+        allowed = re.findall(r"'([^']*)'", context["expected"])
+        if isinstance(raw, str):
+            return _not_one_of(raw, allowed)
+        return f"must be {_either(allowed)}, not {_kind_of(raw)}{_quotes_hint(raw, text)}"
+    if kind in _EXPECTED:
+        expected = _EXPECTED[kind]
+        hint = _quotes_hint(raw, text) if expected == "text" else ""
+        if expected == "a list" and text:
+            hint = f": write [{text if len(text) < 60 else '…'}]"
+        return f"must be {expected}, not {_kind_of(raw)}{hint}"
+    if kind == "greater_than_equal":
+        return f"must be at least {context['ge']}, not {raw}"
+    if kind == "less_than_equal":
+        return f"must be at most {context['le']}, not {raw}"
+    if kind == "value_error":
+        return str(context["error"])
+    return details["msg"]
+
+
+def _kind_of(raw: object) -> str:
+    return next((name for kind, name in _KINDS if isinstance(raw, kind)), "nothing")
+
+
+def _quotes_hint(raw: object, text: str) -> str:
+    if isinstance(raw, bool | int | date):
+        return f': YAML reads {text} as that; put it in quotes, "{text}", if text is meant'
+    return ""
+
+
+def _section_at(steps: Steps) -> type[Section]:
+    """Return the model of the mapping at these steps."""
+    section: type[Section] = PolicyFile
+    is_name = False  # the next step is a name that the file's author chose
+    for step in steps:
+        if isinstance(step, int) or is_name:
+            is_name = False
+            continue
+        annotation = section.model_fields[step].annotation
+        is_name = get_origin(annotation) is dict
+        section = _section_in(annotation) or section
+    return section
+
+
+def _section_in(annotation: object) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)

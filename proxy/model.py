@@ -1,0 +1,320 @@
+"""The policy file's model: which keys there are, of what type, with which default, and what they mean.
+
+Rules of this module:
+
+- Strict: an unknown key, a wrong type and an unknown value are errors; nothing is converted silently.
+- Every key is read by something. A key that would do nothing is refused.
+- What takes one value to judge is checked here or in `proxy.policyvalues`; what takes more is in `proxy.config`.
+- The JSON Schema and the reference table are made from here, so that they cannot say anything else.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from proxy.core.keys import Alg, Bind
+from proxy.core.policy import Https, Limits, Mode, PlainHttp, Policy
+from proxy.policyvalues import (
+    AdminText,
+    Day,
+    FileName,
+    HostText,
+    KeySourceEntry,
+    Kid,
+    ListenerText,
+    MethodText,
+    Name,
+    PathText,
+    PinEntry,
+    SelectorText,
+    Version,
+)
+
+_BUILT_IN = Policy()
+
+SYSTEM_ROOTS = "system"
+
+
+def _choice(default: object, description: str) -> Any:
+    """Return a field whose enum is given by its value, as text."""
+    return Field(default=default, strict=False, description=description)
+
+
+class Section(BaseModel):
+    """One mapping of the policy file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+
+
+class DefaultsSection(Section):
+    """What holds for hosts that no rule names."""
+
+    plain_http: PlainHttp = _choice(
+        _BUILT_IN.defaults.plain_http,
+        "What happens to plain http: `upgrade` sends it as https, `reject` denies it, `allow` passes it on as it came.",
+    )
+    https: Https = _choice(
+        _BUILT_IN.defaults.https,
+        "What happens to https: `tunnel` carries it end to end, untouched; `inspect` opens it, checks it and sends it "
+        "on as https; `reject` denies it.",
+    )
+
+
+class TrustSection(Section):
+    """Whom upstream certificates must come from."""
+
+    roots: FileName = Field(
+        default=SYSTEM_ROOTS,
+        description="The trusted roots: `system` for the system's store, or a PEM file, which then counts alone.",
+    )
+    min_tls: Literal["1.2", "1.3"] = Field(
+        default=_BUILT_IN.trust.min_tls, description="The lowest TLS version accepted from upstreams, in quotes."
+    )
+
+
+class LimitsSection(Section):
+    """How much one request may take."""
+
+    held_body: int = Field(
+        default=Limits().held_body,
+        ge=1024,
+        le=1024 * 1024 * 1024,
+        description="Bytes of a body, decoded, that is held in memory to protect its fields. A larger one is denied.",
+    )
+
+
+class KeyEntry(Section):
+    """One key of a set: where it is, its name, its last day."""
+
+    kid: Kid | None = Field(
+        default=None,
+        description="The key's name, which encrypted values carry. Left out: the JWK's own `kid`, else its RFC 7638 "
+        "thumbprint.",
+    )
+    file: FileName | None = Field(
+        default=None,
+        description="The file that holds the key, PEM or JWK, relative to the policy file. Exactly one of `file` and "
+        "`key` is given.",
+    )
+    key: KeySourceEntry | None = Field(
+        default=None,
+        description="Where the key comes from: `{env: NAME}`, a variable with PEM or JWK text, or `{file: PATH}`.",
+    )
+    not_after: Day | None = Field(
+        default=None, description="The last day (UTC) on which the key is used. Left out: it has no end."
+    )
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if (self.file is None) == (self.key is None):
+            raise ValueError("exactly one of `file: PATH` and `key: {env: NAME}` says where the key comes from")
+        return self
+
+
+class KeySetSection(Section):
+    """A key set: one key that encrypts and decrypts, and older ones that still decrypt."""
+
+    alg: Alg = Field(strict=False, description="The algorithm (RFC 7518, section 4) of all keys of the set.")
+    primary: KeyEntry = Field(description="The key that encrypts, and decrypts if its private half is here.")
+    older: Annotated[list[KeyEntry], Field(min_length=1)] | None = Field(
+        default=None, description="Keys that still decrypt, for rotation. Left out: none."
+    )
+    bind: Bind = _choice(
+        Bind.PLACE,
+        "How strictly an encrypted value is bound to where it stood: `place` (same host, same path in the body), "
+        "`host`, or `none`.",
+    )
+    unsafe_key_permissions: bool = Field(
+        default=False,
+        description="Whether secret key files of this set may be readable by others, as mounted container secrets "
+        "often are.",
+    )
+
+
+class PinsSection(Section):
+    """Which keys the upstream's verified certificate chain must contain one of."""
+
+    any_of: Annotated[list[PinEntry], Field(min_length=1)] = Field(
+        description="The pins: `sha256/…` of a public key (RFC 7469), `cert-sha256/…` of a certificate, or "
+        "`{file: NAME.pem}`. One of them must be in the verified chain; have a second one as a backup."
+    )
+    expires: Day | None = Field(
+        default=None,
+        description="The last day (UTC) on which the pins count; afterwards the host is denied. Left out: no end.",
+    )
+
+
+class WhenSection(Section):
+    """Which requests a field entry applies to."""
+
+    methods: Annotated[list[MethodText], Field(min_length=1)] | None = Field(
+        default=None, description="The methods, exact and upper-case. Left out: all."
+    )
+    paths: Annotated[list[PathText], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Globs over the path without its query: `*` within a segment, `**` across; a final `/**` also "
+        "matches without it. Left out: all paths.",
+    )
+
+
+class EncryptEntry(Section):
+    """Fields of request bodies to encrypt."""
+
+    encrypt: Annotated[list[SelectorText], Field(min_length=1)] = Field(
+        description="The fields: RFC 9535 JSONPath made of names, indexes, `*` and `..`."
+    )
+    key: Name = Field(description="The key set, by its name under `keys`; its primary key encrypts.")
+    when: WhenSection | None = Field(default=None, description="Which requests are meant. Left out: all of the rule.")
+
+
+class DecryptEntry(Section):
+    """Fields of response bodies to decrypt."""
+
+    decrypt: Annotated[list[SelectorText], Field(min_length=1)] = Field(
+        description="The fields: RFC 9535 JSONPath made of names, indexes, `*` and `..`."
+    )
+    key: Name = Field(description="The key set, by its name under `keys`; one of its keys must be able to decrypt.")
+    when: WhenSection | None = Field(
+        default=None, description="Which requests' responses are meant. Left out: all of the rule."
+    )
+
+
+class RuleSection(Section):
+    """What holds for some hosts. The first rule that names a host is the one that counts."""
+
+    name: Name = Field(description="The rule's name in denials, decision lines and metrics.")
+    hosts: Annotated[list[HostText], Field(min_length=1)] = Field(
+        description="`name`, `*.name` (exactly one label more), `**.name` (the name itself and everything below it), "
+        "or an IP address; each with or without `:port`."
+    )
+    plain_http: PlainHttp | None = _choice(
+        None, "`upgrade`, `reject` or `allow`. Left out: `defaults.plain_http`. Never `allow` with pins or `encrypt`."
+    )
+    https: Https | None = _choice(
+        None,
+        "`tunnel`, `inspect` or `reject`. Left out: `inspect` if the rule has pins, `encrypt` or `decrypt`, else "
+        "`defaults.https`.",
+    )
+    https_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="The port that upgraded requests go to. Left out: 443 for port 80, and any other port stays.",
+    )
+    pins: PinsSection | None = Field(default=None, description="The upstream's pins. Left out: any valid certificate.")
+    request: Annotated[list[EncryptEntry], Field(min_length=1)] | None = Field(
+        default=None, description="What is encrypted in request bodies. Left out: nothing."
+    )
+    response: Annotated[list[DecryptEntry], Field(min_length=1)] | None = Field(
+        default=None, description="What is decrypted in response bodies. Left out: nothing."
+    )
+
+
+class PolicyFile(Section):
+    """Overcoat's policy file."""
+
+    version: Version = Field(description="The version of the file's format.")
+    listen: Annotated[list[ListenerText], Field(min_length=1)] = Field(
+        default_factory=lambda: list(_BUILT_IN.listen),
+        json_schema_extra={"default": [str(listener) for listener in _BUILT_IN.listen]},
+        description="Where apps reach the proxy: `forward://HOST:PORT`; port 0 lets the system choose.",
+    )
+    admin: AdminText = Field(
+        default_factory=lambda: _BUILT_IN.admin,
+        json_schema_extra={"default": str(_BUILT_IN.admin).removeprefix("forward://")},
+        description="Where `/metrics`, `/live`, `/ready` and `/policy` are served: `HOST:PORT`, or `null` for nowhere.",
+    )
+    mode: Mode = _choice(
+        _BUILT_IN.mode, "`enforce` carries decisions out; `observe` decides, counts and logs, but changes nothing."
+    )
+    defaults: DefaultsSection = Field(
+        default_factory=DefaultsSection, description="What holds for hosts that no rule names."
+    )
+    trust: TrustSection = Field(default_factory=TrustSection, description="Whom upstream certificates must come from.")
+    limits: LimitsSection = Field(default_factory=LimitsSection, description="How much one request may take.")
+    keys: dict[Name, KeySetSection] = Field(default_factory=dict, description="The key sets, by name.")
+    rules: Annotated[list[RuleSection], Field(min_length=1)] | None = Field(
+        default=None, description="The rules; the first whose hosts match counts. Left out: none."
+    )
+
+
+class _SchemaWithoutNull(GenerateJsonSchema):
+    """A field that may be left out is not one that may be null: an empty `pins:` must not mean "no pins"."""
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        if "default" in schema and schema["default"] is None:
+            return self.generate_inner(schema["schema"])
+        return super().default_schema(schema)
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def policy_schema() -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of the policy file."""
+    schema = PolicyFile.model_json_schema(schema_generator=_SchemaWithoutNull)
+    for definition in schema["$defs"].values():
+        del definition["title"]  # the name of a Python class
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Overcoat policy"}
+
+
+def schema_text() -> str:
+    """Return the JSON Schema as it is printed and committed."""
+    return json.dumps(policy_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def policy_table() -> str:
+    """Return the reference table of all keys of the policy file, in Markdown."""
+    schema = policy_schema()
+    lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for path, node, required in _rows(schema, schema["$defs"], ""):
+        default = "required" if required else f"`{json.dumps(node['default'])}`" if "default" in node else "–"
+        description = node.get("description", "").replace("|", "\\|")
+        lines.append(f"| `{path}` | {_type_text(node, schema['$defs'])} | {default} | {description} |")
+    return "\n".join(lines) + "\n"
+
+
+def _resolved(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" not in node:
+        return node
+    return {**definitions[node["$ref"].rpartition("/")[2]], **node}
+
+
+def _rows(node: dict[str, Any], definitions: dict[str, Any], prefix: str) -> list[tuple[str, dict[str, Any], bool]]:
+    rows = []
+    for name, unresolved in node["properties"].items():
+        field = _resolved(unresolved, definitions)
+        path = f"{prefix}{name}"
+        rows.append((path, field, name in node.get("required", ())))
+        item, below = field, path
+        if field.get("type") == "array":
+            item, below = _resolved(field["items"], definitions), f"{path}[]"
+        elif "patternProperties" in field:
+            (value,) = field["patternProperties"].values()
+            item, below = _resolved(value, definitions), f"{path}.NAME"
+        if "properties" in item and "description" in item:  # what is one of two short forms has no description
+            rows += _rows(item, definitions, f"{below}.")
+    return rows
+
+
+def _type_text(node: dict[str, Any], definitions: dict[str, Any]) -> str:
+    node = _resolved(node, definitions)
+    if "enum" in node:
+        return " \\| ".join(f"`{value}`" for value in node["enum"])
+    if "const" in node:
+        return f"`{node['const']}`"
+    if "anyOf" in node:
+        return " or ".join(_type_text(choice, definitions) for choice in node["anyOf"])
+    if node["type"] == "array":
+        return f"list of {_type_text(node['items'], definitions)}"
+    if node["type"] == "string":
+        return "date" if node.get("format") == "date" else "text"
+    return {"integer": "number", "boolean": "`true` \\| `false`", "object": "mapping", "null": "`null`"}[node["type"]]

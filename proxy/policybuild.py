@@ -1,0 +1,339 @@
+"""The checked model of a policy file to the core's `Policy`: what takes several values, or other files, to judge.
+
+Rules of this module:
+
+- Each section that is right by itself is judged even if others are not, so that one run finds all it can. What is
+  already known to be wrong is left out, and never leads to a second error.
+- Files are read once, with a limit. Relative names are relative to the policy file. No message quotes what they hold.
+- A combination that cannot keep its promise (pins on a tunnel, encryption on plain http) is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from pydantic import ValidationError
+
+from proxy.core.keys import BadKey, Key, KeySet, load_key
+from proxy.core.pins import Pin, PinSet, pin_of_pem
+from proxy.core.policy import (
+    Defaults,
+    FieldEntry,
+    HostPattern,
+    Https,
+    Limits,
+    PlainHttp,
+    Policy,
+    Rule,
+    Trust,
+    When,
+)
+from proxy.keyfiles import KeyFileError, read_key_file
+from proxy.model import (
+    SYSTEM_ROOTS,
+    DecryptEntry,
+    DefaultsSection,
+    EncryptEntry,
+    KeyEntry,
+    KeySetSection,
+    PinsSection,
+    PolicyFile,
+    RuleSection,
+    Section,
+    TrustSection,
+    WhenSection,
+)
+from proxy.policyvalues import PinFile
+from proxy.yamltext import Document, Problem, Steps, shown
+
+_MAX_PIN_FILE_BYTES = 64 * 1024
+_MAX_ROOTS_BYTES = 16 * 1024 * 1024
+
+
+def _usable[S: Section](
+    section: type[S], raw: object, placeholders: Mapping[str, object]
+) -> tuple[S, frozenset[str]] | None:
+    """Return what is right of a section, and the names of its keys that are not; None if too little is."""
+    if not isinstance(raw, dict):
+        return None
+    try:
+        return section.model_validate(raw), frozenset()
+    except ValidationError as error:
+        wrong = frozenset(str(details["loc"][0]) for details in error.errors(include_url=False) if details["loc"])
+    right = {key: value for key, value in raw.items() if key not in wrong}
+    try:
+        return section.model_validate({**placeholders, **right}), wrong
+    except ValidationError:
+        return None
+
+
+def _usable_or[S: Section](default: S, raw: object) -> S:
+    usable = _usable(type(default), raw, {"version": 1} if isinstance(default, PolicyFile) else {})
+    return usable[0] if usable else default
+
+
+@dataclass(slots=True)
+class _HostIndex:
+    """The host patterns of the rules so far, found by the suffixes of a host."""
+
+    patterns: dict[str, list[tuple[HostPattern, str]]] = field(default_factory=dict)
+
+    def add(self, pattern: HostPattern, rule: str) -> None:
+        self.patterns.setdefault(pattern.host, []).append((pattern, rule))
+
+    def covering(self, pattern: HostPattern) -> str | None:
+        """Return the first rule that leaves nothing of a pattern to later rules."""
+        suffix = pattern.host
+        while suffix:
+            for earlier, rule in self.patterns.get(suffix, ()):
+                if earlier.covers(pattern):
+                    return rule
+            suffix = suffix.partition(".")[2]
+        return None
+
+
+class Builder:
+    """Builds the policy of one document.
+
+    Attributes:
+        problems: what is wrong with it, beyond what the model says.
+    """
+
+    def __init__(self, document: Document, folder: Path, env: Mapping[str, str]) -> None:
+        self.problems: list[Problem] = []
+        self._document = document
+        self._folder = folder
+        self._env = env
+
+    def build(self) -> Policy:
+        """Return the policy, which counts only if neither the model nor this found a problem."""
+        data = self._document.data
+        raw = data if isinstance(data, dict) else {}
+        file = _usable_or(PolicyFile(version=1), {k: v for k, v in raw.items() if k not in ("keys", "rules")})
+        trust = _usable_or(TrustSection(), raw.get("trust"))
+        given_defaults = _usable_or(DefaultsSection(), raw.get("defaults"))
+        raw_keys, raw_rules = raw.get("keys"), raw.get("rules")
+        keys = self._key_sets(raw_keys if isinstance(raw_keys, dict) else {})
+        defaults = Defaults(given_defaults.plain_http, given_defaults.https)
+        return Policy(
+            listen=tuple(file.listen),
+            admin=file.admin,
+            mode=file.mode,
+            defaults=defaults,
+            trust=Trust(self._roots(trust.roots), trust.min_tls),
+            limits=Limits(file.limits.held_body),
+            keys={name: key_set for name, key_set in keys.items() if key_set is not None},
+            rules=self._rules(raw_rules if isinstance(raw_rules, list) else [], keys, defaults),
+        )
+
+    def _problem(self, steps: Steps, message: str) -> None:
+        mark = self._document.mark(steps)
+        self.problems.append(Problem(steps, mark.line, mark.column, message))
+
+    def _file(self, steps: Steps, name: str, limit: int) -> bytes | None:
+        path = self._folder / name
+        try:
+            with path.open("rb") as file:
+                content = file.read(limit + 1)
+        except OSError as error:
+            self._problem(steps, f"{path} cannot be read: {error.strerror}")
+            return None
+        if len(content) > limit:
+            self._problem(steps, f"{path} has more than {limit} bytes")
+            return None
+        return content
+
+    def _roots(self, name: str) -> Path | None:
+        if name == SYSTEM_ROOTS:
+            return None
+        steps = ("trust", "roots")
+        content = self._file(steps, name, _MAX_ROOTS_BYTES)
+        if content is not None:
+            try:
+                x509.load_pem_x509_certificates(content)  # raises where there is none, too
+            except (ValueError, x509.InvalidVersion):
+                self._problem(steps, f"{self._folder / name} is no PEM file of one or more certificates")
+        return self._folder / name
+
+    # Keys
+
+    def _key_sets(self, raw: Mapping[str, object]) -> dict[str, KeySet | None]:
+        """Return the key sets; None in place of one that is wrong, so that its name is known nevertheless."""
+        key_sets: dict[str, KeySet | None] = {}
+        for name, raw_set in raw.items():
+            usable = _usable(KeySetSection, raw_set, {})
+            key_sets[name] = self._key_set(name, usable[0]) if usable else None
+        return key_sets
+
+    def _key_set(self, name: str, section: KeySetSection) -> KeySet | None:
+        steps: Steps = ("keys", name)
+        places: list[tuple[Steps, KeyEntry]] = [((*steps, "primary"), section.primary)]
+        places += [((*steps, "older", index), entry) for index, entry in enumerate(section.older or ())]
+        keys: list[Key] = []
+        complete = True
+        for place, entry in places:
+            key = self._key(place, entry, section)
+            if key is None:
+                complete = False
+            elif any(key.kid == other.kid for other in keys):
+                self._problem(
+                    (*place, "kid") if entry.kid else place,
+                    f"the kid {shown(key.kid)} stands twice in key set {name}; each key needs its own",
+                )
+                complete = False
+            else:
+                keys.append(key)
+        return KeySet(name, section.alg, keys[0], tuple(keys[1:]), section.bind) if complete else None
+
+    def _key(self, steps: Steps, entry: KeyEntry, section: KeySetSection) -> Key | None:
+        file = entry.file or (entry.key.file if entry.key else None)
+        place: Steps = (*steps, "file") if entry.file else (*steps, "key")
+        try:
+            if file is not None:
+                data = read_key_file(self._folder / file, unsafe_permissions=section.unsafe_key_permissions)
+            else:
+                variable = (entry.key.env if entry.key else None) or ""
+                if variable not in self._env:
+                    self._problem(place, f"the environment variable {variable} is not set")
+                    return None
+                data = self._env[variable].encode("utf-8", errors="surrogateescape")
+            return load_key(data, alg=section.alg, kid=entry.kid, not_after=entry.not_after)
+        except OSError as error:
+            self._problem(place, f"{self._folder / (file or '')} cannot be read: {error.strerror}")
+        except (KeyFileError, BadKey) as error:
+            self._problem(place, str(error))
+        return None
+
+    # Rules
+
+    def _rules(self, raw: list[object], keys: Mapping[str, KeySet | None], defaults: Defaults) -> tuple[Rule, ...]:
+        rules: list[Rule] = []
+        names: dict[str, int] = {}
+        hosts = _HostIndex()
+        for index, raw_rule in enumerate(raw):
+            usable = _usable(RuleSection, raw_rule, {"name": "unnamed", "hosts": ["unnamed.invalid"]})
+            if usable is None:
+                continue
+            section, wrong = usable
+            steps: Steps = ("rules", index)
+            if "name" not in wrong and names.setdefault(section.name, index) != index:
+                self._problem((*steps, "name"), f"rules[{names[section.name]}] has the name {section.name} already")
+            if "hosts" not in wrong:
+                label = f"rule {section.name}" if "name" not in wrong else f"rules[{index}]"
+                self._check_hosts(steps, section, label, hosts)
+            rules.append(self._rule(steps, section, keys, defaults))
+        return tuple(rules)
+
+    def _check_hosts(self, steps: Steps, section: RuleSection, label: str, earlier: _HostIndex) -> None:
+        covered: list[tuple[int, str]] = []
+        first: dict[HostPattern, int] = {}
+        for index, pattern in enumerate(section.hosts):
+            if first.setdefault(pattern, index) != index:
+                self._problem((*steps, "hosts", index), f"hosts[{first[pattern]}] says {pattern} already")
+            rule = earlier.covering(pattern)
+            if rule is not None:
+                covered.append((index, rule))
+        if len(covered) == len(section.hosts):
+            names = ", ".join(dict.fromkeys(rule for _, rule in covered))
+            self._problem(
+                (*steps, "hosts"),
+                f"this rule is never reached: its hosts are all taken by {names} above, and the first rule that names "
+                "a host counts; move this rule up, or take it out",
+            )
+        else:
+            for index, rule in covered:
+                self._problem(
+                    (*steps, "hosts", index),
+                    f"{section.hosts[index]} is never reached here: {rule} above takes it, and the first rule that "
+                    "names a host counts; move this rule up, or take the host out",
+                )
+        for pattern in section.hosts:
+            earlier.add(pattern, label)
+
+    def _rule(self, steps: Steps, section: RuleSection, keys: Mapping[str, KeySet | None], defaults: Defaults) -> Rule:
+        raw_needs = {"pins": section.pins, "encrypt": section.request, "decrypt": section.response}
+        needs = [name for name, value in raw_needs.items() if value is not None]
+        if section.https is Https.TUNNEL and needs:
+            self._problem(
+                (*steps, "https"),
+                f"tunnel carries TLS unopened, but {' and '.join(needs)} of this rule must see inside: leave https out "
+                f"(it is inspect then), or take {' and '.join(needs)} out",
+            )
+        plain_http = section.plain_http or defaults.plain_http
+        protects = [name for name in needs if name != "decrypt"]
+        if plain_http is PlainHttp.ALLOW and protects:
+            self._problem(
+                (*steps, "plain_http") if section.plain_http else steps,
+                f"plain http cannot keep what {' and '.join(protects)} of this rule promise: write plain_http: upgrade "
+                "or plain_http: reject",
+            )
+        if plain_http is not PlainHttp.UPGRADE and section.https_port is not None:
+            self._problem(
+                (*steps, "https_port"),
+                f"https_port is where upgraded requests go, but plain_http is {plain_http} here: leave one of them out",
+            )
+        return Rule(
+            name=section.name,
+            hosts=tuple(section.hosts),
+            plain_http=plain_http,
+            https=section.https or (Https.INSPECT if needs else defaults.https),
+            https_port=section.https_port,
+            pins=self._pins((*steps, "pins"), section.pins) if section.pins else None,
+            encrypt=self._fields((*steps, "request"), section.request or [], keys),
+            decrypt=self._fields((*steps, "response"), section.response or [], keys),
+        )
+
+    def _pins(self, steps: Steps, section: PinsSection) -> PinSet:
+        pins: dict[Pin, int] = {}
+        for index, entry in enumerate(section.any_of):
+            place: Steps = (*steps, "any_of", index)
+            pin = self._pin_of_file(place, entry) if isinstance(entry, PinFile) else entry
+            if pin is not None and pins.setdefault(pin, index) != index:
+                self._problem(place, f"any_of[{pins[pin]}] is the same pin already; a backup is a pin of another key")
+        return PinSet(tuple(pins), section.expires)
+
+    def _pin_of_file(self, steps: Steps, entry: PinFile) -> Pin | None:
+        content = self._file((*steps, "file"), entry.file, _MAX_PIN_FILE_BYTES)
+        if content is None:
+            return None
+        try:
+            return pin_of_pem(content)
+        except ValueError as error:
+            self._problem((*steps, "file"), f"{self._folder / entry.file}: {error}")
+            return None
+
+    def _fields(
+        self, steps: Steps, entries: Sequence[EncryptEntry | DecryptEntry], keys: Mapping[str, KeySet | None]
+    ) -> tuple[FieldEntry, ...]:
+        fields: list[FieldEntry] = []
+        for index, entry in enumerate(entries):
+            place: Steps = (*steps, index, "key")
+            if entry.key not in keys:
+                near = difflib.get_close_matches(entry.key, keys, n=1)
+                known = ", ".join(keys) if keys else "none"
+                hint = f"; did you mean {near[0]}?" if near else ""
+                self._problem(place, f"there is no key set {entry.key}{hint} (known: {known})")
+                continue
+            key_set = keys[entry.key]
+            if key_set is None:  # reported where the key set is
+                continue
+            selectors = entry.encrypt if isinstance(entry, EncryptEntry) else entry.decrypt
+            if isinstance(entry, DecryptEntry) and not any(key.can_open for key in (key_set.primary, *key_set.older)):
+                self._problem(
+                    place, f"key set {entry.key} has public keys only; decrypting takes a private or symmetric key"
+                )
+            fields.append(FieldEntry(tuple(selectors), key_set, _when(entry.when)))
+        return tuple(fields)
+
+
+def _when(section: WhenSection | None) -> When:
+    if section is None:
+        return When()
+    return When(
+        frozenset(section.methods) if section.methods else None,
+        tuple(section.paths) if section.paths else None,
+    )

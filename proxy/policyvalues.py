@@ -1,0 +1,302 @@
+"""The leaves of the policy file: one value's text to what the core works with.
+
+Rules of this module:
+
+- A leaf is parsed right where the model validates it, so that every wrong leaf of a file is found in one pass.
+- Each refusal says what would be right. What may hold a secret by mistake (a key pasted as a file name) is not quoted.
+- Nothing is converted silently: text stays text, and `True` is no 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from typing import Annotated, Any, Literal
+
+import idna
+from pydantic import PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from proxy.core.destinations import canonical_host
+from proxy.core.keys import MAX_KID_LENGTH
+from proxy.core.pins import Pin, parse_pin
+from proxy.core.policy import HostPattern, Listener, PathGlob
+from proxy.core.selectors import Selector, parse_selector
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]+")  # a token (RFC 9110, section 5.6.2) without lower case
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PORT = re.compile(r"0|[1-9][0-9]{0,4}")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_MAX_PATH_LENGTH = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class PinFile:
+    """A pin to be made of the certificate or key in a PEM file."""
+
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeySource:
+    """Where a key comes from: exactly one of an environment variable and a file."""
+
+    env: str | None = None
+    file: str | None = None
+
+
+def parse_host_pattern(text: str) -> HostPattern:
+    """Read one entry of a rule's `hosts`.
+
+    Args:
+        text: `name`, `*.name`, `**.name` or an IP address, each with or without `:port`; international names are
+            mapped to A-labels first (UTS 46).
+
+    Raises:
+        ValueError: it is none of these; the message says what would be right.
+    """
+    if text in ("*", "**"):
+        raise ValueError("a rule for every host is what `defaults` is for; name a domain after the stars")
+    scheme = _SCHEME.match(text)
+    if scheme:
+        raise ValueError(f"only the host is named here: leave {scheme[0]} out, and any path")
+    if "/" in text:
+        raise ValueError("only the host is named here; paths go into `when.paths`")
+    kind: Literal["exact", "one_label", "any_depth"] = "exact"
+    rest = text
+    if text.startswith("**."):
+        kind, rest = "any_depth", text[3:]
+    elif text.startswith("*."):
+        kind, rest = "one_label", text[2:]
+    if "*" in rest:
+        raise ValueError("a star stands only as the whole first label: `*.name` (one label) or `**.name` (any depth)")
+    host, port = _split_port(rest)
+    canonical = canonical_host(ascii_host(host))
+    if kind != "exact" and (":" in canonical or canonical.replace(".", "").isdigit()):
+        raise ValueError("an address has no labels that a star could stand for")
+    return HostPattern(kind, canonical, port)
+
+
+def _split_port(text: str) -> tuple[str, int | None]:
+    """Split `host[:port]`; a bare IPv6 address is all host."""
+    closing = text.rfind("]")
+    colon = text.rfind(":")
+    if colon < 0 or colon < closing or (closing < 0 and text.count(":") > 1):
+        return text, None
+    return text[:colon], _port(text[colon + 1 :], lowest=1)
+
+
+def _port(text: str, *, lowest: int) -> int:
+    if not _PORT.fullmatch(text) or not lowest <= int(text) <= 65535:
+        raise ValueError(f"the port is a number from {lowest} to 65535")
+    return int(text)
+
+
+def ascii_host(host: str) -> str:
+    """Return an international host name as A-labels (UTS 46, RFC 5891); an ASCII one as it is, unchecked.
+
+    Raises:
+        ValueError: it is no valid international host name.
+    """
+    if host.isascii():
+        return host
+    try:
+        return idna.encode(host, uts46=True).decode("ascii")
+    except idna.IDNAError:
+        raise ValueError("this is no valid international host name (UTS 46, RFC 5891)") from None
+
+
+def parse_address(text: str) -> Listener:
+    """Read `HOST:PORT`, an address to listen on; port 0 lets the system choose.
+
+    Raises:
+        ValueError: it is malformed; the message says what would be right.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or (":" in host and not host.startswith("[")):
+        raise ValueError("an address is HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080")
+    return Listener(canonical_host(host), _port(port, lowest=0))
+
+
+def parse_listener(text: str) -> Listener:
+    """Read `forward://HOST:PORT`.
+
+    Raises:
+        ValueError: it is malformed or of another kind; the message says what would be right.
+    """
+    scheme = _SCHEME.match(text)
+    if not scheme:
+        raise ValueError("a listener is forward://HOST:PORT, such as forward://127.0.0.1:8080")
+    if scheme[1] != "forward":
+        raise ValueError(f"only forward:// listeners are available, not {scheme[0]}")
+    return parse_address(text.removeprefix("forward://"))
+
+
+def parse_admin(text: str) -> Listener:
+    """Read the admin listener's address, which differs from other ports in that it has no scheme.
+
+    Raises:
+        ValueError: it is malformed; the message says what would be right.
+    """
+    if _SCHEME.match(text):
+        raise ValueError("the admin listener has no scheme: write HOST:PORT, such as 127.0.0.1:9464")
+    return parse_address(text)
+
+
+def _parse_name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError("a name is 1 to 63 of a-z, 0-9, '_' and '-', and starts with a letter or digit")
+    return text
+
+
+def _parse_kid(text: str) -> str:
+    if not 1 <= len(text) <= MAX_KID_LENGTH or not text.isprintable():
+        raise ValueError(f"a kid has 1 to {MAX_KID_LENGTH} printable characters")
+    return text
+
+
+def _parse_path(text: str) -> str:
+    if "-----BEGIN" in text or text.lstrip().startswith("{"):
+        raise ValueError("this is a key, not the name of a file that holds one; move it into a file")
+    if not 1 <= len(text) <= _MAX_PATH_LENGTH:
+        raise ValueError(f"a file name has 1 to {_MAX_PATH_LENGTH} characters")
+    return text
+
+
+def _parse_variable(text: str) -> str:
+    if not _VARIABLE.fullmatch(text):
+        raise ValueError("this is no name of an environment variable: letters, digits and '_' only")
+    return text
+
+
+def _parse_method(text: str) -> str:
+    if _METHOD.fullmatch(text):
+        return text
+    if _METHOD.fullmatch(text.upper()):
+        raise ValueError(f"methods are exact and upper-case: write {text.upper()}")
+    raise ValueError("this is no HTTP method (a token, RFC 9110, section 9.1)")
+
+
+def _parsed[T](parse: Callable[[str], T]) -> PlainValidator:
+    """Return the validator of a leaf that is text in the file and a `T` afterwards."""
+
+    def validate(value: object) -> T:
+        if not isinstance(value, str):
+            raise PydanticCustomError("string_type", "must be text")
+        return parse(value)
+
+    return PlainValidator(validate)
+
+
+def _parse_version(value: object) -> Literal[1]:
+    if type(value) is int and value == 1:  # `True == 1`, too
+        return 1
+    raise ValueError("this must be 1, the only version there is, without quotes")
+
+
+def _parse_day(value: object) -> date:
+    if type(value) is date:
+        return value
+    if isinstance(value, str) and _DAY.fullmatch(value):
+        try:
+            return date.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f"there is no such day as {value}") from None
+    raise ValueError("a day is written YYYY-MM-DD, such as 2027-06-30")
+
+
+def _parse_admin_entry(value: object) -> Listener | None:
+    if value is None:
+        return None
+    if value is False:
+        raise ValueError("write null to switch the admin listener off")
+    if not isinstance(value, str):
+        raise PydanticCustomError("string_type", "must be text")
+    return parse_admin(value)
+
+
+def _parse_pin_entry(value: object) -> Pin | PinFile:
+    if isinstance(value, str):
+        return parse_pin(value)
+    if isinstance(value, dict) and list(value) == ["file"] and isinstance(value["file"], str):
+        return PinFile(_parse_path(value["file"]))
+    raise ValueError("a pin is text such as sha256/…, or {file: NAME.pem} with a certificate or a key in PEM")
+
+
+def _parse_key_source(value: object) -> KeySource:
+    if isinstance(value, dict) and len(value) == 1:
+        if isinstance(value.get("env"), str):
+            return KeySource(env=_parse_variable(value["env"]))
+        if isinstance(value.get("file"), str):
+            return KeySource(file=_parse_path(value["file"]))
+    raise ValueError(
+        "where a key comes from is {env: NAME} or {file: PATH}, one of them; a key never stands here itself"
+    )
+
+
+def _text_schema(**keywords: Any) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", **keywords})
+
+
+def _one_of_these(**properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "minProperties": 1,
+        "maxProperties": 1,
+        "additionalProperties": False,
+    }
+
+
+Name = Annotated[str, _parsed(_parse_name), _text_schema(pattern=f"^{_NAME.pattern}$")]
+Version = Annotated[Literal[1], PlainValidator(_parse_version), WithJsonSchema({"const": 1})]
+Kid = Annotated[str, _parsed(_parse_kid), _text_schema(minLength=1, maxLength=MAX_KID_LENGTH)]
+FileName = Annotated[str, _parsed(_parse_path), _text_schema(minLength=1, maxLength=_MAX_PATH_LENGTH)]
+Variable = Annotated[str, _parsed(_parse_variable), _text_schema(pattern=f"^{_VARIABLE.pattern}$")]
+Day = Annotated[date, PlainValidator(_parse_day), _text_schema(format="date")]
+ListenerText = Annotated[Listener, _parsed(parse_listener), _text_schema(pattern="^forward://.+:[0-9]+$")]
+HostText = Annotated[HostPattern, _parsed(parse_host_pattern), _text_schema(minLength=1)]
+SelectorText = Annotated[Selector, _parsed(parse_selector), _text_schema(pattern=r"^\$")]
+PathText = Annotated[PathGlob, _parsed(PathGlob.parse), _text_schema(pattern="^/[^?#]*$")]
+MethodText = Annotated[str, _parsed(_parse_method), _text_schema(pattern=f"^{_METHOD.pattern}$")]
+
+AdminText = Annotated[
+    Listener | None,
+    PlainValidator(_parse_admin_entry),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": "^.+:[0-9]+$"}, {"type": "null"}]}),
+]
+PinEntry = Annotated[
+    Pin | PinFile,
+    PlainValidator(_parse_pin_entry),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": "^(sha256[/:]|pin-sha256=|cert-sha256/)"},
+                _one_of_these(file={"type": "string", "minLength": 1, "maxLength": _MAX_PATH_LENGTH}),
+            ]
+        }
+    ),
+]
+KeySourceEntry = Annotated[
+    KeySource,
+    PlainValidator(_parse_key_source),
+    WithJsonSchema(
+        _one_of_these(
+            env={
+                "type": "string",
+                "pattern": f"^{_VARIABLE.pattern}$",
+                "description": "The environment variable that holds the key.",
+            },
+            file={
+                "type": "string",
+                "minLength": 1,
+                "maxLength": _MAX_PATH_LENGTH,
+                "description": "The file that holds the key.",
+            },
+        )
+    ),
+]

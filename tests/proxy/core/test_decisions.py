@@ -1,0 +1,57 @@
+"""Reasons, and how a denial is told."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from proxy.core.decisions import Denied, Reason, problem_details, proxy_status
+
+
+def test_every_reason_has_a_code_of_its_own() -> None:
+    assert len({reason.code for reason in Reason}) == len(list(Reason)) > 10
+
+
+@pytest.mark.parametrize("reason", list(Reason), ids=lambda reason: reason.code)
+def test_a_reason_is_fit_for_a_metric_label_a_status_line_and_a_reader(reason: Reason) -> None:
+    assert reason.code == reason.name.lower()
+    assert re.fullmatch(r"[a-z_]+", reason.code)
+    assert 400 <= reason.status < 600
+    assert re.fullmatch(r"[a-z_]+", reason.proxy_error)
+    assert reason.title
+    assert reason.meaning.endswith(".")
+
+
+def test_a_denial_is_told_with_its_code() -> None:
+    denied = Denied(Reason.PIN_MISMATCH, "no pin of 2 matches", "check the pins")
+    assert str(denied) == "pin_mismatch: no pin of 2 matches"
+    assert (denied.reason, denied.detail, denied.hint) == (
+        Reason.PIN_MISMATCH,
+        "no pin of 2 matches",
+        "check the pins",
+    )
+
+
+def test_problem_details_say_everything_once() -> None:
+    denied = Denied(Reason.PLAIN_HTTP_REJECTED, "rule ü rejects", "use https")
+    assert json.loads(problem_details(denied, "pay")) == {
+        "type": "urn:overcoat:reason:plain_http_rejected",
+        "title": "Plain http is not allowed to this host",
+        "status": 403,
+        "detail": "rule ü rejects",
+        "reason": "plain_http_rejected",
+        "rule": "pay",
+        "hint": "use https",
+    }
+
+
+def test_problem_details_leave_out_the_rule_and_the_hint_where_there_is_none() -> None:
+    problem = json.loads(problem_details(Denied(Reason.BAD_REQUEST, "x"), None))
+    assert set(problem) == {"type", "title", "status", "detail", "reason"}
+
+
+def test_the_proxy_status_names_the_error_and_the_reason() -> None:
+    status = proxy_status(Denied(Reason.CERTIFICATE_INVALID, "expired"))
+    assert status == 'overcoat; error=tls_certificate_error; details="certificate_invalid"'

@@ -1,0 +1,243 @@
+"""Pins: every spelling, every way to get one wrong, and the check of a verified chain."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.pins import (
+    Pin,
+    PinSet,
+    PinVerdict,
+    certificate_pin,
+    check_pins,
+    parse_pin,
+    pin_of_pem,
+    spki_pin,
+)
+
+TODAY = date(2027, 6, 30)
+DIGEST = bytes(range(32))
+BASE64 = base64.b64encode(DIGEST).decode()
+HEX = DIGEST.hex()
+COLONS = ":".join(HEX[i : i + 2] for i in range(0, 64, 2)).upper()
+
+
+def _certificate(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, name: str = "leaf") -> x509.Certificate:
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+    builder = builder.serial_number(x509.random_serial_number())
+    builder = builder.not_valid_before(now).not_valid_after(now + timedelta(days=1))
+    return builder.sign(key, None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256())
+
+
+KEY = ec.generate_private_key(ec.SECP256R1())
+CERTIFICATE = _certificate(KEY)
+LEAF = CERTIFICATE.public_bytes(Encoding.DER)
+ROOT = _certificate(ec.generate_private_key(ec.SECP256R1()), "root").public_bytes(Encoding.DER)
+SPKI = KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+PRIVATE_PEM = KEY.private_bytes(
+    Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+)
+
+
+@pytest.mark.parametrize(
+    "text", [f"sha256/{BASE64}", f"sha256:{BASE64}", f"sha256//{BASE64}", f'pin-sha256="{BASE64}"']
+)
+def test_every_spelling_of_a_public_key_pin_is_read(text: str) -> None:
+    assert parse_pin(text) == Pin("spki", DIGEST)
+
+
+@pytest.mark.parametrize("text", [f"cert-sha256/{HEX}", f"cert-sha256/{HEX.upper()}", f"cert-sha256/{COLONS}"])
+def test_every_spelling_of_a_certificate_pin_is_read(text: str) -> None:
+    assert parse_pin(text) == Pin("certificate", DIGEST)
+
+
+def test_a_digest_whose_base64_starts_with_a_slash_is_not_taken_for_the_curl_spelling() -> None:
+    pin = Pin("spki", b"\xfc" + bytes(31))
+    assert str(pin).startswith("sha256//")
+    assert parse_pin(str(pin)) == parse_pin("sha256/" + str(pin).removeprefix("sha256")) == pin
+
+
+@given(st.sampled_from(["spki", "certificate"]), st.binary(min_size=32, max_size=32))
+def test_a_pin_reads_back_from_its_own_text(kind: str, digest: bytes) -> None:
+    pin = Pin("spki" if kind == "spki" else "certificate", digest)
+    assert parse_pin(str(pin)) == pin
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"sha1/{BASE64}", "sha1 is not accepted: only SHA-256"),
+        (f"sha-512:{BASE64}", "sha-512 is not accepted"),
+        (f'pin-sha1="{BASE64}"', "sha1 is not accepted"),
+        (f"md5/{BASE64}", "md5 is not accepted"),
+        (HEX, f"write cert-sha256/{HEX}"),
+        (BASE64, f"write sha256/{BASE64}"),
+        ("", "a pin is sha256/"),
+        ("AAAA", "a pin is sha256/"),
+        (f"SHA256/{BASE64}", "a pin is sha256/"),
+        (f" sha256/{BASE64}", "a pin is sha256/"),
+        (f"sha256/{BASE64}\n", "is not base64"),
+        ("sha256/", "the digest is missing"),
+        (f"sha256/{BASE64[:-1]}", f"write {BASE64}"),
+        (f"sha256/{BASE64}=", f"write {BASE64}"),
+        ("sha256/AAA", "cut short"),
+        ("sha256/" + base64.b64encode(bytes(31)).decode(), "31 bytes, not 32"),
+        ("sha256/" + base64.b64encode(bytes(33)).decode(), "33 bytes, not 32"),
+        ("sha256/" + "A" * 42 + "B=", "stray bits at its end"),
+        ("sha256/" + "-" * 43 + "=", "base64url"),
+        ("sha256/" + "_" * 43 + "=", "base64url"),
+        ("sha256/" + "!" * 43 + "=", "not base64"),
+        (f"sha256/{HEX}", f"cert-sha256/{HEX}"),
+        (f"sha256/{HEX}", f"sha256/{BASE64}"),
+        (f"cert-sha256/{HEX[:-1]}", "64 hex digits"),
+        (f"cert-sha256/{HEX}0", "64 hex digits"),
+        (f"cert-sha256/{BASE64}", "64 hex digits"),
+        (f"cert-sha256/{COLONS.replace(':', '', 1)}", "64 hex digits"),
+    ],
+)
+def test_a_wrong_pin_is_refused_with_what_would_be_right(text: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        parse_pin(text)
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_a_pin_or_a_value_error(text: str) -> None:
+    try:
+        pin = parse_pin(text)
+    except ValueError:
+        return
+    assert len(pin.digest) == 32
+
+
+def test_the_public_key_pin_is_the_hash_of_the_subject_public_key_info() -> None:
+    assert spki_pin(LEAF) == Pin("spki", hashlib.sha256(SPKI).digest())
+
+
+def test_the_public_key_is_hashed_as_it_stands_even_if_its_algorithm_is_unknown() -> None:
+    der = _certificate(ed25519.Ed25519PrivateKey.generate()).public_bytes(Encoding.DER)
+    ed25519_oid, unknown_oid = bytes.fromhex("06032b6570"), bytes.fromhex("06032b657f")
+    unknown = der.replace(ed25519_oid, unknown_oid)
+    start = unknown.index(bytes.fromhex("302a3005") + unknown_oid)
+    assert spki_pin(unknown) == Pin("spki", hashlib.sha256(unknown[start : start + 44]).digest())
+
+
+def test_a_version_1_certificate_without_a_version_field_has_a_pin() -> None:
+    # The shortest certificate there is: an empty name, an Ed25519 key and a signature that nobody checks here.
+    algorithm = bytes.fromhex("300506032b6570")
+    spki = bytes.fromhex("302a300506032b6570032100") + bytes(32)
+    validity = b"\x30\x1e" + b"\x17\x0d260101000000Z" + b"\x17\x0d270101000000Z"
+    contents = b"\x02\x01\x01" + algorithm + b"\x30\x00" + validity + b"\x30\x00" + spki
+    to_be_signed = b"\x30" + bytes([len(contents)]) + contents
+    body = to_be_signed + algorithm + b"\x03\x41\x00" + bytes(64)
+    assert spki_pin(b"\x30\x81" + bytes([len(body)]) + body) == Pin("spki", hashlib.sha256(spki).digest())
+
+
+def test_the_certificate_pin_is_the_hash_of_the_whole_certificate() -> None:
+    assert certificate_pin(LEAF) == Pin("certificate", CERTIFICATE.fingerprint(hashes.SHA256()))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x30", LEAF[:-1], LEAF + b"\0", SPKI, LEAF.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x09")],
+)
+def test_what_is_no_certificate_has_no_pin(data: bytes) -> None:
+    with pytest.raises(ValueError, match="not a DER certificate"):
+        spki_pin(data)
+    with pytest.raises(ValueError, match="not a DER certificate"):
+        certificate_pin(data)
+
+
+@pytest.mark.parametrize(
+    "pem",
+    [
+        CERTIFICATE.public_bytes(Encoding.PEM),
+        KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+        PRIVATE_PEM,
+        b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n" + PRIVATE_PEM,
+        b"subject=CN = leaf\n" + CERTIFICATE.public_bytes(Encoding.PEM),
+    ],
+    ids=["certificate", "public key", "private key", "private key after its parameters", "text before the block"],
+)
+def test_a_pem_file_gives_the_pin_of_its_public_key(pem: bytes) -> None:
+    assert pin_of_pem(pem) == spki_pin(LEAF)
+
+
+@pytest.mark.parametrize(
+    ("pem", "expected"),
+    [
+        (b"", "no PEM block"),
+        (LEAF, "no PEM block"),
+        (CERTIFICATE.public_bytes(Encoding.PEM) * 2, "2 PEM blocks"),
+        (b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n", "cannot be pinned"),
+        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "CERTIFICATE cannot be read"),
+        (b"-----BEGIN PUBLIC KEY-----\n", "PUBLIC KEY cannot be read"),
+        (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "PRIVATE KEY cannot be read"),
+        (
+            KEY.private_bytes(
+                Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"x")
+            ),
+            "the private key is encrypted",
+        ),
+    ],
+)
+def test_a_pem_file_that_gives_no_pin_says_why(pem: bytes, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected) as caught:
+        pin_of_pem(pem)
+    assert "AAAA" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pin", [spki_pin(LEAF), certificate_pin(LEAF), spki_pin(ROOT), certificate_pin(ROOT)])
+def test_a_pin_of_any_certificate_in_the_chain_matches(pin: Pin) -> None:
+    assert check_pins(PinSet((Pin("spki", DIGEST), pin)), [LEAF, ROOT], TODAY) is PinVerdict.MATCH
+
+
+def test_pins_that_are_not_in_the_chain_do_not_match() -> None:
+    assert check_pins(PinSet((spki_pin(ROOT), certificate_pin(ROOT))), [LEAF], TODAY) is PinVerdict.MISMATCH
+
+
+def test_the_two_kinds_of_pin_are_not_interchangeable() -> None:
+    crossed = (Pin("certificate", spki_pin(LEAF).digest), Pin("spki", certificate_pin(LEAF).digest))
+    assert check_pins(PinSet(crossed), [LEAF], TODAY) is PinVerdict.MISMATCH
+
+
+def test_an_empty_chain_does_not_match() -> None:
+    assert check_pins(PinSet((spki_pin(LEAF),)), [], TODAY) is PinVerdict.MISMATCH
+
+
+def test_an_empty_pin_set_matches_nothing() -> None:
+    assert check_pins(PinSet(()), [LEAF], TODAY) is PinVerdict.MISMATCH
+
+
+def test_a_certificate_that_cannot_be_read_does_not_match_even_by_its_own_hash() -> None:
+    pins = PinSet((Pin("certificate", hashlib.sha256(b"junk").digest()), Pin("spki", hashlib.sha256(b"junk").digest())))
+    assert check_pins(pins, [b"junk"], TODAY) is PinVerdict.MISMATCH
+
+
+def test_the_last_day_of_a_pin_set_is_still_good() -> None:
+    assert check_pins(PinSet((spki_pin(LEAF),), TODAY), [LEAF], TODAY) is PinVerdict.MATCH
+
+
+def test_expired_pins_fail_before_anything_matches() -> None:
+    assert check_pins(PinSet((spki_pin(LEAF),), TODAY - timedelta(days=1)), [LEAF], TODAY) is PinVerdict.EXPIRED
+
+
+def test_pins_without_an_end_never_expire() -> None:
+    assert check_pins(PinSet((spki_pin(LEAF),)), [LEAF], date.max) is PinVerdict.MATCH
+
+
+@given(st.lists(st.binary(max_size=60)))
+def test_no_chain_makes_the_check_raise(chain: list[bytes]) -> None:
+    assert check_pins(PinSet((spki_pin(LEAF),)), chain, TODAY) is PinVerdict.MISMATCH

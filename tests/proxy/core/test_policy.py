@@ -1,0 +1,303 @@
+"""The policy: which patterns match and cover which hosts, which globs match which paths, which rule counts."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.destinations import Destination
+from proxy.core.keys import Alg, KeySet, new_key
+from proxy.core.pins import PinSet
+from proxy.core.policy import (
+    FieldEntry,
+    HostPattern,
+    Https,
+    Listener,
+    PathGlob,
+    PlainHttp,
+    Policy,
+    Rule,
+    When,
+    canonical_paths,
+    upgraded,
+)
+from proxy.core.selectors import parse_selector
+
+EXACT = HostPattern("exact", "api.example")
+ONE_LABEL = HostPattern("one_label", "api.example")
+ANY_DEPTH = HostPattern("any_depth", "api.example")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "host", "matches"),
+    [
+        (EXACT, "api.example", True),
+        (EXACT, "x.api.example", False),
+        (EXACT, "example", False),
+        (ONE_LABEL, "x.api.example", True),
+        (ONE_LABEL, "api.example", False),
+        (ONE_LABEL, "y.x.api.example", False),
+        (ONE_LABEL, "xapi.example", False),
+        (ANY_DEPTH, "api.example", True),
+        (ANY_DEPTH, "x.api.example", True),
+        (ANY_DEPTH, "y.x.api.example", True),
+        (ANY_DEPTH, "xapi.example", False),
+        (ANY_DEPTH, "api.example.evil.example", False),
+        (HostPattern("exact", "::1"), "::1", True),
+    ],
+)
+def test_a_host_pattern_matches_its_hosts_only(pattern: HostPattern, host: str, matches: bool) -> None:
+    assert pattern.matches(Destination(host, 443)) is matches
+
+
+def test_a_pattern_with_a_port_matches_that_port_only() -> None:
+    pattern = HostPattern("exact", "api.example", 8443)
+    assert pattern.matches(Destination("api.example", 8443))
+    assert not pattern.matches(Destination("api.example", 443))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (EXACT, "api.example"),
+        (ONE_LABEL, "*.api.example"),
+        (HostPattern("any_depth", "api.example", 443), "**.api.example:443"),
+        (HostPattern("exact", "::1"), "[::1]"),
+        (HostPattern("exact", "::1", 8443), "[::1]:8443"),
+    ],
+)
+def test_a_pattern_is_written_as_in_the_policy_file(pattern: HostPattern, text: str) -> None:
+    assert str(pattern) == text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "other", "covers"),
+    [
+        (EXACT, EXACT, True),
+        (EXACT, ONE_LABEL, False),
+        (ONE_LABEL, HostPattern("exact", "x.api.example"), True),
+        (ONE_LABEL, EXACT, False),
+        (ONE_LABEL, ONE_LABEL, True),
+        (ONE_LABEL, HostPattern("one_label", "x.api.example"), False),
+        (ONE_LABEL, ANY_DEPTH, False),
+        (ANY_DEPTH, EXACT, True),
+        (ANY_DEPTH, ONE_LABEL, True),
+        (ANY_DEPTH, HostPattern("any_depth", "x.api.example"), True),
+        (ANY_DEPTH, HostPattern("any_depth", "xapi.example"), False),
+        (ANY_DEPTH, HostPattern("any_depth", "example"), False),
+        (EXACT, HostPattern("exact", "api.example", 443), True),
+        (HostPattern("exact", "api.example", 443), EXACT, False),
+        (HostPattern("exact", "api.example", 443), HostPattern("exact", "api.example", 80), False),
+        (HostPattern("exact", "api.example", 443), HostPattern("exact", "api.example", 443), True),
+    ],
+)
+def test_a_pattern_covers_what_it_leaves_nothing_of(pattern: HostPattern, other: HostPattern, covers: bool) -> None:
+    assert pattern.covers(other) is covers
+
+
+_hosts = st.lists(st.sampled_from("ab"), min_size=1, max_size=4).map(".".join)
+_patterns = st.builds(
+    HostPattern, st.sampled_from(["exact", "one_label", "any_depth"]), _hosts, st.sampled_from([None, 80, 443])
+)
+
+
+@given(_patterns, _patterns, _hosts, st.sampled_from([80, 443]))
+def test_what_a_covered_pattern_matches_its_cover_matches(
+    pattern: HostPattern, other: HostPattern, host: str, port: int
+) -> None:
+    destination = Destination(host, port)
+    if pattern.covers(other) and other.matches(destination):
+        assert pattern.matches(destination)
+
+
+@pytest.mark.parametrize(
+    ("glob", "path", "matches"),
+    [
+        ("/v1/charges", "/v1/charges", True),
+        ("/v1/charges", "/v1/charges/", False),
+        ("/v1/charges", "/v1/chargesx", False),
+        ("/v1/charges", "/x/v1/charges", False),
+        ("/v1/charges", "/v1/charges\n", False),
+        ("/", "/", True),
+        ("/v1.0/a", "/v1x0/a", False),
+        ("/v1/*", "/v1/a", True),
+        ("/v1/*", "/v1/", True),
+        ("/v1/*", "/v1", False),
+        ("/v1/*", "/v1/a/b", False),
+        ("/v1/*/refund", "/v1/ch_1/refund", True),
+        ("/v1/a*", "/v1/abc", True),
+        ("/v1/a*c*e", "/v1/abcdcde", True),
+        ("/v1/a*c*e", "/v1/abd", False),
+        ("/v1/a*c*e", "/v1/ace/", False),
+        ("/v1/charges/**", "/v1/charges/a/b", True),
+        ("/v1/charges/**", "/v1/charges/", True),
+        ("/v1/charges/**", "/v1/charges", True),
+        ("/v1/charges/**", "/v1/chargesx", False),
+        ("/**", "/", True),
+        ("/**/refund", "/refund", True),
+        ("/**/refund", "/v1/x/refund", True),
+        ("/**/refund", "/v1/norefund", False),
+        ("/a*/**/b", "/abc/b", True),
+        ("/a/**/b/**/c", "/a/b/b/x/c", True),
+        ("/a/**/b/**/c", "/a/x/c", False),
+        ("/a/**/b/**/c/d", "/a/c/b/b/c/d", True),
+    ],
+)
+def test_a_path_glob_matches_whole_paths(glob: str, path: str, matches: bool) -> None:
+    assert PathGlob.parse(glob).matches(path) is matches
+
+
+@pytest.mark.parametrize(
+    ("glob", "message"),
+    [
+        ("v1", "starts with '/'"),
+        ("", "starts with '/'"),
+        ("/v1?x=1", "no query"),
+        ("/v1#x", "no fragment"),
+        ("/v1**", "whole segments"),
+        ("/***", "whole segments"),
+    ],
+)
+def test_a_malformed_path_glob_is_refused(glob: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PathGlob.parse(glob)
+
+
+def _matches_naively(glob: list[str], path: list[str]) -> bool:
+    if not glob:
+        return not path
+    if glob[0] == "**":
+        return any(_matches_naively(glob[1:], path[skipped:]) for skipped in range(len(path) + 1))
+    regex = "[^/]*".join(re.escape(literal) for literal in glob[0].split("*"))
+    return bool(path) and re.fullmatch(regex, path[0]) is not None and _matches_naively(glob[1:], path[1:])
+
+
+_segments = st.sampled_from(["", "a", "b", "ab", "aba"])
+
+
+@given(
+    st.lists(_segments | st.sampled_from(["**", "*", "a*", "*b", "*a*b*"]), min_size=1, max_size=6),
+    st.lists(_segments, min_size=1, max_size=7),
+)
+def test_a_path_glob_matches_what_a_naive_matcher_matches(glob: list[str], path: list[str]) -> None:
+    found = PathGlob.parse("/" + "/".join(glob)).matches("/" + "/".join(path))
+    assert found is _matches_naively(glob, path)
+
+
+@pytest.mark.parametrize(
+    ("glob", "path"),
+    [("/**/a/**/b/**/a/**/z", "/a/b" * 16_000), ("/*a*a*a*a*a*z", "/" + "a" * 64_000)],
+)
+def test_a_long_path_does_not_make_a_glob_slow(glob: str, path: str) -> None:
+    start = time.perf_counter()
+    assert not PathGlob.parse(glob).matches(path)
+    assert time.perf_counter() - start < 2  # a backtracking matcher takes hours
+
+
+@pytest.mark.parametrize(
+    ("path", "spellings"),
+    [
+        ("/", ("/",)),
+        ("*", ("*", "/*")),
+        ("/v1/a", ("/v1/a",)),
+        ("/v1/a/", ("/v1/a/", "/v1/a")),
+        ("/v1/%61", ("/v1/%61", "/v1/a")),
+        ("/m%C3%BCller", ("/m%C3%BCller", "/müller")),
+        ("/v1//a", ("/v1//a", "/v1/a")),
+        ("/v1/./a/.", ("/v1/./a/.", "/v1/a/", "/v1/a")),
+        ("/x/../v1/a", ("/x/../v1/a", "/v1/a")),
+        ("/../../a", ("/../../a", "/a")),
+        ("/a/..", ("/a/..", "/")),
+        ("/v1%2fa", ("/v1%2fa", "/v1/a")),
+        ("/x/%2e%2e/a", ("/x/%2e%2e/a", "/a")),
+        ("/v1\\a", ("/v1\\a", "/v1/a")),
+        ("/v1;p=1/a;q", ("/v1;p=1/a;q", "/v1/a")),
+    ],
+)
+def test_a_path_has_every_spelling_a_server_might_read(path: str, spellings: tuple[str, ...]) -> None:
+    assert canonical_paths(path) == spellings
+
+
+def test_a_field_entry_without_conditions_applies_to_every_request() -> None:
+    assert When().applies("GET", "/anything")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "applies"),
+    [
+        ("POST", "/v1/charges", True),
+        ("POST", "/v1/%63harges/", True),
+        ("PUT", "/v2/refunds", True),
+        ("GET", "/v1/charges", False),
+        ("post", "/v1/charges", False),
+        ("POST", "/v1/other", False),
+    ],
+)
+def test_a_field_entry_applies_to_its_methods_and_paths(method: str, path: str, applies: bool) -> None:
+    when = When(frozenset({"POST", "PUT"}), (PathGlob.parse("/v1/charges"), PathGlob.parse("/v2/*")))
+    assert when.applies(method, path) is applies
+
+
+def test_a_field_entry_for_methods_only_applies_at_every_path() -> None:
+    assert When(methods=frozenset({"POST"})).applies("POST", "/x")
+
+
+def _rule(name: str, *hosts: HostPattern, https_port: int | None = None) -> Rule:
+    return Rule(name, hosts, PlainHttp.UPGRADE, Https.TUNNEL, https_port=https_port)
+
+
+def test_the_first_rule_that_matches_counts() -> None:
+    first, second = _rule("first", ONE_LABEL, EXACT), _rule("second", ANY_DEPTH)
+    policy = Policy(rules=(first, second))
+    assert policy.rule_for(Destination("api.example", 443)) is first
+    assert policy.rule_for(Destination("y.x.api.example", 443)) is second
+    assert policy.rule_for(Destination("other.example", 443)) is None
+    assert policy.rule_for_plain_http(Destination("x.api.example", 80)) is first
+    assert policy.rule_for_plain_http(Destination("other.example", 80)) is None
+
+
+@pytest.mark.parametrize(
+    ("pattern_port", "https_port", "asked_port", "counts"),
+    [
+        (443, None, 80, True),
+        (443, None, 443, True),
+        (443, None, 8080, False),
+        (8443, 8443, 80, True),
+        (8443, None, 8443, True),
+        (80, None, 80, True),
+        (80, None, 8080, False),
+    ],
+)
+def test_a_rule_with_a_port_counts_for_plain_http_that_an_upgrade_leads_there(
+    pattern_port: int, https_port: int | None, asked_port: int, counts: bool
+) -> None:
+    rule = _rule("r", HostPattern("exact", "api.example", pattern_port), https_port=https_port)
+    found = Policy(rules=(rule,)).rule_for_plain_http(Destination("api.example", asked_port))
+    assert (found is rule) is counts
+
+
+@pytest.mark.parametrize(("port", "https_port", "expected"), [(80, None, 443), (8080, None, 8080), (8080, 8443, 8443)])
+def test_an_upgrade_goes_to_the_https_port(port: int, https_port: int | None, expected: int) -> None:
+    assert upgraded(Destination("api.example", port), https_port) == Destination("api.example", expected)
+
+
+def test_a_rule_needs_the_plaintext_for_pins_encrypt_or_decrypt() -> None:
+    key_set = KeySet("k", Alg.A256KW, new_key(Alg.A256KW))
+    entry = FieldEntry((parse_selector("$.a"),), key_set)
+    plain = _rule("r", EXACT)
+    assert not plain.needs_plaintext
+    assert Rule("r", (EXACT,), PlainHttp.UPGRADE, Https.INSPECT, pins=PinSet(())).needs_plaintext
+    assert Rule("r", (EXACT,), PlainHttp.UPGRADE, Https.INSPECT, encrypt=(entry,)).needs_plaintext
+    assert Rule("r", (EXACT,), PlainHttp.UPGRADE, Https.INSPECT, decrypt=(entry,)).needs_plaintext
+
+
+@pytest.mark.parametrize(
+    ("listener", "text"),
+    [(Listener("127.0.0.1", 8080), "forward://127.0.0.1:8080"), (Listener("::1", 0), "forward://[::1]:0")],
+)
+def test_a_listener_is_written_as_in_the_policy_file(listener: Listener, text: str) -> None:
+    assert str(listener) == text

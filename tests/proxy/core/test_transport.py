@@ -1,0 +1,70 @@
+"""Upgrade, reject, allow, tunnel, inspect: every rule and every default."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.core.decisions import Action, Reason
+from proxy.core.destinations import Destination
+from proxy.core.policy import Defaults, HostPattern, Https, PlainHttp, Policy, Rule
+from proxy.core.transport import decide_https, decide_plain_http
+
+ASKED = Destination("api.example", 80)
+ASKED_TLS = Destination("api.example", 443)
+OTHER = Destination("other.example", 8080)
+
+
+def _policy(plain_http: PlainHttp, https: Https, https_port: int | None = None) -> Policy:
+    """A policy whose one rule says this for api.example, and whose defaults say the same for the rest."""
+    rule = Rule("r", (HostPattern("exact", "api.example"),), plain_http, https, https_port)
+    return Policy(defaults=Defaults(plain_http, https), rules=(rule,))
+
+
+@pytest.mark.parametrize(
+    ("plain_http", "asked", "action", "target"),
+    [
+        (PlainHttp.UPGRADE, ASKED, Action.UPGRADE, ASKED_TLS),
+        (PlainHttp.UPGRADE, OTHER, Action.UPGRADE, OTHER),
+        (PlainHttp.ALLOW, ASKED, Action.ALLOW, ASKED),
+        (PlainHttp.ALLOW, OTHER, Action.ALLOW, OTHER),
+    ],
+)
+def test_plain_http_is_upgraded_or_allowed(
+    plain_http: PlainHttp, asked: Destination, action: Action, target: Destination
+) -> None:
+    rule, decision = decide_plain_http(_policy(plain_http, Https.TUNNEL), asked)
+    assert (rule.name if rule else None) == ("r" if asked is ASKED else None)
+    assert (decision.action, decision.target, decision.denied) == (action, target, None)
+
+
+def test_an_upgrade_goes_to_the_port_that_the_rule_names() -> None:
+    _, decision = decide_plain_http(_policy(PlainHttp.UPGRADE, Https.TUNNEL, 8443), ASKED)
+    assert decision.target == Destination("api.example", 8443)
+
+
+@pytest.mark.parametrize(("asked", "where"), [(ASKED, "rule r"), (OTHER, "the policy's default")])
+def test_plain_http_is_rejected_without_a_target(asked: Destination, where: str) -> None:
+    _, decision = decide_plain_http(_policy(PlainHttp.REJECT, Https.TUNNEL), asked)
+    assert (decision.action, decision.target) == (Action.DENY, None)
+    assert decision.denied is not None
+    assert decision.denied.reason is Reason.PLAIN_HTTP_REJECTED
+    assert decision.denied.detail.startswith(where)
+
+
+@pytest.mark.parametrize(("https", "action"), [(Https.TUNNEL, Action.TUNNEL), (Https.INSPECT, Action.INSPECT)])
+@pytest.mark.parametrize("asked", [ASKED_TLS, OTHER])
+def test_https_is_tunnelled_or_inspected_where_it_was_asked_for(
+    https: Https, action: Action, asked: Destination
+) -> None:
+    rule, decision = decide_https(_policy(PlainHttp.UPGRADE, https, 8443), asked)
+    assert (rule.name if rule else None) == ("r" if asked is ASKED_TLS else None)
+    assert (decision.action, decision.target, decision.denied) == (action, asked, None)
+
+
+@pytest.mark.parametrize(("asked", "where"), [(ASKED_TLS, "rule r"), (OTHER, "the policy's default")])
+def test_https_is_rejected_without_a_target(asked: Destination, where: str) -> None:
+    _, decision = decide_https(_policy(PlainHttp.UPGRADE, Https.REJECT), asked)
+    assert (decision.action, decision.target) == (Action.DENY, None)
+    assert decision.denied is not None
+    assert decision.denied.reason is Reason.HTTPS_REJECTED
+    assert decision.denied.detail.startswith(where)
