@@ -27,7 +27,8 @@ def decide_plain_http(policy: Policy, asked: Destination) -> tuple[Rule | None, 
     what = rule.plain_http if rule else policy.defaults.plain_http
     if what is PlainHttp.UPGRADE:
         target = upgraded(asked, rule.https_port if rule else None)
-        return rule, Decision(Action.UPGRADE, target)
+        # What is dialled decides: the pins of `host:443` hold for what another rule sends there, too.
+        return policy.rule_for(target) or rule, Decision(Action.UPGRADE, target)
     if what is PlainHttp.ALLOW:
         return rule, Decision(Action.ALLOW, asked)
     where = f"rule {rule.name}" if rule else "the policy's default"

@@ -68,3 +68,13 @@ def test_https_is_rejected_without_a_target(asked: Destination, where: str) -> N
     assert decision.denied is not None
     assert decision.denied.reason is Reason.HTTPS_REJECTED
     assert decision.denied.detail.startswith(where)
+
+
+def test_an_upgrade_is_held_to_the_rule_of_the_destination_that_is_dialled() -> None:
+    asked = Rule("asked", (HostPattern("exact", "api.example", 80),), PlainHttp.UPGRADE, Https.TUNNEL)
+    dialled = Rule("dialled", (HostPattern("exact", "api.example", 443),), PlainHttp.UPGRADE, Https.INSPECT)
+    rule, decision = decide_plain_http(Policy(rules=(asked, dialled)), Destination("api.example", 80))
+    assert rule is dialled
+    assert decision.target == Destination("api.example", 443)
+    alone, _ = decide_plain_http(Policy(rules=(asked,)), Destination("api.example", 80))
+    assert alone is asked

@@ -1,0 +1,47 @@
+# The image of the sidecar: what requirements.lock names and Overcoat itself, run by a user without rights.
+#
+#   docker build -t overcoat .
+#   docker run --rm -v "$PWD/overcoat.yaml:/etc/overcoat/overcoat.yaml:ro" -p 127.0.0.1:8080:8080 overcoat
+#
+# A policy is read from /etc/overcoat/overcoat.yaml, the local CA is kept in the volume /var/lib/overcoat. The built-in
+# policy, which holds where there is no file, listens on 127.0.0.1 only: right in a pod, or with `network_mode: service:…`.
+
+ARG PYTHON_IMAGE=python:3.13-slim
+
+FROM ${PYTHON_IMAGE} AS build
+WORKDIR /src
+COPY requirements.lock requirements-build.lock ./
+# Wheels only, and only those whose hashes are locked: nothing that was downloaded runs before the image does.
+RUN python3 -m venv --without-pip /opt/overcoat \
+ && python3 -m pip --python /opt/overcoat/bin/python install --no-cache-dir --disable-pip-version-check \
+      --only-binary :all: --require-hashes -r requirements.lock \
+ && python3 -m venv /opt/build \
+ && /opt/build/bin/pip install --no-cache-dir --disable-pip-version-check \
+      --only-binary :all: --require-hashes -r requirements-build.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY proxy proxy
+COPY addons addons
+COPY config config
+RUN /opt/build/bin/pip wheel --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir /dist . \
+ && python3 -m pip --python /opt/overcoat/bin/python install --no-cache-dir --disable-pip-version-check --no-deps \
+      --no-index /dist/*.whl
+
+FROM ${PYTHON_IMAGE}
+COPY --from=build /opt/overcoat /opt/overcoat
+# A number needs no entry in /etc/passwd, and Kubernetes can tell from it that the image does not run as root.
+# A base image without root certificates would trust nobody: better found here than in production.
+RUN install -d -m 0700 -o 10001 -g 10001 /var/lib/overcoat \
+ && install -d -m 0755 /etc/overcoat \
+ && /opt/overcoat/bin/python -c "import ssl; assert ssl.create_default_context().get_ca_certs(), 'no root certificates'"
+ENV PATH=/opt/overcoat/bin:$PATH \
+    HOME=/var/lib/overcoat \
+    OVERCOAT_DATA=/var/lib/overcoat \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+WORKDIR /etc/overcoat
+VOLUME /var/lib/overcoat
+EXPOSE 8080 9464
+USER 10001:10001
+HEALTHCHECK --interval=5s --timeout=5s --start-period=20s --retries=3 CMD ["overcoat", "healthcheck"]
+ENTRYPOINT ["overcoat"]
+CMD ["serve"]

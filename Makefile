@@ -1,0 +1,90 @@
+# Everything a developer runs. It needs GNU make and any Python from 3.12 on; the rest goes into .venv, with hashes.
+
+VENV := .venv
+BIN := $(VENV)/bin
+UPGRADE :=
+PYTHON :=
+
+# `python3` comes first: it is what a .python-version file, an activated environment or the system says. A pyenv that
+# lacks the version of .python-version answers for no name at all, so its other versions are looked at last.
+CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python \
+	$(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/3.1[2-9]*/bin/python3))
+
+# Sets $$python to the first candidate that is new enough, or ends with one line that names all that were found.
+define find_python
+python=; found=; \
+for candidate in $(CANDIDATES); do \
+	version=$$("$$candidate" -c 'import platform; print(platform.python_version())' 2>/dev/null) || continue; \
+	found="$$found $$candidate ($$version)"; \
+	if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 12))'; then python=$$candidate; break; fi; \
+done; \
+if [ -z "$$python" ]; then \
+	echo "make: Overcoat needs Python 3.12 or newer, and found$${found:- no Python at all}; install one, or say make PYTHON=/path/to/python3" >&2; \
+	exit 1; \
+fi
+endef
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: venv
+venv: $(VENV)/installed ## make .venv with everything in it (the other targets do it by themselves)
+
+$(VENV)/dependencies: requirements-dev.lock
+	@$(find_python); \
+	echo "==> $(VENV): Python $$("$$python" -c 'import platform; print(platform.python_version())') from $$python"; \
+	"$$python" -m venv --clear $(VENV) || { \
+		echo "make: $$python cannot make virtual environments (on Debian and Ubuntu: apt-get install python3-venv)" >&2; \
+		rm -rf $(VENV); exit 1; }
+	@echo "==> $(VENV): installing what requirements-dev.lock names (a minute or two the first time)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(VENV)/installed: $(VENV)/dependencies pyproject.toml
+	@echo "==> $(VENV): installing Overcoat itself from this folder"
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: demo
+demo: $(VENV)/installed ## show what Overcoat does, on this machine alone
+	@$(BIN)/overcoat demo
+
+.PHONY: test
+test: $(VENV)/installed ## run all tests; fails under 100 % branch coverage of proxy/core
+	$(BIN)/pytest -n 2 -m "not containers" --cov --cov-report=term-missing:skip-covered
+
+.PHONY: test-containers
+test-containers: $(VENV)/installed ## build the image, run docker-compose.yml and look at what arrived
+	$(BIN)/pytest -m containers -v tests/containers
+
+.PHONY: check
+check: $(VENV)/installed ## lint, formatting, types, and whether the generated docs are up to date
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python docs/generate.py --check
+
+# UV_NO_CONFIG: neither a configuration file nor a folder of wheels on the machine that locks may leak into the locks.
+.PHONY: lock
+lock: ## write the lock files anew, keeping versions that still fit (UPGRADE=1: the newest of all)
+	@$(find_python); \
+	tools=$$(mktemp -d); trap 'rm -rf "$$tools"' EXIT; \
+	echo "==> getting uv"; \
+	"$$python" -m venv "$$tools" && "$$tools/bin/pip" install --disable-pip-version-check --quiet uv || exit 1; \
+	compile() { \
+		echo "==> $$1"; output=$$1; shift; \
+		env -u UV_FIND_LINKS -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL UV_NO_CONFIG=1 \
+			UV_CUSTOM_COMPILE_COMMAND="make lock" "$$tools/bin/uv" pip compile --quiet --universal --generate-hashes \
+			--no-emit-index-url --python-version 3.12 $(if $(UPGRADE),--upgrade) --output-file "$$output" "$$@"; \
+	}; \
+	compile requirements-dev.lock pyproject.toml --group dev && \
+	compile requirements.lock pyproject.toml --constraint requirements-dev.lock && \
+	compile requirements-build.lock --group build --constraint requirements-dev.lock
+
+.PHONY: clean
+clean: ## remove .venv and everything else that these targets made
+	rm -rf $(VENV) build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
