@@ -53,6 +53,12 @@ class Metrics:
             ["rule", "direction"],
             registry=registry,
         )
+        self.pool = Counter(
+            "overcoat_upstream_connections",
+            "Requests for an upstream connection, by result.",
+            ["result"],
+            registry=registry,
+        )
         self.clients = Gauge("overcoat_client_connections", "Client connections open now.", registry=registry)
         self.lines_lost = Counter(
             "overcoat_decision_lines_lost", "Decision lines that could not be written.", registry=registry

@@ -1,4 +1,4 @@
-r"""Is this the head of one well-formed HTTP/1 request? Checked on the bytes, before any parser reads them.
+r"""Is this the head of one well-formed HTTP/1 message? Read from the bytes, once, by one parser.
 
 Rules of this module (RFC 9112):
 
@@ -10,17 +10,56 @@ Rules of this module (RFC 9112):
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from proxy.core.decisions import Denied, Reason
 
 MAX_HEAD_BYTES = 64 * 1024
 BAD_REQUEST_LINE = "the request line is not `METHOD target HTTP/1.x` with single spaces and visible ASCII characters"
+UNTIL_CLOSE = -1
+CHUNKED = -2
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/1\.([01])")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
 _TOKEN_START = re.compile(_TOKEN)
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")  # a leading zero is octal to some readers
+_SEEN = frozenset((b"host", b"content-length", b"transfer-encoding"))
+
+type Fields = tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """The head of a request.
+
+    Attributes:
+        fields: name and value of each header field, in order and as sent, white space round the value removed.
+        body: the body's length in bytes, or `CHUNKED`.
+    """
+
+    method: bytes
+    target: bytes
+    is_http11: bool
+    fields: Fields
+    body: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """The head of a response.
+
+    Attributes:
+        fields: as in a request.
+        body: the body's length in bytes, `CHUNKED` or `UNTIL_CLOSE`; for a response that can have a body.
+    """
+
+    status: int
+    reason: bytes
+    is_http11: bool
+    fields: Fields
+    body: int
 
 
 def can_become_a_head(data: bytes) -> bool:
@@ -35,8 +74,8 @@ def can_become_a_head(data: bytes) -> bool:
     return _TOKEN_START.match(data) is not None and b"\n" not in data
 
 
-def check_request_head(head: bytes) -> None:
-    """Check a request head, from its first byte up to and including the empty line.
+def read_request_head(head: bytes) -> RequestHead:
+    """Read a request head, from its first byte up to and including the empty line.
 
     Args:
         head: the bytes, ending in CRLF CRLF.
@@ -48,20 +87,56 @@ def check_request_head(head: bytes) -> None:
     request_line = _REQUEST_LINE.fullmatch(lines[0])
     if request_line is None:
         raise Denied(Reason.BAD_REQUEST, BAD_REQUEST_LINE)
-    target, is_http11 = request_line[2], request_line[3] == b"1"
+    method, target, minor = request_line.groups()
     if b"#" in target:
         raise Denied(Reason.BAD_REQUEST, "the request target has a fragment (RFC 9112, section 3.2)")
-    seen: dict[bytes, list[bytes]] = {b"host": [], b"content-length": [], b"transfer-encoding": []}
-    for number, line in enumerate(lines[1:], start=2):
+    is_http11 = minor == b"1"
+    fields, seen = _read_fields(lines, Reason.BAD_REQUEST)
+    hosts = seen.get(b"host", ())
+    if len(hosts) > 1:
+        raise Denied(Reason.BAD_REQUEST, "the request has more than one Host field (RFC 9112, section 3.2)")
+    if is_http11 and not hosts:
+        raise Denied(Reason.BAD_REQUEST, "the HTTP/1.1 request has no Host field (RFC 9112, section 3.2)")
+    body = _framing(seen, is_http11, Reason.BAD_REQUEST)
+    return RequestHead(method, target, is_http11, fields, 0 if body == UNTIL_CLOSE else body)
+
+
+def read_response_head(head: bytes) -> ResponseHead:
+    """Read a response head, from its first byte up to and including the empty line.
+
+    Args:
+        head: the bytes, ending in CRLF CRLF.
+
+    Raises:
+        Denied: UPSTREAM_FAILED, with the line number and what is wrong with it.
+    """
+    lines = head[:-4].split(b"\r\n")
+    status_line = _STATUS_LINE.fullmatch(lines[0])
+    if status_line is None:
+        raise Denied(Reason.UPSTREAM_FAILED, "the upstream's status line is not `HTTP/1.x status reason`")
+    minor, status, reason = status_line.groups()
+    fields, seen = _read_fields(lines, Reason.UPSTREAM_FAILED)
+    return ResponseHead(
+        int(status), reason or b"", minor == b"1", fields, _framing(seen, minor == b"1", Reason.UPSTREAM_FAILED)
+    )
+
+
+def _read_fields(lines: list[bytes], reason: Reason) -> tuple[Fields, dict[bytes, list[bytes]]]:
+    fields = []
+    seen: dict[bytes, list[bytes]] = {}
+    for number, line in enumerate(lines):
+        if not number:
+            continue
         field = _FIELD.fullmatch(line)
         if field is None:
             wrong = _what_is_wrong(line)
-            raise Denied(Reason.BAD_REQUEST, f"line {number} of the head is no valid header field: {wrong}")
-        values = seen.get(field[1].lower())
-        if values is not None:
-            values.append(field[2].rstrip(b" \t"))
-    _check_host(seen[b"host"], is_http11)
-    _check_framing(seen[b"content-length"], seen[b"transfer-encoding"], is_http11)
+            raise Denied(reason, f"line {number + 1} of the head is no valid header field: {wrong}")
+        name, value = field.groups()
+        value = value.rstrip(b" \t")
+        fields.append((name, value))
+        if (key := name.lower()) in _SEEN:
+            seen.setdefault(key, []).append(value)
+    return tuple(fields), seen
 
 
 def _what_is_wrong(line: bytes) -> str:
@@ -77,21 +152,20 @@ def _what_is_wrong(line: bytes) -> str:
     return "the name is no token, or the value holds a control character"
 
 
-def _check_host(values: list[bytes], is_http11: bool) -> None:
-    if len(values) > 1:
-        raise Denied(Reason.BAD_REQUEST, "the request has more than one Host field (RFC 9112, section 3.2)")
-    if is_http11 and not values:
-        raise Denied(Reason.BAD_REQUEST, "the HTTP/1.1 request has no Host field (RFC 9112, section 3.2)")
-
-
-def _check_framing(lengths: list[bytes], codings: list[bytes], is_http11: bool) -> None:
+def _framing(seen: dict[bytes, list[bytes]], is_http11: bool, reason: Reason) -> int:
+    lengths, codings = seen.get(b"content-length", []), seen.get(b"transfer-encoding", [])
+    if not lengths and not codings:
+        return UNTIL_CLOSE
     if lengths and codings:
-        raise Denied(Reason.BAD_REQUEST, "both Content-Length and Transfer-Encoding are given (RFC 9112, section 6.1)")
+        raise Denied(reason, "both Content-Length and Transfer-Encoding are given (RFC 9112, section 6.1)")
     if len(lengths) > 1 or len(codings) > 1:
-        raise Denied(Reason.BAD_REQUEST, "the length of the body is given more than once (RFC 9112, section 6.3)")
-    if lengths and not _LENGTH.fullmatch(lengths[0]):
-        raise Denied(Reason.BAD_REQUEST, "Content-Length is not a plain decimal number (RFC 9110, section 8.6)")
-    if codings and (codings[0].lower() != b"chunked" or not is_http11):
-        raise Denied(
-            Reason.BAD_REQUEST, "the only Transfer-Encoding that passes is chunked, in HTTP/1.1 (RFC 9112, section 6.1)"
-        )
+        raise Denied(reason, "the length of the body is given more than once (RFC 9112, section 6.3)")
+    if codings:
+        if codings[0].lower() != b"chunked" or not is_http11:
+            raise Denied(
+                reason, "the only Transfer-Encoding that passes is chunked, in HTTP/1.1 (RFC 9112, section 6.1)"
+            )
+        return CHUNKED
+    if not _LENGTH.fullmatch(lengths[0]):
+        raise Denied(reason, "Content-Length is not a plain decimal number (RFC 9110, section 8.6)")
+    return int(lengths[0])

@@ -23,20 +23,16 @@ import socket
 import time
 from typing import TYPE_CHECKING, cast
 
-from mitmproxy.connection import Client, Connection, ConnectionState, Server
+from mitmproxy.connection import Connection, ConnectionState, Server
 from mitmproxy.proxy import commands, events, server_hooks
-from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http import HTTPMode
 
-from addons.exchange import Session, Upstream
+from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.engine.dispatch import HookFailed, describe
-from proxy.engine.layers import ProxyLayer
+from proxy.engine.layers import inside_connect
 
 if TYPE_CHECKING:
-    from mitmproxy.options import Options
-
-    from proxy.engine.server import Engine
+    from proxy.engine.app import AppSocket
 
 logger = logging.getLogger("overcoat")
 
@@ -89,9 +85,12 @@ class Pipe(asyncio.Protocol):
 class Driver:
     """Drives the layers of one client connection."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.loop = engine.loop
+    def __init__(self, app: AppSocket, connect: Exchange) -> None:
+        """Take an app's connection over, at the beginning of the TLS inside its CONNECT."""
+        self.engine = app.engine
+        self.loop = app.loop
+        self.client = app.client
+        self.session = app.session
         self.pipes: dict[Connection, Pipe] = {}
         self.queue: collections.deque[events.Event] = collections.deque()
         self.is_working = False
@@ -102,35 +101,17 @@ class Driver:
         self.tasks: set[asyncio.Task[None]] = set()
         self.timers: dict[object, asyncio.TimerHandle] = {}
         self.last_activity = self.loop.time()
-        self.client: Client
-        self.session: Session
-        self.layer: ProxyLayer
+        self.layer = inside_connect(app.context, connect)
 
-    # -- the client connection
-
-    def start(self, transport: asyncio.Transport) -> Pipe:
-        """Start on an accepted connection; the pipe returned is its protocol."""
-        self.client = Client(
-            peername=transport.get_extra_info("peername"),
-            sockname=transport.get_extra_info("sockname"),
-            timestamp_start=time.time(),
-            state=ConnectionState.OPEN,
-        )
-        self.session = self.engine.sessions.open(self.client, self.engine.policy)
+    def start(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Start with the bytes that came already."""
         pipe = self.pipes[self.client] = Pipe(self, self.client)
         pipe.connection_made(transport)
-        # LayerOptions has every option that the layers read; the annotation wants mitmproxy's own class.
-        ctx = Context(self.client, cast("Options", self.engine.layer_options))
-        self.layer = ProxyLayer(ctx, HTTPMode.regular, self.engine.line)
-        self.engine.drivers.add(self)
+        transport.set_protocol(pipe)
+        self.engine.connections.add(self)
         self._watch_idle()
-        try:
-            self.engine.dispatch(server_hooks.ClientConnectedHook(self.client))
-        except HookFailed:
-            self.abort()
-        else:
-            self.feed(events.Start())
-        return pipe
+        self.feed(events.Start())
+        self.received(pipe, data)
 
     def _watch_idle(self) -> None:
         idle = self.loop.time() - self.last_activity
@@ -206,7 +187,7 @@ class Driver:
         self.timers.clear()
         for pipe in list(self.pipes.values()):
             pipe.transport.abort()
-        self.engine.drivers.discard(self)
+        self.engine.connections.discard(self)
         self.client.timestamp_end = time.time()
         try:
             self.engine.dispatch(server_hooks.ClientDisconnectedHook(self.client))

@@ -16,25 +16,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
 
 from mitmproxy import connection, http
-from mitmproxy.net.http import http1
 from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy import commands, context, events, layer
-from mitmproxy.proxy.layers import ClientTLSLayer, TCPLayer
+from mitmproxy.proxy.layers import ClientTLSLayer
 from mitmproxy.proxy.layers import http as http_layers
 from mitmproxy.proxy.layers.http import _events as http_events
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
-from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Server, make_body_reader
+from mitmproxy.proxy.layers.http._http1 import Http1Client
 
 from addons.encryption import body_too_large
-from addons.exchange import Exchange, Sessions, Upstream, problem_response
-from proxy.core.decisions import Action, Denied, Reason
-from proxy.core.destinations import BadDestination, canonical_host, parse_authority
-from proxy.core.heads import BAD_REQUEST_LINE, MAX_HEAD_BYTES, can_become_a_head, check_request_head
-from proxy.core.policy import HTTP_PORT, HTTPS_PORT
-from proxy.engine.sniffing import Heard, Speech, listen
+from addons.exchange import Exchange, Sessions, Upstream
+from proxy.core.decisions import Denied, Reason
+from proxy.core.heads import MAX_HEAD_BYTES
 
 Commands = layer.CommandGenerator[None]
 
@@ -75,71 +70,32 @@ class Line:
 
 
 class NextLayer:
-    """Decides, as the `next_layer` hook, what follows CONNECT or the app's TLS. Replaces mitmproxy's addon."""
+    """Decides, as the `next_layer` hook, what follows the app's TLS. Replaces mitmproxy's addon."""
 
     def __init__(self, line: Line) -> None:
         self._line = line
 
     def next_layer(self, data: layer.NextLayer) -> None:
-        """Choose the layer, or leave it open until more bytes are there."""
-        client = data.context.client
-        session = self._line.sessions.of(client)
-        connect = session.connect
-        if connect is None or connect.asked is None or connect.decision is None:
-            raise RuntimeError("a next layer outside CONNECT")
-        if client.tls_established and client.alpn == b"h2":
-            data.layer = ProxyLayer(data.context, http_layers.HTTPMode.transparent, self._line)
-            return
-        heard = listen(data.data_client())
-        if heard.speech is Speech.UNDECIDED:
-            return
-        if heard.speech is Speech.HTTP:
-            data.layer = ProxyLayer(data.context, http_layers.HTTPMode.transparent, self._line)
-        elif heard.speech is Speech.TLS and not client.tls:
-            data.layer = self._tls(data.context, connect, heard)
-        else:
-            data.layer = self._not_http(data.context, connect)
-
-    def _tls(self, ctx: context.Context, connect: Exchange, heard: Heard) -> layer.Layer:
-        assert connect.asked is not None
-        assert connect.decision is not None
-        if connect.decision.denied is not None:
-            connect.note(connect.decision.denied)
-        elif heard.sni is not None and not _same_host(heard.sni, connect.asked.host):
-            connect.note(
-                Denied(Reason.HOST_MISMATCH, f"the TLS server name is not the host of CONNECT {connect.asked}")
-            )
-        if connect.observing:
-            return TCPLayer(ctx, ignore=True)
-        if connect.denied is not None:
-            return Refused(ctx)
-        if connect.decision.action is Action.TUNNEL:
-            return TCPLayer(ctx, ignore=True)
-        ctx.server.tls = True
-        return ClientTLSLayer(ctx)
-
-    def _not_http(self, ctx: context.Context, connect: Exchange) -> layer.Layer:
-        connect.note(
-            Denied(
-                Reason.NOT_HTTP, f"what the app sent through CONNECT {connect.asked} is neither TLS nor an HTTP request"
-            )
-        )
-        return TCPLayer(ctx, ignore=True) if connect.observing and not ctx.client.tls else Refused(ctx)
+        """HTTP/2, which is what the app was given here for."""
+        if data.context.client.alpn != b"h2":
+            raise RuntimeError("an app that offered HTTP/2 does not speak it")
+        data.layer = ProxyLayer(data.context, http_layers.HTTPMode.transparent, self._line)
 
 
-def _same_host(sni: str, host: str) -> bool:
-    try:
-        return canonical_host(sni) == host
-    except BadDestination:
-        return False
-
-
-class Refused(layer.Layer):
-    """Closes the client connection, whatever comes."""
+class _Outside(layer.Layer):
+    """Stands where mitmproxy has the layers outside the TLS. It is never asked anything."""
 
     def _handle_event(self, event: events.Event) -> Commands:
-        if isinstance(event, events.Start):
-            yield commands.CloseConnection(self.context.client)
+        raise RuntimeError("an event outside the TLS")
+
+
+def inside_connect(ctx: context.Context, connect: Exchange) -> layer.Layer:
+    """Return the layers for TLS inside a CONNECT."""
+    assert connect.asked is not None
+    ctx.server.address = (connect.asked.host, connect.asked.port)
+    ctx.server.tls = True
+    _Outside(ctx)
+    return ClientTLSLayer(ctx)
 
 
 class ProxyLayer(http_layers.HttpLayer):
@@ -150,9 +106,6 @@ class ProxyLayer(http_layers.HttpLayer):
         self._line = line
 
     def _handle_event(self, event: events.Event) -> Commands:
-        if isinstance(event, events.Start) and self.context.client.alpn != b"h2":
-            # HttpLayer takes the connection layer that stands here in place of its own.
-            self.connections[self.context.client] = Http1App(self.context.fork(), self.mode, self._line)
         if (
             isinstance(event, events.ConnectionClosed)
             and event.connection not in self.connections
@@ -313,30 +266,6 @@ class Stream(http_layers.HttpStream):
         self.response_body_buf.clear()
         yield from self._answer()
 
-    # -- CONNECT
-
-    def handle_connect_regular(self) -> Commands:
-        """Open the upstream of a plain tunnel before saying 200, so that a failure can still be told.
-
-        Not to port 80: what comes may be http to upgrade, for which no plain connection must ever be opened.
-        """
-        exchange = self._exchange
-        opens_first = (
-            self.flow.response is None
-            and exchange.decision is not None
-            and exchange.decision.action is Action.TUNNEL
-            and self.flow.request.port != HTTP_PORT
-            and not exchange.observing
-        )
-        if opens_first:
-            upstream = exchange.upstream = Upstream(exchange.rule)
-            self._line.sessions.of(self.context.client).upstreams[self.context.server.id] = upstream
-            if (yield commands.OpenConnection(self.context.server)):
-                exchange.refuse(
-                    self.flow, upstream.denied or Denied(Reason.UPSTREAM_UNREACHABLE, "the upstream cannot be reached")
-                )
-        yield from super().handle_connect_regular()
-
 
 def _invalid(response: http.Response) -> bool:
     try:
@@ -344,104 +273,6 @@ def _invalid(response: http.Response) -> bool:
     except ValueError:
         return True
     return False
-
-
-class Http1App(Http1Server):
-    """The app's side of HTTP/1: strict heads, bounded, with answers as problem details."""
-
-    def __init__(self, ctx: context.Context, mode: http_layers.HTTPMode, line: Line) -> None:
-        super().__init__(ctx)
-        self._mode = mode
-        self._line = line
-
-    def read_headers(self, event: events.ConnectionEvent) -> Commands:
-        """Read one request head. Replaces a reader that takes bare LF and has no size limit."""
-        if not isinstance(event, events.DataReceived):
-            yield from super().read_headers(event)
-            return
-        while self.buf and bytes(self.buf).startswith(b"\r\n"):  # RFC 9112, section 2.2: passed over before a request
-            self.buf.maybe_extract_at_most(2)
-        buffered = bytes(self.buf)
-        if buffered in (b"", b"\r"):
-            return
-        end = _HEAD_END.search(buffered)
-        try:
-            if end is None:
-                if len(buffered) > MAX_HEAD_BYTES:
-                    raise Denied(Reason.HEADERS_TOO_LARGE, f"the head is longer than {MAX_HEAD_BYTES} bytes")
-                if not can_become_a_head(buffered):
-                    raise Denied(Reason.BAD_REQUEST, BAD_REQUEST_LINE)
-                return
-            head = buffered[: end.end()]
-            self.buf.maybe_extract_at_most(len(head))
-            request = self._parse(head)
-        except Denied as denied:
-            yield from self._refuse(denied)
-            return
-        self.request = request
-        size = http1.expected_http_body_size(request)
-        yield ReceiveHttp(http_events.RequestHeaders(self.stream_id, request, size == 0))
-        self.body_reader = make_body_reader(size)
-        self.state = self.read_body
-        yield from self.state(event)
-
-    def _parse(self, head: bytes) -> http.Request:
-        if len(head) > MAX_HEAD_BYTES:
-            raise Denied(Reason.HEADERS_TOO_LARGE, f"the head is longer than {MAX_HEAD_BYTES} bytes")
-        if not head.endswith(b"\r\n\r\n"):
-            raise Denied(Reason.BAD_REQUEST, "the head holds a line that ends in a bare LF")
-        check_request_head(head)
-        lines = head[:-4].split(b"\r\n")
-        try:
-            request = http1.read_request_head(lines)
-            if self._mode is http_layers.HTTPMode.regular and request.data.authority:
-                _read_authority(request)
-        except ValueError:
-            raise Denied(
-                Reason.BAD_REQUEST,
-                "the request target is not valid: it needs a host, a port from 1 to 65535, and http or https",
-            ) from None
-        if self._mode is http_layers.HTTPMode.regular and request.method != "CONNECT" and not request.host:
-            raise Denied(
-                Reason.BAD_REQUEST,
-                "the request names no host in its target: a proxy is sent `GET http://host/path` or CONNECT",
-                "set this address as the app's HTTP_PROXY or HTTPS_PROXY instead of calling it directly",
-            )
-        return request
-
-    def _refuse(self, denied: Denied) -> Commands:
-        session = self._line.sessions.of(self.context.client)
-        exchange = Exchange(session.policy, session.client)
-        exchange.note(denied)
-        self._line.refused(exchange, denied.reason.status)
-        yield commands.SendData(self.conn, _closing_response(denied))
-        yield commands.CloseConnection(self.conn)
-        self.state = self.done
-
-    def send(self, event: http_events.HttpEvent) -> Commands:
-        """Send to the app. mitmproxy answers protocol errors with a page of HTML; this, with problem details."""
-        if (
-            isinstance(event, http_events.ResponseProtocolError)
-            and not self.response
-            and (status := event.code.http_status_code()) is not None
-            and self.conn.state & connection.ConnectionState.CAN_WRITE
-        ):
-            reason = Reason.BAD_REQUEST if status < 500 else Reason.UPSTREAM_FAILED
-            yield commands.SendData(self.conn, _closing_response(Denied(reason, reason.meaning)))
-            yield commands.CloseConnection(self.conn)
-            return
-        yield from super().send(event)
-
-    def wait(self, event: events.Event) -> Commands:
-        """Wait for the response; pipelined requests stay in the buffer, which mitmproxy lets grow for ever."""
-        if isinstance(event, events.DataReceived) and len(self.buf) > MAX_HEAD_BYTES:
-            yield commands.CloseConnection(self.conn)
-            return
-        yield from super().wait(event)
-
-    def read_body(self, event: events.Event) -> Commands:
-        """Read a body, without its trailers."""
-        yield from _without_trailers(self, super().read_body(event), http_events.RequestEndOfMessage)
 
 
 class Http1Upstream(Http1Client):
@@ -460,34 +291,12 @@ class Http1Upstream(Http1Client):
 
     def read_body(self, event: events.Event) -> Commands:
         """Read a body, without its trailers."""
-        yield from _without_trailers(self, super().read_body(event), http_events.ResponseEndOfMessage)
-
-
-def _without_trailers(side: Http1App | Http1Upstream, reading: Commands, end_of_message: type[Any]) -> Commands:
-    """Drop the trailer section, for which mitmproxy raises (a proxy may drop it: RFC 9110, section 6.5.1)."""
-    try:
-        yield from reading
-    except NotImplementedError:
-        yield ReceiveHttp(end_of_message(side.stream_id))
-        is_request = isinstance(side, Http1App)
-        yield from side.mark_done(request=is_request, response=not is_request)
-
-
-def _read_authority(request: http.Request) -> None:
-    """Read the target's authority anew: mitmproxy takes port 0 for none, and decodes A-labels.
-
-    Raises:
-        ValueError: it is not valid.
-    """
-    default_port = {b"http": HTTP_PORT, b"https": HTTPS_PORT, b"": None}[request.data.scheme]
-    destination = parse_authority(request.data.authority.decode("ascii"), default_port)
-    request.data.host, request.data.port = destination.host, destination.port
-
-
-def _closing_response(denied: Denied) -> bytes:
-    response = problem_response(denied, None)
-    response.headers["connection"] = "close"
-    return cast(bytes, http1.assemble_response(response))
+        try:
+            yield from super().read_body(event)
+        except NotImplementedError:  # for a trailer section, which a proxy may drop (RFC 9110, section 6.5.1)
+            assert self.stream_id is not None
+            yield ReceiveHttp(http_events.ResponseEndOfMessage(self.stream_id))
+            yield from self.mark_done(response=True)
 
 
 # HttpClient makes its connection layer by this module-level name, and has no other seam.

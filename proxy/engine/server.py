@@ -13,16 +13,18 @@ import contextlib
 from collections.abc import Callable
 
 from addons.encryption import Encryption
-from addons.exchange import Sessions
+from addons.exchange import Exchange, Sessions
 from addons.gate import Gate
 from addons.pinning import Pinning
 from addons.telemetry import Metrics, Telemetry
 from addons.transport import Transport
 from proxy.ca import LocalCa
 from proxy.core.policy import Policy
+from proxy.engine.app import AppSocket
 from proxy.engine.dispatch import Dispatcher
-from proxy.engine.driver import Driver, Pipe, is_same_machine
+from proxy.engine.driver import Driver, is_same_machine
 from proxy.engine.layers import LayerOptions, Line, NextLayer
+from proxy.engine.pool import Pool
 from proxy.engine.tls import TlsConnections
 
 DRAIN_SECONDS = 8.0  # docker stop kills after 10
@@ -31,19 +33,6 @@ BACKLOG = 1024
 
 class BindError(Exception):
     """A listener cannot be bound. The message is one line that says which and why."""
-
-
-class _Accepting(asyncio.Protocol):
-    """Hands an accepted connection to a driver of its own."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._pipe: Pipe
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._pipe = Driver(self._engine).start(transport)
-        transport.set_protocol(self._pipe)
 
 
 class Engine:
@@ -65,7 +54,8 @@ class Engine:
         self.policy = policy
         self.sessions = Sessions()
         self.layer_options = LayerOptions()
-        self.drivers: set[Driver] = set()
+        self.connections: set[AppSocket | Driver] = set()
+        self.pool = Pool(self.loop, lambda result: metrics.pool.labels(result).inc())
         self.is_draining = False
         self._nobody_left = asyncio.Event()
         self._servers: list[asyncio.Server] = []
@@ -96,7 +86,7 @@ class Engine:
         for listener in self.policy.listen:
             try:
                 server = await self.loop.create_server(
-                    lambda: _Accepting(self), listener.host, listener.port, backlog=BACKLOG
+                    lambda: AppSocket(self), listener.host, listener.port, backlog=BACKLOG
                 )
             except OSError as e:
                 raise BindError(f"cannot listen on {listener}: {(e.strerror or str(e)).lower()}") from None
@@ -115,20 +105,26 @@ class Engine:
 
     def ended(self) -> None:
         """Take note that a client connection is over."""
-        if self.is_draining and not self.drivers:
+        if self.is_draining and not self.connections:
             self._nobody_left.set()
+
+    def speak_http2(self, app: AppSocket, connect: Exchange, data: bytes) -> None:
+        """Give an app that offers HTTP/2 to mitmproxy's layers."""
+        driver = Driver(app, connect)
+        driver.start(app.hand_over(), data)
 
     async def drain(self) -> None:
         """Stop listening, let what runs end, then close what is left."""
         self.is_draining = True
         for server in self._servers:
             server.close()
-        for driver in list(self.drivers):
-            driver.drain()
-        if self.drivers:
+        for connection in list(self.connections):
+            connection.drain()
+        if self.connections:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_SECONDS):
                     await self._nobody_left.wait()
-        for driver in list(self.drivers):
-            driver.abort()
+        for connection in list(self.connections):
+            connection.abort()
+        self.pool.close()
         await asyncio.sleep(0)  # connection_lost is called in the next turn

@@ -36,10 +36,12 @@ class Heard:
 
     Attributes:
         sni: the server name in the ClientHello, if it is TLS and names one.
+        alpn: the protocols that the ClientHello offers, in its order.
     """
 
     speech: Speech
     sni: str | None = None
+    alpn: tuple[bytes, ...] = ()
 
 
 def listen(data: bytes) -> Heard:
@@ -64,6 +66,7 @@ def _listen_to_tls(data: bytes) -> Heard:
     try:
         hello = parse_client_hello(data)
         sni = hello.sni if hello else None
+        alpn = tuple(hello.alpn_protocols) if hello else ()
     except ValueError:
         return Heard(Speech.OTHER)
-    return Heard(Speech.TLS, sni) if hello else Heard(Speech.UNDECIDED)
+    return Heard(Speech.TLS, sni, alpn) if hello else Heard(Speech.UNDECIDED)

@@ -1,0 +1,298 @@
+"""The app's socket: what it says first goes to HTTP/1; CONNECT may put a tunnel, TLS or mitmproxy's layers there.
+
+Theory of operation. Everything is synchronous: bytes come, the speaker (HTTP/1, a tunnel's first bytes, a relay) takes
+them, and what is to be sent is gathered and written once, by `flush`. Only dialling an upstream is a task.
+
+Rules of this module:
+
+- Whatever raises closes the connection and everything opened for it.
+- Back-pressure both ways: nothing is read that cannot be passed on.
+- An app that is answered before it has sent everything still gets to read its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, cast
+
+from mitmproxy.connection import Client, ConnectionState
+from mitmproxy.proxy import server_hooks
+from mitmproxy.proxy.context import Context
+from OpenSSL import SSL
+
+from addons.exchange import Session
+from proxy.core.decisions import Denied, Reason
+from proxy.engine.dispatch import HookFailed, describe
+from proxy.engine.tlsstream import TlsStream
+
+if TYPE_CHECKING:
+    from mitmproxy.options import Options
+
+    from proxy.engine.server import Engine
+
+logger = logging.getLogger("overcoat")
+
+IDLE_SECONDS = 600.0
+LINGER_SECONDS = 1.0  # for an app to read an answer that came before it had sent everything
+FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
+
+
+class Speaker(Protocol):
+    """Takes what the app says."""
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes."""
+
+    def eof(self) -> None:
+        """Take that the app will say no more."""
+
+    def gone(self) -> None:
+        """Take that the app's connection is over."""
+
+    def congested(self, is_congested: bool) -> None:
+        """Take that the app reads too slowly, or no longer does."""
+
+
+class AppSocket(asyncio.Protocol):
+    """One connection from an app."""
+
+    transport: asyncio.Transport
+    client: Client
+    session: Session
+    context: Context
+    speaker: Speaker
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.loop = engine.loop
+        self.tls: TlsStream | None = None
+        self.is_closing = False  # we said the last word; what still comes is thrown away
+        self.is_over = False
+        self._out: list[bytes] = []
+        self._holds: set[str] = set()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._last_activity = self.loop.time()
+
+    # -- life
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start."""
+        self.transport = cast(asyncio.Transport, transport)
+        self.client = Client(
+            peername=transport.get_extra_info("peername"),
+            sockname=transport.get_extra_info("sockname"),
+            timestamp_start=time.time(),
+            state=ConnectionState.OPEN,
+        )
+        self.session = self.engine.sessions.open(self.client, self.engine.policy)
+        # LayerOptions has every option that the layers read; the annotation wants mitmproxy's own class.
+        self.context = Context(self.client, cast("Options", self.engine.layer_options))
+        self.engine.connections.add(self)
+        self._watch_idle()
+        self.guarded(self._start)
+
+    def _start(self) -> None:
+        from proxy.engine.http1 import AppHttp1  # noqa: PLC0415  # the two modules name each other
+
+        self.speaker = AppHttp1(self, None)
+        self.engine.dispatch(server_hooks.ClientConnectedHook(self.client))
+
+    def _watch_idle(self) -> None:
+        idle = self.loop.time() - self._last_activity
+        if idle >= IDLE_SECONDS:
+            self.abort()
+        else:
+            self._timers["idle"] = self.loop.call_later(IDLE_SECONDS - idle, self._watch_idle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        if self.is_over:
+            return
+        self.is_over = self.is_closing = True
+        self.client.state = ConnectionState.CLOSED
+        self.client.timestamp_end = time.time()
+        for timer in self._timers.values():
+            timer.cancel()
+        self.engine.connections.discard(self)
+        try:
+            self.speaker.gone()
+            self.engine.dispatch(server_hooks.ClientDisconnectedHook(self.client))
+        except Exception as e:
+            if not isinstance(e, HookFailed):
+                logger.error("the end of a client connection failed: %s", describe(e))
+        self.engine.sessions.close(self.client)
+        self.engine.ended()
+
+    def hand_over(self) -> asyncio.Transport:
+        """Give the socket, with its session, to another owner."""
+        self.is_over = True
+        for timer in self._timers.values():
+            timer.cancel()
+        self.engine.connections.discard(self)
+        return self.transport
+
+    def drain(self) -> None:
+        """Close as soon as no request is under way."""
+        if self.session.is_idle:
+            self.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self.transport.abort()
+
+    def crash(self, error: Exception) -> None:
+        """Close at once, since something inside failed."""
+        if not isinstance(error, HookFailed):  # the dispatcher has said so already
+            logger.error("a client connection failed, and is closed: %s", describe(error))
+        for exchange in self.session.unfinished:
+            if not exchange.finished:
+                exchange.note(Denied(Reason.INTERNAL_ERROR, "the engine failed"))
+        self.is_closing = True
+        self.transport.abort()
+
+    def guarded(self, step: Callable[..., None], *arguments: object) -> None:
+        """Take a step; whatever it raises closes the connection."""
+        try:
+            step(*arguments)
+        except Exception as e:
+            self.crash(e)
+        self.after_step()
+
+    def after_upstream(self) -> None:
+        """Finish what an upstream's bytes caused."""
+        self._last_activity = self.loop.time()
+        self.after_step()
+
+    def after_step(self) -> None:
+        """Write what was gathered; end if draining."""
+        self.flush()
+        if self.engine.is_draining and not self.is_closing:
+            self.drain()
+
+    # -- reading
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes off the socket."""
+        if self.is_closing:
+            return
+        self._last_activity = self.loop.time()
+        self.guarded(self.take, data)
+
+    def take(self, data: bytes) -> None:
+        """Give the speaker bytes off the socket."""
+        if self.tls is None:
+            self.speaker.feed(data)
+        else:
+            self._take_tls(data)
+
+    def _take_tls(self, data: bytes) -> None:
+        assert self.tls is not None
+        if not self.tls.is_established:
+            try:
+                done = self.tls.handshake(data)
+            except SSL.Error:
+                self._out.append(self.tls.outgoing())
+                self.session.client_tls_error = "the app did not complete TLS with the local CA"
+                self.close()
+                return
+            self._out.append(self.tls.outgoing())
+            if not done:
+                return
+            self.client.tls_version = self.tls.conn.get_protocol_version_name()  # type: ignore[assignment]  # a literal
+            self.client.timestamp_tls_setup = time.time()
+            data = b""
+        plain = self.tls.receive(data)
+        if answer := self.tls.outgoing():
+            self._out.append(answer)
+        if plain:
+            self.speaker.feed(plain)
+        if self.tls.has_ended and not self.is_closing:
+            self.speaker.eof()
+
+    def eof_received(self) -> bool:
+        """Take a half-close."""
+        if self.is_closing:
+            return False
+        if self.tls is not None and not self.tls.is_established:
+            self.session.client_tls_error = "the app did not complete TLS with the local CA"
+        self.guarded(self.speaker.eof)
+        return not self.is_closing
+
+    def start_tls(self, conn: SSL.Connection) -> None:
+        """Speak TLS from here on."""
+        self.tls = TlsStream(conn)
+        self.client.tls = True
+
+    def hold(self, why: str, is_held: bool) -> None:
+        """Stop reading from the app while there is any reason to."""
+        before = bool(self._holds)
+        if is_held:
+            self._holds.add(why)
+        else:
+            self._holds.discard(why)
+        if bool(self._holds) != before and not self.transport.is_closing():
+            if self._holds:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    # -- writing
+
+    def write(self, data: bytes) -> None:
+        """Send to the app, at the next `flush`."""
+        if self.is_closing:
+            return
+        if self.tls is None:
+            self._out.append(data)
+            return
+        try:
+            self.tls.send(data)
+        except SSL.Error:  # the app closed the session meanwhile; its end is on the way
+            return
+        self._out.append(self.tls.outgoing())
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        if self._out:
+            data = b"".join(self._out) if len(self._out) > 1 else self._out[0]
+            self._out.clear()
+            if not self.transport.is_closing():
+                self.transport.write(data)
+
+    def pause_writing(self) -> None:
+        """Take that the app reads too slowly."""
+        self.speaker.congested(True)
+
+    def resume_writing(self) -> None:
+        """Take that it caught up."""
+        self.speaker.congested(False)
+
+    def half_close(self) -> None:
+        """Send an EOF, and read on."""
+        self.flush()
+        if not self.transport.is_closing():
+            with contextlib.suppress(OSError):  # the app is gone already; connection_lost says so
+                self.transport.write_eof()
+
+    def close(self) -> None:
+        """Close after what is to be sent, so that the app can still read it (closing with unread input would reset)."""
+        if self.is_closing:
+            return
+        self.is_closing = True
+        self.flush()
+        if self.transport.is_closing():
+            return
+        try:
+            self.transport.write_eof()
+        except OSError:  # the app is gone already
+            self.transport.abort()
+            return
+        if self._holds:
+            self._holds.clear()
+            self.transport.resume_reading()
+        self._timers["linger"] = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        self._timers["flush"] = self.loop.call_later(FLUSH_SECONDS, self.transport.abort)

@@ -1,0 +1,264 @@
+"""What follows CONNECT: its first bytes, a tunnel, TLS that is opened here, or nothing.
+
+Rules of this module:
+
+- Only what is understood goes on: TLS to a tunnelled host, TLS or http to an inspected one. Anything else is closed.
+- The TLS server name must be the host of CONNECT, or the policy would have decided on another host than the app meets.
+- A tunnel changes no byte, and keeps its directions apart: one may end long before the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from mitmproxy import tls
+from mitmproxy.connection import Server
+from mitmproxy.proxy.layers.tls import TlsStartClientHook
+
+from addons.exchange import Exchange, Upstream
+from proxy.core.decisions import Action, Denied, Reason
+from proxy.core.destinations import BadDestination, canonical_host
+from proxy.core.heads import ResponseHead
+from proxy.engine.sniffing import Heard, Speech, listen
+from proxy.engine.upstream import UpstreamConnection, dial
+
+if TYPE_CHECKING:
+    from proxy.engine.app import AppSocket
+
+MAX_BACKLOG = 256 * 1024  # bytes from the app that wait while its upstream is dialled
+
+
+class FirstBytes:
+    """Collects an app's first bytes inside CONNECT, until they say what follows."""
+
+    def __init__(self, app: AppSocket, connect: Exchange, upstream: UpstreamConnection | None) -> None:
+        """Start.
+
+        Args:
+            app: the app's socket.
+            connect: the CONNECT.
+            upstream: the connection to what it asked for, if it is open already.
+        """
+        self._app = app
+        self._connect = connect
+        self._upstream = upstream
+        self._data = b""
+        if upstream is not None:
+            upstream.carry(Relay(app, upstream, b""))  # what a server says first waits in its socket
+            upstream.transport.pause_reading()
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes, and decide once they are enough."""
+        self._data += data
+        heard = listen(self._data)
+        if heard.speech is Speech.UNDECIDED:
+            return
+        if heard.speech is Speech.HTTP:
+            self._speak_http()
+        elif heard.speech is Speech.TLS:
+            self._decide_tls(heard)
+        else:
+            self._deny(
+                Denied(
+                    Reason.NOT_HTTP,
+                    f"what the app sent through CONNECT {self._connect.asked} is neither TLS nor an HTTP request",
+                )
+            )
+
+    def _speak_http(self) -> None:
+        from proxy.engine.http1 import AppHttp1  # noqa: PLC0415  # the two modules name each other
+
+        self._leave_upstream()
+        self._app.speaker = http1 = AppHttp1(self._app, self._connect)
+        http1.feed(self._data)
+
+    def _decide_tls(self, heard: Heard) -> None:
+        connect = self._connect
+        assert connect.asked is not None
+        assert connect.decision is not None
+        if connect.decision.denied is not None:
+            self._deny(connect.decision.denied)
+        elif heard.sni is not None and not _same_host(heard.sni, connect.asked.host):
+            self._deny(Denied(Reason.HOST_MISMATCH, f"the TLS server name is not the host of CONNECT {connect.asked}"))
+        elif connect.observing or connect.decision.action is Action.TUNNEL:
+            self._relay()
+        else:
+            self._inspect(heard)
+
+    def _deny(self, denied: Denied) -> None:
+        self._connect.note(denied)
+        if self._connect.observing:
+            self._relay()
+            return
+        self._leave_upstream()
+        self._app.close()
+
+    def _relay(self) -> None:
+        if self._upstream is not None:
+            relay = self._upstream.receiver
+            assert isinstance(relay, Relay)
+            self._app.speaker = relay
+            relay.feed(self._data)
+            self._upstream.transport.resume_reading()
+        else:
+            self._app.speaker = relay = Relay(self._app, None, self._data)
+            relay.dial(self._connect)
+
+    def _inspect(self, heard: Heard) -> None:
+        app = self._app
+        app.client.sni = heard.sni
+        app.client.alpn_offers = heard.alpn
+        if b"h2" in heard.alpn:
+            app.engine.speak_http2(app, self._connect, self._data)
+            return
+        from proxy.engine.http1 import AppHttp1  # noqa: PLC0415  # the two modules name each other
+
+        data = tls.TlsData(app.client, app.context)
+        app.engine.dispatch(TlsStartClientHook(data))
+        assert data.ssl_conn is not None
+        app.start_tls(data.ssl_conn)
+        app.speaker = AppHttp1(app, self._connect)
+        app.take(self._data)
+
+    def _leave_upstream(self) -> None:
+        if self._upstream is not None:
+            self._upstream.close()
+
+    def eof(self) -> None:
+        """The app left without saying enough."""
+        self._leave_upstream()
+        self._app.close()
+
+    def gone(self) -> None:
+        """The app is gone."""
+        self._leave_upstream()
+
+    def congested(self, is_congested: bool) -> None:
+        """Nothing was sent yet that it could be congested by."""
+
+
+def _same_host(sni: str, host: str) -> bool:
+    try:
+        return canonical_host(sni) == host
+    except BadDestination:
+        return False
+
+
+class Relay:
+    """Both ends of a tunnel: the app's speaker, and the receiver of what its upstream sends."""
+
+    def __init__(self, app: AppSocket, upstream: UpstreamConnection | None, data: bytes) -> None:
+        self._app = app
+        self._upstream = upstream
+        self._waiting = [data] if data else []
+        self._backlog = len(data)
+        self._dialling: asyncio.Task[None] | None = None
+        self._app_has_ended = False
+        self._upstream_has_ended = False
+
+    def dial(self, connect: Exchange) -> None:
+        """Open the upstream."""
+        self._dialling = self._app.loop.create_task(self._dial(connect))
+
+    async def _dial(self, connect: Exchange) -> None:
+        assert connect.asked is not None
+        record = connect.upstream = Upstream(connect.rule)
+        server = Server(address=(connect.asked.host, connect.asked.port))
+        try:
+            self._upstream = await dial(self._app.engine, server, None, record, self._app.context)
+        except Denied as denied:
+            record.denied = denied
+            self._app.close()
+            return
+        self._upstream.carry(self)
+        self._upstream.send(b"".join(self._waiting))
+        self._waiting.clear()
+        self._app.hold("dialling", False)
+        if self._app_has_ended:
+            self.eof()
+
+    # -- from the app
+
+    def feed(self, data: bytes) -> None:
+        """Pass bytes on."""
+        self._app.session.sent += len(data)
+        if self._upstream is not None:
+            self._upstream.send(data)
+            return
+        self._waiting.append(data)
+        self._backlog += len(data)
+        self._app.hold("dialling", self._backlog > MAX_BACKLOG)
+
+    def eof(self) -> None:
+        """Pass a half-close on."""
+        self._app_has_ended = True
+        if self._upstream is None:
+            return
+        self._upstream.half_close()
+        if self._upstream_has_ended:
+            self._end()
+
+    def gone(self) -> None:
+        """The app is gone: the upstream still gets what is in the buffer."""
+        if self._dialling is not None:
+            self._dialling.cancel()
+        if self._upstream is not None:
+            self._upstream.receiver = None
+            self._upstream.transport.close()
+
+    def congested(self, is_congested: bool) -> None:
+        """Read from the upstream only what the app takes."""
+        if self._upstream is not None and not self._upstream.transport.is_closing():
+            if is_congested:
+                self._upstream.transport.pause_reading()
+            else:
+                self._upstream.transport.resume_reading()
+
+    # -- from the upstream (its Receiver)
+
+    def switched(self, data: bytes) -> None:
+        """Pass bytes on."""
+        self._app.session.received += len(data)
+        self._app.write(data)
+
+    def switched_end(self) -> None:
+        """Pass a half-close on."""
+        self._upstream_has_ended = True
+        self._app.half_close()
+        if self._app_has_ended:
+            self._end()
+
+    def _end(self) -> None:
+        if self._upstream is not None:
+            self._upstream.receiver = None
+            self._upstream.transport.close()
+        self._app.close()
+
+    def upstream_congested(self, congested: bool) -> None:
+        """Read from the app only what the upstream takes."""
+        self._app.hold("upstream", congested)
+
+    def flush(self) -> None:
+        """Send the app what was gathered."""
+        self._app.after_upstream()
+
+    def crashed(self, error: Exception) -> None:
+        """Close everything."""
+        self._app.crash(error)
+
+    def response_failed(self, denied: Denied, began: bool) -> None:
+        """The upstream's connection is over."""
+        self._app.close()
+
+    def response_head(self, head: ResponseHead) -> None:
+        """Never called: nothing in a tunnel is read as HTTP."""
+        raise RuntimeError("a response in a tunnel")
+
+    def response_data(self, data: bytes) -> None:
+        """Never called, as above."""
+        raise RuntimeError("a response in a tunnel")
+
+    def response_end(self) -> None:
+        """Never called, as above."""
+        raise RuntimeError("a response in a tunnel")

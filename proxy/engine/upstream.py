@@ -1,0 +1,430 @@
+"""One connection to an upstream: dialled, verified, then one HTTP/1 request after the other.
+
+Rules of this module:
+
+- Not one application byte is written before the handshake, with its pin check, is complete.
+- A response is read strictly; whatever is not plain HTTP/1 ends the connection.
+- A connection is reused only after a response that was complete, framed and not followed by anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, cast
+
+import h11
+from h11._readers import ChunkedReader, ContentLengthReader, Http10Reader
+from h11._receivebuffer import ReceiveBuffer
+from mitmproxy import tls
+from mitmproxy.connection import ConnectionState, Server
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.tls import TlsFailedServerHook, TlsStartServerHook
+from OpenSSL import SSL
+
+from addons.exchange import Upstream
+from proxy.core.decisions import Denied, Reason
+from proxy.core.heads import CHUNKED, MAX_HEAD_BYTES, UNTIL_CLOSE, ResponseHead, read_response_head
+from proxy.engine.dispatch import HookFailed
+from proxy.engine.tlsstream import TlsStream
+
+if TYPE_CHECKING:
+    from proxy.engine.server import Engine
+
+DIAL_SECONDS = 10.0
+HANDSHAKE_SECONDS = 10.0
+
+Reader = ChunkedReader | ContentLengthReader | Http10Reader
+
+
+class Receiver(Protocol):
+    """Takes the response of one request."""
+
+    def response_head(self, head: ResponseHead) -> None:
+        """Take the head; may be called several times with a 1xx before the final one."""
+
+    def response_data(self, data: bytes) -> None:
+        """Take a piece of the body."""
+
+    def response_end(self) -> None:
+        """Take the end of the response."""
+
+    def response_failed(self, denied: Denied, began: bool) -> None:
+        """Take that there is none, or no more of it. `began` tells whether a byte of it had come."""
+
+    def switched(self, data: bytes) -> None:
+        """Take bytes of the protocol that a 101 switched to, or of a tunnel."""
+
+    def switched_end(self) -> None:
+        """Take that nothing more of them will come."""
+
+    def upstream_congested(self, congested: bool) -> None:
+        """Pause or resume what is being sent."""
+
+    def flush(self) -> None:
+        """Send on what was gathered from the bytes that came at once."""
+
+    def crashed(self, error: Exception) -> None:
+        """Take that it failed to take something; nothing more will come."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """A connection to an upstream."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, server: Server, record: Upstream, key: object) -> None:
+        self.server = server
+        self.record = record
+        self.key = key
+        self.tls: TlsStream | None = None
+        self.receiver: Receiver | None = None
+        self.uses = 0
+        self.idle_since = 0.0
+        self.on_idle_end: Callable[[UpstreamConnection], None] | None = None
+        self._ready: asyncio.Future[None] | None = None
+        self._buffer = ReceiveBuffer()
+        self._reader: Reader | None = None
+        self._method = b""
+        self._began = False
+        self._request_done = False
+        self._can_reuse = True
+        self._switched = False
+        self.is_closed = False
+
+    # -- opening
+
+    async def establish(self, ready: asyncio.Future[None]) -> None:
+        """Wait until the handshake, begun by `start_tls`, is complete."""
+        self._ready = ready
+        async with asyncio.timeout(HANDSHAKE_SECONDS):
+            await ready
+
+    def start_tls(self, conn: SSL.Connection) -> None:
+        """Begin the handshake."""
+        self.tls = TlsStream(conn)
+        self._advance_handshake(b"")
+
+    def _advance_handshake(self, data: bytes) -> None:
+        assert self.tls is not None
+        try:
+            done = self.tls.handshake(data)
+        except Exception as e:  # OpenSSL's errors, and whatever the verification callback raised
+            self._write(self.tls.outgoing())
+            self._fail_handshake(e)
+            return
+        self._write(self.tls.outgoing())
+        if done and self._ready is not None and not self._ready.done():
+            self._ready.set_result(None)
+
+    def _fail_handshake(self, error: Exception) -> None:
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(ConnectionError(type(error).__name__))
+
+    # -- the socket
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes off the socket."""
+        receiver = self.receiver
+        try:
+            self._received(data)
+        except Exception as e:
+            self.close()
+            if receiver is None:
+                raise
+            receiver.crashed(e)
+            return
+        if receiver is not None:
+            receiver.flush()
+
+    def _received(self, data: bytes) -> None:
+        if self.tls is not None:
+            if not self.tls.is_established:
+                self._advance_handshake(data)
+                if not self.tls.is_established:
+                    return
+                data = b""
+            data = self.tls.receive(data)
+            if answer := self.tls.outgoing():  # key updates
+                self._write(answer)
+        if data:
+            self._take(data)
+        if self.tls is not None and self.tls.has_ended and not self.is_closed:
+            if self._switched and self.receiver is not None:
+                self.receiver.switched_end()
+            else:
+                self._ended()
+
+    def eof_received(self) -> bool:
+        """Take that nothing more will come."""
+        receiver = self.receiver
+        if self._switched and receiver is not None:
+            receiver.switched_end()
+            receiver.flush()
+            return not self.transport.is_closing()
+        self._ended()
+        if receiver is not None:
+            receiver.flush()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take the end of the socket."""
+        self.is_closed = True
+        receiver = self.receiver
+        if self.tls is not None and not self.tls.is_established:
+            self._fail_handshake(ConnectionResetError())
+        self._ended()
+        if receiver is not None:
+            receiver.flush()
+
+    def pause_writing(self) -> None:
+        """Tell who sends to wait."""
+        if self.receiver is not None:
+            self.receiver.upstream_congested(True)
+
+    def resume_writing(self) -> None:
+        """Tell who sends to go on."""
+        if self.receiver is not None:
+            self.receiver.upstream_congested(False)
+
+    def _write(self, data: bytes) -> None:
+        if data and not self.transport.is_closing():
+            self.transport.write(data)
+
+    # -- requests
+
+    def begin(self, receiver: Receiver, method: bytes) -> None:
+        """Take the next request's sender as the receiver of its response."""
+        self.receiver = receiver
+        self.uses += 1
+        self._method = method
+        self._began = self._request_done = False
+        self._reader = None
+
+    def send(self, data: bytes) -> None:
+        """Send a piece of the request."""
+        if self.tls is None:
+            self._write(data)
+            return
+        try:
+            self.tls.send(data)
+        except SSL.Error:  # the peer closed the session meanwhile: the response, or its failure, says so
+            return
+        self._write(self.tls.outgoing())
+
+    def carry(self, receiver: Receiver) -> None:
+        """Carry bytes that are not HTTP."""
+        self.receiver = receiver
+        self._switched = True
+
+    def half_close(self) -> None:
+        """Send an EOF, and read on."""
+        if not self.transport.is_closing() and self.tls is None:
+            with contextlib.suppress(OSError):  # the peer is gone already; connection_lost says so
+                self.transport.write_eof()
+
+    def request_end(self) -> None:
+        """Take note that the whole request has been sent."""
+        self._request_done = True
+
+    def close(self) -> None:
+        """Close; nothing is told to anybody any more."""
+        self.receiver = None
+        self.is_closed = True
+        self.transport.abort()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether an idle connection may take a request."""
+        return not self.is_closed and not self.transport.is_closing() and not self._buffer
+
+    # -- responses
+
+    def _take(self, data: bytes) -> None:
+        if self.receiver is None:
+            self._end_idle()  # an idle upstream that speaks is not to be reused
+            return
+        if self._switched:
+            self.receiver.switched(data)
+            return
+        self._buffer += data
+        self._began = True
+        try:
+            while self.receiver is not None and not self._switched:
+                if self._reader is None:
+                    if not self._read_head():
+                        return
+                elif not self._read_body(self._reader):
+                    return
+        except (Denied, h11.RemoteProtocolError) as e:
+            detail = e.detail if isinstance(e, Denied) else "the upstream's body is not framed as its head says"
+            self._fail(Denied(Reason.UPSTREAM_FAILED, detail))
+
+    def _read_head(self) -> bool:
+        assert self.receiver is not None
+        buffered = bytes(self._buffer)
+        end = buffered.find(b"\r\n\r\n")
+        if end < 0:
+            if len(buffered) > MAX_HEAD_BYTES:
+                raise Denied(Reason.UPSTREAM_FAILED, f"the upstream's head is longer than {MAX_HEAD_BYTES} bytes")
+            return False
+        head = read_response_head(buffered[: end + 4])
+        self._buffer.maybe_extract_at_most(end + 4)
+        if head.status == 101:
+            self._switched = True
+            rest = bytes(self._buffer)
+            self.receiver.response_head(head)
+            if rest and self.receiver is not None:
+                self.receiver.switched(rest)
+            return True
+        if head.status < 200:
+            self.receiver.response_head(head)
+            return True
+        has_body = self._method != b"HEAD" and head.status not in (204, 304)
+        size = head.body if has_body else 0
+        self._reader = _reader(size)
+        self._can_reuse = size != UNTIL_CLOSE and keeps_alive(head.is_http11, head.fields)
+        self.receiver.response_head(head)
+        if size == 0 and self.receiver is not None:
+            self._complete()
+        return True
+
+    def _read_body(self, reader: Reader) -> bool:
+        event = reader(self._buffer)
+        if event is None:
+            return False
+        assert self.receiver is not None
+        if isinstance(event, h11.Data):
+            self.receiver.response_data(bytes(event.data))
+        else:
+            self._complete()
+        return True
+
+    def _complete(self) -> None:
+        receiver, self.receiver = self.receiver, None
+        assert receiver is not None
+        self._can_reuse = self._can_reuse and self._request_done and not self._buffer
+        receiver.response_end()
+
+    @property
+    def can_reuse(self) -> bool:
+        """Whether, after a response, another request may be sent."""
+        return self._can_reuse and not self.is_closed and not self.transport.is_closing()
+
+    def _ended(self) -> None:
+        if self.receiver is None:
+            self._end_idle()
+            return
+        if isinstance(self._reader, Http10Reader):
+            self._complete()
+            return
+        self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream closed the connection before its response was whole"))
+
+    def _end_idle(self) -> None:
+        self.is_closed = True
+        if self.on_idle_end is not None:
+            self.on_idle_end(self)
+        self.transport.abort()
+
+    def _fail(self, denied: Denied) -> None:
+        receiver, self.receiver = self.receiver, None
+        self.is_closed = True
+        self.transport.abort()
+        if receiver is not None:
+            receiver.response_failed(denied, self._began)
+
+
+def _reader(size: int) -> Reader:
+    if size == CHUNKED:
+        return ChunkedReader()
+    return Http10Reader() if size == UNTIL_CLOSE else ContentLengthReader(size)
+
+
+def keeps_alive(is_http11: bool, fields: tuple[tuple[bytes, bytes], ...]) -> bool:
+    """Tell whether a message lets the connection live on (RFC 9112, section 9.3)."""
+    options: set[bytes] = set()
+    for name, value in fields:
+        if name.lower() == b"connection":
+            options.update(option.strip(b" \t").lower() for option in value.split(b","))
+    return b"close" not in options and (is_http11 or b"keep-alive" in options)
+
+
+async def dial(engine: Engine, server: Server, key: object, record: Upstream, context: Context) -> UpstreamConnection:
+    """Open a connection: TCP, then TLS if the server is to speak it.
+
+    Args:
+        engine: the engine, for its hooks and its own addresses.
+        server: what to connect to; its `address` and `tls` are set.
+        key: what the pool may reuse it for.
+        record: where the handshake notes what it found.
+        context: the client on whose behalf it is, for the hooks.
+
+    Raises:
+        Denied: it cannot be opened, or what answers is not to be trusted.
+    """
+    assert server.address is not None
+    host, port = server.address
+    hint = "check that the host is up, and reachable from where Overcoat runs"
+    try:
+        async with asyncio.timeout(DIAL_SECONDS):
+            _, upstream = await engine.loop.create_connection(
+                lambda: UpstreamConnection(server, record, key), host, port, happy_eyeballs_delay=0.25
+            )
+    except TimeoutError:
+        raise Denied(
+            Reason.UPSTREAM_TIMEOUT, f"{host} port {port} took no connection in {DIAL_SECONDS:.0f} s", hint
+        ) from None
+    except socket.gaierror:
+        raise Denied(Reason.UPSTREAM_UNREACHABLE, f"the name {host} cannot be resolved", hint) from None
+    except (OSError, ExceptionGroup):
+        raise Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} takes no connection", hint) from None
+    transport = upstream.transport
+    server.peername = transport.get_extra_info("peername")
+    server.sockname = transport.get_extra_info("sockname")
+    server.timestamp_start = server.timestamp_tcp_setup = time.time()
+    if server.sockname and server.peername and engine.is_own_address(server.sockname, server.peername):
+        transport.abort()
+        raise Denied(Reason.DESTINATION_FORBIDDEN, f"{host} port {port} is one of Overcoat's own listeners")
+    server.state = ConnectionState.OPEN
+    if server.tls:
+        await _secure(engine, upstream, context)
+    return upstream
+
+
+async def _secure(engine: Engine, upstream: UpstreamConnection, context: Context) -> None:
+    data = tls.TlsData(upstream.server, context)
+    try:
+        engine.dispatch(TlsStartServerHook(data))
+        assert data.ssl_conn is not None
+        ready = engine.loop.create_future()
+        upstream._ready = ready
+        upstream.start_tls(data.ssl_conn)
+        await upstream.establish(ready)
+    except HookFailed:
+        upstream.close()
+        raise Denied(Reason.INTERNAL_ERROR, "the handshake could not be prepared") from None
+    except TimeoutError:
+        upstream.close()
+        raise Denied(
+            Reason.UPSTREAM_TIMEOUT, f"{upstream.server.sni} did not complete TLS in {HANDSHAKE_SECONDS:.0f} s"
+        ) from None
+    except ConnectionError:
+        engine.dispatch(TlsFailedServerHook(data))
+        denied = upstream.record.denied
+        upstream.receiver = None
+        upstream.transport.close()  # not abort: the alert that says why must still go out
+        raise denied or Denied(Reason.TLS_FAILED, "the TLS handshake failed") from None
+    except BaseException:
+        upstream.close()
+        raise
+    server = upstream.server
+    assert upstream.tls is not None
+    server.tls_version = upstream.tls.conn.get_protocol_version_name()  # type: ignore[assignment]  # one of its literals
+    server.timestamp_tls_setup = time.time()
