@@ -6,7 +6,7 @@ they cause. So a hook, which is a plain function call, is answered within the sa
 
 Rules of this module:
 
-- Whatever raises in a layer or a hook closes the client connection and everything opened for it.
+- Whatever raises, in a layer, in a hook or here, closes the client connection and everything opened for it.
 - Back-pressure both ways: while one socket's buffer is full, nothing more is read for it from the others.
 - Every connection has a time limit in each of its phases: dialling, the TLS handshake, idling, closing.
 - An upstream that turns out to be one of our own listeners is closed before anything is sent.
@@ -21,6 +21,7 @@ import ipaddress
 import logging
 import socket
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from mitmproxy.connection import Client, Connection, ConnectionState, Server
@@ -32,6 +33,7 @@ from addons.exchange import Session, Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.engine.dispatch import HookFailed, describe
 from proxy.engine.layers import ProxyLayer
+from proxy.engine.tunnels import HalfClose
 
 if TYPE_CHECKING:
     from mitmproxy.options import Options
@@ -57,6 +59,7 @@ class Pipe(asyncio.Protocol):
         self.driver = driver
         self.conn = conn
         self.is_congested = False
+        self.has_ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
@@ -64,26 +67,26 @@ class Pipe(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass data on."""
-        self.driver.received(self, data)
+        self.driver.call(self.driver.received, self, data)
 
     def eof_received(self) -> bool:
         """Pass a half-close on; the transport stays open for what the other direction still has to say."""
-        self.driver.half_closed(self)
+        self.driver.call(self.driver.half_closed, self)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass the end on."""
-        self.driver.lost(self)
+        self.driver.call(self.driver.lost, self)
 
     def pause_writing(self) -> None:
         """Stop reading what would have to be written here."""
         self.is_congested = True
-        self.driver.balance()
+        self.driver.call(self.driver.balance)
 
     def resume_writing(self) -> None:
         """Read on."""
         self.is_congested = False
-        self.driver.balance()
+        self.driver.call(self.driver.balance)
 
 
 class Driver:
@@ -119,6 +122,10 @@ class Driver:
         self.session = self.engine.sessions.open(self.client, self.engine.policy)
         pipe = self.pipes[self.client] = Pipe(self, self.client)
         pipe.connection_made(transport)
+        self.call(self._begin)
+        return pipe
+
+    def _begin(self) -> None:
         # LayerOptions has every option that the layers read; the annotation wants mitmproxy's own class.
         ctx = Context(self.client, cast("Options", self.engine.layer_options))
         self.layer = ProxyLayer(ctx, HTTPMode.regular, self.engine.line)
@@ -130,14 +137,25 @@ class Driver:
             self.abort()
         else:
             self.feed(events.Start())
-        return pipe
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call for the event loop, which would only print what a function raises, message and all, and go on."""
+        try:
+            function(*arguments)
+        except Exception as e:
+            self._failed(e)
+
+    def _failed(self, error: BaseException) -> None:
+        logger.error("the engine failed, and a client connection is closed: %s", describe(error))
+        self._crash()
+        self._end()
 
     def _watch_idle(self) -> None:
         idle = self.loop.time() - self.last_activity
         if idle >= IDLE_SECONDS:
             self.abort()
         else:
-            self.timers["idle"] = self.loop.call_later(IDLE_SECONDS - idle, self._watch_idle)
+            self.timers["idle"] = self.loop.call_later(IDLE_SECONDS - idle, self.call, self._watch_idle)
 
     @property
     def is_idle(self) -> bool:
@@ -172,6 +190,7 @@ class Driver:
 
     def half_closed(self, pipe: Pipe) -> None:
         """Take an EOF from a socket."""
+        pipe.has_ended = True
         if pipe.conn.state is ConnectionState.CLOSED:
             pipe.transport.close()  # lingering is over
             return
@@ -273,7 +292,9 @@ class Driver:
                 self.queue.append(events.HookCompleted(command))
         elif isinstance(command, commands.OpenConnection):
             self._open(command)
-        elif isinstance(command, commands.CloseTcpConnection) and command.half_close:
+        elif isinstance(command, HalfClose) or (
+            isinstance(command, commands.CloseTcpConnection) and command.half_close
+        ):
             self._half_close(command.connection)
         elif isinstance(command, commands.CloseConnection):
             self._close(command.connection)
@@ -287,7 +308,7 @@ class Driver:
             self.timers.pop(command, None)
             self.feed(events.Wakeup(command))
 
-        self.timers[command] = self.loop.call_later(command.delay, wake)
+        self.timers[command] = self.loop.call_later(command.delay, self.call, wake)
 
     # -- closing
 
@@ -313,7 +334,7 @@ class Driver:
         transport = pipe.transport
         if transport.is_closing():
             return
-        if pipe.conn is self.client:
+        if pipe.conn is self.client and not pipe.has_ended:
             # Closing with unread input makes the kernel reset the connection, and the app would lose its answer.
             try:
                 transport.write_eof()
@@ -337,7 +358,12 @@ class Driver:
         self.dialling += 1
         task = self.loop.create_task(self._dial(command))
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._dialled)
+
+    def _dialled(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed(error)
 
     async def _dial(self, command: commands.OpenConnection) -> None:
         server = command.connection
@@ -351,7 +377,7 @@ class Driver:
             server.error = denied.detail
         elif server.tls:
             self.timers[(server, "handshake")] = self.loop.call_later(
-                HANDSHAKE_SECONDS, self._handshake_timeout, server
+                HANDSHAKE_SECONDS, self.call, self._handshake_timeout, server
             )
         self.balance()
         if not self.is_over:

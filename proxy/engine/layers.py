@@ -22,7 +22,7 @@ from mitmproxy import connection, http
 from mitmproxy.net.http import http1
 from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy import commands, context, events, layer
-from mitmproxy.proxy.layers import ClientTLSLayer, TCPLayer
+from mitmproxy.proxy.layers import ClientTLSLayer
 from mitmproxy.proxy.layers import http as http_layers
 from mitmproxy.proxy.layers.http import _events as http_events
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
@@ -35,11 +35,14 @@ from proxy.core.destinations import BadDestination, canonical_host, parse_author
 from proxy.core.heads import BAD_REQUEST_LINE, MAX_HEAD_BYTES, can_become_a_head, check_request_head
 from proxy.core.policy import HTTP_PORT, HTTPS_PORT
 from proxy.engine.sniffing import Heard, Speech, listen
+from proxy.engine.tunnels import Refused, Tunnel
 
 Commands = layer.CommandGenerator[None]
 
 MAX_DISCARDED = 1024 * 1024
 _HEAD_END = re.compile(rb"\n\r?\n")
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
+_INTERIM = re.compile(rb"HTTP/1\.1 1(?!01)[0-9]{2}[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n")  # RFC 9110, section 15.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +113,11 @@ class NextLayer:
                 Denied(Reason.HOST_MISMATCH, f"the TLS server name is not the host of CONNECT {connect.asked}")
             )
         if connect.observing:
-            return TCPLayer(ctx, ignore=True)
+            return Tunnel(ctx)
         if connect.denied is not None:
             return Refused(ctx)
         if connect.decision.action is Action.TUNNEL:
-            return TCPLayer(ctx, ignore=True)
+            return Tunnel(ctx)
         ctx.server.tls = True
         return ClientTLSLayer(ctx)
 
@@ -124,7 +127,7 @@ class NextLayer:
                 Reason.NOT_HTTP, f"what the app sent through CONNECT {connect.asked} is neither TLS nor an HTTP request"
             )
         )
-        return TCPLayer(ctx, ignore=True) if connect.observing and not ctx.client.tls else Refused(ctx)
+        return Tunnel(ctx) if connect.observing and not ctx.client.tls else Refused(ctx)
 
 
 def _same_host(sni: str, host: str) -> bool:
@@ -132,14 +135,6 @@ def _same_host(sni: str, host: str) -> bool:
         return canonical_host(sni) == host
     except BadDestination:
         return False
-
-
-class Refused(layer.Layer):
-    """Closes the client connection, whatever comes."""
-
-    def _handle_event(self, event: events.Event) -> Commands:
-        if isinstance(event, events.Start):
-            yield commands.CloseConnection(self.context.client)
 
 
 class ProxyLayer(http_layers.HttpLayer):
@@ -228,10 +223,13 @@ class Stream(http_layers.HttpStream):
 
     def _answer(self) -> Commands:
         """Send `flow.response`, and throw away what is still to come of the request."""
-        if self.client_state != self.state_done:
+        is_early = self.client_state != self.state_done
+        if is_early:
             self.client_state = self.state_discard_request_body
         yield from self.send_response()
         self.server_state = self.state_errored
+        if is_early and self.flow.request.is_http2:  # in HTTP/1 its length tells the app that the answer is whole
+            yield http_layers.SendHttp(http_events.ResponseEndOfMessage(self.stream_id), self.context.client)
 
     def state_discard_request_body(self, event: events.Event) -> Commands:
         """Read on without keeping anything, so that the app can finish sending and read its answer."""
@@ -280,6 +278,11 @@ class Stream(http_layers.HttpStream):
         if request:
             is_invalid = bool(http_layers.validate_request(self.mode, self.flow.request, validate_inbound_headers=True))
             denied = Denied(Reason.BAD_REQUEST, "the request's header fields are ambiguous or malformed")
+            if self.flow.request.is_http2:
+                try:
+                    check_request_head(_as_http1(self.flow.request))
+                except Denied as e:
+                    is_invalid, denied = True, e
         else:
             assert self.flow.response is not None
             is_invalid = _invalid(self.flow.response)
@@ -338,6 +341,15 @@ class Stream(http_layers.HttpStream):
         yield from super().handle_connect_regular()
 
 
+def _as_http1(request: http.Request) -> bytes:
+    """Return the head of an HTTP/2 request as it would be in HTTP/1.1, whose ambiguities it must not have either."""
+    lines = [request.data.method + b" " + request.data.path + b" HTTP/1.1"]
+    if "host" not in request.headers:
+        lines.append(b"Host: " + request.data.authority)
+    lines += [name + b": " + value for name, value in request.headers.fields]
+    return b"\r\n".join([*lines, b"", b""])
+
+
 def _invalid(response: http.Response) -> bool:
     try:
         validate_headers(response)
@@ -359,8 +371,8 @@ class Http1App(Http1Server):
         if not isinstance(event, events.DataReceived):
             yield from super().read_headers(event)
             return
-        while self.buf and bytes(self.buf).startswith(b"\r\n"):  # RFC 9112, section 2.2: passed over before a request
-            self.buf.maybe_extract_at_most(2)
+        if empty_lines := _EMPTY_LINES.match(bytes(self.buf)):  # RFC 9112, section 2.2: passed over before a request
+            self.buf.maybe_extract_at_most(empty_lines.end())
         buffered = bytes(self.buf)
         if buffered in (b"", b"\r"):
             return
@@ -447,8 +459,25 @@ class Http1App(Http1Server):
 class Http1Upstream(Http1Client):
     """The upstream's side of HTTP/1: bounded heads, trailers passed over."""
 
+    def send(self, event: http_events.HttpEvent) -> Commands:
+        """Send to the upstream what the app may have sent as HTTP/2, where neither a length nor trailers are special.
+
+        mitmproxy sends a body without a length as it is, behind a head that announces none: to the upstream it would
+        be the next request. For trailers it raises.
+        """
+        if isinstance(event, http_events.RequestTrailers):
+            return
+        if isinstance(event, http_events.RequestHeaders) and not event.end_stream and event.request.is_http2:
+            fields = event.request.headers
+            if "content-length" not in fields:
+                fields["transfer-encoding"] = "chunked"
+        yield from super().send(event)
+
     def read_headers(self, event: events.ConnectionEvent) -> Commands:
         """Read one response head."""
+        while self.request is not None and (interim := _INTERIM.match(bytes(self.buf))):
+            # mitmproxy would take it for the final response. Apps that wait for a 100 get theirs from mitmproxy.
+            self.buf.maybe_extract_at_most(interim.end())
         is_endless = len(self.buf) > MAX_HEAD_BYTES and _HEAD_END.search(bytes(self.buf)[:MAX_HEAD_BYTES]) is None
         if isinstance(event, events.DataReceived) and self.stream_id is not None and is_endless:
             yield commands.CloseConnection(self.conn)
@@ -479,7 +508,7 @@ def _read_authority(request: http.Request) -> None:
     Raises:
         ValueError: it is not valid.
     """
-    default_port = {b"http": HTTP_PORT, b"https": HTTPS_PORT, b"": None}[request.data.scheme]
+    default_port = {b"http": HTTP_PORT, b"https": HTTPS_PORT}.get(request.data.scheme)
     destination = parse_authority(request.data.authority.decode("ascii"), default_port)
     request.data.host, request.data.port = destination.host, destination.port
 
