@@ -9,6 +9,7 @@ Rules of this addon:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 
@@ -17,9 +18,11 @@ from mitmproxy import http
 from addons.exchange import Exchange, Sessions
 from proxy.core import encodings, fields, jwe
 from proxy.core.decisions import Denied, Reason
-from proxy.core.jsontext import NotJson, find_spans
 from proxy.core.policy import FieldEntry
 
+Transform = Callable[[bytes, str], bytes]
+
+_WEIGHT_ZERO = re.compile(r"q=0(?:\.0{0,3})?")
 _DIGESTS = ("content-digest", "repr-digest", "digest", "content-md5")
 
 
@@ -38,21 +41,27 @@ class Encryption:
         entries = _applying(exchange, exchange.rule.encrypt if exchange.rule else ())
         if not entries:
             flow.request.stream = exchange.count_sent
-        elif exchange.observing:
-            flow.request.stream = _Tee(exchange, entries, flow.request)
         else:
             try:
                 self._check_before_body(exchange, entries, flow.request)
             except Denied as denied:
                 exchange.deny(flow, denied)
-            else:
+            if exchange.observing:
+                flow.request.stream = _Tee(exchange, flow.request)
+            elif flow.response is None:
                 exchange.holds_request = True
         if _applying(exchange, exchange.rule.decrypt if exchange.rule else ()) and not exchange.observing:
             # The response must come in an encoding that can be opened here (RFC 9110, section 12.5.3).
             offered = flow.request.headers.get("accept-encoding", "")
-            flow.request.headers["accept-encoding"] = "gzip" if "gzip" in offered.lower() else "identity"
+            flow.request.headers["accept-encoding"] = "gzip" if _takes_gzip(offered) else "identity"
 
     def _check_before_body(self, exchange: Exchange, entries: tuple[FieldEntry, ...], request: http.Request) -> None:
+        if "upgrade" in request.headers:
+            raise Denied(
+                Reason.BODY_NOT_JSON,
+                "the request asks for WebSocket, whose messages cannot be protected as a body can",
+                "narrow the rule's `when` to the requests that have fields to encrypt",
+            )
         for entry in entries:
             if entry.keys.primary.expired(self.today()):
                 raise Denied(
@@ -86,19 +95,9 @@ class Encryption:
     def _encrypt(self, exchange: Exchange, request: http.Request, body: bytes) -> tuple[bytes, int]:
         if not body:
             return body, 0
-        entries = _applying(exchange, exchange.rule.encrypt if exchange.rule else ())
-        encoding = encodings.parse_encoding(_joined(request.headers, "content-encoding"))
-        plain = encodings.decode(body, encoding, exchange.policy.limits.held_body)
-        spliced = fields.splice(plain, [fields.Job(e.selectors, _sealer(exchange, e)) for e in entries])
+        spliced, encoding = _splice_request(exchange, request, body, lambda entry: _sealer(exchange, entry))
         if spliced.total == 0:
             return body, 0
-        for name in _DIGESTS:
-            if name in request.headers:
-                raise Denied(
-                    Reason.SIGNED_BODY,
-                    f"the request carries {name} over a body whose fields must be encrypted",
-                    "make the app send this request without a body digest",
-                )
         return encodings.encode(spliced.body, encoding), spliced.total
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
@@ -134,24 +133,24 @@ class Encryption:
         entries = _applying(exchange, exchange.rule.decrypt if exchange.rule else ())
         encoding = encodings.parse_encoding(_joined(response.headers, "content-encoding"))
         plain = encodings.decode(body, encoding, exchange.policy.limits.held_body)
-        spliced = fields.splice(plain, [fields.Job(e.selectors, self._opener(exchange, e)) for e in entries])
+        jobs = [fields.Job(entry.selectors, self._opener(exchange, entry)) for entry in entries]
+        try:
+            spliced = fields.splice(plain, jobs)
+        except ValueError:  # its sender sealed something else than a value
+            raise Denied(Reason.DECRYPTION_FAILED, "a field opens to something that is not one JSON value") from None
         if spliced.total == 0:
             return body, 0
         return encodings.encode(spliced.body, encoding), spliced.total
 
-    def _opener(self, exchange: Exchange, entry: FieldEntry) -> Callable[[bytes, str], bytes]:
+    def _opener(self, exchange: Exchange, entry: FieldEntry) -> Transform:
         host = _host(exchange)
 
         def open_value(value: bytes, path: str) -> bytes:
             token = fields.token_of(value)
-            if token is None:
-                raise Denied(Reason.DECRYPTION_FAILED, f"the value at {path} is no string holding a JWE")
-            opened = jwe.open_token(token, entry.keys, jwe.Place(host, path), self.today())
-            try:
-                find_spans(opened, ())
-            except NotJson:  # the sender could otherwise put members beside the value
-                raise Denied(Reason.DECRYPTION_FAILED, f"what the value at {path} opens to is no JSON value") from None
-            return opened
+            if token is None:  # the place is not named: member names come from the body
+                where = ", ".join(selector.text for selector in entry.selectors)
+                raise Denied(Reason.DECRYPTION_FAILED, f"a value at {where} is no string holding a JWE")
+            return jwe.open_token(token, entry.keys, jwe.Place(host, path), self.today())
 
         return open_value
 
@@ -165,13 +164,35 @@ def body_too_large(exchange: Exchange) -> Denied:
     )
 
 
+def _splice_request(
+    exchange: Exchange, request: http.Request, body: bytes, transform: Callable[[FieldEntry], Transform]
+) -> tuple[fields.Spliced, encodings.Encoding]:
+    """Replace the marked values of a request's body, and say how the body was coded.
+
+    Raises:
+        Denied: the body cannot be read, or a digest in the head covers what must change.
+    """
+    entries = _applying(exchange, exchange.rule.encrypt if exchange.rule else ())
+    encoding = encodings.parse_encoding(_joined(request.headers, "content-encoding"))
+    plain = encodings.decode(body, encoding, exchange.policy.limits.held_body)
+    spliced = fields.splice(plain, [fields.Job(entry.selectors, transform(entry)) for entry in entries])
+    for name in _DIGESTS if spliced.total else ():
+        if name in request.headers:
+            raise Denied(
+                Reason.SIGNED_BODY,
+                f"the request carries {name} over a body whose fields must be encrypted",
+                "make the app send this request without a body digest",
+            )
+    return spliced, encoding
+
+
 def _host(exchange: Exchange) -> str:
     if exchange.asked is None:
         raise RuntimeError("no destination was decided before the body")
     return exchange.asked.host
 
 
-def _sealer(exchange: Exchange, entry: FieldEntry) -> Callable[[bytes, str], bytes]:
+def _sealer(exchange: Exchange, entry: FieldEntry) -> Transform:
     host = _host(exchange)
     return lambda value, path: fields.sealed_string(jwe.seal(value, entry.keys.primary, jwe.Place(host, path)))
 
@@ -183,6 +204,15 @@ def _applying(exchange: Exchange, entries: tuple[FieldEntry, ...]) -> tuple[Fiel
 def _joined(headers: http.Headers, name: str) -> str | None:
     values = headers.get_all(name)
     return ", ".join(values) if values else None
+
+
+def _takes_gzip(offered: str) -> bool:
+    """Tell whether an Accept-Encoding value names gzip, and not with a weight of 0 (RFC 9110, section 12.4.2)."""
+    for offer in offered.lower().split(","):
+        coding, _, weight = offer.partition(";")
+        if coding.strip() in ("gzip", "x-gzip") and not _WEIGHT_ZERO.fullmatch(weight.strip()):
+            return True
+    return False
 
 
 def _is_json(response: http.Response) -> bool:
@@ -203,12 +233,15 @@ def _why(error: Exception) -> str:
     return error.detail if isinstance(error, Denied) else str(error)
 
 
+def _unchanged(value: bytes, _path: str) -> bytes:
+    return value
+
+
 class _Tee:
     """Passes a body on untouched and counts, in observe mode, what would have been encrypted in it."""
 
-    def __init__(self, exchange: Exchange, entries: tuple[FieldEntry, ...], request: http.Request) -> None:
+    def __init__(self, exchange: Exchange, request: http.Request) -> None:
         self.exchange = exchange
-        self.entries = entries
         self.request = request
         self.held = bytearray()
 
@@ -223,10 +256,8 @@ class _Tee:
             if len(self.held) > limit:
                 raise body_too_large(self.exchange)
             if self.held:
-                encoding = encodings.parse_encoding(_joined(self.request.headers, "content-encoding"))
-                plain = encodings.decode(bytes(self.held), encoding, limit)
-                jobs = [fields.Job(entry.selectors, lambda value, _path: value) for entry in self.entries]
-                self.exchange.fields_encrypted = fields.splice(plain, jobs).total
+                spliced, _ = _splice_request(self.exchange, self.request, bytes(self.held), lambda _: _unchanged)
+                self.exchange.fields_encrypted = spliced.total
         except Denied as denied:
             self.exchange.note(denied)
         self.held.clear()

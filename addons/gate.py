@@ -29,11 +29,11 @@ class Gate:
         exchange = self.sessions.exchange(flow)
         try:
             exchange.asked = _canonical(flow)
+            exchange.rule, exchange.decision = decide_https(exchange.policy, exchange.asked)
             # RFC 9110, section 9.3.6: the Host field of a CONNECT repeats its target.
             _check_host(flow, exchange.asked, exchange.asked.port)
-            exchange.rule, exchange.decision = decide_https(exchange.policy, exchange.asked)
         except Denied as denied:
-            exchange.deny(flow, denied)
+            _stop(flow, exchange, denied)
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Decide on a request."""
@@ -41,19 +41,17 @@ class Gate:
         try:
             exchange.asked = _canonical(flow)
             is_https = flow.request.scheme == "https"
-            _check_host(flow, exchange.asked, 443 if is_https else 80)
-            self._check_tunnel(flow, exchange)
+            # Before the names are compared, so that the rule is known of a mismatch, too.
             decide = decide_https if is_https else decide_plain_http
             exchange.rule, exchange.decision = decide(exchange.policy, exchange.asked)
             if exchange.decision.action is Action.TUNNEL:  # an https:// target outside CONNECT: its TLS is ours
                 exchange.decision = Decision(Action.INSPECT, exchange.asked)
+            _check_host(flow, exchange.asked, 443 if is_https else 80)
+            self._check_tunnel(flow)
         except Denied as denied:
-            if denied.reason is Reason.HOST_MISMATCH:
-                exchange.deny(flow, denied)
-            else:
-                exchange.refuse(flow, denied)
+            _stop(flow, exchange, denied)
 
-    def _check_tunnel(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
+    def _check_tunnel(self, flow: http.HTTPFlow) -> None:
         connect = self.sessions.of(flow.client_conn).connect
         if connect is None or connect.asked is None:
             return
@@ -65,6 +63,14 @@ class Gate:
 
 
 _AGREE_HINT = "make the app use one name for the host: in its URL, its Host header and its TLS server name"
+
+
+def _stop(flow: http.HTTPFlow, exchange: Exchange, denied: Denied) -> None:
+    """Deny a mismatch, which observe mode lets pass; refuse in any mode what names no destination at all."""
+    if denied.reason is Reason.HOST_MISMATCH:
+        exchange.deny(flow, denied)
+    else:
+        exchange.refuse(flow, denied)
 
 
 def _canonical(flow: http.HTTPFlow) -> Destination:

@@ -60,6 +60,13 @@ def verifier(policy: Policy, upstream: Upstream, host: str) -> VerifyCallback:
     chain: dict[int, bytes] = {}
 
     def verify(_conn: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
+        try:
+            return judge(certificate, error, depth, ok)
+        except Exception as e:  # it would end in the binding, as a handshake that failed for no reason
+            upstream.denied = Denied(Reason.INTERNAL_ERROR, f"checking the certificate raised {type(e).__name__}")
+            return False
+
+    def judge(certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
         if not ok:
             upstream.denied = Denied(
                 Reason.CERTIFICATE_INVALID,

@@ -74,7 +74,7 @@ class Metrics:
         )
 
     def describe(self, policy: Policy, version: str) -> None:
-        """Set what depends on the policy alone, and start every series of a rule at zero."""
+        """Set what depends on the policy alone."""
         self.info.labels(version, policy.mode.value).set(1)
         for rule in policy.rules:
             self.seconds.labels(rule.name)
@@ -100,8 +100,8 @@ class Telemetry:
         """Close the books on a request that has its response."""
         exchange = self.sessions.exchange(flow)
         if flow.response is not None:
-            held = flow.response.data.content
-            exchange.bytes_received = exchange.bytes_received or len(held or b"")
+            if not denies(exchange):  # our own answers are no bytes of an upstream's
+                exchange.bytes_received = exchange.bytes_received or len(flow.response.data.content or b"")
             self._close(flow, flow.response.status_code)
 
     def error(self, flow: http.HTTPFlow) -> None:
@@ -173,6 +173,8 @@ class Telemetry:
             line["detail"] = exchange.denied.detail
         elif session is not None and session.client_tls_error:
             line["detail"] = session.client_tls_error
+        elif status is None and exchange.method != "CONNECT":
+            line["detail"] = "the app or the upstream ended it before the response was complete"
         try:
             self.write(json.dumps(line) + "\n")
         except OSError:

@@ -9,8 +9,10 @@ Rules of this module:
 
 from __future__ import annotations
 
+import logging
 import socket
 import socketserver
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 SOCKET_SECONDS = 10
+POLL_SECONDS = 0.1  # how long `close` may have to wait
+
+logger = logging.getLogger("overcoat")
 
 
 class _ThreadingServer(socketserver.ThreadingMixIn, WSGIServer):
@@ -33,6 +38,11 @@ class _ThreadingServer(socketserver.ThreadingMixIn, WSGIServer):
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say in one line that a scraper went away or was too slow; socketserver's own way is a traceback."""
+        error = sys.exception()
+        logger.info("a request to the admin listener ended early: %s", type(error).__name__)
 
 
 class _ThreadingServer6(_ThreadingServer):
@@ -63,7 +73,9 @@ class Admin:
         """
         kind = _ThreadingServer6 if ":" in host else _ThreadingServer
         self._server = make_server(host, port, _app(registry, is_ready), kind, _Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="admin", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(POLL_SECONDS,), name="admin", daemon=True
+        )
         self._thread.start()
 
     @property
@@ -81,6 +93,10 @@ def _app(registry: CollectorRegistry, is_ready: Callable[[], bool]) -> WSGIAppli
     metrics = make_wsgi_app(registry)
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        answer = get(environ, start_response)
+        return [] if environ.get("REQUEST_METHOD") == "HEAD" else answer
+
+    def get(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
             return _text(start_response, "405 Method Not Allowed", "only GET and HEAD are answered here")

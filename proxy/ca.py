@@ -81,7 +81,9 @@ class LocalCa:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (directory / KEY_FILE).exists():
                 _create(directory, now)
-            return cls._load(directory, now)
+            authority = cls._load(directory, now)
+            _publish(directory / CERTIFICATE_FILE, authority.pem)
+            return authority
         except OSError as e:
             raise CaError(
                 f"the local CA in {directory} cannot be read or written: {e.strerror}; "
@@ -179,9 +181,20 @@ def _create(directory: Path, now: datetime) -> None:
         _write_new(temporary, key_pem + certificate_pem, 0o600)
         with contextlib.suppress(FileExistsError):  # another process was first: its CA is the one
             os.link(temporary, directory / KEY_FILE)
-            _write_new(directory / CERTIFICATE_FILE, certificate_pem, 0o644)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _publish(path: Path, pem: bytes) -> None:
+    """Put the certificate where apps read it, if it is not there already."""
+    try:
+        if path.read_bytes() == pem:
+            return
+    except FileNotFoundError:
+        pass  # it is made now
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    _write_new(temporary, pem, 0o644)
+    temporary.replace(path)
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:

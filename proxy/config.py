@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -127,7 +127,12 @@ def load_policy(path: Path | None, env: Mapping[str, str], overrides: Mapping[st
     errors = [PolicyError(file, p.line, p.column, path_text(p.steps), p.message) for p in problems]
     if policy is None:
         raise PolicyErrors(errors)
-    return _overridden(policy, _override_texts(env, overrides or {}), errors)
+    texts = _override_texts(env, overrides or {})
+    policy = _overridden(policy, texts, errors)
+    errors += _listener_errors(policy, texts, document, file)
+    if errors:
+        raise PolicyErrors(errors)
+    return policy
 
 
 def _read(path: Path) -> bytes:
@@ -152,8 +157,7 @@ def _override_texts(env: Mapping[str, str], overrides: Mapping[str, str]) -> dic
 
 
 def _overridden(policy: Policy, texts: Mapping[str, tuple[str, str]], errors: list[PolicyError]) -> Policy:
-    """Apply the overrides and give the policy out, if nothing is wrong with it or with them."""
-    file = "" if policy.source == "built-in" else policy.source
+    """Apply the overrides; add what is wrong with them to the errors."""
     for name, (label, text) in texts.items():
         try:
             if name == "listen":
@@ -164,16 +168,27 @@ def _overridden(policy: Policy, texts: Mapping[str, tuple[str, str]], errors: li
                 policy = replace(policy, mode=_parse_mode(text))
         except ValueError as error:
             errors.append(PolicyError("", 0, 0, label, str(error)))
-    seen: set[Listener] = set()
-    for listener in (*policy.listen, *((policy.admin,) if policy.admin else ())):
-        if listener.port and listener in seen:
-            where = " and ".join(dict.fromkeys(texts[name][0] for name in ("listen", "admin") if name in texts))
-            message = f"{str(listener).removeprefix('forward://')} stands twice; each listener needs its own address"
-            errors.append(PolicyError("" if where else file, 0, 0, where or "listen, admin", message))
-        seen.add(listener)
-    if errors:
-        raise PolicyErrors(errors)
     return policy
+
+
+def _listener_errors(
+    policy: Policy, texts: Mapping[str, tuple[str, str]], document: Document, file: str
+) -> Iterator[PolicyError]:
+    """Yield an error for each address that stands twice, at its second place."""
+    places: list[tuple[Steps, Listener]] = [(("listen", index), each) for index, each in enumerate(policy.listen)]
+    if policy.admin is not None:
+        places.append((("admin",), policy.admin))
+    seen: set[Listener] = set()
+    for steps, listener in places:
+        if listener.port and listener in seen:
+            message = f"{str(listener).removeprefix('forward://')} stands twice; each listener needs its own address"
+            if steps[0] in texts:
+                yield PolicyError("", 0, 0, texts[str(steps[0])][0], message)
+            else:
+                mark = document.mark(steps)
+                place = (mark.line, mark.column) if file else (0, 0)
+                yield PolicyError(file, *place, path_text(steps), message)
+        seen.add(listener)
 
 
 def _parse_admin(text: str) -> Listener:
@@ -257,7 +272,7 @@ def _message(details: ErrorDetails, kind: str, steps: Steps, raw: object, text: 
         return f"must be at most {context['le']}, not {raw}"
     if kind == "value_error":
         return str(context["error"])
-    return details["msg"]
+    return details["msg"]  # of a kind that the model has no use for today
 
 
 def _kind_of(raw: object) -> str:

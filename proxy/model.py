@@ -227,7 +227,7 @@ class PolicyFile(Section):
     admin: AdminText = Field(
         default_factory=lambda: _BUILT_IN.admin,
         json_schema_extra={"default": str(_BUILT_IN.admin).removeprefix("forward://")},
-        description="Where `/metrics`, `/live`, `/ready` and `/policy` are served: `HOST:PORT`, or `null` for nowhere.",
+        description="Where `/metrics`, `/live` and `/ready` are served: `HOST:PORT`, or `null` for nowhere.",
     )
     mode: Mode = _choice(
         _BUILT_IN.mode, "`enforce` carries decisions out; `observe` decides, counts and logs, but changes nothing."
@@ -237,7 +237,9 @@ class PolicyFile(Section):
     )
     trust: TrustSection = Field(default_factory=TrustSection, description="Whom upstream certificates must come from.")
     limits: LimitsSection = Field(default_factory=LimitsSection, description="How much one request may take.")
-    keys: dict[Name, KeySetSection] = Field(default_factory=dict, description="The key sets, by name.")
+    keys: dict[Name, KeySetSection] = Field(
+        default_factory=dict, json_schema_extra={"additionalProperties": False}, description="The key sets, by name."
+    )
     rules: Annotated[list[RuleSection], Field(min_length=1)] | None = Field(
         default=None, description="The rules; the first whose hosts match counts. Left out: none."
     )

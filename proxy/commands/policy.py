@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -25,7 +26,7 @@ from rich.table import Table
 
 from proxy.config import PolicyErrors, find_policy, load_policy
 from proxy.core.decisions import Action, Decision, Denied, Reason
-from proxy.core.destinations import BadDestination, Destination, parse_authority
+from proxy.core.destinations import Destination, parse_authority
 from proxy.core.jsontext import NotJson, TooMuchSelected, find_spans
 from proxy.core.policy import HTTP_PORT, HTTPS_PORT, FieldEntry, Https, Mode, Policy, Rule
 from proxy.core.transport import decide_https, decide_plain_http
@@ -35,6 +36,7 @@ from proxy.policyvalues import ascii_host
 SOON = timedelta(days=30)
 """How long before the end of pins and keys `check` starts to warn."""
 
+_PIPE_WIDTH = 120
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 _URL = re.compile(r"(?:(https?)://)?([^/?#]*)([^?#]*)(?:\?[^#]*)?(?:#.*)?", re.DOTALL | re.IGNORECASE)
 
@@ -189,9 +191,10 @@ def _print_summary(policy: Policy) -> None:
     click.echo(f"listen    {', '.join(summary['listen'])}; admin {summary['admin'] or 'off'}")
     click.echo(f"defaults  plain http: {policy.defaults.plain_http}, https: {policy.defaults.https}")
     click.echo(f"trust     {summary['trust']['roots']} roots, TLS {policy.trust.min_tls} or newer")
-    console = Console(highlight=False)
+    # A pipe has no width; a narrow guess would break host names over lines.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     if policy.rules:
-        table = _table("rule", "hosts", "plain http", "https", "pins", "fields")
+        table = _table("rule", "hosts", "plain http", "https", "pins")
         for rule in policy.rules:
             why = _why_inspected(rule)
             table.add_row(
@@ -200,11 +203,15 @@ def _print_summary(policy: Policy) -> None:
                 rule.plain_http + (f" to port {rule.https_port}" if rule.https_port else ""),
                 rule.https + (f": {why}" if why else ""),
                 _pins_text(rule),
-                "\n".join(
-                    [f"encrypt {_entry_text(entry)}" for entry in rule.encrypt]
-                    + [f"decrypt {_entry_text(entry)}" for entry in rule.decrypt]
-                ),
             )
+        console.print(table)
+    if any(rule.encrypt or rule.decrypt for rule in policy.rules):
+        table = _table("rule", "does", "fields", "key set", "when")
+        for rule in policy.rules:
+            for does, entries in (("encrypt", rule.encrypt), ("decrypt", rule.decrypt)):
+                for entry in entries:
+                    fields = "\n".join(selector.text for selector in entry.selectors)
+                    table.add_row(rule.name, does, fields, entry.keys.name, _when_text(entry))
         console.print(table)
     if policy.keys:
         table = _table("key set", "alg", "kid", "decrypts", "not after")
@@ -228,14 +235,10 @@ def _pins_text(rule: Rule) -> str:
     return f"{len(rule.pins.any_of)}, " + (f"until {rule.pins.expires}" if rule.pins.expires else "no end")
 
 
-def _entry_text(entry: FieldEntry) -> str:
-    return f"{', '.join(selector.text for selector in entry.selectors)} with {entry.keys.name}{_when_text(entry)}"
-
-
 def _when_text(entry: FieldEntry) -> str:
-    methods = f" on {', '.join(sorted(entry.when.methods))}" if entry.when.methods is not None else ""
-    paths = f" at {', '.join(glob.text for glob in entry.when.paths)}" if entry.when.paths is not None else ""
-    return methods + paths
+    methods = [", ".join(sorted(entry.when.methods))] if entry.when.methods is not None else []
+    paths = [glob.text for glob in entry.when.paths] if entry.when.paths is not None else []
+    return "\n".join(methods + paths) or "always"
 
 
 # schema
@@ -320,7 +323,7 @@ def explain(option: str | None, method: str | None, body: Path | None, as_json: 
     """
     try:
         requests, path = _requests(url)
-    except (BadDestination, ValueError) as error:
+    except ValueError as error:
         raise click.BadParameter(str(error), param_hint="URL") from None
     policy = _load(option, as_json=as_json)
     method = method or ("POST" if body else "GET")
@@ -341,7 +344,10 @@ def _requests(url: str) -> tuple[list[tuple[str, Destination]], str]:
     match = _URL.fullmatch(url)
     if match is None or (match[1] is None and "://" in url):
         raise ValueError("write http://…, https://…, or only a host")
-    scheme, authority, path = match[1], ascii_host(match[2]), match[3] or "/"
+    scheme, authority, path = match[1], match[2], match[3] or "/"
+    if not authority.isascii():  # so it is a name, and its only colon is the port's
+        host, colon, port = authority.partition(":")
+        authority = ascii_host(host) + colon + port
     ports = {"http": HTTP_PORT, "https": HTTPS_PORT}
     schemes = [scheme.lower()] if scheme else list(ports)
     return [(each, parse_authority(authority, ports[each])) for each in schemes], path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import logging
 import os
@@ -83,15 +84,17 @@ async def _serve(policy: Policy) -> None:
     from proxy.admin import Admin
     from proxy.engine.server import BindError, Engine
     from proxy.engine.tls import NoRoots
+    from proxy.lines import LineWriter
 
     metrics = Metrics(CollectorRegistry())
+    lines = LineWriter(sys.stdout, metrics.lines_lost.inc)
     metrics.describe(policy, version("overcoat"))
     is_ready = False
     admin = None
     stop = _on_signals(asyncio.get_running_loop())
     try:
         ca = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
-        engine = Engine(policy, ca, metrics, _write_line)
+        engine = Engine(policy, ca, metrics, lines.write)
         bound = await engine.listen()
         if policy.admin is not None:
             admin = Admin(policy.admin.host, policy.admin.port, metrics.registry, lambda: is_ready)
@@ -110,6 +113,7 @@ async def _serve(policy: Policy) -> None:
     await engine.drain()
     if admin is not None:
         admin.close()
+    lines.close()
     logger.info("stopped")
 
 
@@ -131,11 +135,6 @@ def _on_signals(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     return stop
-
-
-def _write_line(line: str) -> None:
-    sys.stdout.write(line)
-    sys.stdout.flush()
 
 
 @click.command()
@@ -171,7 +170,7 @@ def healthcheck(policy_path: str | None, admin: str | None, seconds: float) -> N
             click.echo(response.read().decode("ascii", "replace").strip())
     except urllib.error.HTTPError as e:
         raise fail(f"the sidecar at {netloc} answers {e.code}: not ready") from None
-    except OSError as e:
+    except (OSError, http.client.HTTPException, ValueError) as e:
         reason = getattr(e, "reason", e)
         raise fail(f"no answer from {netloc}: {reason}") from None
 

@@ -117,6 +117,10 @@ class PathGlob:
             raise ValueError(f"a path glob starts with '/', not {text[:1]!r}")
         if "?" in text or "#" in text:
             raise ValueError("a path glob has no query and no fragment")
+        if "%" in text:
+            raise ValueError(
+                "a path glob is written decoded, without percent-escapes: requests are compared decoded, too"
+            )
         runs = [""]  # the regexes of what stands between one `**` and the next
         for segment in text[1:].split("/"):
             if segment == "**":

@@ -265,11 +265,11 @@ class AppSocket(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Take that the app reads too slowly."""
-        self.speaker.congested(True)
+        self.guarded(self.speaker.congested, True)
 
     def resume_writing(self) -> None:
         """Take that it caught up."""
-        self.speaker.congested(False)
+        self.guarded(self.speaker.congested, False)
 
     def half_close(self) -> None:
         """Send an EOF, and read on."""

@@ -166,13 +166,19 @@ class Relay:
         record = connect.upstream = Upstream(connect.rule)
         server = Server(address=(connect.asked.host, connect.asked.port))
         try:
-            self._upstream = await dial(self._app.engine, server, None, record, self._app.context)
+            upstream = await dial(self._app.engine, server, None, record, self._app.context)
         except Denied as denied:
             record.denied = denied
             self._app.close()
-            return
-        self._upstream.carry(self)
-        self._upstream.send(b"".join(self._waiting))
+        except Exception as e:
+            self._app.crash(e)
+        else:
+            self._app.guarded(self._connected, upstream)
+
+    def _connected(self, upstream: UpstreamConnection) -> None:
+        self._upstream = upstream
+        upstream.carry(self)
+        upstream.send(b"".join(self._waiting))
         self._waiting.clear()
         self._app.hold("dialling", False)
         if self._app_has_ended:

@@ -71,10 +71,11 @@ class Dispatcher:
             flow.error = mitmproxy_flow.Error(mitmproxy_flow.Error.KILLED_MESSAGE)
             return
         exchange.note(denied)
+        # A streamed body is not kept; one that is whole here, and be it empty, can still be held back.
         message_is_on_its_way = (
-            (name == "request" and bool(flow.request.stream))
+            (name == "request" and flow.request.data.content is None)
             or name == "responseheaders"
-            or (name == "response" and flow.response is not None and bool(flow.response.stream))
+            or (name == "response" and flow.response is not None and flow.response.data.content is None)
         )
         if message_is_on_its_way:
             flow.error = mitmproxy_flow.Error(mitmproxy_flow.Error.KILLED_MESSAGE)

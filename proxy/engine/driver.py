@@ -6,7 +6,7 @@ they cause. So a hook, which is a plain function call, is answered within the sa
 
 Rules of this module:
 
-- Whatever raises in a layer or a hook closes the client connection and everything opened for it.
+- Whatever raises, in a layer, in a hook or here, closes the client connection and everything opened for it.
 - Back-pressure both ways: while one socket's buffer is full, nothing more is read for it from the others.
 - Every connection has a time limit in each of its phases: dialling, the TLS handshake, idling, closing.
 - An upstream that turns out to be one of our own listeners is closed before anything is sent.
@@ -21,6 +21,7 @@ import ipaddress
 import logging
 import socket
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from mitmproxy.connection import Connection, ConnectionState, Server
@@ -53,6 +54,7 @@ class Pipe(asyncio.Protocol):
         self.driver = driver
         self.conn = conn
         self.is_congested = False
+        self.has_ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
@@ -60,26 +62,26 @@ class Pipe(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass data on."""
-        self.driver.received(self, data)
+        self.driver.call(self.driver.received, self, data)
 
     def eof_received(self) -> bool:
         """Pass a half-close on; the transport stays open for what the other direction still has to say."""
-        self.driver.half_closed(self)
+        self.driver.call(self.driver.half_closed, self)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass the end on."""
-        self.driver.lost(self)
+        self.driver.call(self.driver.lost, self)
 
     def pause_writing(self) -> None:
         """Stop reading what would have to be written here."""
         self.is_congested = True
-        self.driver.balance()
+        self.driver.call(self.driver.balance)
 
     def resume_writing(self) -> None:
         """Read on."""
         self.is_congested = False
-        self.driver.balance()
+        self.driver.call(self.driver.balance)
 
 
 class Driver:
@@ -109,16 +111,31 @@ class Driver:
         pipe.connection_made(transport)
         transport.set_protocol(pipe)
         self.engine.connections.add(self)
+        self.call(self._begin, pipe, data)
+
+    def _begin(self, pipe: Pipe, data: bytes) -> None:
         self._watch_idle()
         self.feed(events.Start())
         self.received(pipe, data)
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call for the event loop, which would only print what a function raises, message and all, and go on."""
+        try:
+            function(*arguments)
+        except Exception as e:
+            self._failed(e)
+
+    def _failed(self, error: BaseException) -> None:
+        logger.error("the engine failed, and a client connection is closed: %s", describe(error))
+        self._crash()
+        self._end()
 
     def _watch_idle(self) -> None:
         idle = self.loop.time() - self.last_activity
         if idle >= IDLE_SECONDS:
             self.abort()
         else:
-            self.timers["idle"] = self.loop.call_later(IDLE_SECONDS - idle, self._watch_idle)
+            self.timers["idle"] = self.loop.call_later(IDLE_SECONDS - idle, self.call, self._watch_idle)
 
     @property
     def is_idle(self) -> bool:
@@ -153,6 +170,7 @@ class Driver:
 
     def half_closed(self, pipe: Pipe) -> None:
         """Take an EOF from a socket."""
+        pipe.has_ended = True
         if pipe.conn.state is ConnectionState.CLOSED:
             pipe.transport.close()  # lingering is over
             return
@@ -268,7 +286,7 @@ class Driver:
             self.timers.pop(command, None)
             self.feed(events.Wakeup(command))
 
-        self.timers[command] = self.loop.call_later(command.delay, wake)
+        self.timers[command] = self.loop.call_later(command.delay, self.call, wake)
 
     # -- closing
 
@@ -294,7 +312,7 @@ class Driver:
         transport = pipe.transport
         if transport.is_closing():
             return
-        if pipe.conn is self.client:
+        if pipe.conn is self.client and not pipe.has_ended:
             # Closing with unread input makes the kernel reset the connection, and the app would lose its answer.
             try:
                 transport.write_eof()
@@ -318,7 +336,12 @@ class Driver:
         self.dialling += 1
         task = self.loop.create_task(self._dial(command))
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._dialled)
+
+    def _dialled(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed(error)
 
     async def _dial(self, command: commands.OpenConnection) -> None:
         server = command.connection
@@ -332,7 +355,7 @@ class Driver:
             server.error = denied.detail
         elif server.tls:
             self.timers[(server, "handshake")] = self.loop.call_later(
-                HANDSHAKE_SECONDS, self._handshake_timeout, server
+                HANDSHAKE_SECONDS, self.call, self._handshake_timeout, server
             )
         self.balance()
         if not self.is_over:

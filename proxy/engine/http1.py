@@ -413,17 +413,18 @@ class Conversation:
         try:
             upstream = await dial(self.engine, server, key, record, self.app.context)
         except Denied as denied:
+            record.denied = denied
             if not self._is_over:
-                record.denied = denied
-                self._unreachable(denied)
-                self.app.flush()
-            return
+                self.app.guarded(self._unreachable, denied)
+        except Exception as e:
+            self.app.crash(e)
+        else:
+            if self._is_over:
+                upstream.close()
+            else:
+                self.app.guarded(self._connected, upstream)
         finally:
             self.app.session.upstreams.pop(server.id, None)
-        if self._is_over:
-            upstream.close()
-            return
-        self._connected(upstream)
 
     def _unreachable(self, denied: Denied) -> None:
         assert self.exchange is not None
@@ -713,22 +714,23 @@ class Conversation:
 
     async def _connect_first(self) -> None:
         assert self.exchange is not None
-        server = Server(address=(self.flow.request.host, self.flow.request.port))
+        request = self.flow.request.data
+        server = Server(address=(request.host, request.port))
         record = self.exchange.upstream = Upstream(self.exchange.rule)
         try:
             upstream = await dial(self.engine, server, None, record, self.app.context)
         except Denied as denied:
+            record.denied = denied
             if not self._is_over:
-                record.denied = denied
                 self.exchange.refuse(self.flow, denied)
-                self._refuse_connect()
-                self.app.flush()
-            return
-        if self._is_over:
-            upstream.close()
-            return
-        self._open_tunnel(upstream)
-        self.app.flush()
+                self.app.guarded(self._refuse_connect)
+        except Exception as e:
+            self.app.crash(e)
+        else:
+            if self._is_over:
+                upstream.close()
+            else:
+                self.app.guarded(self._open_tunnel, upstream)
 
     def _refuse_connect(self) -> None:
         response = self.flow.response

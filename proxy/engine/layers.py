@@ -29,12 +29,13 @@ from mitmproxy.proxy.layers.http._http1 import Http1Client
 from addons.encryption import body_too_large
 from addons.exchange import Exchange, Sessions, Upstream
 from proxy.core.decisions import Denied, Reason
-from proxy.core.heads import MAX_HEAD_BYTES
+from proxy.core.heads import MAX_HEAD_BYTES, read_request_head
 
 Commands = layer.CommandGenerator[None]
 
 MAX_DISCARDED = 1024 * 1024
 _HEAD_END = re.compile(rb"\n\r?\n")
+_INTERIM = re.compile(rb"HTTP/1\.1 1(?!01)[0-9]{2}[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n")  # RFC 9110, section 15.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +182,13 @@ class Stream(http_layers.HttpStream):
 
     def _answer(self) -> Commands:
         """Send `flow.response`, and throw away what is still to come of the request."""
-        if self.client_state != self.state_done:
+        is_early = self.client_state != self.state_done
+        if is_early:
             self.client_state = self.state_discard_request_body
         yield from self.send_response()
         self.server_state = self.state_errored
+        if is_early and self.flow.request.is_http2:  # in HTTP/1 its length tells the app that the answer is whole
+            yield http_layers.SendHttp(http_events.ResponseEndOfMessage(self.stream_id), self.context.client)
 
     def state_discard_request_body(self, event: events.Event) -> Commands:
         """Read on without keeping anything, so that the app can finish sending and read its answer."""
@@ -233,6 +237,11 @@ class Stream(http_layers.HttpStream):
         if request:
             is_invalid = bool(http_layers.validate_request(self.mode, self.flow.request, validate_inbound_headers=True))
             denied = Denied(Reason.BAD_REQUEST, "the request's header fields are ambiguous or malformed")
+            if self.flow.request.is_http2:
+                try:
+                    read_request_head(_as_http1(self.flow.request))
+                except Denied as e:
+                    is_invalid, denied = True, e
         else:
             assert self.flow.response is not None
             is_invalid = _invalid(self.flow.response)
@@ -267,6 +276,15 @@ class Stream(http_layers.HttpStream):
         yield from self._answer()
 
 
+def _as_http1(request: http.Request) -> bytes:
+    """Return the head of an HTTP/2 request as it would be in HTTP/1.1, whose ambiguities it must not have either."""
+    lines = [request.data.method + b" " + request.data.path + b" HTTP/1.1"]
+    if "host" not in request.headers:
+        lines.append(b"Host: " + request.data.authority)
+    lines += [name + b": " + value for name, value in request.headers.fields]
+    return b"\r\n".join([*lines, b"", b""])
+
+
 def _invalid(response: http.Response) -> bool:
     try:
         validate_headers(response)
@@ -278,8 +296,25 @@ def _invalid(response: http.Response) -> bool:
 class Http1Upstream(Http1Client):
     """The upstream's side of HTTP/1: bounded heads, trailers passed over."""
 
+    def send(self, event: http_events.HttpEvent) -> Commands:
+        """Send to the upstream what the app may have sent as HTTP/2, where neither a length nor trailers are special.
+
+        mitmproxy sends a body without a length as it is, behind a head that announces none: to the upstream it would
+        be the next request. For trailers it raises.
+        """
+        if isinstance(event, http_events.RequestTrailers):
+            return
+        if isinstance(event, http_events.RequestHeaders) and not event.end_stream and event.request.is_http2:
+            fields = event.request.headers
+            if "content-length" not in fields:
+                fields["transfer-encoding"] = "chunked"
+        yield from super().send(event)
+
     def read_headers(self, event: events.ConnectionEvent) -> Commands:
         """Read one response head."""
+        while self.request is not None and (interim := _INTERIM.match(bytes(self.buf))):
+            # mitmproxy would take it for the final response. Apps that wait for a 100 get theirs from mitmproxy.
+            self.buf.maybe_extract_at_most(interim.end())
         is_endless = len(self.buf) > MAX_HEAD_BYTES and _HEAD_END.search(bytes(self.buf)[:MAX_HEAD_BYTES]) is None
         if isinstance(event, events.DataReceived) and self.stream_id is not None and is_endless:
             yield commands.CloseConnection(self.conn)

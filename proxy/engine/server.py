@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
+from typing import Any
 
 from addons.encryption import Encryption
 from addons.exchange import Exchange, Sessions
@@ -21,11 +23,13 @@ from addons.transport import Transport
 from proxy.ca import LocalCa
 from proxy.core.policy import Policy
 from proxy.engine.app import AppSocket
-from proxy.engine.dispatch import Dispatcher
+from proxy.engine.dispatch import Dispatcher, describe
 from proxy.engine.driver import Driver, is_same_machine
 from proxy.engine.layers import LayerOptions, Line, NextLayer
 from proxy.engine.pool import Pool
 from proxy.engine.tls import TlsConnections
+
+logger = logging.getLogger("overcoat")
 
 DRAIN_SECONDS = 8.0  # docker stop kills after 10
 BACKLOG = 1024
@@ -33,6 +37,12 @@ BACKLOG = 1024
 
 class BindError(Exception):
     """A listener cannot be bound. The message is one line that says which and why."""
+
+
+def _report(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what nothing of ours has caught. asyncio's own report would quote the exception's message."""
+    error = context.get("exception")
+    logger.error("the event loop met an error: %s", describe(error) if error is not None else "no exception")
 
 
 class Engine:
@@ -51,6 +61,7 @@ class Engine:
             proxy.engine.tls.NoRoots: the roots to trust cannot be found or read.
         """
         self.loop = asyncio.get_running_loop()
+        self.loop.set_exception_handler(_report)
         self.policy = policy
         self.sessions = Sessions()
         self.layer_options = LayerOptions()
@@ -91,7 +102,7 @@ class Engine:
             except OSError as e:
                 raise BindError(f"cannot listen on {listener}: {(e.strerror or str(e)).lower()}") from None
             self._servers.append(server)
-            bound.append(server.sockets[0].getsockname()[:2])
+            bound += [socket.getsockname()[:2] for socket in server.sockets]  # a name may stand for several addresses
         self._own += bound
         return bound
 

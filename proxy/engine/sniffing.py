@@ -3,6 +3,7 @@
 Rules of this module:
 
 - Only a complete, parseable ClientHello is TLS, and only `METHOD SP` is HTTP. Everything else is neither.
+- A server name that cannot be read as exactly one name is not "no name": it is "", which no host matches.
 - Too few bytes are not an answer: a ClientHello cut after one byte must not turn into a raw tunnel.
 """
 
@@ -14,8 +15,11 @@ from enum import Enum
 
 from mitmproxy.net.tls import starts_like_tls_record
 from mitmproxy.proxy.layers.tls import parse_client_hello
+from mitmproxy.tls import ClientHello
 
 MAX_CLIENT_HELLO = 64 * 1024  # a ClientHello with post-quantum key shares has about 2 KiB
+
+_SERVER_NAME = 0  # the extension's type (RFC 6066, section 3)
 
 _HTTP_START = re.compile(rb"([A-Z]{3,20}) ")
 _HTTP_MAYBE = re.compile(rb"[A-Z]{0,20}")
@@ -35,7 +39,7 @@ class Heard:
     """The verdict on an app's first bytes.
 
     Attributes:
-        sni: the server name in the ClientHello, if it is TLS and names one.
+        sni: the server name in the ClientHello, if it is TLS and names one; "" if that is not exactly one valid name.
         alpn: the protocols that the ClientHello offers, in its order.
     """
 
@@ -55,8 +59,6 @@ def listen(data: bytes) -> Heard:
 
 
 def _listen_to_tls(data: bytes) -> Heard:
-    if len(data) > MAX_CLIENT_HELLO:
-        return Heard(Speech.OTHER)
     if len(data) < 3:
         return Heard(Speech.UNDECIDED if data[1:2] in (b"", b"\x03") else Speech.OTHER)
     if not starts_like_tls_record(data):
@@ -65,8 +67,16 @@ def _listen_to_tls(data: bytes) -> Heard:
         return Heard(Speech.OTHER)
     try:
         hello = parse_client_hello(data)
-        sni = hello.sni if hello else None
-        alpn = tuple(hello.alpn_protocols) if hello else ()
+        if hello is not None:
+            return Heard(Speech.TLS, _server_name(hello), tuple(hello.alpn_protocols))
     except ValueError:
         return Heard(Speech.OTHER)
-    return Heard(Speech.TLS, sni, alpn) if hello else Heard(Speech.UNDECIDED)
+    return Heard(Speech.UNDECIDED if len(data) <= MAX_CLIENT_HELLO else Speech.OTHER)
+
+
+def _server_name(hello: ClientHello) -> str | None:
+    extensions = sum(kind == _SERVER_NAME for kind, _ in hello.extensions)
+    if extensions == 0:
+        return None
+    # mitmproxy gives the first extension's name, and none where its list holds several or an invalid one.
+    return hello.sni or "" if extensions == 1 else ""

@@ -49,8 +49,9 @@ def find_roots(trust: Trust) -> Path:
     """
     if trust.roots is not None:
         return trust.roots
-    default = ssl.get_default_verify_paths()
-    for candidate in (os.environ.get("SSL_CERT_FILE"), default.cafile, *_SYSTEM_BUNDLES):
+    if named := os.environ.get("SSL_CERT_FILE"):
+        return Path(named)  # or nothing: trusting others than those named would be a guess
+    for candidate in (ssl.get_default_verify_paths().cafile, *_SYSTEM_BUNDLES):
         if candidate and Path(candidate).is_file():
             return Path(candidate)
     raise NoRoots(

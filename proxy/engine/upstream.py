@@ -108,17 +108,18 @@ class UpstreamConnection(asyncio.Protocol):
         self.tls = TlsStream(conn)
         self._advance_handshake(b"")
 
-    def _advance_handshake(self, data: bytes) -> None:
+    def _advance_handshake(self, data: bytes) -> bool:
         assert self.tls is not None
         try:
             done = self.tls.handshake(data)
         except Exception as e:  # OpenSSL's errors, and whatever the verification callback raised
             self._write(self.tls.outgoing())
             self._fail_handshake(e)
-            return
+            return False
         self._write(self.tls.outgoing())
         if done and self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
+        return done
 
     def _fail_handshake(self, error: Exception) -> None:
         if self._ready is not None and not self._ready.done():
@@ -132,9 +133,13 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes off the socket."""
+        self._guarded(self._received, data)
+
+    def _guarded(self, step: Callable[..., None], *arguments: object) -> None:
+        """Take a step; whatever it raises ends this connection and the one that it serves."""
         receiver = self.receiver
         try:
-            self._received(data)
+            step(*arguments)
         except Exception as e:
             self.close()
             if receiver is None:
@@ -147,8 +152,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _received(self, data: bytes) -> None:
         if self.tls is not None:
             if not self.tls.is_established:
-                self._advance_handshake(data)
-                if not self.tls.is_established:
+                if not self._advance_handshake(data):
                     return
                 data = b""
             data = self.tls.receive(data)
@@ -164,35 +168,28 @@ class UpstreamConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Take that nothing more will come."""
-        receiver = self.receiver
-        if self._switched and receiver is not None:
-            receiver.switched_end()
-            receiver.flush()
+        if self._switched and self.receiver is not None:
+            self._guarded(self.receiver.switched_end)
             return not self.transport.is_closing()
-        self._ended()
-        if receiver is not None:
-            receiver.flush()
+        self._guarded(self._ended)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the end of the socket."""
         self.is_closed = True
-        receiver = self.receiver
         if self.tls is not None and not self.tls.is_established:
             self._fail_handshake(ConnectionResetError())
-        self._ended()
-        if receiver is not None:
-            receiver.flush()
+        self._guarded(self._ended)
 
     def pause_writing(self) -> None:
         """Tell who sends to wait."""
         if self.receiver is not None:
-            self.receiver.upstream_congested(True)
+            self._guarded(self.receiver.upstream_congested, True)
 
     def resume_writing(self) -> None:
         """Tell who sends to go on."""
         if self.receiver is not None:
-            self.receiver.upstream_congested(False)
+            self._guarded(self.receiver.upstream_congested, False)
 
     def _write(self, data: bytes) -> None:
         if data and not self.transport.is_closing():

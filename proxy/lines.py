@@ -1,0 +1,81 @@
+"""Writing decision lines without ever making a request wait for whoever reads them.
+
+Rules of this module:
+
+- Lines are handed to a thread of their own. A reader that is slow or gone costs lines, never requests.
+- What waits is bounded; a line that finds no room, or cannot be written, is counted as lost.
+- At the end there is a short time for what still waits.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import TextIO
+
+MAX_WAITING = 1024 * 1024  # bytes; some two thousand lines
+LAST_SECONDS = 2.0
+
+
+class LineWriter:
+    """Writes lines to a stream in the background, in their order."""
+
+    def __init__(self, stream: TextIO | None, count_lost: Callable[[int], object]) -> None:
+        """Start.
+
+        Args:
+            stream: where to; None, as Python has it for a standard output that was closed, loses every line.
+            count_lost: called, from another thread, with how many lines could not be written after all.
+        """
+        # Kept as a number, and never taken from a closed stream: that number may be another file's by then.
+        self._descriptor = None if stream is None else stream.fileno()
+        self._count_lost = count_lost
+        self._waiting: list[bytes] = []
+        self._size = 0
+        self._is_closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="lines", daemon=True)
+        self._thread.start()
+
+    def write(self, line: str) -> None:
+        """Take a line, with its line feed, to be written soon; never wait.
+
+        Raises:
+            OSError: it is lost: there is nowhere to write, or too much waits already.
+        """
+        if self._descriptor is None:
+            raise OSError(errno.EBADF, "there is no standard output")
+        data = line.encode("utf-8")
+        with self._changed:
+            if self._size + len(data) > MAX_WAITING:
+                raise BlockingIOError(errno.EAGAIN, "the decision lines are read too slowly")
+            self._waiting.append(data)
+            self._size += len(data)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Write what still waits, for `LAST_SECONDS` at most, and stop."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join(LAST_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._is_closing)
+                if not self._waiting:
+                    return
+                lines, self._waiting, self._size = self._waiting, [], 0
+            try:
+                self._write(b"".join(lines))
+            except OSError:
+                self._count_lost(len(lines))
+
+    def _write(self, data: bytes) -> None:
+        assert self._descriptor is not None
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]

@@ -1,0 +1,129 @@
+"""An app, as the sidecar sees it: one request at a time, byte for byte, through the way that a test names.
+
+    answer = ask(sidecar, upstream, "pay.example", "/v1/charges", body=b'{"card": 1}')
+    assert answer.status == 200
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import Enum
+
+from tests.e2e.clients import Answer, RawClient
+from tests.e2e.sidecar import Decision, Sidecar
+from tests.e2e.upstream import PlainUpstream, TlsUpstream
+
+Fields = tuple[tuple[str, str], ...]
+JSON: Fields = (("Content-Type", "application/json"),)
+
+
+_ports_used: set[int] = set()
+
+
+def fresh(make: Callable[[], TlsUpstream]) -> TlsUpstream:
+    """Return an upstream on a port that no test of this process had before, so that its port tells its decisions."""
+    while (upstream := make()).port in _ports_used:
+        pass
+    _ports_used.add(upstream.port)
+    return upstream
+
+
+class Way(Enum):
+    """How a request gets to the sidecar."""
+
+    HTTP = "plain http in absolute form, which is upgraded"
+    CONNECT = "https through CONNECT, which is inspected"
+
+
+def request(
+    target: str,
+    authority: str,
+    *,
+    method: str = "POST",
+    headers: Fields = JSON,
+    body: bytes = b"",
+    chunks: Iterable[bytes] | None = None,
+) -> bytes:
+    """Return the bytes of an HTTP/1.1 request.
+
+    Args:
+        target: the request target.
+        authority: the Host field.
+        method: the method.
+        headers: further fields.
+        body: the body, with its Content-Length.
+        chunks: the body in these chunks instead.
+    """
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {authority}", *(f"{name}: {value}" for name, value in headers)]
+    if chunks is not None:
+        lines.append("Transfer-Encoding: chunked")
+        body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+    elif body or method in ("POST", "PUT", "PATCH"):
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+def connect(sidecar: Sidecar, authority: str) -> RawClient:
+    """Open a tunnel through the sidecar.
+
+    Raises:
+        AssertionError: it was not granted.
+    """
+    client = RawClient(sidecar.address)
+    client.send(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode("ascii"))
+    answer = client.read_response(method="CONNECT")
+    assert answer.status == 200, f"CONNECT was answered {answer.status}"
+    return client
+
+
+def open_way(sidecar: Sidecar, host: str, port: int, way: Way = Way.HTTP) -> RawClient:
+    """Return a connection on which a request for this host may be sent."""
+    if way is Way.HTTP:
+        return RawClient(sidecar.address)
+    client = connect(sidecar, f"{host}:{port}")
+    client.start_tls(host, sidecar.ca_file)
+    return client
+
+
+def ask(
+    sidecar: Sidecar,
+    upstream: TlsUpstream | PlainUpstream,
+    host: str,
+    path: str = "/",
+    *,
+    way: Way = Way.HTTP,
+    method: str = "POST",
+    headers: Fields = JSON,
+    body: bytes = b"",
+    chunks: Iterable[bytes] | None = None,
+) -> Answer:
+    """Send one request and return its answer; see `request`."""
+    authority = f"{host}:{upstream.port}"
+    target = f"http://{authority}{path}" if way is Way.HTTP else path
+    with open_way(sidecar, host, upstream.port, way) as client:
+        client.send(request(target, authority, method=method, headers=headers, body=body, chunks=chunks))
+        return client.read_response(method=method)
+
+
+def decision_of(sidecar: Sidecar, upstream: TlsUpstream | PlainUpstream) -> Decision:
+    """Return the decision line of the one request that was meant for an upstream, which is a `fresh` one.
+
+    Raises:
+        AssertionError: there is none, or more than one, a CONNECT whose requests were seen not counted.
+    """
+    port = f":{upstream.port}"
+    found = sidecar.wait_for_decision(lambda decision: (decision["destination"] or "").endswith(port))
+    lines = [line for line in sidecar.decisions() if (line["destination"] or "").endswith(port)]
+    assert len(lines) == 1, f"more than one decision line: {lines!r}"
+    return found
+
+
+def assert_denied(sidecar: Sidecar, upstream: TlsUpstream | PlainUpstream, answer: Answer, reason: str) -> None:
+    """Check all that a denial before the upstream is: problem details, a decision line, not one byte sent on."""
+    assert answer.headers.get("content-type") == "application/problem+json", answer
+    problem = answer.json()
+    assert (problem["reason"], problem["status"]) == (reason, answer.status)
+    assert f'details="{reason}"' in (answer.headers.get("proxy-status") or "")
+    line = decision_of(sidecar, upstream)
+    assert (line["action"], line["reason"], line["status"]) == ("deny", reason, answer.status)
+    upstream.assert_no_application_bytes()

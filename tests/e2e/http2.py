@@ -1,0 +1,232 @@
+"""HTTP/2 for tests: a client on a raw connection, and an upstream that records requests and frames.
+
+Rules of this module:
+
+- Both ends stand on the `h2` package directly; nothing of the product is involved.
+- The upstream keeps the record of `TlsUpstream`, every application byte of it, so `assert_no_application_bytes` says
+  whether even the connection preface or one frame ever came.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    RequestReceived,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+)
+from h2.exceptions import ProtocolError
+
+from tests.e2e.certificates import Authority
+from tests.e2e.clients import RawClient
+from tests.e2e.connection import Connection
+from tests.e2e.upstream import TlsUpstream
+
+HeaderList = list[tuple[str, str]]
+
+
+@dataclass
+class Message:
+    """A request or a response in a stream.
+
+    Attributes:
+        headers: the fields in their order, pseudo-header fields among them.
+        body: the data so far.
+        ended: whether its end has come.
+        reset: the error code with which the stream or its connection was reset, or None.
+    """
+
+    headers: HeaderList = field(default_factory=list)
+    body: bytes = b""
+    ended: bool = False
+    reset: int | None = None
+
+    def get(self, name: str) -> str | None:
+        """Return the only value of a field, or None."""
+        values = [value for key, value in self.headers if key == name]
+        assert len(values) <= 1, f"{name} came {len(values)} times"
+        return values[0] if values else None
+
+    @property
+    def status(self) -> int:
+        """The status of a response; 0 where there is none."""
+        return int(self.get(":status") or 0)
+
+
+class Http2Client:
+    """An HTTP/2 client on a connection; `open` begins TLS on it.
+
+    Args:
+        client: a connection on which TLS has begun.
+    """
+
+    def __init__(self, client: RawClient) -> None:
+        self._client = client
+        # What is wrong with a request is for the test to say, so nothing is checked or changed before it is sent.
+        unchecked = H2Configuration(True, "utf-8", validate_outbound_headers=False, normalize_outbound_headers=False)
+        self._protocol = H2Connection(unchecked)
+        self._protocol.initiate_connection()
+        self._messages: dict[int, Message] = {}
+        self._flush()
+
+    @classmethod
+    def open(cls, client: RawClient, server_name: str, ca_file: Path) -> Http2Client:
+        """Begin TLS and HTTP/2 on a connection.
+
+        Raises:
+            AssertionError: the other end does not speak HTTP/2.
+        """
+        context = ssl.create_default_context(cafile=str(ca_file))
+        context.set_alpn_protocols(["h2"])
+        client.start_tls(server_name, context=context)
+        assert client._socket.selected_alpn_protocol() == "h2"  # type: ignore[attr-defined]  # it is TLS by now
+        return cls(client)
+
+    def send(
+        self,
+        authority: str,
+        path: str = "/",
+        *,
+        method: str = "POST",
+        headers: HeaderList | None = None,
+        body: bytes = b"",
+    ) -> int:
+        """Send a request, whole, and return its stream's number."""
+        stream = self.begin(authority, path, method=method, headers=headers)
+        self.go_on(stream, body, last=True)
+        return stream
+
+    def begin(self, authority: str, path: str = "/", *, method: str = "POST", headers: HeaderList | None = None) -> int:
+        """Send a request's header fields, and return its stream's number."""
+        pseudo = [(":method", method), (":scheme", "https"), (":authority", authority), (":path", path)]
+        return self.begin_raw(pseudo + (headers or []))
+
+    def begin_raw(self, headers: HeaderList) -> int:
+        """Send header fields just as they are, pseudo-header fields among them, and return the stream's number."""
+        stream = self._protocol.get_next_available_stream_id()
+        self._protocol.send_headers(stream, headers)
+        self._messages[stream] = Message()
+        self._flush()
+        return stream
+
+    def go_on(self, stream: int, data: bytes, *, last: bool) -> None:
+        """Send a piece of a request's body; it must fit into the windows."""
+        for start in range(0, len(data), 16384):
+            self._protocol.send_data(stream, data[start : start + 16384])
+        if last:
+            self._protocol.end_stream(stream)
+        self._flush()
+
+    def end_with(self, stream: int, trailers: HeaderList) -> None:
+        """End a request with trailers."""
+        self._protocol.send_headers(stream, trailers, end_stream=True)
+        self._flush()
+
+    def read(self, stream: int) -> Message:
+        """Return the response in a stream, once its end or a reset is here.
+
+        Raises:
+            AssertionError: the connection ended before.
+            TimeoutError: it did not come in time.
+        """
+        message = self._messages[stream]
+        while not message.ended and message.reset is None:
+            head = self._client.read_exactly(9)  # RFC 9113, section 4.1: length, type, flags, stream
+            for event in self._protocol.receive_data(head + self._client.read_exactly(int.from_bytes(head[:3]))):
+                _take(self._protocol, self._messages, event)
+            self._flush()
+        return message
+
+    def _flush(self) -> None:
+        self._client.send(self._protocol.data_to_send())
+
+
+class Http2Upstream(TlsUpstream):
+    """A TLS server that speaks HTTP/2 and nothing else.
+
+    Args:
+        authority: who issues its certificate.
+        names: as for `TlsUpstream`.
+        answer: takes a request and returns the body of its 200; None resets the stream.
+    """
+
+    def __init__(
+        self, authority: Authority, *names: str, answer: Callable[[Message], bytes | None] | None = None
+    ) -> None:
+        self.messages: list[Message] = []
+        self._reply = answer or (lambda _: b'{"from":"h2"}')
+        super().__init__(authority, *names, alpn=("h2",))
+
+    def wait_for_messages(self, count: int) -> list[Message]:
+        """Wait until exactly `count` whole requests are here, and return them in the order of their end."""
+        self._wait(lambda: len(self.messages) >= count, 5.0, f"{count} HTTP/2 requests")
+        assert len(self.messages) == count
+        return list(self.messages)
+
+    def _converse(self, connection: Connection, sock: socket.socket, lock: threading.Lock) -> None:
+        channel = self._channel(connection)
+        protocol = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
+        streams: dict[int, Message] = {}
+        begun = False
+        while True:
+            sock.setblocking(True)
+            sock.recv(1, socket.MSG_PEEK)  # waits outside the lock; see the base class
+            with lock:
+                data = sock.recv(65536)
+                connection.wire += data
+                plain = channel.feed(data)
+                connection.received += plain
+            if connection.handshake_completed and not begun:
+                begun = True
+                protocol.initiate_connection()
+            ended = []
+            try:
+                found = protocol.receive_data(plain) if plain else []
+            except ProtocolError as error:
+                connection.malformed = str(error)
+                return
+            for event in found:
+                ended += _take(protocol, streams, event)
+            for stream in ended:
+                self.messages.append(streams[stream])
+                reply = self._reply(streams[stream])
+                if reply is None:
+                    protocol.reset_stream(stream)
+                    continue
+                protocol.send_headers(stream, [(":status", "200"), ("content-type", "application/json")])
+                protocol.send_data(stream, reply, end_stream=True)
+            with self._changed:
+                self._changed.notify_all()
+            sock.sendall(channel.seal(protocol.data_to_send()))
+            if not data or connection.handshake_error is not None or connection.close_notify:
+                return
+
+
+def _take(protocol: H2Connection, messages: dict[int, Message], event: Event) -> list[int]:
+    """Note an event, and return the stream that it ends, if any."""
+    if isinstance(event, RequestReceived | ResponseReceived):
+        messages.setdefault(event.stream_id, Message()).headers = [(str(k), str(v)) for k, v in event.headers]
+    elif isinstance(event, DataReceived):
+        messages[event.stream_id].body += event.data
+        protocol.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+    elif isinstance(event, StreamReset):
+        messages[event.stream_id].reset = int(event.error_code)
+    elif isinstance(event, ConnectionTerminated):
+        for message in messages.values():
+            message.reset = int(event.error_code or 0)
+    elif isinstance(event, StreamEnded):
+        messages[event.stream_id].ended = True
+        return [event.stream_id]
+    return []

@@ -1,0 +1,338 @@
+"""Marked fields of responses are opened on their way to the app; what cannot be opened does not reach it.
+
+Proves DESIGN rule 1 (closed when in doubt) and rule 5 (touch only what is marked) for responses.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from proxy.core.keys import Alg
+from tests.e2e import wire
+from tests.e2e.app import Way, ask, decision_of, fresh, open_way, request
+from tests.e2e.certificates import Authority
+from tests.e2e.connection import RecordedRequest
+from tests.e2e.receiver import Receiver
+from tests.e2e.sidecar import Sidecar
+from tests.e2e.upstream import TlsUpstream
+
+HOST = "app.example"
+LOOSE = "loose.example"
+HOSTS = (HOST, "p256.example", "x25519.example", "rsa.example", LOOSE, "free.example", "when.example")
+
+POLICY = """
+    limits: {{held_body: 65536}}
+    keys:
+      aes:
+        alg: A256KW
+        primary: {{file: {aes}}}
+        older: [{{file: {aes_old}}}, {{file: {aes_gone}, not_after: {yesterday}}}]
+      p256: {{alg: ECDH-ES+A256KW, primary: {{file: {p256}}}}}
+      okp: {{alg: ECDH-ES+A256KW, primary: {{file: {okp}}}}}
+      rsa: {{alg: RSA-OAEP-256, primary: {{file: {rsa}}}}}
+      loose: {{alg: A256KW, primary: {{file: {aes}}}, bind: host}}
+      free: {{alg: A256KW, primary: {{file: {aes}}}, bind: none}}
+    rules:
+      - {{name: aes, hosts: [app.example], response: [{{decrypt: ["$.card.number", "$.items[*].secret"], key: aes}}]}}
+      - {{name: p256, hosts: [p256.example], response: [{{decrypt: ["$.card.number"], key: p256}}]}}
+      - {{name: okp, hosts: [x25519.example], response: [{{decrypt: ["$.card.number"], key: okp}}]}}
+      - {{name: rsa, hosts: [rsa.example], response: [{{decrypt: ["$.card.number"], key: rsa}}]}}
+      - {{name: loose, hosts: [loose.example], response: [{{decrypt: ["$.card.number"], key: loose}}]}}
+      - {{name: free, hosts: [free.example], response: [{{decrypt: ["$.card.number"], key: free}}]}}
+      - name: when
+        hosts: [when.example]
+        response: [{{decrypt: ["$.card.number"], key: aes, when: {{methods: [POST], paths: [/cards/*]}}}}]
+"""
+
+Make = Callable[..., TlsUpstream]
+
+
+@pytest.fixture(scope="module")
+def senders() -> dict[str, Receiver]:
+    """Who seals for the sidecar: it holds the private halves of these keys."""
+    return {
+        "aes": Receiver("app-2", Alg.A256KW),
+        "aes_old": Receiver("app-1", Alg.A256KW),
+        "aes_gone": Receiver("app-0", Alg.A256KW),
+        "p256": Receiver("p256"),
+        "okp": Receiver("okp", curve="X25519"),
+        "rsa": Receiver("rsa", Alg.RSA_OAEP_256),
+    }
+
+
+@pytest.fixture(scope="module")
+def sidecar(
+    authority: Authority, senders: dict[str, Receiver], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Sidecar]:
+    """One sidecar for all tests here: its policy changes in none of them."""
+    folder = tmp_path_factory.mktemp("responses")
+    files = {name: sender.write_private(folder) for name, sender in senders.items()}
+    policy = POLICY.format(yesterday=(datetime.now(UTC) - timedelta(days=1)).date(), **files)
+    with Sidecar(policy, folder, authority=authority, hosts=dict.fromkeys(HOSTS, "127.0.0.1")) as sidecar:
+        yield sidecar
+
+
+@pytest.fixture
+def answering(tls_upstream: Make) -> Make:
+    """Makes upstreams that answer every request with a body and header fields, or with the bytes given as `raw`."""
+
+    def make(body: bytes = b"", *headers: tuple[str, str], raw: bytes | None = None) -> TlsUpstream:
+        answer = wire.response(200, body, headers=headers) if raw is None else raw
+        return fresh(lambda: tls_upstream(*HOSTS, respond=lambda _: answer))
+
+    return make
+
+
+def get(sidecar: Sidecar, upstream: TlsUpstream, host: str = HOST, **options: object) -> bytes:
+    """Return the body of an answer that must be 200."""
+    answer = ask(sidecar, upstream, host, method="GET", headers=(), **options)  # type: ignore[arg-type]  # passed on
+    assert answer.status == 200, answer
+    assert answer.headers.get("content-length") == str(len(answer.body))
+    return answer.body
+
+
+def assert_refused(sidecar: Sidecar, upstream: TlsUpstream, *hidden: bytes, host: str = HOST, **options: object) -> None:
+    """Check that the app gets a denial and nothing of what the upstream sent."""
+    answer = ask(sidecar, upstream, host, method="GET", headers=(), **options)  # type: ignore[arg-type]  # passed on
+    assert answer.status == 502
+    assert answer.headers.get("content-type") == "application/problem+json"
+    assert answer.json()["reason"] == "decryption_failed"
+    line = decision_of(sidecar, upstream)
+    assert (line["action"], line["reason"], line["status"], line["decrypted"]) == ("deny", "decryption_failed", 502, 0)
+    for secret in hidden:
+        assert secret not in answer.body
+        assert secret.decode() not in json.dumps(line)
+
+
+class TestOpened:
+    @pytest.mark.parametrize("way", Way)
+    def test_marked_values_are_opened_and_all_other_bytes_are_the_same(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver], way: Way
+    ) -> None:
+        body = (
+            b' {"b":1.0e0 ,\t"card":{"number" : %s},\r\n"items":[{"secret":%s}, {"secret":%s ,"\\u0061":"%s"}],"a":"\xc3\xa9"}\n'
+        )
+        other = senders["aes"].seal(b"1", HOST, "$.elsewhere")[1:-1]  # where no selector points, a token stays one
+        values = [b'"4111 \\u0031"', b"{ }", b"[1 , 2]"]
+        paths = ["$.card.number", "$.items[*].secret", "$.items[*].secret"]
+        tokens = [senders["aes"].seal(value, HOST, path) for value, path in zip(values, paths, strict=True)]
+        upstream = answering(body % (*tokens, other))
+        assert get(sidecar, upstream, way=way) == body % (*values, other)
+        assert decision_of(sidecar, upstream)["decrypted"] == 3
+
+    @pytest.mark.parametrize(
+        ("host", "name"),
+        [
+            (HOST, "aes"),
+            (HOST, "aes_old"),
+            ("p256.example", "p256"),
+            ("x25519.example", "okp"),
+            ("rsa.example", "rsa"),
+        ],
+    )
+    def test_each_algorithm_and_an_older_key_open(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver], host: str, name: str
+    ) -> None:
+        token = senders[name].seal(b'"4111"', host, "$.card.number")
+        upstream = answering(b'{"card":{"number":' + token + b"}}")
+        assert get(sidecar, upstream, host) == b'{"card":{"number":"4111"}}'
+
+    def test_a_gzip_response_stays_gzip(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]
+    ) -> None:
+        token = senders["aes"].seal(b'"4111"', HOST, "$.card.number")
+        body = b'{"card":{"number":' + token + b"}}"
+        members = gzip.compress(body[:30]) + gzip.compress(body[30:])
+        upstream = answering(members, ("Content-Encoding", "gzip"))
+        assert gzip.decompress(get(sidecar, upstream)) == b'{"card":{"number":"4111"}}'
+
+    def test_a_chunked_response_stays_chunked(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]
+    ) -> None:
+        body = b'{"card":{"number":' + senders["aes"].seal(b'"4111"', HOST, "$.card.number") + b"}}"
+        chunks = b"".join(b"%x\r\n%s\r\n" % (len(body[i : i + 40]), body[i : i + 40]) for i in range(0, len(body), 40))
+        head = b"HTTP/1.1 201 Made\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        upstream = answering(raw=head + chunks + b"0\r\n\r\n")
+        answer = ask(sidecar, upstream, HOST, method="GET", headers=())
+        assert (answer.status, answer.body) == (201, b'{"card":{"number":"4111"}}')
+        assert answer.headers.get("transfer-encoding") == "chunked"
+
+    @pytest.mark.parametrize(
+        "media_type", ["application/json", "Application/JSON; charset=utf-8", "application/problem+json"]
+    )
+    def test_every_json_media_type_counts(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver], media_type: str
+    ) -> None:
+        token = senders["aes"].seal(b"1", HOST, "$.card.number")
+        upstream = answering(b'{"card":{"number":' + token + b"}}", ("Content-Type", media_type))
+        assert get(sidecar, upstream) == b'{"card":{"number":1}}'
+
+    @pytest.mark.parametrize("body", [b' {"card" : {}} ', b"[1.0]", b""])
+    def test_where_nothing_is_selected_the_very_same_bytes_arrive(
+        self, sidecar: Sidecar, answering: Make, body: bytes
+    ) -> None:
+        assert get(sidecar, answering(body, ("ETag", '"x"'))) == body
+        if body:
+            packed = gzip.compress(body, 1)
+            assert get(sidecar, answering(packed, ("Content-Encoding", "gzip"))) == packed
+
+    @pytest.mark.parametrize(
+        ("method", "raw"),
+        [
+            ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 123\r\n\r\n"),
+            ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Type: application/json\r\nContent-Length: 123\r\n\r\n"),
+        ],
+    )
+    def test_a_response_without_a_body_keeps_the_length_it_tells(
+        self, sidecar: Sidecar, answering: Make, method: str, raw: bytes
+    ) -> None:
+        answer = ask(sidecar, answering(raw=raw), HOST, method=method, headers=())
+        assert answer.headers.get("content-length") == "123"
+
+    def test_the_key_set_says_how_strictly_a_value_is_bound(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]
+    ) -> None:
+        opened = b'{"card":{"number":1}}'
+
+        def answer(sealed_for: str, path: str) -> TlsUpstream:
+            return answering(b'{"card":{"number":' + senders["aes"].seal(b"1", sealed_for, path) + b"}}")
+
+        assert get(sidecar, answer(LOOSE, "$.elsewhere"), LOOSE) == opened
+        assert_refused(sidecar, answer(HOST, "$.card.number"), host=LOOSE)
+        assert get(sidecar, answer(HOST, "$.elsewhere"), "free.example") == opened
+
+    def test_when_names_the_request_whose_response_is_opened(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]
+    ) -> None:
+        token = senders["aes"].seal(b"1", "when.example", "$.card.number")
+        body = b'{"card":{"number":' + token + b"}}"
+        for method, path, expected in (
+            ("POST", "/cards/1", b'{"card":{"number":1}}'),
+            ("GET", "/cards/1", body),
+            ("POST", "/other", body),
+        ):
+            assert ask(sidecar, answering(body), "when.example", path, method=method).body == expected
+
+
+class TestRefused:
+    def test_a_token_for_another_key_set_is_not_opened(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]
+    ) -> None:
+        token = Receiver("app-2", Alg.A256KW).seal(b'"4111"', HOST, "$.card.number")  # the right name, another key
+        assert_refused(sidecar, answering(b'{"card":{"number":' + token + b"}}"), token)
+
+    @pytest.mark.parametrize("kid", ["app-0", "app-9"])
+    def test_a_key_that_is_unknown_or_past_its_last_day_does_not_open(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver], kid: str
+    ) -> None:
+        sender = senders["aes_gone"] if kid == "app-0" else Receiver(kid, Alg.A256KW)
+        token = sender.seal(b'"4111"', HOST, "$.card.number")
+        assert_refused(sidecar, answering(b'{"card":{"number":' + token + b"}}"), token)
+
+    @pytest.mark.parametrize(
+        ("host", "path"), [("evil.example", "$.card.number"), (HOST, "$.card.cvv"), (HOST, "$.items[*].secret")]
+    )
+    def test_a_value_sealed_for_another_place_is_not_opened(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver], host: str, path: str
+    ) -> None:
+        token = senders["aes"].seal(b'"4111"', host, path)
+        assert_refused(sidecar, answering(b'{"card":{"number":' + token + b"}}"), token)
+
+    @pytest.mark.parametrize("value", [b'"4111-canary"', b"4111", b"null", b'{"number":"4111-canary"}', b'""'])
+    def test_plaintext_where_a_token_should_be_is_refused(
+        self, sidecar: Sidecar, answering: Make, value: bytes
+    ) -> None:
+        assert_refused(sidecar, answering(b'{"card":{"number":' + value + b"}}"), b"4111-canary")
+
+    def test_one_plaintext_among_tokens_is_enough(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]
+    ) -> None:
+        token = senders["aes"].seal(b'"opened"', HOST, "$.items[*].secret")
+        body = b'{"items":[{"secret":' + token + b'},{"secret":"canary"}]}'
+        assert_refused(sidecar, answering(body), b"opened", b"canary")
+
+    def test_a_changed_token_is_not_opened(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]
+    ) -> None:
+        token = senders["aes"].seal(b'"4111"', HOST, "$.card.number")
+        head, dot, tag = token.rpartition(b".")
+        changed = head + dot + (b"A" if tag[:1] != b"A" else b"B") + tag[1:]
+        assert_refused(sidecar, answering(b'{"card":{"number":' + changed + b"}}"))
+
+    def test_plaintext_that_is_no_json_value_does_not_become_part_of_the_body(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]
+    ) -> None:
+        token = senders["aes"].seal(b'1,"admin":true', HOST, "$.card.number")
+        assert_refused(sidecar, answering(b'{"card":{"number":' + token + b"}}"), b"admin")
+
+    @pytest.mark.parametrize(
+        ("body", "headers"),
+        [
+            pytest.param(b'{"card":', (), id="cut short"),
+            pytest.param(b"<html>canary", (), id="no json"),
+            pytest.param(b"canary", (("Content-Encoding", "br"),), id="another coding"),
+            pytest.param(gzip.compress(b"{}")[:-1], (("Content-Encoding", "gzip"),), id="damaged gzip"),
+            pytest.param(gzip.compress(b" " * 70_000 + b"{}"), (("Content-Encoding", "gzip"),), id="a gzip bomb"),
+            pytest.param(b" " * 70_000 + b"{}", (), id="too large"),
+        ],
+    )
+    def test_a_json_response_that_cannot_be_read_is_refused(
+        self, sidecar: Sidecar, answering: Make, body: bytes, headers: tuple[tuple[str, str], ...]
+    ) -> None:
+        assert_refused(sidecar, answering(body, *headers), b"canary")
+
+
+class TestLeftAlone:
+    @pytest.mark.parametrize("media_type", ["text/plain", "application/octet-stream", "text/html"])
+    @pytest.mark.parametrize("coding", ["br", "gzip, gzip"])
+    def test_what_is_no_json_passes_untouched(
+        self, sidecar: Sidecar, answering: Make, media_type: str, coding: str
+    ) -> None:
+        body = bytes(range(256)) * 400
+        upstream = answering(body, ("Content-Type", media_type), ("Content-Encoding", coding))
+        assert get(sidecar, upstream) == body
+
+    def test_what_is_no_json_is_streamed(self, sidecar: Sidecar, tls_upstream: Make) -> None:
+        seen = threading.Event()
+
+        def respond(_: RecordedRequest) -> Iterator[bytes]:
+            yield b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 10\r\n\r\nfirst"
+            assert seen.wait(5), "the first half did not reach the app before the second was sent"
+            yield b"other"
+
+        upstream = fresh(lambda: tls_upstream(*HOSTS, respond=respond))
+        authority = f"{HOST}:{upstream.port}"
+        with open_way(sidecar, HOST, upstream.port) as client:
+            client.send(request(f"http://{authority}/", authority, method="GET", headers=()))
+            assert client.read_until(b"first").endswith(b"\r\n\r\nfirst")
+            seen.set()
+            assert client.read_exactly(5) == b"other"
+
+    @pytest.mark.parametrize(
+        ("offered", "narrowed"),
+        [
+            ((("Accept-Encoding", "gzip, deflate, br, zstd"),), "gzip"),
+            ((("Accept-Encoding", "br;q=1.0, GZIP;q=0.5"),), "gzip"),
+            ((("Accept-Encoding", "br"),), "identity"),
+            ((("Accept-Encoding", "gzip;q=0, br"),), "identity"),
+            ((), "identity"),
+        ],
+    )
+    def test_the_upstream_is_offered_only_codings_that_can_be_opened(
+        self, sidecar: Sidecar, answering: Make, offered: tuple[tuple[str, str], ...], narrowed: str
+    ) -> None:
+        upstream = answering(b"{}")
+        ask(sidecar, upstream, HOST, method="GET", headers=offered)
+        (got,) = upstream.wait_for_requests(1)
+        assert got.headers.get("accept-encoding") == narrowed
+
+    def test_where_nothing_is_opened_the_offer_is_the_apps(self, sidecar: Sidecar, answering: Make) -> None:
+        upstream = answering(b"{}")
+        ask(sidecar, upstream, "when.example", method="GET", headers=(("Accept-Encoding", "br"),))
+        assert upstream.wait_for_requests(1)[0].headers.get("accept-encoding") == "br"

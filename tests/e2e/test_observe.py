@@ -1,0 +1,274 @@
+"""Observe mode changes nothing and denies nothing, and says of each request what enforcing would have done.
+
+Proves DESIGN rule 7 (say why) for a policy that is being tried out: the same requests are sent to an enforcing twin of
+the same policy, and what the observing one announced is what the enforcing one does.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from proxy.core.keys import Alg
+from tests.e2e import wire
+from tests.e2e.app import JSON, Fields, ask, connect, decision_of, fresh, open_way, request
+from tests.e2e.certificates import Authority
+from tests.e2e.clients import RawClient
+from tests.e2e.receiver import Receiver
+from tests.e2e.sidecar import Decision, Sidecar
+from tests.e2e.upstream import PlainUpstream, TlsUpstream
+
+HOSTS = ("pay.example", "old.example", "no.example", "pinned.example", "opened.example", "other.example")
+NO_PIN = "sha256/" + "A" * 43 + "="
+
+POLICY = """
+    mode: {mode}
+    limits: {{held_body: 2048}}
+    keys:
+      pay: {{alg: ECDH-ES+A256KW, primary: {{file: {pay}}}}}
+      old: {{alg: ECDH-ES+A256KW, primary: {{file: {pay}, not_after: {yesterday}}}}}
+      app: {{alg: A256KW, primary: {{file: {app}}}}}
+    rules:
+      - {{name: pay, hosts: [pay.example], request: [{{encrypt: ["$..ssn"], key: pay}}]}}
+      - {{name: old, hosts: [old.example], request: [{{encrypt: ["$..ssn"], key: old}}]}}
+      - {{name: never, hosts: [no.example], plain_http: reject, https: reject}}
+      - {{name: pinned, hosts: [pinned.example], pins: {{any_of: ["{pin}"]}}}}
+      - {{name: opened, hosts: [opened.example], response: [{{decrypt: ["$.card"], key: app}}]}}
+"""
+
+MakePlain = Callable[..., PlainUpstream]
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Two sidecars with one policy, and who may open what."""
+
+    observing: Sidecar
+    enforcing: Sidecar
+    app: Receiver
+
+
+@pytest.fixture(scope="module")
+def twins(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
+    """Both modes of the same policy."""
+    pay, app = Receiver("pay"), Receiver("app", Alg.A256KW)
+    sidecars = []
+    for mode in ("observe", "enforce"):
+        folder = tmp_path_factory.mktemp(mode)
+        policy = POLICY.format(
+            mode=mode,
+            pin=NO_PIN,
+            pay=pay.write_public(folder),
+            app=app.write_private(folder),
+            yesterday=(datetime.now(UTC) - timedelta(days=1)).date(),
+        )
+        sidecars.append(Sidecar(policy, folder, authority=authority, hosts=dict.fromkeys(HOSTS, "127.0.0.1")))
+    with sidecars[0] as observing, sidecars[1] as enforcing:
+        yield Twins(observing, enforcing, app)
+
+
+@pytest.fixture
+def plain() -> Iterator[MakePlain]:
+    """Makes a plain upstream: what an app without the sidecar would have talked to."""
+    made = []
+
+    def make(**options: object) -> PlainUpstream:
+        made.append(fresh(lambda: PlainUpstream(**options)))  # type: ignore[arg-type]  # passed on
+        return made[-1]
+
+    yield make
+    for upstream in made:
+        upstream.close()
+
+
+def assert_observed(line: Decision, **expected: object) -> None:
+    """Check a decision line of observe mode, and that nothing was done."""
+    assert line["mode"] == "observe"
+    assert line["action"] in ("allow", "tunnel")
+    assert line["encrypted"] == line["decrypted"] == 0
+    assert {name: line[name] for name in expected} == expected
+
+
+class TestPlainHttp:
+    @pytest.mark.parametrize(
+        ("host", "body", "expected"),
+        [
+            ("other.example", b"anything", {"would": "upgrade", "would_deny": False, "reason": None, "rule": None}),
+            ("pay.example", b'{"ssn":1,"a":{"ssn":2}}', {"would": "upgrade", "would_deny": False, "would_encrypt": 2}),
+            ("no.example", b"{}", {"would": "deny", "would_deny": True, "reason": "plain_http_rejected", "rule": "never"}),
+        ],
+    )
+    def test_it_stays_plain_and_the_line_says_what_would_have_been(
+        self, twins: Twins, plain: MakePlain, host: str, body: bytes, expected: dict[str, object]
+    ) -> None:
+        upstream = plain()
+        answer = ask(twins.observing, upstream, host, "/v1?q=1", body=body)
+        assert answer.status == 200
+        # What an app without a proxy would have sent, byte for byte.
+        assert upstream.received == request("/v1?q=1", f"{host}:{upstream.port}", body=body)
+        assert_observed(decision_of(twins.observing, upstream), action="allow", status=200, **expected)
+
+    def test_a_chunked_body_passes_in_its_own_pieces_and_before_it_is_whole(
+        self, twins: Twins, plain: MakePlain
+    ) -> None:
+        upstream = plain()
+        authority = f"pay.example:{upstream.port}"
+        with open_way(twins.observing, "pay.example", upstream.port) as client:
+            whole = request(f"http://{authority}/", authority, chunks=[b'{"ssn"', b":1}"])
+            client.send(whole[:-12])
+            ask(twins.observing, plain(), "other.example")  # the sidecar has read the first half by now
+            upstream.settle()
+            assert b'{"ssn"' in upstream.received
+            client.send(whole[-12:])
+            assert client.read_response().status == 200
+        assert upstream.received == request("/", authority, chunks=[b'{"ssn"', b":1}"])
+        assert_observed(decision_of(twins.observing, upstream), would_encrypt=1)
+
+
+REFUSED: dict[str, tuple[str, bytes, Fields]] = {
+    "body_not_json": ("pay.example", b"ssn=078", JSON),
+    "encoding_unsupported": ("pay.example", b"{}", (("Content-Encoding", "br"),)),
+    "body_too_large": ("pay.example", gzip.compress(b'{"ssn":1}' + b" " * 3000), (("Content-Encoding", "gzip"),)),
+    "signed_body": ("pay.example", b'{"ssn":1}', (("Content-Digest", "sha-256=:AA==:"),)),
+    "key_unavailable": ("old.example", b'{"ssn":1}', JSON),
+    "host_mismatch": ("pay.example", b'{"ssn":1}', JSON),
+}
+
+
+class TestDenials:
+    @pytest.mark.parametrize("reason", REFUSED)
+    def test_what_enforcing_denies_passes_with_that_reason_in_its_line(
+        self, twins: Twins, plain: MakePlain, tls_upstream: Callable[..., TlsUpstream], reason: str
+    ) -> None:
+        host, body, headers = REFUSED[reason]
+
+        def send(sidecar: Sidecar, upstream: TlsUpstream | PlainUpstream) -> tuple[int, bytes]:
+            authority = f"{host}:{upstream.port}"
+            named = f"other.example:{upstream.port}" if reason == "host_mismatch" else authority
+            with RawClient(sidecar.address) as client:
+                client.send(request(f"http://{authority}/v1", named, headers=headers, body=body))
+                return client.read_response().status, request("/v1", named, headers=headers, body=body)
+
+        secure = fresh(lambda: tls_upstream(*HOSTS))
+        status, _ = send(twins.enforcing, secure)
+        enforced = decision_of(twins.enforcing, secure)
+        assert (enforced["action"], enforced["reason"], enforced["status"]) == ("deny", reason, status)
+        secure.assert_no_application_bytes()
+
+        upstream = plain()
+        status, sent = send(twins.observing, upstream)
+        assert status == 200
+        assert upstream.received == sent
+        line = decision_of(twins.observing, upstream)
+        assert_observed(line, would="deny", would_deny=True, reason=reason, status=200)
+        counted = twins.observing.metrics().value("overcoat_requests_total", action="deny", reason=reason)
+        assert counted == twins.enforcing.metrics().value("overcoat_requests_total", action="deny", reason=reason)
+
+    def test_a_body_too_large_by_its_length_passes_whole(self, twins: Twins, plain: MakePlain) -> None:
+        upstream, body = plain(), b'{"ssn":"' + b"x" * 300_000 + b'"}'
+        assert ask(twins.observing, upstream, "pay.example", body=body).status == 200
+        assert upstream.wait_for_requests(1)[0].body == body
+        assert_observed(decision_of(twins.observing, upstream), would_deny=True, reason="body_too_large")
+
+    def test_the_twin_of_all_of_them_is_encrypted_when_enforcing(
+        self, twins: Twins, tls_upstream: Callable[..., TlsUpstream]
+    ) -> None:
+        secure = fresh(lambda: tls_upstream(*HOSTS))
+        assert ask(twins.enforcing, secure, "pay.example", body=b'{"ssn":1}').status == 200
+        line = decision_of(twins.enforcing, secure)
+        assert (line["mode"], line["action"], line["encrypted"], line["would_deny"]) == ("enforce", "upgrade", 1, False)
+        assert "would" not in line
+
+
+class TestHttps:
+    @pytest.mark.parametrize(
+        ("host", "would", "reason"),
+        [
+            ("other.example", "tunnel", None),
+            ("pinned.example", "inspect", None),
+            ("pay.example", "inspect", None),
+            ("no.example", "deny", "https_rejected"),
+        ],
+    )
+    def test_it_is_carried_end_to_end_even_where_it_would_be_opened(
+        self, twins: Twins, tls_upstream: Callable[..., TlsUpstream], roots: Path, host: str, would: str, reason: str
+    ) -> None:
+        upstream = fresh(lambda: tls_upstream(*HOSTS))
+        body = b'{"ssn":"078"}'
+        with connect(twins.observing, f"{host}:{upstream.port}") as client:
+            client.start_tls(host, roots)  # the upstream's own authority, which signs nothing here
+            assert client.peer_certificate == upstream.identity.certificate.public_bytes(Encoding.DER)
+            client.send(request("/v1", host, body=body))
+            assert client.read_response().status == 200
+        assert upstream.received == request("/v1", host, body=body)
+        line = decision_of(twins.observing, upstream)
+        assert_observed(line, action="tunnel", method="CONNECT", would=would, would_deny=bool(reason), reason=reason)
+        assert line["bytes_sent"] > len(body)
+        assert line["bytes_received"] > 0
+
+    def test_another_server_name_than_the_connect_host_passes_and_is_told(
+        self, twins: Twins, tls_upstream: Callable[..., TlsUpstream], roots: Path
+    ) -> None:
+        upstream = fresh(lambda: tls_upstream(*HOSTS))
+        with connect(twins.observing, f"pay.example:{upstream.port}") as client:
+            client.start_tls("other.example", roots)
+            client.send(request("/", "other.example"))
+            assert client.read_response().status == 200
+        assert_observed(decision_of(twins.observing, upstream), would="deny", reason="host_mismatch", would_deny=True)
+
+    def test_a_connect_whose_host_field_names_another_host_passes_and_is_told(
+        self, twins: Twins, tls_upstream: Callable[..., TlsUpstream], roots: Path
+    ) -> None:
+        upstream = fresh(lambda: tls_upstream(*HOSTS))
+        head = f"CONNECT pay.example:{upstream.port} HTTP/1.1\r\nHost: other.example:{upstream.port}\r\n\r\n".encode()
+        with RawClient(twins.enforcing.address) as client:
+            client.send(head)
+            assert client.read_response(method="CONNECT").status == 421
+        upstream.assert_untouched()
+        with RawClient(twins.observing.address) as client:
+            client.send(head)
+            assert client.read_response(method="CONNECT").status == 200
+            client.start_tls("pay.example", roots)
+            client.send(request("/", "pay.example"))
+            assert client.read_response().status == 200
+        assert_observed(decision_of(twins.observing, upstream), would="deny", reason="host_mismatch", would_deny=True)
+
+    def test_a_connect_that_names_no_clear_destination_is_refused_all_the_same(self, twins: Twins) -> None:
+        with RawClient(twins.observing.address) as client:
+            client.send(b"CONNECT 127.1:443 HTTP/1.1\r\nHost: 127.1:443\r\n\r\n")
+            answer = client.read_response()
+        assert (answer.status, answer.json()["reason"]) == (400, "bad_request")
+        assert twins.observing.metrics().value("overcoat_hook_failures_total") == 0
+
+    def test_what_is_neither_tls_nor_http_passes_and_is_told(self, twins: Twins, plain: MakePlain) -> None:
+        upstream = plain()
+        with connect(twins.observing, f"pay.example:{upstream.port}") as client:
+            client.send(b"SSH-2.0-OpenSSH_9.9\r\n")
+            client.finish()
+            client.read_to_end()
+        assert upstream.received == b"SSH-2.0-OpenSSH_9.9\r\n"
+        assert_observed(decision_of(twins.observing, upstream), would="deny", reason="not_http", would_deny=True)
+
+
+class TestResponses:
+    def test_a_sealed_response_is_not_opened_and_the_offer_of_codings_not_narrowed(
+        self, twins: Twins, plain: MakePlain
+    ) -> None:
+        body = b'{"card":' + twins.app.seal(b"1", "opened.example", "$.card") + b"}"
+        upstream = plain(respond=lambda _: wire.response(200, body))
+        answer = ask(twins.observing, upstream, "opened.example", method="GET", headers=(("Accept-Encoding", "br"),))
+        assert answer.body == body
+        assert upstream.wait_for_requests(1)[0].headers.get("accept-encoding") == "br"
+        assert_observed(decision_of(twins.observing, upstream), would="upgrade", status=200)
+
+
+def test_the_mode_is_announced_where_it_can_be_seen(twins: Twins) -> None:
+    assert "mode observe" in twins.observing.stderr
+    assert twins.observing.metrics().value("overcoat_info", mode="observe") == 1
+    assert twins.enforcing.metrics().value("overcoat_info", mode="enforce") == 1

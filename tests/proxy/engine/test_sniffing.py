@@ -1,0 +1,145 @@
+"""What an app's first bytes inside CONNECT are taken for, however they are cut."""
+
+from __future__ import annotations
+
+import ssl
+import struct
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from proxy.engine.sniffing import MAX_CLIENT_HELLO, Heard, Speech, listen
+
+
+def client_hello(name: str | None) -> bytes:
+    """Return the ClientHello that OpenSSL sends, with this server name."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    outgoing = ssl.MemoryBIO()
+    tls = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
+
+
+def hello_with(extensions: bytes) -> bytes:
+    """Return a minimal ClientHello with these extensions."""
+    body = b"\x03\x03" + bytes(32) + b"\x00" + b"\x00\x02\x13\x01" + b"\x01\x00"
+    body += struct.pack("!H", len(extensions)) + extensions
+    handshake = b"\x01" + len(body).to_bytes(3, "big") + body
+    return b"\x16\x03\x01" + struct.pack("!H", len(handshake)) + handshake
+
+
+def server_names(*names: bytes, kind: int = 0) -> bytes:
+    """Return a server_name extension with these names (RFC 6066, section 3)."""
+    entries = b"".join(bytes([kind]) + struct.pack("!H", len(name)) + name for name in names)
+    body = struct.pack("!H", len(entries)) + entries
+    return b"\x00\x00" + struct.pack("!H", len(body)) + body
+
+
+HELLO = client_hello("api.example")
+
+
+@pytest.mark.parametrize("name", ["api.example", "API.example", None])
+def test_a_whole_client_hello_is_tls_and_tells_its_name(name: str | None) -> None:
+    assert listen(client_hello(name)) == Heard(Speech.TLS, name)
+
+
+@pytest.mark.parametrize("length", range(len(HELLO)))
+def test_a_client_hello_that_is_not_whole_yet_is_undecided(length: int) -> None:
+    assert listen(HELLO[:length]).speech is Speech.UNDECIDED
+
+
+def test_what_follows_a_client_hello_does_not_matter() -> None:
+    assert listen(HELLO + b"x" * (2 * MAX_CLIENT_HELLO)) == Heard(Speech.TLS, "api.example")
+
+
+def test_a_client_hello_may_come_in_several_records() -> None:
+    body = HELLO[5:]
+    pieces = [body[:1], body[1:50], body[50:]]
+    records = b"".join(b"\x16\x03\x01" + struct.pack("!H", len(piece)) + piece for piece in pieces)
+    assert listen(records) == Heard(Speech.TLS, "api.example")
+    assert listen(records[:-1]).speech is Speech.UNDECIDED
+
+
+def test_a_client_hello_that_never_ends_is_not_waited_for() -> None:
+    start = b"\x16\x03\x01\xff\xff\x01\xff\xff\xff"
+    assert listen(start + bytes(MAX_CLIENT_HELLO - len(start))).speech is Speech.UNDECIDED
+    assert listen(start + bytes(MAX_CLIENT_HELLO)).speech is Speech.OTHER
+
+
+@pytest.mark.parametrize(
+    ("extensions", "sni"),
+    [
+        pytest.param(server_names(b"api.example"), "api.example", id="one name"),
+        pytest.param(b"", None, id="no extension"),
+        pytest.param(server_names(b"api.example", b"other.example"), "", id="two names"),
+        pytest.param(server_names(b"api.example") + server_names(b"other.example"), "", id="two extensions"),
+        pytest.param(server_names(b"other example"), "", id="an invalid name"),
+        pytest.param(server_names(b"api.example\0.other"), "", id="a name with NUL"),
+        pytest.param(server_names(b""), "", id="an empty name"),
+        pytest.param(server_names(), "", id="no name in the list"),
+        pytest.param(server_names(b"api.example", kind=1), "", id="a name of another kind"),
+    ],
+)
+def test_only_one_valid_name_is_a_name_and_any_other_is_not_taken_for_none(extensions: bytes, sni: str | None) -> None:
+    assert listen(hello_with(extensions)) == Heard(Speech.TLS, sni)
+
+
+@pytest.mark.parametrize("data", [b"GET ", b"GET / HTTP/1.1\r\n", b"OPTIONS *", b"PROPPATCH /", b"CONNECT a:1"])
+def test_a_method_and_a_space_is_http(data: bytes) -> None:
+    assert listen(data) == Heard(Speech.HTTP)
+
+
+@pytest.mark.parametrize("data", [b"", b"G", b"GE", b"GET", b"A" * 20])
+def test_the_start_of_a_method_is_undecided(data: bytes) -> None:
+    assert listen(data).speech is Speech.UNDECIDED
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"A" * 21,
+        b"GE /",
+        b"get / HTTP/1.1",
+        b"GeT / HTTP/1.1",
+        b"\r\nGET / HTTP/1.1",
+        b" GET /",
+        b"GET\t/",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"SSH-2.0-OpenSSH",
+        b"\x16\x02",
+        b"\x16G",
+        b"\x16\x03\x04",
+        b"\x16\x03\x01\x00\x01\x02",
+        b"\x16\x03\x01\x00\x00\x01",
+        b"\x15\x03\x01",
+        b"\x80\x2e\x01\x03\x01",
+        b"\x00",
+        b"\xff",
+    ],
+)
+def test_anything_else_is_neither(data: bytes) -> None:
+    assert listen(data) == Heard(Speech.OTHER)
+
+
+@given(st.binary(max_size=600))
+@example(b"\x16\x03\x01\x00\x08\x01\x00\x00\x04abcd")
+def test_no_bytes_make_it_raise(data: bytes) -> None:
+    assert listen(data).speech in Speech
+
+
+@given(st.data())
+def test_no_damaged_client_hello_makes_it_raise(data: st.DataObject) -> None:
+    damaged = bytearray(HELLO)
+    for _ in range(data.draw(st.integers(1, 5))):
+        damaged[data.draw(st.integers(0, len(HELLO) - 1))] = data.draw(st.integers(0, 255))
+    assert listen(bytes(damaged)).speech in Speech
+
+
+@given(st.binary(min_size=1, max_size=40), st.integers(0, 40))
+def test_a_verdict_is_never_taken_back_when_more_comes(data: bytes, cut: int) -> None:
+    early = listen(data[:cut]).speech
+    if early is not Speech.UNDECIDED:
+        assert listen(data).speech is early

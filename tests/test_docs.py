@@ -1,0 +1,264 @@
+"""The papers say what is so: links lead somewhere, tables are fresh, commands exist, policies load, names are there."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+from prometheus_client import CollectorRegistry
+
+from addons.exchange import Exchange, Sessions
+from addons.telemetry import Metrics, Telemetry
+from proxy import cli
+from proxy.config import load_policy
+from proxy.core.decisions import Denied, Reason
+from proxy.core.keys import Alg, new_key, to_pem
+from proxy.core.policy import Mode, Policy
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPERS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+NAMES = [str(paper.relative_to(ROOT)) for paper in PAPERS]
+
+FENCE = re.compile(r"^```(?P<language>\S*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+POLICY = re.compile(r"^<!-- policy -->\n```yaml\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+WEB = ("http://", "https://")
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    """Return docs/generate.py, which is a script and in no package."""
+    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def prose(paper: Path) -> str:
+    """Return a paper without its code blocks."""
+    return FENCE.sub("", paper.read_text("utf-8"))
+
+
+def anchors(paper: Path) -> set[str]:
+    """Return the anchors that GitHub gives a paper's headings."""
+    headings = re.findall(r"^#+ +(.+)$", prose(paper), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_generated_tables_are_what_the_code_says_now(
+    generate: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = generate.main(["--check"])
+    assert (status, capsys.readouterr().err) == (0, "")
+
+
+def test_a_stale_table_is_named_and_then_written_anew(
+    generate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for paper in (ROOT / "docs").glob("*.md"):
+        (tmp_path / paper.name).write_text(paper.read_text("utf-8"), "utf-8")
+    monkeypatch.setattr(generate, "DOCS", tmp_path)
+    reasons = tmp_path / "reasons.md"
+    fresh = reasons.read_text("utf-8")
+    reasons.write_text(fresh.replace("| `pin_mismatch` | 502", "| `pin_mismatch` | 200"), "utf-8")
+    assert generate.main(["--check"]) == 1
+    assert "docs/reasons.md" in capsys.readouterr().err
+    assert generate.main([]) == 0
+    assert reasons.read_text("utf-8") == fresh
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("reasons.md", "no table at all"),
+        ("reasons.md", "<!-- generated: reasons -->\nnever closed"),
+        ("reasons.md", "<!-- generated: reasons -->\n<!-- end -->\n<!-- generated: reasons -->\n<!-- end -->"),
+        ("reasons.md", "<!-- generated: metrics -->\n<!-- end -->"),
+        ("reasons.md", "<!-- generated: reasons -->\n<!-- end -->\n<!-- end -->"),
+    ],
+    ids=["missing", "not closed", "twice", "of another file", "closed twice"],
+)
+def test_markers_that_fit_no_table_are_refused(generate: ModuleType, file: str, text: str) -> None:
+    with pytest.raises(generate.BadMarkers, match=r"docs/reasons\.md"):
+        generate.renewed(file, text)
+
+
+def test_the_reasons_table_has_every_reason(generate: ModuleType) -> None:
+    table = generate.reasons_table()
+    assert [re.match(r"\| `(\w+)`", line)[1] for line in table.splitlines()[2:]] == [r.code for r in Reason]  # type: ignore[index] # a row without a code fails here
+
+
+def test_the_metrics_table_has_the_names_that_a_scrape_shows(generate: ModuleType) -> None:
+    registry = CollectorRegistry()
+    Metrics(registry)
+    families = {family.name for family in registry.collect()}
+    named = set(re.findall(r"`(overcoat_\w+)`", generate.metrics_table()))
+    assert {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in named} == families
+    assert "overcoat_requests_total" in named
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=NAMES)
+def test_every_relative_link_leads_to_something_that_is_there(paper: Path) -> None:
+    broken = []
+    for target in LINK.findall(prose(paper)):
+        if target.startswith(WEB):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (paper.parent / path).resolve() if path else paper
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+def commands_in(paper: Path) -> Iterator[list[str]]:
+    """Yield the words behind each `overcoat` that a paper would have its reader type."""
+    text = paper.read_text("utf-8")
+    pieces = [code for language, code in FENCE.findall(text) if language in ("sh", "console", "bash")]
+    pieces += re.findall(r"^(?: {4,}|\t)(overcoat .*)$", FENCE.sub("", text), re.MULTILINE)
+    pieces += [code for code in INLINE.findall(FENCE.sub("", text)) if code.startswith("overcoat ")]
+    for piece in pieces:
+        for line in piece.replace("\\\n", " ").splitlines():
+            for words in simple_commands(line):
+                if words[:1] == ["overcoat"]:
+                    yield words[1:]
+                elif words[:2] == ["docker", "compose"] and "run" in words and "overcoat" in words:
+                    yield words[words.index("overcoat") + 1 :]
+
+
+def simple_commands(line: str) -> Iterator[list[str]]:
+    """Yield the words of each command of a shell line, without what is redirected."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words: list[str] = []
+    for word in lexer:
+        if word[0] in ">|<&;":
+            yield words
+            words = []
+        else:
+            words.append(word)
+    yield words
+
+
+def problems_of(words: list[str]) -> str | None:
+    """Return what is wrong with a command line, or None."""
+    context = click.Context(cli.main, info_name="overcoat")
+    command: click.Command = cli.main
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        if words[0] not in command.list_commands(context):
+            return f"no command {words[0]}"
+        found = command.get_command(context, words[0])
+        assert found is not None
+        command, words = found, words[1:]
+    known = {name for parameter in command.get_params(context) for name in parameter.opts}
+    unknown = [word for word in words if word.startswith("-") and word.partition("=")[0] not in known]
+    return f"no options {unknown} of {command.name}" if unknown else None
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=NAMES)
+def test_every_overcoat_command_in_the_papers_exists_with_its_options(paper: Path) -> None:
+    wrong = {" ".join(words): problem for words in commands_in(paper) if (problem := problems_of(words))}
+    assert wrong == {}
+
+
+def test_the_check_of_commands_finds_what_does_not_exist() -> None:
+    assert problems_of(["serve", "--policy", "x"]) is None
+    assert problems_of(["sevre"]) == "no command sevre"
+    assert problems_of(["keys", "brew"]) == "no command brew"
+    assert problems_of(["serve", "--daemon"]) == "no options ['--daemon'] of serve"
+
+
+def test_the_readme_lists_every_command() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    listed = {tuple(words.split()[:2]) for words in re.findall(r"^\| `overcoat ([a-z ]+?)(?: [A-Z]+)?` \|", text, re.M)}
+    context = click.Context(cli.main)
+    expected: set[tuple[str, ...]] = set()
+    for name in cli.main.list_commands(context):
+        command = cli.main.get_command(context, name)
+        if isinstance(command, click.Group):
+            expected |= {(name, below) for below in command.list_commands(context)}
+        else:
+            expected.add((name,))
+    assert listed == expected
+
+
+def policies() -> list[tuple[str, str]]:
+    """Return the papers' policies, with the paper that each is from."""
+    return [
+        (name, code) for paper, name in zip(PAPERS, NAMES, strict=True) for code in POLICY.findall(paper.read_text())
+    ]
+
+
+@pytest.mark.parametrize(("paper", "policy"), policies(), ids=[name for name, _ in policies()])
+def test_every_policy_in_the_papers_loads(paper: str, policy: str, tmp_path: Path) -> None:
+    for file in re.findall(r"file: ([\w./-]+\.pub\.pem)", policy):
+        (tmp_path / file).write_bytes(to_pem(new_key(Alg.ECDH_ES_A256KW), private=False))
+    path = tmp_path / "overcoat.yaml"
+    path.write_text(policy, "utf-8")
+    assert load_policy(path, {}).rules
+
+
+def test_the_first_policy_of_the_readme_has_ten_lines() -> None:
+    first = next(code for name, code in policies() if name == "README.md")
+    assert len(first.splitlines()) == 10
+
+
+def test_the_first_screen_of_the_readme_has_the_commands_the_policy_and_the_compose_snippet() -> None:
+    before_picture, _, _ = (ROOT / "README.md").read_text("utf-8").partition("![make demo](docs/demo.png)")
+    assert len(before_picture.splitlines()) <= 50
+    for wanted in ("make demo", "make test", "<!-- policy -->", "services:"):
+        assert wanted in before_picture
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=NAMES)
+def test_every_json_block_of_the_papers_is_json(paper: Path) -> None:
+    for language, code in FENCE.findall(paper.read_text("utf-8")):
+        if language == "json":
+            json.loads(code)
+
+
+def test_the_decision_line_table_has_exactly_the_fields_of_a_line() -> None:
+    lines: list[str] = []
+    telemetry = Telemetry(Sessions(), Metrics(CollectorRegistry()), lines.append)
+    exchange = Exchange(Policy(mode=Mode.OBSERVE), "127.0.0.1")
+    exchange.note(Denied(Reason.NOT_HTTP, "a detail"))
+    telemetry.finish(exchange, None, None)
+    paper = (ROOT / "docs" / "metrics.md").read_text("utf-8")
+    section = paper.partition("## Decision lines")[2].partition("## ")[0]
+    documented = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert sorted(documented) == sorted(json.loads(lines[0]))
+
+
+def where_rows() -> list[tuple[str, str]]:
+    """Return the rows of the architecture's index: the names that decide, and their file."""
+    section = (ROOT / "ARCHITECTURE.md").read_text("utf-8").partition("## Where is it decided?")[2].partition("## ")[0]
+    return re.findall(r"^\| [^|]+ \| (`[^|]+`) \| \[[^]]+\]\(([^)]+)\) \|$", section, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("names", "file"), where_rows())
+def test_each_name_in_the_index_of_decisions_is_defined_in_its_file(names: str, file: str) -> None:
+    tree = ast.parse((ROOT / file).read_text("utf-8"))
+    defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    defined |= {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    assert set(INLINE.findall(names)) <= defined
+
+
+def test_the_index_of_decisions_was_found_and_names_the_pins() -> None:
+    assert ("`check_pins`", "proxy/core/pins.py") in where_rows()
+    assert len(where_rows()) > 20
