@@ -196,7 +196,7 @@ class AppHttp1:
         assert conversation is not None
         try:
             event = reader(self._buffer)
-        except h11.RemoteProtocolError:
+        except h11.ProtocolError:
             conversation.broken()
             return False
         if event is None:

@@ -260,7 +260,7 @@ class UpstreamConnection(asyncio.Protocol):
                         return
                 elif not self._read_body(self._reader):
                     return
-        except (Denied, h11.RemoteProtocolError) as e:
+        except (Denied, h11.ProtocolError) as e:
             detail = e.detail if isinstance(e, Denied) else "the upstream's body is not framed as its head says"
             self._fail(Denied(Reason.UPSTREAM_FAILED, detail))
 
@@ -396,7 +396,9 @@ async def dial(engine: Engine, server: Server, key: object, record: Upstream, co
 
 
 async def _secure(engine: Engine, upstream: UpstreamConnection, context: Context) -> None:
-    data = tls.TlsData(upstream.server, context)
+    of_this = context.fork()
+    of_this.server = upstream.server
+    data = tls.TlsData(upstream.server, of_this)
     try:
         engine.dispatch(TlsStartServerHook(data))
         assert data.ssl_conn is not None
