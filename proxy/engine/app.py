@@ -24,9 +24,10 @@ from mitmproxy.proxy import server_hooks
 from mitmproxy.proxy.context import Context
 from OpenSSL import SSL
 
-from addons.exchange import Session
+from addons.exchange import Exchange, Session
 from proxy.core.decisions import Denied, Reason
 from proxy.engine.dispatch import HookFailed, describe
+from proxy.engine.http1 import AppHttp1
 from proxy.engine.tlsstream import TlsStream
 
 if TYPE_CHECKING:
@@ -96,9 +97,7 @@ class AppSocket(asyncio.Protocol):
         self.guarded(self._start)
 
     def _start(self) -> None:
-        from proxy.engine.http1 import AppHttp1  # noqa: PLC0415  # the two modules name each other
-
-        self.speaker = AppHttp1(self, None)
+        self.speak_http1(None)
         self.engine.dispatch(server_hooks.ClientConnectedHook(self.client))
 
     def _watch_idle(self) -> None:
@@ -221,6 +220,10 @@ class AppSocket(asyncio.Protocol):
             self.session.client_tls_error = "the app did not complete TLS with the local CA"
         self.guarded(self.speaker.eof)
         return not self.is_closing
+
+    def speak_http1(self, tunnel: Exchange | None) -> None:
+        """Read HTTP/1 from here on, inside a CONNECT or not."""
+        self.speaker = AppHttp1(self, tunnel)
 
     def start_tls(self, conn: SSL.Connection) -> None:
         """Speak TLS from here on."""

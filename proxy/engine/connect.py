@@ -1,4 +1,4 @@
-"""What follows CONNECT: its first bytes, a tunnel, TLS that is opened here, or nothing.
+"""CONNECT, and what follows it: the first bytes, a tunnel, TLS that is opened here, or nothing.
 
 Rules of this module:
 
@@ -12,21 +12,109 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from mitmproxy import tls
+from mitmproxy import http, tls
 from mitmproxy.connection import Server
+from mitmproxy.proxy.layers.http._hooks import HttpConnectErrorHook, HttpConnectHook
 from mitmproxy.proxy.layers.tls import TlsStartClientHook
 
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import BadDestination, canonical_host
 from proxy.core.heads import ResponseHead
+from proxy.core.policy import HTTP_PORT
+from proxy.engine.messages import response_head
 from proxy.engine.sniffing import Heard, Speech, listen
 from proxy.engine.upstream import UpstreamConnection, dial
 
 if TYPE_CHECKING:
     from proxy.engine.app import AppSocket
+    from proxy.engine.http1 import AppHttp1
 
 MAX_BACKLOG = 256 * 1024  # bytes from the app that wait while its upstream is dialled
+
+
+class Connect:
+    """A CONNECT request, until it is answered."""
+
+    def __init__(self, http1: AppHttp1, request: http.Request, *, keep_alive: bool) -> None:
+        """Start.
+
+        Args:
+            http1: what read it.
+            request: the request.
+            keep_alive: whether another request may follow if it is refused.
+        """
+        self._http1 = http1
+        self._app = http1.app
+        self._engine = http1.app.engine
+        self._keep_alive = keep_alive
+        self._flow = http.HTTPFlow(self._app.client, Server(address=None), True)
+        self._flow.request = request
+        self._dialling: asyncio.Task[None] | None = None
+        self._is_over = False
+
+    def start(self) -> None:
+        """Take it through the addons, and open what it asks for."""
+        flow = self._flow
+        self._engine.dispatch(HttpConnectHook(flow))
+        exchange = self._engine.sessions.exchange(flow)
+        # The upstream of a tunnel is opened before the 200, so that a failure can still be told. Not at port 80: what
+        # comes may be http to upgrade, for which no plain connection must ever be opened.
+        opens_first = (
+            exchange.decision is not None
+            and exchange.decision.action is Action.TUNNEL
+            and flow.request.port != HTTP_PORT
+            and not exchange.observing
+        )
+        if flow.response is not None:
+            self._refuse()
+        elif opens_first:
+            self._dialling = self._app.loop.create_task(self._dial(exchange))
+        else:
+            self._accept(exchange, None)
+
+    async def _dial(self, exchange: Exchange) -> None:
+        request = self._flow.request.data
+        server = Server(address=(request.host, request.port))
+        record = exchange.upstream = Upstream(exchange.rule)
+        try:
+            upstream = await dial(self._engine, server, None, record, self._app.context)
+        except Denied as denied:
+            record.denied = denied
+            if not self._is_over:
+                exchange.refuse(self._flow, denied)
+                self._app.guarded(self._refuse)
+        except Exception as e:
+            self._app.crash(e)
+        else:
+            if self._is_over:
+                upstream.close()
+            else:
+                self._app.guarded(self._accept, exchange, upstream)
+
+    def _refuse(self) -> None:
+        self._engine.dispatch(HttpConnectErrorHook(self._flow))
+        response = self._flow.response
+        assert response is not None
+        self._is_over = True
+        self._app.write(response_head(response, is_closing=not self._keep_alive) + (response.data.content or b""))
+        self._http1.next(keep_alive=self._keep_alive)
+
+    def _accept(self, exchange: Exchange, upstream: UpstreamConnection | None) -> None:
+        self._is_over = True
+        self._app.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        self._app.speaker = speaker = FirstBytes(self._app, exchange, upstream)
+        if rest := self._http1.take_rest():
+            speaker.feed(rest)
+
+    def gone(self) -> None:
+        """The app went away before it was answered."""
+        self._is_over = True
+        if self._dialling is not None:
+            self._dialling.cancel()
+
+    def app_congested(self, is_congested: bool) -> None:
+        """Nothing was sent yet that it could be congested by."""
 
 
 class FirstBytes:
@@ -67,11 +155,9 @@ class FirstBytes:
             )
 
     def _speak_http(self) -> None:
-        from proxy.engine.http1 import AppHttp1  # noqa: PLC0415  # the two modules name each other
-
         self._leave_upstream()
-        self._app.speaker = http1 = AppHttp1(self._app, self._connect)
-        http1.feed(self._data)
+        self._app.speak_http1(self._connect)
+        self._app.speaker.feed(self._data)
 
     def _decide_tls(self, heard: Heard) -> None:
         connect = self._connect
@@ -112,13 +198,11 @@ class FirstBytes:
         if b"h2" in heard.alpn:
             app.engine.speak_http2(app, self._connect, self._data)
             return
-        from proxy.engine.http1 import AppHttp1  # noqa: PLC0415  # the two modules name each other
-
         data = tls.TlsData(app.client, app.context)
         app.engine.dispatch(TlsStartClientHook(data))
         assert data.ssl_conn is not None
         app.start_tls(data.ssl_conn)
-        app.speaker = AppHttp1(app, self._connect)
+        app.speak_http1(self._connect)
         app.take(self._data)
 
     def _leave_upstream(self) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, cast
 
 import h11
-from h11._readers import ChunkedReader, ContentLengthReader, Http10Reader
+from h11._readers import Http10Reader
 from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import tls
 from mitmproxy.connection import ConnectionState, Server
@@ -27,8 +27,9 @@ from OpenSSL import SSL
 
 from addons.exchange import Upstream
 from proxy.core.decisions import Denied, Reason
-from proxy.core.heads import CHUNKED, MAX_HEAD_BYTES, UNTIL_CLOSE, ResponseHead, read_response_head
+from proxy.core.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, ResponseHead, read_response_head
 from proxy.engine.dispatch import HookFailed
+from proxy.engine.messages import Reader, body_reader, keeps_alive
 from proxy.engine.tlsstream import TlsStream
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 DIAL_SECONDS = 10.0
 HANDSHAKE_SECONDS = 10.0
-
-Reader = ChunkedReader | ContentLengthReader | Http10Reader
 
 
 class Receiver(Protocol):
@@ -286,7 +285,7 @@ class UpstreamConnection(asyncio.Protocol):
             return True
         has_body = self._method != b"HEAD" and head.status not in (204, 304)
         size = head.body if has_body else 0
-        self._reader = _reader(size)
+        self._reader = body_reader(size)
         self._can_reuse = size != UNTIL_CLOSE and keeps_alive(head.is_http11, head.fields)
         self.receiver.response_head(head)
         if size == 0 and self.receiver is not None:
@@ -336,21 +335,6 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport.abort()
         if receiver is not None:
             receiver.response_failed(denied, self._began)
-
-
-def _reader(size: int) -> Reader:
-    if size == CHUNKED:
-        return ChunkedReader()
-    return Http10Reader() if size == UNTIL_CLOSE else ContentLengthReader(size)
-
-
-def keeps_alive(is_http11: bool, fields: tuple[tuple[bytes, bytes], ...]) -> bool:
-    """Tell whether a message lets the connection live on (RFC 9112, section 9.3)."""
-    options: set[bytes] = set()
-    for name, value in fields:
-        if name.lower() == b"connection":
-            options.update(option.strip(b" \t").lower() for option in value.split(b","))
-    return b"close" not in options and (is_http11 or b"keep-alive" in options)
 
 
 async def dial(engine: Engine, server: Server, key: object, record: Upstream, context: Context) -> UpstreamConnection:

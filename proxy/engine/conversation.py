@@ -1,0 +1,476 @@
+"""One request and its response: through the addons, to an upstream, and back.
+
+Theory of operation. A conversation makes mitmproxy's flow objects and calls the hooks that mitmproxy's layers would
+call, in the same order, but without their generators: for HTTP/1 those were most of the cost of a request.
+
+Rules of this module:
+
+- A held body is whole and protected before a connection is even asked for; any other body streams.
+- A denial is answered at once and as problem details; the rest of the request's body is read and thrown away.
+- A request goes out a second time only if it is idempotent, was sent on a reused connection, and not one byte of a
+  response had come (RFC 9110, section 9.2.2).
+- A response that breaks off is never made to look whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from mitmproxy import flow as mitmproxy_flow
+from mitmproxy import http
+from mitmproxy.connection import Server
+from mitmproxy.proxy.layers.http._hooks import (
+    HttpErrorHook,
+    HttpRequestHeadersHook,
+    HttpRequestHook,
+    HttpResponseHeadersHook,
+    HttpResponseHook,
+)
+
+from addons.encryption import body_too_large
+from addons.exchange import Exchange, Upstream
+from proxy.core.decisions import Denied, Reason
+from proxy.core.heads import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead
+from proxy.engine.messages import chunk, keeps_alive, request_head, without_hop
+from proxy.engine.messages import response_head as response_head_of
+from proxy.engine.upstream import UpstreamConnection, dial
+
+if TYPE_CHECKING:
+    from proxy.engine.http1 import AppHttp1
+
+MAX_DISCARDED = 1024 * 1024
+_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))  # RFC 9110, section 9.2.2
+_NO_SERVER = Server(address=None)
+
+
+class Conversation:
+    """One request and its response."""
+
+    def __init__(self, http1: AppHttp1, request: http.Request, head: RequestHead) -> None:
+        self.http1 = http1
+        self.app = http1.app
+        self.engine = http1.app.engine
+        self.head = head
+        self.flow = http.HTTPFlow(self.app.client, _NO_SERVER, True)
+        self.flow.request = request
+        self.upstream: UpstreamConnection | None = None
+        self.exchange: Exchange | None = None
+        self._keep_alive = keeps_alive(head.is_http11, head.fields)
+        self._is_chunked = head.body == CHUNKED
+        self._mode = "hold"  # hold | stream | discard: what happens to the request's body
+        self._held: list[bytes] = []
+        self._size = 0
+        self._out: list[bytes] = []  # what waits for the upstream
+        self._request_is_whole = False
+        self._response_began = False
+        self._response_is_whole = False
+        self._response_held: list[bytes] | None = None
+        self._response_size = 0
+        self._response_chunked = False
+        self._was_reused = False
+        self._sent = b""
+        self._dialling: asyncio.Task[None] | None = None
+        self._is_over = False
+        self._websocket = False
+
+    # -- the request
+
+    def start(self, *, has_body: bool) -> None:
+        """Take the head through the addons."""
+        flow = self.flow
+        self.engine.dispatch(HttpRequestHeadersHook(flow))
+        self.exchange = self.engine.sessions.exchange(flow)
+        if flow.error:
+            self._cut_off()
+        elif flow.response is not None:
+            self._answer()
+        elif has_body:
+            if flow.request.stream:
+                self._mode = "stream"
+                self._out.append(request_head(self.flow.request))
+                self._acquire()
+            elif flow.request.headers.pop("expect", "").lower() == "100-continue":
+                self.app.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def request_data(self, data: bytes) -> None:
+        """Take a piece of the body."""
+        if self._mode == "hold":
+            self._size += len(data)
+            assert self.exchange is not None
+            if self._size > self.exchange.policy.limits.held_body:
+                self._held.clear()
+                self.exchange.refuse(self.flow, body_too_large(self.exchange))
+                self._answer()
+            else:
+                self._held.append(data)
+        elif self._mode == "stream":
+            self._send_piece(self._streamed(data))
+        else:
+            self._size += len(data)
+            if self._size > MAX_DISCARDED:
+                self.app.close()
+
+    def _streamed(self, data: bytes) -> bytes:
+        stream = self.flow.request.stream
+        if not callable(stream):
+            return data
+        piece = stream(data)
+        return piece if isinstance(piece, bytes) else b"".join(piece)
+
+    def _send_piece(self, data: bytes) -> None:
+        if data:
+            self._send(chunk(data) if self._is_chunked else data)
+
+    def request_end(self) -> None:
+        """Take the end of the request."""
+        flow = self.flow
+        self._request_is_whole = True
+        if self._mode == "discard":
+            self._maybe_done()
+            return
+        flow.request.timestamp_end = time.time()
+        if self._mode == "stream":
+            self._send_piece(self._streamed(b""))
+        else:
+            flow.request.data.content = b"".join(self._held)
+            self._held.clear()
+        self.engine.dispatch(HttpRequestHook(flow))
+        if flow.error:
+            self._cut_off()
+        elif self._mode == "stream":
+            if self._is_chunked:
+                self._send(b"0\r\n\r\n")
+            if self.upstream is not None:
+                self.upstream.request_end()
+            self._maybe_done()
+        elif flow.response is not None:
+            self._answer()
+        else:
+            content = flow.request.data.content
+            body = b""
+            if self._is_chunked:
+                body = (chunk(content) if content else b"") + b"0\r\n\r\n"
+            elif content:
+                body = content
+            self._sent = request_head(self.flow.request) + body
+            self._out.append(self._sent)
+            self._acquire()
+
+    # -- the upstream
+
+    def _acquire(self, *, fresh: bool = False) -> None:
+        request = self.flow.request.data
+        exchange = self.exchange
+        assert exchange is not None
+        key = (request.host, request.port, request.scheme, exchange.rule and exchange.rule.name, id(exchange.policy))
+        if not fresh and (upstream := self.engine.pool.take(key)) is not None:
+            self._was_reused = True
+            self._connected(upstream)
+            return
+        self._was_reused = False
+        server = Server(address=(request.host, request.port))
+        server.tls = request.scheme == b"https"
+        record = self.app.session.upstreams[server.id] = exchange.upstream = Upstream(exchange.rule)
+        self._dialling = self.app.loop.create_task(self._dial(server, record, key))
+
+    async def _dial(self, server: Server, record: Upstream, key: object) -> None:
+        try:
+            upstream = await dial(self.engine, server, key, record, self.app.context)
+        except Denied as denied:
+            record.denied = denied
+            if not self._is_over:
+                self.app.guarded(self._unreachable, denied)
+        except Exception as e:
+            self.app.crash(e)
+        else:
+            if self._is_over:
+                upstream.close()
+            else:
+                self.app.guarded(self._connected, upstream)
+        finally:
+            self.app.session.upstreams.pop(server.id, None)
+
+    def _unreachable(self, denied: Denied) -> None:
+        assert self.exchange is not None
+        self._out.clear()
+        if self._response_began:
+            self._cut_off()
+            return
+        self.exchange.refuse(self.flow, denied)
+        self._answer()
+
+    def _connected(self, upstream: UpstreamConnection) -> None:
+        assert self.exchange is not None
+        self.upstream = upstream
+        self.exchange.upstream = upstream.record
+        self.flow.server_conn = upstream.server
+        self.app.hold("dialling", False)
+        upstream.begin(self, self.head.method)
+        if self._request_is_whole:
+            upstream.request_end()
+        out = b"".join(self._out)
+        self._out.clear()
+        if out:
+            upstream.send(out)
+
+    def _send(self, data: bytes) -> None:
+        if self.upstream is not None:
+            self.upstream.send(data)
+        else:
+            self._out.append(data)
+            self.app.hold("dialling", True)
+
+    # -- the response (as the upstream's Receiver)
+
+    def response_head(self, head: ResponseHead) -> None:
+        """Take the response's head."""
+        flow = self.flow
+        self._response_began = True
+        if head.status < 200 and head.status != 101:
+            if self.head.is_http11:
+                response = http.Response(
+                    b"HTTP/1.1", head.status, head.reason, http.Headers(head.fields), b"", None, 0, 0
+                )
+                self.app.write(response_head_of(response, is_closing=False))
+            self._response_began = False
+            return
+        fields = without_hop(head.fields)
+        has_body = head.body != 0 and self.head.method != b"HEAD" and head.status not in (204, 304)
+        if head.body == UNTIL_CLOSE and has_body:
+            self._keep_alive = False
+        self._response_chunked = head.body == CHUNKED and has_body
+        if self._response_chunked and not self.head.is_http11:  # RFC 9112, section 6.1
+            fields = tuple(field for field in fields if field[0].lower() != b"transfer-encoding")
+            self._response_chunked = self._keep_alive = False
+        flow.response = http.Response(
+            b"HTTP/1.1", head.status, head.reason, http.Headers(fields), None, None, time.time(), None
+        )
+        if head.status == 101 and not self._may_switch():
+            self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream switched to a protocol that was not asked for"))
+            return
+        self.engine.dispatch(HttpResponseHeadersHook(flow))
+        if flow.error:
+            self._cut_off()
+        elif head.status == 101:
+            self._switch()
+        elif flow.response.stream or not has_body:
+            flow.response.stream = flow.response.stream or True
+            self.app.write(response_head_of(flow.response, is_closing=not self._keep_alive))
+        else:
+            self._response_held = []
+
+    def response_data(self, data: bytes) -> None:
+        """Take a piece of the response's body."""
+        response = self.flow.response
+        if self._is_over or response is None:
+            return
+        if self._response_held is not None:
+            self._response_size += len(data)
+            assert self.exchange is not None
+            if self._response_size > self.exchange.policy.limits.held_body:
+                self._fail(Denied(Reason.DECRYPTION_FAILED, body_too_large(self.exchange).detail))
+                return
+            self._response_held.append(data)
+            return
+        if callable(response.stream):
+            piece = response.stream(data)
+            data = piece if isinstance(piece, bytes) else b"".join(piece)
+        self._write_piece(data)
+
+    def _write_piece(self, data: bytes) -> None:
+        if data:
+            self.app.write(chunk(data) if self._response_chunked else data)
+
+    def response_end(self) -> None:
+        """Take the end of the response."""
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            self.engine.pool.give(upstream)
+        if self._is_over or self.flow.response is None:
+            return
+        response = self.flow.response
+        response.timestamp_end = time.time()
+        held, self._response_held = self._response_held, None
+        if held is not None:
+            response.data.content = b"".join(held)
+        self.engine.dispatch(HttpResponseHook(self.flow))
+        response = self.flow.response
+        assert response is not None
+        if self.flow.error:
+            self._cut_off()
+            return
+        if held is not None:
+            content = response.data.content or b""
+            self._response_chunked = self._response_chunked and "transfer-encoding" in response.headers
+            self.app.write(response_head_of(response, is_closing=not self._keep_alive))
+            self._write_piece(content)
+        if self._response_chunked:
+            self.app.write(b"0\r\n\r\n")
+        self._response_is_whole = True
+        self._maybe_done()
+
+    def response_failed(self, denied: Denied, began: bool) -> None:
+        """Take that there is no whole response."""
+        self.upstream = None
+        if self._is_over:
+            return
+        can_retry = self._was_reused and not began and self._sent and self.head.method in _IDEMPOTENT
+        if can_retry:
+            self._out.append(self._sent)
+            self._acquire(fresh=True)
+            return
+        self._fail(denied)
+
+    def _fail(self, denied: Denied) -> None:
+        if self.upstream is not None:
+            self.upstream.close()
+            self.upstream = None
+        assert self.exchange is not None
+        streamed = self.flow.response is not None and bool(self.flow.response.stream)
+        self._response_held = None
+        if streamed:
+            self._cut_off()
+            return
+        self.exchange.refuse(self.flow, denied)
+        self._answer()
+
+    # -- WebSocket
+
+    def _may_switch(self) -> bool:
+        assert self.flow.response is not None
+        asked = self.flow.request.headers.get("upgrade", "").lower()
+        answered = self.flow.response.headers.get("upgrade", "").lower()
+        return asked == answered == "websocket" and self._request_is_whole
+
+    def _switch(self) -> None:
+        assert self.flow.response is not None
+        self._websocket = True
+        response = self.flow.response
+        if "connection" not in response.headers:
+            response.headers["Connection"] = "Upgrade"
+        self.app.write(response_head_of(response, is_closing=False))
+        self.engine.dispatch(HttpResponseHook(self.flow))
+        self.app.speaker = Switched(self)
+
+    def switched(self, data: bytes) -> None:
+        """Take WebSocket bytes from the upstream."""
+        self.app.write(data)
+
+    # -- back-pressure
+
+    def upstream_congested(self, congested: bool) -> None:
+        """The upstream takes nothing more for now, or again."""
+        self.app.hold("upstream", congested)
+
+    def app_congested(self, is_congested: bool) -> None:
+        """The app takes nothing more for now, or again."""
+        if self.upstream is not None and not self.upstream.transport.is_closing():
+            if is_congested:
+                self.upstream.transport.pause_reading()
+            else:
+                self.upstream.transport.resume_reading()
+
+    def switched_end(self) -> None:
+        """The upstream ended what was switched to."""
+        self._finish_with_error("the upstream closed the connection")
+
+    def flush(self) -> None:
+        """Send the app what was gathered."""
+        self.app.after_upstream()
+
+    def crashed(self, error: Exception) -> None:
+        """Close everything."""
+        self.upstream = None
+        self.app.crash(error)
+
+    # -- ends
+
+    def _answer(self) -> None:
+        """Send `flow.response`, made here."""
+        response = self.flow.response
+        assert response is not None
+        response.timestamp_start = response.timestamp_end = time.time()
+        self._mode = "discard"
+        self._size = 0
+        self._out.clear()
+        self.app.hold("dialling", False)
+        self.engine.dispatch(HttpResponseHook(self.flow))
+        response = self.flow.response
+        assert response is not None
+        self._response_began = self._response_is_whole = True
+        body = b"" if self.head.method == b"HEAD" else response.data.content or b""
+        self.app.write(response_head_of(response, is_closing=not self._keep_alive) + body)
+        self._maybe_done()
+
+    def _maybe_done(self) -> None:
+        if self._is_over or not self._response_is_whole:
+            return
+        if not self._request_is_whole:
+            self._mode = "discard"  # the upstream has answered early; what the app still sends is of no use
+            self._size = 0
+            return
+        self._is_over = True
+        self.http1.next(keep_alive=self._keep_alive)
+
+    def _cut_off(self) -> None:
+        """End with neither a response nor the rest of one: the app must not take what it has for the whole."""
+        self._finish_with_error("cut off")
+        self.app.abort()
+
+    def broken(self) -> None:
+        """The app's body is not framed as its head says."""
+        if not self._response_began:
+            self._keep_alive = False
+            assert self.exchange is not None
+            self.exchange.refuse(self.flow, Denied(Reason.BAD_REQUEST, "the body is not framed as its head says"))
+            self._leave_upstream()
+            self._answer()
+        self._finish_with_error("broken request")
+        self.app.close()
+
+    def gone(self) -> None:
+        """The app went away."""
+        self._finish_with_error("the app closed the connection")
+
+    def _finish_with_error(self, message: str) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        self._leave_upstream()
+        if not self._response_is_whole:
+            self.flow.error = self.flow.error or mitmproxy_flow.Error(message)
+            self.engine.dispatch(HttpErrorHook(self.flow))
+        self.app.close()
+
+    def _leave_upstream(self) -> None:
+        if self.upstream is not None:
+            self.upstream.close()
+            self.upstream = None
+        if self._dialling is not None and not self._dialling.done():
+            self._dialling.cancel()
+
+
+class Switched:
+    """The app's side of a connection that switched to WebSocket: bytes pass both ways, close codes and all."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+
+    def feed(self, data: bytes) -> None:
+        """Pass bytes on."""
+        if self._conversation.upstream is not None:
+            self._conversation.upstream.send(data)
+
+    def eof(self) -> None:
+        """The app ended it."""
+        self._conversation.gone()
+
+    def gone(self) -> None:
+        """The app is gone."""
+        self._conversation.gone()
+
+    def congested(self, is_congested: bool) -> None:
+        """Pass back-pressure on."""
+        self._conversation.app_congested(is_congested)

@@ -1,0 +1,148 @@
+"""Between HTTP/1 on the wire and mitmproxy's message objects: pure functions.
+
+Rules of this module:
+
+- A field goes through as it came, unless it is about one connection only (RFC 9110, section 7.6.1).
+- A target is read by one parser, ours; mitmproxy's takes port 0 for none and decodes A-labels.
+"""
+
+from __future__ import annotations
+
+import time
+
+from h11._readers import ChunkedReader, ContentLengthReader, Http10Reader
+from mitmproxy import http
+
+from proxy.core.decisions import Denied, Reason
+from proxy.core.destinations import BadDestination, Destination, parse_authority
+from proxy.core.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead
+from proxy.core.policy import HTTP_PORT, HTTPS_PORT
+
+Reader = ChunkedReader | ContentLengthReader | Http10Reader
+
+_PORTS = {b"http": HTTP_PORT, b"https": HTTPS_PORT}
+_OF_THIS_HOP = frozenset((b"connection", b"keep-alive", b"te", b"proxy-connection"))
+
+
+def request_of(head: RequestHead, inside: Destination | None, *, is_tls: bool) -> http.Request:
+    """Return mitmproxy's request object for a head that an app sent.
+
+    Args:
+        head: the head.
+        inside: the destination of the CONNECT that it came through, or None.
+        is_tls: whether it came through TLS inside that CONNECT.
+
+    Raises:
+        Denied: BAD_REQUEST: the target is not one that a proxy can be sent there.
+    """
+    target = head.target
+    scheme = authority = b""
+    path, host, port = target, "", 0
+    try:
+        if head.method == b"CONNECT":
+            if inside is not None:
+                raise BadDestination("there is a CONNECT round it already")
+            authority, path = target, b""
+            destination = parse_authority(target.decode("ascii"))
+            host, port = destination.host, destination.port
+        elif not target.startswith(b"/") and target != b"*":
+            scheme, authority, path = _split(target)
+            destination = parse_authority(authority.decode("ascii"), _PORTS[scheme])
+            host, port = destination.host, destination.port
+    except BadDestination as e:
+        raise Denied(
+            Reason.BAD_REQUEST,
+            f"the request target is not valid: {e}",
+            "a target needs a host, a port from 1 to 65535, and http or https",
+        ) from None
+    if inside is not None:
+        host, port = inside.host, inside.port
+        scheme = b"https" if is_tls else b"http"
+    elif not host:
+        raise Denied(
+            Reason.BAD_REQUEST,
+            "the request names no host in its target: a proxy is sent `GET http://host/path` or CONNECT",
+            "set this address as the app's HTTP_PROXY or HTTPS_PROXY instead of calling it directly",
+        )
+    elif head.method != b"CONNECT":
+        authority = b""  # mitmproxy's sign for origin form, which is what upstreams are sent
+    version = b"HTTP/1.1" if head.is_http11 else b"HTTP/1.0"
+    headers = http.Headers(without_hop(head.fields))
+    return http.Request(
+        host, port, head.method, scheme, authority, path, version, headers, None, None, time.time(), None
+    )
+
+
+def _split(target: bytes) -> tuple[bytes, bytes, bytes]:
+    """Split an absolute-form target into scheme, authority and path with query.
+
+    Raises:
+        BadDestination: its scheme is not one that is spoken here.
+    """
+    scheme, separator, rest = target.partition(b"://")
+    scheme = scheme.lower()
+    if not separator or scheme not in _PORTS:
+        raise BadDestination("its scheme is neither http nor https")
+    end = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
+    path = rest[end:]
+    return scheme, rest[:end], path if path.startswith(b"/") else b"/" + path
+
+
+def without_hop(fields: Fields) -> Fields:
+    """Remove the fields that are about this connection only (RFC 9110, section 7.6.1); keep an offer of WebSocket."""
+    listed: set[bytes] = set()
+    upgrades = False
+    for name, value in fields:
+        key = name.lower()
+        if key == b"connection":
+            listed.update(option.strip(b" \t").lower() for option in value.split(b","))
+        elif key == b"upgrade":
+            upgrades = True
+    if not listed and not any(name.lower() in _OF_THIS_HOP for name, _ in fields):
+        return fields
+    listed -= {b"upgrade", b"host", b"content-length", b"transfer-encoding", b"close", b"keep-alive"}
+    kept = [(name, value) for name, value in fields if name.lower() not in _OF_THIS_HOP and name.lower() not in listed]
+    if upgrades:
+        kept.append((b"Connection", b"Upgrade"))
+    return tuple(kept)
+
+
+def response_head(response: http.Response, *, is_closing: bool) -> bytes:
+    """Return a response's head as it is sent to the app."""
+    data = response.data
+    lines = [b"HTTP/1.1 %d %s" % (data.status_code, data.reason)]
+    lines += [name + b": " + value for name, value in data.headers.fields]
+    if is_closing:
+        lines.append(b"Connection: close")
+    lines.append(b"\r\n")
+    return b"\r\n".join(lines)
+
+
+def request_head(request: http.Request) -> bytes:
+    """Return a request's head as it is sent to an upstream."""
+    data = request.data
+    lines = [data.method + b" " + data.path + b" HTTP/1.1"]
+    lines += [name + b": " + value for name, value in data.headers.fields]
+    lines.append(b"\r\n")
+    return b"\r\n".join(lines)
+
+
+def body_reader(size: int) -> Reader:
+    """Return what reads a body of `size` bytes, or `CHUNKED`, or `UNTIL_CLOSE`, from a buffer."""
+    if size == CHUNKED:
+        return ChunkedReader()
+    return Http10Reader() if size == UNTIL_CLOSE else ContentLengthReader(size)
+
+
+def chunk(data: bytes) -> bytes:
+    """Return a chunk of the chunked transfer coding (RFC 9112, section 7.1)."""
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def keeps_alive(is_http11: bool, fields: Fields) -> bool:
+    """Tell whether a message lets the connection live on (RFC 9112, section 9.3)."""
+    options: set[bytes] = set()
+    for name, value in fields:
+        if name.lower() == b"connection":
+            options.update(option.strip(b" \t").lower() for option in value.split(b","))
+    return b"close" not in options and (is_http11 or b"keep-alive" in options)
