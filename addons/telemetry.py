@@ -185,8 +185,10 @@ class Telemetry:
         reason = exchange.denied.reason.code if exchange.denied else NO_REASON
         self.metrics.requests.labels(rule, action_of(exchange).value, reason).inc()
         self.metrics.seconds.labels(rule).observe(seconds)
-        self.metrics.bytes.labels(rule, "sent").inc(exchange.bytes_sent)
-        self.metrics.bytes.labels(rule, "received").inc(exchange.bytes_received)
+        if exchange.bytes_sent:
+            self.metrics.bytes.labels(rule, "sent").inc(exchange.bytes_sent)
+        if exchange.bytes_received:
+            self.metrics.bytes.labels(rule, "received").inc(exchange.bytes_received)
         if not exchange.observing and exchange.fields_encrypted:
             self.metrics.fields.labels(rule, "encrypted").inc(exchange.fields_encrypted)
         if exchange.fields_decrypted:

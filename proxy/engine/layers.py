@@ -332,7 +332,3 @@ class Http1Upstream(Http1Client):
             assert self.stream_id is not None
             yield ReceiveHttp(http_events.ResponseEndOfMessage(self.stream_id))
             yield from self.mark_done(response=True)
-
-
-# HttpClient makes its connection layer by this module-level name, and has no other seam.
-setattr(http_layers, "Http1Client", Http1Upstream)  # noqa: B010  # mypy rightly minds a plain assignment

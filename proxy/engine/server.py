@@ -22,6 +22,7 @@ from addons.telemetry import Metrics, Telemetry
 from addons.transport import Transport
 from proxy.ca import LocalCa
 from proxy.core.policy import Policy
+from proxy.engine import patches
 from proxy.engine.app import AppSocket
 from proxy.engine.dispatch import Dispatcher, describe
 from proxy.engine.driver import Driver, is_same_machine
@@ -60,6 +61,7 @@ class Engine:
         Raises:
             proxy.engine.tls.NoRoots: the roots to trust cannot be found or read.
         """
+        patches.apply()
         self.loop = asyncio.get_running_loop()
         self.loop.set_exception_handler(_report)
         self.policy = policy
