@@ -40,6 +40,7 @@ class Gate:
         exchange = self.sessions.exchange(flow)
         try:
             exchange.asked = _canonical(flow)
+            _check_path(flow.request)
             is_https = flow.request.scheme == "https"
             # Before the names are compared, so that the rule is known of a mismatch, too.
             decide = decide_https if is_https else decide_plain_http
@@ -48,6 +49,8 @@ class Gate:
                 exchange.decision = Decision(Action.INSPECT, exchange.asked)
             _check_host(flow, exchange.asked, 443 if is_https else 80)
             self._check_tunnel(flow)
+            if not flow.request.is_http2:
+                flow.request.data.authority = b""  # upstreams get the origin form (RFC 9112, section 3.2.1)
         except Denied as denied:
             _stop(flow, exchange, denied)
 
@@ -94,6 +97,17 @@ def _canonical(flow: http.HTTPFlow) -> Destination:
         raise Denied(Reason.BAD_REQUEST, f"port {request.port} is not a number from 1 to 65535")
     request.data.host = host  # not through the setter, which would rewrite the Host header
     return Destination(host, request.port)
+
+
+def _check_path(request: http.Request) -> None:
+    """Check that the path is one. `:path` may hold anything, even a whole URL, which no glob of a policy would match.
+
+    Raises:
+        Denied: BAD_REQUEST.
+    """
+    path = request.data.path
+    if not path.startswith(b"/") and not (path == b"*" and request.method == "OPTIONS"):
+        raise Denied(Reason.BAD_REQUEST, "the request's path does not begin with a slash (RFC 9113, section 8.3.1)")
 
 
 def _check_host(flow: http.HTTPFlow, destination: Destination, default_port: int) -> None:

@@ -101,7 +101,7 @@ def _app(registry: CollectorRegistry, is_ready: Callable[[], bool]) -> WSGIAppli
         if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
             return _text(start_response, "405 Method Not Allowed", "only GET and HEAD are answered here")
         if path == "/metrics":
-            return cast("Iterable[bytes]", metrics(environ, start_response))
+            return cast("Iterable[bytes]", metrics({**environ, "REQUEST_METHOD": "GET"}, start_response))
         if path == "/live":
             return _text(start_response, "200 OK", "live")
         if path == "/ready":

@@ -4,7 +4,7 @@ Rules of this module:
 
 - An upstream connection is used only for requests of the rule whose pins it was opened under.
 - A denial is answered at once and as problem details; the rest of the request's body is read and thrown away.
-- A held body never grows past the policy's limit, a head never past `MAX_HEAD_BYTES`.
+- A held body never grows past the policy's limit.
 - Inside CONNECT, what is neither TLS nor HTTP is closed.
 
 Every override names the behaviour of mitmproxy 12.2 that it replaces; `tests/proxy/engine/test_internals.py` fails
@@ -13,7 +13,6 @@ when those move.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 

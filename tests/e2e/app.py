@@ -1,7 +1,7 @@
 """An app, as the sidecar sees it: one request at a time, byte for byte, through the way that a test names.
 
-    answer = ask(sidecar, upstream, "pay.example", "/v1/charges", body=b'{"card": 1}')
-    assert answer.status == 200
+answer = ask(sidecar, upstream, "pay.example", "/v1/charges", body=b'{"card": 1}')
+assert answer.status == 200
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ JSON: Fields = (("Content-Type", "application/json"),)
 _ports_used: set[int] = set()
 
 
-def fresh(make: Callable[[], TlsUpstream]) -> TlsUpstream:
+def fresh[U: TlsUpstream | PlainUpstream](make: Callable[[], U]) -> U:
     """Return an upstream on a port that no test of this process had before, so that its port tells its decisions."""
     while (upstream := make()).port in _ports_used:
         pass

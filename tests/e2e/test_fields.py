@@ -10,7 +10,6 @@ import gzip
 import json
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -36,7 +35,7 @@ WEIRD: Pieces = (
     Marked(b"null", "$.items[*].secret"),
     b'},{"id":3}],  "person":{"x":{"ssn":',
     Marked(b'"078-05-1120"', "$.person.x.ssn"),
-    b"}}, \"list\":[",
+    b'}}, "list":[',
     Marked(b'"first"', "$.list[*]"),
     b', "middle"  ,',
     Marked(b"true", "$.list[*]"),
@@ -200,8 +199,8 @@ class TestWhatArrives:
         assert ask(sidecar, upstream, "pay.example", body=plain(pieces)).status == 200
         got = upstream.wait_for_requests(1)[0].body
         token = json.loads(got)["ssn"].encode()
-        assert receivers["pay"].open(token, host="pay.example", path="$.ssn") == pieces[1].value  # type: ignore[union-attr]  # it is Marked
-        assert got == b'{"ssn":"' + token + b'"' + pieces[2]  # type: ignore[operator]  # it is bytes
+        assert receivers["pay"].open(token, host="pay.example", path="$.ssn") == pieces[1].value
+        assert got == b'{"ssn":"' + token + b'"' + pieces[2]
 
     @pytest.mark.parametrize("client", ["curl", "urllib"])
     def test_ordinary_clients_need_to_know_nothing(
@@ -256,7 +255,7 @@ class TestFraming:
         ("body", "headers"),
         [
             pytest.param(b' {"free" : [1.0 , 2],\n"card":{"Number":"x"}} ', JSON, id="json"),
-            pytest.param(gzip.compress(b'{"a":1}', 1) + gzip.compress(b" "), (*JSON, ("Content-Encoding", "gzip")), id="gzip"),
+            pytest.param(gzip.compress(b"[1]", 1) + gzip.compress(b" "), (("Content-Encoding", "gzip"),), id="gzip"),
             pytest.param(b"[]", (("Content-Type", "text/plain"), ("Content-Encoding", "identity")), id="no object"),
             pytest.param(b'"ssn"', (("Content-Digest", "sha-256=:AA==:"),), id="a digest that stays right"),
         ],
@@ -286,7 +285,9 @@ class TestFraming:
         body = b'{"free":"' + b"x" * 100_000 + b'","ssn":"078"}'
         authority = f"pay.example:{upstream.port}"
         target = f"http://{authority}/" if way is Way.HTTP else "/"
-        whole = request(target, authority, **({"chunks": [body[:50_000], body[50_000:]]} if chunked else {"body": body}))  # type: ignore[arg-type]  # one of the two
+        whole = request(
+            target, authority, **({"chunks": [body[:50_000], body[50_000:]]} if chunked else {"body": body})
+        )
         with open_way(sidecar, "pay.example", upstream.port, way) as client:
             client.send(whole[:-20])
             # A second request is answered behind the first's bytes: the sidecar has read them by then.
@@ -372,3 +373,18 @@ class TestWhen:
     )
     def test_no_spelling_of_a_marked_path_escapes(self, sidecar: Sidecar, upstream: TlsUpstream, path: str) -> None:
         assert self.encrypted(sidecar, upstream, path)
+
+    def test_a_whole_url_as_the_target_inside_a_tunnel_is_no_way_round(
+        self, sidecar: Sidecar, upstream: TlsUpstream
+    ) -> None:
+        authority = f"when.example:{upstream.port}"
+        for target, status in (
+            (f"https://{authority}/v1/charges", 200),
+            (f"https://all.example:{upstream.port}/v1/charges", 421),
+        ):
+            with open_way(sidecar, "when.example", upstream.port, Way.CONNECT) as client:
+                client.send(request(target, authority, body=self.BODY))
+                assert client.read_response().status == status
+        (got,) = upstream.wait_for_requests(1)
+        assert got.target == "/v1/charges"
+        assert b"4111" not in got.body

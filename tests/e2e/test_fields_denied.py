@@ -56,9 +56,7 @@ def write_policy(folder: Path, receiver: Receiver) -> str:
 
 
 @pytest.fixture(scope="module")
-def sidecar(
-    authority: Authority, receiver: Receiver, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Sidecar]:
+def sidecar(authority: Authority, receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
     """One sidecar for all tests here: its policy changes in none of them."""
     folder = tmp_path_factory.mktemp("denied")
     hosts = dict.fromkeys(HOSTS, "127.0.0.1")
@@ -105,9 +103,7 @@ NOT_JSON = {
 
 
 class TestNotJson:
-    def test_the_twin_of_all_of_them_passes(
-        self, sidecar: Sidecar, upstream: TlsUpstream, receiver: Receiver
-    ) -> None:
+    def test_the_twin_of_all_of_them_passes(self, sidecar: Sidecar, upstream: TlsUpstream, receiver: Receiver) -> None:
         assert ask(sidecar, upstream, "pay.example", body=GOOD).status == 200
         pieces = (b'{"ssn":', Marked(b'"078"', "$.ssn"), b"}")
         assert_only_marked_changed(upstream.wait_for_requests(1)[0].body, pieces, receiver, "pay.example")
@@ -125,9 +121,7 @@ class TestNotJson:
         assert_denied(sidecar, upstream, answer, "body_not_json")
 
     @pytest.mark.parametrize("media_type", ["application/x-www-form-urlencoded", "text/plain", "image/png"])
-    def test_another_media_type_is_no_way_round(
-        self, sidecar: Sidecar, upstream: TlsUpstream, media_type: str
-    ) -> None:
+    def test_another_media_type_is_no_way_round(self, sidecar: Sidecar, upstream: TlsUpstream, media_type: str) -> None:
         answer = ask(sidecar, upstream, "pay.example", headers=(("Content-Type", media_type),), body=b"ssn=078")
         assert_denied(sidecar, upstream, answer, "body_not_json")
 
@@ -138,29 +132,29 @@ class TestNotJson:
         assert_denied(sidecar, upstream, answer, "body_not_json")
         assert sidecar.metrics().value("overcoat_requests_total", **labels) == before + 1
 
-    @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
     def test_deep_nesting_is_encrypted_right_and_quickly(
-        self, authority: Authority, tmp_path: Path, upstream: TlsUpstream, receiver: Receiver, opening: bytes
+        self, authority: Authority, tmp_path: Path, upstream: TlsUpstream, receiver: Receiver
     ) -> None:
         depth = 100_000
-        closing = b"]" if opening == b"[" else b"}"
-        core = opening * depth + b"1" + closing * depth
-        pieces = (b'{"free":' + core + b',"ssn":', Marked(b'"078"', "$.ssn"), b"}")
         policy = write_policy(tmp_path, receiver).replace("held_body: 65536", "held_body: 2000000")
         with Sidecar(policy, tmp_path, authority=authority, hosts={"pay.example": "127.0.0.1"}) as sidecar:
-            start = time.monotonic()
-            assert ask(sidecar, upstream, "pay.example", body=plain(pieces)).status == 200
-            assert time.monotonic() - start < 5
-            assert_only_marked_changed(upstream.wait_for_requests(1)[0].body, pieces, receiver, "pay.example")
-            # Not balanced, and as deep: denied, not crashed.
-            answer = ask(sidecar, upstream, "pay.example", body=opening * depth)
-            assert (answer.status, answer.json()["reason"]) == (422, "body_not_json")
-            assert ask(sidecar, upstream, "pay.example", body=GOOD).status == 200
+            for count, (opening, closing) in enumerate(((b"[", b"]"), (b'{"a":', b"}")), start=1):
+                core = opening * depth + b"1" + closing * depth
+                pieces = (b'{"free":' + core + b',"ssn":', Marked(b'"078"', "$.ssn"), b"}")
+                start = time.monotonic()
+                assert ask(sidecar, upstream, "pay.example", body=plain(pieces)).status == 200
+                assert time.monotonic() - start < 10
+                got = upstream.wait_for_requests(count)[-1]
+                assert_only_marked_changed(got.body, pieces, receiver, "pay.example")
+                # Not balanced, and as deep: denied, not crashed.
+                answer = ask(sidecar, upstream, "pay.example", body=opening * depth)
+                assert (answer.status, answer.json()["reason"]) == (422, "body_not_json")
 
 
 class TestEncodings:
     @pytest.mark.parametrize(
-        "coding", ["br", "deflate", "zstd", "compress", "gzip, gzip", "identity, gzip", "hex", "base64", "gzip;q=1", "*"]
+        "coding",
+        ["br", "deflate", "zstd", "compress", "gzip, gzip", "identity, gzip", "hex", "base64", "gzip;q=1", "*"],
     )
     @pytest.mark.parametrize("body", [GOOD, gzipped(GOOD)], ids=["plain", "gzip"])
     def test_any_coding_but_gzip_is_denied_whatever_the_body(
@@ -216,7 +210,7 @@ class TestTooLarge:
         def send(size: int) -> int:
             body = gzipped(padded(size)) if coding else padded(size)
             sent = {"chunks": [body[:99], body[99:]]} if chunked else {"body": body}
-            answer = ask(sidecar, upstream, "pay.example", headers=(*JSON, *coding), **sent)  # type: ignore[arg-type]  # one of the two
+            answer = ask(sidecar, upstream, "pay.example", headers=(*JSON, *coding), **sent)
             if answer.status != 200:
                 assert answer.json()["reason"] == "body_too_large"
             return answer.status

@@ -97,7 +97,9 @@ def get(sidecar: Sidecar, upstream: TlsUpstream, host: str = HOST, **options: ob
     return answer.body
 
 
-def assert_refused(sidecar: Sidecar, upstream: TlsUpstream, *hidden: bytes, host: str = HOST, **options: object) -> None:
+def assert_refused(
+    sidecar: Sidecar, upstream: TlsUpstream, *hidden: bytes, host: str = HOST, **options: object
+) -> None:
     """Check that the app gets a denial and nothing of what the upstream sent."""
     answer = ask(sidecar, upstream, host, method="GET", headers=(), **options)  # type: ignore[arg-type]  # passed on
     assert answer.status == 502
@@ -116,7 +118,8 @@ class TestOpened:
         self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver], way: Way
     ) -> None:
         body = (
-            b' {"b":1.0e0 ,\t"card":{"number" : %s},\r\n"items":[{"secret":%s}, {"secret":%s ,"\\u0061":"%s"}],"a":"\xc3\xa9"}\n'
+            b' {"b":1.0e0 ,\t"card":{"number" : %s},\r\n'
+            b'"items":[{"secret":%s}, {"secret":%s ,"\\u0061":"%s"}],"a":"\xc3\xa9"}\n'
         )
         other = senders["aes"].seal(b"1", HOST, "$.elsewhere")[1:-1]  # where no selector points, a token stays one
         values = [b'"4111 \\u0031"', b"{ }", b"[1 , 2]"]
@@ -143,9 +146,7 @@ class TestOpened:
         upstream = answering(b'{"card":{"number":' + token + b"}}")
         assert get(sidecar, upstream, host) == b'{"card":{"number":"4111"}}'
 
-    def test_a_gzip_response_stays_gzip(
-        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]
-    ) -> None:
+    def test_a_gzip_response_stays_gzip(self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]) -> None:
         token = senders["aes"].seal(b'"4111"', HOST, "$.card.number")
         body = b'{"card":{"number":' + token + b"}}"
         members = gzip.compress(body[:30]) + gzip.compress(body[30:])

@@ -101,7 +101,11 @@ class TestPlainHttp:
         [
             ("other.example", b"anything", {"would": "upgrade", "would_deny": False, "reason": None, "rule": None}),
             ("pay.example", b'{"ssn":1,"a":{"ssn":2}}', {"would": "upgrade", "would_deny": False, "would_encrypt": 2}),
-            ("no.example", b"{}", {"would": "deny", "would_deny": True, "reason": "plain_http_rejected", "rule": "never"}),
+            (
+                "no.example",
+                b"{}",
+                {"would": "deny", "would_deny": True, "reason": "plain_http_rejected", "rule": "never"},
+            ),
         ],
     )
     def test_it_stays_plain_and_the_line_says_what_would_have_been(

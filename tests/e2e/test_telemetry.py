@@ -9,6 +9,7 @@ import fcntl
 import os
 import re
 import socket
+import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -107,7 +108,10 @@ class Zoo:
             assert client.read_response().status == 403
 
     def do_https_rejected_inside(self) -> None:
-        with connect(self.sidecar, f"never.example:{self.upstream.port}") as client, pytest.raises(OSError):
+        with (
+            connect(self.sidecar, f"never.example:{self.upstream.port}") as client,
+            pytest.raises((ssl.SSLEOFError, ConnectionResetError)),
+        ):
             client.start_tls("never.example", self.roots)
 
     def do_not_json(self) -> None:
@@ -173,7 +177,10 @@ class Zoo:
             yield b"x" * 1000
 
     def do_ca_not_trusted(self) -> None:
-        with connect(self.sidecar, f"pay.example:{self.upstream.port}") as client, pytest.raises(OSError):
+        with (
+            connect(self.sidecar, f"pay.example:{self.upstream.port}") as client,
+            pytest.raises(ssl.SSLCertVerificationError),
+        ):
             client.start_tls("pay.example", self.roots)
 
     def do_not_http(self) -> None:
@@ -187,7 +194,7 @@ class Zoo:
             assert client.read_response().status == 200
 
 
-EXPECTED = {
+EXPECTED: dict[str, Decision] = {
     "upgraded": {"action": "upgrade", "status": 200, "rule": "pay", "encrypted": 2, "path": "/a/b", "tls": "TLSv1.3"},
     "inspected": {"action": "inspect", "status": 200, "rule": "pay", "encrypted": 1, "path": "/a/b"},
     "plain": {"action": "allow", "status": 204, "rule": "plain", "method": "GET", "tls": None},
@@ -239,7 +246,7 @@ class TestLines:
     def test_every_line_has_every_field_of_its_type(self, zoo: Zoo) -> None:
         for line in zoo.all_lines:
             assert line.keys() - {"detail"} == LINE.keys()
-            assert [name for name, kind in LINE.items() if not isinstance(line[name], kind)] == []  # type: ignore[arg-type]  # unions are fine
+            assert [name for name, kind in LINE.items() if not isinstance(line[name], kind)] == []
             assert line["client"] == "127.0.0.1"
             assert abs(datetime.fromisoformat(line["time"]) - datetime.now(UTC)).total_seconds() < 300
             assert 0 <= line["seconds"] < 10
@@ -438,5 +445,5 @@ class TestStandardOutput:
             self.requests(sidecar, upstream, 300)  # more than 64 KiB, which a pipe holds
             start = time.monotonic()
             assert sidecar.stop() == 0
-            assert time.monotonic() - start < 6
+            assert time.monotonic() - start < 10
         os.close(reader)

@@ -59,7 +59,7 @@ class TestOptions:
             if not any(part in UNUSED for part in path.relative_to(LAYERS).parts):
                 read |= set(re.findall(r"\boptions\.(\w+)", path.read_text(encoding="utf-8")))
         for module in (tunnel, layer, context):
-            read |= set(re.findall(r"\boptions\.(\w+)", source_of(module)))
+            read |= set(re.findall(r"\boptions(?:\.|, \")(\w+)", source_of(module)))
         given = {field.name for field in dataclasses.fields(LayerOptions)}
         assert read - {"Options"} <= given
         assert given - read == set(), "options that nothing reads any more"
@@ -225,7 +225,12 @@ class TestTls:
         assert "TlsStartServerHook(tls_start)" in source
         assert "TlsStartClientHook(tls_start)" in source
         assert "self.tls = tls_start.ssl_conn" in source
-        assert [field.name for field in dataclasses.fields(mitmproxy_tls.TlsData)] == ["conn", "context", "ssl_conn", "is_dtls"]
+        assert [field.name for field in dataclasses.fields(mitmproxy_tls.TlsData)] == [
+            "conn",
+            "context",
+            "ssl_conn",
+            "is_dtls",
+        ]
 
     def test_a_failed_handshake_calls_a_hook_and_then_closes(self) -> None:
         source = source_of(tls.TLSLayer.on_handshake_error)

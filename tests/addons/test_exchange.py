@@ -1,0 +1,152 @@
+"""What the pipeline knows of a request: denials, observing, and sessions that forget what is over."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from mitmproxy import connection, http
+
+from addons.exchange import Exchange, Sessions, action_of, denies, problem_response
+from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.destinations import Destination
+from proxy.core.policy import Mode, Policy
+
+FIRST = Denied(Reason.PLAIN_HTTP_REJECTED, "first", "a hint")
+SECOND = Denied(Reason.HOST_MISMATCH, "second")
+
+
+def new_flow(client: connection.Client, method: str = "GET", path: str = "/a?b=c") -> http.HTTPFlow:
+    flow = http.HTTPFlow(client, connection.Server(address=None))
+    flow.request = http.Request.make(method, "http://api.example/", headers=http.Headers(Expect="100-continue"))
+    flow.request.data.path = path.encode()
+    return flow
+
+
+@pytest.fixture
+def client() -> connection.Client:
+    return connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2))
+
+
+@pytest.fixture
+def sessions(client: connection.Client) -> Sessions:
+    sessions = Sessions()
+    sessions.open(client, Policy())
+    return sessions
+
+
+class TestSessions:
+    def test_a_flow_has_one_exchange_with_its_path_without_the_query(
+        self, sessions: Sessions, client: connection.Client
+    ) -> None:
+        flow = new_flow(client)
+        exchange = sessions.exchange(flow)
+        assert sessions.exchange(flow) is exchange
+        assert (exchange.method, exchange.path, exchange.client) == ("GET", "/a", "127.0.0.1")
+        assert sessions.of(client).requests == 1
+        assert sessions.of(client).connect is None
+
+    def test_a_connect_is_no_request_and_has_no_path(self, sessions: Sessions, client: connection.Client) -> None:
+        exchange = sessions.exchange(new_flow(client, "CONNECT", ""))
+        assert exchange.path == ""
+        assert sessions.of(client).connect is exchange
+        assert sessions.of(client).requests == 0
+
+    def test_a_connection_without_a_session_is_an_error(self, client: connection.Client) -> None:
+        with pytest.raises(KeyError):
+            Sessions().of(client)
+
+    def test_a_closed_session_is_forgotten_and_may_be_closed_again(
+        self, sessions: Sessions, client: connection.Client
+    ) -> None:
+        for _ in range(2):
+            sessions.close(client)
+        with pytest.raises(KeyError):
+            sessions.of(client)
+
+    def test_a_flow_keeps_the_policy_of_its_connection(self, client: connection.Client) -> None:
+        sessions = Sessions()
+        policy = replace(Policy(), mode=Mode.OBSERVE)
+        sessions.open(client, policy)
+        assert sessions.exchange(new_flow(client)).policy is policy
+
+
+class TestDenials:
+    def test_the_first_reason_stays(self) -> None:
+        exchange = Exchange(Policy(), "127.0.0.1")
+        exchange.note(FIRST)
+        exchange.note(SECOND)
+        assert exchange.denied is FIRST
+
+    def test_a_denied_flow_has_its_answer_and_is_not_asked_to_continue(
+        self, sessions: Sessions, client: connection.Client
+    ) -> None:
+        flow = new_flow(client)
+        sessions.exchange(flow).deny(flow, FIRST)
+        assert flow.response is not None
+        assert flow.response.status_code == 403
+        assert flow.request.stream is True
+        assert "expect" not in flow.request.headers
+
+    def test_observing_only_notes_a_denial_but_refuses_what_cannot_go_on(self, client: connection.Client) -> None:
+        sessions = Sessions()
+        sessions.open(client, replace(Policy(), mode=Mode.OBSERVE))
+        flow = new_flow(client)
+        exchange = sessions.exchange(flow)
+        exchange.deny(flow, FIRST)
+        assert not flow.response
+        assert exchange.denied is FIRST
+        assert not denies(exchange)
+        exchange.refuse(flow, SECOND)
+        assert flow.response
+        assert exchange.denied is FIRST
+
+    def test_the_answer_is_problem_details_with_a_proxy_status(self) -> None:
+        response = problem_response(FIRST, "payments")
+        problem: dict[str, Any] = json.loads(response.content or b"")
+        assert problem["status"] == response.status_code == 403
+        assert (problem["reason"], problem["rule"], problem["hint"]) == ("plain_http_rejected", "payments", "a hint")
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.headers["proxy-status"].startswith("overcoat; error=http_request_denied")
+        assert response.headers["cache-control"] == "no-store"
+        assert response.headers["content-length"] == str(len(response.content or b""))
+
+
+@pytest.mark.parametrize(
+    ("decision", "denied", "action"),
+    [
+        (None, None, Action.DENY),  # nothing was decided: closed
+        (Decision(Action.UPGRADE, Destination("api.example", 443)), None, Action.UPGRADE),
+        (Decision(Action.UPGRADE, Destination("api.example", 443)), FIRST, Action.DENY),
+        (Decision(Action.TUNNEL, Destination("api.example", 443)), None, Action.TUNNEL),
+    ],
+)
+def test_what_the_policy_says_of_an_exchange(decision: Decision | None, denied: Denied | None, action: Action) -> None:
+    exchange = Exchange(Policy(), "127.0.0.1", decision=decision, denied=denied)
+    assert action_of(exchange) is action
+    assert denies(exchange) is (denied is not None)
+
+
+@pytest.mark.parametrize(
+    ("method", "decided", "mode", "idle"),
+    [
+        ("GET", Action.UPGRADE, Mode.ENFORCE, False),
+        ("CONNECT", Action.TUNNEL, Mode.ENFORCE, False),
+        ("CONNECT", Action.INSPECT, Mode.ENFORCE, True),  # what counts is what it carries
+        ("CONNECT", Action.INSPECT, Mode.OBSERVE, False),  # observed, it is a tunnel
+        ("CONNECT", None, Mode.ENFORCE, False),
+    ],
+)
+def test_a_session_is_idle_when_nothing_is_under_way(
+    client: connection.Client, method: str, decided: Action | None, mode: Mode, idle: bool
+) -> None:
+    sessions = Sessions()
+    session = sessions.open(client, replace(Policy(), mode=mode))
+    assert session.is_idle
+    exchange = sessions.exchange(new_flow(client, method))
+    exchange.decision = Decision(decided) if decided else None
+    assert session.is_idle is idle
+    session.unfinished.discard(exchange)
+    assert session.is_idle

@@ -1,0 +1,189 @@
+"""The verification callback: what it notes and what it lets pass (DESIGN rule 8).
+
+OpenSSL calls it from the root to the leaf; here a test does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from mitmproxy import connection, tls
+from mitmproxy.proxy.context import Context
+from OpenSSL import SSL, crypto
+
+from addons.exchange import Sessions, Upstream
+from addons.pinning import Pinning, verifier, verify_error
+from proxy.core.pins import Pin, PinSet, PinVerdict, certificate_pin, spki_pin
+from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
+from proxy.engine.layers import LayerOptions
+
+OK, EXPIRED_CERTIFICATE, UNKNOWN_ISSUER = 0, 10, 20  # X509_V_* of OpenSSL
+ROOT_CA = trustme.CA()
+MIDDLE_CA = ROOT_CA.create_child_ca()
+LEAF_PEM, MIDDLE_PEM = (blob.bytes() for blob in MIDDLE_CA.issue_cert("api.example").cert_chain_pems)
+CHAIN = [x509.load_pem_x509_certificate(pem) for pem in (LEAF_PEM, MIDDLE_PEM, ROOT_CA.cert_pem.bytes())]
+LEAF, MIDDLE, ROOT = CHAIN
+STRANGER = x509.load_pem_x509_certificate(trustme.CA().cert_pem.bytes())
+FREE = Rule("api", (HostPattern("exact", "api.example"),), PlainHttp.UPGRADE, Https.INSPECT)
+CONNECTION = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD))
+
+
+def der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def rule(*pins: Pin, expires: date | None = None) -> Rule:
+    return replace(FREE, pins=PinSet(pins, expires))
+
+
+def verify(
+    upstream: Upstream,
+    chain: Sequence[x509.Certificate] = CHAIN,
+    *,
+    mode: Mode = Mode.ENFORCE,
+    fails_at: int | None = None,
+    error: int = UNKNOWN_ISSUER,
+) -> bool:
+    """Call the callback as OpenSSL does; it stops at the first no."""
+    callback = verifier(replace(Policy(), mode=mode), upstream, "api.example")
+    for depth in reversed(range(len(chain))):
+        certificate = crypto.X509.from_cryptography(chain[depth])
+        ok = depth != fails_at
+        if not callback(CONNECTION, certificate, OK if ok else error, depth, int(ok)):
+            return False
+    return True
+
+
+def reason_of(upstream: Upstream) -> str | None:
+    return upstream.denied.reason.code if upstream.denied else None
+
+
+@pytest.mark.parametrize("certificate", CHAIN, ids=["leaf", "intermediate", "root"])
+@pytest.mark.parametrize("pin_of", [spki_pin, certificate_pin])
+def test_a_pin_of_any_certificate_of_the_chain_matches(
+    certificate: x509.Certificate, pin_of: Callable[[bytes], Pin]
+) -> None:
+    upstream = Upstream(rule(spki_pin(der(STRANGER)), pin_of(der(certificate))))
+    assert verify(upstream)
+    assert upstream.pin is PinVerdict.MATCH
+    assert upstream.denied is None
+
+
+def test_no_pin_in_the_chain_is_a_mismatch_that_names_the_servers_key() -> None:
+    upstream = Upstream(rule(spki_pin(der(STRANGER))))
+    assert not verify(upstream)
+    assert upstream.pin is PinVerdict.MISMATCH
+    assert upstream.denied is not None
+    assert upstream.denied.reason.code == "pin_mismatch"
+    assert str(spki_pin(der(LEAF))) in upstream.denied.detail
+
+
+def test_only_what_was_verified_counts() -> None:
+    upstream = Upstream(rule(spki_pin(der(MIDDLE))))
+    assert not verify(upstream, [LEAF, ROOT])
+    assert verify(Upstream(rule(spki_pin(der(MIDDLE)))), [LEAF, MIDDLE, ROOT])
+
+
+def test_no_decision_falls_before_the_leaf() -> None:
+    upstream = Upstream(rule(spki_pin(der(STRANGER))))
+    callback = verifier(Policy(), upstream, "api.example")
+    assert callback(CONNECTION, crypto.X509.from_cryptography(ROOT), OK, 2, 1)
+    assert callback(CONNECTION, crypto.X509.from_cryptography(MIDDLE), OK, 1, 1)
+    assert upstream.pin is None
+
+
+def test_two_handshakes_do_not_share_a_chain() -> None:
+    pinned = rule(spki_pin(der(MIDDLE)))
+    assert verify(Upstream(pinned))
+    assert not verify(Upstream(pinned), [LEAF, ROOT])
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("mode", list(Mode))
+def test_openssls_no_is_never_overruled(depth: int, mode: Mode) -> None:
+    upstream = Upstream(rule(*(spki_pin(der(certificate)) for certificate in CHAIN)))
+    assert not verify(upstream, mode=mode, fails_at=depth, error=EXPIRED_CERTIFICATE)
+    assert upstream.denied is not None
+    assert upstream.denied.reason.code == "certificate_invalid"
+    assert "certificate has expired" in upstream.denied.detail
+    assert upstream.pin is None
+
+
+def test_without_pins_a_valid_chain_is_enough_and_a_wrong_one_is_not() -> None:
+    for unpinned in (None, FREE):
+        upstream = Upstream(unpinned)
+        assert verify(upstream)
+        assert upstream.pin is None
+        assert not verify(upstream, fails_at=1)
+        assert reason_of(upstream) == "certificate_invalid"
+
+
+def test_expired_pins_vouch_for_nothing() -> None:
+    today = datetime.now(UTC).date()
+    expired = Upstream(rule(spki_pin(der(LEAF)), expires=today - timedelta(days=1)))
+    assert not verify(expired)
+    assert (expired.pin, reason_of(expired)) == (PinVerdict.EXPIRED, "pins_expired")
+    assert verify(Upstream(rule(spki_pin(der(LEAF)), expires=today + timedelta(days=1))))
+
+
+@pytest.mark.parametrize("expires", [None, date(2020, 1, 1)])
+def test_observed_the_handshake_goes_on_and_the_reason_is_noted(expires: date | None) -> None:
+    upstream = Upstream(rule(spki_pin(der(STRANGER)), expires=expires))
+    assert verify(upstream, mode=Mode.OBSERVE)
+    assert reason_of(upstream) == ("pins_expired" if expires else "pin_mismatch")
+
+
+def test_the_words_of_openssl_are_read() -> None:
+    assert verify_error(EXPIRED_CERTIFICATE) == "certificate has expired"
+    assert verify_error(62) == "hostname mismatch"
+
+
+class TestHooks:
+    @pytest.fixture
+    def data(self) -> tls.TlsData:
+        client = connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2))
+        context = Context(client, LayerOptions())  # type: ignore[arg-type]  # what the driver passes as well
+        context.server = connection.Server(address=("api.example", 443))
+        context.server.sni = "api.example"
+        return tls.TlsData(context.server, context)
+
+    @pytest.fixture
+    def sessions(self, data: tls.TlsData) -> Sessions:
+        sessions = Sessions()
+        session = sessions.open(data.context.client, Policy())
+        session.upstreams[data.conn.id] = Upstream(None)
+        return sessions
+
+    def test_a_connection_object_gets_the_callback_and_must_verify(self, data: tls.TlsData, sessions: Sessions) -> None:
+        data.ssl_conn = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD))
+        assert data.ssl_conn.get_verify_mode() == SSL.VERIFY_NONE
+        Pinning(sessions).tls_start_server(data)
+        assert data.ssl_conn.get_verify_mode() == SSL.VERIFY_PEER
+
+    def test_without_a_connection_object_it_raises(self, data: tls.TlsData, sessions: Sessions) -> None:
+        with pytest.raises(RuntimeError):
+            Pinning(sessions).tls_start_server(data)
+
+    def test_an_upstream_that_nobody_registered_raises(self, data: tls.TlsData, sessions: Sessions) -> None:
+        sessions.of(data.context.client).upstreams.clear()
+        data.ssl_conn = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD))
+        with pytest.raises(KeyError):
+            Pinning(sessions).tls_start_server(data)
+
+    def test_a_failure_that_the_callback_did_not_name_is_about_tls(self, data: tls.TlsData, sessions: Sessions) -> None:
+        Pinning(sessions).tls_failed_server(data)
+        upstream = sessions.of(data.context.client).upstreams[data.conn.id]
+        assert reason_of(upstream) == "tls_failed"
+
+    def test_a_failure_that_the_callback_named_keeps_its_name(self, data: tls.TlsData, sessions: Sessions) -> None:
+        upstream = sessions.of(data.context.client).upstreams[data.conn.id]
+        upstream.rule = rule(spki_pin(der(STRANGER)))
+        assert not verify(upstream)
+        Pinning(sessions).tls_failed_server(data)
+        assert reason_of(upstream) == "pin_mismatch"

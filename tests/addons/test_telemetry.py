@@ -1,0 +1,111 @@
+"""What the end-to-end tests of telemetry cannot isolate: a line that cannot be written, and each word of `action`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import date
+
+import pytest
+from mitmproxy.test import tflow
+from prometheus_client import CollectorRegistry
+
+from addons.exchange import Exchange, Sessions
+from addons.telemetry import Metrics, Telemetry, done
+from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.pins import Pin, PinSet
+from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
+
+DENIED = Denied(Reason.BODY_NOT_JSON, "why", "how")
+
+
+def exchange(mode: Mode = Mode.ENFORCE, action: Action | None = Action.UPGRADE, **more: object) -> Exchange:
+    """Return an exchange that was decided."""
+    found = Exchange(Policy(mode=mode), "127.0.0.1", "POST", "/")
+    found.decision = None if action is None else Decision(action)
+    for name, value in more.items():
+        setattr(found, name, value)
+    return found
+
+
+def telemetry(write: Callable[[str], object]) -> Telemetry:
+    """Return the addon with a registry of its own."""
+    return Telemetry(Sessions(), Metrics(CollectorRegistry()), write)
+
+
+def value(addon: Telemetry, name: str, **labels: str) -> float | None:
+    """Return a metric's value."""
+    return addon.metrics.registry.get_sample_value(name, labels)
+
+
+def test_a_line_that_cannot_be_written_is_counted_and_harms_nothing() -> None:
+    def broken(_: str) -> None:
+        raise BrokenPipeError
+
+    addon = telemetry(broken)
+    addon.finish(exchange(), 200, None)
+    assert value(addon, "overcoat_decision_lines_lost_total") == 1
+    assert value(addon, "overcoat_requests_total", rule="-", action="upgrade", reason="-") == 1
+
+
+def test_a_request_is_finished_once() -> None:
+    lines: list[str] = []
+    addon = telemetry(lines.append)
+    it = exchange()
+    for status in (200, None, 502):
+        addon.finish(it, status, None)
+    assert len(lines) == 1
+    assert json.loads(lines[0])["status"] == 200
+    assert value(addon, "overcoat_requests_total", rule="-", action="upgrade", reason="-") == 1
+
+
+@pytest.mark.parametrize("path", ["/a\nb", "/a\u2028b", "/\x1b[31m", '/"}\n{"x":"'])
+def test_a_line_is_one_line_of_plain_ascii_whatever_the_path_holds(path: str) -> None:
+    lines: list[str] = []
+    telemetry(lines.append).finish(exchange(path=path), 200, None)
+    (line,) = lines
+    assert line.isascii()
+    assert line.count("\n") == 1
+    assert line.removesuffix("\n").isprintable()
+    assert json.loads(line)["path"] == path
+
+
+@pytest.mark.parametrize(
+    ("it", "action"),
+    [
+        (exchange(action=Action.UPGRADE), Action.UPGRADE),
+        (exchange(action=Action.TUNNEL), Action.TUNNEL),
+        (exchange(action=Action.UPGRADE, denied=DENIED), Action.DENY),
+        (exchange(action=None), Action.DENY),
+        (exchange(Mode.OBSERVE, Action.UPGRADE), Action.ALLOW),
+        (exchange(Mode.OBSERVE, Action.ALLOW), Action.ALLOW),
+        (exchange(Mode.OBSERVE, Action.DENY, denied=DENIED), Action.ALLOW),
+        (exchange(Mode.OBSERVE, Action.INSPECT), Action.INSPECT),
+        (exchange(Mode.OBSERVE, Action.INSPECT, method="CONNECT"), Action.TUNNEL),
+        (exchange(Mode.OBSERVE, Action.DENY, method="CONNECT", denied=DENIED), Action.TUNNEL),
+    ],
+)
+def test_action_says_what_was_done_and_in_observe_mode_that_is_passing_on(it: Exchange, action: Action) -> None:
+    assert done(it) is action
+
+
+def test_the_day_that_pins_expire_is_good_until_its_last_second() -> None:
+    pins = PinSet((Pin("spki", bytes(32)),), date(2027, 6, 30))
+    hosts = (HostPattern("exact", "a.example"),)
+    rule = Rule("a", hosts, PlainHttp.UPGRADE, Https.INSPECT, pins=pins)
+    addon = telemetry(lambda _: None)
+    addon.metrics.describe(Policy(rules=(rule,)), "1.2.3")
+    assert value(addon, "overcoat_pins_expire_timestamp_seconds", rule="a") == 1814399999  # 2027-06-30T23:59:59Z
+    assert value(addon, "overcoat_info", version="1.2.3", mode="enforce") == 1
+    assert value(addon, "overcoat_request_seconds_count", rule="a") == 0
+
+
+def test_a_held_response_is_counted_by_what_came_and_a_missing_body_is_none() -> None:
+    lines: list[str] = []
+    addon = telemetry(lines.append)
+    flow = tflow.tflow(resp=True)
+    addon.sessions.open(flow.client_conn, Policy())
+    assert flow.response is not None
+    flow.response.data.content = None
+    addon.response(flow)
+    assert json.loads(lines[0])["bytes_received"] == 0

@@ -1,0 +1,164 @@
+"""The transport decision, carried out on the request (DESIGN rules 2 and 5)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from mitmproxy import connection, http
+
+from addons.exchange import Sessions
+from addons.gate import Gate
+from addons.transport import Transport
+from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
+
+POLICY = Policy(
+    rules=(
+        Rule("moved", (HostPattern("exact", "moved.example"),), PlainHttp.UPGRADE, Https.TUNNEL, https_port=8443),
+        Rule("allowed", (HostPattern("exact", "allowed.example"),), PlainHttp.ALLOW, Https.TUNNEL),
+        Rule("rejected", (HostPattern("exact", "rejected.example"),), PlainHttp.REJECT, Https.REJECT),
+    )
+)
+
+
+def run(
+    headers: list[tuple[bytes, bytes]],
+    *,
+    host: str = "api.example",
+    port: int = 80,
+    scheme: bytes = b"http",
+    version: bytes = b"HTTP/1.1",
+    authority: bytes = b"",
+    policy: Policy = POLICY,
+    method: bytes = b"GET",
+) -> http.HTTPFlow:
+    """Send a request through the gate and the transport addon, and return its flow."""
+    client = connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2))
+    sessions = Sessions()
+    sessions.open(client, policy)
+    flow = http.HTTPFlow(client, connection.Server(address=None))
+    flow.request = http.Request(
+        host=host,
+        port=port,
+        method=method,
+        scheme=scheme,
+        authority=authority,
+        path=b"/",
+        http_version=version,
+        headers=http.Headers(headers),
+        content=None,
+        trailers=None,
+        timestamp_start=0.0,
+        timestamp_end=None,
+    )
+    for addon in (Gate(sessions), Transport(sessions)):
+        if method == b"CONNECT":
+            addon.http_connect(flow)
+        else:
+            addon.requestheaders(flow)
+    return flow
+
+
+class TestUpgrade:
+    @pytest.mark.parametrize(
+        ("host", "port", "name", "dialled", "host_field"),
+        [
+            ("api.example", 80, b"api.example", 443, b"api.example"),
+            ("api.example", 80, b"api.example:80", 443, b"api.example"),
+            ("api.example", 80, b"API.example.", 443, b"API.example."),
+            ("api.example", 8080, b"api.example:8080", 8080, b"api.example:8080"),
+            ("api.example", 443, b"api.example:443", 443, b"api.example:443"),
+            ("moved.example", 80, b"moved.example", 8443, b"moved.example:8443"),
+            ("moved.example", 8443, b"Moved.example:8443", 8443, b"Moved.example:8443"),
+            ("2001:db8::1", 80, b"[2001:DB8::1]:80", 443, b"[2001:db8::1]"),
+            ("2001:db8::1", 80, b"[2001:DB8::1]", 443, b"[2001:DB8::1]"),
+        ],
+    )
+    def test_the_port_is_dialled_over_tls_and_host_follows_only_where_it_must(
+        self, host: str, port: int, name: bytes, dialled: int, host_field: bytes
+    ) -> None:
+        flow = run([(b"A", b"1"), (b"hOST", name), (b"B", b"2")], host=host, port=port)
+        assert (flow.request.scheme, flow.request.host, flow.request.port) == ("https", host, dialled)
+        assert [value for field, value in flow.request.headers.fields if field.lower() == b"host"] == [host_field]
+        assert [field.lower() for field, _ in flow.request.headers.fields] == [b"a", b"host", b"b"]
+
+    def test_a_request_without_host_gets_none(self) -> None:
+        flow = run([], version=b"HTTP/1.0")
+        assert flow.request.scheme == "https"
+        assert flow.request.headers.fields == ()
+
+    def test_the_authority_of_http_2_follows_as_well(self) -> None:
+        flow = run([], host="moved.example", authority=b"moved.example", version=b"HTTP/2.0")
+        assert flow.request.data.authority == b"moved.example:8443"
+
+    def test_in_observe_mode_nothing_is_upgraded(self) -> None:
+        flow = run([(b"Host", b"api.example")], policy=replace(POLICY, mode=Mode.OBSERVE))
+        assert (flow.request.scheme, flow.request.port) == ("http", 80)
+
+
+def test_what_is_allowed_stays_plain() -> None:
+    flow = run([(b"Host", b"allowed.example")], host="allowed.example")
+    assert (flow.request.scheme, flow.request.port, flow.response) == ("http", 80, None)
+
+
+def test_https_keeps_its_port_whatever_the_rule_says_of_upgrades() -> None:
+    flow = run([(b"Host", b"moved.example")], host="moved.example", port=443, scheme=b"https")
+    assert (flow.request.scheme, flow.request.port) == ("https", 443)
+
+
+@pytest.mark.parametrize(("scheme", "port"), [(b"http", 80), (b"https", 443)])
+def test_what_is_rejected_is_answered_and_never_upgraded(scheme: bytes, port: int) -> None:
+    flow = run([(b"Host", b"rejected.example")], host="rejected.example", scheme=scheme, port=port)
+    assert flow.response is not None
+    assert flow.response.status_code == 403
+    assert flow.request.scheme == scheme.decode()
+
+
+@pytest.mark.parametrize(("port", "answered"), [(443, True), (8080, False)])
+def test_a_connect_is_rejected_at_once_only_where_it_can_be_meant_for_https_alone(port: int, answered: bool) -> None:
+    authority = f"rejected.example:{port}".encode()
+    flow = run([(b"Host", authority)], host="rejected.example", port=port, scheme=b"", method=b"CONNECT")
+    assert (flow.response is not None) is answered
+
+
+class TestFieldsThatEndHere:
+    def fields(self, *headers: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+        flow = run([(b"Host", b"api.example"), *headers])
+        return [(name, value) for name, value in flow.request.headers.fields if name != b"Host"]
+
+    def test_credentials_for_the_proxy_are_not_passed_on(self) -> None:
+        left = self.fields((b"Proxy-Authorization", b"x"), (b"PROXY-connection", b"close"), (b"Authorization", b"y"))
+        assert left == [(b"Authorization", b"y")]
+
+    @pytest.mark.parametrize(
+        ("upgrade", "kept"),
+        [
+            (b"websocket", True),
+            (b"WebSocket", True),
+            (b"h2c", False),
+            (b"H2C", False),
+            (b"h2c, websocket", False),
+            (b"websocket, h2c", False),
+            (b"TLS/1.0", False),
+            (b"", False),
+        ],
+    )
+    def test_only_an_offer_of_websocket_alone_is_passed_on(self, upgrade: bytes, kept: bool) -> None:
+        left = self.fields((b"Upgrade", upgrade), (b"Connection", b"Upgrade"))
+        assert left == ([(b"Upgrade", upgrade), (b"Connection", b"Upgrade")] if kept else [])
+
+    def test_an_offer_in_a_second_field_is_seen_as_well(self) -> None:
+        assert self.fields((b"Upgrade", b"websocket"), (b"Upgrade", b"h2c"), (b"Connection", b"upgrade")) == []
+
+    def test_other_connection_options_stay(self) -> None:
+        left = self.fields(
+            (b"Connection", b"Upgrade, HTTP2-Settings"),
+            (b"Upgrade", b"h2c"),
+            (b"HTTP2-Settings", b"AAMAAABk"),
+            (b"Connection", b"Keep-Alive"),
+        )
+        assert left == [(b"connection", b"Keep-Alive")]
+
+    def test_without_an_offer_nothing_is_touched(self) -> None:
+        headers = [(b"Connection", b"close,  x"), (b"TE", b"trailers"), (b"Keep-Alive", b"5")]
+        assert self.fields(*headers) == headers

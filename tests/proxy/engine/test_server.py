@@ -1,0 +1,112 @@
+"""Which addresses are this process's own, however they are spelled."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import trustme
+from prometheus_client import CollectorRegistry
+
+from addons.telemetry import Metrics
+from proxy.ca import LocalCa
+from proxy.core.policy import Listener, Policy, Trust
+from proxy.engine.driver import is_same_machine
+from proxy.engine.server import BindError, Engine
+from proxy.engine.tls import NoRoots, find_roots, upstream_context
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("127.0.0.1", "127.0.0.2", True),
+        ("::1", "127.0.0.1", True),
+        ("192.0.2.7", "192.0.2.7", True),
+        ("fe80::1%lo", "fe80::1", True),
+        ("192.0.2.7", "192.0.2.8", False),
+        ("127.0.0.1", "192.0.2.7", False),
+        ("192.0.2.7", "127.0.0.1", False),
+    ],
+)
+def test_two_addresses_of_one_machine(one: str, other: str, same: bool) -> None:
+    assert is_same_machine((one, 1), (other, 2)) is same
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Path:
+    path = tmp_path / "roots.pem"
+    trustme.CA().cert_pem.write_to_path(str(path))
+    return path
+
+
+def engine(policy: Policy, folder: Path) -> Engine:
+    return Engine(
+        policy, LocalCa.open(folder / "ca", datetime.now(UTC)), Metrics(CollectorRegistry()), lambda line: None
+    )
+
+
+def test_an_own_address_is_known_by_its_port_on_this_machine(roots: Path, tmp_path: Path) -> None:
+    async def check() -> None:
+        policy = Policy(listen=(Listener("127.0.0.1", 0),), trust=Trust(roots=roots))
+        running = engine(policy, tmp_path)
+        ((_, port),) = await running.listen()
+        running.guard(("127.0.0.1", 9464))
+        for own in (port, 9464):
+            assert running.is_own_address(("127.0.0.1", 5), ("127.0.0.1", own))
+            assert running.is_own_address(("::1", 5), ("::1", own))
+            assert running.is_own_address(("192.0.2.7", 5), ("192.0.2.7", own))  # a wildcard listener is there, too
+            assert not running.is_own_address(("192.0.2.7", 5), ("192.0.2.8", own))
+        assert not running.is_own_address(("127.0.0.1", 5), ("127.0.0.1", 9463 if port != 9463 else 9462))
+        await running.drain()
+
+    asyncio.run(check())
+
+
+def test_a_listener_that_cannot_be_bound_is_named_in_one_line(roots: Path, tmp_path: Path) -> None:
+    async def check(port: int) -> None:
+        policy = Policy(listen=(Listener("127.0.0.1", port),), trust=Trust(roots=roots))
+        with pytest.raises(BindError, match=rf"^cannot listen on forward://127\.0\.0\.1:{port}: [^\n]+$"):
+            await engine(policy, tmp_path).listen()
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        asyncio.run(check(taken.getsockname()[1]))
+
+
+class TestRoots:
+    def test_the_policys_file_is_the_one(self, roots: Path) -> None:
+        assert find_roots(Trust(roots=roots)) == roots
+
+    def test_a_named_file_is_the_one_even_if_it_is_missing(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
+        assert find_roots(Trust()) == tmp_path / "missing.pem"
+        with pytest.raises(NoRoots, match=r"missing\.pem"):
+            upstream_context(Trust())
+
+    def test_without_one_it_is_the_systems_bundle(self, roots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+        monkeypatch.setattr("proxy.engine.tls._SYSTEM_BUNDLES", (str(roots),))
+        monkeypatch.setattr("ssl.get_default_verify_paths", lambda: _NoPaths)
+        assert find_roots(Trust()) == roots
+
+    def test_none_at_all_is_an_error_that_says_what_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+        monkeypatch.setattr("proxy.engine.tls._SYSTEM_BUNDLES", ())
+        monkeypatch.setattr("ssl.get_default_verify_paths", lambda: _NoPaths)
+        with pytest.raises(NoRoots, match=r"trust\.roots"):
+            find_roots(Trust())
+
+    @pytest.mark.parametrize("content", ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n"])
+    def test_a_file_without_certificates_is_an_error(self, content: str, tmp_path: Path) -> None:
+        (tmp_path / "empty.pem").write_text(content)
+        with pytest.raises(NoRoots, match=r"empty\.pem holds no readable PEM certificates"):
+            upstream_context(Trust(roots=tmp_path / "empty.pem"))
+
+
+class _NoPaths:
+    cafile = None

@@ -1,0 +1,145 @@
+"""The admin listener, asked over a socket: three paths, two methods, and nothing that a request contained."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+import proxy.admin
+from proxy.admin import Admin
+
+
+@dataclass
+class Running:
+    admin: Admin
+    ready: list[bool] = field(default_factory=lambda: [True])
+
+    def ask(self, request: bytes) -> bytes:
+        with socket.create_connection(self.admin.address, 5) as client:
+            client.sendall(request)
+            answer = b""
+            while data := client.recv(65536):
+                answer += data
+        return answer
+
+    def get(self, path: str, method: str = "GET") -> tuple[int, bytes, bytes]:
+        """Return the status, the head and the body of the answer."""
+        head, _, body = self.ask(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()).partition(b"\r\n\r\n")
+        return int(head.split(b" ")[1]), head, body
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    registry = CollectorRegistry()
+    Counter("overcoat_examples", "An example.", registry=registry).inc(3)
+    ready = [True]
+    admin = Admin("127.0.0.1", 0, registry, lambda: ready[0])
+    yield Running(admin, ready)
+    admin.close()
+
+
+class TestPaths:
+    def test_metrics_are_prometheus_text(self, running: Running) -> None:
+        status, head, body = running.get("/metrics")
+        assert status == 200
+        assert b"overcoat_examples_total 3.0" in body
+        assert b"text/plain" in head
+
+    def test_live_is_200_while_it_serves(self, running: Running) -> None:
+        assert running.get("/live")[::2] == (200, b"live\n")
+
+    def test_ready_says_what_it_is_told(self, running: Running) -> None:
+        assert running.get("/ready")[::2] == (200, b"ready\n")
+        running.ready[0] = False
+        assert running.get("/ready")[::2] == (503, b"not ready\n")
+        assert running.get("/live")[0] == 200
+
+    def test_a_query_does_not_matter(self, running: Running) -> None:
+        assert running.get("/ready?verbose=1")[0] == 200
+
+    @pytest.mark.parametrize("path", ["/", "/metrics/", "/Metrics", "/policy/../metrics", "/debug", "/live%00"])
+    def test_any_other_path_is_404_and_is_not_repeated(self, running: Running, path: str) -> None:
+        status, _, body = running.get(path)
+        assert status == 404
+        assert path.encode() + b" " not in body
+
+    @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "get"])
+    @pytest.mark.parametrize("path", ["/metrics", "/live"])
+    def test_any_other_method_is_405(self, running: Running, method: str, path: str) -> None:
+        assert running.get(path, method)[0] == 405
+
+    @pytest.mark.parametrize("path", ["/metrics", "/live", "/ready", "/other"])
+    def test_head_is_get_without_a_body(self, running: Running, path: str) -> None:
+        status, _, body = running.get(path, "HEAD")
+        assert status == running.get(path)[0]
+        assert body == b""
+
+    def test_answers_are_not_to_be_kept(self, running: Running) -> None:
+        assert b"Cache-Control: no-store" in running.get("/ready")[1]
+
+
+class TestBadScrapers:
+    @pytest.mark.parametrize("request_bytes", [b"\r\n\r\n", b"\x16\x03\x01\r\n\r\n", b"GET\r\n\r\n", b"G" * 70_000])
+    def test_what_is_no_request_is_answered_or_closed_and_the_next_one_works(
+        self, running: Running, request_bytes: bytes
+    ) -> None:
+        assert not running.ask(request_bytes + b"\r\n\r\n").startswith(b"HTTP/1.0 200")
+        assert running.get("/live")[0] == 200
+
+    def test_one_that_goes_away_costs_a_line_and_no_traceback(
+        self, running: Running, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        with caplog.at_level(logging.INFO, "overcoat"):
+            with socket.create_connection(running.admin.address, 5) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.sendall(b"GET /met")
+            deadline = time.monotonic() + 5
+            while not caplog.records and time.monotonic() < deadline:
+                time.sleep(0.01)
+        assert [record.getMessage() for record in caplog.records] == [
+            "a request to the admin listener ended early: ConnectionResetError"
+        ]
+        assert "Traceback" not in capfd.readouterr().err
+
+    def test_one_that_says_nothing_is_hung_up_on(
+        self, running: Running, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(proxy.admin._Handler, "timeout", 0.1)
+        with socket.create_connection(running.admin.address, 5) as client:
+            assert running.get("/live")[0] == 200  # it holds up nobody else
+            assert client.recv(1) == b""
+        assert "Traceback" not in capfd.readouterr().err
+
+
+def test_it_listens_on_ipv6_as_well() -> None:
+    try:
+        admin = Admin("::1", 0, CollectorRegistry(), lambda: True)
+    except OSError:
+        pytest.skip("this machine has no IPv6 loopback address")
+    try:
+        with urllib.request.urlopen(f"http://[::1]:{admin.address[1]}/live", timeout=5) as answer:
+            assert answer.status == 200
+    finally:
+        admin.close()
+
+
+def test_a_port_in_use_is_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+        Admin("127.0.0.1", taken.getsockname()[1], CollectorRegistry(), lambda: True)
+
+
+def test_closed_it_takes_no_more_connections(running: Running) -> None:
+    address = running.admin.address
+    running.admin.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, 1)
+    running.admin = Admin("127.0.0.1", 0, CollectorRegistry(), lambda: True)
