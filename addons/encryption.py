@@ -193,8 +193,8 @@ def _host(exchange: Exchange) -> str:
 
 
 def _sealer(exchange: Exchange, entry: FieldEntry) -> Transform:
-    host = _host(exchange)
-    return lambda value, path: fields.sealed_string(jwe.seal(value, entry.keys.primary, jwe.Place(host, path)))
+    host, sealer = _host(exchange), jwe.Sealer(entry.keys.primary)
+    return lambda value, path: fields.sealed_string(sealer.seal(value, jwe.Place(host, path)))
 
 
 def _applying(exchange: Exchange, entries: tuple[FieldEntry, ...]) -> tuple[FieldEntry, ...]:

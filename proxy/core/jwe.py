@@ -65,33 +65,68 @@ class Place:
     path: str
 
 
-def seal(plaintext: bytes, key: Key, place: Place | None) -> str:
-    """Encrypt a value for the holder of a key.
+class Sealer:
+    """Encrypts the values of one message for the holder of one key.
 
-    Args:
-        plaintext: the value's exact JSON bytes.
-        key: a public, private or symmetric key; whether it has expired is for the caller to check.
-        place: what the token is bound to; None leaves `ctx` out.
-
-    Returns:
-        A compact JWE (RFC 7516, section 7.1).
-
-    Raises:
-        JweError: the token would be longer than `open_token` accepts.
+    With key agreement, one ephemeral key serves all of them: RFC 7518, section 4.6, asks for a new one at each
+    agreement, and there is one. Every value still has a content key and an IV of its own.
     """
-    header: dict[str, object] = {"alg": key.alg.value, "enc": ENC, "kid": key.kid, "cty": "json"}
-    if place is not None:
-        header["ctx"] = {"host": place.host, "path": place.path}
-    cek = secrets.token_bytes(_CEK_BYTES)
-    wrapped = _wrap(cek, key.material, header)
-    protected = base64url(json.dumps(header, separators=(",", ":")).encode("ascii"))
-    iv = secrets.token_bytes(_IV_BYTES)
-    sealed = AESGCM(cek).encrypt(iv, plaintext, protected.encode("ascii"))
-    parts = (wrapped, iv, sealed[:-_TAG_BYTES], sealed[-_TAG_BYTES:])
-    token = ".".join((protected, *map(base64url, parts)))
-    if len(token) > MAX_TOKEN_CHARACTERS:
-        raise JweError(f"the sealed value would have more than {MAX_TOKEN_CHARACTERS} characters")
-    return token
+
+    def __init__(self, key: Key) -> None:
+        """Start.
+
+        Args:
+            key: a public, private or symmetric key; whether it has expired is for the caller to check.
+        """
+        self._key = key
+        self._header: dict[str, object] = {"alg": key.alg.value, "enc": ENC, "kid": key.kid, "cty": "json"}
+        self._epk: dict[str, str] | None = None
+        self._wrapping_key: bytes | None = None
+        material = key.material
+        if isinstance(material, SecretBytes):
+            self._wrapping_key = material.reveal()
+        else:
+            recipient = public_material(material)
+            if not isinstance(recipient, rsa.RSAPublicKey):
+                self._epk, self._wrapping_key = _agreement(recipient)
+
+    def seal(self, plaintext: bytes, place: Place | None) -> str:
+        """Encrypt a value.
+
+        Args:
+            plaintext: the value's exact JSON bytes.
+            place: what the token is bound to; None leaves `ctx` out.
+
+        Returns:
+            A compact JWE (RFC 7516, section 7.1).
+
+        Raises:
+            JweError: the token would be longer than `open_token` accepts.
+        """
+        header = self._header if place is None else self._header | {"ctx": {"host": place.host, "path": place.path}}
+        if self._epk is not None:
+            header = header | {"epk": self._epk}
+        cek = secrets.token_bytes(_CEK_BYTES)
+        protected = base64url(json.dumps(header, separators=(",", ":")).encode("ascii"))
+        iv = secrets.token_bytes(_IV_BYTES)
+        sealed = AESGCM(cek).encrypt(iv, plaintext, protected.encode("ascii"))
+        parts = (self._wrap(cek), iv, sealed[:-_TAG_BYTES], sealed[-_TAG_BYTES:])
+        token = ".".join((protected, *map(base64url, parts)))
+        if len(token) > MAX_TOKEN_CHARACTERS:
+            raise JweError(f"the sealed value would have more than {MAX_TOKEN_CHARACTERS} characters")
+        return token
+
+    def _wrap(self, cek: bytes) -> bytes:
+        if self._wrapping_key is not None:
+            return aes_key_wrap(self._wrapping_key, cek)
+        recipient = public_material(self._key.material)
+        assert isinstance(recipient, rsa.RSAPublicKey)
+        return recipient.encrypt(cek, _oaep())
+
+
+def seal(plaintext: bytes, key: Key, place: Place | None) -> str:
+    """Encrypt one value; see `Sealer`."""
+    return Sealer(key).seal(plaintext, place)
 
 
 def open_token(token: str, keys: KeySet, place: Place | None, today: date) -> bytes:
@@ -146,13 +181,8 @@ def _oaep() -> OAEP:
     return OAEP(mgf=MGF1(SHA256()), algorithm=SHA256(), label=None)
 
 
-def _wrap(cek: bytes, material: Material, header: dict[str, object]) -> bytes:
-    """Encrypt the content key; with key agreement the ephemeral public key goes into the header."""
-    if isinstance(material, SecretBytes):
-        return aes_key_wrap(material.reveal(), cek)
-    recipient = public_material(material)
-    if isinstance(recipient, rsa.RSAPublicKey):
-        return recipient.encrypt(cek, _oaep())
+def _agreement(recipient: ec.EllipticCurvePublicKey | X25519PublicKey) -> tuple[dict[str, str], bytes]:
+    """Agree on a wrapping key with a fresh ephemeral key; return its public members and the wrapping key."""
     ephemeral: ec.EllipticCurvePrivateKey | X25519PrivateKey
     if isinstance(recipient, X25519PublicKey):
         ephemeral = X25519PrivateKey.generate()
@@ -160,8 +190,7 @@ def _wrap(cek: bytes, material: Material, header: dict[str, object]) -> bytes:
     else:
         ephemeral = ec.generate_private_key(recipient.curve)
         shared = ephemeral.exchange(ec.ECDH(), recipient)
-    header["epk"] = required_members(ephemeral)
-    return aes_key_wrap(concat_kdf(shared, Alg.ECDH_ES_A256KW.value, _CEK_BYTES), cek)
+    return required_members(ephemeral), concat_kdf(shared, Alg.ECDH_ES_A256KW.value, _CEK_BYTES)
 
 
 def _unwrap(wrapped: bytes, material: Material, header: Mapping[str, object]) -> bytes | None:

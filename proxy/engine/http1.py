@@ -10,15 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import h11
-from h11._receivebuffer import ReceiveBuffer
-
 from addons.exchange import Exchange, problem_response
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import BAD_REQUEST_LINE, MAX_HEAD_BYTES, can_become_a_head, read_request_head
 from proxy.engine.connect import Connect
 from proxy.engine.conversation import Conversation
-from proxy.engine.messages import Reader, body_reader, keeps_alive, request_of, response_head
+from proxy.engine.messages import BadFraming, Body, body_of, keeps_alive, request_of, response_head
 
 if TYPE_CHECKING:
     from proxy.engine.app import AppSocket
@@ -39,33 +36,31 @@ class AppHttp1:
         self.app = app
         self._inside = tunnel.asked if tunnel is not None else None
         self.conversation: Conversation | Connect | None = None
-        self._buffer = ReceiveBuffer()
-        self._reader: Reader | None = None
+        self._unread = b""
+        self._body: Body | None = None
 
     def feed(self, data: bytes) -> None:
         """Take bytes."""
-        self._buffer += data
+        self._unread = self._unread + data if self._unread else data
         self.advance()
 
     def advance(self) -> None:
         """Read on as far as the bytes go."""
         app = self.app
         while not app.is_closing and app.speaker is self:
-            if self._reader is not None:
-                if not self._read_body(self._reader):
+            if self._body is not None:
+                if not self._read_body(self._body):
                     return
             elif self.conversation is not None:
                 # Pipelined requests wait in the kernel's buffer once ours is full.
-                app.hold("pipelining", len(self._buffer) > MAX_PIPELINED)
+                app.hold("pipelining", len(self._unread) > MAX_PIPELINED)
                 return
             elif not self._read_head():
                 return
 
     def _read_head(self) -> bool:
-        buffered = bytes(self._buffer)
-        stripped = buffered.lstrip(b"\r\n") if buffered[:2] == b"\r\n" else buffered
-        if stripped is not buffered:  # RFC 9112, section 2.2: empty lines before a request are passed over
-            self._buffer.maybe_extract_at_most(len(buffered) - len(stripped))
+        # RFC 9112, section 2.2: empty lines before a request are passed over.
+        self._unread = stripped = self._unread.lstrip(b"\r\n") if self._unread[:2] == b"\r\n" else self._unread
         if stripped in (b"", b"\r"):
             return False
         end = stripped.find(b"\r\n\r\n")
@@ -78,7 +73,7 @@ class AppHttp1:
                 if b"\n\n" in stripped:
                     raise Denied(Reason.BAD_REQUEST, "the head holds a line that ends in a bare LF")
                 return False
-            self._buffer.maybe_extract_at_most(end + 4)
+            self._unread = stripped[end + 4 :]
             head = read_request_head(stripped[: end + 4])
             request = request_of(head, self._inside, is_tls=self.app.tls is not None)
         except Denied as denied:
@@ -89,9 +84,9 @@ class AppHttp1:
             connect.start()
             return not self.app.is_closing
         self.conversation = conversation = Conversation(self, request, head)
-        self._reader = body_reader(head.body) if head.body else None
-        conversation.start(has_body=self._reader is not None)
-        if self._reader is None and not self.app.is_closing:
+        self._body = body_of(head.body) if head.body else None
+        conversation.start(has_body=self._body is not None)
+        if self._body is None and not self.app.is_closing:
             conversation.request_end()
         return True
 
@@ -104,21 +99,23 @@ class AppHttp1:
         self.app.write(response_head(response, is_closing=True) + (response.data.content or b""))
         self.app.close()
 
-    def _read_body(self, reader: Reader) -> bool:
+    def _read_body(self, body: Body) -> bool:
         conversation = self.conversation
         assert isinstance(conversation, Conversation)
+        if not self._unread:
+            return False
+        data, self._unread = self._unread, b""
         try:
-            event = reader(self._buffer)
-        except h11.ProtocolError:
+            piece, rest = body.feed(data)
+        except BadFraming:
             conversation.broken()
             return False
-        if event is None:
+        if piece:
+            conversation.request_data(piece)
+        if rest is None:
             return False
-        if isinstance(event, h11.Data):
-            conversation.request_data(bytes(event.data))
-        else:
-            self._reader = None
-            conversation.request_end()
+        self._body, self._unread = None, rest
+        conversation.request_end()
         return True
 
     def next(self, *, keep_alive: bool) -> None:
@@ -126,7 +123,7 @@ class AppHttp1:
         self.conversation = None
         if keep_alive:
             self.app.hold("pipelining", False)
-            if len(self._buffer):
+            if self._unread:
                 # Not from within: the end of one request must not deepen the stack for the next.
                 self.app.loop.call_soon(self.app.guarded, self.advance)
         else:
@@ -134,11 +131,12 @@ class AppHttp1:
 
     def take_rest(self) -> bytes:
         """Take the bytes that came after a CONNECT."""
-        return bytes(self._buffer.maybe_extract_at_most(len(self._buffer)) or b"")
+        rest, self._unread = self._unread, b""
+        return rest
 
     def eof(self) -> None:
         """The app will send no more."""
-        if self._reader is not None and self.conversation is not None:
+        if self._body is not None and self.conversation is not None:
             self.conversation.gone()
         elif self.conversation is None:
             self.app.close()

@@ -9,16 +9,17 @@ Rules of this module:
 from __future__ import annotations
 
 import time
+from typing import Protocol
 
-from h11._readers import ChunkedReader, ContentLengthReader, Http10Reader
+import h11
+from h11._readers import ChunkedReader
+from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import http
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, parse_authority
 from proxy.core.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead
 from proxy.core.policy import HTTP_PORT, HTTPS_PORT
-
-Reader = ChunkedReader | ContentLengthReader | Http10Reader
 
 _PORTS = {b"http": HTTP_PORT, b"https": HTTPS_PORT}
 _OF_THIS_HOP = frozenset((b"connection", b"keep-alive", b"te", b"proxy-connection"))
@@ -127,11 +128,72 @@ def request_head(request: http.Request) -> bytes:
     return b"\r\n".join(lines)
 
 
-def body_reader(size: int) -> Reader:
-    """Return what reads a body of `size` bytes, or `CHUNKED`, or `UNTIL_CLOSE`, from a buffer."""
+class BadFraming(Exception):
+    """A body is not framed as its head says."""
+
+
+class Body(Protocol):
+    """Reads one body out of a stream of bytes."""
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
+        """Take bytes.
+
+        Returns:
+            What of the body is in them, and what follows it; None while it goes on.
+
+        Raises:
+            BadFraming: it is not framed as its head says.
+        """
+
+
+class LengthBody:
+    """A body of a known length (RFC 9112, section 6.2)."""
+
+    def __init__(self, length: int) -> None:
+        self._remaining = length
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
+        """Take bytes; see `Body`."""
+        if len(data) < self._remaining:
+            self._remaining -= len(data)
+            return data, None
+        return data[: self._remaining], data[self._remaining :]
+
+
+class ChunkedBody:
+    """A body in chunks (RFC 9112, section 7.1). Its trailer section is passed over (RFC 9110, section 6.5.1)."""
+
+    def __init__(self) -> None:
+        self._reader = ChunkedReader()
+        self._buffer = ReceiveBuffer()
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
+        """Take bytes; see `Body`."""
+        self._buffer += data
+        pieces: list[bytes] = []
+        try:
+            while (event := self._reader(self._buffer)) is not None:
+                if isinstance(event, h11.EndOfMessage):
+                    return b"".join(pieces), bytes(self._buffer)
+                pieces.append(bytes(event.data))
+        except h11.ProtocolError:
+            raise BadFraming from None
+        return b"".join(pieces), None
+
+
+class UntilCloseBody:
+    """A body that ends where its connection does (RFC 9112, section 6.3)."""
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
+        """Take bytes; see `Body`."""
+        return data, None
+
+
+def body_of(size: int) -> Body:
+    """Return what reads a body of `size` bytes, or `CHUNKED`, or `UNTIL_CLOSE`."""
     if size == CHUNKED:
-        return ChunkedReader()
-    return Http10Reader() if size == UNTIL_CLOSE else ContentLengthReader(size)
+        return ChunkedBody()
+    return UntilCloseBody() if size == UNTIL_CLOSE else LengthBody(size)
 
 
 def chunk(data: bytes) -> bytes:

@@ -16,9 +16,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, cast
 
-import h11
-from h11._readers import Http10Reader
-from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import tls
 from mitmproxy.connection import ConnectionState, Server
 from mitmproxy.proxy.context import Context
@@ -29,7 +26,7 @@ from addons.exchange import Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, ResponseHead, read_response_head
 from proxy.engine.dispatch import HookFailed
-from proxy.engine.messages import Reader, body_reader, keeps_alive
+from proxy.engine.messages import BadFraming, Body, UntilCloseBody, body_of, keeps_alive
 from proxy.engine.tlsstream import TlsStream
 
 if TYPE_CHECKING:
@@ -85,8 +82,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.idle_since = 0.0
         self.on_idle_end: Callable[[UpstreamConnection], None] | None = None
         self._ready: asyncio.Future[None] | None = None
-        self._buffer = ReceiveBuffer()
-        self._reader: Reader | None = None
+        self._unread = b""  # of a head that is not whole yet
+        self._body: Body | None = None
         self._method = b""
         self._began = False
         self._request_done = False
@@ -202,7 +199,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.uses += 1
         self._method = method
         self._began = self._request_done = False
-        self._reader = None
+        self._body = None
+        self._unread = b""
 
     def send(self, data: bytes) -> None:
         """Send a piece of the request."""
@@ -239,7 +237,7 @@ class UpstreamConnection(asyncio.Protocol):
     @property
     def is_usable(self) -> bool:
         """Whether an idle connection may take a request."""
-        return not self.is_closed and not self.transport.is_closing() and not self._buffer
+        return not self.is_closed and not self.transport.is_closing() and not self._unread
 
     # -- responses
 
@@ -250,63 +248,61 @@ class UpstreamConnection(asyncio.Protocol):
         if self._switched:
             self.receiver.switched(data)
             return
-        self._buffer += data
         self._began = True
+        rest: bytes | None = data
         try:
-            while self.receiver is not None and not self._switched:
-                if self._reader is None:
-                    if not self._read_head():
-                        return
-                elif not self._read_body(self._reader):
-                    return
-        except (Denied, h11.ProtocolError) as e:
-            detail = e.detail if isinstance(e, Denied) else "the upstream's body is not framed as its head says"
-            self._fail(Denied(Reason.UPSTREAM_FAILED, detail))
+            while rest and self.receiver is not None and not self._switched:
+                rest = self._read_head(rest) if self._body is None else self._read_body(self._body, rest)
+        except Denied as denied:
+            self._fail(denied)
+        except BadFraming:
+            self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream's body is not framed as its head says"))
 
-    def _read_head(self) -> bool:
+    def _read_head(self, data: bytes) -> bytes | None:
+        """Read a head; return what follows it, or None if it is not whole yet."""
         assert self.receiver is not None
-        buffered = bytes(self._buffer)
-        end = buffered.find(b"\r\n\r\n")
+        data = self._unread + data
+        end = data.find(b"\r\n\r\n")
+        if (end if end >= 0 else len(data)) > MAX_HEAD_BYTES:
+            raise Denied(Reason.UPSTREAM_FAILED, f"the upstream's head is longer than {MAX_HEAD_BYTES} bytes")
         if end < 0:
-            if len(buffered) > MAX_HEAD_BYTES:
-                raise Denied(Reason.UPSTREAM_FAILED, f"the upstream's head is longer than {MAX_HEAD_BYTES} bytes")
-            return False
-        head = read_response_head(buffered[: end + 4])
-        self._buffer.maybe_extract_at_most(end + 4)
+            self._unread = data
+            return None
+        self._unread = b""
+        head, rest = read_response_head(data[: end + 4]), data[end + 4 :]
         if head.status == 101:
             self._switched = True
-            rest = bytes(self._buffer)
             self.receiver.response_head(head)
             if rest and self.receiver is not None:
                 self.receiver.switched(rest)
-            return True
+            return None
         if head.status < 200:
             self.receiver.response_head(head)
-            return True
+            return rest
         has_body = self._method != b"HEAD" and head.status not in (204, 304)
         size = head.body if has_body else 0
-        self._reader = body_reader(size)
+        self._body = body_of(size)
         self._can_reuse = size != UNTIL_CLOSE and keeps_alive(head.is_http11, head.fields)
         self.receiver.response_head(head)
         if size == 0 and self.receiver is not None:
-            self._complete()
-        return True
+            self._complete(rest)
+            return None
+        return rest
 
-    def _read_body(self, reader: Reader) -> bool:
-        event = reader(self._buffer)
-        if event is None:
-            return False
+    def _read_body(self, body: Body, data: bytes) -> bytes | None:
         assert self.receiver is not None
-        if isinstance(event, h11.Data):
-            self.receiver.response_data(bytes(event.data))
-        else:
-            self._complete()
-        return True
+        piece, rest = body.feed(data)
+        if piece:
+            self.receiver.response_data(piece)
+        if rest is not None and self.receiver is not None:
+            self._complete(rest)
+        return None
 
-    def _complete(self) -> None:
+    def _complete(self, rest: bytes) -> None:
         receiver, self.receiver = self.receiver, None
         assert receiver is not None
-        self._can_reuse = self._can_reuse and self._request_done and not self._buffer
+        self._body = None
+        self._can_reuse = self._can_reuse and self._request_done and not rest
         receiver.response_end()
 
     @property
@@ -318,8 +314,8 @@ class UpstreamConnection(asyncio.Protocol):
         if self.receiver is None:
             self._end_idle()
             return
-        if isinstance(self._reader, Http10Reader):
-            self._complete()
+        if isinstance(self._body, UntilCloseBody):
+            self._complete(b"")
             return
         self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream closed the connection before its response was whole"))
 
