@@ -93,11 +93,11 @@ class AppSocket(asyncio.Protocol):
         # LayerOptions has every option that the layers read; the annotation wants mitmproxy's own class.
         self.context = Context(self.client, cast("Options", self.engine.layer_options))
         self.engine.connections.add(self)
-        self._watch_idle()
         self.guarded(self._start)
 
     def _start(self) -> None:
         self.speak_http1(None)
+        self._watch_idle()
         self.engine.dispatch(server_hooks.ClientConnectedHook(self.client))
 
     def _watch_idle(self) -> None:
@@ -105,7 +105,7 @@ class AppSocket(asyncio.Protocol):
         if idle >= IDLE_SECONDS:
             self.abort()
         else:
-            self._timers["idle"] = self.loop.call_later(IDLE_SECONDS - idle, self._watch_idle)
+            self._timers["idle"] = self.loop.call_later(IDLE_SECONDS - idle, self.guarded, self._watch_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""

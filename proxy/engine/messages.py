@@ -50,11 +50,10 @@ def request_of(head: RequestHead, inside: Destination | None, *, is_tls: bool) -
             scheme, authority, path = _split(target)
             destination = parse_authority(authority.decode("ascii"), _PORTS[scheme])
             host, port = destination.host, destination.port
-    except BadDestination as e:
+    except BadDestination:  # whose message quotes the target, which may hold a query or credentials
         raise Denied(
             Reason.BAD_REQUEST,
-            f"the request target is not valid: {e}",
-            "a target needs a host, a port from 1 to 65535, and http or https",
+            "the request target is not valid: it needs a host, a port from 1 to 65535, and http or https",
         ) from None
     if inside is not None:
         host, port = inside.host, inside.port

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -25,12 +26,14 @@ from OpenSSL import SSL
 from addons.exchange import Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, ResponseHead, read_response_head
-from proxy.engine.dispatch import HookFailed
+from proxy.engine.dispatch import HookFailed, describe
 from proxy.engine.messages import BadFraming, Body, UntilCloseBody, body_of, keeps_alive
 from proxy.engine.tlsstream import TlsStream
 
 if TYPE_CHECKING:
     from proxy.engine.server import Engine
+
+logger = logging.getLogger("overcoat")
 
 DIAL_SECONDS = 10.0
 HANDSHAKE_SECONDS = 10.0
@@ -109,6 +112,8 @@ class UpstreamConnection(asyncio.Protocol):
         try:
             done = self.tls.handshake(data)
         except Exception as e:  # OpenSSL's errors, and whatever the verification callback raised
+            if not isinstance(e, SSL.Error):
+                logger.error("a handshake with an upstream failed inside: %s", describe(e))
             self._write(self.tls.outgoing())
             self._fail_handshake(e)
             return False

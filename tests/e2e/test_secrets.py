@@ -8,6 +8,7 @@ that are passed on are not searched, and each scenario checks that it has the ou
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import json
 import re
@@ -25,6 +26,7 @@ from tests.e2e.app import Way, connect, open_way, request
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.connection import RecordedRequest
+from tests.e2e.http2 import Http2Client
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
@@ -112,7 +114,7 @@ SCENARIOS = {
     "good": Scenario(None),
     "good, inspected": Scenario(None, way=Way.CONNECT),
     "good, gzip": Scenario(None, body=gzip.compress(BODY), headers=(("Content-Encoding", "gzip"),)),
-    "no path": Scenario("bad_request", target=f"?token={QUERY}"),
+    "good, no path": Scenario(None, target=f"?token={QUERY}"),
     # denials by the body
     "NaN": Scenario("body_not_json", body=BODY.replace(b"1}", b"NaN}")),
     "cut short in the secret": Scenario("body_not_json", body=BODY[:17]),
@@ -144,6 +146,9 @@ SCENARIOS = {
     "userinfo in the target": Scenario("bad_request", raw=swap(b"http://", f"http://user:{PROXY}@")),
     "userinfo in Host": Scenario("bad_request", raw=swap(b"Host: ", f"Host: user:{PROXY}@")),
     "a fragment": Scenario("bad_request", target=f"/#access_token={QUERY}"),
+    "a port that is none": Scenario("bad_request", raw=swap(rb"(?<=example):\d+/v1", f":{QUERY}/v1")),
+    "a host that is none": Scenario("bad_request", raw=swap(b"http://pay", f"http://-{QUERY}")),
+    "a scheme that is none": Scenario("bad_request", raw=swap(b" http:", f" {QUERY}:")),
     "a space in the target": Scenario("bad_request", target=f"/?a=b {QUERY}"),
     "not for a proxy": Scenario("bad_request", raw=swap(rb" http://[^/]+/", " /")),
     "a head too large": Scenario("headers_too_large", headers=(("X-Long", BEARER * 7000),)),
@@ -329,6 +334,33 @@ FAULTS = {
     "in a request hook": "import addons.encryption as a; a.Encryption.request = raises",
     "in the telemetry": "import addons.telemetry as a; a.Telemetry.response = raises",
     "in a verification callback": "import addons.pinning as a; a._check = raises",
+}
+FAULTS_IN_HTTP_1 = FAULTS | {
+    "in the reading of a head": "import proxy.engine.http1 as a; a.request_of = raises",
+    "in the reading of a body": "import proxy.engine.conversation as a; a.Conversation.request_data = raises",
+    "in the dialling": "import proxy.engine.upstream as a; a.dial = raises",
+    "in the TLS": "import proxy.engine.tlsstream as a; a.TlsStream.handshake = raises",
+    "in the pool": "import proxy.engine.pool as a; a.Pool.take = raises",
+    "in the response's head": "import proxy.engine.conversation as a; a.Conversation.response_head = raises",
+    "in the response's body": "import proxy.engine.conversation as a; a.Conversation.response_data = raises",
+    "in the response's end": "import proxy.engine.pool as a; a.Pool.give = raises",
+    "in a timer": "import proxy.engine.app as a; a.AppSocket._watch_idle = raises",
+    "in a timer that was set": """
+import proxy.engine.app as a
+original = a.AppSocket._watch_idle
+def watch_once(self):
+    a.AppSocket._watch_idle = raises
+    original(self)
+a.AppSocket._watch_idle, a.IDLE_SECONDS = watch_once, 0.01
+import proxy.engine.upstream as u
+async def never(*_):
+    await a.asyncio.sleep(60)
+u.dial = never
+""",
+    "in a pause": "import proxy.engine.app as a; a.AppSocket.hold = raises",
+    "in the end of a connection": "import proxy.engine.http1 as a; a.AppHttp1.gone = raises",
+}
+FAULTS_IN_HTTP_2 = FAULTS | {
     "in a layer": "import proxy.engine.layers as a; a.Stream.state_consume_request_body = raises",
     "in the dialling": "import proxy.engine.driver as a; a.Driver._connect = raises",
     "in a timer": "import proxy.engine.driver as a; a.Driver._watch_idle = raises",
@@ -337,24 +369,44 @@ FAULTS = {
 
 
 class TestFaults:
-    @pytest.mark.parametrize("name", FAULTS)
+    @pytest.mark.parametrize("name", FAULTS_IN_HTTP_1)
     def test_an_exception_that_quotes_secrets_is_named_without_its_message(
         self, authority: Authority, tmp_path: Path, name: str
     ) -> None:
-        sidecar, secrets = start(authority, tmp_path, RAISES + FAULTS[name] + START)
-        with sidecar, TlsUpstream(authority, *HOSTS, respond=json_answer(b"{}")) as upstream:
-            record = Record(sidecar, authority, secrets)
+        def fail(sidecar: Sidecar, upstream: TlsUpstream) -> bytes:
             with RawClient(sidecar.address) as client:
                 host = f"pay.example:{upstream.port}"
                 headers = (*SECRETS, ("Connection", "close"))
-                client.send(request(f"http://{host}/?{QUERY}", host, headers=headers, body=BODY))
-                got = client.read_to_end()  # and not a timeout: an app must not wait for what has failed
-            assert CARD.encode() not in upstream.received  # a fault never lets the plaintext through
-            record.said += got
-            record.assert_silent()
-            assert sidecar.admin_get("/live")[0] == 200
-        assert "ValueError" in sidecar.stderr + sidecar.stdout
-        assert "canary" not in sidecar.stdout + sidecar.stderr
+                with contextlib.suppress(OSError):  # closed at once
+                    client.send(request(f"http://{host}/?{QUERY}", host, headers=headers, body=BODY))
+                return client.read_to_end()  # and not a timeout: an app must not wait for what has failed
+
+        run_fault(authority, tmp_path, FAULTS_IN_HTTP_1[name], fail)
+
+    @pytest.mark.parametrize("name", FAULTS_IN_HTTP_2)
+    def test_nor_is_it_where_the_app_speaks_http_2(self, authority: Authority, tmp_path: Path, name: str) -> None:
+        def fail(sidecar: Sidecar, upstream: TlsUpstream) -> bytes:
+            host = f"pay.example:{upstream.port}"
+            with connect(sidecar, host) as client, contextlib.suppress(OSError, AssertionError):  # closed within
+                h2 = Http2Client.open(client, "pay.example", sidecar.ca_file)
+                headers = [(name.lower(), value) for name, value in SECRETS]
+                return h2.read(h2.send(host, f"/?{QUERY}", headers=headers, body=BODY)).body
+            return b""
+
+        run_fault(authority, tmp_path, FAULTS_IN_HTTP_2[name], fail)
+
+
+def run_fault(authority: Authority, folder: Path, fault: str, fail: Callable[[Sidecar, TlsUpstream], bytes]) -> None:
+    """Run a sidecar with a fault in it, let an app run into it, and check what is said of it."""
+    sidecar, secrets = start(authority, folder, RAISES + fault + START)
+    with sidecar, TlsUpstream(authority, *HOSTS, respond=json_answer(b"{}")) as upstream:
+        record = Record(sidecar, authority, secrets)
+        record.said += fail(sidecar, upstream)
+        assert CARD.encode() not in upstream.received  # a fault never lets the plaintext through
+        record.assert_silent()
+        assert sidecar.admin_get("/live")[0] == 200
+    assert "ValueError" in sidecar.stderr + sidecar.stdout
+    assert "canary" not in sidecar.stdout + sidecar.stderr
 
 
 class TestKeyFiles:
