@@ -286,6 +286,9 @@ class AppSocket(asyncio.Protocol):
         if self.is_closing:
             return
         self.is_closing = True
+        if self.tls is not None:
+            self.tls.close()
+            self._out.append(self.tls.outgoing())
         self.flush()
         if self.transport.is_closing():
             return

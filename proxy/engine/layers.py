@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from mitmproxy import connection, http
 from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy import commands, context, events, layer
-from mitmproxy.proxy.layers import ClientTLSLayer
+from mitmproxy.proxy.layers import ClientTLSLayer, ServerTLSLayer, tls
 from mitmproxy.proxy.layers import http as http_layers
 from mitmproxy.proxy.layers.http import _events as http_events
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
@@ -96,7 +96,7 @@ def inside_connect(ctx: context.Context, connect: Exchange) -> layer.Layer:
     ctx.server.address = (connect.asked.host, connect.asked.port)
     ctx.server.tls = True
     _Outside(ctx)
-    return ClientTLSLayer(ctx)
+    return AppTls(ctx)
 
 
 class ProxyLayer(http_layers.HttpLayer):
@@ -332,3 +332,21 @@ class Http1Upstream(Http1Client):
             assert self.stream_id is not None
             yield ReceiveHttp(http_events.ResponseEndOfMessage(self.stream_id))
             yield from self.mark_done(response=True)
+
+
+class _Alerting(tls.TLSLayer):
+    """Says why a handshake failed. mitmproxy closes the connection with OpenSSL's alert still in its buffer."""
+
+    def on_handshake_error(self, err: str) -> Commands:
+        """Send the alert before the connection is closed."""
+        if self.tls is not None:
+            yield from self.tls_interact()
+        yield from super().on_handshake_error(err)
+
+
+class AppTls(_Alerting, ClientTLSLayer):
+    """The app's side of TLS."""
+
+
+class UpstreamTls(_Alerting, ServerTLSLayer):
+    """The upstream's side of TLS."""

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from mitmproxy import http
 from mitmproxy.proxy.layers import http as http_layers
+from mitmproxy.proxy.layers import tls
 
-from proxy.engine.layers import Http1Upstream
+from proxy.engine.layers import Http1Upstream, UpstreamTls
 
 
 def apply() -> None:
     """Apply all patches; doing so again changes nothing."""
-    # HttpClient makes its connection layer by this module-level name, and has no other seam.
+    # HttpClient and HttpLayer make these layers by module-level names, and have no other seam.
     setattr(http_layers, "Http1Client", Http1Upstream)  # noqa: B010  # mypy rightly minds a plain assignment
+    setattr(tls, "ServerTLSLayer", UpstreamTls)  # noqa: B010  # as above
     # A dataclass hook that checks the type of every field of every message: a fifth of the time that a small request
     # takes. The messages are made by our own code, which mypy checks, and by mitmproxy's HTTP/2 layers.
     setattr(http.MessageData, "__post_init__", _no_type_check)  # noqa: B010  # as above

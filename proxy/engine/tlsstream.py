@@ -8,6 +8,8 @@ Rules of this module:
 
 from __future__ import annotations
 
+import contextlib
+
 from OpenSSL import SSL
 
 _CHUNK = 65536
@@ -20,6 +22,7 @@ class TlsStream:
         self.conn = conn
         self.is_established = False
         self.has_ended = False
+        self.was_closed = False
 
     def handshake(self, data: bytes) -> bool:
         """Go on with the handshake.
@@ -43,7 +46,11 @@ class TlsStream:
         return True
 
     def receive(self, data: bytes) -> bytes:
-        """Decrypt what came. `has_ended` tells afterwards whether the peer closed the session."""
+        """Decrypt what came.
+
+        Afterwards `has_ended` tells whether more can come, and `was_closed` whether the peer said that this is all
+        (close_notify): without it the end may be an attacker's (RFC 8446, section 6.1).
+        """
         if data:
             self.conn.bio_write(data)
         pieces = []
@@ -52,7 +59,10 @@ class TlsStream:
                 pieces.append(self.conn.recv(_CHUNK))
             except SSL.WantReadError:
                 break
-            except SSL.Error:  # close_notify, or an alert or record that cannot be read: the end either way
+            except SSL.ZeroReturnError:
+                self.has_ended = self.was_closed = True
+                break
+            except SSL.Error:  # an alert, or a record that cannot be read
                 self.has_ended = True
                 break
         return b"".join(pieces)
@@ -66,6 +76,12 @@ class TlsStream:
         view = memoryview(data)
         while view:
             view = view[self.conn.send(view[: 1 << 20]) :]
+
+    def close(self) -> None:
+        """Say that this is all; the close_notify waits in `outgoing`."""
+        if self.is_established:
+            with contextlib.suppress(SSL.Error):  # the session is broken already: there is nobody to tell
+                self.conn.shutdown()
 
     def outgoing(self) -> bytes:
         """Take the ciphertext that waits to be sent."""

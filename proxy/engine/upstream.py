@@ -319,7 +319,8 @@ class UpstreamConnection(asyncio.Protocol):
         if self.receiver is None:
             self._end_idle()
             return
-        if isinstance(self._body, UntilCloseBody):
+        # Over TLS a body that ends with its connection is whole only if the upstream said so (RFC 9112, section 9.8).
+        if isinstance(self._body, UntilCloseBody) and (self.tls is None or self.tls.was_closed):
             self._complete(b"")
             return
         self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream closed the connection before its response was whole"))
