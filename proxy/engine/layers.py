@@ -145,11 +145,13 @@ class ProxyLayer(http_layers.HttpLayer):
 
     def _forget_closed(self, upstreams: dict[str, Upstream]) -> None:
         """Drop connections that are over. mitmproxy keeps them, and gives the error of a failed one again and again."""
+        in_use = {stream.flow.server_conn for stream in self.streams.values()}
         for server in list(self.connections):
             if (
                 isinstance(server, connection.Server)
                 and server.state is connection.ConnectionState.CLOSED
                 and server not in self.waiting_for_establishment
+                and server not in in_use
             ):
                 del self.connections[server]
                 upstreams.pop(server.id, None)
