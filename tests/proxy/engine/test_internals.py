@@ -1,7 +1,8 @@
 """What `proxy.engine` relies on inside mitmproxy. A failure means: read the layers again before moving the version.
 
 Proves that DESIGN rules 1 to 3 still hold where they rest on mitmproxy's own code: the states that `Stream` overrides,
-the seams where our classes are put in, and the options that its layers read.
+the seams where our classes are put in, the options that its layers read, and the objects and hooks that `conversation`,
+`connect` and `upstream` make themselves. The same for what `messages` takes from inside h11.
 """
 
 from __future__ import annotations
@@ -9,24 +10,33 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import h11
 import mitmproxy.proxy.layers
 import pytest
+from h11._readers import ChunkedReader
+from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import connection, http
 from mitmproxy import tls as mitmproxy_tls
-from mitmproxy.proxy import commands, context, events, layer, tunnel
-from mitmproxy.proxy.layers import ClientTLSLayer, ServerTLSLayer, TCPLayer, tls
+from mitmproxy.net.http.validate import validate_headers
+from mitmproxy.proxy import commands, context, events, layer, server_hooks, tunnel
+from mitmproxy.proxy.layers import ClientTLSLayer, ServerTLSLayer, tls
 from mitmproxy.proxy.layers import http as http_layers
 from mitmproxy.proxy.layers.http import _events as http_events
+from mitmproxy.proxy.layers.http import _hooks as http_hooks
 from mitmproxy.proxy.layers.http import _http1
 
-from proxy.engine import driver, layers
-from proxy.engine.layers import Http1App, Http1Upstream, LayerOptions, Line, ProxyLayer, Stream
+from addons.exchange import Exchange, Sessions
+from proxy.core.destinations import Destination
+from proxy.core.policy import Policy
+from proxy.engine import driver, layers, patches
+from proxy.engine.layers import Http1Upstream, LayerOptions, Line, ProxyLayer, Stream, inside_connect
 
 LAYERS = Path(mitmproxy.proxy.layers.__file__).parent
-# Layers that are never in the stack here: QUIC, DNS, UDP, and the modes other than a regular proxy.
+# Layers that are never in the stack here: QUIC, DNS, UDP, and the modes of being a proxy, which is done outside them.
 UNUSED = ("quic", "dns.py", "udp.py", "modes.py")
 
 
@@ -35,15 +45,24 @@ def source_of(thing: object) -> str:
 
 
 def client_context() -> context.Context:
+    """Return the context of an app that speaks HTTP/2, the only kind that the layers get."""
     client = connection.Client(
-        peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2), state=connection.ConnectionState.OPEN
+        peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2), state=connection.ConnectionState.OPEN, alpn=b"h2"
     )
-    return context.Context(client, LayerOptions())  # type: ignore[arg-type]  # what the driver passes as well
+    return context.Context(client, LayerOptions())  # type: ignore[arg-type]  # what the app's socket passes as well
+
+
+@pytest.fixture
+def patched() -> Iterator[None]:
+    """Apply our patches, and take them back: no other test of this process may rest on them."""
+    upstream, check = vars(http_layers)["Http1Client"], http.MessageData.__dict__["__post_init__"]
+    patches.apply()
+    yield
+    setattr(http_layers, "Http1Client", upstream)  # noqa: B010  # mypy minds a plain assignment
+    setattr(http.MessageData, "__post_init__", check)  # noqa: B010  # as above
 
 
 def line() -> Line:
-    from addons.exchange import Sessions
-
     return Line(Sessions(), lambda exchange, status: None)
 
 
@@ -92,18 +111,16 @@ class TestStream:
         "check_invalid",
         "check_killed",
         "handle_protocol_error",
-        "handle_connect_regular",
         "make_server_connection",
         "send_response",
         "flow_done",
-        "passthrough",
     )
 
     @pytest.mark.parametrize("name", STATES)
     def test_the_state_is_a_method_of_mitmproxys_stream(self, name: str) -> None:
         assert inspect.isfunction(getattr(http_layers.HttpStream, name))
 
-    @pytest.mark.parametrize("ours", [Stream, ProxyLayer, Http1App, Http1Upstream])
+    @pytest.mark.parametrize("ours", [Stream, ProxyLayer, Http1Upstream])
     def test_every_public_override_still_overrides_something(self, ours: type) -> None:
         own = {"state_discard_request_body"}  # a state of ours
         theirs = [base for base in ours.__mro__[1:] if base.__module__.startswith("mitmproxy.")]
@@ -118,7 +135,6 @@ class TestStream:
             ("check_invalid", ["self", "request"]),
             ("check_killed", ["self", "emit_error_hook"]),
             ("handle_protocol_error", ["self", "event"]),
-            ("handle_connect_regular", ["self"]),
             ("send_response", ["self", "already_streamed"]),
         ],
     )
@@ -135,19 +151,9 @@ class TestStream:
         assert body.index("HttpRequestHook") < body.index("check_killed(True)") < body.index("make_server_connection()")
         response = source_of(http_layers.HttpStream.send_response)
         assert response.index("HttpResponseHook") < response.index("check_killed(False)") < response.index("SendHttp")
-        connect = source_of(http_layers.HttpStream.handle_connect)
-        assert connect.index("HttpConnectHook") < connect.index("handle_connect_regular")
 
     def test_a_killed_flow_is_known_by_its_error(self) -> None:
         assert "flow.Error.KILLED_MESSAGE" in source_of(http_layers.HttpStream.check_killed)
-
-    def test_tunnels_turn_half_closes_into_full_ones_unless_the_command_is_of_our_kind(self) -> None:
-        from proxy.engine.tunnels import HalfClose
-
-        assert "CloseTcpConnection" in source_of(http_layers.HttpStream.passthrough)
-        assert not issubclass(HalfClose, commands.CloseConnection)
-        assert inspect.isfunction(TCPLayer.relay_messages)
-        assert "self._handle_event = self.relay_messages" in source_of(TCPLayer.start)
 
 
 class TestHttpLayer:
@@ -161,38 +167,173 @@ class TestHttpLayer:
         source = source_of(http_layers.HttpLayer.get_connection)
         assert source.index("self.connections[context.server] = stack[0]") < source.rindex("events.Start()")
 
-    def test_the_app_side_that_was_put_in_before_stays(self) -> None:
-        proxy = ProxyLayer(client_context(), http_layers.HTTPMode.regular, line())
+    def test_the_app_side_is_mitmproxys_own(self) -> None:
+        proxy = ProxyLayer(client_context(), http_layers.HTTPMode.transparent, line())
         list(proxy.handle_event(events.Start()))
-        assert type(proxy.connections[proxy.context.client]) is Http1App
-
-    def test_http_2_apps_get_mitmproxys_own_app_side(self) -> None:
-        ctx = client_context()
-        ctx.client.alpn = b"h2"
-        proxy = ProxyLayer(ctx, http_layers.HTTPMode.transparent, line())
-        list(proxy.handle_event(events.Start()))
-        assert type(proxy.connections[ctx.client]).__name__ == "Http2Server"
+        assert type(proxy.connections[proxy.context.client]).__name__ == "Http2Server"
 
     def test_streams_are_of_our_kind(self) -> None:
-        proxy = ProxyLayer(client_context(), http_layers.HTTPMode.regular, line())
+        proxy = ProxyLayer(client_context(), http_layers.HTTPMode.transparent, line())
         list(proxy.make_stream(1))
         assert type(proxy.streams[1]) is Stream
 
+    def test_the_layer_keeps_what_we_look_into(self) -> None:
+        proxy = ProxyLayer(client_context(), http_layers.HTTPMode.transparent, line())
+        assert (proxy.connections, proxy.streams, proxy.command_sources) == ({}, {}, {})
+        assert proxy.waiting_for_establishment == {}
+        assert "self.command_sources[command] = child" in source_of(http_layers.HttpLayer.event_to_child)
+
+    def test_connections_match_by_address_and_tls_only_so_that_the_rule_is_ours_to_check(self) -> None:
+        source = source_of(http_layers.GetHttpConnection.connection_spec_matches)
+        compared = re.findall(r"self\.(\w+) == connection\.(\w+)$", source, re.MULTILINE)
+        assert compared == [(name, name) for name in ("address", "tls", "via", "transport_protocol")]
+
+
+class TestPatches:
+    @pytest.mark.usefixtures("patched")
     def test_the_upstream_side_is_made_by_the_name_that_we_replace(self) -> None:
         assert "Http1Client(self.context)" in source_of(http_layers.HttpClient)
         assert vars(http_layers)["Http1Client"] is Http1Upstream
+        ctx = client_context()
+        ctx.server.state = connection.ConnectionState.OPEN
+        made = http_layers.HttpClient(ctx)
+        list(made.handle_event(events.Start()))
+        assert type(made.child_layer) is Http1Upstream
 
-    def test_the_app_side_is_still_looked_up_in_connections(self) -> None:
-        source = source_of(http_layers.HttpLayer._handle_event)
-        assert "self.connections.setdefault(self.context.client, http_conn)" in source
+    def test_ours_is_of_the_kind_that_it_replaces(self) -> None:
+        assert issubclass(Http1Upstream, _http1.Http1Client)
+
+    @pytest.mark.skipif(not __debug__, reason="python -O leaves mitmproxy's type check out by itself")
+    def test_the_check_of_a_messages_types_is_nothing_but_that(self) -> None:
+        body = source_of(http.MessageData.__post_init__).splitlines()[1:]
+        assert [line.strip() for line in body] == [
+            "for field in fields(self):",
+            "val = getattr(self, field.name)",
+            "typecheck.check_option_type(field.name, val, field.type)",
+        ]
+        for kind in (http.RequestData, http.ResponseData):
+            assert "__post_init__" not in vars(kind)
+
+    @pytest.mark.usefixtures("patched")
+    def test_without_it_a_message_is_made_as_before(self) -> None:
+        fields = http.Headers([(b"Host", b"a"), (b"x", b"1"), (b"X", b"2")])
+        request = http.Request("a", 80, b"GET", b"http", b"", b"/", b"HTTP/1.1", fields, None, None, 1.0, None)
+        assert (request.host, request.port, request.method, request.path) == ("a", 80, "GET", "/")
+        assert request.headers.fields == fields.fields
+        response = http.Response(b"HTTP/1.1", 200, b"OK", http.Headers(), None, None, 1.0, None)
+        assert (response.status_code, response.reason, response.data.content) == (200, "OK", None)
+
+    def test_applying_them_again_changes_nothing(self, patched: None) -> None:
+        once = (vars(http_layers)["Http1Client"], http.MessageData.__dict__["__post_init__"])
+        patches.apply()
+        assert (vars(http_layers)["Http1Client"], http.MessageData.__dict__["__post_init__"]) == once
+
+
+class TestMessages:
+    def test_requests_and_responses_are_made_by_position(self) -> None:
+        common = ["headers", "content", "trailers", "timestamp_start", "timestamp_end"]
+        request = ["self", "host", "port", "method", "scheme", "authority", "path", "http_version", *common]
+        assert list(inspect.signature(http.Request.__init__).parameters) == request
+        response = ["self", "http_version", "status_code", "reason", *common]
+        assert list(inspect.signature(http.Response.__init__).parameters) == response
+
+    def test_fields_keep_their_order_their_spelling_and_their_repetitions(self) -> None:
+        fields = ((b"b", b"1"), (b"A", b"2"), (b"a", b"3"))
+        assert http.Headers(fields).fields == fields
+
+    def test_a_flow_is_live_without_a_server(self) -> None:
+        ctx = client_context()
+        flow = http.HTTPFlow(ctx.client, connection.Server(address=None), True)
+        assert (flow.response, flow.error, flow.metadata) == (None, None, {})
+        assert flow.live
+
+    def test_streaming_is_off_until_an_addon_says_otherwise(self) -> None:
+        request = http.Request.make("GET", "http://api.example/")
+        assert request.stream is False
+        assert http.Response.make().stream is False
+
+    @pytest.mark.parametrize(
+        ("hook", "name"),
+        [
+            (http_hooks.HttpConnectHook, "http_connect"),
+            (http_hooks.HttpConnectErrorHook, "http_connect_error"),
+            (http_hooks.HttpRequestHeadersHook, "requestheaders"),
+            (http_hooks.HttpRequestHook, "request"),
+            (http_hooks.HttpResponseHeadersHook, "responseheaders"),
+            (http_hooks.HttpResponseHook, "response"),
+            (http_hooks.HttpErrorHook, "error"),
+            (server_hooks.ClientConnectedHook, "client_connected"),
+            (server_hooks.ClientDisconnectedHook, "client_disconnected"),
+            (tls.TlsStartClientHook, "tls_start_client"),
+            (tls.TlsStartServerHook, "tls_start_server"),
+            (tls.TlsFailedServerHook, "tls_failed_server"),
+        ],
+    )
+    def test_the_hooks_that_the_engine_makes_itself_take_one_thing_and_pass_it_on(
+        self, hook: type[commands.StartHook], name: str
+    ) -> None:
+        subject = object()
+        made = hook(subject)  # type: ignore[call-arg]  # each kind has one field of a type of its own
+        assert (made.name, made.args()) == (name, [subject])
+
+
+class TestH11:
+    """Its readers are private to it; they are held to what they do here."""
+
+    def read(self, *pieces: bytes) -> tuple[list[object], bytes]:
+        reader, buffer, found = ChunkedReader(), ReceiveBuffer(), []
+        for piece in pieces:
+            buffer += piece
+            while not (found and isinstance(found[-1], h11.EndOfMessage)) and (event := reader(buffer)) is not None:
+                found.append(event)
+        return found, bytes(buffer)
+
+    def test_a_buffer_is_added_to_and_measured(self) -> None:
+        buffer = ReceiveBuffer()
+        buffer += b"ab"
+        assert (len(buffer), bytes(buffer), bool(buffer)) == (2, b"ab", True)
+
+    def test_chunks_come_as_data_and_end_with_one_event_and_what_follows_stays(self) -> None:
+        found, rest = self.read(b"2\r\nab\r\n1;x=y\r\nc\r\n0\r\n\r\nGET")
+        assert [bytes(event.data) for event in found if isinstance(event, h11.Data)] == [b"ab", b"c"]
+        assert isinstance(found[-1], h11.EndOfMessage)
+        assert rest == b"GET"
+
+    def test_trailers_are_taken_with_the_end(self) -> None:
+        found, rest = self.read(b"0\r\nX-A: 1\r\n", b"\r\nGET")
+        assert isinstance(found[-1], h11.EndOfMessage)
+        assert rest == b"GET"
+
+    @pytest.mark.parametrize(
+        "body",
+        [b"x\r\n", b"-1\r\na", b"0x1\r\na", b" 1\r\na", b"1\r\nab\r\n", b"1\r\na\n0\r\n\r\n", b"0\r\nno colon\r\n\r\n"],
+    )
+    def test_what_is_no_chunk_is_a_protocol_error(self, body: bytes) -> None:
+        with pytest.raises(h11.ProtocolError):
+            self.read(body)
 
 
 class TestHttp1:
     def test_the_state_machine_is_what_we_override(self) -> None:
-        assert list(inspect.signature(_http1.Http1Server.read_headers).parameters) == ["self", "event"]
-        assert list(inspect.signature(_http1.make_body_reader).parameters) == ["expected_size"]
-        for name in ("read_headers", "read_body", "wait", "done", "mark_done", "send"):
-            assert inspect.isfunction(getattr(_http1.Http1Server, name)), name
+        assert list(inspect.signature(_http1.Http1Client.read_headers).parameters) == ["self", "event"]
+        assert list(inspect.signature(_http1.Http1Connection.read_body).parameters) == ["self", "event"]
+        assert list(inspect.signature(_http1.Http1Client.send).parameters) == ["self", "event"]
+        assert list(inspect.signature(_http1.Http1Connection.mark_done).parameters) == ["self", "request", "response"]
+
+    def test_the_buffer_and_the_request_in_hand_are_where_we_look(self) -> None:
+        ctx = client_context()
+        made = _http1.Http1Client(ctx)
+        assert isinstance(made.buf, ReceiveBuffer)
+        assert (made.request, made.stream_id) == (None, None)
+
+    def test_a_body_without_a_length_is_sent_as_it_is_unless_the_head_says_chunked(self) -> None:
+        assert '"chunked" in self.request.headers.get("transfer-encoding"' in source_of(_http1.Http1Client.send)
+
+    def test_a_responses_fields_are_validated_by_a_function_that_raises(self) -> None:
+        response = http.Response.make(200)
+        response.headers.fields = ((b"Content-Length", b"1"), (b"Content-Length", b"2"))
+        with pytest.raises(ValueError, match="content-length"):
+            validate_headers(response)
 
     def test_trailers_still_raise_what_we_catch(self) -> None:
         assert "raise NotImplementedError" in source_of(_http1.Http1Connection.read_body)
@@ -240,6 +381,24 @@ class TestTls:
     def test_the_layers_take_the_contexts_that_we_give(self) -> None:
         assert list(inspect.signature(ClientTLSLayer.__init__).parameters) == ["self", "context"]
         assert list(inspect.signature(ServerTLSLayer.__init__).parameters) == ["self", "context", "conn"]
+
+    def test_the_apps_tls_looks_at_the_layer_outside_it_and_finds_ours(self) -> None:
+        assert "self.context.layers[-2]" in source_of(ClientTLSLayer.__init__)
+        ctx = client_context()
+        connect = Exchange(Policy(), "127.0.0.1", "CONNECT", asked=Destination("api.example", 443))
+        made = inside_connect(ctx, connect)
+        assert isinstance(made, ClientTLSLayer)
+        assert made.server_tls_available is False
+        assert (ctx.server.address, ctx.server.tls) == (("api.example", 443), True)
+
+    def test_a_hook_is_given_the_connection_and_a_context_that_can_be_forked(self) -> None:
+        ctx = client_context()
+        of_this = ctx.fork()
+        of_this.server = connection.Server(address=("api.example", 443))
+        data = mitmproxy_tls.TlsData(of_this.server, of_this)
+        assert data.ssl_conn is None
+        assert data.context.client is ctx.client
+        assert ctx.server is not of_this.server
 
     def test_a_client_hello_is_parsed_or_not_complete_or_a_value_error(self) -> None:
         assert tls.parse_client_hello(b"\x16\x03\x01") is None
