@@ -59,7 +59,15 @@ class Metrics:
             ["result"],
             registry=registry,
         )
-        self.clients = Gauge("overcoat_client_connections", "Client connections open now.", registry=registry)
+        self.clients = Gauge(
+            "overcoat_client_connections",
+            "Client connections open now.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.worker_restarts = Counter(
+            "overcoat_worker_restarts", "Worker processes that ended and were replaced.", registry=registry
+        )
         self.lines_lost = Counter(
             "overcoat_decision_lines_lost", "Decision lines that could not be written.", registry=registry
         )
@@ -67,10 +75,18 @@ class Metrics:
             "overcoat_hook_failures", "Hooks that raised; the request was denied.", registry=registry
         )
         self.pins_expire = Gauge(
-            "overcoat_pins_expire_timestamp_seconds", "When the pins of a rule expire.", ["rule"], registry=registry
+            "overcoat_pins_expire_timestamp_seconds",
+            "When the pins of a rule expire.",
+            ["rule"],
+            registry=registry,
+            multiprocess_mode="max",
         )
         self.info = Gauge(
-            "overcoat_info", "Always 1; the version and mode that run.", ["version", "mode"], registry=registry
+            "overcoat_info",
+            "Always 1; the version and mode that run.",
+            ["version", "mode"],
+            registry=registry,
+            multiprocess_mode="max",
         )
 
     def describe(self, policy: Policy, version: str) -> None:

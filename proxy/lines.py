@@ -10,9 +10,11 @@ Rules of this module:
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TextIO
 
 MAX_WAITING = 1024 * 1024  # bytes; some two thousand lines
@@ -22,16 +24,19 @@ LAST_SECONDS = 2.0
 class LineWriter:
     """Writes lines to a stream in the background, in their order."""
 
-    def __init__(self, stream: TextIO | None, count_lost: Callable[[int], object]) -> None:
+    def __init__(self, stream: TextIO | None, count_lost: Callable[[int], object], lock: Path | None = None) -> None:
         """Start.
 
         Args:
             stream: where to; None, as Python has it for a standard output that was closed, loses every line.
             count_lost: called, from another thread, with how many lines could not be written after all.
+            lock: a file to lock while writing, where several processes write to the same stream: a pipe mixes
+                what is longer than 4 KiB.
         """
         # Kept as a number, and never taken from a closed stream: that number may be another file's by then.
         self._descriptor = None if stream is None else stream.fileno()
         self._count_lost = count_lost
+        self._lock = None if lock is None else os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._waiting: list[bytes] = []
         self._size = 0
         self._is_closing = False
@@ -77,5 +82,11 @@ class LineWriter:
     def _write(self, data: bytes) -> None:
         assert self._descriptor is not None
         rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        finally:
+            if self._lock is not None:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)

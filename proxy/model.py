@@ -33,6 +33,7 @@ from proxy.policyvalues import (
     PinEntry,
     SelectorText,
     Version,
+    WorkerCount,
 )
 
 _BUILT_IN = Policy()
@@ -237,6 +238,10 @@ class PolicyFile(Section):
     )
     trust: TrustSection = Field(default_factory=TrustSection, description="Whom upstream certificates must come from.")
     limits: LimitsSection = Field(default_factory=LimitsSection, description="How much one request may take.")
+    workers: WorkerCount = Field(
+        default=_BUILT_IN.workers,
+        description="How many processes share the listeners, 1 to 64, or `auto`: one a processor.",
+    )
     keys: dict[Name, KeySetSection] = Field(
         default_factory=dict, json_schema_extra={"additionalProperties": False}, description="The key sets, by name."
     )

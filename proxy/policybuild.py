@@ -126,6 +126,7 @@ class Builder:
             defaults=defaults,
             trust=Trust(self._roots(trust.roots), trust.min_tls),
             limits=Limits(file.limits.held_body),
+            workers=file.workers,
             keys={name: key_set for name, key_set in keys.items() if key_set is not None},
             rules=self._rules(raw_rules if isinstance(raw_rules, list) else [], keys, defaults),
         )

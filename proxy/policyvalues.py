@@ -32,6 +32,7 @@ _PORT = re.compile(r"0|[1-9][0-9]{0,4}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _MAX_PATH_LENGTH = 4096
+MAX_WORKERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +239,14 @@ def _parse_key_source(value: object) -> KeySource:
     )
 
 
+def _parse_workers(value: object) -> int:
+    if value == "auto":
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_WORKERS:
+        raise PydanticCustomError("workers", f"write a number from 1 to {MAX_WORKERS}, or auto for one a processor")
+    return value
+
+
 def _text_schema(**keywords: Any) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", **keywords})
 
@@ -253,6 +262,11 @@ def _one_of_these(**properties: dict[str, Any]) -> dict[str, Any]:
 
 
 Name = Annotated[str, _parsed(_parse_name), _text_schema(pattern=f"^{_NAME.pattern}$")]
+WorkerCount = Annotated[
+    int,
+    PlainValidator(_parse_workers),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_WORKERS}, {"const": "auto"}]}),
+]
 Version = Annotated[Literal[1], PlainValidator(_parse_version), WithJsonSchema({"const": 1})]
 Kid = Annotated[str, _parsed(_parse_kid), _text_schema(minLength=1, maxLength=MAX_KID_LENGTH)]
 FileName = Annotated[str, _parsed(_parse_path), _text_schema(minLength=1, maxLength=_MAX_PATH_LENGTH)]

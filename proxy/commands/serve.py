@@ -8,9 +8,11 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -20,7 +22,10 @@ import click
 from proxy.ca import CaError, LocalCa, data_directory
 
 if TYPE_CHECKING:
+    from addons.telemetry import Metrics
     from proxy.core.policy import Policy
+    from proxy.engine.server import Engine
+    from proxy.supervisor import Seat
 
 logger = logging.getLogger("overcoat")
 
@@ -67,8 +72,12 @@ def serve(policy_path: str | None, listen: str | None, admin: str | None, mode: 
     given = {"listen": listen, "admin": admin, "mode": mode}
     policy = load_or_exit(policy_path, {key: value for key, value in given.items() if value is not None})
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    count = policy.workers or processors()
     try:
-        asyncio.run(_serve(policy))
+        if count == 1:
+            asyncio.run(_serve_alone(policy))
+            return
+        raise click.exceptions.Exit(_serve_together(policy, count))
     except _CannotStart as e:
         raise fail(str(e)) from None
 
@@ -77,13 +86,17 @@ class _CannotStart(Exception):
     """The sidecar cannot start; the message is one line."""
 
 
-async def _serve(policy: Policy) -> None:
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+async def _serve_alone(policy: Policy) -> None:
+    """Serve in this process, with the admin endpoint in a thread of it."""
     from prometheus_client import CollectorRegistry
 
     from addons.telemetry import Metrics
     from proxy.admin import Admin
-    from proxy.engine.server import BindError, Engine
-    from proxy.engine.tls import NoRoots
     from proxy.lines import LineWriter
 
     metrics = Metrics(CollectorRegistry())
@@ -92,21 +105,17 @@ async def _serve(policy: Policy) -> None:
     is_ready = False
     admin = None
     stop = _on_signals(asyncio.get_running_loop())
-    try:
-        ca = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
-        engine = Engine(policy, ca, metrics, lines.write)
-        bound = await engine.listen()
-        if policy.admin is not None:
+    engine, (sockets,) = _prepare(policy, 1, metrics, lines.write)
+    if policy.admin is not None:
+        try:
             admin = Admin(policy.admin.host, policy.admin.port, metrics.registry, lambda: is_ready)
-            engine.guard(admin.address)
-    except (CaError, NoRoots, BindError) as e:
-        raise _CannotStart(str(e)) from None
-    except OSError as e:
-        assert policy.admin is not None
-        where = f"{policy.admin.host}:{policy.admin.port}"
-        raise _CannotStart(f"cannot listen on {where} (admin): {(e.strerror or str(e)).lower()}") from None
+        except OSError as e:
+            where = f"{policy.admin.host}:{policy.admin.port}"
+            raise _CannotStart(f"cannot listen on {where} (admin): {(e.strerror or str(e)).lower()}") from None
+        engine.guard(admin.address)
+    await engine.listen(sockets)
     is_ready = True
-    _announce(policy, [f"{host}:{port}" for host, port in bound], admin.address if admin else None)
+    _announce(policy, sockets, admin.address if admin else None)
     await stop.wait()
     is_ready = False
     logger.info("draining: no new connections; a second signal ends it at once")
@@ -117,7 +126,85 @@ async def _serve(policy: Policy) -> None:
     logger.info("stopped")
 
 
-def _announce(policy: Policy, listen: list[str], admin: tuple[str, int] | None) -> None:
+def _serve_together(policy: Policy, count: int) -> int:
+    """Serve with several worker processes; return the exit status."""
+    from proxy.metricsfiles import prepare_metrics
+
+    directory = prepare_metrics()
+    from proxy.engine.server import BindError
+    from proxy.supervisor import Supervisor, SupervisorFailed
+
+    try:
+        shares = _bind(policy, count)
+        authority = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
+        supervisor = Supervisor(
+            shares, policy.admin, directory, lambda seat: asyncio.run(_work(policy, authority, seat))
+        )
+        status = supervisor.run(lambda admin: _announce(policy, shares[0], admin))
+    except (BindError, CaError, SupervisorFailed) as e:
+        raise _CannotStart(str(e)) from None
+    logger.info("stopped")
+    return status
+
+
+async def _work(policy: Policy, authority: LocalCa, seat: Seat) -> None:
+    """Live a worker's life."""
+    from prometheus_client import CollectorRegistry
+
+    from addons.telemetry import Metrics
+    from proxy.engine.server import Engine
+    from proxy.engine.tls import NoRoots
+    from proxy.lines import LineWriter
+    from proxy.supervisor import CANNOT_START
+
+    metrics = Metrics(CollectorRegistry())
+    lines = LineWriter(sys.stdout, metrics.lines_lost.inc, seat.lock)
+    metrics.describe(policy, version("overcoat"))
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_reader(seat.parent, stop.set)  # it reads as ended when the parent is gone
+    try:
+        engine = Engine(policy, authority, metrics, lines.write)
+    except NoRoots as e:
+        click.echo(f"error: {e}", err=True)
+        raise SystemExit(CANNOT_START) from None
+    if seat.guarded is not None:
+        engine.guard(seat.guarded)
+    await engine.listen(seat.sockets)
+    os.write(seat.ready, b".")
+    await stop.wait()
+    loop.remove_reader(seat.parent)
+    await engine.drain()
+    lines.close()
+
+
+def _prepare(
+    policy: Policy, count: int, metrics: Metrics, write: Callable[[str], object]
+) -> tuple[Engine, list[list[socket.socket]]]:
+    from proxy.engine.server import BindError, Engine
+    from proxy.engine.tls import NoRoots
+
+    try:
+        authority = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
+        return Engine(policy, authority, metrics, write), _bind(policy, count)
+    except (CaError, NoRoots, BindError) as e:
+        raise _CannotStart(str(e)) from None
+
+
+def _bind(policy: Policy, count: int) -> list[list[socket.socket]]:
+    """Bind every listener for each worker; return each worker's sockets."""
+    from proxy.engine.server import bind
+
+    shares: list[list[socket.socket]] = [[] for _ in range(count)]
+    for listener in policy.listen:
+        for share, bound in zip(shares, bind(listener, count), strict=True):
+            share.extend(bound)
+    return shares
+
+
+def _announce(policy: Policy, sockets: list[socket.socket], admin: tuple[str, int] | None) -> None:
+    listen = ["{}:{}".format(*bound.getsockname()[:2]) for bound in sockets]
     logger.info("policy %s: %d rules, mode %s", policy.source, len(policy.rules), policy.mode)
     where = f"{admin[0]}:{admin[1]}" if admin else None
     # One line for machines, so that a supervisor that asked for free ports learns them.

@@ -276,7 +276,11 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The whole policy."""
+    """The whole policy.
+
+    Attributes:
+        workers: how many processes share the listeners; 0 for as many as the machine lends processors.
+    """
 
     listen: tuple[Listener, ...] = (Listener("127.0.0.1", 8080),)
     admin: Listener | None = Listener("127.0.0.1", 9464)
@@ -284,6 +288,7 @@ class Policy:
     defaults: Defaults = Defaults()
     trust: Trust = Trust()
     limits: Limits = Limits()
+    workers: int = 1
     keys: dict[str, KeySet] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
     source: str = "built-in"

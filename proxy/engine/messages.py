@@ -18,7 +18,7 @@ from mitmproxy import http
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, parse_authority
-from proxy.core.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead
+from proxy.core.heads import CHUNKED, MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, RequestHead
 from proxy.core.policy import HTTP_PORT, HTTPS_PORT
 
 _PORTS = {b"http": HTTP_PORT, b"https": HTTPS_PORT}
@@ -177,6 +177,8 @@ class ChunkedBody:
                 pieces.append(bytes(event.data))
         except h11.ProtocolError:
             raise BadFraming from None
+        if len(self._buffer) > MAX_HEAD_BYTES:  # all that waits there is a chunk's line, or the trailer section
+            raise BadFraming
         return b"".join(pieces), None
 
 

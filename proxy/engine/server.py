@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from addons.encryption import Encryption
@@ -21,7 +22,7 @@ from addons.pinning import Pinning
 from addons.telemetry import Metrics, Telemetry
 from addons.transport import Transport
 from proxy.ca import LocalCa
-from proxy.core.policy import Policy
+from proxy.core.policy import Listener, Policy
 from proxy.engine import patches
 from proxy.engine.app import AppSocket
 from proxy.engine.dispatch import Dispatcher, describe
@@ -38,6 +39,45 @@ BACKLOG = 1024
 
 class BindError(Exception):
     """A listener cannot be bound. The message is one line that says which and why."""
+
+
+def bind(listener: Listener, count: int) -> list[list[socket.socket]]:
+    """Bind a listener once for each of `count` workers.
+
+    With several, the kernel spreads the connections over them (SO_REUSEPORT).
+
+    Args:
+        listener: where; a name may stand for several addresses, and port 0 asks for one that is free.
+        count: how many workers.
+
+    Returns:
+        For each worker its sockets.
+
+    Raises:
+        BindError: it cannot be bound.
+    """
+    shares: list[list[socket.socket]] = [[] for _ in range(count)]
+    try:
+        found = socket.getaddrinfo(listener.host, listener.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, *_, address in dict.fromkeys(found):
+            port = int(address[1])
+            for share in shares:
+                bound = socket.socket(family, socket.SOCK_STREAM)
+                share.append(bound)
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                # The first without: another program on that port must be an error, not a sharer.
+                if share is not shares[0]:
+                    shares[0][-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                bound.bind((address[0], port, *address[2:]))
+                port = bound.getsockname()[1]
+    except OSError as e:
+        for bound in (bound for share in shares for bound in share):
+            bound.close()
+        raise BindError(f"cannot listen on {listener}: {(e.strerror or str(e)).lower()}") from None
+    return shares
 
 
 def _report(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -89,24 +129,11 @@ class Engine:
             metrics.hook_failures.inc,
         )
 
-    async def listen(self) -> list[tuple[str, int]]:
-        """Bind every listener of the policy; return the addresses, in order.
-
-        Raises:
-            BindError: one cannot be bound.
-        """
-        bound = []
-        for listener in self.policy.listen:
-            try:
-                server = await self.loop.create_server(
-                    lambda: AppSocket(self), listener.host, listener.port, backlog=BACKLOG
-                )
-            except OSError as e:
-                raise BindError(f"cannot listen on {listener}: {(e.strerror or str(e)).lower()}") from None
-            self._servers.append(server)
-            bound += [socket.getsockname()[:2] for socket in server.sockets]  # a name may stand for several addresses
-        self._own += bound
-        return bound
+    async def listen(self, sockets: Iterable[socket.socket]) -> None:
+        """Take connections from bound sockets; see `bind`."""
+        for bound in sockets:
+            self._servers.append(await self.loop.create_server(lambda: AppSocket(self), sock=bound, backlog=BACKLOG))
+            self._own.append(bound.getsockname()[:2])
 
     def guard(self, address: tuple[str, int]) -> None:
         """Name another listener of this process (the admin one) that must not be reached through the proxy."""

@@ -1,0 +1,208 @@
+"""Several workers: one set of listeners, one admin endpoint, one orderly end; and one that dies is replaced.
+
+Proves that what holds for one process holds for several (DESIGN rules 1 and 7), from outside: the processes are found
+and killed by their ids.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.certificates import Authority
+from tests.e2e.clients import RawClient
+from tests.e2e.sidecar import Sidecar, SidecarFailed
+from tests.e2e.upstream import TlsUpstream
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in /proc (Linux)")
+COUNT = 3
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def workers(sidecar: Sidecar) -> list[int]:
+    """Return the worker processes: those children that hold a listening socket of the proxy."""
+    port = f":{sidecar.address[1]:04X}"
+    listening = set()
+    for line in Path(f"/proc/{sidecar.pid}/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[1].endswith(port) and fields[3] == "0A":
+            listening.add(f"socket:[{fields[9]}]")
+    return [child for child in children(sidecar.pid) if listening & open_files(child)]
+
+
+def open_files(pid: int) -> set[str]:
+    links = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            links.add(os.readlink(descriptor))
+        except OSError:
+            continue  # it was closed meanwhile
+    return links
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture
+def upstream(authority: Authority) -> Iterator[TlsUpstream]:
+    with TlsUpstream(authority) as server:
+        yield server
+
+
+@pytest.fixture
+def sidecar(authority: Authority, tmp_path: Path) -> Iterator[Sidecar]:
+    with Sidecar(f"workers: {COUNT}\n", tmp_path, authority=authority) as running:
+        yield running
+
+
+def ask(sidecar: Sidecar, upstream: TlsUpstream, path: str = "/") -> int:
+    with RawClient(sidecar.address) as client:
+        client.send(f"GET {upstream.url(path)} HTTP/1.1\r\nHost: 127.0.0.1:{upstream.port}\r\n\r\n".encode())
+        return client.read_response().status
+
+
+def test_the_workers_share_the_work_and_their_metrics_are_added_up(sidecar: Sidecar, upstream: TlsUpstream) -> None:
+    assert len(workers(sidecar)) == COUNT
+    assert [ask(sidecar, upstream, f"/{n}") for n in range(60)] == [200] * 60
+    assert sidecar.metrics().value("overcoat_requests_total", rule="-", action="upgrade", reason="-") == 60
+    assert len(sidecar.wait_for_decisions(60)) == 60
+    # Each worker has a pool of its own: as many upstream connections as workers that had something to do.
+    assert 2 <= len(upstream.connections) <= COUNT
+    assert sorted(request.target for request in upstream.requests) == sorted(f"/{n}" for n in range(60))
+
+
+def test_a_worker_that_dies_is_replaced_and_counted_and_no_later_request_fails(
+    sidecar: Sidecar, upstream: TlsUpstream
+) -> None:
+    victim, *others = workers(sidecar)
+    os.kill(victim, signal.SIGKILL)
+    assert [ask(sidecar, upstream) for _ in range(20)] == [200] * 20  # also those that wait in the dead one's queue
+    assert wait_until(lambda: len(workers(sidecar)) == COUNT)
+    assert set(others) < set(workers(sidecar))
+    assert victim not in workers(sidecar)
+    assert sidecar.metrics().value("overcoat_worker_restarts_total") == 1
+    assert sidecar.admin_get("/ready")[0] == 200
+
+
+def test_the_admin_endpoint_is_replaced_where_it_was(sidecar: Sidecar) -> None:
+    (endpoint,) = set(children(sidecar.pid)) - set(workers(sidecar))
+    os.kill(endpoint, signal.SIGKILL)
+
+    def is_back() -> bool:
+        try:
+            return sidecar.admin_get("/ready")[0] == 200 and endpoint not in children(sidecar.pid)
+        except OSError:
+            return False
+
+    assert wait_until(is_back)
+    assert sidecar.metrics().value("overcoat_worker_restarts_total") == 1
+
+
+def test_the_admin_endpoint_cannot_be_reached_through_any_worker(sidecar: Sidecar) -> None:
+    port = int(sidecar.admin_url.rsplit(":", 1)[1])
+    for _ in range(10):
+        with RawClient(sidecar.address) as client:
+            client.send(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+            assert client.read_response(method="CONNECT").status == 403
+
+
+def test_running_requests_end_before_any_worker_does(authority: Authority, tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def respond(_: object) -> bytes:
+        release.wait(20)
+        return b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+    with (
+        TlsUpstream(authority, respond=respond) as upstream,
+        Sidecar(f"workers: {COUNT}\n", tmp_path, authority=authority) as sidecar,
+    ):
+        answers: list[int] = []
+        asking = [threading.Thread(target=lambda: answers.append(ask(sidecar, upstream))) for _ in range(6)]
+        for thread in asking:
+            thread.start()
+        upstream.wait_for_requests(0)
+        assert wait_until(lambda: sum(bool(c.received) for c in upstream.connections) == 6)
+        sidecar.signal(signal.SIGTERM)
+        assert wait_until(lambda: sidecar.admin_get("/ready")[0] == 503)
+        release.set()
+        for thread in asking:
+            thread.join(20)
+        assert answers == [200] * 6
+        assert sidecar.wait() == 0
+
+
+def test_a_second_signal_ends_all_at_once(authority: Authority, tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def respond(_: object) -> bytes:
+        release.wait(20)
+        return b""
+
+    with TlsUpstream(authority, respond=respond) as upstream:
+        sidecar = Sidecar(f"workers: {COUNT}\n", tmp_path, authority=authority)
+        with sidecar, RawClient(sidecar.address) as client:
+            client.send(f"GET {upstream.url()} HTTP/1.1\r\nHost: 127.0.0.1:{upstream.port}\r\n\r\n".encode())
+            assert wait_until(lambda: any(c.received for c in upstream.connections))
+            pids = children(sidecar.pid)
+            sidecar.signal(signal.SIGTERM)
+            assert wait_until(lambda: sidecar.admin_get("/ready")[0] == 503)
+            began = time.monotonic()
+            sidecar.signal(signal.SIGTERM)
+            assert sidecar.wait() == 1
+            assert time.monotonic() - began < 1
+            assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+            release.set()
+
+
+def test_workers_end_when_their_parent_is_killed(authority: Authority, tmp_path: Path) -> None:
+    with Sidecar(f"workers: {COUNT}\n", tmp_path, authority=authority) as sidecar:
+        pids = children(sidecar.pid)
+        assert len(pids) == COUNT + 1
+        sidecar.kill()
+        assert wait_until(lambda: not any(is_alive(pid) for pid in pids))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("which", ["listen", "admin"])
+def test_a_port_in_use_is_one_line_and_status_1(authority: Authority, tmp_path: Path, which: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        key = f"listen: [forward://{where}]" if which == "listen" else f"admin: {where}"
+        with pytest.raises(SidecarFailed) as failed, Sidecar(f"workers: 2\n{key}\n", tmp_path, authority=authority):
+            pass
+        assert failed.value.status == 1
+        (line,) = [line for line in failed.value.stderr.splitlines() if line.startswith("error: ")]
+        assert where in line
+        assert "Traceback" not in failed.value.stderr
+
+
+@pytest.mark.parametrize("count", ["0", "65", "true", '"many"', "-1"])
+def test_a_wrong_number_of_workers_is_refused(authority: Authority, tmp_path: Path, count: str) -> None:
+    with pytest.raises(SidecarFailed) as failed, Sidecar(f"workers: {count}\n", tmp_path, authority=authority):
+        pass
+    assert failed.value.status == 2
+    assert "workers: " in failed.value.stderr
+    assert "from 1 to 64, or auto" in failed.value.stderr
