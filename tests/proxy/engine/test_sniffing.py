@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from proxy.engine.sniffing import MAX_CLIENT_HELLO, Heard, Speech, listen
 
 
-def client_hello(name: str | None) -> bytes:
-    """Return the ClientHello that OpenSSL sends, with this server name."""
+def client_hello(name: str | None, *alpn: str) -> bytes:
+    """Return the ClientHello that OpenSSL sends, with this server name and these protocols."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
     outgoing = ssl.MemoryBIO()
     tls = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
     with pytest.raises(ssl.SSLWantReadError):
@@ -44,6 +46,25 @@ HELLO = client_hello("api.example")
 @pytest.mark.parametrize("name", ["api.example", "API.example", None])
 def test_a_whole_client_hello_is_tls_and_tells_its_name(name: str | None) -> None:
     assert listen(client_hello(name)) == Heard(Speech.TLS, name)
+
+
+@pytest.mark.parametrize("alpn", [("h2",), ("http/1.1",), ("h2", "http/1.1"), ("http/1.1", "h2"), ("spdy/3", "h2c")])
+def test_a_client_hello_tells_the_protocols_it_offers_in_their_order(alpn: tuple[str, ...]) -> None:
+    offers = tuple(name.encode() for name in alpn)
+    assert listen(client_hello("api.example", *alpn)) == Heard(Speech.TLS, "api.example", offers)
+
+
+@pytest.mark.parametrize(
+    ("extension", "offers"),
+    [
+        pytest.param(b"\x00\x10\x00\x05\x00\x03\x02h2", (b"h2",), id="one"),
+        pytest.param(b"\x00\x10\x00\x08\x00\x06\x02h2\x02h2", (b"h2", b"h2"), id="one twice"),
+        pytest.param(b"\x00\x10\x00\x05\x00\x03\x02H2", (b"H2",), id="in other letters, so another one"),
+        pytest.param(b"", (), id="none"),
+    ],
+)
+def test_the_offers_are_those_of_the_extension(extension: bytes, offers: tuple[bytes, ...]) -> None:
+    assert listen(hello_with(extension)) == Heard(Speech.TLS, None, offers)
 
 
 @pytest.mark.parametrize("length", range(len(HELLO)))

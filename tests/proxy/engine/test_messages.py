@@ -1,0 +1,301 @@
+"""Between the wire and mitmproxy's messages: targets, fields that end here, heads, and bodies however they are cut.
+
+Proves DESIGN rule 4 (the destination is what the target says, read by one parser) and rule 5 (what is not about one
+connection only goes through as it came).
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mitmproxy import http
+
+from proxy.core.decisions import Denied, Reason
+from proxy.core.destinations import Destination
+from proxy.core.heads import CHUNKED, MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, read_request_head
+from proxy.engine.messages import (
+    BadFraming,
+    Body,
+    body_of,
+    chunk,
+    keeps_alive,
+    request_head,
+    request_of,
+    response_head,
+    without_hop,
+)
+
+INSIDE = Destination("api.example", 8443)
+
+
+def request(
+    line: str, *, inside: Destination | None = None, is_tls: bool = False, fields: str = "Host: api.example\r\n"
+) -> http.Request:
+    return request_of(read_request_head(f"{line}\r\n{fields}\r\n".encode("latin-1")), inside, is_tls=is_tls)
+
+
+class TestTargets:
+    @pytest.mark.parametrize(
+        ("target", "scheme", "host", "port", "path"),
+        [
+            ("http://api.example/v1?q=1", "http", "api.example", 80, "/v1?q=1"),
+            ("http://api.example", "http", "api.example", 80, "/"),
+            ("http://api.example/", "http", "api.example", 80, "/"),
+            ("http://api.example?q=/a", "http", "api.example", 80, "/?q=/a"),
+            ("http://api.example:8080/a", "http", "api.example", 8080, "/a"),
+            ("http://api.example:/a", "http", "api.example", 80, "/a"),
+            ("https://api.example/a", "https", "api.example", 443, "/a"),
+            ("https://api.example:80/a", "https", "api.example", 80, "/a"),
+            ("HTTP://API.Example./a", "http", "api.example", 80, "/a"),
+            ("http://[::1]:81/a", "http", "::1", 81, "/a"),
+            ("http://[::ffff:192.0.2.1]/a", "http", "192.0.2.1", 80, "/a"),
+            ("http://api.example/http://other.example/", "http", "api.example", 80, "/http://other.example/"),
+            ("http://api.example/%2e%2e//a;b?c=%00", "http", "api.example", 80, "/%2e%2e//a;b?c=%00"),
+            ("http://xn--bcher-kva.example/", "http", "xn--bcher-kva.example", 80, "/"),
+        ],
+    )
+    def test_an_absolute_target_names_the_destination(
+        self, target: str, scheme: str, host: str, port: int, path: str
+    ) -> None:
+        made = request(f"GET {target} HTTP/1.1")
+        assert (made.scheme, made.data.host, made.data.port, made.path) == (scheme, host, port, path)
+        assert made.data.authority == b""  # which is how mitmproxy knows the origin form
+        assert (made.method, made.http_version, made.data.content, made.stream) == ("GET", "HTTP/1.1", None, False)
+
+    def test_connect_names_it_by_its_authority(self) -> None:
+        made = request("CONNECT API.example:443 HTTP/1.1")
+        assert (made.method, made.data.host, made.data.port, made.data.path) == ("CONNECT", "api.example", 443, b"")
+        assert made.data.authority == b"API.example:443"
+
+    @pytest.mark.parametrize(("is_tls", "scheme"), [(True, "https"), (False, "http")])
+    @pytest.mark.parametrize("target", ["/v1?q=1", "*"])
+    def test_inside_connect_the_destination_is_that_of_connect(self, target: str, is_tls: bool, scheme: str) -> None:
+        made = request(f"OPTIONS {target} HTTP/1.1", inside=INSIDE, is_tls=is_tls)
+        assert (made.scheme, made.data.host, made.data.port, made.path) == (scheme, "api.example", 8443, target)
+
+    def test_an_absolute_target_inside_connect_keeps_its_authority_to_be_compared(self) -> None:
+        made = request("GET https://other.example:1/a HTTP/1.1", inside=INSIDE, is_tls=True)
+        assert (made.data.host, made.data.port, made.data.authority) == ("api.example", 8443, b"other.example:1")
+        assert made.path == "/a"
+
+    def test_the_version_is_the_apps(self) -> None:
+        assert request("GET http://a.example/ HTTP/1.0", fields="").http_version == "HTTP/1.0"
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "GET ftp://api.example/canary HTTP/1.1",
+            "GET ws://api.example/canary HTTP/1.1",
+            "GET http:/api.example/canary HTTP/1.1",
+            "GET http:///canary HTTP/1.1",
+            "GET http://:80/canary HTTP/1.1",
+            "GET http://api.example:0/canary HTTP/1.1",
+            "GET http://api.example:65536/ HTTP/1.1",
+            "GET http://api.example:canary/ HTTP/1.1",
+            "GET http://user:canary@api.example/ HTTP/1.1",
+            "GET http://-canary.example/ HTTP/1.1",
+            "GET http://0x7f.1/canary HTTP/1.1",
+            "GET http://api.example\\@other.example/canary HTTP/1.1",
+            "GET canary HTTP/1.1",
+            "GET api.example:80 HTTP/1.1",
+            "CONNECT api.example HTTP/1.1",
+            "CONNECT api.example:443/canary HTTP/1.1",
+            "CONNECT https://api.example:443 HTTP/1.1",
+            "CONNECT /canary HTTP/1.1",
+            "CONNECT * HTTP/1.1",
+        ],
+    )
+    def test_any_other_target_is_refused_and_never_quoted(self, line: str) -> None:
+        with pytest.raises(Denied) as caught:
+            request(line)
+        assert caught.value.reason is Reason.BAD_REQUEST
+        assert caught.value.detail.startswith("the request target is not valid")
+        assert "canary" not in repr(caught.value) + caught.value.detail + (caught.value.hint or "")
+
+    def test_a_connect_inside_connect_is_refused(self) -> None:
+        with pytest.raises(Denied) as caught:
+            request("CONNECT api.example:443 HTTP/1.1", inside=INSIDE, is_tls=True)
+        assert caught.value.reason is Reason.BAD_REQUEST
+
+    @pytest.mark.parametrize("target", ["/canary", "*"])
+    def test_a_request_that_is_not_for_a_proxy_is_refused(self, target: str) -> None:
+        with pytest.raises(Denied) as caught:
+            request(f"OPTIONS {target} HTTP/1.1")
+        assert caught.value.reason is Reason.BAD_REQUEST
+        assert "names no host" in caught.value.detail
+        assert "canary" not in caught.value.detail
+
+
+def fields(text: str) -> Fields:
+    """Return fields written as `Name: value` with `|` between them."""
+    pairs = (line.split(": ", 1) for line in text.split("|")) if text else ()
+    return tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs)
+
+
+WEBSOCKET = "Upgrade: websocket|Connection: Upgrade|Sec-WebSocket-Key: x"
+
+
+class TestFieldsOfOneConnection:
+    @pytest.mark.parametrize(
+        ("sent", "kept"),
+        [
+            pytest.param("", "", id="nothing"),
+            pytest.param("A: 1|b: 2|A: 3", "A: 1|b: 2|A: 3", id="nothing of that kind"),
+            pytest.param("Connection: close|A: 1", "A: 1", id="close"),
+            pytest.param("CONNECTION: Keep-Alive|Keep-Alive: timeout=5|A: 1", "A: 1", id="keep-alive"),
+            pytest.param("Keep-Alive: timeout=5|A: 1", "A: 1", id="Keep-Alive alone"),
+            pytest.param("TE: trailers|A: 1", "A: 1", id="TE alone"),
+            pytest.param("Connection: TE|TE: trailers|A: 1", "A: 1", id="TE"),
+            pytest.param("Proxy-Connection: keep-alive|A: 1", "A: 1", id="Proxy-Connection"),
+            pytest.param("Connection: X-Hop|x-hop: 1|A: 1|X-HOP: 2", "A: 1", id="listed"),
+            pytest.param("Connection: x ,\tX-Hop|Connection: y|X: 1|Y: 2|X-Hop: 3|Z: 4", "Z: 4", id="several listed"),
+            pytest.param("Connection: X-Hopper|X-Hop: 1", "X-Hop: 1", id="no prefix"),
+            pytest.param("X-Hop: 1|A: 1|Connection: X-Hop", "A: 1", id="listed afterwards"),
+            pytest.param("Connection: |A: 1", "A: 1", id="an empty list"),
+            pytest.param("Connection: Host|Host: a", "Host: a", id="Host stays"),
+            pytest.param("Connection: Content-Length|Content-Length: 1", "Content-Length: 1", id="a length stays"),
+            pytest.param(
+                "Connection: transfer-encoding|Transfer-Encoding: chunked",
+                "Transfer-Encoding: chunked",
+                id="so a coding",
+            ),
+            pytest.param(
+                WEBSOCKET, "Upgrade: websocket|Sec-WebSocket-Key: x|Connection: Upgrade", id="an offer of WebSocket"
+            ),
+            pytest.param(
+                "Connection: keep-alive, Upgrade|Upgrade: websocket",
+                "Upgrade: websocket|Connection: Upgrade",
+                id="an offer with keep-alive, as Firefox sends it",
+            ),
+            pytest.param(
+                "Connection: upgrade, x-hop|Upgrade: websocket|X-Hop: 1",
+                "Upgrade: websocket|Connection: Upgrade",
+                id="an offer with something listed",
+            ),
+        ],
+    )
+    def test_they_are_removed_and_all_others_stay_as_they_were(self, sent: str, kept: str) -> None:
+        assert without_hop(fields(sent)) == fields(kept)
+
+    def test_a_request_is_made_without_them(self) -> None:
+        made = request("GET http://a.example/ HTTP/1.1", fields="Host: a.example\r\nConnection: x\r\nX: 1\r\nY: 2\r\n")
+        assert made.headers.fields == ((b"Host", b"a.example"), (b"Y", b"2"))
+
+
+class TestKeepAlive:
+    @pytest.mark.parametrize(
+        ("is_http11", "sent", "expected"),
+        [
+            (True, "", True),
+            (True, "Connection: keep-alive", True),
+            (True, "Connection: close", False),
+            (True, "Connection: Close", False),
+            (True, "connection: x, CLOSE", False),
+            (True, "Connection: keep-alive|Connection: close", False),
+            (True, "X: close", True),
+            (True, "Connection: closed", True),
+            (True, "Keep-Alive: close", True),
+            (False, "", False),
+            (False, "Connection: close", False),
+            (False, "Connection: keep-alive, close", False),
+        ],
+    )
+    def test_it_is_as_rfc_9112_says(self, is_http11: bool, sent: str, expected: bool) -> None:
+        assert keeps_alive(is_http11, fields(sent)) is expected
+
+
+class TestHeads:
+    def test_a_responses_head_has_its_fields_as_they_came(self) -> None:
+        response = http.Response(
+            b"HTTP/1.0", 299, b"Fi\xe9ne", http.Headers(((b"a", b"1"), (b"A", b"\xe9 "))), None, None, 0, None
+        )
+        assert response_head(response, is_closing=False) == b"HTTP/1.1 299 Fi\xe9ne\r\na: 1\r\nA: \xe9 \r\n\r\n"
+
+    def test_a_last_response_says_so(self) -> None:
+        response = http.Response(b"HTTP/1.1", 204, b"", http.Headers(), None, None, 0, None)
+        assert response_head(response, is_closing=True) == b"HTTP/1.1 204 \r\nConnection: close\r\n\r\n"
+
+    def test_a_requests_head_is_in_origin_form_and_http_1_1(self) -> None:
+        made = request("PUT http://a.example:81/b?c HTTP/1.0", fields="hOST: a.example:81\r\nX: 1\r\nx:2\r\n")
+        assert request_head(made) == b"PUT /b?c HTTP/1.1\r\nhOST: a.example:81\r\nX: 1\r\nx: 2\r\n\r\n"
+
+
+def fed(body: Body, *pieces: bytes) -> tuple[bytes, bytes | None]:
+    """Return what a body gives for these pieces, and what follows it; pieces after its end are what follows."""
+    got, rest = b"", None
+    for piece in pieces:
+        if rest is not None:
+            rest += piece
+            continue
+        more, rest = body.feed(piece)
+        got += more
+    return got, rest
+
+
+CHUNKS = b"2\r\nab\r\n" + b"A;name=value\r\n0123456789\r\n" + b"0\r\nX-Trailer: 1\r\n\r\n"
+
+
+class TestBodies:
+    @pytest.mark.parametrize(
+        ("size", "data", "expected"),
+        [
+            (3, b"ab", (b"ab", None)),
+            (3, b"abc", (b"abc", b"")),
+            (3, b"abcd", (b"abc", b"d")),
+            (CHUNKED, b"1\r\na\r\n", (b"a", None)),
+            (CHUNKED, b"0\r\n\r\n", (b"", b"")),
+            (CHUNKED, CHUNKS + b"GET", (b"ab0123456789", b"GET")),
+            (UNTIL_CLOSE, b"abc", (b"abc", None)),
+        ],
+    )
+    def test_a_body_ends_where_its_framing_says(
+        self, size: int, data: bytes, expected: tuple[bytes, bytes | None]
+    ) -> None:
+        assert fed(body_of(size), data) == expected
+        assert fed(body_of(size), *(data[i : i + 1] for i in range(len(data)))) == expected
+
+    def test_a_piece_of_a_chunk_is_given_before_the_chunk_is_whole(self) -> None:
+        assert body_of(CHUNKED).feed(b"ff\r\nab") == (b"ab", None)
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"\r\n",
+            b"g\r\n",
+            b"-1\r\na\r\n",
+            b"+1\r\na\r\n",
+            b"0x1\r\na\r\n",
+            b" 1\r\na\r\n",
+            b"1_0\r\na\r\n",
+            b"1\r\nab\r\n",
+            b"1\r\na\n0\r\n\r\n",
+            b"1" * 25 + b"\r\n",
+            b"0\r\nno colon\r\n\r\n",
+            b"0\r\nX : 1\r\n\r\n",
+            b"0\r\nX: \x00\r\n\r\n",
+        ],
+    )
+    def test_chunks_of_another_form_are_refused(self, data: bytes) -> None:
+        with pytest.raises(BadFraming) as caught:
+            body_of(CHUNKED).feed(data)
+        assert str(caught.value) == ""
+
+    @pytest.mark.parametrize("start", [b"1;", b"0\r\nX: "], ids=["extension", "trailer"])
+    def test_a_line_among_the_chunks_has_a_limit(self, start: bytes) -> None:
+        body = body_of(CHUNKED)
+        assert body.feed(start + b"a" * (MAX_HEAD_BYTES - len(start))) == (b"", None)
+        with pytest.raises(BadFraming):
+            body.feed(b"a" * 8)
+
+    def test_a_chunk_itself_has_none(self) -> None:
+        body = body_of(CHUNKED)
+        assert body.feed(b"100000\r\n" + b"a" * 0xFFFFF) == (b"a" * 0xFFFFF, None)
+        assert body.feed(b"a\r\n0\r\n\r\n") == (b"a", b"")
+
+    @given(st.lists(st.binary(min_size=1, max_size=300), max_size=5), st.data())
+    def test_chunks_come_back_together_however_they_are_cut(self, pieces: list[bytes], data: st.DataObject) -> None:
+        sent = b"".join(chunk(piece) for piece in pieces) + b"0\r\n\r\nGET"
+        cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=6)))
+        parts = [sent[a:b] for a, b in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
+        assert fed(body_of(CHUNKED), *(part for part in parts if part)) == (b"".join(pieces), b"GET")

@@ -1,0 +1,271 @@
+"""Idle upstream connections: what is adopted, what is closed, and where the limits are.
+
+Proves that a connection serves only what it was opened for (DESIGN rule 3), and that the pool stays within its bounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+from mitmproxy.connection import Server
+
+from addons.exchange import Upstream
+from proxy.engine.pool import IDLE_SECONDS, MAX_IDLE, MAX_IDLE_PER_KEY, Pool
+from proxy.engine.upstream import UpstreamConnection
+
+
+class Clock:
+    """Stands for the event loop: its time moves when a test says so, and its timers are called then."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.timers: list[Timer] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
+        timer = Timer(self.now + seconds, call)
+        self.timers.append(timer)
+        return timer
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+        due = [timer for timer in self.timers if timer.at <= self.now]
+        self.timers = [timer for timer in self.timers if timer.at > self.now]
+        for timer in due:
+            timer.call()
+
+
+class Timer:
+    def __init__(self, at: float, call: Callable[[], None]) -> None:
+        self.at = at
+        self.call = call
+
+    def cancel(self) -> None:
+        self.call = lambda: None
+
+
+class Socket:
+    """Stands for a transport."""
+
+    def __init__(self) -> None:
+        self.closing = False
+        self.paused = True
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def abort(self) -> None:
+        self.closing = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
+
+def connection(key: object = "key") -> UpstreamConnection:
+    """Return a connection that has just served a request to its end."""
+    made = UpstreamConnection(Server(address=("api.example", 443)), Upstream(None), key)
+    made.connection_made(cast(asyncio.BaseTransport, Socket()))
+    return made
+
+
+def is_open(upstream: UpstreamConnection) -> bool:
+    return not cast(Any, upstream.transport).closing and not upstream.is_closed
+
+
+class World:
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.counts: list[str] = []
+        self.pool = Pool(cast(asyncio.AbstractEventLoop, self.clock), self.counts.append)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+class TestAdopting:
+    def test_an_empty_pool_has_none(self, world: World) -> None:
+        assert world.pool.take("key") is None
+        assert world.counts == ["miss"]
+
+    def test_what_was_given_is_taken_once(self, world: World) -> None:
+        one = connection()
+        world.pool.give(one)
+        assert world.pool.take("key") is one
+        assert world.pool.take("key") is None
+        assert world.counts == ["hit", "miss"]
+        assert is_open(one)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            ("b.example", 443, b"https", "rule", 1),
+            ("a.example", 444, b"https", "rule", 1),
+            ("a.example", 443, b"http", "rule", 1),
+            ("a.example", 443, b"https", "other rule", 1),
+            ("a.example", 443, b"https", None, 1),
+            ("a.example", 443, b"https", "rule", 2),
+        ],
+    )
+    def test_every_part_of_the_key_must_fit(self, world: World, other: object) -> None:
+        own = ("a.example", 443, b"https", "rule", 1)
+        one = connection(own)
+        world.pool.give(one)
+        assert world.pool.take(other) is None
+        assert world.pool.take(own) is one
+
+    def test_the_newest_is_taken_first(self, world: World) -> None:
+        old, new = connection(), connection()
+        world.pool.give(old)
+        world.clock.advance(1)
+        world.pool.give(new)
+        assert [world.pool.take("key"), world.pool.take("key")] == [new, old]
+
+    def test_an_idle_connection_reads_so_that_its_end_is_noticed(self, world: World) -> None:
+        one = connection()
+        world.pool.give(one)
+        assert cast(Any, one.transport).paused is False
+        assert one.receiver is None
+
+
+class TestWhatIsNotKept:
+    def test_one_that_cannot_be_reused_is_closed(self, world: World) -> None:
+        one = connection()
+        one._can_reuse = False
+        world.pool.give(one)
+        assert not is_open(one)
+        assert world.pool.take("key") is None
+
+    def test_one_that_died_meanwhile_is_not_adopted_but_the_one_below_it_is(self, world: World) -> None:
+        alive, dead = connection(), connection()
+        world.pool.give(alive)
+        world.pool.give(dead)
+        cast(Any, dead.transport).closing = True
+        assert world.pool.take("key") is alive
+        assert world.counts == ["evicted", "hit"]
+
+    def test_one_that_speaks_while_idle_is_closed_and_forgotten(self, world: World) -> None:
+        one = connection()
+        world.pool.give(one)
+        one.data_received(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+        assert not is_open(one)
+        assert world.counts == ["evicted"]
+        assert world.pool.take("key") is None
+        assert world.counts == ["evicted", "miss"]
+
+    @pytest.mark.parametrize("end", ["eof_received", "connection_lost"])
+    def test_one_that_ends_while_idle_is_forgotten(self, world: World, end: str) -> None:
+        one, other = connection(), connection()
+        world.pool.give(one)
+        world.pool.give(other)
+        one.eof_received() if end == "eof_received" else one.connection_lost(None)
+        assert world.pool.take("key") is other
+        assert world.pool.take("key") is None
+
+    def test_one_that_was_adopted_no_longer_tells_the_pool_of_its_end(self, world: World) -> None:
+        one, other = connection(), connection()
+        world.pool.give(one)
+        assert world.pool.take("key") is one
+        world.pool.give(other)
+        one.connection_lost(None)
+        assert world.pool.take("key") is other
+
+
+class TestTime:
+    def test_one_that_idled_too_long_is_not_adopted(self, world: World) -> None:
+        one = connection()
+        world.pool.give(one)
+        world.clock.now += IDLE_SECONDS  # before any timer could do it
+        assert world.pool.take("key") is None
+        assert not is_open(one)
+        assert world.counts == ["evicted", "miss"]
+
+    def test_one_moment_before_it_is(self, world: World) -> None:
+        one = connection()
+        world.pool.give(one)
+        world.clock.now += IDLE_SECONDS - 0.001
+        assert world.pool.take("key") is one
+
+    def test_nothing_that_nobody_takes_stays(self, world: World) -> None:
+        first, second = connection("a"), connection("b")
+        world.pool.give(first)
+        world.clock.advance(IDLE_SECONDS / 2)
+        world.pool.give(second)
+        world.clock.advance(IDLE_SECONDS / 2)
+        assert not is_open(first)
+        assert is_open(second)
+        for _ in range(8):
+            world.clock.advance(IDLE_SECONDS / 4)
+        assert not is_open(second)
+        assert world.clock.timers == []  # an empty pool wakes nobody
+        assert world.counts == ["evicted", "evicted"]
+
+    def test_a_pool_that_was_empty_watches_again(self, world: World) -> None:
+        world.pool.give(connection())
+        world.clock.advance(IDLE_SECONDS)
+        one = connection()
+        world.pool.give(one)
+        world.clock.advance(IDLE_SECONDS)
+        assert not is_open(one)
+
+
+class TestLimits:
+    def test_each_key_has_its_limit(self, world: World) -> None:
+        kept = [connection() for _ in range(MAX_IDLE_PER_KEY)]
+        for one in kept:
+            world.pool.give(one)
+        more, elsewhere = connection(), connection("another")
+        world.pool.give(more)
+        world.pool.give(elsewhere)
+        assert all(is_open(one) for one in kept)
+        assert not is_open(more)
+        assert is_open(elsewhere)
+
+    def test_all_keys_together_have_theirs(self, world: World) -> None:
+        kept = [connection(number) for number in range(MAX_IDLE)]
+        for one in kept:
+            world.pool.give(one)
+        more = connection("more")
+        world.pool.give(more)
+        assert not is_open(more)
+        assert world.pool.take(0) is kept[0]
+        once_again = connection("more")
+        world.pool.give(once_again)
+        assert is_open(once_again)
+
+    @pytest.mark.parametrize("leave", ["taken", "ended", "expired"])
+    def test_whatever_leaves_makes_room(self, world: World, leave: str) -> None:
+        kept = [connection(number) for number in range(MAX_IDLE)]
+        for one in kept:
+            world.pool.give(one)
+        if leave == "taken":
+            world.pool.take(0)
+        elif leave == "ended":
+            kept[0].connection_lost(None)
+        else:
+            world.clock.advance(IDLE_SECONDS)
+        one = connection("more")
+        world.pool.give(one)
+        assert is_open(one)
+
+
+def test_closing_it_closes_all_and_stops_its_timer(world: World) -> None:
+    kept = [connection(), connection(), connection("another")]
+    for one in kept:
+        world.pool.give(one)
+    world.pool.close()
+    assert not any(is_open(one) for one in kept)
+    assert world.pool.take("key") is None
+    world.clock.advance(IDLE_SECONDS)
+    assert world.counts == ["miss"]
+
+
+def test_an_empty_pool_can_be_closed(world: World) -> None:
+    world.pool.close()
+    assert world.pool.take("key") is None

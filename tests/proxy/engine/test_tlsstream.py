@@ -1,0 +1,157 @@
+"""TLS over bytes in memory, against Python's own TLS on the other end."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+
+import pytest
+import trustme
+from OpenSSL import SSL
+
+from proxy.engine.tlsstream import TlsStream
+
+
+class Peer:
+    """The server's end, by the standard library."""
+
+    def __init__(self, certificate: trustme.LeafCert, maximum: ssl.TLSVersion) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.maximum_version = maximum
+        certificate.configure_cert(context)
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+        self.is_established = False
+
+    def handshake(self, data: bytes) -> bytes:
+        self.incoming.write(data)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+            self.is_established = True
+        return self.outgoing.read()
+
+    def read(self, data: bytes) -> bytes:
+        self.incoming.write(data)
+        got = b""
+        while True:
+            try:
+                piece = self.tls.read(65536)
+            except ssl.SSLWantReadError:
+                return got
+            if not piece:
+                return got
+            got += piece
+
+    def write(self, data: bytes) -> bytes:
+        if data:
+            self.tls.write(data)
+        return self.outgoing.read()
+
+    def close(self) -> bytes:
+        with pytest.raises(ssl.SSLWantReadError):  # the other close_notify is not here yet
+            self.tls.unwrap()
+        return self.outgoing.read()
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def client(authority: trustme.CA | None) -> TlsStream:
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_verify(SSL.VERIFY_PEER)
+    if authority is not None:
+        authority.configure_trust(context)
+    conn = SSL.Connection(context)
+    conn.set_connect_state()
+    return TlsStream(conn)
+
+
+@pytest.fixture(params=[ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
+def pair(authority: trustme.CA, request: pytest.FixtureRequest) -> tuple[TlsStream, Peer]:
+    """Both ends, after their handshake."""
+    stream, peer = client(authority), Peer(authority.issue_cert("a.example"), request.param)
+    data = b""
+    while not stream.handshake(data):
+        data = peer.handshake(stream.outgoing())
+    stream.receive(peer.handshake(stream.outgoing()))
+    return stream, peer
+
+
+def test_it_begins_with_a_client_hello_and_is_not_established(authority: trustme.CA) -> None:
+    stream = client(authority)
+    assert stream.handshake(b"") is False
+    assert stream.is_established is False
+    assert stream.outgoing()[:3] == b"\x16\x03\x01"
+    assert stream.outgoing() == b""  # taken is taken
+
+
+@pytest.mark.parametrize("size", [0, 1, 16384, 16385, 3_000_000])
+def test_what_is_sent_arrives_whole_both_ways(pair: tuple[TlsStream, Peer], size: int) -> None:
+    stream, peer = pair
+    assert stream.is_established
+    data = bytes(range(256)) * (size // 256 + 1)
+    stream.send(data[:size])
+    sealed = stream.outgoing()
+    assert data[:32] not in sealed
+    assert peer.read(sealed) == data[:size]
+    assert stream.receive(peer.write(data[:size])) == data[:size]
+    assert stream.has_ended is False
+
+
+def test_records_may_be_cut_anywhere(pair: tuple[TlsStream, Peer]) -> None:
+    stream, peer = pair
+    sealed = peer.write(b"one") + peer.write(b"two")
+    assert b"".join(stream.receive(sealed[i : i + 1]) for i in range(len(sealed))) == b"onetwo"
+
+
+def test_plaintext_that_came_with_the_end_of_the_handshake_is_not_lost(authority: trustme.CA) -> None:
+    stream, peer = client(authority), Peer(authority.issue_cert("a.example"), ssl.TLSVersion.TLSv1_2)
+    data = b""
+    while not stream.handshake(data):
+        data = peer.handshake(stream.outgoing())
+        if peer.is_established:  # in TLS 1.2 the server's Finished is the last message
+            data += peer.write(b"at once")
+    assert stream.receive(b"") == b"at once"
+
+
+def test_a_close_notify_is_the_end_and_what_came_before_it_counts(pair: tuple[TlsStream, Peer]) -> None:
+    stream, peer = pair
+    assert stream.receive(peer.write(b"last") + peer.close()) == b"last"
+    assert stream.has_ended is True
+
+
+def test_a_damaged_record_is_the_end_and_what_came_before_it_counts(pair: tuple[TlsStream, Peer]) -> None:
+    stream, peer = pair
+    good, bad = peer.write(b"good"), bytearray(peer.write(b"bad"))
+    bad[-1] ^= 1
+    assert stream.receive(good + bytes(bad)) == b"good"
+    assert stream.has_ended is True
+    assert stream.outgoing() != b""  # the alert
+
+
+def test_after_an_error_nothing_can_be_sent(pair: tuple[TlsStream, Peer]) -> None:
+    stream, _ = pair
+    stream.receive(b"no TLS at all")
+    assert stream.has_ended is True
+    with pytest.raises(SSL.Error):
+        stream.send(b"x")
+
+
+def test_a_peer_that_is_not_trusted_ends_the_handshake_with_an_alert(authority: trustme.CA) -> None:
+    stream, peer = client(None), Peer(authority.issue_cert("a.example"), ssl.TLSVersion.TLSv1_3)
+    stream.handshake(b"")
+    answer = peer.handshake(stream.outgoing())
+    with pytest.raises(SSL.Error):
+        stream.handshake(answer)
+    assert stream.is_established is False
+    assert stream.outgoing() != b""
+
+
+def test_garbage_ends_the_handshake(authority: trustme.CA) -> None:
+    stream = client(authority)
+    stream.handshake(b"")
+    with pytest.raises(SSL.Error):
+        stream.handshake(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    assert stream.is_established is False
