@@ -33,6 +33,7 @@ from proxy.core.keymaterial import Material, PublicMaterial, material_of_jwk, pu
 from proxy.core.keys import Alg, BadKey, Bind, Key, KeySet, SecretBytes
 
 ENC = "A256GCM"
+_REMEMBERED = 64
 MAX_TOKEN_CHARACTERS = 16 * 1024 * 1024
 
 _CEK_BYTES = 32
@@ -80,6 +81,7 @@ class Sealer:
         """
         self._key = key
         self._header: dict[str, object] = {"alg": key.alg.value, "enc": ENC, "kid": key.kid, "cty": "json"}
+        self._protected: dict[Place | None, str] = {}
         self._epk: dict[str, str] | None = None
         self._wrapping_key: bytes | None = None
         material = key.material
@@ -103,11 +105,8 @@ class Sealer:
         Raises:
             JweError: the token would be longer than `open_token` accepts.
         """
-        header = self._header if place is None else self._header | {"ctx": {"host": place.host, "path": place.path}}
-        if self._epk is not None:
-            header = header | {"epk": self._epk}
+        protected = self._protected.get(place) or self._protect(place)
         cek = secrets.token_bytes(_CEK_BYTES)
-        protected = base64url(json.dumps(header, separators=(",", ":")).encode("ascii"))
         iv = secrets.token_bytes(_IV_BYTES)
         sealed = AESGCM(cek).encrypt(iv, plaintext, protected.encode("ascii"))
         parts = (self._wrap(cek), iv, sealed[:-_TAG_BYTES], sealed[-_TAG_BYTES:])
@@ -115,6 +114,16 @@ class Sealer:
         if len(token) > MAX_TOKEN_CHARACTERS:
             raise JweError(f"the sealed value would have more than {MAX_TOKEN_CHARACTERS} characters")
         return token
+
+    def _protect(self, place: Place | None) -> str:
+        """Return the protected header for a place, and remember it: `$.items[*].secret` comes again and again."""
+        header = self._header if place is None else self._header | {"ctx": {"host": place.host, "path": place.path}}
+        if self._epk is not None:
+            header = header | {"epk": self._epk}
+        protected = base64url(json.dumps(header, separators=(",", ":")).encode("ascii"))
+        if len(self._protected) < _REMEMBERED:
+            self._protected[place] = protected
+        return protected
 
     def _wrap(self, cek: bytes) -> bytes:
         if self._wrapping_key is not None:

@@ -161,9 +161,13 @@ class AppSocket(asyncio.Protocol):
             self.crash(e)
         self.after_step()
 
+    def touch(self) -> None:
+        """Take note that something moves."""
+        self._last_activity = self.loop.time()
+
     def after_upstream(self) -> None:
         """Finish what an upstream's bytes caused."""
-        self._last_activity = self.loop.time()
+        self.touch()
         self.after_step()
 
     def after_step(self) -> None:

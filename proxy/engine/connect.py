@@ -186,6 +186,7 @@ class FirstBytes:
             assert isinstance(relay, Relay)
             self._app.speaker = relay
             relay.feed(self._data)
+            relay.splice()
             self._upstream.transport.resume_reading()
         else:
             self._app.speaker = relay = Relay(self._app, None, self._data)
@@ -267,6 +268,16 @@ class Relay:
         self._app.hold("dialling", False)
         if self._app_has_ended:
             self.eof()
+        self.splice()
+
+    def splice(self) -> None:
+        """Let each socket's bytes go straight to the other: of all that carries them, a tunnel needs only that."""
+        upstream = self._upstream
+        assert upstream is not None
+        if not self._app.transport.is_closing() and not upstream.transport.is_closing():
+            self._app.flush()
+            self._app.transport.set_protocol(FromApp(self._app, upstream))
+            upstream.transport.set_protocol(FromUpstream(self._app, upstream))
 
     # -- from the app
 
@@ -352,3 +363,41 @@ class Relay:
     def response_end(self) -> None:
         """Never called, as above."""
         raise RuntimeError("a response in a tunnel")
+
+
+class FromApp(asyncio.Protocol):
+    """The app's end of a tunnel: what matters goes the short way, and the rest to whom it belongs."""
+
+    def __init__(self, app: AppSocket, upstream: UpstreamConnection) -> None:
+        self._app = app
+        self._session = app.session
+        self._write = upstream.transport.write
+        self.pause_writing = app.pause_writing  # type: ignore[method-assign]  # the very same
+        self.resume_writing = app.resume_writing  # type: ignore[method-assign]  # the very same
+        self.eof_received = app.eof_received  # type: ignore[method-assign]  # the very same
+        self.connection_lost = app.connection_lost  # type: ignore[method-assign]  # the very same
+
+    def data_received(self, data: bytes) -> None:
+        """Pass bytes on."""
+        self._session.sent += len(data)
+        self._app.touch()
+        self._write(data)
+
+
+class FromUpstream(asyncio.Protocol):
+    """The upstream's end of a tunnel."""
+
+    def __init__(self, app: AppSocket, upstream: UpstreamConnection) -> None:
+        self._app = app
+        self._session = app.session
+        self._write = app.transport.write
+        self.pause_writing = upstream.pause_writing  # type: ignore[method-assign]  # the very same
+        self.resume_writing = upstream.resume_writing  # type: ignore[method-assign]  # the very same
+        self.eof_received = upstream.eof_received  # type: ignore[method-assign]  # the very same
+        self.connection_lost = upstream.connection_lost  # type: ignore[method-assign]  # the very same
+
+    def data_received(self, data: bytes) -> None:
+        """Pass bytes on."""
+        self._session.received += len(data)
+        self._app.touch()
+        self._write(data)

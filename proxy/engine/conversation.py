@@ -295,6 +295,8 @@ class Conversation:
         held, self._response_held = self._response_held, None
         if held is not None:
             response.data.content = b"".join(held)
+        else:
+            self.app.flush()  # what has streamed need not wait for the books
         self.engine.dispatch(HttpResponseHook(self.flow))
         response = self.flow.response
         assert response is not None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import socket
 from collections.abc import Callable, Iterable
@@ -41,6 +42,16 @@ class BindError(Exception):
     """A listener cannot be bound. The message is one line that says which and why."""
 
 
+def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
+    """Return the addresses that a listener's host stands for: itself, unless it is a name."""
+    try:
+        is_ipv6 = ipaddress.ip_address(host).version == 6
+    except ValueError:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return list(dict.fromkeys((family, str(address[0])) for family, *_, address in found))
+    return [(socket.AF_INET6 if is_ipv6 else socket.AF_INET, host)]
+
+
 def bind(listener: Listener, count: int) -> list[list[socket.socket]]:
     """Bind a listener once for each of `count` workers.
 
@@ -58,9 +69,8 @@ def bind(listener: Listener, count: int) -> list[list[socket.socket]]:
     """
     shares: list[list[socket.socket]] = [[] for _ in range(count)]
     try:
-        found = socket.getaddrinfo(listener.host, listener.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, *_, address in dict.fromkeys(found):
-            port = int(address[1])
+        for family, address in _addresses(listener.host):
+            port = listener.port
             for share in shares:
                 bound = socket.socket(family, socket.SOCK_STREAM)
                 share.append(bound)
@@ -71,7 +81,7 @@ def bind(listener: Listener, count: int) -> list[list[socket.socket]]:
                 if share is not shares[0]:
                     shares[0][-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                bound.bind((address[0], port, *address[2:]))
+                bound.bind((address, port))
                 port = bound.getsockname()[1]
     except OSError as e:
         for bound in (bound for share in shares for bound in share):
