@@ -15,7 +15,7 @@ from addons.telemetry import Metrics
 from proxy.ca import LocalCa
 from proxy.core.policy import Listener, Policy, Trust
 from proxy.engine.driver import is_same_machine
-from proxy.engine.server import BindError, Engine
+from proxy.engine.server import BindError, Engine, bind
 from proxy.engine.tls import NoRoots, find_roots, upstream_context
 
 
@@ -53,7 +53,9 @@ def test_an_own_address_is_known_by_its_port_on_this_machine(roots: Path, tmp_pa
     async def check() -> None:
         policy = Policy(listen=(Listener("127.0.0.1", 0),), trust=Trust(roots=roots))
         running = engine(policy, tmp_path)
-        ((_, port),) = await running.listen()
+        ((bound,),) = bind(policy.listen[0], 1)
+        await running.listen([bound])
+        port = bound.getsockname()[1]
         running.guard(("127.0.0.1", 9464))
         for own in (port, 9464):
             assert running.is_own_address(("127.0.0.1", 5), ("127.0.0.1", own))
@@ -66,14 +68,22 @@ def test_an_own_address_is_known_by_its_port_on_this_machine(roots: Path, tmp_pa
     asyncio.run(check())
 
 
-def test_a_listener_that_cannot_be_bound_is_named_in_one_line(roots: Path, tmp_path: Path) -> None:
-    async def check(port: int) -> None:
-        policy = Policy(listen=(Listener("127.0.0.1", port),), trust=Trust(roots=roots))
-        with pytest.raises(BindError, match=rf"^cannot listen on forward://127\.0\.0\.1:{port}: [^\n]+$"):
-            await engine(policy, tmp_path).listen()
-
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_listener_that_cannot_be_bound_is_named_in_one_line(count: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        asyncio.run(check(taken.getsockname()[1]))
+        port = taken.getsockname()[1]
+        with pytest.raises(BindError, match=rf"^cannot listen on forward://127\.0\.0\.1:{port}: [^\n]+$"):
+            bind(Listener("127.0.0.1", port), count)
+
+
+def test_each_worker_gets_a_socket_of_its_own_for_each_address() -> None:
+    shares = bind(Listener("127.0.0.1", 0), 3)
+    assert len(shares) == 3
+    bound = [sock for share in shares for sock in share]
+    assert len({sock.fileno() for sock in bound}) == 3
+    assert len({sock.getsockname() for sock in bound}) == 1  # port 0 was chosen once
+    for sock in bound:
+        sock.close()
 
 
 class TestRoots:
