@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from mitmproxy import connection, http
 from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy import commands, context, events, layer
-from mitmproxy.proxy.layers import ClientTLSLayer
+from mitmproxy.proxy.layers import ClientTLSLayer, ServerTLSLayer, tls
 from mitmproxy.proxy.layers import http as http_layers
 from mitmproxy.proxy.layers.http import _events as http_events
 
@@ -112,7 +112,7 @@ class NextLayer:
         if connect.decision.action is Action.TUNNEL:
             return Tunnel(ctx)
         ctx.server.tls = True
-        return ClientTLSLayer(ctx)
+        return AppTls(ctx)
 
     def _not_http(self, ctx: context.Context, connect: Exchange) -> layer.Layer:
         connect.note(
@@ -351,5 +351,24 @@ def _invalid(response: http.Response) -> bool:
     return False
 
 
-# HttpClient makes its connection layer by this module-level name, and has no other seam.
+class _Alerting(tls.TLSLayer):
+    """Says why a handshake failed. mitmproxy closes the connection with OpenSSL's alert still in its buffer."""
+
+    def on_handshake_error(self, err: str) -> Commands:
+        """Send the alert before the connection is closed."""
+        if self.tls is not None:
+            yield from self.tls_interact()
+        yield from super().on_handshake_error(err)
+
+
+class AppTls(_Alerting, ClientTLSLayer):
+    """The app's side of TLS."""
+
+
+class UpstreamTls(_Alerting, ServerTLSLayer):
+    """The upstream's side of TLS."""
+
+
+# HttpLayer and HttpClient make these layers by module-level names, and have no other seam.
 setattr(http_layers, "Http1Client", Http1Upstream)  # noqa: B010  # mypy rightly minds a plain assignment
+setattr(tls, "ServerTLSLayer", UpstreamTls)  # noqa: B010  # the same

@@ -23,7 +23,8 @@ from mitmproxy.proxy.layers.http import _events as http_events
 from mitmproxy.proxy.layers.http import _http1
 
 from proxy.engine import driver, layers
-from proxy.engine.layers import Http1App, Http1Upstream, LayerOptions, Line, ProxyLayer, Stream
+from proxy.engine.http1 import Http1App, Http1Upstream
+from proxy.engine.layers import LayerOptions, Line, ProxyLayer, Stream
 
 LAYERS = Path(mitmproxy.proxy.layers.__file__).parent
 # Layers that are never in the stack here: QUIC, DNS, UDP, and the modes other than a regular proxy.
@@ -236,6 +237,14 @@ class TestTls:
         source = source_of(tls.TLSLayer.on_handshake_error)
         assert source.index("TlsFailedServerHook") < source.index("super().on_handshake_error")
         assert "CloseConnection" in source_of(tunnel.TunnelLayer.on_handshake_error)
+
+    def test_the_upstreams_layer_is_made_by_the_name_that_we_replace_and_gives_out_its_alert(self) -> None:
+        assert "tls.ServerTLSLayer(context)" in source_of(http_layers.HttpLayer.get_connection)
+        assert vars(tls)["ServerTLSLayer"] is layers.UpstreamTls
+        assert issubclass(layers.UpstreamTls, ServerTLSLayer)
+        assert issubclass(layers.AppTls, ClientTLSLayer)
+        assert list(inspect.signature(tls.TLSLayer.on_handshake_error).parameters) == ["self", "err"]
+        assert "self.tls.bio_read" in source_of(tls.TLSLayer.tls_interact)
 
     def test_the_layers_take_the_contexts_that_we_give(self) -> None:
         assert list(inspect.signature(ClientTLSLayer.__init__).parameters) == ["self", "context"]

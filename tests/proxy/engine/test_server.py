@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from addons.telemetry import Metrics
 from proxy.ca import LocalCa
 from proxy.core.policy import Listener, Policy, Trust
-from proxy.engine.driver import is_same_machine
+from proxy.engine.driver import Driver, is_same_machine
 from proxy.engine.server import BindError, Engine
 from proxy.engine.tls import NoRoots, find_roots, upstream_context
 
@@ -74,6 +75,38 @@ def test_a_listener_that_cannot_be_bound_is_named_in_one_line(roots: Path, tmp_p
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         asyncio.run(check(taken.getsockname()[1]))
+
+
+CANARY = "canary-4111"
+
+
+@pytest.mark.parametrize("where", ["_connect", "half_closed"])
+def test_what_raises_outside_layers_and_hooks_ends_the_connection_and_is_logged_without_its_message(
+    where: str, roots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def boom(*_: object) -> None:
+        raise RuntimeError(CANARY)
+
+    async def check() -> None:
+        running = engine(Policy(listen=(Listener("127.0.0.1", 0),), trust=Trust(roots=roots)), tmp_path)
+        ((host, port),) = await running.listen()
+        monkeypatch.setattr(Driver, where, boom)
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"GET http://127.0.0.1:1/ HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n")
+        if where == "half_closed":
+            writer.write_eof()
+            await asyncio.sleep(0.1)
+            writer.transport.abort()
+        else:
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 5) == b""
+        while running.drivers:
+            await asyncio.sleep(0.01)
+        await running.drain()
+
+    asyncio.run(check())
+    assert "RuntimeError in boom (test_server.py:" in caplog.text
+    assert CANARY not in caplog.text
 
 
 class TestRoots:
