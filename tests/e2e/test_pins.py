@@ -135,9 +135,10 @@ def assert_refused(world: World, upstream: TlsUpstream, answer: Answer, host: st
     problem = answer.json()
     assert (answer.status, problem["reason"]) == (502, reason), problem
     assert problem["rule"] == host.removesuffix(".example")
+    (connection,) = upstream.wait_for_connections(1, closed=True)
     upstream.assert_no_application_bytes()
-    connection = upstream.connections[-1]
     assert connection.handshake_error is not None
+    assert "alert" in connection.handshake_error
     assert not connection.handshake_completed
     assert all(b"secret" not in c.wire and b"HTTP/1" not in c.wire for c in upstream.connections)
     decision = world.sidecar.wait_for_decision(

@@ -596,9 +596,7 @@ class TestUpstreamsThatACarefulClientWouldRefuse:
         [
             pytest.param({}, id="TLS 1.3"),
             pytest.param({"max_tls": ssl.TLSVersion.TLSv1_2}, id="TLS 1.2"),
-            pytest.param(
-                {"max_tls": ssl.TLSVersion.TLSv1_2, "ciphers": "ECDHE+AESGCM"}, id="TLS 1.2 with AEAD"
-            ),
+            pytest.param({"max_tls": ssl.TLSVersion.TLSv1_2, "ciphers": "ECDHE+AESGCM"}, id="TLS 1.2 with AEAD"),
         ],
     )
     def test_what_nothing_is_wrong_with_passes_both_ways(

@@ -378,6 +378,14 @@ class TestTls:
         assert source.index("TlsFailedServerHook") < source.index("super().on_handshake_error")
         assert "CloseConnection" in source_of(tunnel.TunnelLayer.on_handshake_error)
 
+    def test_the_upstreams_layer_is_made_by_the_name_that_we_replace_and_gives_out_its_alert(self) -> None:
+        assert "tls.ServerTLSLayer(context)" in source_of(http_layers.HttpLayer.get_connection)
+        assert vars(tls)["ServerTLSLayer"] is layers.UpstreamTls
+        assert issubclass(layers.UpstreamTls, ServerTLSLayer)
+        assert issubclass(layers.AppTls, ClientTLSLayer)
+        assert list(inspect.signature(tls.TLSLayer.on_handshake_error).parameters) == ["self", "err"]
+        assert "self.tls.bio_read" in source_of(tls.TLSLayer.tls_interact)
+
     def test_the_layers_take_the_contexts_that_we_give(self) -> None:
         assert list(inspect.signature(ClientTLSLayer.__init__).parameters) == ["self", "context"]
         assert list(inspect.signature(ServerTLSLayer.__init__).parameters) == ["self", "context", "conn"]

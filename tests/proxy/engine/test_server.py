@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,9 @@ from prometheus_client import CollectorRegistry
 from addons.telemetry import Metrics
 from proxy.ca import LocalCa
 from proxy.core.policy import Listener, Policy, Trust
+from proxy.engine import conversation
 from proxy.engine.driver import is_same_machine
+from proxy.engine.http1 import AppHttp1
 from proxy.engine.server import BindError, Engine, bind
 from proxy.engine.tls import NoRoots, find_roots, upstream_context
 
@@ -84,6 +87,43 @@ def test_each_worker_gets_a_socket_of_its_own_for_each_address() -> None:
     assert len({sock.getsockname() for sock in bound}) == 1  # port 0 was chosen once
     for sock in bound:
         sock.close()
+
+
+CANARY = "canary-4111"
+
+
+@pytest.mark.parametrize("where", ["_dial", "eof_received"])
+def test_what_raises_outside_layers_and_hooks_ends_the_connection_and_is_logged_without_its_message(
+    where: str, roots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def boom(*_: object) -> None:
+        raise RuntimeError(CANARY)
+
+    async def check() -> None:
+        running = engine(Policy(listen=(Listener("127.0.0.1", 0),), trust=Trust(roots=roots)), tmp_path)
+        ((bound,),) = bind(Listener("127.0.0.1", 0), 1)
+        await running.listen([bound])
+        host, port = bound.getsockname()
+        if where == "_dial":
+            monkeypatch.setattr(conversation, "dial", boom)
+        else:
+            monkeypatch.setattr(AppHttp1, "eof", boom)
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"GET http://127.0.0.1:1/ HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n")
+        if where == "eof_received":
+            writer.write_eof()
+            await asyncio.sleep(0.1)
+            writer.transport.abort()
+        else:
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 5) == b""
+        while running.connections:
+            await asyncio.sleep(0.01)
+        await running.drain()
+
+    asyncio.run(check())
+    assert "RuntimeError in boom (test_server.py:" in caplog.text
+    assert CANARY not in caplog.text
 
 
 class TestRoots:
