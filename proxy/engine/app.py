@@ -15,6 +15,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
+import struct
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, cast
@@ -40,6 +42,7 @@ logger = logging.getLogger("overcoat")
 IDLE_SECONDS = 600.0
 LINGER_SECONDS = 1.0  # for an app to read an answer that came before it had sent everything
 FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
 
 
 class Speaker(Protocol):
@@ -140,7 +143,11 @@ class AppSocket(asyncio.Protocol):
             self.close()
 
     def abort(self) -> None:
-        """Close at once."""
+        """Break the connection off: with a reset, since an end in order could be taken for the end of a response."""
+        self.is_closing = True
+        if not self.transport.is_closing():
+            with contextlib.suppress(OSError):  # the app is gone already
+                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
 
     def crash(self, error: Exception) -> None:
@@ -150,8 +157,7 @@ class AppSocket(asyncio.Protocol):
         for exchange in self.session.unfinished:
             if not exchange.finished:
                 exchange.note(Denied(Reason.INTERNAL_ERROR, "the engine failed"))
-        self.is_closing = True
-        self.transport.abort()
+        self.abort()
 
     def guarded(self, step: Callable[..., None], *arguments: object) -> None:
         """Take a step; whatever it raises closes the connection."""
@@ -305,4 +311,4 @@ class AppSocket(asyncio.Protocol):
             self._holds.clear()
             self.transport.resume_reading()
         self._timers["linger"] = self.loop.call_later(LINGER_SECONDS, self.transport.close)
-        self._timers["flush"] = self.loop.call_later(FLUSH_SECONDS, self.transport.abort)
+        self._timers["flush"] = self.loop.call_later(FLUSH_SECONDS, self.abort)

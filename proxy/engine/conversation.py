@@ -57,7 +57,8 @@ class Conversation:
         self.flow.request = request
         self.upstream: UpstreamConnection | None = None
         self.exchange: Exchange | None = None
-        self._keep_alive = keeps_alive(head.is_http11, head.fields)
+        # RFC 9112, section 9.3: a proxy keeps no connection with an HTTP/1.0 client, whatever that asks for.
+        self._keep_alive = head.is_http11 and keeps_alive(True, head.fields)
         self._is_chunked = head.body == CHUNKED
         self._mode = "hold"  # hold | stream | discard: what happens to the request's body
         self._held: list[bytes] = []
@@ -231,7 +232,7 @@ class Conversation:
         if head.status < 200 and head.status != 101:
             if self.head.is_http11:
                 response = http.Response(
-                    b"HTTP/1.1", head.status, head.reason, http.Headers(head.fields), b"", None, 0, 0
+                    b"HTTP/1.1", head.status, head.reason, http.Headers(without_hop(head.fields)), b"", None, 0, 0
                 )
                 self.app.write(response_head_of(response, is_closing=False))
             self._response_began = False
@@ -330,7 +331,7 @@ class Conversation:
             self.upstream.close()
             self.upstream = None
         assert self.exchange is not None
-        streamed = self.flow.response is not None and bool(self.flow.response.stream)
+        streamed = self._websocket or (self.flow.response is not None and bool(self.flow.response.stream))
         self._response_held = None
         if streamed:
             self._cut_off()
@@ -418,8 +419,8 @@ class Conversation:
 
     def _cut_off(self) -> None:
         """End with neither a response nor the rest of one: the app must not take what it has for the whole."""
+        self.app.abort()  # first: what follows would end it in order
         self._finish_with_error("cut off")
-        self.app.abort()
 
     def broken(self) -> None:
         """The app's body is not framed as its head says."""

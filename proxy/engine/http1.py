@@ -38,6 +38,7 @@ class AppHttp1:
         self.conversation: Conversation | Connect | None = None
         self._unread = b""
         self._body: Body | None = None
+        self._has_ended = False
 
     def feed(self, data: bytes) -> None:
         """Take bytes."""
@@ -56,6 +57,8 @@ class AppHttp1:
                 app.hold("pipelining", len(self._unread) > MAX_PIPELINED)
                 return
             elif not self._read_head():
+                if self._has_ended:
+                    app.close()
                 return
 
     def _read_head(self) -> bool:
@@ -80,7 +83,9 @@ class AppHttp1:
             self._refuse(denied)
             return False
         if head.method == b"CONNECT":
-            self.conversation = connect = Connect(self, request, keep_alive=keeps_alive(head.is_http11, head.fields))
+            self.conversation = connect = Connect(
+                self, request, keep_alive=head.is_http11 and keeps_alive(True, head.fields)
+            )
             connect.start()
             return not self.app.is_closing
         self.conversation = conversation = Conversation(self, request, head)
@@ -123,7 +128,7 @@ class AppHttp1:
         self.conversation = None
         if keep_alive:
             self.app.hold("pipelining", False)
-            if self._unread:
+            if self._unread or self._has_ended:
                 # Not from within: the end of one request must not deepen the stack for the next.
                 self.app.loop.call_soon(self.app.guarded, self.advance)
         else:
@@ -135,12 +140,12 @@ class AppHttp1:
         return rest
 
     def eof(self) -> None:
-        """The app will send no more."""
+        """The app will send no more. A request that is whole still gets its response, and so do those behind it."""
+        self._has_ended = True
         if self._body is not None and self.conversation is not None:
             self.conversation.gone()
         elif self.conversation is None:
-            self.app.close()
-        # Otherwise the request is whole, and its response is still wanted.
+            self.advance()
 
     def gone(self) -> None:
         """The app's connection is over."""

@@ -180,7 +180,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.is_closed = True
         if self.tls is not None and not self.tls.is_established:
             self._fail_handshake(ConnectionResetError())
-        self._guarded(self._ended)
+        self._guarded(self._ended, exc is not None)
 
     def pause_writing(self) -> None:
         """Tell who sends to wait."""
@@ -315,12 +315,12 @@ class UpstreamConnection(asyncio.Protocol):
         """Whether, after a response, another request may be sent."""
         return self._can_reuse and not self.is_closed and not self.transport.is_closing()
 
-    def _ended(self) -> None:
+    def _ended(self, is_broken: bool = False) -> None:
         if self.receiver is None:
             self._end_idle()
             return
         # Over TLS a body that ends with its connection is whole only if the upstream said so (RFC 9112, section 9.8).
-        if isinstance(self._body, UntilCloseBody) and (self.tls is None or self.tls.was_closed):
+        if isinstance(self._body, UntilCloseBody) and not is_broken and (self.tls is None or self.tls.was_closed):
             self._complete(b"")
             return
         self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream closed the connection before its response was whole"))
