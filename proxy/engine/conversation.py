@@ -10,6 +10,7 @@ Rules of this module:
 - A request goes out a second time only if it is idempotent, was sent on a reused connection, and not one byte of a
   response had come (RFC 9110, section 9.2.2).
 - A response that breaks off is never made to look whole.
+- A connection that may have been authenticated as one app is never given to another.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 MAX_DISCARDED = 1024 * 1024
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))  # RFC 9110, section 9.2.2
+_OF_THE_CONNECTION = ("negotiate", "ntlm")  # schemes that authenticate a connection instead of a request (RFC 4559)
 _NO_SERVER = Server(address=None)
 
 
@@ -288,7 +290,10 @@ class Conversation:
         """Take the end of the response."""
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
-            self.engine.pool.give(upstream)
+            if self._authenticates_connection():
+                upstream.close()
+            else:
+                self.engine.pool.give(upstream)
         if self._is_over or self.flow.response is None:
             return
         response = self.flow.response
@@ -313,6 +318,14 @@ class Conversation:
             self.app.write(b"0\r\n\r\n")
         self._response_is_whole = True
         self._maybe_done()
+
+    def _authenticates_connection(self) -> bool:
+        """Tell whether the upstream may take whoever comes next on this connection for the one who came now."""
+        request, response = self.flow.request, self.flow.response
+        offers = request.headers.get_all("authorization")
+        if response is not None:
+            offers += response.headers.get_all("www-authenticate")
+        return any(offer.lower().lstrip().startswith(_OF_THE_CONNECTION) for offer in offers)
 
     def response_failed(self, denied: Denied, began: bool) -> None:
         """Take that there is no whole response."""
@@ -419,7 +432,8 @@ class Conversation:
 
     def _cut_off(self) -> None:
         """End with neither a response nor the rest of one: the app must not take what it has for the whole."""
-        self.app.abort()  # first: what follows would end it in order
+        self.app.flush()
+        self.app.abort()  # before what follows, which would end it in order
         self._finish_with_error("cut off")
 
     def broken(self) -> None:

@@ -593,8 +593,9 @@ class TestBadResponses:
         with _hanging_up(tls_upstream, answer) as upstream, RawClient(world.sidecar.address) as client:
             url = upstream.url("/cut", host=TUNNELLED)
             client.send(f"GET {url} HTTP/1.1\r\nHost: {TUNNELLED}:{upstream.port}\r\n\r\n".encode())
+            got = client.read_to_end()
             with pytest.raises(wire.Malformed, match="closed within the body"):
-                client.read_response()
+                wire.read_response(got, closed=True)
         assert_sane(world)
 
 

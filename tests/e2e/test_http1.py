@@ -227,6 +227,36 @@ class TestPersistence:
                 assert server.read_to_end() == b""  # it is not kept
         assert is_open(app)
 
+    @pytest.mark.parametrize(
+        ("request_field", "response_field"),
+        [
+            ("Authorization: Negotiate YII=\r\n", b""),
+            ("authorization: ntlm TlRM\r\n", b""),
+            ("", b"WWW-Authenticate: NTLM\r\n"),
+            ("", b"WWW-Authenticate: Basic realm=a\r\nwww-authenticate: Negotiate oYG=\r\n"),
+        ],
+    )
+    def test_a_connection_that_may_be_authenticated_serves_nobody_else(
+        self, sidecar: Sidecar, app: RawClient, upstream: MakeUpstream, request_field: str, response_field: bytes
+    ) -> None:
+        """NTLM and, with many servers, Negotiate hold for a connection, whoever's the next request on it is."""
+        far = upstream()
+        app.send(far.request("/1", request_field))
+        answer = OK.replace(b"\r\n\r\n", b"\r\n" + response_field + b"\r\n")
+        with far.accept() as server:
+            assert server.read_head() == far.expected("/1", request_field)
+            server.send(answer)
+            assert app.read_exactly(len(answer)) == answer
+            assert server.read_to_end() == b""
+        with RawClient(sidecar.address) as other:
+            other.send(far.request("/2", "Authorization: Basic YTpi\r\n"))
+            with far.accept() as server:
+                assert server.read_head() == far.expected("/2", "Authorization: Basic YTpi\r\n")
+                server.send(OK)
+                assert other.read_exactly(len(OK)) == OK
+                app.send(far.request("/3"))  # the twin: any other scheme is about its request only
+                assert server.read_head() == far.expected("/3")
+
     def test_an_app_that_ends_its_side_gets_its_answer_and_then_the_end(
         self, app: RawClient, upstream: MakeUpstream
     ) -> None:

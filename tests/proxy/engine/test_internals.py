@@ -56,9 +56,11 @@ def client_context() -> context.Context:
 def patched() -> Iterator[None]:
     """Apply our patches, and take them back: no other test of this process may rest on them."""
     upstream, check = vars(http_layers)["Http1Client"], http.MessageData.__dict__["__post_init__"]
+    upstream_tls = vars(tls)["ServerTLSLayer"]
     patches.apply()
     yield
     setattr(http_layers, "Http1Client", upstream)  # noqa: B010  # mypy minds a plain assignment
+    setattr(tls, "ServerTLSLayer", upstream_tls)  # noqa: B010  # as above
     setattr(http.MessageData, "__post_init__", check)  # noqa: B010  # as above
 
 
@@ -378,6 +380,7 @@ class TestTls:
         assert source.index("TlsFailedServerHook") < source.index("super().on_handshake_error")
         assert "CloseConnection" in source_of(tunnel.TunnelLayer.on_handshake_error)
 
+    @pytest.mark.usefixtures("patched")
     def test_the_upstreams_layer_is_made_by_the_name_that_we_replace_and_gives_out_its_alert(self) -> None:
         assert "tls.ServerTLSLayer(context)" in source_of(http_layers.HttpLayer.get_connection)
         assert vars(tls)["ServerTLSLayer"] is layers.UpstreamTls
