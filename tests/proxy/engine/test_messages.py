@@ -83,6 +83,30 @@ class TestTargets:
         assert request("GET http://a.example/ HTTP/1.0", fields="").http_version == "HTTP/1.0"
 
     @pytest.mark.parametrize(
+        ("target", "inside", "is_tls", "value"),
+        [
+            ("http://API.example/a", None, False, b"api.example"),
+            ("http://api.example:80/a", None, False, b"api.example"),
+            ("http://api.example:443/a", None, False, b"api.example:443"),
+            ("http://[::1]:81/a", None, False, b"[::1]:81"),
+            ("http://[::1]/a", None, False, b"[::1]"),
+            ("https://api.example/a", None, False, b"api.example"),
+            ("/a", INSIDE, True, b"api.example:8443"),
+            ("/a", Destination("api.example", 443), True, b"api.example"),
+            ("/a", Destination("api.example", 443), False, b"api.example:443"),
+        ],
+    )
+    def test_a_request_of_http_1_0_without_host_is_given_one(
+        self, target: str, inside: Destination | None, is_tls: bool, value: bytes
+    ) -> None:
+        made = request(f"GET {target} HTTP/1.0", inside=inside, is_tls=is_tls, fields="X: 1\r\n")
+        assert made.headers.fields == ((b"Host", value), (b"X", b"1"))
+
+    def test_one_that_has_it_keeps_it_as_it_is(self) -> None:
+        made = request("GET http://api.example/a HTTP/1.0", fields="X: 1\r\nhOST: API.example:80\r\n")
+        assert made.headers.fields == ((b"X", b"1"), (b"hOST", b"API.example:80"))
+
+    @pytest.mark.parametrize(
         "line",
         [
             "GET ftp://api.example/canary HTTP/1.1",

@@ -119,7 +119,7 @@ def test_plaintext_that_came_with_the_end_of_the_handshake_is_not_lost(authority
 def test_a_close_notify_is_the_end_and_what_came_before_it_counts(pair: tuple[TlsStream, Peer]) -> None:
     stream, peer = pair
     assert stream.receive(peer.write(b"last") + peer.close()) == b"last"
-    assert stream.has_ended is True
+    assert (stream.has_ended, stream.was_closed) == (True, True)
 
 
 def test_a_damaged_record_is_the_end_and_what_came_before_it_counts(pair: tuple[TlsStream, Peer]) -> None:
@@ -127,8 +127,28 @@ def test_a_damaged_record_is_the_end_and_what_came_before_it_counts(pair: tuple[
     good, bad = peer.write(b"good"), bytearray(peer.write(b"bad"))
     bad[-1] ^= 1
     assert stream.receive(good + bytes(bad)) == b"good"
-    assert stream.has_ended is True
+    assert (stream.has_ended, stream.was_closed) == (True, False)  # the peer has not said that this is all
     assert stream.outgoing() != b""  # the alert
+
+
+def test_closing_it_tells_the_peer_so(pair: tuple[TlsStream, Peer]) -> None:
+    stream, peer = pair
+    stream.send(b"last")
+    stream.close()
+    peer.incoming.write(stream.outgoing())
+    assert peer.tls.read(65536) == b"last"
+    assert peer.tls.read(65536) == b""  # the standard library's word for a close_notify
+
+
+def test_closing_what_is_broken_or_not_established_is_no_error(
+    pair: tuple[TlsStream, Peer], authority: trustme.CA
+) -> None:
+    stream, _ = pair
+    stream.receive(b"no TLS at all")
+    stream.close()
+    early = client(authority)
+    early.close()
+    assert early.outgoing() == b""
 
 
 def test_after_an_error_nothing_can_be_sent(pair: tuple[TlsStream, Peer]) -> None:
