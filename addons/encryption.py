@@ -20,8 +20,13 @@ from proxy.core import encodings, fields, jwe
 from proxy.core.decisions import Denied, Reason
 from proxy.core.policy import FieldEntry
 
+# One app's body, or one upstream's, must not keep all others waiting: half a second of work at the most.
+MAX_SEALED = 4096
+MAX_OPENED = 512
+
 Transform = Callable[[bytes, str], bytes]
 
+_CHARSET = re.compile(r"charset[^;=]*=[ \t]*[\"']?([^\"';]*)", re.IGNORECASE)
 _WEIGHT_ZERO = re.compile(r"q=0(?:\.0{0,3})?")
 _DIGESTS = ("content-digest", "repr-digest", "digest", "content-md5")
 
@@ -69,6 +74,7 @@ class Encryption:
                     f"key {entry.keys.primary.kid} of key set {entry.keys.name} is past its not_after date",
                     f"give key set {entry.keys.name} a new primary key",
                 )
+        _check_charset(request.headers)
         encodings.parse_encoding(_joined(request.headers, "content-encoding"))
         length = request.headers.get("content-length", "0")
         if int(length) > exchange.policy.limits.held_body:
@@ -131,11 +137,12 @@ class Encryption:
         if not body:
             return body, 0
         entries = _applying(exchange, exchange.rule.decrypt if exchange.rule else ())
+        _check_charset(response.headers)
         encoding = encodings.parse_encoding(_joined(response.headers, "content-encoding"))
         plain = encodings.decode(body, encoding, exchange.policy.limits.held_body)
         jobs = [fields.Job(entry.selectors, self._opener(exchange, entry)) for entry in entries]
         try:
-            spliced = fields.splice(plain, jobs)
+            spliced = fields.splice(plain, jobs, MAX_OPENED)
         except ValueError:  # its sender sealed something else than a value
             raise Denied(Reason.DECRYPTION_FAILED, "a field opens to something that is not one JSON value") from None
         if spliced.total == 0:
@@ -175,7 +182,8 @@ def _splice_request(
     entries = _applying(exchange, exchange.rule.encrypt if exchange.rule else ())
     encoding = encodings.parse_encoding(_joined(request.headers, "content-encoding"))
     plain = encodings.decode(body, encoding, exchange.policy.limits.held_body)
-    spliced = fields.splice(plain, [fields.Job(entry.selectors, transform(entry)) for entry in entries])
+    jobs = [fields.Job(entry.selectors, transform(entry)) for entry in entries]
+    spliced = fields.splice(plain, jobs, MAX_SEALED)
     for name in _DIGESTS if spliced.total else ():
         if name in request.headers:
             raise Denied(
@@ -184,6 +192,22 @@ def _splice_request(
                 "make the app send this request without a body digest",
             )
     return spliced, encoding
+
+
+def _check_charset(headers: http.Headers) -> None:
+    """Refuse a body that its receiver would not read as UTF-8: it would find other names in it than we do.
+
+    Raises:
+        Denied: ENCODING_UNSUPPORTED.
+    """
+    content_types = headers.get_all("content-type")
+    charsets = _CHARSET.findall(";".join(content_types))
+    if len(content_types) > 1 or any(charset.lower() not in ("utf-8", "utf8", "us-ascii") for charset in charsets):
+        raise Denied(
+            Reason.ENCODING_UNSUPPORTED,
+            "the body's Content-Type is given more than once, or names another charset than UTF-8",
+            "send JSON in UTF-8, which is all that RFC 8259 knows",
+        )
 
 
 def _host(exchange: Exchange) -> str:

@@ -176,12 +176,13 @@ class Sessions:
             return exchange
         session = self.of(flow.client_conn)
         path, _, _ = flow.request.path.partition("?")
-        exchange = Exchange(session.policy, session.client, flow.request.method, path)
+        # The method's own bytes: mitmproxy's property upper-cases, and `connect` is not CONNECT.
+        method = flow.request.data.method.decode("ascii", "replace")
+        exchange = Exchange(session.policy, session.client, method, path)
         flow.metadata[_KEY] = exchange
         session.unfinished.add(exchange)
-        if flow.request.method == "CONNECT":
+        if method == "CONNECT":
             exchange.path = ""
-            session.connect = exchange
         else:
             session.requests += 1
         return exchange

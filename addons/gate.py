@@ -27,6 +27,7 @@ class Gate:
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """Decide on a CONNECT."""
         exchange = self.sessions.exchange(flow)
+        self.sessions.of(flow.client_conn).connect = exchange
         try:
             exchange.asked = _canonical(flow)
             exchange.rule, exchange.decision = decide_https(exchange.policy, exchange.asked)
@@ -65,6 +66,7 @@ class Gate:
             )
 
 
+_BAD_HOST = "the Host field is not a host name or address with, if need be, a port from 1 to 65535"
 _AGREE_HINT = "make the app use one name for the host: in its URL, its Host header and its TLS server name"
 
 
@@ -123,8 +125,8 @@ def _check_host(flow: http.HTTPFlow, destination: Destination, default_port: int
     for name in names:
         try:
             named = parse_authority(name, default_port)
-        except BadDestination as e:
-            raise Denied(Reason.BAD_REQUEST, f"the Host field is not valid: {e}") from None
+        except BadDestination:
+            raise Denied(Reason.BAD_REQUEST, _BAD_HOST) from None  # unquoted: it may hold what is secret
         if named != destination:
             raise Denied(
                 Reason.HOST_MISMATCH, f"the Host field names {named}, but the request is for {destination}", _AGREE_HINT

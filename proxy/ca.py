@@ -20,6 +20,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -93,19 +94,19 @@ class LocalCa:
     @classmethod
     def _load(cls, directory: Path, now: datetime) -> LocalCa:
         key_path = directory / KEY_FILE
-        mode = stat.S_IMODE(key_path.stat().st_mode)
-        if mode & 0o077:
-            raise CaError(f"{key_path} is readable by others (mode {mode:04o}): run chmod 600 {key_path}")
         way_out = f"move {directory} away to have a new CA made, and make the apps trust that one"
+        # One file for both, so that a half-made CA cannot exist; the certificate file beside it is for the apps.
+        pem = _read_private(key_path)
         try:
-            # One file for both, so that a half-made CA cannot exist; the certificate file beside it is for the apps.
-            pem = key_path.read_bytes()
             key = serialization.load_pem_private_key(pem, None)
             certificate = x509.load_pem_x509_certificate(pem)
-        except (ValueError, TypeError):
+            constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound):
             raise CaError(f"{key_path} holds no CA key and certificate: {way_out}") from None
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-            raise CaError(f"the key and the certificate in {key_path} do not belong together: {way_out}")
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise CaError(f"the key in {key_path} is not on the curve P-256: {way_out}")
+        if key.public_key() != certificate.public_key() or not constraints.ca:
+            raise CaError(f"the key and the certificate in {key_path} are not those of one CA: {way_out}")
         if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
             raise CaError(f"the local CA in {directory} is not valid at {now:%Y-%m-%d}: {way_out}")
         return cls(certificate, key)
@@ -183,6 +184,28 @@ def _create(directory: Path, now: datetime) -> None:
             os.link(temporary, directory / KEY_FILE)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _read_private(path: Path) -> bytes:
+    """Read a file that only this user may read; looked at and read through one descriptor.
+
+    Raises:
+        CaError: it is something else than a regular file of this user's, or open to others.
+        OSError: it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        mode = stat.S_IMODE(status.st_mode)
+        if not stat.S_ISREG(status.st_mode):
+            raise CaError(f"{path} is no regular file")
+        if status.st_uid not in (0, os.geteuid()):
+            raise CaError(
+                f"{path} belongs to another user, who could sign for every host: run chown {os.geteuid()} {path}"
+            )
+        if mode & 0o077:
+            raise CaError(f"{path} is readable by others (mode {mode:04o}): run chmod 600 {path}")
+        return file.read()
 
 
 def _publish(path: Path, pem: bytes) -> None:

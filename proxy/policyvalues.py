@@ -10,6 +10,7 @@ Rules of this module:
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -175,11 +176,20 @@ def _parse_variable(text: str) -> str:
 
 
 def _parse_method(text: str) -> str:
+    if text in ("*", "CONNECT", "ALL", "ANY"):
+        raise ValueError(f"{text} is no method that a body comes with; leave methods out to mean all of them")
     if _METHOD.fullmatch(text):
         return text
     if _METHOD.fullmatch(text.upper()):
         raise ValueError(f"methods are exact and upper-case: write {text.upper()}")
     raise ValueError("this is no HTTP method (a token, RFC 9110, section 9.1)")
+
+
+def _parse_visible_selector(text: str) -> Selector:
+    for character in text:
+        if unicodedata.category(character) in ("Cf", "Zs", "Co", "Cn") and character != " ":
+            raise ValueError(f"the character U+{ord(character):04X} cannot be seen; write it as an escape in ['…']")
+    return parse_selector(text)
 
 
 def _parsed[T](parse: Callable[[str], T]) -> PlainValidator:
@@ -274,7 +284,7 @@ Variable = Annotated[str, _parsed(_parse_variable), _text_schema(pattern=f"^{_VA
 Day = Annotated[date, PlainValidator(_parse_day), _text_schema(format="date")]
 ListenerText = Annotated[Listener, _parsed(parse_listener), _text_schema(pattern="^forward://.+:[0-9]+$")]
 HostText = Annotated[HostPattern, _parsed(parse_host_pattern), _text_schema(minLength=1)]
-SelectorText = Annotated[Selector, _parsed(parse_selector), _text_schema(pattern=r"^\$")]
+SelectorText = Annotated[Selector, _parsed(_parse_visible_selector), _text_schema(pattern=r"^\$")]
 PathText = Annotated[PathGlob, _parsed(PathGlob.parse), _text_schema(pattern="^/[^?#]*$")]
 MethodText = Annotated[str, _parsed(_parse_method), _text_schema(pattern=f"^{_METHOD.pattern}$")]
 

@@ -30,6 +30,9 @@ Steps = tuple[str | int, ...]
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Line breaks that editors do not show as such, and controls of the writing direction: what reads as a comment to a
+# person would be a key to YAML, or the other way round.
+_HIDDEN = re.compile("[\x85\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 _DROPPED = "\0"  # starts the step of a value that goes nowhere: no usable key does, so its marks hide no other's
 _EMPTY = "the file is empty; `version: 1` is the least it needs"
 _TRUE = frozenset({"true", "yes", "on"})
@@ -129,11 +132,17 @@ def _decode(source: bytes, document: Document) -> str:
         document.problems.append(Problem((), 1, 1, f"the file has {len(source)} bytes; {MAX_BYTES} is the most"))
         raise _Fatal
     try:
-        return source.decode("utf-8-sig")
+        text = source.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line, column = _position(source[: error.start].decode("utf-8-sig", errors="replace"))
         document.problems.append(Problem((), line, column, "this byte is not UTF-8; save the file as UTF-8"))
         raise _Fatal from None
+    if hidden := _HIDDEN.search(text):
+        line, column = _position(text[: hidden.start()])
+        what = f"the character U+{ord(hidden[0][0]):04X} is not what it looks like (a line break or writing direction)"
+        document.problems.append(Problem((), line, column, f"{what}; remove it"))
+        raise _Fatal
+    return text
 
 
 def _position(before: str) -> tuple[int, int]:

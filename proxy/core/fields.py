@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.jsontext import NotJson, TooMuchSelected, find_spans, string_value
+from proxy.core.jsontext import MAX_VALUES, NotJson, TooMuchSelected, find_spans, string_value
 from proxy.core.selectors import Selector
 
 _TOKEN = re.compile(r"[A-Za-z0-9_.-]+")
@@ -52,12 +52,13 @@ class Spliced:
         return sum(self.counts)
 
 
-def splice(body: bytes, jobs: Sequence[Job]) -> Spliced:
+def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES) -> Spliced:
     """Replace the values that jobs select; the first job counts, and of nested values the outermost.
 
     Args:
         body: the decoded body.
         jobs: what to replace, and by what.
+        most: how many values may be replaced; checked before the first one is.
 
     Raises:
         Denied: BODY_NOT_JSON where the body is no strict JSON, BODY_TOO_LARGE where too many values are selected.
@@ -75,6 +76,12 @@ def splice(body: bytes, jobs: Sequence[Job]) -> Spliced:
         raise Denied(
             Reason.BODY_TOO_LARGE, f"the body has too many fields to protect: {problem}", "send it in smaller parts"
         ) from None
+    if len(spans) > most:
+        raise Denied(
+            Reason.BODY_TOO_LARGE,
+            f"the body has {len(spans)} fields to protect, and {most} are the most",
+            "send it in smaller parts",
+        )
     counts = [0] * len(jobs)
     if not spans:
         return Spliced(body, tuple(counts))

@@ -117,6 +117,11 @@ class PathGlob:
             raise ValueError(f"a path glob starts with '/', not {text[:1]!r}")
         if "?" in text or "#" in text:
             raise ValueError("a path glob has no query and no fragment")
+        if set("{}\\") & set(text) or any(character.isspace() for character in text):
+            raise ValueError("a path glob has no braces, backslashes or blanks; '*' stands for what varies")
+        *segments, last = text[1:].split("/")
+        if any(segment in ("", ".", "..", ".*") or segment[0] == ":" for segment in [*segments, last or "/"]):
+            raise ValueError("a path glob has no empty or dot segments, and '*', not ':name' or '.*', for what varies")
         if "%" in text:
             raise ValueError(
                 "a path glob is written decoded, without percent-escapes: requests are compared decoded, too"
@@ -163,34 +168,34 @@ class When:
     def applies(self, method: str, path: str) -> bool:
         """Tell whether a request is meant.
 
+        A path that servers read in different ways may be any path: every entry whose methods fit applies to it.
+
         Args:
-            method: the exact, case-sensitive method.
+            method: the method; its case makes no difference, as it makes none to some servers.
             path: the path without its query, as it was sent; its other spellings count, too: see `canonical_paths`.
         """
-        if self.methods is not None and method not in self.methods:
+        if self.methods is not None and method.upper() not in self.methods:
             return False
-        return self.paths is None or any(
-            glob.matches(spelling) for glob in self.paths for spelling in canonical_paths(path)
+        return (
+            self.paths is None
+            or _AMBIGUOUS.search(path) is not None
+            or any(glob.matches(spelling) for glob in self.paths for spelling in canonical_paths(path))
         )
 
 
-def canonical_paths(path: str) -> tuple[str, ...]:
-    """Return the spellings under which a server might read a path.
+# Empty and dot segments, path parameters, backslashes, and any of these or a percent sign in an escape: servers differ
+# in what they resolve, in which order, and how often they decode.
+_AMBIGUOUS = re.compile(r"\A[^/]|//|/\.\.?(?:/|\Z)|[;\\]|%(?:2[EeFf5]|3[Bb]|5[Cc])")
 
-    They are: as it was sent; percent-decoded (as UTF-8), with backslashes, empty and dot segments and path parameters
-    resolved; and that without a final slash. A field entry applies where any of them matches: `/v1/%63harges`,
-    `/x/../v1/charges`, `/v1/charges/` and `/v1/charges;a=b` must not slip past `/v1/charges`.
+
+def canonical_paths(path: str) -> tuple[str, ...]:
+    """Return the spellings under which servers read a path that is not ambiguous.
+
+    They are: as it was sent, percent-decoded (as UTF-8), and both without a final slash. A field entry applies where
+    any of them matches: `/v1/%63harges` and `/v1/charges/` must not slip past `/v1/charges`.
     """
-    decoded = re.sub(r";[^/]*", "", unquote(path).replace("\\", "/"))
-    segments: list[str] = []
-    for segment in decoded.split("/"):
-        if segment == "..":
-            del segments[-1:]
-        elif segment not in ("", "."):
-            segments.append(segment)
-    normal = "/" + "/".join(segments)
-    with_slash = normal + "/" if decoded.endswith(("/", "/.", "/..")) and segments else normal
-    return tuple(dict.fromkeys((path, with_slash, normal)))
+    decoded = unquote(path)
+    return tuple(dict.fromkeys((path, decoded, path.removesuffix("/") or "/", decoded.removesuffix("/") or "/")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +228,14 @@ class Rule:
     def matches(self, destination: Destination) -> bool:
         """Tell whether the rule is about this destination."""
         return any(pattern.matches(destination) for pattern in self.hosts)
+
+    def matches_plain_http(self, destination: Destination) -> bool:
+        """Tell whether the rule is about plain http to this destination."""
+        if self.matches(destination):
+            return True
+        if self.plain_http is PlainHttp.ALLOW:
+            return False
+        return self.matches(upgraded(destination, self.https_port)) or self.matches(upgraded(destination, None))
 
     @property
     def needs_plaintext(self) -> bool:
@@ -259,7 +272,7 @@ class Limits:
         held_body: bytes of a body, decoded, that is held to protect its fields.
     """
 
-    held_body: int = 8 * 1024 * 1024
+    held_body: int = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,17 +313,10 @@ class Policy:
     def rule_for_plain_http(self, destination: Destination) -> Rule | None:
         """Return the rule for a plain http destination.
 
-        A rule counts if it names the port that was asked for or the one that an upgrade leads to, so that a rule
-        limited to `host:443` also protects what arrives as `http://host/`.
+        A rule counts if it names the port that was asked for or, unless it lets plain http pass, the one that an
+        upgrade leads to, so that a rule limited to `host:443` also protects what arrives as `http://host/`.
         """
-        return next(
-            (
-                rule
-                for rule in self.rules
-                if rule.matches(destination) or rule.matches(upgraded(destination, rule.https_port))
-            ),
-            None,
-        )
+        return next((rule for rule in self.rules if rule.matches_plain_http(destination)), None)
 
 
 def upgraded(destination: Destination, https_port: int | None) -> Destination:

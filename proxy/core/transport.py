@@ -26,9 +26,7 @@ def decide_plain_http(policy: Policy, asked: Destination) -> tuple[Rule | None, 
     rule = policy.rule_for_plain_http(asked)
     what = rule.plain_http if rule else policy.defaults.plain_http
     if what is PlainHttp.UPGRADE:
-        target = upgraded(asked, rule.https_port if rule else None)
-        # What is dialled decides: the pins of `host:443` hold for what another rule sends there, too.
-        return policy.rule_for(target) or rule, Decision(Action.UPGRADE, target)
+        return _upgrade(policy, rule, asked)
     if what is PlainHttp.ALLOW:
         return rule, Decision(Action.ALLOW, asked)
     where = f"rule {rule.name}" if rule else "the policy's default"
@@ -38,6 +36,28 @@ def decide_plain_http(policy: Policy, asked: Destination) -> tuple[Rule | None, 
             Reason.PLAIN_HTTP_REJECTED,
             f"{where} rejects plain http to {asked}",
             f"use https://{asked.url_host}/ in the app, or set plain_http: upgrade for this host",
+        ),
+    )
+
+
+def _upgrade(policy: Policy, rule: Rule | None, asked: Destination) -> tuple[Rule | None, Decision]:
+    """Decide on an upgrade: what is dialled has a say, too, and nothing that either rule protects may get lost."""
+    target = upgraded(asked, rule.https_port if rule else None)
+    there = policy.rule_for(target)
+    if there is not None and there.https is Https.REJECT:
+        return there, Decision(Action.DENY, denied=_https_rejected(there, target))
+    if there is None or there is rule:
+        return rule, Decision(Action.UPGRADE, target)
+    if rule is None or not rule.needs_plaintext:
+        return there, Decision(Action.UPGRADE, target)
+    if not there.needs_plaintext:
+        return rule, Decision(Action.UPGRADE, target)
+    return rule, Decision(
+        Action.DENY,
+        denied=Denied(
+            Reason.PLAIN_HTTP_REJECTED,
+            f"rule {rule.name} upgrades {asked} to {target}, which rule {there.name} protects in another way",
+            "let one rule name both ports of the host",
         ),
     )
 
@@ -58,12 +78,13 @@ def decide_https(policy: Policy, asked: Destination) -> tuple[Rule | None, Decis
         return rule, Decision(Action.TUNNEL, asked)
     if what is Https.INSPECT:
         return rule, Decision(Action.INSPECT, asked)
+    return rule, Decision(Action.DENY, denied=_https_rejected(rule, asked))
+
+
+def _https_rejected(rule: Rule | None, target: Destination) -> Denied:
     where = f"rule {rule.name}" if rule else "the policy's default"
-    return rule, Decision(
-        Action.DENY,
-        denied=Denied(
-            Reason.HTTPS_REJECTED,
-            f"{where} rejects https to {asked}",
-            "set https: tunnel or https: inspect for this host if the app may use it",
-        ),
+    return Denied(
+        Reason.HTTPS_REJECTED,
+        f"{where} rejects https to {target}",
+        "set https: tunnel or https: inspect for this host if the app may use it",
     )

@@ -170,7 +170,7 @@ class TestRefusing:
         marker = b"-----BEGIN CERTIFICATE-----"
         own_certificate = marker + key_file.read_bytes().partition(marker)[2]
         key_file.write_bytes(foreign.partition(marker)[0] + own_certificate)
-        assert "do not belong together" in self.refused(key_file.parent)
+        assert "are not those of one CA" in self.refused(key_file.parent)
 
     def test_a_key_of_another_kind(self, key_file: Path) -> None:
         key = rsa.generate_private_key(65537, 2048).private_bytes(
@@ -178,7 +178,7 @@ class TestRefusing:
         )
         marker = b"-----BEGIN CERTIFICATE-----"
         key_file.write_bytes(key + marker + key_file.read_bytes().partition(marker)[2])
-        assert "do not belong together" in self.refused(key_file.parent)
+        assert "is not on the curve P-256" in self.refused(key_file.parent)
 
     @pytest.mark.parametrize("damage", ["empty", "no certificate", "no key", "garbage", "encrypted"])
     def test_a_file_that_is_damaged(self, key_file: Path, damage: str) -> None:

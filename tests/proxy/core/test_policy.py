@@ -180,7 +180,7 @@ _segments = st.sampled_from(["", "a", "b", "ab", "aba"])
 
 
 @given(
-    st.lists(_segments | st.sampled_from(["**", "*", "a*", "*b", "*a*b*"]), min_size=1, max_size=6),
+    st.lists(st.sampled_from(["a", "b", "ab", "aba", "**", "*", "a*", "*b", "*a*b*"]), min_size=1, max_size=6),
     st.lists(_segments, min_size=1, max_size=7),
 )
 def test_a_path_glob_matches_what_a_naive_matcher_matches(glob: list[str], path: list[str]) -> None:
@@ -202,20 +202,11 @@ def test_a_long_path_does_not_make_a_glob_slow(glob: str, path: str) -> None:
     ("path", "spellings"),
     [
         ("/", ("/",)),
-        ("*", ("*", "/*")),
         ("/v1/a", ("/v1/a",)),
         ("/v1/a/", ("/v1/a/", "/v1/a")),
         ("/v1/%61", ("/v1/%61", "/v1/a")),
         ("/m%C3%BCller", ("/m%C3%BCller", "/müller")),
-        ("/v1//a", ("/v1//a", "/v1/a")),
-        ("/v1/./a/.", ("/v1/./a/.", "/v1/a/", "/v1/a")),
-        ("/x/../v1/a", ("/x/../v1/a", "/v1/a")),
-        ("/../../a", ("/../../a", "/a")),
-        ("/a/..", ("/a/..", "/")),
-        ("/v1%2fa", ("/v1%2fa", "/v1/a")),
-        ("/x/%2e%2e/a", ("/x/%2e%2e/a", "/a")),
-        ("/v1\\a", ("/v1\\a", "/v1/a")),
-        ("/v1;p=1/a;q", ("/v1;p=1/a;q", "/v1/a")),
+        ("/v1/%61/", ("/v1/%61/", "/v1/a/", "/v1/%61", "/v1/a")),
     ],
 )
 def test_a_path_has_every_spelling_a_server_might_read(path: str, spellings: tuple[str, ...]) -> None:
@@ -233,13 +224,45 @@ def test_a_field_entry_without_conditions_applies_to_every_request() -> None:
         ("POST", "/v1/%63harges/", True),
         ("PUT", "/v2/refunds", True),
         ("GET", "/v1/charges", False),
-        ("post", "/v1/charges", False),
+        ("post", "/v1/charges", True),  # some servers do not mind the case
         ("POST", "/v1/other", False),
+        ("POST", "/v1/other.json", False),
     ],
 )
 def test_a_field_entry_applies_to_its_methods_and_paths(method: str, path: str, applies: bool) -> None:
     when = When(frozenset({"POST", "PUT"}), (PathGlob.parse("/v1/charges"), PathGlob.parse("/v2/*")))
     assert when.applies(method, path) is applies
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1//../charges",
+        "/a%2fb/../v1/charges",
+        "/v1;%2fx/charges",
+        "/v1;x/charges",
+        "/v1/%2563harges",
+        "/v1\\charges",
+        "/v1%5Ccharges",
+        "/x/%2e%2E/v1/charges",
+        "/v1/./charges",
+        "/v1/charges/.",
+        "/v1/charges/..",
+        "/v1/other%3Bx",
+        "*",
+        "http://api.example/v1/charges",
+    ],
+)
+def test_a_path_that_servers_read_in_different_ways_may_be_any_path(path: str) -> None:
+    when = When(frozenset({"POST"}), (PathGlob.parse("/v1/charges"),))
+    assert when.applies("POST", path)
+    assert not when.applies("GET", path)
+    assert not when.applies("POST", "/v1/elsewhere")
+
+
+@pytest.mark.parametrize("path", ["/v1/other", "/v1/a.b", "/v1/..a", "/v1/...", "/v1/%20", "/v1/a:b", "/"])
+def test_an_ordinary_path_is_what_it_says(path: str) -> None:
+    assert not When(paths=(PathGlob.parse("/v1/charges"),)).applies("POST", path)
 
 
 def test_a_field_entry_for_methods_only_applies_at_every_path() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from proxy.core.decisions import Action, Reason
 from proxy.core.destinations import Destination
+from proxy.core.pins import Pin, PinSet
 from proxy.core.policy import Defaults, HostPattern, Https, PlainHttp, Policy, Rule
 from proxy.core.transport import decide_https, decide_plain_http
 
@@ -78,3 +79,56 @@ def test_an_upgrade_is_held_to_the_rule_of_the_destination_that_is_dialled() -> 
     assert decision.target == Destination("api.example", 443)
     alone, _ = decide_plain_http(Policy(rules=(asked,)), Destination("api.example", 80))
     assert alone is asked
+
+
+def _rule(name: str, *hosts: str, **more: object) -> Rule:
+    patterns = tuple(
+        HostPattern("any_depth" if host.startswith("**.") else "exact", host.removeprefix("**.").split(":")[0], port)
+        for host in hosts
+        for port in [int(host.split(":")[1]) if ":" in host else None]
+    )
+    given: dict[str, object] = {"plain_http": PlainHttp.UPGRADE, "https": Https.TUNNEL} | more
+    return Rule(name, patterns, **given)  # type: ignore[arg-type]  # the table's values fit
+
+
+_PINS = PinSet((Pin("spki", bytes(32)),))
+
+
+def test_a_broader_later_rule_does_not_take_the_protection_of_one_for_port_80_away() -> None:
+    strict = _rule("strict", "api.example:80", pins=_PINS, https=Https.INSPECT)
+    rule, decision = decide_plain_http(Policy(rules=(strict, _rule("rest", "**.example"))), ASKED)
+    assert rule is strict
+    assert decision.action is Action.UPGRADE
+
+
+def test_two_rules_that_protect_the_two_ports_in_different_ways_deny() -> None:
+    one = _rule("one", "api.example:80", pins=_PINS, https=Https.INSPECT)
+    two = _rule("two", "api.example:443", pins=_PINS, https=Https.INSPECT)
+    _, decision = decide_plain_http(Policy(rules=(one, two)), ASKED)
+    assert decision.denied is not None
+    assert decision.denied.reason is Reason.PLAIN_HTTP_REJECTED
+
+
+def test_a_rule_for_443_that_lets_plain_http_pass_is_not_about_port_80() -> None:
+    own = _rule("own", "api.example:443", plain_http=PlainHttp.ALLOW)
+    strict = _rule("strict", "api.example", pins=_PINS, https=Https.INSPECT)
+    rule, decision = decide_plain_http(Policy(rules=(own, strict)), ASKED)
+    assert rule is strict
+    assert decision.action is Action.UPGRADE
+
+
+def test_a_rule_for_443_is_about_port_80_even_if_it_upgrades_to_another_port() -> None:
+    strict = _rule("strict", "api.example:443", pins=_PINS, https=Https.INSPECT, https_port=8443)
+    policy = Policy(defaults=Defaults(plain_http=PlainHttp.ALLOW), rules=(strict,))
+    rule, decision = decide_plain_http(policy, ASKED)
+    assert rule is strict
+    assert decision.target == Destination("api.example", 8443)
+
+
+def test_an_upgrade_to_a_destination_whose_https_is_rejected_is_denied() -> None:
+    closed = _rule("closed", "api.example:443", plain_http=PlainHttp.REJECT, https=Https.REJECT)
+    rest = _rule("rest", "**.example", https_port=443)
+    rule, decision = decide_plain_http(Policy(rules=(closed, rest)), Destination("api.example", 8081))
+    assert rule is closed
+    assert decision.denied is not None
+    assert decision.denied.reason is Reason.HTTPS_REJECTED
