@@ -200,9 +200,7 @@ def _read_private(path: Path) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise CaError(f"{path} is no regular file")
         if status.st_uid not in (0, os.geteuid()):
-            raise CaError(
-                f"{path} belongs to another user, who could sign for every host: run chown {os.geteuid()} {path}"
-            )
+            raise CaError(f"{path} is another user's, who could sign for every host: run chown {os.geteuid()} {path}")
         if mode & 0o077:
             raise CaError(f"{path} is readable by others (mode {mode:04o}): run chmod 600 {path}")
         return file.read()

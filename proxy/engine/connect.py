@@ -60,12 +60,9 @@ class Connect:
         exchange = self._engine.sessions.exchange(flow)
         # The upstream of a tunnel is opened before the 200, so that a failure can still be told. Not at port 80: what
         # comes may be http to upgrade, for which no plain connection must ever be opened.
-        opens_first = (
-            exchange.decision is not None
-            and exchange.decision.action is Action.TUNNEL
-            and flow.request.port != HTTP_PORT
-            and not exchange.observing
-        )
+        # In observe mode it is opened for every CONNECT: a server that speaks first must be heard.
+        is_tunnel = exchange.decision is not None and exchange.decision.action is Action.TUNNEL
+        opens_first = exchange.observing or (is_tunnel and flow.request.port != HTTP_PORT)
         if flow.response is not None:
             self._refuse()
         elif opens_first:
@@ -134,7 +131,8 @@ class FirstBytes:
         self._data = b""
         if upstream is not None:
             upstream.carry(Relay(app, upstream, b""))  # what a server says first waits in its socket
-            upstream.transport.pause_reading()
+            if not connect.observing:
+                upstream.transport.pause_reading()
 
     def feed(self, data: bytes) -> None:
         """Take bytes, and decide once they are enough."""

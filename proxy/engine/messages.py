@@ -37,6 +37,8 @@ def request_of(head: RequestHead, inside: Destination | None, *, is_tls: bool) -
         Denied: BAD_REQUEST: the target is not one that a proxy can be sent there.
     """
     target = head.target
+    if head.method != b"CONNECT" and head.method.upper() == b"CONNECT":
+        raise Denied(Reason.BAD_REQUEST, "a method is upper-case where it is CONNECT (RFC 9110, section 9.1)")
     scheme = authority = b""
     path, host, port = target, "", 0
     try:

@@ -101,6 +101,11 @@ BAD: dict[str, tuple[str, int, str]] = {
     "no Host field": ("GET http://up.example:PORT/ HTTP/1.1\r\n\r\n", 400, "bad_request"),
     "an empty host in the target": ("GET http:///x HTTP/1.1\r\nHost: \r\n\r\n", 400, "bad_request"),
     "an empty host with a port": ("GET http://:PORT/ HTTP/1.1\r\nHost: :PORT\r\n\r\n", 400, "bad_request"),
+    "connect in lower case": (
+        "connect http://up.example:PORT/ HTTP/1.1\r\nHost: up.example:PORT\r\n\r\n",
+        400,
+        "bad_request",
+    ),
     "an empty Host field": ("GET http://up.example:PORT/ HTTP/1.1\r\nHost: \r\n\r\n", 400, "bad_request"),
     "port 0": ("GET http://up.example:0/ HTTP/1.1\r\nHost: up.example\r\n\r\n", 400, "bad_request"),
     "port 0 in HTTP/1.0": ("GET http://up.example:0/ HTTP/1.0\r\n\r\n", 400, "bad_request"),

@@ -120,7 +120,7 @@ class TestWhatArrives:
         assert b"078-05" not in upstream.received
 
     def test_every_other_header_field_goes_through_as_it_came(self, sidecar: Sidecar, upstream: TlsUpstream) -> None:
-        fields = (("cOnTent-type", "application/json;charset=x"), ("X-A", "1"), ("ETag", '"x"'), ("X-a", "2"))
+        fields = (("cOnTent-type", "application/json;Charset=UTF-8"), ("X-A", "1"), ("ETag", '"x"'), ("X-a", "2"))
         ask(sidecar, upstream, "pay.example", headers=fields, body=b'{"card":{"number":1}}')
         (got,) = upstream.wait_for_requests(1)
         assert got.headers.fields[1:-1] == fields
@@ -195,7 +195,7 @@ class TestWhatArrives:
     def test_a_value_of_a_megabyte_is_encrypted_whole(
         self, sidecar: Sidecar, upstream: TlsUpstream, receivers: dict[str, Receiver]
     ) -> None:
-        pieces = (b'{"ssn":', Marked(b'"' + b"x" * 1_000_000 + b'"', "$.ssn"), b',"y":"' + b"z" * 1_000_000 + b'"}')
+        pieces = (b'{"ssn":', Marked(b'"' + b"x" * 500_000 + b'"', "$.ssn"), b',"y":"' + b"z" * 500_000 + b'"}')
         assert ask(sidecar, upstream, "pay.example", body=plain(pieces)).status == 200
         got = upstream.wait_for_requests(1)[0].body
         token = json.loads(got)["ssn"].encode()
@@ -355,6 +355,10 @@ class TestWhen:
             "/v3",
             "/v1/%63harges",
             "//v1//charges",
+            "/v1//../charges",
+            "/a%2fb/../v1/charges",
+            "/v1;%2fx/charges",
+            "/v1/%2563harges",
             "/v1/./charges",
             "/./v1/charges",
             "/x/../v1/charges",

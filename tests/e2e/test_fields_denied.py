@@ -164,6 +164,40 @@ class TestEncodings:
         assert answer.status == 415
         assert_denied(sidecar, upstream, answer, "encoding_unsupported")
 
+    @pytest.mark.parametrize(
+        ("charset", "body"),
+        [
+            ("utf-7", b'{"s+AHM-n":"078"}'),
+            ("unicode_escape", b'{"\\\\u0073sn":"078"}'),
+            ("utf-16", '{"ssn":"078"}'.encode("utf-16")),
+            ("latin-1", GOOD),
+        ],
+    )
+    def test_a_charset_in_which_other_names_may_be_read_is_denied(
+        self, sidecar: Sidecar, upstream: TlsUpstream, charset: str, body: bytes
+    ) -> None:
+        headers = (("Content-Type", f"application/json; charset={charset}"),)
+        assert_denied(
+            sidecar, upstream, ask(sidecar, upstream, "pay.example", headers=headers, body=body), "encoding_unsupported"
+        )
+
+    def test_two_content_types_are_denied_and_a_charset_of_utf_8_passes(
+        self, sidecar: Sidecar, upstream: TlsUpstream
+    ) -> None:
+        good = (("Content-Type", 'application/json; charset="utf-8"'),)
+        assert ask(sidecar, upstream, "pay.example", headers=good, body=GOOD).status == 200
+        twice = (*good, ("Content-Type", "application/json"))
+        answer = ask(sidecar, upstream, "pay.example", headers=twice, body=GOOD)
+        assert (answer.status, answer.json()["reason"]) == (415, "encoding_unsupported")
+        assert len(upstream.requests) == 1
+
+    def test_more_fields_than_can_be_encrypted_in_short_time_are_denied(
+        self, sidecar: Sidecar, upstream: TlsUpstream
+    ) -> None:
+        many = b"[" + b",".join([b'{"ssn":1}'] * 5000) + b"]"
+        answer = ask(sidecar, upstream, "pay.example", body=many)
+        assert_denied(sidecar, upstream, answer, "body_too_large")
+
     def test_two_fields_are_two_codings(self, sidecar: Sidecar, upstream: TlsUpstream) -> None:
         headers = (*JSON, ("Content-Encoding", "gzip"), ("Content-Encoding", "gzip"))
         answer = ask(sidecar, upstream, "pay.example", headers=headers, body=gzipped(gzipped(GOOD)))

@@ -7,6 +7,7 @@ the same policy, and what the observing one announced is what the enforcing one 
 from __future__ import annotations
 
 import gzip
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -258,6 +259,18 @@ class TestHttps:
             client.read_to_end()
         assert upstream.received == b"SSH-2.0-OpenSSH_9.9\r\n"
         assert_observed(decision_of(twins.observing, upstream), would="deny", reason="not_http", would_deny=True)
+
+    def test_a_server_that_speaks_first_is_heard(self, twins: Twins) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            with connect(twins.observing, f"pay.example:{port}") as client:
+                server, _ = listener.accept()
+                with server:
+                    server.settimeout(5)
+                    server.sendall(b"220 hello\r\n")
+                    assert client.read_until(b"\r\n") == b"220 hello\r\n"
+                    client.send(b"EHLO me\r\n")
+                    assert server.recv(100) == b"EHLO me\r\n"
 
 
 class TestResponses:
