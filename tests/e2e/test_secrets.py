@@ -352,10 +352,10 @@ def watch_once(self):
     a.AppSocket._watch_idle = raises
     original(self)
 a.AppSocket._watch_idle, a.IDLE_SECONDS = watch_once, 0.01
-import proxy.engine.upstream as u
+import proxy.engine.conversation as c
 async def never(*_):
     await a.asyncio.sleep(60)
-u.dial = never
+c.dial = never
 """,
     "in a pause": "import proxy.engine.app as a; a.AppSocket.hold = raises",
     "in the end of a connection": "import proxy.engine.http1 as a; a.AppHttp1.gone = raises",

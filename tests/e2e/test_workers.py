@@ -137,8 +137,7 @@ def test_running_requests_end_before_any_worker_does(authority: Authority, tmp_p
         asking = [threading.Thread(target=lambda: answers.append(ask(sidecar, upstream))) for _ in range(6)]
         for thread in asking:
             thread.start()
-        upstream.wait_for_requests(0)
-        assert wait_until(lambda: sum(bool(c.received) for c in upstream.connections) == 6)
+        upstream.wait_for_requests(6)
         sidecar.signal(signal.SIGTERM)
         assert wait_until(lambda: sidecar.admin_get("/ready")[0] == 503)
         release.set()
