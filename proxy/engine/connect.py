@@ -20,7 +20,7 @@ from mitmproxy.proxy.layers.tls import TlsStartClientHook
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import BadDestination, canonical_host
-from proxy.core.heads import ResponseHead
+from proxy.core.heads import MAX_HEAD_BYTES, ResponseHead, can_become_a_head
 from proxy.core.policy import HTTP_PORT
 from proxy.engine.messages import response_head
 from proxy.engine.sniffing import Heard, Speech, listen
@@ -138,6 +138,12 @@ class FirstBytes:
         """Take bytes, and decide once they are enough."""
         self._data += data
         heard = listen(self._data)
+        if heard.speech is Speech.HTTP and self._connect.observing:
+            # `EHLO me` begins like HTTP. Where nothing may be denied, a whole line has to say that it is.
+            if b"\n" not in self._data and len(self._data) < MAX_HEAD_BYTES:
+                return
+            if not can_become_a_head(self._data):
+                heard = Heard(Speech.OTHER)
         if heard.speech is Speech.UNDECIDED:
             return
         if heard.speech is Speech.HTTP:
