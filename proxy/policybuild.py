@@ -199,7 +199,9 @@ class Builder:
             else:
                 variable = (entry.key.env if entry.key else None) or ""
                 if variable not in self._env:
-                    self._problem(place, f"the environment variable {variable} is not set")
+                    # A key pasted where its name belongs is not repeated.
+                    named = variable if len(variable) <= 40 and variable.isupper() else "named here"
+                    self._problem(place, f"the environment variable {named} is not set")
                     return None
                 data = self._env[variable].encode("utf-8", errors="surrogateescape")
             return load_key(data, alg=section.alg, kid=entry.kid, not_after=entry.not_after)
