@@ -67,6 +67,12 @@ check: $(VENV)/installed ## lint, formatting, types, and whether the generated d
 	$(BIN)/mypy
 	$(BIN)/python docs/generate.py --check
 
+.PHONY: bench
+bench: $(VENV)/installed ## measure beside other proxies (Linux, two cores, about an hour); writes docs/benchmarks.md
+	@test -x .venv-bench/bin/mitmdump || { $(BIN)/python -m venv .venv-bench && \
+		.venv-bench/bin/pip install --disable-pip-version-check --quiet mitmproxy==12.2.3 proxy.py joserfc matplotlib; }
+	.venv-bench/bin/python -m bench
+
 # UV_NO_CONFIG: neither a configuration file nor a folder of wheels on the machine that locks may leak into the locks.
 .PHONY: lock
 lock: ## write the lock files anew, keeping versions that still fit (UPGRADE=1: the newest of all)
@@ -86,5 +92,5 @@ lock: ## write the lock files anew, keeping versions that still fit (UPGRADE=1: 
 
 .PHONY: clean
 clean: ## remove .venv and everything else that these targets made
-	rm -rf $(VENV) build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

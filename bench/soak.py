@@ -1,0 +1,448 @@
+"""`python -m bench.soak`: many mixed requests, with clients that vanish and upstreams that misbehave.
+
+Every request has a number, which the upstream counts when it has read the whole of it, and which a good answer repeats.
+At the end the following must hold, or the exit status is 1:
+
+- Nothing is lost: a request from a well-behaved client to a well-behaved upstream was answered with 200, and arrived.
+  Where an upstream closes an idle connection without a word just as a request is sent there, no proxy can know whether
+  it arrived; to say 502 is then right. Such refusals must be few beside the closes, and none of them may have arrived.
+- Nothing is doubled: no request arrived twice, whatever became of it; what was denied did not arrive at all.
+- Nothing is crossed: no answer carried another request's number. No field that is to be encrypted arrived in the clear.
+- Nothing grows: resident memory and file descriptors stay where they were after the first fifth.
+- Nothing hangs on: soon after the last client has gone, the upstream has no more connections than a pool may keep, and
+  SIGTERM ends the process with status 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import ssl
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from bench.lab import HOST, NAME, Lab, LabError, Process, Settings, free_port
+from bench.measure import BODY, PLAIN_VALUES
+from bench.peers import FIELDS
+
+ROOT = Path(__file__).resolve().parents[1]
+MIB = 1024 * 1024
+REQUESTS = 500_000
+PATIENCE = 60.0  # seconds that a client waits for an answer that must come
+GIVE_UP = 0.5  # seconds after which a client leaves an upstream that stalls
+IDLE_POOL = 64  # connections that the upstream may still have when nobody asks for anything
+RSS_GROWTH = 12 * MIB
+DESCRIPTOR_GROWTH = 24
+REFUSED_SHARE = 0.1  # of the silent closes: more refusals than that are not bad luck
+GROWTH_REQUESTS = 50_000  # with fewer, growth is shown but proves nothing: caches are still filling
+SILENT_CLOSE = 0.005  # share of good answers after which the upstream closes without having said so
+SECRETS = tuple(value.encode("ascii") for value in PLAIN_VALUES.values() if len(value) > 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of request.
+
+    Attributes:
+        weight: its share.
+        statuses: which answers are right; empty for those that get none, or whose client does not wait.
+        arrivals: how often it may arrive.
+    """
+
+    weight: float
+    statuses: range
+    arrivals: tuple[int, ...]
+
+
+_GOOD, _DENIED, _BAD_UPSTREAM, _NONE = range(200, 201), range(400, 500), range(502, 503), range(0)
+KINDS = {
+    "get": Kind(42, _GOOD, (1,)),
+    "close": Kind(10, _GOOD, (1,)),  # a client connection of its own
+    "post": Kind(10, _GOOD, (1,)),
+    "fields": Kind(15, _GOOD, (1,)),  # four fields encrypted
+    "inspected": Kind(5, _GOOD, (1,)),
+    "tunnelled": Kind(4, _GOOD, (1,)),
+    "slow": Kind(3, _GOOD, (1,)),  # the answer comes in pieces
+    "broken": Kind(3, _DENIED, (0,)),  # a body that cannot be encrypted
+    "vanish-head": Kind(1, _NONE, (0,)),  # the client is gone in the middle of the head
+    "vanish-body": Kind(1, _NONE, (0,)),  # … of a body that must be encrypted
+    "vanish-wait": Kind(2, _NONE, (0, 1)),  # … after the whole request
+    "reset": Kind(1.5, _BAD_UPSTREAM, (1,)),  # the upstream resets once it has read the request
+    "garbage": Kind(1.5, _BAD_UPSTREAM, (1,)),  # … answers what is no HTTP
+    "cut": Kind(0.8, _NONE, (1,)),  # … ends in the middle of the answer's body
+    "stall": Kind(0.2, _NONE, (0, 1)),  # … never answers
+}
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened.
+
+    Attributes:
+        arrivals: how often each request arrived, by its number.
+        kinds: the kind of each request, by its number; "" while it is not over.
+        silent_closes: how often the upstream closed a connection without having said so.
+        refused: the good requests that were answered with 502.
+        faults: what went wrong, and how often.
+        examples: the first few of what went wrong, in words.
+    """
+
+    arrivals: bytearray
+    kinds: list[str]
+    silent_closes: int = 0
+    refused: list[int] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def fault(self, what: str, detail: str) -> None:
+        """Note a fault."""
+        self.faults[what] += 1
+        if self.faults[what] <= 5:
+            self.examples.append(f"{what}: {detail}")
+
+
+class _Ended(Exception):
+    """The connection ended before a whole message came."""
+
+
+async def _read_message(reader: asyncio.StreamReader) -> tuple[bytes, dict[str, str], bytes]:
+    """Read a start line, headers and a body with Content-Length."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+        start, *lines = head[:-4].split(b"\r\n")
+        headers = {}
+        for line in lines:
+            name, _, value = line.partition(b":")
+            headers[name.decode("latin-1").lower()] = value.strip().decode("latin-1")
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+    except (asyncio.IncompleteReadError, OSError) as e:
+        raise _Ended(type(e).__name__) from None
+    return start, headers, body
+
+
+class Upstream:
+    """An https server that counts, and misbehaves as the path says."""
+
+    def __init__(self, tally: Tally, seed: int) -> None:
+        self._tally = tally
+        self._random = random.Random(seed)
+        self.connections = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+        self.connections += 1
+        try:
+            while True:
+                start, headers, body = await _read_message(reader)
+                kind, _, number = start.split(b" ")[1].decode("ascii").strip("/").partition("/")
+                self._tally.arrivals[int(number)] += 1
+                if kind == "fields" and (
+                    any(secret in body for secret in SECRETS) or body.count(b'"eyJ') != len(FIELDS)
+                ):
+                    self._tally.fault("in the clear", f"request {number}")
+                if not await self._answer(kind, number, reader, writer) or headers.get("connection") == "close":
+                    break
+        except (_Ended, OSError):
+            return  # the proxy is done with this connection
+        finally:
+            self.connections -= 1
+            writer.close()
+
+    async def _answer(self, kind: str, number: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer, well or badly; tell whether the connection goes on."""
+        if kind == "reset":
+            writer.transport.abort()
+            return False
+        if kind == "stall":
+            await reader.read(1)  # until the proxy gives up
+            return False
+        if kind == "garbage":
+            writer.write(b"\x00\xff\x13 this is no HTTP \r\r\n\n" * 3)
+        elif kind == "cut":
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + number.encode("ascii"))
+        else:
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(number)}\r\n\r\n"
+            writer.write(head.encode("ascii"))
+            if kind == "slow":
+                await writer.drain()
+                await asyncio.sleep(0.02)
+            writer.write(number.encode("ascii"))
+        await writer.drain()
+        if kind in ("garbage", "cut"):
+            return False
+        closes = self._random.random() < SILENT_CLOSE
+        self._tally.silent_closes += closes
+        return not closes
+
+
+class Client:
+    """A client that makes one request after the other."""
+
+    def __init__(self, soak: Soak) -> None:
+        self._soak = soak
+        self._reader: asyncio.StreamReader
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def run(self) -> None:
+        """Make requests until there are no more."""
+        soak = self._soak
+        while (number := next(soak.numbers, None)) is not None:
+            kind = soak.random.choices(soak.names, soak.weights)[0]
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await self._request(kind, number)
+            except TimeoutError:
+                soak.tally.fault("lost", f"{kind} {number} got no answer in {PATIENCE:.0f} s")
+                self.leave()
+            except (_Ended, OSError) as e:
+                if KINDS[kind].statuses:
+                    soak.tally.fault("lost", f"{kind} {number} got no answer: {e!r}")
+                self.leave()
+            soak.tally.kinds[number] = kind
+        self.leave()
+
+    def leave(self) -> None:
+        """Drop the connection at once, with a reset if anything is unread."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+            self._writer = None
+
+    async def _request(self, kind: str, number: int) -> None:
+        if kind in ("inspected", "tunnelled", "close"):
+            self.leave()
+        if self._writer is None:
+            self._reader, self._writer = await asyncio.open_connection(HOST, self._soak.port)
+        writer = self._writer
+        target = f"http://{HOST}/{kind}/{number}"
+        if kind in ("inspected", "tunnelled"):
+            await self._connect(kind, writer)
+            target = f"/{kind}/{number}"
+        data = self._message(kind, target)
+        if kind in ("vanish-head", "vanish-body"):
+            writer.write(data[: self._soak.random.randrange(1, len(data) - 2)] if kind == "vanish-head" else data[:-9])
+            await asyncio.sleep(self._soak.random.choice((0, 0.005)))
+            self.leave()
+            return
+        writer.write(data)
+        if kind == "vanish-wait":
+            await asyncio.sleep(self._soak.random.choice((0, 0, 0.002, 0.01)))
+            self.leave()
+            return
+        if kind == "stall":
+            with contextlib.suppress(TimeoutError):  # what is expected
+                await asyncio.wait_for(self._reader.read(1), GIVE_UP)
+            self.leave()
+            return
+        start, headers, body = await _read_message(self._reader)
+        self._judge(kind, number, int(start.split(b" ")[1]), body)
+        if headers.get("connection") == "close" or kind in ("inspected", "tunnelled", "close"):
+            self.leave()
+
+    def _message(self, kind: str, target: str) -> bytes:
+        authority = f"{NAME}:{self._soak.upstream_port}" if target.startswith("/") else HOST
+        body = {"post": "{}", "fields": BODY, "broken": BODY[:-1], "vanish-body": BODY}.get(kind)
+        lines = [f"{'GET' if body is None else 'POST'} {target} HTTP/1.1", f"Host: {authority}"]
+        if body is not None:
+            lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+        if kind == "close":
+            lines.append("Connection: close")
+        return ("\r\n".join(lines) + "\r\n\r\n" + (body or "")).encode("ascii")
+
+    async def _connect(self, kind: str, writer: asyncio.StreamWriter) -> None:
+        """Ask for a tunnel and speak TLS in it: with the proxy or the upstream; the CA that is trusted tells which."""
+        port = self._soak.upstream_port if kind == "inspected" else self._soak.tunnel_port
+        writer.write(f"CONNECT {NAME}:{port} HTTP/1.1\r\nHost: {NAME}:{port}\r\n\r\n".encode("ascii"))
+        start, _, _ = await _read_message(self._reader)
+        if b" 200 " not in start + b" ":
+            raise _Ended(f"CONNECT was answered {start!r}")
+        await writer.start_tls(self._soak.contexts[kind], server_hostname=NAME)
+
+    def _judge(self, kind: str, number: int, status: int, body: bytes) -> None:
+        tally = self._soak.tally
+        if status == 200 and body != str(number).encode("ascii"):
+            tally.fault("crossed", f"{kind} {number} was answered {body[:40]!r}")
+        elif kind == "cut":
+            if status == 200:
+                tally.fault("completed", f"{kind} {number} was answered as if it were whole")
+        elif status == 502 and KINDS[kind].statuses == _GOOD:
+            tally.refused.append(number)
+        elif status not in KINDS[kind].statuses:
+            tally.fault("unexpected", f"{kind} {number}: {status} {body[:200]!r}")
+
+
+class Soak:
+    """What all clients share."""
+
+    def __init__(self, total: int, seed: int, authorities: dict[str, Path]) -> None:
+        self.tally = Tally(bytearray(total), [""] * total)
+        self.numbers = iter(range(total))
+        self.random = random.Random(seed)
+        self.names = list(KINDS)
+        self.weights = [kind.weight for kind in KINDS.values()]
+        self.contexts = {kind: ssl.create_default_context(cafile=file) for kind, file in authorities.items()}
+        self.port = self.upstream_port = self.tunnel_port = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the proxy held at one moment.
+
+    Attributes:
+        done: requests sent until then.
+        rss: its resident bytes.
+        descriptors: its file descriptors.
+    """
+
+    done: int
+    rss: int
+    descriptors: int
+
+
+def _policy(lab: Lab, soak: Soak) -> str:
+    held = {"paths": [f"/{kind}/**" for kind in ("fields", "broken", "vanish-body")]}
+    rules = [
+        {"name": "tunnel", "hosts": [f"{NAME}:{soak.tunnel_port}"], "https": "tunnel"},
+        {
+            "name": "soak",
+            "hosts": [HOST, NAME],
+            "https_port": soak.upstream_port,
+            "pins": {"any_of": [lab.pin]},
+            "request": [{"encrypt": list(FIELDS), "key": "soak", "when": held}],
+        },
+    ]
+    policy = {
+        "version": 1,
+        "listen": [f"forward://{HOST}:{soak.port}"],
+        "admin": None,
+        "trust": {"roots": str(lab.ca_file)},
+        "keys": {"soak": {"alg": "ECDH-ES+A256KW", "primary": {"kid": "soak", "file": str(lab.field_key_file)}}},
+        "rules": rules,
+    }
+    return json.dumps(policy)
+
+
+async def _watch(process: Process, soak: Soak, samples: list[Sample]) -> None:
+    """Take a sample twice a second, and show how far it is every half minute."""
+    total = len(soak.tally.kinds)
+    shown = time.monotonic()
+    while True:
+        done = sum(map(bool, soak.tally.kinds))
+        samples.append(Sample(done, process.rss(), process.descriptors()))
+        if time.monotonic() - shown > 30.0:
+            shown = time.monotonic()
+            last = samples[-1]
+            print(f"  {done:,} of {total:,}; {last.rss / MIB:.1f} MiB, {last.descriptors} descriptors", flush=True)
+        await asyncio.sleep(0.5)
+
+
+async def _soak(lab: Lab, total: int, concurrency: int, seed: int) -> bool:
+    data = lab.directory / "overcoat-data"
+    lab.run([lab.overcoat, "ca"])  # makes the CA
+    soak = Soak(total, seed, {"inspected": data / "ca-cert.pem", "tunnelled": lab.ca_file})
+    upstream = Upstream(soak.tally, seed)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(lab.directory / "server.pem")
+    servers = [await asyncio.start_server(upstream.serve, HOST, 0, ssl=context, backlog=1024) for _ in range(2)]
+    soak.upstream_port, soak.tunnel_port = (server.sockets[0].getsockname()[1] for server in servers)
+    soak.port = free_port()
+    process = lab.start("overcoat", [lab.overcoat, "serve", "-p", lab.write("soak.yaml", _policy(lab, soak))])
+    process.wait_for_port(soak.port)
+    samples: list[Sample] = []
+    watch = asyncio.create_task(_watch(process, soak, samples))
+    started = time.monotonic()
+    clients = [Client(soak) for _ in range(concurrency)]
+    await asyncio.gather(*(client.run() for client in clients))
+    seconds = time.monotonic() - started
+    await asyncio.sleep(2.0)  # for what the clients left behind
+    watch.cancel()
+    left, descriptors = upstream.connections, process.descriptors()
+    stopping = asyncio.to_thread(process.stop)
+    for server in servers:
+        server.close()
+    await stopping
+    print(f"{total:,} requests in {seconds:.0f} s: {total / seconds:,.0f}/s")
+    return _verdict(soak.tally, samples, left, descriptors, process)
+
+
+def _verdict(tally: Tally, samples: list[Sample], left: int, descriptors: int, process: Process) -> bool:
+    """Print what happened, and tell whether all is well."""
+    kinds: dict[str, Counter[int]] = {name: Counter() for name in KINDS}
+    refused = set(tally.refused)
+    if len(refused) > REFUSED_SHARE * tally.silent_closes:
+        examples = ", ".join(f"{tally.kinds[number]} {number}" for number in tally.refused[:5])
+        tally.fault("lost", f"{len(refused)} good requests were answered 502, the first of them {examples}")
+    for number, kind in enumerate(tally.kinds):
+        arrivals = tally.arrivals[number]
+        kinds[kind][arrivals] += 1
+        if arrivals > 1:
+            tally.fault("doubled", f"{kind} {number} arrived {arrivals} times")
+        elif number in refused and arrivals:
+            tally.fault("refused but arrived", f"{kind} {number}")
+        elif arrivals not in KINDS[kind].arrivals and number not in refused:
+            tally.fault("lost" if arrivals == 0 else "let through", f"{kind} {number} arrived {arrivals} times")
+    print(f"{'kind':<14}{'requests':>10}{'arrived':>10}")
+    for name, counts in kinds.items():
+        print(f"{name:<14}{counts.total():>10,}{sum(times * count for times, count in counts.items()):>10,}")
+    _judge_growth(tally, samples)
+    if left > IDLE_POOL:
+        tally.fault("hangs on", f"{left} upstream connections are open though no client is there")
+    if process.status != 0:
+        tally.fault("hangs on", f"SIGTERM ended it with status {process.status}: {process.said[-500:]}")
+    print(f"{len(refused)} refused with 502, of {tally.silent_closes:,} silent closes by the upstream")
+    print(f"at the end: {left} idle upstream connections, {descriptors} descriptors, exit status {process.status}")
+    for example in tally.examples:
+        print(f"  {example}")
+    faults = ", ".join(f"{what}: {count:,}" for what, count in tally.faults.items())
+    print(f"FAILED: {faults}" if faults else "nothing lost, nothing doubled, nothing crossed, nothing left behind")
+    return not tally.faults
+
+
+def _judge_growth(tally: Tally, samples: list[Sample]) -> None:
+    total = len(tally.kinds)
+    early = [sample for sample in samples if 0.2 * total <= sample.done < 0.4 * total]
+    late = [sample for sample in samples if 0.8 * total <= sample.done < total]
+    if not early or not late:
+        raise LabError("too few requests for a look at memory: at least a few thousand are needed")
+    rss = [median(sample.rss for sample in part) for part in (early, late)]
+    descriptors = [max(sample.descriptors for sample in part) for part in (early, late)]
+    print(
+        f"after a fifth, and in the last fifth: {rss[0] / MIB:.1f} and {rss[1] / MIB:.1f} MiB resident, "
+        f"at most {descriptors[0]} and {descriptors[1]} descriptors"
+    )
+    if total < GROWTH_REQUESTS:
+        print(f"(under {GROWTH_REQUESTS:,} requests growth proves nothing)")
+        return
+    if rss[1] - rss[0] > RSS_GROWTH:
+        tally.fault("grows", f"resident memory by {(rss[1] - rss[0]) / MIB:.1f} MiB")
+    if descriptors[1] - descriptors[0] > DESCRIPTOR_GROWTH:
+        tally.fault("grows", f"descriptors by {descriptors[1] - descriptors[0]}")
+
+
+def main() -> int:
+    """Read the arguments and soak."""
+    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="default: %(default)s")
+    parser.add_argument("--concurrency", type=int, default=32, help="clients at a time (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of what is asked in which order (default: %(default)s)")
+    parser.add_argument(
+        "--overcoat", type=Path, default=ROOT / ".venv" / "bin" / "overcoat", help="the command to soak"
+    )
+    options = parser.parse_args()
+    try:
+        with Lab(Settings(), options.overcoat.absolute()) as lab:
+            well = asyncio.run(_soak(lab, options.requests, options.concurrency, options.seed))
+    except LabError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
