@@ -19,7 +19,7 @@ from OpenSSL import SSL, crypto
 from addons.exchange import Sessions, Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.core.pins import PinVerdict, check_pins, spki_pin
-from proxy.core.policy import Mode, Policy
+from proxy.core.policy import Mode, Policy, Rule
 
 VerifyCallback = Callable[[SSL.Connection, crypto.X509, int, int, int], bool]
 
@@ -49,6 +49,12 @@ class Pinning:
                 f"{host} did not complete a TLS handshake: it speaks no TLS there, or none that the policy accepts",
                 "check the rule's https_port and trust.min_tls; there is no fallback to plain http",
             )
+
+
+def have_expired(rule: Rule | None) -> bool:
+    """Tell whether a rule's pins are past their date: then no connection may be used on that was opened before."""
+    expires = rule.pins.expires if rule is not None and rule.pins is not None else None
+    return expires is not None and datetime.now(UTC).date() > expires
 
 
 def verifier(policy: Policy, upstream: Upstream, host: str) -> VerifyCallback:

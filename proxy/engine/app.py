@@ -76,6 +76,7 @@ class AppSocket(asyncio.Protocol):
         self.tls: TlsStream | None = None
         self.is_closing = False  # we said the last word; what still comes is thrown away
         self.is_over = False
+        self.is_congested = False  # the app reads more slowly than it is sent to
         self._out: list[bytes] = []
         self._holds: set[str] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -278,10 +279,12 @@ class AppSocket(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Take that the app reads too slowly."""
+        self.is_congested = True
         self.guarded(self.speaker.congested, True)
 
     def resume_writing(self) -> None:
         """Take that it caught up."""
+        self.is_congested = False
         self.guarded(self.speaker.congested, False)
 
     def half_close(self) -> None:

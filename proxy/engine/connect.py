@@ -99,6 +99,7 @@ class Connect:
 
     def _accept(self, exchange: Exchange, upstream: UpstreamConnection | None) -> None:
         self._is_over = True
+        self._app.hold("pipelining", False)
         self._app.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         self._app.speaker = speaker = FirstBytes(self._app, exchange, upstream)
         if rest := self._http1.take_rest():
@@ -309,8 +310,7 @@ class Relay:
         if self._dialling is not None:
             self._dialling.cancel()
         if self._upstream is not None:
-            self._upstream.receiver = None
-            self._upstream.transport.close()
+            self._upstream.finish(self._app.loop)
 
     def congested(self, is_congested: bool) -> None:
         """Read from the upstream only what the app takes."""
@@ -336,8 +336,7 @@ class Relay:
 
     def _end(self) -> None:
         if self._upstream is not None:
-            self._upstream.receiver = None
-            self._upstream.transport.close()
+            self._upstream.finish(self._app.loop)
         self._app.close()
 
     def upstream_congested(self, congested: bool) -> None:

@@ -32,9 +32,10 @@ from mitmproxy.proxy.layers.http._hooks import (
 
 from addons.encryption import body_too_large
 from addons.exchange import Exchange, Upstream
+from addons.pinning import have_expired
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead
-from proxy.engine.messages import chunk, keeps_alive, request_head, without_hop
+from proxy.engine.messages import chunk, keeps_alive, request_head, without_framing, without_hop
 from proxy.engine.messages import response_head as response_head_of
 from proxy.engine.upstream import UpstreamConnection, dial
 
@@ -77,12 +78,14 @@ class Conversation:
         self._dialling: asyncio.Task[None] | None = None
         self._is_over = False
         self._websocket = False
+        self._expects = False
 
     # -- the request
 
     def start(self, *, has_body: bool) -> None:
         """Take the head through the addons."""
         flow = self.flow
+        self._expects = "expect" in flow.request.headers
         self.engine.dispatch(HttpRequestHeadersHook(flow))
         self.exchange = self.engine.sessions.exchange(flow)
         if flow.error:
@@ -96,6 +99,7 @@ class Conversation:
                 self._acquire()
             elif flow.request.headers.pop("expect", "").lower() == "100-continue":
                 self.app.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self._expects = False
 
     def request_data(self, data: bytes) -> None:
         """Take a piece of the body."""
@@ -168,7 +172,7 @@ class Conversation:
         exchange = self.exchange
         assert exchange is not None
         key = (request.host, request.port, request.scheme, exchange.rule and exchange.rule.name, id(exchange.policy))
-        if not fresh and (upstream := self.engine.pool.take(key)) is not None:
+        if not fresh and not have_expired(exchange.rule) and (upstream := self.engine.pool.take(key)) is not None:
             self._was_reused = True
             self._connected(upstream)
             return
@@ -207,6 +211,8 @@ class Conversation:
     def _connected(self, upstream: UpstreamConnection) -> None:
         assert self.exchange is not None
         self.upstream = upstream
+        if self.app.is_congested:
+            upstream.transport.pause_reading()
         self.exchange.upstream = upstream.record
         self.flow.server_conn = upstream.server
         self.app.hold("dialling", False)
@@ -233,13 +239,14 @@ class Conversation:
         self._response_began = True
         if head.status < 200 and head.status != 101:
             if self.head.is_http11:
-                response = http.Response(
-                    b"HTTP/1.1", head.status, head.reason, http.Headers(without_hop(head.fields)), b"", None, 0, 0
-                )
+                fields = without_framing(without_hop(head.fields))
+                response = http.Response(b"HTTP/1.1", head.status, head.reason, http.Headers(fields), b"", None, 0, 0)
                 self.app.write(response_head_of(response, is_closing=False))
             self._response_began = False
             return
         fields = without_hop(head.fields)
+        if head.status == 204:
+            fields = without_framing(fields)
         has_body = head.body != 0 and self.head.method != b"HEAD" and head.status not in (204, 304)
         if head.body == UNTIL_CLOSE and has_body:
             self._keep_alive = False
@@ -288,7 +295,7 @@ class Conversation:
 
     def response_end(self) -> None:
         """Take the end of the response."""
-        upstream, self.upstream = self.upstream, None
+        upstream = self._release_upstream()
         if upstream is not None:
             if self._authenticates_connection():
                 upstream.close()
@@ -329,7 +336,7 @@ class Conversation:
 
     def response_failed(self, denied: Denied, began: bool) -> None:
         """Take that there is no whole response."""
-        self.upstream = None
+        self._release_upstream()
         if self._is_over:
             return
         can_retry = self._was_reused and not began and self._sent and self.head.method in _IDEMPOTENT
@@ -340,9 +347,8 @@ class Conversation:
         self._fail(denied)
 
     def _fail(self, denied: Denied) -> None:
-        if self.upstream is not None:
-            self.upstream.close()
-            self.upstream = None
+        if (upstream := self._release_upstream()) is not None:
+            upstream.close()
         assert self.exchange is not None
         streamed = self._websocket or (self.flow.response is not None and bool(self.flow.response.stream))
         self._response_held = None
@@ -368,7 +374,10 @@ class Conversation:
             response.headers["Connection"] = "Upgrade"
         self.app.write(response_head_of(response, is_closing=False))
         self.engine.dispatch(HttpResponseHook(self.flow))
-        self.app.speaker = Switched(self)
+        self.app.speaker = speaker = Switched(self)
+        self.app.hold("pipelining", False)
+        if early := self.http1.take_rest():
+            speaker.feed(early)
 
     def switched(self, data: bytes) -> None:
         """Take WebSocket bytes from the upstream."""
@@ -416,15 +425,25 @@ class Conversation:
         response = self.flow.response
         assert response is not None
         self._response_began = self._response_is_whole = True
+        if self._expects and not self._request_is_whole:
+            self._keep_alive = False  # whether its body follows is for the app to choose (RFC 9110, section 10.1.1)
         body = b"" if self.head.method == b"HEAD" else response.data.content or b""
         self.app.write(response_head_of(response, is_closing=not self._keep_alive) + body)
+        if self._expects and not self._request_is_whole:
+            self._is_over = True
+            self.app.close()
+            return
         self._maybe_done()
 
     def _maybe_done(self) -> None:
         if self._is_over or not self._response_is_whole:
             return
         if not self._request_is_whole:
-            self._mode = "discard"  # the upstream has answered early; what the app still sends is of no use
+            # The upstream has answered early; what the app still sends is of no use.
+            if self._mode == "stream" and not self._keep_alive:
+                self._is_over = True
+                self.app.close()  # the app may be waiting for just that
+            self._mode = "discard"
             self._size = 0
             return
         self._is_over = True
@@ -461,10 +480,15 @@ class Conversation:
             self.engine.dispatch(HttpErrorHook(self.flow))
         self.app.close()
 
+    def _release_upstream(self) -> UpstreamConnection | None:
+        """Part from the upstream; if it was congested, the app need no longer wait for it."""
+        upstream, self.upstream = self.upstream, None
+        self.app.hold("upstream", False)
+        return upstream
+
     def _leave_upstream(self) -> None:
-        if self.upstream is not None:
-            self.upstream.close()
-            self.upstream = None
+        if (upstream := self._release_upstream()) is not None:
+            upstream.close()
         if self._dialling is not None and not self._dialling.done():
             self._dialling.cancel()
 

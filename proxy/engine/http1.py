@@ -8,6 +8,7 @@ Rules of this module:
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from addons.exchange import Exchange, problem_response
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from proxy.engine.app import AppSocket
 
 MAX_PIPELINED = MAX_HEAD_BYTES
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 
 
 class AppHttp1:
@@ -52,7 +54,7 @@ class AppHttp1:
             if self._body is not None:
                 if not self._read_body(self._body):
                     return
-            elif self.conversation is not None:
+            elif self.conversation is not None or app.is_congested:
                 # Pipelined requests wait in the kernel's buffer once ours is full.
                 app.hold("pipelining", len(self._unread) > MAX_PIPELINED)
                 return
@@ -60,10 +62,14 @@ class AppHttp1:
                 if self._has_ended:
                     app.close()
                 return
+            elif self.conversation is None:
+                return  # it was answered at once; the next one has a turn of its own, after everybody else's
 
     def _read_head(self) -> bool:
         # RFC 9112, section 2.2: empty lines before a request are passed over.
-        self._unread = stripped = self._unread.lstrip(b"\r\n") if self._unread[:2] == b"\r\n" else self._unread
+        if empty_lines := _EMPTY_LINES.match(self._unread):
+            self._unread = self._unread[empty_lines.end() :]
+        stripped = self._unread
         if stripped in (b"", b"\r"):
             return False
         end = stripped.find(b"\r\n\r\n")
@@ -156,3 +162,6 @@ class AppHttp1:
         """Stop reading what the app cannot take."""
         if self.conversation is not None:
             self.conversation.app_congested(is_congested)
+        elif not is_congested:
+            self.app.hold("pipelining", False)
+            self.advance()

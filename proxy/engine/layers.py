@@ -28,6 +28,7 @@ from mitmproxy.proxy.layers.http._http1 import Http1Client
 
 from addons.encryption import body_too_large
 from addons.exchange import Exchange, Sessions, Upstream
+from addons.pinning import have_expired
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import MAX_HEAD_BYTES, read_request_head
 
@@ -130,7 +131,7 @@ class ProxyLayer(http_layers.HttpLayer):
         for server in self.connections:
             if event.connection_spec_matches(server):
                 upstream = upstreams.get(server.id)
-                if upstream is None or upstream.rule is not exchange.rule:
+                if upstream is None or upstream.rule is not exchange.rule or have_expired(exchange.rule):
                     reuse = False
                 else:
                     exchange.upstream = upstream

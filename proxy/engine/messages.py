@@ -113,6 +113,11 @@ def without_hop(fields: Fields) -> Fields:
     return tuple(kept)
 
 
+def without_framing(fields: Fields) -> Fields:
+    """Remove what a response without a body must not have (RFC 9112, sections 6.1 and 6.2)."""
+    return tuple(field for field in fields if field[0].lower() not in (b"content-length", b"transfer-encoding"))
+
+
 def response_head(response: http.Response, *, is_closing: bool) -> bytes:
     """Return a response's head as it is sent to the app."""
     data = response.data

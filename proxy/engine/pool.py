@@ -16,6 +16,7 @@ from collections.abc import Callable
 from proxy.engine.upstream import UpstreamConnection
 
 IDLE_SECONDS = 60.0  # under the keep-alive time-outs of common servers
+MAX_AGE_SECONDS = 600.0  # then its certificate and pins are looked at again
 MAX_IDLE = 256
 MAX_IDLE_PER_KEY = 64
 
@@ -45,7 +46,9 @@ class Pool:
             upstream.on_idle_end = None
             if not idle:
                 del self._idle[key]
-            if upstream.is_usable and self._loop.time() - upstream.idle_since < IDLE_SECONDS:
+            now = self._loop.time()
+            is_young = now - upstream.opened < MAX_AGE_SECONDS and now - upstream.idle_since < IDLE_SECONDS
+            if upstream.is_usable and is_young:
                 self._count("hit")
                 return upstream
             upstream.close()

@@ -14,6 +14,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from addons.encryption import Encryption
@@ -36,6 +37,7 @@ logger = logging.getLogger("overcoat")
 
 DRAIN_SECONDS = 8.0  # docker stop kills after 10
 BACKLOG = 1024
+RESOLVERS = 64
 
 
 class BindError(Exception):
@@ -113,6 +115,8 @@ class Engine:
         """
         patches.apply()
         self.loop = asyncio.get_running_loop()
+        # Names are looked up in threads; of these there must be more than one app can keep busy with slow names.
+        self.loop.set_default_executor(ThreadPoolExecutor(RESOLVERS, "resolver"))
         self.loop.set_exception_handler(_report)
         self.policy = policy
         self.sessions = Sessions()

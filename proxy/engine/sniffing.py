@@ -17,6 +17,7 @@ from mitmproxy.net.tls import starts_like_tls_record
 from mitmproxy.proxy.layers.tls import parse_client_hello
 from mitmproxy.tls import ClientHello
 
+MAX_RECORDS = 64  # a ClientHello is in one record, or cut in a few by those who want to be odd
 MAX_CLIENT_HELLO = 64 * 1024  # a ClientHello with post-quantum key shares has about 2 KiB
 
 _SERVER_NAME = 0  # the extension's type (RFC 6066, section 3)
@@ -66,12 +67,36 @@ def _listen_to_tls(data: bytes) -> Heard:
     if data[5:6] not in (b"", b"\x01"):  # a handshake record that is no ClientHello
         return Heard(Speech.OTHER)
     try:
+        if not _is_whole(data):
+            return Heard(Speech.UNDECIDED if len(data) <= MAX_CLIENT_HELLO else Speech.OTHER)
         hello = parse_client_hello(data)
         if hello is not None:
             return Heard(Speech.TLS, _server_name(hello), tuple(hello.alpn_protocols))
     except ValueError:
         return Heard(Speech.OTHER)
     return Heard(Speech.UNDECIDED if len(data) <= MAX_CLIENT_HELLO else Speech.OTHER)
+
+
+def _is_whole(data: bytes) -> bool:
+    """Tell, without reading it all again for each byte that comes, whether a ClientHello can be complete.
+
+    Raises:
+        ValueError: it comes in empty records, or in more than any honest one.
+    """
+    handshake = records = at = 0
+    needed = 4
+    while at + 5 <= len(data) and handshake < needed:
+        length = int.from_bytes(data[at + 3 : at + 5])
+        records += 1
+        if length == 0 or records > MAX_RECORDS:
+            raise ValueError("an empty record, or too many")
+        if handshake == 0 and length >= 4 and len(data) >= at + 9:
+            needed = 4 + int.from_bytes(data[at + 6 : at + 9])
+        if at + 5 + length > len(data):
+            return False
+        handshake += length
+        at += 5 + length
+    return handshake >= needed
 
 
 def _server_name(hello: ClientHello) -> str | None:

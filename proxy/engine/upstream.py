@@ -37,6 +37,7 @@ logger = logging.getLogger("overcoat")
 
 DIAL_SECONDS = 10.0
 HANDSHAKE_SECONDS = 10.0
+FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
 
 
 class Receiver(Protocol):
@@ -82,7 +83,9 @@ class UpstreamConnection(asyncio.Protocol):
         self.tls: TlsStream | None = None
         self.receiver: Receiver | None = None
         self.uses = 0
+        self.opened = 0.0
         self.idle_since = 0.0
+        self.is_congested = False
         self.on_idle_end: Callable[[UpstreamConnection], None] | None = None
         self._ready: asyncio.Future[None] | None = None
         self._unread = b""  # of a head that is not whole yet
@@ -184,11 +187,13 @@ class UpstreamConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Tell who sends to wait."""
+        self.is_congested = True
         if self.receiver is not None:
             self._guarded(self.receiver.upstream_congested, True)
 
     def resume_writing(self) -> None:
         """Tell who sends to go on."""
+        self.is_congested = False
         if self.receiver is not None:
             self._guarded(self.receiver.upstream_congested, False)
 
@@ -232,6 +237,13 @@ class UpstreamConnection(asyncio.Protocol):
     def request_end(self) -> None:
         """Take note that the whole request has been sent."""
         self._request_done = True
+
+    def finish(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close once what is in the buffer is sent, but within bounds: the upstream may never take it."""
+        self.receiver = None
+        self.is_closed = True
+        self.transport.close()
+        loop.call_later(FLUSH_SECONDS, self.transport.abort)
 
     def close(self) -> None:
         """Close; nothing is told to anybody any more."""
@@ -313,7 +325,7 @@ class UpstreamConnection(asyncio.Protocol):
     @property
     def can_reuse(self) -> bool:
         """Whether, after a response, another request may be sent."""
-        return self._can_reuse and not self.is_closed and not self.transport.is_closing()
+        return self._can_reuse and not self.is_congested and not self.is_closed and not self.transport.is_closing()
 
     def _ended(self, is_broken: bool = False) -> None:
         if self.receiver is None:
@@ -368,6 +380,7 @@ async def dial(engine: Engine, server: Server, key: object, record: Upstream, co
         raise Denied(Reason.UPSTREAM_UNREACHABLE, f"the name {host} cannot be resolved", hint) from None
     except (OSError, ExceptionGroup):
         raise Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} takes no connection", hint) from None
+    upstream.opened = engine.loop.time()
     transport = upstream.transport
     server.peername = transport.get_extra_info("peername")
     server.sockname = transport.get_extra_info("sockname")

@@ -13,7 +13,7 @@ import pytest
 from mitmproxy.connection import Server
 
 from addons.exchange import Upstream
-from proxy.engine.pool import IDLE_SECONDS, MAX_IDLE, MAX_IDLE_PER_KEY, Pool
+from proxy.engine.pool import IDLE_SECONDS, MAX_AGE_SECONDS, MAX_IDLE, MAX_IDLE_PER_KEY, Pool
 from proxy.engine.upstream import UpstreamConnection
 
 
@@ -70,6 +70,7 @@ def connection(key: object = "key") -> UpstreamConnection:
     """Return a connection that has just served a request to its end."""
     made = UpstreamConnection(Server(address=("api.example", 443)), Upstream(None), key)
     made.connection_made(cast(asyncio.BaseTransport, Socket()))
+    made.opened = 1000.0
     return made
 
 
@@ -191,6 +192,19 @@ class TestTime:
         world.pool.give(one)
         world.clock.now += IDLE_SECONDS - 0.001
         assert world.pool.take("key") is one
+
+    def test_one_that_is_in_use_all_the_time_is_still_parted_with_so_that_its_pins_are_looked_at_again(
+        self, world: World
+    ) -> None:
+        one = connection()
+        for _ in range(int(MAX_AGE_SECONDS / 30) - 1):
+            world.pool.give(one)
+            world.clock.now += 30
+            assert world.pool.take("key") is one
+        world.pool.give(one)
+        world.clock.now += 30
+        assert world.pool.take("key") is None
+        assert not is_open(one)
 
     def test_nothing_that_nobody_takes_stays(self, world: World) -> None:
         first, second = connection("a"), connection("b")
