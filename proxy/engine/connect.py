@@ -4,7 +4,6 @@ Rules of this module:
 
 - Only what is understood goes on: TLS to a tunnelled host, TLS or http to an inspected one. Anything else is closed.
 - The TLS server name must be the host of CONNECT, or the policy would have decided on another host than the app meets.
-- A tunnel changes no byte, and keeps its directions apart: one may end long before the other.
 """
 
 from __future__ import annotations
@@ -20,17 +19,16 @@ from mitmproxy.proxy.layers.tls import TlsStartClientHook
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import BadDestination, canonical_host
-from proxy.core.heads import MAX_HEAD_BYTES, ResponseHead, can_become_a_head
+from proxy.core.heads import MAX_HEAD_BYTES, can_become_a_head
 from proxy.core.policy import HTTP_PORT
 from proxy.engine.messages import response_head
 from proxy.engine.sniffing import Heard, Speech, listen
+from proxy.engine.tunnels import Relay
 from proxy.engine.upstream import UpstreamConnection, dial
 
 if TYPE_CHECKING:
     from proxy.engine.app import AppSocket
     from proxy.engine.http1 import AppHttp1
-
-MAX_BACKLOG = 256 * 1024  # bytes from the app that wait while its upstream is dialled
 
 
 class Connect:
@@ -233,174 +231,3 @@ def _same_host(sni: str, host: str) -> bool:
         return canonical_host(sni) == host
     except BadDestination:
         return False
-
-
-class Relay:
-    """Both ends of a tunnel: the app's speaker, and the receiver of what its upstream sends."""
-
-    def __init__(self, app: AppSocket, upstream: UpstreamConnection | None, data: bytes) -> None:
-        self._app = app
-        self._upstream = upstream
-        self._waiting = [data] if data else []
-        self._backlog = len(data)
-        self._dialling: asyncio.Task[None] | None = None
-        self._app_has_ended = False
-        self._upstream_has_ended = False
-
-    def dial(self, connect: Exchange) -> None:
-        """Open the upstream."""
-        self._dialling = self._app.loop.create_task(self._dial(connect))
-
-    async def _dial(self, connect: Exchange) -> None:
-        assert connect.asked is not None
-        record = connect.upstream = Upstream(connect.rule)
-        server = Server(address=(connect.asked.host, connect.asked.port))
-        try:
-            upstream = await dial(self._app.engine, server, None, record, self._app.context)
-        except Denied as denied:
-            record.denied = denied
-            self._app.close()
-        except Exception as e:
-            self._app.crash(e)
-        else:
-            self._app.guarded(self._connected, upstream)
-
-    def _connected(self, upstream: UpstreamConnection) -> None:
-        self._upstream = upstream
-        upstream.carry(self)
-        upstream.send(b"".join(self._waiting))
-        self._waiting.clear()
-        self._app.hold("dialling", False)
-        if self._app_has_ended:
-            self.eof()
-        self.splice()
-
-    def splice(self) -> None:
-        """Let each socket's bytes go straight to the other: of all that carries them, a tunnel needs only that."""
-        upstream = self._upstream
-        assert upstream is not None
-        if not self._app.transport.is_closing() and not upstream.transport.is_closing():
-            self._app.flush()
-            self._app.transport.set_protocol(FromApp(self._app, upstream))
-            upstream.transport.set_protocol(FromUpstream(self._app, upstream))
-
-    # -- from the app
-
-    def feed(self, data: bytes) -> None:
-        """Pass bytes on."""
-        self._app.session.sent += len(data)
-        if self._upstream is not None:
-            self._upstream.send(data)
-            return
-        self._waiting.append(data)
-        self._backlog += len(data)
-        self._app.hold("dialling", self._backlog > MAX_BACKLOG)
-
-    def eof(self) -> None:
-        """Pass a half-close on."""
-        self._app_has_ended = True
-        if self._upstream is None:
-            return
-        self._upstream.half_close()
-        if self._upstream_has_ended:
-            self._end()
-
-    def gone(self) -> None:
-        """The app is gone: the upstream still gets what is in the buffer."""
-        if self._dialling is not None:
-            self._dialling.cancel()
-        if self._upstream is not None:
-            self._upstream.finish(self._app.loop)
-
-    def congested(self, is_congested: bool) -> None:
-        """Read from the upstream only what the app takes."""
-        if self._upstream is not None and not self._upstream.transport.is_closing():
-            if is_congested:
-                self._upstream.transport.pause_reading()
-            else:
-                self._upstream.transport.resume_reading()
-
-    # -- from the upstream (its Receiver)
-
-    def switched(self, data: bytes) -> None:
-        """Pass bytes on."""
-        self._app.session.received += len(data)
-        self._app.write(data)
-
-    def switched_end(self) -> None:
-        """Pass a half-close on."""
-        self._upstream_has_ended = True
-        self._app.half_close()
-        if self._app_has_ended:
-            self._end()
-
-    def _end(self) -> None:
-        if self._upstream is not None:
-            self._upstream.finish(self._app.loop)
-        self._app.close()
-
-    def upstream_congested(self, congested: bool) -> None:
-        """Read from the app only what the upstream takes."""
-        self._app.hold("upstream", congested)
-
-    def flush(self) -> None:
-        """Send the app what was gathered."""
-        self._app.after_upstream()
-
-    def crashed(self, error: Exception) -> None:
-        """Close everything."""
-        self._app.crash(error)
-
-    def response_failed(self, denied: Denied, began: bool) -> None:
-        """The upstream's connection is over."""
-        self._app.close()
-
-    def response_head(self, head: ResponseHead) -> None:
-        """Never called: nothing in a tunnel is read as HTTP."""
-        raise RuntimeError("a response in a tunnel")
-
-    def response_data(self, data: bytes) -> None:
-        """Never called, as above."""
-        raise RuntimeError("a response in a tunnel")
-
-    def response_end(self) -> None:
-        """Never called, as above."""
-        raise RuntimeError("a response in a tunnel")
-
-
-class FromApp(asyncio.Protocol):
-    """The app's end of a tunnel: what matters goes the short way, and the rest to whom it belongs."""
-
-    def __init__(self, app: AppSocket, upstream: UpstreamConnection) -> None:
-        self._app = app
-        self._session = app.session
-        self._write = upstream.transport.write
-        self.pause_writing = app.pause_writing  # type: ignore[method-assign]  # the very same
-        self.resume_writing = app.resume_writing  # type: ignore[method-assign]  # the very same
-        self.eof_received = app.eof_received  # type: ignore[method-assign]  # the very same
-        self.connection_lost = app.connection_lost  # type: ignore[method-assign]  # the very same
-
-    def data_received(self, data: bytes) -> None:
-        """Pass bytes on."""
-        self._session.sent += len(data)
-        self._app.touch()
-        self._write(data)
-
-
-class FromUpstream(asyncio.Protocol):
-    """The upstream's end of a tunnel."""
-
-    def __init__(self, app: AppSocket, upstream: UpstreamConnection) -> None:
-        self._app = app
-        self._session = app.session
-        self._write = app.transport.write
-        self.pause_writing = upstream.pause_writing  # type: ignore[method-assign]  # the very same
-        self.resume_writing = upstream.resume_writing  # type: ignore[method-assign]  # the very same
-        self.eof_received = upstream.eof_received  # type: ignore[method-assign]  # the very same
-        self.connection_lost = upstream.connection_lost  # type: ignore[method-assign]  # the very same
-
-    def data_received(self, data: bytes) -> None:
-        """Pass bytes on."""
-        self._session.received += len(data)
-        self._app.touch()
-        self._write(data)

@@ -37,6 +37,7 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead
 from proxy.engine.messages import chunk, keeps_alive, request_head, without_framing, without_hop
 from proxy.engine.messages import response_head as response_head_of
+from proxy.engine.tunnels import Switched
 from proxy.engine.upstream import UpstreamConnection, dial
 
 if TYPE_CHECKING:
@@ -491,27 +492,3 @@ class Conversation:
             upstream.close()
         if self._dialling is not None and not self._dialling.done():
             self._dialling.cancel()
-
-
-class Switched:
-    """The app's side of a connection that switched to WebSocket: bytes pass both ways, close codes and all."""
-
-    def __init__(self, conversation: Conversation) -> None:
-        self._conversation = conversation
-
-    def feed(self, data: bytes) -> None:
-        """Pass bytes on."""
-        if self._conversation.upstream is not None:
-            self._conversation.upstream.send(data)
-
-    def eof(self) -> None:
-        """The app ended it."""
-        self._conversation.gone()
-
-    def gone(self) -> None:
-        """The app is gone."""
-        self._conversation.gone()
-
-    def congested(self, is_congested: bool) -> None:
-        """Pass back-pressure on."""
-        self._conversation.app_congested(is_congested)
