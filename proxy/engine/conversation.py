@@ -30,9 +30,9 @@ from mitmproxy.proxy.layers.http._hooks import (
     HttpResponseHook,
 )
 
-from addons.encryption import body_too_large
 from addons.exchange import Exchange, Upstream
 from addons.pinning import have_expired
+from proxy.core import bodies
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead
 from proxy.engine.messages import chunk, keeps_alive, request_head, without_framing, without_hop
@@ -109,7 +109,7 @@ class Conversation:
             assert self.exchange is not None
             if self._size > self.exchange.policy.limits.held_body:
                 self._held.clear()
-                self.exchange.refuse(self.flow, body_too_large(self.exchange))
+                self.exchange.refuse(self.flow, bodies.too_large(self.exchange.policy.limits.held_body))
                 self._answer()
             else:
                 self._held.append(data)
@@ -281,7 +281,9 @@ class Conversation:
             self._response_size += len(data)
             assert self.exchange is not None
             if self._response_size > self.exchange.policy.limits.held_body:
-                self._fail(Denied(Reason.DECRYPTION_FAILED, body_too_large(self.exchange).detail))
+                self._fail(
+                    Denied(Reason.DECRYPTION_FAILED, bodies.too_large(self.exchange.policy.limits.held_body).detail)
+                )
                 return
             self._response_held.append(data)
             return

@@ -26,9 +26,9 @@ from mitmproxy.proxy.layers.http import _events as http_events
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._http1 import Http1Client
 
-from addons.encryption import body_too_large
 from addons.exchange import Exchange, Sessions, Upstream
 from addons.pinning import have_expired
+from proxy.core import bodies
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import MAX_HEAD_BYTES, read_request_head
 
@@ -216,7 +216,7 @@ class Stream(http_layers.HttpStream):
             exchange = self._exchange
             if len(self.request_body_buf) + len(event.data) > exchange.policy.limits.held_body:
                 self.request_body_buf.clear()
-                exchange.refuse(self.flow, body_too_large(exchange))
+                exchange.refuse(self.flow, bodies.too_large(exchange.policy.limits.held_body))
                 yield from self._answer()
                 return
         yield from super().state_consume_request_body(event)
@@ -225,10 +225,14 @@ class Stream(http_layers.HttpStream):
         """Hold a response's body up to the policy's limit."""
         if isinstance(event, http_events.ResponseData):
             exchange = self._exchange
-            if len(self.response_body_buf) + len(event.data) > exchange.policy.limits.held_body:
+            limit = exchange.policy.limits.held_body
+            if len(self.response_body_buf) + len(event.data) > limit:
                 self.response_body_buf.clear()
                 yield commands.CloseConnection(self.flow.server_conn)
-                exchange.refuse(self.flow, Denied(Reason.DECRYPTION_FAILED, body_too_large(exchange).detail))
+                exchange.refuse(
+                    self.flow,
+                    Denied(Reason.DECRYPTION_FAILED, bodies.too_large(limit).detail),
+                )
                 yield from self._answer()
                 return
         yield from super().state_consume_response_body(event)

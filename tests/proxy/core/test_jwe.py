@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from proxy.core import jwe
 from proxy.core.jose import base64url, unbase64url
-from proxy.core.jwe import JweError, Place, concat_kdf, open_token, seal
+from proxy.core.jwe import JweError, Place, Sealer, concat_kdf, open_token, seal
 from proxy.core.keys import Alg, BadKey, Bind, Key, KeySet, SecretBytes, new_key, to_jwk
 
 TODAY = date(2026, 6, 1)
@@ -463,3 +463,27 @@ def test_no_exception_of_a_key_reaches_the_caller() -> None:
     with pytest.raises(JweError) as caught:
         open_token(token, SETS["P-256"], None, TODAY)
     assert caught.value.__suppress_context__
+
+
+class TestSealer:
+    def test_the_values_of_one_message_share_the_agreement_and_nothing_else(self) -> None:
+        key = new_key(Alg.ECDH_ES_A256KW, kid="one")
+        sealer = Sealer(key.public())
+        tokens = [sealer.seal(b"1", Place("api.example", "$.a")) for _ in range(3)]
+        assert len({token.split(".")[0] for token in tokens}) == 1  # the header, so the ephemeral key
+        for part in (1, 2, 3, 4):  # wrapped content key, IV, ciphertext, tag
+            assert len({token.split(".")[part] for token in tokens}) == 3
+        keys = KeySet("k", Alg.ECDH_ES_A256KW, key)
+        assert {open_token(token, keys, Place("api.example", "$.a"), date.today()) for token in tokens} == {b"1"}
+
+    def test_two_messages_share_nothing(self) -> None:
+        key = new_key(Alg.ECDH_ES_A256KW, kid="one").public()
+        assert seal(b"1", key, None).split(".")[0] != seal(b"1", key, None).split(".")[0]
+
+    def test_it_remembers_only_so_many_places(self) -> None:
+        key = new_key(Alg.A256KW, kid="one")
+        sealer, keys = Sealer(key), KeySet("k", Alg.A256KW, key)
+        for number in range(100):
+            place = Place("api.example", f"$.a{number}")
+            assert open_token(sealer.seal(b"1", place), keys, place, date.today()) == b"1"
+        assert len(sealer._protected) < 100

@@ -324,3 +324,17 @@ def test_a_rule_needs_the_plaintext_for_pins_encrypt_or_decrypt() -> None:
 )
 def test_a_listener_is_written_as_in_the_policy_file(listener: Listener, text: str) -> None:
     assert str(listener) == text
+
+
+@pytest.mark.parametrize(
+    "glob",
+    ["/v1/{id}/x", "/v1/:id", "/v1/.*", "/v1/../x", "/v1//x", "//", "/v1/./x", "/v1\\x", "/v1/x ", "/v1/%63", "/:id/x"],
+)
+def test_a_glob_that_could_never_match_what_was_meant_is_refused(glob: str) -> None:
+    with pytest.raises(ValueError, match="a path glob"):
+        PathGlob.parse(glob)
+
+
+@pytest.mark.parametrize("glob", ["/", "/v1/", "/v1/x:verify", "/v1/*.json", "/**"])
+def test_a_glob_that_is_a_little_unusual_is_taken(glob: str) -> None:
+    PathGlob.parse(glob)

@@ -1,0 +1,190 @@
+"""A body as a whole: may its fields be protected, and what it is once they are.
+
+Rules of this module:
+
+- What a receiver might read in another way than we do (another charset, a coding we do not know) is denied.
+- Nothing selected: the very bytes that came are what goes on.
+- One body must not keep all others waiting: what is decoded, and how many fields are worked on, is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from proxy.core import encodings, fields, jwe
+from proxy.core.decisions import Denied, Reason
+from proxy.core.policy import FieldEntry
+
+# Half a second of work at the most: opening takes a private key's operation for each value.
+MAX_SEALED = 4096
+MAX_OPENED = 512
+
+_CHARSET = re.compile(r"charset[^;=]*=[ \t]*[\"']?([^\"';]*)", re.IGNORECASE)
+_UTF8 = ("utf-8", "utf8", "us-ascii")
+_WEIGHT_ZERO = re.compile(r"q=0(?:\.0{0,3})?")
+
+type Transform = Callable[[bytes, str], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class BodyHead:
+    """What the header fields say of a body.
+
+    Attributes:
+        content_types: the values of Content-Type.
+        content_encoding: the values of Content-Encoding, joined by commas, or None.
+        digests: the names of the fields that hold a digest over the body.
+    """
+
+    content_types: Sequence[str] = ()
+    content_encoding: str | None = None
+    digests: Sequence[str] = ()
+
+
+def too_large(limit: int) -> Denied:
+    """Return the denial of a body that is longer than what is held.
+
+    Args:
+        limit: bytes.
+    """
+    return Denied(
+        Reason.BODY_TOO_LARGE,
+        f"the body is longer than the {limit} bytes that are held to protect its fields",
+        "raise limits.held_body in the policy, or narrow the rule's `when`",
+    )
+
+
+def check_before(head: BodyHead, entries: Sequence[FieldEntry], today: date) -> None:
+    """Check, before a body is there, that its fields can be encrypted.
+
+    Raises:
+        Denied: KEY_UNAVAILABLE or ENCODING_UNSUPPORTED.
+    """
+    for entry in entries:
+        if entry.keys.primary.expired(today):
+            raise Denied(
+                Reason.KEY_UNAVAILABLE,
+                f"key {entry.keys.primary.kid} of key set {entry.keys.name} is past its not_after date",
+                f"give key set {entry.keys.name} a new primary key",
+            )
+    _check_charset(head.content_types)
+    encodings.parse_encoding(head.content_encoding)
+
+
+def encrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], host: str, limit: int) -> tuple[bytes, int]:
+    """Encrypt the fields that entries select.
+
+    Args:
+        body: the whole body, as it came.
+        head: what its header fields say.
+        entries: what to encrypt, and for whom.
+        host: the canonical destination, which the values are bound to.
+        limit: bytes that it may have, decoded.
+
+    Returns:
+        The body as it goes on, coded as it came, and how many values were encrypted.
+
+    Raises:
+        Denied: it cannot be done.
+    """
+    try:
+        return _splice(body, head, [_sealing(entry, host) for entry in entries], limit, MAX_SEALED)
+    except jwe.JweError:  # the one thing that can go wrong in sealing: the token would be too long
+        raise too_large(limit) from None
+
+
+def count_marked(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], limit: int) -> int:
+    """Return how many values `encrypt` would encrypt.
+
+    Raises:
+        Denied: as `encrypt` would.
+    """
+    jobs = [fields.Job(entry.selectors, lambda value, _: value) for entry in entries]
+    return _splice(body, head, jobs, limit, MAX_SEALED)[1]
+
+
+def decrypt(
+    body: bytes, head: BodyHead, entries: Sequence[FieldEntry], host: str, *, limit: int, today: date
+) -> tuple[bytes, int]:
+    """Decrypt the fields that entries select; see `encrypt`.
+
+    Raises:
+        Denied: DECRYPTION_FAILED, with why.
+    """
+    try:
+        _check_charset(head.content_types)
+        return _splice(body, head, [_opening(entry, host, today) for entry in entries], limit, MAX_OPENED)
+    except Denied as e:
+        why = e.detail
+    except jwe.JweError as e:
+        why = str(e)
+    except ValueError:  # from the splicer: the sender sealed something else than one value
+        why = "a field opens to something that is not one JSON value"
+    raise Denied(Reason.DECRYPTION_FAILED, f"the response cannot be decrypted: {why}")
+
+
+def _splice(body: bytes, head: BodyHead, jobs: Sequence[fields.Job], limit: int, most: int) -> tuple[bytes, int]:
+    if not body:
+        return body, 0
+    encoding = encodings.parse_encoding(head.content_encoding)
+    spliced = fields.splice(encodings.decode(body, encoding, limit), jobs, most)
+    if spliced.total == 0:
+        return body, 0
+    if head.digests:
+        raise Denied(
+            Reason.SIGNED_BODY,
+            f"the request carries {head.digests[0]} over a body whose fields must be encrypted",
+            "make the app send this request without a body digest",
+        )
+    return encodings.encode(spliced.body, encoding), spliced.total
+
+
+def _sealing(entry: FieldEntry, host: str) -> fields.Job:
+    sealer = jwe.Sealer(entry.keys.primary)
+    return fields.Job(
+        entry.selectors, lambda value, path: fields.sealed_string(sealer.seal(value, jwe.Place(host, path)))
+    )
+
+
+def _opening(entry: FieldEntry, host: str, today: date) -> fields.Job:
+    def open_value(value: bytes, path: str) -> bytes:
+        token = fields.token_of(value)
+        if token is None:  # the place is not named: member names come from the body
+            where = ", ".join(selector.text for selector in entry.selectors)
+            raise Denied(Reason.DECRYPTION_FAILED, f"a value at {where} is no string holding a JWE")
+        return jwe.open_token(token, entry.keys, jwe.Place(host, path), today)
+
+    return fields.Job(entry.selectors, open_value)
+
+
+def _check_charset(content_types: Sequence[str]) -> None:
+    """Refuse a body that its receiver would not read as UTF-8: it would find other names in it than we do."""
+    charsets = _CHARSET.findall(";".join(content_types))
+    if len(content_types) > 1 or any(charset.strip().lower() not in _UTF8 for charset in charsets):
+        raise Denied(
+            Reason.ENCODING_UNSUPPORTED,
+            "the body's Content-Type is given more than once, or names another charset than UTF-8",
+            "send JSON in UTF-8, which is all that RFC 8259 knows",
+        )
+
+
+def is_json(content_type: str) -> bool:
+    """Tell whether a Content-Type is JSON's, or that of a format on top of it (RFC 6839, section 3.1)."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    return media_type == "application/json" or media_type.endswith("+json")
+
+
+def acceptable(offered: str) -> str:
+    """Return what of an Accept-Encoding can be opened here: gzip, or nothing but the bytes themselves.
+
+    Args:
+        offered: the app's value; a coding with a weight of 0 is not offered (RFC 9110, section 12.4.2).
+    """
+    for offer in offered.lower().split(","):
+        coding, _, weight = offer.partition(";")
+        if coding.strip() in ("gzip", "x-gzip") and not _WEIGHT_ZERO.fullmatch(weight.strip()):
+            return "gzip"
+    return "identity"
