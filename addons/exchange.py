@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from mitmproxy import connection, http
 
-from proxy.core.decisions import Action, Decision, Denied, problem_details, proxy_status
+from proxy.core.decisions import Action, Decision, Denied, Reason, problem_details, proxy_status
 from proxy.core.destinations import Destination
 from proxy.core.pins import PinVerdict
 from proxy.core.policy import Mode, Policy, Rule
@@ -206,8 +206,23 @@ def denies(exchange: Exchange) -> bool:
     return exchange.denied is not None and not exchange.observing
 
 
+# What an upstream's failure is called. In observe mode, where plain http stays plain, it says nothing of enforcing.
+_FAILURES = frozenset((Reason.UPSTREAM_UNREACHABLE, Reason.UPSTREAM_TIMEOUT, Reason.UPSTREAM_FAILED, Reason.TLS_FAILED))
+_AFTER_IT_LEFT = frozenset((Reason.UPSTREAM_FAILED, Reason.DECRYPTION_FAILED, Reason.INTERNAL_ERROR))
+
+
+def would_deny(exchange: Exchange) -> bool:
+    """Whether enforcing would have denied what observing let pass."""
+    return exchange.observing and exchange.denied is not None and exchange.denied.reason not in _FAILURES
+
+
+def never_left(exchange: Exchange) -> bool:
+    """Whether the request was stopped before anything of it had reached the upstream."""
+    return denies(exchange) and exchange.denied is not None and exchange.denied.reason not in _AFTER_IT_LEFT
+
+
 def action_of(exchange: Exchange) -> Action:
     """Return what the policy says of an exchange: the label of its line and its metrics."""
-    if exchange.denied is not None or exchange.decision is None:
+    if exchange.decision is None or (exchange.denied is not None and (would_deny(exchange) or not exchange.observing)):
         return Action.DENY
     return exchange.decision.action

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from mitmproxy import connection, http, tls
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from addons.exchange import Exchange, Session, Sessions, action_of, denies
+from addons.exchange import Exchange, Session, Sessions, action_of, denies, never_left, would_deny
 from proxy.core.decisions import Action
 from proxy.core.pins import PinVerdict
 from proxy.core.policy import Policy
@@ -160,6 +160,8 @@ class Telemetry:
         upstream = exchange.upstream
         if upstream is not None and upstream.denied is not None:
             exchange.note(upstream.denied)
+        if never_left(exchange):
+            exchange.bytes_sent = exchange.fields_encrypted = 0
         seconds = time.monotonic() - exchange.started_monotonic
         self._count(exchange, seconds)
         line: dict[str, object] = {
@@ -172,7 +174,7 @@ class Telemetry:
             "mode": exchange.policy.mode.value,
             "action": done(exchange).value,
             "reason": exchange.denied.reason.code if exchange.denied else None,
-            "would_deny": exchange.observing and exchange.denied is not None,
+            "would_deny": would_deny(exchange),
             "tls": flow.server_conn.tls_version if flow and flow.server_conn else None,
             "pin": upstream.pin.value if upstream and upstream.pin else None,
             "encrypted": 0 if exchange.observing else exchange.fields_encrypted,

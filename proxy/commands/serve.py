@@ -206,6 +206,8 @@ def _bind(policy: Policy, count: int) -> list[list[socket.socket]]:
 def _announce(policy: Policy, sockets: list[socket.socket], admin: tuple[str, int] | None) -> None:
     listen = ["{}:{}".format(*bound.getsockname()[:2]) for bound in sockets]
     logger.info("policy %s: %d rules, mode %s", policy.source, len(policy.rules), policy.mode)
+    if policy.source == "built-in":
+        logger.warning("no policy file was named or found (./overcoat.yaml): nothing is pinned, nothing is encrypted")
     where = f"{admin[0]}:{admin[1]}" if admin else None
     # One line for machines, so that a supervisor that asked for free ports learns them.
     click.echo(json.dumps({"event": "ready", "listen": listen, "admin": where}), err=True)

@@ -35,7 +35,7 @@ def decide_plain_http(policy: Policy, asked: Destination) -> tuple[Rule | None, 
         denied=Denied(
             Reason.PLAIN_HTTP_REJECTED,
             f"{where} rejects plain http to {asked}",
-            f"use https://{asked.url_host}/ in the app, or set plain_http: upgrade for this host",
+            f"use https://{upgraded(asked, None).authority}/ in the app, or set plain_http: upgrade for this host",
         ),
     )
 

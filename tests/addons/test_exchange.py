@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from mitmproxy import connection, http
 
-from addons.exchange import Exchange, Sessions, action_of, denies, problem_response
+from addons.exchange import Exchange, Sessions, action_of, denies, never_left, problem_response, would_deny
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.policy import Mode, Policy
@@ -150,3 +150,25 @@ def test_a_session_is_idle_when_nothing_is_under_way(
     assert session.is_idle is idle
     session.unfinished.discard(exchange)
     assert session.is_idle
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason", "would", "left"),
+    [
+        (Mode.ENFORCE, Reason.PIN_MISMATCH, False, False),
+        (Mode.ENFORCE, Reason.UPSTREAM_FAILED, False, True),
+        (Mode.ENFORCE, Reason.DECRYPTION_FAILED, False, True),
+        (Mode.OBSERVE, Reason.PIN_MISMATCH, True, True),
+        (Mode.OBSERVE, Reason.UPSTREAM_FAILED, False, True),
+        (Mode.OBSERVE, Reason.UPSTREAM_UNREACHABLE, False, True),
+    ],
+)
+def test_what_would_be_denied_and_what_has_left(mode: Mode, reason: Reason, would: bool, left: bool) -> None:
+    exchange = Exchange(replace(Policy(), mode=mode), "127.0.0.1", "GET", "/")
+    exchange.decision = Decision(Action.UPGRADE)
+    assert not would_deny(exchange)
+    assert not never_left(exchange)
+    exchange.note(Denied(reason, "x"))
+    assert would_deny(exchange) is would
+    assert never_left(exchange) is not left
+    assert (action_of(exchange) is Action.DENY) is (mode is Mode.ENFORCE or would)
