@@ -8,8 +8,11 @@ import struct
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from mitmproxy.proxy.layers.tls import parse_client_hello
+from mitmproxy.tls import ClientHello
 
-from proxy.engine.sniffing import MAX_CLIENT_HELLO, Heard, Speech, listen
+from proxy.engine import sniffing
+from proxy.engine.sniffing import MAX_CLIENT_HELLO, MAX_RECORDS, Heard, Speech, listen
 
 
 def client_hello(name: str | None, *alpn: str) -> bytes:
@@ -82,6 +85,46 @@ def test_a_client_hello_may_come_in_several_records() -> None:
     records = b"".join(b"\x16\x03\x01" + struct.pack("!H", len(piece)) + piece for piece in pieces)
     assert listen(records) == Heard(Speech.TLS, "api.example")
     assert listen(records[:-1]).speech is Speech.UNDECIDED
+
+
+def in_records(handshake: bytes, sizes: list[int]) -> bytes:
+    """Return a handshake message cut into records of these sizes, and one for what is left."""
+    pieces, at = [], 0
+    for size in [*sizes, len(handshake) - sum(sizes)]:
+        pieces.append(b"\x16\x03\x01" + struct.pack("!H", size) + handshake[at : at + size])
+        at += size
+    return b"".join(pieces)
+
+
+def test_a_client_hello_is_refused_with_the_first_record_that_is_too_many() -> None:
+    handshake = HELLO[5:]
+    at_most = in_records(handshake, [4] + [1] * (MAX_RECORDS - 2))
+    assert listen(at_most) == Heard(Speech.TLS, "api.example")
+    too_many = in_records(handshake, [4] + [1] * (MAX_RECORDS - 1))
+    last = len(too_many) - (len(handshake) - 4 - (MAX_RECORDS - 1))  # where its last record's content starts
+    assert listen(too_many[: last - 1]).speech is Speech.UNDECIDED
+    assert listen(too_many[:last]).speech is Speech.OTHER
+
+
+def test_an_empty_record_within_a_client_hello_is_refused_as_soon_as_it_begins() -> None:
+    records = in_records(HELLO[5:], [50, 0, 50])
+    assert listen(records[: 55 + 4]).speech is Speech.UNDECIDED
+    assert listen(records[: 55 + 5]).speech is Speech.OTHER
+
+
+def test_a_client_hello_is_parsed_only_once_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or each byte that comes would cost a look at all that came before it."""
+    parsed: list[int] = []
+
+    def parse(data: bytes) -> ClientHello | None:
+        parsed.append(len(data))
+        return parse_client_hello(data)
+
+    monkeypatch.setattr(sniffing, "parse_client_hello", parse)
+    records = in_records(HELLO[5:], [100, 100])
+    for length in range(len(records) + 1):
+        listen(records[:length])
+    assert parsed == [len(records)]
 
 
 def test_a_client_hello_that_never_ends_is_not_waited_for() -> None:
