@@ -7,6 +7,7 @@ resolves take neither memory, nor sockets, nor another app's turn.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -26,6 +27,7 @@ from tests.e2e import wire
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.http2 import Http2Client, Http2Upstream
+from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import ROOT, Sidecar
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
@@ -33,6 +35,8 @@ DEADLINE = 5.0
 MIB = 1024 * 1024
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 REJECTED = "a"  # short, so that many requests fit into what is read at once
+REJECTED_LONG = ".".join(["long" * 15] * 4)  # named in its denials, which makes them long
+HELD = "held.example"
 has_proc = pytest.mark.skipif(
     not Path("/proc/self/fd").exists(), reason="open files and memory are read from /proc, which is Linux's"
 )
@@ -90,11 +94,16 @@ def far() -> Iterator[Far]:
 
 @pytest.fixture(scope="module")
 def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
+    folder = tmp_path_factory.mktemp("exhaustion")
+    key = Receiver("pay").write_private(folder)
     policy = f"""
         defaults: {{plain_http: allow}}
-        rules: [{{name: rejected, hosts: [{REJECTED}], plain_http: reject}}]
+        keys: {{pay: {{alg: ECDH-ES+A256KW, primary: {{file: {key}}}}}}}
+        rules:
+          - {{name: rejected, hosts: [{REJECTED}, {REJECTED_LONG}], plain_http: reject}}
+          - {{name: held, hosts: [{HELD}], plain_http: upgrade, request: [{{encrypt: ["$.card"], key: pay}}]}}
     """
-    with Sidecar(policy, tmp_path_factory.mktemp("exhaustion")) as running:
+    with Sidecar(policy, folder) as running:
         yield running
 
 
@@ -289,12 +298,9 @@ class TestAppsThatDoNotRead:
 
     @has_proc
     def test_pipelined_responses_wait_at_their_upstream_and_come_in_their_order(self, sidecar: Sidecar) -> None:
-        asking = socket.socket()
-        asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.SIZE)
-        asking.connect(sidecar.address)
         with (
             PlainUpstream(respond=lambda request: wire.response(200, self.body(request.target))) as upstream,
-            Accepted(asking) as client,
+            self.app(sidecar) as client,
         ):
             authority = f"127.0.0.1:{upstream.port}"
             before = resident_bytes(sidecar)
@@ -306,6 +312,31 @@ class TestAppsThatDoNotRead:
             for number in range(self.COUNT):
                 assert client.read_response().body == self.body(f"/{number}")
             assert len(upstream.connections) == 1
+
+    def test_nor_is_the_next_request_looked_at_whose_answer_would_have_to_wait(self, sidecar: Sidecar) -> None:
+        """Denials have no upstream that could wait."""
+        count = 7000
+        one = f"GET http://{REJECTED_LONG}/ HTTP/1.1\r\nHost:{REJECTED_LONG}\r\n\r\n".encode()
+        before = sidecar.metrics().value("overcoat_requests_total")
+        with self.app(sidecar) as client:
+            client._socket.setblocking(True)
+            sending = threading.Thread(target=self.send, args=(client, one * count), daemon=True)
+            sending.start()
+            denied = wait_while_changing(lambda: int(sidecar.metrics().value("overcoat_requests_total") - before))
+            client._socket.shutdown(socket.SHUT_RDWR)
+        sending.join(DEADLINE)
+        assert 0 < denied < count - 1000
+
+    def app(self, sidecar: Sidecar) -> Accepted:
+        """Return an app of whose answers the kernel keeps little."""
+        asking = socket.socket()
+        asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.SIZE)
+        asking.connect(sidecar.address)
+        return Accepted(asking)
+
+    def send(self, client: Accepted, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # the test ends it before all is taken
+            client.send(data)
 
 
 class TestTurns:
@@ -472,6 +503,16 @@ class TestEarlyAnswers:
             answer = app.read_response()
             assert (answer.status, answer.headers.get("Connection")) == (403, None)
             app.send(rest)
+
+    def test_nor_is_one_that_was_told_to_go_on(self, app: RawClient) -> None:
+        head = f"POST http://{HELD}/ HTTP/1.1\r\nHost: {HELD}\r\nContent-Type: application/json\r\n"
+        app.send(f"{head}Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert app.read_until(wire.END_OF_HEAD) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        app.send(b"%x\r\n" % (MIB + 1) + bytes(MIB + 1))  # more than is held
+        answer = app.read_response()
+        assert (answer.status, answer.headers.get("Connection")) == (413, None)
+        app.send(f"\r\n0\r\n\r\nGET http://{REJECTED}/ HTTP/1.1\r\nHost: {REJECTED}\r\n\r\n".encode())
+        assert app.read_response().status == 403
 
     def test_an_answer_that_ends_with_its_connection_ends_for_an_app_that_still_sends(
         self, app: RawClient, far: Far

@@ -143,6 +143,17 @@ class TestWhatIsNotKept:
         assert not is_open(one)
         assert world.pool.take("key") is None
 
+    def test_one_that_still_has_a_request_in_its_buffer_is_closed(self, world: World) -> None:
+        """Its upstream has answered early, and may never read on: the next request would wait behind that one."""
+        one, other = connection(), connection()
+        for each in (one, other):
+            each.pause_writing()
+        other.resume_writing()
+        world.pool.give(one)
+        world.pool.give(other)
+        assert not is_open(one)
+        assert world.pool.take("key") is other
+
     def test_one_that_died_meanwhile_is_not_adopted_but_the_one_below_it_is(self, world: World) -> None:
         alive, dead = connection(), connection()
         world.pool.give(alive)
