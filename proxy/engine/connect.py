@@ -190,7 +190,8 @@ class FirstBytes:
             self._app.speaker = relay
             relay.feed(self._data)
             relay.splice()
-            self._upstream.transport.resume_reading()
+            if not self._app.is_congested:
+                self._upstream.transport.resume_reading()
         else:
             self._app.speaker = relay = Relay(self._app, None, self._data)
             relay.dial(self._connect)
@@ -223,7 +224,12 @@ class FirstBytes:
         self._leave_upstream()
 
     def congested(self, is_congested: bool) -> None:
-        """Nothing was sent yet that it could be congested by."""
+        """In observe mode a server may speak before the app: read from it only what the app takes."""
+        if self._upstream is not None and self._connect.observing and not self._upstream.transport.is_closing():
+            if is_congested:
+                self._upstream.transport.pause_reading()
+            else:
+                self._upstream.transport.resume_reading()
 
 
 def _same_host(sni: str, host: str) -> bool:

@@ -52,8 +52,8 @@ class AppHttp1:
         app = self.app
         while not app.is_closing and app.speaker is self:
             if self._body is not None:
-                if not self._read_body(self._body):
-                    return
+                if not self._read_body(self._body) or self.conversation is None:
+                    return  # where it was answered at once, the next one has a turn of its own: see below
             elif self.conversation is not None or app.is_congested:
                 # Pipelined requests wait in the kernel's buffer once ours is full.
                 app.hold("pipelining", len(self._unread) > MAX_PIPELINED)

@@ -84,19 +84,21 @@ def _is_whole(data: bytes) -> bool:
         ValueError: it comes in empty records, or in more than any honest one.
     """
     handshake = records = at = 0
-    needed = 4
-    while at + 5 <= len(data) and handshake < needed:
+    header = b""  # the message's type and length, which may be spread over records, too
+    needed: int | None = None
+    while at + 5 <= len(data) and (needed is None or handshake < needed):
         length = int.from_bytes(data[at + 3 : at + 5])
         records += 1
         if length == 0 or records > MAX_RECORDS:
             raise ValueError("an empty record, or too many")
-        if handshake == 0 and length >= 4 and len(data) >= at + 9:
-            needed = 4 + int.from_bytes(data[at + 6 : at + 9])
+        if needed is None:
+            header += data[at + 5 : at + 5 + min(length, 4 - len(header))]
+            needed = 4 + int.from_bytes(header[1:]) if len(header) == 4 else None
         if at + 5 + length > len(data):
             return False
         handshake += length
         at += 5 + length
-    return handshake >= needed
+    return needed is not None and handshake >= needed
 
 
 def _server_name(hello: ClientHello) -> str | None:

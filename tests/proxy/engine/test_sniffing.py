@@ -207,3 +207,10 @@ def test_a_verdict_is_never_taken_back_when_more_comes(data: bytes, cut: int) ->
     early = listen(data[:cut]).speech
     if early is not Speech.UNDECIDED:
         assert listen(data).speech is early
+
+
+def test_a_client_hello_whose_header_is_spread_over_records_is_bounded_as_well() -> None:
+    handshake = HELLO[5:]
+    assert listen(in_records(handshake, [1, 1, 1, 1])) == Heard(Speech.TLS, "api.example")
+    assert listen(in_records(handshake, [1] * MAX_RECORDS)).speech is Speech.OTHER
+    assert listen(b"\x16\x03\x01\x00\x01\x01" + b"\x16\x03\x01\x00\x01\x00" * 10_000).speech is Speech.OTHER
