@@ -36,6 +36,7 @@ from tests.e2e import wire
 from tests.e2e.sidecar import clean_environment
 
 DEADLINE = 20.0  # seconds that one exchange may take
+ACCEPTED_DEADLINE = 5.0  # seconds that one read of an accepted connection may take
 
 _URLLIB = """\
 import base64, json, sys, urllib.error, urllib.request
@@ -303,3 +304,31 @@ class RawClient:
 def _http1(status_line: str) -> str:
     """Return curl's `HTTP/2 200` as the status line that HTTP/1.1 would have."""
     return status_line.replace("HTTP/2 ", "HTTP/1.1 ", 1)
+
+
+class Accepted(RawClient):
+    """A connection that a test has a socket of already: one that an upstream accepted, say."""
+
+    def __init__(self, accepted: socket.socket) -> None:
+        accepted.settimeout(ACCEPTED_DEADLINE)
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = accepted
+        self._buffer = b""
+        self._closed_by_peer = False
+
+    def read_head(self) -> bytes:
+        """Return a head, up to and with its empty line."""
+        return self.read_until(wire.END_OF_HEAD)
+
+    def assert_silent(self, seconds: float = 0.15) -> None:
+        """Fail if anything comes, or the end."""
+        self._socket.settimeout(seconds)
+        with pytest.raises(TimeoutError):
+            self._receive()
+        self._socket.settimeout(ACCEPTED_DEADLINE)
+        assert self._buffer == b""
+
+    def reset(self) -> None:
+        """Close with a reset."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        self.close()

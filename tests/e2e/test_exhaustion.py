@@ -25,7 +25,7 @@ import pytest
 
 from tests.e2e import wire
 from tests.e2e.certificates import Authority
-from tests.e2e.clients import RawClient
+from tests.e2e.clients import Accepted, RawClient
 from tests.e2e.http2 import Http2Client, Http2Upstream
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import ROOT, Sidecar
@@ -40,21 +40,6 @@ HELD = "held.example"
 has_proc = pytest.mark.skipif(
     not Path("/proc/self/fd").exists(), reason="open files and memory are read from /proc, which is Linux's"
 )
-
-
-class Accepted(RawClient):
-    """A connection that a test has a socket of already: one that an upstream accepted, say."""
-
-    def __init__(self, accepted: socket.socket) -> None:
-        accepted.settimeout(DEADLINE)
-        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket = accepted
-        self._buffer = b""
-        self._closed_by_peer = False
-
-    def read_head(self) -> bytes:
-        """Return a head, up to and with its empty line."""
-        return self.read_until(wire.END_OF_HEAD)
 
 
 class Far:

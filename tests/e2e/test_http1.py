@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.certificates import Authority
-from tests.e2e.clients import RawClient
+from tests.e2e.clients import Accepted, RawClient
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.wire import END_OF_HEAD
@@ -28,34 +28,6 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 has_proc = pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="memory is read from /proc, which is Linux's"
 )
-
-
-class Accepted(RawClient):
-    """One connection that the upstream has accepted."""
-
-    def __init__(self, accepted: socket.socket) -> None:
-        accepted.settimeout(DEADLINE)
-        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket = accepted
-        self._buffer = b""
-        self._closed_by_peer = False
-
-    def read_head(self) -> bytes:
-        """Return a head, up to and with its empty line."""
-        return self.read_until(END_OF_HEAD)
-
-    def assert_silent(self, seconds: float = 0.15) -> None:
-        """Fail if anything comes, or the end."""
-        self._socket.settimeout(seconds)
-        with pytest.raises(TimeoutError):
-            self._receive()
-        self._socket.settimeout(DEADLINE)
-        assert self._buffer == b""
-
-    def reset(self) -> None:
-        """Close with a reset."""
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-        self.close()
 
 
 class Upstream:
