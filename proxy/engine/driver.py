@@ -230,8 +230,8 @@ class Driver:
     # -- events in, commands out
 
     def feed(self, event: events.Event) -> None:
-        """Give the layers an event, and carry out what they say."""
-        if self.has_crashed:
+        """Give the layers an event, and carry out what they say. Once the app is gone, so is the session: nothing."""
+        if self.has_crashed or self.is_over:
             return
         self.queue.append(event)
         if self.is_working:

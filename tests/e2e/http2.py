@@ -149,6 +149,10 @@ class Http2Client:
             self._flush()
         return message
 
+    def close(self) -> None:
+        """Leave without a word."""
+        self._client.close()
+
     def _flush(self) -> None:
         self._client.send(self._protocol.data_to_send())
 

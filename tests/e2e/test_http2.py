@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -235,6 +236,21 @@ class TestToHttp1:
         assert_denied(client.read(stream), 502, "pin_mismatch")
         upstream.assert_no_application_bytes()
 
+    def test_an_app_that_leaves_in_the_middle_of_the_handshake_is_all_that_ends(self, sidecar: Sidecar) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            client = Http2Client.open(connect(sidecar, f"other.example:{port}"), "other.example", sidecar.ca_file)
+            client.send(f"other.example:{port}", "/left", method="GET")
+            half_open, _ = listener.accept()
+            with half_open:
+                half_open.settimeout(10)
+                assert half_open.recv(1) == b"\x16"  # the ClientHello
+                client.close()
+                while half_open.recv(4096):
+                    pass
+        line = sidecar.wait_for_decision(lambda line: line["path"] == "/left")
+        assert (line["status"], line["reason"]) == (None, None)
+
     def test_a_sealed_response_is_opened(self, sidecar: Sidecar, tls_upstream: MakeTls, sender: Receiver) -> None:
         body = b'{"card": %s}' % sender.seal(b'"4111"', "app.example", "$.card")
         upstream = fresh(lambda: tls_upstream(*HOSTS, respond=lambda _: wire.response(200, body)))
@@ -388,5 +404,5 @@ class TestToHttp2:
 
 
 def test_no_hook_failed_in_all_of_this(sidecar: Sidecar) -> None:
+    assert "ERROR" not in sidecar.stderr, sidecar.stderr  # first, since it says which hook
     assert sidecar.metrics().value("overcoat_hook_failures_total") == 0
-    assert "ERROR" not in sidecar.stderr
