@@ -9,17 +9,21 @@ Rules of this addon:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 
 from mitmproxy import http
 
 from addons.exchange import Exchange, Sessions
+from addons.headers import has_field, values_of
 from proxy.core import bodies
 from proxy.core.decisions import Denied, Reason
+from proxy.core.jwe import Sealer, Sealers
+from proxy.core.keys import Key
 from proxy.core.policy import FieldEntry
 
-_DIGESTS = ("content-digest", "repr-digest", "digest", "content-md5")
+_DIGESTS = frozenset((b"content-digest", b"repr-digest", b"digest", b"content-md5"))
 
 
 class Encryption:
@@ -28,6 +32,10 @@ class Encryption:
     def __init__(self, sessions: Sessions, today: Callable[[], date] = lambda: datetime.now(UTC).date()) -> None:
         self.sessions = sessions
         self.today = today
+        self._sealers = Sealers()
+
+    def _sealer(self, key: Key) -> Sealer:
+        return self._sealers.get(key, time.monotonic())
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Hold a body that has fields to encrypt; let any other stream."""
@@ -51,7 +59,7 @@ class Encryption:
             flow.request.headers["accept-encoding"] = bodies.acceptable(offered)
 
     def _check_before_body(self, exchange: Exchange, entries: tuple[FieldEntry, ...], request: http.Request) -> None:
-        if "upgrade" in request.headers:
+        if has_field(request.headers, b"upgrade"):
             raise Denied(
                 Reason.BODY_NOT_JSON,
                 "the request asks for WebSocket, whose messages cannot be protected as a body can",
@@ -59,7 +67,7 @@ class Encryption:
             )
         bodies.check_before(_head(request), entries, self.today())
         limit = exchange.policy.limits.held_body
-        if int(request.headers.get("content-length", "0")) > limit:
+        if any(int(length) > limit for length in values_of(request.headers, b"content-length")):
             raise bodies.too_large(limit)
 
     def request(self, flow: http.HTTPFlow) -> None:
@@ -69,7 +77,9 @@ class Encryption:
             return
         body, limit = flow.request.data.content or b"", exchange.policy.limits.held_body
         try:
-            protected, count = bodies.encrypt(body, _head(flow.request), _encrypting(exchange), _host(exchange), limit)
+            protected, count = bodies.encrypt(
+                body, _head(flow.request), _encrypting(exchange), _host(exchange), limit=limit, sealer=self._sealer
+            )
         except Denied as denied:
             exchange.deny(flow, denied)
             return
@@ -126,9 +136,11 @@ def _decrypting(exchange: Exchange) -> tuple[FieldEntry, ...]:
 
 def _head(message: http.Message) -> bodies.BodyHead:
     headers = message.headers
-    codings = headers.get_all("content-encoding")
-    digests = [name for name in _DIGESTS if name in headers] if isinstance(message, http.Request) else []
-    return bodies.BodyHead(headers.get_all("content-type"), ", ".join(codings) if codings else None, digests)
+    codings = values_of(headers, b"content-encoding")
+    digests: list[str] = []
+    if isinstance(message, http.Request):
+        digests = [name.decode("ascii") for name, _ in headers.fields if name.lower() in _DIGESTS]
+    return bodies.BodyHead(values_of(headers, b"content-type"), ", ".join(codings) if codings else None, digests)
 
 
 def _replace_body(message: http.Message, body: bytes) -> None:
@@ -136,7 +148,7 @@ def _replace_body(message: http.Message, body: bytes) -> None:
     if message.data.content is body:
         return
     message.data.content = body
-    if "transfer-encoding" not in message.headers:
+    if not has_field(message.headers, b"transfer-encoding"):
         message.headers["content-length"] = str(len(body))
 
 

@@ -2,7 +2,7 @@
 
 Rules of this module:
 
-- An addon reads and writes the `Exchange` of its flow; it keeps no state of its own.
+- An addon reads and writes the `Exchange` of its flow; it keeps no state of its own about requests.
 - `Exchange.deny` is the one way to stop a request; in observe mode it only notes what would have happened.
 - A flow keeps the policy snapshot that its client connection started with.
 """

@@ -13,6 +13,7 @@ from __future__ import annotations
 from mitmproxy import http
 
 from addons.exchange import Exchange, Sessions
+from addons.headers import values_of
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, canonical_host, parse_authority
 from proxy.core.transport import decide_https, decide_plain_http
@@ -118,7 +119,7 @@ def _check_host(flow: http.HTTPFlow, destination: Destination, default_port: int
     Raises:
         Denied: BAD_REQUEST if a value is malformed, HOST_MISMATCH if it names another destination.
     """
-    names = flow.request.headers.get_all("host")
+    names = values_of(flow.request.headers, b"host")
     if flow.request.data.authority:
         # `:authority`, or an absolute-form target inside CONNECT. Not by the property, which decodes A-labels.
         names.append(flow.request.data.authority.decode("ascii", "replace"))

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 
 from mitmproxy import connection, http, tls
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -107,6 +108,10 @@ class Telemetry:
         self.sessions = sessions
         self.metrics = metrics
         self.write = write
+        # What `labels` returns for the same labels is always the same, and finding it takes long.
+        self._requests, self._seconds = cache(metrics.requests.labels), cache(metrics.seconds.labels)
+        self._bytes, self._fields = cache(metrics.bytes.labels), cache(metrics.fields.labels)
+        self._pins = cache(metrics.pins.labels)
 
     def client_connected(self, _client: connection.Client) -> None:
         """Count a client connection."""
@@ -201,18 +206,18 @@ class Telemetry:
     def _count(self, exchange: Exchange, seconds: float) -> None:
         rule = exchange.rule_name or NO_RULE
         reason = exchange.denied.reason.code if exchange.denied else NO_REASON
-        self.metrics.requests.labels(rule, action_of(exchange).value, reason).inc()
-        self.metrics.seconds.labels(rule).observe(seconds)
+        self._requests(rule, action_of(exchange).value, reason).inc()
+        self._seconds(rule).observe(seconds)
         if exchange.bytes_sent:
-            self.metrics.bytes.labels(rule, "sent").inc(exchange.bytes_sent)
+            self._bytes(rule, "sent").inc(exchange.bytes_sent)
         if exchange.bytes_received:
-            self.metrics.bytes.labels(rule, "received").inc(exchange.bytes_received)
+            self._bytes(rule, "received").inc(exchange.bytes_received)
         if not exchange.observing and exchange.fields_encrypted:
-            self.metrics.fields.labels(rule, "encrypted").inc(exchange.fields_encrypted)
+            self._fields(rule, "encrypted").inc(exchange.fields_encrypted)
         if exchange.fields_decrypted:
-            self.metrics.fields.labels(rule, "decrypted").inc(exchange.fields_decrypted)
+            self._fields(rule, "decrypted").inc(exchange.fields_decrypted)
         if exchange.upstream is not None and isinstance(exchange.upstream.pin, PinVerdict):
-            self.metrics.pins.labels(rule, exchange.upstream.pin.value).inc()
+            self._pins(rule, exchange.upstream.pin.value).inc()
 
 
 def done(exchange: Exchange) -> Action:

@@ -12,11 +12,12 @@ from __future__ import annotations
 from mitmproxy import http
 
 from addons.exchange import Exchange, Sessions
+from addons.headers import has_field, values_of
 from proxy.core.decisions import Action
 from proxy.core.destinations import Destination, parse_authority
 from proxy.core.policy import HTTPS_PORT
 
-_FOR_THE_PROXY = ("proxy-connection", "proxy-authorization")
+_FOR_THE_PROXY = (b"proxy-connection", b"proxy-authorization")
 
 
 class Transport:
@@ -38,9 +39,11 @@ class Transport:
         if flow.response is not None:
             return
         _deny_if_decided(flow, exchange)
-        for name in _FOR_THE_PROXY:
-            flow.request.headers.pop(name, None)
-        _drop_foreign_upgrade(flow.request)
+        if has_field(flow.request.headers, *_FOR_THE_PROXY):
+            for name in _FOR_THE_PROXY:
+                flow.request.headers.pop(name, None)
+        if has_field(flow.request.headers, b"upgrade"):
+            _drop_foreign_upgrade(flow.request)
         decision = exchange.decision
         if decision and decision.action is Action.UPGRADE and decision.target and not exchange.observing:
             # The fields behind the setters: those rewrite Host by their own idea of the default port.
@@ -57,7 +60,7 @@ def _deny_if_decided(flow: http.HTTPFlow, exchange: Exchange) -> None:
 def _follow(request: http.Request, target: Destination) -> None:
     """Make Host and `:authority` name the target; leave them as they are where they already do."""
     value = target.url_host if target.port == HTTPS_PORT else target.authority
-    if "host" in request.headers and parse_authority(request.headers["host"], HTTPS_PORT) != target:
+    if any(parse_authority(name, HTTPS_PORT) != target for name in values_of(request.headers, b"host")):
         request.headers["host"] = value
     if request.is_http2 and request.authority and parse_authority(request.authority, HTTPS_PORT) != target:
         request.data.authority = value.encode("ascii")
@@ -66,7 +69,7 @@ def _follow(request: http.Request, target: Destination) -> None:
 def _drop_foreign_upgrade(request: http.Request) -> None:
     """Remove offers to switch to another protocol than WebSocket: what follows them could not be checked."""
     offers = {offer.strip().lower() for value in request.headers.get_all("upgrade") for offer in value.split(",")}
-    if not offers or offers == {"websocket"}:
+    if offers == {"websocket"}:
         return
     del request.headers["upgrade"]
     request.headers.pop("http2-settings", None)

@@ -13,12 +13,14 @@ import errno
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
 MAX_WAITING = 1024 * 1024  # bytes; some two thousand lines
 LAST_SECONDS = 2.0
+GATHER_SECONDS = 0.005
 
 
 class LineWriter:
@@ -56,9 +58,10 @@ class LineWriter:
         with self._changed:
             if self._size + len(data) > MAX_WAITING:
                 raise BlockingIOError(errno.EAGAIN, "the decision lines are read too slowly")
+            if not self._waiting:
+                self._changed.notify()
             self._waiting.append(data)
             self._size += len(data)
-            self._changed.notify()
 
     def close(self) -> None:
         """Write what still waits, for `LAST_SECONDS` at most, and stop."""
@@ -73,6 +76,9 @@ class LineWriter:
                 self._changed.wait_for(lambda: self._waiting or self._is_closing)
                 if not self._waiting:
                     return
+            # Under load many lines are written at once: each change of threads costs as much as the line.
+            time.sleep(GATHER_SECONDS)
+            with self._changed:
                 lines, self._waiting, self._size = self._waiting, [], 0
             try:
                 self._write(b"".join(lines))

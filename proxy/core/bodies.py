@@ -16,6 +16,7 @@ from datetime import date
 
 from proxy.core import encodings, fields, jwe
 from proxy.core.decisions import Denied, Reason
+from proxy.core.keys import Key
 from proxy.core.policy import FieldEntry
 
 # Half a second of work at the most: opening takes a private key's operation for each value.
@@ -74,7 +75,15 @@ def check_before(head: BodyHead, entries: Sequence[FieldEntry], today: date) -> 
     encodings.parse_encoding(head.content_encoding)
 
 
-def encrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], host: str, limit: int) -> tuple[bytes, int]:
+def encrypt(
+    body: bytes,
+    head: BodyHead,
+    entries: Sequence[FieldEntry],
+    host: str,
+    *,
+    limit: int,
+    sealer: Callable[[Key], jwe.Sealer] = jwe.Sealer,
+) -> tuple[bytes, int]:
     """Encrypt the fields that entries select.
 
     Args:
@@ -83,6 +92,7 @@ def encrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], host: st
         entries: what to encrypt, and for whom.
         host: the canonical destination, which the values are bound to.
         limit: bytes that it may have, decoded.
+        sealer: returns what seals for a key; see `jwe.Sealers`.
 
     Returns:
         The body as it goes on, coded as it came, and how many values were encrypted.
@@ -91,7 +101,7 @@ def encrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], host: st
         Denied: it cannot be done.
     """
     try:
-        return _splice(body, head, [_sealing(entry, host) for entry in entries], limit, MAX_SEALED)
+        return _splice(body, head, [_sealing(entry, host, sealer) for entry in entries], limit, MAX_SEALED)
     except jwe.JweError:  # the one thing that can go wrong in sealing: the token would be too long
         raise too_large(limit) from None
 
@@ -142,11 +152,9 @@ def _splice(body: bytes, head: BodyHead, jobs: Sequence[fields.Job], limit: int,
     return encodings.encode(spliced.body, encoding), spliced.total
 
 
-def _sealing(entry: FieldEntry, host: str) -> fields.Job:
-    sealer = jwe.Sealer(entry.keys.primary)
-    return fields.Job(
-        entry.selectors, lambda value, path: fields.sealed_string(sealer.seal(value, jwe.Place(host, path)))
-    )
+def _sealing(entry: FieldEntry, host: str, sealer: Callable[[Key], jwe.Sealer]) -> fields.Job:
+    seal = sealer(entry.keys.primary).seal
+    return fields.Job(entry.selectors, lambda value, path: fields.sealed_string(seal(value, jwe.Place(host, path))))
 
 
 def _opening(entry: FieldEntry, host: str, today: date) -> fields.Job:

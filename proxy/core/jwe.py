@@ -3,7 +3,8 @@
 Rules of this module:
 
 - `enc` is A256GCM; `alg` is the key set's, never the token's choice. What the header may say is a closed list.
-- Every sealing has a fresh content key, IV and ephemeral key.
+- Every value has a content key and an IV of its own. With key agreement, one agreement (one ephemeral key) serves the
+  values of `SEALER_SECONDS`: see `Sealers`.
 - A token is read in one way only: five parts, canonical base64url, a header without duplicate names.
 - All cryptographic failures end in one and the same error, after the same steps: a content key that cannot be recovered
   is replaced by a random one, and it is the tag that fails (RFC 7516, section 11.5).
@@ -26,14 +27,17 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
-from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
+from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap
 
 from proxy.core.jose import base64url, parse_object, unbase64url
 from proxy.core.keymaterial import Material, PublicMaterial, material_of_jwk, public_material, required_members
 from proxy.core.keys import Alg, BadKey, Bind, Key, KeySet, SecretBytes
+from proxy.core.keywrap import wrap_all
 
 ENC = "A256GCM"
+SEALER_SECONDS = 1.0
 _REMEMBERED = 64
+_STOCK = 32  # content keys that are made and wrapped at once
 MAX_TOKEN_CHARACTERS = 16 * 1024 * 1024
 
 _CEK_BYTES = 32
@@ -67,7 +71,7 @@ class Place:
 
 
 class Sealer:
-    """Encrypts the values of one message for the holder of one key.
+    """Encrypts values for the holder of one key.
 
     With key agreement, one ephemeral key serves all of them: RFC 7518, section 4.6, asks for a new one at each
     agreement, and there is one. Every value still has a content key and an IV of its own.
@@ -79,18 +83,22 @@ class Sealer:
         Args:
             key: a public, private or symmetric key; whether it has expired is for the caller to check.
         """
-        self._key = key
         self._header: dict[str, object] = {"alg": key.alg.value, "enc": ENC, "kid": key.kid, "cty": "json"}
+        self._agreement: dict[str, object] = {}
         self._protected: dict[Place | None, str] = {}
-        self._epk: dict[str, str] | None = None
-        self._wrapping_key: bytes | None = None
+        self._rsa: rsa.RSAPublicKey | None = None
+        self._wrapping_key = b""
+        self._stock: list[tuple[bytes, bytes, bytes]] = []
         material = key.material
         if isinstance(material, SecretBytes):
             self._wrapping_key = material.reveal()
         else:
             recipient = public_material(material)
-            if not isinstance(recipient, rsa.RSAPublicKey):
-                self._epk, self._wrapping_key = _agreement(recipient)
+            if isinstance(recipient, rsa.RSAPublicKey):
+                self._rsa = recipient
+            else:
+                epk, self._wrapping_key = _agreement(recipient)
+                self._agreement["epk"] = epk
 
     def seal(self, plaintext: bytes, place: Place | None) -> str:
         """Encrypt a value.
@@ -106,10 +114,9 @@ class Sealer:
             JweError: the token would be longer than `open_token` accepts.
         """
         protected = self._protected.get(place) or self._protect(place)
-        cek = secrets.token_bytes(_CEK_BYTES)
-        iv = secrets.token_bytes(_IV_BYTES)
+        cek, iv, wrapped = self._content_key()
         sealed = AESGCM(cek).encrypt(iv, plaintext, protected.encode("ascii"))
-        parts = (self._wrap(cek), iv, sealed[:-_TAG_BYTES], sealed[-_TAG_BYTES:])
+        parts = (wrapped, iv, sealed[:-_TAG_BYTES], sealed[-_TAG_BYTES:])
         token = ".".join((protected, *map(base64url, parts)))
         if len(token) > MAX_TOKEN_CHARACTERS:
             raise JweError(f"the sealed value would have more than {MAX_TOKEN_CHARACTERS} characters")
@@ -117,24 +124,61 @@ class Sealer:
 
     def _protect(self, place: Place | None) -> str:
         """Return the protected header for a place, and remember it: `$.items[*].secret` comes again and again."""
-        header = self._header if place is None else self._header | {"ctx": {"host": place.host, "path": place.path}}
-        if self._epk is not None:
-            header = header | {"epk": self._epk}
+        place_members = {} if place is None else {"ctx": {"host": place.host, "path": place.path}}
+        header = self._header | place_members | self._agreement
         protected = base64url(json.dumps(header, separators=(",", ":")).encode("ascii"))
         if len(self._protected) < _REMEMBERED:
             self._protected[place] = protected
         return protected
 
-    def _wrap(self, cek: bytes) -> bytes:
-        if self._wrapping_key is not None:
-            return aes_key_wrap(self._wrapping_key, cek)
-        recipient = public_material(self._key.material)
-        assert isinstance(recipient, rsa.RSAPublicKey)
-        return recipient.encrypt(cek, _oaep())
+    def _content_key(self) -> tuple[bytes, bytes, bytes]:
+        """Return a content key and an IV that were never used, and how the key is sent."""
+        if self._rsa is not None:
+            cek = secrets.token_bytes(_CEK_BYTES)
+            return cek, secrets.token_bytes(_IV_BYTES), self._rsa.encrypt(cek, _oaep())
+        if not self._stock:
+            self._stock = self._new_stock()
+        return self._stock.pop()
+
+    def _new_stock(self) -> list[tuple[bytes, bytes, bytes]]:
+        """Make content keys and IVs, several at once: asking the system for randomness and wrapping both cost calls."""
+        noise = secrets.token_bytes(_STOCK * (_CEK_BYTES + _IV_BYTES))
+        ivs_at = _STOCK * _CEK_BYTES
+        ceks = [noise[at : at + _CEK_BYTES] for at in range(0, ivs_at, _CEK_BYTES)]
+        ivs = [noise[at : at + _IV_BYTES] for at in range(ivs_at, len(noise), _IV_BYTES)]
+        return list(zip(ceks, ivs, wrap_all(self._wrapping_key, ceks), strict=True))
+
+
+class Sealers:
+    """The sealers in use, one a key.
+
+    Agreeing on a key takes several times as long as sealing a value. So each agreement serves, for `SEALER_SECONDS`,
+    all values that are sealed for the key: as if they stood in one body. Who learns the ephemeral key learns that much;
+    for this, they must read this process's memory, where the values themselves are.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[Key, Sealer, float]] = {}
+
+    def get(self, key: Key, now: float) -> Sealer:
+        """Return the sealer for a key.
+
+        Args:
+            key: the very object of the policy: another one, and be it equal, has a sealer of its own.
+            now: monotonic seconds.
+        """
+        made = self._made.get(id(key))
+        if made is not None and 0 <= now - made[2] < SEALER_SECONDS:
+            return made[1]
+        # Those past their time go, and the secrets in them.
+        self._made = {id(k): (k, sealer, at) for k, sealer, at in self._made.values() if 0 <= now - at < SEALER_SECONDS}
+        sealer = Sealer(key)
+        self._made[id(key)] = (key, sealer, now)
+        return sealer
 
 
 def seal(plaintext: bytes, key: Key, place: Place | None) -> str:
-    """Encrypt one value; see `Sealer`."""
+    """Encrypt one value, with an agreement of its own; see `Sealer`."""
     return Sealer(key).seal(plaintext, place)
 
 

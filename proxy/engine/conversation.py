@@ -31,6 +31,7 @@ from mitmproxy.proxy.layers.http._hooks import (
 )
 
 from addons.exchange import Exchange, Upstream
+from addons.headers import has_field, values_of
 from addons.pinning import have_expired
 from proxy.core import bodies
 from proxy.core.decisions import Denied, Reason
@@ -86,8 +87,8 @@ class Conversation:
     def start(self, *, has_body: bool) -> None:
         """Take the head through the addons."""
         flow = self.flow
-        self._expects = "expect" in flow.request.headers
-        self.engine.dispatch(HttpRequestHeadersHook(flow))
+        self._expects = has_field(flow.request.headers, b"expect")
+        self.engine.dispatch.call(HttpRequestHeadersHook, flow)
         self.exchange = self.engine.sessions.exchange(flow)
         if flow.error:
             self._cut_off()
@@ -98,7 +99,7 @@ class Conversation:
                 self._mode = "stream"
                 self._out.append(request_head(self.flow.request))
                 self._acquire()
-            elif flow.request.headers.pop("expect", "").lower() == "100-continue":
+            elif self._expects and flow.request.headers.pop("expect", "").lower() == "100-continue":
                 self.app.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 self._expects = False
 
@@ -144,7 +145,7 @@ class Conversation:
         else:
             flow.request.data.content = b"".join(self._held)
             self._held.clear()
-        self.engine.dispatch(HttpRequestHook(flow))
+        self.engine.dispatch.call(HttpRequestHook, flow)
         if flow.error:
             self._cut_off()
         elif self._mode == "stream":
@@ -261,7 +262,7 @@ class Conversation:
         if head.status == 101 and not self._may_switch():
             self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream switched to a protocol that was not asked for"))
             return
-        self.engine.dispatch(HttpResponseHeadersHook(flow))
+        self.engine.dispatch.call(HttpResponseHeadersHook, flow)
         if flow.error:
             self._cut_off()
         elif head.status == 101:
@@ -313,7 +314,7 @@ class Conversation:
             response.data.content = b"".join(held)
         else:
             self.app.flush()  # what has streamed need not wait for the books
-        self.engine.dispatch(HttpResponseHook(self.flow))
+        self.engine.dispatch.call(HttpResponseHook, self.flow)
         response = self.flow.response
         assert response is not None
         if self.flow.error:
@@ -332,9 +333,9 @@ class Conversation:
     def _authenticates_connection(self) -> bool:
         """Tell whether the upstream may take whoever comes next on this connection for the one who came now."""
         request, response = self.flow.request, self.flow.response
-        offers = request.headers.get_all("authorization")
+        offers = values_of(request.headers, b"authorization")
         if response is not None:
-            offers += response.headers.get_all("www-authenticate")
+            offers += values_of(response.headers, b"www-authenticate")
         return any(offer.lower().lstrip().startswith(_OF_THE_CONNECTION) for offer in offers)
 
     def response_failed(self, denied: Denied, began: bool) -> None:
@@ -376,7 +377,7 @@ class Conversation:
         if "connection" not in response.headers:
             response.headers["Connection"] = "Upgrade"
         self.app.write(response_head_of(response, is_closing=False))
-        self.engine.dispatch(HttpResponseHook(self.flow))
+        self.engine.dispatch.call(HttpResponseHook, self.flow)
         self.app.speaker = speaker = Switched(self)
         self.app.hold("pipelining", False)
         if early := self.http1.take_rest():
@@ -424,7 +425,7 @@ class Conversation:
         self._size = 0
         self._out.clear()
         self.app.hold("dialling", False)
-        self.engine.dispatch(HttpResponseHook(self.flow))
+        self.engine.dispatch.call(HttpResponseHook, self.flow)
         response = self.flow.response
         assert response is not None
         self._response_began = self._response_is_whole = True
@@ -480,7 +481,7 @@ class Conversation:
         self._leave_upstream()
         if not self._response_is_whole:
             self.flow.error = self.flow.error or mitmproxy_flow.Error(message)
-            self.engine.dispatch(HttpErrorHook(self.flow))
+            self.engine.dispatch.call(HttpErrorHook, self.flow)
         self.app.close()
 
     def _release_upstream(self) -> UpstreamConnection | None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from mitmproxy import flow as mitmproxy_flow
 from mitmproxy import http
@@ -46,19 +45,26 @@ class Dispatcher:
         return hooks
 
     def __call__(self, hook: StartHook) -> None:
+        """Call a hook that a layer asks for; see `call`."""
+        (subject,) = hook.args()
+        self.call(type(hook), subject)
+
+    def call(self, hook: type[StartHook], subject: object) -> None:
         """Call a hook on every addon that has it.
+
+        Args:
+            hook: which one.
+            subject: what it is about, its only argument.
 
         Raises:
             HookFailed: one raised, and there is no HTTP flow to deny.
         """
-        arguments: list[Any] = hook.args()
         for function in self._hooks(hook.name):
             try:
-                function(*arguments)
+                function(subject)
             except Exception as e:
                 self._count_failure()
                 logger.error("the %s hook failed, and what it was about is denied: %s", hook.name, describe(e))
-                subject = arguments[0]
                 if not isinstance(subject, http.HTTPFlow):
                     raise HookFailed(hook.name) from None
                 self._deny(hook.name, subject)

@@ -86,7 +86,7 @@ class TestEncrypting:
         body = b'{"ssn" : "078",  "x":1}'
         sent = gzip.compress(body, mtime=0) if coding else body
         head = BodyHead(["application/json"], coding)
-        protected, count = encrypt(sent, head, [ENTRY], HOST, LIMIT)
+        protected, count = encrypt(sent, head, [ENTRY], HOST, limit=LIMIT)
         assert count == 1
         assert b"078" not in (gzip.decompress(protected) if coding else protected)
         opened, opened_count = decrypt(protected, head, [ENTRY], HOST, limit=LIMIT, today=TODAY)
@@ -95,16 +95,16 @@ class TestEncrypting:
 
     @pytest.mark.parametrize("body", [b"", b'{"x":1}', b" []"])
     def test_a_body_with_nothing_marked_is_the_same_object(self, body: bytes) -> None:
-        protected, count = encrypt(body, PLAIN, [ENTRY], HOST, LIMIT)
+        protected, count = encrypt(body, PLAIN, [ENTRY], HOST, limit=LIMIT)
         assert protected is body
         assert count == 0
 
     def test_a_digest_over_what_changes_is_denied_and_over_what_does_not_passes(self) -> None:
         head = BodyHead(digests=["content-digest"])
         with pytest.raises(Denied, match="content-digest") as denied:
-            encrypt(b'{"ssn":1}', head, [ENTRY], HOST, LIMIT)
+            encrypt(b'{"ssn":1}', head, [ENTRY], HOST, limit=LIMIT)
         assert reason_of(denied) is Reason.SIGNED_BODY
-        assert encrypt(b'{"x":1}', head, [ENTRY], HOST, LIMIT) == (b'{"x":1}', 0)
+        assert encrypt(b'{"x":1}', head, [ENTRY], HOST, limit=LIMIT) == (b'{"x":1}', 0)
 
     def test_as_many_fields_as_are_allowed_and_one_more(self) -> None:
         def body(count: int) -> bytes:
@@ -112,13 +112,13 @@ class TestEncrypting:
 
         assert count_marked(body(MAX_SEALED), PLAIN, [ENTRY], LIMIT) == MAX_SEALED
         with pytest.raises(Denied) as denied:
-            encrypt(body(MAX_SEALED + 1), PLAIN, [ENTRY], HOST, LIMIT)
+            encrypt(body(MAX_SEALED + 1), PLAIN, [ENTRY], HOST, limit=LIMIT)
         assert reason_of(denied) is Reason.BODY_TOO_LARGE
 
     def test_a_value_too_long_for_a_token_is_too_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(jwe, "MAX_TOKEN_CHARACTERS", 100)
         with pytest.raises(Denied) as denied:
-            encrypt(b'{"ssn":"078"}', PLAIN, [ENTRY], HOST, LIMIT)
+            encrypt(b'{"ssn":"078"}', PLAIN, [ENTRY], HOST, limit=LIMIT)
         assert reason_of(denied) is Reason.BODY_TOO_LARGE
         assert denied.value.detail == too_large(LIMIT).detail
 

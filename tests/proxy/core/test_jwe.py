@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from proxy.core import jwe
 from proxy.core.jose import base64url, unbase64url
-from proxy.core.jwe import JweError, Place, Sealer, concat_kdf, open_token, seal
+from proxy.core.jwe import JweError, Place, Sealer, Sealers, concat_kdf, open_token, seal
 from proxy.core.keys import Alg, BadKey, Bind, Key, KeySet, SecretBytes, new_key, to_jwk
 
 TODAY = date(2026, 6, 1)
@@ -107,6 +108,35 @@ def test_nothing_of_one_sealing_is_used_in_the_next(kind: str) -> None:
     first, second = (seal(b"same", KEYS[kind], PLACE).split(".") for _ in range(2))
     assert all(a != b for a, b in zip(first[1:], second[1:], strict=True))
     assert (first[0] != second[0]) is (kind in ("P-256", "X25519"))
+
+
+class TestSealers:
+    @every_kind
+    def test_within_the_time_values_share_an_agreement_and_nothing_else(self, kind: str) -> None:
+        sealers, key = Sealers(), KEYS[kind]
+        count = 3 * 16 + 1  # more than are made at once
+        tokens = [sealers.get(key, now).seal(b"same", PLACE) for now in [5.0] * count + [5.99]]
+        assert [open_token(token, SETS[kind], PLACE, TODAY) for token in tokens] == [b"same"] * (count + 1)
+        parts = list(zip(*(token.split(".") for token in tokens), strict=True))
+        assert len(set(parts[0])) == 1
+        assert [len(set(part)) for part in parts[1:]] == [count + 1] * 4
+
+    @pytest.mark.parametrize("later", [6.0, 6.5, 4.9])
+    def test_past_the_time_there_is_a_new_one_and_the_old_is_forgotten(self, later: float) -> None:
+        sealers, key = Sealers(), KEYS["P-256"]
+        first = sealers.get(key, 5.0)
+        assert sealers.get(key, 5.0) is first
+        second = sealers.get(key, later)
+        assert _header(first.seal(b"1", PLACE))["epk"] != _header(second.seal(b"1", PLACE))["epk"]
+        alive = weakref.ref(first)
+        del first
+        assert alive() is None
+
+    def test_each_key_has_its_own(self) -> None:
+        sealers = Sealers()
+        made = [sealers.get(key, 5.0) for key in (KEYS["P-256"], KEYS["oct"], replace(KEYS["P-256"]))]
+        assert len(set(map(id, made))) == 3
+        assert [sealers.get(key, 5.5) for key in (KEYS["P-256"], KEYS["oct"])] == made[:2]
 
 
 def test_without_a_place_there_is_no_ctx() -> None:

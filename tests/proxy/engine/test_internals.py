@@ -19,7 +19,7 @@ import mitmproxy.proxy.layers
 import pytest
 from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
-from mitmproxy import connection, http
+from mitmproxy import connection, flow, http
 from mitmproxy import tls as mitmproxy_tls
 from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy import commands, context, events, layer, server_hooks, tunnel
@@ -56,12 +56,14 @@ def client_context() -> context.Context:
 def patched() -> Iterator[None]:
     """Apply our patches, and take them back: no other test of this process may rest on them."""
     upstream, check = vars(http_layers)["Http1Client"], http.MessageData.__dict__["__post_init__"]
-    upstream_tls = vars(tls)["ServerTLSLayer"]
+    upstream_tls, identifiers = vars(tls)["ServerTLSLayer"], vars(flow)["uuid"]
     patches.apply()
     yield
     setattr(http_layers, "Http1Client", upstream)  # noqa: B010  # mypy minds a plain assignment
     setattr(tls, "ServerTLSLayer", upstream_tls)  # noqa: B010  # as above
     setattr(http.MessageData, "__post_init__", check)  # noqa: B010  # as above
+    setattr(flow, "uuid", identifiers)  # noqa: B010  # as above
+    setattr(connection, "uuid", identifiers)  # noqa: B010  # as above
 
 
 def line() -> Line:
@@ -224,6 +226,15 @@ class TestPatches:
         assert request.headers.fields == fields.fields
         response = http.Response(b"HTTP/1.1", 200, b"OK", http.Headers(), None, None, 1.0, None)
         assert (response.status_code, response.reason, response.data.content) == (200, "OK", None)
+
+    @pytest.mark.usefixtures("patched")
+    def test_identifiers_are_unique(self) -> None:
+        client = connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2))
+        servers = [connection.Server(address=None) for _ in range(3)]
+        flows = [http.HTTPFlow(client, servers[0], True) for _ in range(3)]
+        identifiers = [client.id, *(server.id for server in servers), *(a_flow.id for a_flow in flows)]
+        assert len(set(identifiers)) == 7
+        assert all(identifier.isdecimal() for identifier in identifiers)  # or else the patch does nothing
 
     def test_applying_them_again_changes_nothing(self, patched: None) -> None:
         once = (vars(http_layers)["Http1Client"], http.MessageData.__dict__["__post_init__"])

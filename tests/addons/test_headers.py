@@ -1,0 +1,20 @@
+"""Our look-ups of header fields find what mitmproxy's find."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from mitmproxy import http
+
+from addons.headers import has_field, values_of
+
+NAMES = [b"Host", b"host", b"HOST", b"X-A", b"x-a", b"hos", b"hostt"]
+FIELDS = st.lists(st.tuples(st.sampled_from(NAMES), st.binary(max_size=5)))
+
+
+@given(FIELDS)
+def test_as_mitmproxy_finds_them(fields: list[tuple[bytes, bytes]]) -> None:
+    headers = http.Headers(fields)
+    assert values_of(headers, b"host") == headers.get_all("host")
+    assert has_field(headers, b"host") is ("host" in headers)
+    assert has_field(headers, b"host", b"x-a") is ("host" in headers or "x-a" in headers)
