@@ -9,16 +9,18 @@ Rules of this module:
 from __future__ import annotations
 
 import base64
+import binascii
 import json
 import re
 from typing import NoReturn
 
+_TO_URL_ALPHABET = bytes.maketrans(b"+/", b"-_")
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
 
 
 def base64url(data: bytes) -> str:
     """Encode as base64url without padding (RFC 7515, section 2)."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+    return binascii.b2a_base64(data, newline=False).translate(_TO_URL_ALPHABET).rstrip(b"=").decode("ascii")
 
 
 def unbase64url(text: str) -> bytes:

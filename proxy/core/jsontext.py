@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -65,6 +65,9 @@ _match_member_start = re.compile(rb'"(%s)"%s:%s' % (_NAME_TEXT, _BLANK, _BLANK))
 _find_structure = re.compile(rb"%s|\[%s\]|[\[\]{},]" % (_STRING, _BLANK)).finditer
 _string_pattern = re.compile(_STRING)
 _is_name = re.compile(rb'"%s"' % _NAME_TEXT).fullmatch
+
+# A member whose name stands there as it is, without escapes, and is none of those that begin behind the lookahead.
+_OTHER_MEMBER = rb'"(?!(?:%s)")(?:%s)?+"%s:%s%s%s,%s'
 
 _is_shorthand = re.compile(r"[A-Za-z_][A-Za-z0-9_]*").fullmatch
 _PATH_ESCAPES = {code: f"\\u{code:04x}" for code in range(0x20)} | {
@@ -157,6 +160,7 @@ class _Automaton:
         any_index: the bits that accept an element of any other index.
         in_object: the bits that may accept a member of an object.
         in_array: the bits that may accept an element of an array.
+        skip_others: passes over the simple members of an object that have other names than those in `by_name`.
         selected: the last bits of the selectors.
         job_of: the job whose selector has this last bit.
     """
@@ -170,6 +174,7 @@ class _Automaton:
     any_index: int
     in_object: int
     in_array: int
+    skip_others: _AlwaysMatch
     selected: int
     job_of: dict[int, int]
 
@@ -214,9 +219,16 @@ def _automaton(jobs: tuple[tuple[Selector, ...], ...]) -> _Automaton:
         any_index=every,
         in_object=in_object,
         in_array=in_array,
+        skip_others=_skipping_others(by_name),
         selected=selected,
         job_of=job_of,
     )
+
+
+def _skipping_others(names: Iterable[bytes]) -> _AlwaysMatch:
+    excluded = b"|".join(map(re.escape, names))
+    member = _OTHER_MEMBER % (excluded, _PLAIN, _BLANK, _BLANK, _SIMPLE, _BLANK, _BLANK)
+    return cast(_AlwaysMatch, re.compile(rb"(?:%s)*+" % member).match)
 
 
 _NOTHING = _automaton(())
@@ -256,6 +268,7 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
     by_name, any_name, stay = automaton.by_name, automaton.any_name, automaton.stay
     by_index, by_index_from_end, any_index = automaton.by_index, automaton.by_index_from_end, automaton.any_index
     in_object, in_array, selected = automaton.in_object, automaton.in_array, automaton.selected
+    skip_others = automaton.skip_others
     next_length = iter(lengths or ()).__next__
     # The innermost open container: its place, the bits that are alive in it, its length (arrays, where lengths are
     # known). The three lists hold the same of the containers round it.
@@ -330,6 +343,8 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
         if isinstance(place, bytes):
             if not alive & in_object:
                 position = _skip_members(data, position).end()
+            elif not alive & any_name:
+                position = skip_others(data, position).end()
             token = _match_member_start(data, position)
             if token is None:
                 raise _no_member(data, position)

@@ -17,8 +17,8 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import date
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -37,7 +37,7 @@ from proxy.core.keywrap import wrap_all
 ENC = "A256GCM"
 SEALER_SECONDS = 1.0
 _REMEMBERED = 64
-_STOCK = 32  # content keys that are made and wrapped at once
+_STOCK = 64  # content keys that are made and wrapped at once
 MAX_TOKEN_CHARACTERS = 16 * 1024 * 1024
 
 _CEK_BYTES = 32
@@ -57,8 +57,7 @@ class JweError(Exception):
     """A value that cannot be sealed, or a token that is refused. The message has no content of either."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a sealed value stands.
 
     Attributes:

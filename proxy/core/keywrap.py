@@ -8,7 +8,6 @@ Rules of this module:
 
 from __future__ import annotations
 
-import sys
 from array import array
 from collections.abc import Sequence
 
@@ -21,11 +20,7 @@ _HALF = 8  # bytes; what RFC 3394 calls a semiblock, half a block of AES
 _SEMIBLOCKS = KEY_BYTES // _HALF
 _ROUNDS = 6
 _INITIAL_VALUE = b"\xa6" * _HALF  # RFC 3394, section 2.2.3.1
-# The step's number t as it is XORed onto the register A, which is big-endian.
-_STEPS = tuple(
-    (step % _SEMIBLOCKS, int.from_bytes((step + 1).to_bytes(_HALF, "big"), sys.byteorder))
-    for step in range(_ROUNDS * _SEMIBLOCKS)
-)
+_STEPS = _ROUNDS * _SEMIBLOCKS
 
 
 def wrap_all(wrapping_key: bytes, keys: Sequence[bytes]) -> list[bytes]:
@@ -46,15 +41,19 @@ def wrap_all(wrapping_key: bytes, keys: Sequence[bytes]) -> list[bytes]:
     encrypt = Cipher(AES(wrapping_key), ECB()).encryptor().update  # noqa: S305  # what RFC 3394 is made of
     parts = array("Q", b"".join(keys))
     registers = [parts[part::_SEMIBLOCKS] for part in range(_SEMIBLOCKS)]
+    size = _HALF * len(keys)
     checks = array("Q", _INITIAL_VALUE * len(keys))
-    blocks = array("Q", bytes(2 * _HALF * len(keys)))
-    for part, number in _STEPS:
+    ones = int.from_bytes((1).to_bytes(_HALF) * len(keys))  # what the step's number is multiplied with, for every key
+    blocks = array("Q", bytes(2 * size))
+    for step in range(_STEPS):
+        part = step % _SEMIBLOCKS
         blocks[0::2], blocks[1::2] = checks, registers[part]
         encrypted = array("Q", encrypt(blocks.tobytes()))
-        checks = array("Q", [check ^ number for check in encrypted[0::2]])
+        numbered = int.from_bytes(encrypted[0::2].tobytes()) ^ ones * (step + 1)
+        checks = array("Q", numbered.to_bytes(size))
         registers[part] = encrypted[1::2]
     wrapped = array("Q", bytes((_SEMIBLOCKS + 1) * _HALF * len(keys)))
     for part, values in enumerate((checks, *registers)):
         wrapped[part :: _SEMIBLOCKS + 1] = values
-    data, size = wrapped.tobytes(), (_SEMIBLOCKS + 1) * _HALF
-    return [data[start : start + size] for start in range(0, len(data), size)]
+    data, length = wrapped.tobytes(), (_SEMIBLOCKS + 1) * _HALF
+    return [data[start : start + length] for start in range(0, len(data), length)]
