@@ -61,7 +61,9 @@ def _follow(request: http.Request, target: Destination) -> None:
     """Make Host and `:authority` name the target; leave them as they are where they already do."""
     value = target.url_host if target.port == HTTPS_PORT else target.authority
     if any(parse_authority(name, HTTPS_PORT) != target for name in values_of(request.headers, b"host")):
-        request.headers["host"] = value
+        request.headers.fields = tuple(
+            (name, value.encode("ascii") if name.lower() == b"host" else old) for name, old in request.headers.fields
+        )
     if request.is_http2 and request.authority and parse_authority(request.authority, HTTPS_PORT) != target:
         request.data.authority = value.encode("ascii")
 

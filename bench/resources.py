@@ -76,12 +76,14 @@ def tunnel(lab: Lab) -> Row:
     row = Row(
         "tunnel",
         "1 GiB through a tunnel (CONNECT)",
-        "curl, one download a round; its TLS ends at nginx.",
-        (Metric("rate", "throughput", "MiB/s"),),
+        "curl, one download a round; its TLS ends at nginx. curl and nginx share a core and are what limits the first "
+        "figure. The second is what the proxy would pass on if it alone did: by the processor time that it took.",
+        (Metric("rate", "throughput", "MiB/s"), Metric("capacity", "per processor second", "MiB")),
         (
             Target(
                 "tunnelled bytes/s, against stock mitmdump ignore_hosts", "rate", "ratio", "least", 1.5, theirs=STOCK
             ),
+            Target("the same, by processor time", "capacity", "ratio", "least", 1.5, theirs=STOCK),
             Target("tunnelled bytes/s, against no proxy", "rate", "ratio", "least", 0.9, theirs="no proxy"),
         ),
     )
@@ -90,9 +92,13 @@ def tunnel(lab: Lab) -> Row:
     contenders = [overcoat(lab, job), mitmdump(lab, job), proxy_py(lab, job), squid(lab, job), direct(lab)]
 
     def measure(contender: Contender) -> dict[str, float]:
+        before = contender.process.cpu_seconds() if contender.process else 0.0
         answer = curl(lab, contender, f"https://{NAME}:{lab.upstream.port}/files/large")
         _expect_all(contender, answer["size_download"], size)
-        return {"rate": answer["speed_download"] / MIB}
+        figures = {"rate": answer["speed_download"] / MIB}
+        if contender.process:
+            figures["capacity"] = size / MIB / (contender.process.cpu_seconds() - before)
+        return figures
 
     return contest(lab, row, [(contender, job) for contender in contenders], measure)
 

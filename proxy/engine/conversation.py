@@ -36,7 +36,7 @@ from addons.pinning import have_expired
 from proxy.core import bodies
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead
-from proxy.engine.messages import chunk, keeps_alive, request_head, without_framing, without_hop
+from proxy.engine.messages import chunk, headers_of, keeps_alive, request_head, without_framing, without_hop
 from proxy.engine.messages import response_head as response_head_of
 from proxy.engine.tunnels import Switched
 from proxy.engine.upstream import UpstreamConnection, dial
@@ -242,7 +242,7 @@ class Conversation:
         if head.status < 200 and head.status != 101:
             if self.head.is_http11:
                 fields = without_framing(without_hop(head.fields))
-                response = http.Response(b"HTTP/1.1", head.status, head.reason, http.Headers(fields), b"", None, 0, 0)
+                response = http.Response(b"HTTP/1.1", head.status, head.reason, headers_of(fields), b"", None, 0, 0)
                 self.app.write(response_head_of(response, is_closing=False))
             self._response_began = False
             return
@@ -257,7 +257,7 @@ class Conversation:
             fields = tuple(field for field in fields if field[0].lower() != b"transfer-encoding")
             self._response_chunked = self._keep_alive = False
         flow.response = http.Response(
-            b"HTTP/1.1", head.status, head.reason, http.Headers(fields), None, None, time.time(), None
+            b"HTTP/1.1", head.status, head.reason, headers_of(fields), None, None, time.time(), None
         )
         if head.status == 101 and not self._may_switch():
             self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream switched to a protocol that was not asked for"))

@@ -75,8 +75,15 @@ def request_of(head: RequestHead, inside: Destination | None, *, is_tls: bool) -
         value = named.url_host if port == _PORTS[scheme] else named.authority
         fields = ((b"Host", value.encode("ascii")), *fields)
     return http.Request(
-        host, port, head.method, scheme, authority, path, version, http.Headers(fields), None, None, time.time(), None
+        host, port, head.method, scheme, authority, path, version, headers_of(fields), None, None, time.time(), None
     )
+
+
+def headers_of(fields: Fields) -> http.Headers:
+    """Return mitmproxy's headers object for fields that were read here: its own constructor copies and checks them."""
+    headers = http.Headers.__new__(http.Headers)
+    headers.fields = fields
+    return headers
 
 
 def _split(target: bytes) -> tuple[bytes, bytes, bytes]:

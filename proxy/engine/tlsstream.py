@@ -85,9 +85,12 @@ class TlsStream:
 
     def outgoing(self) -> bytes:
         """Take the ciphertext that waits to be sent."""
-        pieces = []
+        pieces: list[bytes] = []
         while True:
             try:
-                pieces.append(self.conn.bio_read(_CHUNK))
+                piece = self.conn.bio_read(_CHUNK)
             except SSL.WantReadError:
+                return b"".join(pieces)
+            pieces.append(piece)
+            if len(piece) < _CHUNK:  # all that was there
                 return b"".join(pieces)

@@ -19,6 +19,7 @@ from proxy.engine.messages import (
     Body,
     body_of,
     chunk,
+    headers_of,
     keeps_alive,
     request_head,
     request_of,
@@ -33,6 +34,13 @@ def request(
     line: str, *, inside: Destination | None = None, is_tls: bool = False, fields: str = "Host: api.example\r\n"
 ) -> http.Request:
     return request_of(read_request_head(f"{line}\r\n{fields}\r\n".encode("latin-1")), inside, is_tls=is_tls)
+
+
+def test_headers_are_as_mitmproxy_makes_them() -> None:
+    fields = ((b"Host", b"a"), (b"x", b"1"), (b"X", b"2"))
+    made, theirs = headers_of(fields), http.Headers(fields)
+    assert made == theirs
+    assert vars(made) == vars(theirs)  # nothing that their constructor sets is missing
 
 
 class TestTargets:
