@@ -40,9 +40,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("overcoat")
 
 IDLE_SECONDS = 600.0
+HALF_CLOSED_SECONDS = 30.0  # for something to move towards an app that ended its side: it may be gone altogether
+HELD_CHECK_SECONDS = 10.0  # between looks at an app that nothing is read from, so that its end would go unnoticed
 LINGER_SECONDS = 1.0  # for an app to read an answer that came before it had sent everything
 FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
+_PEER_HAS_ENDED = frozenset((7, 8, 9, 11))  # Linux's TCP_INFO: CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING
 
 
 class Speaker(Protocol):
@@ -80,6 +83,7 @@ class AppSocket(asyncio.Protocol):
         self._out: list[bytes] = []
         self._holds: set[str] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._idle_limit = IDLE_SECONDS
         self._last_activity = self.loop.time()
 
     # -- life
@@ -106,10 +110,23 @@ class AppSocket(asyncio.Protocol):
 
     def _watch_idle(self) -> None:
         idle = self.loop.time() - self._last_activity
-        if idle >= IDLE_SECONDS:
+        if idle >= self._idle_limit:
             self.abort()
         else:
-            self._timers["idle"] = self.loop.call_later(IDLE_SECONDS - idle, self.guarded, self._watch_idle)
+            self._timers["idle"] = self.loop.call_later(self._idle_limit - idle, self.guarded, self._watch_idle)
+
+    def expect_departure(self) -> None:
+        """The app ended its side, and may be gone: no TCP tells that apart. What it waits for has a shorter time."""
+        if not self.is_over and self._idle_limit != HALF_CLOSED_SECONDS:
+            self._idle_limit = HALF_CLOSED_SECONDS
+            self._timers["idle"].cancel()
+            self._watch_idle()
+
+    def _watch_held(self) -> None:
+        """See whether an app that nothing is read from is still there, as far as the kernel knows."""
+        if _tcp_state(self.transport.get_extra_info("socket")) in _PEER_HAS_ENDED:
+            self.expect_departure()
+        self._timers["held"] = self.loop.call_later(HELD_CHECK_SECONDS, self.guarded, self._watch_held)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
@@ -251,8 +268,10 @@ class AppSocket(asyncio.Protocol):
         if bool(self._holds) != before and not self.transport.is_closing():
             if self._holds:
                 self.transport.pause_reading()
+                self._timers["held"] = self.loop.call_later(HELD_CHECK_SECONDS, self.guarded, self._watch_held)
             else:
                 self.transport.resume_reading()
+                self._timers.pop("held").cancel()
 
     # -- writing
 
@@ -315,3 +334,10 @@ class AppSocket(asyncio.Protocol):
             self.transport.resume_reading()
         self._timers["linger"] = self.loop.call_later(LINGER_SECONDS, self.transport.close)
         self._timers["flush"] = self.loop.call_later(FLUSH_SECONDS, self.abort)
+
+
+def _tcp_state(connection: socket.socket) -> int | None:
+    """Return the kernel's state of a connection, where it tells (Linux)."""
+    if not hasattr(socket, "TCP_INFO"):
+        return None
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]

@@ -152,6 +152,8 @@ class AppHttp1:
             self.conversation.gone()
         elif self.conversation is None:
             self.advance()
+        else:
+            self.app.expect_departure()
 
     def gone(self) -> None:
         """The app's connection is over."""

@@ -176,15 +176,18 @@ class Moved(datetime):
         return datetime.now(zone) + timedelta(days=int(days.read_text()))
 
 from addons import pinning
-from proxy.engine import upstream
+from proxy.engine import app, upstream
 socket.getaddrinfo = getaddrinfo
 pinning.datetime = Moved
 upstream.FLUSH_SECONDS = 0.5
+app.HALF_CLOSED_SECONDS = 1.0
+app.HELD_CHECK_SECONDS = 0.2
 connection_made = upstream.UpstreamConnection.connection_made
 
-def never_congested(self, transport):  # so that apps are still read from, and an app's end is known at once
+def never_congested(self, transport):  # so that the app is still read from, and its end is seen
     connection_made(self, transport)
-    transport.set_write_buffer_limits(high=1 << 30)
+    if pathlib.Path(folder, "never_congested").exists():
+        transport.set_write_buffer_limits(high=1 << 30)
 
 upstream.UpstreamConnection.connection_made = never_congested
 sys.argv[0] = "overcoat"
@@ -220,6 +223,10 @@ class Controlled(Sidecar):
     def move_clock(self, days: int) -> None:
         """Let it be so many days later where pins are judged."""
         (self._folder / "days").write_text(str(days))
+
+    def read_on(self) -> None:
+        """Let apps be read from although their upstream takes nothing."""
+        (self._folder / "never_congested").touch()
 
     def release(self) -> None:
         """Let the name server answer."""
@@ -446,20 +453,50 @@ class TestUpstreamsThatDoNotRead:
         self, controlled: Controlled, far: Far, end: str
     ) -> None:
         before = open_files(controlled)
+        if end == "both have ended":
+            controlled.read_on()
         for _ in range(3):
             with connected(controlled) as client:
                 client.send(far.connect())
                 assert client.read_response(method="CONNECT").status == 200
                 server = far.accept()
-                client.send(client_hello() + bytes(12 * MIB))
+                client.send(client_hello())
                 assert server.read_exactly(1) == b"\x16"  # and nothing more is read, ever
                 if end == "both have ended":
+                    client.send(bytes(12 * MIB))
                     server.finish()
                     assert client.read_to_end() == b""
                     client.finish()
                 else:
+                    assert send_until_blocked(client, 64 * MIB) < 64 * MIB
                     client._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # reset
         wait_until(lambda: open_files(controlled) <= before, "all sockets of the tunnels are closed")
+
+    @has_proc
+    def test_an_app_that_left_is_not_waited_for_by_an_upstream_that_stalls(
+        self, controlled: Controlled, far: Far
+    ) -> None:
+        before = open_files(controlled)
+        for _ in range(3):
+            with connected(controlled) as client:
+                client.send(far.request("/left"))
+                server = far.accept()
+                server.read_head()
+            assert server.read_to_end() == b""
+        wait_until(lambda: open_files(controlled) <= before, "all sockets are closed")
+        assert controlled.wait_for_decision(lambda line: line["path"] == "/left")["status"] is None
+
+    def test_but_one_that_only_ended_its_side_gets_an_answer_that_comes_soon(
+        self, controlled: Controlled, far: Far
+    ) -> None:
+        with connected(controlled) as client:
+            client.send(far.request("/stays"))
+            client.finish()
+            server = far.accept()
+            server.read_head()
+            time.sleep(0.5)  # half of what it has
+            server.send(OK)
+            assert client.read_to_end().endswith(b"\r\n\r\nok")
 
 
 class TestTunnels:
