@@ -4,7 +4,7 @@ Rules of this module:
 
 - An addon reads and writes the `Exchange` of its flow; it keeps no state of its own about requests.
 - `Exchange.deny` is the one way to stop a request; in observe mode it only notes what would have happened.
-- A flow keeps the policy snapshot that its client connection started with.
+- A flow keeps the policy snapshot that it started with; all that a CONNECT carries, the one of the CONNECT.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Session:
     """One client connection.
 
     Attributes:
-        policy: the snapshot that everything on this connection is decided with.
+        policy: the snapshot that what begins on this connection is decided with.
         connect: the CONNECT request that opened a tunnel on it, if any.
         upstreams: what is known of each upstream connection, by mitmproxy's connection id.
         unfinished: the exchanges whose decision line is still to be written.

@@ -69,6 +69,9 @@ class Metrics:
         self.worker_restarts = Counter(
             "overcoat_worker_restarts", "Worker processes that ended and were replaced.", registry=registry
         )
+        self.reloads = Counter(
+            "overcoat_policy_reloads", "Times the policy was read again, by result.", ["result"], registry=registry
+        )
         self.lines_lost = Counter(
             "overcoat_decision_lines_lost", "Decision lines that could not be written.", registry=registry
         )
@@ -80,18 +83,20 @@ class Metrics:
             "When the pins of a rule expire.",
             ["rule"],
             registry=registry,
-            multiprocess_mode="max",
+            multiprocess_mode="livemax",
         )
         self.info = Gauge(
             "overcoat_info",
             "Always 1; the version and mode that run.",
             ["version", "mode"],
             registry=registry,
-            multiprocess_mode="max",
+            multiprocess_mode="livemax",
         )
 
     def describe(self, policy: Policy, version: str) -> None:
-        """Set what depends on the policy alone."""
+        """Set what depends on the policy alone, and forget what another one had set."""
+        self.info.clear()
+        self.pins_expire.clear()
         self.info.labels(version, policy.mode.value).set(1)
         for rule in policy.rules:
             self.seconds.labels(rule.name)

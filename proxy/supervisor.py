@@ -9,6 +9,8 @@ Rules of this module:
 
 - A worker that dies is replaced and counted; one that cannot even start ends the whole.
 - SIGTERM and SIGINT drain all workers; a second one ends everything at once.
+- SIGHUP reads the policy again: workers with the new one take the place of those with the old, which drain. If one of
+  the new cannot start, the old ones stay.
 - Children notice when their parent is gone, and drain.
 """
 
@@ -25,7 +27,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -41,7 +43,8 @@ logger = logging.getLogger("overcoat")
 
 CANNOT_START = 3  # a worker's exit status; its one line of error is out already
 QUICK_SECONDS = 1.0  # a worker that lives shorter than this is replaced only after a pause of the same length
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+RELOAD_SECONDS = 30.0  # for the workers with a new policy to serve
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 Work = Callable[["Seat"], None]
 
@@ -74,7 +77,14 @@ class Seat:
 class Supervisor:
     """The parent."""
 
-    def __init__(self, shares: list[list[socket.socket]], admin: Listener | None, directory: Path, work: Work) -> None:
+    def __init__(
+        self,
+        shares: list[list[socket.socket]],
+        admin: Listener | None,
+        directory: Path,
+        work: Work,
+        reread: Callable[[], Work | None],
+    ) -> None:
         """Prepare.
 
         Args:
@@ -82,7 +92,10 @@ class Supervisor:
             admin: where the admin endpoint listens.
             directory: what `proxy.metricsfiles.prepare_metrics` made.
             work: a worker's whole life; it returns when it has drained, and raises SystemExit if it cannot start.
+            reread: reads the policy again, and returns a worker's life with it; None if it must not be taken over.
         """
+        self._reread = reread
+        self._retiring: set[int] = set()  # workers that are to end, and have no successor to be given
         self._directory = directory
         self._admin = admin
         self._work = work
@@ -133,7 +146,8 @@ class Supervisor:
         status = 1
         try:
             os.close(self._alive_write)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
+            for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the parent decides
+                signal.signal(number, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             life()
@@ -195,13 +209,18 @@ class Supervisor:
         waiting = len(self._seats)
         os.set_blocking(self._ready_read, False)
         while waiting:
-            with contextlib.suppress(BlockingIOError):
-                waiting -= len(os.read(self._ready_read, waiting))
+            waiting -= self._took_their_seats(waiting)
             for pid, status in _reap():
                 raise SupervisorFailed(self._why(pid, status))
             # Blocked signals wait for `_watch`; only an end before the start is an end at once.
             if waiting and signal.sigtimedwait((signal.SIGTERM, signal.SIGINT), 0.01) is not None:
                 raise SupervisorFailed("stopped before every worker was ready")
+
+    def _took_their_seats(self, most: int) -> int:
+        """Return how many workers have begun to serve since it was last asked."""
+        with contextlib.suppress(BlockingIOError):
+            return len(os.read(self._ready_read, most))
+        return 0
 
     def _why(self, pid: int, status: int) -> str:
         if status == CANNOT_START:
@@ -215,10 +234,13 @@ class Supervisor:
             if number == signal.SIGCHLD:
                 for pid, status in _reap():
                     self._ended(pid, status)
-                if self._is_draining and not any(seat.pid for seat in self._seats):
+                if self._is_draining and not self._workers():
                     return 0
+            elif number == signal.SIGHUP:
+                if not self._is_draining:
+                    self._reload()
             elif self._is_draining:
-                self._kill(signal.SIGKILL)
+                _kill(self._workers(), signal.SIGKILL)
                 return 1
             else:
                 self._is_draining = True
@@ -227,9 +249,58 @@ class Supervisor:
                 for seat in self._seats:
                     for bound in seat.sockets:
                         bound.close()  # or the kernel would go on taking connections for it
-                self._kill(signal.SIGTERM)
+                _kill(self._workers(), signal.SIGTERM)
+
+    def _reload(self) -> None:
+        work = self._reread()
+        if work is not None and self._replace(work):
+            self._metrics.reloads.labels("taken").inc()
+            logger.info("the policy was read again, and is in force")
+        else:
+            self._metrics.reloads.labels("refused").inc()
+
+    def _replace(self, work: Work) -> bool:
+        """Give every seat a worker with another policy; tell whether they all serve. Signals wait meanwhile."""
+        before, self._work = self._work, work
+        old = [seat.pid for seat in self._seats]
+        self._retiring.update(pid for pid in old if pid)
+        for seat in self._seats:
+            self._start_worker(seat)
+        new = [seat.pid for seat in self._seats]
+        waiting, deadline = len(new), time.monotonic() + RELOAD_SECONDS
+        while waiting and time.monotonic() < deadline and all(seat.pid for seat in self._seats):
+            waiting -= self._took_their_seats(waiting)
+            for pid, status in _reap():
+                if pid in new:
+                    self._seats[new.index(pid)].pid = 0
+                    mark_process_dead(pid, str(self._directory))  # type: ignore[no-untyped-call]  # untyped there
+                else:
+                    self._ended(pid, status)
+            time.sleep(0.01)
+        if not waiting:
+            _kill(old, signal.SIGTERM)
+            return True
+        logger.error("a worker with the new policy does not serve; the policy before stays in force")
+        self._work = before
+        self._retiring.update(seat.pid for seat in self._seats if seat.pid)
+        _kill([seat.pid for seat in self._seats], signal.SIGKILL)
+        self._took_their_seats(len(new))
+        for seat, pid in zip(self._seats, old, strict=True):
+            seat.pid = pid if pid in self._retiring else 0
+            self._retiring.discard(pid)
+            if not seat.pid:  # it ended meanwhile
+                self._start_worker(seat)
+        return False
+
+    def _workers(self) -> list[int]:
+        """Return the ids of all workers."""
+        return [seat.pid for seat in self._seats if seat.pid] + list(self._retiring)
 
     def _ended(self, pid: int, status: int) -> None:
+        if pid in self._retiring:
+            self._retiring.discard(pid)
+            mark_process_dead(pid, str(self._directory))  # type: ignore[no-untyped-call]  # untyped there
+            return
         for seat in self._seats:
             if seat.pid == pid:
                 seat.pid = 0
@@ -247,21 +318,21 @@ class Supervisor:
             with contextlib.suppress(SupervisorFailed):  # tried again when this one ends
                 self._start_admin()
 
-    def _kill(self, number: signal.Signals) -> None:
-        for seat in self._seats:
-            if seat.pid:
-                with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
-                    os.kill(seat.pid, number)
-
     def _end(self) -> None:
-        self._kill(signal.SIGKILL)
-        if self._admin_pid:
-            with contextlib.suppress(ProcessLookupError):  # it ended before
-                os.kill(self._admin_pid, signal.SIGTERM)
+        _kill(self._workers(), signal.SIGKILL)
+        _kill([self._admin_pid], signal.SIGTERM)
         with contextlib.suppress(ChildProcessError):  # until there is none left
             while True:
                 os.wait()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _kill(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send children a signal; 0 stands for one that is not there."""
+    for pid in pids:
+        if pid:
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                os.kill(pid, number)
 
 
 def _reap() -> list[tuple[int, int]]:

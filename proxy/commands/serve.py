@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from addons.telemetry import Metrics
     from proxy.core.policy import Policy
     from proxy.engine.server import Engine
+    from proxy.reload import Reader
     from proxy.supervisor import Seat
 
 logger = logging.getLogger("overcoat")
@@ -44,12 +45,19 @@ def fail(message: str, status: int = 1) -> click.exceptions.Exit:
     return click.exceptions.Exit(status)
 
 
-def load_or_exit(policy_path: str | None, overrides: dict[str, str] | None = None) -> Policy:
-    """Load the policy, or print everything that is wrong with it and exit with status 2."""
-    from proxy.config import PolicyErrors, find_policy, load_policy
+def load_or_exit(policy_path: str | None) -> Policy:
+    """Load the policy, or print everything that is wrong with the policy and exit with status 2."""
+    from proxy.config import find_policy, load_policy
+
+    return or_exit(lambda: load_policy(find_policy(policy_path, os.environ), os.environ, {}))
+
+
+def or_exit[T](load: Callable[[], T]) -> T:
+    """Return what `load` returns, or print everything that is wrong with the policy and exit with status 2."""
+    from proxy.config import PolicyErrors
 
     try:
-        return load_policy(find_policy(policy_path, os.environ), os.environ, overrides or {})
+        return load()
     except PolicyErrors as e:
         for error in e.errors:
             click.echo(str(error), err=True)
@@ -65,19 +73,31 @@ def load_or_exit(policy_path: str | None, overrides: dict[str, str] | None = Non
 def serve(policy_path: str | None, listen: str | None, admin: str | None, mode: str | None) -> None:
     """Run the sidecar until SIGTERM or SIGINT; it then lets running requests end. A second signal ends it at once.
 
+    SIGHUP reads the policy file again; one with errors changes nothing.
+
     Decision lines (JSON) go to stdout, everything else to stderr.
 
     Example: overcoat serve -p overcoat.yaml
     """
+    from proxy.config import find_policy, load_policy
+    from proxy.reload import Reader
+
     given = {"listen": listen, "admin": admin, "mode": mode}
-    policy = load_or_exit(policy_path, {key: value for key, value in given.items() if value is not None})
+    overrides = {key: value for key, value in given.items() if value is not None}
+    path = or_exit(lambda: find_policy(policy_path, os.environ))
+
+    def load() -> Policy:
+        return load_policy(path, os.environ, overrides)
+
+    policy = or_exit(load)
+    reader = Reader(load, policy)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     count = policy.workers or processors()
     try:
         if count == 1:
-            asyncio.run(_serve_alone(policy))
+            asyncio.run(_serve_alone(policy, reader))
             return
-        raise click.exceptions.Exit(_serve_together(policy, count))
+        raise click.exceptions.Exit(_serve_together(policy, reader, count))
     except _CannotStart as e:
         raise fail(str(e)) from None
 
@@ -91,7 +111,7 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-async def _serve_alone(policy: Policy) -> None:
+async def _serve_alone(policy: Policy, reader: Reader) -> None:
     """Serve in this process, with the admin endpoint in a thread of it."""
     from prometheus_client import CollectorRegistry
 
@@ -114,6 +134,7 @@ async def _serve_alone(policy: Policy) -> None:
             raise _CannotStart(f"cannot listen on {where} (admin): {(e.strerror or str(e)).lower()}") from None
         engine.guard(admin.address)
     await engine.listen(sockets)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, engine, reader, metrics)
     is_ready = True
     _announce(policy, sockets, admin.address if admin else None)
     await stop.wait()
@@ -126,7 +147,29 @@ async def _serve_alone(policy: Policy) -> None:
     logger.info("stopped")
 
 
-def _serve_together(policy: Policy, count: int) -> int:
+def _reload(engine: Engine, reader: Reader, metrics: Metrics) -> None:
+    """Take the policy over as it is now; it is read within one turn of the loop, in which nothing else moves."""
+    from proxy.engine.tls import NoRoots
+    from proxy.reload import KEPT
+
+    if engine.is_draining:
+        return
+    policy = reader.again()
+    if policy is not None:
+        try:
+            engine.take_over(policy)
+        except NoRoots as e:
+            logger.error("%s: %s", KEPT, e)
+            policy = None
+    if policy is None:
+        metrics.reloads.labels("refused").inc()
+        return
+    metrics.describe(policy, version("overcoat"))
+    metrics.reloads.labels("taken").inc()
+    logger.info("the policy was read again, and is in force: %d rules, mode %s", len(policy.rules), policy.mode)
+
+
+def _serve_together(policy: Policy, reader: Reader, count: int) -> int:
     """Serve with several worker processes; return the exit status."""
     from proxy.metricsfiles import prepare_metrics
 
@@ -137,9 +180,15 @@ def _serve_together(policy: Policy, count: int) -> int:
     try:
         shares = _bind(policy, count)
         authority = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
-        supervisor = Supervisor(
-            shares, policy.admin, directory, lambda seat: asyncio.run(_work(policy, authority, seat))
-        )
+
+        def work_with(policy: Policy) -> Callable[[Seat], None]:
+            return lambda seat: asyncio.run(_work(policy, authority, seat))
+
+        def reread() -> Callable[[Seat], None] | None:
+            again = reader.again()
+            return None if again is None else work_with(again)
+
+        supervisor = Supervisor(shares, policy.admin, directory, work_with(policy), reread)
         status = supervisor.run(lambda admin: _announce(policy, shares[0], admin))
     except (BindError, CaError, SupervisorFailed) as e:
         raise _CannotStart(str(e)) from None

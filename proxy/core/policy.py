@@ -287,9 +287,9 @@ class Listener:
         return f"forward://{host}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Policy:
-    """The whole policy.
+    """The whole policy. Each one read is another, and be it the same to the letter: connections are kept apart by it.
 
     Attributes:
         workers: how many processes share the listeners; 0 for as many as the machine lends processors.

@@ -43,6 +43,7 @@ IDLE_SECONDS = 600.0
 HALF_CLOSED_SECONDS = 30.0  # for something to move towards an app that ended its side: it may be gone altogether
 HELD_CHECK_SECONDS = 10.0  # between looks at an app that nothing is read from, so that its end would go unnoticed
 LINGER_SECONDS = 1.0  # for an app to read an answer that came before it had sent everything
+FRESH_SECONDS = 1.0  # for an app that has just connected to send its request, before it is taken for idle
 FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
 _PEER_HAS_ENDED = frozenset((7, 8, 9, 11))  # Linux's TCP_INFO: CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING
@@ -62,6 +63,21 @@ class Speaker(Protocol):
 
     def congested(self, is_congested: bool) -> None:
         """Take that the app reads too slowly, or no longer does."""
+
+
+class _Gone:
+    """Stands in for the speaker of a connection that is over: nothing that still comes is of use."""
+
+    def feed(self, _data: bytes) -> None: ...
+
+    def eof(self) -> None: ...
+
+    def gone(self) -> None: ...
+
+    def congested(self, _is_congested: bool) -> None: ...
+
+
+_GONE = _Gone()
 
 
 class AppSocket(asyncio.Protocol):
@@ -84,7 +100,7 @@ class AppSocket(asyncio.Protocol):
         self._holds: set[str] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._idle_limit = IDLE_SECONDS
-        self._last_activity = self.loop.time()
+        self._last_activity = self._opened = self.loop.time()
 
     # -- life
 
@@ -145,6 +161,7 @@ class AppSocket(asyncio.Protocol):
             if not isinstance(e, HookFailed):
                 logger.error("the end of a client connection failed: %s", describe(e))
         self.engine.sessions.close(self.client)
+        self.speaker = _GONE  # the old one points back here: without the circle, all of it is freed at once
         self.engine.ended()
 
     def hand_over(self) -> asyncio.Transport:
@@ -152,12 +169,18 @@ class AppSocket(asyncio.Protocol):
         self.is_over = True
         for timer in self._timers.values():
             timer.cancel()
+        self.speaker = _GONE
         self.engine.connections.discard(self)
         return self.transport
 
     def drain(self) -> None:
-        """Close as soon as no request is under way."""
-        if self.session.is_idle:
+        """Close as soon as no request is under way. The first one of a new connection is, for a moment."""
+        if not self.session.is_idle:
+            return
+        age = self.loop.time() - self._opened
+        if self.session.connect is None and not self.session.requests and age < FRESH_SECONDS:
+            self._timers["fresh"] = self.loop.call_later(FRESH_SECONDS - age, self.after_step)
+        else:
             self.close()
 
     def abort(self) -> None:
@@ -195,9 +218,9 @@ class AppSocket(asyncio.Protocol):
         self.after_step()
 
     def after_step(self) -> None:
-        """Write what was gathered; end if draining."""
+        """Write what was gathered; end if the engine wants to be rid of this connection, and nothing is under way."""
         self.flush()
-        if self.engine.is_draining and not self.is_closing:
+        if not self.is_closing and self.engine.is_leaving(self.session):
             self.drain()
 
     # -- reading

@@ -99,6 +99,7 @@ class Connect:
         self._is_over = True
         self._app.hold("pipelining", False)
         self._app.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        self._http1.conversation = None  # its part is over, and it points back here
         self._app.speaker = speaker = FirstBytes(self._app, exchange, upstream)
         if rest := self._http1.take_rest():
             speaker.feed(rest)

@@ -173,7 +173,7 @@ class Conversation:
         request = self.flow.request.data
         exchange = self.exchange
         assert exchange is not None
-        key = (request.host, request.port, request.scheme, exchange.rule and exchange.rule.name, id(exchange.policy))
+        key = (request.host, request.port, request.scheme, exchange.rule and exchange.rule.name, exchange.policy)
         if not fresh and not have_expired(exchange.rule) and (upstream := self.engine.pool.take(key)) is not None:
             self._was_reused = True
             self._connected(upstream)
@@ -250,7 +250,7 @@ class Conversation:
         if head.status == 204:
             fields = without_framing(fields)
         has_body = head.body != 0 and self.head.method != b"HEAD" and head.status not in (204, 304)
-        if head.body == UNTIL_CLOSE and has_body:
+        if (head.body == UNTIL_CLOSE and has_body) or self.engine.is_leaving(self.app.session):
             self._keep_alive = False
         self._response_chunked = head.body == CHUNKED and has_body
         if self._response_chunked and not self.head.is_http11:  # RFC 9112, section 6.1

@@ -248,7 +248,7 @@ class Driver:
             self._crash()
         finally:
             self.is_working = False
-        if self.engine.is_draining:
+        if self.engine.is_leaving(self.session):
             self.drain()
 
     def _crash(self) -> None:

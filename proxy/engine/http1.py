@@ -88,6 +88,8 @@ class AppHttp1:
         except Denied as denied:
             self._refuse(denied)
             return False
+        if self._inside is None:
+            self.app.session.policy = self.app.engine.policy  # the one that is in force when the request begins
         if head.method == b"CONNECT":
             self.conversation = connect = Connect(
                 self, request, keep_alive=head.is_http11 and keeps_alive(True, head.fields)
@@ -157,8 +159,9 @@ class AppHttp1:
 
     def gone(self) -> None:
         """The app's connection is over."""
-        if self.conversation is not None:
-            self.conversation.gone()
+        conversation, self.conversation = self.conversation, None
+        if conversation is not None:
+            conversation.gone()
 
     def congested(self, is_congested: bool) -> None:
         """Stop reading what the app cannot take."""

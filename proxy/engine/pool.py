@@ -93,9 +93,10 @@ class Pool:
             self._timer = self._loop.call_later(IDLE_SECONDS / 4, self._expire)
 
     def close(self) -> None:
-        """Close all."""
+        """Close all that are idle."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         for idle in list(self._idle.values()):
             for upstream in idle:
                 upstream.on_idle_end = None

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from addons.encryption import Encryption
-from addons.exchange import Exchange, Sessions
+from addons.exchange import Exchange, Session, Sessions
 from addons.gate import Gate
 from addons.pinning import Pinning
 from addons.telemetry import Metrics, Telemetry
@@ -99,13 +99,13 @@ def _report(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 
 
 class Engine:
-    """Runs the pipeline for one policy."""
+    """Runs the pipeline."""
 
     def __init__(self, policy: Policy, ca: LocalCa, metrics: Metrics, write_line: Callable[[str], object]) -> None:
         """Build the pipeline. Must be called inside a running event loop.
 
         Args:
-            policy: the policy to carry out.
+            policy: the policy to begin with; see `take_over`.
             ca: signs the certificates that apps see.
             metrics: what to count with.
             write_line: takes decision lines.
@@ -114,12 +114,14 @@ class Engine:
             proxy.engine.tls.NoRoots: the roots to trust cannot be found or read.
         """
         patches.apply()
+        self.sessions = Sessions()
+        self._tls = TlsConnections(self.sessions, ca)
+        self._tls.prepare(policy)
         self.loop = asyncio.get_running_loop()
         # Names are looked up in threads; of these there must be more than one app can keep busy with slow names.
         self.loop.set_default_executor(ThreadPoolExecutor(RESOLVERS, "resolver"))
         self.loop.set_exception_handler(_report)
         self.policy = policy
-        self.sessions = Sessions()
         self.layer_options = LayerOptions()
         self.connections: set[AppSocket | Driver] = set()
         self.pool = Pool(self.loop, lambda result: metrics.pool.labels(result).inc())
@@ -132,7 +134,7 @@ class Engine:
         self.dispatch = Dispatcher(
             (
                 NextLayer(self.line),
-                TlsConnections(self.sessions, policy.trust, ca),
+                self._tls,
                 Gate(self.sessions),
                 Transport(self.sessions),
                 Pinning(self.sessions),
@@ -156,6 +158,26 @@ class Engine:
     def is_own_address(self, local: tuple[str, int], remote: tuple[str, int]) -> bool:
         """Tell whether a connection from `local` to `remote` leads to one of our own listeners."""
         return any(port == remote[1] for _, port in self._own) and is_same_machine(local, remote)
+
+    def take_over(self, policy: Policy) -> None:
+        """Decide every request that begins from now on with another policy.
+
+        What was decided for a CONNECT holds for all that it carries. So where https is inspected, the connection is
+        closed as soon as no request is under way on it; a tunnel lasts as long as it lasts.
+
+        Raises:
+            proxy.engine.tls.NoRoots: the roots to trust cannot be found or read; then nothing has changed.
+        """
+        self._tls.prepare(policy)
+        self.policy = policy
+        self.pool.close()
+        for connection in list(self.connections):
+            if self.is_leaving(connection.session):
+                connection.drain()
+
+    def is_leaving(self, session: Session) -> bool:
+        """Whether a client connection is to be closed as soon as no request is under way on it."""
+        return self.is_draining or (session.connect is not None and session.policy is not self.policy)
 
     def ended(self) -> None:
         """Take note that a client connection is over."""

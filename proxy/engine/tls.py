@@ -17,13 +17,14 @@ from collections import OrderedDict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from mitmproxy import connection, tls
 from OpenSSL import SSL
 
 from addons.exchange import Sessions
 from proxy.ca import Leaf, LocalCa
-from proxy.core.policy import Trust
+from proxy.core.policy import Policy, Trust
 
 # Forward secrecy and AEAD only (RFC 9325, section 4.2); TLS 1.3 suites are all of that kind.
 _CIPHERS_TLS12 = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:@SECLEVEL=2"
@@ -103,11 +104,19 @@ def app_context(leaf: Leaf) -> SSL.Context:
 class TlsConnections:
     """Makes the OpenSSL connection objects. Stands first in the hook order; `Pinning` adds the callback after it."""
 
-    def __init__(self, sessions: Sessions, trust: Trust, ca: LocalCa) -> None:
+    def __init__(self, sessions: Sessions, ca: LocalCa) -> None:
         self._sessions = sessions
         self._ca = ca
-        self._upstream = upstream_context(trust)
+        self._upstream: WeakKeyDictionary[Policy, SSL.Context] = WeakKeyDictionary()
         self._app_contexts: OrderedDict[str, tuple[Leaf, SSL.Context]] = OrderedDict()
+
+    def prepare(self, policy: Policy) -> None:
+        """Make what all upstream handshakes under a policy start from.
+
+        Raises:
+            NoRoots: the roots cannot be found or read.
+        """
+        self._upstream[policy] = upstream_context(policy.trust)
 
     def tls_start_client(self, data: tls.TlsData) -> None:
         """Prepare the handshake with an app whose https is inspected."""
@@ -140,7 +149,7 @@ class TlsConnections:
         server.sni = host
         # HTTP/2 upstream only where the app speaks it as well: one version end to end keeps semantics the same.
         server.alpn_offers = [b"h2", b"http/1.1"] if data.context.client.alpn == b"h2" else [b"http/1.1"]
-        data.ssl_conn = SSL.Connection(self._upstream)
+        data.ssl_conn = SSL.Connection(self._upstream[self._sessions.of(data.context.client).policy])
         expect_name(data.ssl_conn, host)
         data.ssl_conn.set_alpn_protos(server.alpn_offers)
         data.ssl_conn.set_connect_state()

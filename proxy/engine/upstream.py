@@ -95,6 +95,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._request_done = False
         self._can_reuse = True
         self._switched = False
+        self._flushing: asyncio.TimerHandle | None = None
+        self._is_lost = False
         self.is_closed = False
 
     # -- opening
@@ -180,7 +182,9 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the end of the socket."""
-        self.is_closed = True
+        self.is_closed = self._is_lost = True
+        if self._flushing is not None:
+            self._flushing.cancel()
         if self.tls is not None and not self.tls.is_established:
             self._fail_handshake(ConnectionResetError())
         self._guarded(self._ended, exc is not None)
@@ -243,7 +247,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.receiver = None
         self.is_closed = True
         self.transport.close()
-        loop.call_later(FLUSH_SECONDS, self.transport.abort)
+        if self._flushing is None and not self._is_lost:
+            self._flushing = loop.call_later(FLUSH_SECONDS, self.transport.abort)
 
     def close(self) -> None:
         """Close; nothing is told to anybody any more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -142,10 +142,16 @@ def test_the_whole_of_a_policy_is_read(folder: Path) -> None:
     assert decrypt.when.applies("GET", "/anything")
 
 
+def contents(policy: Policy) -> dict[str, object]:
+    """Return what a policy says: two that say the same are two policies all the same."""
+    return {field.name: getattr(policy, field.name) for field in fields(policy)}
+
+
 def test_the_built_in_policy_is_the_committed_default() -> None:
     built_in = load_policy(None, {})
     assert built_in.source == "built-in"
-    assert replace(load_policy(CONFIG / "default.yaml", {}), source="built-in") == built_in == Policy()
+    same = contents(replace(load_policy(CONFIG / "default.yaml", {}), source="built-in"))
+    assert same == contents(built_in) == contents(Policy())
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
@@ -756,7 +762,7 @@ def test_variables_override_the_file_and_flags_override_both(
 ) -> None:
     file = folder / "policy.yaml"
     file.write_text("version: 1\nmode: enforce\n")
-    assert load_policy(file, env, overrides) == replace(Policy(source=str(file)), **expected)
+    assert contents(load_policy(file, env, overrides)) == contents(replace(Policy(source=str(file)), **expected))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,50 @@
+"""Reading the policy again, at SIGHUP: it is taken over whole, or not at all.
+
+Rules of this module:
+
+- It is the file that was read at the start; one that has gone is an error, and never means the built-in policy.
+- A policy with errors changes nothing. Nor does one that changes what is fixed while the process runs: where it
+  listens, and how many workers there are. The log says what is wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from proxy.config import PolicyErrors
+from proxy.core.policy import Policy
+
+logger = logging.getLogger("overcoat")
+
+FIXED = ("listen", "admin", "workers")
+KEPT = "the policy was not taken over; the one before stays in force"
+
+
+class Reader:
+    """Reads the policy again."""
+
+    def __init__(self, load: Callable[[], Policy], policy: Policy) -> None:
+        """Start.
+
+        Args:
+            load: reads it; raises PolicyErrors.
+            policy: what it gave at the start.
+        """
+        self._load = load
+        self._first = policy
+
+    def again(self) -> Policy | None:
+        """Return the policy as it is now, or None if it must not be taken over."""
+        try:
+            policy = self._load()
+        except PolicyErrors as e:
+            for error in e.errors:
+                logger.error("%s", error)
+            logger.error("%s", KEPT)
+            return None
+        changed = [name for name in FIXED if getattr(policy, name) != getattr(self._first, name)]
+        if changed:
+            logger.error("%s: a change of %s takes a restart", KEPT, " and ".join(changed))
+            return None
+        return policy

@@ -1,0 +1,247 @@
+"""SIGHUP: the policy is read again and taken over whole, or not at all; nothing that runs is harmed.
+
+Proves DESIGN section 2 (a policy is swapped whole; a flow keeps the one it started with) and rule 1 (a policy that
+cannot be read takes no protection away).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.app import connect
+from tests.e2e.certificates import Authority
+from tests.e2e.clients import RawClient
+from tests.e2e.connection import RecordedRequest
+from tests.e2e.sidecar import Sidecar
+from tests.e2e.upstream import TlsUpstream
+
+NO_PIN = "sha256/" + "A" * 43 + "="
+MakeSidecar = Callable[[str], Sidecar]
+
+
+@pytest.fixture(params=[1, 3], ids=["one process", "three workers"])
+def workers(request: pytest.FixtureRequest) -> int:
+    """How many processes serve: what holds must hold for any number."""
+    count: int = request.param
+    return count
+
+
+@pytest.fixture
+def upstream(authority: Authority) -> Iterator[TlsUpstream]:
+    with TlsUpstream(authority) as server:
+        yield server
+
+
+@pytest.fixture
+def sidecar(authority: Authority, tmp_path: Path, workers: int) -> Iterator[Sidecar]:
+    with Sidecar(policy(workers), tmp_path, authority=authority) as running:
+        yield running
+
+
+def policy(workers: int, pin: str | None = None, more: str = "") -> str:
+    pins = f', pins: {{any_of: ["{pin}"]}}' if pin else ""
+    return f'workers: {workers}\nrules:\n  - {{name: here, hosts: ["127.0.0.1"]{pins}}}\n{more}'
+
+
+def reload(sidecar: Sidecar, text: str, result: str = "taken") -> None:
+    """Write the policy and have it read; wait until it was."""
+
+    def count() -> float:
+        metrics = sidecar.metrics()
+        known = [labels["result"] for labels in metrics.labels("overcoat_policy_reloads_total")]
+        return metrics.value("overcoat_policy_reloads_total", result=result) if result in known else 0
+
+    before = count()
+    sidecar.write_policy(text)
+    sidecar.signal(signal.SIGHUP)
+    deadline = threading.Event()
+    for _ in range(200):
+        if count() == before + 1:
+            return
+        deadline.wait(0.05)
+    pytest.fail(f"the policy was not {result}: {sidecar.stderr}")
+
+
+def get(client: RawClient, upstream: TlsUpstream) -> tuple[int, bytes]:
+    client.send(f"GET {upstream.url('/')} HTTP/1.1\r\nHost: 127.0.0.1:{upstream.port}\r\n\r\n".encode())
+    answer = client.read_response()
+    return answer.status, answer.body
+
+
+def ask(sidecar: Sidecar, upstream: TlsUpstream) -> int:
+    with RawClient(sidecar.address) as client:
+        return get(client, upstream)[0]
+
+
+def test_new_pins_hold_for_every_connection_from_then_on(sidecar: Sidecar, upstream: TlsUpstream, workers: int) -> None:
+    assert [ask(sidecar, upstream) for _ in range(10)] == [200] * 10
+    opened = len(upstream.connections)  # idle ones, opened while nothing was pinned, are in the pools now
+    reload(sidecar, policy(workers, NO_PIN))
+    assert [ask(sidecar, upstream) for _ in range(10)] == [502] * 10
+    assert {line["reason"] for line in sidecar.wait_for_decisions(20)[10:]} == {"pin_mismatch"}
+    assert len(upstream.requests) == 10
+    reload(sidecar, policy(workers, upstream.pin))
+    assert [ask(sidecar, upstream) for _ in range(10)] == [200] * 10
+    assert len(upstream.connections) > opened + 10  # none of before was used again
+
+
+def test_an_app_that_stays_connected_does_not_keep_the_old_policy(authority: Authority, tmp_path: Path) -> None:
+    with (
+        TlsUpstream(authority) as upstream,
+        Sidecar(policy(1), tmp_path, authority=authority) as sidecar,
+        RawClient(sidecar.address) as client,
+    ):
+        assert get(client, upstream)[0] == 200
+        reload(sidecar, policy(1, NO_PIN))
+        status, body = get(client, upstream)
+        assert (status, json.loads(body)["reason"]) == (502, "pin_mismatch")
+
+
+def test_nor_does_one_that_speaks_inside_connect(sidecar: Sidecar, upstream: TlsUpstream, workers: int) -> None:
+    reload(sidecar, policy(workers, upstream.pin))  # pins make it inspected
+    with connect(sidecar, f"127.0.0.1:{upstream.port}") as client:
+        client.start_tls("127.0.0.1", ca_file=sidecar.ca_file)
+        client.send(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{upstream.port}\r\n\r\n".encode())
+        assert client.read_response().status == 200
+        reload(sidecar, policy(workers, NO_PIN))
+        assert client.read_to_end() == b""  # closed, since nothing was under way
+
+
+def test_a_running_request_ends_under_the_policy_it_began_with(
+    authority: Authority, tmp_path: Path, workers: int
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(_: RecordedRequest) -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf"
+        begun.set()
+        go_on.wait(20)
+        yield b"half"
+
+    with (
+        TlsUpstream(authority, respond=slowly) as upstream,
+        Sidecar(policy(workers), tmp_path, authority=authority) as sidecar,
+        RawClient(sidecar.address) as client,
+    ):
+        client.send(f"GET {upstream.url('/')} HTTP/1.1\r\nHost: 127.0.0.1:{upstream.port}\r\n\r\n".encode())
+        assert begun.wait(10)
+        client.read_until(b"half")
+        reload(sidecar, policy(workers, NO_PIN))
+        go_on.set()
+        assert client.read_exactly(4) == b"half"
+
+
+def test_a_tunnel_lasts(
+    sidecar: Sidecar, upstream: TlsUpstream, workers: int, authority: Authority, tmp_path: Path
+) -> None:
+    with connect(sidecar, f"127.0.0.1:{upstream.port}") as client:
+        client.start_tls("127.0.0.1", ca_file=authority.write_pem(tmp_path / "upstream.pem"))
+        reload(sidecar, policy(workers, NO_PIN))
+        client.send(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{upstream.port}\r\n\r\n".encode())
+        assert client.read_response().status == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param("rules: [{name: here, hosts: [], pinz: 1}]", "rules[0].pinz", id="errors"),
+        pytest.param("rules: [{", "policy.yaml", id="no YAML"),
+        pytest.param("listen: [forward://127.0.0.1:1]", "a change of listen takes a restart", id="another listener"),
+        pytest.param("admin: null", "a change of admin takes a restart", id="no admin listener"),
+        pytest.param("trust: {roots: gone.pem}", "gone.pem", id="roots that are not there"),
+        pytest.param("keys: {a: {alg: A256KW, primary: {file: gone.jwk}}}", "gone.jwk", id="a key that is not there"),
+    ],
+)
+def test_what_cannot_be_taken_over_changes_nothing(
+    sidecar: Sidecar, upstream: TlsUpstream, workers: int, text: str, said: str
+) -> None:
+    reload(sidecar, policy(workers, NO_PIN))
+    reload(sidecar, f"workers: {workers}\n{text}\n", "refused")
+    assert ask(sidecar, upstream) == 502  # what was pinned still is
+    assert said in sidecar.stderr
+    assert sidecar.admin_get("/ready")[0] == 200
+    reload(sidecar, policy(workers, upstream.pin))
+    assert ask(sidecar, upstream) == 200
+
+
+def test_another_number_of_workers_takes_a_restart(sidecar: Sidecar, upstream: TlsUpstream, workers: int) -> None:
+    reload(sidecar, policy(workers + 1), "refused")
+    assert "a change of workers takes a restart" in sidecar.stderr
+    assert ask(sidecar, upstream) == 200
+
+
+def test_a_file_that_is_gone_does_not_mean_the_built_in_policy(
+    sidecar: Sidecar, upstream: TlsUpstream, workers: int
+) -> None:
+    reload(sidecar, policy(workers, NO_PIN))
+    sidecar.policy_file.unlink()
+    sidecar.signal(signal.SIGHUP)
+    for _ in range(100):
+        if "the one before stays in force" in sidecar.stderr:
+            break
+        threading.Event().wait(0.05)
+    else:
+        pytest.fail("it was not refused")
+    assert ask(sidecar, upstream) == 502
+
+
+def test_under_load_no_request_is_lost(sidecar: Sidecar, upstream: TlsUpstream, workers: int) -> None:
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            statuses.append(ask(sidecar, upstream))
+
+    apps = [threading.Thread(target=load) for _ in range(3)]
+    for app in apps:
+        app.start()
+    try:
+        for _ in range(4):
+            reload(sidecar, policy(workers, upstream.pin))
+    finally:
+        stop.set()
+        for app in apps:
+            app.join()
+    assert len(statuses) > 20
+    assert set(statuses) == {200}
+
+
+def test_the_metrics_show_the_pins_that_are_in_force(sidecar: Sidecar, upstream: TlsUpstream, workers: int) -> None:
+    def expiring() -> list[str]:
+        return [labels["rule"] for labels in sidecar.metrics().labels("overcoat_pins_expire_timestamp_seconds")]
+
+    dated = f'{{any_of: ["{upstream.pin}"], expires: 2099-01-01}}'
+    reload(sidecar, f'workers: {workers}\nrules: [{{name: dated, hosts: ["127.0.0.1"], pins: {dated}}}]\n')
+    assert expiring() == ["dated"]
+    reload(sidecar, policy(workers, upstream.pin))
+    for _ in range(100):  # until the last worker of before has ended
+        if not expiring():
+            break
+        threading.Event().wait(0.05)
+    assert expiring() == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in /proc (Linux)")
+def test_the_workers_of_before_end(authority: Authority, tmp_path: Path) -> None:
+    def children(pid: int) -> set[int]:
+        return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+    with Sidecar(policy(2), tmp_path, authority=authority) as sidecar:
+        first = children(sidecar.pid)
+        reload(sidecar, policy(2))
+        for _ in range(100):
+            if len(children(sidecar.pid)) == len(first):
+                break
+            threading.Event().wait(0.05)
+        assert len(children(sidecar.pid) & first) == 1  # the admin endpoint alone
+        assert len(children(sidecar.pid)) == 3
+        assert all(os.path.exists(f"/proc/{pid}") for pid in children(sidecar.pid))
+        assert sidecar.metrics().value("overcoat_worker_restarts_total") == 0
