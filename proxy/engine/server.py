@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
+import math
+import os
 import socket
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +40,10 @@ logger = logging.getLogger("overcoat")
 
 DRAIN_SECONDS = 8.0  # docker stop kills after 10
 BACKLOG = 1024
+ACCEPTED_AT_ONCE = 32  # also how often asyncio tries, and fails, where no descriptor is left
 RESOLVERS = 64
+SHORTAGE_SECONDS = 10.0
+_SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
 class BindError(Exception):
@@ -92,10 +98,24 @@ def bind(listener: Listener, count: int) -> list[list[socket.socket]]:
     return shares
 
 
-def _report(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log what nothing of ours has caught. asyncio's own report would quote the exception's message."""
-    error = context.get("exception")
-    logger.error("the event loop met an error: %s", describe(error) if error is not None else "no exception")
+class _Reports:
+    """Logs what nothing of ours has caught. asyncio's own report would quote the exception's message."""
+
+    def __init__(self) -> None:
+        self._shortage = -math.inf
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log one error; of the many that a shortage causes, one in `SHORTAGE_SECONDS`."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in _SHORTAGES and "socket" in context:
+            if loop.time() - self._shortage >= SHORTAGE_SECONDS:
+                self._shortage = loop.time()
+                logger.error(
+                    "a new connection must wait: %s; raise the limit (ulimit -n) or let fewer apps connect",
+                    os.strerror(error.errno).lower(),
+                )
+            return
+        logger.error("the event loop met an error: %s", describe(error) if error is not None else "no exception")
 
 
 class Engine:
@@ -120,7 +140,7 @@ class Engine:
         self.loop = asyncio.get_running_loop()
         # Names are looked up in threads; of these there must be more than one app can keep busy with slow names.
         self.loop.set_default_executor(ThreadPoolExecutor(RESOLVERS, "resolver"))
-        self.loop.set_exception_handler(_report)
+        self.loop.set_exception_handler(_Reports())
         self.policy = policy
         self.layer_options = LayerOptions()
         self.connections: set[AppSocket | Driver] = set()
@@ -148,7 +168,9 @@ class Engine:
     async def listen(self, sockets: Iterable[socket.socket]) -> None:
         """Take connections from bound sockets; see `bind`."""
         for bound in sockets:
-            self._servers.append(await self.loop.create_server(lambda: AppSocket(self), sock=bound, backlog=BACKLOG))
+            server = await self.loop.create_server(lambda: AppSocket(self), sock=bound, backlog=ACCEPTED_AT_ONCE)
+            bound.listen(BACKLOG)  # asyncio has one number for both
+            self._servers.append(server)
             self._own.append(bound.getsockname()[:2])
 
     def guard(self, address: tuple[str, int]) -> None:

@@ -6,6 +6,7 @@ assert answer.status == 200
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Iterable
 from enum import Enum
 
@@ -127,3 +128,11 @@ def assert_denied(sidecar: Sidecar, upstream: TlsUpstream | PlainUpstream, answe
     line = decision_of(sidecar, upstream)
     assert (line["action"], line["reason"], line["status"]) == ("deny", reason, answer.status)
     upstream.assert_no_application_bytes()
+
+
+def careless() -> ssl.SSLContext:
+    """Return a context that says any name and accepts any certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.e2e import wire
+from tests.e2e.app import careless
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.connection import RecordedRequest
@@ -488,7 +489,7 @@ class TestInsideConnect:
         self, world: World, marks: Marks, host: str
     ) -> None:
         with open_tunnel(world, host) as client, pytest.raises((ssl.SSLError, ConnectionError)):
-            client.start_tls("other.example", context=_careless())
+            client.start_tls("other.example", context=careless())
         decision = new_decision(world, marks, lambda d: d["reason"] == "host_mismatch")
         assert (decision["action"], decision["method"]) == ("deny", "CONNECT")
         assert_upstream_untouched(world, marks)
@@ -497,7 +498,7 @@ class TestInsideConnect:
     @pytest.mark.parametrize("with_name", [True, False])
     def test_the_right_server_name_or_none_passes(self, world: World, host: str, with_name: bool) -> None:
         with open_tunnel(world, host) as client:
-            client.start_tls(host if with_name else None, context=_careless())
+            client.start_tls(host if with_name else None, context=careless())
             client.send(world.fill(f"GET /named HTTP/1.1\r\nHost: {host}:PORT\r\n\r\n"))
             assert client.read_response().status == 200
 
@@ -613,14 +614,6 @@ def _hanging_up(tls_upstream: MakeTls, answer: bytes) -> TlsUpstream:
 
     upstream: TlsUpstream = tls_upstream(TUNNELLED, respond=respond)
     return upstream
-
-
-def _careless() -> ssl.SSLContext:
-    """Return a context that says any name and accepts any certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def test_every_line_on_standard_output_is_a_decision(world: World) -> None:

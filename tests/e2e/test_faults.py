@@ -1,0 +1,235 @@
+"""What goes wrong round the process: dying workers and upstreams, a full disk, no descriptors left, a clock that jumps.
+
+Proves DESIGN rules 1 and 2 where the machine fails: a request is answered rightly, denied with a reason or broken off,
+never half of it taken for the whole; and when the fault is over, so is its effect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.app import careless, connect
+from tests.e2e.certificates import Authority
+from tests.e2e.clients import RawClient
+from tests.e2e.sidecar import ROOT, Sidecar, overcoat_command
+from tests.e2e.test_workers import wait_until, workers
+from tests.e2e.upstream import TlsUpstream
+
+on_linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc, which is Linux's")
+
+
+@pytest.fixture
+def upstream(authority: Authority) -> Iterator[TlsUpstream]:
+    with TlsUpstream(authority) as server:
+        yield server
+
+
+def request(upstream: TlsUpstream, path: str = "/", method: str = "GET", body: bytes = b"") -> bytes:
+    head = f"{method} {upstream.url(path)} HTTP/1.1\r\nHost: 127.0.0.1:{upstream.port}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def ask(sidecar: Sidecar, upstream: TlsUpstream, path: str = "/") -> int:
+    with RawClient(sidecar.address) as client:
+        client.send(request(upstream, path))
+        return client.read_response().status
+
+
+@on_linux
+def test_a_worker_killed_under_load_loses_only_what_it_had_in_hand(
+    authority: Authority, upstream: TlsUpstream, tmp_path: Path
+) -> None:
+    answered: Counter[str] = Counter()
+    broken: list[str] = []
+    stop = threading.Event()
+
+    def load(name: int) -> None:
+        number = 0
+        while not stop.is_set():
+            path = f"/{name}/{number}"
+            number += 1
+            try:
+                with RawClient(sidecar.address) as client:
+                    client.send(request(upstream, path, "POST", b"{}"))
+                    assert client.read_response().status == 200
+                answered[path] += 1
+            except (OSError, ValueError):  # reset, or ended before the answer was whole
+                broken.append(path)
+
+    with Sidecar("workers: 2\n", tmp_path, authority=authority) as sidecar:
+        apps = [threading.Thread(target=load, args=(name,)) for name in range(4)]
+        for app in apps:
+            app.start()
+        time.sleep(0.3)
+        victim, _ = workers(sidecar)
+        os.kill(victim, signal.SIGKILL)
+        back = wait_until(lambda: len(workers(sidecar)) == 2 and victim not in workers(sidecar))
+        time.sleep(0.3)
+        stop.set()
+        for app in apps:
+            app.join()
+        assert back
+        assert [ask(sidecar, upstream) for _ in range(10)] == [200] * 10
+        assert sidecar.metrics().value("overcoat_worker_restarts_total") == 1
+    arrived = Counter(got.target for got in upstream.requests)
+    assert len(answered) > 20
+    assert len(broken) <= len(apps)  # at most what each app had in hand
+    assert all(arrived[path] == 1 for path in answered)
+    assert all(arrived[path] <= 1 for path in broken)  # a POST is never sent a second time
+
+
+HALF_A_BODY = """
+import socket, ssl, sys, time
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[1])
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+while True:
+    connection = context.wrap_socket(listener.accept()[0], server_side=True)
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 200 OK\\r\\n" + sys.argv[2].encode().decode("unicode_escape").encode("latin-1"))
+    time.sleep(60)
+"""
+FRAMINGS = {
+    "length": "Content-Length: 1000\\r\\n\\r\\nhalf",
+    "chunks": "Transfer-Encoding: chunked\\r\\n\\r\\n4\\r\\nhalf\\r\\n",
+    "until it closes": "Connection: close\\r\\n\\r\\nhalf",
+}
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("way", ["upgraded", "inspected"])
+def test_an_upstream_killed_in_the_middle_of_a_body_never_looks_whole(
+    authority: Authority, tmp_path: Path, framing: str, way: str
+) -> None:
+    identity = authority.issue("127.0.0.1")
+    pem = tmp_path / "server.pem"
+    pem.write_bytes(identity.key_pem + b"".join(identity.chain_pem))
+    server = subprocess.Popen([sys.executable, "-c", HALF_A_BODY, pem, FRAMINGS[framing]], stdout=subprocess.PIPE)
+    try:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        policy = f"defaults: {{https: {'inspect' if way == 'inspected' else 'tunnel'}}}"
+        with Sidecar(policy, tmp_path, authority=authority) as sidecar, _client(sidecar, port, way) as client:
+            target = f"http://127.0.0.1:{port}/" if way == "upgraded" else "/"
+            client.send(f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+            client.read_until(b"half")
+            server.kill()
+            with pytest.raises(ConnectionError):  # a reset: an end in order would be the end of the body to some
+                client._socket.recv(4096)
+            line = sidecar.wait_for_decision(lambda line: line["method"] == "GET")
+            assert line["status"] is None
+            assert sidecar.metrics().value("overcoat_hook_failures_total") == 0
+    finally:
+        server.kill()
+        server.wait()
+        if server.stdout is not None:
+            server.stdout.close()
+
+
+def _client(sidecar: Sidecar, port: int, way: str) -> RawClient:
+    if way == "upgraded":
+        return RawClient(sidecar.address)
+    client = connect(sidecar, f"127.0.0.1:{port}")
+    client.start_tls("127.0.0.1", sidecar.ca_file)
+    return client
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, a disk that is always full, is Linux's")
+@pytest.mark.parametrize("count", [1, 2], ids=["one process", "two workers"])
+def test_a_full_disk_costs_decision_lines_and_no_request(
+    authority: Authority, upstream: TlsUpstream, tmp_path: Path, count: int
+) -> None:
+    command = ["sh", "-c", 'exec "$@" >/dev/full', "sh", *overcoat_command()]
+    with Sidecar(f"workers: {count}\n", tmp_path, authority=authority, command=command) as sidecar:
+        assert [ask(sidecar, upstream) for _ in range(20)] == [200] * 20
+        lost = "overcoat_decision_lines_lost_total"
+        assert wait_until(lambda: sidecar.metrics().value(lost) == 20)
+        assert sidecar.admin_get("/ready")[0] == 200
+
+
+LIMIT = 64
+
+
+@on_linux
+def test_without_descriptors_requests_are_denied_and_afterwards_all_is_well(
+    authority: Authority, upstream: TlsUpstream, tmp_path: Path
+) -> None:
+    command = ["sh", "-c", f'ulimit -n {LIMIT}; exec "$@"', "sh", *overcoat_command()]
+    with Sidecar("", tmp_path, authority=authority, command=command) as sidecar:
+        with RawClient(sidecar.address) as early, contextlib.ExitStack() as crowd:
+            early.send(request(upstream, "/before"))
+            assert early.read_response().status == 200
+            upstream.wait_for_connections(1)
+            for _ in range(2 * LIMIT):
+                crowd.enter_context(socket.create_connection(sidecar.address, 5))
+            assert wait_until(lambda: len(os.listdir(f"/proc/{sidecar.pid}/fd")) >= LIMIT)
+            early.send(request(upstream, "/pooled"))  # needs no new descriptor
+            assert early.read_response().status == 200
+            elsewhere = f"127.0.0.2:{upstream.port}"  # for which there is no connection in the pool
+            early.send(f"GET http://{elsewhere}/ HTTP/1.1\r\nHost: {elsewhere}\r\n\r\n".encode())
+            answer = early.read_response()
+            assert (answer.status, json.loads(answer.body)["reason"]) == (502, "upstream_unreachable")
+        assert wait_until(lambda: len(os.listdir(f"/proc/{sidecar.pid}/fd")) < LIMIT // 2)
+        assert [ask(sidecar, upstream) for _ in range(5)] == [200] * 5
+        assert sidecar.stderr.count("a new connection must wait: too many open files") == 1  # and no flood of it
+        assert "Traceback" not in sidecar.stderr
+
+
+# Starts the command with a wall clock that the test can move. The monotonic clock, which no one can, stays.
+MOVED = """
+import pathlib, sys, time, datetime as module
+offset = pathlib.Path(sys.argv[1])
+sys.path.append(sys.argv[2])
+del sys.argv[1:3]
+real = time.time
+
+class Moved(module.datetime):
+    @classmethod
+    def now(cls, zone=None):
+        return cls.fromtimestamp(time.time(), zone)
+
+time.time = lambda: real() + float(offset.read_text())
+module.datetime = Moved
+sys.argv[0] = "overcoat"
+from proxy.cli import main
+main()
+"""
+DAY = 86400.0
+
+
+@pytest.mark.parametrize("jump", [-400 * DAY, -3600.0, 3600.0, 300 * DAY])
+def test_a_clock_that_jumps_harms_no_request(
+    authority: Authority, upstream: TlsUpstream, tmp_path: Path, jump: float
+) -> None:
+    offset = tmp_path / "offset"
+    offset.write_text("0")
+    (tmp_path / "moved.py").write_text(MOVED)
+    command = [sys.executable, "-P", str(tmp_path / "moved.py"), str(offset), str(ROOT)]
+    policy = f'rules: [{{name: pinned, hosts: ["127.0.0.1"], pins: {{any_of: ["{upstream.pin}"]}}}}]'
+    with Sidecar(policy, tmp_path, authority=authority, command=command) as sidecar:
+        for moved in (0.0, jump, 0.0):
+            offset.write_text(str(moved))
+            assert ask(sidecar, upstream, f"/{moved}") == 200
+            with connect(sidecar, f"127.0.0.1:{upstream.port}") as client:
+                client.start_tls("127.0.0.1", context=careless())  # its dates may be far from the app's
+                client.send(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{upstream.port}\r\n\r\n".encode())
+                assert client.read_response().status == 200
+            line = sidecar.wait_for_decision(lambda line, moved=moved: line["path"] == f"/{moved}")
+            assert 0 <= line["seconds"] < 10
+            assert abs(datetime.fromisoformat(line["time"]).timestamp() - moved - datetime.now(UTC).timestamp()) < 60
+        assert sidecar.metrics().value("overcoat_hook_failures_total") == 0
