@@ -30,6 +30,7 @@ from addons.exchange import Exchange, Session
 from proxy.core.decisions import Denied, Reason
 from proxy.engine.dispatch import HookFailed, describe
 from proxy.engine.http1 import AppHttp1
+from proxy.engine.reading import Reading
 from proxy.engine.tlsstream import TlsStream
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class _Gone:
 _GONE = _Gone()
 
 
-class AppSocket(asyncio.Protocol):
+class AppSocket(Reading):
     """One connection from an app."""
 
     transport: asyncio.Transport

@@ -12,7 +12,7 @@ import contextlib
 
 from OpenSSL import SSL
 
-_CHUNK = 65536
+_CHUNK = 16 * 1024  # a record holds no more (RFC 8446, section 5.1), and as much is asked of the heap each time
 
 
 class TlsStream:

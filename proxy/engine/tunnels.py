@@ -17,6 +17,7 @@ from mitmproxy.connection import Server
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Denied
 from proxy.core.heads import ResponseHead
+from proxy.engine.reading import Reading
 from proxy.engine.upstream import UpstreamConnection, dial
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class Relay:
         raise RuntimeError("a response in a tunnel")
 
 
-class ShortCut(asyncio.Protocol):
+class ShortCut(Reading):
     """One end of a tunnel: its bytes go straight to the other end, all else to whom it belongs."""
 
     def __init__(

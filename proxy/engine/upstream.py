@@ -28,6 +28,7 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, ResponseHead, read_response_head
 from proxy.engine.dispatch import HookFailed, describe
 from proxy.engine.messages import BadFraming, Body, UntilCloseBody, body_of, keeps_alive
+from proxy.engine.reading import Reading
 from proxy.engine.tlsstream import TlsStream
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Receiver(Protocol):
         """Take that it failed to take something; nothing more will come."""
 
 
-class UpstreamConnection(asyncio.Protocol):
+class UpstreamConnection(Reading):
     """A connection to an upstream."""
 
     transport: asyncio.Transport
