@@ -3,6 +3,7 @@
 Rules of this module:
 
 - One buffer serves all sockets of the process: what was read into it is copied out before anything else is read.
+- A reader that overrides `taken` sees the buffer itself, and must be done with it when it returns.
 
 asyncio asks for 256 KiB each time it reads, and gives back what is not needed. That is no small part of reading little,
 and leaves holes in the heap that add up to tens of megabytes in a process that lives for long.
@@ -24,7 +25,11 @@ class Reading(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was read."""
-        self.data_received(bytes(_BUFFER[:nbytes]))
+        self.taken(_BUFFER[:nbytes])
+
+    def taken(self, view: memoryview) -> None:
+        """Take what was read, as it lies in the buffer."""
+        self.data_received(bytes(view))
 
     def data_received(self, data: bytes) -> None:
         """Take bytes off the socket."""

@@ -24,7 +24,7 @@ class TlsStream:
         self.has_ended = False
         self.was_closed = False
 
-    def handshake(self, data: bytes) -> bool:
+    def handshake(self, data: bytes | memoryview) -> bool:
         """Go on with the handshake.
 
         Args:
@@ -45,7 +45,7 @@ class TlsStream:
         self.is_established = True
         return True
 
-    def receive(self, data: bytes) -> bytes:
+    def receive(self, data: bytes | memoryview) -> bytes:
         """Decrypt what came.
 
         Afterwards `has_ended` tells whether more can come, and `was_closed` whether the peer said that this is all

@@ -113,7 +113,7 @@ class UpstreamConnection(Reading):
         self.tls = TlsStream(conn)
         self._advance_handshake(b"")
 
-    def _advance_handshake(self, data: bytes) -> bool:
+    def _advance_handshake(self, data: bytes | memoryview) -> bool:
         assert self.tls is not None
         try:
             done = self.tls.handshake(data)
@@ -138,9 +138,9 @@ class UpstreamConnection(Reading):
         """Keep the transport."""
         self.transport = cast(asyncio.Transport, transport)
 
-    def data_received(self, data: bytes) -> None:
-        """Take bytes off the socket."""
-        self._guarded(self._received, data)
+    def taken(self, view: memoryview) -> None:
+        """Take bytes off the socket: what is TLS goes to OpenSSL from where it lies."""
+        self._guarded(self._received, view if self.tls is not None else bytes(view))
 
     def _guarded(self, step: Callable[..., None], *arguments: object) -> None:
         """Take a step; whatever it raises ends this connection and the one that it serves."""
@@ -156,7 +156,7 @@ class UpstreamConnection(Reading):
         if receiver is not None:
             receiver.flush()
 
-    def _received(self, data: bytes) -> None:
+    def _received(self, data: bytes | memoryview) -> None:
         if self.tls is not None:
             if not self.tls.is_established:
                 if not self._advance_handshake(data):
@@ -166,6 +166,7 @@ class UpstreamConnection(Reading):
             if answer := self.tls.outgoing():  # key updates
                 self._write(answer)
         if data:
+            assert isinstance(data, bytes)
             self._take(data)
         if self.tls is not None and self.tls.has_ended and not self.is_closed:
             if self._switched and self.receiver is not None:

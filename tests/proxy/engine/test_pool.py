@@ -165,7 +165,7 @@ class TestWhatIsNotKept:
     def test_one_that_speaks_while_idle_is_closed_and_forgotten(self, world: World) -> None:
         one = connection()
         world.pool.give(one)
-        one.data_received(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+        one.taken(memoryview(b"HTTP/1.1 408 Request Timeout\r\n\r\n"))
         assert not is_open(one)
         assert world.counts == ["evicted"]
         assert world.pool.take("key") is None
