@@ -91,7 +91,8 @@ def read(files: Sequence[Path]) -> tuple[dict[str, str], list[Row]]:
 def write(folder: Path, machine: dict[str, str], rows: Sequence[Row]) -> None:
     """Write benchmarks.md and benchmarks.png into a folder."""
     measured = [row for row in rows if row.samples]
-    parts = [_INTRODUCTION, _machine(machine, measured), _targets(rows), "![All rows](benchmarks.png)\n"]
+    limits = Path(__file__).with_name("limits.md").read_text("utf-8")
+    parts = [_INTRODUCTION, _machine(machine, measured), _targets(rows), limits, "![All rows](benchmarks.png)\n"]
     parts += [_section(row) for row in rows]
     (folder / "benchmarks.md").write_text("\n".join(parts), "utf-8")
     _chart(folder / "benchmarks.png", measured)
