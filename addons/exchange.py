@@ -116,6 +116,7 @@ class Session:
     Attributes:
         policy: the snapshot that what begins on this connection is decided with.
         connect: the CONNECT request that opened a tunnel on it, if any.
+        speaks_http: whether plain http came inside that tunnel, whose requests are read here.
         upstreams: what is known of each upstream connection, by mitmproxy's connection id.
         unfinished: the exchanges whose decision line is still to be written.
         requests: how many requests were seen, CONNECT not counted.
@@ -127,6 +128,7 @@ class Session:
     policy: Policy
     client: str
     connect: Exchange | None = None
+    speaks_http: bool = False
     upstreams: dict[str, Upstream] = field(default_factory=dict)
     unfinished: set[Exchange] = field(default_factory=set)
     requests: int = 0
@@ -136,12 +138,17 @@ class Session:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is under way. The CONNECT of an inspected connection is not: its requests count."""
+        """Whether nothing is under way. A CONNECT whose requests are read here is not: they count."""
         return all(
             exchange is self.connect
-            and exchange.decision is not None
-            and exchange.decision.action is Action.INSPECT
-            and not exchange.observing
+            and (
+                self.speaks_http
+                or (
+                    exchange.decision is not None
+                    and exchange.decision.action is Action.INSPECT
+                    and not exchange.observing
+                )
+            )
             for exchange in self.unfinished
         )
 

@@ -94,9 +94,7 @@ class Metrics:
         )
 
     def describe(self, policy: Policy, version: str) -> None:
-        """Set what depends on the policy alone, and forget what another one had set."""
-        self.info.clear()
-        self.pins_expire.clear()
+        """Set what depends on the policy alone."""
         self.info.labels(version, policy.mode.value).set(1)
         for rule in policy.rules:
             self.seconds.labels(rule.name)
@@ -104,6 +102,11 @@ class Metrics:
                 # The day named is the last good one, in UTC.
                 end = datetime.combine(rule.pins.expires, datetime.max.time(), UTC)
                 self.pins_expire.labels(rule.name).set(int(end.timestamp()))
+
+    def forget_policy(self) -> None:
+        """Forget what `describe` has set, before it is called for another policy. Not for several processes."""
+        self.info.clear()
+        self.pins_expire.clear()
 
 
 class Telemetry:

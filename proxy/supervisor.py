@@ -25,6 +25,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -42,6 +43,7 @@ from proxy.core.policy import Listener
 logger = logging.getLogger("overcoat")
 
 CANNOT_START = 3  # a worker's exit status; its one line of error is out already
+PID = struct.Struct("=i")  # what a worker writes when it serves
 QUICK_SECONDS = 1.0  # a worker that lives shorter than this is replaced only after a pause of the same length
 RELOAD_SECONDS = 30.0  # for the workers with a new policy to serve
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
@@ -59,7 +61,7 @@ class Seat:
 
     Attributes:
         sockets: the bound sockets that it takes connections from.
-        ready: a file descriptor to write one byte to when it serves.
+        ready: a file descriptor to write its id to, as `PID` packs it, when it serves.
         parent: a file descriptor that reads as ended when the parent is gone.
         lock: a file to lock while writing to the standard output that all share.
         guarded: the admin endpoint's address, if there is one.
@@ -206,21 +208,23 @@ class Supervisor:
 
     def _await_workers(self) -> None:
         """Wait until every worker serves."""
-        waiting = len(self._seats)
+        waiting = {seat.pid for seat in self._seats}
         os.set_blocking(self._ready_read, False)
         while waiting:
-            waiting -= self._took_their_seats(waiting)
+            waiting -= self._took_their_seats()
             for pid, status in _reap():
                 raise SupervisorFailed(self._why(pid, status))
             # Blocked signals wait for `_watch`; only an end before the start is an end at once.
             if waiting and signal.sigtimedwait((signal.SIGTERM, signal.SIGINT), 0.01) is not None:
                 raise SupervisorFailed("stopped before every worker was ready")
 
-    def _took_their_seats(self, most: int) -> int:
-        """Return how many workers have begun to serve since it was last asked."""
+    def _took_their_seats(self) -> set[int]:
+        """Return the ids of the workers that have begun to serve since it was last asked."""
+        found: set[int] = set()
         with contextlib.suppress(BlockingIOError):
-            return len(os.read(self._ready_read, most))
-        return 0
+            while data := os.read(self._ready_read, PID.size):
+                found.add(PID.unpack(data)[0])
+        return found
 
     def _why(self, pid: int, status: int) -> str:
         if status == CANNOT_START:
@@ -264,33 +268,45 @@ class Supervisor:
         before, self._work = self._work, work
         old = [seat.pid for seat in self._seats]
         self._retiring.update(pid for pid in old if pid)
-        for seat in self._seats:
-            self._start_worker(seat)
-        new = [seat.pid for seat in self._seats]
-        waiting, deadline = len(new), time.monotonic() + RELOAD_SECONDS
+        waiting, new = self._start_all(), {seat.pid for seat in self._seats} - {0, *old}
+        deadline = time.monotonic() + RELOAD_SECONDS
         while waiting and time.monotonic() < deadline and all(seat.pid for seat in self._seats):
-            waiting -= self._took_their_seats(waiting)
+            waiting -= self._took_their_seats()
             for pid, status in _reap():
-                if pid in new:
-                    self._seats[new.index(pid)].pid = 0
-                    mark_process_dead(pid, str(self._directory))  # type: ignore[no-untyped-call]  # untyped there
+                for seat in self._seats:
+                    if seat.pid == pid:
+                        seat.pid = 0
+                        mark_process_dead(pid, str(self._directory))  # type: ignore[no-untyped-call]  # untyped there
+                        break
                 else:
                     self._ended(pid, status)
             time.sleep(0.01)
-        if not waiting:
-            _kill(old, signal.SIGTERM)
+        if not waiting and all(seat.pid for seat in self._seats):
+            _kill(self._retiring.intersection(old), signal.SIGTERM)
             return True
         logger.error("a worker with the new policy does not serve; the policy before stays in force")
         self._work = before
-        self._retiring.update(seat.pid for seat in self._seats if seat.pid)
-        _kill([seat.pid for seat in self._seats], signal.SIGKILL)
-        self._took_their_seats(len(new))
+        _kill((seat.pid for seat in self._seats if seat.pid in new), signal.SIGKILL)
+        self._retiring.update(seat.pid for seat in self._seats if seat.pid in new)
         for seat, pid in zip(self._seats, old, strict=True):
             seat.pid = pid if pid in self._retiring else 0
             self._retiring.discard(pid)
             if not seat.pid:  # it ended meanwhile
                 self._start_worker(seat)
         return False
+
+    def _start_all(self) -> set[int]:
+        """Start a worker for every seat; return their ids, or one that never serves if the system gives no process."""
+        try:
+            for seat in self._seats:
+                self._start_worker(seat)
+        except OSError as e:
+            logger.error("no process for a worker with the new policy: %s", os.strerror(e.errno or 0).lower())
+            for seat in self._seats:
+                if seat.pid in self._retiring:
+                    seat.pid = 0  # ends the wait
+            return {0}
+        return {seat.pid for seat in self._seats}
 
     def _workers(self) -> list[int]:
         """Return the ids of all workers."""

@@ -164,6 +164,7 @@ def _reload(engine: Engine, reader: Reader, metrics: Metrics) -> None:
     if policy is None:
         metrics.reloads.labels("refused").inc()
         return
+    metrics.forget_policy()
     metrics.describe(policy, version("overcoat"))
     metrics.reloads.labels("taken").inc()
     logger.info("the policy was read again, and is in force: %d rules, mode %s", len(policy.rules), policy.mode)
@@ -204,7 +205,7 @@ async def _work(policy: Policy, authority: LocalCa, seat: Seat) -> None:
     from proxy.engine.server import Engine
     from proxy.engine.tls import NoRoots
     from proxy.lines import LineWriter
-    from proxy.supervisor import CANNOT_START
+    from proxy.supervisor import CANNOT_START, PID
 
     metrics = Metrics(CollectorRegistry())
     lines = LineWriter(sys.stdout, metrics.lines_lost.inc, seat.lock)
@@ -221,7 +222,7 @@ async def _work(policy: Policy, authority: LocalCa, seat: Seat) -> None:
     if seat.guarded is not None:
         engine.guard(seat.guarded)
     await engine.listen(seat.sockets)
-    os.write(seat.ready, b".")
+    os.write(seat.ready, PID.pack(os.getpid()))
     await stop.wait()
     loop.remove_reader(seat.parent)
     await engine.drain()

@@ -32,6 +32,7 @@ from proxy.engine.dispatch import HookFailed, describe
 from proxy.engine.http1 import AppHttp1
 from proxy.engine.reading import Reading
 from proxy.engine.tlsstream import TlsStream
+from proxy.engine.tunnels import Switched
 
 if TYPE_CHECKING:
     from mitmproxy.options import Options
@@ -136,6 +137,7 @@ class AppSocket(Reading):
         """The app ended its side, and may be gone: no TCP tells that apart. What it waits for has a shorter time."""
         if not self.is_over and self._idle_limit != HALF_CLOSED_SECONDS:
             self._idle_limit = HALF_CLOSED_SECONDS
+            self.touch()
             self._timers["idle"].cancel()
             self._watch_idle()
 
@@ -167,6 +169,7 @@ class AppSocket(Reading):
 
     def hand_over(self) -> asyncio.Transport:
         """Give the socket, with its session, to another owner."""
+        self.flush()  # what answers the CONNECT comes before all that the other one writes
         self.is_over = True
         for timer in self._timers.values():
             timer.cancel()
@@ -176,10 +179,11 @@ class AppSocket(Reading):
 
     def drain(self) -> None:
         """Close as soon as no request is under way. The first one of a new connection is, for a moment."""
-        if not self.session.is_idle:
+        if not self.session.is_idle or isinstance(self.speaker, Switched):
             return
-        age = self.loop.time() - self._opened
-        if self.session.connect is None and not self.session.requests and age < FRESH_SECONDS:
+        connect = self.session.connect
+        age = self.loop.time() - (self._opened if connect is None else connect.started_monotonic)
+        if not self.session.requests and age < FRESH_SECONDS:
             self._timers["fresh"] = self.loop.call_later(FRESH_SECONDS - age, self.after_step)
         else:
             self.close()
@@ -355,6 +359,7 @@ class AppSocket(Reading):
             return
         if self._holds:
             self._holds.clear()
+            self._timers.pop("held").cancel()
             self.transport.resume_reading()
         self._timers["linger"] = self.loop.call_later(LINGER_SECONDS, self.transport.close)
         self._timers["flush"] = self.loop.call_later(FLUSH_SECONDS, self.abort)

@@ -160,6 +160,7 @@ class FirstBytes:
 
     def _speak_http(self) -> None:
         self._leave_upstream()
+        self._app.session.speaks_http = True
         self._app.speak_http1(self._connect)
         self._app.speaker.feed(self._data)
 

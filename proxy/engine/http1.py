@@ -90,6 +90,9 @@ class AppHttp1:
             return False
         if self._inside is None:
             self.app.session.policy = self.app.engine.policy  # the one that is in force when the request begins
+        elif self.app.engine.is_leaving(self.app.session):
+            self.app.close()  # a CONNECT keeps its policy, so none of its requests begins after another is in force
+            return False
         if head.method == b"CONNECT":
             self.conversation = connect = Connect(
                 self, request, keep_alive=head.is_http11 and keeps_alive(True, head.fields)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.e2e.app import connect
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.connection import RecordedRequest
-from tests.e2e.sidecar import Sidecar
+from tests.e2e.sidecar import ROOT, Sidecar
 from tests.e2e.upstream import TlsUpstream
 
 NO_PIN = "sha256/" + "A" * 43 + "="
@@ -112,6 +113,39 @@ def test_nor_does_one_that_speaks_inside_connect(sidecar: Sidecar, upstream: Tls
         assert client.read_response().status == 200
         reload(sidecar, policy(workers, NO_PIN))
         assert client.read_to_end() == b""  # closed, since nothing was under way
+
+
+def test_nor_does_one_that_speaks_plain_http_inside_connect(
+    sidecar: Sidecar, upstream: TlsUpstream, workers: int
+) -> None:
+    with connect(sidecar, f"127.0.0.1:{upstream.port}") as client:
+        request = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{upstream.port}\r\n\r\n".encode()
+        client.send(request)
+        assert client.read_response().status == 200
+        reload(sidecar, policy(workers, NO_PIN))
+        assert client.read_to_end() == b""
+    assert len(upstream.requests) == 1
+
+
+def test_a_fork_that_fails_leaves_the_workers_that_are_there(authority: Authority, tmp_path: Path) -> None:
+    launcher = (
+        "import os, pathlib, sys\nfork, folder = os.fork, pathlib.Path(sys.argv.pop(1))\n"
+        "def limited():\n    if (folder / 'none').exists():\n        raise BlockingIOError(11, 'no process')\n"
+        "    return fork()\nos.fork = limited\nsys.path.append(sys.argv.pop(1))\nsys.argv[0] = 'overcoat'\n"
+        "from proxy.cli import main\nmain()\n"
+    )
+    (tmp_path / "limited.py").write_text(launcher)
+    command = [sys.executable, "-P", str(tmp_path / "limited.py"), str(tmp_path), str(ROOT)]
+    with (
+        TlsUpstream(authority) as upstream,
+        Sidecar(policy(2), tmp_path, authority=authority, command=command) as sidecar,
+    ):
+        (tmp_path / "none").touch()
+        reload(sidecar, policy(2, NO_PIN), "refused")
+        assert [ask(sidecar, upstream) for _ in range(6)] == [200] * 6
+        (tmp_path / "none").unlink()
+        reload(sidecar, policy(2, NO_PIN))
+        assert ask(sidecar, upstream) == 502
 
 
 def test_a_running_request_ends_under_the_policy_it_began_with(
