@@ -50,7 +50,7 @@ def describe_machine(overcoat: Path) -> dict[str, str]:
     """Return what the figures depend on: the machine and all versions."""
     cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text("utf-8"))
     found = {
-        "Processor": f"{cpu[1] if cpu else platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "Processor": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores",
         "System": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),
         "Overcoat": _first_version([str(overcoat), "--version"]),
