@@ -223,7 +223,8 @@ def test_a_clock_that_jumps_harms_no_request(
     policy = f'rules: [{{name: pinned, hosts: ["127.0.0.1"], pins: {{any_of: ["{upstream.pin}"]}}}}]'
     with Sidecar(policy, tmp_path, authority=authority, command=command) as sidecar:
         for moved in (0.0, jump, 0.0):
-            offset.write_text(str(moved))
+            (tmp_path / "next").write_text(str(moved))
+            (tmp_path / "next").replace(offset)  # at once: it is read all the time
             assert ask(sidecar, upstream, f"/{moved}") == 200
             with connect(sidecar, f"127.0.0.1:{upstream.port}") as client:
                 client.start_tls("127.0.0.1", context=careless())  # its dates may be far from the app's
