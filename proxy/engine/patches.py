@@ -12,16 +12,51 @@ Checked on mitmproxy 12.2.3.
 from __future__ import annotations
 
 import itertools
+import sys
+from types import ModuleType
 
-from mitmproxy import connection, flow, http
-from mitmproxy.proxy.layers import http as http_layers
-from mitmproxy.proxy.layers import tls
+# What mitmproxy's other layers import of its QUIC and HTTP/3: names that are only ever compared with.
+_QUIC = {
+    "mitmproxy.proxy.layers.quic": (
+        "ClientQuicLayer",
+        "QuicStreamEvent",
+        "QuicStreamLayer",
+        "RawQuicLayer",
+        "ServerQuicLayer",
+    ),
+    "mitmproxy.proxy.layers.http._http3": ("Http3Client", "Http3Server"),
+}
 
-from proxy.engine.layers import Http1Upstream, UpstreamTls
+
+def leave_quic_out() -> None:
+    """Have mitmproxy's layers imported without QUIC and HTTP/3, which no listener here speaks.
+
+    They take 5 MiB of every process, and are code that need not be trusted. Of what stands for them nothing can be
+    made: an attempt ends the connection. Must be called before the layers are imported; what is imported already stays.
+    """
+    for name, classes in _QUIC.items():
+        if name not in sys.modules:
+            module = ModuleType(name, "Stands for what is left out.")
+            for each in classes:
+                setattr(module, each, type(each, (_LeftOut,), {}))
+            sys.modules[name] = module
+
+
+class _LeftOut:
+    """What nothing can be made of."""
+
+    def __init__(self, *_arguments: object) -> None:
+        raise RuntimeError(f"{type(self).__name__} is left out: neither QUIC nor HTTP/3 is spoken here")
 
 
 def apply() -> None:
     """Apply all patches; doing so again changes nothing."""
+    from mitmproxy import connection, flow, http
+    from mitmproxy.proxy.layers import http as http_layers
+    from mitmproxy.proxy.layers import tls
+
+    from proxy.engine.layers import Http1Upstream, UpstreamTls
+
     # HttpClient and HttpLayer make these layers by module-level names, and have no other seam.
     setattr(http_layers, "Http1Client", Http1Upstream)  # noqa: B010  # mypy rightly minds a plain assignment
     setattr(tls, "ServerTLSLayer", UpstreamTls)  # noqa: B010  # as above
@@ -45,5 +80,5 @@ class _Counted:
         return next(cls._next)
 
 
-def _no_type_check(_message: http.MessageData) -> None:
+def _no_type_check(_message: object) -> None:
     """Stand in for the check of field types."""

@@ -148,6 +148,10 @@ class _Upstream:
         assert len(self.connections) == count, f"{len(self.connections)} connections where {count} were expected"
         return list(self.connections)
 
+    def wait_for_bytes(self, data: bytes, *, deadline: float = DEADLINE) -> None:
+        """Wait until these application bytes have come, on whichever connection, though no request be whole yet."""
+        self._wait(lambda: data in self.received, deadline, repr(data))
+
     def settle(self) -> None:
         """Wait until everything that was sent to this server before this call is recorded.
 

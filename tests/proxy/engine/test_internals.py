@@ -10,9 +10,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import dedent
 
 import h11
 import mitmproxy.proxy.layers
@@ -240,6 +243,45 @@ class TestPatches:
         once = (vars(http_layers)["Http1Client"], http.MessageData.__dict__["__post_init__"])
         patches.apply()
         assert (vars(http_layers)["Http1Client"], http.MessageData.__dict__["__post_init__"]) == once
+
+
+class TestLeavingQuicOut:
+    def test_a_process_that_runs_the_engine_has_nothing_of_it_loaded(self) -> None:
+        code = (
+            "import sys, proxy.engine.server; print(*(name for name in sys.modules if 'quic' in name or 'h3' in name))"
+        )
+        loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+        assert loaded.stdout.split() == ["mitmproxy.proxy.layers.quic"]
+
+    def test_nothing_can_be_made_of_what_stands_for_it(self) -> None:
+        code = """
+            import proxy.engine.server
+            from mitmproxy.proxy.layers import quic
+            from mitmproxy.proxy.layers.http import Http3Client
+            for left_out in (quic.ServerQuicLayer, quic.ClientQuicLayer, Http3Client):
+                try:
+                    left_out(None)
+                except RuntimeError as e:
+                    print(e)
+        """
+        made = subprocess.run(
+            [sys.executable, "-c", dedent(code)], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert made.stdout.count("left out: neither QUIC nor HTTP/3") == 3
+
+    def test_the_layers_ask_of_it_only_whether_something_is_of_its_kind(self) -> None:
+        source = source_of(http_layers)
+        uses = {line.strip() for line in source.splitlines() if re.search(r"quic\.|Quic|Http3", line)}
+        assert uses == {
+            "from ..quic import QuicStreamEvent",
+            "from ._http3 import Http3Client",
+            "from ._http3 import Http3Server",
+            "http_conn = Http3Server(self.context.fork())",
+            "elif isinstance(event, (events.DataReceived, QuicStreamEvent)):",
+            "child_layer = Http3Client(self.context.fork())",
+            "stack /= quic.ServerQuicLayer(context)",
+            "self.child_layer = Http3Client(self.context)",
+        }
 
 
 class TestMessages:
