@@ -17,96 +17,14 @@ from datetime import UTC, datetime
 from functools import cache
 
 from mitmproxy import connection, http, tls
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from addons.exchange import Exchange, Session, Sessions, action_of, denies, never_left, would_deny
+from addons.metrics import Metrics
 from proxy.core.decisions import Action
 from proxy.core.pins import PinVerdict
-from proxy.core.policy import Policy
 
 NO_RULE = "-"
 NO_REASON = "-"
-
-
-class Metrics:
-    """The process's metrics, in a registry of their own."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.registry = registry
-        self.requests = Counter(
-            "overcoat_requests",
-            "Requests by rule, what the policy says of them, and the reason of a denial.",
-            ["rule", "action", "reason"],
-            registry=registry,
-        )
-        self.fields = Counter(
-            "overcoat_fields", "Fields protected, by rule and direction.", ["rule", "direction"], registry=registry
-        )
-        self.pins = Counter(
-            "overcoat_pin_checks", "Pin checks by rule and result.", ["rule", "result"], registry=registry
-        )
-        self.seconds = Histogram(
-            "overcoat_request_seconds", "Time from a request's head to its end.", ["rule"], registry=registry
-        )
-        self.bytes = Counter(
-            "overcoat_body_bytes",
-            "Body and tunnel bytes by rule and direction.",
-            ["rule", "direction"],
-            registry=registry,
-        )
-        self.pool = Counter(
-            "overcoat_upstream_connections",
-            "Requests for an upstream connection, by result.",
-            ["result"],
-            registry=registry,
-        )
-        self.clients = Gauge(
-            "overcoat_client_connections",
-            "Client connections open now.",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self.worker_restarts = Counter(
-            "overcoat_worker_restarts", "Worker processes that ended and were replaced.", registry=registry
-        )
-        self.reloads = Counter(
-            "overcoat_policy_reloads", "Times the policy was read again, by result.", ["result"], registry=registry
-        )
-        self.lines_lost = Counter(
-            "overcoat_decision_lines_lost", "Decision lines that could not be written.", registry=registry
-        )
-        self.hook_failures = Counter(
-            "overcoat_hook_failures", "Hooks that raised; the request was denied.", registry=registry
-        )
-        self.pins_expire = Gauge(
-            "overcoat_pins_expire_timestamp_seconds",
-            "When the pins of a rule expire.",
-            ["rule"],
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self.info = Gauge(
-            "overcoat_info",
-            "Always 1; the version and mode that run.",
-            ["version", "mode"],
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-
-    def describe(self, policy: Policy, version: str) -> None:
-        """Set what depends on the policy alone."""
-        self.info.labels(version, policy.mode.value).set(1)
-        for rule in policy.rules:
-            self.seconds.labels(rule.name)
-            if rule.pins is not None and rule.pins.expires is not None:
-                # The day named is the last good one, in UTC.
-                end = datetime.combine(rule.pins.expires, datetime.max.time(), UTC)
-                self.pins_expire.labels(rule.name).set(int(end.timestamp()))
-
-    def forget_policy(self) -> None:
-        """Forget what `describe` has set, before it is called for another policy. Not for several processes."""
-        self.info.clear()
-        self.pins_expire.clear()
 
 
 class Telemetry:

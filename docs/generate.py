@@ -20,8 +20,9 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
-from addons.telemetry import Metrics
+from addons.metrics import Metrics, PolicyMetrics
 from proxy.core.decisions import Action, Reason
+from proxy.core.policy import Policy
 from proxy.model import policy_table
 
 DOCS = Path(__file__).resolve().parent
@@ -48,14 +49,13 @@ def reasons_table() -> str:
 
 def metrics_table() -> str:
     """Return the table of metrics, with the names that a scrape shows."""
-    collectors = vars(Metrics(CollectorRegistry())).values()
+    counted = [each for each in vars(Metrics(CollectorRegistry())).values() if isinstance(each, MetricWrapperBase)]
+    families = [(*each.describe(), each._labelnames) for each in counted]  # there is no public way to ask for labels
+    families += [(family, family._labelnames) for family in PolicyMetrics("", Policy).describe()]  # as above
     rows = []
-    for collector in collectors:
-        if isinstance(collector, MetricWrapperBase):
-            (family,) = collector.describe()
-            names = _EXPOSED_AS.get(family.type, "{}").replace("{}", family.name)
-            labels = collector._labelnames  # prometheus-client has no public way to ask
-            rows.append((_codes(names.split(", ")), family.type, _codes(labels) or "–", family.documentation))
+    for family, labels in families:
+        names = _EXPOSED_AS.get(family.type, "{}").replace("{}", family.name)
+        rows.append((_codes(names.split(", ")), family.type, _codes(labels) or "–", family.documentation))
     return _table(("metric", "type", "labels", "meaning"), rows)
 
 

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
@@ -31,22 +31,20 @@ logger = logging.getLogger("overcoat")
 
 class _ThreadingServer(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
-    allow_reuse_address = True
 
-    def server_bind(self) -> None:
+    def __init__(self, bound: socket.socket) -> None:
+        super().__init__(bound.getsockname(), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = bound
         # Not HTTPServer's: that looks up the host's name in the DNS, which may take seconds.
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.server_name, self.server_port = bound.getsockname()[:2]
         self.setup_environ()
+        self.server_activate()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say in one line that a scraper went away or was too slow; socketserver's own way is a traceback."""
         error = sys.exception()
         logger.info("a request to the admin listener ended early: %s", type(error).__name__)
-
-
-class _ThreadingServer6(_ThreadingServer):
-    address_family = socket.AF_INET6
 
 
 class _Handler(WSGIRequestHandler):
@@ -56,23 +54,39 @@ class _Handler(WSGIRequestHandler):
         """Say nothing: scrapes are not requests of the app."""
 
 
+def bind_admin(host: str, port: int) -> socket.socket:
+    """Bind where the admin listener is to listen.
+
+    Args:
+        host: an address, or a name.
+        port: the port; 0 for a free one.
+
+    Raises:
+        OSError: it cannot be bound.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
 class Admin:
     """The running admin listener."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, is_ready: Callable[[], bool]) -> None:
-        """Bind and start.
+    def __init__(self, bound: socket.socket, registry: CollectorRegistry, is_ready: Callable[[], bool]) -> None:
+        """Start.
 
         Args:
-            host: the address to bind.
-            port: the port; 0 for a free one.
+            bound: see `bind_admin`.
             registry: what `/metrics` shows.
             is_ready: what `/ready` answers.
-
-        Raises:
-            OSError: the address cannot be bound.
         """
-        kind = _ThreadingServer6 if ":" in host else _ThreadingServer
-        self._server = make_server(host, port, _app(registry, is_ready), kind, _Handler)
+        self._server = _ThreadingServer(bound)
+        self._server.set_app(_app(registry, is_ready))
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(POLL_SECONDS,), name="admin", daemon=True
         )
@@ -81,7 +95,7 @@ class Admin:
     @property
     def address(self) -> tuple[str, int]:
         """The address that is bound."""
-        return str(self._server.server_address[0]), int(self._server.server_address[1])
+        return self._server.server_name, self._server.server_port
 
     def close(self) -> None:
         """Stop answering."""

@@ -3,8 +3,8 @@
 Rules of this module:
 
 - It is the file that was read at the start; one that has gone is an error, and never means the built-in policy.
-- A policy with errors changes nothing. Nor does one that changes what is fixed while the process runs: where it
-  listens, and how many workers there are. The log says what is wrong.
+- A policy with errors changes nothing. Nor does one whose roots cannot be read, or one that changes what is fixed while
+  the process runs: where it listens, and how many workers there are. The log says what is wrong.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from proxy.config import PolicyErrors
 from proxy.core.policy import Policy
+from proxy.engine.tls import NoRoots, upstream_context
 
 logger = logging.getLogger("overcoat")
 
@@ -32,19 +33,35 @@ class Reader:
             policy: what it gave at the start.
         """
         self._load = load
-        self._first = policy
+        self._fixed = _fixed(policy)
 
     def again(self) -> Policy | None:
         """Return the policy as it is now, or None if it must not be taken over."""
         try:
             policy = self._load()
+            upstream_context(policy.trust)
         except PolicyErrors as e:
             for error in e.errors:
                 logger.error("%s", error)
             logger.error("%s", KEPT)
             return None
-        changed = [name for name in FIXED if getattr(policy, name) != getattr(self._first, name)]
+        except NoRoots as e:
+            logger.error("%s: %s", KEPT, e)
+            return None
+        except Exception as e:  # whatever it is: what serves must go on serving
+            logger.error("%s: reading it failed with %s", KEPT, type(e).__name__)
+            return None
+        changed = [name for name, value in _fixed(policy).items() if value != self._fixed[name]]
         if changed:
             logger.error("%s: a change of %s takes a restart", KEPT, " and ".join(changed))
             return None
         return policy
+
+
+def _fixed(policy: Policy) -> dict[str, object]:
+    return {name: getattr(policy, name) for name in FIXED}
+
+
+def log_taken(policy: Policy) -> None:
+    """Say that a policy that was read again is in force."""
+    logger.info("the policy was read again, and is in force: %d rules, mode %s", len(policy.rules), policy.mode.value)

@@ -16,7 +16,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from addons.exchange import Exchange, Sessions
-from addons.telemetry import Metrics, Telemetry
+from addons.metrics import Metrics, PolicyMetrics
+from addons.telemetry import Telemetry
 from proxy import cli
 from proxy.config import load_policy
 from proxy.core.decisions import Denied, Reason
@@ -102,6 +103,7 @@ def test_the_reasons_table_has_every_reason(generate: ModuleType) -> None:
 def test_the_metrics_table_has_the_names_that_a_scrape_shows(generate: ModuleType) -> None:
     registry = CollectorRegistry()
     Metrics(registry)
+    registry.register(PolicyMetrics("1", Policy))
     families = {family.name for family in registry.collect()}
     named = set(re.findall(r"`(overcoat_\w+)`", generate.metrics_table()))
     assert {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in named} == families

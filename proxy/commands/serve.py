@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,10 @@ import click
 from proxy.ca import CaError, LocalCa, data_directory
 
 if TYPE_CHECKING:
-    from addons.telemetry import Metrics
+    from addons.metrics import Metrics
     from proxy.core.policy import Policy
     from proxy.engine.server import Engine
     from proxy.reload import Reader
-    from proxy.supervisor import Seat
 
 logger = logging.getLogger("overcoat")
 
@@ -86,11 +86,8 @@ def serve(policy_path: str | None, listen: str | None, admin: str | None, mode: 
     overrides = {key: value for key, value in given.items() if value is not None}
     path = or_exit(lambda: find_policy(policy_path, os.environ))
 
-    def load() -> Policy:
-        return load_policy(path, os.environ, overrides)
-
-    policy = or_exit(load)
-    reader = Reader(load, policy)
+    policy = or_exit(lambda: load_policy(path, os.environ, overrides))
+    reader = Reader(lambda: load_policy(path, os.environ, overrides), policy)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     count = policy.workers or processors()
     try:
@@ -115,23 +112,21 @@ async def _serve_alone(policy: Policy, reader: Reader) -> None:
     """Serve in this process, with the admin endpoint in a thread of it."""
     from prometheus_client import CollectorRegistry
 
-    from addons.telemetry import Metrics
+    from addons.metrics import Metrics, PolicyMetrics
     from proxy.admin import Admin
     from proxy.lines import LineWriter
 
     metrics = Metrics(CollectorRegistry())
     lines = LineWriter(sys.stdout, metrics.lines_lost.inc)
-    metrics.describe(policy, version("overcoat"))
+    metrics.expect(policy)
     is_ready = False
     admin = None
     stop = _on_signals(asyncio.get_running_loop())
-    engine, (sockets,) = _prepare(policy, 1, metrics, lines.write)
-    if policy.admin is not None:
-        try:
-            admin = Admin(policy.admin.host, policy.admin.port, metrics.registry, lambda: is_ready)
-        except OSError as e:
-            where = f"{policy.admin.host}:{policy.admin.port}"
-            raise _CannotStart(f"cannot listen on {where} (admin): {(e.strerror or str(e)).lower()}") from None
+    engine, sockets = _prepare(policy, metrics, lines.write)
+    metrics.registry.register(PolicyMetrics(version("overcoat"), lambda: engine.policy))
+    bound = _bind_admin(policy)
+    if bound is not None:
+        admin = Admin(bound, metrics.registry, lambda: is_ready)
         engine.guard(admin.address)
     await engine.listen(sockets)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, engine, reader, metrics)
@@ -149,25 +144,14 @@ async def _serve_alone(policy: Policy, reader: Reader) -> None:
 
 def _reload(engine: Engine, reader: Reader, metrics: Metrics) -> None:
     """Take the policy over as it is now; it is read within one turn of the loop, in which nothing else moves."""
-    from proxy.engine.tls import NoRoots
-    from proxy.reload import KEPT
+    from proxy.reload import log_taken
 
-    if engine.is_draining:
-        return
-    policy = reader.again()
+    policy = None if engine.is_draining else reader.again()
     if policy is not None:
-        try:
-            engine.take_over(policy)
-        except NoRoots as e:
-            logger.error("%s: %s", KEPT, e)
-            policy = None
-    if policy is None:
-        metrics.reloads.labels("refused").inc()
-        return
-    metrics.forget_policy()
-    metrics.describe(policy, version("overcoat"))
-    metrics.reloads.labels("taken").inc()
-    logger.info("the policy was read again, and is in force: %d rules, mode %s", len(policy.rules), policy.mode)
+        engine.take_over(policy)
+        metrics.expect(policy)
+        log_taken(policy)
+    metrics.reloads.labels("refused" if policy is None else "taken").inc()
 
 
 def _serve_together(policy: Policy, reader: Reader, count: int) -> int:
@@ -175,71 +159,51 @@ def _serve_together(policy: Policy, reader: Reader, count: int) -> int:
     from proxy.metricsfiles import prepare_metrics
 
     directory = prepare_metrics()
+    from proxy.children import administer, work
     from proxy.engine.server import BindError
-    from proxy.supervisor import Supervisor, SupervisorFailed
+    from proxy.supervisor import Seat, Shared, Supervisor, SupervisorFailed
 
     try:
         shares = _bind(policy, count)
+        admin = _bind_admin(policy)
+        guarded = admin.getsockname()[:2] if admin is not None else None
         authority = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
-
-        def work_with(policy: Policy) -> Callable[[Seat], None]:
-            return lambda seat: asyncio.run(_work(policy, authority, seat))
-
-        def reread() -> Callable[[Seat], None] | None:
-            again = reader.again()
-            return None if again is None else work_with(again)
-
-        supervisor = Supervisor(shares, policy.admin, directory, work_with(policy), reread)
-        status = supervisor.run(lambda admin: _announce(policy, shares[0], admin))
+        is_ready = Shared()
+        seats = [
+            Seat("a worker", True, str(number), share, partial(work, authority, directory, guarded))
+            for number, share in enumerate(shares)
+        ]
+        if admin is not None:
+            seats.append(Seat("the admin endpoint", False, "admin", [admin], partial(administer, directory, is_ready)))
+        supervisor = Supervisor(seats, is_ready, directory, policy, reader.again)
+        status = supervisor.run(lambda: _announce(policy, shares[0], guarded))
     except (BindError, CaError, SupervisorFailed) as e:
         raise _CannotStart(str(e)) from None
     logger.info("stopped")
     return status
 
 
-async def _work(policy: Policy, authority: LocalCa, seat: Seat) -> None:
-    """Live a worker's life."""
-    from prometheus_client import CollectorRegistry
-
-    from addons.telemetry import Metrics
-    from proxy.engine.server import Engine
-    from proxy.engine.tls import NoRoots
-    from proxy.lines import LineWriter
-    from proxy.supervisor import CANNOT_START, PID
-
-    metrics = Metrics(CollectorRegistry())
-    lines = LineWriter(sys.stdout, metrics.lines_lost.inc, seat.lock)
-    metrics.describe(policy, version("overcoat"))
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_reader(seat.parent, stop.set)  # it reads as ended when the parent is gone
-    try:
-        engine = Engine(policy, authority, metrics, lines.write)
-    except NoRoots as e:
-        click.echo(f"error: {e}", err=True)
-        raise SystemExit(CANNOT_START) from None
-    if seat.guarded is not None:
-        engine.guard(seat.guarded)
-    await engine.listen(seat.sockets)
-    os.write(seat.ready, PID.pack(os.getpid()))
-    await stop.wait()
-    loop.remove_reader(seat.parent)
-    await engine.drain()
-    lines.close()
-
-
-def _prepare(
-    policy: Policy, count: int, metrics: Metrics, write: Callable[[str], object]
-) -> tuple[Engine, list[list[socket.socket]]]:
+def _prepare(policy: Policy, metrics: Metrics, write: Callable[[str], object]) -> tuple[Engine, list[socket.socket]]:
     from proxy.engine.server import BindError, Engine
     from proxy.engine.tls import NoRoots
 
     try:
         authority = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
-        return Engine(policy, authority, metrics, write), _bind(policy, count)
+        return Engine(policy, authority, metrics, write), _bind(policy, 1)[0]
     except (CaError, NoRoots, BindError) as e:
         raise _CannotStart(str(e)) from None
+
+
+def _bind_admin(policy: Policy) -> socket.socket | None:
+    from proxy.admin import bind_admin
+
+    if policy.admin is None:
+        return None
+    try:
+        return bind_admin(policy.admin.host, policy.admin.port)
+    except OSError as e:
+        where = f"{policy.admin.host}:{policy.admin.port}"
+        raise _CannotStart(f"cannot listen on {where} (admin): {(e.strerror or str(e)).lower()}") from None
 
 
 def _bind(policy: Policy, count: int) -> list[list[socket.socket]]:

@@ -23,8 +23,9 @@ from typing import Any
 from addons.encryption import Encryption
 from addons.exchange import Exchange, Session, Sessions
 from addons.gate import Gate
+from addons.metrics import Metrics
 from addons.pinning import Pinning
-from addons.telemetry import Metrics, Telemetry
+from addons.telemetry import Telemetry
 from addons.transport import Transport
 from proxy.ca import LocalCa
 from proxy.core.policy import Listener, Policy

@@ -11,7 +11,8 @@ from mitmproxy.test import tflow
 from prometheus_client import CollectorRegistry
 
 from addons.exchange import Exchange, Sessions
-from addons.telemetry import Metrics, Telemetry, done
+from addons.metrics import Metrics, PolicyMetrics
+from addons.telemetry import Telemetry, done
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.pins import Pin, PinSet
 from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
@@ -94,7 +95,9 @@ def test_the_day_that_pins_expire_is_good_until_its_last_second() -> None:
     hosts = (HostPattern("exact", "a.example"),)
     rule = Rule("a", hosts, PlainHttp.UPGRADE, Https.INSPECT, pins=pins)
     addon = telemetry(lambda _: None)
-    addon.metrics.describe(Policy(rules=(rule,)), "1.2.3")
+    policy = Policy(rules=(rule,))
+    addon.metrics.expect(policy)
+    addon.metrics.registry.register(PolicyMetrics("1.2.3", lambda: policy))
     assert value(addon, "overcoat_pins_expire_timestamp_seconds", rule="a") == 1814399999  # 2027-06-30T23:59:59Z
     assert value(addon, "overcoat_info", version="1.2.3", mode="enforce") == 1
     assert value(addon, "overcoat_request_seconds_count", rule="a") == 0

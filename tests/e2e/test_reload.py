@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from tests.e2e.app import connect
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.connection import RecordedRequest
-from tests.e2e.sidecar import ROOT, Sidecar
+from tests.e2e.receiver import Receiver
+from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import TlsUpstream
 
 NO_PIN = "sha256/" + "A" * 43 + "="
@@ -125,27 +126,6 @@ def test_nor_does_one_that_speaks_plain_http_inside_connect(
         reload(sidecar, policy(workers, NO_PIN))
         assert client.read_to_end() == b""
     assert len(upstream.requests) == 1
-
-
-def test_a_fork_that_fails_leaves_the_workers_that_are_there(authority: Authority, tmp_path: Path) -> None:
-    launcher = (
-        "import os, pathlib, sys\nfork, folder = os.fork, pathlib.Path(sys.argv.pop(1))\n"
-        "def limited():\n    if (folder / 'none').exists():\n        raise BlockingIOError(11, 'no process')\n"
-        "    return fork()\nos.fork = limited\nsys.path.append(sys.argv.pop(1))\nsys.argv[0] = 'overcoat'\n"
-        "from proxy.cli import main\nmain()\n"
-    )
-    (tmp_path / "limited.py").write_text(launcher)
-    command = [sys.executable, "-P", str(tmp_path / "limited.py"), str(tmp_path), str(ROOT)]
-    with (
-        TlsUpstream(authority) as upstream,
-        Sidecar(policy(2), tmp_path, authority=authority, command=command) as sidecar,
-    ):
-        (tmp_path / "none").touch()
-        reload(sidecar, policy(2, NO_PIN), "refused")
-        assert [ask(sidecar, upstream) for _ in range(6)] == [200] * 6
-        (tmp_path / "none").unlink()
-        reload(sidecar, policy(2, NO_PIN))
-        assert ask(sidecar, upstream) == 502
 
 
 def test_a_running_request_ends_under_the_policy_it_began_with(
@@ -256,26 +236,73 @@ def test_the_metrics_show_the_pins_that_are_in_force(sidecar: Sidecar, upstream:
     reload(sidecar, f'workers: {workers}\nrules: [{{name: dated, hosts: ["127.0.0.1"], pins: {dated}}}]\n')
     assert expiring() == ["dated"]
     reload(sidecar, policy(workers, upstream.pin))
-    for _ in range(100):  # until the last worker of before has ended
-        if not expiring():
-            break
-        threading.Event().wait(0.05)
     assert expiring() == []
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in /proc (Linux)")
-def test_the_workers_of_before_end(authority: Authority, tmp_path: Path) -> None:
-    def children(pid: int) -> set[int]:
-        return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+def test_a_key_is_changed_like_all_else(authority: Authority, tmp_path: Path, workers: int) -> None:
+    first, second = Receiver("first"), Receiver("second")
 
+    def fields(receiver: Receiver) -> str:
+        key = f"{{alg: ECDH-ES+A256KW, primary: {{kid: {receiver.kid}, file: {receiver.write_public(tmp_path)}}}}}"
+        rule = '{name: pay, hosts: ["127.0.0.1"], request: [{encrypt: ["$.card"], key: pay}]}'
+        return f"workers: {workers}\nkeys: {{pay: {key}}}\nrules: [{rule}]\n"
+
+    with TlsUpstream(authority) as upstream, Sidecar(fields(first), tmp_path, authority=authority) as sidecar:
+        reload(sidecar, fields(second))
+        for _ in range(6):
+            with RawClient(sidecar.address) as client:
+                head = f"POST {upstream.url('/')} HTTP/1.1\r\nHost: 127.0.0.1:{upstream.port}\r\nContent-Length: 13\r\n"
+                client.send(head.encode() + b'Content-Type: application/json\r\n\r\n{"card":4111}')
+                assert client.read_response().status == 200
+        for request in upstream.requests:
+            token = json.loads(request.body)["card"].encode()
+            assert second.open(token, host="127.0.0.1", path="$.card") == b"4111"
+
+
+on_linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in /proc (Linux)")
+
+
+def children(pid: int) -> set[int]:
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+@on_linux
+def test_the_workers_stay(authority: Authority, tmp_path: Path) -> None:
     with Sidecar(policy(2), tmp_path, authority=authority) as sidecar:
         first = children(sidecar.pid)
         reload(sidecar, policy(2))
-        for _ in range(100):
-            if len(children(sidecar.pid)) == len(first):
+        assert children(sidecar.pid) == first
+        assert len(first) == 3
+        assert sidecar.metrics().value("overcoat_worker_restarts_total") == 0
+
+
+@on_linux
+def test_a_worker_that_takes_nothing_over_is_replaced_by_one_that_has(authority: Authority, tmp_path: Path) -> None:
+    with TlsUpstream(authority) as upstream, Sidecar(policy(3), tmp_path, authority=authority) as sidecar:
+        before = children(sidecar.pid)
+        (stuck,) = sorted(before)[:1]
+        os.kill(stuck, signal.SIGSTOP)
+        sidecar.write_policy(policy(3, NO_PIN))
+        sidecar.signal(signal.SIGHUP)
+        for _ in range(400):
+            if stuck not in (now := children(sidecar.pid)) and len(now) == 4:
                 break
             threading.Event().wait(0.05)
-        assert len(children(sidecar.pid) & first) == 1  # the admin endpoint alone
-        assert len(children(sidecar.pid)) == 3
-        assert all(os.path.exists(f"/proc/{pid}") for pid in children(sidecar.pid))
-        assert sidecar.metrics().value("overcoat_worker_restarts_total") == 0
+        assert before - children(sidecar.pid) == {stuck}
+        assert [ask(sidecar, upstream) for _ in range(12)] == [502] * 12
+
+
+@on_linux
+def test_waiting_for_a_worker_does_not_hold_up_the_end(authority: Authority, tmp_path: Path) -> None:
+    with Sidecar(policy(2), tmp_path, authority=authority) as sidecar:
+        stuck = min(children(sidecar.pid))
+        os.kill(stuck, signal.SIGSTOP)
+        sidecar.write_policy(policy(2, NO_PIN))
+        sidecar.signal(signal.SIGHUP)
+        threading.Event().wait(0.5)
+        began = time.monotonic()
+        sidecar.signal(signal.SIGTERM)
+        threading.Event().wait(0.5)
+        sidecar.signal(signal.SIGTERM)
+        assert sidecar.wait() == 1
+        assert time.monotonic() - began < 3

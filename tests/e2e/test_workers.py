@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import pytest
 
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
-from tests.e2e.sidecar import Sidecar, SidecarFailed
+from tests.e2e.sidecar import ROOT, Sidecar, SidecarFailed
 from tests.e2e.upstream import TlsUpstream
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in /proc (Linux)")
@@ -98,6 +99,44 @@ def test_a_worker_that_dies_is_replaced_and_counted_and_no_later_request_fails(
     assert victim not in workers(sidecar)
     assert sidecar.metrics().value("overcoat_worker_restarts_total") == 1
     assert sidecar.admin_get("/ready")[0] == 200
+
+
+def test_successors_go_on_counting_in_the_same_files(
+    authority: Authority, upstream: TlsUpstream, tmp_path: Path
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with Sidecar("workers: 2\n", tmp_path, authority=authority, env={"TMPDIR": str(temporary)}) as sidecar:
+        assert [ask(sidecar, upstream) for _ in range(20)] == [200] * 20
+        files = sorted(temporary.rglob("*.db"))
+        for victim in workers(sidecar):
+            os.kill(victim, signal.SIGKILL)
+        assert wait_until(lambda: sidecar.metrics().value("overcoat_worker_restarts_total") == 2)
+        assert wait_until(lambda: len(workers(sidecar)) == 2)
+        assert [ask(sidecar, upstream) for _ in range(20)] == [200] * 20
+        assert sorted(temporary.rglob("*.db")) == files
+        assert sidecar.metrics().value("overcoat_requests_total", rule="-", action="upgrade", reason="-") == 40
+        assert wait_until(lambda: sidecar.metrics().value("overcoat_client_connections") == 0)
+    assert list(temporary.iterdir()) == []
+
+
+def test_without_processes_a_dead_worker_is_replaced_later(authority: Authority, tmp_path: Path) -> None:
+    launcher = (
+        "import os, pathlib, sys\nfork, folder = os.fork, pathlib.Path(sys.argv.pop(1))\n"
+        "def limited():\n    if (folder / 'none').exists():\n        raise BlockingIOError(11, 'no process')\n"
+        "    return fork()\nos.fork = limited\nsys.path.append(sys.argv.pop(1))\nsys.argv[0] = 'overcoat'\n"
+        "from proxy.cli import main\nmain()\n"
+    )
+    (tmp_path / "limited.py").write_text(launcher)
+    command = [sys.executable, "-P", str(tmp_path / "limited.py"), str(tmp_path), str(ROOT)]
+    with Sidecar("workers: 2\n", tmp_path, authority=authority, command=command) as sidecar:
+        (tmp_path / "none").touch()
+        victim = workers(sidecar)[0]
+        os.kill(victim, signal.SIGKILL)
+        assert wait_until(lambda: "no process for a worker" in sidecar.stderr)
+        assert sidecar.admin_get("/ready")[0] == 200
+        (tmp_path / "none").unlink()
+        assert wait_until(lambda: len(workers(sidecar)) == 2)
 
 
 def test_the_admin_endpoint_is_replaced_where_it_was(sidecar: Sidecar) -> None:

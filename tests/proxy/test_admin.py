@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 import proxy.admin
-from proxy.admin import Admin
+from proxy.admin import Admin, bind_admin
 
 
 @dataclass
@@ -42,7 +42,7 @@ def running() -> Iterator[Running]:
     registry = CollectorRegistry()
     Counter("overcoat_examples", "An example.", registry=registry).inc(3)
     ready = [True]
-    admin = Admin("127.0.0.1", 0, registry, lambda: ready[0])
+    admin = Admin(bind_admin("127.0.0.1", 0), registry, lambda: ready[0])
     yield Running(admin, ready)
     admin.close()
 
@@ -122,7 +122,7 @@ class TestBadScrapers:
 
 def test_it_listens_on_ipv6_as_well() -> None:
     try:
-        admin = Admin("::1", 0, CollectorRegistry(), lambda: True)
+        admin = Admin(bind_admin("::1", 0), CollectorRegistry(), lambda: True)
     except OSError:
         pytest.skip("this machine has no IPv6 loopback address")
     try:
@@ -134,7 +134,7 @@ def test_it_listens_on_ipv6_as_well() -> None:
 
 def test_a_port_in_use_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
-        Admin("127.0.0.1", taken.getsockname()[1], CollectorRegistry(), lambda: True)
+        bind_admin("127.0.0.1", taken.getsockname()[1])
 
 
 def test_closed_it_takes_no_more_connections(running: Running) -> None:
@@ -142,4 +142,4 @@ def test_closed_it_takes_no_more_connections(running: Running) -> None:
     running.admin.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address, 1)
-    running.admin = Admin("127.0.0.1", 0, CollectorRegistry(), lambda: True)
+    running.admin = Admin(bind_admin("127.0.0.1", 0), CollectorRegistry(), lambda: True)

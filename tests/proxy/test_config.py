@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields, replace
 from datetime import date
 from pathlib import Path
@@ -21,6 +22,7 @@ from proxy.core.keys import Alg, Bind, Key, new_key, to_jwk, to_pem
 from proxy.core.pins import parse_pin, pin_of_pem
 from proxy.core.policy import Defaults, HostPattern, Https, Limits, Listener, Mode, PlainHttp, Policy
 from proxy.model import policy_schema, policy_table, schema_text
+from proxy.wires import pack, unpack
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 EXAMPLES = sorted((CONFIG / "examples").glob("*.yaml"))
@@ -158,6 +160,11 @@ def test_the_built_in_policy_is_the_committed_default() -> None:
 def test_every_example_loads(example: Path, folder: Path) -> None:
     policy = _load(folder, example.read_bytes(), APP_KEY=SECRET_JWK)
     assert policy.rules
+    assert _shown(unpack(pack(policy))) == _shown(policy)  # as a worker gets it
+
+
+def _shown(policy: Policy) -> str:
+    return re.sub(r"0x[0-9a-f]+", "", repr(policy))
 
 
 def test_there_are_examples() -> None:

@@ -12,7 +12,7 @@ import pytest
 import trustme
 from prometheus_client import CollectorRegistry
 
-from addons.telemetry import Metrics
+from addons.metrics import Metrics
 from proxy.ca import LocalCa
 from proxy.core.policy import Listener, Policy, Trust
 from proxy.engine import conversation

@@ -1,0 +1,111 @@
+"""The metrics: what is counted as requests pass, and what the policy in force says by itself.
+
+Rules of this module:
+
+- Labels are bounded by the policy and by our own enums, never by what a client sends.
+- What a policy says is read from it at each scrape, so that nothing of an earlier policy can be left over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from proxy.core.policy import Policy
+
+
+class Metrics:
+    """The process's metrics, in a registry of their own."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.requests = Counter(
+            "overcoat_requests",
+            "Requests by rule, what the policy says of them, and the reason of a denial.",
+            ["rule", "action", "reason"],
+            registry=registry,
+        )
+        self.fields = Counter(
+            "overcoat_fields", "Fields protected, by rule and direction.", ["rule", "direction"], registry=registry
+        )
+        self.pins = Counter(
+            "overcoat_pin_checks", "Pin checks by rule and result.", ["rule", "result"], registry=registry
+        )
+        self.seconds = Histogram(
+            "overcoat_request_seconds", "Time from a request's head to its end.", ["rule"], registry=registry
+        )
+        self.bytes = Counter(
+            "overcoat_body_bytes",
+            "Body and tunnel bytes by rule and direction.",
+            ["rule", "direction"],
+            registry=registry,
+        )
+        self.pool = Counter(
+            "overcoat_upstream_connections",
+            "Requests for an upstream connection, by result.",
+            ["result"],
+            registry=registry,
+        )
+        self.clients = Gauge(
+            "overcoat_client_connections",
+            "Client connections open now.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.worker_restarts = Counter(
+            "overcoat_worker_restarts", "Worker processes that ended and were replaced.", registry=registry
+        )
+        self.reloads = Counter(
+            "overcoat_policy_reloads", "Times the policy was read again, by result.", ["result"], registry=registry
+        )
+        self.lines_lost = Counter(
+            "overcoat_decision_lines_lost", "Decision lines that could not be written.", registry=registry
+        )
+        self.hook_failures = Counter(
+            "overcoat_hook_failures", "Hooks that raised; the request was denied.", registry=registry
+        )
+
+    def expect(self, policy: Policy) -> None:
+        """Show the rules of a policy from the start, not only from their first request."""
+        for rule in policy.rules:
+            self.seconds.labels(rule.name)
+
+
+class PolicyMetrics(Collector):
+    """What depends on the policy in force alone, made anew at each scrape."""
+
+    def __init__(self, version: str, policy: Callable[[], Policy]) -> None:
+        """Start.
+
+        Args:
+            version: Overcoat's.
+            policy: returns the policy in force.
+        """
+        self._version = version
+        self._policy = policy
+
+    def describe(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
+        """Return the families without their samples."""
+        return (
+            GaugeMetricFamily(
+                "overcoat_pins_expire_timestamp_seconds", "When the pins of a rule expire.", labels=["rule"]
+            ),
+            GaugeMetricFamily("overcoat_info", "Always 1; the version and mode that run.", labels=["version", "mode"]),
+        )
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Return the families."""
+        policy = self._policy()
+        expiry, info = self.describe()
+        for rule in policy.rules:
+            if rule.pins is not None and rule.pins.expires is not None:
+                # The day named is the last good one, in UTC.
+                end = datetime.combine(rule.pins.expires, datetime.max.time(), UTC)
+                expiry.add_metric([rule.name], int(end.timestamp()))
+        info.add_metric([self._version, policy.mode.value], 1)
+        yield expiry
+        yield info

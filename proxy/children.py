@@ -1,0 +1,105 @@
+"""What the parent's children do: a worker serves, and the admin endpoint adds up what all have counted.
+
+Rules of this module:
+
+- Each says when it serves, and when it has taken a policy over; see `proxy.wires`.
+- Each ends when its parent is gone; a worker drains first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from addons.metrics import Metrics, PolicyMetrics
+from proxy.admin import Admin
+from proxy.ca import LocalCa
+from proxy.core.policy import Policy
+from proxy.engine.server import Engine
+from proxy.engine.tls import NoRoots
+from proxy.lines import LineWriter
+from proxy.supervisor import CANNOT_START, Seat, Shared
+from proxy.wires import SERVES, TAKEN, receive, send, unpack
+
+
+def work(authority: LocalCa, directory: Path, guarded: tuple[str, int] | None, seat: Seat, policy: Policy) -> None:
+    """Live a worker's life.
+
+    Args:
+        authority: the local CA, which all share.
+        directory: where they share a lock for the standard output.
+        guarded: the admin endpoint's address, if there is one.
+        seat: what this worker has.
+        policy: the policy to begin with.
+    """
+    asyncio.run(_Worker(seat, Metrics(CollectorRegistry())).live(authority, directory / "lines.lock", guarded, policy))
+
+
+class _Worker:
+    def __init__(self, seat: Seat, metrics: Metrics) -> None:
+        self._seat = seat
+        self._metrics = metrics
+        self._stop = asyncio.Event()
+
+    async def live(self, authority: LocalCa, lock: Path, guarded: tuple[str, int] | None, policy: Policy) -> None:
+        lines = LineWriter(sys.stdout, self._metrics.lines_lost.inc, lock)
+        self._metrics.expect(policy)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        try:
+            self._engine = Engine(policy, authority, self._metrics, lines.write)
+        except NoRoots as e:
+            click.echo(f"error: {e}", err=True)
+            raise SystemExit(CANNOT_START) from None
+        if guarded is not None:
+            self._engine.guard(guarded)
+        await self._engine.listen(self._seat.sockets)
+        loop.add_reader(self._seat.wire, self._take_order)
+        send(self._seat.wire, SERVES)
+        await self._stop.wait()
+        loop.remove_reader(self._seat.wire)
+        await self._engine.drain()
+        lines.close()
+
+    def _take_order(self) -> None:
+        """Take a policy over; drain where that cannot be, since to go on with another would be wrong."""
+        try:
+            message = receive(self._seat.wire)
+            if message is not None:
+                policy = unpack(message)
+                self._engine.take_over(policy)
+                self._metrics.expect(policy)
+                send(self._seat.wire, TAKEN)
+                return
+        except (NoRoots, OSError) as e:
+            click.echo(f"error: a worker cannot take the policy over: {e}", err=True)
+        asyncio.get_running_loop().remove_reader(self._seat.wire)
+        self._stop.set()
+
+
+def administer(directory: Path, is_ready: Shared, seat: Seat, policy: Policy) -> None:
+    """Be the admin endpoint.
+
+    Args:
+        directory: where all processes keep their metrics.
+        is_ready: what `/ready` says.
+        seat: what this process has.
+        policy: the policy to begin with.
+    """
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]  # untyped there
+    registry.register(PolicyMetrics(version("overcoat"), lambda: policy))
+    admin = Admin(seat.sockets[0], registry, lambda: bool(is_ready))
+    send(seat.wire, SERVES)
+    seat.wire.settimeout(None)
+    while (message := receive(seat.wire)) is not None:
+        policy = unpack(message)
+        send(seat.wire, TAKEN)
+    admin.close()
