@@ -215,7 +215,9 @@ def denies(exchange: Exchange) -> bool:
 
 # What an upstream's failure is called. In observe mode, where plain http stays plain, it says nothing of enforcing.
 _FAILURES = frozenset((Reason.UPSTREAM_UNREACHABLE, Reason.UPSTREAM_TIMEOUT, Reason.UPSTREAM_FAILED, Reason.TLS_FAILED))
-_AFTER_IT_LEFT = frozenset((Reason.UPSTREAM_FAILED, Reason.DECRYPTION_FAILED, Reason.INTERNAL_ERROR))
+_AFTER_IT_LEFT = frozenset(
+    (Reason.UPSTREAM_FAILED, Reason.DECRYPTION_FAILED, Reason.REDIRECT_LOOP, Reason.INTERNAL_ERROR)
+)
 
 
 def would_deny(exchange: Exchange) -> bool:

@@ -5,6 +5,9 @@ Rules of this addon:
 - An upgraded request is dialled over TLS, on the rule's port; nothing later in the line can turn that back.
 - The Host field follows the destination that is dialled; every other field of the app goes through as it came.
 - What is meant for the proxy itself (`Proxy-*`, offers of h2c) ends here.
+- To the app an upgraded host is one that speaks plain http, and to the server the app is one that speaks https: where
+  they tell each other of URLs, origins and cookies, that is translated. A redirect that would lead back to the very
+  same request is cut.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from mitmproxy import http
 
 from addons.exchange import Exchange, Sessions
 from addons.headers import has_field, values_of
-from proxy.core.decisions import Action
+from proxy.core import appview
+from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import Destination, parse_authority
 from proxy.core.policy import HTTPS_PORT
 
@@ -45,11 +49,43 @@ class Transport:
         if has_field(flow.request.headers, b"upgrade"):
             _drop_foreign_upgrade(flow.request)
         decision = exchange.decision
-        if decision and decision.action is Action.UPGRADE and decision.target and not exchange.observing:
+        if _is_upgraded(exchange) and decision is not None and decision.target is not None:
             # The fields behind the setters: those rewrite Host by their own idea of the default port.
             flow.request.data.scheme = b"https"
             flow.request.data.port = decision.target.port
             _follow(flow.request, decision.target)
+            headers = flow.request.headers
+            headers.fields = appview.request_fields(headers.fields, appview.upgraded_to(exchange.policy))
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        """Show the app an upgraded host's response as one of plain http."""
+        exchange = self.sessions.exchange(flow)
+        response, asked = flow.response, exchange.asked
+        if response is None or asked is None or exchange.denied is not None or not _is_upgraded(exchange):
+            return
+        fields = appview.response_fields(response.headers.fields, appview.plain_spelling(exchange.policy, asked))
+        url = f"http://{asked}{flow.request.path}"
+        if appview.is_redirect_to_itself(exchange.method, response.status_code, url, fields):
+            exchange.note(
+                Denied(
+                    Reason.REDIRECT_LOOP,
+                    f"{asked} redirects to the very URL that was asked for, and that was upgraded to https already",
+                    "tell the server that it is asked over https (many look at X-Forwarded-Proto), or to not redirect",
+                )
+            )
+        else:
+            response.headers.fields = fields
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        """Answer instead of a redirect that leads nowhere."""
+        exchange = self.sessions.exchange(flow)
+        if exchange.denied is not None and exchange.denied.reason is Reason.REDIRECT_LOOP:
+            exchange.refuse(flow, exchange.denied)
+
+
+def _is_upgraded(exchange: Exchange) -> bool:
+    decision = exchange.decision
+    return decision is not None and decision.action is Action.UPGRADE and not exchange.observing
 
 
 def _deny_if_decided(flow: http.HTTPFlow, exchange: Exchange) -> None:

@@ -127,6 +127,13 @@ class Reason(Enum):
         "The upstream gave no usable response",
         "The upstream closed the connection, or answered with something that is not valid HTTP.",
     )
+    REDIRECT_LOOP = (
+        "redirect_loop",
+        508,
+        "destination_loop_detected",
+        "The redirect leads back to the same request",
+        "The server redirects an upgraded request to the URL that was asked for. Followed, it would never end.",
+    )
     BODY_NOT_JSON = (
         "body_not_json",
         422,

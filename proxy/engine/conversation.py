@@ -30,7 +30,7 @@ from mitmproxy.proxy.layers.http._hooks import (
     HttpResponseHook,
 )
 
-from addons.exchange import Exchange, Upstream
+from addons.exchange import Exchange, Upstream, denies
 from addons.headers import has_field, values_of
 from addons.pinning import have_expired
 from proxy.core import bodies
@@ -267,7 +267,7 @@ class Conversation:
             self._cut_off()
         elif head.status == 101:
             self._switch()
-        elif flow.response.stream or not has_body:
+        elif (flow.response.stream or not has_body) and not (self.exchange and denies(self.exchange)):
             flow.response.stream = flow.response.stream or True
             self.app.write(response_head_of(flow.response, is_closing=not self._keep_alive))
         else:
@@ -324,7 +324,8 @@ class Conversation:
             content = response.data.content or b""
             self._response_chunked = self._response_chunked and "transfer-encoding" in response.headers
             self.app.write(response_head_of(response, is_closing=not self._keep_alive))
-            self._write_piece(content)
+            if self.head.method != b"HEAD":
+                self._write_piece(content)
         if self._response_chunked:
             self.app.write(b"0\r\n\r\n")
         self._response_is_whole = True

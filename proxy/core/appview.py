@@ -1,0 +1,210 @@
+"""An upgraded app must not notice: it asked for http://host, and what comes back must fit that.
+
+Rules of this module:
+
+- Of a URL only scheme and authority change, of a cookie only what a client without TLS could not keep; every other byte
+  stays, and what cannot be read stays as it came.
+- A https URL is shown to the app as http only if the policy would upgrade that http URL to the very same place. So
+  nothing that the app asks for next is less safe than what it was told.
+- The other way round, what the app says of its own origin is told to the server as the server knows it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from urllib.parse import urldefrag, urljoin
+
+from proxy.core.decisions import Action
+from proxy.core.destinations import BadDestination, Destination, parse_authority
+from proxy.core.policy import HTTP_PORT, HTTPS_PORT, Policy
+from proxy.core.transport import decide_plain_http
+
+type Fields = tuple[tuple[bytes, bytes], ...]
+type Translate = Callable[[Destination], Destination | None]
+
+_PORTS = {"http": HTTP_PORT, "https": HTTPS_PORT}
+_ORIGIN = r"://(?P<authority>[^/?#\\\s,;<>\"']+)"
+_HTTP_URL = re.compile(rf"(?P<scheme>http){_ORIGIN}", re.IGNORECASE)
+_HTTPS_URL = re.compile(rf"(?P<scheme>https){_ORIGIN}", re.IGNORECASE)
+_REFRESH = re.compile(r"(?P<before>[^;,]*[;,][ \t]*url[ \t]*=[ \t]*[\"']?)(?P<url>.*)", re.IGNORECASE | re.DOTALL)
+_LINK_TARGET = re.compile(r"<([^<>]*)>")
+_FORWARDED_PROTO = re.compile(r"(?i)((?:^|[;,])[ \t]*proto[ \t]*=[ \t]*)(\"?)http\2(?=[ \t]*(?:[;,]|$))")
+_PLAIN_PROTO = re.compile(r"(?i)(?<![^,\s])http(?![^,\s])")
+_PREFIX = re.compile(r"__(secure|host)-", re.IGNORECASE)
+_HIDDEN_PREFIX = re.compile(r"_overcoat_(secure|host)-", re.IGNORECASE)
+_NEEDS_TLS = frozenset(("secure", "partitioned"))
+_UPGRADES = "upgrade-insecure-requests"
+_REPEATS_METHOD = frozenset((307, 308))
+_REDIRECTS = frozenset((301, 302, 303, 307, 308))
+
+
+def plain_spelling(policy: Policy, asked: Destination) -> Translate:
+    """Return what tells of a place where https is spoken how an app of `asked` names it in plain http, if it can.
+
+    Args:
+        policy: the policy in force.
+        asked: what the app asked for, before it was upgraded.
+    """
+
+    def spell(there: Destination) -> Destination | None:
+        candidates = (asked, Destination(there.host, HTTP_PORT), there)
+        return next((c for c in candidates if c.host == there.host and upgraded_to(policy)(c) == there), None)
+
+    return spell
+
+
+def upgraded_to(policy: Policy) -> Translate:
+    """Return what tells of a plain http destination where its upgrade leads, if there is one."""
+
+    def target(asked: Destination) -> Destination | None:
+        decision = decide_plain_http(policy, asked)[1]
+        return decision.target if decision.action is Action.UPGRADE else None
+
+    return target
+
+
+def request_fields(fields: Fields, translate: Translate) -> Fields:
+    """Return an upgraded request's fields as the server must see them.
+
+    Args:
+        fields: name and value, as the app sent them.
+        translate: `upgraded_to` of the policy.
+    """
+    changes: dict[bytes, Callable[[str], str]] = {
+        b"origin": lambda value: _translated(value, _HTTP_URL, "https", translate),
+        b"referer": lambda value: _translated(value, _HTTP_URL, "https", translate),
+        b"x-forwarded-proto": lambda value: _PLAIN_PROTO.sub("https", value),
+        b"forwarded": lambda value: _FORWARDED_PROTO.sub(r"\1\2https\2", value),
+        b"cookie": _cookies_for_server,
+    }
+    return _changed(fields, changes)
+
+
+def response_fields(fields: Fields, translate: Translate) -> Fields:
+    """Return a response's fields as an upgraded app must see them.
+
+    Args:
+        fields: name and value, as the server sent them.
+        translate: `plain_spelling` of the policy and what the app asked for.
+    """
+
+    def url(value: str) -> str:
+        return _translated(value, _HTTPS_URL, "http", translate)
+
+    def refresh(value: str) -> str:
+        found = _REFRESH.fullmatch(value)
+        return value if found is None else found["before"] + url(found["url"])
+
+    changes: dict[bytes, Callable[[str], str | None]] = {
+        b"location": url,
+        b"content-location": url,
+        b"access-control-allow-origin": url,
+        b"refresh": refresh,
+        b"link": lambda value: _LINK_TARGET.sub(lambda target: f"<{url(target[1])}>", value),
+        b"set-cookie": _cookie_for_app,
+        b"strict-transport-security": lambda _: None,
+        b"content-security-policy": _without_upgrade,
+    }
+    return _changed(fields, changes)
+
+
+def is_redirect_to_itself(method: str, status: int, url: str, fields: Fields) -> bool:
+    """Tell whether an app that follows a redirect would send the same request again, and again.
+
+    A redirect that sets a cookie is none of these: with the cookie the request is another one.
+
+    Args:
+        method: the request's.
+        status: the response's.
+        url: what the app asked for, as it spells it.
+        fields: the response's fields, as the app will see them.
+    """
+    if status not in _REDIRECTS or (method not in ("GET", "HEAD") and status not in _REPEATS_METHOD):
+        return False
+    names = {name.lower(): value.decode("utf-8", "surrogateescape") for name, value in fields}
+    if b"set-cookie" in names or b"location" not in names:
+        return False
+    try:
+        return _normal(urljoin(url, names[b"location"])) == _normal(url)
+    except ValueError:  # no URL at all
+        return False
+
+
+def _normal(url: str) -> str:
+    """Return a URL without its fragment, and with its authority spelled in the one way."""
+
+    def one_way(found: re.Match[str]) -> str:
+        try:
+            return f"http://{parse_authority(found['authority'], HTTP_PORT)}"
+        except BadDestination:
+            return found[0]
+
+    url = _HTTP_URL.sub(one_way, urldefrag(url).url, count=1)
+    return url if url.count("/") > 2 else f"{url}/"
+
+
+def _changed(
+    fields: Fields, changes: dict[bytes, Callable[[str], str]] | dict[bytes, Callable[[str], str | None]]
+) -> Fields:
+    found: list[tuple[bytes, bytes]] = []
+    for name, value in fields:
+        change = changes.get(name.lower())
+        if change is None:
+            found.append((name, value))
+            continue
+        changed = change(value.decode("utf-8", "surrogateescape"))
+        if changed is not None:
+            found.append((name, changed.encode("utf-8", "surrogateescape")))
+    return tuple(found)
+
+
+def _translated(value: str, pattern: re.Pattern[str], scheme: str, translate: Translate) -> str:
+    found = pattern.match(value)
+    if found is None:
+        return value
+    try:
+        there = parse_authority(found["authority"], _PORTS[found["scheme"].lower()])
+    except BadDestination:
+        return value
+    if (here := translate(there)) is None:
+        return value
+    authority = here.url_host if here.port == _PORTS[scheme] else here.authority
+    return f"{scheme}://{authority}{value[found.end() :]}"
+
+
+def _cookie_for_app(value: str) -> str:
+    """Return a Set-Cookie that a jar keeps, and sends again, though it came over plain http (RFC 6265bis)."""
+    cookie, *attributes = value.split(";")
+    name = cookie.lstrip()
+    if _PREFIX.match(name):
+        cookie = cookie[: len(cookie) - len(name)] + "_overcoat" + name[1:]
+    kept = [attribute for attribute in attributes if not _needs_tls(attribute)]
+    return ";".join([cookie, *kept])
+
+
+def _needs_tls(attribute: str) -> bool:
+    name, _, value = (part.strip().lower() for part in attribute.partition("="))
+    return name in _NEEDS_TLS or (name == "samesite" and value == "none")
+
+
+def _cookies_for_server(value: str) -> str:
+    """Return a Cookie field with the names that the server gave."""
+    return ";".join(_server_name(pair) for pair in value.split(";"))
+
+
+def _server_name(pair: str) -> str:
+    name = pair.lstrip()
+    if not _HIDDEN_PREFIX.match(name):
+        return pair
+    return pair[: len(pair) - len(name)] + "_" + name[len("_overcoat") :]
+
+
+def _without_upgrade(value: str) -> str | None:
+    """Return a Content-Security-Policy without the directive that sends a browser to https; None if nothing is left."""
+    policies = []
+    for policy in value.split(","):
+        kept = [directive for directive in policy.split(";") if directive.strip().lower() != _UPGRADES]
+        if any(directive.strip() for directive in kept):
+            policies.append(";".join(kept))
+    return ",".join(policies) or None

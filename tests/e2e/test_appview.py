@@ -1,0 +1,159 @@
+"""An upgraded app does not notice: redirects, cookies and origins fit the plain http that it speaks.
+
+Proves, at the bytes of both ends, that an app without TLS stays inside the sidecar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import wire
+from tests.e2e.certificates import Authority
+from tests.e2e.clients import Answer, RawClient, curl
+from tests.e2e.connection import RecordedRequest
+from tests.e2e.sidecar import Sidecar
+from tests.e2e.upstream import TlsUpstream
+
+HOST = "app.example"
+MakeTls = Callable[..., TlsUpstream]
+
+
+@pytest.fixture(scope="module")
+def sidecar(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
+    """One sidecar for all tests here: its policy changes in none of them."""
+    hosts = dict.fromkeys((HOST, "other.example"), "127.0.0.1")
+    with Sidecar("", tmp_path_factory.mktemp("appview"), authority=authority, hosts=hosts) as running:
+        yield running
+
+
+def answering(tls_upstream: MakeTls, *fields: tuple[str, str], status: int = 200, body: bytes = b"") -> TlsUpstream:
+    upstream: TlsUpstream = tls_upstream(HOST, respond=lambda _: wire.response(status, body, headers=fields))
+    return upstream
+
+
+def ask(sidecar: Sidecar, upstream: TlsUpstream, path: str = "/", more: str = "", method: str = "GET") -> Answer:
+    with RawClient(sidecar.address) as client:
+        url = upstream.url(path, host=HOST)
+        client.send(f"{method} {url} HTTP/1.1\r\nHost: {HOST}:{upstream.port}\r\n{more}\r\n".encode())
+        return client.read_response(method=method)
+
+
+class TestToTheApp:
+    def test_urls_of_upgraded_hosts_are_http(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+        upstream = tls_upstream(HOST, respond=self.urls)
+        answer = ask(sidecar, upstream, "/here")
+        origin = f"http://{HOST}:{upstream.port}"
+        assert answer.headers.all("location") == (f"{origin}/there?a=b",)
+        assert answer.headers.all("content-location") == ("http://other.example/x",)
+        assert answer.headers.all("refresh") == (f"3; url={origin}/r",)
+        assert answer.headers.all("link") == (f"<{origin}/l>; rel=next",)
+        assert answer.body == f"https://{HOST}/".encode()  # a body is not touched
+
+    def urls(self, request: RecordedRequest) -> bytes:
+        origin = f"https://{request.headers.get('host')}"
+        fields = (
+            ("Location", f"{origin}/there?a=b"),
+            ("Content-Location", "https://other.example/x"),
+            ("Refresh", f"3; url={origin}/r"),
+            ("Link", f"<{origin}/l>; rel=next"),
+        )
+        return wire.response(302, f"https://{HOST}/".encode(), headers=fields)
+
+    def test_hsts_ends_here(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+        upstream = answering(tls_upstream, ("Strict-Transport-Security", "max-age=9"), ("X-Kept", "1"))
+        answer = ask(sidecar, upstream)
+        assert "strict-transport-security" not in answer.headers
+        assert answer.headers.get("x-kept") == "1"
+
+    def test_curl_keeps_a_secure_cookie_and_sends_it_back_under_the_servers_name(
+        self, sidecar: Sidecar, tls_upstream: MakeTls, tmp_path: Path
+    ) -> None:
+        upstream = answering(
+            tls_upstream,
+            ("Set-Cookie", "__Host-sid=1; Path=/; Secure; HttpOnly"),
+            ("Set-Cookie", "plain=2; Secure; SameSite=None"),
+        )
+        jar = tmp_path / "jar"
+        for _ in range(2):
+            answer = curl("-b", str(jar), "-c", str(jar), upstream.url("/", host=HOST), proxy=sidecar.proxy_url)
+            assert answer.status == 200, answer.error
+        _, second = upstream.wait_for_requests(2)
+        cookies = sorted((second.headers.get("cookie") or "").split("; "))
+        assert cookies == ["__Host-sid=1", "plain=2"]
+
+    def test_curl_follows_a_redirect_without_speaking_tls(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+        def respond(request: RecordedRequest) -> bytes:
+            if request.target == "/there":
+                return wire.response(200, b"arrived")
+            return wire.response(302, headers=(("Location", f"https://{request.headers.get('host')}/there"),))
+
+        upstream = tls_upstream(HOST, respond=respond)
+        answer = curl("-L", "--proto-redir", "=http", upstream.url("/", host=HOST), proxy=sidecar.proxy_url)
+        assert (answer.status, answer.body) == (200, b"arrived"), answer.error
+
+
+class TestLoops:
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    @pytest.mark.parametrize("body", [b"", b"moved"])
+    @pytest.mark.parametrize("method", ["GET", "HEAD"])
+    def test_a_redirect_to_the_same_url_is_cut_with_its_reason(
+        self, sidecar: Sidecar, tls_upstream: MakeTls, scheme: str, body: bytes, method: str
+    ) -> None:
+        def respond(request: RecordedRequest) -> bytes:
+            location = f"{scheme}://{request.headers.get('host')}{request.target}"
+            whole = wire.response(301, body, headers=(("Location", location),))
+            return whole if method == "GET" else whole.removesuffix(body)
+
+        upstream = tls_upstream(HOST, respond=respond)
+        answer = ask(sidecar, upstream, "/spin?x", method=method)
+        assert answer.status == 508
+        assert "location" not in answer.headers
+        if method == "GET":
+            assert answer.json()["reason"] == "redirect_loop"
+        line = sidecar.wait_for_decision(lambda line: line["destination"] == f"{HOST}:{upstream.port}")
+        assert (line["action"], line["reason"], line["status"]) == ("deny", "redirect_loop", 508)
+
+    def test_the_twin_that_sets_a_cookie_passes(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+        def respond(request: RecordedRequest) -> bytes:
+            location = f"https://{request.headers.get('host')}{request.target}"
+            return wire.response(302, headers=(("Location", location), ("Set-Cookie", "seen=1")))
+
+        upstream = tls_upstream(HOST, respond=respond)
+        answer = ask(sidecar, upstream, "/once")
+        assert answer.status == 302
+        assert answer.headers.get("location") == f"http://{HOST}:{upstream.port}/once"
+
+
+class TestToTheServer:
+    def test_origins_and_proxy_fields_say_https(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+        upstream = answering(tls_upstream)
+        origin = f"{HOST}:{upstream.port}"
+        more = (
+            f"Origin: http://{origin}\r\nReferer: http://{origin}/page?q\r\nX-Forwarded-Proto: http\r\n"
+            "Forwarded: for=10.0.0.1;proto=http\r\nCookie: a=1; _overcoat_Secure-b=2\r\n"
+        )
+        ask(sidecar, upstream, "/", more)
+        (got,) = upstream.wait_for_requests(1)
+        assert got.headers.get("origin") == f"https://{origin}"
+        assert got.headers.get("referer") == f"https://{origin}/page?q"
+        assert got.headers.get("x-forwarded-proto") == "https"
+        assert got.headers.get("forwarded") == "for=10.0.0.1;proto=https"
+        assert got.headers.get("cookie") == "a=1; __Secure-b=2"
+
+
+def test_what_is_not_upgraded_is_not_touched(authority: Authority, tls_upstream: MakeTls, tmp_path: Path) -> None:
+    upstream = answering(
+        tls_upstream,
+        ("Location", f"https://{HOST}/"),
+        ("Set-Cookie", "a=b; Secure"),
+        ("Strict-Transport-Security", "x"),
+    )
+    policy = "defaults: {https: inspect}"
+    with Sidecar(policy, tmp_path, authority=authority, hosts={HOST: "127.0.0.1"}) as sidecar:
+        answer = curl(upstream.url("/", scheme="https", host=HOST), proxy=sidecar.proxy_url, ca_file=sidecar.ca_file)
+    assert answer.headers.get("location") == f"https://{HOST}/"
+    assert answer.headers.get("set-cookie") == "a=b; Secure"
+    assert answer.headers.get("strict-transport-security") == "x"

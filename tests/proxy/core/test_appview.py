@@ -1,0 +1,212 @@
+"""What an upgraded app and its server are told of each other: translated where it must be, else as it came."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.appview import (
+    is_redirect_to_itself,
+    plain_spelling,
+    request_fields,
+    response_fields,
+    upgraded_to,
+)
+from proxy.core.destinations import Destination
+from proxy.core.policy import HostPattern, Https, PlainHttp, Policy, Rule
+
+ASKED = Destination("api.example", 80)
+
+
+def pattern(host: str) -> HostPattern:
+    return HostPattern("exact", host, None)
+
+
+POLICY = Policy(
+    rules=(
+        Rule("moved", (pattern("moved.example"),), PlainHttp.UPGRADE, Https.TUNNEL, https_port=8443),
+        Rule("plain", (pattern("plain.example"),), PlainHttp.ALLOW, Https.TUNNEL),
+        Rule("never", (pattern("never.example"),), PlainHttp.REJECT, Https.TUNNEL),
+    )
+)
+
+
+def response(name: str, value: str, asked: Destination = ASKED) -> str | None:
+    fields = response_fields(((name.encode(), value.encode()),), plain_spelling(POLICY, asked))
+    return fields[0][1].decode() if fields else None
+
+
+def request(name: str, value: str) -> str:
+    ((_, changed),) = request_fields(((name.encode(), value.encode()),), upgraded_to(POLICY))
+    return changed.decode()
+
+
+URLS = [
+    ("https://api.example/a?b=c#d", "http://api.example/a?b=c#d"),
+    ("https://api.example", "http://api.example"),
+    ("HTTPS://API.Example/", "http://api.example/"),
+    ("https://api.example:443/", "http://api.example/"),
+    ("https://api.example:8080/", "http://api.example:8080/"),  # RFC 6797, section 8.3: other ports stay
+    ("https://other.example/", "http://other.example/"),
+    ("https://moved.example:8443/", "http://moved.example/"),
+    ("https://moved.example/", "https://moved.example/"),  # its upgrade leads elsewhere
+    ("https://plain.example/", "https://plain.example/"),  # as http it would stay http
+    ("https://never.example/", "https://never.example/"),
+    ("https://[::1]:8080/", "http://[::1]:8080/"),
+    ("/relative", "/relative"),
+    ("//api.example/", "//api.example/"),
+    ("http://api.example/", "http://api.example/"),
+    ("https://user@api.example/", "https://user@api.example/"),
+    ("https://api.example:99999/", "https://api.example:99999/"),
+    ("https:/api.example/", "https:/api.example/"),
+    ("", ""),
+]
+
+
+@pytest.mark.parametrize(("sent", "seen"), URLS)
+@pytest.mark.parametrize("name", ["Location", "content-location", "Access-Control-Allow-Origin"])
+def test_a_url_is_shown_as_the_app_would_ask_for_it(name: str, sent: str, seen: str) -> None:
+    assert response(name, sent) == seen
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent", "seen"),
+    [
+        (Destination("api.example", 443), "https://api.example/", "http://api.example:443/"),
+        (Destination("moved.example", 9), "https://moved.example:8443/", "http://moved.example:9/"),
+        (Destination("moved.example", 9), "https://api.example/", "http://api.example/"),
+    ],
+)
+def test_the_port_that_the_app_used_comes_first(asked: Destination, sent: str, seen: str) -> None:
+    assert response("Location", sent, asked) == seen
+
+
+@pytest.mark.parametrize(
+    ("name", "sent", "seen"),
+    [
+        ("Refresh", "5; url=https://api.example/x", "5; url=http://api.example/x"),
+        ("Refresh", "0;URL='https://api.example/x'", "0;URL='http://api.example/x'"),
+        ("Refresh", "5", "5"),
+        ("Refresh", "5; https://api.example/x", "5; https://api.example/x"),
+        (
+            "Link",
+            '<https://api.example/a>; rel="next", </b>, <https://plain.example/>; rel=x',
+            '<http://api.example/a>; rel="next", </b>, <https://plain.example/>; rel=x',
+        ),
+        ("Strict-Transport-Security", "max-age=1", None),
+        ("Content-Security-Policy", "upgrade-insecure-requests", None),
+        ("Content-Security-Policy", "default-src 'self'; Upgrade-Insecure-Requests ; x", "default-src 'self'; x"),
+        ("Content-Security-Policy", "upgrade-insecure-requests, img-src *", " img-src *"),
+        ("Content-Security-Policy", "img-src https://api.example/", "img-src https://api.example/"),
+        ("X-Other", "https://api.example/", "https://api.example/"),
+    ],
+)
+def test_other_fields_of_a_response(name: str, sent: str, seen: str | None) -> None:
+    assert response(name, sent) == seen
+
+
+@pytest.mark.parametrize(
+    ("sent", "seen"),
+    [
+        ("a=b; Secure; HttpOnly", "a=b; HttpOnly"),
+        ("a=b;secure", "a=b"),
+        ("a=b; SameSite=None; Secure; Path=/", "a=b; Path=/"),
+        ("a=b; SameSite=Lax", "a=b; SameSite=Lax"),
+        ("a=secure; Path=/secure", "a=secure; Path=/secure"),
+        ("__Host-a=b; Path=/; Secure", "_overcoat_Host-a=b; Path=/"),
+        ("__secure-a=b; Secure; Partitioned", "_overcoat_secure-a=b"),
+        ("__Other-a=b", "__Other-a=b"),
+        ("a=__Host-b", "a=__Host-b"),
+    ],
+)
+def test_a_cookie_becomes_one_that_a_jar_keeps_without_tls(sent: str, seen: str) -> None:
+    assert response("Set-Cookie", sent) == seen
+
+
+@pytest.mark.parametrize(
+    ("sent", "seen"),
+    [
+        ("_overcoat_Host-a=b; c=d; _overcoat_secure-e=f", "__Host-a=b; c=d; __secure-e=f"),
+        ("a=_overcoat_Host-b", "a=_overcoat_Host-b"),
+        ("a=b;c=d", "a=b;c=d"),
+    ],
+)
+def test_the_server_gets_its_own_names_back(sent: str, seen: str) -> None:
+    assert request("Cookie", sent) == seen
+
+
+@given(
+    st.sampled_from(["__Host-", "__Secure-", "__hOST-", "__x-", ""]),
+    st.from_regex(r"[a-z]{1,5}=[a-z]{0,5}", fullmatch=True),
+)
+def test_what_a_cookie_is_called_survives_the_way_there_and_back(prefix: str, pair: str) -> None:
+    kept = response("Set-Cookie", f"{prefix}{pair}; Secure")
+    assert kept is not None
+    assert request("Cookie", kept) == f"{prefix}{pair}"
+
+
+@pytest.mark.parametrize(
+    ("name", "sent", "told"),
+    [
+        ("Origin", "http://api.example", "https://api.example"),
+        ("Origin", "http://moved.example", "https://moved.example:8443"),
+        ("Origin", "http://plain.example", "http://plain.example"),
+        ("Origin", "null", "null"),
+        ("Referer", "http://api.example/a?b", "https://api.example/a?b"),
+        ("Referer", "https://api.example/a", "https://api.example/a"),
+        ("X-Forwarded-Proto", "http", "https"),
+        ("X-Forwarded-Proto", "HTTP, http", "https, https"),
+        ("X-Forwarded-Proto", "https", "https"),
+        ("X-Forwarded-Proto", "httpx", "httpx"),
+        ("Forwarded", "for=1.2.3.4;proto=http;host=x", "for=1.2.3.4;proto=https;host=x"),
+        ("Forwarded", 'proto="http", for=b; Proto=http', 'proto="https", for=b; Proto=https'),
+        ("Forwarded", "for=proto; by=http", "for=proto; by=http"),
+        ("Forwarded", "proto=https", "proto=https"),
+        ("X-Other", "http://api.example", "http://api.example"),
+    ],
+)
+def test_the_server_is_told_of_the_app_as_it_knows_it(name: str, sent: str, told: str) -> None:
+    assert request(name, sent) == told
+
+
+def test_order_names_and_foreign_bytes_stay() -> None:
+    fields = ((b"lOCATION", b"https://api.example/\xff"), (b"A", b"1"), (b"A", b"2"))
+    seen = response_fields(fields, plain_spelling(POLICY, ASKED))
+    assert seen == ((b"lOCATION", b"http://api.example/\xff"), *fields[1:])
+
+
+class TestLoops:
+    URL = "http://api.example:80/a?b"
+
+    @pytest.mark.parametrize(
+        "location", ["http://api.example/a?b", "HTTP://api.example:80/a?b", "/a?b", "?b", "http://api.example/a?b#c"]
+    )
+    @pytest.mark.parametrize(("method", "status"), [("GET", 301), ("HEAD", 302), ("GET", 308), ("POST", 307)])
+    def test_the_same_request_again_is_one(self, method: str, status: int, location: str) -> None:
+        assert is_redirect_to_itself(method, status, self.URL, ((b"Location", location.encode()),))
+
+    @pytest.mark.parametrize(
+        ("method", "status", "fields"),
+        [
+            ("GET", 301, ((b"Location", b"http://api.example/a"),)),
+            ("GET", 301, ((b"Location", b"http://other.example/a?b"),)),
+            ("GET", 301, ((b"Location", b"https://api.example/a?b"),)),
+            ("GET", 301, ((b"Location", b"http://api.example:81/a?b"),)),
+            ("GET", 200, ((b"Location", b"/a?b"),)),
+            ("GET", 304, ((b"Location", b"/a?b"),)),
+            ("POST", 303, ((b"Location", b"/a?b"),)),  # a GET comes next
+            ("POST", 301, ((b"Location", b"/a?b"),)),
+            ("GET", 302, ((b"Location", b"/a?b"), (b"Set-Cookie", b"seen=1"))),  # another request comes next
+            ("GET", 302, ()),
+            ("GET", 302, ((b"Location", b"http://[bad/a?b"),)),
+        ],
+    )
+    def test_what_leads_on_is_none(self, method: str, status: int, fields: tuple[tuple[bytes, bytes], ...]) -> None:
+        assert not is_redirect_to_itself(method, status, self.URL, fields)
+
+    def test_a_url_without_a_path_is_the_root(self) -> None:
+        assert is_redirect_to_itself("GET", 301, "http://api.example:80/", ((b"location", b"http://api.example"),))
+
+    def test_what_names_no_host_is_compared_as_it_is(self) -> None:
+        assert not is_redirect_to_itself("GET", 301, self.URL, ((b"location", b"http://a@b/"),))
