@@ -10,6 +10,7 @@ Rules of this module:
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 from mitmproxy import connection, http
@@ -27,10 +28,12 @@ class Upstream:
     """One connection to an upstream: the rule it was opened for, and what its handshake showed.
 
     Attributes:
+        policy: the policy that it was opened under.
         rule: the rule whose pins it is held to; a request of another rule never uses this connection.
         denied: why it could not be used.
     """
 
+    policy: Policy
     rule: Rule | None
     pin: PinVerdict | None = None
     denied: Denied | None = None
@@ -158,15 +161,25 @@ class Sessions:
 
     def __init__(self) -> None:
         self._by_id: dict[str, Session] = {}
+        self._counts: Counter[str] = Counter()
 
     def open(self, client: connection.Client, policy: Policy) -> Session:
         """Start a session."""
         session = self._by_id[client.id] = Session(policy, client.peername[0])
+        self._counts[session.client] += 1
         return session
 
     def close(self, client: connection.Client) -> None:
         """Forget a session."""
-        self._by_id.pop(client.id, None)
+        session = self._by_id.pop(client.id, None)
+        if session is not None:
+            self._counts[session.client] -= 1
+            if not self._counts[session.client]:
+                del self._counts[session.client]
+
+    def count(self, client: str) -> int:
+        """Return how many there are of a client's address."""
+        return self._counts[client]
 
     def of(self, client: connection.Client) -> Session:
         """Return the session of a client connection.
@@ -197,15 +210,14 @@ class Sessions:
 
 def problem_response(denied: Denied, rule: str | None) -> http.Response:
     """Return the response to a denied request (RFC 9457, RFC 9209)."""
-    return http.Response.make(
-        denied.reason.status,
-        problem_details(denied, rule),
-        {
-            "Content-Type": "application/problem+json",
-            "Proxy-Status": proxy_status(denied),
-            "Cache-Control": "no-store",
-        },
-    )
+    headers = {
+        "Content-Type": "application/problem+json",
+        "Proxy-Status": proxy_status(denied),
+        "Cache-Control": "no-store",
+    }
+    if denied.reason is Reason.PROXY_AUTHENTICATION_REQUIRED:
+        headers["Proxy-Authenticate"] = 'Basic realm="overcoat", charset="UTF-8"'
+    return http.Response.make(denied.reason.status, problem_details(denied, rule), headers)
 
 
 def denies(exchange: Exchange) -> bool:

@@ -2,6 +2,7 @@
 
 Rules of this addon:
 
+- Who may not use the proxy learns nothing else from it, in any mode.
 - One canonical destination a request. It is what the policy is asked about and what is dialled.
 - CONNECT authority, Host (or `:authority`) and the request target must name the same destination (DESIGN rule 4).
 - A request that was not meant for a proxy is refused: guessing its destination from the Host header would let the
@@ -10,10 +11,15 @@ Rules of this addon:
 
 from __future__ import annotations
 
+import os
+import time
+
 from mitmproxy import http
 
 from addons.exchange import Exchange, Sessions
 from addons.headers import values_of
+from proxy.core.addresses import parse_ip
+from proxy.core.clients import Verifier
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, canonical_host, parse_authority
 from proxy.core.transport import decide_https, decide_plain_http
@@ -24,12 +30,14 @@ class Gate:
 
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
+        self._verifier = Verifier(os.urandom(32), time.monotonic)
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """Decide on a CONNECT."""
         exchange = self.sessions.exchange(flow)
         self.sessions.of(flow.client_conn).connect = exchange
         try:
+            self._admit(flow, exchange)
             exchange.asked = _canonical(flow)
             exchange.rule, exchange.decision = decide_https(exchange.policy, exchange.asked)
             # RFC 9110, section 9.3.6: the Host field of a CONNECT repeats its target.
@@ -41,6 +49,7 @@ class Gate:
         """Decide on a request."""
         exchange = self.sessions.exchange(flow)
         try:
+            self._admit(flow, exchange)
             exchange.asked = _canonical(flow)
             _check_path(flow.request)
             is_https = flow.request.scheme == "https"
@@ -55,6 +64,33 @@ class Gate:
                 flow.request.data.authority = b""  # upstreams get the origin form (RFC 9112, section 3.2.1)
         except Denied as denied:
             _stop(flow, exchange, denied)
+
+    def _admit(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
+        """Check who is asking.
+
+        Raises:
+            Denied: CLIENT_FORBIDDEN, PROXY_AUTHENTICATION_REQUIRED.
+        """
+        clients = exchange.policy.clients
+        if not clients.admits(parse_ip(exchange.client)):
+            raise Denied(
+                Reason.CLIENT_FORBIDDEN,
+                f"the policy lets no app at {exchange.client} use the proxy",
+                "add the app's address or network to clients.allow",
+            )
+        if not clients.users or self._is_inside(flow, exchange):  # whose CONNECT has shown them
+            return
+        shown = values_of(flow.request.headers, b"proxy-authorization")
+        if len(shown) != 1 or not self._verifier.verify(clients.users, shown[0]):
+            raise Denied(
+                Reason.PROXY_AUTHENTICATION_REQUIRED,
+                "the request carries no credentials of the proxy's, or wrong ones",
+                "give them to the app in the proxy's URL: http://NAME:PASSWORD@HOST:PORT",
+            )
+
+    def _is_inside(self, flow: http.HTTPFlow, exchange: Exchange) -> bool:
+        connect = self.sessions.of(flow.client_conn).connect
+        return connect is not None and connect is not exchange
 
     def _check_tunnel(self, flow: http.HTTPFlow) -> None:
         connect = self.sessions.of(flow.client_conn).connect

@@ -96,6 +96,7 @@ def overcoat_policy(lab: Lab, job: Job, port: int) -> dict[str, Any]:
         "listen": [f"forward://{HOST}:{port}"],
         "admin": None,
         "trust": {"roots": str(lab.ca_file)},
+        "destinations": {"allow": ["loopback"]},
         "rules": [rule],
     }
     if job.fields:

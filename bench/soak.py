@@ -325,6 +325,7 @@ def _policy(lab: Lab, soak: Soak) -> str:
         "listen": [f"forward://{HOST}:{soak.port}"],
         "admin": None,
         "trust": {"roots": str(lab.ca_file)},
+        "destinations": {"allow": ["loopback"]},
         "keys": {"soak": {"alg": "ECDH-ES+A256KW", "primary": {"kid": "soak", "file": str(lab.field_key_file)}}},
         "rules": rules,
     }

@@ -22,6 +22,7 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from proxy.core.addresses import parse_ip
 from proxy.core.policy import Listener, Mode, Policy
 from proxy.model import PolicyFile, Section
 from proxy.policybuild import Builder
@@ -174,14 +175,22 @@ def _overridden(policy: Policy, texts: Mapping[str, tuple[str, str]], errors: li
 def _listener_errors(
     policy: Policy, texts: Mapping[str, tuple[str, str]], document: Document, file: str
 ) -> Iterator[PolicyError]:
-    """Yield an error for each address that stands twice, at its second place."""
+    """Yield an error for each address that stands twice, at its second place, and for each that is open to all."""
     places: list[tuple[Steps, Listener]] = [(("listen", index), each) for index, each in enumerate(policy.listen)]
     if policy.admin is not None:
         places.append((("admin",), policy.admin))
+    says_who = isinstance(document.data, dict) and bool(document.data.get("clients"))
     seen: set[Listener] = set()
     for steps, listener in places:
+        message = None
         if listener.port and listener in seen:
             message = f"{str(listener).removeprefix('forward://')} stands twice; each listener needs its own address"
+        elif steps[0] == "listen" and not says_who and not _is_loopback(listener.host):
+            message = (
+                f"others can reach {listener}, so say who may use it: clients: {{allow: [private]}} for the containers "
+                "or machines of a private network, or clients.users"
+            )
+        if message is not None:
             if steps[0] in texts:
                 yield PolicyError("", 0, 0, texts[str(steps[0])][0], message)
             else:
@@ -189,6 +198,17 @@ def _listener_errors(
                 place = (mark.line, mark.column) if file else (0, 0)
                 yield PolicyError(file, *place, path_text(steps), message)
         seen.add(listener)
+
+
+def _is_loopback(host: str) -> bool:
+    """Tell whether only this machine reaches a listener; 0.0.0.0 is of the kind, but means every interface."""
+    if host == "localhost":
+        return True
+    try:
+        address = parse_ip(host)
+    except ValueError:
+        return False
+    return address.is_loopback
 
 
 def _parse_admin(text: str) -> Listener:

@@ -18,8 +18,9 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from proxy.core.keys import Alg, Bind
-from proxy.core.policy import Https, Limits, Mode, PlainHttp, Policy
+from proxy.core.policy import Egress, Https, Limits, Mode, PlainHttp, Policy
 from proxy.policyvalues import (
+    AddressesText,
     AdminText,
     Day,
     FileName,
@@ -29,9 +30,11 @@ from proxy.policyvalues import (
     ListenerText,
     MethodText,
     Name,
+    PasswordEntry,
     PathText,
     PinEntry,
     SelectorText,
+    UserName,
     Version,
     WorkerCount,
 )
@@ -79,13 +82,87 @@ class TrustSection(Section):
 
 
 class LimitsSection(Section):
-    """How much one request may take."""
+    """How much one request, one app and all apps together may take."""
 
     held_body: int = Field(
         default=Limits().held_body,
         ge=1024,
         le=1024 * 1024 * 1024,
         description="Bytes of a body, decoded, that is held in memory to protect its fields. A larger one is denied.",
+    )
+    header_bytes: int = Field(
+        default=Limits().header_bytes,
+        ge=1024,
+        le=1024 * 1024,
+        description="Bytes of a request line and its header fields together.",
+    )
+    header_count: int = Field(default=Limits().header_count, ge=8, le=10_000, description="Header fields of a request.")
+    connections: int = Field(
+        default=Limits().connections, ge=1, le=1_000_000, description="Client connections at once, in each worker."
+    )
+    client_connections: int = Field(
+        default=Limits().client_connections, ge=1, le=1_000_000, description="… of these from one address."
+    )
+    idle_seconds: int = Field(
+        default=Limits().idle_seconds,
+        ge=1,
+        le=86_400,
+        description="Seconds for which a client connection may lie idle, tunnels included.",
+    )
+    request_seconds: int = Field(
+        default=Limits().request_seconds,
+        ge=1,
+        le=86_400,
+        description="Seconds in which an app must have sent a whole head, what it starts with inside CONNECT, and a "
+        "body that is held.",
+    )
+    connect_seconds: int = Field(
+        default=Limits().connect_seconds,
+        ge=1,
+        le=600,
+        description="Seconds in which an upstream's name must be resolved and its TCP connection be open.",
+    )
+
+
+class DestinationsSection(Section):
+    """Where requests may go."""
+
+    allow: Annotated[list[AddressesText], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Addresses that may be reached though they are not public: `loopback`, `private`, `cgnat`, "
+        "`link_local`, `metadata` (where clouds give out credentials), `multicast`, `reserved`, or a network such as "
+        "`10.1.0.0/16`. Judged is the address that is really connected to. Left out: none.",
+    )
+    egress: Egress = _choice(
+        _BUILT_IN.egress, "`any`: hosts that no rule names follow `defaults`; `listed`: they are denied."
+    )
+
+
+class UserSection(Section):
+    """A user with a password."""
+
+    name: UserName = Field(description="The name, as the app sends it.")
+    password_hash: PasswordEntry = Field(
+        description="What `overcoat password` prints (scrypt), or where it comes from: `{env: NAME}` or `{file: PATH}`."
+    )
+
+
+class ClientsSection(Section):
+    """Who may use the proxy."""
+
+    allow: Annotated[list[AddressesText], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Where apps may connect from: kinds and networks as in `destinations.allow`. Left out: anywhere if "
+        "there are `users`, else `loopback`.",
+    )
+    users: Annotated[list[UserSection], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Who must show a name and a password (`Proxy-Authorization`, RFC 7617). Left out: nobody must.",
+    )
+    unsafe_open_listener: bool = Field(
+        default=False,
+        description="Whether a listener that others can reach may serve everybody: without `allow` and `users` it "
+        "would refuse to start.",
     )
 
 
@@ -237,7 +314,11 @@ class PolicyFile(Section):
         default_factory=DefaultsSection, description="What holds for hosts that no rule names."
     )
     trust: TrustSection = Field(default_factory=TrustSection, description="Whom upstream certificates must come from.")
-    limits: LimitsSection = Field(default_factory=LimitsSection, description="How much one request may take.")
+    limits: LimitsSection = Field(default_factory=LimitsSection, description="How much requests and apps may take.")
+    destinations: DestinationsSection = Field(
+        default_factory=DestinationsSection, description="Which addresses and hosts may be reached."
+    )
+    clients: ClientsSection = Field(default_factory=ClientsSection, description="Who may use the proxy.")
     workers: WorkerCount = Field(
         default=_BUILT_IN.workers,
         description="How many processes share the listeners, 1 to 64, or `auto`: one a processor.",

@@ -18,6 +18,8 @@ from pathlib import Path
 from cryptography import x509
 from pydantic import ValidationError
 
+from proxy.core.addresses import address_set
+from proxy.core.clients import ClientRules, PasswordHash, User, parse_password_hash
 from proxy.core.keys import BadKey, Key, KeySet, load_key
 from proxy.core.pins import Pin, PinSet, pin_of_pem
 from proxy.core.policy import (
@@ -35,6 +37,7 @@ from proxy.core.policy import (
 from proxy.keyfiles import KeyFileError, read_key_file
 from proxy.model import (
     SYSTEM_ROOTS,
+    ClientsSection,
     DecryptEntry,
     DefaultsSection,
     EncryptEntry,
@@ -47,10 +50,11 @@ from proxy.model import (
     TrustSection,
     WhenSection,
 )
-from proxy.policyvalues import PinFile
+from proxy.policyvalues import KeySource, PinFile
 from proxy.yamltext import Document, Problem, Steps, shown
 
 _MAX_PIN_FILE_BYTES = 64 * 1024
+_MAX_PASSWORD_BYTES = 1024
 _MAX_ROOTS_BYTES = 16 * 1024 * 1024
 
 
@@ -125,7 +129,10 @@ class Builder:
             mode=file.mode,
             defaults=defaults,
             trust=Trust(self._roots(trust.roots), trust.min_tls),
-            limits=Limits(file.limits.held_body),
+            limits=Limits(**file.limits.model_dump()),
+            destinations=address_set(file.destinations.allow or []),
+            egress=file.destinations.egress,
+            clients=self._clients(file.clients),
             workers=file.workers,
             keys={name: key_set for name, key_set in keys.items() if key_set is not None},
             rules=self._rules(raw_rules if isinstance(raw_rules, list) else [], keys, defaults),
@@ -159,6 +166,47 @@ class Builder:
             except (ValueError, x509.InvalidVersion):
                 self._problem(steps, f"{self._folder / name} is no PEM file of one or more certificates")
         return self._folder / name
+
+    # Clients
+
+    def _clients(self, section: ClientsSection) -> ClientRules:
+        users: dict[str, User] = {}
+        for index, entry in enumerate(section.users or ()):
+            steps: Steps = ("clients", "users", index)
+            if entry.name in users:
+                self._problem((*steps, "name"), f"the user {shown(entry.name)} stands twice")
+            password = self._password((*steps, "password_hash"), entry.password_hash)
+            if password is not None:
+                users[entry.name] = User(entry.name, password)
+        if section.unsafe_open_listener and (section.allow or section.users):
+            self._problem(
+                ("clients", "unsafe_open_listener"),
+                "this is for listeners without `allow` and `users`: leave it out",
+            )
+        if section.allow is not None:
+            return ClientRules(address_set(section.allow), tuple(users.values()))
+        if section.users is not None or section.unsafe_open_listener:
+            return ClientRules(None, tuple(users.values()))
+        return ClientRules()
+
+    def _password(self, steps: Steps, entry: PasswordHash | KeySource) -> PasswordHash | None:
+        if isinstance(entry, PasswordHash):
+            return entry
+        if entry.file is not None:
+            content = self._file((*steps, "file"), entry.file, _MAX_PASSWORD_BYTES)
+            if content is None:
+                return None
+            text = content.decode("ascii", "replace").strip()
+        elif entry.env in self._env:
+            text = self._env[entry.env or ""].strip()
+        else:
+            self._problem((*steps, "env"), "the environment variable named here is not set")
+            return None
+        try:
+            return parse_password_hash(text)
+        except ValueError as error:
+            self._problem(steps, str(error))
+            return None
 
     # Keys
 

@@ -20,6 +20,8 @@ import idna
 from pydantic import PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from proxy.core.addresses import AddressKind, Network, parse_addresses
+from proxy.core.clients import PasswordHash, parse_password_hash, parse_user_name
 from proxy.core.destinations import canonical_host
 from proxy.core.keys import MAX_KID_LENGTH
 from proxy.core.pins import Pin, parse_pin
@@ -249,6 +251,17 @@ def _parse_key_source(value: object) -> KeySource:
     )
 
 
+def _parse_password_entry(value: object) -> PasswordHash | KeySource:
+    if isinstance(value, str):
+        return parse_password_hash(value)
+    try:
+        return _parse_key_source(value)
+    except ValueError:
+        raise ValueError(
+            "this is the text that `overcoat password` prints, or {env: NAME} or {file: PATH} of it; never the password"
+        ) from None
+
+
 def _parse_workers(value: object) -> int:
     if value == "auto":
         return 0
@@ -288,6 +301,9 @@ SelectorText = Annotated[Selector, _parsed(_parse_visible_selector), _text_schem
 PathText = Annotated[PathGlob, _parsed(PathGlob.parse), _text_schema(pattern="^/[^?#]*$")]
 MethodText = Annotated[str, _parsed(_parse_method), _text_schema(pattern=f"^{_METHOD.pattern}$")]
 
+AddressesText = Annotated[AddressKind | Network, _parsed(parse_addresses), _text_schema(minLength=1)]
+UserName = Annotated[str, _parsed(parse_user_name), _text_schema(minLength=1, maxLength=64, pattern="^[^:]+$")]
+
 AdminText = Annotated[
     Listener | None,
     PlainValidator(_parse_admin_entry),
@@ -305,22 +321,22 @@ PinEntry = Annotated[
         }
     ),
 ]
-KeySourceEntry = Annotated[
-    KeySource,
-    PlainValidator(_parse_key_source),
-    WithJsonSchema(
-        _one_of_these(
-            env={
-                "type": "string",
-                "pattern": f"^{_VARIABLE.pattern}$",
-                "description": "The environment variable that holds the key.",
-            },
-            file={
-                "type": "string",
-                "minLength": 1,
-                "maxLength": _MAX_PATH_LENGTH,
-                "description": "The file that holds the key.",
-            },
-        )
-    ),
+_SOURCE = _one_of_these(
+    env={
+        "type": "string",
+        "pattern": f"^{_VARIABLE.pattern}$",
+        "description": "The environment variable that holds it.",
+    },
+    file={
+        "type": "string",
+        "minLength": 1,
+        "maxLength": _MAX_PATH_LENGTH,
+        "description": "The file that holds it.",
+    },
+)
+KeySourceEntry = Annotated[KeySource, PlainValidator(_parse_key_source), WithJsonSchema(_SOURCE)]
+PasswordEntry = Annotated[
+    PasswordHash | KeySource,
+    PlainValidator(_parse_password_entry),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": r"^\$scrypt\$"}, _SOURCE]}),
 ]

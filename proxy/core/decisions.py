@@ -43,6 +43,34 @@ class Reason(Enum):
         "The request's header section is too large",
         "The request line and header fields together are longer than Overcoat reads.",
     )
+    REQUEST_TIMEOUT = (
+        "request_timeout",
+        408,
+        "http_request_error",
+        "The request took too long to arrive",
+        "The app did not send a whole head, or a body that is held, within `limits.request_seconds`.",
+    )
+    TOO_MANY_CONNECTIONS = (
+        "too_many_connections",
+        503,
+        "proxy_internal_response",
+        "Too many connections are open",
+        "There are as many client connections, in all or from this address, as `limits` lets be.",
+    )
+    CLIENT_FORBIDDEN = (
+        "client_forbidden",
+        403,
+        "http_request_denied",
+        "This client may not use the proxy",
+        "The policy's `clients.allow` does not name the address that the app connects from.",
+    )
+    PROXY_AUTHENTICATION_REQUIRED = (
+        "proxy_authentication_required",
+        407,
+        "http_request_denied",
+        "The proxy wants a name and a password",
+        "The policy has `clients.users`, and the request carries no Proxy-Authorization of one of them.",
+    )
     NOT_HTTP = (
         "not_http",
         400,
@@ -76,7 +104,8 @@ class Reason(Enum):
         403,
         "destination_ip_prohibited",
         "This destination is forbidden",
-        "The address that would be dialled is one of Overcoat's own listeners.",
+        "The address that would be dialled is not public and not in `destinations.allow`, or is one of Overcoat's own "
+        "listeners; or the host is in no rule, where `destinations.egress` is `listed`.",
     )
     UPSTREAM_UNREACHABLE = (
         "upstream_unreachable",

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
 
+from proxy.core.addresses import AddressSet
+from proxy.core.clients import ClientRules
 from proxy.core.destinations import Destination
 from proxy.core.keys import KeySet
 from proxy.core.pins import PinSet
@@ -251,6 +253,13 @@ class Defaults:
     https: Https = Https.TUNNEL
 
 
+class Egress(StrEnum):
+    """Which hosts may be reached at all."""
+
+    ANY = "any"
+    LISTED = "listed"
+
+
 @dataclass(frozen=True, slots=True)
 class Trust:
     """Whom upstream certificates must come from.
@@ -266,13 +275,27 @@ class Trust:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one request may take.
+    """How much one request, one app and all apps together may take. Times are in seconds.
 
     Attributes:
         held_body: bytes of a body, decoded, that is held to protect its fields.
+        header_bytes: of a request line and its header fields.
+        header_count: of header fields.
+        connections: client connections, in each worker.
+        client_connections: of them from one address.
+        idle_seconds: without a byte moving on a client connection.
+        request_seconds: for an app to send a whole head, the first bytes inside CONNECT, or a body that is held.
+        connect_seconds: for name resolution and a TCP connection to an upstream.
     """
 
     held_body: int = 1024 * 1024
+    header_bytes: int = 64 * 1024
+    header_count: int = 200
+    connections: int = 8192
+    client_connections: int = 4096
+    idle_seconds: int = 600
+    request_seconds: int = 60
+    connect_seconds: int = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +315,9 @@ class Policy:
     """The whole policy. Each one read is another, and be it the same to the letter: connections are kept apart by it.
 
     Attributes:
+        destinations: which addresses that are not public may be reached.
+        egress: whether hosts that no rule names may be reached.
+        clients: who may use the proxy.
         workers: how many processes share the listeners; 0 for as many as the machine lends processors.
     """
 
@@ -301,6 +327,9 @@ class Policy:
     defaults: Defaults = Defaults()
     trust: Trust = Trust()
     limits: Limits = Limits()
+    destinations: AddressSet = field(default_factory=AddressSet)
+    egress: Egress = Egress.ANY
+    clients: ClientRules = field(default_factory=ClientRules)
     workers: int = 1
     keys: dict[str, KeySet] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()

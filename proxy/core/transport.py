@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
-from proxy.core.policy import Https, PlainHttp, Policy, Rule, upgraded
+from proxy.core.policy import Egress, Https, PlainHttp, Policy, Rule, upgraded
 
 
 def decide_plain_http(policy: Policy, asked: Destination) -> tuple[Rule | None, Decision]:
@@ -24,6 +24,8 @@ def decide_plain_http(policy: Policy, asked: Destination) -> tuple[Rule | None, 
         The rule that counts, if any, and UPGRADE or ALLOW with the target to dial, or DENY.
     """
     rule = policy.rule_for_plain_http(asked)
+    if rule is None and policy.egress is Egress.LISTED:
+        return None, Decision(Action.DENY, denied=_not_listed(asked))
     what = rule.plain_http if rule else policy.defaults.plain_http
     if what is PlainHttp.UPGRADE:
         return _upgrade(policy, rule, asked)
@@ -73,12 +75,22 @@ def decide_https(policy: Policy, asked: Destination) -> tuple[Rule | None, Decis
         The rule that counts, if any, and TUNNEL or INSPECT with the target to dial, or DENY.
     """
     rule = policy.rule_for(asked)
+    if rule is None and policy.egress is Egress.LISTED:
+        return None, Decision(Action.DENY, denied=_not_listed(asked))
     what = rule.https if rule else policy.defaults.https
     if what is Https.TUNNEL:
         return rule, Decision(Action.TUNNEL, asked)
     if what is Https.INSPECT:
         return rule, Decision(Action.INSPECT, asked)
     return rule, Decision(Action.DENY, denied=_https_rejected(rule, asked))
+
+
+def _not_listed(asked: Destination) -> Denied:
+    return Denied(
+        Reason.DESTINATION_FORBIDDEN,
+        f"no rule names {asked}, and the policy lets nothing else out",
+        "name the host in a rule, or set destinations.egress: any",
+    )
 
 
 def _https_rejected(rule: Rule | None, target: Destination) -> Denied:

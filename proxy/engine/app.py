@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("overcoat")
 
-IDLE_SECONDS = 600.0
 HALF_CLOSED_SECONDS = 30.0  # for something to move towards an app that ended its side: it may be gone altogether
 HELD_CHECK_SECONDS = 10.0  # between looks at an app that nothing is read from, so that its end would go unnoticed
 LINGER_SECONDS = 1.0  # for an app to read an answer that came before it had sent everything
@@ -66,6 +65,9 @@ class Speaker(Protocol):
     def congested(self, is_congested: bool) -> None:
         """Take that the app reads too slowly, or no longer does."""
 
+    def too_slow(self) -> None:
+        """Take that the app has not sent what was expected of it in time; see `AppSocket.expect`."""
+
 
 class _Gone:
     """Stands in for the speaker of a connection that is over: nothing that still comes is of use."""
@@ -77,6 +79,8 @@ class _Gone:
     def gone(self) -> None: ...
 
     def congested(self, _is_congested: bool) -> None: ...
+
+    def too_slow(self) -> None: ...
 
 
 _GONE = _Gone()
@@ -101,7 +105,7 @@ class AppSocket(Reading):
         self._out: list[bytes] = []
         self._holds: set[str] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._idle_limit = IDLE_SECONDS
+        self._idle_limit: float = engine.policy.limits.idle_seconds
         self._last_activity = self._opened = self.loop.time()
 
     # -- life
@@ -122,9 +126,12 @@ class AppSocket(Reading):
         self.guarded(self._start)
 
     def _start(self) -> None:
-        self.speak_http1(None)
+        self.speaker = http1 = AppHttp1(self, None)
         self._watch_idle()
         self.engine.dispatch(server_hooks.ClientConnectedHook(self.client))
+        denied = self.engine.too_many(self.session)
+        if denied is not None:
+            http1.refuse(denied)
 
     def _watch_idle(self) -> None:
         idle = self.loop.time() - self._last_activity
@@ -132,6 +139,26 @@ class AppSocket(Reading):
             self.abort()
         else:
             self._timers["idle"] = self.loop.call_later(self._idle_limit - idle, self.guarded, self._watch_idle)
+
+    def expect(self, is_expected: bool) -> None:
+        """Say whether the app owes something that must come within `limits.request_seconds` from now."""
+        if not is_expected:
+            if (timer := self._timers.pop("request", None)) is not None:
+                timer.cancel()
+        elif "request" not in self._timers and not self.is_over:
+            self._timers["request"] = self.loop.call_later(
+                self.session.policy.limits.request_seconds, self.guarded, self._too_slow
+            )
+
+    def _too_slow(self) -> None:
+        self._timers.pop("request", None)
+        if self.is_closing:
+            return
+        if self.tls is not None and not self.tls.is_established:
+            self.session.client_tls_error = "the app did not complete TLS with the local CA"
+            self.close()
+        else:
+            self.speaker.too_slow()
 
     def expect_departure(self) -> None:
         """The app ended its side, and may be gone: no TCP tells that apart. What it waits for has a shorter time."""
@@ -260,6 +287,7 @@ class AppSocket(Reading):
             self.client.tls_version = self.tls.conn.get_protocol_version_name()  # type: ignore[assignment]  # a literal
             self.client.timestamp_tls_setup = time.time()
             data = b""
+            self.expect(False)
         plain = self.tls.receive(data)
         if answer := self.tls.outgoing():
             self._out.append(answer)

@@ -71,7 +71,7 @@ class Connect:
     async def _dial(self, exchange: Exchange) -> None:
         request = self._flow.request.data
         server = Server(address=(request.host, request.port))
-        record = exchange.upstream = Upstream(exchange.rule)
+        record = exchange.upstream = Upstream(exchange.policy, exchange.rule)
         try:
             upstream = await dial(self._engine, server, None, record, self._app.context)
         except Denied as denied:
@@ -129,6 +129,8 @@ class FirstBytes:
         self._connect = connect
         self._upstream = upstream
         self._data = b""
+        if not connect.observing:  # there the app may wait for the server to speak first
+            app.expect(True)
         if upstream is not None:
             upstream.carry(Relay(app, upstream, b""))  # what a server says first waits in its socket
             if not connect.observing:
@@ -146,6 +148,7 @@ class FirstBytes:
                 heard = Heard(Speech.OTHER)
         if heard.speech is Speech.UNDECIDED:
             return
+        self._app.expect(False)
         if heard.speech is Speech.HTTP:
             self._speak_http()
         elif heard.speech is Speech.TLS:
@@ -209,12 +212,18 @@ class FirstBytes:
         app.engine.dispatch(TlsStartClientHook(data))
         assert data.ssl_conn is not None
         app.start_tls(data.ssl_conn)
+        app.expect(True)  # the rest of the handshake
         app.speak_http1(self._connect)
         app.take(self._data)
 
     def _leave_upstream(self) -> None:
         if self._upstream is not None:
             self._upstream.close()
+
+    def too_slow(self) -> None:
+        """The app did not say enough in time."""
+        seconds = self._connect.policy.limits.request_seconds
+        self._deny(Denied(Reason.NOT_HTTP, f"within {seconds} s no whole ClientHello or HTTP request line came"))
 
     def eof(self) -> None:
         """The app left without saying enough."""

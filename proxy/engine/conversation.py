@@ -181,7 +181,7 @@ class Conversation:
         self._was_reused = False
         server = Server(address=(request.host, request.port))
         server.tls = request.scheme == b"https"
-        record = self.app.session.upstreams[server.id] = exchange.upstream = Upstream(exchange.rule)
+        record = self.app.session.upstreams[server.id] = exchange.upstream = Upstream(exchange.policy, exchange.rule)
         self._dialling = self.app.loop.create_task(self._dial(server, record, key))
 
     async def _dial(self, server: Server, record: Upstream, key: object) -> None:
@@ -460,12 +460,21 @@ class Conversation:
         self.app.abort()  # before what follows, which would end it in order
         self._finish_with_error("cut off")
 
+    @property
+    def holds_body(self) -> bool:
+        """Whether the request's body is gathered before anything is sent."""
+        return self._mode == "hold"
+
     def broken(self) -> None:
         """The app's body is not framed as its head says."""
+        self.abandon(Denied(Reason.BAD_REQUEST, "the body is not framed as its head says"))
+
+    def abandon(self, denied: Denied) -> None:
+        """Answer with a denial if that is still possible, and close."""
         if not self._response_began:
             self._keep_alive = False
             assert self.exchange is not None
-            self.exchange.refuse(self.flow, Denied(Reason.BAD_REQUEST, "the body is not framed as its head says"))
+            self.exchange.refuse(self.flow, denied)
             self._leave_upstream()
             self._answer()
         self._finish_with_error("broken request")

@@ -19,7 +19,6 @@ import collections
 import contextlib
 import ipaddress
 import logging
-import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
@@ -29,6 +28,7 @@ from mitmproxy.proxy import commands, events, server_hooks
 
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Denied, Reason
+from proxy.engine.dialling import connect
 from proxy.engine.dispatch import HookFailed, describe
 from proxy.engine.layers import inside_connect
 
@@ -37,9 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("overcoat")
 
-DIAL_SECONDS = 10.0
 HANDSHAKE_SECONDS = 10.0
-IDLE_SECONDS = 600.0
 FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
 LINGER_SECONDS = 1.0  # for an app to read an answer that came before it had sent everything
 MAX_BACKLOG = 256 * 1024  # bytes from the app that wait while its upstream is dialled
@@ -103,6 +101,7 @@ class Driver:
         self.tasks: set[asyncio.Task[None]] = set()
         self.timers: dict[object, asyncio.TimerHandle] = {}
         self.last_activity = self.loop.time()
+        self.policy = connect.policy
         self.layer = inside_connect(app.context, connect)
 
     def start(self, transport: asyncio.Transport, data: bytes) -> None:
@@ -115,6 +114,9 @@ class Driver:
 
     def _begin(self, pipe: Pipe, data: bytes) -> None:
         self._watch_idle()
+        self.timers["handshake"] = self.loop.call_later(
+            self.policy.limits.request_seconds, self.call, self._expect_handshake
+        )
         self.feed(events.Start())
         self.received(pipe, data)
 
@@ -132,10 +134,15 @@ class Driver:
 
     def _watch_idle(self) -> None:
         idle = self.loop.time() - self.last_activity
-        if idle >= IDLE_SECONDS:
+        limit = self.policy.limits.idle_seconds
+        if idle >= limit:
             self.abort()
         else:
-            self.timers["idle"] = self.loop.call_later(IDLE_SECONDS - idle, self.call, self._watch_idle)
+            self.timers["idle"] = self.loop.call_later(limit - idle, self.call, self._watch_idle)
+
+    def _expect_handshake(self) -> None:
+        if not self.client.tls_established:
+            self.abort()
 
     @property
     def is_idle(self) -> bool:
@@ -345,7 +352,7 @@ class Driver:
 
     async def _dial(self, command: commands.OpenConnection) -> None:
         server = command.connection
-        upstream = self.session.upstreams.setdefault(server.id, Upstream(None))
+        upstream = self.session.upstreams.setdefault(server.id, Upstream(self.policy, None))
         denied = await self._connect(server)
         self.dialling -= 1
         if not self.dialling:
@@ -365,25 +372,17 @@ class Driver:
         assert server.address is not None
         host, port = server.address
         server.timestamp_start = time.time()
-        hint = "check that the host is up, and reachable from where Overcoat runs"
         try:
-            async with asyncio.timeout(DIAL_SECONDS):
-                transport, pipe = await self.loop.create_connection(
-                    lambda: Pipe(self, server), host, port, happy_eyeballs_delay=0.25
-                )
-        except TimeoutError:
-            return Denied(
-                Reason.UPSTREAM_TIMEOUT, f"{host} port {port} took no connection in {DIAL_SECONDS:.0f} s", hint
-            )
-        except socket.gaierror:
-            return Denied(Reason.UPSTREAM_UNREACHABLE, f"the name {host} cannot be resolved", hint)
-        except (OSError, ExceptionGroup):
-            return Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} takes no connection", hint)
+            connection = await connect(self.engine, host, port, self.session.upstreams[server.id])
+        except Denied as denied:
+            return denied
+        try:
+            transport, pipe = await self.loop.create_connection(lambda: Pipe(self, server), sock=connection)
+        except OSError:
+            connection.close()
+            return Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} closed the connection at once")
         server.peername = transport.get_extra_info("peername")
         server.sockname = transport.get_extra_info("sockname")
-        if self.engine.is_own_address(server.sockname, server.peername):
-            transport.abort()
-            return Denied(Reason.DESTINATION_FORBIDDEN, f"{host} port {port} is one of Overcoat's own listeners")
         server.state = ConnectionState.OPEN
         server.timestamp_tcp_setup = time.time()
         self.pipes[server] = pipe

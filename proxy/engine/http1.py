@@ -2,7 +2,7 @@
 
 Rules of this module:
 
-- A head is read strictly, and only up to `MAX_HEAD_BYTES`; what cannot become one is answered at once.
+- A head is read strictly, within the policy's limits; what cannot become one is answered at once.
 - The next request is not looked at before the one in hand has its response: pipelining keeps its order.
 """
 
@@ -49,6 +49,14 @@ class AppHttp1:
 
     def advance(self) -> None:
         """Read on as far as the bytes go."""
+        self._read_on()
+        app = self.app
+        if app.speaker is self and not app.is_closing:
+            conversation = self.conversation
+            is_held = isinstance(conversation, Conversation) and conversation.holds_body
+            app.expect((self._body is not None and is_held) or (conversation is None and self._unread != b""))
+
+    def _read_on(self) -> None:
         app = self.app
         while not app.is_closing and app.speaker is self:
             if self._body is not None:
@@ -74,8 +82,9 @@ class AppHttp1:
             return False
         end = stripped.find(b"\r\n\r\n")
         try:
-            if (end if end >= 0 else len(stripped)) > MAX_HEAD_BYTES:
-                raise Denied(Reason.HEADERS_TOO_LARGE, f"the head is longer than {MAX_HEAD_BYTES} bytes")
+            limits = self.app.session.policy.limits
+            if (end if end >= 0 else len(stripped)) > limits.header_bytes:
+                raise Denied(Reason.HEADERS_TOO_LARGE, f"the head is longer than {limits.header_bytes} bytes")
             if end < 0:
                 if not can_become_a_head(stripped):
                     raise Denied(Reason.BAD_REQUEST, BAD_REQUEST_LINE)
@@ -84,9 +93,11 @@ class AppHttp1:
                 return False
             self._unread = stripped[end + 4 :]
             head = read_request_head(stripped[: end + 4])
+            if len(head.fields) > limits.header_count:
+                raise Denied(Reason.HEADERS_TOO_LARGE, f"there are more than {limits.header_count} header fields")
             request = request_of(head, self._inside, is_tls=self.app.tls is not None)
         except Denied as denied:
-            self._refuse(denied)
+            self.refuse(denied)
             return False
         if self._inside is None:
             self.app.session.policy = self.app.engine.policy  # the one that is in force when the request begins
@@ -106,7 +117,8 @@ class AppHttp1:
             conversation.request_end()
         return True
 
-    def _refuse(self, denied: Denied) -> None:
+    def refuse(self, denied: Denied) -> None:
+        """Answer what is no request, or none in time, and close."""
         session = self.app.session
         exchange = Exchange(session.policy, session.client)
         exchange.note(denied)
@@ -159,6 +171,15 @@ class AppHttp1:
             self.advance()
         else:
             self.app.expect_departure()
+
+    def too_slow(self) -> None:
+        """The head, or a body that is held, did not come in time."""
+        seconds = self.app.session.policy.limits.request_seconds
+        denied = Denied(Reason.REQUEST_TIMEOUT, f"the app did not send all of it within {seconds} s")
+        if isinstance(self.conversation, Conversation):
+            self.conversation.abandon(denied)
+        else:
+            self.refuse(denied)
 
     def gone(self) -> None:
         """The app's connection is over."""

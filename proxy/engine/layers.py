@@ -140,7 +140,7 @@ class ProxyLayer(http_layers.HttpLayer):
             # The new connection is known before its first command is carried out, so before its handshake.
             for server in self.connections.keys() - before:
                 if isinstance(server, connection.Server):
-                    exchange.upstream = upstreams.setdefault(server.id, Upstream(exchange.rule))
+                    exchange.upstream = upstreams.setdefault(server.id, Upstream(exchange.policy, exchange.rule))
             before = set(self.connections)
             yield command
 

@@ -28,6 +28,7 @@ from addons.pinning import Pinning
 from addons.telemetry import Telemetry
 from addons.transport import Transport
 from proxy.ca import LocalCa
+from proxy.core.decisions import Denied, Reason
 from proxy.core.policy import Listener, Policy
 from proxy.engine import patches
 from proxy.engine.app import AppSocket
@@ -201,6 +202,20 @@ class Engine:
     def is_leaving(self, session: Session) -> bool:
         """Whether a client connection is to be closed as soon as no request is under way on it."""
         return self.is_draining or (session.connect is not None and session.policy is not self.policy)
+
+    def too_many(self, session: Session) -> Denied | None:
+        """Tell whether a client connection that has just been opened is one too many."""
+        limits = self.policy.limits
+        hint = "let the app reuse its connections, or raise the limit"
+        if len(self.connections) > limits.connections:
+            return Denied(
+                Reason.TOO_MANY_CONNECTIONS, f"more than limits.connections ({limits.connections}) are open", hint
+            )
+        of_this = self.sessions.count(session.client)
+        if of_this > limits.client_connections:
+            where = f"more than limits.client_connections ({limits.client_connections}) are open from {session.client}"
+            return Denied(Reason.TOO_MANY_CONNECTIONS, where, hint)
+        return None
 
     def ended(self) -> None:
         """Take note that a client connection is over."""

@@ -45,7 +45,7 @@ class Relay:
 
     async def _dial(self, connect: Exchange) -> None:
         assert connect.asked is not None
-        record = connect.upstream = Upstream(connect.rule)
+        record = connect.upstream = Upstream(connect.policy, connect.rule)
         server = Server(address=(connect.asked.host, connect.asked.port))
         try:
             upstream = await dial(self._app.engine, server, None, record, self._app.context)
@@ -119,6 +119,10 @@ class Relay:
                 self._upstream.transport.pause_reading()
             else:
                 self._upstream.transport.resume_reading()
+
+    def too_slow(self) -> None:
+        """Never called: nothing is owed in a tunnel."""
+        raise RuntimeError("a deadline in a tunnel")
 
     # -- from the upstream (its Receiver)
 
@@ -223,3 +227,7 @@ class Switched:
     def congested(self, is_congested: bool) -> None:
         """Pass back-pressure on."""
         self._conversation.app_congested(is_congested)
+
+    def too_slow(self) -> None:
+        """Never called: nothing is owed after a switch."""
+        raise RuntimeError("a deadline after a switch")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, cast
@@ -26,6 +25,7 @@ from OpenSSL import SSL
 from addons.exchange import Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, ResponseHead, read_response_head
+from proxy.engine.dialling import connect
 from proxy.engine.dispatch import HookFailed, describe
 from proxy.engine.messages import BadFraming, Body, UntilCloseBody, body_of, keeps_alive
 from proxy.engine.reading import Reading
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("overcoat")
 
-DIAL_SECONDS = 10.0
 HANDSHAKE_SECONDS = 10.0
 FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
 
@@ -373,28 +372,19 @@ async def dial(engine: Engine, server: Server, key: object, record: Upstream, co
     """
     assert server.address is not None
     host, port = server.address
-    hint = "check that the host is up, and reachable from where Overcoat runs"
+    connection = await connect(engine, host, port, record)
     try:
-        async with asyncio.timeout(DIAL_SECONDS):
-            _, upstream = await engine.loop.create_connection(
-                lambda: UpstreamConnection(server, record, key), host, port, happy_eyeballs_delay=0.25
-            )
-    except TimeoutError:
-        raise Denied(
-            Reason.UPSTREAM_TIMEOUT, f"{host} port {port} took no connection in {DIAL_SECONDS:.0f} s", hint
-        ) from None
-    except socket.gaierror:
-        raise Denied(Reason.UPSTREAM_UNREACHABLE, f"the name {host} cannot be resolved", hint) from None
-    except (OSError, ExceptionGroup):
-        raise Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} takes no connection", hint) from None
+        _, upstream = await engine.loop.create_connection(
+            lambda: UpstreamConnection(server, record, key), sock=connection
+        )
+    except OSError:
+        connection.close()
+        raise Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} closed the connection at once") from None
     upstream.opened = engine.loop.time()
     transport = upstream.transport
     server.peername = transport.get_extra_info("peername")
     server.sockname = transport.get_extra_info("sockname")
     server.timestamp_start = server.timestamp_tcp_setup = time.time()
-    if server.sockname and server.peername and engine.is_own_address(server.sockname, server.peername):
-        transport.abort()
-        raise Denied(Reason.DESTINATION_FORBIDDEN, f"{host} port {port} is one of Overcoat's own listeners")
     server.state = ConnectionState.OPEN
     if server.tls:
         await _secure(engine, upstream, context)

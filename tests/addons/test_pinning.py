@@ -69,14 +69,14 @@ def reason_of(upstream: Upstream) -> str | None:
 def test_a_pin_of_any_certificate_of_the_chain_matches(
     certificate: x509.Certificate, pin_of: Callable[[bytes], Pin]
 ) -> None:
-    upstream = Upstream(rule(spki_pin(der(STRANGER)), pin_of(der(certificate))))
+    upstream = Upstream(Policy(), rule(spki_pin(der(STRANGER)), pin_of(der(certificate))))
     assert verify(upstream)
     assert upstream.pin is PinVerdict.MATCH
     assert upstream.denied is None
 
 
 def test_no_pin_in_the_chain_is_a_mismatch_that_names_the_servers_key() -> None:
-    upstream = Upstream(rule(spki_pin(der(STRANGER))))
+    upstream = Upstream(Policy(), rule(spki_pin(der(STRANGER))))
     assert not verify(upstream)
     assert upstream.pin is PinVerdict.MISMATCH
     assert upstream.denied is not None
@@ -85,13 +85,13 @@ def test_no_pin_in_the_chain_is_a_mismatch_that_names_the_servers_key() -> None:
 
 
 def test_only_what_was_verified_counts() -> None:
-    upstream = Upstream(rule(spki_pin(der(MIDDLE))))
+    upstream = Upstream(Policy(), rule(spki_pin(der(MIDDLE))))
     assert not verify(upstream, [LEAF, ROOT])
-    assert verify(Upstream(rule(spki_pin(der(MIDDLE)))), [LEAF, MIDDLE, ROOT])
+    assert verify(Upstream(Policy(), rule(spki_pin(der(MIDDLE)))), [LEAF, MIDDLE, ROOT])
 
 
 def test_no_decision_falls_before_the_leaf() -> None:
-    upstream = Upstream(rule(spki_pin(der(STRANGER))))
+    upstream = Upstream(Policy(), rule(spki_pin(der(STRANGER))))
     callback = verifier(Policy(), upstream, "api.example")
     assert callback(CONNECTION, crypto.X509.from_cryptography(ROOT), OK, 2, 1)
     assert callback(CONNECTION, crypto.X509.from_cryptography(MIDDLE), OK, 1, 1)
@@ -100,14 +100,14 @@ def test_no_decision_falls_before_the_leaf() -> None:
 
 def test_two_handshakes_do_not_share_a_chain() -> None:
     pinned = rule(spki_pin(der(MIDDLE)))
-    assert verify(Upstream(pinned))
-    assert not verify(Upstream(pinned), [LEAF, ROOT])
+    assert verify(Upstream(Policy(), pinned))
+    assert not verify(Upstream(Policy(), pinned), [LEAF, ROOT])
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
 @pytest.mark.parametrize("mode", list(Mode))
 def test_openssls_no_is_never_overruled(depth: int, mode: Mode) -> None:
-    upstream = Upstream(rule(*(spki_pin(der(certificate)) for certificate in CHAIN)))
+    upstream = Upstream(Policy(), rule(*(spki_pin(der(certificate)) for certificate in CHAIN)))
     assert not verify(upstream, mode=mode, fails_at=depth, error=EXPIRED_CERTIFICATE)
     assert upstream.denied is not None
     assert upstream.denied.reason.code == "certificate_invalid"
@@ -117,7 +117,7 @@ def test_openssls_no_is_never_overruled(depth: int, mode: Mode) -> None:
 
 def test_without_pins_a_valid_chain_is_enough_and_a_wrong_one_is_not() -> None:
     for unpinned in (None, FREE):
-        upstream = Upstream(unpinned)
+        upstream = Upstream(Policy(), unpinned)
         assert verify(upstream)
         assert upstream.pin is None
         assert not verify(upstream, fails_at=1)
@@ -126,15 +126,15 @@ def test_without_pins_a_valid_chain_is_enough_and_a_wrong_one_is_not() -> None:
 
 def test_expired_pins_vouch_for_nothing() -> None:
     today = datetime.now(UTC).date()
-    expired = Upstream(rule(spki_pin(der(LEAF)), expires=today - timedelta(days=1)))
+    expired = Upstream(Policy(), rule(spki_pin(der(LEAF)), expires=today - timedelta(days=1)))
     assert not verify(expired)
     assert (expired.pin, reason_of(expired)) == (PinVerdict.EXPIRED, "pins_expired")
-    assert verify(Upstream(rule(spki_pin(der(LEAF)), expires=today + timedelta(days=1))))
+    assert verify(Upstream(Policy(), rule(spki_pin(der(LEAF)), expires=today + timedelta(days=1))))
 
 
 @pytest.mark.parametrize("expires", [None, date(2020, 1, 1)])
 def test_observed_the_handshake_goes_on_and_the_reason_is_noted(expires: date | None) -> None:
-    upstream = Upstream(rule(spki_pin(der(STRANGER)), expires=expires))
+    upstream = Upstream(Policy(), rule(spki_pin(der(STRANGER)), expires=expires))
     assert verify(upstream, mode=Mode.OBSERVE)
     assert reason_of(upstream) == ("pins_expired" if expires else "pin_mismatch")
 
@@ -157,7 +157,7 @@ class TestHooks:
     def sessions(self, data: tls.TlsData) -> Sessions:
         sessions = Sessions()
         session = sessions.open(data.context.client, Policy())
-        session.upstreams[data.conn.id] = Upstream(None)
+        session.upstreams[data.conn.id] = Upstream(Policy(), None)
         return sessions
 
     def test_a_connection_object_gets_the_callback_and_must_verify(self, data: tls.TlsData, sessions: Sessions) -> None:

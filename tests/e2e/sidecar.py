@@ -210,6 +210,7 @@ class Sidecar:
             "version": "1",
             "listen": "[forward://127.0.0.1:0]",
             "admin": "127.0.0.1:0",
+            "destinations": "{allow: [loopback]}",
             **({"trust": "{roots: roots.pem}"} if self._roots is not None else {}),
         }
         for key, value in additions.items():

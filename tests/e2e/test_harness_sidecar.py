@@ -122,6 +122,7 @@ class TestSidecar:
             "rules: []",
             "version: 1",
             "listen: [forward://127.0.0.1:0]",
+            "destinations: {allow: [loopback]}",
             "trust: {roots: roots.pem}",
         ]
         assert (sidecar.policy_file.parent / "roots.pem").read_bytes() == authority.pem

@@ -262,7 +262,7 @@ class TestDefault:
         written.pop("source")
         assert built_in == written
 
-    def test_without_any_policy_it_serves_and_upgrades(self, authority: Authority, tmp_path: Path) -> None:
+    def test_without_any_policy_it_serves_public_addresses_only(self, authority: Authority, tmp_path: Path) -> None:
         roots = authority.write_pem(tmp_path / "system-roots.pem")  # stands for the system's store
         variables = {
             "OVERCOAT_DATA": str(tmp_path / "data"),
@@ -286,8 +286,9 @@ class TestDefault:
             with TlsUpstream(authority, "127.0.0.1") as upstream, RawClient((host, int(port))) as client:
                 name = f"127.0.0.1:{upstream.port}"
                 client.send(f"GET http://{name}/first HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
-                assert client.read_response().status == 200
-                assert [got.target for got in upstream.wait_for_requests(1)] == ["/first"]
+                answer = client.read_response()
+                assert (answer.status, json.loads(answer.body)["reason"]) == (403, "destination_forbidden")
+                upstream.assert_untouched()  # this machine's own servers are nothing that a proxy should reach
         finally:
             process.terminate()
             _, errors = process.communicate(timeout=15)

@@ -351,7 +351,9 @@ original = a.AppSocket._watch_idle
 def watch_once(self):
     a.AppSocket._watch_idle = raises
     original(self)
-a.AppSocket._watch_idle, a.IDLE_SECONDS = watch_once, 0.01
+a.AppSocket._watch_idle = watch_once
+import proxy.core.policy as p
+p.Limits.__init__.__defaults__ = (*p.Limits.__init__.__defaults__[:5], 0.01, 60, 10)
 import proxy.engine.conversation as c
 async def never(*_):
     await a.asyncio.sleep(60)

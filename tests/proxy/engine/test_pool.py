@@ -13,6 +13,7 @@ import pytest
 from mitmproxy.connection import Server
 
 from addons.exchange import Upstream
+from proxy.core.policy import Policy
 from proxy.engine.pool import IDLE_SECONDS, MAX_AGE_SECONDS, MAX_IDLE, MAX_IDLE_PER_KEY, Pool
 from proxy.engine.upstream import UpstreamConnection
 
@@ -68,7 +69,7 @@ class Socket:
 
 def connection(key: object = "key") -> UpstreamConnection:
     """Return a connection that has just served a request to its end."""
-    made = UpstreamConnection(Server(address=("api.example", 443)), Upstream(None), key)
+    made = UpstreamConnection(Server(address=("api.example", 443)), Upstream(Policy(), None), key)
     made.connection_made(cast(asyncio.BaseTransport, Socket()))
     made.opened = 1000.0
     return made

@@ -1,0 +1,152 @@
+"""Opening a TCP connection to a destination: which of its addresses may be reached, and which answers first.
+
+Rules of this module:
+
+- The name is looked up once, and the very addresses that were judged are dialled: another answer of the DNS a moment
+  later changes nothing.
+- An address that the policy forbids is never sent a packet; in observe mode it is, and that is noted.
+- Our own listeners are no destination, whatever the policy says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from addons.exchange import Upstream
+from proxy.core.addresses import AddressKind, parse_ip
+from proxy.core.decisions import Denied, Reason
+from proxy.core.policy import Mode
+
+if TYPE_CHECKING:
+    from proxy.engine.server import Engine
+
+NEXT_SECONDS = 0.25  # before the next address is tried beside one that has not answered yet (RFC 8305, section 5)
+_HINT = "check that the host is up, and reachable from where Overcoat runs"
+
+
+async def connect(engine: Engine, host: str, port: int, record: Upstream) -> socket.socket:
+    """Open a TCP connection.
+
+    Args:
+        engine: the engine, for its loop and its own addresses.
+        host: the canonical host.
+        port: the port.
+        record: names the policy, which says what is allowed; and takes that observe mode reached what is forbidden.
+
+    Returns:
+        A socket that is connected and does not block.
+
+    Raises:
+        Denied: it cannot be opened, or must not be.
+    """
+    seconds = record.policy.limits.connect_seconds
+    try:
+        async with asyncio.timeout(seconds):
+            found = await engine.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            connection = await _first(engine.loop, _allowed(found, host, record))
+    except TimeoutError:
+        raise Denied(Reason.UPSTREAM_TIMEOUT, f"{host} port {port} took no connection in {seconds} s", _HINT) from None
+    except socket.gaierror:
+        raise Denied(Reason.UPSTREAM_UNREACHABLE, f"the name {host} cannot be resolved", _HINT) from None
+    except (OSError, UnicodeError):
+        raise Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} takes no connection", _HINT) from None
+    if engine.is_own_address(connection.getsockname()[:2], connection.getpeername()[:2]):
+        connection.close()
+        raise Denied(Reason.DESTINATION_FORBIDDEN, f"{host} port {port} is one of Overcoat's own listeners")
+    return connection
+
+
+type _Found = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
+
+
+def _allowed(found: Sequence[tuple[object, ...]], host: str, record: Upstream) -> list[_Found]:
+    """Return the addresses that may be dialled.
+
+    Raises:
+        Denied: there is none.
+    """
+    policy = record.policy
+    allowed: list[_Found] = []
+    forbidden: AddressKind | None = None
+    for family, _, _, _, address in found:
+        kind = policy.destinations.forbids(parse_ip(str(address[0])))  # type: ignore[index]  # as getaddrinfo gives it
+        if kind is None or policy.mode is Mode.OBSERVE:
+            allowed.append((family, address))  # type: ignore[arg-type]  # as above
+        forbidden = forbidden or kind
+    if forbidden is not None:
+        denied = Denied(
+            Reason.DESTINATION_FORBIDDEN,
+            f"{host} is at a {forbidden} address, where the policy lets nothing go",
+            f"if the app is to reach it, add {forbidden}, or just its network, to destinations.allow",
+        )
+        if not allowed:
+            raise denied
+        if policy.mode is Mode.OBSERVE:
+            record.denied = denied
+    return allowed
+
+
+async def _first(loop: asyncio.AbstractEventLoop, addresses: Sequence[_Found]) -> socket.socket:
+    """Return a connection to the first address that takes one; each has a short time alone.
+
+    Raises:
+        OSError: none did.
+    """
+    if len(addresses) == 1:
+        return await _try(loop, *addresses[0])
+    waiting: set[asyncio.Task[socket.socket]] = set()
+    left = _alternating(addresses)
+    error: OSError = ConnectionRefusedError()
+    try:
+        while left or waiting:
+            if left:
+                waiting.add(loop.create_task(_try(loop, *left.pop(0))))
+            done, waiting = await asyncio.wait(
+                waiting, timeout=NEXT_SECONDS if left else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            connected = [task.result() for task in done if task.exception() is None]
+            for superfluous in connected[1:]:
+                superfluous.close()
+            if connected:
+                return connected[0]
+            for task in done:
+                failure = task.exception()
+                if not isinstance(failure, OSError):
+                    raise failure or RuntimeError("a dial without a result")
+                error = failure
+        raise error
+    finally:
+        for task in waiting:
+            task.cancel()
+            task.add_done_callback(_close_result)
+
+
+def _close_result(task: asyncio.Task[socket.socket]) -> None:
+    """Close a connection that came after all."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
+
+
+def _alternating(addresses: Sequence[_Found]) -> list[_Found]:
+    """Return the addresses with their families taking turns, in the order that the system prefers (RFC 8305, 4)."""
+    first = [each for each in addresses if each[0] == addresses[0][0]]
+    other = [each for each in addresses if each[0] != addresses[0][0]]
+    longer, shorter = (first, other) if len(first) >= len(other) else (other, first)
+    turns = [each for pair in zip(first, other, strict=False) for each in pair]
+    return turns + longer[len(shorter) :]
+
+
+async def _try(
+    loop: asyncio.AbstractEventLoop, family: socket.AddressFamily, address: tuple[str, int] | tuple[str, int, int, int]
+) -> socket.socket:
+    connection = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        connection.setblocking(False)
+        await loop.sock_connect(connection, address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
