@@ -42,6 +42,7 @@ class Gate:
             exchange.rule, exchange.decision = decide_https(exchange.policy, exchange.asked)
             # RFC 9110, section 9.3.6: the Host field of a CONNECT repeats its target.
             _check_host(flow, exchange.asked, exchange.asked.port)
+            _check_listed(exchange, exchange.asked)
         except Denied as denied:
             _stop(flow, exchange, denied)
 
@@ -103,13 +104,25 @@ class Gate:
             )
 
 
+def _check_listed(exchange: Exchange, asked: Destination) -> None:
+    """Check that a rule names what CONNECT asks for, if that is wanted; another may speak of plain http inside it.
+
+    Raises:
+        Denied: DESTINATION_FORBIDDEN.
+    """
+    denied = exchange.decision.denied if exchange.decision is not None else None
+    is_unlisted = denied is not None and denied.reason is Reason.DESTINATION_FORBIDDEN
+    if is_unlisted and exchange.policy.rule_for_plain_http(asked) is None:
+        raise denied  # type: ignore[misc]  # is_unlisted says that it is there
+
+
 _BAD_HOST = "the Host field is not a host name or address with, if need be, a port from 1 to 65535"
 _AGREE_HINT = "make the app use one name for the host: in its URL, its Host header and its TLS server name"
 
 
 def _stop(flow: http.HTTPFlow, exchange: Exchange, denied: Denied) -> None:
-    """Deny a mismatch, which observe mode lets pass; refuse in any mode what names no destination at all."""
-    if denied.reason is Reason.HOST_MISMATCH:
+    """Deny what observe mode lets pass; refuse in any mode what names no destination at all, and who may not ask."""
+    if denied.reason in (Reason.HOST_MISMATCH, Reason.DESTINATION_FORBIDDEN):
         exchange.deny(flow, denied)
     else:
         exchange.refuse(flow, denied)

@@ -9,12 +9,15 @@ Rules of this module:
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 from proxy.config import PolicyErrors
 from proxy.core.policy import Policy
-from proxy.engine.tls import NoRoots, upstream_context
+from proxy.engine.tls import NoRoots, find_roots, upstream_context
 
 logger = logging.getLogger("overcoat")
 
@@ -56,6 +59,32 @@ class Reader:
             logger.error("%s: a change of %s takes a restart", KEPT, " and ".join(changed))
             return None
         return policy
+
+
+def with_own_roots(policy: Policy, folder: Path) -> Policy:
+    """Return the policy with a copy of its trusted roots, which no later change of their file can touch.
+
+    Several processes read them, at different times; all must trust the same.
+
+    Args:
+        policy: the policy.
+        folder: where the copy is written, named after what it holds.
+
+    Raises:
+        NoRoots: they cannot be found or read.
+    """
+    source = find_roots(policy.trust)
+    try:
+        content = source.read_bytes()
+    except OSError as e:
+        raise NoRoots(f"{source} cannot be read: {e.strerror}") from None
+    copy = folder / f"roots-{hashlib.sha256(content).hexdigest()[:32]}.pem"
+    copy.write_bytes(content)
+    try:
+        upstream_context(replace(policy.trust, roots=copy))
+    except NoRoots:
+        raise NoRoots(f"{source} holds no readable PEM certificates to trust") from None
+    return replace(policy, trust=replace(policy.trust, roots=copy))
 
 
 def _fixed(policy: Policy) -> dict[str, object]:

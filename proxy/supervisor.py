@@ -1,16 +1,18 @@
 """Several workers behind the same listeners, one admin endpoint, and a parent that keeps them running.
 
 Theory of operation. The parent binds every listener once a worker (SO_REUSEPORT) and forks; it keeps the sockets open,
-so that connections wait in a dead worker's queue for the one that takes its place. It has no thread and no event loop
-of its own: a process that forks again and again should have neither. The admin endpoint is a child, too, and adds up
+so that connections wait in a dead worker's queue for the one that takes its place. It has no thread and no asyncio: a
+process that forks again and again should have neither. It waits in one place, for signals and for what its children
+tell it, and acts in turns. The admin endpoint is a child, too, and adds up
 the metrics that all the others keep in files (prometheus-client's multiprocess mode). Each child has a wire to the
 parent; the end of either is the end of the wire.
 
 Rules of this module:
 
-- A child that dies is replaced and counted; one that cannot even start ends the whole.
-- SIGTERM and SIGINT drain all workers; a second one ends everything at once. Nothing that the parent does for longer
-  than a moment keeps it from seeing them.
+- A child that dies is replaced and counted; one that cannot even start, at the start, ends the whole.
+- It is ready while every child serves.
+- SIGTERM and SIGINT drain all workers; a second one ends everything at once, and so does a worker that is not over in
+  time. Nothing that the parent waits for keeps it from seeing a signal.
 - SIGHUP reads the policy again. The parent checks it and hands it to every child, and to every one that it starts
   later; a child that does not say in time that it has taken it over is ended, and replaced by one that has.
 - Children notice when their parent is gone, and drain.
@@ -18,18 +20,19 @@ Rules of this module:
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import gc
 import logging
+import math
 import mmap
 import os
 import selectors
-import shutil
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -39,15 +42,17 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from addons.metrics import Metrics
 from proxy.core.policy import Policy
+from proxy.engine.server import DRAIN_SECONDS
 from proxy.metricsfiles import take_place
 from proxy.reload import log_taken
-from proxy.wires import SERVES, TAKEN, new_wire, pack, receive, send
+from proxy.wires import SERVES, TAKEN, framed, new_wire, pack, unframed
 
 logger = logging.getLogger("overcoat")
 
 CANNOT_START = 3  # a worker's exit status; its one line of error is out already
 QUICK_SECONDS = 1.0  # a child that lives shorter than this is replaced only after a pause of the same length
-TAKE_SECONDS = 10.0  # for all children to take a policy over
+TAKE_SECONDS = 10.0  # for a child to take a policy over
+SPARE_SECONDS = 4.0  # beyond what a worker gives itself to drain
 _STOP = frozenset((signal.SIGTERM, signal.SIGINT))
 _SIGNALS = _STOP | {signal.SIGHUP, signal.SIGCHLD}
 
@@ -75,10 +80,29 @@ class Seat:
     sockets: list[socket.socket]
     work: Callable[[Seat, Policy], None]
     wire: socket.socket = field(init=False)
-    pid: int = 0
+    child: Child | None = None
     due: float = 0.0  # when it may be started again
-    started: float = 0.0
-    parent_wire: socket.socket | None = None
+
+
+@dataclass(slots=True)
+class Child:
+    """A process.
+
+    Attributes:
+        wire: the parent's end.
+        serves: whether it has said that it does.
+        owes: how many policies it was sent and has not said to have taken; until when it must is in `deadline`.
+        unsent: what the wire has not taken yet.
+    """
+
+    pid: int
+    wire: socket.socket
+    started: float
+    serves: bool = False
+    owes: int = 0
+    deadline: float = math.inf
+    unsent: bytes = b""
+    heard: bytearray = field(default_factory=bytearray)
 
 
 class Shared:
@@ -99,7 +123,12 @@ class Supervisor:
     """The parent."""
 
     def __init__(
-        self, seats: list[Seat], is_ready: Shared, directory: Path, policy: Policy, reread: Callable[[], Policy | None]
+        self,
+        seats: list[Seat],
+        is_ready: Shared,
+        directory: Path,
+        policy: Policy,
+        reread: Callable[[], Policy | None],
     ) -> None:
         """Prepare.
 
@@ -111,12 +140,16 @@ class Supervisor:
             reread: reads the policy again, and checks it; None if it must not be taken over.
         """
         self._seats = seats
-        self._workers = [seat for seat in seats if seat.drains]
         self._is_ready = is_ready
         self._directory = directory
         self._policy = policy
         self._reread = reread
+        self._has_started = False
         self._is_draining = False
+        self._is_reloading = False
+        self._killing_time = math.inf
+        self._selector = selectors.DefaultSelector()
+        self._signals: collections.deque[int] = collections.deque()
 
     def run(self, announce: Callable[[], None]) -> int:
         """Run until told to stop; return the exit status.
@@ -127,20 +160,93 @@ class Supervisor:
         Raises:
             SupervisorFailed: a child cannot start.
         """
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        self._woken, self._wake = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(self._wake, False)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        for number in _SIGNALS:
+            signal.signal(number, lambda number, _: self._signals.append(number))
+        self._selector.register(self._woken, selectors.EVENT_READ)
         gc.freeze()  # what is loaded stays shared with the children
         take_place("parent")
         self._metrics = Metrics(CollectorRegistry())
         try:
             for seat in self._seats:
                 self._start_first(seat)
-            for seat in self._hear(self._seats, SERVES, None):
-                raise SupervisorFailed(_why(seat))
-            self._is_ready.set(True)
-            announce()
-            return self._watch()
+            while (status := self._turn()) is None:
+                if not self._has_started and self._all_serve():
+                    self._has_started = True
+                    announce()
+            return status
         finally:
             self._end()
+
+    # -- one turn after the other
+
+    def _turn(self) -> int | None:
+        """Wait until there is something to do, and do it; return the exit status once it is over."""
+        for key, events in self._selector.select(self._patience()):
+            if key.data is None:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._woken, 4096)
+            else:
+                if events & selectors.EVENT_WRITE:
+                    self._flush(key.data)
+                if events & selectors.EVENT_READ:
+                    self._hear(key.data)
+        while self._signals:
+            number = self._signals.popleft()
+            if number == signal.SIGHUP:
+                self._reload()
+            elif number in _STOP and self._is_draining:
+                return 1
+            elif number in _STOP:
+                self._drain()
+        for pid, status in _reap():
+            self._ended(pid, status)
+        self._keep_time()
+        if self._is_reloading and not any(child.owes for child in self._children()):
+            self._is_reloading = False
+            self._metrics.reloads.labels("taken").inc()
+            log_taken(self._policy)
+        self._is_ready.set(self._has_started and not self._is_draining and self._all_serve())
+        if self._is_draining and not any(seat.child for seat in self._seats if seat.drains):
+            return 0
+        return None
+
+    def _children(self) -> list[Child]:
+        return [seat.child for seat in self._seats if seat.child is not None]
+
+    def _all_serve(self) -> bool:
+        return all(seat.child is not None and seat.child.serves for seat in self._seats)
+
+    def _patience(self) -> float | None:
+        """Return how long to wait at most, in seconds."""
+        times = [child.deadline for child in self._children()] + [self._killing_time]
+        if not self._is_draining:
+            times += [seat.due for seat in self._seats if seat.child is None]
+        first = min(times)
+        return None if first == math.inf else max(0.0, first - time.monotonic())
+
+    def _keep_time(self) -> None:
+        """Start what is due, and end what is overdue."""
+        now = time.monotonic()
+        for seat in self._seats:
+            if seat.child is None and not self._is_draining and now >= seat.due:
+                try:
+                    self._start(seat)
+                except OSError as e:
+                    logger.error("%s", _no_process(seat, e))
+                    seat.due = now + QUICK_SECONDS
+            elif seat.child is not None and now >= seat.child.deadline:
+                logger.error("%s does not take the policy over, and is ended", seat.name)
+                self._kill(seat, signal.SIGKILL)
+        if now >= self._killing_time:
+            self._killing_time = math.inf
+            logger.error("a worker is not over in time, and is ended")
+            for seat in self._seats:
+                if seat.drains:
+                    self._kill(seat, signal.SIGKILL)
 
     # -- children
 
@@ -156,37 +262,43 @@ class Supervisor:
         Raises:
             OSError: the system gives no process.
         """
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush_output()
         ours, theirs = new_wire()
-        seat.started = time.monotonic()
         with theirs:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # or the child might lose one that is meant for it
             try:
                 pid = os.fork()
+                if not pid:
+                    ours.close()
+                    seat.wire = theirs
+                    self._live(seat)
             except OSError:
                 ours.close()
                 raise
-            if not pid:
-                ours.close()
-                seat.wire = theirs
-                self._live(seat)
-        seat.pid, seat.parent_wire = pid, ours
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        ours.setblocking(False)
+        seat.child = Child(pid, ours, time.monotonic())
+        self._selector.register(ours, selectors.EVENT_READ, seat)
 
     def _live(self, seat: Seat) -> NoReturn:
         """Live a child's life, and end without running anything of the parent's."""
         status = 1
         try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the parent decides
+                signal.signal(number, signal.SIG_IGN)
+            for number in (signal.SIGTERM, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            self._selector.close()
+            for child in self._children():
+                child.wire.close()  # or nobody would notice the parent's end
             for other in self._seats:
-                if other.parent_wire is not None:
-                    other.parent_wire.close()  # or nobody would notice the parent's end
                 if other is not seat:
                     for bound in other.sockets:
                         bound.close()
             take_place(seat.place)
-            for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the parent decides
-                signal.signal(number, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             seat.work(seat, self._policy)
             status = 0
         except SystemExit as e:
@@ -194,138 +306,115 @@ class Supervisor:
         except BaseException as e:
             logger.error("%s failed: %s", seat.name, type(e).__name__)
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush_output()
             os._exit(status)
 
-    def _hear(self, seats: Iterable[Seat], message: bytes, seconds: float | None) -> list[Seat]:
-        """Wait for a message from each of some children; return those that ended, or were too slow, instead.
+    def _hear(self, seat: Seat) -> None:
+        """Take what a child says. That it is gone is said by a signal as well; then nothing is left to be heard."""
+        child = seat.child
+        if child is None:
+            return
+        try:
+            data = child.wire.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._selector.unregister(child.wire)
+            return
+        child.heard += data
+        for message in unframed(child.heard):
+            child.serves = child.serves or message == SERVES
+            child.owes -= message == TAKEN
+            if not child.owes:
+                child.deadline = math.inf
 
-        A signal to stop ends the wait, and is still there afterwards.
-        """
-        deadline = None if seconds is None else time.monotonic() + seconds
-        silent = []
-        with selectors.DefaultSelector() as waiting:
-            for seat in seats:
-                if seat.parent_wire is not None:
-                    waiting.register(seat.parent_wire, selectors.EVENT_READ, seat)
-            while waiting.get_map() and not signal.sigpending() & _STOP:
-                for key, _ in waiting.select(0.05):
-                    try:
-                        heard = receive(key.data.parent_wire)
-                    except TimeoutError:
-                        heard = None
-                    if heard is None:
-                        silent.append(key.data)
-                    if heard is None or heard == message:
-                        waiting.unregister(key.fileobj)
-                if deadline is not None and time.monotonic() > deadline:
-                    return silent + [key.data for key in waiting.get_map().values()]
-        return silent
+    def _flush(self, seat: Seat) -> None:
+        """Send a child what waits for it, as far as the wire takes it."""
+        child = seat.child
+        if child is None:
+            return
+        try:
+            child.unsent = child.unsent[child.wire.send(child.unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError:  # it is gone, and a signal says so
+            child.unsent = b""
+        if child.wire in self._selector.get_map():
+            writing = selectors.EVENT_WRITE if child.unsent else 0
+            self._selector.modify(child.wire, selectors.EVENT_READ | writing, seat)
 
-    # -- watching
+    def _kill(self, seat: Seat, number: signal.Signals) -> None:
+        if seat.child is not None:
+            seat.child.deadline = math.inf
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                os.kill(seat.child.pid, number)
 
-    def _watch(self) -> int:
-        while True:
-            number = self._next_signal()
-            if number in (signal.SIGCHLD, None):
-                for pid, status in _reap():
-                    self._ended(pid, status)
-                self._fill()
-                if self._is_draining and not any(seat.pid for seat in self._workers):
-                    return 0
-            elif number == signal.SIGHUP:
-                if not self._is_draining:
-                    self._reload()
-            elif self._is_draining:
-                return 1
-            else:
-                self._drain()
+    def _ended(self, pid: int, status: int) -> None:
+        seat = next((seat for seat in self._seats if seat.child is not None and seat.child.pid == pid), None)
+        if seat is None or seat.child is None:
+            return  # a child of somebody else's that we were given
+        child, seat.child = seat.child, None
+        if child.wire in self._selector.get_map():
+            self._selector.unregister(child.wire)
+        child.wire.close()
+        seat.due = child.started + QUICK_SECONDS
+        mark_process_dead(seat.place, str(self._directory))  # type: ignore[no-untyped-call]  # untyped there
+        if not self._has_started:
+            why = "could not start" if status == CANNOT_START else f"ended with status {status} at the start"
+            raise SupervisorFailed(f"{seat.name} {why}")
+        if not self._is_draining:
+            logger.error("%s ended with status %d, and is replaced", seat.name, status)
+            self._metrics.worker_restarts.inc()
 
-    def _next_signal(self) -> signal.Signals | None:
-        """Return the next signal, or None if there is none in a while and a child waits to be started."""
-        if self._is_draining or all(seat.pid for seat in self._seats):
-            return signal.Signals(signal.sigwait(_SIGNALS))
-        found = signal.sigtimedwait(_SIGNALS, 0.05)
-        return None if found is None else signal.Signals(found.si_signo)
+    # -- what signals ask for
 
     def _drain(self) -> None:
         self._is_draining = True
-        self._is_ready.set(False)
+        self._killing_time = time.monotonic() + DRAIN_SECONDS + SPARE_SECONDS
         logger.info("draining: no new connections; a second signal ends it at once")
-        for seat in self._workers:
-            for bound in seat.sockets:
-                bound.close()  # or the kernel would go on taking connections for it
-        _kill(self._workers, signal.SIGTERM)
+        for seat in self._seats:
+            if seat.drains:
+                for bound in seat.sockets:
+                    bound.close()  # or the kernel would go on taking connections for it
+                self._kill(seat, signal.SIGTERM)
 
     def _reload(self) -> None:
+        if self._is_draining:
+            return
         policy = self._reread()
         if policy is None:
             self._metrics.reloads.labels("refused").inc()
             return
         self._policy = policy
-        message = pack(policy)
-        told, failed = [], []
+        self._is_reloading = True
+        message = framed(pack(policy))
         for seat in self._seats:
-            try:
-                if seat.parent_wire is not None:
-                    send(seat.parent_wire, message)
-                    told.append(seat)
-            except OSError:
-                failed.append(seat)
-        failed += self._hear(told, TAKEN, TAKE_SECONDS)
-        _kill(failed, signal.SIGKILL)  # one that has ended already does not mind
-        self._metrics.reloads.labels("taken").inc()
-        log_taken(policy)
-
-    def _ended(self, pid: int, status: int) -> None:
-        for seat in self._seats:
-            if seat.pid == pid:
-                seat.pid = 0
-                seat.due = seat.started + QUICK_SECONDS
-                if seat.parent_wire is not None:
-                    seat.parent_wire.close()
-                    seat.parent_wire = None
-                mark_process_dead(seat.place, str(self._directory))  # type: ignore[no-untyped-call]  # untyped there
-                if not self._is_draining:
-                    logger.error("%s ended with status %d, and is replaced", seat.name, status)
-                    self._metrics.worker_restarts.inc()
-
-    def _fill(self) -> None:
-        """Start every child that is missing, and due."""
-        for seat in self._seats:
-            if not self._is_draining and not seat.pid and time.monotonic() >= seat.due:
-                try:
-                    self._start(seat)
-                except OSError as e:
-                    logger.error("%s", _no_process(seat, e))
-                    seat.due = time.monotonic() + QUICK_SECONDS
+            if seat.child is not None:
+                seat.child.owes += 1
+                seat.child.deadline = min(seat.child.deadline, time.monotonic() + TAKE_SECONDS)
+                seat.child.unsent += message
+                self._flush(seat)
 
     def _end(self) -> None:
-        _kill(self._seats, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):  # until there is none left
-            while True:
-                os.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        for seat in self._seats:
+            self._kill(seat, signal.SIGKILL)
+            if seat.child is not None:
+                with contextlib.suppress(ChildProcessError):  # it was reaped just now
+                    os.waitpid(seat.child.pid, 0)
+        signal.set_wakeup_fd(-1)
+
+
+def _flush_output() -> None:
+    """Leave nothing in a buffer that two processes would have. A stream that was closed before we began is None."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
 
 
 def _no_process(seat: Seat, error: OSError) -> str:
     return f"no process for {seat.name}: {os.strerror(error.errno or 0).lower()}"
-
-
-def _why(seat: Seat) -> str:
-    """Say why a child ended at the start."""
-    _, raw = os.waitpid(seat.pid, 0)
-    seat.pid, status = 0, os.waitstatus_to_exitcode(raw)
-    return f"{seat.name} could not start" if status == CANNOT_START else f"{seat.name} ended with status {status}"
-
-
-def _kill(seats: Iterable[Seat], number: signal.Signals) -> None:
-    """Send children a signal."""
-    for seat in seats:
-        if seat.pid:
-            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
-                os.kill(seat.pid, number)
 
 
 def _reap() -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ import io
 import pickle
 import socket
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 from cryptography.hazmat.primitives import serialization
@@ -36,13 +37,28 @@ def new_wire() -> tuple[socket.socket, socket.socket]:
     return ends
 
 
+def framed(message: bytes) -> bytes:
+    """Return a message as it is sent."""
+    return _LENGTH.pack(len(message)) + message
+
+
+def unframed(data: bytearray) -> Iterator[bytes]:
+    """Take every whole message off what has come."""
+    while len(data) >= _LENGTH.size:
+        end = _LENGTH.size + _LENGTH.unpack_from(data)[0]
+        if len(data) < end:
+            return
+        yield bytes(data[_LENGTH.size : end])
+        del data[:end]
+
+
 def send(wire: socket.socket, message: bytes) -> None:
     """Send a message.
 
     Raises:
         OSError: the other process is gone, or does not read (TimeoutError).
     """
-    wire.sendall(_LENGTH.pack(len(message)) + message)
+    wire.sendall(framed(message))
 
 
 def receive(wire: socket.socket) -> bytes | None:

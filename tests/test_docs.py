@@ -250,7 +250,9 @@ def where_rows() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("names", "file"), where_rows())
 def test_each_name_in_the_index_of_decisions_is_defined_in_its_file(names: str, file: str) -> None:
     tree = ast.parse((ROOT / file).read_text("utf-8"))
-    defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    defined = {
+        node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    }
     defined |= {
         target.id
         for node in tree.body

@@ -7,6 +7,7 @@ import http.client
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -45,13 +46,6 @@ def fail(message: str, status: int = 1) -> click.exceptions.Exit:
     return click.exceptions.Exit(status)
 
 
-def load_or_exit(policy_path: str | None) -> Policy:
-    """Load the policy, or print everything that is wrong with the policy and exit with status 2."""
-    from proxy.config import find_policy, load_policy
-
-    return or_exit(lambda: load_policy(find_policy(policy_path, os.environ), os.environ, {}))
-
-
 def or_exit[T](load: Callable[[], T]) -> T:
     """Return what `load` returns, or print everything that is wrong with the policy and exit with status 2."""
     from proxy.config import PolicyErrors
@@ -86,17 +80,26 @@ def serve(policy_path: str | None, listen: str | None, admin: str | None, mode: 
     overrides = {key: value for key, value in given.items() if value is not None}
     path = or_exit(lambda: find_policy(policy_path, os.environ))
 
-    policy = or_exit(lambda: load_policy(path, os.environ, overrides))
-    reader = Reader(lambda: load_policy(path, os.environ, overrides), policy)
+    def load() -> Policy:
+        return load_policy(path, os.environ, overrides)
+
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again: it would be the end
+    policy = or_exit(load)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     count = policy.workers or processors()
     try:
         if count == 1:
-            asyncio.run(_serve_alone(policy, reader))
-            return
-        raise click.exceptions.Exit(_serve_together(policy, reader, count))
+            asyncio.run(_serve_alone(policy, Reader(load, policy)))
+            status = 0
+        else:
+            status = _serve_together(policy, load, count)
     except _CannotStart as e:
         raise fail(str(e)) from None
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(status)  # without waiting for a thread that still looks up a name
 
 
 class _CannotStart(Exception):
@@ -154,13 +157,15 @@ def _reload(engine: Engine, reader: Reader, metrics: Metrics) -> None:
     metrics.reloads.labels("refused" if policy is None else "taken").inc()
 
 
-def _serve_together(policy: Policy, reader: Reader, count: int) -> int:
+def _serve_together(policy: Policy, load: Callable[[], Policy], count: int) -> int:
     """Serve with several worker processes; return the exit status."""
     from proxy.metricsfiles import prepare_metrics
 
     directory = prepare_metrics()
     from proxy.children import administer, work
     from proxy.engine.server import BindError
+    from proxy.engine.tls import NoRoots
+    from proxy.reload import Reader, with_own_roots
     from proxy.supervisor import Seat, Shared, Supervisor, SupervisorFailed
 
     try:
@@ -175,10 +180,13 @@ def _serve_together(policy: Policy, reader: Reader, count: int) -> int:
         ]
         if admin is not None:
             seats.append(Seat("the admin endpoint", False, "admin", [admin], partial(administer, directory, is_ready)))
-        supervisor = Supervisor(seats, is_ready, directory, policy, reader.again)
+        reader = Reader(lambda: with_own_roots(load(), directory), policy)
+        supervisor = Supervisor(seats, is_ready, directory, with_own_roots(policy, directory), reader.again)
         status = supervisor.run(lambda: _announce(policy, shares[0], guarded))
-    except (BindError, CaError, SupervisorFailed) as e:
+    except (BindError, CaError, NoRoots, SupervisorFailed) as e:
         raise _CannotStart(str(e)) from None
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
     logger.info("stopped")
     return status
 
@@ -279,7 +287,9 @@ def healthcheck(policy_path: str | None, admin: str | None, seconds: float) -> N
 
 
 def _admin_of(policy_path: str | None) -> str:
-    listener = load_or_exit(policy_path).admin
+    from proxy.config import find_admin, find_policy
+
+    listener = or_exit(lambda: find_admin(find_policy(policy_path, os.environ), os.environ))
     if listener is None:
         raise fail("the policy has no admin listener to ask")
     # A wildcard is an address to bind, not one to call.

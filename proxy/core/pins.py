@@ -51,6 +51,9 @@ class PinVerdict(StrEnum):
     EXPIRED = "expired"
 
 
+_OF_NOTHING = hashlib.sha256(b"").digest()
+
+
 @dataclass(frozen=True, slots=True)
 class Pin:
     """One pin.
@@ -92,6 +95,13 @@ def parse_pin(text: str) -> Pin:
     Raises:
         ValueError: it is none of these; the message says what would be right. Pins are public, so it may quote them.
     """
+    pin = _parse_pin(text)
+    if pin.digest == _OF_NOTHING:
+        raise ValueError("this is the digest of no bytes at all: the command that made it was given nothing to read")
+    return pin
+
+
+def _parse_pin(text: str) -> Pin:
     directive = _HPKP_DIRECTIVE.fullmatch(text)
     if directive:
         return Pin("spki", _digest_of_base64(directive[1]))

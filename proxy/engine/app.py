@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import struct
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, cast
@@ -33,6 +32,7 @@ from proxy.engine.http1 import AppHttp1
 from proxy.engine.reading import Reading
 from proxy.engine.tlsstream import TlsStream
 from proxy.engine.tunnels import Switched
+from proxy.engine.upstream import RESET
 
 if TYPE_CHECKING:
     from mitmproxy.options import Options
@@ -46,7 +46,6 @@ HELD_CHECK_SECONDS = 10.0  # between looks at an app that nothing is read from, 
 LINGER_SECONDS = 1.0  # for an app to read an answer that came before it had sent everything
 FRESH_SECONDS = 1.0  # for an app that has just connected to send its request, before it is taken for idle
 FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
 _PEER_HAS_ENDED = frozenset((7, 8, 9, 11))  # Linux's TCP_INFO: CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING
 
 
@@ -101,6 +100,7 @@ class AppSocket(Reading):
         self.tls: TlsStream | None = None
         self.is_closing = False  # we said the last word; what still comes is thrown away
         self.is_over = False
+        self.was_reset = False  # it ended, and not in order
         self.is_congested = False  # the app reads more slowly than it is sent to
         self._out: list[bytes] = []
         self._holds: set[str] = set()
@@ -179,6 +179,7 @@ class AppSocket(Reading):
         if self.is_over:
             return
         self.is_over = self.is_closing = True
+        self.was_reset = exc is not None
         self.client.state = ConnectionState.CLOSED
         self.client.timestamp_end = time.time()
         for timer in self._timers.values():
@@ -220,7 +221,7 @@ class AppSocket(Reading):
         self.is_closing = True
         if not self.transport.is_closing():
             with contextlib.suppress(OSError):  # the app is gone already
-                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self.transport.abort()
 
     def crash(self, error: Exception) -> None:

@@ -11,6 +11,7 @@ Rules of this module:
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -45,8 +46,7 @@ async def connect(engine: Engine, host: str, port: int, record: Upstream) -> soc
     seconds = record.policy.limits.connect_seconds
     try:
         async with asyncio.timeout(seconds):
-            found = await engine.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            connection = await _first(engine.loop, _allowed(found, host, record))
+            connection = await _first(engine.loop, _allowed(await _look_up(engine, host, port), host, record))
     except TimeoutError:
         raise Denied(Reason.UPSTREAM_TIMEOUT, f"{host} port {port} took no connection in {seconds} s", _HINT) from None
     except socket.gaierror:
@@ -62,7 +62,23 @@ async def connect(engine: Engine, host: str, port: int, record: Upstream) -> soc
 type _Found = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
 
 
-def _allowed(found: Sequence[tuple[object, ...]], host: str, record: Upstream) -> list[_Found]:
+async def _look_up(engine: Engine, host: str, port: int) -> list[_Found]:
+    """Return the addresses of a host, in the order that the system prefers.
+
+    Raises:
+        OSError: it has none.
+    """
+    try:
+        family = socket.AF_INET if parse_ip(host).version == 4 else socket.AF_INET6
+    except ValueError:
+        # Not by the loop's own executor: at the end that is waited for, and the DNS may take minutes.
+        look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await engine.loop.run_in_executor(engine.resolvers, look_up)
+        return [(family, address) for family, _, _, _, address in found]  # type: ignore[misc]  # other families have others
+    return [(family, (host, port))]
+
+
+def _allowed(found: Sequence[_Found], host: str, record: Upstream) -> list[_Found]:
     """Return the addresses that may be dialled.
 
     Raises:
@@ -71,10 +87,10 @@ def _allowed(found: Sequence[tuple[object, ...]], host: str, record: Upstream) -
     policy = record.policy
     allowed: list[_Found] = []
     forbidden: AddressKind | None = None
-    for family, _, _, _, address in found:
-        kind = policy.destinations.forbids(parse_ip(str(address[0])))  # type: ignore[index]  # as getaddrinfo gives it
+    for family, address in found:
+        kind = policy.destinations.forbids(parse_ip(address[0]))
         if kind is None or policy.mode is Mode.OBSERVE:
-            allowed.append((family, address))  # type: ignore[arg-type]  # as above
+            allowed.append((family, address))
         forbidden = forbidden or kind
     if forbidden is not None:
         denied = Denied(

@@ -141,7 +141,7 @@ class Engine:
         self._tls.prepare(policy)
         self.loop = asyncio.get_running_loop()
         # Names are looked up in threads; of these there must be more than one app can keep busy with slow names.
-        self.loop.set_default_executor(ThreadPoolExecutor(RESOLVERS, "resolver"))
+        self.resolvers = ThreadPoolExecutor(RESOLVERS, "resolver")
         self.loop.set_exception_handler(_Reports())
         self.policy = policy
         self.layer_options = LayerOptions()

@@ -23,6 +23,28 @@ class TlsStream:
         self.is_established = False
         self.has_ended = False
         self.was_closed = False
+        self._header = b""  # what has come of a record's header (RFC 8446, section 5.1)
+        self._left = 0  # bytes that are still to come of a record
+
+    @property
+    def is_between_records(self) -> bool:
+        """Whether the peer has ended the last record that it began."""
+        return not self._left and not self._header
+
+    def _take(self, data: bytes | memoryview) -> None:
+        at = 0
+        while at < len(data):
+            if not self._left:
+                part = bytes(data[at : at + 5 - len(self._header)])
+                at += len(part)
+                self._header += part
+                if len(self._header) < 5:
+                    break
+                self._left, self._header = int.from_bytes(self._header[3:]), b""
+            step = min(self._left, len(data) - at)
+            self._left -= step
+            at += step
+        self.conn.bio_write(data)
 
     def handshake(self, data: bytes | memoryview) -> bool:
         """Go on with the handshake.
@@ -37,7 +59,7 @@ class TlsStream:
             OpenSSL.SSL.Error: it failed; the alert to send is in `outgoing`.
         """
         if data:
-            self.conn.bio_write(data)
+            self._take(data)
         try:
             self.conn.do_handshake()
         except SSL.WantReadError:
@@ -52,7 +74,7 @@ class TlsStream:
         (close_notify): without it the end may be an attacker's (RFC 8446, section 6.1).
         """
         if data:
-            self.conn.bio_write(data)
+            self._take(data)
         pieces = []
         while True:
             try:

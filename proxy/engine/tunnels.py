@@ -2,7 +2,7 @@
 
 Rules of this module:
 
-- A tunnel changes no byte, and keeps its directions apart: one may end long before the other.
+- A tunnel changes no byte, and keeps its directions apart: one may end long before the other. A reset stays a reset.
 - Nothing is read from one end that the other does not take.
 """
 
@@ -110,7 +110,10 @@ class Relay:
         if self._dialling is not None:
             self._dialling.cancel()
         if self._upstream is not None:
-            self._upstream.finish(self._app.loop)
+            if self._app.was_reset:
+                self._upstream.reset()
+            else:
+                self._upstream.finish(self._app.loop)
 
     def congested(self, is_congested: bool) -> None:
         """Read from the upstream only what the app takes."""
@@ -156,8 +159,8 @@ class Relay:
         self._app.crash(error)
 
     def response_failed(self, denied: Denied, began: bool) -> None:
-        """The upstream's connection is over."""
-        self._app.close()
+        """The upstream's connection is over, and not in order: an end that looks so would be a lie."""
+        self._app.abort()
 
     def response_head(self, head: ResponseHead) -> None:
         """Never called: nothing in a tunnel is read as HTTP."""

@@ -12,6 +12,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import select
+import socket
+import struct
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, cast
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("overcoat")
 
 HANDSHAKE_SECONDS = 10.0
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
 FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
 
 
@@ -97,6 +101,7 @@ class UpstreamConnection(Reading):
         self._switched = False
         self._flushing: asyncio.TimerHandle | None = None
         self._is_lost = False
+        self._poll: select.poll | None = None
         self.is_closed = False
 
     # -- opening
@@ -161,6 +166,9 @@ class UpstreamConnection(Reading):
                 if not self._advance_handshake(data):
                     return
                 data = b""
+            elif self.uses and self.receiver is None:
+                self._end_idle()  # whatever it is: a connection that speaks while idle is not to be reused
+                return
             data = self.tls.receive(data)
             if answer := self.tls.outgoing():  # key updates
                 self._write(answer)
@@ -251,6 +259,13 @@ class UpstreamConnection(Reading):
         if self._flushing is None and not self._is_lost:
             self._flushing = loop.call_later(FLUSH_SECONDS, self.transport.abort)
 
+    def reset(self) -> None:
+        """Break the connection off, so that the upstream cannot take what it has for all there was."""
+        if not self.transport.is_closing():
+            with contextlib.suppress(OSError):  # the upstream is gone already
+                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.close()
+
     def close(self) -> None:
         """Close; nothing is told to anybody any more."""
         self.receiver = None
@@ -259,8 +274,17 @@ class UpstreamConnection(Reading):
 
     @property
     def is_usable(self) -> bool:
-        """Whether an idle connection may take a request."""
-        return not self.is_closed and not self.transport.is_closing() and not self._unread
+        """Whether an idle connection may take a request: nothing has come that no request has asked for."""
+        return not self.is_closed and not self.transport.is_closing() and not self._unread and not self._has_input()
+
+    def _has_input(self) -> bool:
+        """Tell whether something has come, and be it part of a record, or not yet read from the socket."""
+        if self.tls is not None and not self.tls.is_between_records:
+            return True
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(self._poll.poll(0))
 
     # -- responses
 

@@ -6,6 +6,9 @@ papered over where a request could be done twice (rule 1), and a reused one is k
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -191,3 +194,59 @@ def test_an_upstream_that_goes_away_while_idle_is_noticed(
         upstream.close()
         assert ask(sidecar) == 502
         assert sidecar.wait_for_decisions(2)[-1]["reason"] == "upstream_unreachable"
+
+
+class TestBytesThatNobodyAskedFor:
+    """A faulty upstream answers HEAD with a body: no other app may take that for the answer to its own request."""
+
+    STRAY = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nSTRAY"
+
+    def stray(self, listener: socket.socket, context: ssl.SSLContext, cut: int, go_on: threading.Event) -> None:
+        """Serve one connection; send the stray response's record in two halves, the second one when told to."""
+        accepted, _ = listener.accept()
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_side=True)
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def read() -> bytes:
+            while True:
+                try:
+                    return tls.read(65536)
+                except ssl.SSLWantReadError:
+                    accepted.sendall(outgoing.read())
+                    incoming.write(accepted.recv(65536))
+
+        with accepted, contextlib.suppress(OSError):
+            read()
+            tls.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(self.STRAY))
+            answer = outgoing.read()
+            tls.write(self.STRAY)
+            record = outgoing.read()
+            accepted.sendall(answer + record[:cut])
+            go_on.wait(10)
+            accepted.sendall(record[cut:])
+
+    @pytest.mark.parametrize("cut", [3, 20])
+    def test_part_of_a_record_is_enough_to_part_with_a_connection(
+        self, authority: Authority, tmp_path: Path, cut: int
+    ) -> None:
+        identity = authority.issue(HOST)
+        (tmp_path / "server.pem").write_bytes(identity.key_pem + b"".join(identity.chain_pem))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "server.pem")
+        go_on = threading.Event()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            serving = [
+                threading.Thread(target=self.stray, args=(listener, context, cut, go_on), daemon=True) for _ in range(2)
+            ]
+            for each in serving:
+                each.start()
+            rules = f'  - {{name: one, hosts: ["{HOST}:8001"], https_port: {port}}}\n'
+            with sidecar_for(authority, tmp_path, rules) as sidecar:
+                assert ask(sidecar, method="HEAD") == 200
+                with RawClient(sidecar.address) as client:
+                    client.send(f"GET http://{HOST}:8001/ HTTP/1.1\r\nHost: {HOST}:8001\r\n\r\n".encode())
+                    go_on.set()
+                    assert client.read_response().body != b"STRAY"
+                assert sidecar.metrics().value("overcoat_upstream_connections_total", result="hit") == 0

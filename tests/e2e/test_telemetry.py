@@ -366,6 +366,10 @@ class TestAdmin:
         with pytest.raises(SidecarFailed, match=r"policy.yaml:2:8: admin: ") as failure:
             sidecar.run("healthcheck", "-p", str(policy))
         assert failure.value.status == 2
+        # The sidecar goes on with the policy of before, so it is still there to be asked.
+        admin = sidecar.admin_url.removeprefix("http://")
+        policy.write_text(f"version: 1\nadmin: {admin}\nrules: [{{nmae: wrong}}]\n")
+        assert sidecar.run("healthcheck", "-p", str(policy)).strip() == "ready"
 
 
 class TestStandardOutput:

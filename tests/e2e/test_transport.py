@@ -10,6 +10,7 @@ import hashlib
 import json
 import socket
 import ssl
+import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -437,6 +438,25 @@ class TestHttps:
             answer = bytes(reversed(range(256))) * 1000
             conversation.answer(answer)  # only after the app's half was closed
             assert client.read_to_end() == answer
+
+    @pytest.mark.parametrize("who", ["app", "server"])
+    def test_a_reset_stays_a_reset(self, sidecar: Sidecar, who: str) -> None:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            open_tunnel(sidecar, f"open.example:{listener.getsockname()[1]}") as client,
+        ):
+            client.send(_client_hello("open.example"))
+            server, _ = listener.accept()
+            with server:
+                server.settimeout(5)
+                assert server.recv(65536)
+                server.sendall(b"part of what was to come")
+                client.read_until(b"to come")
+                from_one, to_other = (client._socket, server) if who == "app" else (server, client._socket)
+                from_one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                from_one.close()
+                with pytest.raises(ConnectionResetError):
+                    to_other.recv(65536)
 
     def test_a_servers_half_close_leaves_the_apps_half_open(self, sidecar: Sidecar) -> None:
         hello = _client_hello("open.example")

@@ -19,7 +19,7 @@ import pytest
 
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
-from tests.e2e.sidecar import ROOT, Sidecar, SidecarFailed
+from tests.e2e.sidecar import ROOT, Sidecar, SidecarFailed, overcoat_command
 from tests.e2e.upstream import TlsUpstream
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in /proc (Linux)")
@@ -134,9 +134,10 @@ def test_without_processes_a_dead_worker_is_replaced_later(authority: Authority,
         victim = workers(sidecar)[0]
         os.kill(victim, signal.SIGKILL)
         assert wait_until(lambda: "no process for a worker" in sidecar.stderr)
-        assert sidecar.admin_get("/ready")[0] == 200
+        assert sidecar.admin_get("/ready")[0] == 503
         (tmp_path / "none").unlink()
-        assert wait_until(lambda: len(workers(sidecar)) == 2)
+        assert wait_until(lambda: sidecar.admin_get("/ready")[0] == 200)
+        assert len(workers(sidecar)) == 2
 
 
 def test_the_admin_endpoint_is_replaced_where_it_was(sidecar: Sidecar) -> None:
@@ -184,6 +185,101 @@ def test_running_requests_end_before_any_worker_does(authority: Authority, tmp_p
             thread.join(20)
         assert answers == [200] * 6
         assert sidecar.wait() == 0
+
+
+def test_the_end_does_not_wait_for_workers_that_are_not_there(authority: Authority, tmp_path: Path) -> None:
+    with Sidecar("workers: 2\n", tmp_path, authority=authority) as sidecar:
+        for worker in workers(sidecar):
+            os.kill(worker, signal.SIGKILL)
+        assert wait_until(lambda: "is replaced" in sidecar.stderr)
+        began = time.monotonic()
+        sidecar.signal(signal.SIGTERM)
+        assert sidecar.wait() == 0
+        assert time.monotonic() - began < 3
+
+
+def test_it_is_not_ready_while_a_worker_is_missing(authority: Authority, tmp_path: Path) -> None:
+    with Sidecar("workers: 2\n", tmp_path, authority=authority) as sidecar:
+        os.kill(workers(sidecar)[0], signal.SIGKILL)
+        assert wait_until(lambda: sidecar.admin_get("/ready")[0] == 503)
+        assert wait_until(lambda: sidecar.admin_get("/ready")[0] == 200)
+
+
+def test_a_successor_trusts_the_roots_that_the_others_trust(
+    authority: Authority, upstream: TlsUpstream, tmp_path: Path
+) -> None:
+    with Sidecar("workers: 2\n", tmp_path, authority=authority) as sidecar:
+        Authority().write_pem(tmp_path / "roots.pem")  # another authority's, which nobody has asked to be taken over
+        for worker in workers(sidecar):
+            os.kill(worker, signal.SIGKILL)
+        assert wait_until(lambda: sidecar.metrics().value("overcoat_worker_restarts_total") == 2)
+        assert wait_until(lambda: sidecar.admin_get("/ready")[0] == 200)
+        assert [ask(sidecar, upstream) for _ in range(10)] == [200] * 10
+        sidecar.signal(signal.SIGHUP)
+        assert wait_until(lambda: "is in force" in sidecar.stderr)
+        assert [ask(sidecar, upstream) for _ in range(10)] == [502] * 10
+
+
+def test_a_child_of_somebody_else_does_not_keep_it(authority: Authority, tmp_path: Path) -> None:
+    command = ["sh", "-c", 'sleep 30 >/dev/null 2>&1 & echo $! > sleep.pid; exec "$0" "$@"', *overcoat_command()]
+    with Sidecar("workers: 2\n", tmp_path, authority=authority, command=command) as sidecar:
+        began = time.monotonic()
+        sidecar.signal(signal.SIGTERM)
+        assert sidecar.wait() == 0
+        assert time.monotonic() - began < 5
+        os.kill(int((tmp_path / "sleep.pid").read_text()), signal.SIGKILL)
+
+
+def test_a_worker_that_does_not_drain_is_ended(authority: Authority, tmp_path: Path) -> None:
+    with Sidecar("workers: 2\n", tmp_path, authority=authority) as sidecar:
+        stuck = workers(sidecar)[0]
+        os.kill(stuck, signal.SIGSTOP)
+        sidecar.signal(signal.SIGTERM)
+        assert wait_until(lambda: not is_alive(sidecar.pid), 20)
+        assert sidecar.wait() == 0
+        assert not is_alive(stuck)
+        assert "a worker is not over in time" in sidecar.stderr
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_standard_output_that_is_closed_is_no_reason_to_fail(
+    authority: Authority, upstream: TlsUpstream, tmp_path: Path, count: int
+) -> None:
+    command = ["sh", "-c", 'exec "$0" "$@" >&-', *overcoat_command()]
+    with Sidecar(f"workers: {count}\n", tmp_path, authority=authority, command=command) as sidecar:
+        assert ask(sidecar, upstream) == 200
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_reload_that_is_asked_for_too_early_does_no_harm(authority: Authority, tmp_path: Path, count: int) -> None:
+    sidecar = Sidecar(f"workers: {count}\n", tmp_path, authority=authority)
+    stop = threading.Event()
+
+    def ask_for_it() -> None:
+        while not stop.wait(0.02):
+            try:
+                pid = sidecar.pid
+            except AssertionError:
+                continue
+            if (Path(f"/proc/{pid}/cmdline")).read_bytes().count(b"serve") and _ignores_hangups(pid):
+                os.kill(pid, signal.SIGHUP)
+
+    asking = threading.Thread(target=ask_for_it)
+    asking.start()
+    try:
+        with sidecar:
+            assert sidecar.admin_get("/ready")[0] == 200
+            stop.set()
+            asking.join()
+    finally:
+        stop.set()
+
+
+def _ignores_hangups(pid: int) -> bool:
+    """Tell whether a process is past its first moments, in which no program can have said what SIGHUP is to mean."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    masks = {line.split(":")[0]: int(line.split()[1], 16) for line in lines if line.startswith(("SigIgn", "SigCgt"))}
+    return bool((masks["SigIgn"] | masks["SigCgt"]) & 1)
 
 
 def test_a_second_signal_ends_all_at_once(authority: Authority, tmp_path: Path) -> None:

@@ -50,9 +50,15 @@ def test_a_public_key_may_be_readable_by_all(tmp_path: Path) -> None:
     assert read_key_file(_file(tmp_path, PUBLIC, 0o644), unsafe_permissions=False) == PUBLIC
 
 
-def test_what_cannot_be_recognised_counts_as_secret(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b'{"kty": "any', b"{}", b"x\n-----BEGIN ANYTHING-----\n"])
+def test_what_may_be_a_key_counts_as_secret(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(KeyFileError, match="mode 0644"):
-        read_key_file(_file(tmp_path, b"anything", 0o644), unsafe_permissions=False)
+        read_key_file(_file(tmp_path, content, 0o644), unsafe_permissions=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"anything"])
+def test_what_is_no_key_is_read_by_whom_refuses_it_as_that(tmp_path: Path, content: bytes) -> None:
+    assert read_key_file(_file(tmp_path, content, 0o644), unsafe_permissions=False) == content
 
 
 def test_a_mounted_secret_behind_a_symbolic_link_is_read(tmp_path: Path) -> None:

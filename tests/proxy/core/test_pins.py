@@ -241,3 +241,15 @@ def test_pins_without_an_end_never_expire() -> None:
 @given(st.lists(st.binary(max_size=60)))
 def test_no_chain_makes_the_check_raise(chain: list[bytes]) -> None:
     assert check_pins(PinSet((spki_pin(LEAF),)), chain, TODAY) is PinVerdict.MISMATCH
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sha256/47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=",
+        "cert-sha256/e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    ],
+)
+def test_the_digest_of_nothing_is_a_mistake(text: str) -> None:
+    with pytest.raises(ValueError, match="was given nothing to read"):
+        parse_pin(text)

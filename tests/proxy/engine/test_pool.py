@@ -6,6 +6,7 @@ Proves that a connection serves only what it was opened for (DESIGN rule 3), and
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -56,6 +57,11 @@ class Socket:
     def __init__(self) -> None:
         self.closing = False
         self.paused = True
+        self.ours, self.theirs = socket.socketpair()
+
+    def get_extra_info(self, name: str) -> socket.socket:
+        assert name == "socket"
+        return self.ours
 
     def is_closing(self) -> bool:
         return self.closing
@@ -65,6 +71,10 @@ class Socket:
 
     def resume_reading(self) -> None:
         self.paused = False
+
+    def __del__(self) -> None:
+        self.ours.close()
+        self.theirs.close()
 
 
 def connection(key: object = "key") -> UpstreamConnection:
@@ -162,6 +172,14 @@ class TestWhatIsNotKept:
         cast(Any, dead.transport).closing = True
         assert world.pool.take("key") is alive
         assert world.counts == ["evicted", "hit"]
+
+    def test_one_with_something_unread_in_its_socket_is_not_adopted(self, world: World) -> None:
+        spoken_to, quiet = connection(), connection()
+        world.pool.give(quiet)
+        world.pool.give(spoken_to)
+        cast(Any, spoken_to.transport).theirs.send(b"H")
+        assert world.pool.take("key") is quiet
+        assert not is_open(spoken_to)
 
     def test_one_that_speaks_while_idle_is_closed_and_forgotten(self, world: World) -> None:
         one = connection()

@@ -1,0 +1,475 @@
+"""Where requests may go, who may send them, and how much of everything there may be.
+
+Proves what `destinations`, `clients` and `limits` promise, from outside: the upstream is never touched by what is
+forbidden, every denial has its own reason, and everything else about a denied request is right.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import wire
+from tests.e2e.app import Way, ask, open_way
+from tests.e2e.certificates import Authority
+from tests.e2e.clients import Answer, RawClient
+from tests.e2e.sidecar import Sidecar, SidecarFailed, overcoat_command
+from tests.e2e.upstream import TlsUpstream
+
+NAMES = {
+    "api.example": "127.0.0.1",
+    "inner.example": "10.11.12.13",
+    "metadata.example": "169.254.169.254",
+    "linked.example": "169.254.10.10",
+    "shared.example": "100.64.3.2",
+    "doc.example": "192.0.2.7",
+    "all.example": "224.0.0.251",
+    "six.example": "fd12:3456::1",
+    "mapped.example": "::ffff:127.0.0.1",
+    "translated.example": "64:ff9b::7f00:1",
+}
+
+
+def reason_of(answer: Answer) -> tuple[int, str]:
+    return answer.status, json.loads(answer.body)["reason"]
+
+
+@pytest.fixture(scope="module")
+def strict(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
+    """A sidecar whose policy says nothing of destinations but that."""
+    policy = "destinations: {egress: any}\nrules: [{name: in, hosts: ['**.inspected.example'], https: inspect}]"
+    with Sidecar(policy, tmp_path_factory.mktemp("strict"), authority=authority, hosts=NAMES) as running:
+        yield running
+
+
+class TestDestinations:
+    @pytest.mark.parametrize(
+        ("host", "kind"),
+        [
+            ("api.example", "loopback"),
+            ("localhost", "loopback"),
+            ("127.0.0.1", "loopback"),
+            ("127.8.8.8", "loopback"),
+            ("[::1]", "loopback"),
+            ("0.0.0.0", "loopback"),
+            ("[::]", "loopback"),
+            ("[::ffff:127.0.0.1]", "loopback"),
+            ("mapped.example", "loopback"),
+            ("10.11.12.13", "private"),
+            ("inner.example", "private"),
+            ("192.168.1.1", "private"),
+            ("[fd12:3456::1]", "private"),
+            ("six.example", "private"),
+            ("shared.example", "cgnat"),
+            ("169.254.10.10", "link_local"),
+            ("linked.example", "link_local"),
+            ("[fe80::1]", "link_local"),
+            ("169.254.169.254", "metadata"),
+            ("metadata.example", "metadata"),
+            ("[::ffff:169.254.169.254]", "metadata"),
+            ("all.example", "multicast"),
+            ("[ff02::fb]", "multicast"),
+            ("doc.example", "reserved"),
+            ("255.255.255.255", "reserved"),
+            ("translated.example", "reserved"),
+            ("[64:ff9b::a9fe:a9fe]", "reserved"),
+            ("[2002:7f00:1::1]", "reserved"),
+            ("[2001:0:7f00:1::]", "reserved"),
+        ],
+    )
+    @pytest.mark.parametrize("how", ["http", "CONNECT"])
+    def test_what_is_not_public_is_forbidden(
+        self, strict: Sidecar, upstream: TlsUpstream, host: str, kind: str, how: str
+    ) -> None:
+        authority = f"{host}:{upstream.port}"
+        line = f"GET http://{authority}/ HTTP/1.1" if how == "http" else f"CONNECT {authority} HTTP/1.1"
+        with RawClient(strict.address) as client:
+            client.send(f"{line}\r\nHost: {authority}\r\n\r\n".encode())
+            answer = client.read_response(method="GET" if how == "http" else "CONNECT")
+        assert reason_of(answer) == (403, "destination_forbidden")
+        problem = json.loads(answer.body)
+        assert f"is at a {kind} address" in problem["detail"]
+        assert f"add {kind}, or just its network, to destinations.allow" in problem["hint"]
+        assert answer.headers.all("proxy-status")[0] == (
+            'overcoat; error=destination_ip_prohibited; details="destination_forbidden"'
+        )
+        upstream.assert_untouched()
+
+    @pytest.fixture
+    def upstream(self, authority: Authority) -> Iterator[TlsUpstream]:
+        with TlsUpstream(authority, "api.example", "127.0.0.1") as server:
+            yield server
+
+    @pytest.mark.parametrize("allow", ["loopback", "127.0.0.1", "127.0.0.0/8", '"::/0", loopback'])
+    @pytest.mark.parametrize("way", [Way.HTTP, Way.CONNECT])
+    def test_what_the_policy_names_is_allowed(
+        self, authority: Authority, upstream: TlsUpstream, tmp_path: Path, allow: str, way: Way
+    ) -> None:
+        policy = f"destinations: {{allow: [{allow}]}}\ndefaults: {{https: inspect}}"
+        with Sidecar(policy, tmp_path, authority=authority, hosts=NAMES) as sidecar:
+            assert ask(sidecar, upstream, "api.example", way=way).status == 200
+
+    def test_a_wider_network_does_not_include_metadata(self, authority: Authority, tmp_path: Path) -> None:
+        policy = "destinations: {allow: [link_local, private, 169.254.0.0/16]}"
+        with Sidecar(policy, tmp_path, authority=authority, hosts=NAMES) as sidecar:
+            for host in ("metadata.example", "169.254.169.254"):
+                with RawClient(sidecar.address) as client:
+                    client.send(f"GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+                    assert reason_of(client.read_response()) == (403, "destination_forbidden")
+
+    def test_in_http2_as_well(self, authority: Authority, upstream: TlsUpstream, tmp_path: Path) -> None:
+        policy = "destinations: {egress: any}\ndefaults: {https: inspect}"
+        with Sidecar(policy, tmp_path, authority=authority, hosts=NAMES) as sidecar:
+            done = subprocess.run(
+                [
+                    *("curl", "-s", "--http2", "--cacert", sidecar.ca_file, "-x", sidecar.proxy_url),
+                    *("-w", "%{http_version} %{http_code}", upstream.url(scheme="https", host="api.example")),
+                ],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=20,
+            )
+        body, _, said = done.stdout.rpartition("\n")
+        assert said == "2 403"
+        assert json.loads(body)["reason"] == "destination_forbidden"
+        upstream.assert_untouched()
+
+    def test_observing_reaches_it_and_says_so(
+        self, authority: Authority, upstream: TlsUpstream, tmp_path: Path
+    ) -> None:
+        policy = "mode: observe\ndestinations: {egress: any}"
+        with Sidecar(policy, tmp_path, authority=authority, hosts=NAMES) as sidecar:
+            with RawClient(sidecar.address) as client:
+                name = f"api.example:{upstream.port}"
+                client.send(f"CONNECT {name} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+                assert client.read_response(method="CONNECT").status == 200
+                client.start_tls("api.example", authority.write_pem(tmp_path / "upstream.pem"))
+                client.send(f"GET / HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+                assert client.read_response().status == 200
+            line = sidecar.wait_for_decisions(1)[0]
+        assert (line["reason"], line["would_deny"], line["action"]) == ("destination_forbidden", True, "tunnel")
+
+    @pytest.mark.parametrize(("host", "status"), [("api.example", 200), ("other.example", 403)])
+    @pytest.mark.parametrize("way", [Way.HTTP, Way.CONNECT])
+    def test_with_egress_listed_only_hosts_of_rules_are_reached(
+        self, authority: Authority, tmp_path: Path, host: str, status: int, way: Way
+    ) -> None:
+        policy = (
+            "destinations: {allow: [loopback], egress: listed}\ndefaults: {https: inspect}\n"
+            "rules: [{name: api, hosts: [api.example]}]"
+        )
+        hosts = {"api.example": "127.0.0.1", "other.example": "127.0.0.1"}
+        with (
+            TlsUpstream(authority, *hosts) as upstream,
+            Sidecar(policy, tmp_path, authority=authority, hosts=hosts) as sidecar,
+        ):
+            if status == 200:
+                assert ask(sidecar, upstream, host, way=way).status == 200
+                return
+            name = f"{host}:{upstream.port}"
+            line = f"GET http://{name}/" if way is Way.HTTP else f"CONNECT {name}"
+            with RawClient(sidecar.address) as client:
+                client.send(f"{line} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+                assert reason_of(client.read_response()) == (403, "destination_forbidden")
+            assert sidecar.wait_for_decisions(1)[0]["reason"] == "destination_forbidden"
+            upstream.assert_untouched()
+
+
+def hashed(password: str) -> str:
+    """Return what `overcoat password` prints."""
+    done = subprocess.run(
+        [*overcoat_command(), "password"], input=f"{password}\n", capture_output=True, text=True, check=True, timeout=20
+    )
+    return done.stdout.strip()
+
+
+def basic(name: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode("ascii")
+
+
+@pytest.fixture
+def upstream(authority: Authority) -> Iterator[TlsUpstream]:
+    with TlsUpstream(authority, "127.0.0.1") as server:
+        yield server
+
+
+def get(sidecar: Sidecar, upstream: TlsUpstream, *headers: str, source: str | None = None) -> Answer:
+    """Ask for / with further header lines, from an address of this machine."""
+    with socket.create_connection(sidecar.address, 10, (source, 0) if source else None) as connection:
+        name = f"127.0.0.1:{upstream.port}"
+        lines = [f"GET http://{name}/ HTTP/1.1", f"Host: {name}", "Connection: close", *headers, "", ""]
+        connection.sendall("\r\n".join(lines).encode())
+        received = b""
+        while data := connection.recv(65536):
+            received += data
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, *fields = head.decode("latin-1").split("\r\n")
+    pairs = tuple((name, value.strip()) for name, _, value in (field.partition(":") for field in fields))
+    return Answer(int(status.split()[1]), wire.Headers(pairs), body)
+
+
+@pytest.fixture(scope="module")
+def guarded(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "other.hash").write_text(hashed("zwei:zwei") + "\n")
+    policy = f"""
+        defaults: {{https: inspect}}
+        clients:
+          users:
+            - {{name: app, password_hash: "{hashed("eins")}"}}
+            - {{name: other, password_hash: {{file: other.hash}}}}
+    """
+    with Sidecar(policy, folder, authority=authority) as running:
+        yield running
+
+
+class TestClients:
+    def test_only_the_addresses_that_the_policy_names(
+        self, authority: Authority, upstream: TlsUpstream, tmp_path: Path
+    ) -> None:
+        with Sidecar("clients: {allow: [127.0.0.2, 10.0.0.0/8]}", tmp_path, authority=authority) as sidecar:
+            refused = get(sidecar, upstream)
+            assert reason_of(refused) == (403, "client_forbidden")
+            upstream.assert_untouched()
+            assert get(sidecar, upstream, source="127.0.0.2").status == 200
+            lines = sidecar.wait_for_decisions(2)
+            assert [(line["client"], line["reason"]) for line in lines] == [
+                ("127.0.0.1", "client_forbidden"),
+                ("127.0.0.2", None),
+            ]
+
+    def test_observing_does_not_open_it_to_others(
+        self, authority: Authority, upstream: TlsUpstream, tmp_path: Path
+    ) -> None:
+        policy = "mode: observe\nclients: {allow: [10.0.0.0/8]}"
+        with Sidecar(policy, tmp_path, authority=authority) as sidecar:
+            assert reason_of(get(sidecar, upstream)) == (403, "client_forbidden")
+
+    @pytest.mark.parametrize(
+        ("listen", "clients", "starts"),
+        [
+            ("0.0.0.0:0", "", False),
+            ("[::]:0", "", False),
+            ("0.0.0.0:0", "{allow: [private]}", True),
+            ("0.0.0.0:0", "{unsafe_open_listener: true}", True),
+            ("0.0.0.0:0", "{unsafe_open_listener: false}", True),
+            ("127.0.0.1:0", "", True),
+        ],
+    )
+    def test_a_listener_that_others_reach_says_who_may_use_it_or_does_not_start(
+        self, authority: Authority, tmp_path: Path, listen: str, clients: str, starts: bool
+    ) -> None:
+        policy = f"listen: ['forward://{listen}']\n" + (f"clients: {clients}\n" if clients else "")
+        if starts:
+            with Sidecar(policy, tmp_path, authority=authority):
+                return
+        with pytest.raises(SidecarFailed) as failed, Sidecar(policy, tmp_path, authority=authority):
+            pass
+        assert failed.value.status == 2
+        assert "others can reach" in failed.value.stderr
+        assert "clients: {allow: [private]}" in failed.value.stderr
+
+    def test_nor_does_one_that_a_variable_opens(self, authority: Authority, tmp_path: Path) -> None:
+        env = {"OVERCOAT_LISTEN": "forward://0.0.0.0:0"}
+        with pytest.raises(SidecarFailed) as failed, Sidecar("", tmp_path, authority=authority, env=env):
+            pass
+        assert "OVERCOAT_LISTEN: others can reach forward://0.0.0.0:0" in failed.value.stderr
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            (),
+            (f"Proxy-Authorization: {basic('app', 'zwei:zwei')}",),
+            (f"Proxy-Authorization: {basic('app', '')}",),
+            (f"Proxy-Authorization: {basic('nobody', 'eins')}",),
+            (f"Authorization: {basic('app', 'eins')}",),
+            ("Proxy-Authorization: Bearer eins",),
+            (f"Proxy-Authorization: {basic('app', 'eins')}",) * 2,
+        ],
+        ids=["none", "another's", "empty", "nobody's", "for the server", "another scheme", "twice"],
+    )
+    def test_without_a_users_credentials_nothing_passes(
+        self, guarded: Sidecar, upstream: TlsUpstream, headers: tuple[str, ...]
+    ) -> None:
+        answer = get(guarded, upstream, *headers)
+        assert reason_of(answer) == (407, "proxy_authentication_required")
+        assert answer.headers.all("proxy-authenticate")[0] == 'Basic realm="overcoat", charset="UTF-8"'
+        with RawClient(guarded.address) as client:
+            lines = "".join(f"{line}\r\n" for line in headers)
+            client.send(f"CONNECT 127.0.0.1:{upstream.port} HTTP/1.1\r\nHost: 127.0.0.1\r\n{lines}\r\n".encode())
+            assert client.read_response(method="CONNECT").status == 407
+        upstream.assert_untouched()
+
+    @pytest.mark.parametrize(("name", "password"), [("app", "eins"), ("other", "zwei:zwei")])
+    def test_with_them_it_passes_and_they_go_no_further(
+        self, guarded: Sidecar, upstream: TlsUpstream, name: str, password: str
+    ) -> None:
+        shown = basic(name, password)
+        assert get(guarded, upstream, f"Proxy-Authorization: {shown}").status == 200
+        with RawClient(guarded.address) as client:
+            authority = f"127.0.0.1:{upstream.port}"
+            client.send(
+                f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\nProxy-Authorization: {shown}\r\n\r\n".encode()
+            )
+            assert client.read_response(method="CONNECT").status == 200
+            client.start_tls("127.0.0.1", ca_file=guarded.ca_file)
+            client.send(f"GET /inside HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode())
+            assert client.read_response().status == 200
+        assert len(upstream.requests) == 2
+        for connection in upstream.connections:
+            assert b"roxy-" not in connection.received
+            assert shown.split()[1].encode() not in connection.received
+        assert shown.split()[1] not in guarded.stdout + guarded.stderr
+        assert password not in guarded.stdout + guarded.stderr
+
+    @pytest.mark.parametrize(
+        ("users", "said"),
+        [
+            ("[{name: a, password_hash: hunter2}]", "never the password"),
+            ("[{name: a, password_hash: {env: NOT_SET_HERE}}]", "is not set"),
+            ("[{name: a, password_hash: {file: gone.hash}}]", "gone.hash cannot be read"),
+            ("[{name: 'a:b', password_hash: {env: PATH}}]", "no colon"),
+            ("[{name: a, password_hash: {env: PATH}}]", "no hash of a password"),
+        ],
+    )
+    def test_what_is_no_user_is_refused(self, authority: Authority, tmp_path: Path, users: str, said: str) -> None:
+        policy = f"clients: {{users: {users}}}"
+        with pytest.raises(SidecarFailed) as failed, Sidecar(policy, tmp_path, authority=authority):
+            pass
+        assert failed.value.status == 2
+        assert said in failed.value.stderr
+        assert "hunter2" not in failed.value.stderr
+
+    def test_an_empty_password_is_none(self) -> None:
+        done = subprocess.run(
+            [*overcoat_command(), "password"], input="\n", capture_output=True, text=True, check=False, timeout=20
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: the password is empty\n")
+
+
+LIMITS = """
+    limits: {header_bytes: 2048, header_count: 20, connections: 12, client_connections: 6, request_seconds: 1,
+             idle_seconds: 3}
+    clients: {allow: [loopback]}
+    defaults: {https: inspect}
+    keys: {k: {alg: A256KW, primary: {kid: k, file: k.jwk}}}
+    rules: [{name: held, hosts: [127.0.0.1], request: [{encrypt: ["$.a"], key: k}]}]
+"""
+
+
+@pytest.fixture
+def limited(authority: Authority, tmp_path: Path) -> Iterator[Sidecar]:
+    """A sidecar with narrow limits."""
+    made = [*overcoat_command(), "keys", "new", "--alg", "A256KW", "--format", "jwk", "--kid", "k", "--out"]
+    subprocess.run([*made, tmp_path / "k.jwk"], check=True, capture_output=True, timeout=20)
+    with Sidecar(LIMITS, tmp_path, authority=authority) as running:
+        yield running
+
+
+class TestLimits:
+    @pytest.mark.parametrize(
+        ("lines", "status"),
+        [
+            (["X: " + "a" * 1700], 200),
+            (["X: " + "a" * 2000], 431),
+            ([f"X-{n}: 1" for n in range(17)], 200),
+            ([f"X-{n}: 1" for n in range(20)], 431),
+        ],
+    )
+    def test_of_a_head(self, limited: Sidecar, upstream: TlsUpstream, lines: list[str], status: int) -> None:
+        answer = get(limited, upstream, *lines)
+        assert answer.status == status
+        if status != 200:
+            assert reason_of(answer) == (431, "headers_too_large")
+            upstream.assert_untouched()
+
+    def test_of_the_connections_of_one_address(self, limited: Sidecar, upstream: TlsUpstream) -> None:
+        held = [RawClient(limited.address) for _ in range(6)]
+        time.sleep(0.2)
+        assert reason_of(get(limited, upstream)) == (503, "too_many_connections")
+        assert get(limited, upstream, source="127.0.0.2").status == 200
+        more = [socket.create_connection(limited.address, 5, ("127.0.0.3", 0)) for _ in range(6)]
+        time.sleep(0.2)
+        assert reason_of(get(limited, upstream, source="127.0.0.2")) == (503, "too_many_connections")
+        for client in (*held, *more):
+            client.close()
+        time.sleep(0.2)
+        assert get(limited, upstream).status == 200
+        metrics = limited.metrics()
+        assert metrics.value("overcoat_requests_total", reason="too_many_connections") == 2
+
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            b"GET http://127.0.0.1/ HT",
+            b"GET http://127.0.0.1:1/ HTTP/1.1\r\nHost: 127.0.0.1:1\r\nX: ",
+            b"POST http://127.0.0.1:1/ HTTP/1.1\r\nHost: 127.0.0.1:1\r\nContent-Type: application/json\r\n"
+            b'Content-Length: 99\r\n\r\n{"a":',
+        ],
+        ids=["the line", "the fields", "a held body"],
+    )
+    def test_of_the_time_that_a_request_takes_to_arrive(self, limited: Sidecar, sent: bytes) -> None:
+        with RawClient(limited.address) as client:
+            client.send(sent)
+            began = time.monotonic()
+            for _ in range(6):  # a byte now and then does not prolong it
+                time.sleep(0.1)
+                client.send(b"1")
+            answer = client.read_response()
+            assert reason_of(answer) == (408, "request_timeout")
+            assert client.read_to_end() == b""
+        assert 0.8 < time.monotonic() - began < 4
+
+    @pytest.mark.parametrize("sent", [b"", b"\x16", b"\x16\x03\x01\x02", b"GE"])
+    def test_of_the_time_for_the_first_bytes_inside_connect(self, limited: Sidecar, sent: bytes) -> None:
+        with RawClient(limited.address) as client:
+            client.send(b"CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n")
+            assert client.read_response(method="CONNECT").status == 200
+            client.send(sent)
+            assert client.read_to_end() == b""
+        assert limited.wait_for_decisions(1)[0]["reason"] == "not_http"
+
+    def test_of_the_time_for_a_handshake(self, limited: Sidecar) -> None:
+        for alpn in (b"", b"\x00\x10\x00\x0b\x00\x09\x08http/1.1", b"\x00\x10\x00\x05\x00\x03\x02h2"):
+            with RawClient(limited.address) as client:
+                client.send(b"CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n")
+                assert client.read_response(method="CONNECT").status == 200
+                extensions = alpn + bytes.fromhex("002b0003020303000a00040002001d000d00080006040308040401")
+                body = b"\x03\x03" + bytes(32) + b"\x00" + b"\x00\x02\xc0\x2f" + b"\x01\x00"
+                body += len(extensions).to_bytes(2) + extensions
+                hello = b"\x01" + len(body).to_bytes(3) + body
+                client.send(b"\x16\x03\x01" + len(hello).to_bytes(2) + hello)
+                began = time.monotonic()
+                with contextlib.suppress(ConnectionResetError):
+                    client.read_to_end()
+                assert time.monotonic() - began < 2.5
+
+    def test_of_idleness(self, limited: Sidecar) -> None:
+        with RawClient(limited.address) as client:
+            began = time.monotonic()
+            with contextlib.suppress(ConnectionResetError):
+                assert client.read_to_end() == b""
+            assert 2.5 < time.monotonic() - began < 6
+
+    def test_a_slow_body_that_streams_is_not_hurried(
+        self, authority: Authority, upstream: TlsUpstream, tmp_path: Path
+    ) -> None:
+        with (
+            Sidecar("limits: {request_seconds: 1}", tmp_path, authority=authority) as sidecar,
+            open_way(sidecar, "127.0.0.1", upstream.port) as client,
+        ):
+            name = f"127.0.0.1:{upstream.port}"
+            client.send(f"POST http://{name}/ HTTP/1.1\r\nHost: {name}\r\nContent-Length: 8\r\n\r\n".encode())
+            for _ in range(8):
+                time.sleep(0.25)
+                client.send(b"x")
+            assert client.read_response().status == 200
