@@ -18,7 +18,7 @@ from mitmproxy import connection, http
 from proxy.core.decisions import Action, Decision, Denied, Reason, problem_details, proxy_status
 from proxy.core.destinations import Destination
 from proxy.core.pins import PinVerdict
-from proxy.core.policy import Mode, Policy, Rule
+from proxy.core.policy import ListenerKind, Mode, Policy, Rule
 
 _KEY = "overcoat"
 
@@ -45,6 +45,7 @@ class Exchange:
 
     Attributes:
         asked: the canonical destination that the app asked for.
+        front: what the app takes the destination for, where a reverse listener stands for it.
         decision: what the transport rules say.
         denied: why the request was stopped, or in observe mode would have been.
         upstream: the connection that carries it, or that could not be opened.
@@ -60,6 +61,7 @@ class Exchange:
     started: float = field(default_factory=time.time)
     started_monotonic: float = field(default_factory=time.monotonic)
     asked: Destination | None = None
+    front: Destination | None = None
     rule: Rule | None = None
     decision: Decision | None = None
     denied: Denied | None = None
@@ -118,6 +120,7 @@ class Session:
 
     Attributes:
         policy: the snapshot that what begins on this connection is decided with.
+        entry: the kind of listener that it came through.
         connect: the CONNECT request that opened a tunnel on it, if any.
         speaks_http: whether plain http came inside that tunnel, whose requests are read here.
         upstreams: what is known of each upstream connection, by mitmproxy's connection id.
@@ -130,6 +133,7 @@ class Session:
 
     policy: Policy
     client: str
+    entry: ListenerKind = ListenerKind.FORWARD
     connect: Exchange | None = None
     speaks_http: bool = False
     upstreams: dict[str, Upstream] = field(default_factory=dict)
@@ -163,9 +167,9 @@ class Sessions:
         self._by_id: dict[str, Session] = {}
         self._counts: Counter[str] = Counter()
 
-    def open(self, client: connection.Client, policy: Policy) -> Session:
+    def open(self, client: connection.Client, policy: Policy, entry: ListenerKind = ListenerKind.FORWARD) -> Session:
         """Start a session."""
-        session = self._by_id[client.id] = Session(policy, client.peername[0])
+        session = self._by_id[client.id] = Session(policy, client.peername[0], entry)
         self._counts[session.client] += 1
         return session
 

@@ -11,9 +11,6 @@ Rules of this addon:
 
 from __future__ import annotations
 
-import os
-import time
-
 from mitmproxy import http
 
 from addons.exchange import Exchange, Sessions
@@ -22,15 +19,16 @@ from proxy.core.addresses import parse_ip
 from proxy.core.clients import Verifier
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, canonical_host, parse_authority
+from proxy.core.policy import ListenerKind
 from proxy.core.transport import decide_https, decide_plain_http
 
 
 class Gate:
     """Finds the destination, checks that the request's names agree, and asks the policy."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, verifier: Verifier) -> None:
         self.sessions = sessions
-        self._verifier = Verifier(os.urandom(32), time.monotonic)
+        self._verifier = verifier
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """Decide on a CONNECT."""
@@ -79,7 +77,7 @@ class Gate:
                 f"the policy lets no app at {exchange.client} use the proxy",
                 "add the app's address or network to clients.allow",
             )
-        if not clients.users or self._is_inside(flow, exchange):  # whose CONNECT has shown them
+        if not clients.users or not self._shows_credentials(flow, exchange):
             return
         shown = values_of(flow.request.headers, b"proxy-authorization")
         if len(shown) != 1 or not self._verifier.verify(clients.users, shown[0]):
@@ -89,9 +87,11 @@ class Gate:
                 "give them to the app in the proxy's URL: http://NAME:PASSWORD@HOST:PORT",
             )
 
-    def _is_inside(self, flow: http.HTTPFlow, exchange: Exchange) -> bool:
-        connect = self.sessions.of(flow.client_conn).connect
-        return connect is not None and connect is not exchange
+    def _shows_credentials(self, flow: http.HTTPFlow, exchange: Exchange) -> bool:
+        """Tell whether this is where an app shows them: not where it knows of no proxy, nor again inside CONNECT."""
+        session = self.sessions.of(flow.client_conn)
+        knows = session.entry in (ListenerKind.FORWARD, ListenerKind.SOCKS5)
+        return knows and (session.connect is None or session.connect is exchange)
 
     def _check_tunnel(self, flow: http.HTTPFlow) -> None:
         connect = self.sessions.of(flow.client_conn).connect

@@ -54,16 +54,18 @@ class Transport:
             flow.request.data.scheme = b"https"
             flow.request.data.port = decision.target.port
             _follow(flow.request, decision.target)
+        if (view := _view(exchange)) is not None:
             headers = flow.request.headers
-            headers.fields = appview.request_fields(headers.fields, appview.upgraded_to(exchange.policy))
+            headers.fields = appview.request_fields(headers.fields, view)
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         """Show the app an upgraded host's response as one of plain http."""
         exchange = self.sessions.exchange(flow)
-        response, asked = flow.response, exchange.asked
-        if response is None or asked is None or exchange.denied is not None or not _is_upgraded(exchange):
+        response, view = flow.response, _view(exchange)
+        if response is None or exchange.denied is not None or view is None:
             return
-        fields = appview.response_fields(response.headers.fields, appview.plain_spelling(exchange.policy, asked))
+        asked = view.asked
+        fields = appview.response_fields(response.headers.fields, view)
         url = f"http://{asked}{flow.request.path}"
         if appview.is_redirect_to_itself(exchange.method, response.status_code, url, fields):
             exchange.note(
@@ -81,6 +83,15 @@ class Transport:
         exchange = self.sessions.exchange(flow)
         if exchange.denied is not None and exchange.denied.reason is Reason.REDIRECT_LOOP:
             exchange.refuse(flow, exchange.denied)
+
+
+def _view(exchange: Exchange) -> appview.View | None:
+    """Return how the app sees the server, if not as it is."""
+    if exchange.asked is None:
+        return None
+    if exchange.front is not None:
+        return appview.renamed(exchange.front, exchange.asked)
+    return appview.upgraded(exchange.policy, exchange.asked) if _is_upgraded(exchange) else None
 
 
 def _is_upgraded(exchange: Exchange) -> bool:

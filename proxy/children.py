@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,45 +23,62 @@ from addons.metrics import Metrics, PolicyMetrics
 from proxy.admin import Admin
 from proxy.ca import LocalCa
 from proxy.core.policy import Policy
-from proxy.engine.server import Engine
+from proxy.engine.server import Bound, Engine
 from proxy.engine.tls import NoRoots
 from proxy.lines import LineWriter
 from proxy.supervisor import CANNOT_START, Seat, Shared
 from proxy.wires import SERVES, TAKEN, receive, send, unpack
 
 
-def work(authority: LocalCa, directory: Path, guarded: tuple[str, int] | None, seat: Seat, policy: Policy) -> None:
-    """Live a worker's life.
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """What a worker works with.
 
-    Args:
+    Attributes:
         authority: the local CA, which all share.
         directory: where they share a lock for the standard output.
         guarded: the admin endpoint's address, if there is one.
-        seat: what this worker has.
+        places: what it takes connections from.
+    """
+
+    authority: LocalCa
+    directory: Path
+    guarded: tuple[str, int] | None
+    places: list[Bound]
+
+
+def work(equipment: Equipment, seat: Seat, policy: Policy) -> None:
+    """Live a worker's life.
+
+    Args:
+        equipment: what it works with.
+        seat: for its wire.
         policy: the policy to begin with.
     """
-    asyncio.run(_Worker(seat, Metrics(CollectorRegistry())).live(authority, directory / "lines.lock", guarded, policy))
+    asyncio.run(_Worker(equipment, seat, Metrics(CollectorRegistry())).live(policy))
 
 
 class _Worker:
-    def __init__(self, seat: Seat, metrics: Metrics) -> None:
+    def __init__(self, equipment: Equipment, seat: Seat, metrics: Metrics) -> None:
+        self._equipment = equipment
         self._seat = seat
         self._metrics = metrics
         self._stop = asyncio.Event()
 
-    async def live(self, authority: LocalCa, lock: Path, guarded: tuple[str, int] | None, policy: Policy) -> None:
-        lines = LineWriter(sys.stdout, self._metrics.lines_lost.inc, lock)
+    async def live(self, policy: Policy) -> None:
+        equipment = self._equipment
+        lines = LineWriter(sys.stdout, self._metrics.lines_lost.inc, equipment.directory / "lines.lock")
         self._metrics.expect(policy)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         try:
-            self._engine = Engine(policy, authority, self._metrics, lines.write)
+            self._engine = Engine(policy, equipment.authority, self._metrics, lines.write)
         except NoRoots as e:
             click.echo(f"error: {e}", err=True)
             raise SystemExit(CANNOT_START) from None
-        if guarded is not None:
-            self._engine.guard(guarded)
-        await self._engine.listen(self._seat.sockets)
+        if equipment.guarded is not None:
+            self._engine.guard(equipment.guarded)
+        await self._engine.listen(equipment.places)
         loop.add_reader(self._seat.wire, self._take_order)
         send(self._seat.wire, SERVES)
         await self._stop.wait()

@@ -23,13 +23,15 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from proxy.core.addresses import parse_ip
-from proxy.core.policy import Listener, Mode, Policy
+from proxy.core.policy import Listener, ListenerKind, Mode, Policy
 from proxy.model import PolicyFile, Section
 from proxy.policybuild import Builder
 from proxy.policyvalues import parse_admin, parse_listener
 from proxy.yamltext import MAX_BYTES, UNUSABLE, Document, Problem, Steps, path_text, read_yaml, shown
 
 DEFAULT_FILE = Path("overcoat.yaml")
+
+_WITHOUT_CREDENTIALS = (ListenerKind.REVERSE, ListenerKind.TRANSPARENT)
 
 _KINDS: tuple[tuple[type, str], ...] = (
     (bool, "true or false"),
@@ -212,16 +214,18 @@ def _listener_errors(
     if policy.admin is not None:
         places.append((("admin",), policy.admin))
     says_who = isinstance(document.data, dict) and bool(document.data.get("clients"))
-    seen: set[Listener] = set()
+    seen: set[tuple[str, int]] = set()
     for steps, listener in places:
         message = None
-        if listener.port and listener in seen:
-            message = f"{str(listener).removeprefix('forward://')} stands twice; each listener needs its own address"
+        if listener.port and (listener.host, listener.port) in seen:
+            message = f"{listener.address} stands twice; each listener needs its own address"
         elif steps[0] == "listen" and not says_who and not _is_loopback(listener.host):
             message = (
                 f"others can reach {listener}, so say who may use it: clients: {{allow: [private]}} for the containers "
                 "or machines of a private network, or clients.users"
             )
+        elif _lets_in_without_credentials(policy, listener) and steps[0] == "listen":
+            message = f"others can reach {listener}, where no app shows credentials: say clients.allow, too"
         if message is not None:
             if steps[0] in texts:
                 yield PolicyError("", 0, 0, texts[str(steps[0])][0], message)
@@ -229,7 +233,13 @@ def _listener_errors(
                 mark = document.mark(steps)
                 place = (mark.line, mark.column) if file else (0, 0)
                 yield PolicyError(file, *place, path_text(steps), message)
-        seen.add(listener)
+        seen.add((listener.host, listener.port))
+
+
+def _lets_in_without_credentials(policy: Policy, listener: Listener) -> bool:
+    """Tell whether users are to be known by their credentials, and are not asked for any at this listener."""
+    asks_elsewhere = bool(policy.clients.users) and policy.clients.addresses is None
+    return asks_elsewhere and listener.kind in _WITHOUT_CREDENTIALS and not _is_loopback(listener.host)
 
 
 def _is_loopback(host: str) -> bool:

@@ -300,7 +300,9 @@ class PolicyFile(Section):
     listen: Annotated[list[ListenerText], Field(min_length=1)] = Field(
         default_factory=lambda: list(_BUILT_IN.listen),
         json_schema_extra={"default": [str(listener) for listener in _BUILT_IN.listen]},
-        description="Where apps reach the proxy: `forward://HOST:PORT`; port 0 lets the system choose.",
+        description="Where apps reach the proxy: `forward://HOST:PORT`, `socks5://HOST:PORT`, "
+        "`reverse://HOST:PORT?to=https://HOST` for apps that can only be given a base URL, "
+        "`transparent://HOST:PORT` for those that the kernel redirects (Linux). Port 0 lets the system choose.",
     )
     admin: AdminText = Field(
         default_factory=lambda: _BUILT_IN.admin,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -22,10 +22,10 @@ from pydantic_core import PydanticCustomError
 
 from proxy.core.addresses import AddressKind, Network, parse_addresses
 from proxy.core.clients import PasswordHash, parse_password_hash, parse_user_name
-from proxy.core.destinations import canonical_host
+from proxy.core.destinations import canonical_host, parse_authority
 from proxy.core.keys import MAX_KID_LENGTH
 from proxy.core.pins import Pin, parse_pin
-from proxy.core.policy import HostPattern, Listener, PathGlob
+from proxy.core.policy import HTTPS_PORT, HostPattern, Listener, ListenerKind, PathGlob
 from proxy.core.selectors import Selector, parse_selector
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -127,7 +127,7 @@ def parse_address(text: str) -> Listener:
 
 
 def parse_listener(text: str) -> Listener:
-    """Read `forward://HOST:PORT`.
+    """Read `forward://HOST:PORT`, `socks5://…`, `transparent://…`, or `reverse://HOST:PORT?to=https://HOST`.
 
     Raises:
         ValueError: it is malformed or of another kind; the message says what would be right.
@@ -135,9 +135,21 @@ def parse_listener(text: str) -> Listener:
     scheme = _SCHEME.match(text)
     if not scheme:
         raise ValueError("a listener is forward://HOST:PORT, such as forward://127.0.0.1:8080")
-    if scheme[1] != "forward":
-        raise ValueError(f"only forward:// listeners are available, not {scheme[0]}")
-    return parse_address(text.removeprefix("forward://"))
+    if scheme[1] not in list(ListenerKind):
+        raise ValueError(f"a listener is forward://, reverse://, socks5:// or transparent://, not {scheme[0]}")
+    kind = ListenerKind(scheme[1])
+    address, has_query, query = text.removeprefix(scheme[0]).partition("?")
+    if kind is not ListenerKind.REVERSE:
+        if has_query:
+            raise ValueError(f"a {kind} listener has no ?…; only reverse:// has, for where it leads")
+        return replace(parse_address(address), kind=kind)
+    name, _, url = query.partition("=")
+    if name != "to" or not url.startswith("https://"):
+        raise ValueError(
+            "a reverse listener says which https host it stands for: reverse://127.0.0.1:9001?to=https://api.example"
+        )
+    to = parse_authority(ascii_host(url.removeprefix("https://").removesuffix("/")), HTTPS_PORT)
+    return replace(parse_address(address), kind=kind, to=to)
 
 
 def parse_admin(text: str) -> Listener:
@@ -295,7 +307,11 @@ Kid = Annotated[str, _parsed(_parse_kid), _text_schema(minLength=1, maxLength=MA
 FileName = Annotated[str, _parsed(_parse_path), _text_schema(minLength=1, maxLength=_MAX_PATH_LENGTH)]
 Variable = Annotated[str, _parsed(_parse_variable), _text_schema(pattern=f"^{_VARIABLE.pattern}$")]
 Day = Annotated[date, PlainValidator(_parse_day), _text_schema(format="date")]
-ListenerText = Annotated[Listener, _parsed(parse_listener), _text_schema(pattern="^forward://.+:[0-9]+$")]
+ListenerText = Annotated[
+    Listener,
+    _parsed(parse_listener),
+    _text_schema(pattern=r"^((forward|socks5|transparent)://.+:[0-9]+|reverse://.+:[0-9]+\?to=https://.+)$"),
+]
 HostText = Annotated[HostPattern, _parsed(parse_host_pattern), _text_schema(minLength=1)]
 SelectorText = Annotated[Selector, _parsed(_parse_visible_selector), _text_schema(pattern=r"^\$")]
 PathText = Annotated[PathGlob, _parsed(PathGlob.parse), _text_schema(pattern="^/[^?#]*$")]

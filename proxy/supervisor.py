@@ -176,6 +176,7 @@ class Supervisor:
             while (status := self._turn()) is None:
                 if not self._has_started and self._all_serve():
                     self._has_started = True
+                    self._is_ready.set(True)
                     announce()
             return status
         finally:

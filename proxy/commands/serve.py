@@ -26,7 +26,7 @@ from proxy.ca import CaError, LocalCa, data_directory
 if TYPE_CHECKING:
     from addons.metrics import Metrics
     from proxy.core.policy import Policy
-    from proxy.engine.server import Engine
+    from proxy.engine.server import Bound, Engine
     from proxy.reload import Reader
 
 logger = logging.getLogger("overcoat")
@@ -162,7 +162,7 @@ def _serve_together(policy: Policy, load: Callable[[], Policy], count: int) -> i
     from proxy.metricsfiles import prepare_metrics
 
     directory = prepare_metrics()
-    from proxy.children import administer, work
+    from proxy.children import Equipment, administer, work
     from proxy.engine.server import BindError
     from proxy.engine.tls import NoRoots
     from proxy.reload import Reader, with_own_roots
@@ -175,7 +175,13 @@ def _serve_together(policy: Policy, load: Callable[[], Policy], count: int) -> i
         authority = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
         is_ready = Shared()
         seats = [
-            Seat("a worker", True, str(number), share, partial(work, authority, directory, guarded))
+            Seat(
+                "a worker",
+                True,
+                str(number),
+                [place.socket for place in share],
+                partial(work, Equipment(authority, directory, guarded, share)),
+            )
             for number, share in enumerate(shares)
         ]
         if admin is not None:
@@ -191,7 +197,7 @@ def _serve_together(policy: Policy, load: Callable[[], Policy], count: int) -> i
     return status
 
 
-def _prepare(policy: Policy, metrics: Metrics, write: Callable[[str], object]) -> tuple[Engine, list[socket.socket]]:
+def _prepare(policy: Policy, metrics: Metrics, write: Callable[[str], object]) -> tuple[Engine, list[Bound]]:
     from proxy.engine.server import BindError, Engine
     from proxy.engine.tls import NoRoots
 
@@ -214,19 +220,19 @@ def _bind_admin(policy: Policy) -> socket.socket | None:
         raise _CannotStart(f"cannot listen on {where} (admin): {(e.strerror or str(e)).lower()}") from None
 
 
-def _bind(policy: Policy, count: int) -> list[list[socket.socket]]:
+def _bind(policy: Policy, count: int) -> list[list[Bound]]:
     """Bind every listener for each worker; return each worker's sockets."""
     from proxy.engine.server import bind
 
-    shares: list[list[socket.socket]] = [[] for _ in range(count)]
+    shares: list[list[Bound]] = [[] for _ in range(count)]
     for listener in policy.listen:
         for share, bound in zip(shares, bind(listener, count), strict=True):
             share.extend(bound)
     return shares
 
 
-def _announce(policy: Policy, sockets: list[socket.socket], admin: tuple[str, int] | None) -> None:
-    listen = ["{}:{}".format(*bound.getsockname()[:2]) for bound in sockets]
+def _announce(policy: Policy, places: list[Bound], admin: tuple[str, int] | None) -> None:
+    listen = ["{}:{}".format(*place.socket.getsockname()[:2]) for place in places]
     logger.info("policy %s: %d rules, mode %s", policy.source, len(policy.rules), policy.mode)
     if policy.source == "built-in":
         logger.warning("no policy file was named or found (./overcoat.yaml): nothing is pinned, nothing is encrypted")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from urllib.parse import urldefrag, urljoin
 
 from proxy.core.decisions import Action
@@ -39,38 +40,60 @@ _REPEATS_METHOD = frozenset((307, 308))
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 
 
-def plain_spelling(policy: Policy, asked: Destination) -> Translate:
-    """Return what tells of a place where https is spoken how an app of `asked` names it in plain http, if it can.
+@dataclass(frozen=True, slots=True)
+class View:
+    """How an app names what a server names otherwise.
+
+    Attributes:
+        asked: what the app asked for, in its own words.
+        to_server: tells of a plain http destination in the app's words which https destination it is, if one.
+        to_app: the other way round.
+        is_renamed: whether the app knows the server by another host name, too.
+    """
+
+    asked: Destination
+    to_server: Translate
+    to_app: Translate
+    is_renamed: bool = False
+
+
+def upgraded(policy: Policy, asked: Destination) -> View:
+    """Return the view of an app whose plain http is upgraded.
 
     Args:
         policy: the policy in force.
         asked: what the app asked for, before it was upgraded.
     """
 
-    def spell(there: Destination) -> Destination | None:
-        candidates = (asked, Destination(there.host, HTTP_PORT), there)
-        return next((c for c in candidates if c.host == there.host and upgraded_to(policy)(c) == there), None)
-
-    return spell
-
-
-def upgraded_to(policy: Policy) -> Translate:
-    """Return what tells of a plain http destination where its upgrade leads, if there is one."""
-
-    def target(asked: Destination) -> Destination | None:
-        decision = decide_plain_http(policy, asked)[1]
+    def to_server(named: Destination) -> Destination | None:
+        decision = decide_plain_http(policy, named)[1]
         return decision.target if decision.action is Action.UPGRADE else None
 
-    return target
+    def to_app(there: Destination) -> Destination | None:
+        candidates = (asked, Destination(there.host, HTTP_PORT), there)
+        return next((each for each in candidates if each.host == there.host and to_server(each) == there), None)
+
+    return View(asked, to_server, to_app)
 
 
-def request_fields(fields: Fields, translate: Translate) -> Fields:
-    """Return an upgraded request's fields as the server must see them.
+def renamed(front: Destination, to: Destination) -> View:
+    """Return the view of an app to which a reverse listener is the server.
+
+    Args:
+        front: the listener, as the app names it.
+        to: the https host that it stands for.
+    """
+    return View(front, {front: to}.get, {to: front}.get, is_renamed=True)
+
+
+def request_fields(fields: Fields, view: View) -> Fields:
+    """Return a request's fields as the server must see them.
 
     Args:
         fields: name and value, as the app sent them.
-        translate: `upgraded_to` of the policy.
+        view: the app's.
     """
+    translate = view.to_server
     changes: dict[bytes, Callable[[str], str]] = {
         b"origin": lambda value: _translated(value, _HTTP_URL, "https", translate),
         b"referer": lambda value: _translated(value, _HTTP_URL, "https", translate),
@@ -81,16 +104,16 @@ def request_fields(fields: Fields, translate: Translate) -> Fields:
     return _changed(fields, changes)
 
 
-def response_fields(fields: Fields, translate: Translate) -> Fields:
-    """Return a response's fields as an upgraded app must see them.
+def response_fields(fields: Fields, view: View) -> Fields:
+    """Return a response's fields as the app must see them.
 
     Args:
         fields: name and value, as the server sent them.
-        translate: `plain_spelling` of the policy and what the app asked for.
+        view: the app's.
     """
 
     def url(value: str) -> str:
-        return _translated(value, _HTTPS_URL, "http", translate)
+        return _translated(value, _HTTPS_URL, "http", view.to_app)
 
     def refresh(value: str) -> str:
         found = _REFRESH.fullmatch(value)
@@ -102,7 +125,7 @@ def response_fields(fields: Fields, translate: Translate) -> Fields:
         b"access-control-allow-origin": url,
         b"refresh": refresh,
         b"link": lambda value: _LINK_TARGET.sub(lambda target: f"<{url(target[1])}>", value),
-        b"set-cookie": _cookie_for_app,
+        b"set-cookie": lambda value: _cookie_for_app(value, keeps_domain=not view.is_renamed),
         b"strict-transport-security": lambda _: None,
         b"content-security-policy": _without_upgrade,
     }
@@ -173,13 +196,17 @@ def _translated(value: str, pattern: re.Pattern[str], scheme: str, translate: Tr
     return f"{scheme}://{authority}{value[found.end() :]}"
 
 
-def _cookie_for_app(value: str) -> str:
+def _cookie_for_app(value: str, *, keeps_domain: bool) -> str:
     """Return a Set-Cookie that a jar keeps, and sends again, though it came over plain http (RFC 6265bis)."""
     cookie, *attributes = value.split(";")
     name = cookie.lstrip()
     if _PREFIX.match(name):
         cookie = cookie[: len(cookie) - len(name)] + "_overcoat" + name[1:]
-    kept = [attribute for attribute in attributes if not _needs_tls(attribute)]
+    kept = [
+        attribute
+        for attribute in attributes
+        if not _needs_tls(attribute) and (keeps_domain or attribute.partition("=")[0].strip().lower() != "domain")
+    ]
     return ";".join([cookie, *kept])
 
 

@@ -253,6 +253,15 @@ class Defaults:
     https: Https = Https.TUNNEL
 
 
+class ListenerKind(StrEnum):
+    """What an app speaks at a listener."""
+
+    FORWARD = "forward"
+    REVERSE = "reverse"
+    SOCKS5 = "socks5"
+    TRANSPARENT = "transparent"
+
+
 class Egress(StrEnum):
     """Which hosts may be reached at all."""
 
@@ -300,14 +309,26 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """An address to listen on; port 0 asks the system for a free one."""
+    """An address to listen on; port 0 asks the system for a free one.
+
+    Attributes:
+        kind: what is spoken there.
+        to: the https host that a reverse listener stands for.
+    """
 
     host: str
     port: int
+    kind: ListenerKind = ListenerKind.FORWARD
+    to: Destination | None = None
+
+    @property
+    def address(self) -> str:
+        """`HOST:PORT`."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"forward://{host}:{self.port}"
+        to = "" if self.to is None else f"?to=https://{self.to.authority}"
+        return f"{self.kind}://{self.address}{to}"
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)

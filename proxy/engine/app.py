@@ -27,7 +27,9 @@ from OpenSSL import SSL
 
 from addons.exchange import Exchange, Session
 from proxy.core.decisions import Denied, Reason
+from proxy.core.policy import Listener, ListenerKind
 from proxy.engine.dispatch import HookFailed, describe
+from proxy.engine.entries import entry_for
 from proxy.engine.http1 import AppHttp1
 from proxy.engine.reading import Reading
 from proxy.engine.tlsstream import TlsStream
@@ -94,8 +96,9 @@ class AppSocket(Reading):
     context: Context
     speaker: Speaker
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, listener: Listener) -> None:
         self.engine = engine
+        self.listener = listener
         self.loop = engine.loop
         self.tls: TlsStream | None = None
         self.is_closing = False  # we said the last word; what still comes is thrown away
@@ -119,19 +122,31 @@ class AppSocket(Reading):
             timestamp_start=time.time(),
             state=ConnectionState.OPEN,
         )
-        self.session = self.engine.sessions.open(self.client, self.engine.policy)
+        self.session = self.engine.sessions.open(self.client, self.engine.policy, self.listener.kind)
         # LayerOptions has every option that the layers read; the annotation wants mitmproxy's own class.
         self.context = Context(self.client, cast("Options", self.engine.layer_options))
         self.engine.connections.add(self)
         self.guarded(self._start)
 
     def _start(self) -> None:
-        self.speaker = http1 = AppHttp1(self, None)
+        self.speaker = _GONE
         self._watch_idle()
         self.engine.dispatch(server_hooks.ClientConnectedHook(self.client))
-        denied = self.engine.too_many(self.session)
-        if denied is not None:
-            http1.refuse(denied)
+        try:
+            self.engine.check_room(self.session)
+            self.speaker = entry_for(self)
+        except Denied as denied:
+            if self.listener.kind in (ListenerKind.FORWARD, ListenerKind.REVERSE):
+                AppHttp1(self, None).refuse(denied)
+            else:
+                self.refused(denied)
+
+    def refused(self, denied: Denied) -> None:
+        """Write a line of what was no request, or came too early or too late to be one, and close."""
+        exchange = Exchange(self.session.policy, self.session.client)
+        exchange.note(denied)
+        self.engine.line.refused(exchange, denied.reason.status)
+        self.close()
 
     def _watch_idle(self) -> None:
         idle = self.loop.time() - self._last_activity

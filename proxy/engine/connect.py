@@ -9,7 +9,7 @@ Rules of this module:
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mitmproxy import http, tls
 from mitmproxy.connection import Server
@@ -21,30 +21,47 @@ from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import BadDestination, canonical_host
 from proxy.core.heads import MAX_HEAD_BYTES, can_become_a_head
 from proxy.core.policy import HTTP_PORT
-from proxy.engine.messages import response_head
 from proxy.engine.sniffing import Heard, Speech, listen
 from proxy.engine.tunnels import Relay
 from proxy.engine.upstream import UpstreamConnection, dial
 
 if TYPE_CHECKING:
     from proxy.engine.app import AppSocket
-    from proxy.engine.http1 import AppHttp1
+
+
+class Asker(Protocol):
+    """What read a CONNECT, or what comes to the same, and knows how it is answered."""
+
+    app: AppSocket
+    conversation: Any
+
+    def established(self) -> bytes:
+        """Return what says that it is open."""
+
+    def refusal(self, response: http.Response, *, is_closing: bool) -> bytes:
+        """Return what says that it is not, and why."""
+
+    def take_rest(self) -> bytes:
+        """Take the bytes that came after it."""
+
+    def next(self, *, keep_alive: bool) -> None:
+        """Go on after a refusal."""
 
 
 class Connect:
     """A CONNECT request, until it is answered."""
 
-    def __init__(self, http1: AppHttp1, request: http.Request, *, keep_alive: bool) -> None:
+    def __init__(self, asker: Asker, request: http.Request, *, keep_alive: bool) -> None:
         """Start.
 
         Args:
-            http1: what read it.
+            asker: what read it.
             request: the request.
             keep_alive: whether another request may follow if it is refused.
         """
-        self._http1 = http1
-        self._app = http1.app
-        self._engine = http1.app.engine
+        self._asker = asker
+        self._app = asker.app
+        self._engine = asker.app.engine
         self._keep_alive = keep_alive
         self._flow = http.HTTPFlow(self._app.client, Server(address=None), True)
         self._flow.request = request
@@ -92,16 +109,16 @@ class Connect:
         response = self._flow.response
         assert response is not None
         self._is_over = True
-        self._app.write(response_head(response, is_closing=not self._keep_alive) + (response.data.content or b""))
-        self._http1.next(keep_alive=self._keep_alive)
+        self._app.write(self._asker.refusal(response, is_closing=not self._keep_alive))
+        self._asker.next(keep_alive=self._keep_alive)
 
     def _accept(self, exchange: Exchange, upstream: UpstreamConnection | None) -> None:
         self._is_over = True
         self._app.hold("pipelining", False)
-        self._app.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        self._http1.conversation = None  # its part is over, and it points back here
+        self._app.write(self._asker.established())
+        self._asker.conversation = None  # its part is over, and it points back here
         self._app.speaker = speaker = FirstBytes(self._app, exchange, upstream)
-        if rest := self._http1.take_rest():
+        if rest := self._asker.take_rest():
             speaker.feed(rest)
 
     def gone(self) -> None:

@@ -19,7 +19,10 @@ from proxy.engine.conversation import Conversation
 from proxy.engine.messages import BadFraming, Body, body_of, keeps_alive, request_of, response_head
 
 if TYPE_CHECKING:
+    from mitmproxy import http
+
     from proxy.engine.app import AppSocket
+    from proxy.engine.entries import Redirected, Reverse
 
 MAX_PIPELINED = MAX_HEAD_BYTES
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
@@ -28,15 +31,17 @@ _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 class AppHttp1:
     """Reads requests from an app."""
 
-    def __init__(self, app: AppSocket, tunnel: Exchange | None) -> None:
+    def __init__(self, app: AppSocket, tunnel: Exchange | None, entry: Reverse | Redirected | None = None) -> None:
         """Start.
 
         Args:
             app: the app's socket.
             tunnel: the CONNECT that it speaks inside of, if any.
+            entry: says where requests are meant to go that cannot say so themselves.
         """
         self.app = app
         self._inside = tunnel.asked if tunnel is not None else None
+        self._entry = entry
         self.conversation: Conversation | Connect | None = None
         self._unread = b""
         self._body: Body | None = None
@@ -95,7 +100,11 @@ class AppHttp1:
             head = read_request_head(stripped[: end + 4])
             if len(head.fields) > limits.header_count:
                 raise Denied(Reason.HEADERS_TOO_LARGE, f"there are more than {limits.header_count} header fields")
-            request = request_of(head, self._inside, is_tls=self.app.tls is not None)
+            inside, is_tls, front = self._inside, self.app.tls is not None, None
+            if self._entry is not None:
+                head, inside, front = self._entry.aim(head)
+                is_tls = self._entry.is_https
+            request = request_of(head, inside, is_tls=is_tls)
         except Denied as denied:
             self.refuse(denied)
             return False
@@ -111,6 +120,8 @@ class AppHttp1:
             connect.start()
             return not self.app.is_closing
         self.conversation = conversation = Conversation(self, request, head)
+        if front is not None:
+            self.app.engine.sessions.exchange(conversation.flow).front = front
         self._body = body_of(head.body) if head.body else None
         conversation.start(has_body=self._body is not None)
         if self._body is None and not self.app.is_closing:
@@ -119,13 +130,9 @@ class AppHttp1:
 
     def refuse(self, denied: Denied) -> None:
         """Answer what is no request, or none in time, and close."""
-        session = self.app.session
-        exchange = Exchange(session.policy, session.client)
-        exchange.note(denied)
-        self.app.engine.line.refused(exchange, denied.reason.status)
         response = problem_response(denied, None)
         self.app.write(response_head(response, is_closing=True) + (response.data.content or b""))
-        self.app.close()
+        self.app.refused(denied)
 
     def _read_body(self, body: Body) -> bool:
         conversation = self.conversation
@@ -156,6 +163,14 @@ class AppHttp1:
                 self.app.loop.call_soon(self.app.guarded, self.advance)
         else:
             self.app.close()
+
+    def established(self) -> bytes:
+        """Return the answer to a CONNECT that is open."""
+        return b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+    def refusal(self, response: http.Response, *, is_closing: bool) -> bytes:
+        """Return the answer to one that is refused."""
+        return response_head(response, is_closing=is_closing) + (response.data.content or b"")
 
     def take_rest(self) -> bytes:
         """Take the bytes that came after a CONNECT."""

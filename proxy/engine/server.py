@@ -11,14 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import ipaddress
 import logging
 import math
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from addons.encryption import Encryption
 from addons.exchange import Exchange, Session, Sessions
@@ -28,6 +30,7 @@ from addons.pinning import Pinning
 from addons.telemetry import Telemetry
 from addons.transport import Transport
 from proxy.ca import LocalCa
+from proxy.core.clients import Verifier
 from proxy.core.decisions import Denied, Reason
 from proxy.core.policy import Listener, Policy
 from proxy.engine import patches
@@ -62,7 +65,14 @@ def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
     return [(socket.AF_INET6 if is_ipv6 else socket.AF_INET, host)]
 
 
-def bind(listener: Listener, count: int) -> list[list[socket.socket]]:
+class Bound(NamedTuple):
+    """A bound socket, and what is to be spoken there."""
+
+    listener: Listener
+    socket: socket.socket
+
+
+def bind(listener: Listener, count: int) -> list[list[Bound]]:
     """Bind a listener once for each of `count` workers.
 
     With several, the kernel spreads the connections over them (SO_REUSEPORT).
@@ -97,7 +107,7 @@ def bind(listener: Listener, count: int) -> list[list[socket.socket]]:
         for bound in (bound for share in shares for bound in share):
             bound.close()
         raise BindError(f"cannot listen on {listener}: {(e.strerror or str(e)).lower()}") from None
-    return shares
+    return [[Bound(listener, bound) for bound in share] for share in shares]
 
 
 class _Reports:
@@ -137,6 +147,7 @@ class Engine:
         """
         patches.apply()
         self.sessions = Sessions()
+        self.verifier = Verifier(os.urandom(32), time.monotonic)
         self._tls = TlsConnections(self.sessions, ca)
         self._tls.prepare(policy)
         self.loop = asyncio.get_running_loop()
@@ -157,7 +168,7 @@ class Engine:
             (
                 NextLayer(self.line),
                 self._tls,
-                Gate(self.sessions),
+                Gate(self.sessions, self.verifier),
                 Transport(self.sessions),
                 Pinning(self.sessions),
                 Encryption(self.sessions),
@@ -167,10 +178,11 @@ class Engine:
             metrics.hook_failures.inc,
         )
 
-    async def listen(self, sockets: Iterable[socket.socket]) -> None:
+    async def listen(self, places: Iterable[Bound]) -> None:
         """Take connections from bound sockets; see `bind`."""
-        for bound in sockets:
-            server = await self.loop.create_server(lambda: AppSocket(self), sock=bound, backlog=ACCEPTED_AT_ONCE)
+        for listener, bound in places:
+            protocol = functools.partial(AppSocket, self, listener)
+            server = await self.loop.create_server(protocol, sock=bound, backlog=ACCEPTED_AT_ONCE)
             bound.listen(BACKLOG)  # asyncio has one number for both
             self._servers.append(server)
             self._own.append(bound.getsockname()[:2])
@@ -203,19 +215,20 @@ class Engine:
         """Whether a client connection is to be closed as soon as no request is under way on it."""
         return self.is_draining or (session.connect is not None and session.policy is not self.policy)
 
-    def too_many(self, session: Session) -> Denied | None:
-        """Tell whether a client connection that has just been opened is one too many."""
+    def check_room(self, session: Session) -> None:
+        """Check that a client connection that has just been opened is not one too many.
+
+        Raises:
+            Denied: TOO_MANY_CONNECTIONS.
+        """
         limits = self.policy.limits
         hint = "let the app reuse its connections, or raise the limit"
         if len(self.connections) > limits.connections:
-            return Denied(
-                Reason.TOO_MANY_CONNECTIONS, f"more than limits.connections ({limits.connections}) are open", hint
-            )
-        of_this = self.sessions.count(session.client)
-        if of_this > limits.client_connections:
+            where = f"more than limits.connections ({limits.connections}) are open"
+            raise Denied(Reason.TOO_MANY_CONNECTIONS, where, hint)
+        if self.sessions.count(session.client) > limits.client_connections:
             where = f"more than limits.client_connections ({limits.client_connections}) are open from {session.client}"
-            return Denied(Reason.TOO_MANY_CONNECTIONS, where, hint)
-        return None
+            raise Denied(Reason.TOO_MANY_CONNECTIONS, where, hint)
 
     def ended(self) -> None:
         """Take note that a client connection is over."""

@@ -10,6 +10,7 @@ from mitmproxy import connection, http
 from addons.exchange import Sessions
 from addons.gate import Gate
 from addons.transport import Transport
+from proxy.core.clients import Verifier
 from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
 
 POLICY = Policy(
@@ -51,7 +52,7 @@ def run(
         timestamp_start=0.0,
         timestamp_end=None,
     )
-    for addon in (Gate(sessions), Transport(sessions)):
+    for addon in (Gate(sessions, Verifier(b"", lambda: 0.0)), Transport(sessions)):
         if method == b"CONNECT":
             addon.http_connect(flow)
         else:

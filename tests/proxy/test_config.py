@@ -300,7 +300,8 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
     ("no roots", "version: 1\ntrust: {roots: no.pem}\n", 2, 16, "trust.roots", "no.pem cannot be read: No such file"),
     ("empty roots", "version: 1\ntrust: {roots: empty.pem}\n", 2, 16, "trust.roots", "is no PEM file of one or more"),
     # Listeners
-    ("a reverse listener", "version: 1\nlisten: [reverse://127.0.0.1:1]\n", 2, 10, "listen[0]", "only forward://"),
+    ("no aim", "version: 1\nlisten: [reverse://127.0.0.1:1]\n", 2, 10, "listen[0]", "which https host it stands for"),
+    ("another scheme", "version: 1\nlisten: [ftp://127.0.0.1:1]\n", 2, 10, "listen[0]", "a listener is forward://"),
     ("no scheme", "version: 1\nlisten: ['127.0.0.1:1']\n", 2, 10, "listen[0]", "a listener is forward://HOST:PORT"),
     ("no port", "version: 1\nlisten: [forward://127.0.0.1]\n", 2, 10, "listen[0]", "an address is HOST:PORT"),
     ("a large port", "version: 1\nlisten: [forward://127.0.0.1:65536]\n", 2, 10, "listen[0]", "from 0 to 65535"),

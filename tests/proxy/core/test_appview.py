@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from proxy.core.appview import (
     is_redirect_to_itself,
-    plain_spelling,
+    renamed,
     request_fields,
     response_fields,
-    upgraded_to,
+    upgraded,
 )
 from proxy.core.destinations import Destination
 from proxy.core.policy import HostPattern, Https, PlainHttp, Policy, Rule
@@ -33,12 +33,12 @@ POLICY = Policy(
 
 
 def response(name: str, value: str, asked: Destination = ASKED) -> str | None:
-    fields = response_fields(((name.encode(), value.encode()),), plain_spelling(POLICY, asked))
+    fields = response_fields(((name.encode(), value.encode()),), upgraded(POLICY, asked))
     return fields[0][1].decode() if fields else None
 
 
 def request(name: str, value: str) -> str:
-    ((_, changed),) = request_fields(((name.encode(), value.encode()),), upgraded_to(POLICY))
+    ((_, changed),) = request_fields(((name.encode(), value.encode()),), upgraded(POLICY, ASKED))
     return changed.decode()
 
 
@@ -172,7 +172,7 @@ def test_the_server_is_told_of_the_app_as_it_knows_it(name: str, sent: str, told
 
 def test_order_names_and_foreign_bytes_stay() -> None:
     fields = ((b"lOCATION", b"https://api.example/\xff"), (b"A", b"1"), (b"A", b"2"))
-    seen = response_fields(fields, plain_spelling(POLICY, ASKED))
+    seen = response_fields(fields, upgraded(POLICY, ASKED))
     assert seen == ((b"lOCATION", b"http://api.example/\xff"), *fields[1:])
 
 
@@ -210,3 +210,27 @@ class TestLoops:
 
     def test_what_names_no_host_is_compared_as_it_is(self) -> None:
         assert not is_redirect_to_itself("GET", 301, self.URL, ((b"location", b"http://a@b/"),))
+
+
+class TestAHostByAnotherName:
+    FRONT, TO = Destination("127.0.0.1", 9001), Destination("api.example", 443)
+    VIEW = renamed(FRONT, TO)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "seen"),
+        [
+            ("Location", "https://api.example/next", "http://127.0.0.1:9001/next"),
+            ("Location", "https://other.example/next", "https://other.example/next"),
+            ("Set-Cookie", "a=1; Domain=api.example; Secure; Path=/", "a=1; Path=/"),
+            ("Access-Control-Allow-Origin", "https://api.example", "http://127.0.0.1:9001"),
+        ],
+    )
+    def test_the_app_sees_the_listener(self, name: str, value: str, seen: str) -> None:
+        assert response_fields(((name.encode(), value.encode()),), self.VIEW)[0][1].decode() == seen
+
+    @pytest.mark.parametrize(
+        ("value", "seen"),
+        [("http://127.0.0.1:9001", "https://api.example"), ("http://localhost:9001", "http://localhost:9001")],
+    )
+    def test_the_server_sees_itself(self, value: str, seen: str) -> None:
+        assert request_fields(((b"Origin", value.encode()),), self.VIEW)[0][1].decode() == seen

@@ -58,7 +58,7 @@ def test_an_own_address_is_known_by_its_port_on_this_machine(roots: Path, tmp_pa
         running = engine(policy, tmp_path)
         ((bound,),) = bind(policy.listen[0], 1)
         await running.listen([bound])
-        port = bound.getsockname()[1]
+        port = bound.socket.getsockname()[1]
         running.guard(("127.0.0.1", 9464))
         for own in (port, 9464):
             assert running.is_own_address(("127.0.0.1", 5), ("127.0.0.1", own))
@@ -82,7 +82,7 @@ def test_a_listener_that_cannot_be_bound_is_named_in_one_line(count: int) -> Non
 def test_each_worker_gets_a_socket_of_its_own_for_each_address() -> None:
     shares = bind(Listener("127.0.0.1", 0), 3)
     assert len(shares) == 3
-    bound = [sock for share in shares for sock in share]
+    bound = [place.socket for share in shares for place in share]
     assert len({sock.fileno() for sock in bound}) == 3
     assert len({sock.getsockname() for sock in bound}) == 1  # port 0 was chosen once
     for sock in bound:
@@ -103,7 +103,7 @@ def test_what_raises_outside_layers_and_hooks_ends_the_connection_and_is_logged_
         running = engine(Policy(listen=(Listener("127.0.0.1", 0),), trust=Trust(roots=roots)), tmp_path)
         ((bound,),) = bind(Listener("127.0.0.1", 0), 1)
         await running.listen([bound])
-        host, port = bound.getsockname()
+        host, port = bound.socket.getsockname()
         if where == "_dial":
             monkeypatch.setattr(conversation, "dial", boom)
         else:

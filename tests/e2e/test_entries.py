@@ -1,0 +1,365 @@
+"""The ways in besides forward: reverse, SOCKS5 and transparent.
+
+Proves that whatever the way, the same holds: https only, pins, marked fields encrypted, one destination (DESIGN rules 2
+to 4), and that what a way in does not understand is closed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.certificates import Authority
+from tests.e2e.clients import RawClient, curl
+from tests.e2e.connection import RecordedRequest
+from tests.e2e.receiver import Receiver
+from tests.e2e.sidecar import ROOT, Sidecar, SidecarFailed
+from tests.e2e.test_gate import hashed
+from tests.e2e.upstream import PlainUpstream, TlsUpstream
+
+HOSTS = {"api.example": "127.0.0.1", "other.example": "127.0.0.1", "tunnel.example": "127.0.0.1"}
+NO_PIN = "sha256/" + "A" * 43 + "="
+
+
+@pytest.fixture
+def upstream(authority: Authority) -> Iterator[TlsUpstream]:
+    with TlsUpstream(authority, *HOSTS) as server:
+        yield server
+
+
+class TestReverse:
+    def serve(self, authority: Authority, folder: Path, upstream: TlsUpstream, more: str = "") -> Sidecar:
+        listen = f"listen: ['reverse://127.0.0.1:0?to=https://api.example:{upstream.port}']\n"
+        return Sidecar(listen + more, folder, authority=authority, hosts=HOSTS)
+
+    def test_what_is_asked_of_it_is_asked_of_its_host_over_tls(
+        self, authority: Authority, upstream: TlsUpstream, tmp_path: Path
+    ) -> None:
+        with self.serve(authority, tmp_path, upstream) as sidecar, RawClient(sidecar.address) as client:
+            me = f"127.0.0.1:{sidecar.address[1]}"
+            client.send(f"GET /v1?q=1 HTTP/1.1\r\nHost: {me}\r\nX: 1\r\nOrigin: http://{me}\r\n\r\n".encode())
+            assert client.read_response().status == 200
+            line = sidecar.wait_for_decisions(1)[0]
+        name = f"api.example:{upstream.port}"
+        assert (
+            upstream.received
+            == f"GET /v1?q=1 HTTP/1.1\r\nHost: {name}\r\nX: 1\r\nOrigin: https://{name}\r\n\r\n".encode()
+        )
+        assert upstream.connections[0].sni == "api.example"
+        assert (line["destination"], line["action"], line["status"]) == (name, "inspect", 200)
+
+    def test_the_app_is_told_of_the_listener(self, authority: Authority, tmp_path: Path) -> None:
+        def respond(request: RecordedRequest) -> bytes:
+            there = f"https://{request.headers.get('host')}"
+            return (
+                f"HTTP/1.1 302 Found\r\nLocation: {there}/next\r\nContent-Length: 0\r\n"
+                "Set-Cookie: __Host-id=1; Secure; Path=/\r\nSet-Cookie: b=2; Domain=api.example\r\n\r\n"
+            ).encode()
+
+        with (
+            TlsUpstream(authority, "api.example", respond=respond) as upstream,
+            self.serve(authority, tmp_path, upstream) as sidecar,
+            RawClient(sidecar.address) as client,
+        ):
+            me = f"localhost:{sidecar.address[1]}"
+            client.send(f"GET / HTTP/1.1\r\nHost: {me}\r\n\r\n".encode())
+            answer = client.read_response()
+            assert answer.headers.get("location") == f"http://{me}/next"
+            cookies = answer.headers.all("set-cookie")
+            assert cookies == ("_overcoat_Host-id=1; Path=/", "b=2")
+            client.send(f"GET /next HTTP/1.1\r\nHost: {me}\r\nCookie: _overcoat_Host-id=1; b=2\r\n\r\n".encode())
+            client.read_response()
+            assert upstream.requests[1].headers.get("cookie") == "__Host-id=1; b=2"
+
+    def test_fields_are_encrypted_and_pins_hold(
+        self, authority: Authority, upstream: TlsUpstream, tmp_path: Path
+    ) -> None:
+        receiver = Receiver("k")
+        policy = (
+            f"keys: {{k: {{alg: ECDH-ES+A256KW, primary: {{kid: k, file: {receiver.write_public(tmp_path)}}}}}}}\n"
+            "rules: [{name: api, hosts: [api.example], pins: {any_of: ['%s']}, request: [{encrypt: [$.card], key: k}]}]"
+        )
+        body = b'{"card":4111}'
+        for pin, status in ((upstream.pin, 200), (NO_PIN, 502)):
+            with (
+                self.serve(authority, tmp_path, upstream, policy % pin) as sidecar,
+                RawClient(sidecar.address) as client,
+            ):
+                client.send(
+                    b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                    b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+                )
+                assert client.read_response().status == status
+        (request,) = upstream.requests
+        assert receiver.open(json.loads(request.body)["card"].encode(), host="api.example", path="$.card") == b"4111"
+
+    @pytest.mark.parametrize(
+        ("request_line", "host", "status", "reason"),
+        [
+            ("CONNECT other.example:443", "other.example:443", 400, "bad_request"),
+            ("GET http://other.example/", "other.example", 421, "host_mismatch"),
+            ("GET https://other.example/", "other.example", 421, "host_mismatch"),
+            ("GET /", "a b", 400, "bad_request"),
+            ("GET other.example/", "other.example", 400, "bad_request"),
+        ],
+    )
+    def test_it_speaks_for_no_other(
+        self,
+        authority: Authority,
+        upstream: TlsUpstream,
+        tmp_path: Path,
+        request_line: str,
+        host: str,
+        status: int,
+        reason: str,
+    ) -> None:
+        with self.serve(authority, tmp_path, upstream) as sidecar, RawClient(sidecar.address) as client:
+            client.send(f"{request_line} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            answer = client.read_response()
+            assert (answer.status, json.loads(answer.body)["reason"]) == (status, reason)
+        upstream.assert_untouched()
+
+    def test_any_name_of_the_listener_will_do(
+        self, authority: Authority, upstream: TlsUpstream, tmp_path: Path
+    ) -> None:
+        """A name that an attacker lets lead to this machine gains what any web page's form does; see SECURITY.md."""
+        with self.serve(authority, tmp_path, upstream) as sidecar, RawClient(sidecar.address) as client:
+            client.send(b"GET / HTTP/1.1\r\nHost: my-alias\r\n\r\n")
+            assert client.read_response().status == 200
+
+    @pytest.mark.parametrize(
+        ("listen", "said"),
+        [
+            ("reverse://127.0.0.1:0", "says which https host"),
+            ("reverse://127.0.0.1:0?to=http://api.example", "says which https host"),
+            ("reverse://127.0.0.1:0?to=https://api.example/v1", "not"),
+            ("socks5://127.0.0.1:0?to=https://api.example", "only reverse:// has"),
+            ("ftp://127.0.0.1:0", "forward://, reverse://, socks5:// or transparent://"),
+        ],
+    )
+    def test_what_is_no_listener_is_refused(self, authority: Authority, tmp_path: Path, listen: str, said: str) -> None:
+        with pytest.raises(SidecarFailed) as failed, Sidecar(f"listen: ['{listen}']", tmp_path, authority=authority):
+            pass
+        assert failed.value.status == 2
+        assert said in failed.value.stderr
+
+    def test_several_listeners_serve_side_by_side(
+        self, authority: Authority, upstream: TlsUpstream, tmp_path: Path
+    ) -> None:
+        policy = (
+            "workers: 2\nlisten: ['forward://127.0.0.1:0', 'socks5://127.0.0.1:0', "
+            f"'reverse://127.0.0.1:0?to=https://api.example:{upstream.port}']\n"
+        )
+        with Sidecar(policy, tmp_path, authority=authority, hosts=HOSTS) as sidecar:
+            forward, socks, reverse = sidecar.listen
+            assert curl(upstream.url("/1", host="api.example"), proxy=f"http://{forward}").status == 200
+            assert curl(f"http://{reverse}/2").status == 200
+            assert curl(upstream.url("/3", host="api.example"), proxy=f"socks5h://{socks}").status == 200
+        assert sorted(request.target for request in upstream.requests) == ["/1", "/2", "/3"]
+
+
+class TestSocks5:
+    @pytest.fixture
+    def sidecar(self, authority: Authority, tmp_path: Path) -> Iterator[Sidecar]:
+        policy = "listen: ['socks5://127.0.0.1:0']\nrules: [{name: in, hosts: [api.example], https: inspect}]"
+        with Sidecar(policy, tmp_path, authority=authority, hosts=HOSTS) as running:
+            yield running
+
+    @pytest.mark.parametrize("scheme", ["socks5h", "socks5"])
+    def test_plain_http_is_upgraded(self, sidecar: Sidecar, authority: Authority, scheme: str) -> None:
+        host = "api.example" if scheme == "socks5h" else "127.0.0.1"
+        with TlsUpstream(authority, "api.example", "127.0.0.1") as upstream:
+            answer = curl(upstream.url("/v1", host=host), proxy=f"{scheme}://{sidecar.listen[0]}")
+            assert answer.status == 200
+            assert upstream.requests[0].target == "/v1"
+        line = sidecar.wait_for_decisions(1)[0]
+        assert (line["action"], line["destination"]) == ("upgrade", f"{host}:{upstream.port}")
+
+    def test_https_is_inspected_or_tunnelled(
+        self, sidecar: Sidecar, upstream: TlsUpstream, authority: Authority, tmp_path: Path
+    ) -> None:
+        proxy = f"socks5h://{sidecar.listen[0]}"
+        inspected = upstream.url("/in", scheme="https", host="api.example")
+        assert curl(inspected, proxy=proxy, ca_file=sidecar.ca_file).status == 200
+        roots = authority.write_pem(tmp_path / "upstream.pem")
+        tunnelled = upstream.url("/through", scheme="https", host="tunnel.example")
+        assert curl(tunnelled, proxy=proxy, ca_file=roots).status == 200
+        assert [line["action"] for line in sidecar.wait_for_decisions(2)] == ["inspect", "tunnel"]
+
+    @pytest.mark.parametrize(
+        ("sent", "answer"),
+        [
+            (b"\x04\x01\x00\x50\x7f\x00\x00\x01\x00", b""),  # SOCKS4
+            (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b""),
+            (b"\x05\x01\x01", b"\x05\xff"),  # GSSAPI only
+            (b"\x05\x01\x02", b"\x05\xff"),  # a password, where there are no users
+            (b"\x05\x01\x00\x05\x02\x00\x01\x7f\x00\x00\x01\x00\x50", b"\x05\x00\x05\x07"),  # BIND
+            (b"\x05\x01\x00\x05\x03\x00\x01\x7f\x00\x00\x01\x00\x50", b"\x05\x00\x05\x07"),  # UDP ASSOCIATE
+            (b"\x05\x01\x00\x05\x01\x00\x02\x7f\x00\x00\x01\x00\x50", b"\x05\x00\x05\x08"),
+            (b"\x05\x01\x00\x05\x01\x01\x01\x7f\x00\x00\x01\x00\x50", b"\x05\x00\x05\x01"),
+            (b"\x05\x01\x00\x05\x01\x00\x01\x7f\x00\x00\x01\x00\x00", b"\x05\x00\x05\x01"),  # port 0
+            (b"\x05\x01\x00\x05\x01\x00\x03\x03a b\x00\x50", b"\x05\x00\x05\x01"),
+            (b"\x05\x01\x00\x05\x01\x00\x03\x060x7f.1\x00\x50", b"\x05\x00\x05\x01"),
+            (b"\x05\x01\x00\x05\x01\x00\x01\x0a\x00\x00\x01\x01\xbb", b"\x05\x00\x05\x02"),  # a private address
+        ],
+    )
+    @pytest.mark.parametrize("at_once", [True, False])
+    def test_what_it_does_not_serve_is_answered_as_socks_wants_and_closed(
+        self, sidecar: Sidecar, sent: bytes, answer: bytes, at_once: bool
+    ) -> None:
+        with RawClient(sidecar.address) as client:
+            for piece in [sent] if at_once else [bytes((byte,)) for byte in sent]:
+                try:
+                    client.send(piece)
+                except OSError:  # it has closed already
+                    break
+            received = client.read_to_end()
+        assert received.startswith(answer)
+        assert len(received) in (len(answer), len(answer) + 8 if len(answer) == 4 else 0)
+        assert len(sidecar.wait_for_decisions(1)) == 1
+
+    def test_users_show_their_password(self, authority: Authority, upstream: TlsUpstream, tmp_path: Path) -> None:
+        policy = (
+            f"listen: ['socks5://127.0.0.1:0']\nclients: {{users: [{{name: app, password_hash: '{hashed('eins')}'}}]}}"
+        )
+        with Sidecar(policy, tmp_path, authority=authority, hosts=HOSTS) as sidecar:
+            where = sidecar.listen[0]
+            assert curl(upstream.url(host="api.example"), proxy=f"socks5h://app:eins@{where}").status == 200
+            for credentials in ("app:zwei@", "nobody:eins@", ""):
+                refused = curl(upstream.url(host="api.example"), proxy=f"socks5h://{credentials}{where}")
+                assert refused.status == 0
+                assert refused.exit_status == 97  # CURLE_PROXY
+            reasons = [line["reason"] for line in sidecar.wait_for_decisions(4)]
+            assert reasons == [None, *["proxy_authentication_required"] * 2, "bad_request"]
+        assert len(upstream.requests) == 1
+
+    def test_a_greeting_that_does_not_end_is_cut_off(self, authority: Authority, tmp_path: Path) -> None:
+        policy = "listen: ['socks5://127.0.0.1:0']\nlimits: {request_seconds: 1}"
+        with Sidecar(policy, tmp_path, authority=authority) as sidecar, RawClient(sidecar.address) as client:
+            client.send(b"\x05\x02\x00")
+            assert client.read_to_end() == b""
+            assert sidecar.wait_for_decisions(1)[0]["reason"] == "request_timeout"
+
+
+SCRIPT = """
+import json, socket, subprocess, sys
+from pathlib import Path
+from tests.e2e.certificates import Authority
+from tests.e2e.clients import RawClient
+from tests.e2e.sidecar import Sidecar
+from tests.e2e.upstream import PlainUpstream, TlsUpstream
+
+def run(*command):
+    subprocess.run(command, check=True, capture_output=True)
+
+folder = Path(sys.argv[1])
+run("ip", "link", "set", "lo", "up")
+run("ip", "route", "add", "default", "dev", "lo", "src", "127.0.0.1")
+authority = Authority()
+hosts = {"api.example": "127.0.0.1", "tunnel.example": "127.0.0.1"}
+policy = '''
+listen: ["transparent://127.0.0.1:0"]
+defaults: {https: inspect}
+rules: [{name: t, hosts: [tunnel.example], https: tunnel}]
+'''
+found = {}
+with TlsUpstream(authority, *hosts) as upstream, Sidecar(policy, folder, authority=authority, hosts=hosts) as sidecar:
+    roots = authority.write_pem(folder / "upstream.pem")
+    port, dialled = upstream.port, ("198.51.100.7", upstream.port)
+    run("iptables", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", dialled[0], "-j", "REDIRECT", "--to-ports",
+        str(sidecar.address[1]))
+    with RawClient(dialled) as client:
+        client.send(f"GET /plain HTTP/1.1\\r\\nHost: api.example:{port}\\r\\n\\r\\n".encode())
+        found["plain"] = client.read_response().status
+    for name, ca in (("api.example", sidecar.ca_file), ("tunnel.example", roots)):
+        with RawClient(dialled) as client:
+            client.start_tls(name, ca_file=ca)
+            client.send(f"GET /{name} HTTP/1.1\\r\\nHost: {name}:{port}\\r\\n\\r\\n".encode())
+            found[name] = client.read_response().status
+    for what, sent in (("ssh", b"SSH-2.0-x\\r\\n"), ("cut", b"GE" + b"T\\r\\n")):
+        with RawClient(dialled) as client:
+            client.send(sent)
+            found[what] = client.read_to_end().decode()
+    with RawClient(dialled) as client:
+        client.send(f"GET / HTTP/1.1\\r\\nHost: 198.51.100.7:{port}\\r\\n\\r\\n".encode())
+        found["by address"] = json.loads(client.read_response().body)["reason"]
+    with RawClient(sidecar.address) as client:
+        client.send(b"GET / HTTP/1.1\\r\\nHost: api.example\\r\\n\\r\\n")
+        found["not redirected"] = client.read_to_end().decode()
+    found["lines"] = [[line["action"], line["reason"], line["destination"]] for line in sidecar.wait_for_decisions(7)]
+    found["targets"] = [request.target for request in upstream.requests]
+    found["port"] = port
+print(json.dumps(found))
+"""
+
+
+def _can_redirect() -> str:
+    """Return why no network namespace with redirection can be made here, or nothing."""
+    for tool in ("unshare", "ip", "iptables"):
+        if shutil.which(tool) is None:
+            return f"there is no {tool} here"
+    rule = "ip link set lo up && iptables -t nat -A OUTPUT -p tcp -d 198.51.100.7 -j REDIRECT --to-ports 9"
+    done = subprocess.run(["unshare", "-n", "sh", "-c", rule], capture_output=True, text=True, check=False, timeout=20)
+    return "" if done.returncode == 0 else f"no network namespace with iptables can be made here: {done.stderr.strip()}"
+
+
+def test_transparent_connections_are_served_by_the_name_that_they_give(tmp_path: Path) -> None:
+    if why := _can_redirect():
+        pytest.skip(why)
+    done = subprocess.run(
+        ["unshare", "-n", sys.executable, "-c", SCRIPT, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    port = found.pop("port")
+    assert (found["plain"], found["api.example"], found["tunnel.example"]) == (200, 200, 200)
+    assert (found["ssh"], found["cut"], found["not redirected"]) == ("", "", "")
+    assert found["by address"] == "destination_forbidden"  # 198.51.100.0/24 is for documentation
+    assert found["targets"] == ["/plain", "/api.example", "/tunnel.example"]
+    assert sorted(found["lines"], key=str) == sorted(
+        [
+            ["upgrade", None, f"api.example:{port}"],
+            ["inspect", None, f"api.example:{port}"],
+            ["tunnel", None, f"tunnel.example:{port}"],
+            ["deny", "not_http", None],
+            ["deny", "not_http", None],
+            ["deny", "destination_forbidden", f"198.51.100.7:{port}"],
+            ["deny", "destination_forbidden", None],
+        ],
+        key=str,
+    )
+
+
+def test_a_plain_upstream_is_never_dialled_by_any_way_in(authority: Authority, tmp_path: Path) -> None:
+    with PlainUpstream() as plain:
+        policy = f"listen: ['reverse://127.0.0.1:0?to=https://127.0.0.1:{plain.port}', 'socks5://127.0.0.1:0']"
+        with Sidecar(policy, tmp_path, authority=authority) as sidecar:
+            reverse, socks = sidecar.listen
+            assert curl(f"http://{reverse}/").status == 502
+            assert curl(plain.url(), proxy=f"socks5h://{socks}").status == 502
+        assert all(not c.received or c.received[:1] == b"\x16" for c in plain.connections)
+
+
+def test_the_kernels_word_is_asked_for(tmp_path: Path) -> None:
+    """A connection that was not redirected has no destination: the listener's own address is none."""
+    from proxy.core.decisions import Denied
+    from proxy.engine.entries import original_destination
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted, pytest.raises(Denied, match="was not redirected"):
+            original_destination(accepted)
