@@ -70,7 +70,7 @@ def refusals(
 
 BAD = """\
 version: 1
-listen: ["reverse://127.0.0.1:9001?to=https://api.example"]
+listen: ["ftp://127.0.0.1:9001"]
 mode: enforced
 defaults: {plain_http: upgrade, http: reject}
 keys:
