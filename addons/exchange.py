@@ -31,12 +31,14 @@ class Upstream:
         policy: the policy that it was opened under.
         rule: the rule whose pins it is held to; a request of another rule never uses this connection.
         denied: why it could not be used.
+        is_proxy: whether it leads to the policy's upstream proxy.
     """
 
     policy: Policy
     rule: Rule | None
     pin: PinVerdict | None = None
     denied: Denied | None = None
+    is_proxy: bool = False
 
 
 @dataclass(slots=True, eq=False)

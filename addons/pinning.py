@@ -109,7 +109,7 @@ def _check(policy: Policy, upstream: Upstream, verified_chain: list[bytes], host
             "if the server's operator confirms that key, add it to the rule's pins.any_of",
         )
     upstream.denied = denied
-    return policy.mode is Mode.OBSERVE
+    return policy.mode is Mode.OBSERVE and not upstream.is_proxy
 
 
 def verify_error(code: int) -> str:

@@ -33,6 +33,7 @@ from proxy.policyvalues import (
     PasswordEntry,
     PathText,
     PinEntry,
+    ProxyUrl,
     SelectorText,
     UserName,
     Version,
@@ -293,6 +294,22 @@ class RuleSection(Section):
     )
 
 
+class UpstreamProxySection(Section):
+    """A proxy through which everything leaves, by CONNECT."""
+
+    url: ProxyUrl = Field(description="Where it is: `http://HOST:PORT`, or `https://HOST:PORT` for TLS to the proxy.")
+    credentials: KeySourceEntry | None = Field(
+        default=None,
+        description="Where its `NAME:PASSWORD` comes from: `{env: NAME}` or `{file: PATH}`. Left out: it wants none.",
+    )
+    pins: PinsSection | None = Field(
+        default=None, description="The pins of an https proxy, which hold in observe mode, too. Left out: none."
+    )
+    direct: Annotated[list[HostText], Field(min_length=1)] | None = Field(
+        default=None, description="Hosts that are reached straight, as in a rule's `hosts`. Left out: none."
+    )
+
+
 class PolicyFile(Section):
     """Overcoat's policy file."""
 
@@ -321,6 +338,10 @@ class PolicyFile(Section):
         default_factory=DestinationsSection, description="Which addresses and hosts may be reached."
     )
     clients: ClientsSection = Field(default_factory=ClientsSection, description="Who may use the proxy.")
+    upstream_proxy: UpstreamProxySection | None = Field(
+        default=None,
+        description="A proxy through which everything leaves. If it fails, nothing goes past it. Left out: none.",
+    )
     workers: WorkerCount = Field(
         default=_BUILT_IN.workers,
         description="How many processes share the listeners, 1 to 64, or `auto`: one a processor.",

@@ -10,6 +10,7 @@ Rules of this module:
 
 from __future__ import annotations
 
+import base64
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 
 from proxy.core.addresses import address_set
 from proxy.core.clients import ClientRules, PasswordHash, User, parse_password_hash
+from proxy.core.keymaterial import SecretBytes
 from proxy.core.keys import BadKey, Key, KeySet, load_key
 from proxy.core.pins import Pin, PinSet, pin_of_pem
 from proxy.core.policy import (
@@ -32,6 +34,7 @@ from proxy.core.policy import (
     Policy,
     Rule,
     Trust,
+    UpstreamProxy,
     When,
 )
 from proxy.keyfiles import KeyFileError, read_key_file
@@ -48,6 +51,7 @@ from proxy.model import (
     RuleSection,
     Section,
     TrustSection,
+    UpstreamProxySection,
     WhenSection,
 )
 from proxy.policyvalues import KeySource, PinFile
@@ -133,6 +137,7 @@ class Builder:
             destinations=address_set(file.destinations.allow or []),
             egress=file.destinations.egress,
             clients=self._clients(file.clients),
+            upstream_proxy=self._upstream_proxy(file.upstream_proxy) if file.upstream_proxy else None,
             workers=file.workers,
             keys={name: key_set for name, key_set in keys.items() if key_set is not None},
             rules=self._rules(raw_rules if isinstance(raw_rules, list) else [], keys, defaults),
@@ -189,18 +194,39 @@ class Builder:
             return ClientRules(None, tuple(users.values()))
         return ClientRules()
 
+    # The upstream proxy
+
+    def _upstream_proxy(self, section: UpstreamProxySection) -> UpstreamProxy:
+        steps: Steps = ("upstream_proxy",)
+        address = section.url
+        if section.pins is not None and not address.is_https:
+            self._problem((*steps, "pins"), "only an https proxy shows a certificate that could be pinned")
+        pins = self._pins((*steps, "pins"), section.pins) if section.pins is not None else None
+        authorization = None
+        if section.credentials is not None:
+            text = self._secret_text((*steps, "credentials"), section.credentials)
+            if text is not None and (":" not in text or not text.isprintable()):
+                self._problem((*steps, "credentials"), "what is there is not NAME:PASSWORD in one line")
+            elif text is not None:
+                authorization = SecretBytes(b"Basic " + base64.b64encode(text.encode("utf-8")))
+        rule = Rule("upstream_proxy", (), PlainHttp.REJECT, Https.INSPECT, pins=pins)
+        return UpstreamProxy(address.destination, address.is_https, rule, authorization, tuple(section.direct or ()))
+
+    def _secret_text(self, steps: Steps, source: KeySource) -> str | None:
+        """Return one line of text that is not to be in the policy itself."""
+        if source.file is not None:
+            content = self._file((*steps, "file"), source.file, _MAX_PASSWORD_BYTES)
+            return None if content is None else content.decode("utf-8", "replace").strip()
+        if source.env in self._env:
+            return self._env[source.env or ""].strip()
+        self._problem((*steps, "env"), "the environment variable named here is not set")
+        return None
+
     def _password(self, steps: Steps, entry: PasswordHash | KeySource) -> PasswordHash | None:
         if isinstance(entry, PasswordHash):
             return entry
-        if entry.file is not None:
-            content = self._file((*steps, "file"), entry.file, _MAX_PASSWORD_BYTES)
-            if content is None:
-                return None
-            text = content.decode("ascii", "replace").strip()
-        elif entry.env in self._env:
-            text = self._env[entry.env or ""].strip()
-        else:
-            self._problem((*steps, "env"), "the environment variable named here is not set")
+        text = self._secret_text(steps, entry)
+        if text is None:
             return None
         try:
             return parse_password_hash(text)

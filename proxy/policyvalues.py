@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from proxy.core.addresses import AddressKind, Network, parse_addresses
 from proxy.core.clients import PasswordHash, parse_password_hash, parse_user_name
-from proxy.core.destinations import canonical_host, parse_authority
+from proxy.core.destinations import Destination, canonical_host, parse_authority
 from proxy.core.keys import MAX_KID_LENGTH
 from proxy.core.pins import Pin, parse_pin
 from proxy.core.policy import HTTPS_PORT, HostPattern, Listener, ListenerKind, PathGlob
@@ -150,6 +150,24 @@ def parse_listener(text: str) -> Listener:
         )
     to = parse_authority(ascii_host(url.removeprefix("https://").removesuffix("/")), HTTPS_PORT)
     return replace(parse_address(address), kind=kind, to=to)
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyAddress:
+    """Where a proxy is."""
+
+    destination: Destination
+    is_https: bool
+
+
+def _parse_proxy_url(text: str) -> ProxyAddress:
+    scheme = _SCHEME.match(text)
+    if not scheme or scheme[1] not in ("http", "https"):
+        raise ValueError("a proxy is http://HOST:PORT or https://HOST:PORT")
+    rest = text.removeprefix(scheme[0]).removesuffix("/")
+    if "@" in rest:
+        raise ValueError("credentials do not stand in the URL: say where they come from in `credentials`")
+    return ProxyAddress(parse_authority(ascii_host(rest)), scheme[1] == "https")
 
 
 def parse_admin(text: str) -> Listener:
@@ -313,6 +331,7 @@ ListenerText = Annotated[
     _text_schema(pattern=r"^((forward|socks5|transparent)://.+:[0-9]+|reverse://.+:[0-9]+\?to=https://.+)$"),
 ]
 HostText = Annotated[HostPattern, _parsed(parse_host_pattern), _text_schema(minLength=1)]
+ProxyUrl = Annotated[ProxyAddress, _parsed(_parse_proxy_url), _text_schema(pattern="^https?://[^@/]+:[0-9]+/?$")]
 SelectorText = Annotated[Selector, _parsed(_parse_visible_selector), _text_schema(pattern=r"^\$")]
 PathText = Annotated[PathGlob, _parsed(PathGlob.parse), _text_schema(pattern="^/[^?#]*$")]
 MethodText = Annotated[str, _parsed(_parse_method), _text_schema(pattern=f"^{_METHOD.pattern}$")]

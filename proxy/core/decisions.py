@@ -114,6 +114,13 @@ class Reason(Enum):
         "The upstream cannot be reached",
         "Name resolution or the TCP connection failed. Nothing was sent.",
     )
+    UPSTREAM_PROXY_FAILED = (
+        "upstream_proxy_failed",
+        502,
+        "destination_unavailable",
+        "The upstream proxy opened no way",
+        "The policy's `upstream_proxy` refused CONNECT, or gave no answer. Nothing goes past it.",
+    )
     UPSTREAM_TIMEOUT = (
         "upstream_timeout",
         504,

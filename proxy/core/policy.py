@@ -19,6 +19,7 @@ from urllib.parse import unquote
 from proxy.core.addresses import AddressSet
 from proxy.core.clients import ClientRules
 from proxy.core.destinations import Destination
+from proxy.core.keymaterial import SecretBytes
 from proxy.core.keys import KeySet
 from proxy.core.pins import PinSet
 from proxy.core.selectors import Selector
@@ -246,6 +247,29 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamProxy:
+    """A proxy through which everything leaves, by CONNECT.
+
+    Attributes:
+        destination: where it is.
+        is_https: whether TLS is spoken with it.
+        rule: stands for its pins.
+        authorization: the value of Proxy-Authorization, if it wants one.
+        direct: hosts that are reached straight.
+    """
+
+    destination: Destination
+    is_https: bool
+    rule: Rule
+    authorization: SecretBytes | None = None
+    direct: tuple[HostPattern, ...] = ()
+
+    def serves(self, destination: Destination) -> bool:
+        """Tell whether the way to a destination leads through it."""
+        return not any(pattern.matches(destination) for pattern in self.direct)
+
+
+@dataclass(frozen=True, slots=True)
 class Defaults:
     """What holds for destinations that no rule names."""
 
@@ -339,6 +363,7 @@ class Policy:
         destinations: which addresses that are not public may be reached.
         egress: whether hosts that no rule names may be reached.
         clients: who may use the proxy.
+        upstream_proxy: through what everything leaves; None for straight.
         workers: how many processes share the listeners; 0 for as many as the machine lends processors.
     """
 
@@ -351,6 +376,7 @@ class Policy:
     destinations: AddressSet = field(default_factory=AddressSet)
     egress: Egress = Egress.ANY
     clients: ClientRules = field(default_factory=ClientRules)
+    upstream_proxy: UpstreamProxy | None = None
     workers: int = 1
     keys: dict[str, KeySet] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()

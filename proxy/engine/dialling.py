@@ -78,6 +78,19 @@ async def _look_up(engine: Engine, host: str, port: int) -> list[_Found]:
     return [(family, (host, port))]
 
 
+def check_address(host: str, record: Upstream) -> None:
+    """Check a host that is an address, where nobody looks up names; a name passes.
+
+    Raises:
+        Denied: DESTINATION_FORBIDDEN.
+    """
+    try:
+        address = parse_ip(host)
+    except ValueError:
+        return
+    _allowed([(socket.AF_INET if address.version == 4 else socket.AF_INET6, (host, 0))], host, record)
+
+
 def _allowed(found: Sequence[_Found], host: str, record: Upstream) -> list[_Found]:
     """Return the addresses that may be dialled.
 
@@ -89,6 +102,8 @@ def _allowed(found: Sequence[_Found], host: str, record: Upstream) -> list[_Foun
     forbidden: AddressKind | None = None
     for family, address in found:
         kind = policy.destinations.forbids(parse_ip(address[0]))
+        if record.is_proxy:
+            kind = None  # the policy itself names it
         if kind is None or policy.mode is Mode.OBSERVE:
             allowed.append((family, address))
         forbidden = forbidden or kind

@@ -28,7 +28,6 @@ from mitmproxy.proxy import commands, events, server_hooks
 
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Denied, Reason
-from proxy.engine.dialling import connect
 from proxy.engine.dispatch import HookFailed, describe
 from proxy.engine.layers import inside_connect
 
@@ -373,7 +372,8 @@ class Driver:
         host, port = server.address
         server.timestamp_start = time.time()
         try:
-            connection = await connect(self.engine, host, port, self.session.upstreams[server.id])
+            record = self.session.upstreams[server.id]
+            connection = await self.engine.reach(host, port, record, self.layer.context)
         except Denied as denied:
             return denied
         try:

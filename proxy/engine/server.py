@@ -33,7 +33,7 @@ from proxy.ca import LocalCa
 from proxy.core.clients import Verifier
 from proxy.core.decisions import Denied, Reason
 from proxy.core.policy import Listener, Policy
-from proxy.engine import patches
+from proxy.engine import chaining, patches
 from proxy.engine.app import AppSocket
 from proxy.engine.dispatch import Dispatcher, describe
 from proxy.engine.driver import Driver, is_same_machine
@@ -157,6 +157,7 @@ class Engine:
         self.policy = policy
         self.layer_options = LayerOptions()
         self.connections: set[AppSocket | Driver] = set()
+        self.reach = functools.partial(chaining.reach, self)
         self.pool = Pool(self.loop, lambda result: metrics.pool.labels(result).inc())
         self.is_draining = False
         self._nobody_left = asyncio.Event()

@@ -148,8 +148,10 @@ class TlsConnections:
         host = server.address[0]
         server.sni = host
         # HTTP/2 upstream only where the app speaks it as well: one version end to end keeps semantics the same.
-        server.alpn_offers = [b"h2", b"http/1.1"] if data.context.client.alpn == b"h2" else [b"http/1.1"]
-        data.ssl_conn = SSL.Connection(self._upstream[self._sessions.of(data.context.client).policy])
+        session = self._sessions.of(data.context.client)
+        speaks_http2 = data.context.client.alpn == b"h2" and not session.upstreams[server.id].is_proxy
+        server.alpn_offers = [b"h2", b"http/1.1"] if speaks_http2 else [b"http/1.1"]
+        data.ssl_conn = SSL.Connection(self._upstream[session.policy])
         expect_name(data.ssl_conn, host)
         data.ssl_conn.set_alpn_protos(server.alpn_offers)
         data.ssl_conn.set_connect_state()

@@ -28,7 +28,6 @@ from OpenSSL import SSL
 from addons.exchange import Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, ResponseHead, read_response_head
-from proxy.engine.dialling import connect
 from proxy.engine.dispatch import HookFailed, describe
 from proxy.engine.messages import BadFraming, Body, UntilCloseBody, body_of, keeps_alive
 from proxy.engine.reading import Reading
@@ -80,10 +79,10 @@ class UpstreamConnection(Reading):
 
     transport: asyncio.Transport
 
-    def __init__(self, server: Server, record: Upstream, key: object) -> None:
+    def __init__(self, server: Server, record: Upstream) -> None:
         self.server = server
         self.record = record
-        self.key = key
+        self.key: object = None
         self.tls: TlsStream | None = None
         self.receiver: Receiver | None = None
         self.uses = 0
@@ -395,12 +394,20 @@ async def dial(engine: Engine, server: Server, key: object, record: Upstream, co
         Denied: it cannot be opened, or what answers is not to be trusted.
     """
     assert server.address is not None
+    connection = await engine.reach(*server.address, record, context)
+    upstream = await secure(engine, server, connection, record, context)
+    upstream.key = key
+    return upstream
+
+
+async def secure(
+    engine: Engine, server: Server, connection: socket.socket, record: Upstream, context: Context
+) -> UpstreamConnection:
+    """Make an upstream connection of a connected socket; the other arguments, and errors, are those of `dial`."""
+    assert server.address is not None
     host, port = server.address
-    connection = await connect(engine, host, port, record)
     try:
-        _, upstream = await engine.loop.create_connection(
-            lambda: UpstreamConnection(server, record, key), sock=connection
-        )
+        _, upstream = await engine.loop.create_connection(lambda: UpstreamConnection(server, record), sock=connection)
     except OSError:
         connection.close()
         raise Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} closed the connection at once") from None

@@ -79,7 +79,8 @@ class Socket:
 
 def connection(key: object = "key") -> UpstreamConnection:
     """Return a connection that has just served a request to its end."""
-    made = UpstreamConnection(Server(address=("api.example", 443)), Upstream(Policy(), None), key)
+    made = UpstreamConnection(Server(address=("api.example", 443)), Upstream(Policy(), None))
+    made.key = key
     made.connection_made(cast(asyncio.BaseTransport, Socket()))
     made.opened = 1000.0
     return made

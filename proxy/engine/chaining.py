@@ -1,0 +1,221 @@
+"""The way to an upstream: straight, or through another proxy by CONNECT (`upstream_proxy`).
+
+Theory of operation. Whoever dials gets a connected socket. Through a proxy, that is one end of a socket pair; a `_Link`
+carries bytes between its other end and the connection to the proxy, which may be TLS itself. So nothing above knows
+the difference, and TLS to the destination runs end to end inside.
+
+Rules of this module:
+
+- If the proxy fails or refuses, the request is denied: nothing ever goes straight instead.
+- An https proxy is verified like any upstream, and held to its own pins, in observe mode, too: it sees where we go.
+- The proxy's credentials go to the proxy alone, and only inside TLS if it is an https one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from typing import TYPE_CHECKING, cast
+
+from mitmproxy.connection import Server
+from mitmproxy.proxy.context import Context
+
+from addons.exchange import Upstream
+from proxy.core.decisions import Denied, Reason
+from proxy.core.destinations import Destination
+from proxy.core.heads import MAX_HEAD_BYTES, ResponseHead
+from proxy.core.policy import UpstreamProxy
+from proxy.engine.dialling import check_address, connect
+from proxy.engine.reading import Reading
+from proxy.engine.upstream import UpstreamConnection, secure
+
+if TYPE_CHECKING:
+    from proxy.engine.server import Engine
+
+_STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
+
+
+async def reach(engine: Engine, host: str, port: int, record: Upstream, context: Context) -> socket.socket:
+    """Open a connection to a destination, straight or through the policy's upstream proxy.
+
+    Args:
+        engine: the engine.
+        host: the canonical host.
+        port: the port.
+        record: names the policy; see `proxy.engine.dialling.connect`.
+        context: the client on whose behalf it is.
+
+    Raises:
+        Denied: it cannot be opened, or must not be.
+    """
+    through = record.policy.upstream_proxy
+    destination = Destination(host, port)
+    if through is None or not through.serves(destination):
+        return await connect(engine, host, port, record)
+    check_address(host, record)  # a name is for the proxy to look up; an address is known
+    seconds = record.policy.limits.connect_seconds
+    try:
+        async with asyncio.timeout(seconds):
+            return await _through(engine, through, destination, record, context)
+    except TimeoutError:
+        raise Denied(
+            Reason.UPSTREAM_TIMEOUT, f"the upstream proxy {through.destination} gave no answer in {seconds} s"
+        ) from None
+
+
+async def _through(
+    engine: Engine, proxy: UpstreamProxy, destination: Destination, record: Upstream, context: Context
+) -> socket.socket:
+    host, port = proxy.destination.host, proxy.destination.port
+    server = Server(address=(host, port))
+    server.tls = proxy.is_https
+    of_proxy = Upstream(record.policy, proxy.rule, is_proxy=True)
+    upstreams = engine.sessions.of(context.client).upstreams
+    upstreams[server.id] = of_proxy
+    try:
+        connection = await connect(engine, host, port, of_proxy)
+        outer = await secure(engine, server, connection, of_proxy, context)
+    except Denied as denied:
+        raise Denied(denied.reason, f"the upstream proxy: {denied.detail}", denied.hint) from None
+    finally:
+        upstreams.pop(server.id, None)
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    try:
+        _, link = await engine.loop.create_connection(lambda: _Link(engine.loop, outer), sock=ours)
+        outer.carry(link)
+        await link.ask(destination, proxy)
+    except BaseException:
+        outer.close()
+        theirs.close()
+        raise
+    return theirs
+
+
+class _Link(Reading):
+    """Asks the proxy for a tunnel, then carries bytes: from the socket pair to the proxy, and back."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, outer: UpstreamConnection) -> None:
+        self._loop = loop
+        self._outer = outer
+        self._head = b""
+        self._answer: asyncio.Future[None] | None = loop.create_future()
+
+    async def ask(self, destination: Destination, proxy: UpstreamProxy) -> None:
+        """Ask for a tunnel, and wait for it.
+
+        Raises:
+            Denied: the proxy gives none.
+        """
+        assert self._answer is not None
+        name = destination.authority.encode("ascii")
+        shown = b""
+        if proxy.authorization is not None:
+            shown = b"Proxy-Authorization: %s\r\n" % proxy.authorization.reveal()
+        self._outer.send(b"CONNECT %s HTTP/1.1\r\nHost: %s\r\n%s\r\n" % (name, name, shown))
+        await self._answer
+        self._answer = None
+
+    # -- from the socket pair
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass bytes on."""
+        self._outer.send(data)
+
+    def eof_received(self) -> bool:
+        """Pass an end on."""
+        self._outer.half_close()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Whoever used it is done."""
+        if exc is not None:
+            self._outer.reset()
+        else:
+            self._outer.finish(self._loop)
+
+    def pause_writing(self) -> None:
+        """Read from the proxy only what is taken here."""
+        if not self._outer.transport.is_closing():
+            self._outer.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Read on."""
+        if not self._outer.transport.is_closing():
+            self._outer.transport.resume_reading()
+
+    # -- from the proxy (its Receiver)
+
+    def switched(self, data: bytes) -> None:
+        """Take the answer to CONNECT, then pass bytes on."""
+        if self._answer is None or self._answer.done():
+            self.transport.write(data)
+            return
+        self._head += data
+        end = self._head.find(b"\r\n\r\n")
+        if end < 0:
+            if len(self._head) > MAX_HEAD_BYTES:
+                self._refuse("sent a head without an end")
+            return
+        status = _STATUS.match(self._head)
+        if status is None:
+            self._refuse("answered with something that is not HTTP")
+        elif not status[1].startswith(b"2"):
+            hint = ""
+            if status[1] == b"407":
+                hint = "give its name and password in upstream_proxy.credentials"
+            self._refuse(f"answered CONNECT with {status[1].decode('ascii')}", hint)
+        else:
+            self._answer.set_result(None)
+            if rest := self._head[end + 4 :]:
+                self.transport.write(rest)
+
+    def _refuse(self, what: str, hint: str = "") -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(Denied(Reason.UPSTREAM_PROXY_FAILED, f"the upstream proxy {what}", hint))
+
+    def switched_end(self) -> None:
+        """Pass an end on."""
+        self._refuse("closed the connection without an answer")
+        if not self.transport.is_closing():
+            self.transport.write_eof()
+
+    def response_failed(self, denied: Denied, began: bool) -> None:
+        """The proxy's connection broke: that of whoever uses it breaks, too."""
+        self._refuse("closed the connection without an answer")
+        self.transport.abort()
+
+    def upstream_congested(self, congested: bool) -> None:
+        """Take from the socket pair only what the proxy takes."""
+        if not self.transport.is_closing():
+            if congested:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    def flush(self) -> None:
+        """Nothing is gathered here."""
+
+    def crashed(self, error: Exception) -> None:
+        """Break off."""
+        self._refuse("could not be read")
+        self.transport.abort()
+
+    def response_head(self, head: ResponseHead) -> None:
+        """Never called: what comes is not read as a response."""
+        raise RuntimeError("a response on the way to a proxy")
+
+    def response_data(self, data: bytes) -> None:
+        """Never called, as above."""
+        raise RuntimeError("a response on the way to a proxy")
+
+    def response_end(self) -> None:
+        """Never called, as above."""
+        raise RuntimeError("a response on the way to a proxy")

@@ -1,0 +1,283 @@
+"""Through a corporate proxy: CONNECT only, with its own credentials and pins, and nothing past it when it fails.
+
+Proves DESIGN rules 2, 3 and 6 where there is another proxy in the way: it sees names and ciphertext, never a request.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.app import Way, ask
+from tests.e2e.certificates import Authority
+from tests.e2e.clients import curl
+from tests.e2e.sidecar import Sidecar, SidecarFailed
+from tests.e2e.upstream import TlsUpstream
+
+HOSTS = {"api.example": "127.0.0.1", "straight.example": "127.0.0.1", "proxy.example": "127.0.0.1"}
+NO_PIN = "sha256/" + "A" * 43 + "="
+
+
+class Corporate:
+    """A proxy that serves CONNECT, and keeps the heads that it was sent and the first bytes that went through."""
+
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        self.heads: list[bytes] = []
+        self.carried: list[bytes] = []
+        self.refuse: bytes | None = None
+        self._context = context
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        with suppress(OSError):  # it is closed already
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                accepted, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(accepted,), daemon=True).start()
+
+    def _serve(self, accepted: socket.socket) -> None:
+        with suppress(OSError):
+            client = accepted if self._context is None else self._context.wrap_socket(accepted, server_side=True)
+            head = b""
+            while b"\r\n\r\n" not in head:
+                data = client.recv(65536)
+                if not data:
+                    return
+                head += data
+            self.heads.append(head)
+            if self.refuse is not None:
+                client.sendall(self.refuse)
+                client.close()
+                return
+            port = int(head.split(b" ")[1].rpartition(b":")[2])
+            server = socket.create_connection(("127.0.0.1", port))
+            client.sendall(b"HTTP/1.1 200 OK\r\nX-Proxy: 1\r\n\r\n")
+            back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
+            back.start()
+            self._pump(client, server, self.carried)
+            back.join()
+            client.close()
+            server.close()
+
+    @staticmethod
+    def _pump(source: socket.socket, target: socket.socket, seen: list[bytes] | None = None) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if seen is not None:
+                    seen.append(data)
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def upstream(authority: Authority) -> Iterator[TlsUpstream]:
+    with TlsUpstream(authority, *HOSTS) as server:
+        yield server
+
+
+@pytest.fixture(params=["http", "https"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+@pytest.fixture
+def corporate(authority: Authority, scheme: str, tmp_path: Path) -> Iterator[Corporate]:
+    context = None
+    if scheme == "https":
+        identity = authority.issue("proxy.example")
+        (tmp_path / "proxy.pem").write_bytes(identity.key_pem + b"".join(identity.chain_pem))
+        (tmp_path / "proxy-certificate.pem").write_bytes(identity.chain_pem[0])
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "proxy.pem")
+    proxy = Corporate(context)
+    yield proxy
+    proxy.close()
+
+
+MakeSidecar = Callable[..., Sidecar]
+
+
+@pytest.fixture
+def serve(authority: Authority, corporate: Corporate, scheme: str, tmp_path: Path) -> MakeSidecar:
+    """Return what makes a sidecar behind the corporate proxy."""
+
+    def make(more: str = "", rest: str = "", allow: str = "") -> Sidecar:
+        policy = f"upstream_proxy: {{url: '{scheme}://proxy.example:{corporate.port}'{more}}}\n{rest}\n"
+        return Sidecar(policy + allow, tmp_path, authority=authority, hosts=HOSTS)
+
+    return make
+
+
+@pytest.mark.parametrize("way", list(Way))
+def test_everything_goes_through_it_and_it_sees_only_ciphertext(
+    serve: MakeSidecar, corporate: Corporate, upstream: TlsUpstream, way: Way
+) -> None:
+    rest = "rules: [{name: api, hosts: [api.example], https: inspect}]\ndestinations: {egress: any}"
+    with serve(rest=rest) as sidecar:
+        assert ask(sidecar, upstream, "api.example", "/secret-path", way=way).status == 200
+    assert corporate.heads == [
+        f"CONNECT api.example:{upstream.port} HTTP/1.1\r\nHost: api.example:{upstream.port}\r\n\r\n".encode()
+    ]
+    assert corporate.carried[0][:1] == b"\x16"
+    assert b"secret-path" not in b"".join(corporate.carried)
+    assert upstream.requests[0].target == "/secret-path"
+    assert upstream.connections[0].sni == "api.example"
+
+
+def test_tunnels_and_http2_go_through_it_as_well(
+    serve: MakeSidecar, corporate: Corporate, upstream: TlsUpstream, authority: Authority, tmp_path: Path
+) -> None:
+    with serve(rest="rules: [{name: in, hosts: [api.example], https: inspect}]") as sidecar:
+        url = upstream.url("/2", scheme="https", host="api.example")
+        assert curl("--http2", url, proxy=sidecar.proxy_url, ca_file=sidecar.ca_file).status == 200
+        roots = authority.write_pem(tmp_path / "upstream.pem")
+        url = upstream.url("/t", scheme="https", host="straight.example")
+        assert curl(url, proxy=sidecar.proxy_url, ca_file=roots).status == 200
+    assert [head.split()[1].split(b":")[0] for head in corporate.heads] == [b"api.example", b"straight.example"]
+
+
+def test_large_bodies_pass_whole_both_ways(serve: MakeSidecar, authority: Authority) -> None:
+    big = bytes(range(256)) * 16384  # 4 MiB
+
+    def respond(request: object) -> bytes:
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(big) + big
+
+    with TlsUpstream(authority, "api.example", respond=respond) as upstream, serve() as sidecar:
+        answer = ask(sidecar, upstream, "api.example", body=big)
+        assert answer.body == big
+        assert upstream.requests[0].body == big
+
+
+def test_its_credentials_go_to_it_alone(
+    serve: MakeSidecar, corporate: Corporate, upstream: TlsUpstream, tmp_path: Path
+) -> None:
+    (tmp_path / "corporate.txt").write_text("me:pass:word\n")
+    with serve(", credentials: {file: corporate.txt}") as sidecar:
+        assert ask(sidecar, upstream, "api.example").status == 200
+        said = sidecar.stdout + sidecar.stderr
+    shown = base64.b64encode(b"me:pass:word")
+    assert f"Proxy-Authorization: Basic {shown.decode()}\r\n".encode() in corporate.heads[0]
+    assert shown not in upstream.received
+    assert "pass:word" not in said
+    assert shown.decode() not in said
+
+
+def test_what_is_excepted_goes_straight(serve: MakeSidecar, corporate: Corporate, upstream: TlsUpstream) -> None:
+    with serve(", direct: ['*.example']", "destinations: {allow: [loopback]}") as sidecar:
+        assert ask(sidecar, upstream, "straight.example").status == 200
+    assert corporate.heads == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", "answered CONNECT with 403"),
+        (b"HTTP/1.1 407 Who\r\nProxy-Authenticate: Basic\r\n\r\n", "answered CONNECT with 407"),
+        (b"SSH-2.0-x\r\n\r\n", "something that is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nX: ", "closed the connection without an answer"),
+        (b"", "closed the connection without an answer"),
+    ],
+)
+def test_if_it_refuses_nothing_goes_past_it(
+    serve: MakeSidecar, corporate: Corporate, upstream: TlsUpstream, answer: bytes, said: str
+) -> None:
+    corporate.refuse = answer
+    with serve(rest="destinations: {allow: [loopback]}") as sidecar:
+        got = ask(sidecar, upstream, "api.example")
+        assert (got.status, json.loads(got.body)["reason"]) == (502, "upstream_proxy_failed")
+        assert said in json.loads(got.body)["detail"]
+    upstream.assert_untouched()
+
+
+def test_if_it_is_not_there_nothing_goes_past_it(
+    serve: MakeSidecar, corporate: Corporate, upstream: TlsUpstream
+) -> None:
+    corporate.close()
+    with serve(rest="destinations: {allow: [loopback]}") as sidecar:
+        got = ask(sidecar, upstream, "api.example")
+        assert (got.status, json.loads(got.body)["reason"]) == (502, "upstream_unreachable")
+        assert "the upstream proxy" in json.loads(got.body)["detail"]
+    upstream.assert_untouched()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.1", "169.254.169.254"])
+def test_an_address_is_judged_before_it_is_asked_for(serve: MakeSidecar, corporate: Corporate, host: str) -> None:
+    with serve(rest="destinations: {egress: any}") as sidecar:
+        got = curl(f"http://{host}/", proxy=sidecar.proxy_url)
+        assert json.loads(got.body)["reason"] == "destination_forbidden"
+    assert corporate.heads == []
+
+
+class TestPins:
+    @pytest.fixture
+    def scheme(self) -> str:
+        return "https"
+
+    @pytest.mark.parametrize("mode", ["enforce", "observe"])
+    def test_the_proxys_own_pins_hold_in_any_mode(
+        self, serve: MakeSidecar, corporate: Corporate, upstream: TlsUpstream, tmp_path: Path, mode: str
+    ) -> None:
+        rest = f"mode: {mode}\ndestinations: {{allow: [loopback]}}\ndefaults: {{plain_http: upgrade}}"
+        with serve(", pins: {any_of: [{file: proxy-certificate.pem}]}", rest) as sidecar:
+            if mode == "enforce":
+                assert ask(sidecar, upstream, "api.example").status == 200
+                assert len(corporate.heads) == 1
+        upstream_before, heads_before = len(upstream.requests), len(corporate.heads)
+        with serve(f", pins: {{any_of: ['{NO_PIN}']}}", rest) as sidecar:
+            got = ask(sidecar, upstream, "api.example")
+            assert (got.status, json.loads(got.body)["reason"]) == (502, "pin_mismatch")
+            assert "the upstream proxy" in json.loads(got.body)["detail"]
+        assert (len(upstream.requests), len(corporate.heads)) == (upstream_before, heads_before)
+
+    def test_its_certificate_is_verified(
+        self, serve: MakeSidecar, corporate: Corporate, upstream: TlsUpstream, authority: Authority
+    ) -> None:
+        with serve(rest="destinations: {allow: [loopback]}") as sidecar:
+            text = sidecar.policy_file.read_text().replace("proxy.example", "straight.example")
+            sidecar.policy_file.write_text(text)
+            sidecar.signal(1)
+            for _ in range(100):
+                if "is in force" in sidecar.stderr:
+                    break
+                threading.Event().wait(0.05)
+            got = ask(sidecar, upstream, "api.example")
+            assert (got.status, json.loads(got.body)["reason"]) == (502, "certificate_invalid")
+        assert corporate.heads == []
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("{url: 'proxy.example:3128'}", "a proxy is http://HOST:PORT"),
+        ("{url: 'http://me:secret@proxy.example:3128'}", "credentials do not stand in the URL"),
+        ("{url: 'http://proxy.example'}", "has no port"),
+        ("{url: 'http://proxy.example:1', credentials: {env: NOT_SET_AT_ALL}}", "is not set"),
+        ("{url: 'http://proxy.example:1', credentials: {env: SHELLISH}}", "is not NAME:PASSWORD"),
+        (f"{{url: 'http://proxy.example:1', pins: {{any_of: ['{NO_PIN}']}}}}", "only an https proxy"),
+    ],
+)
+def test_what_is_no_proxy_is_refused(authority: Authority, tmp_path: Path, section: str, said: str) -> None:
+    with (
+        pytest.raises(SidecarFailed) as failed,
+        Sidecar(f"upstream_proxy: {section}", tmp_path, authority=authority, env={"SHELLISH": "no colon"}),
+    ):
+        pass
+    assert failed.value.status == 2
+    assert said in failed.value.stderr
+    assert "secret" not in failed.value.stderr
