@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 
 from mitmproxy import connection, http
 
-from proxy.core.decisions import Action, Decision, Denied, Reason, problem_details, proxy_status
+from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.pins import PinVerdict
 from proxy.core.policy import ListenerKind, Mode, Policy, Rule
+from proxy.core.problems import JSON_TYPE, PAGE_TYPE, problem_details, problem_page, proxy_status, wants_page
 
 _KEY = "overcoat"
 
@@ -110,7 +111,7 @@ class Exchange:
     def refuse(self, flow: http.HTTPFlow, denied: Denied) -> None:
         """Answer the flow with problem details, whatever the mode: for what cannot go on at all."""
         self.note(denied)
-        flow.response = problem_response(denied, self.rule_name)
+        flow.response = problem_response(denied, self.rule_name, flow.request.headers.get("accept", ""))
         # A streamed request is answered at once, and what is left of its body is discarded; see the engine's Stream.
         flow.request.stream = True
         flow.request.headers.pop("expect", None)
@@ -214,16 +215,21 @@ class Sessions:
         return exchange
 
 
-def problem_response(denied: Denied, rule: str | None) -> http.Response:
-    """Return the response to a denied request (RFC 9457, RFC 9209)."""
+def problem_response(denied: Denied, rule: str | None, accept: str = "") -> http.Response:
+    """Return the response to a denied request (RFC 9457, RFC 9209), or a page for who accepts only pages."""
+    is_page = wants_page(accept)
     headers = {
-        "Content-Type": "application/problem+json",
+        "Content-Type": PAGE_TYPE if is_page else JSON_TYPE,
         "Proxy-Status": proxy_status(denied),
         "Cache-Control": "no-store",
     }
     if denied.reason is Reason.PROXY_AUTHENTICATION_REQUIRED:
         headers["Proxy-Authenticate"] = 'Basic realm="overcoat", charset="UTF-8"'
-    return http.Response.make(denied.reason.status, problem_details(denied, rule), headers)
+    if is_page:
+        headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'"
+        headers["X-Content-Type-Options"] = "nosniff"
+    body = problem_page(denied, rule) if is_page else problem_details(denied, rule)
+    return http.Response.make(denied.reason.status, body, headers)
 
 
 def denies(exchange: Exchange) -> bool:

@@ -19,6 +19,7 @@ from proxy.core.addresses import parse_ip
 from proxy.core.clients import Verifier
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, canonical_host, parse_authority
+from proxy.core.hsts import KnownHosts
 from proxy.core.policy import ListenerKind
 from proxy.core.transport import decide_https, decide_plain_http
 
@@ -26,8 +27,9 @@ from proxy.core.transport import decide_https, decide_plain_http
 class Gate:
     """Finds the destination, checks that the request's names agree, and asks the policy."""
 
-    def __init__(self, sessions: Sessions, verifier: Verifier) -> None:
+    def __init__(self, sessions: Sessions, verifier: Verifier, known: KnownHosts) -> None:
         self.sessions = sessions
+        self._known = known
         self._verifier = verifier
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
@@ -53,8 +55,10 @@ class Gate:
             _check_path(flow.request)
             is_https = flow.request.scheme == "https"
             # Before the names are compared, so that the rule is known of a mismatch, too.
-            decide = decide_https if is_https else decide_plain_http
-            exchange.rule, exchange.decision = decide(exchange.policy, exchange.asked)
+            if is_https:
+                exchange.rule, exchange.decision = decide_https(exchange.policy, exchange.asked)
+            else:
+                exchange.rule, exchange.decision = decide_plain_http(exchange.policy, exchange.asked, self._known)
             if exchange.decision.action is Action.TUNNEL:  # an https:// target outside CONNECT: its TLS is ours
                 exchange.decision = Decision(Action.INSPECT, exchange.asked)
             _check_host(flow, exchange.asked, 443 if is_https else 80)

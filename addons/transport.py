@@ -19,6 +19,7 @@ from addons.headers import has_field, values_of
 from proxy.core import appview
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import Destination, parse_authority
+from proxy.core.hsts import KnownHosts
 from proxy.core.policy import HTTPS_PORT
 
 _FOR_THE_PROXY = (b"proxy-connection", b"proxy-authorization")
@@ -27,8 +28,9 @@ _FOR_THE_PROXY = (b"proxy-connection", b"proxy-authorization")
 class Transport:
     """Carries out the transport decision on the request."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, known: KnownHosts) -> None:
         self.sessions = sessions
+        self._known = known
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """Deny a CONNECT to a host whose https is rejected."""
@@ -54,14 +56,17 @@ class Transport:
             flow.request.data.scheme = b"https"
             flow.request.data.port = decision.target.port
             _follow(flow.request, decision.target)
-        if (view := _view(exchange)) is not None:
+        if (view := self._view(exchange)) is not None:
             headers = flow.request.headers
             headers.fields = appview.request_fields(headers.fields, view)
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         """Show the app an upgraded host's response as one of plain http."""
         exchange = self.sessions.exchange(flow)
-        response, view = flow.response, _view(exchange)
+        response, view = flow.response, self._view(exchange)
+        if response is not None and flow.request.scheme == "https" and exchange.asked is not None:
+            for value in values_of(response.headers, b"strict-transport-security")[:1]:
+                self._known.learn(exchange.asked.host, value)
         if response is None or exchange.denied is not None or view is None:
             return
         asked = view.asked
@@ -78,20 +83,21 @@ class Transport:
         else:
             response.headers.fields = fields
 
+    def _view(self, exchange: Exchange) -> appview.View | None:
+        """Return how the app sees the server, if not as it is."""
+        if exchange.asked is None:
+            return None
+        if exchange.front is not None:
+            return appview.renamed(exchange.front, exchange.asked)
+        if not _is_upgraded(exchange):
+            return None
+        return appview.upgraded(exchange.policy, exchange.asked, self._known)
+
     def response(self, flow: http.HTTPFlow) -> None:
         """Answer instead of a redirect that leads nowhere."""
         exchange = self.sessions.exchange(flow)
         if exchange.denied is not None and exchange.denied.reason is Reason.REDIRECT_LOOP:
             exchange.refuse(flow, exchange.denied)
-
-
-def _view(exchange: Exchange) -> appview.View | None:
-    """Return how the app sees the server, if not as it is."""
-    if exchange.asked is None:
-        return None
-    if exchange.front is not None:
-        return appview.renamed(exchange.front, exchange.asked)
-    return appview.upgraded(exchange.policy, exchange.asked) if _is_upgraded(exchange) else None
 
 
 def _is_upgraded(exchange: Exchange) -> bool:

@@ -338,6 +338,11 @@ class PolicyFile(Section):
         default_factory=DestinationsSection, description="Which addresses and hosts may be reached."
     )
     clients: ClientsSection = Field(default_factory=ClientsSection, description="Who may use the proxy.")
+    hsts_preload: bool = Field(
+        default=False,
+        description="Whether hosts on the browsers' HSTS preload list are upgraded where `plain_http` is `allow`, as "
+        "those are whose Strict-Transport-Security was seen.",
+    )
     upstream_proxy: UpstreamProxySection | None = Field(
         default=None,
         description="A proxy through which everything leaves. If it fails, nothing goes past it. Left out: none.",

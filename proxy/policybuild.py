@@ -138,6 +138,7 @@ class Builder:
             egress=file.destinations.egress,
             clients=self._clients(file.clients),
             upstream_proxy=self._upstream_proxy(file.upstream_proxy) if file.upstream_proxy else None,
+            hsts_preload=file.hsts_preload,
             workers=file.workers,
             keys={name: key_set for name, key_set in keys.items() if key_set is not None},
             rules=self._rules(raw_rules if isinstance(raw_rules, list) else [], keys, defaults),

@@ -18,6 +18,7 @@ from urllib.parse import urldefrag, urljoin
 
 from proxy.core.decisions import Action
 from proxy.core.destinations import BadDestination, Destination, parse_authority
+from proxy.core.hsts import KnownHosts
 from proxy.core.policy import HTTP_PORT, HTTPS_PORT, Policy
 from proxy.core.transport import decide_plain_http
 
@@ -57,16 +58,17 @@ class View:
     is_renamed: bool = False
 
 
-def upgraded(policy: Policy, asked: Destination) -> View:
+def upgraded(policy: Policy, asked: Destination, known: KnownHosts | None = None) -> View:
     """Return the view of an app whose plain http is upgraded.
 
     Args:
         policy: the policy in force.
         asked: what the app asked for, before it was upgraded.
+        known: as for `decide_plain_http`.
     """
 
     def to_server(named: Destination) -> Destination | None:
-        decision = decide_plain_http(policy, named)[1]
+        decision = decide_plain_http(policy, named, known)[1]
         return decision.target if decision.action is Action.UPGRADE else None
 
     def to_app(there: Destination) -> Destination | None:

@@ -9,7 +9,6 @@ Rules of this module:
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
@@ -257,30 +256,3 @@ class Decision:
     action: Action
     target: Destination | None = None
     denied: Denied | None = None
-
-
-def problem_details(denied: Denied, rule: str | None) -> bytes:
-    """Return the RFC 9457 body of a denial, UTF-8 JSON.
-
-    Args:
-        denied: the reason, detail and hint.
-        rule: the name of the rule that matched, or None.
-    """
-    problem: dict[str, object] = {
-        "type": f"urn:overcoat:reason:{denied.reason.code}",
-        "title": denied.reason.title,
-        "status": denied.reason.status,
-        "detail": denied.detail,
-        "reason": denied.reason.code,
-    }
-    if rule is not None:
-        problem["rule"] = rule
-    if denied.hint:
-        problem["hint"] = denied.hint
-    return json.dumps(problem, ensure_ascii=False, indent=1).encode() + b"\n"
-
-
-def proxy_status(denied: Denied) -> str:
-    """Return the `Proxy-Status` field value of a denial (RFC 9209, a structured-field list of one item)."""
-    details = denied.reason.code
-    return f'overcoat; error={denied.reason.proxy_error}; details="{details}"'

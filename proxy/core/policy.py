@@ -363,6 +363,7 @@ class Policy:
         destinations: which addresses that are not public may be reached.
         egress: whether hosts that no rule names may be reached.
         clients: who may use the proxy.
+        hsts_preload: whether the browsers' list of https-only hosts counts.
         upstream_proxy: through what everything leaves; None for straight.
         workers: how many processes share the listeners; 0 for as many as the machine lends processors.
     """
@@ -377,6 +378,7 @@ class Policy:
     egress: Egress = Egress.ANY
     clients: ClientRules = field(default_factory=ClientRules)
     upstream_proxy: UpstreamProxy | None = None
+    hsts_preload: bool = False
     workers: int = 1
     keys: dict[str, KeySet] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
+from proxy.core.hsts import KnownHosts
 from proxy.core.policy import Egress, Https, PlainHttp, Policy, Rule, upgraded
 
 
-def decide_plain_http(policy: Policy, asked: Destination) -> tuple[Rule | None, Decision]:
+def decide_plain_http(
+    policy: Policy, asked: Destination, known: KnownHosts | None = None
+) -> tuple[Rule | None, Decision]:
     """Decide on a request that the app sent as plain http.
 
     Args:
         policy: the policy in force.
         asked: the destination in the request's own authority.
+        known: the hosts that are to be asked over https only, whatever the policy lets pass (RFC 6797).
 
     Returns:
         The rule that counts, if any, and UPGRADE or ALLOW with the target to dial, or DENY.
@@ -28,6 +32,8 @@ def decide_plain_http(policy: Policy, asked: Destination) -> tuple[Rule | None, 
         return None, Decision(Action.DENY, denied=_not_listed(asked))
     what = rule.plain_http if rule else policy.defaults.plain_http
     if what is PlainHttp.UPGRADE:
+        return _upgrade(policy, rule, asked)
+    if what is PlainHttp.ALLOW and known is not None and known.knows(asked.host, uses_preload=policy.hsts_preload):
         return _upgrade(policy, rule, asked)
     if what is PlainHttp.ALLOW:
         return rule, Decision(Action.ALLOW, asked)

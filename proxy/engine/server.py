@@ -32,6 +32,7 @@ from addons.transport import Transport
 from proxy.ca import LocalCa
 from proxy.core.clients import Verifier
 from proxy.core.decisions import Denied, Reason
+from proxy.core.hsts import KnownHosts
 from proxy.core.policy import Listener, Policy
 from proxy.engine import chaining, patches
 from proxy.engine.app import AppSocket
@@ -110,6 +111,13 @@ def bind(listener: Listener, count: int) -> list[list[Bound]]:
     return [[Bound(listener, bound) for bound in share] for share in shares]
 
 
+def _is_preloaded(host: str) -> bool:
+    """Tell whether the browsers' list has a host; the list is read when it is first needed."""
+    import hstspreload  # type: ignore[import-untyped]  # noqa: PLC0415  # 2 MiB that few have a use for; untyped there
+
+    return bool(hstspreload.in_hsts_preload(host))
+
+
 class _Reports:
     """Logs what nothing of ours has caught. asyncio's own report would quote the exception's message."""
 
@@ -163,14 +171,15 @@ class Engine:
         self._nobody_left = asyncio.Event()
         self._servers: list[asyncio.Server] = []
         self._own: list[tuple[str, int]] = []
+        known = KnownHosts(time.time, _is_preloaded)
         telemetry = Telemetry(self.sessions, metrics, write_line)
         self.line = Line(self.sessions, lambda exchange, status: telemetry.finish(exchange, status, None))
         self.dispatch = Dispatcher(
             (
                 NextLayer(self.line),
                 self._tls,
-                Gate(self.sessions, self.verifier),
-                Transport(self.sessions),
+                Gate(self.sessions, self.verifier, known),
+                Transport(self.sessions, known),
                 Pinning(self.sessions),
                 Encryption(self.sessions),
                 telemetry,

@@ -12,9 +12,11 @@ from addons.gate import Gate
 from proxy.core.clients import Verifier
 from proxy.core.decisions import Action, Reason
 from proxy.core.destinations import Destination
+from proxy.core.hsts import KnownHosts
 from proxy.core.policy import Defaults, HostPattern, Https, Mode, PlainHttp, Policy, Rule
 
 VERIFIER = Verifier(b"", lambda: 0.0)
+KNOWN = KnownHosts(lambda: 0.0, lambda _: False)
 
 RULE = Rule("inspected", (HostPattern("exact", "api.example"),), PlainHttp.UPGRADE, Https.INSPECT)
 POLICY = Policy(rules=(RULE,), defaults=Defaults())
@@ -63,14 +65,14 @@ def new_flow(
 
 
 def passed(sessions: Sessions, flow: http.HTTPFlow) -> Exchange:
-    Gate(sessions, VERIFIER).requestheaders(flow)
+    Gate(sessions, VERIFIER, KNOWN).requestheaders(flow)
     exchange = sessions.exchange(flow)
     assert flow.response is None, flow.response.content if flow.response else ""
     return exchange
 
 
 def refused(sessions: Sessions, flow: http.HTTPFlow) -> Reason:
-    Gate(sessions, VERIFIER).requestheaders(flow)
+    Gate(sessions, VERIFIER, KNOWN).requestheaders(flow)
     denied = sessions.exchange(flow).denied
     assert denied is not None
     assert flow.response is not None
@@ -184,7 +186,7 @@ class TestNames:
 class TestConnect:
     def connect(self, sessions: Sessions, client: connection.Client, name: str = "api.example:443") -> http.HTTPFlow:
         flow = new_flow(client, port=443, scheme="", names=(name,), authority="api.example:443", method="CONNECT")
-        Gate(sessions, VERIFIER).http_connect(flow)
+        Gate(sessions, VERIFIER, KNOWN).http_connect(flow)
         return flow
 
     def test_it_is_decided_as_https(self, sessions: Sessions, client: connection.Client) -> None:

@@ -11,7 +11,10 @@ from addons.exchange import Sessions
 from addons.gate import Gate
 from addons.transport import Transport
 from proxy.core.clients import Verifier
+from proxy.core.hsts import KnownHosts
 from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
+
+KNOWN = KnownHosts(lambda: 0.0, lambda _: False)
 
 POLICY = Policy(
     rules=(
@@ -52,7 +55,7 @@ def run(
         timestamp_start=0.0,
         timestamp_end=None,
     )
-    for addon in (Gate(sessions, Verifier(b"", lambda: 0.0)), Transport(sessions)):
+    for addon in (Gate(sessions, Verifier(b"", lambda: 0.0), KNOWN), Transport(sessions, KNOWN)):
         if method == b"CONNECT":
             addon.http_connect(flow)
         else:

@@ -15,7 +15,7 @@ from tests.e2e.certificates import Authority
 from tests.e2e.clients import Answer, RawClient, curl
 from tests.e2e.connection import RecordedRequest
 from tests.e2e.sidecar import Sidecar
-from tests.e2e.upstream import TlsUpstream
+from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
 HOST = "app.example"
 MakeTls = Callable[..., TlsUpstream]
@@ -34,10 +34,17 @@ def answering(tls_upstream: MakeTls, *fields: tuple[str, str], status: int = 200
     return upstream
 
 
-def ask(sidecar: Sidecar, upstream: TlsUpstream, path: str = "/", more: str = "", method: str = "GET") -> Answer:
+def ask(
+    sidecar: Sidecar,
+    upstream: TlsUpstream | PlainUpstream,
+    path: str = "/",
+    more: str = "",
+    method: str = "GET",
+    host: str = HOST,
+) -> Answer:
     with RawClient(sidecar.address) as client:
-        url = upstream.url(path, host=HOST)
-        client.send(f"{method} {url} HTTP/1.1\r\nHost: {HOST}:{upstream.port}\r\n{more}\r\n".encode())
+        url = upstream.url(path, host=host)
+        client.send(f"{method} {url} HTTP/1.1\r\nHost: {host}:{upstream.port}\r\n{more}\r\n".encode())
         return client.read_response(method=method)
 
 
@@ -157,3 +164,59 @@ def test_what_is_not_upgraded_is_not_touched(authority: Authority, tls_upstream:
     assert answer.headers.get("location") == f"https://{HOST}/"
     assert answer.headers.get("set-cookie") == "a=b; Secure"
     assert answer.headers.get("strict-transport-security") == "x"
+
+
+class TestStrictTransportSecurity:
+    POLICY = "defaults: {plain_http: allow}\nrules: [{name: up, hosts: [first.example], plain_http: upgrade}]"
+    HOSTS = {"first.example": "127.0.0.1", "sub.first.example": "127.0.0.1", "other.example": "127.0.0.1"}  # noqa: RUF012  # never changed
+
+    def test_what_one_response_says_holds_for_later_requests(self, authority: Authority, tmp_path: Path) -> None:
+        def respond(request: RecordedRequest) -> bytes:
+            return (
+                b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n"
+                b"Strict-Transport-Security: max-age=600; includeSubDomains\r\n\r\n"
+            )
+
+        with (
+            TlsUpstream(authority, *self.HOSTS, respond=respond) as secure,
+            PlainUpstream() as plain,
+            Sidecar(self.POLICY, tmp_path, authority=authority, hosts=self.HOSTS) as sidecar,
+        ):
+            # Before anything was learned, the policy lets it pass, and from plain http nothing is learned.
+            assert ask(sidecar, plain, host="sub.first.example").status == 200
+            answer = ask(sidecar, secure, host="first.example")
+            assert answer.headers.get("strict-transport-security") is None  # the app could not keep to it
+            assert ask(sidecar, secure, host="sub.first.example").status == 200
+            assert ask(sidecar, plain, host="other.example").status == 200
+            actions = [line["action"] for line in sidecar.wait_for_decisions(4)]
+        assert actions == ["allow", "upgrade", "upgrade", "allow"]
+        assert len(secure.requests) == 2
+
+    def test_the_browsers_list_counts_where_the_policy_says_so(self, authority: Authority, tmp_path: Path) -> None:
+        host = "www.paypal.com"
+        for preload, reason in ((False, "allow"), (True, "upgrade")):
+            policy = f"defaults: {{plain_http: allow}}\nhsts_preload: {str(preload).lower()}"
+            with (
+                PlainUpstream() as plain,
+                Sidecar(policy, tmp_path, authority=authority, hosts={host: "127.0.0.1"}) as sidecar,
+            ):
+                status = ask(sidecar, plain, host=host).status
+                assert sidecar.wait_for_decisions(1)[0]["action"] in (reason, "deny")
+                assert status == (502 if preload else 200)  # the plain server speaks no TLS
+                assert len(plain.requests) == (0 if preload else 1)
+
+
+class TestPages:
+    def test_a_browser_gets_a_page_and_an_app_problem_details(self, authority: Authority, tmp_path: Path) -> None:
+        policy = "rules: [{name: shut, hosts: [shut.example], plain_http: reject}]"
+        with Sidecar(policy, tmp_path, authority=authority) as sidecar:
+            url = "http://shut.example/"
+            page = curl("-H", "Accept: text/html,application/xhtml+xml,*/*;q=0.8", url, proxy=sidecar.proxy_url)
+            details = curl(url, proxy=sidecar.proxy_url)
+        assert page.status == details.status == 403
+        assert page.headers.get("content-type") == "text/html; charset=utf-8"
+        assert page.headers.get("content-security-policy") == "default-src 'none'; style-src 'unsafe-inline'"
+        assert page.headers.get("proxy-status") == details.headers.get("proxy-status")
+        assert b"rule shut rejects plain http to shut.example:80" in page.body
+        assert b"plain_http_rejected" in page.body
+        assert details.headers.get("content-type") == "application/problem+json"

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from proxy.core.decisions import Denied, Reason, problem_details, proxy_status
+from proxy.core.decisions import Denied, Reason
+from proxy.core.problems import problem_details, proxy_status
 
 
 def test_every_reason_has_a_code_of_its_own() -> None:

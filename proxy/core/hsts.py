@@ -1,0 +1,107 @@
+"""HTTP Strict Transport Security (RFC 6797), kept for apps that cannot keep it themselves.
+
+Rules of this module:
+
+- Only what came over verified TLS is learned: whoever calls `learn` says so by calling it.
+- A host that is known is asked over https only, also where the policy would let plain http pass.
+- An address is never known (section 8.1.1), and of a field that is not plain nothing is learned (section 6.1).
+- What is remembered is bounded: the host that was learned longest ago gives way.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+MAX_HOSTS = 10_000
+MAX_AGE_SECONDS = 2 * 365 * 86_400
+
+_DIRECTIVE = re.compile(r"""[ \t]*([!#$%&'*+\-.^_`|~0-9A-Za-z]+)[ \t]*(?:=[ \t]*("[^"]*"|[^" \t;]+)[ \t]*)?""")
+_SECONDS = re.compile(r"[0-9]{1,15}")
+
+
+def parse_field(value: str) -> tuple[int, bool] | None:
+    """Read a Strict-Transport-Security field.
+
+    Args:
+        value: the first such field's value.
+
+    Returns:
+        `max-age` in seconds, and whether subdomains are included; None if the field says nothing that counts.
+    """
+    found: dict[str, str] = {}
+    for part in value.split(";"):
+        if not part.strip(" \t"):
+            continue
+        directive = _DIRECTIVE.fullmatch(part)
+        if directive is None or directive[1].lower() in found:
+            return None
+        found[directive[1].lower()] = (directive[2] or "").strip('"')
+    seconds = found.get("max-age", "")
+    if not _SECONDS.fullmatch(seconds):
+        return None
+    return min(int(seconds), MAX_AGE_SECONDS), "includesubdomains" in found
+
+
+class KnownHosts:
+    """The hosts that are to be asked over https only."""
+
+    def __init__(self, clock: Callable[[], float], is_preloaded: Callable[[str], bool]) -> None:
+        """Start with none.
+
+        Args:
+            clock: seconds, as `time.time` counts them.
+            is_preloaded: tells whether the browsers' list has a host; asked only where the policy wants it.
+        """
+        self._clock = clock
+        self._is_preloaded = is_preloaded
+        self._learned: OrderedDict[str, tuple[float, bool]] = OrderedDict()
+
+    def learn(self, host: str, value: str) -> None:
+        """Take a host's field, that came over verified TLS.
+
+        Args:
+            host: the canonical host.
+            value: the first Strict-Transport-Security field of its response.
+        """
+        said = parse_field(value)
+        if said is None or _is_address(host):
+            return
+        self._learned.pop(host, None)
+        seconds, includes_subdomains = said
+        if seconds:
+            self._learned[host] = (self._clock() + seconds, includes_subdomains)
+            if len(self._learned) > MAX_HOSTS:
+                self._learned.popitem(last=False)
+
+    def knows(self, host: str, *, uses_preload: bool) -> bool:
+        """Tell whether a host is to be asked over https only.
+
+        Args:
+            host: the canonical host.
+            uses_preload: whether the browsers' list counts, too.
+        """
+        if _is_address(host):
+            return False
+        now = self._clock()
+        for name in _and_above(host):
+            until, includes_subdomains = self._learned.get(name, (0.0, False))
+            if until > now and (name == host or includes_subdomains):
+                return True
+        return uses_preload and self._is_preloaded(host)
+
+
+def _and_above(host: str) -> Iterator[str]:
+    while host:
+        yield host
+        host = host.partition(".")[2]
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

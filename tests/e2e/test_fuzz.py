@@ -1,0 +1,149 @@
+"""Arbitrary bytes, cut at arbitrary places, at every way in: nothing of them reaches an upstream in plain text.
+
+Proves DESIGN rules 1 to 3 against what nobody thought of: after each input the process lives, its memory is bounded,
+and the upstream's plain port has received nothing. The inputs are the same each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.e2e.certificates import Authority
+from tests.e2e.sidecar import Sidecar
+from tests.e2e.upstream import PlainUpstream
+
+GROWTH = 24 * 1024 * 1024
+POLICY = """
+    listen: ["forward://127.0.0.1:0", "socks5://127.0.0.1:0", "reverse://127.0.0.1:0?to=https://127.0.0.1:{port}"]
+    limits: {{request_seconds: 1, idle_seconds: 2}}
+    destinations: {{allow: [loopback]}}
+    defaults: {{https: {https}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[PlainUpstream]:
+    with PlainUpstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="module", params=["tunnel", "inspect"])
+def sidecar(
+    request: pytest.FixtureRequest,
+    authority: Authority,
+    plain: PlainUpstream,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Sidecar]:
+    policy = POLICY.format(port=plain.port, https=request.param)
+    with Sidecar(policy, tmp_path_factory.mktemp("fuzz"), authority=authority) as running:
+        yield running
+        assert "failed" not in running.stderr, running.stderr
+
+
+# What HTTP, TLS and SOCKS are made of, and what tears them apart.
+_NAMES = st.sampled_from((b"Host", b"Content-Length", b"Transfer-Encoding", b"Connection", b"Upgrade", b"Expect", b"X"))
+_VALUES = st.sampled_from(
+    (b"127.0.0.1", b"0", b"5", b"-1", b"chunked", b"close", b"h2c", b"100-continue", b"a, b", b"\xff", b"", b"1" * 300)
+)
+_FIELDS = st.builds(
+    lambda name, sep, value: name + sep + value, _NAMES, st.sampled_from((b": ", b":", b" :", b"")), _VALUES
+)
+_METHODS = st.sampled_from((b"GET", b"POST", b"CONNECT", b"PRI", b"OPTIONS", b"get", b"G", b"\x16\x03\x01"))
+_ENDS = st.sampled_from((b"\r\n", b"\n", b"\r", b"", b"\r\n "))
+
+
+def _targets(port: int) -> st.SearchStrategy[bytes]:
+    here = b"127.0.0.1:%d" % port
+    return st.sampled_from(
+        (b"http://%s/" % here, b"https://%s/x?y" % here, here, b"/", b"*", b"http://a@%s/" % here, b"http:///", b"\x00")
+    )
+
+
+def _heads(port: int) -> st.SearchStrategy[bytes]:
+    line = st.builds(
+        lambda method, target, version, end: method + b" " + target + version + end,
+        _METHODS,
+        _targets(port),
+        st.sampled_from((b" HTTP/1.1", b" HTTP/1.0", b" HTTP/2.0", b"", b"  HTTP/1.1")),
+        _ENDS,
+    )
+    fields = st.lists(st.tuples(_FIELDS, _ENDS), max_size=5).map(lambda all_: b"".join(a + b for a, b in all_))
+    rest = st.sampled_from((b"\r\n", b"", b"\r\n5\r\nhello\r\n0\r\n\r\n", b"\r\nbody", b"\r\nGET / HTTP/1.1\r\n\r\n"))
+    return st.builds(lambda a, b, c: a + b + c, line, fields, rest)
+
+
+def _inputs(port: int) -> st.SearchStrategy[bytes]:
+    greeting = st.sampled_from((b"\x05\x01\x00", b"\x05\x02\x00\x02", b"\x05\xff", b"\x04\x01"))
+    request = st.just(b"\x05\x01\x00\x01\x7f\x00\x00\x01" + port.to_bytes(2))
+    connect = st.just(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % (port, port))
+    hello = st.just(b"\x16\x03\x01\x00\x2f\x01\x00\x00\x2b\x03\x03" + bytes(41))
+    here = b"127.0.0.1:%d" % port
+    good = st.sampled_from(
+        (
+            b"GET http://%s/ HTTP/1.1\r\nHost: %s\r\n\r\n" % (here, here),
+            b"GET / HTTP/1.1\r\nHost: %s\r\n\r\n" % here,
+            b"POST http://%s/ HTTP/1.1\r\nHost: %s\r\nContent-Length: 5\r\n\r\nhello" % (here, here),
+            b"POST / HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n" % here,
+            b"\x05\x01\x00\x05\x01\x00\x01\x7f\x00\x00\x01"
+            + port.to_bytes(2)
+            + b"GET / HTTP/1.1\r\nHost: %s\r\n\r\n" % here,
+        )
+    )
+    whole = st.builds(lambda start, rest: start + b"".join(rest), good, st.lists(st.binary(max_size=30), max_size=2))
+    piece = st.one_of(_heads(port), st.binary(max_size=64), greeting, request, connect, hello)
+    return st.one_of(whole, st.lists(piece, min_size=1, max_size=5).map(b"".join))
+
+
+def resident(pid: int) -> int:
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc (Linux)")
+@pytest.mark.parametrize("way", [0, 1, 2], ids=["forward", "socks5", "reverse"])
+def test_no_bytes_get_out_in_plain_text_or_bring_it_down(sidecar: Sidecar, plain: PlainUpstream, way: int) -> None:
+    host, _, port = sidecar.listen[way].rpartition(":")
+    before, lines, connections = resident(sidecar.pid), len(sidecar.decisions()), len(plain.connections)
+
+    @settings(
+        max_examples=300,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    @given(_inputs(plain.port), st.lists(st.integers(0, 400), max_size=4), st.booleans())
+    def throw(data: bytes, cuts: list[int], inside: bool) -> None:
+        with socket.create_connection((host, int(port)), 5) as connection, contextlib.suppress(OSError):
+            connection.settimeout(0.02)
+            if inside and way == 0:
+                name = b"127.0.0.1:%d" % plain.port
+                connection.sendall(b"CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n" % (name, name))
+                connection.recv(4096)
+            at = 0
+            for cut in [*sorted(cuts), len(data)]:
+                connection.sendall(data[at:cut])
+                at = max(at, cut)
+                with contextlib.suppress(TimeoutError):
+                    connection.recv(4096)
+        assert plain_bytes(plain) == b""
+
+    throw()
+    plain.settle()
+    assert plain_bytes(plain) == b""
+    assert len(plain.connections) > connections + 5  # or the inputs would be too wild to prove anything
+    assert len(sidecar.decisions()) > lines + 50
+    assert sidecar.admin_get("/live")[0] == 200
+    assert resident(sidecar.pid) - before < GROWTH
+
+
+def plain_bytes(plain: PlainUpstream) -> bytes:
+    """Return what arrived that does not begin a TLS handshake, as every connection that goes out must."""
+    return b"".join(c.received for c in plain.connections if not b"\x16\x03\x01".startswith(bytes(c.received[:3])))

@@ -1,0 +1,43 @@
+"""A denial as a page: for browsers only, the same words, and nothing in it that is not text."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.core.decisions import Denied, Reason
+from proxy.core.problems import problem_page, wants_page
+
+
+@pytest.mark.parametrize(
+    ("accept", "page"),
+    [
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8", True),
+        ("text/html", True),
+        ("TEXT/HTML;q=0.5", True),
+        ("*/*", False),
+        ("", False),
+        ("application/json", False),
+        ("application/json, text/html", False),
+        ("application/problem+json, text/html;q=0.1", False),
+        ("text/html;q=0, */*", False),
+        ("text/*", False),
+    ],
+)
+def test_a_page_is_for_who_asks_for_pages(accept: str, page: bool) -> None:
+    assert wants_page(accept) is page
+
+
+def test_it_says_what_the_problem_details_say_and_nothing_of_it_is_markup() -> None:
+    denied = Denied(Reason.PIN_MISMATCH, "rule <a> pins a&b", 'add "it"')
+    page = problem_page(denied, "r<1>").decode()
+    assert "rule &lt;a&gt; pins a&amp;b." in page
+    assert "What to do: add &quot;it&quot;." in page
+    assert "<code>r&lt;1&gt;</code>" in page
+    assert "<code>pin_mismatch</code>, status 502" in page
+    assert "<script" not in page
+
+
+def test_without_rule_and_hint_there_is_no_word_of_them() -> None:
+    page = problem_page(Denied(Reason.BAD_REQUEST, "x"), None).decode()
+    assert "What to do" not in page
+    assert "rule" not in page
