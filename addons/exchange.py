@@ -162,6 +162,14 @@ class Session:
             for exchange in self.unfinished
         )
 
+    def note_idle(self, seconds: float) -> None:
+        """Note that what is under way, if anything, ends because nothing has moved."""
+        if self.is_idle:
+            return
+        for exchange in self.unfinished:
+            if not exchange.finished:
+                exchange.note(Denied(Reason.IDLE_TIMEOUT, f"no byte passed for {seconds:.0f} s"))
+
 
 class Sessions:
     """The live sessions, by mitmproxy's client connection id."""
@@ -240,7 +248,13 @@ def denies(exchange: Exchange) -> bool:
 # What an upstream's failure is called. In observe mode, where plain http stays plain, it says nothing of enforcing.
 _FAILURES = frozenset((Reason.UPSTREAM_UNREACHABLE, Reason.UPSTREAM_TIMEOUT, Reason.UPSTREAM_FAILED, Reason.TLS_FAILED))
 _AFTER_IT_LEFT = frozenset(
-    (Reason.UPSTREAM_FAILED, Reason.DECRYPTION_FAILED, Reason.REDIRECT_LOOP, Reason.INTERNAL_ERROR)
+    (
+        Reason.UPSTREAM_FAILED,
+        Reason.DECRYPTION_FAILED,
+        Reason.REDIRECT_LOOP,
+        Reason.IDLE_TIMEOUT,
+        Reason.INTERNAL_ERROR,
+    )
 )
 
 

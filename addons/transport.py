@@ -12,6 +12,8 @@ Rules of this addon:
 
 from __future__ import annotations
 
+import re
+
 from mitmproxy import http
 
 from addons.exchange import Exchange, Sessions
@@ -23,6 +25,7 @@ from proxy.core.hsts import KnownHosts
 from proxy.core.policy import HTTPS_PORT
 
 _FOR_THE_PROXY = (b"proxy-connection", b"proxy-authorization")
+_VIA_NAME = re.compile(r"(?:^|,)[ \t]*[^ \t,]+[ \t]+([^ \t,(]+)")  # the received-by part (RFC 9110, section 7.6.3)
 
 
 class Transport:
@@ -56,6 +59,8 @@ class Transport:
             flow.request.data.scheme = b"https"
             flow.request.data.port = decision.target.port
             _follow(flow.request, decision.target)
+        if exchange.policy.via is not None and not exchange.observing:
+            _sign(flow, exchange, exchange.policy.via)
         if (view := self._view(exchange)) is not None:
             headers = flow.request.headers
             headers.fields = appview.request_fields(headers.fields, view)
@@ -64,6 +69,9 @@ class Transport:
         """Show the app an upgraded host's response as one of plain http."""
         exchange = self.sessions.exchange(flow)
         response, view = flow.response, self._view(exchange)
+        if response is not None and exchange.policy.via is not None and not exchange.observing:
+            name = exchange.policy.via.encode("ascii")
+            response.headers.fields += ((b"Via", _version(response) + b" " + name),)
         if response is not None and flow.request.scheme == "https" and exchange.asked is not None:
             for value in values_of(response.headers, b"strict-transport-security")[:1]:
                 self._known.learn(exchange.asked.host, value)
@@ -98,6 +106,25 @@ class Transport:
         exchange = self.sessions.exchange(flow)
         if exchange.denied is not None and exchange.denied.reason is Reason.REDIRECT_LOOP:
             exchange.refuse(flow, exchange.denied)
+
+
+def _sign(flow: http.HTTPFlow, exchange: Exchange, name: str) -> None:
+    """Add to Via; refuse a request that has come through here before."""
+    if any(name in _VIA_NAME.findall(value) for value in values_of(flow.request.headers, b"via")):
+        exchange.deny(
+            flow,
+            Denied(
+                Reason.REQUEST_LOOP,
+                "the request has come through this proxy before: its Via says so",
+                "see that no proxy's way out leads back to this one, and that each has a name of its own",
+            ),
+        )
+        return
+    flow.request.headers.fields += ((b"Via", _version(flow.request) + b" " + name.encode("ascii")),)
+
+
+def _version(message: http.Message) -> bytes:
+    return b"2" if message.is_http2 else message.data.http_version.removeprefix(b"HTTP/")
 
 
 def _is_upgraded(exchange: Exchange) -> bool:

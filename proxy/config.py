@@ -270,7 +270,7 @@ def _not_one_of(text: str, allowed: list[str]) -> str:
 
 
 def _either(allowed: list[str]) -> str:
-    return f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+    return f"{', '.join(allowed[:-1])} or {allowed[-1]}" if len(allowed) > 1 else allowed[0]
 
 
 def _did_you_mean(text: str, allowed: Iterable[str]) -> str:

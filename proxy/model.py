@@ -37,6 +37,7 @@ from proxy.policyvalues import (
     SelectorText,
     UserName,
     Version,
+    ViaName,
     WorkerCount,
 )
 
@@ -285,6 +286,11 @@ class RuleSection(Section):
         le=65535,
         description="The port that upgraded requests go to. Left out: 443 for port 80, and any other port stays.",
     )
+    raw_tcp: Literal["allow"] | None = Field(
+        default=None,
+        description="`allow` lets anything pass through CONNECT to the rule's hosts, which must each name a port: "
+        "protocols other than HTTP and TLS. Nothing of it is looked at. Left out: only HTTP and TLS pass.",
+    )
     pins: PinsSection | None = Field(default=None, description="The upstream's pins. Left out: any valid certificate.")
     request: Annotated[list[EncryptEntry], Field(min_length=1)] | None = Field(
         default=None, description="What is encrypted in request bodies. Left out: nothing."
@@ -338,6 +344,11 @@ class PolicyFile(Section):
         default_factory=DestinationsSection, description="Which addresses and hosts may be reached."
     )
     clients: ClientsSection = Field(default_factory=ClientsSection, description="Who may use the proxy.")
+    via: ViaName | None = Field(
+        default=None,
+        description="What `Via` calls this proxy (RFC 9110, section 7.6.3), in requests and responses; a request that "
+        "has it already is a loop. Left out: no `Via` is added.",
+    )
     hsts_preload: bool = Field(
         default=False,
         description="Whether hosts on the browsers' HSTS preload list are upgraded where `plain_http` is `allow`, as "

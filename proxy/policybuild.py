@@ -139,6 +139,7 @@ class Builder:
             clients=self._clients(file.clients),
             upstream_proxy=self._upstream_proxy(file.upstream_proxy) if file.upstream_proxy else None,
             hsts_preload=file.hsts_preload,
+            via=file.via,
             workers=file.workers,
             keys={name: key_set for name, key_set in keys.items() if key_set is not None},
             rules=self._rules(raw_rules if isinstance(raw_rules, list) else [], keys, defaults),
@@ -354,16 +355,27 @@ class Builder:
                 (*steps, "https_port"),
                 f"https_port is where upgraded requests go, but plain_http is {plain_http} here: leave one of them out",
             )
+        if section.raw_tcp is not None:
+            self._check_raw_tcp((*steps, "raw_tcp"), section, needs)
         return Rule(
             name=section.name,
             hosts=tuple(section.hosts),
             plain_http=plain_http,
-            https=section.https or (Https.INSPECT if needs else defaults.https),
+            https=section.https or (Https.INSPECT if needs else Https.TUNNEL if section.raw_tcp else defaults.https),
             https_port=section.https_port,
             pins=self._pins((*steps, "pins"), section.pins) if section.pins else None,
             encrypt=self._fields((*steps, "request"), section.request or [], keys),
             decrypt=self._fields((*steps, "response"), section.response or [], keys),
+            raw_tcp=section.raw_tcp is not None,
         )
+
+    def _check_raw_tcp(self, steps: Steps, section: RuleSection, needs: Sequence[str]) -> None:
+        """Check that nothing of a rule whose bytes are not looked at takes looking at them."""
+        if needs or section.https in (Https.INSPECT, Https.REJECT):
+            what = " and ".join(needs) or f"https: {section.https}"
+            self._problem(steps, f"what is not looked at cannot have {what}: take one of them out")
+        if any(pattern.port is None for pattern in section.hosts):
+            self._problem(steps, "each of the rule's hosts must name its port: host.example:5432")
 
     def _pins(self, steps: Steps, section: PinsSection) -> PinSet:
         pins: dict[Pin, int] = {}

@@ -29,6 +29,7 @@ from proxy.core.policy import HTTPS_PORT, HostPattern, Listener, ListenerKind, P
 from proxy.core.selectors import Selector, parse_selector
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_VIA = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]+")  # a token (RFC 9110, section 5.6.2) without lower case
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PORT = re.compile(r"0|[1-9][0-9]{0,4}")
@@ -187,6 +188,12 @@ def _parse_name(text: str) -> str:
     return text
 
 
+def _parse_via(text: str) -> str:
+    if not _VIA.fullmatch(text):
+        raise ValueError("a name for Via is a token of 1 to 64 characters (RFC 9110, section 5.6.2), without a comment")
+    return text
+
+
 def _parse_kid(text: str) -> str:
     if not 1 <= len(text) <= MAX_KID_LENGTH or not text.isprintable():
         raise ValueError(f"a kid has 1 to {MAX_KID_LENGTH} printable characters")
@@ -321,6 +328,7 @@ WorkerCount = Annotated[
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_WORKERS}, {"const": "auto"}]}),
 ]
 Version = Annotated[Literal[1], PlainValidator(_parse_version), WithJsonSchema({"const": 1})]
+ViaName = Annotated[str, _parsed(_parse_via), _text_schema(pattern=f"^{_VIA.pattern}$")]
 Kid = Annotated[str, _parsed(_parse_kid), _text_schema(minLength=1, maxLength=MAX_KID_LENGTH)]
 FileName = Annotated[str, _parsed(_parse_path), _text_schema(minLength=1, maxLength=_MAX_PATH_LENGTH)]
 Variable = Annotated[str, _parsed(_parse_variable), _text_schema(pattern=f"^{_VARIABLE.pattern}$")]

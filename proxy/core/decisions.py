@@ -49,6 +49,13 @@ class Reason(Enum):
         "The request took too long to arrive",
         "The app did not send a whole head, or a body that is held, within `limits.request_seconds`.",
     )
+    IDLE_TIMEOUT = (
+        "idle_timeout",
+        408,
+        "connection_timeout",
+        "Nothing moved for too long",
+        "A request or a tunnel was under way, and no byte passed for `limits.idle_seconds`.",
+    )
     TOO_MANY_CONNECTIONS = (
         "too_many_connections",
         503,
@@ -105,6 +112,13 @@ class Reason(Enum):
         "This destination is forbidden",
         "The address that would be dialled is not public and not in `destinations.allow`, or is one of Overcoat's own "
         "listeners; or the host is in no rule, where `destinations.egress` is `listed`.",
+    )
+    REQUEST_LOOP = (
+        "request_loop",
+        508,
+        "http_request_error",
+        "The request leads in a circle",
+        "Its Via field names this proxy (the policy's `via`): it has come through here before.",
     )
     UPSTREAM_UNREACHABLE = (
         "upstream_unreachable",

@@ -217,6 +217,7 @@ class Rule:
     Attributes:
         https_port: the port that upgraded requests go to; None maps 80 to 443 and keeps any other (RFC 6797, 8.3).
         https: TUNNEL, INSPECT or REJECT; INSPECT wherever the rule needs the plaintext.
+        raw_tcp: whether anything may pass through CONNECT, in both directions, without being looked at.
     """
 
     name: str
@@ -227,6 +228,7 @@ class Rule:
     pins: PinSet | None = None
     encrypt: tuple[FieldEntry, ...] = ()
     decrypt: tuple[FieldEntry, ...] = ()
+    raw_tcp: bool = False
 
     def matches(self, destination: Destination) -> bool:
         """Tell whether the rule is about this destination."""
@@ -363,6 +365,7 @@ class Policy:
         destinations: which addresses that are not public may be reached.
         egress: whether hosts that no rule names may be reached.
         clients: who may use the proxy.
+        via: what Via fields call this proxy (RFC 9110, section 7.6.3); None for none.
         hsts_preload: whether the browsers' list of https-only hosts counts.
         upstream_proxy: through what everything leaves; None for straight.
         workers: how many processes share the listeners; 0 for as many as the machine lends processors.
@@ -379,6 +382,7 @@ class Policy:
     clients: ClientRules = field(default_factory=ClientRules)
     upstream_proxy: UpstreamProxy | None = None
     hsts_preload: bool = False
+    via: str | None = None
     workers: int = 1
     keys: dict[str, KeySet] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()

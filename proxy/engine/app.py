@@ -151,6 +151,7 @@ class AppSocket(Reading):
     def _watch_idle(self) -> None:
         idle = self.loop.time() - self._last_activity
         if idle >= self._idle_limit:
+            self.session.note_idle(self._idle_limit)
             self.abort()
         else:
             self._timers["idle"] = self.loop.call_later(self._idle_limit - idle, self.guarded, self._watch_idle)

@@ -77,7 +77,7 @@ class Connect:
         # comes may be http to upgrade, for which no plain connection must ever be opened.
         # In observe mode it is opened for every CONNECT: a server that speaks first must be heard.
         is_tunnel = exchange.decision is not None and exchange.decision.action is Action.TUNNEL
-        opens_first = exchange.observing or (is_tunnel and flow.request.port != HTTP_PORT)
+        opens_first = exchange.observing or _is_raw(exchange) or (is_tunnel and flow.request.port != HTTP_PORT)
         if flow.response is not None:
             self._refuse()
         elif opens_first:
@@ -146,16 +146,21 @@ class FirstBytes:
         self._connect = connect
         self._upstream = upstream
         self._data = b""
-        if not connect.observing:  # there the app may wait for the server to speak first
+        # Where anything may pass, the app may be waiting for the server to speak first.
+        is_open = connect.observing or _is_raw(connect)
+        if not is_open:
             app.expect(True)
         if upstream is not None:
             upstream.carry(Relay(app, upstream, b""))  # what a server says first waits in its socket
-            if not connect.observing:
+            if not is_open:
                 upstream.transport.pause_reading()
 
     def feed(self, data: bytes) -> None:
         """Take bytes, and decide once they are enough."""
         self._data += data
+        if _is_raw(self._connect):
+            self._relay()
+            return
         heard = listen(self._data)
         if heard.speech is Speech.HTTP and self._connect.observing:
             # `EHLO me` begins like HTTP. Where nothing may be denied, a whole line has to say that it is.
@@ -243,7 +248,11 @@ class FirstBytes:
         self._deny(Denied(Reason.NOT_HTTP, f"within {seconds} s no whole ClientHello or HTTP request line came"))
 
     def eof(self) -> None:
-        """The app left without saying enough."""
+        """The app left without saying enough; where anything may pass, nothing is enough."""
+        if _is_raw(self._connect):
+            self._relay()
+            self._app.speaker.eof()
+            return
         self._leave_upstream()
         self._app.close()
 
@@ -253,11 +262,16 @@ class FirstBytes:
 
     def congested(self, is_congested: bool) -> None:
         """In observe mode a server may speak before the app: read from it only what the app takes."""
-        if self._upstream is not None and self._connect.observing and not self._upstream.transport.is_closing():
+        is_open = self._connect.observing or _is_raw(self._connect)
+        if self._upstream is not None and is_open and not self._upstream.transport.is_closing():
             if is_congested:
                 self._upstream.transport.pause_reading()
             else:
                 self._upstream.transport.resume_reading()
+
+
+def _is_raw(connect: Exchange) -> bool:
+    return connect.rule is not None and connect.rule.raw_tcp
 
 
 def _same_host(sni: str, host: str) -> bool:

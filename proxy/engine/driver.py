@@ -135,6 +135,7 @@ class Driver:
         idle = self.loop.time() - self.last_activity
         limit = self.policy.limits.idle_seconds
         if idle >= limit:
+            self.session.note_idle(limit)
             self.abort()
         else:
             self.timers["idle"] = self.loop.call_later(limit - idle, self.call, self._watch_idle)

@@ -375,6 +375,95 @@ def limited(authority: Authority, tmp_path: Path) -> Iterator[Sidecar]:
         yield running
 
 
+class TestRawTcp:
+    POLICY = """
+        destinations: {allow: [loopback]}
+        defaults: {https: inspect}
+        rules: [{name: db, hosts: ["127.0.0.1:PORT"], raw_tcp: allow}]
+    """
+
+    @pytest.mark.parametrize("server_first", [True, False])
+    def test_what_a_rule_names_with_its_port_passes_unlooked_at(
+        self, authority: Authority, tmp_path: Path, server_first: bool
+    ) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            with (
+                Sidecar(self.POLICY.replace("PORT", str(port)), tmp_path, authority=authority) as sidecar,
+                RawClient(sidecar.address) as client,
+            ):
+                client.send(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+                server, _ = listener.accept()
+                with server:
+                    assert client.read_response(method="CONNECT").status == 200
+                    if server_first:
+                        server.sendall(b"220 hello\r\n")
+                        client.read_until(b"hello\r\n")
+                    client.send(b"GE")  # neither TLS nor a request line
+                    assert server.recv(100) == b"GE"
+                    client.finish()
+                    assert server.recv(100) == b""
+                    server.sendall(b"bye")
+                assert client.read_to_end() == b"bye"
+                line = sidecar.wait_for_decisions(1)[0]
+        assert (line["action"], line["rule"], line["reason"]) == ("tunnel", "db", None)
+
+    def test_another_port_of_the_same_host_is_looked_at(
+        self, authority: Authority, upstream: TlsUpstream, tmp_path: Path
+    ) -> None:
+        with (
+            Sidecar(self.POLICY.replace("PORT", "1"), tmp_path, authority=authority) as sidecar,
+            RawClient(sidecar.address) as client,
+        ):
+            client.send(f"CONNECT 127.0.0.1:{upstream.port} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+            client.read_until(b"\r\n\r\n")
+            client.send(b"SSH-2.0-x\r\n")
+            assert b"SSH" not in client.read_to_end()
+        upstream.assert_no_application_bytes()
+
+    @pytest.mark.parametrize(
+        ("rule", "said"),
+        [
+            ("hosts: [a.example], raw_tcp: allow", "must name its port"),
+            ("hosts: ['a.example:1'], raw_tcp: allow, https: inspect", "cannot have https: inspect"),
+            (
+                "hosts: ['a.example:1'], raw_tcp: allow, pins: {any_of: ['sha256/" + "A" * 43 + "=']}",
+                "cannot have pins",
+            ),
+            ("hosts: ['a.example:1'], raw_tcp: deny", "must be allow"),
+        ],
+    )
+    def test_what_it_cannot_stand_beside_is_refused(
+        self, authority: Authority, tmp_path: Path, rule: str, said: str
+    ) -> None:
+        policy = f"rules: [{{name: r, {rule}}}]"
+        with pytest.raises(SidecarFailed) as failed, Sidecar(policy, tmp_path, authority=authority):
+            pass
+        assert said in failed.value.stderr
+
+
+class TestVia:
+    def test_it_is_added_both_ways_where_the_policy_says_so(
+        self, authority: Authority, upstream: TlsUpstream, tmp_path: Path
+    ) -> None:
+        with Sidecar("via: overcoat-1", tmp_path, authority=authority) as sidecar:
+            answer = get(sidecar, upstream, "Via: 1.0 other")
+            assert answer.headers.all("via") == ("1.1 overcoat-1",)
+            assert upstream.requests[0].headers.all("via") == ("1.0 other", "1.1 overcoat-1")
+
+    def test_otherwise_it_is_not(self, authority: Authority, upstream: TlsUpstream, tmp_path: Path) -> None:
+        with Sidecar("", tmp_path, authority=authority) as sidecar:
+            assert get(sidecar, upstream).headers.all("via") == ()
+            assert upstream.requests[0].headers.all("via") == ()
+
+    @pytest.mark.parametrize("via", ["1.1 overcoat-1", "1.0 a, 1.1 overcoat-1 (x), 1.1 b", "HTTP/1.1 overcoat-1"])
+    def test_a_circle_is_cut(self, authority: Authority, upstream: TlsUpstream, tmp_path: Path, via: str) -> None:
+        with Sidecar("via: overcoat-1", tmp_path, authority=authority) as sidecar:
+            assert reason_of(get(sidecar, upstream, f"Via: {via}")) == (508, "request_loop")
+            assert get(sidecar, upstream, "Via: 1.1 overcoat-10").status == 200
+        assert len(upstream.requests) == 1
+
+
 class TestLimits:
     @pytest.mark.parametrize(
         ("lines", "status"),
@@ -459,6 +548,21 @@ class TestLimits:
             with contextlib.suppress(ConnectionResetError):
                 assert client.read_to_end() == b""
             assert 2.5 < time.monotonic() - began < 6
+
+    def test_a_tunnel_in_which_nothing_moves_says_so_in_its_line(
+        self, authority: Authority, upstream: TlsUpstream, tmp_path: Path
+    ) -> None:
+        with (
+            Sidecar("limits: {idle_seconds: 1}", tmp_path, authority=authority) as sidecar,
+            RawClient(sidecar.address) as client,
+        ):
+            name = f"127.0.0.1:{upstream.port}"
+            client.send(f"CONNECT {name} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+            client.read_response(method="CONNECT")
+            client.start_tls("127.0.0.1", authority.write_pem(tmp_path / "upstream.pem"))
+            with contextlib.suppress(OSError):
+                client.read_to_end()
+            assert sidecar.wait_for_decisions(1)[0]["reason"] == "idle_timeout"
 
     def test_a_slow_body_that_streams_is_not_hurried(
         self, authority: Authority, upstream: TlsUpstream, tmp_path: Path
