@@ -416,6 +416,8 @@ def _judge_growth(tally: Tally, samples: list[Sample]) -> None:
     late = [sample for sample in samples if 0.8 * total <= sample.done < total]
     if not early or not late:
         raise LabError("too few requests for a look at memory: at least a few thousand are needed")
+    at = [(share, min(samples, key=lambda sample: abs(sample.done - share * total))) for share in (0.1, 0.5, 1.0)]
+    print("resident: " + ", ".join(f"{sample.rss / MIB:.1f} MiB at {share:.0%}" for share, sample in at))
     rss = [median(sample.rss for sample in part) for part in (early, late)]
     descriptors = [max(sample.descriptors for sample in part) for part in (early, late)]
     print(
