@@ -21,6 +21,7 @@ from proxy.core.policy import (
     PlainHttp,
     Policy,
     Rule,
+    UpstreamProxy,
     When,
     canonical_paths,
     upgraded,
@@ -338,3 +339,12 @@ def test_a_glob_that_could_never_match_what_was_meant_is_refused(glob: str) -> N
 @pytest.mark.parametrize("glob", ["/", "/v1/", "/v1/x:verify", "/v1/*.json", "/**"])
 def test_a_glob_that_is_a_little_unusual_is_taken(glob: str) -> None:
     PathGlob.parse(glob)
+
+
+def test_an_upstream_proxy_serves_all_but_what_is_to_be_reached_directly() -> None:
+    rule = Rule("upstream_proxy", (), PlainHttp.REJECT, Https.INSPECT)
+    direct = (HostPattern("any_depth", "corp.example"), HostPattern("exact", "api.example", 8443))
+    proxy = UpstreamProxy(Destination("proxy.example", 3128), False, rule, direct=direct)
+    assert proxy.serves(Destination("api.example", 443))
+    assert not proxy.serves(Destination("api.example", 8443))
+    assert not proxy.serves(Destination("a.corp.example", 443))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from proxy.core.decisions import Action, Reason
 from proxy.core.destinations import Destination
 from proxy.core.pins import Pin, PinSet
-from proxy.core.policy import Defaults, HostPattern, Https, PlainHttp, Policy, Rule
+from proxy.core.policy import Defaults, Egress, HostPattern, Https, PlainHttp, Policy, Rule
 from proxy.core.transport import decide_https, decide_plain_http
 
 ASKED = Destination("api.example", 80)
@@ -132,3 +134,16 @@ def test_an_upgrade_to_a_destination_whose_https_is_rejected_is_denied() -> None
     assert rule is closed
     assert decision.denied is not None
     assert decision.denied.reason is Reason.HTTPS_REJECTED
+
+
+@pytest.mark.parametrize("asked", [OTHER, Destination("other.example", 443)])
+def test_where_only_listed_hosts_are_reached_others_are_forbidden_whatever_the_defaults_say(asked: Destination) -> None:
+    policy = replace(_policy(PlainHttp.ALLOW, Https.TUNNEL), egress=Egress.LISTED)
+    for decide in (decide_plain_http, decide_https):
+        rule, decision = decide(policy, asked)
+        assert rule is None
+        assert decision.action is Action.DENY
+        assert decision.denied is not None
+        assert decision.denied.reason is Reason.DESTINATION_FORBIDDEN
+    assert decide_plain_http(policy, ASKED)[1].action is Action.ALLOW
+    assert decide_https(policy, ASKED_TLS)[1].action is Action.TUNNEL
