@@ -31,12 +31,20 @@ from mitmproxy.proxy.layers.http._hooks import (
 )
 
 from addons.exchange import Exchange, Upstream, denies
-from addons.headers import has_field, values_of
+from addons.headers import has_field
 from addons.pinning import have_expired
 from proxy.core import bodies
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead
-from proxy.engine.messages import chunk, headers_of, keeps_alive, request_head, without_framing, without_hop
+from proxy.engine.messages import (
+    authenticates_connection,
+    chunk,
+    headers_of,
+    keeps_alive,
+    request_head,
+    without_framing,
+    without_hop,
+)
 from proxy.engine.messages import response_head as response_head_of
 from proxy.engine.tunnels import Switched
 from proxy.engine.upstream import UpstreamConnection, dial
@@ -46,7 +54,6 @@ if TYPE_CHECKING:
 
 MAX_DISCARDED = 1024 * 1024
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))  # RFC 9110, section 9.2.2
-_OF_THE_CONNECTION = ("negotiate", "ntlm")  # schemes that authenticate a connection instead of a request (RFC 4559)
 _NO_SERVER = Server(address=None)
 
 
@@ -301,7 +308,7 @@ class Conversation:
         """Take the end of the response."""
         upstream = self._release_upstream()
         if upstream is not None:
-            if self._authenticates_connection():
+            if authenticates_connection(self.flow.request, self.flow.response):
                 upstream.close()
             else:
                 self.engine.pool.give(upstream)
@@ -330,14 +337,6 @@ class Conversation:
             self.app.write(b"0\r\n\r\n")
         self._response_is_whole = True
         self._maybe_done()
-
-    def _authenticates_connection(self) -> bool:
-        """Tell whether the upstream may take whoever comes next on this connection for the one who came now."""
-        request, response = self.flow.request, self.flow.response
-        offers = values_of(request.headers, b"authorization")
-        if response is not None:
-            offers += values_of(response.headers, b"www-authenticate")
-        return any(offer.lower().lstrip().startswith(_OF_THE_CONNECTION) for offer in offers)
 
     def response_failed(self, denied: Denied, began: bool) -> None:
         """Take that there is no whole response."""

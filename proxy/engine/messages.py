@@ -16,11 +16,13 @@ from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import http
 
+from addons.headers import values_of
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, parse_authority
 from proxy.core.heads import CHUNKED, MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, RequestHead
 from proxy.core.policy import HTTP_PORT, HTTPS_PORT
 
+_OF_THE_CONNECTION = ("negotiate", "ntlm")  # schemes that authenticate a connection instead of a request (RFC 4559)
 _PORTS = {b"http": HTTP_PORT, b"https": HTTPS_PORT}
 _OF_THIS_HOP = frozenset((b"connection", b"keep-alive", b"te", b"proxy-connection"))
 
@@ -77,6 +79,14 @@ def request_of(head: RequestHead, inside: Destination | None, *, is_tls: bool) -
     return http.Request(
         host, port, head.method, scheme, authority, path, version, headers_of(fields), None, None, time.time(), None
     )
+
+
+def authenticates_connection(request: http.Request, response: http.Response | None) -> bool:
+    """Tell whether the upstream may take whoever comes next on the same connection for the one who came now."""
+    offers = values_of(request.headers, b"authorization")
+    if response is not None:
+        offers += values_of(response.headers, b"www-authenticate")
+    return any(offer.lower().lstrip().startswith(_OF_THE_CONNECTION) for offer in offers)
 
 
 def headers_of(fields: Fields) -> http.Headers:
