@@ -431,7 +431,7 @@ def _judge_growth(tally: Tally, samples: list[Sample]) -> None:
     if rss[1] - rss[0] > RSS_GROWTH:
         tally.fault("grows", f"resident memory by {(rss[1] - rss[0]) / MIB:.1f} MiB")
     if descriptors[1] - descriptors[0] > DESCRIPTOR_GROWTH:
-        tally.fault("grows", f"descriptors by {descriptors[1] - descriptors[0]}")
+        tally.fault("grows", f"descriptors by {descriptors[1] - descriptors[0]:.0f}")
 
 
 def main() -> int:
