@@ -15,8 +15,7 @@ from mitmproxy import http
 
 from addons.exchange import Exchange, Sessions
 from addons.headers import values_of
-from proxy.core.addresses import parse_ip
-from proxy.core.clients import Verifier
+from proxy.core.clients import Verifier, check_client
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, canonical_host, parse_authority
 from proxy.core.hsts import KnownHosts
@@ -75,16 +74,11 @@ class Gate:
             Denied: CLIENT_FORBIDDEN, PROXY_AUTHENTICATION_REQUIRED.
         """
         clients = exchange.policy.clients
-        if not clients.admits(parse_ip(exchange.client)):
-            raise Denied(
-                Reason.CLIENT_FORBIDDEN,
-                f"the policy lets no app at {exchange.client} use the proxy",
-                "add the app's address or network to clients.allow",
-            )
+        check_client(clients, exchange.client)  # again, since the policy may be another one by now
         if not clients.users or not self._shows_credentials(flow, exchange):
             return
         shown = values_of(flow.request.headers, b"proxy-authorization")
-        if len(shown) != 1 or not self._verifier.verify(clients.users, shown[0]):
+        if len(shown) != 1 or not self._verifier.verify(clients.users, shown[0], exchange.client):
             raise Denied(
                 Reason.PROXY_AUTHENTICATION_REQUIRED,
                 "the request carries no credentials of the proxy's, or wrong ones",

@@ -19,6 +19,7 @@ from mitmproxy import http
 from addons.exchange import Exchange, Sessions
 from addons.headers import has_field, values_of
 from proxy.core import appview
+from proxy.core.cookies import Cookies
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import Destination, parse_authority
 from proxy.core.hsts import KnownHosts
@@ -31,8 +32,9 @@ _VIA_NAME = re.compile(r"(?:^|,)[ \t]*[^ \t,]+[ \t]+([^ \t,(]+)")  # the receive
 class Transport:
     """Carries out the transport decision on the request."""
 
-    def __init__(self, sessions: Sessions, known: KnownHosts) -> None:
+    def __init__(self, sessions: Sessions, known: KnownHosts, cookies: Cookies) -> None:
         self.sessions = sessions
+        self._cookies = cookies
         self._known = known
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
@@ -61,9 +63,11 @@ class Transport:
             _follow(flow.request, decision.target)
         if exchange.policy.via is not None and not exchange.observing:
             _sign(flow, exchange, exchange.policy.via)
+        headers = flow.request.headers
         if (view := self._view(exchange)) is not None:
-            headers = flow.request.headers
             headers.fields = appview.request_fields(headers.fields, view)
+        if has_field(headers, b"cookie"):
+            headers.fields = self._cookies.sent(headers.fields, over_tls=flow.request.scheme == "https")
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         """Show the app an upgraded host's response as one of plain http."""
@@ -75,10 +79,17 @@ class Transport:
         if response is not None and flow.request.scheme == "https" and exchange.asked is not None:
             for value in values_of(response.headers, b"strict-transport-security")[:1]:
                 self._known.learn(exchange.asked.host, value)
-        if response is None or exchange.denied is not None or view is None:
+        if response is None or exchange.denied is not None:
+            return
+        fields = response.headers.fields
+        if has_field(response.headers, b"set-cookie"):
+            keeps_domain = exchange.front is None
+            fields = self._cookies.received(fields, is_translated=view is not None, keeps_domain=keeps_domain)
+        if view is None:
+            response.headers.fields = fields
             return
         asked = view.asked
-        fields = appview.response_fields(response.headers.fields, view)
+        fields = appview.response_fields(fields, view)
         url = f"http://{asked}{flow.request.path}"
         if appview.is_redirect_to_itself(exchange.method, response.status_code, url, fields):
             exchange.note(

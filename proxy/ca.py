@@ -10,6 +10,7 @@ Rules of this module:
 from __future__ import annotations
 
 import contextlib
+import hmac
 import ipaddress
 import os
 import secrets
@@ -65,6 +66,12 @@ class LocalCa:
         self.certificate = certificate
         self._key = key
         self._leaf_key = ec.generate_private_key(ec.SECP256R1())
+
+    @property
+    def tag(self) -> str:
+        """A short word that only who has the CA's key can know, and that lasts as long as it."""
+        secret = self._key.private_numbers().private_value.to_bytes(32)
+        return hmac.digest(secret, b"overcoat: the mark of cookies", "sha256").hex()[:12]
 
     @property
     def pem(self) -> bytes:

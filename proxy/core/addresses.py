@@ -70,6 +70,7 @@ _KINDS: tuple[tuple[AddressKind, tuple[Network, ...]], ...] = (
             "203.0.113.0/24",
             "240.0.0.0/4",
             "::/96",  # IPv4-compatible
+            "::ffff:0:0:0/96",  # IPv4-translated (RFC 2765)
             "64:ff9b:1::/48",
             "100::/64",
             "2001::/23",  # Teredo is in there
@@ -97,6 +98,7 @@ def parse_ip(text: str) -> Address:
     return getattr(address, "ipv4_mapped", None) or address
 
 
+@lru_cache(maxsize=CACHED)
 def kind_of(address: Address) -> AddressKind | None:
     """Return what kind of address this is; None for a public one."""
     if isinstance(address, ipaddress.IPv6Address):
@@ -104,7 +106,8 @@ def kind_of(address: Address) -> AddressKind | None:
             return kind_of(address.ipv4_mapped)
         if address in _NAT64:
             inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-            return None if kind_of(inside) is None else AddressKind.RESERVED
+            kind = kind_of(inside)
+            return kind if kind in (None, AddressKind.METADATA) else AddressKind.RESERVED
     return next((kind for kind, networks in _KINDS if any(address in network for network in networks)), None)
 
 

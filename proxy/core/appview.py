@@ -2,10 +2,11 @@
 
 Rules of this module:
 
-- Of a URL only scheme and authority change, of a cookie only what a client without TLS could not keep; every other byte
-  stays, and what cannot be read stays as it came.
-- A https URL is shown to the app as http only if the policy would upgrade that http URL to the very same place. So
-  nothing that the app asks for next is less safe than what it was told.
+- Of a URL only scheme and authority change; every other byte stays, and what cannot be read stays as it came. Cookies
+  are in `proxy.core.cookies`.
+- A https URL is shown to the app as http only if the policy would upgrade that http URL to the very same place, and if
+  it is of the host that was asked for, of one above or below it, or of one that a rule names. So nothing that the app
+  asks for next is less safe than what it was told; another host it may reach in another way than through here.
 - The other way round, what the app says of its own origin is told to the server as the server knows it.
 """
 
@@ -33,9 +34,6 @@ _REFRESH = re.compile(r"(?P<before>[^;,]*[;,][ \t]*url[ \t]*=[ \t]*[\"']?)(?P<ur
 _LINK_TARGET = re.compile(r"<([^<>]*)>")
 _FORWARDED_PROTO = re.compile(r"(?i)((?:^|[;,])[ \t]*proto[ \t]*=[ \t]*)(\"?)http\2(?=[ \t]*(?:[;,]|$))")
 _PLAIN_PROTO = re.compile(r"(?i)(?<![^,\s])http(?![^,\s])")
-_PREFIX = re.compile(r"__(secure|host)-", re.IGNORECASE)
-_HIDDEN_PREFIX = re.compile(r"_overcoat_(secure|host)-", re.IGNORECASE)
-_NEEDS_TLS = frozenset(("secure", "partitioned"))
 _UPGRADES = "upgrade-insecure-requests"
 _REPEATS_METHOD = frozenset((307, 308))
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
@@ -72,10 +70,16 @@ def upgraded(policy: Policy, asked: Destination, known: KnownHosts | None = None
         return decision.target if decision.action is Action.UPGRADE else None
 
     def to_app(there: Destination) -> Destination | None:
+        if not _is_near(there.host, asked.host) and policy.rule_for(there) is None:
+            return None
         candidates = (asked, Destination(there.host, HTTP_PORT), there)
         return next((each for each in candidates if each.host == there.host and to_server(each) == there), None)
 
     return View(asked, to_server, to_app)
+
+
+def _is_near(one: str, other: str) -> bool:
+    return one == other or one.endswith(f".{other}") or other.endswith(f".{one}")
 
 
 def renamed(front: Destination, to: Destination) -> View:
@@ -101,7 +105,6 @@ def request_fields(fields: Fields, view: View) -> Fields:
         b"referer": lambda value: _translated(value, _HTTP_URL, "https", translate),
         b"x-forwarded-proto": lambda value: _PLAIN_PROTO.sub("https", value),
         b"forwarded": lambda value: _FORWARDED_PROTO.sub(r"\1\2https\2", value),
-        b"cookie": _cookies_for_server,
     }
     return _changed(fields, changes)
 
@@ -127,7 +130,6 @@ def response_fields(fields: Fields, view: View) -> Fields:
         b"access-control-allow-origin": url,
         b"refresh": refresh,
         b"link": lambda value: _LINK_TARGET.sub(lambda target: f"<{url(target[1])}>", value),
-        b"set-cookie": lambda value: _cookie_for_app(value, keeps_domain=not view.is_renamed),
         b"strict-transport-security": lambda _: None,
         b"content-security-policy": _without_upgrade,
     }
@@ -137,7 +139,8 @@ def response_fields(fields: Fields, view: View) -> Fields:
 def is_redirect_to_itself(method: str, status: int, url: str, fields: Fields) -> bool:
     """Tell whether an app that follows a redirect would send the same request again, and again.
 
-    A redirect that sets a cookie is none of these: with the cookie the request is another one.
+    A redirect that sets a cookie is none of these: with the cookie the request is another one. Nor is one that is
+    relative, or says when to come back: the server means it, whatever it was asked over.
 
     Args:
         method: the request's.
@@ -148,7 +151,7 @@ def is_redirect_to_itself(method: str, status: int, url: str, fields: Fields) ->
     if status not in _REDIRECTS or (method not in ("GET", "HEAD") and status not in _REPEATS_METHOD):
         return False
     names = {name.lower(): value.decode("utf-8", "surrogateescape") for name, value in fields}
-    if b"set-cookie" in names or b"location" not in names:
+    if b"set-cookie" in names or b"retry-after" in names or "://" not in names.get(b"location", ""):
         return False
     try:
         return _normal(urljoin(url, names[b"location"])) == _normal(url)
@@ -196,37 +199,6 @@ def _translated(value: str, pattern: re.Pattern[str], scheme: str, translate: Tr
         return value
     authority = here.url_host if here.port == _PORTS[scheme] else here.authority
     return f"{scheme}://{authority}{value[found.end() :]}"
-
-
-def _cookie_for_app(value: str, *, keeps_domain: bool) -> str:
-    """Return a Set-Cookie that a jar keeps, and sends again, though it came over plain http (RFC 6265bis)."""
-    cookie, *attributes = value.split(";")
-    name = cookie.lstrip()
-    if _PREFIX.match(name):
-        cookie = cookie[: len(cookie) - len(name)] + "_overcoat" + name[1:]
-    kept = [
-        attribute
-        for attribute in attributes
-        if not _needs_tls(attribute) and (keeps_domain or attribute.partition("=")[0].strip().lower() != "domain")
-    ]
-    return ";".join([cookie, *kept])
-
-
-def _needs_tls(attribute: str) -> bool:
-    name, _, value = (part.strip().lower() for part in attribute.partition("="))
-    return name in _NEEDS_TLS or (name == "samesite" and value == "none")
-
-
-def _cookies_for_server(value: str) -> str:
-    """Return a Cookie field with the names that the server gave."""
-    return ";".join(_server_name(pair) for pair in value.split(";"))
-
-
-def _server_name(pair: str) -> str:
-    name = pair.lstrip()
-    if not _HIDDEN_PREFIX.match(name):
-        return pair
-    return pair[: len(pair) - len(name)] + "_" + name[len("_overcoat") :]
 
 
 def _without_upgrade(value: str) -> str | None:

@@ -14,19 +14,21 @@ import binascii
 import hashlib
 import hmac
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from proxy.core.addresses import Address, AddressKind, AddressSet
+from proxy.core.addresses import Address, AddressKind, AddressSet, parse_ip
+from proxy.core.decisions import Denied, Reason
 
-GUESSES_A_SECOND = 20  # verifications that take long; one that is known already takes none
+GUESSES_A_SECOND = 5  # of all, since each takes some 50 ms in which nothing else moves; what is known takes none
+GUESSES_OF_ONE = 2  # … of one address: nobody's guesses keep others out
 _REMEMBERED = 1024
 _MAX_CREDENTIALS = 1024
 _PHC = re.compile(r"\$scrypt\$ln=([0-9]{1,2}),r=([0-9]{1,2}),p=([0-9]{1,2})\$([A-Za-z0-9+/]+)\$([A-Za-z0-9+/]+)")
 _USER = re.compile(r"[^:\x00-\x1f\x7f]{1,64}")
 _LN, _R, _P = 14, 8, 1  # 16 MiB and some 40 ms: enough for what a person types, little enough for a start
-_MAX_MEMORY = 64 * 1024 * 1024
+_MAX_MEMORY = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,8 @@ def parse_password_hash(text: str) -> PasswordHash:
         raise ValueError("salt and hash are not base64") from None
     if len(salt) < 8 or len(digest) != 32:
         raise ValueError("the salt has at least 8 bytes, and the hash 32")
-    if not 10 <= ln <= 16 or not r >= 1 or not 1 <= p <= 4 or 128 * r * (1 << ln) > _MAX_MEMORY:
-        raise ValueError("the cost is ln from 10 to 16, p from 1 to 4, and 64 MiB (128·r·2^ln) at most")
+    if not 10 <= ln <= 14 or not r >= 1 or p != 1 or 128 * r * (1 << ln) > _MAX_MEMORY:
+        raise ValueError("the cost is ln from 10 to 14, p=1, and 16 MiB (128·r·2^ln) at most: others wait meanwhile")
     return PasswordHash(ln, r, p, salt, digest)
 
 
@@ -133,6 +135,24 @@ class ClientRules:
         return self.addresses is None or self.addresses.holds(address)
 
 
+def check_client(rules: ClientRules, client: str) -> None:
+    """Check that an app may connect from its address.
+
+    Args:
+        rules: the policy's.
+        client: the address, as the system gives it.
+
+    Raises:
+        Denied: CLIENT_FORBIDDEN.
+    """
+    if not rules.admits(parse_ip(client)):
+        raise Denied(
+            Reason.CLIENT_FORBIDDEN,
+            f"the policy lets no app at {client} use the proxy",
+            "add the app's address or network to clients.allow",
+        )
+
+
 def read_basic(value: str) -> tuple[str, bytes] | None:
     """Read the value of an Authorization or Proxy-Authorization field with the Basic scheme.
 
@@ -161,16 +181,21 @@ class Verifier:
         """
         self._secret = secret
         self._clock = clock
-        self._found: OrderedDict[tuple[PasswordHash, bytes], bool] = OrderedDict()
+        self._right: OrderedDict[tuple[PasswordHash, bytes], None] = OrderedDict()
+        self._wrong: OrderedDict[tuple[PasswordHash, bytes], None] = OrderedDict()
         self._second = 0
-        self._guesses = 0
+        self._guesses: Counter[str] = Counter()
 
-    def verify(self, users: tuple[User, ...], value: str) -> bool:
+    def verify(self, users: tuple[User, ...], value: str, client: str) -> bool:
         """Tell whether a field's value are the credentials of one of the users.
 
         Args:
             users: at least one.
             value: as `read_basic` reads it.
+            client: the app's address.
+
+        Raises:
+            Denied: TOO_MANY_ATTEMPTS: it cannot be told now.
         """
         credentials = read_basic(value)
         if credentials is None:
@@ -179,20 +204,28 @@ class Verifier:
         user = next((user for user in users if hmac.compare_digest(user.name.encode(), name.encode())), None)
         held_against = (user or users[0]).password
         key = (held_against, hmac.digest(self._secret, password, "sha256"))
-        found = self._found.get(key)
-        if found is None:
-            if not self._may_guess():
-                return False
-            found = self._found[key] = held_against.matches(password)
-            if len(self._found) > _REMEMBERED:
-                self._found.popitem(last=False)
-        else:
-            self._found.move_to_end(key)
-        return found and user is not None
+        if key in self._right:
+            self._right.move_to_end(key)
+            return user is not None
+        if key not in self._wrong:
+            self._count_guess(client)
+            is_right = held_against.matches(password)
+            found = self._right if is_right else self._wrong
+            found[key] = None
+            if len(found) > _REMEMBERED:
+                found.popitem(last=False)
+            return is_right and user is not None
+        return False
 
-    def _may_guess(self) -> bool:
+    def _count_guess(self, client: str) -> None:
         second = int(self._clock())
         if second != self._second:
-            self._second, self._guesses = second, 0
-        self._guesses += 1
-        return self._guesses <= GUESSES_A_SECOND
+            self._second = second
+            self._guesses.clear()
+        if self._guesses[client] >= GUESSES_OF_ONE or self._guesses.total() >= GUESSES_A_SECOND:
+            raise Denied(
+                Reason.TOO_MANY_ATTEMPTS,
+                "too many names and passwords were tried in this second, so these were not looked at",
+                "try again in a second",
+            )
+        self._guesses[client] += 1

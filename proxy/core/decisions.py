@@ -77,6 +77,13 @@ class Reason(Enum):
         "The proxy wants a name and a password",
         "The policy has `clients.users`, and the request carries no Proxy-Authorization of one of them.",
     )
+    TOO_MANY_ATTEMPTS = (
+        "too_many_attempts",
+        429,
+        "http_request_denied",
+        "Too many passwords were tried",
+        "Verifying a password takes time on purpose, and how often that is done in a second is limited.",
+    )
     NOT_HTTP = (
         "not_http",
         400,

@@ -26,13 +26,14 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.heads import MAX_HEAD_BYTES, ResponseHead
 from proxy.core.policy import UpstreamProxy
-from proxy.engine.dialling import check_address, connect
+from proxy.engine.dialling import check_address, connect, is_loopback
 from proxy.engine.reading import Reading
 from proxy.engine.upstream import UpstreamConnection, secure
 
 if TYPE_CHECKING:
     from proxy.engine.server import Engine
 
+HALF_CLOSED_SECONDS = 30.0  # for a proxy to end its side of a tunnel whose other side has ended
 _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
 
 
@@ -54,6 +55,8 @@ async def reach(engine: Engine, host: str, port: int, record: Upstream, context:
     if through is None or not through.serves(destination):
         return await connect(engine, host, port, record)
     check_address(host, record)  # a name is for the proxy to look up; an address is known
+    if is_loopback(host) and engine.is_own_address(("127.0.0.1", 0), ("127.0.0.1", port)):
+        raise Denied(Reason.DESTINATION_FORBIDDEN, f"{destination} is one of Overcoat's own listeners")
     seconds = record.policy.limits.connect_seconds
     try:
         async with asyncio.timeout(seconds):
@@ -82,12 +85,14 @@ async def _through(
         upstreams.pop(server.id, None)
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
+    link: _Link | None = None
     try:
         _, link = await engine.loop.create_connection(lambda: _Link(engine.loop, outer), sock=ours)
         outer.carry(link)
         await link.ask(destination, proxy)
     except BaseException:
         outer.close()
+        ours.close() if link is None else link.transport.abort()
         theirs.close()
         raise
     return theirs
@@ -102,6 +107,8 @@ class _Link(Reading):
         self._loop = loop
         self._outer = outer
         self._head = b""
+        self._inner_has_ended = False
+        self._outer_has_ended = False
         self._answer: asyncio.Future[None] | None = loop.create_future()
 
     async def ask(self, destination: Destination, proxy: UpstreamProxy) -> None:
@@ -130,9 +137,16 @@ class _Link(Reading):
         self._outer.send(data)
 
     def eof_received(self) -> bool:
-        """Pass an end on."""
+        """Pass an end on; over TLS there is no half of one."""
+        self._inner_has_ended = True
+        if self._outer_has_ended or self._outer.tls is not None:
+            return False
         self._outer.half_close()
+        self._loop.call_later(HALF_CLOSED_SECONDS, self._expire)
         return True
+
+    def _expire(self) -> None:
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Whoever used it is done."""
@@ -184,7 +198,10 @@ class _Link(Reading):
     def switched_end(self) -> None:
         """Pass an end on."""
         self._refuse("closed the connection without an answer")
-        if not self.transport.is_closing():
+        self._outer_has_ended = True
+        if self._inner_has_ended:
+            self.transport.close()
+        elif not self.transport.is_closing():
             self.transport.write_eof()
 
     def response_failed(self, denied: Denied, began: bool) -> None:

@@ -106,6 +106,7 @@ class Connect:
 
     def _refuse(self) -> None:
         self._engine.dispatch(HttpConnectErrorHook(self._flow))
+        self._app.session.connect = None  # what follows on this connection is inside no tunnel
         response = self._flow.response
         assert response is not None
         self._is_over = True

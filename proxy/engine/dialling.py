@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from addons.exchange import Upstream
-from proxy.core.addresses import AddressKind, parse_ip
+from proxy.core.addresses import AddressKind, kind_of, parse_ip
 from proxy.core.decisions import Denied, Reason
 from proxy.core.policy import Mode
 
@@ -78,12 +78,22 @@ async def _look_up(engine: Engine, host: str, port: int) -> list[_Found]:
     return [(family, (host, port))]
 
 
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is a loopback address, or a name that always leads to one."""
+    try:
+        return kind_of(parse_ip(host)) is AddressKind.LOOPBACK
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
 def check_address(host: str, record: Upstream) -> None:
-    """Check a host that is an address, where nobody looks up names; a name passes.
+    """Check a host that is an address, or always leads to one, where nobody looks up names; any other name passes.
 
     Raises:
         Denied: DESTINATION_FORBIDDEN.
     """
+    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, section 6.3
+        host = "127.0.0.1"
     try:
         address = parse_ip(host)
     except ValueError:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from mitmproxy import http
 
+from proxy.core.addresses import parse_ip
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, canonical_host, parse_authority
 from proxy.core.heads import Fields, RequestHead, read_request_head
@@ -71,12 +72,19 @@ class Reverse:
         """Return a request's head as it goes on, its destination, and what the app takes that for.
 
         Raises:
-            Denied: BAD_REQUEST: its Host is no host.
+            Denied: BAD_REQUEST: its Host is no host; HOST_MISMATCH: it is one that might be somebody else's.
         """
         front = None
         fields: Fields = tuple(field for field in head.fields if field[0].lower() != b"host")
         if len(fields) < len(head.fields):
             front = _named(head.fields, HTTP_PORT)
+            if not _is_local_name(front.host):
+                raise Denied(
+                    Reason.HOST_MISMATCH,
+                    f"the Host field names {front}, which is no name of this listener",
+                    "call the listener by an address, localhost, or a name without a public domain (rebinding attacks "
+                    "come by names of their own)",
+                )
         host = self.to.url_host if self.to.port == 443 else self.to.authority
         return replace(head, fields=((b"Host", host.encode("ascii")), *fields)), self.to, front
 
@@ -97,6 +105,15 @@ class Redirected:
         if not any(name.lower() == b"host" for name, _ in head.fields):
             return head, self.dialled, None
         return head, Destination(_named(head.fields, HTTP_PORT).host, self.dialled.port), None
+
+
+def _is_local_name(host: str) -> bool:
+    """Tell whether a host is no name that somebody else could have registered and let lead here."""
+    try:
+        parse_ip(host)
+    except ValueError:
+        return "." not in host or host.endswith((".localhost", ".local", ".internal"))
+    return True
 
 
 def _named(fields: Fields, default_port: int) -> Destination:
@@ -232,7 +249,11 @@ class Socks5(_Asker):
         self._credentials = base64.b64encode(name + b":" + password)
         users = self.app.engine.policy.clients.users
         value = "Basic " + self._credentials.decode("ascii")
-        if b":" in name or not self.app.engine.verifier.verify(users, value):
+        try:
+            is_right = b":" not in name and self.app.engine.verifier.verify(users, value, self.app.session.client)
+        except Denied as denied:
+            return self._refuse(b"\x01\x01", denied.detail, denied.reason)
+        if not is_right:
             reason = Reason.PROXY_AUTHENTICATION_REQUIRED
             return self._refuse(b"\x01\x01", "the app shows no credentials of the proxy's", reason)
         self.app.write(b"\x01\x00")

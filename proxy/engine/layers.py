@@ -14,6 +14,7 @@ when those move.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -214,6 +215,13 @@ class Stream(http_layers.HttpStream):
         """Hold a request's body up to the policy's limit."""
         if isinstance(event, http_events.RequestData):
             exchange = self._exchange
+            limits = exchange.policy.limits
+            if time.monotonic() - exchange.started_monotonic > limits.request_seconds:
+                self.request_body_buf.clear()
+                late = f"the app did not send all of it within {limits.request_seconds} s"
+                exchange.refuse(self.flow, Denied(Reason.REQUEST_TIMEOUT, late))
+                yield from self._answer()
+                return
             if len(self.request_body_buf) + len(event.data) > exchange.policy.limits.held_body:
                 self.request_body_buf.clear()
                 exchange.refuse(self.flow, bodies.too_large(exchange.policy.limits.held_body))
@@ -242,6 +250,16 @@ class Stream(http_layers.HttpStream):
     def check_invalid(self, request: bool) -> layer.CommandGenerator[bool]:
         """Refuse what mitmproxy's validation refuses (smuggling), in our words: its own may quote header values."""
         if request:
+            limits = self._exchange.policy.limits
+            fields = self.flow.request.headers.fields
+            size = sum(len(name) + len(value) + 4 for name, value in fields) + len(self.flow.request.data.path)
+            if len(fields) > limits.header_count or size > limits.header_bytes:
+                self._exchange.refuse(
+                    self.flow,
+                    Denied(Reason.HEADERS_TOO_LARGE, "the header fields are more, or longer, than the limits"),
+                )
+                yield from self._answer()
+                return True
             is_invalid = bool(http_layers.validate_request(self.mode, self.flow.request, validate_inbound_headers=True))
             denied = Denied(Reason.BAD_REQUEST, "the request's header fields are ambiguous or malformed")
             if self.flow.request.is_http2:

@@ -30,7 +30,8 @@ from addons.pinning import Pinning
 from addons.telemetry import Telemetry
 from addons.transport import Transport
 from proxy.ca import LocalCa
-from proxy.core.clients import Verifier
+from proxy.core.clients import Verifier, check_client
+from proxy.core.cookies import Cookies
 from proxy.core.decisions import Denied, Reason
 from proxy.core.hsts import KnownHosts
 from proxy.core.policy import Listener, Policy
@@ -179,7 +180,7 @@ class Engine:
                 NextLayer(self.line),
                 self._tls,
                 Gate(self.sessions, self.verifier, known),
-                Transport(self.sessions, known),
+                Transport(self.sessions, known, Cookies(ca.tag)),
                 Pinning(self.sessions),
                 Encryption(self.sessions),
                 telemetry,
@@ -226,11 +227,12 @@ class Engine:
         return self.is_draining or (session.connect is not None and session.policy is not self.policy)
 
     def check_room(self, session: Session) -> None:
-        """Check that a client connection that has just been opened is not one too many.
+        """Check that a client connection that has just been opened is not one too many, or from who may not connect.
 
         Raises:
-            Denied: TOO_MANY_CONNECTIONS.
+            Denied: TOO_MANY_CONNECTIONS, CLIENT_FORBIDDEN.
         """
+        check_client(self.policy.clients, session.client)
         limits = self.policy.limits
         hint = "let the app reuse its connections, or raise the limit"
         if len(self.connections) > limits.connections:

@@ -11,6 +11,7 @@ from addons.exchange import Sessions
 from addons.gate import Gate
 from addons.transport import Transport
 from proxy.core.clients import Verifier
+from proxy.core.cookies import Cookies
 from proxy.core.hsts import KnownHosts
 from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
 
@@ -55,7 +56,7 @@ def run(
         timestamp_start=0.0,
         timestamp_end=None,
     )
-    for addon in (Gate(sessions, Verifier(b"", lambda: 0.0), KNOWN), Transport(sessions, KNOWN)):
+    for addon in (Gate(sessions, Verifier(b"", lambda: 0.0), KNOWN), Transport(sessions, KNOWN, Cookies("x"))):
         if method == b"CONNECT":
             addon.http_connect(flow)
         else:

@@ -54,7 +54,7 @@ class TestToTheApp:
         answer = ask(sidecar, upstream, "/here")
         origin = f"http://{HOST}:{upstream.port}"
         assert answer.headers.all("location") == (f"{origin}/there?a=b",)
-        assert answer.headers.all("content-location") == ("http://other.example/x",)
+        assert answer.headers.all("content-location") == ("https://other.example/x",)
         assert answer.headers.all("refresh") == (f"3; url={origin}/r",)
         assert answer.headers.all("link") == (f"<{origin}/l>; rel=next",)
         assert answer.body == f"https://{HOST}/".encode()  # a body is not touched
@@ -140,7 +140,7 @@ class TestToTheServer:
         origin = f"{HOST}:{upstream.port}"
         more = (
             f"Origin: http://{origin}\r\nReferer: http://{origin}/page?q\r\nX-Forwarded-Proto: http\r\n"
-            "Forwarded: for=10.0.0.1;proto=http\r\nCookie: a=1; _overcoat_Secure-b=2\r\n"
+            "Forwarded: for=10.0.0.1;proto=http\r\nCookie: a=1; __Secure-b=2\r\n"
         )
         ask(sidecar, upstream, "/", more)
         (got,) = upstream.wait_for_requests(1)
@@ -204,6 +204,69 @@ class TestStrictTransportSecurity:
                 assert sidecar.wait_for_decisions(1)[0]["action"] in (reason, "deny")
                 assert status == (502 if preload else 200)  # the plain server speaks no TLS
                 assert len(plain.requests) == (0 if preload else 1)
+
+
+class TestSecureCookies:
+    """What a server said is for https only never leaves in plain text, and nobody else can set it."""
+
+    HOSTS = {"api.site.example": "127.0.0.1", "plain.site.example": "127.0.0.1"}  # noqa: RUF012  # never changed
+    POLICY = "rules: [{name: plain, hosts: [plain.site.example], plain_http: allow}]"
+
+    @pytest.fixture
+    def sidecar(self, authority: Authority, tmp_path: Path) -> Iterator[Sidecar]:
+        with Sidecar(self.POLICY, tmp_path, authority=authority, hosts=self.HOSTS) as running:
+            yield running
+
+    def test_they_go_back_over_tls_only(self, sidecar: Sidecar, authority: Authority, tmp_path: Path) -> None:
+        jar = str(tmp_path / "jar")
+        cookies = (
+            ("Set-Cookie", "sid=SECRET; Domain=site.example; Secure"),
+            ("Set-Cookie", "__Secure-t=SECRET; Domain=site.example; Secure"),
+            ("Set-Cookie", "lang=en; Domain=site.example"),
+        )
+        with (
+            TlsUpstream(authority, *self.HOSTS, respond=lambda _: wire.response(200, headers=cookies)) as secure,
+            PlainUpstream() as plain,
+        ):
+            for upstream, host in ((secure, "api"), (plain, "plain"), (secure, "api")):
+                url = upstream.url("/", host=f"{host}.site.example")
+                assert curl("-b", jar, "-c", jar, url, proxy=sidecar.proxy_url).status == 200
+            sent = set((secure.requests[1].headers.get("cookie") or "").split("; "))
+            assert sent == {"sid=SECRET", "__Secure-t=SECRET", "lang=en"}
+            assert plain.requests[0].headers.get("cookie") == "lang=en"
+            assert b"SECRET" not in plain.received
+
+    @pytest.mark.parametrize("over", ["tls", "plain"])
+    def test_nobody_else_can_set_one(self, sidecar: Sidecar, authority: Authority, tmp_path: Path, over: str) -> None:
+        jar = str(tmp_path / "jar")
+        with TlsUpstream(
+            authority,
+            *self.HOSTS,
+            respond=lambda _: wire.response(200, headers=(("Set-Cookie", "__Host-sid=1; Path=/; Secure"),)),
+        ) as secure:
+            url = secure.url("/", host="api.site.example")
+            curl("-b", jar, "-c", jar, url, proxy=sidecar.proxy_url)
+            mark = next(word for word in Path(jar).read_text().split() if word.startswith("_oc")).removesuffix(
+                "__Host-sid"
+            )
+        forged = (
+            ("Set-Cookie", f"{mark}__Host-sid=evil; Domain=site.example"),
+            ("Set-Cookie", "__Host-sid=evil; Domain=site.example; Secure; Path=/"),
+            ("Set-Cookie", "__Secure-sid=evil; Domain=site.example"),
+            ("Set-Cookie", "ok=1"),
+        )
+        made = {
+            "tls": lambda: TlsUpstream(authority, *self.HOSTS, respond=lambda _: wire.response(200, headers=forged))
+        }
+        made["plain"] = lambda: PlainUpstream(respond=lambda _: wire.response(200, headers=forged))  # type: ignore[assignment,return-value]  # either
+        with made[over]() as upstream:
+            host = "api" if over == "tls" else "plain"
+            answer = curl(upstream.url("/", host=f"{host}.site.example"), proxy=sidecar.proxy_url)
+        cookies = answer.headers.all("set-cookie")
+        assert f"{mark}__Host-sid=evil; Domain=site.example" not in cookies
+        assert "ok=1" in cookies
+        if over == "tls":
+            assert cookies == ("ok=1",)
 
 
 class TestPages:

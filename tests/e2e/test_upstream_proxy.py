@@ -224,6 +224,42 @@ def test_an_address_is_judged_before_it_is_asked_for(serve: MakeSidecar, corpora
     assert corporate.heads == []
 
 
+@pytest.mark.parametrize("path", ["/live", "/metrics"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "a.localhost"])
+def test_our_own_listeners_are_not_reached_by_this_detour(
+    serve: MakeSidecar, corporate: Corporate, host: str, path: str
+) -> None:
+    with serve(rest="destinations: {allow: [loopback]}\ndefaults: {plain_http: allow}") as sidecar:
+        port = sidecar.admin_url.rsplit(":", 1)[1]
+        got = curl(f"http://{host}:{port}{path}", proxy=sidecar.proxy_url)
+        assert json.loads(got.body)["reason"] == "destination_forbidden"
+    assert corporate.heads == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc (Linux)")
+def test_nothing_stays_open_behind_apps_that_have_left(
+    serve: MakeSidecar, corporate: Corporate, upstream: TlsUpstream
+) -> None:
+    def open_files(sidecar: Sidecar) -> int:
+        return len(list(Path(f"/proc/{sidecar.pid}/fd").iterdir()))
+
+    with serve(rest="limits: {idle_seconds: 3}\ndestinations: {allow: [loopback]}") as sidecar:
+        before = open_files(sidecar)
+        for number in range(20):
+            with socket.create_connection(sidecar.address, 5) as app:
+                name = f"tunnel.example:{upstream.port}" if number % 2 else f"api.example:{upstream.port}"
+                app.sendall(f"CONNECT {name} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+                app.recv(1000)
+        corporate.refuse = b"HTTP/1.1 403 No\r\n\r\n"
+        for _ in range(10):
+            ask(sidecar, upstream, "api.example")
+        for _ in range(80):
+            if open_files(sidecar) <= before + 2:
+                break
+            threading.Event().wait(0.1)
+        assert open_files(sidecar) <= before + 2
+
+
 class TestPins:
     @pytest.fixture
     def scheme(self) -> str:

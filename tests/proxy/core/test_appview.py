@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from proxy.core.appview import (
     is_redirect_to_itself,
@@ -48,12 +46,14 @@ URLS = [
     ("HTTPS://API.Example/", "http://api.example/"),
     ("https://api.example:443/", "http://api.example/"),
     ("https://api.example:8080/", "http://api.example:8080/"),  # RFC 6797, section 8.3: other ports stay
-    ("https://other.example/", "http://other.example/"),
+    ("https://www.api.example/", "http://www.api.example/"),
+    ("https://example/", "http://example/"),
+    ("https://other.example/", "https://other.example/"),  # the app may have another way to it
+    ("https://notapi.example/", "https://notapi.example/"),
     ("https://moved.example:8443/", "http://moved.example/"),
     ("https://moved.example/", "https://moved.example/"),  # its upgrade leads elsewhere
     ("https://plain.example/", "https://plain.example/"),  # as http it would stay http
     ("https://never.example/", "https://never.example/"),
-    ("https://[::1]:8080/", "http://[::1]:8080/"),
     ("/relative", "/relative"),
     ("//api.example/", "//api.example/"),
     ("http://api.example/", "http://api.example/"),
@@ -75,7 +75,8 @@ def test_a_url_is_shown_as_the_app_would_ask_for_it(name: str, sent: str, seen: 
     [
         (Destination("api.example", 443), "https://api.example/", "http://api.example:443/"),
         (Destination("moved.example", 9), "https://moved.example:8443/", "http://moved.example:9/"),
-        (Destination("moved.example", 9), "https://api.example/", "http://api.example/"),
+        (Destination("moved.example", 9), "https://www.moved.example/", "http://www.moved.example/"),
+        (Destination("::1", 8080), "https://[::1]:8080/", "http://[::1]:8080/"),
     ],
 )
 def test_the_port_that_the_app_used_comes_first(asked: Destination, sent: str, seen: str) -> None:
@@ -104,46 +105,6 @@ def test_the_port_that_the_app_used_comes_first(asked: Destination, sent: str, s
 )
 def test_other_fields_of_a_response(name: str, sent: str, seen: str | None) -> None:
     assert response(name, sent) == seen
-
-
-@pytest.mark.parametrize(
-    ("sent", "seen"),
-    [
-        ("a=b; Secure; HttpOnly", "a=b; HttpOnly"),
-        ("a=b;secure", "a=b"),
-        ("a=b; SameSite=None; Secure; Path=/", "a=b; Path=/"),
-        ("a=b; SameSite=Lax", "a=b; SameSite=Lax"),
-        ("a=secure; Path=/secure", "a=secure; Path=/secure"),
-        ("__Host-a=b; Path=/; Secure", "_overcoat_Host-a=b; Path=/"),
-        ("__secure-a=b; Secure; Partitioned", "_overcoat_secure-a=b"),
-        ("__Other-a=b", "__Other-a=b"),
-        ("a=__Host-b", "a=__Host-b"),
-    ],
-)
-def test_a_cookie_becomes_one_that_a_jar_keeps_without_tls(sent: str, seen: str) -> None:
-    assert response("Set-Cookie", sent) == seen
-
-
-@pytest.mark.parametrize(
-    ("sent", "seen"),
-    [
-        ("_overcoat_Host-a=b; c=d; _overcoat_secure-e=f", "__Host-a=b; c=d; __secure-e=f"),
-        ("a=_overcoat_Host-b", "a=_overcoat_Host-b"),
-        ("a=b;c=d", "a=b;c=d"),
-    ],
-)
-def test_the_server_gets_its_own_names_back(sent: str, seen: str) -> None:
-    assert request("Cookie", sent) == seen
-
-
-@given(
-    st.sampled_from(["__Host-", "__Secure-", "__hOST-", "__x-", ""]),
-    st.from_regex(r"[a-z]{1,5}=[a-z]{0,5}", fullmatch=True),
-)
-def test_what_a_cookie_is_called_survives_the_way_there_and_back(prefix: str, pair: str) -> None:
-    kept = response("Set-Cookie", f"{prefix}{pair}; Secure")
-    assert kept is not None
-    assert request("Cookie", kept) == f"{prefix}{pair}"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +141,7 @@ class TestLoops:
     URL = "http://api.example:80/a?b"
 
     @pytest.mark.parametrize(
-        "location", ["http://api.example/a?b", "HTTP://api.example:80/a?b", "/a?b", "?b", "http://api.example/a?b#c"]
+        "location", ["http://api.example/a?b", "HTTP://api.example:80/a?b", "http://api.example/a?b#c"]
     )
     @pytest.mark.parametrize(("method", "status"), [("GET", 301), ("HEAD", 302), ("GET", 308), ("POST", 307)])
     def test_the_same_request_again_is_one(self, method: str, status: int, location: str) -> None:
@@ -199,6 +160,8 @@ class TestLoops:
             ("POST", 301, ((b"Location", b"/a?b"),)),
             ("GET", 302, ((b"Location", b"/a?b"), (b"Set-Cookie", b"seen=1"))),  # another request comes next
             ("GET", 302, ()),
+            ("GET", 302, ((b"Location", b"/a?b"),)),  # the server means it
+            ("GET", 302, ((b"Location", b"http://api.example/a?b"), (b"Retry-After", b"5"))),
             ("GET", 302, ((b"Location", b"http://[bad/a?b"),)),
         ],
     )
@@ -221,7 +184,6 @@ class TestAHostByAnotherName:
         [
             ("Location", "https://api.example/next", "http://127.0.0.1:9001/next"),
             ("Location", "https://other.example/next", "https://other.example/next"),
-            ("Set-Cookie", "a=1; Domain=api.example; Secure; Path=/", "a=1; Path=/"),
             ("Access-Control-Allow-Origin", "https://api.example", "http://127.0.0.1:9001"),
         ],
     )

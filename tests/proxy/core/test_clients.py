@@ -13,15 +13,18 @@ from proxy.core import clients
 from proxy.core.addresses import AddressKind, AddressSet, parse_ip
 from proxy.core.clients import (
     GUESSES_A_SECOND,
+    GUESSES_OF_ONE,
     ClientRules,
     PasswordHash,
     User,
     Verifier,
+    check_client,
     hash_password,
     parse_password_hash,
     parse_user_name,
     read_basic,
 )
+from proxy.core.decisions import Denied, Reason
 
 
 def cheap(password: bytes, salt: bytes = b"8 bytes.") -> PasswordHash:
@@ -70,10 +73,10 @@ class TestHashes:
             ("$scrypt$ln=14,r=8,p=1$AAAA$" + "A" * 43, "at least 8 bytes"),
             ("$scrypt$ln=14,r=8,p=1$" + "A" * 22 + "$" + "A" * 40, "at least 8 bytes"),
             ("$scrypt$ln=9,r=8,p=1$" + "A" * 22 + "$" + "A" * 43, "the cost is"),
-            ("$scrypt$ln=17,r=8,p=1$" + "A" * 22 + "$" + "A" * 43, "the cost is"),
-            ("$scrypt$ln=16,r=9,p=1$" + "A" * 22 + "$" + "A" * 43, "the cost is"),
+            ("$scrypt$ln=15,r=4,p=1$" + "A" * 22 + "$" + "A" * 43, "the cost is"),
+            ("$scrypt$ln=14,r=9,p=1$" + "A" * 22 + "$" + "A" * 43, "the cost is"),
             ("$scrypt$ln=14,r=0,p=1$" + "A" * 22 + "$" + "A" * 43, "the cost is"),
-            ("$scrypt$ln=14,r=8,p=5$" + "A" * 22 + "$" + "A" * 43, "the cost is"),
+            ("$scrypt$ln=14,r=8,p=2$" + "A" * 22 + "$" + "A" * 43, "the cost is"),
         ],
     )
     def test_what_is_none_or_a_bad_one_is_refused_without_a_quotation(self, text: str, said: str) -> None:
@@ -119,7 +122,7 @@ class TestVerifying:
     )
     def test_a_name_goes_with_its_own_password(self, value: str, is_right: bool) -> None:
         to_try = verifier()
-        assert [to_try.verify(self.USERS, value) for _ in range(2)] == [is_right] * 2
+        assert [to_try.verify(self.USERS, value, "1.1.1.1") for _ in range(2)] == [is_right] * 2
 
     def test_what_was_found_once_is_not_looked_for_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[bytes] = []
@@ -132,33 +135,40 @@ class TestVerifying:
         monkeypatch.setattr(clients, "_scrypt", counting)
         to_try = verifier()
         for _ in range(3):
-            assert to_try.verify(self.USERS, basic("app", "one"))
-            assert not to_try.verify(self.USERS, basic("app", "wrong"))
+            assert to_try.verify(self.USERS, basic("app", "one"), "1.1.1.1")
+            assert not to_try.verify(self.USERS, basic("app", "wrong"), "1.1.1.1")
         assert asked == [b"one", b"wrong"]
 
-    def test_a_wrong_name_takes_a_verification_too(self) -> None:
+    def test_one_address_cannot_guess_away_what_is_there_for_others(self) -> None:
         clock = Clock()
         to_try = verifier(clock)
-        for number in range(GUESSES_A_SECOND):
-            assert not to_try.verify(self.USERS, basic("nobody", str(number)))
-        assert not to_try.verify(self.USERS, basic("app", "one"))  # too many guesses in this second
+        for number in range(GUESSES_OF_ONE):
+            assert not to_try.verify(self.USERS, basic("nobody", str(number)), "1.1.1.1")
+        with pytest.raises(Denied) as refused:
+            to_try.verify(self.USERS, basic("app", "one"), "1.1.1.1")
+        assert refused.value.reason is Reason.TOO_MANY_ATTEMPTS
+        assert to_try.verify(self.USERS, basic("app", "one"), "2.2.2.2")
+        assert to_try.verify(self.USERS, basic("app", "one"), "1.1.1.1")  # known now
         clock.now += 1
-        assert to_try.verify(self.USERS, basic("app", "one"))
+        assert to_try.verify(self.USERS, basic("other", "two"), "1.1.1.1")
 
-    def test_who_is_known_does_not_suffer_from_others_guesses(self) -> None:
+    def test_all_together_can_guess_so_often_only(self) -> None:
         to_try = verifier()
-        assert to_try.verify(self.USERS, basic("app", "one"))
-        for number in range(GUESSES_A_SECOND * 2):
-            assert not to_try.verify(self.USERS, basic("app", str(number)))
-        assert to_try.verify(self.USERS, basic("app", "one"))
+        for number in range(GUESSES_A_SECOND):
+            to_try.verify(self.USERS, basic("app", str(number)), f"1.1.1.{number}")
+        with pytest.raises(Denied):
+            to_try.verify(self.USERS, basic("app", "one"), "2.2.2.2")
 
-    def test_what_is_remembered_is_bounded_and_no_password(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_wrong_guesses_do_not_make_it_forget_who_is_right(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(clients, "_REMEMBERED", 3)
-        to_try = verifier()
+        clock = Clock()
+        to_try = verifier(clock)
+        assert to_try.verify(self.USERS, basic("app", "one"), "1.1.1.1")
         for number in range(6):
-            to_try.verify(self.USERS, basic("app", f"guess {number}"))
-        assert len(to_try._found) == 3
-        assert b"guess" not in repr(to_try._found).encode()
+            clock.now += 1
+            assert not to_try.verify(self.USERS, basic("app", f"guess {number}"), "1.1.1.1")
+        assert (len(to_try._right), len(to_try._wrong)) == (1, 3)
+        assert b"guess" not in repr(to_try._wrong).encode()
 
 
 class TestAddresses:
@@ -170,6 +180,11 @@ class TestAddresses:
 
     def test_everybody_if_the_policy_says_so(self) -> None:
         assert ClientRules(None).admits(parse_ip("8.8.8.8"))
+
+    def test_who_is_not_admitted_is_told(self) -> None:
+        check_client(ClientRules(), "127.0.0.1")
+        with pytest.raises(Denied, match=r"no app at 192\.0\.2\.1"):
+            check_client(ClientRules(), "192.0.2.1")
 
     def test_who_is_named(self) -> None:
         rules = ClientRules(AddressSet(frozenset({AddressKind.PRIVATE})))
