@@ -5,6 +5,9 @@ Proves, at the bytes of both ends, that an app without TLS stays inside the side
 
 from __future__ import annotations
 
+import socket
+import ssl
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -283,3 +286,93 @@ class TestPages:
         assert b"rule shut rejects plain http to shut.example:80" in page.body
         assert b"plain_http_rejected" in page.body
         assert details.headers.get("content-type") == "application/problem+json"
+
+
+class TestWhatElseAnUpgradedAppDoes:
+    def test_a_websocket_is_opened_over_tls_and_its_close_code_survives(
+        self, authority: Authority, tmp_path: Path
+    ) -> None:
+        identity = authority.issue(HOST)
+        (tmp_path / "server.pem").write_bytes(identity.key_pem + b"".join(identity.chain_pem))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "server.pem")
+        received: list[bytes] = []
+        hello, close = b"\x82\x05hello", b"\x88\x02\x0f\xa1"  # a binary message; the close code 4001
+
+        def serve(listener: socket.socket) -> None:
+            with context.wrap_socket(listener.accept()[0], server_side=True) as server:
+                head = b""
+                while b"\r\n\r\n" not in head:
+                    head += server.recv(65536)
+                received.append(head)
+                server.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+                received.append(server.recv(65536))
+                server.sendall(hello + close)
+                received.append(server.recv(65536))
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            serving = threading.Thread(target=serve, args=(listener,), daemon=True)
+            serving.start()
+            name = f"{HOST}:{listener.getsockname()[1]}"
+            with (
+                Sidecar("mode: enforce", tmp_path, authority=authority, hosts={HOST: "127.0.0.1"}) as sidecar,
+                RawClient(sidecar.address) as client,
+            ):
+                client.send(
+                    f"GET http://{name}/chat HTTP/1.1\r\nHost: {name}\r\nOrigin: http://{name}\r\n"
+                    "Upgrade: websocket\r\nConnection: Upgrade\r\n"
+                    "Sec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+                )
+                assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
+                masked = b"\x82\x85\x01\x02\x03\x04ighhn"
+                client.send(masked)
+                assert client.read_exactly(len(hello + close)) == hello + close
+                answer = b"\x88\x82\x01\x02\x03\x04\x0e\xa3"
+                client.send(answer)
+                client.read_to_end()
+            serving.join(5)
+        assert f"Origin: https://{name}\r\n".encode() in received[0]
+        assert received[1:] == [masked, answer]
+
+    def test_ranges_pass_both_ways(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+        def respond(request: RecordedRequest) -> bytes:
+            assert request.headers.get("range") == "bytes=2-4"
+            return wire.response(206, b"234", headers=(("Content-Range", "bytes 2-4/10"),))
+
+        answer = ask(sidecar, tls_upstream(HOST, respond=respond), more="Range: bytes=2-4\r\n")
+        assert (answer.status, answer.body, answer.headers.get("content-range")) == (206, b"234", "bytes 2-4/10")
+
+    def test_server_sent_events_come_as_they_are_sent(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+        go_on = threading.Event()
+
+        def respond(_: RecordedRequest) -> Iterator[bytes]:
+            yield b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n"
+            assert go_on.wait(10)
+            yield b"data: 2\n\n"
+
+        upstream = tls_upstream(HOST, respond=respond)
+        with RawClient(sidecar.address) as client:
+            name = f"{HOST}:{upstream.port}"
+            client.send(f"GET http://{name}/ HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+            client.read_until(b"data: 1\n\n")
+            go_on.set()
+            client.read_until(b"data: 2\n\n")
+
+    def test_trailers_are_left_out_on_both_sides_and_nothing_else_is(
+        self, sidecar: Sidecar, tls_upstream: MakeTls
+    ) -> None:
+        chunked = b"5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n"
+
+        def respond(_: RecordedRequest) -> bytes:
+            return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n" + chunked
+
+        upstream = tls_upstream(HOST, respond=respond)
+        with RawClient(sidecar.address) as client:
+            name = f"{HOST}:{upstream.port}"
+            head = f"POST http://{name}/ HTTP/1.1\r\nHost: {name}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+            for _ in range(2):  # and the connection goes on
+                client.send(head + chunked)
+                answer = client.read_response()
+                assert (answer.status, answer.body) == (200, b"hello")
+        assert [request.body for request in upstream.requests] == [b"hello"] * 2
+        assert b"X-Sum: 1" not in upstream.received
