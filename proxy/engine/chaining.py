@@ -24,11 +24,11 @@ from mitmproxy.proxy.context import Context
 from addons.exchange import Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
-from proxy.core.heads import MAX_HEAD_BYTES, ResponseHead
+from proxy.core.heads import MAX_HEAD_BYTES
 from proxy.core.policy import UpstreamProxy
 from proxy.engine.dialling import check_address, connect, is_loopback
 from proxy.engine.reading import Reading
-from proxy.engine.upstream import UpstreamConnection, secure
+from proxy.engine.upstream import NoResponses, UpstreamConnection, secure
 
 if TYPE_CHECKING:
     from proxy.engine.server import Engine
@@ -98,7 +98,7 @@ async def _through(
     return theirs
 
 
-class _Link(Reading):
+class _Link(NoResponses, Reading):
     """Asks the proxy for a tunnel, then carries bytes: from the socket pair to the proxy, and back."""
 
     transport: asyncio.Transport
@@ -224,15 +224,3 @@ class _Link(Reading):
         """Break off."""
         self._refuse("could not be read")
         self.transport.abort()
-
-    def response_head(self, head: ResponseHead) -> None:
-        """Never called: what comes is not read as a response."""
-        raise RuntimeError("a response on the way to a proxy")
-
-    def response_data(self, data: bytes) -> None:
-        """Never called, as above."""
-        raise RuntimeError("a response on the way to a proxy")
-
-    def response_end(self) -> None:
-        """Never called, as above."""
-        raise RuntimeError("a response on the way to a proxy")

@@ -16,9 +16,8 @@ from mitmproxy.connection import Server
 
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Denied
-from proxy.core.heads import ResponseHead
 from proxy.engine.reading import Reading
-from proxy.engine.upstream import UpstreamConnection, dial
+from proxy.engine.upstream import NoResponses, UpstreamConnection, dial
 
 if TYPE_CHECKING:
     from proxy.engine.app import AppSocket
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 MAX_BACKLOG = 256 * 1024  # bytes from the app that wait while its upstream is dialled
 
 
-class Relay:
+class Relay(NoResponses):
     """Both ends of a tunnel: the app's speaker, and the receiver of what its upstream sends."""
 
     def __init__(self, app: AppSocket, upstream: UpstreamConnection | None, data: bytes) -> None:
@@ -161,18 +160,6 @@ class Relay:
     def response_failed(self, denied: Denied, began: bool) -> None:
         """The upstream's connection is over, and not in order: an end that looks so would be a lie."""
         self._app.abort()
-
-    def response_head(self, head: ResponseHead) -> None:
-        """Never called: nothing in a tunnel is read as HTTP."""
-        raise RuntimeError("a response in a tunnel")
-
-    def response_data(self, data: bytes) -> None:
-        """Never called, as above."""
-        raise RuntimeError("a response in a tunnel")
-
-    def response_end(self) -> None:
-        """Never called, as above."""
-        raise RuntimeError("a response in a tunnel")
 
 
 class ShortCut(Reading):

@@ -74,6 +74,22 @@ class Receiver(Protocol):
         """Take that it failed to take something; nothing more will come."""
 
 
+class NoResponses:
+    """A receiver of bytes that are not read as HTTP."""
+
+    def response_head(self, head: ResponseHead) -> None:
+        """Never called."""
+        raise RuntimeError("a response where none is read")
+
+    def response_data(self, data: bytes) -> None:
+        """Never called."""
+        raise RuntimeError("a response where none is read")
+
+    def response_end(self) -> None:
+        """Never called."""
+        raise RuntimeError("a response where none is read")
+
+
 class UpstreamConnection(Reading):
     """A connection to an upstream."""
 
