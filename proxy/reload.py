@@ -79,7 +79,9 @@ def with_own_roots(policy: Policy, folder: Path) -> Policy:
     except OSError as e:
         raise NoRoots(f"{source} cannot be read: {e.strerror}") from None
     copy = folder / f"roots-{hashlib.sha256(content).hexdigest()[:32]}.pem"
-    copy.write_bytes(content)
+    part = copy.with_suffix(".part")
+    part.write_bytes(content)
+    part.replace(copy)  # whole at any moment: a worker may be reading it
     try:
         upstream_context(replace(policy.trust, roots=copy))
     except NoRoots:
