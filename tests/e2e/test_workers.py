@@ -112,7 +112,7 @@ def test_successors_go_on_counting_in_the_same_files(
         for victim in workers(sidecar):
             os.kill(victim, signal.SIGKILL)
         assert wait_until(lambda: sidecar.metrics().value("overcoat_worker_restarts_total") == 2)
-        assert wait_until(lambda: len(workers(sidecar)) == 2)
+        assert wait_until(lambda: sidecar.admin_get("/ready")[0] == 200)
         assert [ask(sidecar, upstream) for _ in range(20)] == [200] * 20
         assert sorted(temporary.rglob("*.db")) == files
         assert sidecar.metrics().value("overcoat_requests_total", rule="-", action="upgrade", reason="-") == 40
