@@ -46,7 +46,7 @@ from proxy.engine.messages import (
     without_hop,
 )
 from proxy.engine.messages import response_head as response_head_of
-from proxy.engine.tunnels import Switched
+from proxy.engine.tunnels import Switched, may_switch
 from proxy.engine.upstream import UpstreamConnection, dial
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ class Conversation:
         flow.response = http.Response(
             b"HTTP/1.1", head.status, head.reason, headers_of(fields), None, None, time.time(), None
         )
-        if head.status == 101 and not self._may_switch():
+        if head.status == 101 and not (self._request_is_whole and may_switch(flow.request, flow.response)):
             self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream switched to a protocol that was not asked for"))
             return
         self.engine.dispatch.call(HttpResponseHeadersHook, flow)
@@ -363,12 +363,6 @@ class Conversation:
         self._answer()
 
     # -- WebSocket
-
-    def _may_switch(self) -> bool:
-        assert self.flow.response is not None
-        asked = self.flow.request.headers.get("upgrade", "").lower()
-        answered = self.flow.response.headers.get("upgrade", "").lower()
-        return asked == answered == "websocket" and self._request_is_whole
 
     def _switch(self) -> None:
         assert self.flow.response is not None

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from mitmproxy import http
 from mitmproxy.connection import Server
 
 from addons.exchange import Exchange, Upstream
@@ -193,6 +194,11 @@ class ShortCut(Reading):
         self._count(len(data))
         self._touch()
         self._write(data)
+
+
+def may_switch(request: http.Request, response: http.Response) -> bool:
+    """Tell whether a 101 switches to WebSocket, and the request has asked for that."""
+    return request.headers.get("upgrade", "").lower() == response.headers.get("upgrade", "").lower() == "websocket"
 
 
 class Switched:
