@@ -198,7 +198,8 @@ class ShortCut(Reading):
 
 def may_switch(request: http.Request, response: http.Response) -> bool:
     """Tell whether a 101 switches to WebSocket, and the request has asked for that."""
-    return request.headers.get("upgrade", "").lower() == response.headers.get("upgrade", "").lower() == "websocket"
+    asked, answered = (message.headers.get("upgrade", "").lower() for message in (request, response))
+    return bool(asked == answered == "websocket")
 
 
 class Switched:
