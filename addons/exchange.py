@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from mitmproxy import connection, http
 
+from proxy.core.clients import User
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.pins import PinVerdict
@@ -125,6 +126,7 @@ class Session:
         policy: the snapshot that what begins on this connection is decided with.
         entry: the kind of listener that it came through.
         connect: the CONNECT request that opened a tunnel on it, if any.
+        verified: the users whom this connection has shown the credentials of one, and these credentials.
         speaks_http: whether plain http came inside that tunnel, whose requests are read here.
         upstreams: what is known of each upstream connection, by mitmproxy's connection id.
         unfinished: the exchanges whose decision line is still to be written.
@@ -138,6 +140,7 @@ class Session:
     client: str
     entry: ListenerKind = ListenerKind.FORWARD
     connect: Exchange | None = None
+    verified: tuple[tuple[User, ...], str] | None = field(default=None, repr=False)
     speaks_http: bool = False
     upstreams: dict[str, Upstream] = field(default_factory=dict)
     unfinished: set[Exchange] = field(default_factory=set)

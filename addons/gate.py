@@ -15,7 +15,8 @@ from mitmproxy import http
 
 from addons.exchange import Exchange, Sessions
 from addons.headers import values_of
-from proxy.core.clients import Verifier, check_client
+from proxy.core.clients import check_client
+from proxy.core.credentials import Verifier
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, canonical_host, parse_authority
 from proxy.core.hsts import KnownHosts
@@ -78,12 +79,16 @@ class Gate:
         if not clients.users or not self._shows_credentials(flow, exchange):
             return
         shown = values_of(flow.request.headers, b"proxy-authorization")
+        session = self.sessions.of(flow.client_conn)
+        if len(shown) == 1 and (clients.users, shown[0]) == session.verified:
+            return  # whoever guesses from the same address keeps no connection out that is in
         if len(shown) != 1 or not self._verifier.verify(clients.users, shown[0], exchange.client):
             raise Denied(
                 Reason.PROXY_AUTHENTICATION_REQUIRED,
                 "the request carries no credentials of the proxy's, or wrong ones",
                 "give them to the app in the proxy's URL: http://NAME:PASSWORD@HOST:PORT",
             )
+        session.verified = (clients.users, shown[0])
 
     def _shows_credentials(self, flow: http.HTTPFlow, exchange: Exchange) -> bool:
         """Tell whether this is where an app shows them: not where it knows of no proxy, nor again inside CONNECT."""

@@ -3,8 +3,7 @@
 Rules of this module:
 
 - Only hashes of passwords are kept (scrypt, RFC 7914), in the PHC string format that other tools write, too.
-- A wrong name takes as long as a wrong password, and guesses are slowed down for everybody.
-- What an app sends as its credentials is in no message, and is remembered only as a keyed digest.
+- How what an app shows is compared with them is in `proxy.core.credentials`.
 """
 
 from __future__ import annotations
@@ -14,17 +13,11 @@ import binascii
 import hashlib
 import hmac
 import re
-from collections import Counter, OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from proxy.core.addresses import Address, AddressKind, AddressSet, parse_ip
 from proxy.core.decisions import Denied, Reason
 
-GUESSES_A_SECOND = 5  # of all, since each takes some 50 ms in which nothing else moves; what is known takes none
-GUESSES_OF_ONE = 2  # … of one address: nobody's guesses keep others out
-_REMEMBERED = 1024
-_MAX_CREDENTIALS = 1024
 _PHC = re.compile(r"\$scrypt\$ln=([0-9]{1,2}),r=([0-9]{1,2}),p=([0-9]{1,2})\$([A-Za-z0-9+/]+)\$([A-Za-z0-9+/]+)")
 _USER = re.compile(r"[^:\x00-\x1f\x7f]{1,64}")
 _LN, _R, _P = 14, 8, 1  # 16 MiB and some 40 ms: enough for what a person types, little enough for a start
@@ -151,81 +144,3 @@ def check_client(rules: ClientRules, client: str) -> None:
             f"the policy lets no app at {client} use the proxy",
             "add the app's address or network to clients.allow",
         )
-
-
-def read_basic(value: str) -> tuple[str, bytes] | None:
-    """Read the value of an Authorization or Proxy-Authorization field with the Basic scheme.
-
-    Returns:
-        The name and the password, or None if it is anything else.
-    """
-    scheme, _, token = value.partition(" ")
-    if scheme.lower() != "basic" or len(token) > _MAX_CREDENTIALS:
-        return None
-    try:
-        name, colon, password = base64.b64decode(token.strip(" "), validate=True).partition(b":")
-        return (name.decode("utf-8"), password) if colon else None
-    except ValueError:  # no base64, or no UTF-8
-        return None
-
-
-class Verifier:
-    """Verifies credentials, and remembers what it found, since finding out takes long on purpose."""
-
-    def __init__(self, secret: bytes, clock: Callable[[], float]) -> None:
-        """Start.
-
-        Args:
-            secret: random bytes, for the digests that are kept.
-            clock: seconds, as `time.monotonic` counts them.
-        """
-        self._secret = secret
-        self._clock = clock
-        self._right: OrderedDict[tuple[PasswordHash, bytes], None] = OrderedDict()
-        self._wrong: OrderedDict[tuple[PasswordHash, bytes], None] = OrderedDict()
-        self._second = 0
-        self._guesses: Counter[str] = Counter()
-
-    def verify(self, users: tuple[User, ...], value: str, client: str) -> bool:
-        """Tell whether a field's value are the credentials of one of the users.
-
-        Args:
-            users: at least one.
-            value: as `read_basic` reads it.
-            client: the app's address.
-
-        Raises:
-            Denied: TOO_MANY_ATTEMPTS: it cannot be told now.
-        """
-        credentials = read_basic(value)
-        if credentials is None:
-            return False
-        name, password = credentials
-        user = next((user for user in users if hmac.compare_digest(user.name.encode(), name.encode())), None)
-        held_against = (user or users[0]).password
-        key = (held_against, hmac.digest(self._secret, password, "sha256"))
-        if key in self._right:
-            self._right.move_to_end(key)
-            return user is not None
-        if key not in self._wrong:
-            self._count_guess(client)
-            is_right = held_against.matches(password)
-            found = self._right if is_right else self._wrong
-            found[key] = None
-            if len(found) > _REMEMBERED:
-                found.popitem(last=False)
-            return is_right and user is not None
-        return False
-
-    def _count_guess(self, client: str) -> None:
-        second = int(self._clock())
-        if second != self._second:
-            self._second = second
-            self._guesses.clear()
-        if self._guesses[client] >= GUESSES_OF_ONE or self._guesses.total() >= GUESSES_A_SECOND:
-            raise Denied(
-                Reason.TOO_MANY_ATTEMPTS,
-                "too many names and passwords were tried in this second, so these were not looked at",
-                "try again in a second",
-            )
-        self._guesses[client] += 1

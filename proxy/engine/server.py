@@ -30,8 +30,9 @@ from addons.pinning import Pinning
 from addons.telemetry import Telemetry
 from addons.transport import Transport
 from proxy.ca import LocalCa
-from proxy.core.clients import Verifier, check_client
+from proxy.core.clients import check_client
 from proxy.core.cookies import Cookies
+from proxy.core.credentials import Verifier
 from proxy.core.decisions import Denied, Reason
 from proxy.core.hsts import KnownHosts
 from proxy.core.policy import Listener, Policy

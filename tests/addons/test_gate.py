@@ -9,7 +9,7 @@ from mitmproxy import connection, http
 
 from addons.exchange import Exchange, Sessions
 from addons.gate import Gate
-from proxy.core.clients import Verifier
+from proxy.core.credentials import Verifier
 from proxy.core.decisions import Action, Reason
 from proxy.core.destinations import Destination
 from proxy.core.hsts import KnownHosts

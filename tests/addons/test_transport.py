@@ -10,8 +10,8 @@ from mitmproxy import connection, http
 from addons.exchange import Sessions
 from addons.gate import Gate
 from addons.transport import Transport
-from proxy.core.clients import Verifier
 from proxy.core.cookies import Cookies
+from proxy.core.credentials import Verifier
 from proxy.core.hsts import KnownHosts
 from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
 

@@ -348,6 +348,35 @@ class TestClients:
         assert shown.split()[1] not in guarded.stdout + guarded.stderr
         assert password not in guarded.stdout + guarded.stderr
 
+    def test_who_guesses_learns_nothing_from_who_is_in_and_keeps_nobody_out(
+        self, guarded: Sidecar, upstream: TlsUpstream
+    ) -> None:
+        def said(password: str, source: str) -> int:
+            return get(guarded, upstream, f"Proxy-Authorization: {basic('app', password)}", source=source).status
+
+        name = f"127.0.0.1:{upstream.port}"
+        with RawClient(guarded.address) as known:
+
+            def asks() -> int:
+                shown = f"Proxy-Authorization: {basic('app', 'eins')}"
+                known.send(f"GET http://{name}/ HTTP/1.1\r\nHost: {name}\r\n{shown}\r\n\r\n".encode())
+                return known.read_response().status
+
+            for _ in range(10):  # the guesses of other tests may have used up this second's
+                if asks() == 200:
+                    break
+                time.sleep(0.3)
+            for guesser in ("127.0.0.2", "127.0.0.1"):
+                for second in range(3):  # one may end between the guesses and the right one
+                    told = [said(f"{guesser} {second} {number}", guesser) for number in range(8)]
+                    assert 429 in told
+                    if said("eins", guesser) == 429:  # not told apart, though it is known
+                        break
+                else:
+                    pytest.fail("the right password was told apart from guesses")
+                assert asks() == 200
+            assert said("eins", "127.0.0.9") == 200
+
     @pytest.mark.parametrize(
         ("users", "said"),
         [
