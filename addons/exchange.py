@@ -126,6 +126,7 @@ class Session:
         policy: the snapshot that what begins on this connection is decided with.
         entry: the kind of listener that it came through.
         connect: the CONNECT request that opened a tunnel on it, if any.
+        is_admitted: whether it counts among those that there may be only so many of.
         verified: the users whom this connection has shown the credentials of one, and these credentials.
         speaks_http: whether plain http came inside that tunnel, whose requests are read here.
         upstreams: what is known of each upstream connection, by mitmproxy's connection id.
@@ -140,6 +141,7 @@ class Session:
     client: str
     entry: ListenerKind = ListenerKind.FORWARD
     connect: Exchange | None = None
+    is_admitted: bool = False
     verified: tuple[tuple[User, ...], str] | None = field(default=None, repr=False)
     speaks_http: bool = False
     upstreams: dict[str, Upstream] = field(default_factory=dict)
@@ -180,23 +182,30 @@ class Sessions:
     def __init__(self) -> None:
         self._by_id: dict[str, Session] = {}
         self._counts: Counter[str] = Counter()
+        self.admitted = 0
 
     def open(self, client: connection.Client, policy: Policy, entry: ListenerKind = ListenerKind.FORWARD) -> Session:
         """Start a session."""
         session = self._by_id[client.id] = Session(policy, client.peername[0], entry)
-        self._counts[session.client] += 1
         return session
+
+    def admit(self, session: Session) -> None:
+        """Count a session from now on, among all and among those of its client's address."""
+        session.is_admitted = True
+        self._counts[session.client] += 1
+        self.admitted += 1
 
     def close(self, client: connection.Client) -> None:
         """Forget a session."""
         session = self._by_id.pop(client.id, None)
-        if session is not None:
+        if session is not None and session.is_admitted:
+            self.admitted -= 1
             self._counts[session.client] -= 1
             if not self._counts[session.client]:
                 del self._counts[session.client]
 
     def count(self, client: str) -> int:
-        """Return how many there are of a client's address."""
+        """Return how many are admitted of a client's address."""
         return self._counts[client]
 
     def of(self, client: connection.Client) -> Session:

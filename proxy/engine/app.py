@@ -133,7 +133,7 @@ class AppSocket(Reading):
         self._watch_idle()
         self.engine.dispatch(server_hooks.ClientConnectedHook(self.client))
         try:
-            self.engine.check_room(self.session)
+            self.engine.admit(self.session)
             self.speaker = entry_for(self)
         except Denied as denied:
             if self.listener.kind in (ListenerKind.FORWARD, ListenerKind.REVERSE):

@@ -227,8 +227,8 @@ class Engine:
         """Whether a client connection is to be closed as soon as no request is under way on it."""
         return self.is_draining or (session.connect is not None and session.policy is not self.policy)
 
-    def check_room(self, session: Session) -> None:
-        """Check that a client connection that has just been opened is not one too many, or from who may not connect.
+    def admit(self, session: Session) -> None:
+        """Take a client connection that has just been opened, unless it is one too many, or from who may not connect.
 
         Raises:
             Denied: TOO_MANY_CONNECTIONS, CLIENT_FORBIDDEN.
@@ -236,12 +236,13 @@ class Engine:
         check_client(self.policy.clients, session.client)
         limits = self.policy.limits
         hint = "let the app reuse its connections, or raise the limit"
-        if len(self.connections) > limits.connections:
-            where = f"more than limits.connections ({limits.connections}) are open"
+        if self.sessions.admitted >= limits.connections:
+            where = f"limits.connections ({limits.connections}) are open"
             raise Denied(Reason.TOO_MANY_CONNECTIONS, where, hint)
-        if self.sessions.count(session.client) > limits.client_connections:
-            where = f"more than limits.client_connections ({limits.client_connections}) are open from {session.client}"
+        if self.sessions.count(session.client) >= limits.client_connections:
+            where = f"limits.client_connections ({limits.client_connections}) are open from {session.client}"
             raise Denied(Reason.TOO_MANY_CONNECTIONS, where, hint)
+        self.sessions.admit(session)
 
     def ended(self) -> None:
         """Take note that a client connection is over."""
