@@ -27,6 +27,7 @@ from proxy.core.destinations import Destination
 from proxy.core.heads import MAX_HEAD_BYTES
 from proxy.core.policy import UpstreamProxy
 from proxy.engine.dialling import check_address, connect, is_loopback
+from proxy.engine.pairs import Ending, PairedSocket, paired_sockets, say_ending
 from proxy.engine.reading import Reading
 from proxy.engine.upstream import NoResponses, UpstreamConnection, secure
 
@@ -83,11 +84,10 @@ async def _through(
         raise Denied(denied.reason, f"the upstream proxy: {denied.detail}", denied.hint) from None
     finally:
         upstreams.pop(server.id, None)
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
+    ours, theirs = paired_sockets()
     link: _Link | None = None
     try:
-        _, link = await engine.loop.create_connection(lambda: _Link(engine.loop, outer), sock=ours)
+        _, link = await engine.loop.create_connection(lambda: _Link(engine.loop, outer, ours), sock=ours)
         outer.carry(link)
         await link.ask(destination, proxy)
     except BaseException:
@@ -103,12 +103,15 @@ class _Link(NoResponses, Reading):
 
     transport: asyncio.Transport
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, outer: UpstreamConnection) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, outer: UpstreamConnection, inner: PairedSocket) -> None:
         self._loop = loop
         self._outer = outer
+        self._inner = inner
         self._head = b""
         self._inner_has_ended = False
         self._outer_has_ended = False
+        self._last_activity = loop.time()
+        self._timer: asyncio.TimerHandle | None = None
         self._answer: asyncio.Future[None] | None = loop.create_future()
 
     async def ask(self, destination: Destination, proxy: UpstreamProxy) -> None:
@@ -137,20 +140,31 @@ class _Link(NoResponses, Reading):
         self._outer.send(data)
 
     def eof_received(self) -> bool:
-        """Pass an end on; over TLS there is no half of one."""
+        """Pass an end on."""
         self._inner_has_ended = True
-        if self._outer_has_ended or self._outer.tls is not None:
+        if self._outer_has_ended or self._inner.ending is not Ending.IN_ORDER:
             return False
         self._outer.half_close()
-        self._loop.call_later(HALF_CLOSED_SECONDS, self._expire)
+        self._watch_half_closed()
         return True
 
-    def _expire(self) -> None:
-        self.transport.close()
+    def _watch_half_closed(self) -> None:
+        """Break off if nothing moves any more: whoever used it may be gone altogether, which no EOF tells."""
+        idle = self._loop.time() - self._last_activity
+        if idle < HALF_CLOSED_SECONDS:
+            self._timer = self._loop.call_later(HALF_CLOSED_SECONDS - idle, self._watch_half_closed)
+        else:
+            self._break_off()
+
+    def _break_off(self) -> None:
+        say_ending(self._inner, Ending.BROKEN)
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Whoever used it is done."""
-        if exc is not None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if exc is not None or self._inner.ending is not Ending.IN_ORDER:
             self._outer.reset()
         else:
             self._outer.finish(self._loop)
@@ -169,6 +183,7 @@ class _Link(NoResponses, Reading):
 
     def switched(self, data: bytes) -> None:
         """Take the answer to CONNECT, then pass bytes on."""
+        self._last_activity = self._loop.time()
         if self._answer is None or self._answer.done():
             self.transport.write(data)
             return
@@ -199,6 +214,8 @@ class _Link(NoResponses, Reading):
         """Pass an end on."""
         self._refuse("closed the connection without an answer")
         self._outer_has_ended = True
+        if self._outer.tls is not None and not self._outer.tls.was_closed:
+            say_ending(self._inner, Ending.CUT)
         if self._inner_has_ended:
             self.transport.close()
         elif not self.transport.is_closing():
@@ -207,7 +224,7 @@ class _Link(NoResponses, Reading):
     def response_failed(self, denied: Denied, began: bool) -> None:
         """The proxy's connection broke: that of whoever uses it breaks, too."""
         self._refuse("closed the connection without an answer")
-        self.transport.abort()
+        self._break_off()
 
     def upstream_congested(self, congested: bool) -> None:
         """Take from the socket pair only what the proxy takes."""
@@ -223,4 +240,4 @@ class _Link(NoResponses, Reading):
     def crashed(self, error: Exception) -> None:
         """Break off."""
         self._refuse("could not be read")
-        self.transport.abort()
+        self._break_off()

@@ -26,6 +26,7 @@ from mitmproxy.proxy.layers import http as http_layers
 from mitmproxy.proxy.layers.http import _events as http_events
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._http1 import Http1Client
+from OpenSSL import SSL
 
 from addons.exchange import Exchange, Sessions, Upstream
 from addons.pinning import have_expired
@@ -318,6 +319,10 @@ def _invalid(response: http.Response) -> bool:
     return False
 
 
+class CutOff(events.ConnectionClosed):
+    """The end of a connection whose peer has not said that this is all (RFC 8446, section 6.1)."""
+
+
 class Http1Upstream(Http1Client):
     """The upstream's side of HTTP/1: bounded heads, trailers passed over."""
 
@@ -350,7 +355,14 @@ class Http1Upstream(Http1Client):
         yield from super().read_headers(event)
 
     def read_body(self, event: events.Event) -> Commands:
-        """Read a body, without its trailers."""
+        """Read a body, without its trailers. One that only its connection ends is not whole if that was cut off."""
+        if isinstance(event, CutOff):
+            assert self.stream_id is not None
+            yield commands.CloseConnection(self.conn)
+            yield ReceiveHttp(
+                http_events.ResponseProtocolError(self.stream_id, "", http_events.ErrorCode.GENERIC_SERVER_ERROR)
+            )
+            return
         try:
             yield from super().read_body(event)
         except NotImplementedError:  # for a trailer section, which a proxy may drop (RFC 9110, section 6.5.1)
@@ -375,3 +387,8 @@ class AppTls(_Alerting, ClientTLSLayer):
 
 class UpstreamTls(_Alerting, ServerTLSLayer):
     """The upstream's side of TLS."""
+
+    def receive_close(self) -> Commands:
+        """Tell the end of the connection from the end of what was to be said, as mitmproxy does not."""
+        if not self.tls.get_shutdown() & SSL.RECEIVED_SHUTDOWN:
+            yield from self.event_to_child(CutOff(self.conn))

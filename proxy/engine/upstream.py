@@ -30,6 +30,7 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, ResponseHead, read_response_head
 from proxy.engine.dispatch import HookFailed, describe
 from proxy.engine.messages import BadFraming, Body, UntilCloseBody, body_of, keeps_alive
+from proxy.engine.pairs import Ending, ending_of, say_ending
 from proxy.engine.reading import Reading
 from proxy.engine.tlsstream import TlsStream
 
@@ -95,9 +96,10 @@ class UpstreamConnection(Reading):
 
     transport: asyncio.Transport
 
-    def __init__(self, server: Server, record: Upstream) -> None:
+    def __init__(self, server: Server, record: Upstream, connection: socket.socket) -> None:
         self.server = server
         self.record = record
+        self._connection = connection
         self.key: object = None
         self.tls: TlsStream | None = None
         self.receiver: Receiver | None = None
@@ -198,10 +200,11 @@ class UpstreamConnection(Reading):
 
     def eof_received(self) -> bool:
         """Take that nothing more will come."""
-        if self._switched and self.receiver is not None:
+        is_broken = ending_of(self._connection) is Ending.BROKEN
+        if self._switched and self.receiver is not None and not is_broken:
             self._guarded(self.receiver.switched_end)
             return not self.transport.is_closing()
-        self._guarded(self._ended)
+        self._guarded(self._ended, is_broken)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -257,10 +260,15 @@ class UpstreamConnection(Reading):
         self._switched = True
 
     def half_close(self) -> None:
-        """Send an EOF, and read on."""
-        if not self.transport.is_closing() and self.tls is None:
-            with contextlib.suppress(OSError):  # the peer is gone already; connection_lost says so
-                self.transport.write_eof()
+        """Send an EOF, and read on. Over TLS that is a close_notify; many a peer ends everything at an EOF of TCP."""
+        if self.transport.is_closing():
+            return
+        if self.tls is not None:
+            self.tls.close()
+            self._write(self.tls.outgoing())
+            return
+        with contextlib.suppress(OSError):  # the peer is gone already; connection_lost says so
+            self.transport.write_eof()
 
     def request_end(self) -> None:
         """Take note that the whole request has been sent."""
@@ -279,6 +287,7 @@ class UpstreamConnection(Reading):
         if not self.transport.is_closing():
             with contextlib.suppress(OSError):  # the upstream is gone already
                 self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            say_ending(self._connection, Ending.BROKEN)
         self.close()
 
     def close(self) -> None:
@@ -377,7 +386,8 @@ class UpstreamConnection(Reading):
             self._end_idle()
             return
         # Over TLS a body that ends with its connection is whole only if the upstream said so (RFC 9112, section 9.8).
-        if isinstance(self._body, UntilCloseBody) and not is_broken and (self.tls is None or self.tls.was_closed):
+        is_all = self.tls.was_closed if self.tls is not None else ending_of(self._connection) is Ending.IN_ORDER
+        if isinstance(self._body, UntilCloseBody) and is_all and not is_broken:
             self._complete(b"")
             return
         self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream closed the connection before its response was whole"))
@@ -423,7 +433,9 @@ async def secure(
     assert server.address is not None
     host, port = server.address
     try:
-        _, upstream = await engine.loop.create_connection(lambda: UpstreamConnection(server, record), sock=connection)
+        _, upstream = await engine.loop.create_connection(
+            lambda: UpstreamConnection(server, record, connection), sock=connection
+        )
     except OSError:
         connection.close()
         raise Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} closed the connection at once") from None

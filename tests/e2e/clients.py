@@ -21,6 +21,7 @@ import json
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import tempfile
@@ -168,6 +169,12 @@ def urllib_request(
     return Answer(got["status"], found, base64.b64decode(got["body"]), 0, done.stderr)
 
 
+def reset(connection: socket.socket) -> None:
+    """Close a socket with a reset."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
 class RawClient:
     """A socket that sends exactly what a test says.
 
@@ -294,6 +301,10 @@ class RawClient:
         """Close the connection."""
         self._socket.close()
 
+    def reset(self) -> None:
+        """Close with a reset, as the kernel does for a process that is killed with unread input."""
+        reset(self._socket)
+
     def _receive(self) -> bool:
         data = self._socket.recv(65536)
         self._buffer += data
@@ -327,8 +338,3 @@ class Accepted(RawClient):
             self._receive()
         self._socket.settimeout(ACCEPTED_DEADLINE)
         assert self._buffer == b""
-
-    def reset(self) -> None:
-        """Close with a reset."""
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-        self.close()

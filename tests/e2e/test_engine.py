@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import ssl
-import struct
 import subprocess
 import sys
 import threading
@@ -397,7 +396,7 @@ class TestGrowth:
                     ask(client, upstream, "open.example")
                     if number % 3 == 0:
                         client.send(b"POST http://open.example:1/ HTTP/1.1\r\nContent-Len")
-                    reset(client)
+                    client.reset()
 
             a_round()
             wait_until(lambda: open_files(sidecar) <= before + 2, "all sockets of the first round are closed")
@@ -527,12 +526,6 @@ def resident_bytes(sidecar: Sidecar) -> int:
     status = Path(f"/proc/{sidecar.pid}/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
     return int(line.split()[1]) * 1024
-
-
-def reset(client: RawClient) -> None:
-    """Close with a reset, as a process that is killed does with unread input."""
-    client._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.close()
 
 
 def send_until_blocked(client: socket.socket, size: int) -> int:

@@ -229,6 +229,18 @@ class TestToHttp1:
         assert (answer.status, answer.json()["reason"]) == (413, "body_too_large")
         upstream.assert_no_application_bytes()
 
+    @pytest.mark.parametrize("farewell", [True, False])
+    def test_a_body_without_a_length_is_whole_only_if_the_upstream_says_so(
+        self, sidecar: Sidecar, tls_upstream: MakeTls, farewell: bool
+    ) -> None:
+        def respond(_: object) -> bytes:
+            return b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nperhaps all"
+
+        upstream = fresh(lambda: tls_upstream(*HOSTS, respond=respond, farewell=farewell))
+        url = upstream.url("/", scheme="https", host="other.example")
+        answer = curl("--http2", url, proxy=sidecar.proxy_url, ca_file=sidecar.ca_file)
+        assert (answer.exit_status == 0, answer.body) == (farewell, b"perhaps all")
+
     def test_a_pin_mismatch_is_told_in_the_stream(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
         upstream = fresh(lambda: tls_upstream(*HOSTS))
         client = speak(sidecar, upstream, "pinned.example")

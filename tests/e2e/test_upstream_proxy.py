@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import select
 import socket
 import ssl
 import threading
@@ -18,7 +19,7 @@ import pytest
 
 from tests.e2e.app import Way, ask
 from tests.e2e.certificates import Authority
-from tests.e2e.clients import curl
+from tests.e2e.clients import Accepted, RawClient, curl, reset
 from tests.e2e.sidecar import Sidecar, SidecarFailed
 from tests.e2e.upstream import TlsUpstream
 
@@ -33,6 +34,7 @@ class Corporate:
         self.heads: list[bytes] = []
         self.carried: list[bytes] = []
         self.refuse: bytes | None = None
+        self.says_farewell = True
         self._context = context
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -66,21 +68,38 @@ class Corporate:
             port = int(head.split(b" ")[1].rpartition(b":")[2])
             server = socket.create_connection(("127.0.0.1", port))
             client.sendall(b"HTTP/1.1 200 OK\r\nX-Proxy: 1\r\n\r\n")
-            back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
-            back.start()
-            self._pump(client, server, self.carried)
-            back.join()
+            self._carry(client, server)
+
+    def _carry(self, client: socket.socket, server: socket.socket) -> None:
+        """Carry bytes, ends and resets. To the client, an end is a close_notify only if the proxy says farewell."""
+        other = {client: server, server: client}
+        reading = [client, server]
+        try:
+            while reading:
+                ready, _, _ = select.select(reading, [], [])
+                for source in ready:
+                    source.settimeout(0.05)  # what is there may be TLS's own
+                    with suppress(TimeoutError):
+                        while data := source.recv(65536):
+                            if source is client:
+                                self.carried.append(data)
+                            other[source].settimeout(10)
+                            other[source].sendall(data)
+                        reading.remove(source)
+                        self._end(other[source])
+        except ConnectionResetError:
+            reset(client)
+            reset(server)
+        finally:
             client.close()
             server.close()
 
-    @staticmethod
-    def _pump(source: socket.socket, target: socket.socket, seen: list[bytes] | None = None) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                if seen is not None:
-                    seen.append(data)
-                target.sendall(data)
-        with suppress(OSError):
+    def _end(self, target: socket.socket) -> None:
+        if isinstance(target, ssl.SSLSocket) and self.says_farewell:
+            target.setblocking(False)
+            with suppress(ssl.SSLWantReadError):  # the other side's is still to come
+                target.unwrap()
+        else:
             target.shutdown(socket.SHUT_WR)
 
 
@@ -258,6 +277,106 @@ def test_nothing_stays_open_behind_apps_that_have_left(
                 break
             threading.Event().wait(0.1)
         assert open_files(sidecar) <= before + 2
+
+
+class TestEndings:
+    """What an end means must not get lost on the way through another proxy."""
+
+    REST = "destinations: {allow: [loopback]}\ndefaults: {plain_http: allow}"
+    HEAD = b"HTTP/1.1 200 OK\r\nX: 1\r\n\r\n"
+
+    @pytest.fixture
+    def origin(self) -> Iterator[socket.socket]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.settimeout(10)
+            yield listener
+
+    @pytest.fixture
+    def sidecar(self, serve: MakeSidecar, origin: socket.socket) -> Iterator[Sidecar]:
+        rule = f"rules: [{{name: raw, hosts: ['raw.example:{origin.getsockname()[1]}'], raw_tcp: allow}}]"
+        with serve(rest=f"{self.REST}\n{rule}") as running:
+            yield running
+
+    @staticmethod
+    def tunnel(sidecar: Sidecar, origin: socket.socket) -> tuple[RawClient, Accepted]:
+        name = f"raw.example:{origin.getsockname()[1]}"
+        app = RawClient(sidecar.address)
+        app.send(f"CONNECT {name} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+        assert app.read_response(method="CONNECT").status == 200
+        app.send(b"hello")
+        far = Accepted(origin.accept()[0])
+        assert far.read_exactly(5) == b"hello"
+        return app, far
+
+    def request(self, sidecar: Sidecar, origin: socket.socket) -> tuple[RawClient, Accepted]:
+        """Return both ends of a plain request whose response has no length."""
+        name = f"plain.example:{origin.getsockname()[1]}"
+        app = RawClient(sidecar.address)
+        app.send(f"GET http://{name}/ HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+        far = Accepted(origin.accept()[0])
+        far.read_head()
+        far.send(self.HEAD + b"part")
+        app.read_until(b"part")
+        return app, far
+
+    def test_one_direction_may_end_long_before_the_other(self, sidecar: Sidecar, origin: socket.socket) -> None:
+        app, far = self.tunnel(sidecar, origin)
+        with app, far:
+            app.finish()
+            assert far.read_to_end() == b""
+            for _ in range(3):
+                far.send(b"answer")
+                assert app.read_exactly(6) == b"answer"
+            far.finish()
+            assert app._receive() is False
+
+    def test_and_the_other_way_round(self, sidecar: Sidecar, origin: socket.socket) -> None:
+        app, far = self.tunnel(sidecar, origin)
+        with app, far:
+            far.finish()
+            assert app._receive() is False
+            app.send(b"more")
+            assert far.read_exactly(4) == b"more"
+            app.finish()
+            assert far.read_to_end() == b""
+
+    def test_a_reset_stays_one(self, sidecar: Sidecar, origin: socket.socket) -> None:
+        app, far = self.tunnel(sidecar, origin)
+        with app:
+            far.reset()
+            with pytest.raises(ConnectionResetError):
+                app._receive()
+        app, far = self.tunnel(sidecar, origin)
+        with far:
+            app.reset()
+            with pytest.raises(ConnectionResetError):
+                far._receive()
+
+    def test_a_body_without_a_length_is_whole_if_nothing_broke(self, sidecar: Sidecar, origin: socket.socket) -> None:
+        app, far = self.request(sidecar, origin)
+        with app:
+            far.close()
+            assert app._receive() is False  # and no reset
+
+    def test_and_not_if_something_did(self, sidecar: Sidecar, origin: socket.socket) -> None:
+        app, far = self.request(sidecar, origin)
+        with app:
+            far.reset()
+            with pytest.raises(ConnectionResetError):
+                app._receive()
+
+    def test_nor_if_somebody_may_have_cut_it(
+        self, sidecar: Sidecar, corporate: Corporate, scheme: str, origin: socket.socket
+    ) -> None:
+        corporate.says_farewell = False
+        app, far = self.request(sidecar, origin)
+        with app:
+            far.close()
+            if scheme == "https":
+                with pytest.raises(ConnectionResetError):
+                    app._receive()
+            else:
+                assert app._receive() is False
 
 
 class TestPins:

@@ -127,7 +127,7 @@ class TestStream:
     def test_the_state_is_a_method_of_mitmproxys_stream(self, name: str) -> None:
         assert inspect.isfunction(getattr(http_layers.HttpStream, name))
 
-    @pytest.mark.parametrize("ours", [Stream, ProxyLayer, Http1Upstream])
+    @pytest.mark.parametrize("ours", [Stream, ProxyLayer, Http1Upstream, layers.UpstreamTls])
     def test_every_public_override_still_overrides_something(self, ours: type) -> None:
         own = {"state_discard_request_body"}  # a state of ours
         theirs = [base for base in ours.__mro__[1:] if base.__module__.startswith("mitmproxy.")]
@@ -441,6 +441,13 @@ class TestTls:
         assert issubclass(layers.AppTls, ClientTLSLayer)
         assert list(inspect.signature(tls.TLSLayer.on_handshake_error).parameters) == ["self", "err"]
         assert "self.tls.bio_read" in source_of(tls.TLSLayer.tls_interact)
+
+    def test_the_end_of_a_connection_is_told_to_the_layer_inside_only_if_tls_has_not_ended_before(self) -> None:
+        assert "get_shutdown() & SSL.RECEIVED_SHUTDOWN" in source_of(tls.TLSLayer.receive_close)
+        assert "yield from self.event_to_child(events.ConnectionClosed(self.conn))" in source_of(
+            tunnel.TunnelLayer.receive_close
+        )
+        assert issubclass(layers.CutOff, events.ConnectionClosed)
 
     def test_the_layers_take_the_contexts_that_we_give(self) -> None:
         assert list(inspect.signature(ClientTLSLayer.__init__).parameters) == ["self", "context"]
