@@ -26,6 +26,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from proxy.files import opened, read_up_to
+
 KEY_FILE = "ca-key.pem"
 CERTIFICATE_FILE = "ca-cert.pem"
 _CA_LIFE = timedelta(days=5 * 365)
@@ -197,15 +199,11 @@ def _read_private(path: Path) -> bytes:
     """Read a file that only this user may read; looked at and read through one descriptor.
 
     Raises:
-        CaError: it is something else than a regular file of this user's, or open to others.
-        OSError: it cannot be read.
+        CaError: it is not this user's, or open to others.
+        OSError: it cannot be read, or is no regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
+    with opened(path) as (file, status):
         mode = stat.S_IMODE(status.st_mode)
-        if not stat.S_ISREG(status.st_mode):
-            raise CaError(f"{path} is no regular file")
         if status.st_uid not in (0, os.geteuid()):
             raise CaError(f"{path} is another user's, who could sign for every host: run chown {os.geteuid()} {path}")
         if mode & 0o077:
@@ -216,7 +214,7 @@ def _read_private(path: Path) -> bytes:
 def _publish(path: Path, pem: bytes) -> None:
     """Put the certificate where apps read it, if it is not there already."""
     try:
-        if path.read_bytes() == pem:
+        if read_up_to(path, len(pem)) == pem:
             return
     except FileNotFoundError:
         pass  # it is made now

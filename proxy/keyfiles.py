@@ -15,6 +15,7 @@ import stat
 from pathlib import Path
 
 from proxy.core.keys import is_public
+from proxy.files import NotRegularError, opened
 
 MAX_KEY_FILE_BYTES = 64 * 1024
 
@@ -57,22 +58,17 @@ def read_key_file(path: Path, *, unsafe_permissions: bool) -> bytes:
         OSError: it cannot be opened or read.
         KeyFileError: it is no regular file, too large, or a secret that others have access to.
     """
-    # O_NONBLOCK: opening a FIFO without a writer would wait for ever. It means nothing for a regular file.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            raise KeyFileError(f"{path}: not a regular file; pipes, devices and directories are not read as keys")
-        with open(descriptor, "rb", closefd=False) as file:
+        with opened(path) as (file, status):
             data = file.read(MAX_KEY_FILE_BYTES + 1)
-    finally:
-        os.close(descriptor)
+    except NotRegularError:
+        raise KeyFileError(f"{path}: not a regular file; pipes, devices and directories are not read as keys") from None
     if len(data) > MAX_KEY_FILE_BYTES:
         raise KeyFileError(f"{path}: larger than {MAX_KEY_FILE_BYTES // 1024} KiB, which no key is")
     # What is no key at all is refused as that, whoever may read it.
     may_be_key = b"-----BEGIN" in data or data.lstrip().startswith(b"{")
     if not unsafe_permissions and may_be_key and not is_public(data):
-        check_permissions(path, mode)
+        check_permissions(path, status.st_mode)
     return data
 
 

@@ -37,6 +37,7 @@ from proxy.core.policy import (
     UpstreamProxy,
     When,
 )
+from proxy.files import read_up_to
 from proxy.keyfiles import KeyFileError, read_key_file
 from proxy.model import (
     SYSTEM_ROOTS,
@@ -59,7 +60,7 @@ from proxy.yamltext import Document, Problem, Steps, shown
 
 _MAX_PIN_FILE_BYTES = 64 * 1024
 _MAX_PASSWORD_BYTES = 1024
-_MAX_ROOTS_BYTES = 16 * 1024 * 1024
+MAX_ROOTS_BYTES = 16 * 1024 * 1024
 
 
 def _usable[S: Section](
@@ -152,8 +153,7 @@ class Builder:
     def _file(self, steps: Steps, name: str, limit: int) -> bytes | None:
         path = self._folder / name
         try:
-            with path.open("rb") as file:
-                content = file.read(limit + 1)
+            content = read_up_to(path, limit)
         except OSError as error:
             self._problem(steps, f"{path} cannot be read: {error.strerror}")
             return None
@@ -166,7 +166,7 @@ class Builder:
         if name == SYSTEM_ROOTS:
             return None
         steps = ("trust", "roots")
-        content = self._file(steps, name, _MAX_ROOTS_BYTES)
+        content = self._file(steps, name, MAX_ROOTS_BYTES)
         if content is not None:
             try:
                 x509.load_pem_x509_certificates(content)  # raises where there is none, too

@@ -18,6 +18,8 @@ from pathlib import Path
 from proxy.config import PolicyErrors
 from proxy.core.policy import Policy
 from proxy.engine.tls import NoRoots, find_roots, upstream_context
+from proxy.files import read_up_to
+from proxy.policybuild import MAX_ROOTS_BYTES
 
 logger = logging.getLogger("overcoat")
 
@@ -28,14 +30,18 @@ KEPT = "the policy was not taken over; the one before stays in force"
 class Reader:
     """Reads the policy again."""
 
-    def __init__(self, load: Callable[[], Policy], policy: Policy) -> None:
+    def __init__(
+        self, load: Callable[[], Policy], policy: Policy, finish: Callable[[Policy], Policy] = lambda policy: policy
+    ) -> None:
         """Start.
 
         Args:
             load: reads it; raises PolicyErrors.
             policy: what it gave at the start.
+            finish: what is to be done to one before it is taken over; raises NoRoots.
         """
         self._load = load
+        self._finish = finish
         self._fixed = _fixed(policy)
 
     def again(self) -> Policy | None:
@@ -43,6 +49,9 @@ class Reader:
         try:
             policy = self._load()
             upstream_context(policy.trust)
+            changed = [name for name, value in _fixed(policy).items() if value != self._fixed[name]]
+            if not changed:
+                return self._finish(policy)
         except PolicyErrors as e:
             for error in e.errors:
                 logger.error("%s", error)
@@ -54,11 +63,8 @@ class Reader:
         except Exception as e:  # whatever it is: what serves must go on serving
             logger.error("%s: reading it failed with %s", KEPT, type(e).__name__)
             return None
-        changed = [name for name, value in _fixed(policy).items() if value != self._fixed[name]]
-        if changed:
-            logger.error("%s: a change of %s takes a restart", KEPT, " and ".join(changed))
-            return None
-        return policy
+        logger.error("%s: a change of %s takes a restart", KEPT, " and ".join(changed))
+        return None
 
 
 def with_own_roots(policy: Policy, folder: Path) -> Policy:
@@ -75,18 +81,27 @@ def with_own_roots(policy: Policy, folder: Path) -> Policy:
     """
     source = find_roots(policy.trust)
     try:
-        content = source.read_bytes()
+        content = read_up_to(source, MAX_ROOTS_BYTES)
     except OSError as e:
         raise NoRoots(f"{source} cannot be read: {e.strerror}") from None
     copy = folder / f"roots-{hashlib.sha256(content).hexdigest()[:32]}.pem"
     part = copy.with_suffix(".part")
-    part.write_bytes(content)
-    part.replace(copy)  # whole at any moment: a worker may be reading it
     try:
-        upstream_context(replace(policy.trust, roots=copy))
+        part.write_bytes(content)
+        upstream_context(replace(policy.trust, roots=part))
+        part.replace(copy)  # whole at any moment: a worker may be reading it
     except NoRoots:
         raise NoRoots(f"{source} holds no readable PEM certificates to trust") from None
+    finally:
+        part.unlink(missing_ok=True)
     return replace(policy, trust=replace(policy.trust, roots=copy))
+
+
+def forget_other_roots(policy: Policy, folder: Path) -> None:
+    """Remove the copies that `with_own_roots` made for other policies than this one, once nobody will read them."""
+    for copy in folder.glob("roots-*.pem"):
+        if copy != policy.trust.roots:
+            copy.unlink(missing_ok=True)
 
 
 def _fixed(policy: Policy) -> dict[str, object]:

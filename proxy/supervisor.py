@@ -44,7 +44,7 @@ from addons.metrics import Metrics
 from proxy.core.policy import Policy
 from proxy.engine.server import DRAIN_SECONDS
 from proxy.metricsfiles import take_place
-from proxy.reload import log_taken
+from proxy.reload import forget_other_roots, log_taken
 from proxy.wires import SERVES, TAKEN, framed, new_wire, pack, unframed
 
 logger = logging.getLogger("overcoat")
@@ -209,6 +209,7 @@ class Supervisor:
         if self._is_reloading and not any(child.owes for child in self._children()):
             self._is_reloading = False
             self._metrics.reloads.labels("taken").inc()
+            forget_other_roots(self._policy, self._directory)
             log_taken(self._policy)
         self._is_ready.set(self._has_started and not self._is_draining and self._all_serve())
         if self._is_draining and not any(seat.child for seat in self._seats if seat.drains):

@@ -186,8 +186,8 @@ def _serve_together(policy: Policy, load: Callable[[], Policy], count: int) -> i
         ]
         if admin is not None:
             seats.append(Seat("the admin endpoint", False, "admin", [admin], partial(administer, directory, is_ready)))
-        reader = Reader(lambda: with_own_roots(load(), directory), policy)
-        supervisor = Supervisor(seats, is_ready, directory, with_own_roots(policy, directory), reader.again)
+        finish = partial(with_own_roots, folder=directory)
+        supervisor = Supervisor(seats, is_ready, directory, finish(policy), Reader(load, policy, finish).again)
         status = supervisor.run(lambda: _announce(policy, shares[0], guarded))
     except (BindError, CaError, NoRoots, SupervisorFailed) as e:
         raise _CannotStart(str(e)) from None

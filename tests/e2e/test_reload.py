@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -204,6 +205,47 @@ def test_a_file_that_is_gone_does_not_mean_the_built_in_policy(
     else:
         pytest.fail("it was not refused")
     assert ask(sidecar, upstream) == 502
+
+
+@pytest.mark.parametrize("what", ["policy", "roots", "key", "password"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(
+    authority: Authority, upstream: TlsUpstream, tmp_path: Path, workers: int, what: str
+) -> None:
+    files = {"policy": "policy.yaml", "roots": "roots.pem", "key": "key.jwk", "password": "user.hash"}
+    more = {
+        "key": "keys: {a: {alg: A256KW, primary: {file: key.jwk}}}",
+        "password": "clients: {allow: [loopback], users: [{name: a, password_hash: {file: user.hash}}]}",
+    }
+    with Sidecar(policy(workers, NO_PIN), tmp_path, authority=authority) as sidecar:
+        if what in more:
+            sidecar.write_policy(policy(workers, NO_PIN, more[what]))
+        place = sidecar.policy_file.parent / files[what]
+        place.unlink(missing_ok=True)
+        os.mkfifo(place)
+        sidecar.signal(signal.SIGHUP)
+        for _ in range(100):
+            if "the one before stays in force" in sidecar.stderr:
+                break
+            threading.Event().wait(0.05)
+        assert re.search("(no|not a) regular file", sidecar.stderr)
+        assert ask(sidecar, upstream) == 502
+        sidecar.signal(signal.SIGTERM)
+        assert sidecar.wait(deadline=10) == 0
+
+
+def test_no_copy_of_roots_stays_that_nobody_needs(authority: Authority, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    other = Authority()
+    with Sidecar(policy(2), tmp_path, authority=authority, env={"TMPDIR": str(scratch)}) as sidecar:
+        roots = sidecar.policy_file.parent / "roots.pem"
+        for extra in (b"", other.pem, b"", other.pem):
+            roots.write_bytes(authority.pem + extra)
+            reload(sidecar, policy(2))
+        roots.write_bytes(authority.pem * 3)
+        reload(sidecar, "workers: 2\nlisten: [forward://127.0.0.1:1]", "refused")
+        left = [file.name for file in scratch.rglob("roots-*")]
+        assert len(left) == 1
 
 
 def test_under_load_no_request_is_lost(sidecar: Sidecar, upstream: TlsUpstream, workers: int) -> None:

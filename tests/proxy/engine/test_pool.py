@@ -79,9 +79,10 @@ class Socket:
 
 def connection(key: object = "key") -> UpstreamConnection:
     """Return a connection that has just served a request to its end."""
-    made = UpstreamConnection(Server(address=("api.example", 443)), Upstream(Policy(), None))
+    transport = Socket()
+    made = UpstreamConnection(Server(address=("api.example", 443)), Upstream(Policy(), None), transport.ours)
     made.key = key
-    made.connection_made(cast(asyncio.BaseTransport, Socket()))
+    made.connection_made(cast(asyncio.BaseTransport, transport))
     made.opened = 1000.0
     return made
 
