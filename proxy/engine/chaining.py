@@ -26,7 +26,7 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.heads import MAX_HEAD_BYTES
 from proxy.core.policy import UpstreamProxy
-from proxy.engine.dialling import check_address, connect, is_loopback
+from proxy.engine.dialling import check_address, connect, is_loopback, local_address_to
 from proxy.engine.pairs import Ending, PairedSocket, paired_sockets, say_ending
 from proxy.engine.reading import Reading
 from proxy.engine.upstream import NoResponses, UpstreamConnection, secure
@@ -56,7 +56,8 @@ async def reach(engine: Engine, host: str, port: int, record: Upstream, context:
     if through is None or not through.serves(destination):
         return await connect(engine, host, port, record)
     check_address(host, record)  # a name is for the proxy to look up; an address is known
-    if is_loopback(host) and engine.is_own_address(("127.0.0.1", 0), ("127.0.0.1", port)):
+    there = "127.0.0.1" if is_loopback(host) else host
+    if (here := local_address_to(there)) is not None and engine.is_own_address((here, 0), (there, port)):
         raise Denied(Reason.DESTINATION_FORBIDDEN, f"{destination} is one of Overcoat's own listeners")
     seconds = record.policy.limits.connect_seconds
     try:

@@ -86,6 +86,21 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
+def local_address_to(host: str) -> str | None:
+    """Return the address that this machine would connect to another one from: to one of its own, that one itself.
+
+    Args:
+        host: an address; for a name, and for what there is no way to, the answer is None.
+    """
+    try:
+        family = socket.AF_INET if parse_ip(host).version == 4 else socket.AF_INET6
+        with socket.socket(family, socket.SOCK_DGRAM) as unused:
+            unused.connect((host, 9))  # sends nothing
+            return str(unused.getsockname()[0])
+    except (ValueError, OSError):
+        return None
+
+
 def check_address(host: str, record: Upstream) -> None:
     """Check a host that is an address, or always leads to one, where nobody looks up names; any other name passes.
 

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -252,6 +253,26 @@ def test_our_own_listeners_are_not_reached_by_this_detour(
         port = sidecar.admin_url.rsplit(":", 1)[1]
         got = curl(f"http://{host}:{port}{path}", proxy=sidecar.proxy_url)
         assert json.loads(got.body)["reason"] == "destination_forbidden"
+    assert corporate.heads == []
+
+
+def test_nor_by_another_address_of_this_machine(serve: MakeSidecar, corporate: Corporate) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unused:
+        try:
+            unused.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("this machine has no address but loopback ones")
+        address = unused.getsockname()[0]
+    everywhere = """
+        listen: ['forward://0.0.0.0:0']
+        clients: {allow: [loopback]}
+        destinations: {allow: [loopback, private, link_local, cgnat, reserved]}
+        defaults: {plain_http: allow}
+    """
+    with serve(rest=dedent(everywhere)) as sidecar:
+        for port in (sidecar.address[1], int(sidecar.admin_url.rsplit(":", 1)[1])):
+            got = curl(f"http://{address}:{port}/live", proxy=sidecar.proxy_url)
+            assert json.loads(got.body)["reason"] == "destination_forbidden"
     assert corporate.heads == []
 
 
