@@ -51,6 +51,7 @@ class Exchange:
         asked: the canonical destination that the app asked for.
         front: what the app takes the destination for, where a reverse listener stands for it.
         decision: what the transport rules say.
+        jar: the names of the cookies that the app sent.
         denied: why the request was stopped, or in observe mode would have been.
         upstream: the connection that carries it, or that could not be opened.
         holds_request: whether the request's body is held until its fields are encrypted.
@@ -68,6 +69,7 @@ class Exchange:
     front: Destination | None = None
     rule: Rule | None = None
     decision: Decision | None = None
+    jar: frozenset[str] = frozenset()
     denied: Denied | None = None
     upstream: Upstream | None = None
     holds_request: bool = False

@@ -19,7 +19,7 @@ from mitmproxy import http
 from addons.exchange import Exchange, Sessions
 from addons.headers import has_field, values_of
 from proxy.core import appview
-from proxy.core.cookies import Cookies
+from proxy.core.cookies import Cookies, Way, names_sent
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import Destination, parse_authority
 from proxy.core.hsts import KnownHosts
@@ -67,7 +67,8 @@ class Transport:
         if (view := self._view(exchange)) is not None:
             headers.fields = appview.request_fields(headers.fields, view)
         if has_field(headers, b"cookie"):
-            headers.fields = self._cookies.sent(headers.fields, over_tls=flow.request.scheme == "https")
+            exchange.jar = names_sent(headers.fields)
+            headers.fields = self._cookies.sent(headers.fields, _way(flow, exchange, view))
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         """Show the app an upgraded host's response as one of plain http."""
@@ -83,8 +84,7 @@ class Transport:
             return
         fields = response.headers.fields
         if has_field(response.headers, b"set-cookie"):
-            keeps_domain = exchange.front is None
-            fields = self._cookies.received(fields, is_translated=view is not None, keeps_domain=keeps_domain)
+            fields = self._cookies.received(fields, _way(flow, exchange, view), exchange.jar)
         if view is None:
             response.headers.fields = fields
             return
@@ -117,6 +117,12 @@ class Transport:
         exchange = self.sessions.exchange(flow)
         if exchange.denied is not None and exchange.denied.reason is Reason.REDIRECT_LOOP:
             exchange.refuse(flow, exchange.denied)
+
+
+def _way(flow: http.HTTPFlow, exchange: Exchange, view: appview.View | None) -> Way:
+    """Return how cookies go with this request, and come back."""
+    behind = exchange.asked.host if exchange.front is not None and exchange.asked is not None else None
+    return Way(flow.request.scheme == "https", view is not None, behind)
 
 
 def _sign(flow: http.HTTPFlow, exchange: Exchange, name: str) -> None:

@@ -259,8 +259,13 @@ class Sidecar:
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of the first listener, for a `RawClient`."""
-        host, _, port = self._listen[0].rpartition(":")
-        return host.strip("[]"), int(port)
+        return self.addresses[0]
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Host and port of each listener."""
+        parts = [listener.rpartition(":") for listener in self._listen]
+        return [(host.strip("[]"), int(port)) for host, _, port in parts]
 
     @property
     def proxy_url(self) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e import wire
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient, curl
 from tests.e2e.connection import RecordedRequest
@@ -80,6 +81,29 @@ class TestReverse:
             client.send(f"GET /next HTTP/1.1\r\nHost: {me}\r\nCookie: {kept}; b=2\r\n\r\n".encode())
             client.read_response()
             assert upstream.requests[1].headers.get("cookie") == "__Host-id=1; b=2"
+
+    def test_what_is_one_servers_goes_to_none_that_shares_the_listeners_address(
+        self, authority: Authority, tmp_path: Path
+    ) -> None:
+        cookies = (("Set-Cookie", "sid=SECRET; Path=/; Secure"),)
+        hosts = ("api.example", "other.example")
+        with (
+            TlsUpstream(authority, *hosts, respond=lambda _: wire.response(200, headers=cookies)) as upstream,
+            Sidecar(
+                "listen: ["
+                + ", ".join(f"'reverse://127.0.0.1:0?to=https://{host}:{upstream.port}'" for host in hosts)
+                + "]",
+                tmp_path,
+                authority=authority,
+                hosts=dict.fromkeys(hosts, "127.0.0.1"),
+            ) as sidecar,
+        ):
+            jar = str(tmp_path / "jar")
+            for host, port in (*sidecar.addresses, *sidecar.addresses):
+                assert curl("-b", jar, "-c", jar, f"http://{host}:{port}/").status == 200
+            got = [(each.headers.get("host"), each.headers.get("cookie")) for each in upstream.requests]
+        names = [f"{host}:{upstream.port}" for host in hosts]
+        assert got == [(names[0], None), (names[1], None), (names[0], "sid=SECRET"), (names[1], "sid=SECRET")]
 
     def test_fields_are_encrypted_and_pins_hold(
         self, authority: Authority, upstream: TlsUpstream, tmp_path: Path

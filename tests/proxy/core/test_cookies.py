@@ -6,20 +6,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.cookies import Cookies
+from proxy.core.cookies import Cookies, Way, names_sent
 
 COOKIES = Cookies("tag")
 
 
-def received(value: str, *, is_translated: bool = True, keeps_domain: bool = True) -> str | None:
+UPGRADED = Way(over_tls=True, is_translated=True)
+PLAIN = Way(over_tls=False)
+INSPECTED = Way(over_tls=True)
+
+
+def told(value: str, way: Way = UPGRADED, jar: frozenset[str] = frozenset()) -> list[str]:
     fields = ((b"A", b"1"), (b"Set-Cookie", value.encode("utf-8", "surrogateescape")))
-    found = COOKIES.received(fields, is_translated=is_translated, keeps_domain=keeps_domain)
+    found = COOKIES.received(fields, way, jar)
     assert found[0] == fields[0]
-    return found[1][1].decode("utf-8", "surrogateescape") if len(found) > 1 else None
+    assert {name for name, _ in found[1:]} <= {b"Set-Cookie"}
+    return [cookie.decode("utf-8", "surrogateescape") for _, cookie in found[1:]]
 
 
-def sent(value: str, *, over_tls: bool) -> str | None:
-    found = COOKIES.sent(((b"A", b"1"), (b"cOOKIE", value.encode())), over_tls=over_tls)
+def received(value: str, way: Way = UPGRADED) -> str | None:
+    cookies = told(value, way)
+    assert len(cookies) <= 1
+    return cookies[0] if cookies else None
+
+
+def sent(value: str, way: Way) -> str | None:
+    found = COOKIES.sent(((b"A", b"1"), (b"cOOKIE", value.encode())), way)
     return found[1][1].decode() if len(found) > 1 else None
 
 
@@ -45,6 +57,9 @@ def sent(value: str, *, over_tls: bool) -> str | None:
         ("=b; Secure", None),
         ("_octag_a=b", None),
         (" _octag_a=b; Secure", None),
+        ("=__Host-a=b; Path=/; Secure", None),
+        ("__Secure-a; Secure", None),
+        ("b", "b"),
     ],
 )
 def test_what_came_over_tls_for_an_app_that_asked_by_http(value: str, kept: str | None) -> None:
@@ -52,13 +67,22 @@ def test_what_came_over_tls_for_an_app_that_asked_by_http(value: str, kept: str 
 
 
 def test_an_app_that_knows_the_server_by_another_name_keeps_no_domain() -> None:
-    assert received("a=b; Domain=x.example; Path=/", keeps_domain=False) == "a=b; Path=/"
+    behind = Way(over_tls=True, is_translated=True, behind="api.example")
+    assert received("a=b; Domain=x.example; Path=/", behind) == "a=b; Path=/"
 
 
 @pytest.mark.parametrize("value", ["a=b; Secure", "__Secure-a=b", "b; Secure"])
 def test_what_is_not_translated_stays_but_for_our_mark(value: str) -> None:
-    assert received(value, is_translated=False) == value
-    assert received("_octag_a=b", is_translated=False) is None
+    assert received(value, INSPECTED) == value
+    assert received("_octag_a=b", INSPECTED) is None
+
+
+@pytest.mark.parametrize(
+    "value", ["__Host-a=b; Path=/", "__secure-a=b; Secure", "=__Host-a=b", "__Host-a", "_octag_a=b", "=_octag_a=b"]
+)
+def test_plain_http_sets_nothing_that_means_https(value: str) -> None:
+    assert received(value, PLAIN) is None
+    assert received("a=b; Secure", PLAIN) == "a=b; Secure"
 
 
 @pytest.mark.parametrize(
@@ -69,11 +93,42 @@ def test_what_is_not_translated_stays_but_for_our_mark(value: str) -> None:
         ("a=_octag_b", "a=_octag_b", "a=_octag_b"),
         ("a=b;c=d", "a=b;c=d", "a=b;c=d"),
         ("_ocother_a=b", "_ocother_a=b", "_ocother_a=b"),
+        ("a=evil; _octag_a=b; A=c; d", "a=b; A=c; d", "a=evil; A=c; d"),
+        ("_octag12345678_a=b", None, None),
     ],
 )
-def test_what_the_app_sends_back(value: str, over_tls: str, plain: str | None) -> None:
-    assert sent(value, over_tls=True) == over_tls
-    assert sent(value, over_tls=False) == plain
+def test_what_the_app_sends_back(value: str, over_tls: str | None, plain: str | None) -> None:
+    assert sent(value, UPGRADED) == over_tls
+    assert sent(value, PLAIN) == plain
+
+
+def test_what_came_in_another_field_does_not_stand_in_for_a_secure_cookie_either() -> None:
+    fields = ((b"Cookie", b"a=evil"), (b"cookie", b"_octag_a=b"))
+    assert COOKIES.sent(fields, UPGRADED) == ((b"cookie", b"a=b"),)
+
+
+def test_what_is_one_servers_goes_to_no_other_behind_the_same_address() -> None:
+    one, other = (Way(over_tls=True, is_translated=True, behind=host) for host in ("one.example", "other.example"))
+    kept = received("a=b; Secure", one)
+    assert kept is not None
+    assert sent(kept, one) == "a=b"
+    assert [sent(kept, way) for way in (other, UPGRADED, PLAIN)] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("value", "jar", "gone"),
+    [
+        ("a=; Max-Age=0; Path=/x; Domain=d", "_octag_a", "_octag_a=; Path=/x; Domain=d"),  # a logout, say
+        ("a=c; Secure; HttpOnly", "a", "a="),
+        ("a=c", "a", None),
+        ("a=c; Secure", "_octag_a", None),
+        ("A=c", "_octag_a", None),
+    ],
+)
+def test_a_cookie_that_becomes_secure_or_no_longer_is_stays_one(value: str, jar: str, gone: str | None) -> None:
+    _, *more = told(value, jar=names_sent(((b"Cookie", f"x=1; {jar}=old".encode()),)))
+    expired = "; Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT"
+    assert more == ([] if gone is None else [gone + expired])
 
 
 @given(
@@ -83,5 +138,5 @@ def test_what_the_app_sends_back(value: str, over_tls: str, plain: str | None) -
 def test_a_secure_cookie_goes_back_as_it_was_and_never_in_plain_text(prefix: str, pair: str) -> None:
     kept = received(f"{prefix}{pair}; Secure")
     assert kept is not None
-    assert sent(kept, over_tls=True) == f"{prefix}{pair}"
-    assert sent(kept, over_tls=False) is None
+    assert sent(kept, UPGRADED) == f"{prefix}{pair}"
+    assert sent(kept, PLAIN) is None
