@@ -224,9 +224,11 @@ class Driver:
         """Read only where what is read can be passed on."""
         congested = [pipe for pipe in self.pipes.values() if pipe.is_congested]
         for pipe in self.pipes.values():
-            blocked = any(other is not pipe for other in congested)
-            if pipe.conn is self.client and self.dialling and self.backlog > MAX_BACKLOG:
-                blocked = True
+            if pipe.conn is self.client:
+                # Its own, too: what it sends may ask for an answer each (PING, SETTINGS), which it does not read.
+                blocked = bool(congested) or (self.dialling > 0 and self.backlog > MAX_BACKLOG)
+            else:
+                blocked = any(other is not pipe for other in congested)
             if pipe.transport.is_closing():
                 continue
             if blocked:

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import h2.errors
+import h2.events
 from mitmproxy import connection, http
 from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy import commands, context, events, layer
@@ -26,6 +28,7 @@ from mitmproxy.proxy.layers import http as http_layers
 from mitmproxy.proxy.layers.http import _events as http_events
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._http1 import Http1Client
+from mitmproxy.proxy.layers.http._http2 import Http2Server
 from OpenSSL import SSL
 
 from addons.exchange import Exchange, Sessions, Upstream
@@ -37,6 +40,8 @@ from proxy.core.heads import MAX_HEAD_BYTES, read_request_head
 Commands = layer.CommandGenerator[None]
 
 MAX_DISCARDED = 1024 * 1024
+RESETS_AT_ONCE = 100  # of streams of one connection; more than a browser gives up with a page
+RESETS_A_SECOND = 10  # … after that
 _HEAD_END = re.compile(rb"\n\r?\n")
 _INTERIM = re.compile(rb"HTTP/1\.1 1(?!01)[0-9]{2}[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n")  # RFC 9110, section 15.2
 
@@ -253,7 +258,9 @@ class Stream(http_layers.HttpStream):
         if request:
             limits = self._exchange.policy.limits
             fields = self.flow.request.headers.fields
-            size = sum(len(name) + len(value) + 4 for name, value in fields) + len(self.flow.request.data.path)
+            data = self.flow.request.data
+            size = sum(len(part) for part in (data.method, data.scheme, data.authority, data.path))
+            size += sum(len(name) + len(value) + 4 for name, value in fields)
             if len(fields) > limits.header_count or size > limits.header_bytes:
                 self._exchange.refuse(
                     self.flow,
@@ -317,6 +324,28 @@ def _invalid(response: http.Response) -> bool:
     except ValueError:
         return True
     return False
+
+
+class AppHttp2(Http2Server):
+    """The app's side of HTTP/2: streams may be given up, but not without end."""
+
+    _allowance: float = RESETS_AT_ONCE
+    _refilled: float = 0.0
+
+    def handle_h2_event(self, event: h2.events.Event) -> layer.CommandGenerator[bool]:
+        """Close a connection whose streams are reset faster than they can be work for anybody.
+
+        A reset frees the app at once, while what its request has set off goes on here (CVE-2023-44487), whether the app
+        resets the stream or makes us do so (CVE-2025-8671).
+        """
+        if isinstance(event, h2.events.StreamReset):
+            now = time.monotonic()
+            self._allowance = min(RESETS_AT_ONCE, self._allowance + (now - self._refilled) * RESETS_A_SECOND) - 1
+            self._refilled = now
+            if self._allowance < 0:
+                yield from self.protocol_error("too many resets", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+                return True
+        return (yield from super().handle_h2_event(event))
 
 
 class CutOff(events.ConnectionClosed):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.errors import ErrorCodes
 from h2.events import (
     ConnectionTerminated,
     DataReceived,
@@ -132,6 +133,11 @@ class Http2Client:
     def end_with(self, stream: int, trailers: HeaderList) -> None:
         """End a request with trailers."""
         self._protocol.send_headers(stream, trailers, end_stream=True)
+        self._flush()
+
+    def give_up(self, stream: int) -> None:
+        """Reset a stream."""
+        self._protocol.reset_stream(stream, ErrorCodes.CANCEL)
         self._flush()
 
     def read(self, stream: int) -> Message:

@@ -251,6 +251,16 @@ class Sidecar:
         """The process id."""
         return self._running.pid
 
+    def resident_bytes(self, *, peak: bool = False) -> int:
+        """Return how much memory is resident, or was at most (Linux)."""
+        key = "VmHWM:" if peak else "VmRSS:"
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
+
+    def open_files(self) -> int:
+        """Return how many descriptors are open (Linux)."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
     @property
     def listen(self) -> tuple[str, ...]:
         """`host:port` of each listener, in the policy's order."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import signal
 import socket
 import ssl
@@ -368,7 +367,7 @@ class TestGrowth:
         upstream = tls_upstream(*hosts)
         with Sidecar(policy, tmp_path, authority=authority, hosts=hosts) as sidecar:
             ca_file = sidecar.ca_file
-            before = open_files(sidecar)
+            before = sidecar.open_files()
 
             def a_round() -> None:
                 for _ in range(40):
@@ -399,11 +398,11 @@ class TestGrowth:
                     client.reset()
 
             a_round()
-            wait_until(lambda: open_files(sidecar) <= before + 2, "all sockets of the first round are closed")
-            after_one = resident_bytes(sidecar)
+            wait_until(lambda: sidecar.open_files() <= before + 2, "all sockets of the first round are closed")
+            after_one = sidecar.resident_bytes()
             a_round()
-            wait_until(lambda: open_files(sidecar) <= before + 2, "all sockets of the second round are closed")
-            assert resident_bytes(sidecar) - after_one < 8 * 1024 * 1024
+            wait_until(lambda: sidecar.open_files() <= before + 2, "all sockets of the second round are closed")
+            assert sidecar.resident_bytes() - after_one < 8 * 1024 * 1024
             wait_until(lambda: sidecar.metrics().value("overcoat_client_connections") == 0, "no client is counted")
 
     @has_proc
@@ -423,7 +422,7 @@ class TestGrowth:
                         accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
             threading.Thread(target=serve, daemon=True).start()
-            before = open_files(sidecar)
+            before = sidecar.open_files()
             request = f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
             with RawClient(sidecar.address) as client:
                 statuses = []
@@ -432,7 +431,7 @@ class TestGrowth:
                     statuses.append(client.read_response().status)
                 assert set(statuses) <= {200, 502}  # 502 where the end crossed the next request
                 assert statuses.count(200) > 150
-                wait_until(lambda: open_files(sidecar) <= before + 3, "the upstream's sockets are closed")
+                wait_until(lambda: sidecar.open_files() <= before + 3, "the upstream's sockets are closed")
             listener.shutdown(socket.SHUT_RDWR)
 
 
@@ -455,13 +454,13 @@ class TestBackPressure:
         with Sidecar(ALLOW, tmp_path) as sidecar, socket.create_server(("127.0.0.1", 0)) as listener:
             threading.Thread(target=serve, args=(listener,), daemon=True).start()
             port = listener.getsockname()[1]
-            before = resident_bytes(sidecar)
+            before = sidecar.resident_bytes()
             with socket.create_connection(sidecar.address, 10) as client:
                 client.sendall(f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
                 assert client.recv(12) == b"HTTP/1.1 200"
                 _wait_while_changing(lambda: sent[0])
                 assert sent[0] < self.BOUND
-                assert resident_bytes(sidecar) - before < self.BOUND
+                assert sidecar.resident_bytes() - before < self.BOUND
                 # The twin: once the app reads, it gets all of it.
                 got = 0
                 while got < self.SIZE:
@@ -472,7 +471,7 @@ class TestBackPressure:
     def test_an_upstream_that_does_not_read_stops_the_app(self, tmp_path: Path) -> None:
         with Sidecar(ALLOW, tmp_path) as sidecar, socket.create_server(("127.0.0.1", 0)) as deaf:
             port = deaf.getsockname()[1]
-            before = resident_bytes(sidecar)
+            before = sidecar.resident_bytes()
             with socket.create_connection(sidecar.address) as client:
                 client.settimeout(1.0)
                 client.sendall(
@@ -481,7 +480,7 @@ class TestBackPressure:
                 )
                 sent = send_until_blocked(client, self.SIZE)
                 assert sent < self.BOUND
-                assert resident_bytes(sidecar) - before < self.BOUND
+                assert sidecar.resident_bytes() - before < self.BOUND
 
 
 @pytest.fixture(scope="module")
@@ -516,16 +515,6 @@ class TestOwnPorts:
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "self.example"])
     def test_another_port_of_the_same_machine_can(self, own: Sidecar, plain_upstream: PlainUpstream, host: str) -> None:
         assert curl(plain_upstream.url(host=host), proxy=own.proxy_url).status == 200
-
-
-def open_files(sidecar: Sidecar) -> int:
-    return len(os.listdir(f"/proc/{sidecar.pid}/fd"))
-
-
-def resident_bytes(sidecar: Sidecar) -> int:
-    status = Path(f"/proc/{sidecar.pid}/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1]) * 1024
 
 
 def send_until_blocked(client: socket.socket, size: int) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import socket
 import ssl
 import sys
@@ -116,16 +115,6 @@ def wait_while_changing(value: Callable[[], int]) -> int:
         last = value()
         time.sleep(0.5)
     return last
-
-
-def resident_bytes(sidecar: Sidecar) -> int:
-    status = Path(f"/proc/{sidecar.pid}/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1]) * 1024
-
-
-def open_files(sidecar: Sidecar) -> int:
-    return len(os.listdir(f"/proc/{sidecar.pid}/fd"))
 
 
 def send_until_blocked(client: RawClient, size: int) -> int:
@@ -295,12 +284,12 @@ class TestAppsThatDoNotRead:
             self.app(sidecar) as client,
         ):
             authority = f"127.0.0.1:{upstream.port}"
-            before = resident_bytes(sidecar)
+            before = sidecar.resident_bytes()
             one = f"GET http://{authority}/{{}} HTTP/1.1\r\nHost: {authority}\r\n\r\n"
             client.send("".join(one.format(number) for number in range(self.COUNT)).encode())
             asked = wait_while_changing(lambda: len(upstream.requests))
             assert 0 < asked < self.COUNT // 2
-            assert resident_bytes(sidecar) - before < 16 * MIB
+            assert sidecar.resident_bytes() - before < 16 * MIB
             for number in range(self.COUNT):
                 assert client.read_response().body == self.body(f"/{number}")
             assert len(upstream.connections) == 1
@@ -452,7 +441,7 @@ class TestUpstreamsThatDoNotRead:
     def test_a_tunnel_whose_end_is_never_taken_is_closed_all_the_same(
         self, controlled: Controlled, far: Far, end: str
     ) -> None:
-        before = open_files(controlled)
+        before = controlled.open_files()
         if end == "both have ended":
             controlled.read_on()
         for _ in range(3):
@@ -470,20 +459,20 @@ class TestUpstreamsThatDoNotRead:
                 else:
                     assert send_until_blocked(client, 64 * MIB) < 64 * MIB
                     client._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # reset
-        wait_until(lambda: open_files(controlled) <= before, "all sockets of the tunnels are closed")
+        wait_until(lambda: controlled.open_files() <= before, "all sockets of the tunnels are closed")
 
     @has_proc
     def test_an_app_that_left_is_not_waited_for_by_an_upstream_that_stalls(
         self, controlled: Controlled, far: Far
     ) -> None:
-        before = open_files(controlled)
+        before = controlled.open_files()
         for _ in range(3):
             with connected(controlled) as client:
                 client.send(far.request("/left"))
                 server = far.accept()
                 server.read_head()
             assert server.read_to_end() == b""
-        wait_until(lambda: open_files(controlled) <= before, "all sockets are closed")
+        wait_until(lambda: controlled.open_files() <= before, "all sockets are closed")
         assert controlled.wait_for_decision(lambda line: line["path"] == "/left")["status"] is None
 
     def test_but_one_that_only_ended_its_side_gets_an_answer_that_comes_soon(

@@ -299,7 +299,7 @@ class TestTooLarge:
 
     @pytest.mark.parametrize("kind", ["endless chunks", "a gzip bomb"])
     def test_memory_stays_bounded(self, sidecar: Sidecar, upstream: TlsUpstream, kind: str) -> None:
-        before = resident(sidecar.pid)
+        before = sidecar.resident_bytes()
         if kind == "a gzip bomb":
             packer = zlib.compressobj(9, wbits=31)
             bomb = b"".join([packer.compress(b" " * 10_000_000) for _ in range(6)]) + packer.flush()
@@ -318,16 +318,7 @@ class TestTooLarge:
                 answer = client.read_response()
         assert answer.status == 413
         assert_denied(sidecar, upstream, answer, "body_too_large")
-        assert resident(sidecar.pid) - before < 20_000_000
-
-
-def resident(pid: int) -> int:
-    """Return the resident bytes of a process; the test is skipped where there is no /proc."""
-    status = Path(f"/proc/{pid}/status")
-    if not status.exists():
-        pytest.skip("memory is measured through /proc")
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1]) * 1024
+        assert sidecar.resident_bytes() - before < 20_000_000
 
 
 class TestSignedBodies:

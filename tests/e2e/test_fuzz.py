@@ -101,16 +101,11 @@ def _inputs(port: int) -> st.SearchStrategy[bytes]:
     return st.one_of(whole, st.lists(piece, min_size=1, max_size=5).map(b"".join))
 
 
-def resident(pid: int) -> int:
-    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1]) * 1024
-
-
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc (Linux)")
 @pytest.mark.parametrize("way", [0, 1, 2], ids=["forward", "socks5", "reverse"])
 def test_no_bytes_get_out_in_plain_text_or_bring_it_down(sidecar: Sidecar, plain: PlainUpstream, way: int) -> None:
     host, _, port = sidecar.listen[way].rpartition(":")
-    before, lines, connections = resident(sidecar.pid), len(sidecar.decisions()), len(plain.connections)
+    before, lines, connections = sidecar.resident_bytes(), len(sidecar.decisions()), len(plain.connections)
 
     @settings(
         max_examples=300,
@@ -141,7 +136,7 @@ def test_no_bytes_get_out_in_plain_text_or_bring_it_down(sidecar: Sidecar, plain
     assert len(plain.connections) > connections + 5  # or the inputs would be too wild to prove anything
     assert len(sidecar.decisions()) > lines + 50
     assert sidecar.admin_get("/live")[0] == 200
-    assert resident(sidecar.pid) - before < GROWTH
+    assert sidecar.resident_bytes() - before < GROWTH
 
 
 def plain_bytes(plain: PlainUpstream) -> bytes:

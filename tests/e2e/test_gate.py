@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import wire
-from tests.e2e.app import Way, ask, open_way
+from tests.e2e.app import Way, ask, connect, open_way
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import Answer, RawClient, curl
+from tests.e2e.http2 import Http2Client
 from tests.e2e.sidecar import Sidecar, SidecarFailed, overcoat_command
 from tests.e2e.upstream import TlsUpstream
 
@@ -544,6 +545,18 @@ class TestLimits:
             answer = curl("--http2", *fields, url, proxy=limited.proxy_url, ca_file=limited.ca_file)
             assert answer.status == status
         assert len(upstream.requests) == 1
+
+    @pytest.mark.parametrize("name", [":method", ":path"])
+    def test_of_what_is_no_field_in_http2(self, limited: Sidecar, authority: Authority, name: str) -> None:
+        with TlsUpstream(authority, "localhost") as upstream:
+            there = f"localhost:{upstream.port}"
+            client = Http2Client.open(connect(limited, there), "localhost", limited.ca_file)
+            head = {":method": "GET", ":scheme": "https", ":authority": there, ":path": "/"}
+            head[name] += "x" * 2048
+            stream = client.begin_raw(list(head.items()))
+            client.go_on(stream, b"", last=True)
+            assert client.read(stream).status == 431
+            upstream.assert_no_application_bytes()
 
     def test_of_the_connections_of_one_address(self, limited: Sidecar, upstream: TlsUpstream) -> None:
         held = [RawClient(limited.address) for _ in range(6)]

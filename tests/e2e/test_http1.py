@@ -635,11 +635,6 @@ class TestEndings:
             time.sleep(0.01)
 
 
-def resident_bytes(sidecar: Sidecar) -> int:
-    lines = Path(f"/proc/{sidecar.pid}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) * 1024
-
-
 def send_until_blocked(sock: socket.socket, data: bytes) -> int:
     """Send as much as the other side takes, and return how much that was."""
     sock.settimeout(0.5)
@@ -669,10 +664,10 @@ class TestSlowness:
             server.read_head()
             server.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
             app.read_until(END_OF_HEAD)
-            before = resident_bytes(sidecar)
+            before = sidecar.resident_bytes()
             sent = send_until_blocked(server._socket, body)
             assert sent < self.BOUND
-            assert resident_bytes(sidecar) - before < self.BOUND
+            assert sidecar.resident_bytes() - before < self.BOUND
             rest = threading.Thread(target=server.send, args=(body[sent:],))
             rest.start()
             assert app.read_exactly(len(body)) == body
@@ -690,10 +685,10 @@ class TestSlowness:
         app.send(far.request("/", f"Content-Length: {len(body)}\r\n", "PUT"))
         with far.accept() as server:
             server.read_head()
-            before = resident_bytes(sidecar)
+            before = sidecar.resident_bytes()
             sent = send_until_blocked(app._socket, body)
             assert sent < self.BOUND
-            assert resident_bytes(sidecar) - before < self.BOUND
+            assert sidecar.resident_bytes() - before < self.BOUND
             rest = threading.Thread(target=app.send, args=(body[sent:],))
             rest.start()
             assert server.read_exactly(len(body)) == body
@@ -710,10 +705,10 @@ class TestSlowness:
         app.send(far.request("/first"))
         with far.accept() as server:
             assert server.read_head() == far.expected("/first")
-            before = resident_bytes(sidecar)
+            before = sidecar.resident_bytes()
             sent = send_until_blocked(app._socket, one * (self.SIZE // len(one)))
             assert sent < self.BOUND
-            assert resident_bytes(sidecar) - before < 2 * 1024 * 1024
+            assert sidecar.resident_bytes() - before < 2 * 1024 * 1024
             server.send(OK)
             assert app.read_exactly(len(OK)) == OK
             for _ in range(40):  # more than what waited inside

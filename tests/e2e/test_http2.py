@@ -9,11 +9,14 @@ import gzip
 import json
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from h2.errors import ErrorCodes
 
 from proxy.core.keys import Alg
+from proxy.engine.layers import RESETS_AT_ONCE
 from tests.e2e import wire
 from tests.e2e.app import connect, fresh
 from tests.e2e.certificates import Authority
@@ -418,3 +421,42 @@ class TestToHttp2:
 def test_no_hook_failed_in_all_of_this(sidecar: Sidecar) -> None:
     assert "ERROR" not in sidecar.stderr, sidecar.stderr  # first, since it says which hook
     assert sidecar.metrics().value("overcoat_hook_failures_total") == 0
+
+
+class TestFloods:
+    """What costs an app little must not cost others much."""
+
+    def test_streams_that_are_given_up_at_once_are_bounded(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+        upstream = fresh(lambda: tls_upstream(*HOSTS))
+        name = f"other.example:{upstream.port}"
+        client = speak(sidecar, upstream, "other.example")
+        for _ in range(3 * RESETS_AT_ONCE):
+            client.give_up(client.send(name, method="GET"))
+        assert client.read(client.send(name, method="GET")).reset == ErrorCodes.ENHANCE_YOUR_CALM
+        assert len(upstream.connections) < 1.5 * RESETS_AT_ONCE
+        again = speak(sidecar, upstream, "other.example")
+        assert again.read(again.send(name, method="GET")).status == 200
+
+    def test_an_app_may_give_up_a_few(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+        upstream = fresh(lambda: tls_upstream(*HOSTS))
+        name = f"other.example:{upstream.port}"
+        client = speak(sidecar, upstream, "other.example")
+        for _ in range(50):
+            client.give_up(client.send(name, method="GET"))
+        assert client.read(client.send(name, method="GET")).status == 200
+
+    @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc, which is Linux's")
+    def test_answers_that_nobody_reads_do_not_pile_up(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+        upstream = fresh(lambda: tls_upstream(*HOSTS))
+        app = connect(sidecar, f"other.example:{upstream.port}")
+        Http2Client.open(app, "other.example", sidecar.ca_file)
+        pings = (bytes.fromhex("00000806 00 00000000") + b"12345678") * 4096
+        before = sidecar.resident_bytes()
+        app._socket.settimeout(1)
+        sent = 0
+        with suppress(OSError):  # the sidecar has stopped to read, or has closed
+            while sent < 48 * 1024 * 1024:
+                app.send(pings)
+                sent += len(pings)
+        assert sent < 48 * 1024 * 1024
+        assert sidecar.resident_bytes() - before < 8 * 1024 * 1024

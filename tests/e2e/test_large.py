@@ -78,11 +78,6 @@ def sidecar(authority: Authority, tmp_path: Path) -> Iterator[Sidecar]:
         yield running
 
 
-def memory(sidecar: Sidecar, key: str) -> int:
-    status = Path(f"/proc/{sidecar.pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith(key)).split()[1]) * 1024
-
-
 def ask(client: RawClient, port: int, method: str, size: int) -> None:
     head = f"{method} http://127.0.0.1:{port}/ HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {size}\r\n\r\n"
     client.send(head.encode())
@@ -90,7 +85,7 @@ def ask(client: RawClient, port: int, method: str, size: int) -> None:
 
 def test_a_gibibyte_down(sidecar: Sidecar, upstream: LargeUpstream) -> None:
     Path(f"/proc/{sidecar.pid}/clear_refs").write_text("5")  # so that the peak is counted from now
-    before = memory(sidecar, "VmRSS")
+    before = sidecar.resident_bytes()
     with RawClient(sidecar.address) as client:
         ask(client, upstream.port, "GET", 0)
         _, _, rest = client.read_until(b"\r\n\r\n").partition(b"\r\n\r\n")
@@ -101,16 +96,16 @@ def test_a_gibibyte_down(sidecar: Sidecar, upstream: LargeUpstream) -> None:
             assert count, f"it ended after {received} bytes"
             received += count
     assert received == GIB
-    assert memory(sidecar, "VmHWM") - before < BOUND
+    assert sidecar.resident_bytes(peak=True) - before < BOUND
 
 
 def test_a_gibibyte_up(sidecar: Sidecar, upstream: LargeUpstream) -> None:
     Path(f"/proc/{sidecar.pid}/clear_refs").write_text("5")
-    before = memory(sidecar, "VmRSS")
+    before = sidecar.resident_bytes()
     with RawClient(sidecar.address) as client:
         ask(client, upstream.port, "POST", GIB)
         for _ in range(GIB // len(PIECE)):
             client.send(PIECE)
         assert client.read_response().status == 200
     assert upstream.received == GIB
-    assert memory(sidecar, "VmHWM") - before < BOUND
+    assert sidecar.resident_bytes(peak=True) - before < BOUND

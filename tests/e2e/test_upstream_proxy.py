@@ -280,11 +280,8 @@ def test_nor_by_another_address_of_this_machine(serve: MakeSidecar, corporate: C
 def test_nothing_stays_open_behind_apps_that_have_left(
     serve: MakeSidecar, corporate: Corporate, upstream: TlsUpstream
 ) -> None:
-    def open_files(sidecar: Sidecar) -> int:
-        return len(list(Path(f"/proc/{sidecar.pid}/fd").iterdir()))
-
     with serve(rest="limits: {idle_seconds: 3}\ndestinations: {allow: [loopback]}") as sidecar:
-        before = open_files(sidecar)
+        before = sidecar.open_files()
         for number in range(20):
             with socket.create_connection(sidecar.address, 5) as app:
                 name = f"tunnel.example:{upstream.port}" if number % 2 else f"api.example:{upstream.port}"
@@ -294,10 +291,10 @@ def test_nothing_stays_open_behind_apps_that_have_left(
         for _ in range(10):
             ask(sidecar, upstream, "api.example")
         for _ in range(80):
-            if open_files(sidecar) <= before + 2:
+            if sidecar.open_files() <= before + 2:
                 break
             threading.Event().wait(0.1)
-        assert open_files(sidecar) <= before + 2
+        assert sidecar.open_files() <= before + 2
 
 
 class TestEndings:

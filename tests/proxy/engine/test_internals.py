@@ -30,7 +30,7 @@ from mitmproxy.proxy.layers import ClientTLSLayer, ServerTLSLayer, tls
 from mitmproxy.proxy.layers import http as http_layers
 from mitmproxy.proxy.layers.http import _events as http_events
 from mitmproxy.proxy.layers.http import _hooks as http_hooks
-from mitmproxy.proxy.layers.http import _http1
+from mitmproxy.proxy.layers.http import _http1, _http2
 
 from addons.exchange import Exchange, Sessions
 from proxy.core.destinations import Destination
@@ -127,7 +127,7 @@ class TestStream:
     def test_the_state_is_a_method_of_mitmproxys_stream(self, name: str) -> None:
         assert inspect.isfunction(getattr(http_layers.HttpStream, name))
 
-    @pytest.mark.parametrize("ours", [Stream, ProxyLayer, Http1Upstream, layers.UpstreamTls])
+    @pytest.mark.parametrize("ours", [Stream, ProxyLayer, Http1Upstream, layers.UpstreamTls, layers.AppHttp2])
     def test_every_public_override_still_overrides_something(self, ours: type) -> None:
         own = {"state_discard_request_body"}  # a state of ours
         theirs = [base for base in ours.__mro__[1:] if base.__module__.startswith("mitmproxy.")]
@@ -206,6 +206,13 @@ class TestPatches:
         made = http_layers.HttpClient(ctx)
         list(made.handle_event(events.Start()))
         assert type(made.child_layer) is Http1Upstream
+
+    @pytest.mark.usefixtures("patched")
+    def test_so_is_the_apps_side_of_http2(self) -> None:
+        assert "Http2Server(self.context.fork())" in source_of(http_layers.HttpLayer)
+        assert vars(http_layers)["Http2Server"] is layers.AppHttp2
+        assert issubclass(layers.AppHttp2, _http2.Http2Server)
+        assert "if (yield from self.handle_h2_event(h2_event)):" in source_of(_http2.Http2Connection)
 
     def test_ours_is_of_the_kind_that_it_replaces(self) -> None:
         assert issubclass(Http1Upstream, _http1.Http1Client)
