@@ -108,11 +108,14 @@ class Redirected:
 
 
 def _is_local_name(host: str) -> bool:
-    """Tell whether a host is no name that somebody else could have registered and let lead here."""
+    """Tell whether a host is no name that somebody else could let lead here: by registering it, or in the own network.
+
+    Of names under .local, that leaves those of a Kubernetes cluster: any machine may answer for others (RFC 6762).
+    """
     try:
         parse_ip(host)
     except ValueError:
-        return "." not in host or host.endswith((".localhost", ".local", ".internal"))
+        return "." not in host or host.endswith((".localhost", ".svc.cluster.local", ".internal"))
     return True
 
 

@@ -163,6 +163,7 @@ class TestReverse:
             ("sidecar.ns.svc.cluster.local", 200),
             ("host.docker.internal", 200),
             ("attacker.example", 421),
+            ("attacker.local", 421),
             ("rebound.attacker.example:9001", 421),
         ],
     )
