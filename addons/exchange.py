@@ -53,6 +53,7 @@ class Exchange:
         decision: what the transport rules say.
         jar: the names of the cookies that the app sent.
         denied: why the request was stopped, or in observe mode would have been.
+        is_refused: whether it was answered with that, as in observe mode only what cannot go on is.
         upstream: the connection that carries it, or that could not be opened.
         holds_request: whether the request's body is held until its fields are encrypted.
         holds_response: whether the response's body is held until its fields are decrypted.
@@ -71,6 +72,7 @@ class Exchange:
     decision: Decision | None = None
     jar: frozenset[str] = frozenset()
     denied: Denied | None = None
+    is_refused: bool = False
     upstream: Upstream | None = None
     holds_request: bool = False
     holds_response: bool = False
@@ -114,6 +116,7 @@ class Exchange:
     def refuse(self, flow: http.HTTPFlow, denied: Denied) -> None:
         """Answer the flow with problem details, whatever the mode: for what cannot go on at all."""
         self.note(denied)
+        self.is_refused = True
         flow.response = problem_response(denied, self.rule_name, flow.request.headers.get("accept", ""))
         # A streamed request is answered at once, and what is left of its body is discarded; see the engine's Stream.
         flow.request.stream = True
@@ -256,7 +259,7 @@ def problem_response(denied: Denied, rule: str | None, accept: str = "") -> http
 
 def denies(exchange: Exchange) -> bool:
     """Whether the exchange is stopped (and not only would be)."""
-    return exchange.denied is not None and not exchange.observing
+    return exchange.denied is not None and (exchange.is_refused or not exchange.observing)
 
 
 # What an upstream's failure is called. In observe mode, where plain http stays plain, it says nothing of enforcing.

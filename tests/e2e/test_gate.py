@@ -254,6 +254,8 @@ class TestClients:
         policy = "mode: observe\nclients: {allow: [10.0.0.0/8]}"
         with Sidecar(policy, tmp_path, authority=authority) as sidecar:
             assert reason_of(get(sidecar, upstream)) == (403, "client_forbidden")
+            line = sidecar.wait_for_decisions(1)[0]
+        assert (line["action"], line["reason"], line["status"]) == ("deny", "client_forbidden", 403)
 
     @pytest.mark.parametrize(
         ("listen", "clients", "starts"),
