@@ -113,10 +113,14 @@ class Exchange:
         if not self.observing:
             self.refuse(flow, denied)
 
-    def refuse(self, flow: http.HTTPFlow, denied: Denied) -> None:
-        """Answer the flow with problem details, whatever the mode: for what cannot go on at all."""
+    def stop(self, denied: Denied) -> None:
+        """Remember why what was asked for is not done, whatever the mode."""
         self.note(denied)
         self.is_refused = True
+
+    def refuse(self, flow: http.HTTPFlow, denied: Denied) -> None:
+        """Answer the flow with problem details, whatever the mode: for what cannot go on at all."""
+        self.stop(denied)
         flow.response = problem_response(denied, self.rule_name, flow.request.headers.get("accept", ""))
         # A streamed request is answered at once, and what is left of its body is discarded; see the engine's Stream.
         flow.request.stream = True
@@ -178,7 +182,7 @@ class Session:
             return
         for exchange in self.unfinished:
             if not exchange.finished:
-                exchange.note(Denied(Reason.IDLE_TIMEOUT, f"no byte passed for {seconds:.0f} s"))
+                exchange.stop(Denied(Reason.IDLE_TIMEOUT, f"no byte passed for {seconds:.0f} s"))
 
 
 class Sessions:

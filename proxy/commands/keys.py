@@ -200,6 +200,9 @@ def list_keys(policy: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
         return
+    if not rows:
+        click.echo("the policy has no keys")
+        return
     titles = ("set", "alg", "kid", "role", "opens", "not after", "thumbprint")
     table = [titles, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in table) for column in range(len(titles))]

@@ -144,7 +144,7 @@ class AppSocket(Reading):
     def refused(self, denied: Denied) -> None:
         """Write a line of what was no request, or came too early or too late to be one, and close."""
         exchange = Exchange(self.session.policy, self.session.client)
-        exchange.note(denied)
+        exchange.stop(denied)
         self.engine.line.refused(exchange, denied.reason.status)
         self.close()
 
@@ -246,7 +246,7 @@ class AppSocket(Reading):
             logger.error("a client connection failed, and is closed: %s", describe(error))
         for exchange in self.session.unfinished:
             if not exchange.finished:
-                exchange.note(Denied(Reason.INTERNAL_ERROR, "the engine failed"))
+                exchange.stop(Denied(Reason.INTERNAL_ERROR, "the engine failed"))
         self.abort()
 
     def guarded(self, step: Callable[..., None], *arguments: object) -> None:

@@ -76,7 +76,7 @@ class Dispatcher:
         except KeyError:
             flow.error = mitmproxy_flow.Error(mitmproxy_flow.Error.KILLED_MESSAGE)
             return
-        exchange.note(denied)
+        exchange.stop(denied)
         # A streamed body is not kept; one that is whole here, and be it empty, can still be held back.
         message_is_on_its_way = (
             (name == "request" and flow.request.data.content is None)

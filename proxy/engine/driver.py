@@ -265,7 +265,7 @@ class Driver:
         self.queue.clear()
         for exchange in self.session.unfinished:
             if not exchange.finished:
-                exchange.note(Denied(Reason.INTERNAL_ERROR, "a protocol layer failed"))
+                exchange.stop(Denied(Reason.INTERNAL_ERROR, "a protocol layer failed"))
         self.abort()
 
     def _carry_out(self, command: commands.Command) -> None:
