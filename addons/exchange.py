@@ -52,6 +52,7 @@ class Exchange:
         front: what the app takes the destination for, where a reverse listener stands for it.
         decision: what the transport rules say.
         jar: the names of the cookies that the app sent.
+        via: the proxies that a CONNECT has come through.
         denied: why the request was stopped, or in observe mode would have been.
         is_refused: whether it was answered with that, as in observe mode only what cannot go on is.
         upstream: the connection that carries it, or that could not be opened.
@@ -71,6 +72,7 @@ class Exchange:
     rule: Rule | None = None
     decision: Decision | None = None
     jar: frozenset[str] = frozenset()
+    via: tuple[str, ...] = ()
     denied: Denied | None = None
     is_refused: bool = False
     upstream: Upstream | None = None

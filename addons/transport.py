@@ -26,7 +26,7 @@ from proxy.core.hsts import KnownHosts
 from proxy.core.policy import HTTPS_PORT
 
 _FOR_THE_PROXY = (b"proxy-connection", b"proxy-authorization")
-_VIA_NAME = re.compile(r"(?:^|,)[ \t]*[^ \t,]+[ \t]+([^ \t,(]+)")  # the received-by part (RFC 9110, section 7.6.3)
+_VIA_NAME = re.compile(r"(?:^|,)[ \t]*[^ \t,]+[ \t]+([^ \t,(:]+)")  # the received-by part (RFC 9110, section 7.6.3)
 
 
 class Transport:
@@ -43,6 +43,9 @@ class Transport:
         # A tunnel to another port than 443 may be meant for plain http, which has a rule of its own.
         if exchange.asked is not None and exchange.asked.port == HTTPS_PORT:
             _deny_if_decided(flow, exchange)
+        exchange.via = tuple(values_of(flow.request.headers, b"via"))  # for another proxy, if one is asked in turn
+        if exchange.policy.via is not None:
+            _check_via(flow, exchange, exchange.policy.via)
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Upgrade, reject or allow a request."""
@@ -62,7 +65,8 @@ class Transport:
             flow.request.data.port = decision.target.port
             _follow(flow.request, decision.target)
         if exchange.policy.via is not None and not exchange.observing:
-            _sign(flow, exchange, exchange.policy.via)
+            _check_via(flow, exchange, exchange.policy.via)
+            flow.request.headers.fields += ((b"Via", _version(flow.request) + b" " + exchange.policy.via.encode()),)
         headers = flow.request.headers
         if (view := self._view(exchange)) is not None:
             headers.fields = appview.request_fields(headers.fields, view)
@@ -125,9 +129,9 @@ def _way(flow: http.HTTPFlow, exchange: Exchange, view: appview.View | None) -> 
     return Way(flow.request.scheme == "https", view is not None, behind)
 
 
-def _sign(flow: http.HTTPFlow, exchange: Exchange, name: str) -> None:
-    """Add to Via; refuse a request that has come through here before."""
-    if any(name in _VIA_NAME.findall(value) for value in values_of(flow.request.headers, b"via")):
+def _check_via(flow: http.HTTPFlow, exchange: Exchange, name: str) -> None:
+    """Refuse a request that has come through here before."""
+    if any(name.lower() in _VIA_NAME.findall(value.lower()) for value in values_of(flow.request.headers, b"via")):
         exchange.deny(
             flow,
             Denied(
@@ -136,8 +140,6 @@ def _sign(flow: http.HTTPFlow, exchange: Exchange, name: str) -> None:
                 "see that no proxy's way out leads back to this one, and that each has a name of its own",
             ),
         )
-        return
-    flow.request.headers.fields += ((b"Via", _version(flow.request) + b" " + name.encode("ascii")),)
 
 
 def _version(message: http.Message) -> bytes:

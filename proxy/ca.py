@@ -26,10 +26,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from proxy.files import opened, read_up_to
+from proxy.files import read_regular
 
 KEY_FILE = "ca-key.pem"
 CERTIFICATE_FILE = "ca-cert.pem"
+_MAX_BYTES = 64 * 1024
 _CA_LIFE = timedelta(days=5 * 365)
 _LEAF_LIFE = timedelta(days=7)
 _RENEW_BEFORE = timedelta(days=1)
@@ -202,19 +203,19 @@ def _read_private(path: Path) -> bytes:
         CaError: it is not this user's, or open to others.
         OSError: it cannot be read, or is no regular file.
     """
-    with opened(path) as (file, status):
-        mode = stat.S_IMODE(status.st_mode)
-        if status.st_uid not in (0, os.geteuid()):
-            raise CaError(f"{path} is another user's, who could sign for every host: run chown {os.geteuid()} {path}")
-        if mode & 0o077:
-            raise CaError(f"{path} is readable by others (mode {mode:04o}): run chmod 600 {path}")
-        return file.read()
+    pem, status = read_regular(path, _MAX_BYTES)
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid not in (0, os.geteuid()):
+        raise CaError(f"{path} is another user's, who could sign for every host: run chown {os.geteuid()} {path}")
+    if mode & 0o077:
+        raise CaError(f"{path} is readable by others (mode {mode:04o}): run chmod 600 {path}")
+    return pem
 
 
 def _publish(path: Path, pem: bytes) -> None:
     """Put the certificate where apps read it, if it is not there already."""
     try:
-        if read_up_to(path, len(pem)) == pem:
+        if read_regular(path, len(pem))[0] == pem:
             return
     except FileNotFoundError:
         pass  # it is made now

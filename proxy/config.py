@@ -24,7 +24,7 @@ from pydantic_core import ErrorDetails
 
 from proxy.core.addresses import parse_ip
 from proxy.core.policy import Listener, ListenerKind, Mode, Policy
-from proxy.files import read_up_to
+from proxy.files import read_regular
 from proxy.model import PolicyFile, Section
 from proxy.policybuild import Builder
 from proxy.policyvalues import parse_admin, parse_listener
@@ -173,7 +173,7 @@ def find_admin(path: Path | None, env: Mapping[str, str]) -> Listener | None:
 
 def _read(path: Path) -> bytes:
     try:
-        return read_up_to(path, MAX_BYTES)
+        return read_regular(path, MAX_BYTES)[0]
     except OSError as error:
         message = f"the policy cannot be read: {error.strerror}"
         raise PolicyErrors([PolicyError(str(path), 0, 0, "", message)]) from None

@@ -15,7 +15,7 @@ import stat
 from pathlib import Path
 
 from proxy.core.keys import is_public
-from proxy.files import NotRegularError, opened
+from proxy.files import NotRegularError, read_regular
 
 MAX_KEY_FILE_BYTES = 64 * 1024
 
@@ -59,8 +59,7 @@ def read_key_file(path: Path, *, unsafe_permissions: bool) -> bytes:
         KeyFileError: it is no regular file, too large, or a secret that others have access to.
     """
     try:
-        with opened(path) as (file, status):
-            data = file.read(MAX_KEY_FILE_BYTES + 1)
+        data, status = read_regular(path, MAX_KEY_FILE_BYTES)
     except NotRegularError:
         raise KeyFileError(f"{path}: not a regular file; pipes, devices and directories are not read as keys") from None
     if len(data) > MAX_KEY_FILE_BYTES:

@@ -37,7 +37,7 @@ from proxy.core.policy import (
     UpstreamProxy,
     When,
 )
-from proxy.files import read_up_to
+from proxy.files import read_regular
 from proxy.keyfiles import KeyFileError, read_key_file
 from proxy.model import (
     SYSTEM_ROOTS,
@@ -153,7 +153,7 @@ class Builder:
     def _file(self, steps: Steps, name: str, limit: int) -> bytes | None:
         path = self._folder / name
         try:
-            content = read_up_to(path, limit)
+            content, _ = read_regular(path, limit)
         except OSError as error:
             self._problem(steps, f"{path} cannot be read: {error.strerror}")
             return None

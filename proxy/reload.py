@@ -18,7 +18,7 @@ from pathlib import Path
 from proxy.config import PolicyErrors
 from proxy.core.policy import Policy
 from proxy.engine.tls import NoRoots, find_roots, upstream_context
-from proxy.files import read_up_to
+from proxy.files import read_regular
 from proxy.policybuild import MAX_ROOTS_BYTES
 
 logger = logging.getLogger("overcoat")
@@ -81,7 +81,7 @@ def with_own_roots(policy: Policy, folder: Path) -> Policy:
     """
     source = find_roots(policy.trust)
     try:
-        content = read_up_to(source, MAX_ROOTS_BYTES)
+        content, _ = read_regular(source, MAX_ROOTS_BYTES)
     except OSError as e:
         raise NoRoots(f"{source} cannot be read: {e.strerror}") from None
     copy = folder / f"roots-{hashlib.sha256(content).hexdigest()[:32]}.pem"

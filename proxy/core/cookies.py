@@ -4,8 +4,9 @@ Rules of this module (RFC 6265bis):
 
 - A cookie that is only for https keeps that, though the jar cannot: its name gets a mark, with which it goes back to
   servers over TLS only, by its own name. From what leaves as plain http it is taken out.
-- Where a reverse listener stands for a server, the mark is that server's: the jar knows it only by the listener's
-  address, which others may share (a jar does not tell ports apart), and must not give one server's to another.
+- Where a reverse listener stands for a server, all its cookies have a mark of that server's: the jar knows it only by
+  the listener's address, which others may share (a jar does not tell ports apart), and must not give one server's to
+  another.
 - What no browser would take (`__Host-` with a Domain, or over plain http) is not taken here either, and no cookie of
   plain http stands in for one that is only for https.
 - The mark cannot be guessed, and no server can set it: a cookie that has it came through here.
@@ -14,12 +15,15 @@ Rules of this module (RFC 6265bis):
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from proxy.core.heads import Fields
 
 _NEEDS_TLS = frozenset(("secure", "partitioned"))
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _PREFIXES = ("__secure-", "__host-")
 _GONE = "Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT"
 
@@ -75,27 +79,28 @@ class Cookies:
     def _kept(self, value: str, way: Way, jar: AbstractSet[str]) -> list[str]:
         """Return what the jar is to be told instead of one Set-Cookie value."""
         pair, *attributes = value.split(";")
+        said = dict(_attribute(each) for each in attributes)
         name, text = _cookie(pair)
         # Without a name, the jar sends the value alone, and that would be read as name and value.
         effective = (name or text).lower()
-        if effective.startswith(self._stem) or (not way.over_tls and effective.startswith(_PREFIXES)):
+        if effective.startswith(self._stem):
+            return []
+        if way.over_tls and not way.is_translated:
+            return [value]  # the app's jar knows all that counts
+        if _CONTROL.search(value) or (effective.startswith(_PREFIXES) and not _may_have_prefix(name, said, way)):
             return []
         if not way.is_translated:
             return [value]
-        said = dict(_attribute(each) for each in attributes)
         is_secure = "secure" in said
-        if effective.startswith(_PREFIXES) and (not is_secure or not name):
-            return []
-        if effective.startswith("__host-") and ("domain" in said or said.get("path") != "/"):
-            return []
-        if is_secure and not name:
+        is_marked = is_secure or way.behind is not None
+        if is_marked and not name:
             return []  # there is nothing to mark
         mark = self._mark(way)
         not_its_own = () if way.behind is None else ("domain",)
         kept = [each for each in attributes if not _is_for_tls(each) and _attribute(each)[0] not in not_its_own]
-        told = [";".join([mark + pair.lstrip(" \t") if is_secure else pair, *kept])]
+        told = [";".join([mark + pair.lstrip(" \t") if is_marked else pair, *kept])]
         # To the server it is one cookie, secure or not; the jar has it by the other name, if it has it already.
-        twin = name if is_secure else mark + name
+        twin = name if is_marked else mark + name
         if twin in jar:
             where = [each for each in kept if _attribute(each)[0] in ("path", "domain")]
             told.append(";".join([f"{twin}=", *where, f" {_GONE}"]))
@@ -142,6 +147,13 @@ def names_sent(fields: Fields) -> frozenset[str]:
         if name.lower() == b"cookie"
         for pair in value.decode("utf-8", "surrogateescape").split(";")
     )
+
+
+def _may_have_prefix(name: str, said: Mapping[str, str], way: Way) -> bool:
+    """Tell whether a cookie may be called `__Secure-…` or, as it is here, `__Host-…`."""
+    if not way.over_tls or not name or "secure" not in said:
+        return False
+    return not name.lower().startswith("__host-") or ("domain" not in said and said.get("path") == "/")
 
 
 def _cookie(pair: str) -> tuple[str, str]:

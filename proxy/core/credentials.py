@@ -13,7 +13,6 @@ Rules of this module:
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import ipaddress
 from collections import Counter, OrderedDict
@@ -110,7 +109,8 @@ class Verifier:
         name, password = credentials
         user = next((user for user in users if hmac.compare_digest(user.name.encode(), name.encode())), None)
         held_against = (user or users[0]).password
-        pair = (held_against, hmac.digest(self._secret, password, hashlib.sha256))
+        # The name as well: what is known of one must tell nothing of another that is held against the same.
+        pair = (held_against, hmac.digest(self._secret, name.encode() + b":" + password, "sha256"))
         if pair in self._wrong:
             return False
         network = _network_of(client)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from mitmproxy.connection import Server
@@ -34,7 +35,9 @@ from proxy.engine.upstream import NoResponses, UpstreamConnection, secure
 if TYPE_CHECKING:
     from proxy.engine.server import Engine
 
+LOOK_SECONDS = 1.0  # between looks whether whoever used a half-closed tunnel is still there
 HALF_CLOSED_SECONDS = 30.0  # for a proxy to end its side of a tunnel whose other side has ended
+_INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9]{2}[ \r]")
 _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
 
 
@@ -90,13 +93,20 @@ async def _through(
     try:
         _, link = await engine.loop.create_connection(lambda: _Link(engine.loop, outer, ours), sock=ours)
         outer.carry(link)
-        await link.ask(destination, proxy)
+        await link.ask(destination, proxy, _via(engine, record, context))
     except BaseException:
         outer.close()
         ours.close() if link is None else link.transport.abort()
         theirs.close()
         raise
     return theirs
+
+
+def _via(engine: Engine, record: Upstream, context: Context) -> list[str]:
+    """Return what a CONNECT of ours says of the proxies before: without it, a circle of CONNECTs would never end."""
+    connect = engine.sessions.of(context.client).connect
+    before = [] if connect is None else list(connect.via)
+    return before if record.policy.via is None else [*before, f"1.1 {record.policy.via}"]
 
 
 class _Link(NoResponses, Reading):
@@ -115,7 +125,7 @@ class _Link(NoResponses, Reading):
         self._timer: asyncio.TimerHandle | None = None
         self._answer: asyncio.Future[None] | None = loop.create_future()
 
-    async def ask(self, destination: Destination, proxy: UpstreamProxy) -> None:
+    async def ask(self, destination: Destination, proxy: UpstreamProxy, via: Sequence[str]) -> None:
         """Ask for a tunnel, and wait for it.
 
         Raises:
@@ -123,9 +133,9 @@ class _Link(NoResponses, Reading):
         """
         assert self._answer is not None
         name = destination.authority.encode("ascii")
-        shown = b""
+        shown = b"".join(b"Via: %s\r\n" % each.encode("latin-1") for each in via)
         if proxy.authorization is not None:
-            shown = b"Proxy-Authorization: %s\r\n" % proxy.authorization.reveal()
+            shown += b"Proxy-Authorization: %s\r\n" % proxy.authorization.reveal()
         self._outer.send(b"CONNECT %s HTTP/1.1\r\nHost: %s\r\n%s\r\n" % (name, name, shown))
         await self._answer
         self._answer = None
@@ -152,8 +162,10 @@ class _Link(NoResponses, Reading):
     def _watch_half_closed(self) -> None:
         """Break off if nothing moves any more: whoever used it may be gone altogether, which no EOF tells."""
         idle = self._loop.time() - self._last_activity
-        if idle < HALF_CLOSED_SECONDS:
-            self._timer = self._loop.call_later(HALF_CLOSED_SECONDS - idle, self._watch_half_closed)
+        if self._inner.ending is not Ending.IN_ORDER:
+            self.transport.abort()
+        elif idle < HALF_CLOSED_SECONDS:
+            self._timer = self._loop.call_later(LOOK_SECONDS, self._watch_half_closed)
         else:
             self._break_off()
 
@@ -165,7 +177,7 @@ class _Link(NoResponses, Reading):
         """Whoever used it is done."""
         if self._timer is not None:
             self._timer.cancel()
-        if exc is not None or self._inner.ending is not Ending.IN_ORDER:
+        if exc is not None or self._inner.ending is Ending.BROKEN:
             self._outer.reset()
         else:
             self._outer.finish(self._loop)
@@ -189,6 +201,8 @@ class _Link(NoResponses, Reading):
             self.transport.write(data)
             return
         self._head += data
+        while _INTERIM.match(self._head) and (end := self._head.find(b"\r\n\r\n")) >= 0:
+            self._head = self._head[end + 4 :]
         end = self._head.find(b"\r\n\r\n")
         if end < 0:
             if len(self._head) > MAX_HEAD_BYTES:

@@ -19,6 +19,7 @@ import collections
 import contextlib
 import ipaddress
 import logging
+import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
@@ -30,6 +31,7 @@ from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.engine.dispatch import HookFailed, describe
 from proxy.engine.layers import inside_connect
+from proxy.engine.pairs import Ending, say_ending
 
 if TYPE_CHECKING:
     from proxy.engine.app import AppSocket
@@ -47,9 +49,10 @@ class Pipe(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, driver: Driver, conn: Connection) -> None:
+    def __init__(self, driver: Driver, conn: Connection, connection: socket.socket | None = None) -> None:
         self.driver = driver
         self.conn = conn
+        self.connection = connection
         self.is_congested = False
         self.has_ended = False
 
@@ -69,6 +72,16 @@ class Pipe(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass the end on."""
         self.driver.call(self.driver.lost, self)
+
+    def say_gone(self) -> None:
+        """Let the other end know, where that is in this process, that nobody is here any more."""
+        if self.connection is not None:
+            say_ending(self.connection, Ending.GONE)
+
+    def abort(self) -> None:
+        """Close at once."""
+        self.say_gone()
+        self.transport.abort()
 
     def pause_writing(self) -> None:
         """Stop reading what would have to be written here."""
@@ -157,7 +170,7 @@ class Driver:
     def abort(self) -> None:
         """Close everything at once."""
         for pipe in list(self.pipes.values()):
-            pipe.transport.abort()
+            pipe.abort()
 
     # -- what the sockets say
 
@@ -211,7 +224,7 @@ class Driver:
             timer.cancel()
         self.timers.clear()
         for pipe in list(self.pipes.values()):
-            pipe.transport.abort()
+            pipe.abort()
         self.engine.connections.discard(self)
         self.client.timestamp_end = time.time()
         try:
@@ -331,8 +344,9 @@ class Driver:
             transport.resume_reading()
             self.timers[(pipe.conn, "linger")] = self.loop.call_later(LINGER_SECONDS, transport.close)
         else:
+            pipe.say_gone()
             transport.close()
-        self.timers[(pipe.conn, "flush")] = self.loop.call_later(FLUSH_SECONDS, transport.abort)
+        self.timers[(pipe.conn, "flush")] = self.loop.call_later(FLUSH_SECONDS, pipe.abort)
 
     def _cancel_timers(self, conn: Connection) -> None:
         for phase in ("linger", "flush", "handshake"):
@@ -380,7 +394,7 @@ class Driver:
         except Denied as denied:
             return denied
         try:
-            transport, pipe = await self.loop.create_connection(lambda: Pipe(self, server), sock=connection)
+            transport, pipe = await self.loop.create_connection(lambda: Pipe(self, server, connection), sock=connection)
         except OSError:
             connection.close()
             return Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} closed the connection at once")
@@ -399,7 +413,7 @@ class Driver:
                 Reason.UPSTREAM_TIMEOUT, f"{server.sni} did not complete TLS in {HANDSHAKE_SECONDS:.0f} s"
             )
         if pipe := self.pipes.get(server):
-            pipe.transport.abort()
+            pipe.abort()
 
 
 def is_same_machine(one: tuple[str, int], other: tuple[str, int]) -> bool:

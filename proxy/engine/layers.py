@@ -359,10 +359,12 @@ class Http1Upstream(Http1Client):
         """Send to the upstream what the app may have sent as HTTP/2, where neither a length nor trailers are special.
 
         mitmproxy sends a body without a length as it is, behind a head that announces none: to the upstream it would
-        be the next request. For trailers it raises.
+        be the next request. So would what follows an empty piece. For trailers it raises.
         """
         if isinstance(event, http_events.RequestTrailers):
             return
+        if isinstance(event, http_events.RequestData) and not event.data:
+            return  # as a chunk, it would be the last one
         if isinstance(event, http_events.RequestHeaders) and not event.end_stream and event.request.is_http2:
             fields = event.request.headers
             if "content-length" not in fields:

@@ -16,6 +16,7 @@ class Ending(enum.Enum):
     """How a connection ended."""
 
     IN_ORDER = enum.auto()
+    GONE = enum.auto()  # in order, and whoever was there reads no more
     CUT = enum.auto()  # nobody broke it off, but nobody said either that this is all (RFC 8446, section 6.1)
     BROKEN = enum.auto()
 
@@ -48,6 +49,6 @@ def ending_of(connection: socket.socket) -> Ending:
 
 
 def say_ending(connection: socket.socket, ending: Ending) -> None:
-    """Let the other end know how this one ends; does nothing where the kernel says it."""
-    if isinstance(connection, PairedSocket):
+    """Let the other end know how this one ends, if that is not said yet; does nothing where the kernel says it."""
+    if isinstance(connection, PairedSocket) and connection.other.ending is Ending.IN_ORDER:
         connection.other.ending = ending

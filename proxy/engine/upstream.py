@@ -276,6 +276,7 @@ class UpstreamConnection(Reading):
 
     def finish(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close once what is in the buffer is sent, but within bounds: the upstream may never take it."""
+        say_ending(self._connection, Ending.GONE)
         self.receiver = None
         self.is_closed = True
         self.transport.close()
@@ -287,13 +288,17 @@ class UpstreamConnection(Reading):
         if not self.transport.is_closing():
             with contextlib.suppress(OSError):  # the upstream is gone already
                 self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            say_ending(self._connection, Ending.BROKEN)
+        say_ending(self._connection, Ending.BROKEN)
         self.close()
 
     def close(self) -> None:
         """Close; nothing is told to anybody any more."""
         self.receiver = None
         self.is_closed = True
+        self._drop()
+
+    def _drop(self) -> None:
+        say_ending(self._connection, Ending.GONE)
         self.transport.abort()
 
     @property
@@ -396,12 +401,12 @@ class UpstreamConnection(Reading):
         self.is_closed = True
         if self.on_idle_end is not None:
             self.on_idle_end(self)
-        self.transport.abort()
+        self._drop()
 
     def _fail(self, denied: Denied) -> None:
         receiver, self.receiver = self.receiver, None
         self.is_closed = True
-        self.transport.abort()
+        self._drop()
         if receiver is not None:
             receiver.response_failed(denied, self._began)
 
@@ -446,11 +451,11 @@ async def secure(
     server.timestamp_start = server.timestamp_tcp_setup = time.time()
     server.state = ConnectionState.OPEN
     if server.tls:
-        await _secure(engine, upstream, context)
+        await _secure(engine, upstream, context, connection)
     return upstream
 
 
-async def _secure(engine: Engine, upstream: UpstreamConnection, context: Context) -> None:
+async def _secure(engine: Engine, upstream: UpstreamConnection, context: Context, connection: socket.socket) -> None:
     of_this = context.fork()
     of_this.server = upstream.server
     data = tls.TlsData(upstream.server, of_this)
@@ -473,6 +478,7 @@ async def _secure(engine: Engine, upstream: UpstreamConnection, context: Context
         engine.dispatch(TlsFailedServerHook(data))
         denied = upstream.record.denied
         upstream.receiver = None
+        say_ending(connection, Ending.GONE)
         upstream.transport.close()  # not abort: the alert that says why must still go out
         raise denied or Denied(Reason.TLS_FAILED, "the TLS handshake failed") from None
     except BaseException:

@@ -130,6 +130,11 @@ class Http2Client:
             self._protocol.end_stream(stream)
         self._flush()
 
+    def send_frame(self, stream: int, data: bytes, *, padding: int | None = None) -> None:
+        """Send one DATA frame, and be it empty."""
+        self._protocol.send_data(stream, data, pad_length=padding)
+        self._flush()
+
     def end_with(self, stream: int, trailers: HeaderList) -> None:
         """End a request with trailers."""
         self._protocol.send_headers(stream, trailers, end_stream=True)

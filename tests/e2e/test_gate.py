@@ -505,7 +505,9 @@ class TestVia:
             assert get(sidecar, upstream).headers.all("via") == ()
             assert upstream.requests[0].headers.all("via") == ()
 
-    @pytest.mark.parametrize("via", ["1.1 overcoat-1", "1.0 a, 1.1 overcoat-1 (x), 1.1 b", "HTTP/1.1 overcoat-1"])
+    @pytest.mark.parametrize(
+        "via", ["1.1 overcoat-1", "1.0 a, 1.1 overcoat-1 (x), 1.1 b", "HTTP/1.1 overcoat-1", "1.1 Overcoat-1:80"]
+    )
     def test_a_circle_is_cut(self, authority: Authority, upstream: TlsUpstream, tmp_path: Path, via: str) -> None:
         with Sidecar("via: overcoat-1", tmp_path, authority=authority) as sidecar:
             assert reason_of(get(sidecar, upstream, f"Via: {via}")) == (508, "request_loop")

@@ -244,6 +244,18 @@ class TestToHttp1:
         answer = curl("--http2", url, proxy=sidecar.proxy_url, ca_file=sidecar.ca_file)
         assert (answer.exit_status == 0, answer.body) == (farewell, b"perhaps all")
 
+    def test_an_empty_piece_of_a_body_is_not_its_end(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+        upstream = fresh(lambda: tls_upstream(*HOSTS))
+        client = speak(sidecar, upstream, "other.example")
+        stream = client.begin(f"other.example:{upstream.port}")
+        for piece in (b"abc", b"", b"def"):
+            client.send_frame(stream, piece)
+        client.send_frame(stream, b"", padding=10)
+        client.go_on(stream, b"ghi", last=True)
+        assert client.read(stream).status == 200
+        (got,) = upstream.wait_for_requests(1)
+        assert got.body == b"abcdefghi"
+
     def test_a_pin_mismatch_is_told_in_the_stream(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
         upstream = fresh(lambda: tls_upstream(*HOSTS))
         client = speak(sidecar, upstream, "pinned.example")

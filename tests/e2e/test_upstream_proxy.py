@@ -297,6 +297,30 @@ def test_nothing_stays_open_behind_apps_that_have_left(
         assert sidecar.open_files() <= before + 2
 
 
+def test_a_circle_of_proxies_is_cut(authority: Authority, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        ports = [each.getsockname()[1] for each in (first, second)]
+    folders = [tmp_path / str(each) for each in (0, 1)]
+    policies = []
+    for each, folder in enumerate(folders):
+        folder.mkdir()
+        policies.append(
+            f"listen: ['forward://127.0.0.1:{ports[each]}']\nvia: number-{each}\n"
+            f"upstream_proxy: {{url: 'http://proxy.example:{ports[1 - each]}'}}"
+        )
+    with (
+        Sidecar(policies[0], folders[0], authority=authority, hosts=HOSTS) as one,
+        Sidecar(policies[1], folders[1], authority=authority, hosts=HOSTS) as other,
+    ):
+        assert curl("http://there.example/", proxy=one.proxy_url).status == 502
+        of_one, of_other = one.wait_for_decisions(2), other.wait_for_decisions(1)
+    assert {line["method"]: line["reason"] for line in of_one} == {
+        "CONNECT": "request_loop",
+        "GET": "upstream_proxy_failed",
+    }
+    assert of_other[0]["reason"] == "upstream_proxy_failed"
+
+
 class TestEndings:
     """What an end means must not get lost on the way through another proxy."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,7 +70,10 @@ def test_what_came_over_tls_for_an_app_that_asked_by_http(value: str, kept: str 
 
 def test_an_app_that_knows_the_server_by_another_name_keeps_no_domain() -> None:
     behind = Way(over_tls=True, is_translated=True, behind="api.example")
-    assert received("a=b; Domain=x.example; Path=/", behind) == "a=b; Path=/"
+    kept = received("a=b; Domain=x.example; Path=/", behind)
+    assert kept is not None
+    assert re.fullmatch(r"_octag[0-9a-f]{8}_a=b; Path=/", kept)
+    assert received("b", behind) is None
 
 
 @pytest.mark.parametrize("value", ["a=b; Secure", "__Secure-a=b", "b; Secure"])
@@ -78,7 +83,16 @@ def test_what_is_not_translated_stays_but_for_our_mark(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["__Host-a=b; Path=/", "__secure-a=b; Secure", "=__Host-a=b", "__Host-a", "_octag_a=b", "=_octag_a=b"]
+    "value",
+    [
+        "__Host-a=b; Path=/",
+        "__secure-a=b; Secure",
+        "=__Host-a=b",
+        "__Host-a",
+        "_octag_a=b",
+        "=_octag_a=b",
+        "\x0b__Host-a=b",
+    ],
 )
 def test_plain_http_sets_nothing_that_means_https(value: str) -> None:
     assert received(value, PLAIN) is None
@@ -107,9 +121,10 @@ def test_what_came_in_another_field_does_not_stand_in_for_a_secure_cookie_either
     assert COOKIES.sent(fields, UPGRADED) == ((b"cookie", b"a=b"),)
 
 
-def test_what_is_one_servers_goes_to_no_other_behind_the_same_address() -> None:
+@pytest.mark.parametrize("secure", ["; Secure", ""])
+def test_what_is_one_servers_goes_to_no_other_behind_the_same_address(secure: str) -> None:
     one, other = (Way(over_tls=True, is_translated=True, behind=host) for host in ("one.example", "other.example"))
-    kept = received("a=b; Secure", one)
+    kept = received(f"a=b{secure}", one)
     assert kept is not None
     assert sent(kept, one) == "a=b"
     assert [sent(kept, way) for way in (other, UPGRADED, PLAIN)] == [None] * 3

@@ -126,6 +126,17 @@ class TestVerifying:
         with pytest.raises(Denied):
             to_try.verify(self.USERS, basic("nobody", "one"), "1.1.1.1")
 
+    def test_what_is_known_to_be_wrong_of_one_name_tells_nothing_of_others(self) -> None:
+        clock = Clock()
+        to_try = verifier(clock)
+        assert not to_try.verify(self.USERS, basic("nobody", "x"), "1.1.1.1")
+        clock.now += 1
+        for number in range(GUESSES_OF_ONE):
+            to_try.verify(self.USERS, basic("nobody", str(number)), "1.1.1.1")
+        for name in ("somebody", "app", "other"):
+            with pytest.raises(Denied):
+                to_try.verify(self.USERS, basic(name, "x"), "1.1.1.1")
+
     def test_one_address_cannot_guess_away_what_is_there_for_others(self) -> None:
         clock = Clock()
         to_try = verifier(clock)
