@@ -30,7 +30,8 @@ from mitmproxy.proxy import commands, events, server_hooks
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.engine.dispatch import HookFailed, describe
-from proxy.engine.layers import inside_connect
+from proxy.engine.http2 import AwaitRoom, AwaitTurn
+from proxy.engine.layers import ProxyLayer, inside_connect
 from proxy.engine.pairs import Ending, say_ending
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ logger = logging.getLogger("overcoat")
 HANDSHAKE_SECONDS = 10.0
 FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
 LINGER_SECONDS = 1.0  # for an app to read an answer that came before it had sent everything
-MAX_BACKLOG = 256 * 1024  # bytes from the app that wait while its upstream is dialled
 
 
 class Pipe(asyncio.Protocol):
@@ -54,6 +54,7 @@ class Pipe(asyncio.Protocol):
         self.conn = conn
         self.connection = connection
         self.is_congested = False
+        self.waits_for_turn = False
         self.has_ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -86,12 +87,12 @@ class Pipe(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Stop reading what would have to be written here."""
         self.is_congested = True
-        self.driver.call(self.driver.balance)
+        self.driver.call(self.driver.settle)
 
     def resume_writing(self) -> None:
         """Read on."""
         self.is_congested = False
-        self.driver.call(self.driver.balance)
+        self.driver.call(self.driver.settle)
 
 
 class Driver:
@@ -108,12 +109,12 @@ class Driver:
         self.is_working = False
         self.is_over = False
         self.has_crashed = False
-        self.dialling = 0
-        self.backlog = 0
+        self.waits: list[AwaitRoom] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.timers: dict[object, asyncio.TimerHandle] = {}
         self.last_activity = self.loop.time()
         self.policy = connect.policy
+        self.context = app.context
         self.layer = inside_connect(app.context, connect)
 
     def start(self, transport: asyncio.Transport, data: bytes) -> None:
@@ -179,12 +180,7 @@ class Driver:
         self.last_activity = self.loop.time()
         if not pipe.conn.state & ConnectionState.CAN_READ:
             return  # lingering: the answer is out, what still comes is thrown away
-        if pipe.conn is self.client:
-            if self.dialling:
-                self.backlog += len(data)
-                if self.backlog > MAX_BACKLOG:
-                    self.balance()
-        else:
+        if pipe.conn is not self.client:
             self.session.received += len(data)
         self.feed(events.DataReceived(pipe.conn, data))
 
@@ -206,7 +202,6 @@ class Driver:
         could_read = bool(pipe.conn.state & ConnectionState.CAN_READ)
         pipe.conn.state = ConnectionState.CLOSED
         pipe.conn.timestamp_end = time.time()
-        self.balance()
         if could_read or pipe.conn is self.client:
             self.feed(events.ConnectionClosed(pipe.conn))
         if pipe.conn is self.client:
@@ -233,22 +228,6 @@ class Driver:
             self.engine.sessions.close(self.client)
         self.engine.ended()
 
-    def balance(self) -> None:
-        """Read only where what is read can be passed on."""
-        congested = [pipe for pipe in self.pipes.values() if pipe.is_congested]
-        for pipe in self.pipes.values():
-            if pipe.conn is self.client:
-                # Its own, too: what it sends may ask for an answer each (PING, SETTINGS), which it does not read.
-                blocked = bool(congested) or (self.dialling > 0 and self.backlog > MAX_BACKLOG)
-            else:
-                blocked = any(other is not pipe for other in congested)
-            if pipe.transport.is_closing():
-                continue
-            if blocked:
-                pipe.transport.pause_reading()
-            else:
-                pipe.transport.resume_reading()
-
     # -- events in, commands out
 
     def feed(self, event: events.Event) -> None:
@@ -256,13 +235,20 @@ class Driver:
         if self.has_crashed or self.is_over:
             return
         self.queue.append(event)
+        self.settle()
+
+    def settle(self) -> None:
+        """Work off what there is to do, then read only where what is read can be passed on."""
         if self.is_working:
             return
         self.is_working = True
         try:
+            self._wake_who_has_room()
             while self.queue:
                 for command in self.layer.handle_event(self.queue.popleft()):
                     self._carry_out(command)
+                if not self.queue:
+                    self._wake_who_has_room()
         except HookFailed:
             self._crash()
         except Exception as e:
@@ -270,8 +256,52 @@ class Driver:
             self._crash()
         finally:
             self.is_working = False
+        self._balance()
         if self.engine.is_leaving(self.session):
             self.drain()
+
+    @property
+    def _http(self) -> ProxyLayer | None:
+        return next((each for each in self.context.layers if isinstance(each, ProxyLayer)), None)
+
+    def _is_congested(self, conn: Connection) -> bool:
+        pipe = self.pipes.get(conn)
+        return pipe is not None and pipe.is_congested
+
+    def _wake_who_has_room(self) -> None:
+        if not self.waits or (http := self._http) is None:
+            return
+        ready = [wait for wait in self.waits if http.has_room(wait, self._is_congested)]
+        self.waits = [wait for wait in self.waits if wait not in ready]
+        self.queue.extend(events.Wakeup(wait) for wait in ready)
+
+    def _await_turn(self, command: AwaitTurn) -> None:
+        pipe = self.pipes.get(command.conn)
+        if pipe is not None:
+            pipe.waits_for_turn = True
+
+        def take_turn() -> None:
+            if pipe is not None:
+                pipe.waits_for_turn = False
+            self.feed(events.Wakeup(command))
+
+        self.loop.call_soon(self.call, take_turn)
+
+    def _balance(self) -> None:
+        """Pause and resume reading."""
+        http = self._http
+        for pipe in self.pipes.values():
+            if pipe.transport.is_closing():
+                continue
+            if pipe.conn is self.client:
+                # Its own, since what it sends may ask for an answer each (PING, SETTINGS), which it does not read.
+                is_blocked = pipe.is_congested
+            else:
+                is_blocked = http is not None and not http.may_read(pipe.conn, self._is_congested)
+            if is_blocked or pipe.waits_for_turn:
+                pipe.transport.pause_reading()
+            else:
+                pipe.transport.resume_reading()
 
     def _crash(self) -> None:
         self.has_crashed = True
@@ -298,6 +328,10 @@ class Driver:
             self._half_close(command.connection)
         elif isinstance(command, commands.CloseConnection):
             self._close(command.connection)
+        elif isinstance(command, AwaitRoom):
+            self.waits.append(command)
+        elif isinstance(command, AwaitTurn):
+            self._await_turn(command)
         elif isinstance(command, commands.RequestWakeup):
             self._wake_later(command)
         elif not isinstance(command, commands.Log):  # mitmproxy's log lines quote bytes off the wire: dropped
@@ -356,7 +390,6 @@ class Driver:
     # -- opening
 
     def _open(self, command: commands.OpenConnection) -> None:
-        self.dialling += 1
         task = self.loop.create_task(self._dial(command))
         self.tasks.add(task)
         task.add_done_callback(self._dialled)
@@ -370,9 +403,6 @@ class Driver:
         server = command.connection
         upstream = self.session.upstreams.setdefault(server.id, Upstream(self.policy, None))
         denied = await self._connect(server)
-        self.dialling -= 1
-        if not self.dialling:
-            self.backlog = 0
         if denied is not None:
             upstream.denied = denied
             server.error = denied.detail
@@ -380,7 +410,6 @@ class Driver:
             self.timers[(server, "handshake")] = self.loop.call_later(
                 HANDSHAKE_SECONDS, self.call, self._handshake_timeout, server
             )
-        self.balance()
         if not self.is_over:
             self.feed(events.OpenConnectionCompleted(command, denied.detail if denied else None))
 

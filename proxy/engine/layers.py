@@ -18,8 +18,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import h2.errors
-import h2.events
 from mitmproxy import connection, http
 from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy import commands, context, events, layer
@@ -28,7 +26,6 @@ from mitmproxy.proxy.layers import http as http_layers
 from mitmproxy.proxy.layers.http import _events as http_events
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._http1 import Http1Client
-from mitmproxy.proxy.layers.http._http2 import Http2Server
 from OpenSSL import SSL
 
 from addons.exchange import Exchange, Sessions, Upstream
@@ -36,12 +33,12 @@ from addons.pinning import have_expired
 from proxy.core import bodies
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import MAX_HEAD_BYTES, read_request_head
+from proxy.engine.http2 import UNSENT_AT_MOST, AppHttp2, AwaitRoom, UpstreamHttp2
 
 Commands = layer.CommandGenerator[None]
+IsCongested = Callable[[connection.Connection], bool]
 
 MAX_DISCARDED = 1024 * 1024
-RESETS_AT_ONCE = 100  # of streams of one connection; more than a browser gives up with a page
-RESETS_A_SECOND = 10  # … after that
 _HEAD_END = re.compile(rb"\n\r?\n")
 _INTERIM = re.compile(rb"HTTP/1\.1 1(?!01)[0-9]{2}[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n")  # RFC 9110, section 15.2
 
@@ -123,6 +120,48 @@ class ProxyLayer(http_layers.HttpLayer):
             return  # the end of a connection that was forgotten already
         yield from super()._handle_event(event)
 
+    def has_room(self, wait: AwaitRoom, is_congested: IsCongested) -> bool:
+        """Tell whether more of a stream can be passed on.
+
+        Args:
+            wait: names the stream, and the direction.
+            is_congested: tells of a connection whether its socket takes no more for now.
+        """
+        if wait.is_response:
+            return self._has_app_room(wait.stream_id, is_congested)
+        stream = self.streams.get(wait.stream_id)
+        if not isinstance(stream, Stream) or stream.keeps_request:
+            return True
+        if stream.client_state != stream.state_stream_request_body:
+            return False  # its upstream is still being dialled
+        server = stream.context.server
+        upstream = self._speaker(server)
+        if isinstance(upstream, UpstreamHttp2):
+            number = upstream.our_stream_id.get(wait.stream_id)
+            if number is None or upstream.h2_conn.unsent(number) > UNSENT_AT_MOST:
+                return False
+        return not is_congested(server)
+
+    def may_read(self, server: connection.Connection, is_congested: IsCongested) -> bool:
+        """Tell whether to read from an upstream; one that speaks HTTP/2 is told in its own words to wait."""
+        upstream = self._speaker(server)
+        if isinstance(upstream, Http1Client) and upstream.stream_id is not None:
+            return self._has_app_room(upstream.stream_id, is_congested)
+        return True
+
+    def _has_app_room(self, stream_id: int, is_congested: IsCongested) -> bool:
+        app = self.connections.get(self.context.client)
+        if not isinstance(app, AppHttp2):
+            return True
+        return not is_congested(self.context.client) and app.h2_conn.unsent(stream_id) <= UNSENT_AT_MOST
+
+    def _speaker(self, server: connection.Connection) -> layer.Layer | None:
+        """Return the layer that speaks HTTP with an upstream, inside its TLS, if it has come so far."""
+        found = self.connections.get(server)
+        while (inside := getattr(found, "child_layer", None)) is not None:
+            found = inside
+        return found
+
     def make_stream(self, stream_id: int) -> Commands:
         """Make our kind of stream."""
         stream = self.streams[stream_id] = Stream(self.context.fork(), stream_id, self._line)
@@ -176,6 +215,16 @@ class Stream(http_layers.HttpStream):
     @property
     def _exchange(self) -> Exchange:
         return self._line.sessions.exchange(self.flow)
+
+    @property
+    def keeps_request(self) -> bool:
+        """Whether what comes of the request's body goes no further now: it is held, which has limits, or dropped."""
+        return self.client_state in (
+            self.state_consume_request_body,
+            self.state_discard_request_body,
+            self.state_done,
+            self.state_errored,
+        )
 
     # -- a denial is answered at once
 
@@ -324,28 +373,6 @@ def _invalid(response: http.Response) -> bool:
     except ValueError:
         return True
     return False
-
-
-class AppHttp2(Http2Server):
-    """The app's side of HTTP/2: streams may be given up, but not without end."""
-
-    _allowance: float = RESETS_AT_ONCE
-    _refilled: float = 0.0
-
-    def handle_h2_event(self, event: h2.events.Event) -> layer.CommandGenerator[bool]:
-        """Close a connection whose streams are reset faster than they can be work for anybody.
-
-        A reset frees the app at once, while what its request has set off goes on here (CVE-2023-44487), whether the app
-        resets the stream or makes us do so (CVE-2025-8671).
-        """
-        if isinstance(event, h2.events.StreamReset):
-            now = time.monotonic()
-            self._allowance = min(RESETS_AT_ONCE, self._allowance + (now - self._refilled) * RESETS_A_SECOND) - 1
-            self._refilled = now
-            if self._allowance < 0:
-                yield from self.protocol_error("too many resets", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
-                return True
-        return (yield from super().handle_h2_event(event))
 
 
 class CutOff(events.ConnectionClosed):

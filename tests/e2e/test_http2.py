@@ -16,7 +16,7 @@ import pytest
 from h2.errors import ErrorCodes
 
 from proxy.core.keys import Alg
-from proxy.engine.layers import RESETS_AT_ONCE
+from proxy.engine.http2 import RESETS_AT_ONCE
 from tests.e2e import wire
 from tests.e2e.app import connect, fresh
 from tests.e2e.certificates import Authority
