@@ -14,7 +14,6 @@ when those move.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -266,17 +265,27 @@ class Stream(http_layers.HttpStream):
 
     # -- bodies are held only so far
 
+    def _handle_event(self, event: events.Event) -> Commands:
+        if isinstance(event, events.Wakeup):
+            yield from self._held_too_long()
+            return
+        yield from super()._handle_event(event)
+        if isinstance(event, http_events.RequestHeaders) and self.client_state == self.state_consume_request_body:
+            yield commands.RequestWakeup(self._exchange.policy.limits.request_seconds)
+
+    def _held_too_long(self) -> Commands:
+        """Refuse a request whose body is still not whole."""
+        if self.client_state == self.state_consume_request_body:
+            exchange = self._exchange
+            self.request_body_buf.clear()
+            late = f"the app did not send all of it within {exchange.policy.limits.request_seconds} s"
+            exchange.refuse(self.flow, Denied(Reason.REQUEST_TIMEOUT, late))
+            yield from self._answer()
+
     def state_consume_request_body(self, event: events.Event) -> Commands:
         """Hold a request's body up to the policy's limit."""
         if isinstance(event, http_events.RequestData):
             exchange = self._exchange
-            limits = exchange.policy.limits
-            if time.monotonic() - exchange.started_monotonic > limits.request_seconds:
-                self.request_body_buf.clear()
-                late = f"the app did not send all of it within {limits.request_seconds} s"
-                exchange.refuse(self.flow, Denied(Reason.REQUEST_TIMEOUT, late))
-                yield from self._answer()
-                return
             if len(self.request_body_buf) + len(event.data) > exchange.policy.limits.held_body:
                 self.request_body_buf.clear()
                 exchange.refuse(self.flow, bodies.too_large(exchange.policy.limits.held_body))
@@ -413,7 +422,15 @@ class Http1Upstream(Http1Client):
         yield from super().read_headers(event)
 
     def read_body(self, event: events.Event) -> Commands:
-        """Read a body, without its trailers. One that only its connection ends is not whole if that was cut off."""
+        """Read a body, without its trailers. One that only its connection ends is not whole if that was cut off.
+
+        A response may be whole before its request is. What follows it then was asked for by nobody, and is the end of
+        this connection, but not of the request: the app may send it to its end, and has its answer.
+        """
+        if self.response_done:
+            self.buf.maybe_extract_at_most(len(self.buf))
+            yield commands.CloseConnection(self.conn)
+            return
         if isinstance(event, CutOff):
             assert self.stream_id is not None
             yield commands.CloseConnection(self.conn)

@@ -234,6 +234,12 @@ class RawClient:
         found, self._buffer = self._buffer[:end], self._buffer[end:]
         return found
 
+    def read_ahead(self, size: int) -> bytes:
+        """Return the next `size` bytes, and leave them to be read; errors are those of `read_exactly`."""
+        while len(self._buffer) < size:
+            assert self._receive(), f"closed before {size} bytes, after {self._buffer!r}"
+        return self._buffer[:size]
+
     def read_exactly(self, size: int) -> bytes:
         """Return the next `size` bytes.
 
@@ -241,9 +247,8 @@ class RawClient:
             AssertionError: the peer closed before them.
             TimeoutError: they did not come in time.
         """
-        while len(self._buffer) < size:
-            assert self._receive(), f"closed before {size} bytes, after {self._buffer!r}"
-        found, self._buffer = self._buffer[:size], self._buffer[size:]
+        found = self.read_ahead(size)
+        self._buffer = self._buffer[size:]
         return found
 
     def read_response(self, *, method: str = "GET") -> Answer:

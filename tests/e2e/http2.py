@@ -31,7 +31,7 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 
 from tests.e2e.certificates import Authority
-from tests.e2e.clients import RawClient
+from tests.e2e.clients import DEADLINE, RawClient
 from tests.e2e.connection import Connection
 from tests.e2e.upstream import TlsUpstream
 
@@ -47,12 +47,14 @@ class Message:
         body: the data so far.
         ended: whether its end has come.
         reset: the error code with which the stream or its connection was reset, or None.
+        unacknowledged: how many bytes have come for which there was no window update.
     """
 
     headers: HeaderList = field(default_factory=list)
     body: bytes = b""
     ended: bool = False
     reset: int | None = None
+    unacknowledged: int = 0
 
     def get(self, name: str) -> str | None:
         """Return the only value of a field, or None."""
@@ -79,6 +81,7 @@ class Http2Client:
         unchecked = H2Configuration(True, "utf-8", validate_outbound_headers=False, normalize_outbound_headers=False)
         self._protocol = H2Connection(unchecked)
         self._protocol.initiate_connection()
+        self._protocol.increment_flow_control_window(64 * 1024 * 1024)  # of all streams together: none stalls others
         self._messages: dict[int, Message] = {}
         self._flush()
 
@@ -145,8 +148,34 @@ class Http2Client:
         self._protocol.reset_stream(stream, ErrorCodes.CANCEL)
         self._flush()
 
-    def read(self, stream: int) -> Message:
+    def send_while_there_is_room(self, stream: int, size: int, *, patience: float = 0.5) -> int:
+        """Send up to `size` bytes of a body, as far as the windows allow; return how many.
+
+        Args:
+            stream: the request's.
+            size: in bytes.
+            patience: how many seconds to wait for more room.
+        """
+        left = memoryview(b"x" * size)
+        self._client._socket.settimeout(patience)
+        try:
+            while left:
+                left = _send_some(self._protocol, stream, left)
+                self._flush()
+                if left:
+                    self._receive()
+        except TimeoutError:
+            pass  # no more room
+        finally:
+            self._client._socket.settimeout(DEADLINE)
+        return size - len(left)
+
+    def read(self, stream: int, *, acknowledging: set[int] | None = None) -> Message:
         """Return the response in a stream, once its end or a reset is here.
+
+        Args:
+            stream: the stream.
+            acknowledging: the streams whose data is acknowledged, so that more may come; None for all.
 
         Raises:
             AssertionError: the connection ended before.
@@ -154,11 +183,22 @@ class Http2Client:
         """
         message = self._messages[stream]
         while not message.ended and message.reset is None:
-            head = self._client.read_exactly(9)  # RFC 9113, section 4.1: length, type, flags, stream
-            for event in self._protocol.receive_data(head + self._client.read_exactly(int.from_bytes(head[:3]))):
-                _take(self._protocol, self._messages, event)
-            self._flush()
+            self._receive(acknowledging)
         return message
+
+    def acknowledge(self, stream: int) -> None:
+        """Let more come in a stream whose data was not acknowledged before."""
+        self._protocol.acknowledge_received_data(self._messages[stream].unacknowledged, stream)
+        self._messages[stream].unacknowledged = 0
+        self._flush()
+
+    def _receive(self, acknowledging: set[int] | None = None) -> None:
+        head = self._client.read_ahead(9)  # RFC 9113, section 4.1: length, type, flags, stream
+        size = 9 + int.from_bytes(head[:3])
+        self._client.read_ahead(size)
+        for event in self._protocol.receive_data(self._client.read_exactly(size)):
+            _take(self._protocol, self._messages, event, acknowledging)
+        self._flush()
 
     def close(self) -> None:
         """Leave without a word."""
@@ -194,6 +234,7 @@ class Http2Upstream(TlsUpstream):
         channel = self._channel(connection)
         protocol = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
         streams: dict[int, Message] = {}
+        unsent: dict[int, memoryview] = {}
         begun = False
         while True:
             sock.setblocking(True)
@@ -221,7 +262,12 @@ class Http2Upstream(TlsUpstream):
                     protocol.reset_stream(stream)
                     continue
                 protocol.send_headers(stream, [(":status", "200"), ("content-type", "application/json")])
-                protocol.send_data(stream, reply, end_stream=True)
+                unsent[stream] = memoryview(reply)
+            for stream, left in list(unsent.items()):
+                unsent[stream] = _send_some(protocol, stream, left)
+                if not unsent[stream]:
+                    del unsent[stream]
+                    protocol.end_stream(stream)
             with self._changed:
                 self._changed.notify_all()
             sock.sendall(channel.seal(protocol.data_to_send()))
@@ -229,13 +275,26 @@ class Http2Upstream(TlsUpstream):
                 return
 
 
-def _take(protocol: H2Connection, messages: dict[int, Message], event: Event) -> list[int]:
+def _send_some(protocol: H2Connection, stream: int, data: memoryview) -> memoryview:
+    """Send what the windows allow, and return the rest."""
+    while data and (room := min(protocol.local_flow_control_window(stream), protocol.max_outbound_frame_size)):
+        protocol.send_data(stream, bytes(data[:room]))
+        data = data[room:]
+    return data
+
+
+def _take(
+    protocol: H2Connection, messages: dict[int, Message], event: Event, acknowledging: set[int] | None = None
+) -> list[int]:
     """Note an event, and return the stream that it ends, if any."""
     if isinstance(event, RequestReceived | ResponseReceived):
         messages.setdefault(event.stream_id, Message()).headers = [(str(k), str(v)) for k, v in event.headers]
     elif isinstance(event, DataReceived):
         messages[event.stream_id].body += event.data
-        protocol.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        if acknowledging is None or event.stream_id in acknowledging:
+            protocol.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        else:
+            messages[event.stream_id].unacknowledged += event.flow_controlled_length
     elif isinstance(event, StreamReset):
         messages[event.stream_id].reset = int(event.error_code)
     elif isinstance(event, ConnectionTerminated):

@@ -19,6 +19,7 @@ import pytest
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import Accepted, RawClient
 from tests.e2e.receiver import Receiver
+from tests.e2e.scripted import Upstream
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.wire import END_OF_HEAD
 
@@ -28,48 +29,6 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 has_proc = pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="memory is read from /proc, which is Linux's"
 )
-
-
-class Upstream:
-    """A listening socket. What it accepts, the test serves."""
-
-    def __init__(self, host: str, tls: ssl.SSLContext | None) -> None:
-        self.host = host
-        self._tls = tls
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.settimeout(DEADLINE)
-        self._accepted: list[Accepted] = []
-        self.authority = f"{host}:{self._listener.getsockname()[1]}"
-
-    def accept(self) -> Accepted:
-        """Return the next connection, once its handshake is complete."""
-        accepted, _ = self._listener.accept()
-        accepted.settimeout(DEADLINE)
-        if self._tls is not None:
-            accepted = self._tls.wrap_socket(accepted, server_side=True)
-        self._accepted.append(Accepted(accepted))
-        return self._accepted[-1]
-
-    def assert_nobody_came(self) -> None:
-        """Fail if a connection was made that was not accepted."""
-        self._listener.settimeout(0.15)
-        with pytest.raises(TimeoutError):
-            self._listener.accept()
-        self._listener.settimeout(DEADLINE)
-
-    def close(self) -> None:
-        for accepted in self._accepted:
-            accepted.close()
-        self._listener.close()
-
-    def request(self, path: str = "/", more: str = "", method: str = "GET", version: str = "1.1") -> bytes:
-        """Return the head of a request of an app."""
-        head = f"{method} http://{self.authority}{path} HTTP/{version}\r\nHost: {self.authority}\r\n{more}\r\n"
-        return head.encode("ascii")
-
-    def expected(self, path: str = "/", more: str = "", method: str = "GET") -> bytes:
-        """Return the same head as it must come here."""
-        return f"{method} {path} HTTP/1.1\r\nHost: {self.authority}\r\n{more}\r\n".encode("ascii")
 
 
 @pytest.fixture(scope="module")
