@@ -366,7 +366,8 @@ FAULTS_IN_HTTP_2 = FAULTS | {
     "in a layer": "import proxy.engine.layers as a; a.Stream.state_consume_request_body = raises",
     "in the dialling": "import proxy.engine.driver as a; a.Driver._connect = raises",
     "in a timer": "import proxy.engine.driver as a; a.Driver._watch_idle = raises",
-    "in a pause": "import proxy.engine.driver as a; a.Driver.balance = raises",
+    "in a pause": "import proxy.engine.driver as a; a.Driver._balance = raises",
+    "in looking for room": "import proxy.engine.driver as a; a.Driver._wake_who_has_room = raises",
 }
 
 
