@@ -195,10 +195,18 @@ def _alternating(addresses: Sequence[_Found]) -> list[_Found]:
     return turns + longer[len(shorter) :]
 
 
+def tcp_socket(family: socket.AddressFamily) -> socket.socket:
+    """Return a TCP socket that asyncio knows for one, and that it sends small pieces on without waiting for more.
+
+    Without the protocol's number it does not know, and what follows a head in a write of its own may wait 40 ms.
+    """
+    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+
+
 async def _try(
     loop: asyncio.AbstractEventLoop, family: socket.AddressFamily, address: tuple[str, int] | tuple[str, int, int, int]
 ) -> socket.socket:
-    connection = socket.socket(family, socket.SOCK_STREAM)
+    connection = tcp_socket(family)
     try:
         connection.setblocking(False)
         await loop.sock_connect(connection, address)

@@ -38,6 +38,7 @@ from proxy.core.hsts import KnownHosts
 from proxy.core.policy import Listener, Policy
 from proxy.engine import chaining, patches
 from proxy.engine.app import AppSocket
+from proxy.engine.dialling import tcp_socket
 from proxy.engine.dispatch import Dispatcher, describe
 from proxy.engine.driver import Driver, is_same_machine
 from proxy.engine.layers import LayerOptions, Line, NextLayer
@@ -95,7 +96,7 @@ def bind(listener: Listener, count: int) -> list[list[Bound]]:
         for family, address in _addresses(listener.host):
             port = listener.port
             for share in shares:
-                bound = socket.socket(family, socket.SOCK_STREAM)
+                bound = tcp_socket(family)
                 share.append(bound)
                 bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from addons.metrics import Metrics
 from proxy.ca import LocalCa
 from proxy.core.policy import Listener, Policy, Trust
-from proxy.engine import conversation
+from proxy.engine import conversation, dialling
 from proxy.engine.driver import is_same_machine
 from proxy.engine.http1 import AppHttp1
 from proxy.engine.server import BindError, Engine, bind
@@ -50,6 +50,31 @@ def engine(policy: Policy, folder: Path) -> Engine:
     return Engine(
         policy, LocalCa.open(folder / "ca", datetime.now(UTC)), Metrics(CollectorRegistry()), lambda line: None
     )
+
+
+def test_small_pieces_are_sent_at_once_both_ways() -> None:
+    def sends_at_once(transport: asyncio.BaseTransport) -> bool:
+        return bool(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    async def check() -> None:
+        loop = asyncio.get_running_loop()
+        accepted: list[asyncio.BaseTransport] = []
+
+        class Taking(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                accepted.append(transport)
+
+        (((_, listening),),) = bind(Listener("127.0.0.1", 0), 1)
+        async with await loop.create_server(Taking, sock=listening):
+            dialled = await dialling._try(loop, socket.AF_INET, listening.getsockname()[:2])
+            ours, _ = await loop.create_connection(asyncio.Protocol, sock=dialled)
+            await asyncio.sleep(0.05)
+            found = [sends_at_once(each) for each in (ours, *accepted)]
+            for each in (ours, *accepted):
+                each.abort()  # type: ignore[attr-defined]  # they are asyncio.Transport
+        assert found == [True, True]
+
+    asyncio.run(check())
 
 
 def test_an_own_address_is_known_by_its_port_on_this_machine(roots: Path, tmp_path: Path) -> None:
