@@ -14,12 +14,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from mitmproxy import tls
+from mitmproxy.connection import Server
 from OpenSSL import SSL, crypto
 
 from addons.exchange import Sessions, Upstream
 from proxy.core.decisions import Denied, Reason
+from proxy.core.destinations import Destination
 from proxy.core.pins import PinVerdict, check_pins, spki_pin
-from proxy.core.policy import Mode, Policy, Rule
+from proxy.core.policy import HTTPS_PORT, Mode, Policy, Rule
 
 VerifyCallback = Callable[[SSL.Connection, crypto.X509, int, int, int], bool]
 
@@ -37,18 +39,24 @@ class Pinning:
         if data.ssl_conn is None:
             raise RuntimeError("the engine made no TLS connection object")
         # On the connection: the context behind it is shared by handshakes with other pins.
-        data.ssl_conn.set_verify(SSL.VERIFY_PEER, verifier(session.policy, upstream, data.conn.sni or ""))
+        data.ssl_conn.set_verify(SSL.VERIFY_PEER, verifier(session.policy, upstream, _destination(data)))
 
     def tls_failed_server(self, data: tls.TlsData) -> None:
         """Name the reason of a failed handshake that the callback did not name."""
         upstream = self.sessions.of(data.context.client).upstreams[data.conn.id]
         if upstream.denied is None:
-            host = data.conn.sni or "the upstream"
+            host = _destination(data).host
             upstream.denied = Denied(
                 Reason.TLS_FAILED,
                 f"{host} did not complete a TLS handshake: it speaks no TLS there, or none that the policy accepts",
                 "check the rule's https_port and trust.min_tls; there is no fallback to plain http",
             )
+
+
+def _destination(data: tls.TlsData) -> Destination:
+    if not isinstance(data.conn, Server) or data.conn.address is None:
+        raise RuntimeError("an upstream without an address")
+    return Destination(*data.conn.address)
 
 
 def have_expired(rule: Rule | None) -> bool:
@@ -57,7 +65,7 @@ def have_expired(rule: Rule | None) -> bool:
     return expires is not None and datetime.now(UTC).date() > expires
 
 
-def verifier(policy: Policy, upstream: Upstream, host: str) -> VerifyCallback:
+def verifier(policy: Policy, upstream: Upstream, destination: Destination) -> VerifyCallback:
     """Return OpenSSL's verification callback for one handshake.
 
     It notes its verdict in `upstream`. OpenSSL calls it from the root (highest depth) to the leaf (depth 0), and with
@@ -76,19 +84,19 @@ def verifier(policy: Policy, upstream: Upstream, host: str) -> VerifyCallback:
         if not ok:
             upstream.denied = Denied(
                 Reason.CERTIFICATE_INVALID,
-                f"the certificate of {host} is not valid: {verify_error(error)} (depth {depth})",
+                f"the certificate of {destination.host} is not valid: {verify_error(error)} (depth {depth})",
                 "fix the upstream's certificate, or name its CA in trust.roots",
             )
             return False
         chain[depth] = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
         if depth > 0:
             return True
-        return _check(policy, upstream, [chain[d] for d in sorted(chain)], host)
+        return _check(policy, upstream, [chain[d] for d in sorted(chain)], destination)
 
     return verify
 
 
-def _check(policy: Policy, upstream: Upstream, verified_chain: list[bytes], host: str) -> bool:
+def _check(policy: Policy, upstream: Upstream, verified_chain: list[bytes], destination: Destination) -> bool:
     rule = upstream.rule
     if rule is None or rule.pins is None:
         return True
@@ -102,11 +110,13 @@ def _check(policy: Policy, upstream: Upstream, verified_chain: list[bytes], host
             "check the server's key, then renew pins.any_of and pins.expires",
         )
     else:
+        shown = destination.url_host if destination.port == HTTPS_PORT else destination.authority
         denied = Denied(
             Reason.PIN_MISMATCH,
-            f"rule {rule.name} pins {host}, and no key of its verified chain matches; "
+            f"rule {rule.name} pins {destination.host}, and no key of its verified chain matches; "
             f"the server's key is {spki_pin(verified_chain[0])}",
-            "if the server's operator confirms that key, add it to the rule's pins.any_of",
+            "if the server's operator confirms that key, add it to the rule's pins.any_of; "
+            f"run overcoat pins fetch {shown} for all keys of the chain",
         )
     upstream.denied = denied
     return policy.mode is Mode.OBSERVE and not upstream.is_proxy

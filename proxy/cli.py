@@ -11,6 +11,7 @@ _COMMANDS = {
     "check": ("proxy.commands.policy", "Check the policy; say what it does, or everything that is wrong with it."),
     "explain": ("proxy.commands.policy", "Say what would happen to a request for a URL, and why."),
     "schema": ("proxy.commands.policy", "Print the JSON Schema of the policy file."),
+    "pins": ("proxy.commands.pins", "Show the pins of a server's keys."),
     "keys": ("proxy.commands.keys", "Make keys; seal and open values by hand."),
     "password": ("proxy.commands.password", "Print the hash of a password, for users of the proxy."),
     "ca": ("proxy.commands.serve", "Print the local CA's certificate, for apps to trust."),

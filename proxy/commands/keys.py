@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import wraps
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
+
+from proxy.commands.failed import Failed
 
 if TYPE_CHECKING:
     from proxy.core.jwe import Place
@@ -31,14 +33,6 @@ if TYPE_CHECKING:
 ALGORITHMS = ("ECDH-ES+A256KW", "RSA-OAEP-256", "A256KW")
 CURVES = ("P-256", "X25519")
 FORMATS = ("pem", "jwk")
-
-
-class Failed(click.ClickException):
-    """An error of the command's work, as against wrong use: one line, exit status 1."""
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print the message the way every line of this command's errors looks."""
-        click.echo(f"error: {self.format_message()}", file=file, err=file is None)
 
 
 class BadPolicy(Failed):

@@ -40,21 +40,21 @@ _PIPE_WIDTH = 120
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 _URL = re.compile(r"(?:(https?)://)?([^/?#]*)([^?#]*)(?:\?[^#]*)?(?:#.*)?", re.DOTALL | re.IGNORECASE)
 
-_policy_option = click.option(
+policy_option = click.option(
     "-p",
     "--policy",
     "option",
     metavar="FILE",
     help="The policy file; else $OVERCOAT_POLICY, ./overcoat.yaml, built-in.",
 )
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
 def _today() -> date:
     return datetime.now(UTC).date()
 
 
-def _load(option: str | None, *, as_json: bool) -> Policy:
+def load_or_exit(option: str | None, *, as_json: bool) -> Policy:
     """Load the policy, or print everything that is wrong with it and exit with status 2."""
     try:
         return load_policy(find_policy(option, os.environ), os.environ)
@@ -76,8 +76,8 @@ def _refuse(refused: PolicyErrors, *, as_json: bool) -> NoReturn:
 
 
 @click.command()
-@_policy_option
-@_json_option
+@policy_option
+@json_option
 def check(option: str | None, as_json: bool) -> None:
     """Check the policy; say what it does, or everything that is wrong with it.
 
@@ -85,7 +85,7 @@ def check(option: str | None, as_json: bool) -> None:
     Example:
       overcoat check -p overcoat.yaml
     """
-    policy = _load(option, as_json=as_json)
+    policy = load_or_exit(option, as_json=as_json)
     warnings = policy_warnings(policy, _today())
     if as_json:
         click.echo(json.dumps({"ok": True, **policy_summary(policy), "warnings": warnings}, indent=2))
@@ -191,10 +191,9 @@ def _print_summary(policy: Policy) -> None:
     click.echo(f"listen    {', '.join(summary['listen'])}; admin {summary['admin'] or 'off'}")
     click.echo(f"defaults  plain http: {policy.defaults.plain_http}, https: {policy.defaults.https}")
     click.echo(f"trust     {summary['trust']['roots']} roots, TLS {policy.trust.min_tls} or newer")
-    # A pipe has no width; a narrow guess would break host names over lines.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    console = wide_console()
     if policy.rules:
-        table = _table("rule", "hosts", "plain http", "https", "pins")
+        table = plain_table("rule", "hosts", "plain http", "https", "pins")
         for rule in policy.rules:
             why = _why_inspected(rule)
             table.add_row(
@@ -206,7 +205,7 @@ def _print_summary(policy: Policy) -> None:
             )
         console.print(table)
     if any(rule.encrypt or rule.decrypt for rule in policy.rules):
-        table = _table("rule", "does", "fields", "key set", "when")
+        table = plain_table("rule", "does", "fields", "key set", "when")
         for rule in policy.rules:
             for does, entries in (("encrypt", rule.encrypt), ("decrypt", rule.decrypt)):
                 for entry in entries:
@@ -214,7 +213,7 @@ def _print_summary(policy: Policy) -> None:
                     table.add_row(rule.name, does, fields, entry.keys.name, _when_text(entry))
         console.print(table)
     if policy.keys:
-        table = _table("key set", "alg", "kid", "decrypts", "not after")
+        table = plain_table("key set", "alg", "kid", "decrypts", "not after")
         for key_set in summary["keys"]:
             for key in key_set["keys"]:
                 decrypts = "yes" if key["decrypts"] else "no, public"
@@ -222,7 +221,13 @@ def _print_summary(policy: Policy) -> None:
         console.print(table)
 
 
-def _table(*columns: str) -> Table:
+def wide_console() -> Console:
+    """Return a console for tables. A pipe has no width, and a narrow guess would break names over lines."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+
+def plain_table(*columns: str) -> Table:
+    """Return a table with these columns and few lines."""
     table = Table(box=box.SIMPLE, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -302,7 +307,7 @@ class _Request:
 
 
 @click.command()
-@_policy_option
+@policy_option
 @click.option("-X", "--request", "method", metavar="METHOD", help="The method; GET, or POST with --body.")
 @click.option(
     "--body",
@@ -310,7 +315,7 @@ class _Request:
     metavar="FILE",
     help="A JSON body: list the places in it that would be encrypted.",
 )
-@_json_option
+@json_option
 @click.argument("url")
 def explain(option: str | None, method: str | None, body: Path | None, as_json: bool, url: str) -> None:
     """Say what would happen to a request for URL, and why. Nothing is sent.
@@ -325,7 +330,7 @@ def explain(option: str | None, method: str | None, body: Path | None, as_json: 
         requests, path = _requests(url)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="URL") from None
-    policy = _load(option, as_json=as_json)
+    policy = load_or_exit(option, as_json=as_json)
     method = method or ("POST" if body else "GET")
     request = _Request(method, path, _read_body(body) if body else None, _today())
     explanations = [_explain(policy, scheme, destination, request) for scheme, destination in requests]
@@ -345,12 +350,21 @@ def _requests(url: str) -> tuple[list[tuple[str, Destination]], str]:
     if match is None or (match[1] is None and "://" in url):
         raise ValueError("write http://…, https://…, or only a host")
     scheme, authority, path = match[1], match[2], match[3] or "/"
+    ports = {"http": HTTP_PORT, "https": HTTPS_PORT}
+    schemes = [scheme.lower()] if scheme else list(ports)
+    return [(each, destination_of(authority, ports[each])) for each in schemes], path
+
+
+def destination_of(authority: str, default_port: int) -> Destination:
+    """Return the destination that a user names by `host` or `host:port`; the host may be an internationalised name.
+
+    Raises:
+        ValueError: it names none.
+    """
     if not authority.isascii():  # so it is a name, and its only colon is the port's
         host, colon, port = authority.partition(":")
         authority = ascii_host(host) + colon + port
-    ports = {"http": HTTP_PORT, "https": HTTPS_PORT}
-    schemes = [scheme.lower()] if scheme else list(ports)
-    return [(each, parse_authority(authority, ports[each])) for each in schemes], path
+    return parse_authority(authority, default_port)
 
 
 def _read_body(file: Path) -> bytes:

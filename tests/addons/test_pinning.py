@@ -19,6 +19,7 @@ from OpenSSL import SSL, crypto
 
 from addons.exchange import Sessions, Upstream
 from addons.pinning import Pinning, verifier, verify_error
+from proxy.core.destinations import Destination
 from proxy.core.pins import Pin, PinSet, PinVerdict, certificate_pin, spki_pin
 from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
 from proxy.engine.layers import LayerOptions
@@ -51,7 +52,7 @@ def verify(
     error: int = UNKNOWN_ISSUER,
 ) -> bool:
     """Call the callback as OpenSSL does; it stops at the first no."""
-    callback = verifier(replace(Policy(), mode=mode), upstream, "api.example")
+    callback = verifier(replace(Policy(), mode=mode), upstream, Destination("api.example", 443))
     for depth in reversed(range(len(chain))):
         certificate = crypto.X509.from_cryptography(chain[depth])
         ok = depth != fails_at
@@ -82,6 +83,7 @@ def test_no_pin_in_the_chain_is_a_mismatch_that_names_the_servers_key() -> None:
     assert upstream.denied is not None
     assert upstream.denied.reason.code == "pin_mismatch"
     assert str(spki_pin(der(LEAF))) in upstream.denied.detail
+    assert upstream.denied.hint.endswith("run overcoat pins fetch api.example for all keys of the chain")
 
 
 def test_only_what_was_verified_counts() -> None:
@@ -92,7 +94,7 @@ def test_only_what_was_verified_counts() -> None:
 
 def test_no_decision_falls_before_the_leaf() -> None:
     upstream = Upstream(Policy(), rule(spki_pin(der(STRANGER))))
-    callback = verifier(Policy(), upstream, "api.example")
+    callback = verifier(Policy(), upstream, Destination("api.example", 443))
     assert callback(CONNECTION, crypto.X509.from_cryptography(ROOT), OK, 2, 1)
     assert callback(CONNECTION, crypto.X509.from_cryptography(MIDDLE), OK, 1, 1)
     assert upstream.pin is None

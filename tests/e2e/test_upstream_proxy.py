@@ -17,9 +17,10 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from cryptography import x509
 
 from tests.e2e.app import Way, ask
-from tests.e2e.certificates import Authority
+from tests.e2e.certificates import Authority, pin_of
 from tests.e2e.clients import Accepted, RawClient, curl, reset
 from tests.e2e.sidecar import Sidecar, SidecarFailed
 from tests.e2e.upstream import TlsUpstream
@@ -478,3 +479,17 @@ def test_what_is_no_proxy_is_refused(authority: Authority, tmp_path: Path, secti
     assert failed.value.status == 2
     assert said in failed.value.stderr
     assert "secret" not in failed.value.stderr
+
+
+def test_pins_are_fetched_through_it_and_its_own_straight(
+    serve: MakeSidecar, corporate: Corporate, upstream: TlsUpstream, scheme: str, tmp_path: Path
+) -> None:
+    sidecar = serve()
+    shown = json.loads(sidecar.run("pins", "fetch", "-p", "policy.yaml", "--json", f"api.example:{upstream.port}"))
+    assert shown["chain"][0]["pin"] == upstream.pin
+    assert corporate.heads[0].startswith(f"CONNECT api.example:{upstream.port} ".encode())
+    if scheme == "https":
+        own = sidecar.run("pins", "fetch", "-p", "policy.yaml", "--json", f"proxy.example:{corporate.port}")
+        certificate = x509.load_pem_x509_certificate((tmp_path / "proxy-certificate.pem").read_bytes())
+        assert json.loads(own)["chain"][0]["pin"] == pin_of(certificate)
+        assert len(corporate.heads) == 1

@@ -1,0 +1,84 @@
+"""What a server shows in a TLS handshake, on the way that requests take: the policy's roots, destinations and proxy.
+
+Rules of this module:
+
+- Nothing but the handshake is sent.
+- What cannot be verified is not shown: a key from an unverified chain is nobody's.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from cryptography import x509
+from mitmproxy.connection import Client, ConnectionState, Server
+from mitmproxy.proxy.context import Context
+from prometheus_client import CollectorRegistry
+
+from addons.exchange import Upstream
+from addons.metrics import Metrics
+from proxy.ca import LocalCa
+from proxy.core.decisions import Denied, Reason
+from proxy.core.destinations import Destination
+from proxy.core.policy import ListenerKind, Policy
+from proxy.engine.dialling import connect
+from proxy.engine.server import Engine
+from proxy.engine.upstream import secure
+
+if TYPE_CHECKING:
+    from mitmproxy.options import Options
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a server showed.
+
+    Attributes:
+        tls_version: such as `TLSv1.3`.
+        chain: the verified chain, leaf to root.
+    """
+
+    tls_version: str
+    chain: list[x509.Certificate]
+
+
+async def probe(policy: Policy, destination: Destination) -> Shown:
+    """Shake hands with a server as the sidecar would, held to no pins, and close.
+
+    Args:
+        policy: names the roots, the least TLS version, the permitted destinations and the upstream proxy. That proxy
+            itself can be asked, too, where it speaks TLS.
+        destination: the server.
+
+    Raises:
+        Denied: it cannot be reached, or what answers is not to be trusted.
+        proxy.engine.tls.NoRoots: the roots to trust cannot be found or read.
+    """
+    with tempfile.TemporaryDirectory() as folder:  # for a CA that signs nothing
+        authority = LocalCa.open(Path(folder), datetime.now(UTC))
+    engine = Engine(policy, authority, Metrics(CollectorRegistry()), lambda _line: None)
+    here = ("127.0.0.1", 0)
+    client = Client(peername=here, sockname=here, timestamp_start=time.time(), state=ConnectionState.OPEN)
+    session = engine.sessions.open(client, policy, ListenerKind.FORWARD)
+    context = Context(client, cast("Options", engine.layer_options))
+    server = Server(address=(destination.host, destination.port))
+    server.tls = True
+    through = policy.upstream_proxy
+    record = Upstream(policy, None, is_proxy=through is not None and through.destination == destination)
+    session.upstreams[server.id] = record
+    if record.is_proxy:
+        connection = await connect(engine, destination.host, destination.port, record)
+    else:
+        connection = await engine.reach(destination.host, destination.port, record, context)
+    upstream = await secure(engine, server, connection, record, context)
+    assert upstream.tls is not None
+    chain = upstream.tls.conn.get_verified_chain(as_cryptography=True)
+    upstream.close()
+    if not chain:
+        raise Denied(Reason.INTERNAL_ERROR, "OpenSSL gave no verified chain")
+    return Shown(upstream.tls.conn.get_protocol_version_name(), chain)
