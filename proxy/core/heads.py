@@ -23,7 +23,7 @@ _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/1\.([01])")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
 _TOKEN_START = re.compile(_TOKEN)
-_FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+FIELD_LINE = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")  # a leading zero is octal to some readers
 _SEEN = frozenset((b"host", b"content-length", b"transfer-encoding"))
 
@@ -127,7 +127,7 @@ def _read_fields(lines: list[bytes], reason: Reason) -> tuple[Fields, dict[bytes
     for number, line in enumerate(lines):
         if not number:
             continue
-        field = _FIELD.fullmatch(line)
+        field = FIELD_LINE.fullmatch(line)
         if field is None:
             wrong = _what_is_wrong(line)
             raise Denied(reason, f"line {number + 1} of the head is no valid header field: {wrong}")

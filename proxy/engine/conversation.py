@@ -35,10 +35,10 @@ from addons.headers import has_field
 from addons.pinning import have_expired
 from proxy.core import bodies
 from proxy.core.decisions import Denied, Reason
+from proxy.core.framing import chunk
 from proxy.core.heads import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead
 from proxy.engine.messages import (
     authenticates_connection,
-    chunk,
     headers_of,
     keeps_alive,
     request_head,
@@ -73,13 +73,13 @@ class Conversation:
         self._keep_alive = head.is_http11 and keeps_alive(True, head.fields)
         self._is_chunked = head.body == CHUNKED
         self._mode = "hold"  # hold | stream | discard: what happens to the request's body
-        self._held: list[bytes] = []
+        self._held = bytearray()  # one piece, however small those are that it came in
         self._size = 0
         self._out: list[bytes] = []  # what waits for the upstream
         self._request_is_whole = False
         self._response_began = False
         self._response_is_whole = False
-        self._response_held: list[bytes] | None = None
+        self._response_held: bytearray | None = None
         self._response_size = 0
         self._response_chunked = False
         self._was_reused = False
@@ -120,7 +120,7 @@ class Conversation:
                 self.exchange.refuse(self.flow, bodies.too_large(self.exchange.policy.limits.held_body))
                 self._answer()
             else:
-                self._held.append(data)
+                self._held += data
         elif self._mode == "stream":
             self._send_piece(self._streamed(data))
         else:
@@ -150,7 +150,7 @@ class Conversation:
         if self._mode == "stream":
             self._send_piece(self._streamed(b""))
         else:
-            flow.request.data.content = b"".join(self._held)
+            flow.request.data.content = bytes(self._held)
             self._held.clear()
         self.engine.dispatch.call(HttpRequestHook, flow)
         if flow.error:
@@ -278,7 +278,7 @@ class Conversation:
             flow.response.stream = flow.response.stream or True
             self.app.write(response_head_of(flow.response, is_closing=not self._keep_alive))
         else:
-            self._response_held = []
+            self._response_held = bytearray()
 
     def response_data(self, data: bytes) -> None:
         """Take a piece of the response's body."""
@@ -293,7 +293,7 @@ class Conversation:
                     Denied(Reason.DECRYPTION_FAILED, bodies.too_large(self.exchange.policy.limits.held_body).detail)
                 )
                 return
-            self._response_held.append(data)
+            self._response_held += data
             return
         if callable(response.stream):
             piece = response.stream(data)
@@ -318,7 +318,7 @@ class Conversation:
         response.timestamp_end = time.time()
         held, self._response_held = self._response_held, None
         if held is not None:
-            response.data.content = b"".join(held)
+            response.data.content = bytes(held)
         else:
             self.app.flush()  # what has streamed need not wait for the books
         self.engine.dispatch.call(HttpResponseHook, self.flow)

@@ -389,7 +389,7 @@ class CutOff(events.ConnectionClosed):
 
 
 class Http1Upstream(Http1Client):
-    """The upstream's side of HTTP/1: bounded heads, trailers passed over."""
+    """The upstream's side of HTTP/1, with bounded heads. Its chunks are read by `proxy.engine.chunks`."""
 
     def send(self, event: http_events.HttpEvent) -> Commands:
         """Send to the upstream what the app may have sent as HTTP/2, where neither a length nor trailers are special.
@@ -422,7 +422,7 @@ class Http1Upstream(Http1Client):
         yield from super().read_headers(event)
 
     def read_body(self, event: events.Event) -> Commands:
-        """Read a body, without its trailers. One that only its connection ends is not whole if that was cut off.
+        """Read a body. One that only its connection ends is not whole if that was cut off.
 
         A response may be whole before its request is. What follows it then was asked for by nobody, and is the end of
         this connection, but not of the request: the app may send it to its end, and has its answer.
@@ -438,12 +438,7 @@ class Http1Upstream(Http1Client):
                 http_events.ResponseProtocolError(self.stream_id, "", http_events.ErrorCode.GENERIC_SERVER_ERROR)
             )
             return
-        try:
-            yield from super().read_body(event)
-        except NotImplementedError:  # for a trailer section, which a proxy may drop (RFC 9110, section 6.5.1)
-            assert self.stream_id is not None
-            yield ReceiveHttp(http_events.ResponseEndOfMessage(self.stream_id))
-            yield from self.mark_done(response=True)
+        yield from super().read_body(event)
 
 
 class _Alerting(tls.TLSLayer):

@@ -9,17 +9,13 @@ Rules of this module:
 from __future__ import annotations
 
 import time
-from typing import Protocol
 
-import h11
-from h11._readers import ChunkedReader
-from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import http
 
 from addons.headers import values_of
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, parse_authority
-from proxy.core.heads import CHUNKED, MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, RequestHead
+from proxy.core.heads import Fields, RequestHead
 from proxy.core.policy import HTTP_PORT, HTTPS_PORT
 
 _OF_THE_CONNECTION = ("negotiate", "ntlm")  # schemes that authenticate a connection instead of a request (RFC 4559)
@@ -153,81 +149,6 @@ def request_head(request: http.Request) -> bytes:
     lines += [name + b": " + value for name, value in data.headers.fields]
     lines.append(b"\r\n")
     return b"\r\n".join(lines)
-
-
-class BadFraming(Exception):
-    """A body is not framed as its head says."""
-
-
-class Body(Protocol):
-    """Reads one body out of a stream of bytes."""
-
-    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
-        """Take bytes.
-
-        Returns:
-            What of the body is in them, and what follows it; None while it goes on.
-
-        Raises:
-            BadFraming: it is not framed as its head says.
-        """
-
-
-class LengthBody:
-    """A body of a known length (RFC 9112, section 6.2)."""
-
-    def __init__(self, length: int) -> None:
-        self._remaining = length
-
-    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
-        """Take bytes; see `Body`."""
-        if len(data) < self._remaining:
-            self._remaining -= len(data)
-            return data, None
-        return data[: self._remaining], data[self._remaining :]
-
-
-class ChunkedBody:
-    """A body in chunks (RFC 9112, section 7.1). Its trailer section is passed over (RFC 9110, section 6.5.1)."""
-
-    def __init__(self) -> None:
-        self._reader = ChunkedReader()
-        self._buffer = ReceiveBuffer()
-
-    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
-        """Take bytes; see `Body`."""
-        self._buffer += data
-        pieces: list[bytes] = []
-        try:
-            while (event := self._reader(self._buffer)) is not None:
-                if isinstance(event, h11.EndOfMessage):
-                    return b"".join(pieces), bytes(self._buffer)
-                pieces.append(bytes(event.data))
-        except h11.ProtocolError:
-            raise BadFraming from None
-        if len(self._buffer) > MAX_HEAD_BYTES:  # all that waits there is a chunk's line, or the trailer section
-            raise BadFraming
-        return b"".join(pieces), None
-
-
-class UntilCloseBody:
-    """A body that ends where its connection does (RFC 9112, section 6.3)."""
-
-    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
-        """Take bytes; see `Body`."""
-        return data, None
-
-
-def body_of(size: int) -> Body:
-    """Return what reads a body of `size` bytes, or `CHUNKED`, or `UNTIL_CLOSE`."""
-    if size == CHUNKED:
-        return ChunkedBody()
-    return UntilCloseBody() if size == UNTIL_CLOSE else LengthBody(size)
-
-
-def chunk(data: bytes) -> bytes:
-    """Return a chunk of the chunked transfer coding (RFC 9112, section 7.1)."""
-    return b"%x\r\n%s\r\n" % (len(data), data)
 
 
 def keeps_alive(is_http11: bool, fields: Fields) -> bool:

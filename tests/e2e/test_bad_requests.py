@@ -549,11 +549,27 @@ class TestBodiesCutShort:
         assert len(world.upstream.requests) == marks.requests
         assert_sane(world)
 
-    @pytest.mark.parametrize("chunk", ["zz\r\n", "-1\r\nx\r\n", "5\r\nhello!\r\n", "5 ; \0\r\nhello\r\n"])
+    @pytest.mark.parametrize(
+        "chunk",
+        [
+            pytest.param("zz\r\n", id="no number"),
+            pytest.param("-1\r\nx\r\n", id="a negative length"),
+            pytest.param("5\r\nhello!\r\n", id="longer than it says"),
+            pytest.param("5;\0\r\nhello\r\n0\r\n\r\n", id="NUL in an extension"),
+            pytest.param(f"5;{'x' * 5000}\r\nhello\r\n0\r\n\r\n", id="a huge extension"),
+            pytest.param("5;" + "x" * 5000, id="an extension without an end"),
+            pytest.param("5\nhello\r\n0\r\n\r\n", id="a bare LF behind the length"),
+            pytest.param("5\r\nhello\n0\r\n\r\n", id="a bare LF behind the chunk"),
+            pytest.param("5\r\nhello\r\n0\r\nX: 1\n\n", id="a bare LF in the trailers"),
+            pytest.param("5\r\nhello\r\n0\r\nX : 1\r\n\r\n", id="a space before a trailer's colon"),
+        ],
+    )
     def test_a_malformed_chunk_ends_the_request(self, world: World, marks: Marks, chunk: str) -> None:
         with RawClient(world.sidecar.address) as client:
             client.send(world.fill(self.HEAD + "Transfer-Encoding: chunked\r\n\r\n" + chunk))
-            client.read_to_end()
+            answer = client.read_response()
+            assert (answer.status, answer.json()["reason"]) == (400, "bad_request")
+            assert client.read_to_end() == b""
         new_decision(world, marks, lambda d: d["path"] == "/cut")
         world.upstream.settle()
         assert len(world.upstream.requests) == marks.requests
@@ -591,6 +607,14 @@ class TestBadResponses:
         [
             pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", id="length"),
             pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", id="chunks"),
+            pytest.param(
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4;%s\r\nhalf\r\n0\r\n\r\n" % (b"x" * 5000),
+                id="a huge extension",
+            ),
+            pytest.param(
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\n0\r\n\r\n",
+                id="a bare LF behind a chunk",
+            ),
         ],
     )
     def test_a_body_cut_short_is_never_passed_on_as_a_whole_one(

@@ -2,7 +2,7 @@
 
 Proves that DESIGN rules 1 to 3 still hold where they rest on mitmproxy's own code: the states that `Stream` overrides,
 the seams where our classes are put in, the options that its layers read, and the objects and hooks that `conversation`,
-`connect` and `upstream` make themselves. The same for what `messages` takes from inside h11.
+`connect` and `upstream` make themselves.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from textwrap import dedent
 import h11
 import mitmproxy.proxy.layers
 import pytest
-from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import connection, flow, http
 from mitmproxy import tls as mitmproxy_tls
@@ -36,6 +35,7 @@ from addons.exchange import Exchange, Sessions
 from proxy.core.destinations import Destination
 from proxy.core.policy import Policy
 from proxy.engine import driver, http2, layers, patches
+from proxy.engine.chunks import ChunkedReader
 from proxy.engine.layers import Http1Upstream, LayerOptions, Line, ProxyLayer, Stream, inside_connect
 
 LAYERS = Path(mitmproxy.proxy.layers.__file__).parent
@@ -58,15 +58,22 @@ def client_context() -> context.Context:
 @pytest.fixture
 def patched() -> Iterator[None]:
     """Apply our patches, and take them back: no other test of this process may rest on them."""
-    upstream, check = vars(http_layers)["Http1Client"], http.MessageData.__dict__["__post_init__"]
-    upstream_tls, identifiers = vars(tls)["ServerTLSLayer"], vars(flow)["uuid"]
+    places = [
+        (http_layers, "Http1Client"),
+        (http_layers, "Http2Server"),
+        (http_layers, "Http2Client"),
+        (_http1, "make_body_reader"),
+        (tls, "ServerTLSLayer"),
+        (http.MessageData, "__post_init__"),
+        (flow, "uuid"),
+        (connection, "uuid"),
+    ]
+    before = [vars(owner)[name] for owner, name in places]
     patches.apply()
+    assert all(vars(owner)[name] is not old for (owner, name), old in zip(places, before, strict=True))
     yield
-    setattr(http_layers, "Http1Client", upstream)  # noqa: B010  # mypy minds a plain assignment
-    setattr(tls, "ServerTLSLayer", upstream_tls)  # noqa: B010  # as above
-    setattr(http.MessageData, "__post_init__", check)  # noqa: B010  # as above
-    setattr(flow, "uuid", identifiers)  # noqa: B010  # as above
-    setattr(connection, "uuid", identifiers)  # noqa: B010  # as above
+    for (owner, name), old in zip(places, before, strict=True):
+        setattr(owner, name, old)
 
 
 def line() -> Line:
@@ -339,8 +346,8 @@ class TestMessages:
         assert (made.name, made.args()) == (name, [subject])
 
 
-class TestH11:
-    """Its readers are private to it; they are held to what they do here."""
+class TestChunks:
+    """What stands in for h11's reader of chunks gives mitmproxy what it expects, and is where it looks."""
 
     def read(self, *pieces: bytes) -> tuple[list[object], bytes]:
         reader, buffer, found = ChunkedReader(), ReceiveBuffer(), []
@@ -350,29 +357,30 @@ class TestH11:
                 found.append(event)
         return found, bytes(buffer)
 
-    def test_a_buffer_is_added_to_and_measured(self) -> None:
-        buffer = ReceiveBuffer()
-        buffer += b"ab"
-        assert (len(buffer), bytes(buffer), bool(buffer)) == (2, b"ab", True)
+    @pytest.mark.usefixtures("patched")
+    def test_the_reader_is_made_by_the_name_that_we_replace(self) -> None:
+        assert "self.body_reader = make_body_reader(" in source_of(_http1.Http1Client.read_headers)
+        make = vars(_http1)["make_body_reader"]
+        assert type(make(None)) is ChunkedReader
+        assert type(make(5)).__module__ == type(make(-1)).__module__ == "h11._readers"
 
-    def test_chunks_come_as_data_and_end_with_one_event_and_what_follows_stays(self) -> None:
-        found, rest = self.read(b"2\r\nab\r\n1;x=y\r\nc\r\n0\r\n\r\nGET")
-        assert [bytes(event.data) for event in found if isinstance(event, h11.Data)] == [b"ab", b"c"]
+    def test_what_came_at_once_is_one_piece_and_what_follows_the_end_stays(self) -> None:
+        found, rest = self.read(b"2\r\nab\r\n1;x=y\r\nc\r\n0\r\nX: 1\r\n\r\nGET")
+        assert [bytes(event.data) for event in found if isinstance(event, h11.Data)] == [b"abc"]
         assert isinstance(found[-1], h11.EndOfMessage)
+        assert not found[-1].headers  # for which mitmproxy raises
         assert rest == b"GET"
 
-    def test_trailers_are_taken_with_the_end(self) -> None:
-        found, rest = self.read(b"0\r\nX-A: 1\r\n", b"\r\nGET")
-        assert isinstance(found[-1], h11.EndOfMessage)
-        assert rest == b"GET"
+    def test_half_a_line_is_no_event(self) -> None:
+        assert self.read(b"2", b"\r") == ([], b"")
 
-    @pytest.mark.parametrize(
-        "body",
-        [b"x\r\n", b"-1\r\na", b"0x1\r\na", b" 1\r\na", b"1\r\nab\r\n", b"1\r\na\n0\r\n\r\n", b"0\r\nno colon\r\n\r\n"],
-    )
-    def test_what_is_no_chunk_is_a_protocol_error(self, body: bytes) -> None:
-        with pytest.raises(h11.ProtocolError):
-            self.read(body)
+    def test_what_is_no_chunk_and_an_end_before_the_last_one_are_protocol_errors(self) -> None:
+        with pytest.raises(h11.RemoteProtocolError, match="framed"):
+            self.read(b"x\r\n")
+        with pytest.raises(h11.RemoteProtocolError, match="ended"):
+            ChunkedReader().read_eof()
+        assert "h11_event = self.body_reader.read_eof()" in source_of(_http1.Http1Connection.read_body)
+        assert "except h11.ProtocolError" in source_of(_http1.Http1Connection.read_body)
 
 
 class TestHttp1:
@@ -396,13 +404,6 @@ class TestHttp1:
         response.headers.fields = ((b"Content-Length", b"1"), (b"Content-Length", b"2"))
         with pytest.raises(ValueError, match="content-length"):
             validate_headers(response)
-
-    def test_trailers_still_raise_what_we_catch(self) -> None:
-        assert "raise NotImplementedError" in source_of(_http1.Http1Connection.read_body)
-
-    def test_trailers_raise_before_the_message_is_marked_as_done(self) -> None:
-        source = source_of(_http1.Http1Connection.read_body)
-        assert source.index("raise NotImplementedError") < source.index("ReceiveEndOfMessage(self.stream_id)")
 
     def test_a_request_that_is_validated_here_is_validated_there_by_the_same_function(self) -> None:
         parameters = inspect.signature(http_layers.validate_request).parameters

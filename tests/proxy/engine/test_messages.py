@@ -1,4 +1,4 @@
-"""Between the wire and mitmproxy's messages: targets, fields that end here, heads, and bodies however they are cut.
+"""Between the wire and mitmproxy's messages: targets, fields that end here, and heads.
 
 Proves DESIGN rule 4 (the destination is what the target says, read by one parser) and rule 5 (what is not about one
 connection only goes through as it came).
@@ -7,18 +7,12 @@ connection only goes through as it came).
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from mitmproxy import http
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
-from proxy.core.heads import CHUNKED, MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, read_request_head
+from proxy.core.heads import Fields, read_request_head
 from proxy.engine.messages import (
-    BadFraming,
-    Body,
-    body_of,
-    chunk,
     headers_of,
     keeps_alive,
     request_head,
@@ -251,83 +245,3 @@ class TestHeads:
     def test_a_requests_head_is_in_origin_form_and_http_1_1(self) -> None:
         made = request("PUT http://a.example:81/b?c HTTP/1.0", fields="hOST: a.example:81\r\nX: 1\r\nx:2\r\n")
         assert request_head(made) == b"PUT /b?c HTTP/1.1\r\nhOST: a.example:81\r\nX: 1\r\nx: 2\r\n\r\n"
-
-
-def fed(body: Body, *pieces: bytes) -> tuple[bytes, bytes | None]:
-    """Return what a body gives for these pieces, and what follows it; pieces after its end are what follows."""
-    got, rest = b"", None
-    for piece in pieces:
-        if rest is not None:
-            rest += piece
-            continue
-        more, rest = body.feed(piece)
-        got += more
-    return got, rest
-
-
-CHUNKS = b"2\r\nab\r\n" + b"A;name=value\r\n0123456789\r\n" + b"0\r\nX-Trailer: 1\r\n\r\n"
-
-
-class TestBodies:
-    @pytest.mark.parametrize(
-        ("size", "data", "expected"),
-        [
-            (3, b"ab", (b"ab", None)),
-            (3, b"abc", (b"abc", b"")),
-            (3, b"abcd", (b"abc", b"d")),
-            (CHUNKED, b"1\r\na\r\n", (b"a", None)),
-            (CHUNKED, b"0\r\n\r\n", (b"", b"")),
-            (CHUNKED, CHUNKS + b"GET", (b"ab0123456789", b"GET")),
-            (UNTIL_CLOSE, b"abc", (b"abc", None)),
-        ],
-    )
-    def test_a_body_ends_where_its_framing_says(
-        self, size: int, data: bytes, expected: tuple[bytes, bytes | None]
-    ) -> None:
-        assert fed(body_of(size), data) == expected
-        assert fed(body_of(size), *(data[i : i + 1] for i in range(len(data)))) == expected
-
-    def test_a_piece_of_a_chunk_is_given_before_the_chunk_is_whole(self) -> None:
-        assert body_of(CHUNKED).feed(b"ff\r\nab") == (b"ab", None)
-
-    @pytest.mark.parametrize(
-        "data",
-        [
-            b"\r\n",
-            b"g\r\n",
-            b"-1\r\na\r\n",
-            b"+1\r\na\r\n",
-            b"0x1\r\na\r\n",
-            b" 1\r\na\r\n",
-            b"1_0\r\na\r\n",
-            b"1\r\nab\r\n",
-            b"1\r\na\n0\r\n\r\n",
-            b"1" * 25 + b"\r\n",
-            b"0\r\nno colon\r\n\r\n",
-            b"0\r\nX : 1\r\n\r\n",
-            b"0\r\nX: \x00\r\n\r\n",
-        ],
-    )
-    def test_chunks_of_another_form_are_refused(self, data: bytes) -> None:
-        with pytest.raises(BadFraming) as caught:
-            body_of(CHUNKED).feed(data)
-        assert str(caught.value) == ""
-
-    @pytest.mark.parametrize("start", [b"1;", b"0\r\nX: "], ids=["extension", "trailer"])
-    def test_a_line_among_the_chunks_has_a_limit(self, start: bytes) -> None:
-        body = body_of(CHUNKED)
-        assert body.feed(start + b"a" * (MAX_HEAD_BYTES - len(start))) == (b"", None)
-        with pytest.raises(BadFraming):
-            body.feed(b"a" * 8)
-
-    def test_a_chunk_itself_has_none(self) -> None:
-        body = body_of(CHUNKED)
-        assert body.feed(b"100000\r\n" + b"a" * 0xFFFFF) == (b"a" * 0xFFFFF, None)
-        assert body.feed(b"a\r\n0\r\n\r\n") == (b"a", b"")
-
-    @given(st.lists(st.binary(min_size=1, max_size=300), max_size=5), st.data())
-    def test_chunks_come_back_together_however_they_are_cut(self, pieces: list[bytes], data: st.DataObject) -> None:
-        sent = b"".join(chunk(piece) for piece in pieces) + b"0\r\n\r\nGET"
-        cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=6)))
-        parts = [sent[a:b] for a, b in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
-        assert fed(body_of(CHUNKED), *(part for part in parts if part)) == (b"".join(pieces), b"GET")

@@ -1,0 +1,136 @@
+"""Where does a body of HTTP/1 end, and what is in it? Read from the bytes, as they come.
+
+Rules of this module (RFC 9112, sections 6 and 7):
+
+- As for heads, only the plain form passes: two readers that see different chunks are how requests are smuggled.
+- Chunk extensions and trailers have a limit, and end here: they are for this hop alone, or may be dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol
+
+from proxy.core.heads import CHUNKED, FIELD_LINE, MAX_HEAD_BYTES, UNTIL_CLOSE
+
+MAX_CHUNK_LINE = 4096  # bytes of a chunk's size and extensions
+
+# Possessive, so that no line takes more than one look at each byte.
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16}+)[ \t]*+(?:;[^\x00-\x08\x0a-\x1f\x7f]*+)?\r\n")
+
+
+class BadFraming(Exception):
+    """A body is not framed as its head says."""
+
+
+class Body(Protocol):
+    """Reads one body out of a stream of bytes."""
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
+        """Take bytes.
+
+        Returns:
+            What of the body is in them, and what follows it; None while it goes on.
+
+        Raises:
+            BadFraming: it is not framed as its head says.
+        """
+
+
+class LengthBody:
+    """A body of a known length (RFC 9112, section 6.2)."""
+
+    def __init__(self, length: int) -> None:
+        self._remaining = length
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
+        """Take bytes; see `Body`."""
+        if len(data) < self._remaining:
+            self._remaining -= len(data)
+            return data, None
+        return data[: self._remaining], data[self._remaining :]
+
+
+class ChunkedBody:
+    """A body in chunks (RFC 9112, section 7.1). Its trailer section is passed over (RFC 9110, section 6.5.1)."""
+
+    def __init__(self) -> None:
+        self._unread = b""  # of a line that is not whole yet
+        self._remaining = 0  # bytes of the chunk in hand
+        self._is_after_chunk = False  # its CRLF is still to come
+        self._trailer: int | None = None  # bytes of the trailer section so far, once that has begun
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
+        """Take bytes; see `Body`."""
+        if self._unread:
+            data = self._unread + data
+        pieces: list[bytes] = []
+        at = 0
+        while self._trailer is None:
+            if self._remaining:
+                piece = data[at : at + self._remaining]
+                pieces.append(piece)
+                at += len(piece)
+                self._remaining -= len(piece)
+                self._is_after_chunk = not self._remaining
+                if self._remaining:
+                    break
+            if self._is_after_chunk:
+                end = data[at : at + 2]
+                if end != b"\r\n":
+                    if end not in (b"", b"\r"):
+                        raise BadFraming
+                    break
+                at += 2
+                self._is_after_chunk = False
+            line = _CHUNK_LINE.match(data, at)
+            if (len(data) if line is None else line.end()) - at > MAX_CHUNK_LINE:
+                raise BadFraming
+            if line is None:
+                if data.find(b"\n", at) >= 0:
+                    raise BadFraming
+                break
+            at = line.end()
+            self._remaining = int(line[1], 16)
+            if not self._remaining:
+                self._trailer = 0
+        rest = None
+        if self._trailer is not None:
+            at, has_ended = self._pass_trailer(data, at)
+            rest = data[at:] if has_ended else None
+        self._unread = data[at:]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces), rest
+
+    def _pass_trailer(self, data: bytes, at: int) -> tuple[int, bool]:
+        """Pass over whole lines; return the position behind them, and whether the last one was empty."""
+        assert self._trailer is not None
+        while (end := data.find(b"\r\n", at)) > at:
+            if FIELD_LINE.fullmatch(data, at, end) is None:
+                raise BadFraming
+            self._trailer += end + 2 - at
+            at = end + 2
+        if end == at:
+            return at + 2, True
+        if data.find(b"\n", at) >= 0 or self._trailer + len(data) - at > MAX_HEAD_BYTES:
+            raise BadFraming
+        return at, False
+
+
+class UntilCloseBody:
+    """A body that ends where its connection does (RFC 9112, section 6.3)."""
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
+        """Take bytes; see `Body`."""
+        return data, None
+
+
+def body_of(size: int) -> Body:
+    """Return what reads a body of `size` bytes, or `CHUNKED`, or `UNTIL_CLOSE`."""
+    if size == CHUNKED:
+        return ChunkedBody()
+    return UntilCloseBody() if size == UNTIL_CLOSE else LengthBody(size)
+
+
+def chunk(data: bytes) -> bytes:
+    """Return a chunk of the chunked transfer coding (RFC 9112, section 7.1)."""
+    return b"%x\r\n%s\r\n" % (len(data), data)

@@ -1,0 +1,140 @@
+"""Bodies of HTTP/1, however they are cut: where they end, what is in them, and what is no body.
+
+Proves DESIGN rule 4 for bodies: what is read here is what every other reader reads, or it is refused.
+"""
+
+from __future__ import annotations
+
+import h11
+import pytest
+from h11._readers import ChunkedReader
+from h11._receivebuffer import ReceiveBuffer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.framing import MAX_CHUNK_LINE, BadFraming, Body, body_of, chunk
+from proxy.core.heads import CHUNKED, MAX_HEAD_BYTES, UNTIL_CLOSE
+
+
+def fed(body: Body, *pieces: bytes) -> tuple[bytes, bytes | None]:
+    """Return what a body gives for these pieces, and what follows it; pieces after its end are what follows."""
+    got, rest = b"", None
+    for piece in pieces:
+        if rest is not None:
+            rest += piece
+            continue
+        more, rest = body.feed(piece)
+        got += more
+    return got, rest
+
+
+CHUNKS = b"2\r\nab\r\n" + b"A;name=value\r\n0123456789\r\n" + b"0\r\nX-Trailer: 1\r\n\r\n"
+
+
+class TestBodies:
+    @pytest.mark.parametrize(
+        ("size", "data", "expected"),
+        [
+            (3, b"ab", (b"ab", None)),
+            (3, b"abc", (b"abc", b"")),
+            (3, b"abcd", (b"abc", b"d")),
+            (CHUNKED, b"1\r\na\r\n", (b"a", None)),
+            (CHUNKED, b"0\r\n\r\n", (b"", b"")),
+            (CHUNKED, b'3  \r\nabc\r\n00;a="b c";d\r\n\r\n', (b"abc", b"")),
+            (CHUNKED, b"ffffffffffffffff\r\nabc", (b"abc", None)),
+            (CHUNKED, CHUNKS + b"GET", (b"ab0123456789", b"GET")),
+            (UNTIL_CLOSE, b"abc", (b"abc", None)),
+        ],
+    )
+    def test_a_body_ends_where_its_framing_says(
+        self, size: int, data: bytes, expected: tuple[bytes, bytes | None]
+    ) -> None:
+        assert fed(body_of(size), data) == expected
+        assert fed(body_of(size), *(data[i : i + 1] for i in range(len(data)))) == expected
+
+    def test_a_piece_of_a_chunk_is_given_before_the_chunk_is_whole(self) -> None:
+        assert body_of(CHUNKED).feed(b"ff\r\nab") == (b"ab", None)
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"\r\n",
+            b"g\r\n",
+            b"-1\r\na\r\n",
+            b"+1\r\na\r\n",
+            b"0x1\r\na\r\n",
+            b" 1\r\na\r\n",
+            b"1_0\r\na\r\n",
+            b"1\r\nab\r\n",
+            b"1\r\na\n0\r\n\r\n",
+            b"1" * 25 + b"\r\n",
+            b"0\r\nno colon\r\n\r\n",
+            b"0\r\nX : 1\r\n\r\n",
+            b"0\r\nX: \x00\r\n\r\n",
+            b"0\r\n folded\r\n\r\n",
+            b"1\na\r\n",
+            b"1;a\nb\r\n",
+            b"1;a\rb\r\n",
+            b"1;\x00\r\n",
+            b"1 1\r\n",
+            b"1\r\na\r\r\n",
+            b"0\n\n",
+            b"0\r\n\n",
+            b"0\r\nX: 1\n\r\n",
+            b"0\r\nX: 1\n\n",
+            b"1" * 17 + b"\r\n",
+        ],
+    )
+    def test_chunks_of_another_form_are_refused(self, data: bytes) -> None:
+        with pytest.raises(BadFraming) as caught:
+            body_of(CHUNKED).feed(data)
+        assert str(caught.value) == ""
+
+    @pytest.mark.parametrize("start", [b"1;", b'1;a="', b"1   "])
+    def test_the_line_of_a_chunk_has_a_limit(self, start: bytes) -> None:
+        line = start + b" " * (MAX_CHUNK_LINE - len(start) - 2)
+        assert body_of(CHUNKED).feed(line + b"\r\na") == (b"a", None)
+        for cut in (1, len(line), len(line) + 2):
+            with pytest.raises(BadFraming):
+                fed(body_of(CHUNKED), line[:cut], line[cut:] + b" \r\na")
+        body = body_of(CHUNKED)
+        assert body.feed(line + b"  ") == (b"", None)
+        with pytest.raises(BadFraming):
+            body.feed(b" ")
+
+    @pytest.mark.parametrize("lines", [b"X: 1\r\n" * (MAX_HEAD_BYTES // 6), b""], ids=["many lines", "one line"])
+    def test_a_trailer_section_has_a_limit(self, lines: bytes) -> None:
+        body = body_of(CHUNKED)
+        left = MAX_HEAD_BYTES - len(lines) - 3
+        assert body.feed(b"0\r\n" + lines + b"X: " + b"a" * left) == (b"", None)
+        with pytest.raises(BadFraming):
+            body.feed(b"a")
+
+    def test_a_chunk_itself_has_none(self) -> None:
+        body = body_of(CHUNKED)
+        assert body.feed(b"100000\r\n" + b"a" * 0xFFFFF) == (b"a" * 0xFFFFF, None)
+        assert body.feed(b"a\r\n0\r\n\r\n") == (b"a", b"")
+
+    @given(st.lists(st.binary(min_size=1, max_size=300), max_size=5), st.data())
+    def test_chunks_come_back_together_however_they_are_cut(self, pieces: list[bytes], data: st.DataObject) -> None:
+        sent = b"".join(chunk(piece) for piece in pieces) + b"0\r\n\r\nGET"
+        cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=6)))
+        parts = [sent[a:b] for a, b in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
+        assert fed(body_of(CHUNKED), *(part for part in parts if part)) == (b"".join(pieces), b"GET")
+
+    @given(
+        st.lists(st.sampled_from([b"0", b"1", b"a", b"5;x", b"\r\n", b"\r", b"\n", b" ", b"X: 1", b"\0"]), max_size=12)
+    )
+    def test_it_takes_nothing_that_another_reader_refuses_and_reads_the_same(self, parts: list[bytes]) -> None:
+        data = b"".join(parts)
+        try:
+            got = fed(body_of(CHUNKED), *(data[i : i + 1] for i in range(len(data))))
+        except BadFraming:
+            return
+        reader, buffer, pieces = ChunkedReader(), ReceiveBuffer(), []
+        buffer += data
+        while isinstance(event := reader(buffer), h11.Data):
+            pieces.append(bytes(event.data))
+        rest = None if event is None else bytes(buffer)
+        assert got == (b"".join(pieces), rest)
+        assert fed(body_of(CHUNKED), data) == got
