@@ -292,32 +292,30 @@ class TestSocks5:
 
 
 SCRIPT = """
-import json, socket, subprocess, sys
+import json, subprocess, sys
 from pathlib import Path
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.sidecar import Sidecar
-from tests.e2e.upstream import PlainUpstream, TlsUpstream
+from tests.e2e.upstream import TlsUpstream
 
 def run(*command):
     subprocess.run(command, check=True, capture_output=True)
 
-folder = Path(sys.argv[1])
-run("ip", "link", "set", "lo", "up")
-run("ip", "route", "add", "default", "dev", "lo", "src", "127.0.0.1")
+folder, loopback, elsewhere, redirect = Path(sys.argv[1]), *sys.argv[2:]
+run("sh", "-c", redirect)
+listener, named = (f"[{each}]" if ":" in each else each for each in (loopback, elsewhere))
 authority = Authority()
 hosts = {"api.example": "127.0.0.1", "tunnel.example": "127.0.0.1"}
-policy = '''
-listen: ["transparent://127.0.0.1:0"]
-defaults: {https: inspect}
-rules: [{name: t, hosts: [tunnel.example], https: tunnel}]
+policy = f'''
+listen: ["transparent://{listener}:9"]
+defaults: {{https: inspect}}
+rules: [{{name: t, hosts: [tunnel.example], https: tunnel}}]
 '''
 found = {}
 with TlsUpstream(authority, *hosts) as upstream, Sidecar(policy, folder, authority=authority, hosts=hosts) as sidecar:
     roots = authority.write_pem(folder / "upstream.pem")
-    port, dialled = upstream.port, ("198.51.100.7", upstream.port)
-    run("iptables", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", dialled[0], "-j", "REDIRECT", "--to-ports",
-        str(sidecar.address[1]))
+    port, dialled = upstream.port, (elsewhere, upstream.port)
     with RawClient(dialled) as client:
         client.send(f"GET /plain HTTP/1.1\\r\\nHost: api.example:{port}\\r\\n\\r\\n".encode())
         found["plain"] = client.read_response().status
@@ -331,7 +329,7 @@ with TlsUpstream(authority, *hosts) as upstream, Sidecar(policy, folder, authori
             client.send(sent)
             found[what] = client.read_to_end().decode()
     with RawClient(dialled) as client:
-        client.send(f"GET / HTTP/1.1\\r\\nHost: 198.51.100.7:{port}\\r\\n\\r\\n".encode())
+        client.send(f"GET / HTTP/1.1\\r\\nHost: {named}:{port}\\r\\n\\r\\n".encode())
         found["by address"] = json.loads(client.read_response().body)["reason"]
     with RawClient(sidecar.address) as client:
         client.send(b"GET / HTTP/1.1\\r\\nHost: api.example\\r\\n\\r\\n")
@@ -341,23 +339,41 @@ with TlsUpstream(authority, *hosts) as upstream, Sidecar(policy, folder, authori
     found["port"] = port
 print(json.dumps(found))
 """
+REDIRECTS = {
+    "IPv4": (
+        "127.0.0.1",
+        "198.51.100.7",
+        "ip link set lo up && ip route add default dev lo src 127.0.0.1"
+        " && iptables -t nat -A OUTPUT -p tcp -d 198.51.100.7 -j REDIRECT --to-ports 9",
+    ),
+    "IPv6": (
+        "::1",
+        "2001:db8::7",
+        "ip link set lo up && ip -6 route add default dev lo src ::1"
+        " && ip6tables -t nat -A OUTPUT -p tcp -d 2001:db8::7 -j REDIRECT --to-ports 9",
+    ),
+}
 
 
-def _can_redirect() -> str:
-    """Return why no network namespace with redirection can be made here, or nothing."""
-    for tool in ("unshare", "ip", "iptables"):
+def _cannot(redirect: str) -> str:
+    """Return why no network namespace with this redirection can be made here, or nothing."""
+    for tool in ("unshare", "ip", "iptables", "ip6tables"):
         if shutil.which(tool) is None:
             return f"there is no {tool} here"
-    rule = "ip link set lo up && iptables -t nat -A OUTPUT -p tcp -d 198.51.100.7 -j REDIRECT --to-ports 9"
-    done = subprocess.run(["unshare", "-n", "sh", "-c", rule], capture_output=True, text=True, check=False, timeout=20)
+    done = subprocess.run(
+        ["unshare", "-n", "sh", "-c", redirect], capture_output=True, text=True, check=False, timeout=20
+    )
     return "" if done.returncode == 0 else f"no network namespace with iptables can be made here: {done.stderr.strip()}"
 
 
-def test_transparent_connections_are_served_by_the_name_that_they_give(tmp_path: Path) -> None:
-    if why := _can_redirect():
+@pytest.mark.parametrize(("loopback", "elsewhere", "redirect"), REDIRECTS.values(), ids=REDIRECTS)
+def test_transparent_connections_are_served_by_the_name_that_they_give(
+    tmp_path: Path, loopback: str, elsewhere: str, redirect: str
+) -> None:
+    if why := _cannot(redirect):
         pytest.skip(why)
     done = subprocess.run(
-        ["unshare", "-n", sys.executable, "-c", SCRIPT, str(tmp_path)],
+        ["unshare", "-n", sys.executable, "-c", SCRIPT, str(tmp_path), loopback, elsewhere, redirect],
         capture_output=True,
         text=True,
         check=False,
@@ -368,9 +384,10 @@ def test_transparent_connections_are_served_by_the_name_that_they_give(tmp_path:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     port = found.pop("port")
+    named = f"[{elsewhere}]" if ":" in elsewhere else elsewhere
     assert (found["plain"], found["api.example"], found["tunnel.example"]) == (200, 200, 200)
     assert (found["ssh"], found["cut"], found["not redirected"]) == ("", "", "")
-    assert found["by address"] == "destination_forbidden"  # 198.51.100.0/24 is for documentation
+    assert found["by address"] == "destination_forbidden"  # networks for documentation
     assert found["targets"] == ["/plain", "/api.example", "/tunnel.example"]
     assert sorted(found["lines"], key=str) == sorted(
         [
@@ -379,7 +396,7 @@ def test_transparent_connections_are_served_by_the_name_that_they_give(tmp_path:
             ["tunnel", None, f"tunnel.example:{port}"],
             ["deny", "not_http", None],
             ["deny", "not_http", None],
-            ["deny", "destination_forbidden", f"198.51.100.7:{port}"],
+            ["deny", "destination_forbidden", f"{named}:{port}"],
             ["deny", "destination_forbidden", None],
         ],
         key=str,
