@@ -21,6 +21,7 @@ from proxy.core.destinations import Destination
 from proxy.core.pins import PinVerdict
 from proxy.core.policy import ListenerKind, Mode, Policy, Rule
 from proxy.core.problems import JSON_TYPE, PAGE_TYPE, problem_details, problem_page, proxy_status, wants_page
+from proxy.core.redirects import Trail
 
 _KEY = "overcoat"
 
@@ -140,6 +141,7 @@ class Session:
         is_admitted: whether it counts among those that there may be only so many of.
         verified: the users whom this connection has shown the credentials of one, and these credentials.
         speaks_http: whether plain http came inside that tunnel, whose requests are read here.
+        trail: the redirects that an upgraded app follows on it.
         upstreams: what is known of each upstream connection, by mitmproxy's connection id.
         unfinished: the exchanges whose decision line is still to be written.
         requests: how many requests were seen, CONNECT not counted.
@@ -155,6 +157,7 @@ class Session:
     is_admitted: bool = False
     verified: tuple[tuple[User, ...], str] | None = field(default=None, repr=False)
     speaks_http: bool = False
+    trail: Trail = field(default_factory=Trail)
     upstreams: dict[str, Upstream] = field(default_factory=dict)
     unfinished: set[Exchange] = field(default_factory=set)
     requests: int = 0

@@ -94,15 +94,11 @@ class Transport:
             return
         asked = view.asked
         fields = appview.response_fields(fields, view)
-        url = f"http://{asked}{flow.request.path}"
-        if appview.is_redirect_to_itself(exchange.method, response.status_code, url, fields):
-            exchange.note(
-                Denied(
-                    Reason.REDIRECT_LOOP,
-                    f"{asked} redirects to the very URL that was asked for, and that was upgraded to https already",
-                    "tell the server that it is asked over https (many look at X-Forwarded-Proto), or to not redirect",
-                )
-            )
+        trail = self.sessions.of(flow.client_conn).trail
+        try:
+            trail.follow(exchange.method, response.status_code, asked, flow.request.path, fields)
+        except Denied as denied:
+            exchange.note(denied)
         else:
             response.headers.fields = fields
 

@@ -3,7 +3,7 @@
 Rules of this module:
 
 - Of a URL only scheme and authority change; every other byte stays, and what cannot be read stays as it came. Cookies
-  are in `proxy.core.cookies`.
+  are in `proxy.core.cookies`, redirects that lead nowhere in `proxy.core.redirects`.
 - A https URL is shown to the app as http only if the policy would upgrade that http URL to the very same place, and if
   it is of the host that was asked for, of one above or below it, or of one that a rule names. So nothing that the app
   asks for next is less safe than what it was told; another host it may reach in another way than through here.
@@ -15,15 +15,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urldefrag, urljoin
 
 from proxy.core.decisions import Action
 from proxy.core.destinations import BadDestination, Destination, parse_authority
+from proxy.core.heads import Fields
 from proxy.core.hsts import KnownHosts
 from proxy.core.policy import HTTP_PORT, HTTPS_PORT, Policy
 from proxy.core.transport import decide_plain_http
 
-type Fields = tuple[tuple[bytes, bytes], ...]
 type Translate = Callable[[Destination], Destination | None]
 
 _PORTS = {"http": HTTP_PORT, "https": HTTPS_PORT}
@@ -35,8 +34,6 @@ _LINK_TARGET = re.compile(r"<([^<>]*)>")
 _FORWARDED_PROTO = re.compile(r"(?i)((?:^|[;,])[ \t]*proto[ \t]*=[ \t]*)(\"?)http\2(?=[ \t]*(?:[;,]|$))")
 _PLAIN_PROTO = re.compile(r"(?i)(?<![^,\s])http(?![^,\s])")
 _UPGRADES = "upgrade-insecure-requests"
-_REPEATS_METHOD = frozenset((307, 308))
-_REDIRECTS = frozenset((301, 302, 303, 307, 308))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,42 +131,6 @@ def response_fields(fields: Fields, view: View) -> Fields:
         b"content-security-policy": _without_upgrade,
     }
     return _changed(fields, changes)
-
-
-def is_redirect_to_itself(method: str, status: int, url: str, fields: Fields) -> bool:
-    """Tell whether an app that follows a redirect would send the same request again, and again.
-
-    A redirect that sets a cookie is none of these: with the cookie the request is another one. Nor is one that is
-    relative, or says when to come back: the server means it, whatever it was asked over.
-
-    Args:
-        method: the request's.
-        status: the response's.
-        url: what the app asked for, as it spells it.
-        fields: the response's fields, as the app will see them.
-    """
-    if status not in _REDIRECTS or (method not in ("GET", "HEAD") and status not in _REPEATS_METHOD):
-        return False
-    names = {name.lower(): value.decode("utf-8", "surrogateescape") for name, value in fields}
-    if b"set-cookie" in names or b"retry-after" in names or "://" not in names.get(b"location", ""):
-        return False
-    try:
-        return _normal(urljoin(url, names[b"location"])) == _normal(url)
-    except ValueError:  # no URL at all
-        return False
-
-
-def _normal(url: str) -> str:
-    """Return a URL without its fragment, and with its authority spelled in the one way."""
-
-    def one_way(found: re.Match[str]) -> str:
-        try:
-            return f"http://{parse_authority(found['authority'], HTTP_PORT)}"
-        except BadDestination:
-            return found[0]
-
-    url = _HTTP_URL.sub(one_way, urldefrag(url).url, count=1)
-    return url if url.count("/") > 2 else f"{url}/"
 
 
 def _changed(

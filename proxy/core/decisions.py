@@ -187,8 +187,9 @@ class Reason(Enum):
         "redirect_loop",
         508,
         "destination_loop_detected",
-        "The redirect leads back to the same request",
-        "The server redirects an upgraded request to the URL that was asked for. Followed, it would never end.",
+        "The redirects lead in a circle",
+        "The server redirects an upgraded request to the URL that was asked for, or back to it again and again. "
+        "Followed, it would never end.",
     )
     BODY_NOT_JSON = (
         "body_not_json",

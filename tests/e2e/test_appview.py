@@ -136,6 +136,23 @@ class TestLoops:
         assert answer.status == 302
         assert answer.headers.get("location") == f"http://{HOST}:{upstream.port}/once"
 
+    @pytest.mark.parametrize("bounce", ["cookies", "hosts"])
+    def test_curl_does_not_spin_in_a_circle_that_is_another_each_time(
+        self, sidecar: Sidecar, tls_upstream: MakeTls, bounce: str
+    ) -> None:
+        def respond(request: RecordedRequest) -> bytes:
+            host = request.headers.get("host") or ""
+            to = host.replace("app.", "other.") if "app." in host else host.replace("other.", "app.")
+            fields = (("Location", f"http://{to if bounce == 'hosts' else host}/"),)
+            number = str(len(upstream.requests))
+            return wire.response(302, headers=(*fields, ("Set-Cookie", f"sticky={number}"), ("X-Number", number)))
+
+        upstream = tls_upstream(HOST, "other.example", respond=respond)
+        answer = curl("-L", "--max-redirs", "40", upstream.url("/", host=HOST), proxy=sidecar.proxy_url)
+        assert (answer.status, answer.json()["reason"]) == (508, "redirect_loop"), answer.error
+        assert "x-number" not in answer.headers
+        assert len(upstream.requests) < 20
+
 
 class TestToTheServer:
     def test_origins_and_proxy_fields_say_https(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:

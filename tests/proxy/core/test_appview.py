@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from proxy.core.appview import (
-    is_redirect_to_itself,
     renamed,
     request_fields,
     response_fields,
@@ -135,44 +134,6 @@ def test_order_names_and_foreign_bytes_stay() -> None:
     fields = ((b"lOCATION", b"https://api.example/\xff"), (b"A", b"1"), (b"A", b"2"))
     seen = response_fields(fields, upgraded(POLICY, ASKED))
     assert seen == ((b"lOCATION", b"http://api.example/\xff"), *fields[1:])
-
-
-class TestLoops:
-    URL = "http://api.example:80/a?b"
-
-    @pytest.mark.parametrize(
-        "location", ["http://api.example/a?b", "HTTP://api.example:80/a?b", "http://api.example/a?b#c"]
-    )
-    @pytest.mark.parametrize(("method", "status"), [("GET", 301), ("HEAD", 302), ("GET", 308), ("POST", 307)])
-    def test_the_same_request_again_is_one(self, method: str, status: int, location: str) -> None:
-        assert is_redirect_to_itself(method, status, self.URL, ((b"Location", location.encode()),))
-
-    @pytest.mark.parametrize(
-        ("method", "status", "fields"),
-        [
-            ("GET", 301, ((b"Location", b"http://api.example/a"),)),
-            ("GET", 301, ((b"Location", b"http://other.example/a?b"),)),
-            ("GET", 301, ((b"Location", b"https://api.example/a?b"),)),
-            ("GET", 301, ((b"Location", b"http://api.example:81/a?b"),)),
-            ("GET", 200, ((b"Location", b"/a?b"),)),
-            ("GET", 304, ((b"Location", b"/a?b"),)),
-            ("POST", 303, ((b"Location", b"/a?b"),)),  # a GET comes next
-            ("POST", 301, ((b"Location", b"/a?b"),)),
-            ("GET", 302, ((b"Location", b"/a?b"), (b"Set-Cookie", b"seen=1"))),  # another request comes next
-            ("GET", 302, ()),
-            ("GET", 302, ((b"Location", b"/a?b"),)),  # the server means it
-            ("GET", 302, ((b"Location", b"http://api.example/a?b"), (b"Retry-After", b"5"))),
-            ("GET", 302, ((b"Location", b"http://[bad/a?b"),)),
-        ],
-    )
-    def test_what_leads_on_is_none(self, method: str, status: int, fields: tuple[tuple[bytes, bytes], ...]) -> None:
-        assert not is_redirect_to_itself(method, status, self.URL, fields)
-
-    def test_a_url_without_a_path_is_the_root(self) -> None:
-        assert is_redirect_to_itself("GET", 301, "http://api.example:80/", ((b"location", b"http://api.example"),))
-
-    def test_what_names_no_host_is_compared_as_it_is(self) -> None:
-        assert not is_redirect_to_itself("GET", 301, self.URL, ((b"location", b"http://a@b/"),))
 
 
 class TestAHostByAnotherName:
