@@ -18,8 +18,9 @@ from addons.headers import values_of
 from proxy.core.clients import check_client
 from proxy.core.credentials import Verifier
 from proxy.core.decisions import Action, Decision, Denied, Reason
-from proxy.core.destinations import BadDestination, Destination, canonical_host, parse_authority
+from proxy.core.destinations import BadDestination, Destination, canonical_host
 from proxy.core.hsts import KnownHosts
+from proxy.core.names import check_host_fields, check_server_name
 from proxy.core.policy import ListenerKind
 from proxy.core.transport import decide_https, decide_plain_http
 
@@ -98,13 +99,8 @@ class Gate:
 
     def _check_tunnel(self, flow: http.HTTPFlow) -> None:
         connect = self.sessions.of(flow.client_conn).connect
-        if connect is None or connect.asked is None:
-            return
-        sni = flow.client_conn.sni
-        if sni is not None and sni.lower().removesuffix(".") != connect.asked.host:
-            raise Denied(
-                Reason.HOST_MISMATCH, f"the TLS server name is not the host of CONNECT {connect.asked}", _AGREE_HINT
-            )
+        if connect is not None and connect.asked is not None:
+            check_server_name(flow.client_conn.sni, connect.asked)
 
 
 def _check_listed(exchange: Exchange, asked: Destination) -> None:
@@ -117,10 +113,6 @@ def _check_listed(exchange: Exchange, asked: Destination) -> None:
     is_unlisted = denied is not None and denied.reason is Reason.DESTINATION_FORBIDDEN
     if is_unlisted and exchange.policy.rule_for_plain_http(asked) is None:
         raise denied  # type: ignore[misc]  # is_unlisted says that it is there
-
-
-_BAD_HOST = "the Host field is not a host name or address with, if need be, a port from 1 to 65535"
-_AGREE_HINT = "make the app use one name for the host: in its URL, its Host header and its TLS server name"
 
 
 def _stop(flow: http.HTTPFlow, exchange: Exchange, denied: Denied) -> None:
@@ -175,12 +167,4 @@ def _check_host(flow: http.HTTPFlow, destination: Destination, default_port: int
     if flow.request.data.authority:
         # `:authority`, or an absolute-form target inside CONNECT. Not by the property, which decodes A-labels.
         names.append(flow.request.data.authority.decode("ascii", "replace"))
-    for name in names:
-        try:
-            named = parse_authority(name, default_port)
-        except BadDestination:
-            raise Denied(Reason.BAD_REQUEST, _BAD_HOST) from None  # unquoted: it may hold what is secret
-        if named != destination:
-            raise Denied(
-                Reason.HOST_MISMATCH, f"the Host field names {named}, but the request is for {destination}", _AGREE_HINT
-            )
+    check_host_fields(names, destination, default_port)

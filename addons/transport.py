@@ -4,15 +4,13 @@ Rules of this addon:
 
 - An upgraded request is dialled over TLS, on the rule's port; nothing later in the line can turn that back.
 - The Host field follows the destination that is dialled; every other field of the app goes through as it came.
-- What is meant for the proxy itself (`Proxy-*`, offers of h2c) ends here.
+- What is meant for the proxy itself (`Proxy-*`) ends here.
 - To the app an upgraded host is one that speaks plain http, and to the server the app is one that speaks https: where
   they tell each other of URLs, origins and cookies, that is translated. A redirect that would lead back to the very
   same request is cut.
 """
 
 from __future__ import annotations
-
-import re
 
 from mitmproxy import http
 
@@ -22,11 +20,11 @@ from proxy.core import appview
 from proxy.core.cookies import Cookies, Way, names_sent
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import Destination, parse_authority
+from proxy.core.hops import has_come_through
 from proxy.core.hsts import KnownHosts
 from proxy.core.policy import HTTPS_PORT
 
 _FOR_THE_PROXY = (b"proxy-connection", b"proxy-authorization")
-_VIA_NAME = re.compile(r"(?:^|,)[ \t]*[^ \t,]+[ \t]+([^ \t,(:]+)")  # the received-by part (RFC 9110, section 7.6.3)
 
 
 class Transport:
@@ -56,8 +54,6 @@ class Transport:
         if has_field(flow.request.headers, *_FOR_THE_PROXY):
             for name in _FOR_THE_PROXY:
                 flow.request.headers.pop(name, None)
-        if has_field(flow.request.headers, b"upgrade"):
-            _drop_foreign_upgrade(flow.request)
         decision = exchange.decision
         if _is_upgraded(exchange) and decision is not None and decision.target is not None:
             # The fields behind the setters: those rewrite Host by their own idea of the default port.
@@ -127,7 +123,7 @@ def _way(flow: http.HTTPFlow, exchange: Exchange, view: appview.View | None) -> 
 
 def _check_via(flow: http.HTTPFlow, exchange: Exchange, name: str) -> None:
     """Refuse a request that has come through here before."""
-    if any(name.lower() in _VIA_NAME.findall(value.lower()) for value in values_of(flow.request.headers, b"via")):
+    if has_come_through(values_of(flow.request.headers, b"via"), name):
         exchange.deny(
             flow,
             Denied(
@@ -161,21 +157,3 @@ def _follow(request: http.Request, target: Destination) -> None:
         )
     if request.is_http2 and request.authority and parse_authority(request.authority, HTTPS_PORT) != target:
         request.data.authority = value.encode("ascii")
-
-
-def _drop_foreign_upgrade(request: http.Request) -> None:
-    """Remove offers to switch to another protocol than WebSocket: what follows them could not be checked."""
-    offers = {offer.strip().lower() for value in request.headers.get_all("upgrade") for offer in value.split(",")}
-    if offers == {"websocket"}:
-        return
-    del request.headers["upgrade"]
-    request.headers.pop("http2-settings", None)
-    kept = [
-        option.strip()
-        for value in request.headers.get_all("connection")
-        for option in value.split(",")
-        if option.strip().lower() not in ("upgrade", "http2-settings")
-    ]
-    request.headers.pop("connection", None)
-    if kept:
-        request.headers["connection"] = ", ".join(kept)

@@ -18,8 +18,8 @@ from mitmproxy.proxy.layers.tls import TlsStartClientHook
 
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Action, Denied, Reason
-from proxy.core.destinations import BadDestination, canonical_host
 from proxy.core.heads import MAX_HEAD_BYTES, can_become_a_head
+from proxy.core.names import check_server_name
 from proxy.core.policy import HTTP_PORT
 from proxy.engine.sniffing import Heard, Speech, listen
 from proxy.engine.tunnels import Relay
@@ -194,11 +194,14 @@ class FirstBytes:
         connect = self._connect
         assert connect.asked is not None
         assert connect.decision is not None
-        if connect.decision.denied is not None:
-            self._deny(connect.decision.denied)
-        elif heard.sni is not None and not _same_host(heard.sni, connect.asked.host):
-            self._deny(Denied(Reason.HOST_MISMATCH, f"the TLS server name is not the host of CONNECT {connect.asked}"))
-        elif connect.observing or connect.decision.action is Action.TUNNEL:
+        try:
+            if connect.decision.denied is not None:
+                raise connect.decision.denied
+            check_server_name(heard.sni, connect.asked)
+        except Denied as denied:
+            self._deny(denied)
+            return
+        if connect.observing or connect.decision.action is Action.TUNNEL:
             self._relay()
         else:
             self._inspect(heard)
@@ -249,13 +252,17 @@ class FirstBytes:
         self._deny(Denied(Reason.NOT_HTTP, f"within {seconds} s no whole ClientHello or HTTP request line came"))
 
     def eof(self) -> None:
-        """The app left without saying enough; where anything may pass, nothing is enough."""
-        if _is_raw(self._connect):
+        """The app will say no more; where anything may pass, that is enough, however little it said."""
+        connect = self._connect
+        if connect.observing or _is_raw(connect):
             self._relay()
             self._app.speaker.eof()
-            return
-        self._leave_upstream()
-        self._app.close()
+        elif self._data:
+            what = f"what the app sent through CONNECT {connect.asked} ended before it was TLS or an HTTP request"
+            self._deny(Denied(Reason.NOT_HTTP, what))
+        else:
+            self._leave_upstream()
+            self._app.close()
 
     def gone(self) -> None:
         """The app is gone."""
@@ -273,10 +280,3 @@ class FirstBytes:
 
 def _is_raw(connect: Exchange) -> bool:
     return connect.rule is not None and connect.rule.raw_tcp
-
-
-def _same_host(sni: str, host: str) -> bool:
-    try:
-        return canonical_host(sni) == host
-    except BadDestination:
-        return False

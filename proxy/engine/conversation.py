@@ -37,13 +37,11 @@ from proxy.core import bodies
 from proxy.core.decisions import Denied, Reason
 from proxy.core.framing import chunk
 from proxy.core.heads import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead
+from proxy.core.hops import keeps_alive, without_framing, without_hop
 from proxy.engine.messages import (
     authenticates_connection,
     headers_of,
-    keeps_alive,
     request_head,
-    without_framing,
-    without_hop,
 )
 from proxy.engine.messages import response_head as response_head_of
 from proxy.engine.tunnels import Switched, may_switch

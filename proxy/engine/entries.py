@@ -24,6 +24,7 @@ from proxy.core.addresses import parse_ip
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, canonical_host, parse_authority
 from proxy.core.heads import Fields, RequestHead, read_request_head
+from proxy.core.names import read_host_field
 from proxy.core.policy import HTTP_PORT, ListenerKind
 from proxy.engine.connect import Connect
 from proxy.engine.http1 import AppHttp1
@@ -121,10 +122,7 @@ def _is_local_name(host: str) -> bool:
 
 def _named(fields: Fields, default_port: int) -> Destination:
     value = next(value for name, value in fields if name.lower() == b"host")
-    try:
-        return parse_authority(value.decode("ascii", "replace"), default_port)
-    except BadDestination:
-        raise Denied(Reason.BAD_REQUEST, "the Host field is not a host with, if need be, a port") from None
+    return read_host_field(value.decode("ascii", "replace"), default_port)
 
 
 def original_destination(connection: socket.socket) -> Destination:

@@ -15,9 +15,10 @@ from addons.exchange import Exchange, problem_response
 from proxy.core.decisions import Denied, Reason
 from proxy.core.framing import BadFraming, Body, body_of
 from proxy.core.heads import BAD_REQUEST_LINE, MAX_HEAD_BYTES, can_become_a_head, read_request_head
+from proxy.core.hops import keeps_alive
 from proxy.engine.connect import Connect
 from proxy.engine.conversation import Conversation
-from proxy.engine.messages import keeps_alive, request_of, response_head
+from proxy.engine.messages import request_of, response_head
 
 if TYPE_CHECKING:
     from mitmproxy import http

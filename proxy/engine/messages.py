@@ -2,7 +2,7 @@
 
 Rules of this module:
 
-- A field goes through as it came, unless it is about one connection only (RFC 9110, section 7.6.1).
+- A field goes through as it came, unless it is about one connection only (`proxy.core.hops`).
 - A target is read by one parser, ours; mitmproxy's takes port 0 for none and decodes A-labels.
 """
 
@@ -16,11 +16,11 @@ from addons.headers import values_of
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, parse_authority
 from proxy.core.heads import Fields, RequestHead
+from proxy.core.hops import without_hop
 from proxy.core.policy import HTTP_PORT, HTTPS_PORT
 
 _OF_THE_CONNECTION = ("negotiate", "ntlm")  # schemes that authenticate a connection instead of a request (RFC 4559)
 _PORTS = {b"http": HTTP_PORT, b"https": HTTPS_PORT}
-_OF_THIS_HOP = frozenset((b"connection", b"keep-alive", b"te", b"proxy-connection"))
 
 
 def request_of(head: RequestHead, inside: Destination | None, *, is_tls: bool) -> http.Request:
@@ -107,30 +107,6 @@ def _split(target: bytes) -> tuple[bytes, bytes, bytes]:
     return scheme, rest[:end], path if path.startswith(b"/") else b"/" + path
 
 
-def without_hop(fields: Fields) -> Fields:
-    """Remove the fields that are about this connection only (RFC 9110, section 7.6.1); keep an offer of WebSocket."""
-    listed: set[bytes] = set()
-    upgrades = False
-    for name, value in fields:
-        key = name.lower()
-        if key == b"connection":
-            listed.update(option.strip(b" \t").lower() for option in value.split(b","))
-        elif key == b"upgrade":
-            upgrades = True
-    if not listed and not any(name.lower() in _OF_THIS_HOP for name, _ in fields):
-        return fields
-    listed -= {b"upgrade", b"host", b"content-length", b"transfer-encoding", b"close", b"keep-alive"}
-    kept = [(name, value) for name, value in fields if name.lower() not in _OF_THIS_HOP and name.lower() not in listed]
-    if upgrades:
-        kept.append((b"Connection", b"Upgrade"))
-    return tuple(kept)
-
-
-def without_framing(fields: Fields) -> Fields:
-    """Remove what a response without a body must not have (RFC 9112, sections 6.1 and 6.2)."""
-    return tuple(field for field in fields if field[0].lower() not in (b"content-length", b"transfer-encoding"))
-
-
 def response_head(response: http.Response, *, is_closing: bool) -> bytes:
     """Return a response's head as it is sent to the app."""
     data = response.data
@@ -149,12 +125,3 @@ def request_head(request: http.Request) -> bytes:
     lines += [name + b": " + value for name, value in data.headers.fields]
     lines.append(b"\r\n")
     return b"\r\n".join(lines)
-
-
-def keeps_alive(is_http11: bool, fields: Fields) -> bool:
-    """Tell whether a message lets the connection live on (RFC 9112, section 9.3)."""
-    options: set[bytes] = set()
-    for name, value in fields:
-        if name.lower() == b"connection":
-            options.update(option.strip(b" \t").lower() for option in value.split(b","))
-    return b"close" not in options and (is_http11 or b"keep-alive" in options)

@@ -29,8 +29,8 @@ from addons.exchange import Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.core.framing import BadFraming, Body, UntilCloseBody, body_of
 from proxy.core.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, ResponseHead, read_response_head
+from proxy.core.hops import keeps_alive
 from proxy.engine.dispatch import HookFailed, describe
-from proxy.engine.messages import keeps_alive
 from proxy.engine.pairs import Ending, ending_of, say_ending
 from proxy.engine.reading import Reading
 from proxy.engine.tlsstream import TlsStream

@@ -135,35 +135,6 @@ class TestFieldsThatEndHere:
         left = self.fields((b"Proxy-Authorization", b"x"), (b"PROXY-connection", b"close"), (b"Authorization", b"y"))
         assert left == [(b"Authorization", b"y")]
 
-    @pytest.mark.parametrize(
-        ("upgrade", "kept"),
-        [
-            (b"websocket", True),
-            (b"WebSocket", True),
-            (b"h2c", False),
-            (b"H2C", False),
-            (b"h2c, websocket", False),
-            (b"websocket, h2c", False),
-            (b"TLS/1.0", False),
-            (b"", False),
-        ],
-    )
-    def test_only_an_offer_of_websocket_alone_is_passed_on(self, upgrade: bytes, kept: bool) -> None:
-        left = self.fields((b"Upgrade", upgrade), (b"Connection", b"Upgrade"))
-        assert left == ([(b"Upgrade", upgrade), (b"Connection", b"Upgrade")] if kept else [])
-
-    def test_an_offer_in_a_second_field_is_seen_as_well(self) -> None:
-        assert self.fields((b"Upgrade", b"websocket"), (b"Upgrade", b"h2c"), (b"Connection", b"upgrade")) == []
-
-    def test_other_connection_options_stay(self) -> None:
-        left = self.fields(
-            (b"Connection", b"Upgrade, HTTP2-Settings"),
-            (b"Upgrade", b"h2c"),
-            (b"HTTP2-Settings", b"AAMAAABk"),
-            (b"Connection", b"Keep-Alive"),
-        )
-        assert left == [(b"connection", b"Keep-Alive")]
-
-    def test_without_an_offer_nothing_is_touched(self) -> None:
+    def test_nothing_else_is_touched(self) -> None:
         headers = [(b"Connection", b"close,  x"), (b"TE", b"trailers"), (b"Keep-Alive", b"5")]
         assert self.fields(*headers) == headers

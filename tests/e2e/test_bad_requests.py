@@ -473,8 +473,17 @@ class TestInsideConnect:
                 client.send(piece)
             client.finish()
             assert client.read_to_end() == b""
+        decision = new_decision(world, marks, lambda d: d["reason"] == "not_http")
+        assert (decision["action"], decision["method"]) == ("deny", "CONNECT")
         assert_upstream_untouched(world, marks)
         assert_sane(world)
+
+    def test_what_says_nothing_at_all_was_only_a_tunnel_that_nobody_used(self, world: World, marks: Marks) -> None:
+        with open_tunnel(world, TUNNELLED) as client:
+            client.finish()
+            assert client.read_to_end() == b""
+        decision = new_decision(world, marks, lambda d: d["action"] == "tunnel")
+        assert (decision["reason"], decision["bytes_sent"], decision["status"]) == (None, 0, None)
 
     def test_a_request_that_starts_with_two_bytes_is_http(self, world: World) -> None:
         with open_tunnel(world, INSPECTED) as client:

@@ -258,6 +258,24 @@ class TestHttps:
         assert upstream.received == b"SSH-2.0-OpenSSH_9.9\r\n"
         assert_observed(decision_of(twins.observing, upstream), would="deny", reason="not_http", would_deny=True)
 
+    @pytest.mark.parametrize("said", [b"", b"GE", b"\x16\x03"])
+    def test_an_app_that_ends_its_side_early_is_passed_on(self, twins: Twins, said: bytes) -> None:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            connect(twins.observing, f"pay.example:{listener.getsockname()[1]}") as client,
+        ):
+            server, _ = listener.accept()
+            with server:
+                server.settimeout(5)
+                client.send(said)
+                client.finish()
+                got = b""
+                while piece := server.recv(100):
+                    got += piece
+                assert got == said
+                server.sendall(b"bye")
+            assert client.read_to_end() == b"bye"
+
     def test_a_server_that_speaks_first_is_heard(self, twins: Twins) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]

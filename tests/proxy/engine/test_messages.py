@@ -1,7 +1,6 @@
 """Between the wire and mitmproxy's messages: targets, fields that end here, and heads.
 
-Proves DESIGN rule 4 (the destination is what the target says, read by one parser) and rule 5 (what is not about one
-connection only goes through as it came).
+Proves DESIGN rule 4: the destination is what the target says, read by one parser.
 """
 
 from __future__ import annotations
@@ -11,14 +10,12 @@ from mitmproxy import http
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
-from proxy.core.heads import Fields, read_request_head
+from proxy.core.heads import read_request_head
 from proxy.engine.messages import (
     headers_of,
-    keeps_alive,
     request_head,
     request_of,
     response_head,
-    without_hop,
 )
 
 INSIDE = Destination("api.example", 8443)
@@ -153,85 +150,11 @@ class TestTargets:
         assert "canary" not in caught.value.detail
 
 
-def fields(text: str) -> Fields:
-    """Return fields written as `Name: value` with `|` between them."""
-    pairs = (line.split(": ", 1) for line in text.split("|")) if text else ()
-    return tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs)
-
-
-WEBSOCKET = "Upgrade: websocket|Connection: Upgrade|Sec-WebSocket-Key: x"
-
-
-class TestFieldsOfOneConnection:
-    @pytest.mark.parametrize(
-        ("sent", "kept"),
-        [
-            pytest.param("", "", id="nothing"),
-            pytest.param("A: 1|b: 2|A: 3", "A: 1|b: 2|A: 3", id="nothing of that kind"),
-            pytest.param("Connection: close|A: 1", "A: 1", id="close"),
-            pytest.param("CONNECTION: Keep-Alive|Keep-Alive: timeout=5|A: 1", "A: 1", id="keep-alive"),
-            pytest.param("Keep-Alive: timeout=5|A: 1", "A: 1", id="Keep-Alive alone"),
-            pytest.param("TE: trailers|A: 1", "A: 1", id="TE alone"),
-            pytest.param("Connection: TE|TE: trailers|A: 1", "A: 1", id="TE"),
-            pytest.param("Proxy-Connection: keep-alive|A: 1", "A: 1", id="Proxy-Connection"),
-            pytest.param("Connection: X-Hop|x-hop: 1|A: 1|X-HOP: 2", "A: 1", id="listed"),
-            pytest.param("Connection: x ,\tX-Hop|Connection: y|X: 1|Y: 2|X-Hop: 3|Z: 4", "Z: 4", id="several listed"),
-            pytest.param("Connection: X-Hopper|X-Hop: 1", "X-Hop: 1", id="no prefix"),
-            pytest.param("X-Hop: 1|A: 1|Connection: X-Hop", "A: 1", id="listed afterwards"),
-            pytest.param("Connection: |A: 1", "A: 1", id="an empty list"),
-            pytest.param("Connection: Host|Host: a", "Host: a", id="Host stays"),
-            pytest.param("Connection: Content-Length|Content-Length: 1", "Content-Length: 1", id="a length stays"),
-            pytest.param(
-                "Connection: transfer-encoding|Transfer-Encoding: chunked",
-                "Transfer-Encoding: chunked",
-                id="so a coding",
-            ),
-            pytest.param(
-                WEBSOCKET, "Upgrade: websocket|Sec-WebSocket-Key: x|Connection: Upgrade", id="an offer of WebSocket"
-            ),
-            pytest.param(
-                "Connection: keep-alive, Upgrade|Upgrade: websocket",
-                "Upgrade: websocket|Connection: Upgrade",
-                id="an offer with keep-alive, as Firefox sends it",
-            ),
-            pytest.param(
-                "Connection: upgrade, x-hop|Upgrade: websocket|X-Hop: 1",
-                "Upgrade: websocket|Connection: Upgrade",
-                id="an offer with something listed",
-            ),
-        ],
-    )
-    def test_they_are_removed_and_all_others_stay_as_they_were(self, sent: str, kept: str) -> None:
-        assert without_hop(fields(sent)) == fields(kept)
-
+class TestHeads:
     def test_a_request_is_made_without_them(self) -> None:
         made = request("GET http://a.example/ HTTP/1.1", fields="Host: a.example\r\nConnection: x\r\nX: 1\r\nY: 2\r\n")
         assert made.headers.fields == ((b"Host", b"a.example"), (b"Y", b"2"))
 
-
-class TestKeepAlive:
-    @pytest.mark.parametrize(
-        ("is_http11", "sent", "expected"),
-        [
-            (True, "", True),
-            (True, "Connection: keep-alive", True),
-            (True, "Connection: close", False),
-            (True, "Connection: Close", False),
-            (True, "connection: x, CLOSE", False),
-            (True, "Connection: keep-alive|Connection: close", False),
-            (True, "X: close", True),
-            (True, "Connection: closed", True),
-            (True, "Keep-Alive: close", True),
-            (False, "", False),
-            (False, "Connection: close", False),
-            (False, "Connection: keep-alive, close", False),
-        ],
-    )
-    def test_it_is_as_rfc_9112_says(self, is_http11: bool, sent: str, expected: bool) -> None:
-        assert keeps_alive(is_http11, fields(sent)) is expected
-
-
-class TestHeads:
     def test_a_responses_head_has_its_fields_as_they_came(self) -> None:
         response = http.Response(
             b"HTTP/1.0", 299, b"Fi\xe9ne", http.Headers(((b"a", b"1"), (b"A", b"\xe9 "))), None, None, 0, None

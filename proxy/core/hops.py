@@ -1,0 +1,82 @@
+"""Which fields of a message are about one connection only, and end here? (RFC 9110, section 7.6)
+
+Rules of this module:
+
+- What is not about one connection stays as it came.
+- Of all offers to switch to another protocol only that of WebSocket passes: what follows any other could not be
+  checked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from proxy.core.heads import Fields
+
+_OF_THIS_HOP = frozenset((b"connection", b"keep-alive", b"te", b"proxy-connection"))
+_OF_AN_OFFER = frozenset((b"upgrade", b"http2-settings"))
+# Framing and destination are not for the app to take away; its credentials end here, but are looked at before.
+_NEVER_LISTED = frozenset((b"host", b"content-length", b"transfer-encoding", b"proxy-authorization"))
+_RECEIVED_BY = re.compile(r"(?:^|,)[ \t]*[^ \t,]+[ \t]+([^ \t,(:]+)")  # RFC 9110, section 7.6.3
+
+
+def without_hop(fields: Fields) -> Fields:
+    """Return a message's fields without those that are about one connection only; an offer of WebSocket stays.
+
+    Args:
+        fields: name and value, as they came.
+    """
+    listed: set[bytes] = set()
+    offers: set[bytes] = set()
+    has_hop = False
+    for name, value in fields:
+        key = name.lower()
+        if key == b"connection":
+            listed.update(_options(value))
+        elif key == b"upgrade":
+            offers.update(_options(value))
+        has_hop = has_hop or key in _OF_THIS_HOP or key in _OF_AN_OFFER
+    if not has_hop:
+        return fields
+    is_websocket = offers == {b"websocket"}
+    ending = (listed - _NEVER_LISTED) | _OF_THIS_HOP | _OF_AN_OFFER
+    if is_websocket:
+        ending -= {b"upgrade"}
+    kept = [field for field in fields if field[0].lower() not in ending]
+    if is_websocket:
+        kept.append((b"Connection", b"Upgrade"))
+    return tuple(kept)
+
+
+def _options(value: bytes) -> set[bytes]:
+    return {option.strip(b" \t").lower() for option in value.split(b",")}
+
+
+def without_framing(fields: Fields) -> Fields:
+    """Remove what a response without a body must not have (RFC 9112, sections 6.1 and 6.2)."""
+    return tuple(field for field in fields if field[0].lower() not in (b"content-length", b"transfer-encoding"))
+
+
+def keeps_alive(is_http11: bool, fields: Fields) -> bool:
+    """Tell whether a message lets the connection live on (RFC 9112, section 9.3).
+
+    Args:
+        is_http11: whether it is of HTTP/1.1, not of HTTP/1.0.
+        fields: name and value, as they came.
+    """
+    options: set[bytes] = set()
+    for name, value in fields:
+        if name.lower() == b"connection":
+            options |= _options(value)
+    return b"close" not in options and (is_http11 or b"keep-alive" in options)
+
+
+def has_come_through(via: Iterable[str], name: str) -> bool:
+    """Tell whether a request has come through a proxy of this name before.
+
+    Args:
+        via: the values of its Via fields.
+        name: the name.
+    """
+    return any(name.lower() in _RECEIVED_BY.findall(value.lower()) for value in via)

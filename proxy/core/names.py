@@ -1,0 +1,73 @@
+"""Do all the names that a request has for its destination mean the same one? (RFC 9110, section 7.2)
+
+Rules of this module:
+
+- Names are compared in their canonical form; what has none is refused, never guessed.
+- A name that cannot be read is not quoted: it may hold what is secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from proxy.core.decisions import Denied, Reason
+from proxy.core.destinations import BadDestination, Destination, canonical_host, parse_authority
+
+_AGREE_HINT = "make the app use one name for the host: in its URL, its Host header and its TLS server name"
+
+
+def read_host_field(value: str, default_port: int) -> Destination:
+    """Read a Host field, or an `:authority`.
+
+    Args:
+        value: its value.
+        default_port: the port where it names none.
+
+    Raises:
+        Denied: BAD_REQUEST.
+    """
+    try:
+        return parse_authority(value, default_port)
+    except BadDestination:
+        raise Denied(
+            Reason.BAD_REQUEST, "the Host field is not a host name or address with, if need be, a port from 1 to 65535"
+        ) from None
+
+
+def check_host_fields(values: Iterable[str], asked: Destination, default_port: int) -> None:
+    """Check that each Host field, or `:authority`, names what was asked for.
+
+    Args:
+        values: their values.
+        asked: the destination that will be dialled.
+        default_port: the port where a value names none.
+
+    Raises:
+        Denied: BAD_REQUEST: one is malformed; HOST_MISMATCH: one names another destination.
+    """
+    for value in values:
+        named = read_host_field(value, default_port)
+        if named != asked:
+            raise Denied(
+                Reason.HOST_MISMATCH, f"the Host field names {named}, but the request is for {asked}", _AGREE_HINT
+            )
+
+
+def check_server_name(name: str | None, connect: Destination) -> None:
+    """Check that a TLS server name is the host of the CONNECT that the TLS came through.
+
+    Args:
+        name: the name; None if the ClientHello has none (as for an address), "" if it has not exactly one valid name.
+        connect: the destination of the CONNECT.
+
+    Raises:
+        Denied: HOST_MISMATCH.
+    """
+    if name is None:
+        return
+    try:
+        is_same = canonical_host(name) == connect.host
+    except BadDestination:
+        is_same = False
+    if not is_same:
+        raise Denied(Reason.HOST_MISMATCH, f"the TLS server name is not the host of CONNECT {connect}", _AGREE_HINT)

@@ -1,0 +1,114 @@
+"""What ends at a proxy, and what goes through as it came (DESIGN rule 5)."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.core.heads import Fields
+from proxy.core.hops import has_come_through, keeps_alive, without_hop
+
+
+def fields(text: str) -> Fields:
+    """Return fields written as `Name: value` with `|` between them."""
+    pairs = (line.split(": ", 1) for line in text.split("|")) if text else ()
+    return tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs)
+
+
+WEBSOCKET = "Upgrade: websocket|Connection: Upgrade|Sec-WebSocket-Key: x"
+
+
+class TestFieldsOfOneConnection:
+    @pytest.mark.parametrize(
+        ("sent", "kept"),
+        [
+            pytest.param("", "", id="nothing"),
+            pytest.param("A: 1|b: 2|A: 3", "A: 1|b: 2|A: 3", id="nothing of that kind"),
+            pytest.param("Connection: close|A: 1", "A: 1", id="close"),
+            pytest.param("CONNECTION: Keep-Alive|Keep-Alive: timeout=5|A: 1", "A: 1", id="keep-alive"),
+            pytest.param("Keep-Alive: timeout=5|A: 1", "A: 1", id="Keep-Alive alone"),
+            pytest.param("TE: trailers|A: 1", "A: 1", id="TE alone"),
+            pytest.param("Connection: TE|TE: trailers|A: 1", "A: 1", id="TE"),
+            pytest.param("Proxy-Connection: keep-alive|A: 1", "A: 1", id="Proxy-Connection"),
+            pytest.param("Connection: X-Hop|x-hop: 1|A: 1|X-HOP: 2", "A: 1", id="listed"),
+            pytest.param("Connection: x ,\tX-Hop|Connection: y|X: 1|Y: 2|X-Hop: 3|Z: 4", "Z: 4", id="several listed"),
+            pytest.param("Connection: X-Hopper|X-Hop: 1", "X-Hop: 1", id="no prefix"),
+            pytest.param("X-Hop: 1|A: 1|Connection: X-Hop", "A: 1", id="listed afterwards"),
+            pytest.param("Connection: |A: 1", "A: 1", id="an empty list"),
+            pytest.param("Connection: Host|Host: a", "Host: a", id="Host stays"),
+            pytest.param("Connection: Content-Length|Content-Length: 1", "Content-Length: 1", id="a length stays"),
+            pytest.param(
+                "Connection: transfer-encoding|Transfer-Encoding: chunked",
+                "Transfer-Encoding: chunked",
+                id="so a coding",
+            ),
+            pytest.param(
+                WEBSOCKET, "Upgrade: websocket|Sec-WebSocket-Key: x|Connection: Upgrade", id="an offer of WebSocket"
+            ),
+            pytest.param(
+                "Connection: keep-alive, Upgrade|Upgrade: websocket",
+                "Upgrade: websocket|Connection: Upgrade",
+                id="an offer with keep-alive, as Firefox sends it",
+            ),
+            pytest.param("Upgrade: WebSocket|A: 1", "Upgrade: WebSocket|A: 1|Connection: Upgrade", id="unlisted"),
+            pytest.param("Upgrade: h2c|Connection: Upgrade|A: 1", "A: 1", id="an offer of h2c"),
+            pytest.param(
+                "Connection: Upgrade, HTTP2-Settings|Upgrade: H2C|HTTP2-Settings: AAMAAABk|A: 1", "A: 1", id="as it is"
+            ),
+            pytest.param("Upgrade: h2c|HTTP2-Settings: AAMAAABk|A: 1", "A: 1", id="an offer of h2c, unlisted"),
+            pytest.param("Upgrade: h2c, websocket|Connection: Upgrade", "", id="h2c, then WebSocket"),
+            pytest.param("Upgrade: websocket, h2c|Connection: Upgrade", "", id="WebSocket, then h2c"),
+            pytest.param("Upgrade: websocket|Upgrade: h2c|Connection: Upgrade", "", id="h2c in a second field"),
+            pytest.param("Upgrade: TLS/1.0|Connection: Upgrade", "", id="TLS inside HTTP"),
+            pytest.param("Upgrade: |Connection: Upgrade", "", id="an empty offer"),
+            pytest.param(
+                "Connection: Proxy-Authorization|Proxy-Authorization: x", "Proxy-Authorization: x", id="for the gate"
+            ),
+            pytest.param(
+                "Connection: upgrade, x-hop|Upgrade: websocket|X-Hop: 1",
+                "Upgrade: websocket|Connection: Upgrade",
+                id="an offer with something listed",
+            ),
+        ],
+    )
+    def test_they_are_removed_and_all_others_stay_as_they_were(self, sent: str, kept: str) -> None:
+        assert without_hop(fields(sent)) == fields(kept)
+
+
+class TestKeepAlive:
+    @pytest.mark.parametrize(
+        ("is_http11", "sent", "expected"),
+        [
+            (True, "", True),
+            (True, "Connection: keep-alive", True),
+            (True, "Connection: close", False),
+            (True, "Connection: Close", False),
+            (True, "connection: x, CLOSE", False),
+            (True, "Connection: keep-alive|Connection: close", False),
+            (True, "X: close", True),
+            (True, "Connection: closed", True),
+            (True, "Keep-Alive: close", True),
+            (False, "", False),
+            (False, "Connection: close", False),
+            (False, "Connection: keep-alive, close", False),
+        ],
+    )
+    def test_it_is_as_rfc_9112_says(self, is_http11: bool, sent: str, expected: bool) -> None:
+        assert keeps_alive(is_http11, fields(sent)) is expected
+
+
+class TestVia:
+    @pytest.mark.parametrize(
+        ("via", "expected"),
+        [
+            ([], False),
+            (["1.1 coat"], True),
+            (["1.1 COAT"], True),
+            (["1.0 first, HTTP/2 coat:8080 (comment)"], True),
+            (["1.0 first", "1.1 coat"], True),
+            (["1.1 overcoat"], False),
+            (["coat 1.1"], False),
+            (["1.1 first (coat)"], False),
+        ],
+    )
+    def test_a_proxy_is_known_by_its_name(self, via: list[str], expected: bool) -> None:
+        assert has_come_through(via, "Coat") is expected
