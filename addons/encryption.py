@@ -15,8 +15,9 @@ from datetime import UTC, date, datetime
 
 from mitmproxy import http
 
-from addons.exchange import Exchange, Sessions
+from addons.exchange import Exchange
 from addons.headers import has_field, values_of
+from addons.sessions import Sessions
 from proxy.core import bodies
 from proxy.core.decisions import Denied, Reason
 from proxy.core.jwe import Sealer, Sealers

@@ -1,4 +1,4 @@
-"""What the pipeline knows about one request, one client connection and one upstream connection.
+"""What the pipeline knows about one request, and about one connection to an upstream.
 
 Rules of this module:
 
@@ -10,20 +10,15 @@ Rules of this module:
 from __future__ import annotations
 
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 
-from mitmproxy import connection, http
+from mitmproxy import http
 
-from proxy.core.clients import User
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.pins import PinVerdict
-from proxy.core.policy import ListenerKind, Mode, Policy, Rule
+from proxy.core.policy import Mode, Policy, Rule
 from proxy.core.problems import JSON_TYPE, PAGE_TYPE, problem_details, problem_page, proxy_status, wants_page
-from proxy.core.redirects import Trail
-
-_KEY = "overcoat"
 
 
 @dataclass(slots=True)
@@ -128,125 +123,6 @@ class Exchange:
         # A streamed request is answered at once, and what is left of its body is discarded; see the engine's Stream.
         flow.request.stream = True
         flow.request.headers.pop("expect", None)
-
-
-@dataclass(slots=True)
-class Session:
-    """One client connection.
-
-    Attributes:
-        policy: the snapshot that what begins on this connection is decided with.
-        entry: the kind of listener that it came through.
-        connect: the CONNECT request that opened a tunnel on it, if any.
-        is_admitted: whether it counts among those that there may be only so many of.
-        verified: the users whom this connection has shown the credentials of one, and these credentials.
-        speaks_http: whether plain http came inside that tunnel, whose requests are read here.
-        trail: the redirects that an upgraded app follows on it.
-        upstreams: what is known of each upstream connection, by mitmproxy's connection id.
-        unfinished: the exchanges whose decision line is still to be written.
-        requests: how many requests were seen, CONNECT not counted.
-        sent: bytes that went to upstreams on this connection's behalf, TLS and all.
-        received: bytes that came back.
-        client_tls_error: why the app's handshake with us failed.
-    """
-
-    policy: Policy
-    client: str
-    entry: ListenerKind = ListenerKind.FORWARD
-    connect: Exchange | None = None
-    is_admitted: bool = False
-    verified: tuple[tuple[User, ...], str] | None = field(default=None, repr=False)
-    speaks_http: bool = False
-    trail: Trail = field(default_factory=Trail)
-    upstreams: dict[str, Upstream] = field(default_factory=dict)
-    unfinished: set[Exchange] = field(default_factory=set)
-    requests: int = 0
-    sent: int = 0
-    received: int = 0
-    client_tls_error: str | None = None
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing is under way. A CONNECT whose requests are read here is not: they count."""
-        return all(
-            exchange is self.connect
-            and (
-                self.speaks_http
-                or (
-                    exchange.decision is not None
-                    and exchange.decision.action is Action.INSPECT
-                    and not exchange.observing
-                )
-            )
-            for exchange in self.unfinished
-        )
-
-    def note_idle(self, seconds: float) -> None:
-        """Note that what is under way, if anything, ends because nothing has moved."""
-        if self.is_idle:
-            return
-        for exchange in self.unfinished:
-            if not exchange.finished:
-                exchange.stop(Denied(Reason.IDLE_TIMEOUT, f"no byte passed for {seconds:.0f} s"))
-
-
-class Sessions:
-    """The live sessions, by mitmproxy's client connection id."""
-
-    def __init__(self) -> None:
-        self._by_id: dict[str, Session] = {}
-        self._counts: Counter[str] = Counter()
-        self.admitted = 0
-
-    def open(self, client: connection.Client, policy: Policy, entry: ListenerKind = ListenerKind.FORWARD) -> Session:
-        """Start a session."""
-        session = self._by_id[client.id] = Session(policy, client.peername[0], entry)
-        return session
-
-    def admit(self, session: Session) -> None:
-        """Count a session from now on, among all and among those of its client's address."""
-        session.is_admitted = True
-        self._counts[session.client] += 1
-        self.admitted += 1
-
-    def close(self, client: connection.Client) -> None:
-        """Forget a session."""
-        session = self._by_id.pop(client.id, None)
-        if session is not None and session.is_admitted:
-            self.admitted -= 1
-            self._counts[session.client] -= 1
-            if not self._counts[session.client]:
-                del self._counts[session.client]
-
-    def count(self, client: str) -> int:
-        """Return how many are admitted of a client's address."""
-        return self._counts[client]
-
-    def of(self, client: connection.Client) -> Session:
-        """Return the session of a client connection.
-
-        Raises:
-            KeyError: the connection has none: the flow is not from one of our listeners.
-        """
-        return self._by_id[client.id]
-
-    def exchange(self, flow: http.HTTPFlow) -> Exchange:
-        """Return the exchange of a flow, made at its first use."""
-        exchange = flow.metadata.get(_KEY)
-        if isinstance(exchange, Exchange):
-            return exchange
-        session = self.of(flow.client_conn)
-        path, _, _ = flow.request.path.partition("?")
-        # The method's own bytes: mitmproxy's property upper-cases, and `connect` is not CONNECT.
-        method = flow.request.data.method.decode("ascii", "replace")
-        exchange = Exchange(session.policy, session.client, method, path)
-        flow.metadata[_KEY] = exchange
-        session.unfinished.add(exchange)
-        if method == "CONNECT":
-            exchange.path = ""
-        else:
-            session.requests += 1
-        return exchange
 
 
 def problem_response(denied: Denied, rule: str | None, accept: str = "") -> http.Response:

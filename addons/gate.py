@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from mitmproxy import http
 
-from addons.exchange import Exchange, Sessions
+from addons.exchange import Exchange
 from addons.headers import values_of
+from addons.sessions import Sessions
 from proxy.core.clients import check_client
 from proxy.core.credentials import Verifier
 from proxy.core.decisions import Action, Decision, Denied, Reason

@@ -17,7 +17,8 @@ from mitmproxy import tls
 from mitmproxy.connection import Server
 from OpenSSL import SSL, crypto
 
-from addons.exchange import Sessions, Upstream
+from addons.exchange import Upstream
+from addons.sessions import Sessions
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.pins import PinVerdict, check_pins, spki_pin

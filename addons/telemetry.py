@@ -18,8 +18,9 @@ from functools import cache
 
 from mitmproxy import connection, http, tls
 
-from addons.exchange import Exchange, Session, Sessions, action_of, denies, never_left, would_deny
+from addons.exchange import Exchange, action_of, denies, never_left, would_deny
 from addons.metrics import Metrics
+from addons.sessions import Session, Sessions
 from proxy.core.decisions import Action
 from proxy.core.pins import PinVerdict
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from mitmproxy import http
 
-from addons.exchange import Exchange, Sessions
+from addons.exchange import Exchange
 from addons.headers import has_field, values_of
+from addons.sessions import Sessions
 from proxy.core import appview
 from proxy.core.cookies import Cookies, Way, names_sent
 from proxy.core.decisions import Action, Denied, Reason

@@ -15,8 +15,9 @@ import click
 import pytest
 from prometheus_client import CollectorRegistry
 
-from addons.exchange import Exchange, Sessions
+from addons.exchange import Exchange
 from addons.metrics import Metrics, PolicyMetrics
+from addons.sessions import Sessions
 from addons.telemetry import Telemetry
 from proxy import cli
 from proxy.config import load_policy

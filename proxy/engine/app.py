@@ -25,7 +25,8 @@ from mitmproxy.proxy import server_hooks
 from mitmproxy.proxy.context import Context
 from OpenSSL import SSL
 
-from addons.exchange import Exchange, Session
+from addons.exchange import Exchange
+from addons.sessions import Session
 from proxy.core.decisions import Denied, Reason
 from proxy.core.policy import Listener, ListenerKind
 from proxy.engine.dispatch import HookFailed, describe

@@ -18,7 +18,7 @@ from mitmproxy import flow as mitmproxy_flow
 from mitmproxy import http
 from mitmproxy.proxy.commands import StartHook
 
-from addons.exchange import Sessions
+from addons.sessions import Sessions
 from proxy.core.decisions import Denied, Reason
 
 logger = logging.getLogger("overcoat")

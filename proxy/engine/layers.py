@@ -27,8 +27,9 @@ from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._http1 import Http1Client
 from OpenSSL import SSL
 
-from addons.exchange import Exchange, Sessions, Upstream
+from addons.exchange import Exchange, Upstream
 from addons.pinning import have_expired
+from addons.sessions import Sessions
 from proxy.core import bodies
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import MAX_HEAD_BYTES, read_request_head

@@ -23,10 +23,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from addons.encryption import Encryption
-from addons.exchange import Exchange, Session, Sessions
+from addons.exchange import Exchange
 from addons.gate import Gate
 from addons.metrics import Metrics
 from addons.pinning import Pinning
+from addons.sessions import Session, Sessions
 from addons.telemetry import Telemetry
 from addons.transport import Transport
 from proxy.ca import LocalCa

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 from mitmproxy import connection, tls
 from OpenSSL import SSL
 
-from addons.exchange import Sessions
+from addons.sessions import Sessions
 from proxy.ca import Leaf, LocalCa
 from proxy.core.policy import Policy, Trust
 

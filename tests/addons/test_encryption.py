@@ -9,7 +9,8 @@ from mitmproxy import http
 from mitmproxy.test import tflow
 
 from addons.encryption import Encryption
-from addons.exchange import Exchange, Sessions
+from addons.exchange import Exchange
+from addons.sessions import Sessions
 from proxy.core import jwe
 from proxy.core.decisions import Action, Decision, Reason
 from proxy.core.destinations import Destination

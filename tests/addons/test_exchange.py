@@ -1,4 +1,4 @@
-"""What the pipeline knows of a request: denials, observing, and sessions that forget what is over."""
+"""What the pipeline knows of a request: denials, and what observing makes of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from mitmproxy import connection, http
 
-from addons.exchange import Exchange, Sessions, action_of, denies, never_left, problem_response, would_deny
+from addons.exchange import Exchange, action_of, denies, never_left, problem_response, would_deny
+from addons.sessions import Sessions
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.policy import Mode, Policy
@@ -35,41 +36,6 @@ def sessions(client: connection.Client) -> Sessions:
     sessions = Sessions()
     sessions.open(client, Policy())
     return sessions
-
-
-class TestSessions:
-    def test_a_flow_has_one_exchange_with_its_path_without_the_query(
-        self, sessions: Sessions, client: connection.Client
-    ) -> None:
-        flow = new_flow(client)
-        exchange = sessions.exchange(flow)
-        assert sessions.exchange(flow) is exchange
-        assert (exchange.method, exchange.path, exchange.client) == ("GET", "/a", "127.0.0.1")
-        assert sessions.of(client).requests == 1
-        assert sessions.of(client).connect is None
-
-    def test_a_connect_is_no_request_and_has_no_path(self, sessions: Sessions, client: connection.Client) -> None:
-        exchange = sessions.exchange(new_flow(client, "CONNECT", ""))
-        assert exchange.path == ""
-        assert sessions.of(client).requests == 0
-
-    def test_a_connection_without_a_session_is_an_error(self, client: connection.Client) -> None:
-        with pytest.raises(KeyError):
-            Sessions().of(client)
-
-    def test_a_closed_session_is_forgotten_and_may_be_closed_again(
-        self, sessions: Sessions, client: connection.Client
-    ) -> None:
-        for _ in range(2):
-            sessions.close(client)
-        with pytest.raises(KeyError):
-            sessions.of(client)
-
-    def test_a_flow_keeps_the_policy_of_its_connection(self, client: connection.Client) -> None:
-        sessions = Sessions()
-        policy = replace(Policy(), mode=Mode.OBSERVE)
-        sessions.open(client, policy)
-        assert sessions.exchange(new_flow(client)).policy is policy
 
 
 class TestDenials:
@@ -126,30 +92,6 @@ def test_what_the_policy_says_of_an_exchange(decision: Decision | None, denied: 
     exchange = Exchange(Policy(), "127.0.0.1", decision=decision, denied=denied)
     assert action_of(exchange) is action
     assert denies(exchange) is (denied is not None)
-
-
-@pytest.mark.parametrize(
-    ("method", "decided", "mode", "idle"),
-    [
-        ("GET", Action.UPGRADE, Mode.ENFORCE, False),
-        ("CONNECT", Action.TUNNEL, Mode.ENFORCE, False),
-        ("CONNECT", Action.INSPECT, Mode.ENFORCE, True),  # what counts is what it carries
-        ("CONNECT", Action.INSPECT, Mode.OBSERVE, False),  # observed, it is a tunnel
-        ("CONNECT", None, Mode.ENFORCE, False),
-    ],
-)
-def test_a_session_is_idle_when_nothing_is_under_way(
-    client: connection.Client, method: str, decided: Action | None, mode: Mode, idle: bool
-) -> None:
-    sessions = Sessions()
-    session = sessions.open(client, replace(Policy(), mode=mode))
-    assert session.is_idle
-    exchange = sessions.exchange(new_flow(client, method))
-    session.connect = exchange if method == "CONNECT" else None
-    exchange.decision = Decision(decided) if decided else None
-    assert session.is_idle is idle
-    session.unfinished.discard(exchange)
-    assert session.is_idle
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from mitmproxy import connection, http
 
-from addons.exchange import Exchange, Sessions
+from addons.exchange import Exchange
 from addons.gate import Gate
+from addons.sessions import Sessions
 from proxy.core.credentials import Verifier
 from proxy.core.decisions import Action, Reason
 from proxy.core.destinations import Destination

@@ -17,8 +17,9 @@ from mitmproxy import connection, tls
 from mitmproxy.proxy.context import Context
 from OpenSSL import SSL, crypto
 
-from addons.exchange import Sessions, Upstream
+from addons.exchange import Upstream
 from addons.pinning import Pinning, verifier, verify_error
+from addons.sessions import Sessions
 from proxy.core.destinations import Destination
 from proxy.core.pins import Pin, PinSet, PinVerdict, certificate_pin, spki_pin
 from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule

@@ -10,8 +10,9 @@ import pytest
 from mitmproxy.test import tflow
 from prometheus_client import CollectorRegistry
 
-from addons.exchange import Exchange, Sessions
+from addons.exchange import Exchange
 from addons.metrics import Metrics, PolicyMetrics
+from addons.sessions import Sessions
 from addons.telemetry import Telemetry, done
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.pins import Pin, PinSet

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from mitmproxy import connection, http
 
-from addons.exchange import Sessions
 from addons.gate import Gate
+from addons.sessions import Sessions
 from addons.transport import Transport
 from proxy.core.cookies import Cookies
 from proxy.core.credentials import Verifier

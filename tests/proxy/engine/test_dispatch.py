@@ -11,7 +11,7 @@ from mitmproxy import connection, flow, http
 from mitmproxy.proxy import layer, server_hooks
 from mitmproxy.proxy.layers.http import _hooks as http_hooks
 
-from addons.exchange import Sessions
+from addons.sessions import Sessions
 from proxy.core.policy import Policy
 from proxy.engine.dispatch import Dispatcher, HookFailed, describe
 

@@ -31,7 +31,8 @@ from mitmproxy.proxy.layers.http import _events as http_events
 from mitmproxy.proxy.layers.http import _hooks as http_hooks
 from mitmproxy.proxy.layers.http import _http1, _http2
 
-from addons.exchange import Exchange, Sessions
+from addons.exchange import Exchange
+from addons.sessions import Sessions
 from proxy.core.destinations import Destination
 from proxy.core.policy import Policy
 from proxy.engine import driver, http2, layers, patches
