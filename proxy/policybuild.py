@@ -2,8 +2,8 @@
 
 Rules of this module:
 
-- Each section that is right by itself is judged even if others are not, so that one run finds all it can. What is
-  already known to be wrong is left out, and never leads to a second error.
+- What the model takes is judged even if it does not take all, so that one run finds all it can (`proxy.usable`). What
+  is already known to be wrong never leads to a second error.
 - Files are read once, with a limit. Relative names are relative to the policy file. No message quotes what they hold.
 - A combination that cannot keep its promise (pins on a tunnel, encryption on plain http) is refused.
 """
@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
-from pydantic import ValidationError
 
 from proxy.core.addresses import address_set
 from proxy.core.clients import ClientRules, PasswordHash, User, parse_password_hash
@@ -43,46 +42,21 @@ from proxy.model import (
     SYSTEM_ROOTS,
     ClientsSection,
     DecryptEntry,
-    DefaultsSection,
     EncryptEntry,
     KeyEntry,
     KeySetSection,
     PinsSection,
-    PolicyFile,
     RuleSection,
-    Section,
-    TrustSection,
     UpstreamProxySection,
     WhenSection,
 )
 from proxy.policyvalues import KeySource, PinFile
+from proxy.usable import usable_part
 from proxy.yamltext import Document, Problem, Steps, shown
 
 _MAX_PIN_FILE_BYTES = 64 * 1024
 _MAX_PASSWORD_BYTES = 1024
 MAX_ROOTS_BYTES = 16 * 1024 * 1024
-
-
-def _usable[S: Section](
-    section: type[S], raw: object, placeholders: Mapping[str, object]
-) -> tuple[S, frozenset[str]] | None:
-    """Return what is right of a section, and the names of its keys that are not; None if too little is."""
-    if not isinstance(raw, dict):
-        return None
-    try:
-        return section.model_validate(raw), frozenset()
-    except ValidationError as error:
-        wrong = frozenset(str(details["loc"][0]) for details in error.errors(include_url=False) if details["loc"])
-    right = {key: value for key, value in raw.items() if key not in wrong}
-    try:
-        return section.model_validate({**placeholders, **right}), wrong
-    except ValidationError:
-        return None
-
-
-def _usable_or[S: Section](default: S, raw: object) -> S:
-    usable = _usable(type(default), raw, {"version": 1} if isinstance(default, PolicyFile) else {})
-    return usable[0] if usable else default
 
 
 @dataclass(slots=True)
@@ -115,25 +89,21 @@ class Builder:
     def __init__(self, document: Document, folder: Path, env: Mapping[str, str]) -> None:
         self.problems: list[Problem] = []
         self._document = document
+        self._usable = usable_part(document.data)
         self._folder = folder
         self._env = env
 
     def build(self) -> Policy:
         """Return the policy, which counts only if neither the model nor this found a problem."""
-        data = self._document.data
-        raw = data if isinstance(data, dict) else {}
-        file = _usable_or(PolicyFile(version=1), {k: v for k, v in raw.items() if k not in ("keys", "rules")})
-        trust = _usable_or(TrustSection(), raw.get("trust"))
-        given_defaults = _usable_or(DefaultsSection(), raw.get("defaults"))
-        raw_keys, raw_rules = raw.get("keys"), raw.get("rules")
-        keys = self._key_sets(raw_keys if isinstance(raw_keys, dict) else {})
-        defaults = Defaults(given_defaults.plain_http, given_defaults.https)
+        file = self._usable.file
+        keys = self._key_sets(file.keys)
+        defaults = Defaults(file.defaults.plain_http, file.defaults.https)
         return Policy(
             listen=tuple(file.listen),
             admin=file.admin,
             mode=file.mode,
             defaults=defaults,
-            trust=Trust(self._roots(trust.roots), trust.min_tls),
+            trust=Trust(self._roots(file.trust.roots), file.trust.min_tls),
             limits=Limits(**file.limits.model_dump()),
             destinations=address_set(file.destinations.allow or []),
             egress=file.destinations.egress,
@@ -143,10 +113,12 @@ class Builder:
             via=file.via,
             workers=file.workers,
             keys={name: key_set for name, key_set in keys.items() if key_set is not None},
-            rules=self._rules(raw_rules if isinstance(raw_rules, list) else [], keys, defaults),
+            rules=self._rules(file.rules or (), keys, defaults),
         )
 
     def _problem(self, steps: Steps, message: str) -> None:
+        if self._usable.is_about_wrong(steps):
+            return
         mark = self._document.mark(steps)
         self.problems.append(Problem(steps, mark.line, mark.column, message))
 
@@ -178,7 +150,7 @@ class Builder:
 
     def _clients(self, section: ClientsSection) -> ClientRules:
         users: dict[str, User] = {}
-        for index, entry in enumerate(section.users or ()):
+        for index, entry in self._usable.numbered(("clients", "users"), section.users or ()):
             steps: Steps = ("clients", "users", index)
             if entry.name in users:
                 self._problem((*steps, "name"), f"the user {shown(entry.name)} stands twice")
@@ -238,18 +210,18 @@ class Builder:
 
     # Keys
 
-    def _key_sets(self, raw: Mapping[str, object]) -> dict[str, KeySet | None]:
+    def _key_sets(self, sections: Mapping[str, KeySetSection]) -> dict[str, KeySet | None]:
         """Return the key sets; None in place of one that is wrong, so that its name is known nevertheless."""
-        key_sets: dict[str, KeySet | None] = {}
-        for name, raw_set in raw.items():
-            usable = _usable(KeySetSection, raw_set, {})
-            key_sets[name] = self._key_set(name, usable[0]) if usable else None
-        return key_sets
+        known = {str(steps[1]): None for steps in self._usable.wrong if steps[:1] == ("keys",) and len(steps) == 2}
+        built = {name: self._key_set(name, section) for name, section in sections.items()}
+        whole = {name: None if self._usable.is_about_wrong(("keys", name)) else each for name, each in built.items()}
+        return {**known, **whole}
 
     def _key_set(self, name: str, section: KeySetSection) -> KeySet | None:
         steps: Steps = ("keys", name)
         places: list[tuple[Steps, KeyEntry]] = [((*steps, "primary"), section.primary)]
-        places += [((*steps, "older", index), entry) for index, entry in enumerate(section.older or ())]
+        older = self._usable.numbered((*steps, "older"), section.older or ())
+        places += [((*steps, "older", index), entry) for index, entry in older]
         keys: list[Key] = []
         complete = True
         for place, entry in places:
@@ -289,45 +261,43 @@ class Builder:
 
     # Rules
 
-    def _rules(self, raw: list[object], keys: Mapping[str, KeySet | None], defaults: Defaults) -> tuple[Rule, ...]:
+    def _rules(
+        self, sections: Sequence[RuleSection], keys: Mapping[str, KeySet | None], defaults: Defaults
+    ) -> tuple[Rule, ...]:
         rules: list[Rule] = []
         names: dict[str, int] = {}
         hosts = _HostIndex()
-        for index, raw_rule in enumerate(raw):
-            usable = _usable(RuleSection, raw_rule, {"name": "unnamed", "hosts": ["unnamed.invalid"]})
-            if usable is None:
-                continue
-            section, wrong = usable
+        for index, section in self._usable.numbered(("rules",), sections):
             steps: Steps = ("rules", index)
-            if "name" not in wrong and names.setdefault(section.name, index) != index:
+            if names.setdefault(section.name, index) != index:
                 self._problem((*steps, "name"), f"rules[{names[section.name]}] has the name {section.name} already")
-            if "hosts" not in wrong:
-                label = f"rule {section.name}" if "name" not in wrong else f"rules[{index}]"
-                self._check_hosts(steps, section, label, hosts)
+            self._check_hosts(steps, section, hosts)
             rules.append(self._rule(steps, section, keys, defaults))
         return tuple(rules)
 
-    def _check_hosts(self, steps: Steps, section: RuleSection, label: str, earlier: _HostIndex) -> None:
-        covered: list[tuple[int, str]] = []
+    def _check_hosts(self, steps: Steps, section: RuleSection, earlier: _HostIndex) -> None:
+        is_named = not self._usable.is_about_wrong((*steps, "name"))
+        label = f"rule {section.name}" if is_named else f"rules[{steps[-1]}]"
+        covered: list[tuple[int, HostPattern, str]] = []
         first: dict[HostPattern, int] = {}
-        for index, pattern in enumerate(section.hosts):
+        for index, pattern in self._usable.numbered((*steps, "hosts"), section.hosts):
             if first.setdefault(pattern, index) != index:
                 self._problem((*steps, "hosts", index), f"hosts[{first[pattern]}] says {pattern} already")
             rule = earlier.covering(pattern)
             if rule is not None:
-                covered.append((index, rule))
-        if len(covered) == len(section.hosts):
-            names = ", ".join(dict.fromkeys(rule for _, rule in covered))
+                covered.append((index, pattern, rule))
+        if len(covered) == len(section.hosts) and not self._usable.is_about_wrong((*steps, "hosts")):
+            names = ", ".join(dict.fromkeys(rule for _, _, rule in covered))
             self._problem(
                 (*steps, "hosts"),
                 f"this rule is never reached: its hosts are all taken by {names} above, and the first rule that names "
                 "a host counts; move this rule up, or take it out",
             )
         else:
-            for index, rule in covered:
+            for index, pattern, rule in covered:
                 self._problem(
                     (*steps, "hosts", index),
-                    f"{section.hosts[index]} is never reached here: {rule} above takes it, and the first rule that "
+                    f"{pattern} is never reached here: {rule} above takes it, and the first rule that "
                     "names a host counts; move this rule up, or take the host out",
                 )
         for pattern in section.hosts:
@@ -350,7 +320,8 @@ class Builder:
                 f"plain http cannot keep what {' and '.join(protects)} of this rule promise: write plain_http: upgrade "
                 "or plain_http: reject",
             )
-        if plain_http is not PlainHttp.UPGRADE and section.https_port is not None:
+        is_known = not self._usable.is_about_wrong((*steps, "plain_http"))
+        if plain_http is not PlainHttp.UPGRADE and section.https_port is not None and is_known:
             self._problem(
                 (*steps, "https_port"),
                 f"https_port is where upgraded requests go, but plain_http is {plain_http} here: leave one of them out",
@@ -379,7 +350,7 @@ class Builder:
 
     def _pins(self, steps: Steps, section: PinsSection) -> PinSet:
         pins: dict[Pin, int] = {}
-        for index, entry in enumerate(section.any_of):
+        for index, entry in self._usable.numbered((*steps, "any_of"), section.any_of):
             place: Steps = (*steps, "any_of", index)
             pin = self._pin_of_file(place, entry) if isinstance(entry, PinFile) else entry
             if pin is not None and pins.setdefault(pin, index) != index:
@@ -400,7 +371,7 @@ class Builder:
         self, steps: Steps, entries: Sequence[EncryptEntry | DecryptEntry], keys: Mapping[str, KeySet | None]
     ) -> tuple[FieldEntry, ...]:
         fields: list[FieldEntry] = []
-        for index, entry in enumerate(entries):
+        for index, entry in self._usable.numbered(steps, entries):
             place: Steps = (*steps, index, "key")
             if entry.key not in keys:
                 near = difflib.get_close_matches(entry.key, keys, n=1)

@@ -1,4 +1,4 @@
-"""What the pipeline knows of a connection: its exchanges, whether something is under way, and nothing once it is over."""
+"""What the pipeline knows of a connection: its exchanges, and nothing any more once it is over."""
 
 from __future__ import annotations
 

@@ -929,3 +929,72 @@ def test_no_mutation_of_a_right_policy_makes_the_reader_raise(folder: Path, data
         else:
             container.append(container[key])
     _loads_or_is_refused(folder, yaml.safe_dump(tree, allow_unicode=True).encode())
+
+
+class TestAllThatIsWrongAtOnce:
+    """What is wrong in one place hides nothing that is wrong in another, and leads to no second error."""
+
+    @pytest.mark.parametrize(
+        ("text", "paths"),
+        [
+            pytest.param(
+                "rules: [{name: a, hosts: [a.example], plain_http: allow, request: [{encrypt: [x], key: b}]}]",
+                ["rules[0].plain_http", "rules[0].request[0].encrypt[0]", "rules[0].request[0].key"],
+                id="all selectors, a key and a combination",
+            ),
+            pytest.param(
+                "rules: [{name: a, hosts: [a.example], pins: {any_of: [sha1/abc, {file: nope}, x, {file: not}]}}]",
+                [f"rules[0].pins.any_of[{place}" for place in ("0]", "1].file", "2]", "3].file")],
+                id="pins, and files of pins between them",
+            ),
+            pytest.param(
+                "clients: {users: [{name: a, password_hash: {file: nope}}], alow: [private]}",
+                ["clients.users[0].password_hash.file", "clients.alow"],
+                id="an unknown key beside a file that is not there",
+            ),
+            pytest.param(
+                'upstream_proxy: {url: "https://p.example:1", credentials: {env: NOPE}, direct: ["http://x"]}',
+                ["upstream_proxy.credentials.env", "upstream_proxy.direct[0]"],
+                id="an upstream proxy's",
+            ),
+            pytest.param(
+                "upstream_proxy: {url: 1, credentials: {env: NOPE}}",
+                ["upstream_proxy.url", "upstream_proxy.credentials.env"],
+                id="what is needed is wrong, and something beside it",
+            ),
+            pytest.param(
+                "rules: [{hosts: [a.example], https: tunnel, pins: {any_of: [x]}}, {name: 1, hosts: [2]}]",
+                ["rules[0].name", "rules[0].https", "rules[0].pins.any_of[0]", "rules[1].name", "rules[1].hosts[0]"],
+                id="rules without a name",
+            ),
+            pytest.param(
+                "rules: [{name: a, hosts: [1, b.example, b.example]}, {name: c, hosts: [2, b.example]}, 3]",
+                ["rules[0].hosts[0]", "rules[0].hosts[2]", "rules[1].hosts[0]", "rules[1].hosts[1]", "rules[2]"],
+                id="places in lists stay those of the file",
+            ),
+            pytest.param(
+                "keys: {k: {alg: A256KW, primary: {kid: a, file: nope}, older: [{}, {kid: a, file: not}]}}\n"
+                "rules: [{name: a, hosts: [a.example], response: [{decrypt: [$.a], key: k}]}]",
+                ["keys.k.primary.file", "keys.k.older[0]", "keys.k.older[1].file"],
+                id="a key set that is named, and wrong",
+            ),
+            pytest.param(
+                "defaults: {plain_http: allow}\n"
+                "rules: [{name: a, hosts: [a.example], plain_http: up, pins: {any_of: [x]}, https_port: 444}]",
+                ["rules[0].plain_http", "rules[0].pins.any_of[0]"],
+                id="no second error of a default that stands in",
+            ),
+            pytest.param(
+                "rules: [{name: a, hosts: [1], raw_tcp: allow}, {name: b, hosts: [2], raw_tcp: allow}]",
+                ["rules[0].hosts[0]", "rules[1].hosts[0]"],
+                id="no second error of what stands in",
+            ),
+            pytest.param("rules: []\nkeys: 1\nclients: null\nx: 1", ["rules", "keys", "clients", "x"], id="shapes"),
+        ],
+    )
+    def test_is_found_in_one_run(self, folder: Path, text: str, paths: list[str]) -> None:
+        found = [error.path for error in _errors(folder, f"version: 1\n{text}\n")]
+        assert sorted(found) == sorted(paths)
+
+    def test_a_file_that_is_no_mapping_is_one_error(self, folder: Path) -> None:
+        assert len(_errors(folder, "[1, 2]\n")) == 1
