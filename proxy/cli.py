@@ -9,7 +9,7 @@ import click
 _COMMANDS = {
     "serve": ("proxy.commands.serve", "Run the sidecar."),
     "check": ("proxy.commands.policy", "Check the policy; say what it does, or everything that is wrong with it."),
-    "explain": ("proxy.commands.policy", "Say what would happen to a request for a URL, and why."),
+    "explain": ("proxy.commands.explain", "Say what would happen to a request for a URL, and why."),
     "schema": ("proxy.commands.policy", "Print the JSON Schema of the policy file."),
     "pins": ("proxy.commands.pins", "Show the pins of a server's keys."),
     "keys": ("proxy.commands.keys", "Make keys; seal and open values by hand."),

@@ -16,7 +16,7 @@ import click
 from rich.text import Text
 
 from proxy.commands.failed import Failed
-from proxy.commands.policy import destination_of, json_option, load_or_exit, plain_table, policy_option, wide_console
+from proxy.commands.shared import destination_of, json_option, load_or_exit, plain_table, policy_option, wide_console
 from proxy.core.policy import HTTPS_PORT, Policy
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ Rules of this module:
 
 from __future__ import annotations
 
+from proxy.core.addresses import AddressKind, parse_ip
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.hsts import KnownHosts
@@ -89,6 +90,31 @@ def decide_https(policy: Policy, asked: Destination) -> tuple[Rule | None, Decis
     if what is Https.INSPECT:
         return rule, Decision(Action.INSPECT, asked)
     return rule, Decision(Action.DENY, denied=_https_rejected(rule, asked))
+
+
+def denied_by_address(policy: Policy, host: str) -> Denied | None:
+    """Return why a host must not be reached that is an address, or always leads to one.
+
+    Args:
+        policy: the policy in force.
+        host: the canonical host. What is known of any other name is what a look-up says: see `forbidden_address`.
+    """
+    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, section 6.3
+        host = "127.0.0.1"
+    try:
+        kind = policy.destinations.forbids(parse_ip(host))
+    except ValueError:
+        return None
+    return forbidden_address(host, kind) if kind is not None else None
+
+
+def forbidden_address(host: str, kind: AddressKind) -> Denied:
+    """Return why a host at an address of a kind that the policy does not allow is not reached."""
+    return Denied(
+        Reason.DESTINATION_FORBIDDEN,
+        f"{host} is at a {kind} address, where the policy lets nothing go",
+        f"if the app is to reach it, add {kind}, or just its network, to destinations.allow",
+    )
 
 
 def _not_listed(asked: Destination) -> Denied:

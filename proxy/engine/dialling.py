@@ -20,6 +20,7 @@ from addons.exchange import Upstream
 from proxy.core.addresses import AddressKind, kind_of, parse_ip
 from proxy.core.decisions import Denied, Reason
 from proxy.core.policy import Mode
+from proxy.core.transport import denied_by_address, forbidden_address
 
 if TYPE_CHECKING:
     from proxy.engine.server import Engine
@@ -107,13 +108,12 @@ def check_address(host: str, record: Upstream) -> None:
     Raises:
         Denied: DESTINATION_FORBIDDEN.
     """
-    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, section 6.3
-        host = "127.0.0.1"
-    try:
-        address = parse_ip(host)
-    except ValueError:
+    denied = denied_by_address(record.policy, host)
+    if denied is None:
         return
-    _allowed([(socket.AF_INET if address.version == 4 else socket.AF_INET6, (host, 0))], host, record)
+    if record.policy.mode is not Mode.OBSERVE:
+        raise denied
+    record.denied = denied
 
 
 def _allowed(found: Sequence[_Found], host: str, record: Upstream) -> list[_Found]:
@@ -133,11 +133,7 @@ def _allowed(found: Sequence[_Found], host: str, record: Upstream) -> list[_Foun
             allowed.append((family, address))
         forbidden = forbidden or kind
     if forbidden is not None:
-        denied = Denied(
-            Reason.DESTINATION_FORBIDDEN,
-            f"{host} is at a {forbidden} address, where the policy lets nothing go",
-            f"if the app is to reach it, add {forbidden}, or just its network, to destinations.allow",
-        )
+        denied = forbidden_address(host, forbidden)
         if not allowed:
             raise denied
         if policy.mode is Mode.OBSERVE:

@@ -45,6 +45,7 @@ from proxy.engine.driver import Driver, is_same_machine
 from proxy.engine.layers import LayerOptions, Line, NextLayer
 from proxy.engine.pool import Pool
 from proxy.engine.tls import TlsConnections
+from proxy.preload import is_preloaded
 
 logger = logging.getLogger("overcoat")
 
@@ -115,13 +116,6 @@ def bind(listener: Listener, count: int) -> list[list[Bound]]:
     return [[Bound(listener, bound) for bound in share] for share in shares]
 
 
-def _is_preloaded(host: str) -> bool:
-    """Tell whether the browsers' list has a host; the list is read when it is first needed."""
-    import hstspreload  # type: ignore[import-untyped]  # noqa: PLC0415  # 2 MiB that few have a use for; untyped there
-
-    return bool(hstspreload.in_hsts_preload(host))
-
-
 class _Reports:
     """Logs what nothing of ours has caught. asyncio's own report would quote the exception's message."""
 
@@ -175,7 +169,7 @@ class Engine:
         self._nobody_left = asyncio.Event()
         self._servers: list[asyncio.Server] = []
         self._own: list[tuple[str, int]] = []
-        known = KnownHosts(time.time, _is_preloaded)
+        known = KnownHosts(time.time, is_preloaded)
         telemetry = Telemetry(self.sessions, metrics, write_line)
         self.line = Line(self.sessions, lambda exchange, status: telemetry.finish(exchange, status, None))
         self.dispatch = Dispatcher(

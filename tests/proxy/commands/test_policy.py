@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from proxy.cli import main
 from proxy.commands.policy import policy_warnings
 from proxy.config import load_policy
+from proxy.core.clients import hash_password
 from proxy.core.keys import Alg, new_key, to_jwk
 from proxy.model import schema_text
 
@@ -207,6 +208,9 @@ def test_explain_tells_the_whole_way_of_a_plain_http_request() -> None:
         "action": "upgrade",
         "why": "rule pay says plain_http: upgrade",
         "dials": "api.pay.example:8443",
+        "through": None,
+        "allowed": [],
+        "raw_tcp": False,
         "denied": [],
         "pins": [PIN_A, PIN_B],
         "pins_expire": "2999-06-30",
@@ -228,7 +232,10 @@ def test_explain_tells_the_whole_way_of_a_plain_http_request() -> None:
         ("https://printer.lan", [("https", "printer", "inspect", "printer.lan:443", [])]),
         ("http://a.evil.example", [("http", "none", "deny", None, ["plain_http_rejected"])]),
         ("https://evil.example", [("https", "none", "deny", None, ["https_rejected"])]),
-        ("http://[::1]", [("http", None, "upgrade", "[::1]:443", [])]),
+        ("http://[2606:4700::1]", [("http", None, "upgrade", "[2606:4700::1]:443", [])]),
+        ("http://[::1]", [("http", None, "deny", None, ["destination_forbidden"])]),
+        ("https://169.254.169.254/latest", [("https", None, "deny", None, ["destination_forbidden"])]),
+        ("https://x.localhost", [("https", None, "deny", None, ["destination_forbidden"])]),
         ("https://bücher.example:444", [("https", None, "tunnel", "xn--bcher-kva.example:444", [])]),
         (
             "other.example",
@@ -254,6 +261,63 @@ def test_explain_says_what_the_rules_decide(url: str, expected: list[tuple[objec
 def test_explain_says_why(url: str, why: str) -> None:
     (request,) = _explained(url)
     assert request["why"].startswith(why)
+
+
+WAY = """\
+version: 1
+listen: ["forward://127.0.0.1:0"]
+admin: null
+defaults: {plain_http: allow}
+destinations: {allow: [private, 127.0.0.1, 192.0.2.0/24], egress: EGRESS}
+clients: {allow: [loopback], users: [{name: reports, password_hash: "HASH"}]}
+upstream_proxy: {url: "https://proxy.example:3128", pins: {any_of: ["PIN"]}, direct: [direct.example]}
+hsts_preload: true
+via: coat
+workers: 2
+rules: [{name: database, hosts: ["db.example:5432"], raw_tcp: allow}]
+""".replace("PIN", PIN_A).replace("HASH", str(hash_password("x", bytes(16))))
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://www.paypal.com", "plain_http: allow, but the host is on the browsers' HSTS preload list"),
+        ("http://www.paypal.com", "upgrade: plain http"),
+        ("http://127.0.0.1:81", "dials 127.0.0.1:81, through https://proxy.example:3128"),
+        ("https://[::1]", "destination_forbidden"),
+        ("https://db.example:5432", "raw tcp anything passes here"),
+        (
+            "https://direct.example",
+            "dials direct.example:443, if its address is public or private or 127.0.0.1 or 192",
+        ),
+    ],
+)
+def test_explain_knows_the_way_out(url: str, said: str) -> None:
+    result = _run("explain", url, policy=WAY.replace("EGRESS", "any"))
+    assert said in " ".join(result.stdout.split())
+
+
+def test_check_says_who_may_use_it_and_where_the_ways_lead() -> None:
+    words = " ".join(_run("check", policy=WAY.replace("EGRESS", "listed")).stdout.split())
+    assert "clients loopback; with the password of reports reaches" in words
+    assert (
+        "reaches public addresses, private, 127.0.0.1, 192.0.2.0/24; "
+        "through https://proxy.example:3128 (1 pins), but directly direct.example defaults"
+    ) in words
+    assert "defaults hosts that no rule names are denied (egress: listed)" in words
+    assert "workers 2" in words
+    assert "database db.example:5432 allow tunnel: and anything else, unseen (raw_tcp)" in words
+    summary = json.loads(_run("check", "--json", policy=WAY.replace("EGRESS", "any")).stdout)
+    assert summary["upstream_proxy"] == {
+        "url": "https://proxy.example:3128",
+        "pins": [PIN_A],
+        "shows_credentials": False,
+        "direct": ["direct.example"],
+    }
+    assert summary["clients"] == {"allow": ["loopback"], "users": ["reports"]}
+    assert summary["destinations"] == {"allow": ["private", "127.0.0.1", "192.0.2.0/24"], "egress": "any"}
+    assert (summary["hsts_preload"], summary["via"], summary["workers"]) == (True, "coat", 2)
+    assert summary["limits"]["idle_seconds"] == 600
 
 
 def test_explain_knows_what_has_expired() -> None:
@@ -304,7 +368,7 @@ GET http://api.pay.example:80/v1/x
   rule     pay
   action   upgrade: plain http from the app leaves as https
   why      rule pay says plain_http: upgrade
-  dials    api.pay.example:8443
+  dials    api.pay.example:8443, if its address is public
   pins     one of 2, until 2999-06-30
            {PIN_A}
            {PIN_B}
@@ -315,7 +379,7 @@ GET https://api.pay.example:443/v1/x
   rule     pay
   action   inspect: https is opened, checked and sent on as https
   why      inspected because rule pay has pins, encrypt, decrypt
-  dials    api.pay.example:443
+  dials    api.pay.example:443, if its address is public
   pins     one of 2, until 2999-06-30
            {PIN_A}
            {PIN_B}
@@ -356,9 +420,9 @@ def test_explain_refuses_what_is_no_url(url: str, message: str) -> None:
 
 def test_explain_refuses_a_body_that_is_too_large_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("body.json").write_text("[1,2]")
-    monkeypatch.setattr("proxy.commands.policy._MAX_BODY_BYTES", 5)
+    monkeypatch.setattr("proxy.commands.explain._MAX_BODY_BYTES", 5)
     assert _run("explain", "--body", "body.json", "x.example").exit_code == 0
-    monkeypatch.setattr("proxy.commands.policy._MAX_BODY_BYTES", 4)
+    monkeypatch.setattr("proxy.commands.explain._MAX_BODY_BYTES", 4)
     result = _run("explain", "--body", "body.json", "x.example")
     assert result.exit_code == 2
     assert "more than 4 bytes" in result.stderr

@@ -1,0 +1,271 @@
+"""`overcoat explain`: what a policy does to a request, and why.
+
+Rules of this module:
+
+- It asks the functions that decide on real requests, so that it cannot say anything else than they do.
+- Nothing is dialled or looked up, and no value of a body is printed. What depends on that is said with an "if".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import click
+
+from proxy.commands.shared import (
+    addresses_texts,
+    destination_of,
+    entry_summary,
+    json_option,
+    load_or_exit,
+    needs_plaintext,
+    policy_option,
+    proxy_url,
+    today,
+)
+from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.destinations import Destination
+from proxy.core.hsts import KnownHosts
+from proxy.core.jsontext import NotJson, TooMuchSelected, find_spans
+from proxy.core.policy import HTTP_PORT, HTTPS_PORT, FieldEntry, Mode, PlainHttp, Policy, Rule
+from proxy.core.transport import decide_https, decide_plain_http, denied_by_address
+from proxy.preload import is_preloaded
+
+_MAX_BODY_BYTES = 64 * 1024 * 1024
+_URL = re.compile(r"(?:(https?)://)?([^/?#]*)([^?#]*)(?:\?[^#]*)?(?:#.*)?", re.DOTALL | re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What would happen to one request.
+
+    Attributes:
+        scheme: `http` or `https`, as the app would send it.
+        asked: the destination in the request.
+        rule: the rule that counts, or None.
+        action: what would be done, before pins and keys are looked at.
+        why: one sentence.
+        dials: the authority that would be dialled, or None.
+        through: the URL of the upstream proxy that the way leads through, or None.
+        allowed: what beside public addresses it may be at, if it is a name.
+        raw_tcp: whether anything passes, unseen.
+        denied: the reason codes for which it would be denied today, as far as can be known without dialling.
+        pins: the pins that the upstream's chain must have one of.
+        pins_expire: the last day of these pins.
+        encrypt: the entries that apply to the request, as plain values.
+        decrypt: the entries that apply to its response.
+        other_entries: the rule's entries that don't apply, because of the method or the path.
+        places: the places in the given body that would be encrypted, with the key set.
+    """
+
+    scheme: str
+    asked: str
+    rule: str | None
+    action: str
+    why: str
+    dials: str | None
+    through: str | None
+    allowed: list[str]
+    raw_tcp: bool
+    denied: list[str]
+    pins: list[str]
+    pins_expire: str | None
+    encrypt: list[dict[str, Any]]
+    decrypt: list[dict[str, Any]]
+    other_entries: list[dict[str, Any]]
+    places: list[dict[str, str]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    path: str
+    body: bytes | None
+    today: date
+
+
+@click.command()
+@policy_option
+@click.option("-X", "--request", "method", metavar="METHOD", help="The method; GET, or POST with --body.")
+@click.option(
+    "--body",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A JSON body: list the places in it that would be encrypted.",
+)
+@json_option
+@click.argument("url")
+def explain(option: str | None, method: str | None, body: Path | None, as_json: bool, url: str) -> None:
+    """Say what would happen to a request for URL, and why. Nothing is sent.
+
+    URL is http://…, https://…, or a host for both.
+
+    \b
+    Example:
+      overcoat explain -X POST --body charge.json http://api.pay.example/v1/charges
+    """
+    try:
+        requests, path = _requests(url)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="URL") from None
+    policy = load_or_exit(option, as_json=as_json)
+    method = method or ("POST" if body else "GET")
+    request = _Request(method, path, _read_body(body) if body else None, today())
+    explanations = [_explain(policy, scheme, destination, request) for scheme, destination in requests]
+    if as_json:
+        answer = {"mode": policy.mode.value, "method": method, "requests": [asdict(item) for item in explanations]}
+        click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+        return
+    for explanation in explanations:
+        _print_explanation(explanation, method, path)
+    if policy.mode is Mode.OBSERVE:
+        click.echo("The mode is observe: this is decided, counted and logged, but nothing is changed.")
+
+
+def _requests(url: str) -> tuple[list[tuple[str, Destination]], str]:
+    """Return the schemes and destinations that a URL stands for, and its path."""
+    match = _URL.fullmatch(url)
+    if match is None or (match[1] is None and "://" in url):
+        raise ValueError("write http://…, https://…, or only a host")
+    scheme, authority, path = match[1], match[2], match[3] or "/"
+    ports = {"http": HTTP_PORT, "https": HTTPS_PORT}
+    schemes = [scheme.lower()] if scheme else list(ports)
+    return [(each, destination_of(authority, ports[each])) for each in schemes], path
+
+
+def _read_body(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        text = opened.read(_MAX_BODY_BYTES + 1)
+    if len(text) > _MAX_BODY_BYTES:
+        raise click.BadParameter(f"the body has more than {_MAX_BODY_BYTES} bytes", param_hint="--body")
+    return text
+
+
+def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request) -> Explanation:
+    if scheme == "http":
+        rule, decision = decide_plain_http(policy, asked, KnownHosts(time.time, is_preloaded))
+    else:
+        rule, decision = decide_https(policy, asked)
+    target = decision.target
+    if target is not None and (forbidden := denied_by_address(policy, target.host)) is not None:
+        decision, target = Decision(Action.DENY, denied=forbidden), None
+    proxy = policy.upstream_proxy
+    denied = [decision.denied.reason.code] if decision.denied else []
+    opened = rule if decision.action not in (Action.DENY, Action.TUNNEL) else None
+    encrypt, not_encrypt = _split(opened.encrypt if opened else (), request)
+    decrypt, not_decrypt = _split(opened.decrypt if opened else (), request)
+    pins = opened.pins if opened else None
+    if pins and pins.expires and request.today > pins.expires:
+        denied.append(Reason.PINS_EXPIRED.code)
+    if any(entry.keys.primary.expired(request.today) for entry in encrypt):
+        denied.append(Reason.KEY_UNAVAILABLE.code)
+    places = None
+    if request.body is not None and opened is not None:
+        try:
+            places = _places(encrypt, request.body)
+        except Denied as refused:
+            denied.append(refused.reason.code)
+    return Explanation(
+        scheme=scheme,
+        asked=str(asked),
+        rule=rule.name if rule else None,
+        action=decision.action.value,
+        why=_why(policy, rule, decision, scheme),
+        dials=str(target) if target else None,
+        through=proxy_url(proxy) if target and proxy and proxy.serves(target) else None,
+        allowed=addresses_texts(policy.destinations),
+        raw_tcp=rule is not None and rule.raw_tcp and decision.action is Action.TUNNEL,
+        denied=denied,
+        pins=[str(pin) for pin in pins.any_of] if pins else [],
+        pins_expire=pins.expires.isoformat() if pins and pins.expires else None,
+        encrypt=[entry_summary(entry) for entry in encrypt],
+        decrypt=[entry_summary(entry) for entry in decrypt],
+        other_entries=[entry_summary(entry) for entry in (*not_encrypt, *not_decrypt)],
+        places=places,
+    )
+
+
+def _split(entries: Sequence[FieldEntry], request: _Request) -> tuple[list[FieldEntry], list[FieldEntry]]:
+    """Return the entries that apply to a request, and those that don't."""
+    applying = [entry for entry in entries if entry.when.applies(request.method, request.path)]
+    return applying, [entry for entry in entries if entry not in applying]
+
+
+def _places(entries: Sequence[FieldEntry], body: bytes) -> list[dict[str, str]]:
+    if not entries:
+        return []
+    try:
+        spans = find_spans(body, [entry.selectors for entry in entries])
+    except NotJson as error:
+        raise Denied(Reason.BODY_NOT_JSON, str(error)) from None
+    except TooMuchSelected as error:
+        raise Denied(Reason.BODY_TOO_LARGE, str(error)) from None
+    return [{"path": span.path, "key": entries[span.job].keys.name} for span in spans]
+
+
+def _why(policy: Policy, rule: Rule | None, decision: Decision, scheme: str) -> str:
+    if decision.denied:
+        return f"{decision.denied.detail}; {decision.denied.hint}"
+    where = f"rule {rule.name} says" if rule else "no rule names this host, and the defaults say"
+    if decision.action is Action.INSPECT and rule and needs_plaintext(rule):
+        return f"inspected because rule {rule.name} has {', '.join(needs_plaintext(rule))}"
+    if scheme == "http":
+        what = rule.plain_http if rule else policy.defaults.plain_http
+        if what is PlainHttp.ALLOW and decision.action is Action.UPGRADE:
+            return f"{where} plain_http: {what}, but the host is on the browsers' HSTS preload list (hsts_preload)"
+        return f"{where} plain_http: {what}"
+    return f"{where} https: {rule.https if rule else policy.defaults.https}"
+
+
+_ACTIONS = {
+    Action.UPGRADE: "upgrade: plain http from the app leaves as https",
+    Action.ALLOW: "allow: plain http leaves as it came",
+    Action.INSPECT: "inspect: https is opened, checked and sent on as https",
+    Action.TUNNEL: "tunnel: https is carried end to end, untouched",
+    Action.DENY: "deny: nothing leaves",
+}
+
+
+def _dials_text(explanation: Explanation) -> str:
+    if explanation.dials is None:
+        return "nothing"
+    if explanation.through is not None:
+        return f"{explanation.dials}, through {explanation.through}, which looks names up"
+    where = " or ".join(["public", *explanation.allowed])
+    return f"{explanation.dials}, if its address is {where}"
+
+
+def _print_explanation(explanation: Explanation, method: str, path: str) -> None:
+    lines = [
+        ("rule", explanation.rule or "none"),
+        ("action", _ACTIONS[Action(explanation.action)]),
+        ("why", explanation.why),
+        ("dials", _dials_text(explanation)),
+    ]
+    if explanation.raw_tcp:
+        lines.append(("raw tcp", "anything passes here, and nothing of it is looked at"))
+    if explanation.pins:
+        until = f", until {explanation.pins_expire}" if explanation.pins_expire else ""
+        lines.append(("pins", f"one of {len(explanation.pins)}{until}"))
+        lines += [("", pin) for pin in explanation.pins]
+    for name, entries in (("encrypt", explanation.encrypt), ("decrypt", explanation.decrypt)):
+        lines += [(name, f"{', '.join(entry['selectors'])} with {entry['key']}") for entry in entries]
+    for entry in explanation.other_entries:
+        conditions = [*(entry["methods"] or ()), *(entry["paths"] or ())]
+        lines.append(("not here", f"{', '.join(entry['selectors'])}: only {' '.join(conditions)}"))
+    if explanation.places is not None:
+        lines += [("in body", f"{place['path']} with {place['key']}") for place in explanation.places]
+        if not explanation.places:
+            lines.append(("in body", "nothing to encrypt"))
+    if explanation.denied:
+        lines.append(("denied", ", ".join(explanation.denied)))
+    click.echo(f"{method} {explanation.scheme}://{explanation.asked}{path}")
+    for name, text in lines:
+        click.echo(f"  {name:<9}{text}")

@@ -1,0 +1,107 @@
+"""What several commands have in common: which policy, tables for people, and a policy's parts in plain values."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from datetime import UTC, date, datetime
+from typing import Any, NoReturn
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from proxy.config import PolicyErrors, find_policy, load_policy
+from proxy.core.addresses import AddressSet
+from proxy.core.destinations import Destination, parse_authority
+from proxy.core.policy import FieldEntry, Policy, Rule, UpstreamProxy
+from proxy.policyvalues import ascii_host
+
+_PIPE_WIDTH = 120
+
+policy_option = click.option(
+    "-p",
+    "--policy",
+    "option",
+    metavar="FILE",
+    help="The policy file; else $OVERCOAT_POLICY, ./overcoat.yaml, built-in.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def load_or_exit(option: str | None, *, as_json: bool) -> Policy:
+    """Load the policy, or print everything that is wrong with it and exit with status 2."""
+    try:
+        return load_policy(find_policy(option, os.environ), os.environ)
+    except PolicyErrors as refused:
+        _refuse(refused, as_json=as_json)
+
+
+def _refuse(refused: PolicyErrors, *, as_json: bool) -> NoReturn:
+    if as_json:
+        click.echo(json.dumps({"ok": False, "errors": [asdict(error) for error in refused.errors]}, indent=2))
+    for error in refused.errors:
+        click.echo(str(error), err=True)
+    count = len(refused.errors)
+    click.echo(f"error: the policy has {count} error{'s' if count > 1 else ''}, and is not used", err=True)
+    raise SystemExit(2)
+
+
+def wide_console() -> Console:
+    """Return a console for tables. A pipe has no width, and a narrow guess would break names over lines."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+
+def plain_table(*columns: str) -> Table:
+    """Return a table with these columns and few lines."""
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def destination_of(authority: str, default_port: int) -> Destination:
+    """Return the destination that a user names by `host` or `host:port`; the host may be an internationalised name.
+
+    Raises:
+        ValueError: it names none.
+    """
+    if not authority.isascii():  # so it is a name, and its only colon is the port's
+        host, colon, port = authority.partition(":")
+        authority = ascii_host(host) + colon + port
+    return parse_authority(authority, default_port)
+
+
+def entry_summary(entry: FieldEntry) -> dict[str, Any]:
+    """Return a field entry in plain values; its key set by name only."""
+    return {
+        "selectors": [selector.text for selector in entry.selectors],
+        "key": entry.keys.name,
+        "methods": sorted(entry.when.methods) if entry.when.methods is not None else None,
+        "paths": [glob.text for glob in entry.when.paths] if entry.when.paths is not None else None,
+    }
+
+
+def needs_plaintext(rule: Rule) -> list[str]:
+    """Return what of a rule must see inside https."""
+    parts = {"pins": rule.pins, "encrypt": rule.encrypt, "decrypt": rule.decrypt}
+    return [name for name, value in parts.items() if value]
+
+
+def addresses_texts(addresses: AddressSet) -> list[str]:
+    """Return kinds and networks as the policy file has them."""
+    hosts = [str(each.network_address) if each.num_addresses == 1 else str(each) for each in addresses.networks]
+    return [*sorted(addresses.kinds), *hosts]
+
+
+def proxy_url(proxy: UpstreamProxy) -> str:
+    """Return the URL of an upstream proxy, without its credentials."""
+    return f"{'https' if proxy.is_https else 'http'}://{proxy.destination}"
+
+
+def today() -> date:
+    """Return the day by which pins and keys expire."""
+    return datetime.now(UTC).date()
