@@ -30,7 +30,7 @@ from mitmproxy.proxy import commands, events, server_hooks
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.engine.dispatch import HookFailed, describe
-from proxy.engine.http2 import AwaitRoom, AwaitTurn
+from proxy.engine.http2 import AwaitRoom, AwaitTurn, Tick
 from proxy.engine.layers import ProxyLayer, inside_connect
 from proxy.engine.pairs import Ending, say_ending
 
@@ -41,6 +41,7 @@ logger = logging.getLogger("overcoat")
 
 HANDSHAKE_SECONDS = 10.0
 FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
+LATE_CHECK_SECONDS = 5.0  # between looks at what an app owes
 LINGER_SECONDS = 1.0  # for an app to read an answer that came before it had sent everything
 
 
@@ -56,6 +57,7 @@ class Pipe(asyncio.Protocol):
         self.is_congested = False
         self.waits_for_turn = False
         self.has_ended = False
+        self.out: list[bytes] = []  # what is written once, when the step that caused it is over
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
@@ -73,6 +75,12 @@ class Pipe(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass the end on."""
         self.driver.call(self.driver.lost, self)
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        if self.out and not self.transport.is_closing():
+            self.transport.write(self.out[0] if len(self.out) == 1 else b"".join(self.out))
+        self.out.clear()
 
     def say_gone(self) -> None:
         """Let the other end know, where that is in this process, that nobody is here any more."""
@@ -127,6 +135,7 @@ class Driver:
 
     def _begin(self, pipe: Pipe, data: bytes) -> None:
         self._watch_idle()
+        self._watch_late()
         self.timers["handshake"] = self.loop.call_later(
             self.policy.limits.request_seconds, self.call, self._expect_handshake
         )
@@ -153,6 +162,13 @@ class Driver:
             self.abort()
         else:
             self.timers["idle"] = self.loop.call_later(limit - idle, self.call, self._watch_idle)
+
+    def _watch_late(self) -> None:
+        """Let the layers look, now and then, for what does not come in time."""
+        if (http := self._http) is not None and http.is_kept_waiting():
+            self.feed(Tick())
+        seconds = min(LATE_CHECK_SECONDS, self.policy.limits.request_seconds / 4)
+        self.timers["late"] = self.loop.call_later(seconds, self.call, self._watch_late)
 
     def _expect_handshake(self) -> None:
         if not self.client.tls_established:
@@ -247,6 +263,8 @@ class Driver:
             while self.queue:
                 for command in self.layer.handle_event(self.queue.popleft()):
                     self._carry_out(command)
+                for pipe in self.pipes.values():
+                    pipe.flush()
                 if not self.queue:
                     self._wake_who_has_room()
         except HookFailed:
@@ -317,7 +335,7 @@ class Driver:
             if pipe is not None and not pipe.transport.is_closing():
                 if command.connection is not self.client:
                     self.session.sent += len(command.data)
-                pipe.transport.write(command.data)
+                pipe.out.append(command.data)
         elif isinstance(command, commands.StartHook):
             self.engine.dispatch(command)
             if command.blocking:
@@ -351,6 +369,7 @@ class Driver:
         if pipe is None or not conn.state & ConnectionState.CAN_WRITE:
             return
         conn.state &= ~ConnectionState.CAN_WRITE
+        pipe.flush()
         if not pipe.transport.is_closing():
             with contextlib.suppress(OSError):  # the peer is gone already; connection_lost says so
                 pipe.transport.write_eof()
@@ -366,6 +385,7 @@ class Driver:
     def _shut(self, pipe: Pipe) -> None:
         """Close a socket so that its peer still gets what is in the buffer, but within bounds."""
         transport = pipe.transport
+        pipe.flush()
         if transport.is_closing():
             return
         if pipe.conn is self.client and not pipe.has_ended:

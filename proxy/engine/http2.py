@@ -9,12 +9,14 @@ the wait. What comes is read some frames at a time; for the rest the layer gives
 Rules of this module:
 
 - What is received and not passed on is bounded by the windows, for each stream and for each connection.
-- However small its frames are, one connection does not hold up the others.
-- Streams may be given up, but not without end.
+- However small its frames are, one connection does not hold up the others, nor takes much more memory than they hold.
+- What was begun (a frame, a header block) is ended in time, and a message is as long as it says.
+- Streams may be given up, but not without end; so for interim responses.
 """
 
 from __future__ import annotations
 
+import re
 import time
 
 import h2.config
@@ -24,8 +26,11 @@ import h2.events
 from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection, Http2Server
-from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
+from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection, SendH2Data
+
+from proxy.engine.upstream import MAX_INTERIM
 
 Commands = layer.CommandGenerator[None]
 
@@ -34,10 +39,20 @@ CONNECTION_WINDOW = 8 * 1024 * 1024
 OWED_AT_MOST = 64 * 1024  # before there is an acknowledgement, or a wait for room
 UNSENT_AT_MOST = 64 * 1024  # of a stream, for there to be room
 FRAMES_A_TURN = 32
+MERGED_AT_MOST = 16 * 1024  # of what waits to be sent on a stream, in one piece
+MAX_BLOCK = 128 * 1024  # bytes of a header block; decoded, h2 takes 64 KiB
+MAX_TABLE = 4096  # bytes of the table by which field names and values are shortened (RFC 7541, section 4.2)
 RESETS_AT_ONCE = 100  # of streams of one connection; more than a browser gives up with a page
 RESETS_A_SECOND = 10  # … after that
 _HEADER = 9  # RFC 9113, section 4.1
 _PREFACE = 24  # … section 3.4
+_DATA, _HEADERS, _PUSH_PROMISE, _CONTINUATION = 0, 1, 5, 9  # … section 6
+_END_HEADERS = 4
+_FINAL_STATUS = re.compile(rb"[2-5][0-9]{2}")
+
+
+class Tick(events.Event):
+    """Some time has passed: whoever is kept waiting looks at how long that was."""
 
 
 class AwaitRoom(commands.RequestWakeup):
@@ -86,6 +101,22 @@ class PacedConnection(BufferedH2Connection):
         if owed := self.owed.pop(stream_id, 0):
             super().acknowledge_received_data(owed, stream_id)
 
+    def receive_data(self, data: bytes) -> list[h2.events.Event]:
+        """Take bytes. Whatever table the peer would hold for our header fields, ours is searched from end to end."""
+        found: list[h2.events.Event] = super().receive_data(data)
+        self.encoder.header_table_size = min(self.encoder.header_table_size, MAX_TABLE)
+        return found
+
+    def send_data(
+        self, stream_id: int, data: bytes | memoryview, end_stream: bool = False, pad_length: None = None
+    ) -> None:
+        """Send a piece, or let it wait: as part of the last one that waits, if both are small."""
+        waiting = self.stream_buffers.get(stream_id)
+        if waiting and not waiting[-1].end_stream and len(waiting[-1].data) + len(data) <= MERGED_AT_MOST:
+            waiting.append(SendH2Data(waiting.pop().data + bytes(data), end_stream))
+        else:
+            super().send_data(stream_id, bytes(data), end_stream, pad_length)
+
     def unsent(self, stream_id: int) -> int:
         """Return how many bytes wait for the peer to open a stream's window."""
         return sum(len(chunk.data) for chunk in self.stream_buffers.get(stream_id, ()))
@@ -103,6 +134,10 @@ class _Paced(Http2Connection):
         self._has_turn = True
         self._awaiting: set[int] = set()
         self._end: events.ConnectionClosed | None = None
+        self._expected: dict[int, int] = {}  # bytes of bodies that are still to come, where a length is declared
+        self._block: int | None = None  # bytes of a header block that has not ended
+        self._is_data = False  # what has begun is a frame of a body, which may take its time
+        self.owes_since: float | None = time.monotonic() if preface else None
 
     def _outside(self, stream_id: int) -> int:
         """Return a stream's number on the app's connection."""
@@ -134,12 +169,17 @@ class _Paced(Http2Connection):
                 if len(self._unread) - at < _HEADER:
                     break
                 self._left = _HEADER + int.from_bytes(self._unread[at : at + 3])
+                self._look_at_frame(self._unread[at + 3], self._unread[at + 4], self._left - _HEADER)
+                if (self._block or 0) > MAX_BLOCK:
+                    yield from self.protocol_error("a header block too long", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+                    return
             step = min(self._left, len(self._unread) - at)
             at += step
             self._left -= step
             frames += not self._left
         part = bytes(self._unread[:at])
         del self._unread[:at]
+        self._note_owed(has_ended=frames > 0)
         if part:
             yield from super()._handle_event(events.DataReceived(self.conn, part))
         if frames == FRAMES_A_TURN and self._unread:
@@ -148,8 +188,50 @@ class _Paced(Http2Connection):
         elif self._end is not None:
             yield from super()._handle_event(self._end)
 
+    def _look_at_frame(self, kind: int, flags: int, length: int) -> None:
+        self._is_data = kind == _DATA
+        if kind in (_HEADERS, _PUSH_PROMISE, _CONTINUATION):
+            before = (self._block or 0) if kind == _CONTINUATION else 0
+            self._block = None if flags & _END_HEADERS else before + length
+
+    def _note_owed(self, *, has_ended: bool) -> None:
+        """Note since when the peer owes the rest of something; a header block is one thing, whatever its frames are."""
+        is_owed = self._block is not None or (bool(self._left) and not self._is_data) or bool(self._unread)
+        if not is_owed:
+            self.owes_since = None
+        elif self.owes_since is None or (has_ended and self._block is None):
+            self.owes_since = time.monotonic()
+
+    def _expect(self, stream_id: int, fields: list[tuple[bytes, bytes]]) -> None:
+        """Note how long a body is said to be. What is no plain number is refused with the whole head."""
+        length = dict(fields).get(b"content-length", b"")
+        if length.isdigit():
+            self._expected[stream_id] = int(length)
+
+    def close_connection(self, msg: str) -> Commands:
+        """Close; nobody owes anything any more."""
+        self.owes_since = None
+        yield from super().close_connection(msg)
+
     def handle_h2_event(self, event: h2.events.Event) -> layer.CommandGenerator[bool]:
-        """Acknowledge little at once, and more when there is room."""
+        """Acknowledge little at once, and more when there is room; see that bodies are as long as was said."""
+        if isinstance(event, h2.events.DataReceived):
+            if event.stream_id in self._expected:
+                self._expected[event.stream_id] -= len(event.data)
+            if not event.data and not event.stream_ended:  # no window counts these
+                self.h2_conn.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                return False
+        elif isinstance(event, h2.events.StreamReset):
+            self._expected.pop(event.stream_id, None)
+        elif isinstance(event, h2.events.StreamEnded) and self._expected.pop(event.stream_id, 0):
+            # h2 looks only where a body ends with its last piece of data, not where it ends with trailers.
+            self.h2_conn.reset_stream(event.stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)
+            if self.streams.pop(event.stream_id, None) is not None:
+                error = self.ReceiveProtocolError(
+                    event.stream_id, "the body is not as long as was said", self.ReceiveProtocolError.code
+                )
+                yield ReceiveHttp(error)
+            return False
         is_over = yield from super().handle_h2_event(event)
         if isinstance(event, h2.events.DataReceived):
             stream_id = event.stream_id
@@ -173,6 +255,12 @@ class AppHttp2(_Paced, Http2Server):
         self.h2_conn = PacedConnection(self.h2_conf)
         self._begin(_PREFACE)
 
+    def _handle_event(self, event: events.Event) -> Commands:
+        if isinstance(event, Tick):  # given only where the app owes something for too long
+            yield from self.protocol_error("too slow", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+        else:
+            yield from super()._handle_event(event)
+
     def handle_h2_event(self, event: h2.events.Event) -> layer.CommandGenerator[bool]:
         """Close a connection whose streams are reset faster than they can be work for anybody.
 
@@ -186,6 +274,8 @@ class AppHttp2(_Paced, Http2Server):
             if self._allowance < 0:
                 yield from self.protocol_error("too many resets", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
                 return True
+        elif isinstance(event, h2.events.RequestReceived) and event.stream_ended is None:
+            self._expect(event.stream_id, event.headers)
         return (yield from super().handle_h2_event(event))
 
 
@@ -200,6 +290,23 @@ class UpstreamHttp2(_Paced, Http2Client):
         self.h2_conn.local_settings.enable_push = 0
         self.h2_conn.local_settings.acknowledge()
         self._begin(0)
+        self._interim: dict[int, int] = {}  # responses to each stream so far
+
+    def handle_h2_event(self, event: h2.events.Event) -> layer.CommandGenerator[bool]:
+        """Take a final response with a status that is one, after so many interim ones."""
+        if isinstance(event, h2.events.InformationalResponseReceived):
+            self._interim[event.stream_id] = count = self._interim.get(event.stream_id, 0) + 1
+            if count > MAX_INTERIM:
+                yield from self.protocol_error("interim responses without an end")
+                return True
+        elif isinstance(event, h2.events.ResponseReceived):
+            self._interim.pop(event.stream_id, None)
+            if _FINAL_STATUS.fullmatch(dict(event.headers).get(b":status", b"")) is None:
+                yield from self.protocol_error("a status that is none")
+                return True
+            if event.stream_ended is None:
+                self._expect(event.stream_id, event.headers)
+        return (yield from super().handle_h2_event(event))
 
     def _outside(self, stream_id: int) -> int:
         return self.their_stream_id.get(stream_id, 0)

@@ -13,7 +13,7 @@ when those move.
 
 from __future__ import annotations
 
-import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,15 +32,17 @@ from addons.pinning import have_expired
 from addons.sessions import Sessions
 from proxy.core import bodies
 from proxy.core.decisions import Denied, Reason
-from proxy.core.heads import MAX_HEAD_BYTES, read_request_head
-from proxy.engine.http2 import UNSENT_AT_MOST, AppHttp2, AwaitRoom, UpstreamHttp2
+from proxy.core.heads import CHUNKED, MAX_HEAD_BYTES, ResponseHead, read_request_head, read_response_head
+from proxy.core.hops import without_framing
+from proxy.engine.chunks import body_reader
+from proxy.engine.http2 import UNSENT_AT_MOST, AppHttp2, AwaitRoom, Tick, UpstreamHttp2
+from proxy.engine.messages import headers_of
+from proxy.engine.upstream import MAX_INTERIM
 
 Commands = layer.CommandGenerator[None]
 IsCongested = Callable[[connection.Connection], bool]
 
 MAX_DISCARDED = 1024 * 1024
-_HEAD_END = re.compile(rb"\n\r?\n")
-_INTERIM = re.compile(rb"HTTP/1\.1 1(?!01)[0-9]{2}[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n")  # RFC 9110, section 15.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,36 @@ class ProxyLayer(http_layers.HttpLayer):
             and event.connection is not self.context.server
         ):
             return  # the end of a connection that was forgotten already
-        yield from super()._handle_event(event)
+        if isinstance(event, Tick):
+            yield from self._end_what_is_late(event)
+        else:
+            yield from super()._handle_event(event)
+
+    def is_kept_waiting(self) -> bool:
+        """Whether an app owes something that it has begun, for longer than it may."""
+        return self._app_is_late() or any(self._is_late(stream) for stream in self.streams.values())
+
+    def _app_is_late(self) -> bool:
+        app = self.connections.get(self.context.client)
+        return isinstance(app, AppHttp2) and self._is_past(app.owes_since)
+
+    def _is_late(self, stream: http_layers.HttpStream) -> bool:
+        return isinstance(stream, Stream) and self._is_past(stream.held_since)
+
+    def _is_past(self, since: float | None) -> bool:
+        seconds = self._line.sessions.of(self.context.client).policy.limits.request_seconds
+        return since is not None and time.monotonic() - since >= seconds
+
+    def _end_what_is_late(self, tick: Tick) -> Commands:
+        for stream in [each for each in self.streams.values() if self._is_late(each)]:
+            yield from self.event_to_child(stream, tick)
+        if self._app_is_late():
+            session = self._line.sessions.of(self.context.client)
+            exchange = Exchange(session.policy, session.client)
+            late = f"the app did not end a header block or frame within {session.policy.limits.request_seconds} s"
+            exchange.stop(Denied(Reason.REQUEST_TIMEOUT, late))
+            self._line.refused(exchange, None)
+            yield from self.event_to_child(self.connections[self.context.client], tick)
 
     def has_room(self, wait: AwaitRoom, is_congested: IsCongested) -> bool:
         """Tell whether more of a stream can be passed on.
@@ -211,6 +242,8 @@ class Stream(http_layers.HttpStream):
         super().__init__(ctx, stream_id)
         self._line = line
         self._discarded = 0
+        self._ends_at_once = False  # what has just come is all: no body follows
+        self.held_since: float | None = None
 
     @property
     def _exchange(self) -> Exchange:
@@ -241,12 +274,15 @@ class Stream(http_layers.HttpStream):
 
     def _answer(self) -> Commands:
         """Send `flow.response`, and throw away what is still to come of the request."""
-        is_early = self.client_state != self.state_done
-        if is_early:
+        if self.client_state != self.state_done:
             self.client_state = self.state_discard_request_body
         yield from self.send_response()
         self.server_state = self.state_errored
-        if is_early and self.flow.request.is_http2:  # in HTTP/1 its length tells the app that the answer is whole
+
+    def send_response(self, already_streamed: bool = False) -> Commands:
+        """Send a response, and say at once that it is whole. mitmproxy says it when the request is whole, too."""
+        yield from super().send_response(already_streamed)
+        if self.server_state == self.state_done and self.client_state not in (self.state_done, self.state_errored):
             yield http_layers.SendHttp(http_events.ResponseEndOfMessage(self.stream_id), self.context.client)
 
     def state_discard_request_body(self, event: events.Event) -> Commands:
@@ -267,21 +303,26 @@ class Stream(http_layers.HttpStream):
     # -- bodies are held only so far
 
     def _handle_event(self, event: events.Event) -> Commands:
-        if isinstance(event, events.Wakeup):
+        if isinstance(event, Tick):
             yield from self._held_too_long()
             return
+        if isinstance(event, http_events.RequestHeaders | http_events.ResponseHeaders):
+            self._ends_at_once = event.end_stream
         yield from super()._handle_event(event)
-        if isinstance(event, http_events.RequestHeaders) and self.client_state == self.state_consume_request_body:
-            yield commands.RequestWakeup(self._exchange.policy.limits.request_seconds)
+        is_held = self.client_state == self.state_consume_request_body
+        if not is_held:
+            self.held_since = None
+        elif self.held_since is None:
+            self.held_since = time.monotonic()
 
     def _held_too_long(self) -> Commands:
         """Refuse a request whose body is still not whole."""
-        if self.client_state == self.state_consume_request_body:
-            exchange = self._exchange
-            self.request_body_buf.clear()
-            late = f"the app did not send all of it within {exchange.policy.limits.request_seconds} s"
-            exchange.refuse(self.flow, Denied(Reason.REQUEST_TIMEOUT, late))
-            yield from self._answer()
+        self.held_since = None
+        exchange = self._exchange
+        self.request_body_buf.clear()
+        late = f"the app did not send all of it within {exchange.policy.limits.request_seconds} s"
+        exchange.refuse(self.flow, Denied(Reason.REQUEST_TIMEOUT, late))
+        yield from self._answer()
 
     def state_consume_request_body(self, event: events.Event) -> Commands:
         """Hold a request's body up to the policy's limit."""
@@ -331,12 +372,14 @@ class Stream(http_layers.HttpStream):
             denied = Denied(Reason.BAD_REQUEST, "the request's header fields are ambiguous or malformed")
             if self.flow.request.is_http2:
                 try:
-                    read_request_head(_as_http1(self.flow.request))
+                    head = read_request_head(_as_http1(self.flow.request))
+                    if head.body > 0 and self._ends_at_once:  # RFC 9113, section 8.1.1
+                        raise Denied(Reason.BAD_REQUEST, "the request says that a body follows, and none does")
                 except Denied as e:
                     is_invalid, denied = True, e
         else:
             assert self.flow.response is not None
-            is_invalid = _invalid(self.flow.response)
+            is_invalid = _invalid(self.flow.response) or self._lacks_body(self.flow.response)
             denied = Denied(Reason.UPSTREAM_FAILED, "the upstream's header fields are ambiguous or malformed")
         if not is_invalid:
             return False
@@ -345,6 +388,12 @@ class Stream(http_layers.HttpStream):
         self._exchange.refuse(self.flow, denied)
         yield from self._answer()
         return True
+
+    def _lacks_body(self, response: http.Response) -> bool:
+        if not response.is_http2 or not self._ends_at_once:
+            return False  # in HTTP/1, what follows is read by that length
+        has_none = self.flow.request.method == "HEAD" or response.status_code in (204, 304)
+        return not has_none and response.headers.get("content-length", "0") != "0"
 
     def handle_protocol_error(
         self, event: http_events.RequestProtocolError | http_events.ResponseProtocolError
@@ -390,7 +439,9 @@ class CutOff(events.ConnectionClosed):
 
 
 class Http1Upstream(Http1Client):
-    """The upstream's side of HTTP/1, with bounded heads. Its chunks are read by `proxy.engine.chunks`."""
+    """The upstream's side of HTTP/1. Its chunks are read by `proxy.engine.chunks`."""
+
+    _interim = 0  # responses so far; one connection serves one request
 
     def send(self, event: http_events.HttpEvent) -> Commands:
         """Send to the upstream what the app may have sent as HTTP/2, where neither a length nor trailers are special.
@@ -402,25 +453,59 @@ class Http1Upstream(Http1Client):
             return
         if isinstance(event, http_events.RequestData) and not event.data:
             return  # as a chunk, it would be the last one
-        if isinstance(event, http_events.RequestHeaders) and not event.end_stream and event.request.is_http2:
+        if isinstance(event, http_events.RequestHeaders) and event.request.is_http2:
             fields = event.request.headers
-            if "content-length" not in fields:
+            fields.pop("te", None)  # says what the app takes of us, and we take no trailers (RFC 9110, section 10.1.4)
+            if not event.end_stream and "content-length" not in fields:
                 fields["transfer-encoding"] = "chunked"
         yield from super().send(event)
 
     def read_headers(self, event: events.ConnectionEvent) -> Commands:
-        """Read one response head."""
-        while self.request is not None and (interim := _INTERIM.match(bytes(self.buf))):
-            # mitmproxy would take it for the final response. Apps that wait for a 100 get theirs from mitmproxy.
-            self.buf.maybe_extract_at_most(interim.end())
-        is_endless = len(self.buf) > MAX_HEAD_BYTES and _HEAD_END.search(bytes(self.buf)[:MAX_HEAD_BYTES]) is None
-        if isinstance(event, events.DataReceived) and self.stream_id is not None and is_endless:
+        """Read one response head, as strictly as for an app that speaks HTTP/1. mitmproxy takes much for one."""
+        if not isinstance(event, events.DataReceived) or self.request is None:
+            yield from super().read_headers(event)
+            return
+        assert self.stream_id is not None
+        try:
+            head = self._final_head()
+        except Denied:  # handle_protocol_error says it in its own words
             yield commands.CloseConnection(self.conn)
             yield ReceiveHttp(
                 http_events.ResponseProtocolError(self.stream_id, "", http_events.ErrorCode.GENERIC_SERVER_ERROR)
             )
             return
-        yield from super().read_headers(event)
+        if head is None:
+            return
+        has_body = self.request.data.method != b"HEAD" and head.status not in (204, 304)
+        size = head.body if has_body else 0
+        fields = headers_of(head.fields if head.status != 204 else without_framing(head.fields))
+        version = b"HTTP/1.1" if head.is_http11 else b"HTTP/1.0"
+        self.response = http.Response(version, head.status, head.reason, fields, None, None, time.time(), None)
+        yield ReceiveHttp(http_events.ResponseHeaders(self.stream_id, self.response, size == 0))
+        self.body_reader = body_reader(None if size == CHUNKED else size)  # type: ignore[assignment]  # one like theirs
+        self.state = self.read_body
+        yield from self.state(event)
+
+    def _final_head(self) -> ResponseHead | None:
+        """Take the final response's head out of the buffer, and all interim ones before it; None if it is not whole.
+
+        Raises:
+            Denied: UPSTREAM_FAILED: what came is no head, or none of a response that may come here.
+        """
+        while True:
+            data = bytes(self.buf)
+            end = data.find(b"\r\n\r\n")
+            if (end if end >= 0 else len(data)) > MAX_HEAD_BYTES or (end < 0 and b"\n\n" in data):
+                raise Denied(Reason.UPSTREAM_FAILED, "the upstream's head has no end")
+            if end < 0:
+                return None
+            self.buf.maybe_extract_at_most(end + 4)
+            head = read_response_head(data[: end + 4])
+            if head.status >= 200:
+                return head
+            self._interim += 1
+            if head.status == 101 or self._interim > MAX_INTERIM:
+                raise Denied(Reason.UPSTREAM_FAILED, "the upstream does not come to its final response")
 
     def read_body(self, event: events.Event) -> Commands:
         """Read a body. One that only its connection ends is not whole if that was cut off.
