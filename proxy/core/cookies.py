@@ -2,19 +2,23 @@
 
 Rules of this module (RFC 6265bis):
 
-- A cookie that is only for https keeps that, though the jar cannot: its name gets a mark, with which it goes back to
-  servers over TLS only, by its own name. From what leaves as plain http it is taken out.
+- A cookie that is only for https keeps that, though the jar cannot: where the policy lets plain http pass to any host,
+  its name gets a mark, with which it goes back to servers over TLS only, by its own name. From what leaves as plain
+  http it is taken out. Where no plain http passes, nothing has to be marked for that.
+- A cookie whose name begins with `__Host-` or `__Secure-` gets the mark in any case: without Secure, no jar takes that.
 - Where a reverse listener stands for a server, all its cookies have a mark of that server's: the jar knows it only by
   the listener's address, which others may share (a jar does not tell ports apart), and must not give one server's to
   another.
 - What no browser would take (`__Host-` with a Domain, or over plain http) is not taken here either, and no cookie of
   plain http stands in for one that is only for https.
-- The mark cannot be guessed, and no server can set it: a cookie that has it came through here.
+- A mark is of those who may set the cookie: of one host, or of a domain. It cannot be guessed, but whoever gets the
+  cookie sees it, in tunnels, too. So one of a domain lets its hosts do what they could do anyway, and no `__Host-`
+  name ever comes of it; and from servers that are answered here nobody can set one.
 """
 
 from __future__ import annotations
 
-import hashlib
+import hmac
 import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -24,6 +28,9 @@ from proxy.core.heads import Fields
 
 _NEEDS_TLS = frozenset(("secure", "partitioned"))
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_STEM = b"_oc"
+_MARKED = re.compile(r"(_oc[0-9a-f]{16}_)(.*)", re.DOTALL)
+_UNSEEN = re.compile(r"[^\x21-\x7e]+")
 _PREFIXES = ("__secure-", "__host-")
 _GONE = "Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT"
 
@@ -35,16 +42,20 @@ class Way:
     Attributes:
         over_tls: whether it leaves over TLS.
         is_translated: whether the app asked for it over plain http, so that its jar knows nothing of https.
+        host: the canonical host that it goes to.
         behind: the host that a reverse listener stands for, if the app knows it by the listener's name only.
+        may_be_plain: whether the policy lets plain http pass to any host.
     """
 
     over_tls: bool
     is_translated: bool = False
+    host: str = ""
     behind: str | None = None
+    may_be_plain: bool = True
 
 
 class Cookies:
-    """Translates cookies by one mark, or one for each server that is known by another name."""
+    """Translates cookies by marks in their names."""
 
     def __init__(self, tag: str) -> None:
         """Start.
@@ -52,12 +63,30 @@ class Cookies:
         Args:
             tag: letters and digits, the same for as long as jars last, and known to nobody else.
         """
-        self._stem = f"_oc{tag}"
+        self._tag = tag.encode("ascii")
 
-    def _mark(self, way: Way) -> str:
-        if way.behind is None:
-            return f"{self._stem}_"
-        return f"{self._stem}{hashlib.sha256(f'{self._stem} {way.behind}'.encode()).hexdigest()[:8]}_"
+    def _mark(self, kind: str, host: str) -> str:
+        """Return the mark of what is a host's, a domain's, or set by the host behind a reverse listener."""
+        return f"_oc{hmac.digest(self._tag, f'{kind} {host}'.encode(), 'sha256').hex()[:16]}_"
+
+    def _mark_set(self, way: Way, domain: str) -> str:
+        """Return the mark of a cookie that a server sets, for itself or for a domain."""
+        if way.behind is not None:
+            return self._mark("behind", way.behind)
+        return self._mark("domain", domain) if domain else self._mark("host", way.host)
+
+    def _marks_of(self, way: Way) -> dict[str, bool]:
+        """Return the marks of cookies that may go with a request, and whether any name may come of each."""
+        if not way.over_tls:
+            return {}
+        if way.behind is not None:
+            return {self._mark("behind", way.behind): True}
+        marks = {self._mark("host", way.host): True}
+        domain = way.host
+        while domain:
+            marks[self._mark("domain", domain)] = False
+            domain = domain.partition(".")[2]
+        return marks
 
     def received(self, fields: Fields, way: Way, jar: AbstractSet[str] = frozenset()) -> Fields:
         """Return a response's fields with its cookies as the app's jar keeps them.
@@ -82,8 +111,8 @@ class Cookies:
         said = dict(_attribute(each) for each in attributes)
         name, text = _cookie(pair)
         # Without a name, the jar sends the value alone, and that would be read as name and value.
-        effective = (name or text).lower()
-        if effective.startswith(self._stem):
+        effective = _UNSEEN.sub("", name or text).lower()  # some jars strip what others keep
+        if _MARKED.match(effective):
             return []
         if way.over_tls and not way.is_translated:
             return [value]  # the app's jar knows all that counts
@@ -91,11 +120,10 @@ class Cookies:
             return []
         if not way.is_translated:
             return [value]
-        is_secure = "secure" in said
-        is_marked = is_secure or way.behind is not None
+        is_marked = way.behind is not None or effective.startswith(_PREFIXES) or ("secure" in said and way.may_be_plain)
         if is_marked and not name:
             return []  # there is nothing to mark
-        mark = self._mark(way)
+        mark = self._mark_set(way, said.get("domain", "").lstrip("."))
         not_its_own = () if way.behind is None else ("domain",)
         kept = [each for each in attributes if not _is_for_tls(each) and _attribute(each)[0] not in not_its_own]
         told = [";".join([mark + pair.lstrip(" \t") if is_marked else pair, *kept])]
@@ -113,26 +141,37 @@ class Cookies:
             fields: name and value.
             way: how the request goes.
         """
-        if not any(name.lower() == b"cookie" and self._stem.encode("ascii") in value for name, value in fields):
+        if not any(name.lower() == b"cookie" and _STEM in value for name, value in fields):
             return fields
-        mark = self._mark(way)
-        names = names_sent(fields)
+        marks = self._marks_of(way)
+        hidden = {each[2] for name in names_sent(fields) if (each := _MARKED.match(name)) and each[1] in marks}
         found = []
         for name, value in fields:
             if name.lower() != b"cookie":
                 found.append((name, value))
                 continue
             pairs = [pair.strip(" \t") for pair in value.decode("utf-8", "surrogateescape").split(";")]
-            kept = [pair.removeprefix(mark) for pair in pairs if self._may_go(pair, mark, names, way)]
+            kept = [named for pair in pairs if (named := _as_set(pair, marks, hidden)) is not None]
             if kept:
                 found.append((name, "; ".join(kept).encode("utf-8", "surrogateescape")))
         return tuple(found)
 
-    def _may_go(self, pair: str, mark: str, names: AbstractSet[str], way: Way) -> bool:
-        """Tell whether one of a request's cookies may go where the request goes."""
-        if pair.startswith(self._stem):
-            return way.over_tls and pair.startswith(mark)
-        return not way.over_tls or mark + _cookie(pair)[0] not in names
+
+def _as_set(pair: str, marks: Mapping[str, bool], hidden: AbstractSet[str]) -> str | None:
+    """Return one of a request's cookies as the server set it; None if it must not go there.
+
+    Args:
+        pair: name and value, as the app's jar has them.
+        marks: the marks that count, and whether any name may come of each.
+        hidden: the names that cookies with such a mark have; one without is somebody else's.
+    """
+    found = _MARKED.match(pair)
+    if found is None:
+        return None if _cookie(pair)[0] in hidden else pair
+    may_be_any = marks.get(found[1])
+    if may_be_any is None or (not may_be_any and found[2].lower().startswith("__host-")):
+        return None
+    return found[2]
 
 
 def names_sent(fields: Fields) -> frozenset[str]:

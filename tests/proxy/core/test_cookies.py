@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import hmac
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,17 +14,39 @@ from proxy.core.cookies import Cookies, Way, names_sent
 COOKIES = Cookies("tag")
 
 
-UPGRADED = Way(over_tls=True, is_translated=True)
-PLAIN = Way(over_tls=False)
-INSPECTED = Way(over_tls=True)
+HOST = "a.site.example"
+UPGRADED = Way(over_tls=True, is_translated=True, host=HOST)
+PLAIN = Way(over_tls=False, host=HOST)
+INSPECTED = Way(over_tls=True, host=HOST)
+
+
+def mark(kind: str, host: str) -> str:
+    """Return a mark as jars have it."""
+    return f"_oc{hmac.digest(b'tag', f'{kind} {host}'.encode(), 'sha256').hex()[:16]}_"
+
+
+# What stands for marks in the texts below: of the host itself, of the domain above it, of another host.
+MARKS = {"_octag_": mark("host", HOST), "_ocdom_": mark("domain", "site.example"), "_ocnot_": mark("host", "b.example")}
+
+
+def marked(text: str) -> str:
+    for short, whole in MARKS.items():
+        text = text.replace(short, whole)
+    return text
+
+
+def unmarked(text: str) -> str:
+    for short, whole in MARKS.items():
+        text = text.replace(whole, short)
+    return text
 
 
 def told(value: str, way: Way = UPGRADED, jar: frozenset[str] = frozenset()) -> list[str]:
-    fields = ((b"A", b"1"), (b"Set-Cookie", value.encode("utf-8", "surrogateescape")))
-    found = COOKIES.received(fields, way, jar)
+    fields = ((b"A", b"1"), (b"Set-Cookie", marked(value).encode("utf-8", "surrogateescape")))
+    found = COOKIES.received(fields, way, frozenset(map(marked, jar)))
     assert found[0] == fields[0]
     assert {name for name, _ in found[1:]} <= {b"Set-Cookie"}
-    return [cookie.decode("utf-8", "surrogateescape") for _, cookie in found[1:]]
+    return [unmarked(cookie.decode("utf-8", "surrogateescape")) for _, cookie in found[1:]]
 
 
 def received(value: str, way: Way = UPGRADED) -> str | None:
@@ -33,8 +56,8 @@ def received(value: str, way: Way = UPGRADED) -> str | None:
 
 
 def sent(value: str, way: Way) -> str | None:
-    found = COOKIES.sent(((b"A", b"1"), (b"cOOKIE", value.encode())), way)
-    return found[1][1].decode() if len(found) > 1 else None
+    found = COOKIES.sent(((b"A", b"1"), (b"cOOKIE", marked(value).encode())), way)
+    return unmarked(found[1][1].decode()) if len(found) > 1 else None
 
 
 @pytest.mark.parametrize(
@@ -48,7 +71,8 @@ def sent(value: str, way: Way) -> str | None:
         ("a=secure; Path=/secure", "a=secure; Path=/secure"),
         ("a=b; Domain=x.example", "a=b; Domain=x.example"),
         ("__Host-a=b; Path=/; Secure", "_octag___Host-a=b; Path=/"),
-        ("__secure-a=b; Secure; Partitioned; Domain=x", "_octag___secure-a=b; Domain=x"),
+        ("__secure-a=b; Secure; Partitioned; Domain=.Site.example", "_ocdom___secure-a=b; Domain=.Site.example"),
+        ("a=b; Secure; Domain=", "_octag_a=b; Domain="),
         ("__Other-a=b", "__Other-a=b"),
         ("__Host-a=b; Path=/", None),  # none of these would a browser take
         ("__Host-a=b; Path=/x; Secure", None),
@@ -68,11 +92,36 @@ def test_what_came_over_tls_for_an_app_that_asked_by_http(value: str, kept: str 
     assert received(value) == kept
 
 
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("a=b; Secure; HttpOnly", "a=b; HttpOnly"),
+        ("a=b; SameSite=None; Secure", "a=b"),
+        ("__Host-a=b; Path=/; Secure", "_octag___Host-a=b; Path=/"),
+        ("__Secure-a=b; Secure", "_octag___Secure-a=b"),
+        ("a=b", "a=b"),
+        ("b; Secure", "b"),
+        ("__Secure-a; Secure", None),
+    ],
+)
+def test_where_no_plain_http_passes_a_cookie_keeps_its_name_unless_no_jar_would_take_it(value: str, kept: str) -> None:
+    way = replace(UPGRADED, may_be_plain=False)
+    assert received(value, way) == kept
+    if kept is not None:
+        assert sent(kept.partition(";")[0], way) == value.partition(";")[0]
+
+
+def test_a_policy_that_comes_to_let_plain_http_pass_changes_the_name() -> None:
+    assert told("a=c; Secure", jar=frozenset("a"))[1].startswith("a=; Max-Age=0")
+    _, gone = told("a=c; Secure", replace(UPGRADED, may_be_plain=False), frozenset(["_octag_a"]))
+    assert gone.startswith("_octag_a=;")
+
+
 def test_an_app_that_knows_the_server_by_another_name_keeps_no_domain() -> None:
     behind = Way(over_tls=True, is_translated=True, behind="api.example")
     kept = received("a=b; Domain=x.example; Path=/", behind)
     assert kept is not None
-    assert re.fullmatch(r"_octag[0-9a-f]{8}_a=b; Path=/", kept)
+    assert kept == f"{mark('behind', 'api.example')}a=b; Path=/"
     assert received("b", behind) is None
 
 
@@ -92,6 +141,10 @@ def test_what_is_not_translated_stays_but_for_our_mark(value: str) -> None:
         "_octag_a=b",
         "=_octag_a=b",
         "\x0b__Host-a=b",
+        "\xa0__Host-a=b",
+        "\x85__Secure-a=b",
+        "__Host-\x1fa=b",
+        "\xa0_octag_a=b",
     ],
 )
 def test_plain_http_sets_nothing_that_means_https(value: str) -> None:
@@ -108,7 +161,12 @@ def test_plain_http_sets_nothing_that_means_https(value: str) -> None:
         ("a=b;c=d", "a=b;c=d", "a=b;c=d"),
         ("_ocother_a=b", "_ocother_a=b", "_ocother_a=b"),
         ("a=evil; _octag_a=b; A=c; d", "a=b; A=c; d", "a=evil; A=c; d"),
-        ("_octag12345678_a=b", None, None),
+        ("_ocdom_a=b; _ocdom___Secure-c=d", "a=b; __Secure-c=d", None),
+        ("_ocdom___Host-sid=evil; _ocdom___hOST-b=c; _octag___Host-sid=good", "__Host-sid=good", None),
+        ("_ocnot_a=b; c=d", "c=d", "c=d"),
+        ("_oc0123456789abcdef_a=b", None, None),
+        ("a=evil; _ocdom_a=b", "a=b", "a=evil"),
+        ("a=b; _ocnot_a=evil", "a=b", "a=b"),
     ],
 )
 def test_what_the_app_sends_back(value: str, over_tls: str | None, plain: str | None) -> None:
@@ -117,7 +175,7 @@ def test_what_the_app_sends_back(value: str, over_tls: str | None, plain: str | 
 
 
 def test_what_came_in_another_field_does_not_stand_in_for_a_secure_cookie_either() -> None:
-    fields = ((b"Cookie", b"a=evil"), (b"cookie", b"_octag_a=b"))
+    fields = ((b"Cookie", b"a=evil"), (b"cookie", marked("_octag_a=b").encode()))
     assert COOKIES.sent(fields, UPGRADED) == ((b"cookie", b"a=b"),)
 
 
@@ -133,7 +191,8 @@ def test_what_is_one_servers_goes_to_no_other_behind_the_same_address(secure: st
 @pytest.mark.parametrize(
     ("value", "jar", "gone"),
     [
-        ("a=; Max-Age=0; Path=/x; Domain=d", "_octag_a", "_octag_a=; Path=/x; Domain=d"),  # a logout, say
+        ("a=; Max-Age=0; Path=/x", "_octag_a", "_octag_a=; Path=/x"),  # a logout, say
+        ("a=; Max-Age=0; Domain=site.example", "_ocdom_a", "_ocdom_a=; Domain=site.example"),
         ("a=c; Secure; HttpOnly", "a", "a="),
         ("a=c", "a", None),
         ("a=c; Secure", "_octag_a", None),
