@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from mitmproxy import http
 
+from proxy.core.appview import View
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.pins import PinVerdict
@@ -47,6 +48,8 @@ class Exchange:
         asked: the canonical destination that the app asked for.
         front: what the app takes the destination for, where a reverse listener stands for it.
         decision: what the transport rules say.
+        view: how the app sees the server, if not as it is.
+        origin: the Origin that the app sent.
         jar: the names of the cookies that the app sent.
         via: the proxies that a CONNECT has come through.
         denied: why the request was stopped, or in observe mode would have been.
@@ -67,6 +70,8 @@ class Exchange:
     front: Destination | None = None
     rule: Rule | None = None
     decision: Decision | None = None
+    view: View | None = None
+    origin: str = ""
     jar: frozenset[str] = frozenset()
     via: tuple[str, ...] = ()
     denied: Denied | None = None

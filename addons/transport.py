@@ -21,9 +21,10 @@ from proxy.core import appview
 from proxy.core.cookies import Cookies, Way, names_sent
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import Destination, parse_authority
-from proxy.core.hops import has_come_through
+from proxy.core.hops import has_come_through, without_hop
 from proxy.core.hsts import KnownHosts
 from proxy.core.policy import HTTPS_PORT
+from proxy.core.transport import decide_plain_http
 
 _FOR_THE_PROXY = (b"proxy-connection", b"proxy-authorization")
 
@@ -40,8 +41,10 @@ class Transport:
         """Deny a CONNECT to a host whose https is rejected."""
         exchange = self.sessions.exchange(flow)
         # A tunnel to another port than 443 may be meant for plain http, which has a rule of its own.
-        if exchange.asked is not None and exchange.asked.port == HTTPS_PORT:
-            _deny_if_decided(flow, exchange)
+        if exchange.asked is not None:
+            inside = decide_plain_http(exchange.policy, exchange.asked, self._known)[1]
+            if exchange.asked.port == HTTPS_PORT or inside.denied is not None:
+                _deny_if_decided(flow, exchange)
         exchange.via = tuple(values_of(flow.request.headers, b"via"))  # for another proxy, if one is asked in turn
         if exchange.policy.via is not None:
             _check_via(flow, exchange, exchange.policy.via)
@@ -65,16 +68,18 @@ class Transport:
             _check_via(flow, exchange, exchange.policy.via)
             flow.request.headers.fields += ((b"Via", _version(flow.request) + b" " + exchange.policy.via.encode()),)
         headers = flow.request.headers
-        if (view := self._view(exchange)) is not None:
-            headers.fields = appview.request_fields(headers.fields, view)
+        exchange.view = self._view(exchange)
+        if exchange.view is not None:
+            exchange.origin = headers.get("origin", "")
+            headers.fields = appview.request_fields(headers.fields, exchange.view)
         if has_field(headers, b"cookie"):
             exchange.jar = names_sent(headers.fields)
-            headers.fields = self._cookies.sent(headers.fields, _way(flow, exchange, view))
+            headers.fields = self._cookies.sent(headers.fields, _way(flow, exchange))
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         """Show the app an upgraded host's response as one of plain http."""
         exchange = self.sessions.exchange(flow)
-        response, view = flow.response, self._view(exchange)
+        response, view = flow.response, exchange.view
         if response is not None and exchange.policy.via is not None and not exchange.observing:
             name = exchange.policy.via.encode("ascii")
             response.headers.fields += ((b"Via", _version(response) + b" " + name),)
@@ -83,14 +88,16 @@ class Transport:
                 self._known.learn(exchange.asked.host, value)
         if response is None or exchange.denied is not None:
             return
+        if flow.request.is_http2 and not response.is_http2:  # elsewhere, they ended with the head that they were in
+            response.headers.fields = without_hop(response.headers.fields)
         fields = response.headers.fields
         if has_field(response.headers, b"set-cookie"):
-            fields = self._cookies.received(fields, _way(flow, exchange, view), exchange.jar)
+            fields = self._cookies.received(fields, _way(flow, exchange), exchange.jar)
         if view is None:
             response.headers.fields = fields
             return
         asked = view.asked
-        fields = appview.response_fields(fields, view)
+        fields = appview.response_fields(fields, view, exchange.origin)
         trail = self.sessions.of(flow.client_conn).trail
         try:
             trail.follow(exchange.method, response.status_code, asked, flow.request.path, fields)
@@ -100,7 +107,6 @@ class Transport:
             response.headers.fields = fields
 
     def _view(self, exchange: Exchange) -> appview.View | None:
-        """Return how the app sees the server, if not as it is."""
         if exchange.asked is None:
             return None
         if exchange.front is not None:
@@ -116,10 +122,16 @@ class Transport:
             exchange.refuse(flow, exchange.denied)
 
 
-def _way(flow: http.HTTPFlow, exchange: Exchange, view: appview.View | None) -> Way:
+def _way(flow: http.HTTPFlow, exchange: Exchange) -> Way:
     """Return how cookies go with this request, and come back."""
-    behind = exchange.asked.host if exchange.front is not None and exchange.asked is not None else None
-    return Way(flow.request.scheme == "https", view is not None, behind)
+    host = exchange.asked.host if exchange.asked is not None else ""
+    return Way(
+        over_tls=flow.request.scheme == "https",
+        is_translated=exchange.view is not None,
+        host=host,
+        behind=host if exchange.front is not None else None,
+        may_be_plain=exchange.policy.lets_plain_http_pass,
+    )
 
 
 def _check_via(flow: http.HTTPFlow, exchange: Exchange, name: str) -> None:
@@ -130,7 +142,6 @@ def _check_via(flow: http.HTTPFlow, exchange: Exchange, name: str) -> None:
             Denied(
                 Reason.REQUEST_LOOP,
                 "the request has come through this proxy before: its Via says so",
-                "see that no proxy's way out leads back to this one, and that each has a name of its own",
             ),
         )
 

@@ -4,10 +4,12 @@ Rules of this module:
 
 - Of a URL only scheme and authority change; every other byte stays, and what cannot be read stays as it came. Cookies
   are in `proxy.core.cookies`, redirects that lead nowhere in `proxy.core.redirects`.
-- A https URL is shown to the app as http only if the policy would upgrade that http URL to the very same place, and if
-  it is of the host that was asked for, of one above or below it, or of one that a rule names. So nothing that the app
-  asks for next is less safe than what it was told; another host it may reach in another way than through here.
-- The other way round, what the app says of its own origin is told to the server as the server knows it.
+- A https URL is shown to the app as http only if the policy would upgrade that http URL to the very same place. So
+  nothing that the app asks for next, through here, is less safe than what it was told.
+- A local host is one that apps often reach in another way than through here: it is shown as http only if it is the one
+  that was asked for, above or below it, or named by a rule.
+- The other way round, what the app says of an origin that would be shown to it so is told to the server as the server
+  knows it; and what the server grants to that origin is granted to the app's.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from proxy.core.decisions import Action
-from proxy.core.destinations import BadDestination, Destination, parse_authority
+from proxy.core.destinations import BadDestination, Destination, is_local, parse_authority
 from proxy.core.heads import Fields
 from proxy.core.hsts import KnownHosts
 from proxy.core.policy import HTTP_PORT, HTTPS_PORT, Policy
@@ -29,9 +31,13 @@ _PORTS = {"http": HTTP_PORT, "https": HTTPS_PORT}
 _ORIGIN = r"://(?P<authority>[^/?#\\\s,;<>\"']+)"
 _HTTP_URL = re.compile(rf"(?P<scheme>http){_ORIGIN}", re.IGNORECASE)
 _HTTPS_URL = re.compile(rf"(?P<scheme>https){_ORIGIN}", re.IGNORECASE)
-_REFRESH = re.compile(r"(?P<before>[^;,]*[;,][ \t]*url[ \t]*=[ \t]*[\"']?)(?P<url>.*)", re.IGNORECASE | re.DOTALL)
-_LINK_TARGET = re.compile(r"<([^<>]*)>")
+# HTML, "shared declarative refresh steps": a time, then perhaps `url=` and a quote.
+_REFRESH = re.compile(
+    r"(?P<before>[ \t]*[0-9.]+[ \t]*[;, \t][ \t]*(?:url[ \t]*=[ \t]*)?[\"']?)(?P<url>.*)", re.IGNORECASE | re.DOTALL
+)
+_LINK_TARGET = re.compile(r'"(?:[^"\\]|\\.)*"|<(?P<target>[^<>"]*)>')
 _FORWARDED_PROTO = re.compile(r"(?i)((?:^|[;,])[ \t]*proto[ \t]*=[ \t]*)(\"?)http\2(?=[ \t]*(?:[;,]|$))")
+_OFF = re.compile(r"(?i)off")
 _PLAIN_PROTO = re.compile(r"(?i)(?<![^,\s])http(?![^,\s])")
 _UPGRADES = "upgrade-insecure-requests"
 
@@ -44,13 +50,11 @@ class View:
         asked: what the app asked for, in its own words.
         to_server: tells of a plain http destination in the app's words which https destination it is, if one.
         to_app: the other way round.
-        is_renamed: whether the app knows the server by another host name, too.
     """
 
     asked: Destination
     to_server: Translate
     to_app: Translate
-    is_renamed: bool = False
 
 
 def upgraded(policy: Policy, asked: Destination, known: KnownHosts | None = None) -> View:
@@ -62,15 +66,19 @@ def upgraded(policy: Policy, asked: Destination, known: KnownHosts | None = None
         known: as for `decide_plain_http`.
     """
 
-    def to_server(named: Destination) -> Destination | None:
+    def leads_to(named: Destination) -> Destination | None:
         decision = decide_plain_http(policy, named, known)[1]
         return decision.target if decision.action is Action.UPGRADE else None
 
     def to_app(there: Destination) -> Destination | None:
-        if not _is_near(there.host, asked.host) and policy.rule_for(there) is None:
+        if is_local(there.host) and not _is_near(there.host, asked.host) and policy.rule_for(there) is None:
             return None
         candidates = (asked, Destination(there.host, HTTP_PORT), there)
-        return next((each for each in candidates if each.host == there.host and to_server(each) == there), None)
+        return next((each for each in candidates if each.host == there.host and leads_to(each) == there), None)
+
+    def to_server(named: Destination) -> Destination | None:
+        there = leads_to(named)
+        return there if there is not None and to_app(there) is not None else None
 
     return View(asked, to_server, to_app)
 
@@ -86,7 +94,7 @@ def renamed(front: Destination, to: Destination) -> View:
         front: the listener, as the app names it.
         to: the https host that it stands for.
     """
-    return View(front, {front: to}.get, {to: front}.get, is_renamed=True)
+    return View(front, {front: to}.get, {to: front}.get)
 
 
 def request_fields(fields: Fields, view: View) -> Fields:
@@ -96,41 +104,72 @@ def request_fields(fields: Fields, view: View) -> Fields:
         fields: name and value, as the app sent them.
         view: the app's.
     """
-    translate = view.to_server
+
+    def url(value: str) -> str:
+        return _translated(value, _HTTP_URL, "https", view.to_server)
+
+    def port(value: str) -> str:
+        there = view.to_server(view.asked)
+        return str(there.port) if there is not None and value.strip() == str(view.asked.port) else value
+
     changes: dict[bytes, Callable[[str], str]] = {
-        b"origin": lambda value: _translated(value, _HTTP_URL, "https", translate),
-        b"referer": lambda value: _translated(value, _HTTP_URL, "https", translate),
+        b"origin": url,
+        b"referer": url,
+        b"destination": url,  # RFC 4918, section 10.3
         b"x-forwarded-proto": lambda value: _PLAIN_PROTO.sub("https", value),
+        b"x-forwarded-port": port,
+        b"x-forwarded-ssl": lambda value: _OFF.sub("on", value),
+        b"front-end-https": lambda value: _OFF.sub("on", value),
         b"forwarded": lambda value: _FORWARDED_PROTO.sub(r"\1\2https\2", value),
     }
     return _changed(fields, changes)
 
 
-def response_fields(fields: Fields, view: View) -> Fields:
+def response_fields(fields: Fields, view: View, app_origin: str = "") -> Fields:
     """Return a response's fields as the app must see them.
 
     Args:
         fields: name and value, as the server sent them.
         view: the app's.
+        app_origin: the Origin that the app sent with the request; "" for none.
     """
+    server_origin = _translated(app_origin, _HTTP_URL, "https", view.to_server)
 
     def url(value: str) -> str:
         return _translated(value, _HTTPS_URL, "http", view.to_app)
+
+    def origin(value: str) -> str:
+        return app_origin if value == server_origin else url(value)
 
     def refresh(value: str) -> str:
         found = _REFRESH.fullmatch(value)
         return value if found is None else found["before"] + url(found["url"])
 
+    def link(found: re.Match[str]) -> str:
+        return found[0] if found["target"] is None else f"<{url(found['target'])}>"
+
     changes: dict[bytes, Callable[[str], str | None]] = {
         b"location": url,
         b"content-location": url,
-        b"access-control-allow-origin": url,
+        b"access-control-allow-origin": origin,
+        b"timing-allow-origin": origin,
         b"refresh": refresh,
-        b"link": lambda value: _LINK_TARGET.sub(lambda target: f"<{url(target[1])}>", value),
+        b"link": lambda value: _LINK_TARGET.sub(link, value),
         b"strict-transport-security": lambda _: None,
         b"content-security-policy": _without_upgrade,
     }
     return _changed(fields, changes)
+
+
+def interim_fields(fields: Fields, view: View) -> Fields:
+    """Return the fields of an interim response (RFC 9110, section 15.2) as the app must see them.
+
+    Args:
+        fields: name and value, as the server sent them.
+        view: the app's.
+    """
+    # Cookies of interim responses are those of no response that an app could tell apart: none takes them.
+    return tuple(field for field in response_fields(fields, view) if field[0].lower() != b"set-cookie")
 
 
 def _changed(

@@ -21,6 +21,10 @@ MAX_HOST_LENGTH = 253  # RFC 1035, section 2.3.4, without the trailing dot
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _LOOKS_NUMERIC = re.compile(r"(0x[0-9a-f]*|[0-9]+)")
 _PORT = re.compile(r"[0-9]{1,5}")
+_LOCAL_SUFFIXES = (
+    *(".localhost", ".local", ".home.arpa"),  # RFC 6761, RFC 6762, RFC 8375
+    *(".internal", ".home", ".corp", ".lan", ".intranet", ".private"),  # what the DNS's root will not delegate
+)
 
 
 class BadDestination(ValueError):
@@ -91,6 +95,13 @@ def canonical_host(text: str) -> str:
         if not _LABEL.fullmatch(label):
             raise BadDestination(f"{text!r} is no valid host name: label {label!r}")
     return host
+
+
+def is_local(host: str) -> bool:
+    """Tell whether a canonical host is an address, or a name that means something in one network only."""
+    if ":" in host or "." not in host or host.endswith(_LOCAL_SUFFIXES):
+        return True
+    return _LOOKS_NUMERIC.fullmatch(host.rpartition(".")[2]) is not None
 
 
 def _canonical_ipv6(host: str, text: str) -> str:

@@ -21,6 +21,7 @@ POLICY = Policy(
     rules=(
         Rule("moved", (HostPattern("exact", "moved.example"),), PlainHttp.UPGRADE, Https.TUNNEL, https_port=8443),
         Rule("allowed", (HostPattern("exact", "allowed.example"),), PlainHttp.ALLOW, Https.TUNNEL),
+        Rule("only-plain", (HostPattern("exact", "only-plain.example"),), PlainHttp.ALLOW, Https.REJECT),
         Rule("rejected", (HostPattern("exact", "rejected.example"),), PlainHttp.REJECT, Https.REJECT),
     )
 )
@@ -119,10 +120,21 @@ def test_what_is_rejected_is_answered_and_never_upgraded(scheme: bytes, port: in
     assert flow.request.scheme == scheme.decode()
 
 
-@pytest.mark.parametrize(("port", "answered"), [(443, True), (8080, False)])
-def test_a_connect_is_rejected_at_once_only_where_it_can_be_meant_for_https_alone(port: int, answered: bool) -> None:
-    authority = f"rejected.example:{port}".encode()
-    flow = run([(b"Host", authority)], host="rejected.example", port=port, scheme=b"", method=b"CONNECT")
+@pytest.mark.parametrize(
+    ("host", "port", "answered"),
+    [
+        ("rejected.example", 443, True),
+        ("rejected.example", 8080, True),
+        ("only-plain.example", 443, True),
+        ("only-plain.example", 8080, False),
+        ("api.example", 443, False),
+    ],
+)
+def test_a_connect_is_rejected_at_once_unless_it_may_be_meant_for_plain_http(
+    host: str, port: int, answered: bool
+) -> None:
+    authority = f"{host}:{port}".encode()
+    flow = run([(b"Host", authority)], host=host, port=port, scheme=b"", method=b"CONNECT")
     assert (flow.response is not None) is answered
 
 

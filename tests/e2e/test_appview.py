@@ -57,7 +57,7 @@ class TestToTheApp:
         answer = ask(sidecar, upstream, "/here")
         origin = f"http://{HOST}:{upstream.port}"
         assert answer.headers.all("location") == (f"{origin}/there?a=b",)
-        assert answer.headers.all("content-location") == ("https://other.example/x",)
+        assert answer.headers.all("content-location") == ("http://other.example/x",)
         assert answer.headers.all("refresh") == (f"3; url={origin}/r",)
         assert answer.headers.all("link") == (f"<{origin}/l>; rel=next",)
         assert answer.body == f"https://{HOST}/".encode()  # a body is not touched

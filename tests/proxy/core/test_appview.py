@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.core.appview import (
+    interim_fields,
     renamed,
     request_fields,
     response_fields,
@@ -24,6 +25,7 @@ POLICY = Policy(
     rules=(
         Rule("moved", (pattern("moved.example"),), PlainHttp.UPGRADE, Https.TUNNEL, https_port=8443),
         Rule("plain", (pattern("plain.example"),), PlainHttp.ALLOW, Https.TUNNEL),
+        Rule("local", (pattern("named.internal"),), PlainHttp.UPGRADE, Https.TUNNEL),
         Rule("never", (pattern("never.example"),), PlainHttp.REJECT, Https.TUNNEL),
     )
 )
@@ -47,8 +49,12 @@ URLS = [
     ("https://api.example:8080/", "http://api.example:8080/"),  # RFC 6797, section 8.3: other ports stay
     ("https://www.api.example/", "http://www.api.example/"),
     ("https://example/", "http://example/"),
-    ("https://other.example/", "https://other.example/"),  # the app may have another way to it
-    ("https://notapi.example/", "https://notapi.example/"),
+    ("https://other.example/", "http://other.example/"),
+    ("https://intranet/", "https://intranet/"),  # the app may have another way to what is local
+    ("https://printer.lan/", "https://printer.lan/"),
+    ("https://192.0.2.1/", "https://192.0.2.1/"),
+    ("https://[2001:db8::1]/", "https://[2001:db8::1]/"),
+    ("https://named.internal/", "http://named.internal/"),  # a rule names it
     ("https://moved.example:8443/", "http://moved.example/"),
     ("https://moved.example/", "https://moved.example/"),  # its upgrade leads elsewhere
     ("https://plain.example/", "https://plain.example/"),  # as http it would stay http
@@ -88,7 +94,17 @@ def test_the_port_that_the_app_used_comes_first(asked: Destination, sent: str, s
         ("Refresh", "5; url=https://api.example/x", "5; url=http://api.example/x"),
         ("Refresh", "0;URL='https://api.example/x'", "0;URL='http://api.example/x'"),
         ("Refresh", "5", "5"),
-        ("Refresh", "5; https://api.example/x", "5; https://api.example/x"),
+        ("Refresh", "5; https://api.example/x", "5; http://api.example/x"),
+        ("Refresh", "0,https://api.example/x", "0,http://api.example/x"),
+        ("Refresh", "0 url = https://api.example/x", "0 url = http://api.example/x"),
+        ("Refresh", ' 1.5 ;\tURL="https://api.example/x"', ' 1.5 ;\tURL="http://api.example/x"'),
+        ("Refresh", "x; url=https://api.example/x", "x; url=https://api.example/x"),
+        (
+            "Link",
+            '</a>; title="<https://api.example/>", <https://api.example/b>',
+            '</a>; title="<https://api.example/>", <http://api.example/b>',
+        ),
+        ("Link", '</a>; title="\\"", <https://api.example/b>', '</a>; title="\\"", <http://api.example/b>'),
         (
             "Link",
             '<https://api.example/a>; rel="next", </b>, <https://plain.example/>; rel=x',
@@ -113,6 +129,13 @@ def test_other_fields_of_a_response(name: str, sent: str, seen: str | None) -> N
         ("Origin", "http://moved.example", "https://moved.example:8443"),
         ("Origin", "http://plain.example", "http://plain.example"),
         ("Origin", "null", "null"),
+        ("Origin", "http://localhost:3000", "http://localhost:3000"),  # as which it would not be shown again
+        ("Origin", "http://www.other.example", "https://www.other.example"),
+        ("Destination", "http://api.example/b", "https://api.example/b"),
+        ("X-Forwarded-Port", "80", "443"),
+        ("X-Forwarded-Port", "8080", "8080"),
+        ("X-Forwarded-Ssl", "off", "on"),
+        ("Front-End-Https", "Off", "on"),
         ("Referer", "http://api.example/a?b", "https://api.example/a?b"),
         ("Referer", "https://api.example/a", "https://api.example/a"),
         ("X-Forwarded-Proto", "http", "https"),
@@ -134,6 +157,40 @@ def test_order_names_and_foreign_bytes_stay() -> None:
     fields = ((b"lOCATION", b"https://api.example/\xff"), (b"A", b"1"), (b"A", b"2"))
     seen = response_fields(fields, upgraded(POLICY, ASKED))
     assert seen == ((b"lOCATION", b"http://api.example/\xff"), *fields[1:])
+
+
+class TestOrigins:
+    """What a server grants to the origin that it was told is granted to the app's own."""
+
+    @pytest.mark.parametrize("name", ["Access-Control-Allow-Origin", "Timing-Allow-Origin"])
+    @pytest.mark.parametrize(
+        ("sent", "granted", "seen"),
+        [
+            ("http://www.other.example", "https://www.other.example", "http://www.other.example"),
+            ("http://moved.example", "https://moved.example:8443", "http://moved.example"),
+            ("http://api.example:443", "https://api.example", "http://api.example:443"),
+            ("http://localhost:3000", "http://localhost:3000", "http://localhost:3000"),
+            ("http://localhost:3000", "https://localhost:3000", "https://localhost:3000"),
+            ("http://www.other.example", "*", "*"),
+            ("http://www.other.example", "null", "null"),
+            ("http://www.other.example", "https://api.example", "http://api.example"),
+            ("", "", ""),
+        ],
+    )
+    def test_a_grant_is_of_the_apps_origin(self, name: str, sent: str, granted: str, seen: str) -> None:
+        ((_, value),) = response_fields(((name.encode(), granted.encode()),), upgraded(POLICY, ASKED), sent)
+        assert value.decode() == seen
+
+
+def test_an_interim_response_is_shown_as_a_final_one_and_sets_no_cookies() -> None:
+    fields = (
+        (b"Link", b"<https://api.example/s.css>; rel=preload"),
+        (b"Set-Cookie", b"a=b; Secure"),
+        (b"Strict-Transport-Security", b"max-age=1"),
+        (b"X", b"1"),
+    )
+    shown = interim_fields(fields, upgraded(POLICY, ASKED))
+    assert shown == ((b"Link", b"<http://api.example/s.css>; rel=preload"), (b"X", b"1"))
 
 
 class TestAHostByAnotherName:
