@@ -10,6 +10,7 @@ Rules of this module:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -230,18 +231,6 @@ class Rule:
     decrypt: tuple[FieldEntry, ...] = ()
     raw_tcp: bool = False
 
-    def matches(self, destination: Destination) -> bool:
-        """Tell whether the rule is about this destination."""
-        return any(pattern.matches(destination) for pattern in self.hosts)
-
-    def matches_plain_http(self, destination: Destination) -> bool:
-        """Tell whether the rule is about plain http to this destination."""
-        if self.matches(destination):
-            return True
-        if self.plain_http is PlainHttp.ALLOW:
-            return False
-        return self.matches(upgraded(destination, self.https_port)) or self.matches(upgraded(destination, None))
-
     @property
     def needs_plaintext(self) -> bool:
         """Whether Overcoat must see inside the TLS of this rule's hosts."""
@@ -387,10 +376,24 @@ class Policy:
     keys: dict[str, KeySet] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
     source: str = "built-in"
+    _by_host: dict[str, list[tuple[int, HostPattern]]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Index the rules: a policy may have thousands of hosts, and is asked several times for each request."""
+        by_host: dict[str, list[tuple[int, HostPattern]]] = {}
+        for number, rule in enumerate(self.rules):
+            for pattern in rule.hosts:
+                by_host.setdefault(pattern.host, []).append((number, pattern))
+        object.__setattr__(self, "_by_host", by_host)
+
+    @property
+    def lets_plain_http_pass(self) -> bool:
+        """Whether there may be a host whose plain http passes as it is."""
+        return PlainHttp.ALLOW in (self.defaults.plain_http, *(rule.plain_http for rule in self.rules))
 
     def rule_for(self, destination: Destination) -> Rule | None:
         """Return the rule for an https destination: the first that matches."""
-        return next((rule for rule in self.rules if rule.matches(destination)), None)
+        return self._first(destination.host, lambda _, pattern: pattern.matches(destination))
 
     def rule_for_plain_http(self, destination: Destination) -> Rule | None:
         """Return the rule for a plain http destination.
@@ -398,7 +401,26 @@ class Policy:
         A rule counts if it names the port that was asked for or, unless it lets plain http pass, the one that an
         upgrade leads to, so that a rule limited to `host:443` also protects what arrives as `http://host/`.
         """
-        return next((rule for rule in self.rules if rule.matches_plain_http(destination)), None)
+
+        def names(rule: Rule, pattern: HostPattern) -> bool:
+            if pattern.matches(destination):
+                return True
+            if rule.plain_http is PlainHttp.ALLOW:
+                return False
+            ways = (upgraded(destination, rule.https_port), upgraded(destination, None))
+            return any(pattern.matches(way) for way in ways)
+
+        return self._first(destination.host, names)
+
+    def _first(self, host: str, names: Callable[[Rule, HostPattern], bool]) -> Rule | None:
+        """Return the first rule with a pattern that is about a host, by the suffixes that such a pattern may have."""
+        found = len(self.rules)
+        while host:
+            for number, pattern in self._by_host.get(host, ()):
+                if number < found and names(self.rules[number], pattern):
+                    found = number
+            host = host.partition(".")[2]
+        return self.rules[found] if found < len(self.rules) else None
 
 
 def upgraded(destination: Destination, https_port: int | None) -> Destination:

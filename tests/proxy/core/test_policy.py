@@ -304,6 +304,37 @@ def test_a_rule_with_a_port_counts_for_plain_http_that_an_upgrade_leads_there(
     assert (found is rule) is counts
 
 
+HOSTS = st.sampled_from(["a", "b.a", "c.b.a", "d.b.a", "a.c"])
+PATTERNS = st.builds(
+    HostPattern, st.sampled_from(["exact", "one_label", "any_depth"]), HOSTS, st.sampled_from([None, 80, 443, 8443])
+)
+RULES = st.builds(
+    Rule,
+    st.just("r"),
+    st.lists(PATTERNS, min_size=1, max_size=3).map(tuple),
+    st.sampled_from(PlainHttp),
+    st.just(Https.TUNNEL),
+    https_port=st.sampled_from([None, 8443]),
+)
+
+
+@given(st.lists(RULES, max_size=5), HOSTS, st.sampled_from([80, 443, 8443]))
+def test_the_rule_that_counts_is_the_one_that_looking_at_each_in_turn_finds(
+    rules: list[Rule], host: str, port: int
+) -> None:
+    policy, asked = Policy(rules=tuple(rules)), Destination(host, port)
+
+    def names(rule: Rule, *destinations: Destination) -> bool:
+        return any(pattern.matches(each) for pattern in rule.hosts for each in destinations)
+
+    def names_plain(rule: Rule) -> bool:
+        ways = () if rule.plain_http is PlainHttp.ALLOW else (upgraded(asked, rule.https_port), upgraded(asked, None))
+        return names(rule, asked, *ways)
+
+    assert policy.rule_for(asked) is next((rule for rule in rules if names(rule, asked)), None)
+    assert policy.rule_for_plain_http(asked) is next((rule for rule in rules if names_plain(rule)), None)
+
+
 @pytest.mark.parametrize(("port", "https_port", "expected"), [(80, None, 443), (8080, None, 8080), (8080, 8443, 8443)])
 def test_an_upgrade_goes_to_the_https_port(port: int, https_port: int | None, expected: int) -> None:
     assert upgraded(Destination("api.example", port), https_port) == Destination("api.example", expected)
