@@ -46,11 +46,11 @@ class Pinning:
         """Name the reason of a failed handshake that the callback did not name."""
         upstream = self.sessions.of(data.context.client).upstreams[data.conn.id]
         if upstream.denied is None:
-            host = _destination(data).host
+            where = _destination(data)
             upstream.denied = Denied(
                 Reason.TLS_FAILED,
-                f"{host} did not complete a TLS handshake: it speaks no TLS there, or none that the policy accepts",
-                "check the rule's https_port and trust.min_tls; there is no fallback to plain http",
+                f"{where.host} port {where.port} did not complete a TLS handshake: it speaks no TLS there, or none "
+                "that the policy accepts",
             )
 
 
@@ -86,7 +86,6 @@ def verifier(policy: Policy, upstream: Upstream, destination: Destination) -> Ve
             upstream.denied = Denied(
                 Reason.CERTIFICATE_INVALID,
                 f"the certificate of {destination.host} is not valid: {verify_error(error)} (depth {depth})",
-                "fix the upstream's certificate, or name its CA in trust.roots",
             )
             return False
         chain[depth] = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
@@ -104,19 +103,18 @@ def _check(policy: Policy, upstream: Upstream, verified_chain: list[bytes], dest
     upstream.pin = check_pins(rule.pins, verified_chain, datetime.now(UTC).date())
     if upstream.pin is PinVerdict.MATCH:
         return True
+    whose, place = f"rule {rule.name}", "the rule's pins.any_of"
+    if upstream.is_proxy:
+        whose, place = "upstream_proxy", "upstream_proxy.pins.any_of"
     if upstream.pin is PinVerdict.EXPIRED:
-        denied = Denied(
-            Reason.PINS_EXPIRED,
-            f"the pins of rule {rule.name} expired on {rule.pins.expires}",
-            "check the server's key, then renew pins.any_of and pins.expires",
-        )
+        denied = Denied(Reason.PINS_EXPIRED, f"the pins of {whose} expired on {rule.pins.expires}")
     else:
         shown = destination.url_host if destination.port == HTTPS_PORT else destination.authority
         denied = Denied(
             Reason.PIN_MISMATCH,
-            f"rule {rule.name} pins {destination.host}, and no key of its verified chain matches; "
+            f"{whose} pins {destination.host}, and no key of its verified chain matches; "
             f"the server's key is {spki_pin(verified_chain[0])}",
-            "if the server's operator confirms that key, add it to the rule's pins.any_of; "
+            f"if the server's operator confirms that key, add it to {place}; "
             f"run overcoat pins fetch {shown} for all keys of the chain",
         )
     upstream.denied = denied

@@ -39,7 +39,6 @@ class Session:
         requests: how many requests were seen, CONNECT not counted.
         sent: bytes that went to upstreams on this connection's behalf, TLS and all.
         received: bytes that came back.
-        client_tls_error: why the app's handshake with us failed.
     """
 
     policy: Policy
@@ -55,7 +54,6 @@ class Session:
     requests: int = 0
     sent: int = 0
     received: int = 0
-    client_tls_error: str | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -72,6 +70,11 @@ class Session:
             )
             for exchange in self.unfinished
         )
+
+    def note_tls_failed(self) -> None:
+        """Note that the app did not complete TLS with us."""
+        if self.connect is not None:
+            self.connect.stop(Denied(Reason.APP_TLS_FAILED, "the app did not complete TLS with the local CA"))
 
     def note_idle(self, seconds: float) -> None:
         """Note that what is under way, if anything, ends because nothing has moved."""

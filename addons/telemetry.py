@@ -20,10 +20,11 @@ from mitmproxy import connection, http, tls
 
 from addons.exchange import Exchange, action_of, denies, never_left, would_deny
 from addons.metrics import Metrics
-from addons.sessions import Session, Sessions
+from addons.sessions import Sessions
 from proxy.core.decisions import Action
 from proxy.core.pins import PinVerdict
 
+MAX_PATH = 2048  # characters of a path in a line: nobody hides what he sends by making lines too long to be written
 NO_RULE = "-"
 NO_REASON = "-"
 
@@ -67,7 +68,7 @@ class Telemetry:
 
     def tls_failed_client(self, data: tls.TlsData) -> None:
         """Remember that the app did not accept our certificate."""
-        self.sessions.of(data.context.client).client_tls_error = "the app did not complete TLS with the local CA"
+        self.sessions.of(data.context.client).note_tls_failed()
 
     def client_disconnected(self, client: connection.Client) -> None:
         """Close the books on a tunnel, and on an inspected connection that carried no request."""
@@ -79,12 +80,10 @@ class Telemetry:
                 if carried_requests or exchange.finished:
                     continue  # their lines say it all
                 exchange.bytes_sent, exchange.bytes_received = session.sent, session.received
-            self.finish(exchange, None, None, session)
+            self.finish(exchange, None, None)
         self.sessions.close(client)
 
-    def finish(
-        self, exchange: Exchange, status: int | None, flow: http.HTTPFlow | None, session: Session | None = None
-    ) -> None:
+    def finish(self, exchange: Exchange, status: int | None, flow: http.HTTPFlow | None) -> None:
         """Write the line and count, once."""
         if exchange.finished:
             return
@@ -101,7 +100,7 @@ class Telemetry:
             "client": exchange.client,
             "method": exchange.method,
             "destination": str(exchange.asked) if exchange.asked else None,
-            "path": exchange.path,
+            "path": exchange.path if len(exchange.path) <= MAX_PATH else f"{exchange.path[:MAX_PATH]}…",
             "rule": exchange.rule_name,
             "mode": exchange.policy.mode.value,
             "action": done(exchange).value,
@@ -121,8 +120,6 @@ class Telemetry:
             line["would_encrypt"] = exchange.fields_encrypted
         if exchange.denied:
             line["detail"] = exchange.denied.detail
-        elif session is not None and session.client_tls_error:
-            line["detail"] = session.client_tls_error
         elif status is None and exchange.method != "CONNECT":
             line["detail"] = "the app or the upstream ended it before the response was complete"
         try:

@@ -41,10 +41,16 @@ class BadMarkers(Exception):
 def reasons_table() -> str:
     """Return the table of reason codes, in the order of the enum."""
     rows = [
-        (f"`{reason.code}`", str(reason.status), f"`{reason.proxy_error}`", f"{reason.title}. {reason.meaning}")
+        (
+            f"`{reason.code}`",
+            str(reason.status),
+            f"`{reason.proxy_error}`",
+            f"{reason.title}. {reason.meaning}",
+            reason.hint,
+        )
         for reason in Reason
     ]
-    return _table(("reason", "status", "`Proxy-Status` error", "meaning"), rows)
+    return _table(("reason", "status", "`Proxy-Status` error", "meaning", "what to do"), rows)
 
 
 def metrics_table() -> str:

@@ -26,7 +26,7 @@ class Action(StrEnum):
 
 
 class Reason(Enum):
-    """Why a request was denied. The value is (code, HTTP status, RFC 9209 error type, title, meaning)."""
+    """Why a request was denied. The value is (code, HTTP status, RFC 9209 error type, title, meaning, hint)."""
 
     BAD_REQUEST = (
         "bad_request",
@@ -34,6 +34,7 @@ class Reason(Enum):
         "http_request_error",
         "The request is malformed",
         "The request line, a header field or the destination is not valid HTTP, or was not meant for a proxy.",
+        "see what the app sends, or what stands between it and Overcoat: the detail says what is wrong with it",
     )
     HEADERS_TOO_LARGE = (
         "headers_too_large",
@@ -41,6 +42,7 @@ class Reason(Enum):
         "http_request_error",
         "The request's header section is too large",
         "The request line and header fields together are longer than Overcoat reads.",
+        "make the app send less (cookies, mostly), or raise limits.header_bytes and limits.header_count",
     )
     REQUEST_TIMEOUT = (
         "request_timeout",
@@ -48,6 +50,7 @@ class Reason(Enum):
         "http_request_error",
         "The request took too long to arrive",
         "The app did not send a whole head, or a body that is held, within `limits.request_seconds`.",
+        "see why the app takes so long to send, or raise limits.request_seconds",
     )
     IDLE_TIMEOUT = (
         "idle_timeout",
@@ -55,6 +58,7 @@ class Reason(Enum):
         "connection_timeout",
         "Nothing moved for too long",
         "A request or a tunnel was under way, and no byte passed for `limits.idle_seconds`.",
+        "raise limits.idle_seconds if so long a silence is meant",
     )
     TOO_MANY_CONNECTIONS = (
         "too_many_connections",
@@ -62,6 +66,7 @@ class Reason(Enum):
         "proxy_internal_response",
         "Too many connections are open",
         "There are as many client connections, in all or from this address, as `limits` lets be.",
+        "let the app reuse its connections, or raise the limit",
     )
     CLIENT_FORBIDDEN = (
         "client_forbidden",
@@ -69,6 +74,7 @@ class Reason(Enum):
         "http_request_denied",
         "This client may not use the proxy",
         "The policy's `clients.allow` does not name the address that the app connects from.",
+        "add the app's address or network to clients.allow",
     )
     PROXY_AUTHENTICATION_REQUIRED = (
         "proxy_authentication_required",
@@ -76,6 +82,7 @@ class Reason(Enum):
         "http_request_denied",
         "The proxy wants a name and a password",
         "The policy has `clients.users`, and the request carries no Proxy-Authorization of one of them.",
+        "give name and password to the app in the proxy's URL: http://NAME:PASSWORD@HOST:PORT",
     )
     TOO_MANY_ATTEMPTS = (
         "too_many_attempts",
@@ -83,6 +90,16 @@ class Reason(Enum):
         "http_request_denied",
         "Too many passwords were tried",
         "Verifying a password takes time on purpose, and how often that is done in a second is limited.",
+        "try again in a second",
+    )
+    APP_TLS_FAILED = (
+        "app_tls_failed",
+        400,
+        "http_request_error",
+        "The app did not complete TLS",
+        "The https of this host is inspected, and the app ended the handshake: mostly since it does not trust the "
+        "local CA.",
+        "make the app trust the local CA, which `overcoat ca` prints (docs/apps.md says how for each runtime)",
     )
     NOT_HTTP = (
         "not_http",
@@ -90,6 +107,7 @@ class Reason(Enum):
         "http_request_error",
         "Only HTTP and TLS pass here",
         "What came through CONNECT is neither a complete TLS ClientHello nor an HTTP request.",
+        "if the app must speak another protocol to that host and port, give them a rule with raw_tcp: allow",
     )
     HOST_MISMATCH = (
         "host_mismatch",
@@ -97,6 +115,7 @@ class Reason(Enum):
         "http_request_error",
         "Host and destination disagree",
         "The Host header, the TLS server name and the address that would be dialled do not name the same host.",
+        "make the app use one name for the host: in its URL, its Host header and its TLS server name",
     )
     PLAIN_HTTP_REJECTED = (
         "plain_http_rejected",
@@ -104,6 +123,7 @@ class Reason(Enum):
         "http_request_denied",
         "Plain http is not allowed to this host",
         "The policy says `plain_http: reject` for this destination.",
+        "use https in the app, or set plain_http: upgrade for this host",
     )
     HTTPS_REJECTED = (
         "https_rejected",
@@ -111,6 +131,7 @@ class Reason(Enum):
         "http_request_denied",
         "Https is not allowed to this host",
         "The policy says `https: reject` for this destination.",
+        "set https: tunnel or https: inspect for this host if the app may use it",
     )
     DESTINATION_FORBIDDEN = (
         "destination_forbidden",
@@ -119,6 +140,7 @@ class Reason(Enum):
         "This destination is forbidden",
         "The address that would be dialled is not public and not in `destinations.allow`, or is one of Overcoat's own "
         "listeners; or the host is in no rule, where `destinations.egress` is `listed`.",
+        "if the app is to reach it, name its network in destinations.allow; Overcoat's own listeners never are reached",
     )
     REQUEST_LOOP = (
         "request_loop",
@@ -126,6 +148,7 @@ class Reason(Enum):
         "http_request_error",
         "The request leads in a circle",
         "Its Via field names this proxy (the policy's `via`): it has come through here before.",
+        "see that no proxy's way out leads back to this one, and that each has a name of its own",
     )
     UPSTREAM_UNREACHABLE = (
         "upstream_unreachable",
@@ -133,6 +156,7 @@ class Reason(Enum):
         "destination_unavailable",
         "The upstream cannot be reached",
         "Name resolution or the TCP connection failed. Nothing was sent.",
+        "check that the host is up, and reachable from where Overcoat runs",
     )
     UPSTREAM_PROXY_FAILED = (
         "upstream_proxy_failed",
@@ -140,6 +164,7 @@ class Reason(Enum):
         "destination_unavailable",
         "The upstream proxy opened no way",
         "The policy's `upstream_proxy` refused CONNECT, or gave no answer. Nothing goes past it.",
+        "check upstream_proxy.url, and that the proxy there is up and lets this destination through",
     )
     UPSTREAM_TIMEOUT = (
         "upstream_timeout",
@@ -147,6 +172,7 @@ class Reason(Enum):
         "connection_timeout",
         "The upstream did not answer in time",
         "The TCP connection or the TLS handshake took longer than the limit. Nothing was sent.",
+        "check that the host is up, and reachable from where Overcoat runs",
     )
     TLS_FAILED = (
         "tls_failed",
@@ -154,6 +180,7 @@ class Reason(Enum):
         "tls_protocol_error",
         "The TLS handshake failed",
         "The upstream speaks no TLS, or no version and cipher that the policy accepts. There is no fallback to http.",
+        "give the host a rule whose https_port is the one where it speaks TLS, and check trust.min_tls",
     )
     CERTIFICATE_INVALID = (
         "certificate_invalid",
@@ -161,6 +188,7 @@ class Reason(Enum):
         "tls_certificate_error",
         "The upstream's certificate is not valid",
         "The chain does not lead to a trusted root, has expired, or does not name this host.",
+        "fix the upstream's certificate, or name its CA in trust.roots",
     )
     PIN_MISMATCH = (
         "pin_mismatch",
@@ -168,6 +196,7 @@ class Reason(Enum):
         "tls_certificate_error",
         "The upstream's key matches no pin",
         "The certificate chain is valid, but none of its keys is pinned for this host.",
+        "if the server's operator confirms its key, add that to the rule's pins.any_of",
     )
     PINS_EXPIRED = (
         "pins_expired",
@@ -175,6 +204,7 @@ class Reason(Enum):
         "tls_certificate_error",
         "The pins have expired",
         "The rule's pins are past their `expires` date, so they can no longer vouch for the upstream.",
+        "check the server's key, then renew pins.any_of and pins.expires",
     )
     UPSTREAM_FAILED = (
         "upstream_failed",
@@ -182,6 +212,7 @@ class Reason(Enum):
         "http_response_incomplete",
         "The upstream gave no usable response",
         "The upstream closed the connection, or answered with something that is not valid HTTP.",
+        "look at the upstream: what is not whole, or not valid HTTP, is not passed on",
     )
     REDIRECT_LOOP = (
         "redirect_loop",
@@ -190,6 +221,7 @@ class Reason(Enum):
         "The redirects lead in a circle",
         "The server redirects an upgraded request to the URL that was asked for, or back to it again and again. "
         "Followed, it would never end.",
+        "tell the server that it is asked over https (many look at X-Forwarded-Proto), or to not redirect",
     )
     BODY_NOT_JSON = (
         "body_not_json",
@@ -197,6 +229,7 @@ class Reason(Enum):
         "http_request_error",
         "The body is not JSON",
         "A body with fields to protect must be one RFC 8259 JSON text in UTF-8 without a byte order mark.",
+        "send JSON, or narrow the rule's `when` to the requests that have fields to protect",
     )
     BODY_TOO_LARGE = (
         "body_too_large",
@@ -204,6 +237,7 @@ class Reason(Enum):
         "http_request_error",
         "The body is too large to protect",
         "A body with fields to protect is held in memory up to `limits.held_body` bytes, decoded.",
+        "raise limits.held_body, or narrow the rule's `when`",
     )
     ENCODING_UNSUPPORTED = (
         "encoding_unsupported",
@@ -211,6 +245,7 @@ class Reason(Enum):
         "http_request_error",
         "The body's encoding is not supported",
         "A body with fields to protect must be sent as it is or with `Content-Encoding: gzip`.",
+        "send the body as it is, or with gzip",
     )
     SIGNED_BODY = (
         "signed_body",
@@ -218,6 +253,7 @@ class Reason(Enum):
         "http_request_error",
         "The body is covered by a digest",
         "Encrypting fields would break the request's Content-Digest, Repr-Digest, Digest or Content-MD5.",
+        "make the app send this request without a body digest",
     )
     KEY_UNAVAILABLE = (
         "key_unavailable",
@@ -225,6 +261,7 @@ class Reason(Enum):
         "proxy_configuration_error",
         "No key to encrypt with",
         "The rule's encryption key is missing or past its `not_after` date.",
+        "give the key set a new primary key",
     )
     DECRYPTION_FAILED = (
         "decryption_failed",
@@ -232,6 +269,7 @@ class Reason(Enum):
         "http_response_incomplete",
         "The response cannot be decrypted",
         "A field that the policy decrypts holds no JWE that one of its keys opens at this place.",
+        "see that the sender's key, host and place are those of the policy, or take the field out of decrypt",
     )
     INTERNAL_ERROR = (
         "internal_error",
@@ -239,14 +277,18 @@ class Reason(Enum):
         "proxy_internal_error",
         "Overcoat failed and kept the request back",
         "Something inside Overcoat raised. What is not understood does not leave.",
+        "see Overcoat's log for the place, and report it",
     )
 
-    def __init__(self, code: str, status: int, proxy_error: str, title: str, meaning: str) -> None:
+    def __init__(  # noqa: PLR0917  # an enum gives its values so
+        self, code: str, status: int, proxy_error: str, title: str, meaning: str, hint: str
+    ) -> None:
         self.code = code
         self.status = status
         self.proxy_error = proxy_error
         self.title = title
         self.meaning = meaning
+        self.hint = hint
 
 
 class Denied(Exception):
@@ -255,14 +297,14 @@ class Denied(Exception):
     Attributes:
         reason: the one reason code.
         detail: one sentence on what was found, free of secrets and of body contents.
-        hint: one sentence on what to change, or "".
+        hint: one sentence on what to change: the reason's own, where nothing better is known.
     """
 
     def __init__(self, reason: Reason, detail: str, hint: str = "") -> None:
         super().__init__(f"{reason.code}: {detail}")
         self.reason = reason
         self.detail = detail
-        self.hint = hint
+        self.hint = hint or reason.hint
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,14 +43,13 @@ def problem_details(denied: Denied, rule: str | None) -> bytes:
     }
     if rule is not None:
         problem["rule"] = rule
-    if denied.hint:
-        problem["hint"] = denied.hint
+    problem["hint"] = denied.hint
     return json.dumps(problem, ensure_ascii=False, indent=1).encode() + b"\n"
 
 
 def problem_page(denied: Denied, rule: str | None) -> bytes:
     """Return the same as a small page, UTF-8 HTML without scripts; the arguments are those of `problem_details`."""
-    more = f"<p>What to do: {escape(denied.hint)}.</p>\n" if denied.hint else ""
+    more = f"<p>What to do: {escape(denied.hint)}.</p>\n"
     if rule is not None:
         more += f"<p>The rule that counts is <code>{escape(rule)}</code>.</p>\n"
     page = _PAGE.format(

@@ -37,6 +37,7 @@ POLICY = """
       - {{name: never, hosts: [never.example], plain_http: reject, https: reject}}
       - {{name: pinned, hosts: [pinned.example], pins: {{any_of: ["{pin}"], expires: 2099-12-31}}}}
       - {{name: plain, hosts: [plain.example], plain_http: allow}}
+      - {{name: nohttps, hosts: [nohttps.example], plain_http: allow, https: reject}}
 """
 
 LINE = {
@@ -109,10 +110,10 @@ class Zoo:
 
     def do_https_rejected_inside(self) -> None:
         with (
-            connect(self.sidecar, f"never.example:{self.upstream.port}") as client,
+            connect(self.sidecar, f"nohttps.example:{self.upstream.port}") as client,
             pytest.raises((ssl.SSLEOFError, ConnectionResetError)),
         ):
-            client.start_tls("never.example", self.roots)
+            client.start_tls("nohttps.example", self.roots)
 
     def do_not_json(self) -> None:
         self.ask("pay.example", body=b"ssn=078")
@@ -213,7 +214,13 @@ EXPECTED: dict[str, Decision] = {
     "response_cut": {"rule": "pay", "bytes_received": 4},
     "aborted_while_asking": {"rule": "pay", "status": None, "encrypted": 0, "bytes_sent": 0},
     "aborted_while_answered": {"rule": "pay"},
-    "ca_not_trusted": {"status": None, "method": "CONNECT", "rule": "pay"},
+    "ca_not_trusted": {
+        "action": "deny",
+        "reason": "app_tls_failed",
+        "status": None,
+        "method": "CONNECT",
+        "rule": "pay",
+    },
     "not_http": {"action": "deny", "reason": "not_http", "status": None, "method": "CONNECT"},
     "plain_inside_connect": {"action": "upgrade", "status": 200, "encrypted": 1, "path": "/a/b"},
 }

@@ -48,9 +48,16 @@ def test_problem_details_say_everything_once() -> None:
     }
 
 
-def test_problem_details_leave_out_the_rule_and_the_hint_where_there_is_none() -> None:
+def test_problem_details_leave_out_the_rule_where_there_is_none() -> None:
     problem = json.loads(problem_details(Denied(Reason.BAD_REQUEST, "x"), None))
-    assert set(problem) == {"type", "title", "status", "detail", "reason"}
+    assert set(problem) == {"type", "title", "status", "detail", "reason", "hint"}
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_every_denial_says_what_to_change(reason: Reason) -> None:
+    assert len(Denied(reason, "x").hint) > 10
+    assert not Denied(reason, "x").hint.endswith(".")
+    assert Denied(reason, "x", "do y").hint == "do y"
 
 
 def test_the_proxy_status_names_the_error_and_the_reason() -> None:
