@@ -11,6 +11,8 @@ Rules of this addon:
 
 from __future__ import annotations
 
+import contextlib
+
 from mitmproxy import http
 
 from addons.exchange import Exchange
@@ -88,7 +90,6 @@ class Gate:
             raise Denied(
                 Reason.PROXY_AUTHENTICATION_REQUIRED,
                 "the request carries no credentials of the proxy's, or wrong ones",
-                "give them to the app in the proxy's URL: http://NAME:PASSWORD@HOST:PORT",
             )
         session.verified = (clients.users, shown[0])
 
@@ -118,6 +119,9 @@ def _check_listed(exchange: Exchange, asked: Destination) -> None:
 
 def _stop(flow: http.HTTPFlow, exchange: Exchange, denied: Denied) -> None:
     """Deny what observe mode lets pass; refuse in any mode what names no destination at all, and who may not ask."""
+    if exchange.asked is None:  # for the line
+        with contextlib.suppress(Denied):
+            exchange.asked = _canonical(flow)
     if denied.reason in (Reason.HOST_MISMATCH, Reason.DESTINATION_FORBIDDEN):
         exchange.deny(flow, denied)
     else:
@@ -165,6 +169,8 @@ def _check_host(flow: http.HTTPFlow, destination: Destination, default_port: int
         Denied: BAD_REQUEST if a value is malformed, HOST_MISMATCH if it names another destination.
     """
     names = values_of(flow.request.headers, b"host")
+    if flow.request.is_http2 and not names and not flow.request.data.authority:
+        raise Denied(Reason.BAD_REQUEST, "the request has neither `:authority` nor a Host field")
     if flow.request.data.authority:
         # `:authority`, or an absolute-form target inside CONNECT. Not by the property, which decodes A-labels.
         names.append(flow.request.data.authority.decode("ascii", "replace"))

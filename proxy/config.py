@@ -321,7 +321,7 @@ def _message(details: ErrorDetails, kind: str, steps: Steps, raw: object, text: 
         allowed = re.findall(r"'([^']*)'", context["expected"])
         if isinstance(raw, str):
             return _not_one_of(raw, allowed)
-        return f"must be {_either(allowed)}, not {_kind_of(raw)}{_quotes_hint(raw, text)}"
+        return f"must be {_either(allowed)}, not {_kind_of(raw)}{_quotes_hint(raw, text, is_meant=text in allowed)}"
     if kind in _EXPECTED:
         expected = _EXPECTED[kind]
         hint = _quotes_hint(raw, text) if expected == "text" else ""
@@ -341,10 +341,10 @@ def _kind_of(raw: object) -> str:
     return next((name for kind, name in _KINDS if isinstance(raw, kind)), "nothing")
 
 
-def _quotes_hint(raw: object, text: str) -> str:
-    if isinstance(raw, bool | int | date):
-        return f': YAML reads {text} as that; put it in quotes, "{text}", if text is meant'
-    return ""
+def _quotes_hint(raw: object, text: str, *, is_meant: bool = True) -> str:
+    if not isinstance(raw, bool | int | date):
+        return ""
+    return f": YAML reads {text} as that" + (f'; put it in quotes, "{text}", if text is meant' if is_meant else "")
 
 
 def _section_at(steps: Steps) -> type[Section]:

@@ -157,6 +157,12 @@ class Builder:
             password = self._password((*steps, "password_hash"), entry.password_hash)
             if password is not None:
                 users[entry.name] = User(entry.name, password)
+        costs = {(each.password.ln, each.password.r, each.password.p) for each in users.values()}
+        if len(costs) > 1:
+            self._problem(
+                ("clients", "users"),
+                "all hashes take the same cost (ln, r, p): else the time that one takes tells names apart",
+            )
         if section.unsafe_open_listener and (section.allow or section.users):
             self._problem(
                 ("clients", "unsafe_open_listener"),
@@ -193,7 +199,7 @@ class Builder:
             return None if content is None else content.decode("utf-8", "replace").strip()
         if source.env in self._env:
             return self._env[source.env or ""].strip()
-        self._problem((*steps, "env"), "the environment variable named here is not set")
+        self._problem((*steps, "env"), f"the environment variable {_variable(source.env or '')} is not set")
         return None
 
     def _password(self, steps: Steps, entry: PasswordHash | KeySource) -> PasswordHash | None:
@@ -247,9 +253,7 @@ class Builder:
             else:
                 variable = (entry.key.env if entry.key else None) or ""
                 if variable not in self._env:
-                    # A key pasted where its name belongs is not repeated.
-                    named = variable if len(variable) <= 40 and variable.isupper() else "named here"
-                    self._problem(place, f"the environment variable {named} is not set")
+                    self._problem(place, f"the environment variable {_variable(variable)} is not set")
                     return None
                 data = self._env[variable].encode("utf-8", errors="surrogateescape")
             return load_key(data, alg=section.alg, kid=entry.kid, not_after=entry.not_after)
@@ -317,7 +321,7 @@ class Builder:
         if plain_http is PlainHttp.ALLOW and protects:
             self._problem(
                 (*steps, "plain_http") if section.plain_http else steps,
-                f"plain http cannot keep what {' and '.join(protects)} of this rule promise: write plain_http: upgrade "
+                f"plain http cannot keep the promise of this rule ({', '.join(protects)}): write plain_http: upgrade "
                 "or plain_http: reject",
             )
         is_known = not self._usable.is_about_wrong((*steps, "plain_http"))
@@ -389,6 +393,11 @@ class Builder:
                 )
             fields.append(FieldEntry(tuple(selectors), key_set, _when(entry.when)))
         return tuple(fields)
+
+
+def _variable(name: str) -> str:
+    """Return a variable's name, unless it may be a secret pasted where its name belongs."""
+    return name if len(name) <= 40 and name.isupper() else "named here"
 
 
 def _when(section: WhenSection | None) -> When:

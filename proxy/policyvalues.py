@@ -149,7 +149,10 @@ def parse_listener(text: str) -> Listener:
         raise ValueError(
             "a reverse listener says which https host it stands for: reverse://127.0.0.1:9001?to=https://api.example"
         )
-    to = parse_authority(ascii_host(url.removeprefix("https://").removesuffix("/")), HTTPS_PORT)
+    authority = url.removeprefix("https://").removesuffix("/")
+    if "/" in authority:
+        raise ValueError("a reverse listener stands for a whole host: write no path; the app's own is sent on")
+    to = parse_authority(ascii_host(authority), HTTPS_PORT)
     return replace(parse_address(address), kind=kind, to=to)
 
 

@@ -233,7 +233,7 @@ def _bind(policy: Policy, count: int) -> list[list[Bound]]:
 
 def _announce(policy: Policy, places: list[Bound], admin: tuple[str, int] | None) -> None:
     listen = ["{}:{}".format(*place.socket.getsockname()[:2]) for place in places]
-    logger.info("policy %s: %d rules, mode %s", policy.source, len(policy.rules), policy.mode)
+    logger.info("policy %s: rules %d, mode %s", policy.source, len(policy.rules), policy.mode)
     if policy.source == "built-in":
         logger.warning("no policy file was named or found (./overcoat.yaml): nothing is pinned, nothing is encrypted")
     where = f"{admin[0]}:{admin[1]}" if admin else None

@@ -54,7 +54,6 @@ def too_large(limit: int) -> Denied:
     return Denied(
         Reason.BODY_TOO_LARGE,
         f"the body is longer than the {limit} bytes that are held to protect its fields",
-        "raise limits.held_body in the policy, or narrow the rule's `when`",
     )
 
 
@@ -147,7 +146,6 @@ def _splice(body: bytes, head: BodyHead, jobs: Sequence[fields.Job], limit: int,
         raise Denied(
             Reason.SIGNED_BODY,
             f"the request carries {head.digests[0]} over a body whose fields must be encrypted",
-            "make the app send this request without a body digest",
         )
     return encodings.encode(spliced.body, encoding), spliced.total
 

@@ -142,5 +142,4 @@ def check_client(rules: ClientRules, client: str) -> None:
         raise Denied(
             Reason.CLIENT_FORBIDDEN,
             f"the policy lets no app at {client} use the proxy",
-            "add the app's address or network to clients.allow",
         )

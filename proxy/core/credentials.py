@@ -165,5 +165,4 @@ def _too_many() -> Denied:
     return Denied(
         Reason.TOO_MANY_ATTEMPTS,
         "too many names and passwords were tried in this second, so these were not looked at",
-        "try again in a second",
     )

@@ -13,8 +13,6 @@ from collections.abc import Iterable
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, canonical_host, parse_authority
 
-_AGREE_HINT = "make the app use one name for the host: in its URL, its Host header and its TLS server name"
-
 
 def read_host_field(value: str, default_port: int) -> Destination:
     """Read a Host field, or an `:authority`.
@@ -48,9 +46,7 @@ def check_host_fields(values: Iterable[str], asked: Destination, default_port: i
     for value in values:
         named = read_host_field(value, default_port)
         if named != asked:
-            raise Denied(
-                Reason.HOST_MISMATCH, f"the Host field names {named}, but the request is for {asked}", _AGREE_HINT
-            )
+            raise Denied(Reason.HOST_MISMATCH, f"the Host field names {named}, but the request is for {asked}")
 
 
 def check_server_name(name: str | None, connect: Destination) -> None:
@@ -70,4 +66,4 @@ def check_server_name(name: str | None, connect: Destination) -> None:
     except BadDestination:
         is_same = False
     if not is_same:
-        raise Denied(Reason.HOST_MISMATCH, f"the TLS server name is not the host of CONNECT {connect}", _AGREE_HINT)
+        raise Denied(Reason.HOST_MISMATCH, f"the TLS server name is not the host of CONNECT {connect}")

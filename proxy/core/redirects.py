@@ -24,7 +24,6 @@ MAX_URLS = 50  # of one chain are remembered
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _REPEATS_METHOD = frozenset((307, 308))
 _ORIGIN = re.compile(r"http://(?P<authority>[^/?#]+)", re.IGNORECASE)
-_HINT = "tell the server that it is asked over https (many look at X-Forwarded-Proto), or to not redirect"
 
 
 class Trail:
@@ -71,7 +70,7 @@ class Trail:
         else:
             return
         self._forget()
-        raise Denied(Reason.REDIRECT_LOOP, detail, _HINT)
+        raise Denied(Reason.REDIRECT_LOOP, detail)
 
     def _forget(self) -> None:
         self._next = None

@@ -130,5 +130,4 @@ def _https_rejected(rule: Rule | None, target: Destination) -> Denied:
     return Denied(
         Reason.HTTPS_REJECTED,
         f"{where} rejects https to {target}",
-        "set https: tunnel or https: inspect for this host if the app may use it",
     )

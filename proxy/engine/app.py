@@ -102,6 +102,7 @@ class AppSocket(Reading):
         self.listener = listener
         self.loop = engine.loop
         self.tls: TlsStream | None = None
+        self._has_ended = False  # the app will say no more
         self.is_closing = False  # we said the last word; what still comes is thrown away
         self.is_over = False
         self.was_reset = False  # it ended, and not in order
@@ -142,11 +143,16 @@ class AppSocket(Reading):
             else:
                 self.refused(denied)
 
-    def refused(self, denied: Denied) -> None:
-        """Write a line of what was no request, or came too early or too late to be one, and close."""
+    def refused(self, denied: Denied, status: int | None = None) -> None:
+        """Write a line of what was no request, or came too early or too late to be one, and close.
+
+        Args:
+            denied: why.
+            status: the status that the app was told, if it was told one.
+        """
         exchange = Exchange(self.session.policy, self.session.client)
         exchange.stop(denied)
-        self.engine.line.refused(exchange, denied.reason.status)
+        self.engine.line.refused(exchange, status)
         self.close()
 
     def _watch_idle(self) -> None:
@@ -172,7 +178,7 @@ class AppSocket(Reading):
         if self.is_closing:
             return
         if self.tls is not None and not self.tls.is_established:
-            self.session.client_tls_error = "the app did not complete TLS with the local CA"
+            self.session.note_tls_failed()
             self.close()
         else:
             self.speaker.too_slow()
@@ -296,7 +302,7 @@ class AppSocket(Reading):
                 done = self.tls.handshake(data)
             except SSL.Error:
                 self._out.append(self.tls.outgoing())
-                self.session.client_tls_error = "the app did not complete TLS with the local CA"
+                self.session.note_tls_failed()
                 self.close()
                 return
             self._out.append(self.tls.outgoing())
@@ -316,10 +322,11 @@ class AppSocket(Reading):
 
     def eof_received(self) -> bool:
         """Take a half-close."""
+        self._has_ended = True
         if self.is_closing:
             return False
         if self.tls is not None and not self.tls.is_established:
-            self.session.client_tls_error = "the app did not complete TLS with the local CA"
+            self.session.note_tls_failed()
         self.guarded(self.speaker.eof)
         return not self.is_closing
 
@@ -407,7 +414,10 @@ class AppSocket(Reading):
             self._holds.clear()
             self._timers.pop("held").cancel()
             self.transport.resume_reading()
-        self._timers["linger"] = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        if self._has_ended:
+            self.transport.close()
+        else:
+            self._timers["linger"] = self.loop.call_later(LINGER_SECONDS, self.transport.close)
         self._timers["flush"] = self.loop.call_later(FLUSH_SECONDS, self.abort)
 
 

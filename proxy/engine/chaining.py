@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 1.0  # between looks whether whoever used a half-closed tunnel is still there
 HALF_CLOSED_SECONDS = 30.0  # for a proxy to end its side of a tunnel whose other side has ended
+_ABOUT_TRUST = frozenset((Reason.CERTIFICATE_INVALID, Reason.PIN_MISMATCH, Reason.PINS_EXPIRED))
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9]{2}[ \r]")
 _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
 
@@ -68,7 +69,7 @@ async def reach(engine: Engine, host: str, port: int, record: Upstream, context:
             return await _through(engine, through, destination, record, context)
     except TimeoutError:
         raise Denied(
-            Reason.UPSTREAM_TIMEOUT, f"the upstream proxy {through.destination} gave no answer in {seconds} s"
+            Reason.UPSTREAM_PROXY_FAILED, f"the upstream proxy {through.destination} gave no answer in {seconds} s"
         ) from None
 
 
@@ -85,7 +86,9 @@ async def _through(
         connection = await connect(engine, host, port, of_proxy)
         outer = await secure(engine, server, connection, of_proxy, context)
     except Denied as denied:
-        raise Denied(denied.reason, f"the upstream proxy: {denied.detail}", denied.hint) from None
+        is_about_trust = denied.reason in _ABOUT_TRUST
+        reason = denied.reason if is_about_trust else Reason.UPSTREAM_PROXY_FAILED
+        raise Denied(reason, f"the upstream proxy: {denied.detail}", denied.hint if is_about_trust else "") from None
     finally:
         upstreams.pop(server.id, None)
     ours, theirs = paired_sockets()
@@ -133,7 +136,7 @@ class _Link(NoResponses, Reading):
         """
         assert self._answer is not None
         name = destination.authority.encode("ascii")
-        shown = b"".join(b"Via: %s\r\n" % each.encode("latin-1") for each in via)
+        shown = b"".join(b"Via: %s\r\n" % each.encode("utf-8", "surrogateescape") for each in via)
         if proxy.authorization is not None:
             shown += b"Proxy-Authorization: %s\r\n" % proxy.authorization.reveal()
         self._outer.send(b"CONNECT %s HTTP/1.1\r\nHost: %s\r\n%s\r\n" % (name, name, shown))

@@ -34,6 +34,7 @@ from addons.exchange import Exchange, Upstream, denies
 from addons.headers import has_field
 from addons.pinning import have_expired
 from proxy.core import bodies
+from proxy.core.appview import interim_fields
 from proxy.core.decisions import Denied, Reason
 from proxy.core.framing import chunk
 from proxy.core.heads import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead
@@ -72,7 +73,7 @@ class Conversation:
         self._is_chunked = head.body == CHUNKED
         self._mode = "hold"  # hold | stream | discard: what happens to the request's body
         self._held = bytearray()  # one piece, however small those are that it came in
-        self._size = 0
+        self._size = 0  # of what has come of the request's body, or of what of it is thrown away
         self._out: list[bytes] = []  # what waits for the upstream
         self._request_is_whole = False
         self._response_began = False
@@ -120,6 +121,7 @@ class Conversation:
             else:
                 self._held += data
         elif self._mode == "stream":
+            self._size += len(data)
             self._send_piece(self._streamed(data))
         else:
             self._size += len(data)
@@ -247,6 +249,8 @@ class Conversation:
         if head.status < 200 and head.status != 101:
             if self.head.is_http11:
                 fields = without_framing(without_hop(head.fields))
+                if self.exchange is not None and self.exchange.view is not None:
+                    fields = interim_fields(fields, self.exchange.view)
                 response = http.Response(b"HTTP/1.1", head.status, head.reason, headers_of(fields), b"", None, 0, 0)
                 self.app.write(response_head_of(response, is_closing=False))
             self._response_began = False
@@ -257,12 +261,15 @@ class Conversation:
         has_body = head.body != 0 and self.head.method != b"HEAD" and head.status not in (204, 304)
         if (head.body == UNTIL_CLOSE and has_body) or self.engine.is_leaving(self.app.session):
             self._keep_alive = False
+        if self._expects and not self._request_is_whole and not self._size:
+            self._keep_alive = False  # whether its body follows is for the app to choose (RFC 9110, section 10.1.1)
         self._response_chunked = head.body == CHUNKED and has_body
         if self._response_chunked and not self.head.is_http11:  # RFC 9112, section 6.1
             fields = tuple(field for field in fields if field[0].lower() != b"transfer-encoding")
             self._response_chunked = self._keep_alive = False
+        version = b"HTTP/1.1" if head.is_http11 else b"HTTP/1.0"
         flow.response = http.Response(
-            b"HTTP/1.1", head.status, head.reason, headers_of(fields), None, None, time.time(), None
+            version, head.status, head.reason, headers_of(fields), None, None, time.time(), None
         )
         if head.status == 101 and not (self._request_is_whole and may_switch(flow.request, flow.response)):
             self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream switched to a protocol that was not asked for"))

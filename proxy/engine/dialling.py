@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from proxy.engine.server import Engine
 
 NEXT_SECONDS = 0.25  # before the next address is tried beside one that has not answered yet (RFC 8305, section 5)
-_HINT = "check that the host is up, and reachable from where Overcoat runs"
 
 
 async def connect(engine: Engine, host: str, port: int, record: Upstream) -> socket.socket:
@@ -49,11 +48,11 @@ async def connect(engine: Engine, host: str, port: int, record: Upstream) -> soc
         async with asyncio.timeout(seconds):
             connection = await _first(engine.loop, _allowed(await _look_up(engine, host, port), host, record))
     except TimeoutError:
-        raise Denied(Reason.UPSTREAM_TIMEOUT, f"{host} port {port} took no connection in {seconds} s", _HINT) from None
+        raise Denied(Reason.UPSTREAM_TIMEOUT, f"{host} port {port} took no connection in {seconds} s") from None
     except socket.gaierror:
-        raise Denied(Reason.UPSTREAM_UNREACHABLE, f"the name {host} cannot be resolved", _HINT) from None
+        raise Denied(Reason.UPSTREAM_UNREACHABLE, f"the name {host} cannot be resolved") from None
     except (OSError, UnicodeError):
-        raise Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} takes no connection", _HINT) from None
+        raise Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} takes no connection") from None
     if engine.is_own_address(connection.getsockname()[:2], connection.getpeername()[:2]):
         connection.close()
         raise Denied(Reason.DESTINATION_FORBIDDEN, f"{host} port {port} is one of Overcoat's own listeners")

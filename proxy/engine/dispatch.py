@@ -70,7 +70,7 @@ class Dispatcher:
                 self._deny(hook.name, subject)
 
     def _deny(self, name: str, flow: http.HTTPFlow) -> None:
-        denied = Denied(Reason.INTERNAL_ERROR, f"the {name} stage failed", "see Overcoat's log for the place")
+        denied = Denied(Reason.INTERNAL_ERROR, f"the {name} stage failed")
         try:
             exchange = self._sessions.exchange(flow)
         except KeyError:

@@ -53,7 +53,8 @@ def entry_for(app: AppSocket) -> Speaker:
     match listener.kind:
         case ListenerKind.REVERSE:
             assert listener.to is not None
-            return AppHttp1(app, None, Reverse(listener.to))
+            host, port = app.transport.get_extra_info("sockname")[:2]
+            return AppHttp1(app, None, Reverse(listener.to, Destination(str(parse_ip(host)), port)))
         case ListenerKind.SOCKS5:
             return Socks5(app)
         case ListenerKind.TRANSPARENT:
@@ -67,6 +68,7 @@ class Reverse:
     """Requests in origin form to one https host."""
 
     to: Destination
+    here: Destination
     is_https = True
 
     def aim(self, head: RequestHead) -> tuple[RequestHead, Destination, Destination | None]:
@@ -75,7 +77,7 @@ class Reverse:
         Raises:
             Denied: BAD_REQUEST: its Host is no host; HOST_MISMATCH: it is one that might be somebody else's.
         """
-        front = None
+        front = self.here  # what an app of HTTP/1.0 need not say
         fields: Fields = tuple(field for field in head.fields if field[0].lower() != b"host")
         if len(fields) < len(head.fields):
             front = _named(head.fields, HTTP_PORT)
@@ -232,7 +234,11 @@ class Socks5(_Asker):
         methods = self._take(2 + self._data[1])[2:]
         method = _PASSWORD if self.app.engine.policy.clients.users else _NO_AUTHENTICATION
         if method not in methods:
-            return self._refuse(_VERSION + bytes((_NONE_FITS,)), "the app offers no way of authentication that fits")
+            wants = "a name and a password (clients.users), which the app does not offer to show"
+            if method != _PASSWORD:
+                wants = "no authentication, and the app insists on some"
+            reason = Reason.PROXY_AUTHENTICATION_REQUIRED if method == _PASSWORD else Reason.BAD_REQUEST
+            return self._refuse(_VERSION + bytes((_NONE_FITS,)), f"this listener wants {wants}", reason)
         self.app.write(_VERSION + bytes((method,)))
         self._step = self._password if method == _PASSWORD else self._request
         return True
@@ -256,7 +262,7 @@ class Socks5(_Asker):
             return self._refuse(b"\x01\x01", denied.detail, denied.reason)
         if not is_right:
             reason = Reason.PROXY_AUTHENTICATION_REQUIRED
-            return self._refuse(b"\x01\x01", "the app shows no credentials of the proxy's", reason)
+            return self._refuse(b"\x01\x01", "the app shows a name or a password that is not the proxy's", reason)
         self.app.write(b"\x01\x00")
         self._step = self._request
         return True

@@ -134,7 +134,7 @@ class AppHttp1:
         """Answer what is no request, or none in time, and close."""
         response = problem_response(denied, None)
         self.app.write(response_head(response, is_closing=True) + (response.data.content or b""))
-        self.app.refused(denied)
+        self.app.refused(denied, response.status_code)
 
     def _read_body(self, body: Body) -> bool:
         conversation = self.conversation

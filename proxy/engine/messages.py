@@ -21,6 +21,7 @@ from proxy.core.policy import HTTP_PORT, HTTPS_PORT
 
 _OF_THE_CONNECTION = ("negotiate", "ntlm")  # schemes that authenticate a connection instead of a request (RFC 4559)
 _PORTS = {b"http": HTTP_PORT, b"https": HTTPS_PORT}
+_WEBSOCKET = {b"ws": b"http", b"wss": b"https"}  # what some apps write where they ask for it (RFC 6455, section 3)
 
 
 def request_of(head: RequestHead, inside: Destination | None, *, is_tls: bool) -> http.Request:
@@ -48,6 +49,8 @@ def request_of(head: RequestHead, inside: Destination | None, *, is_tls: bool) -
             host, port = destination.host, destination.port
         elif not target.startswith(b"/") and target != b"*":
             scheme, authority, path = _split(target)
+            if not path:  # RFC 9112, section 3.2.4
+                path = b"*" if head.method == b"OPTIONS" else b"/"
             destination = parse_authority(authority.decode("ascii"), _PORTS[scheme])
             host, port = destination.host, destination.port
     except BadDestination:  # whose message quotes the target, which may hold a query or credentials
@@ -57,7 +60,10 @@ def request_of(head: RequestHead, inside: Destination | None, *, is_tls: bool) -
         ) from None
     if inside is not None:
         host, port = inside.host, inside.port
-        scheme = b"https" if is_tls else b"http"
+        spoken = b"https" if is_tls else b"http"
+        if scheme and scheme != spoken:
+            raise Denied(Reason.BAD_REQUEST, "the request target names another scheme than what it came through")
+        scheme = spoken
     elif not host:
         raise Denied(
             Reason.BAD_REQUEST,
@@ -93,18 +99,18 @@ def headers_of(fields: Fields) -> http.Headers:
 
 
 def _split(target: bytes) -> tuple[bytes, bytes, bytes]:
-    """Split an absolute-form target into scheme, authority and path with query.
+    """Split an absolute-form target into scheme, authority and path with query, which may be empty.
 
     Raises:
         BadDestination: its scheme is not one that is spoken here.
     """
     scheme, separator, rest = target.partition(b"://")
-    scheme = scheme.lower()
+    scheme = _WEBSOCKET.get(scheme.lower(), scheme.lower())
     if not separator or scheme not in _PORTS:
         raise BadDestination("its scheme is neither http nor https")
     end = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
     path = rest[end:]
-    return scheme, rest[:end], path if path.startswith(b"/") else b"/" + path
+    return scheme, rest[:end], path if path.startswith(b"/") or not path else b"/" + path
 
 
 def response_head(response: http.Response, *, is_closing: bool) -> bytes:

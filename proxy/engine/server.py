@@ -231,13 +231,12 @@ class Engine:
         """
         check_client(self.policy.clients, session.client)
         limits = self.policy.limits
-        hint = "let the app reuse its connections, or raise the limit"
         if self.sessions.admitted >= limits.connections:
             where = f"limits.connections ({limits.connections}) are open"
-            raise Denied(Reason.TOO_MANY_CONNECTIONS, where, hint)
+            raise Denied(Reason.TOO_MANY_CONNECTIONS, where)
         if self.sessions.count(session.client) >= limits.client_connections:
             where = f"limits.client_connections ({limits.client_connections}) are open from {session.client}"
-            raise Denied(Reason.TOO_MANY_CONNECTIONS, where, hint)
+            raise Denied(Reason.TOO_MANY_CONNECTIONS, where)
         self.sessions.admit(session)
 
     def ended(self) -> None:

@@ -22,8 +22,8 @@ MAX_CLIENT_HELLO = 64 * 1024  # a ClientHello with post-quantum key shares has a
 
 _SERVER_NAME = 0  # the extension's type (RFC 6066, section 3)
 
-_HTTP_START = re.compile(rb"([A-Z]{3,20}) ")
-_HTTP_MAYBE = re.compile(rb"[A-Z]{0,20}")
+_HTTP_START = re.compile(rb"([A-Z][A-Z-]{2,19}) ")
+_HTTP_MAYBE = re.compile(rb"(?:[A-Z][A-Z-]{0,19})?")
 
 
 class Speech(Enum):

@@ -42,6 +42,7 @@ logger = logging.getLogger("overcoat")
 
 HANDSHAKE_SECONDS = 10.0
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
+MAX_INTERIM = 20  # responses (1xx) to one request, before its final one
 FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
 
 
@@ -115,6 +116,7 @@ class UpstreamConnection(Reading):
         self._method = b""
         self._began = False
         self._request_done = False
+        self._interim = 0
         self._can_reuse = True
         self._switched = False
         self._flushing: asyncio.TimerHandle | None = None
@@ -241,6 +243,7 @@ class UpstreamConnection(Reading):
         self.uses += 1
         self._method = method
         self._began = self._request_done = False
+        self._interim = 0
         self._body = None
         self._unread = b""
 
@@ -343,6 +346,8 @@ class UpstreamConnection(Reading):
         if (end if end >= 0 else len(data)) > MAX_HEAD_BYTES:
             raise Denied(Reason.UPSTREAM_FAILED, f"the upstream's head is longer than {MAX_HEAD_BYTES} bytes")
         if end < 0:
+            if b"\n\n" in data:
+                raise Denied(Reason.UPSTREAM_FAILED, "the upstream's head holds a line that ends in a bare LF")
             self._unread = data
             return None
         self._unread = b""
@@ -354,6 +359,9 @@ class UpstreamConnection(Reading):
                 self.receiver.switched(rest)
             return None
         if head.status < 200:
+            self._interim += 1
+            if self._interim > MAX_INTERIM:
+                raise Denied(Reason.UPSTREAM_FAILED, "the upstream sends interim responses (1xx) without an end")
             self.receiver.response_head(head)
             return rest
         has_body = self._method != b"HEAD" and head.status not in (204, 304)

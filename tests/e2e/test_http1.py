@@ -331,8 +331,25 @@ class TestInterim:
         with far.accept() as server:
             server.read_head()
             server.send(answer)
-            assert app.read_exactly(len(answer)) == answer
+            # Whether its body follows is for the app to choose, so what came next could be taken for it.
+            assert app.read_to_end() == answer[:-2] + b"Connection: close\r\n\r\n"
             assert server.read_to_end() == b""
+
+    def test_one_that_says_so_after_the_body_has_begun_leaves_the_connection_open(
+        self, app: RawClient, upstream: MakeUpstream
+    ) -> None:
+        far = upstream()
+        app.send(far.request("/", self.EXPECT, "POST") + b"h")
+        with far.accept() as server:
+            server.read_head()
+            assert server.read_exactly(1) == b"h"
+            server.send(OK)
+            assert app.read_exactly(len(OK)) == OK
+            app.send(b"i" + far.request("/next", method="GET"))
+            with far.accept() as again:
+                again.read_head()
+                again.send(OK)
+                assert app.read_exactly(len(OK)) == OK
 
     def test_of_a_held_request_overcoat_says_so_itself(self, app: RawClient, upstream: MakeUpstream) -> None:
         far = upstream(HELD)

@@ -37,6 +37,7 @@ NAMES = (
     "allowed.example",
     "inspected.example",
     "nohttps.example",
+    "onlyplain.example",
     "moved.example",
     "broken.example",
     "xn--bcher-kva.example",
@@ -48,6 +49,7 @@ POLICY = """
       - {{name: allowed, hosts: [allowed.example], plain_http: allow}}
       - {{name: inspected, hosts: [inspected.example, 127.0.0.3], https: inspect}}
       - {{name: no-https, hosts: [nohttps.example], https: reject}}
+      - {{name: only-plain, hosts: [onlyplain.example], plain_http: allow, https: reject}}
       - {{name: moved, hosts: [moved.example], https_port: {moved}}}
       - {{name: broken, hosts: [broken.example], https_port: {broken}}}
 """
@@ -532,13 +534,23 @@ class TestHttps:
     def test_rejected_on_another_port_it_ends_at_the_client_hello(
         self, sidecar: Sidecar, tls_upstream: MakeTls
     ) -> None:
-        upstream = tls_upstream("nohttps.example")
-        with open_tunnel(sidecar, f"nohttps.example:{upstream.port}") as client:
-            client.send(_client_hello("nohttps.example"))
+        upstream = tls_upstream("onlyplain.example")
+        with open_tunnel(sidecar, f"onlyplain.example:{upstream.port}") as client:
+            client.send(_client_hello("onlyplain.example"))
             assert client.read_to_end() == b""
         upstream.assert_untouched()
-        decision = decision_about(sidecar, f"nohttps.example:{upstream.port}", "CONNECT")
+        decision = decision_about(sidecar, f"onlyplain.example:{upstream.port}", "CONNECT")
         assert (decision["action"], decision["reason"]) == ("deny", "https_rejected")
+
+    def test_where_plain_http_would_be_denied_as_well_connect_is_on_any_port(
+        self, sidecar: Sidecar, tls_upstream: MakeTls
+    ) -> None:
+        upstream = tls_upstream("nohttps.example")
+        name = f"nohttps.example:{upstream.port}"
+        with RawClient(sidecar.address) as client:
+            client.send(f"CONNECT {name} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+            assert_denied(client.read_response(method="CONNECT"), 403, "https_rejected", "no-https")
+        upstream.assert_untouched()
 
     def test_rejected_as_an_absolute_target_it_is_403(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
         upstream = tls_upstream("nohttps.example")

@@ -232,7 +232,7 @@ def test_if_it_is_not_there_nothing_goes_past_it(
     corporate.close()
     with serve(rest="destinations: {allow: [loopback]}") as sidecar:
         got = ask(sidecar, upstream, "api.example")
-        assert (got.status, json.loads(got.body)["reason"]) == (502, "upstream_unreachable")
+        assert (got.status, json.loads(got.body)["reason"]) == (502, "upstream_proxy_failed")
         assert "the upstream proxy" in json.loads(got.body)["detail"]
     upstream.assert_untouched()
 

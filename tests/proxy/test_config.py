@@ -473,7 +473,7 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         "plain encryption",
         KEYS + "rules:\n  - name: a\n    hosts: [x.example]\n    plain_http: allow\n"
         "    request: [{encrypt: [$.a], key: k}]\n",
-        *(9, 17, "rules[0].plain_http", "encrypt of this rule promise"),
+        *(9, 17, "rules[0].plain_http", "cannot keep the promise of this rule (encrypt)"),
     ),
     # Keys
     ("a key set's name", KEYS.replace("  k:", "  K:"), 3, 3, "keys.K", "a name is 1 to 63"),

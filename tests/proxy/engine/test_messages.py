@@ -47,6 +47,8 @@ class TestTargets:
             ("https://api.example/a", "https", "api.example", 443, "/a"),
             ("https://api.example:80/a", "https", "api.example", 80, "/a"),
             ("HTTP://API.Example./a", "http", "api.example", 80, "/a"),
+            ("ws://api.example/a", "http", "api.example", 80, "/a"),
+            ("WSS://api.example:8443/a", "https", "api.example", 8443, "/a"),
             ("http://[::1]:81/a", "http", "::1", 81, "/a"),
             ("http://[::ffff:192.0.2.1]/a", "http", "192.0.2.1", 80, "/a"),
             ("http://api.example/http://other.example/", "http", "api.example", 80, "/http://other.example/"),
@@ -61,6 +63,14 @@ class TestTargets:
         assert (made.scheme, made.data.host, made.data.port, made.path) == (scheme, host, port, path)
         assert made.data.authority == b""  # which is how mitmproxy knows the origin form
         assert (made.method, made.http_version, made.data.content, made.stream) == ("GET", "HTTP/1.1", None, False)
+
+    @pytest.mark.parametrize(
+        ("target", "path"),
+        [("", "*"), ("/", "/"), ("?a", "/?a"), ("/*", "/*")],
+        ids=["server", "root", "query", "path"],
+    )
+    def test_the_options_of_a_server_are_asked_for_by_an_asterisk(self, target: str, path: str) -> None:
+        assert request(f"OPTIONS http://api.example{target} HTTP/1.1").path == path
 
     def test_connect_names_it_by_its_authority(self) -> None:
         made = request("CONNECT API.example:443 HTTP/1.1")
@@ -109,7 +119,7 @@ class TestTargets:
         "line",
         [
             "GET ftp://api.example/canary HTTP/1.1",
-            "GET ws://api.example/canary HTTP/1.1",
+            "GET wsx://api.example/canary HTTP/1.1",
             "GET http:/api.example/canary HTTP/1.1",
             "GET http:///canary HTTP/1.1",
             "GET http://:80/canary HTTP/1.1",
