@@ -172,6 +172,10 @@ class Driver:
 
     def _expect_handshake(self) -> None:
         if not self.client.tls_established:
+            self.session.note_tls_failed()
+            self.abort()
+        elif self._http is None:
+            self.engine.line.late(self.session, "the app did not begin to speak HTTP/2")
             self.abort()
 
     @property

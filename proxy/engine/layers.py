@@ -29,7 +29,7 @@ from OpenSSL import SSL
 
 from addons.exchange import Exchange, Upstream
 from addons.pinning import have_expired
-from addons.sessions import Sessions
+from addons.sessions import Session, Sessions
 from proxy.core import bodies
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import CHUNKED, MAX_HEAD_BYTES, ResponseHead, read_request_head, read_response_head
@@ -75,6 +75,13 @@ class Line:
 
     sessions: Sessions
     refused: Callable[[Exchange, int | None], None]
+
+    def late(self, session: Session, what: str) -> None:
+        """Write a line of something that was no request yet, and did not become one in time."""
+        exchange = Exchange(session.policy, session.client)
+        seconds = session.policy.limits.request_seconds
+        exchange.stop(Denied(Reason.REQUEST_TIMEOUT, f"{what} within {seconds} s"))
+        self.refused(exchange, None)
 
 
 class NextLayer:
@@ -144,11 +151,7 @@ class ProxyLayer(http_layers.HttpLayer):
         for stream in [each for each in self.streams.values() if self._is_late(each)]:
             yield from self.event_to_child(stream, tick)
         if self._app_is_late():
-            session = self._line.sessions.of(self.context.client)
-            exchange = Exchange(session.policy, session.client)
-            late = f"the app did not end a header block or frame within {session.policy.limits.request_seconds} s"
-            exchange.stop(Denied(Reason.REQUEST_TIMEOUT, late))
-            self._line.refused(exchange, None)
+            self._line.late(self._line.sessions.of(self.context.client), "the app did not end a header block or frame")
             yield from self.event_to_child(self.connections[self.context.client], tick)
 
     def has_room(self, wait: AwaitRoom, is_congested: IsCongested) -> bool:
@@ -282,6 +285,9 @@ class Stream(http_layers.HttpStream):
     def send_response(self, already_streamed: bool = False) -> Commands:
         """Send a response, and say at once that it is whole. mitmproxy says it when the request is whole, too."""
         yield from super().send_response(already_streamed)
+        for message in (self.flow.request, self.flow.response):
+            if message is not None:
+                message.data.content = None  # streams are parts of circles, so they go only when these are looked for
         if self.server_state == self.state_done and self.client_state not in (self.state_done, self.state_errored):
             yield http_layers.SendHttp(http_events.ResponseEndOfMessage(self.stream_id), self.context.client)
 
