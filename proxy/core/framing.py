@@ -3,7 +3,7 @@
 Rules of this module (RFC 9112, sections 6 and 7):
 
 - As for heads, only the plain form passes: two readers that see different chunks are how requests are smuggled.
-- Chunk extensions and trailers have a limit, and end here: they are for this hop alone, or may be dropped.
+- Chunk extensions and trailers have a limit. Extensions end here: they are for this hop alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
-from proxy.core.heads import CHUNKED, FIELD_LINE, MAX_HEAD_BYTES, UNTIL_CLOSE
+from proxy.core.heads import CHUNKED, FIELD_LINE, MAX_HEAD_BYTES, UNTIL_CLOSE, Fields
 
 MAX_CHUNK_LINE = 4096  # bytes of a chunk's size and extensions
 
@@ -24,7 +24,13 @@ class BadFraming(Exception):
 
 
 class Body(Protocol):
-    """Reads one body out of a stream of bytes."""
+    """Reads one body out of a stream of bytes.
+
+    Attributes:
+        trailers: name and value of the fields behind it, once it has ended (RFC 9110, section 6.5).
+    """
+
+    trailers: Fields
 
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
         """Take bytes.
@@ -40,6 +46,8 @@ class Body(Protocol):
 class LengthBody:
     """A body of a known length (RFC 9112, section 6.2)."""
 
+    trailers: Fields = ()
+
     def __init__(self, length: int) -> None:
         self._remaining = length
 
@@ -52,13 +60,15 @@ class LengthBody:
 
 
 class ChunkedBody:
-    """A body in chunks (RFC 9112, section 7.1). Its trailer section is passed over (RFC 9110, section 6.5.1)."""
+    """A body in chunks (RFC 9112, section 7.1)."""
 
     def __init__(self) -> None:
+        self.trailers: Fields = ()
         self._unread = b""  # of a line that is not whole yet
         self._remaining = 0  # bytes of the chunk in hand
         self._is_after_chunk = False  # its CRLF is still to come
         self._trailer: int | None = None  # bytes of the trailer section so far, once that has begun
+        self._fields: list[tuple[bytes, bytes]] = []
 
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
         """Take bytes; see `Body`."""
@@ -96,17 +106,20 @@ class ChunkedBody:
                 self._trailer = 0
         rest = None
         if self._trailer is not None:
-            at, has_ended = self._pass_trailer(data, at)
-            rest = data[at:] if has_ended else None
+            at, has_ended = self._read_trailer(data, at)
+            if has_ended:
+                rest, self.trailers = data[at:], tuple(self._fields)
         self._unread = data[at:]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces), rest
 
-    def _pass_trailer(self, data: bytes, at: int) -> tuple[int, bool]:
-        """Pass over whole lines; return the position behind them, and whether the last one was empty."""
+    def _read_trailer(self, data: bytes, at: int) -> tuple[int, bool]:
+        """Read whole lines; return the position behind them, and whether the last one was empty."""
         assert self._trailer is not None
         while (end := data.find(b"\r\n", at)) > at:
-            if FIELD_LINE.fullmatch(data, at, end) is None:
+            field = FIELD_LINE.fullmatch(data, at, end)
+            if field is None:
                 raise BadFraming
+            self._fields.append((field[1], field[2].rstrip(b" \t")))
             self._trailer += end + 2 - at
             at = end + 2
         if end == at:
@@ -118,6 +131,8 @@ class ChunkedBody:
 
 class UntilCloseBody:
     """A body that ends where its connection does (RFC 9112, section 6.3)."""
+
+    trailers: Fields = ()
 
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
         """Take bytes; see `Body`."""
@@ -134,3 +149,8 @@ def body_of(size: int) -> Body:
 def chunk(data: bytes) -> bytes:
     """Return a chunk of the chunked transfer coding (RFC 9112, section 7.1)."""
     return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def last_chunk(trailers: Fields) -> bytes:
+    """Return what ends a body in chunks: the chunk of no length, and the trailer section."""
+    return b"0\r\n" + b"".join(b"%s: %s\r\n" % field for field in trailers) + b"\r\n"

@@ -18,6 +18,12 @@ _OF_THIS_HOP = frozenset((b"connection", b"keep-alive", b"te", b"proxy-connectio
 _OF_AN_OFFER = frozenset((b"upgrade", b"http2-settings"))
 # Framing and destination are not for the app to take away; its credentials end here, but are looked at before.
 _NEVER_LISTED = frozenset((b"host", b"content-length", b"transfer-encoding", b"proxy-authorization"))
+_BEFORE_THE_BODY = re.compile(
+    rb"(?i)host|te|trailer|connection|keep-alive|upgrade|http2-settings|transfer-encoding|expect|max-forwards|via|"
+    rb"content-(?:length|type|encoding|range|location|disposition|security-policy.*)|range|if-.+|cache-control|pragma|"
+    rb"authorization|www-authenticate|proxy-.+|set-cookie2?|cookie|origin|referer|forwarded|x-forwarded-.+|location|"
+    rb"refresh|link|retry-after|vary|age|date|expires|strict-transport-security|access-control-.+|accept.*"
+)
 _RECEIVED_BY = re.compile(r"(?:^|,)[ \t]*[^ \t,]+[ \t]+([^ \t,(:]+)")  # RFC 9110, section 7.6.3
 
 
@@ -51,6 +57,18 @@ def without_hop(fields: Fields) -> Fields:
 
 def _options(value: bytes) -> set[bytes]:
     return {option.strip(b" \t").lower() for option in value.split(b",")}
+
+
+def trailers_to_relay(fields: Fields) -> Fields:
+    """Return the trailers that go on: those that mean the same behind a body as they would before it.
+
+    Where one is merged into the header section, nothing that says how a message is framed, routed, authenticated or
+    read must come so late (RFC 9110, section 6.5.1).
+
+    Args:
+        fields: name and value, as they came.
+    """
+    return tuple(field for field in fields if not _BEFORE_THE_BODY.fullmatch(field[0]))
 
 
 def without_framing(fields: Fields) -> Fields:

@@ -36,8 +36,8 @@ from addons.pinning import have_expired
 from proxy.core import bodies
 from proxy.core.appview import interim_fields
 from proxy.core.decisions import Denied, Reason
-from proxy.core.framing import chunk
-from proxy.core.heads import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead
+from proxy.core.framing import chunk, last_chunk
+from proxy.core.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead, ResponseHead
 from proxy.core.hops import keeps_alive, without_framing, without_hop
 from proxy.engine.messages import (
     authenticates_connection,
@@ -139,8 +139,8 @@ class Conversation:
         if data:
             self._send(chunk(data) if self._is_chunked else data)
 
-    def request_end(self) -> None:
-        """Take the end of the request."""
+    def request_end(self, trailers: Fields = ()) -> None:
+        """Take the end of the request; trailers go on only with a body that was streamed, as it came."""
         flow = self.flow
         self._request_is_whole = True
         if self._mode == "discard":
@@ -157,7 +157,7 @@ class Conversation:
             self._cut_off()
         elif self._mode == "stream":
             if self._is_chunked:
-                self._send(b"0\r\n\r\n")
+                self._send(last_chunk(trailers))
             if self.upstream is not None:
                 self.upstream.request_end()
             self._maybe_done()
@@ -167,7 +167,7 @@ class Conversation:
             content = flow.request.data.content
             body = b""
             if self._is_chunked:
-                body = (chunk(content) if content else b"") + b"0\r\n\r\n"
+                body = (chunk(content) if content else b"") + last_chunk(())
             elif content:
                 body = content
             self._sent = request_head(self.flow.request) + body
@@ -309,8 +309,8 @@ class Conversation:
         if data:
             self.app.write(chunk(data) if self._response_chunked else data)
 
-    def response_end(self) -> None:
-        """Take the end of the response."""
+    def response_end(self, trailers: Fields = ()) -> None:
+        """Take the end of the response; trailers go on only with a body that was streamed, as it came."""
         upstream = self._release_upstream()
         if upstream is not None:
             if authenticates_connection(self.flow.request, self.flow.response):
@@ -339,7 +339,7 @@ class Conversation:
             if self.head.method != b"HEAD":
                 self._write_piece(content)
         if self._response_chunked:
-            self.app.write(b"0\r\n\r\n")
+            self.app.write(last_chunk(trailers if held is None else ()))
         self._response_is_whole = True
         self._maybe_done()
 

@@ -15,7 +15,7 @@ from addons.exchange import Exchange, problem_response
 from proxy.core.decisions import Denied, Reason
 from proxy.core.framing import BadFraming, Body, body_of
 from proxy.core.heads import BAD_REQUEST_LINE, MAX_HEAD_BYTES, can_become_a_head, read_request_head
-from proxy.core.hops import keeps_alive
+from proxy.core.hops import keeps_alive, trailers_to_relay
 from proxy.engine.connect import Connect
 from proxy.engine.conversation import Conversation
 from proxy.engine.messages import request_of, response_head
@@ -152,7 +152,7 @@ class AppHttp1:
         if rest is None:
             return False
         self._body, self._unread = None, rest
-        conversation.request_end()
+        conversation.request_end(trailers_to_relay(body.trailers))
         return True
 
     def next(self, *, keep_alive: bool) -> None:

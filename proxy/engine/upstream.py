@@ -28,8 +28,8 @@ from OpenSSL import SSL
 from addons.exchange import Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.core.framing import BadFraming, Body, UntilCloseBody, body_of
-from proxy.core.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, ResponseHead, read_response_head
-from proxy.core.hops import keeps_alive
+from proxy.core.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, ResponseHead, read_response_head
+from proxy.core.hops import keeps_alive, trailers_to_relay
 from proxy.engine.dispatch import HookFailed, describe
 from proxy.engine.pairs import Ending, ending_of, say_ending
 from proxy.engine.reading import Reading
@@ -55,8 +55,8 @@ class Receiver(Protocol):
     def response_data(self, data: bytes) -> None:
         """Take a piece of the body."""
 
-    def response_end(self) -> None:
-        """Take the end of the response."""
+    def response_end(self, trailers: Fields = ()) -> None:
+        """Take the end of the response, with the fields behind its body that may go on."""
 
     def response_failed(self, denied: Denied, began: bool) -> None:
         """Take that there is none, or no more of it. `began` tells whether a byte of it had come."""
@@ -88,7 +88,7 @@ class NoResponses:
         """Never called."""
         raise RuntimeError("a response where none is read")
 
-    def response_end(self) -> None:
+    def response_end(self, trailers: Fields = ()) -> None:
         """Never called."""
         raise RuntimeError("a response where none is read")
 
@@ -380,15 +380,15 @@ class UpstreamConnection(Reading):
         if piece:
             self.receiver.response_data(piece)
         if rest is not None and self.receiver is not None:
-            self._complete(rest)
+            self._complete(rest, trailers_to_relay(body.trailers))
         return None
 
-    def _complete(self, rest: bytes) -> None:
+    def _complete(self, rest: bytes, trailers: Fields = ()) -> None:
         receiver, self.receiver = self.receiver, None
         assert receiver is not None
         self._body = None
         self._can_reuse = self._can_reuse and self._request_done and not rest
-        receiver.response_end()
+        receiver.response_end(trailers)
 
     @property
     def can_reuse(self) -> bool:

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -63,6 +63,7 @@ class Answer:
         body: the body, with any chunked coding taken off.
         exit_status: the client program's exit status; 0 for a raw client.
         error: what the client program wrote to standard error.
+        trailers: the fields behind a chunked body, as far as a raw client read them.
     """
 
     status: int
@@ -70,6 +71,7 @@ class Answer:
     body: bytes
     exit_status: int = 0
     error: str = ""
+    trailers: wire.Headers = field(default_factory=wire.Headers)
 
     def json(self) -> Any:
         """Return the body as JSON.
@@ -264,7 +266,8 @@ class RawClient:
         while (message := wire.read_response(self._buffer, method=method, closed=self._closed_by_peer)) is None:
             self._receive()
         self._buffer = self._buffer[len(message.raw) :]
-        return Answer(wire.status_of(message.start_line), message.headers, message.body)
+        status = wire.status_of(message.start_line)
+        return Answer(status, message.headers, message.body, trailers=message.trailers)
 
     def read_to_end(self) -> bytes:
         """Return all that comes until the peer closes; a reset is an end, too.

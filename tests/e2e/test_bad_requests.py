@@ -516,7 +516,7 @@ class TestInsideConnect:
         [
             ("GET / HTTP/1.1\r\nHost: other.example:PORT\r\n\r\n", 421, "host_mismatch"),
             ("GET / HTTP/1.1\r\nHost: inspected.example:1\r\n\r\n", 421, "host_mismatch"),
-            ("GET http://other.example:PORT/ HTTP/1.1\r\nHost: inspected.example:PORT\r\n\r\n", 421, "host_mismatch"),
+            ("GET SCHEME://other.example:PORT/ HTTP/1.1\r\nHost: inspected.example:PORT\r\n\r\n", 421, "host_mismatch"),
             ("GET / HTTP/1.1\r\n\r\n", 400, "bad_request"),
             ("CONNECT other.example:443 HTTP/1.1\r\nHost: other.example:443\r\n\r\n", 400, "bad_request"),
         ],
@@ -528,7 +528,7 @@ class TestInsideConnect:
         with open_tunnel(world, INSPECTED) as client:
             if tls:
                 client.start_tls(INSPECTED, world.sidecar.ca_file)
-            client.send(world.fill(head))
+            client.send(world.fill(head.replace("SCHEME", "https" if tls else "http")))
             answer = client.read_response()
         assert (answer.status, answer.json()["reason"]) == (status, reason)
         assert new_decision(world, marks, lambda d: d["reason"] == reason)["status"] == status

@@ -206,6 +206,7 @@ class TestUpgrade:
         (request,) = upstream.wait_for_requests(1)
         assert request.body == b"abcde"
         assert request.headers.get("transfer-encoding") == "chunked"
+        assert request.trailers.get("x-trailer") == "1"
 
     def test_the_rules_port_is_dialled_and_host_follows(self, world: World, plain_upstream: PlainUpstream) -> None:
         answer = curl(plain_upstream.url("/m", host="moved.example"), proxy=world.sidecar.proxy_url)

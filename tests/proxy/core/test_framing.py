@@ -12,7 +12,7 @@ from h11._receivebuffer import ReceiveBuffer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.framing import MAX_CHUNK_LINE, BadFraming, Body, body_of, chunk
+from proxy.core.framing import MAX_CHUNK_LINE, BadFraming, Body, body_of, chunk, last_chunk
 from proxy.core.heads import CHUNKED, MAX_HEAD_BYTES, UNTIL_CLOSE
 
 
@@ -51,6 +51,15 @@ class TestBodies:
     ) -> None:
         assert fed(body_of(size), data) == expected
         assert fed(body_of(size), *(data[i : i + 1] for i in range(len(data)))) == expected
+
+    def test_what_stands_in_the_trailer_section_is_kept_in_its_order(self) -> None:
+        body, data = body_of(CHUNKED), b"0\r\nX-A:  1 \r\nb:\r\nX-A: 2\r\n\r\n"
+        for i in range(len(data)):
+            assert body.trailers == ()
+            body.feed(data[i : i + 1])
+        assert body.trailers == ((b"X-A", b"1"), (b"b", b""), (b"X-A", b"2"))
+        assert last_chunk(body.trailers) == b"0\r\nX-A: 1\r\nb: \r\nX-A: 2\r\n\r\n"
+        assert last_chunk(()) == b"0\r\n\r\n"
 
     def test_a_piece_of_a_chunk_is_given_before_the_chunk_is_whole(self) -> None:
         assert body_of(CHUNKED).feed(b"ff\r\nab") == (b"ab", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.core.heads import Fields
-from proxy.core.hops import has_come_through, keeps_alive, without_hop
+from proxy.core.hops import has_come_through, keeps_alive, trailers_to_relay, without_hop
 
 
 def fields(text: str) -> Fields:
@@ -112,3 +112,25 @@ class TestVia:
     )
     def test_a_proxy_is_known_by_its_name(self, via: list[str], expected: bool) -> None:
         assert has_come_through(via, "Coat") is expected
+
+
+class TestTrailers:
+    @pytest.mark.parametrize(
+        "name", ["X-Sum", "Digest", "Content-Digest", "Repr-Digest", "ETag", "Server-Timing", "grpc-status"]
+    )
+    def test_what_means_the_same_behind_the_body_goes_on(self, name: str) -> None:
+        sent = fields(f"{name}: 1|a: 2")
+        assert trailers_to_relay(sent) == sent
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("Host", "Content-Length", "TRANSFER-ENCODING", "Connection", "TE", "Trailer", "Upgrade", "Expect"),
+            *("Authorization", "Proxy-Authorization", "Cookie", "set-cookie", "Set-Cookie2", "WWW-Authenticate"),
+            *("Content-Type", "Content-Encoding", "Content-Range", "Content-Security-Policy", "Range", "If-Match"),
+            *("Cache-Control", "Location", "Refresh", "Origin", "X-Forwarded-For", "Forwarded", "Via"),
+            *("Access-Control-Allow-Origin", "Strict-Transport-Security"),
+        ],
+    )
+    def test_what_says_how_a_message_is_read_does_not_come_so_late(self, name: str) -> None:
+        assert trailers_to_relay(fields(f"a: 1|{name}: x|b: 2")) == fields("a: 1|b: 2")
