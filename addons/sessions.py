@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from mitmproxy import connection, http
 
 from addons.exchange import Exchange, Upstream
+from proxy.core.addresses import network_of
 from proxy.core.clients import User
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.policy import ListenerKind, Policy
@@ -101,7 +102,7 @@ class Sessions:
     def admit(self, session: Session) -> None:
         """Count a session from now on, among all and among those of its client's address."""
         session.is_admitted = True
-        self._counts[session.client] += 1
+        self._counts[network_of(session.client)] += 1
         self.admitted += 1
 
     def close(self, client: connection.Client) -> None:
@@ -109,13 +110,13 @@ class Sessions:
         session = self._by_id.pop(client.id, None)
         if session is not None and session.is_admitted:
             self.admitted -= 1
-            self._counts[session.client] -= 1
-            if not self._counts[session.client]:
-                del self._counts[session.client]
+            self._counts[network_of(session.client)] -= 1
+            if not self._counts[network_of(session.client)]:
+                del self._counts[network_of(session.client)]
 
     def count(self, client: str) -> int:
-        """Return how many are admitted of a client's address."""
-        return self._counts[client]
+        """Return how many are admitted of a client's address, or of its network (IPv6)."""
+        return self._counts[network_of(client)]
 
     def of(self, client: connection.Client) -> Session:
         """Return the session of a client connection.

@@ -103,7 +103,10 @@ class LimitsSection(Section):
         default=Limits().connections, ge=1, le=1_000_000, description="Client connections at once, in each worker."
     )
     client_connections: int = Field(
-        default=Limits().client_connections, ge=1, le=1_000_000, description="… of these from one address."
+        default=Limits().client_connections,
+        ge=1,
+        le=1_000_000,
+        description="… of these from one address (of IPv6, 64 bits).",
     )
     idle_seconds: int = Field(
         default=Limits().idle_seconds,

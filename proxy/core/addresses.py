@@ -99,6 +99,17 @@ def parse_ip(text: str) -> Address:
 
 
 @lru_cache(maxsize=CACHED)
+def network_of(text: str) -> str:
+    """Return what one client has for sure: its IPv4 address, or 64 bits of IPv6 addresses (RFC 4291, section 2.5.4).
+
+    Args:
+        text: its address, as for `parse_ip`.
+    """
+    address = parse_ip(text)
+    return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
+
+
+@lru_cache(maxsize=CACHED)
 def kind_of(address: Address) -> AddressKind | None:
     """Return what kind of address this is; None for a public one."""
     if isinstance(address, ipaddress.IPv6Address):

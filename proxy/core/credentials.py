@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import base64
 import hmac
-import ipaddress
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
-from proxy.core.addresses import parse_ip
+from proxy.core.addresses import network_of
 from proxy.core.clients import PasswordHash, User
 from proxy.core.decisions import Denied, Reason
 
@@ -113,7 +112,7 @@ class Verifier:
         pair = (held_against, hmac.digest(self._secret, name.encode() + b":" + password, "sha256"))
         if pair in self._wrong:
             return False
-        network = _network_of(client)
+        network = network_of(client)
         self._check_guesses(network)
         self._guesses[network] += 1  # also if it is not looked at: so nothing is learned from what is
         if (network, pair) not in self._right:
@@ -153,12 +152,6 @@ class Verifier:
         is_suspect = self._suspects.age(network, self._clock()) < SUSPECT_SECONDS
         if self._tried >= (TRIED_OF_SUSPECTS if is_suspect else TRIED_A_SECOND):
             raise _too_many()
-
-
-def _network_of(client: str) -> str:
-    """Return what one guesser has for sure: an IPv4 address, or 64 bits of IPv6 addresses (RFC 4291, section 2.5.4)."""
-    address = parse_ip(client)
-    return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
 
 
 def _too_many() -> Denied:
