@@ -23,7 +23,6 @@ from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers import ClientTLSLayer, ServerTLSLayer, tls
 from mitmproxy.proxy.layers import http as http_layers
 from mitmproxy.proxy.layers.http import _events as http_events
-from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._http1 import Http1Client
 from OpenSSL import SSL
 
@@ -32,12 +31,9 @@ from addons.pinning import have_expired
 from addons.sessions import Session, Sessions
 from proxy.core import bodies
 from proxy.core.decisions import Denied, Reason
-from proxy.core.heads import CHUNKED, MAX_HEAD_BYTES, ResponseHead, read_request_head, read_response_head
-from proxy.core.hops import without_framing
-from proxy.engine.chunks import body_reader
+from proxy.core.heads import read_request_head
+from proxy.engine.http1client import CutOff
 from proxy.engine.http2 import UNSENT_AT_MOST, AppHttp2, AwaitRoom, Tick, UpstreamHttp2
-from proxy.engine.messages import headers_of
-from proxy.engine.upstream import MAX_INTERIM
 
 Commands = layer.CommandGenerator[None]
 IsCongested = Callable[[connection.Connection], bool]
@@ -438,99 +434,6 @@ def _invalid(response: http.Response) -> bool:
     except ValueError:
         return True
     return False
-
-
-class CutOff(events.ConnectionClosed):
-    """The end of a connection whose peer has not said that this is all (RFC 8446, section 6.1)."""
-
-
-class Http1Upstream(Http1Client):
-    """The upstream's side of HTTP/1. Its chunks are read by `proxy.engine.chunks`."""
-
-    _interim = 0  # responses so far; one connection serves one request
-
-    def send(self, event: http_events.HttpEvent) -> Commands:
-        """Send to the upstream what the app may have sent as HTTP/2, where neither a length nor trailers are special.
-
-        mitmproxy sends a body without a length as it is, behind a head that announces none: to the upstream it would
-        be the next request. So would what follows an empty piece. For trailers it raises.
-        """
-        if isinstance(event, http_events.RequestTrailers):
-            return
-        if isinstance(event, http_events.RequestData) and not event.data:
-            return  # as a chunk, it would be the last one
-        if isinstance(event, http_events.RequestHeaders) and event.request.is_http2:
-            fields = event.request.headers
-            fields.pop("te", None)  # says what the app takes of us, and we take no trailers (RFC 9110, section 10.1.4)
-            if not event.end_stream and "content-length" not in fields:
-                fields["transfer-encoding"] = "chunked"
-        yield from super().send(event)
-
-    def read_headers(self, event: events.ConnectionEvent) -> Commands:
-        """Read one response head, as strictly as for an app that speaks HTTP/1. mitmproxy takes much for one."""
-        if not isinstance(event, events.DataReceived) or self.request is None:
-            yield from super().read_headers(event)
-            return
-        assert self.stream_id is not None
-        try:
-            head = self._final_head()
-        except Denied:  # handle_protocol_error says it in its own words
-            yield commands.CloseConnection(self.conn)
-            yield ReceiveHttp(
-                http_events.ResponseProtocolError(self.stream_id, "", http_events.ErrorCode.GENERIC_SERVER_ERROR)
-            )
-            return
-        if head is None:
-            return
-        has_body = self.request.data.method != b"HEAD" and head.status not in (204, 304)
-        size = head.body if has_body else 0
-        fields = headers_of(head.fields if head.status != 204 else without_framing(head.fields))
-        version = b"HTTP/1.1" if head.is_http11 else b"HTTP/1.0"
-        self.response = http.Response(version, head.status, head.reason, fields, None, None, time.time(), None)
-        yield ReceiveHttp(http_events.ResponseHeaders(self.stream_id, self.response, size == 0))
-        self.body_reader = body_reader(None if size == CHUNKED else size)  # type: ignore[assignment]  # one like theirs
-        self.state = self.read_body
-        yield from self.state(event)
-
-    def _final_head(self) -> ResponseHead | None:
-        """Take the final response's head out of the buffer, and all interim ones before it; None if it is not whole.
-
-        Raises:
-            Denied: UPSTREAM_FAILED: what came is no head, or none of a response that may come here.
-        """
-        while True:
-            data = bytes(self.buf)
-            end = data.find(b"\r\n\r\n")
-            if (end if end >= 0 else len(data)) > MAX_HEAD_BYTES or (end < 0 and b"\n\n" in data):
-                raise Denied(Reason.UPSTREAM_FAILED, "the upstream's head has no end")
-            if end < 0:
-                return None
-            self.buf.maybe_extract_at_most(end + 4)
-            head = read_response_head(data[: end + 4])
-            if head.status >= 200:
-                return head
-            self._interim += 1
-            if head.status == 101 or self._interim > MAX_INTERIM:
-                raise Denied(Reason.UPSTREAM_FAILED, "the upstream does not come to its final response")
-
-    def read_body(self, event: events.Event) -> Commands:
-        """Read a body. One that only its connection ends is not whole if that was cut off.
-
-        A response may be whole before its request is. What follows it then was asked for by nobody, and is the end of
-        this connection, but not of the request: the app may send it to its end, and has its answer.
-        """
-        if self.response_done:
-            self.buf.maybe_extract_at_most(len(self.buf))
-            yield commands.CloseConnection(self.conn)
-            return
-        if isinstance(event, CutOff):
-            assert self.stream_id is not None
-            yield commands.CloseConnection(self.conn)
-            yield ReceiveHttp(
-                http_events.ResponseProtocolError(self.stream_id, "", http_events.ErrorCode.GENERIC_SERVER_ERROR)
-            )
-            return
-        yield from super().read_body(event)
 
 
 class _Alerting(tls.TLSLayer):

@@ -54,19 +54,16 @@ def apply() -> None:
     from mitmproxy import connection, flow, http
     from mitmproxy.proxy.layers import http as http_layers
     from mitmproxy.proxy.layers import tls
-    from mitmproxy.proxy.layers.http import _http1
 
-    from proxy.engine.chunks import body_reader
+    from proxy.engine.http1client import Http1Upstream
     from proxy.engine.http2 import AppHttp2, UpstreamHttp2
-    from proxy.engine.layers import Http1Upstream, UpstreamTls
+    from proxy.engine.layers import UpstreamTls
 
     # HttpClient and HttpLayer make these layers by module-level names, and have no other seam.
     setattr(http_layers, "Http1Client", Http1Upstream)  # noqa: B010  # mypy rightly minds a plain assignment
     setattr(http_layers, "Http2Server", AppHttp2)  # noqa: B010  # as above
     setattr(http_layers, "Http2Client", UpstreamHttp2)  # noqa: B010  # as above
     setattr(tls, "ServerTLSLayer", UpstreamTls)  # noqa: B010  # as above
-    # h11's reader gives each chunk by itself, raises for trailers in the end, and takes bare LF among them.
-    setattr(_http1, "make_body_reader", body_reader)  # noqa: B010  # as above
     # A dataclass hook that checks the type of every field of every message: a fifth of the time that a small request
     # takes. The messages are made by our own code, which mypy checks, and by mitmproxy's HTTP/2 layers.
     setattr(http.MessageData, "__post_init__", _no_type_check)  # noqa: B010  # as above
