@@ -21,7 +21,7 @@ from proxy.core import appview
 from proxy.core.cookies import Cookies, Way, names_sent
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import Destination, parse_authority
-from proxy.core.hops import has_come_through, without_hop
+from proxy.core.hops import has_come_through, one_forward_less, without_hop
 from proxy.core.hsts import KnownHosts
 from proxy.core.policy import HTTPS_PORT
 from proxy.core.transport import decide_plain_http
@@ -68,6 +68,10 @@ class Transport:
             _check_via(flow, exchange, exchange.policy.via)
             flow.request.headers.fields += ((b"Via", _version(flow.request) + b" " + exchange.policy.via.encode()),)
         headers = flow.request.headers
+        if exchange.method in ("OPTIONS", "TRACE") and not exchange.observing:
+            headers.fields, may_go_on = one_forward_less(headers.fields)
+            if not may_go_on:
+                exchange.deny(flow, Denied(Reason.NO_FORWARDS_LEFT, "the request's Max-Forwards is 0"))
         exchange.view = self._view(exchange)
         if exchange.view is not None:
             exchange.origin = headers.get("origin", "")

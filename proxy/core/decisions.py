@@ -150,6 +150,14 @@ class Reason(Enum):
         "Its Via field names this proxy (the policy's `via`): it has come through here before.",
         "see that no proxy's way out leads back to this one, and that each has a name of its own",
     )
+    NO_FORWARDS_LEFT = (
+        "no_forwards_left",
+        508,
+        "http_request_error",
+        "The request may go no further",
+        "It is a TRACE or OPTIONS whose Max-Forwards is 0, so that this proxy answers it (RFC 9110, section 7.6.2).",
+        "raise Max-Forwards to reach the next proxy, or the server",
+    )
     UPSTREAM_UNREACHABLE = (
         "upstream_unreachable",
         502,

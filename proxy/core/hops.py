@@ -24,6 +24,7 @@ _BEFORE_THE_BODY = re.compile(
     rb"authorization|www-authenticate|proxy-.+|set-cookie2?|cookie|origin|referer|forwarded|x-forwarded-.+|location|"
     rb"refresh|link|retry-after|vary|age|date|expires|strict-transport-security|access-control-.+|accept.*"
 )
+_FORWARDS = re.compile(rb"[0-9]{1,9}")
 _RECEIVED_BY = re.compile(r"(?:^|,)[ \t]*[^ \t,]+[ \t]+([^ \t,(:]+)")  # RFC 9110, section 7.6.3
 
 
@@ -88,6 +89,21 @@ def keeps_alive(is_http11: bool, fields: Fields) -> bool:
         if name.lower() == b"connection":
             options |= _options(value)
     return b"close" not in options and (is_http11 or b"keep-alive" in options)
+
+
+def one_forward_less(fields: Fields) -> tuple[Fields, bool]:
+    """Return the fields of a TRACE or OPTIONS as they go on, and whether it may (RFC 9110, section 7.6.2).
+
+    Args:
+        fields: name and value, as they came. A Max-Forwards that is no number, or stands there twice, means nothing.
+    """
+    found = [at for at, (name, _) in enumerate(fields) if name.lower() == b"max-forwards"]
+    if len(found) != 1 or not _FORWARDS.fullmatch(fields[found[0]][1]):
+        return fields, True
+    name, value = fields[found[0]]
+    if int(value) == 0:
+        return fields, False
+    return (*fields[: found[0]], (name, b"%d" % (int(value) - 1)), *fields[found[0] + 1 :]), True
 
 
 def has_come_through(via: Iterable[str], name: str) -> bool:

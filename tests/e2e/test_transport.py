@@ -208,6 +208,24 @@ class TestUpgrade:
         assert request.headers.get("transfer-encoding") == "chunked"
         assert request.trailers.get("x-trailer") == "1"
 
+    @pytest.mark.parametrize("method", ["OPTIONS", "TRACE"])
+    def test_each_proxy_takes_one_of_max_forwards_and_the_last_one_answers(
+        self, sidecar: Sidecar, tls_upstream: MakeTls, method: str
+    ) -> None:
+        upstream = tls_upstream("open.example")
+        with RawClient(sidecar.address) as client:
+            for left in (2, 0):
+                url = upstream.url("/f", host="open.example")
+                host = f"open.example:{upstream.port}"
+                client.send(f"{method} {url} HTTP/1.1\r\nHost: {host}\r\nMax-Forwards: {left}\r\n\r\n".encode())
+                answer = client.read_response()
+                assert (answer.status, answer.headers.get("proxy-status") is None) == (
+                    (508, False) if not left else (200, True)
+                )
+        assert answer.json()["reason"] == "no_forwards_left"
+        (request,) = upstream.wait_for_requests(1)
+        assert request.headers.get("max-forwards") == "1"
+
     def test_the_rules_port_is_dialled_and_host_follows(self, world: World, plain_upstream: PlainUpstream) -> None:
         answer = curl(plain_upstream.url("/m", host="moved.example"), proxy=world.sidecar.proxy_url)
         assert answer.status == 200, answer

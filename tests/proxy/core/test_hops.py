@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.core.heads import Fields
-from proxy.core.hops import has_come_through, keeps_alive, trailers_to_relay, without_hop
+from proxy.core.hops import has_come_through, keeps_alive, one_forward_less, trailers_to_relay, without_hop
 
 
 def fields(text: str) -> Fields:
@@ -134,3 +134,21 @@ class TestTrailers:
     )
     def test_what_says_how_a_message_is_read_does_not_come_so_late(self, name: str) -> None:
         assert trailers_to_relay(fields(f"a: 1|{name}: x|b: 2")) == fields("a: 1|b: 2")
+
+
+class TestMaxForwards:
+    @pytest.mark.parametrize(
+        ("sent", "kept", "may_go_on"),
+        [
+            ("A: 1", "A: 1", True),
+            ("A: 1|max-forwards: 10|B: 2", "A: 1|max-forwards: 9|B: 2", True),
+            ("Max-Forwards: 1", "Max-Forwards: 0", True),
+            ("Max-Forwards: 0", "Max-Forwards: 0", False),
+            ("Max-Forwards: 00", "Max-Forwards: 00", False),
+            ("Max-Forwards: x", "Max-Forwards: x", True),
+            ("Max-Forwards: -1", "Max-Forwards: -1", True),
+            ("Max-Forwards: 0|Max-Forwards: 5", "Max-Forwards: 0|Max-Forwards: 5", True),
+        ],
+    )
+    def test_each_proxy_takes_one(self, sent: str, kept: str, may_go_on: bool) -> None:
+        assert one_forward_less(fields(sent)) == (fields(kept), may_go_on)
