@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hpack import Encoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.e2e.certificates import Authority
+from tests.e2e.clients import RawClient
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import PlainUpstream
 
@@ -137,6 +140,72 @@ def test_no_bytes_get_out_in_plain_text_or_bring_it_down(sidecar: Sidecar, plain
     assert len(sidecar.decisions()) > lines + 50
     assert sidecar.admin_get("/live")[0] == 200
     assert sidecar.resident_bytes() - before < GROWTH
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes, lie: int) -> bytes:
+    return (len(payload) + lie).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4) + payload
+
+
+def _frames(name: str) -> st.SearchStrategy[bytes]:
+    asked = [(":scheme", "https"), (":authority", name), (":path", "/")]
+    blocks = (
+        Encoder().encode([(":method", "POST"), *asked]),
+        Encoder().encode([(":method", "GET"), *asked, ("x", "1")]),
+        Encoder().encode([(":method", "GET"), (":path", "/"), ("connection", "x"), ("X", "\n")]),
+        b"\x82\x87\x84",  # a GET of / over https that names no host
+        b"\xff\xff\xff\xff\x0f",
+        b"",
+    )
+    odd = (bytes(4), b"\xff" * 6, b"\0\1\xff\xff\xff\xff")
+    whole = st.builds(
+        _frame, st.just(1), st.sampled_from((4, 5)), st.sampled_from((1, 3)), st.sampled_from(blocks[:2]), st.just(0)
+    )
+    wild = st.builds(
+        _frame,
+        st.sampled_from((0, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 77)),
+        st.sampled_from((0, 1, 4, 5, 8, 0x20, 0xFF)),
+        st.sampled_from((0, 1, 1, 3, 3, 5, 2, 2**31 - 1)),
+        st.one_of(st.sampled_from((*blocks, *odd)), st.binary(max_size=40)),
+        st.sampled_from((0, 0, 0, 0, 0, 0, 1, 16000)),
+    )
+    return st.one_of(whole, wild)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc (Linux)")
+def test_nor_do_frames_of_http2(authority: Authority, plain: PlainUpstream, tmp_path: Path) -> None:
+    name, connections = f"127.0.0.1:{plain.port}", len(plain.connections)
+    with Sidecar(POLICY.format(port=plain.port, https="inspect"), tmp_path, authority=authority) as sidecar:
+        context = ssl.create_default_context(cafile=str(sidecar.ca_file))
+        context.set_alpn_protocols(["h2"])
+        before = sidecar.resident_bytes()
+
+        @settings(max_examples=200, deadline=None, derandomize=True, database=None)
+        @given(
+            st.lists(_frames(name), min_size=1, max_size=8), st.lists(st.integers(0, 300), max_size=3), st.booleans()
+        )
+        def throw(frames: list[bytes], cuts: list[int], has_settings: bool) -> None:
+            first = _frame(4, 0, 0, b"", 0) if has_settings else b""
+            data = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + first + b"".join(frames)
+            with RawClient(sidecar.address) as client, contextlib.suppress(OSError):
+                client.send(f"CONNECT {name} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+                client.read_until(b"\r\n\r\n")
+                client.start_tls("127.0.0.1", context=context)
+                at = 0
+                for cut in [*sorted(cuts), len(data)]:
+                    client.send(data[at:cut])
+                    at = max(at, cut)
+                client._socket.settimeout(0.02)
+                while client._socket.recv(4096):
+                    pass
+            assert plain_bytes(plain) == b""
+
+        throw()
+        plain.settle()
+        assert plain_bytes(plain) == b""
+        assert len(plain.connections) > connections + 5  # as above
+        assert sidecar.admin_get("/live")[0] == 200
+        assert sidecar.resident_bytes() - before < GROWTH
+        assert "failed" not in sidecar.stderr
 
 
 def plain_bytes(plain: PlainUpstream) -> bytes:
