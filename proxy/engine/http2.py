@@ -26,7 +26,6 @@ import h2.events
 from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection, Http2Server
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection, SendH2Data
 
@@ -48,6 +47,7 @@ _HEADER = 9  # RFC 9113, section 4.1
 _PREFACE = 24  # … section 3.4
 _DATA, _HEADERS, _PUSH_PROMISE, _CONTINUATION = 0, 1, 5, 9  # … section 6
 _END_HEADERS = 4
+_INTERIM_STATUS = re.compile(rb"1(?!01)[0-9]{2}")  # RFC 9113, section 8.6: no 101
 _FINAL_STATUS = re.compile(rb"[2-5][0-9]{2}")
 
 
@@ -104,8 +104,17 @@ class PacedConnection(BufferedH2Connection):
     def receive_data(self, data: bytes) -> list[h2.events.Event]:
         """Take bytes. Whatever table the peer would hold for our header fields, ours is searched from end to end."""
         found: list[h2.events.Event] = super().receive_data(data)
-        self.encoder.header_table_size = min(self.encoder.header_table_size, MAX_TABLE)
+        encoder = self.encoder
+        encoder.header_table_size = min(encoder.header_table_size, MAX_TABLE)
+        if changes := encoder.table_size_changes:  # RFC 7541, section 4.2: the smallest one and the last one are told
+            encoder.table_size_changes = sorted({min(changes), encoder.header_table_size})
+            encoder.header_table.resized = True  # hpack forgets it where the last two are the same
         return found
+
+    def reset_stream(self, stream_id: int, error_code: int = 0) -> None:
+        """Give a stream up, and acknowledge what it has sent, which counts for the whole connection as well."""
+        super().reset_stream(stream_id, error_code)
+        self.go_on(stream_id)
 
     def send_data(
         self, stream_id: int, data: bytes | memoryview, end_stream: bool = False, pad_length: None = None
@@ -218,29 +227,29 @@ class _Paced(Http2Connection):
         if isinstance(event, h2.events.DataReceived):
             if event.stream_id in self._expected:
                 self._expected[event.stream_id] -= len(event.data)
-            if not event.data and not event.stream_ended:  # no window counts these
+            if not event.data and not event.stream_ended:  # no window counts these, but for their padding
                 self.h2_conn.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                yield from self._await_room(event.stream_id)
                 return False
         elif isinstance(event, h2.events.StreamReset):
             self._expected.pop(event.stream_id, None)
         elif isinstance(event, h2.events.StreamEnded) and self._expected.pop(event.stream_id, 0):
             # h2 looks only where a body ends with its last piece of data, not where it ends with trailers.
-            self.h2_conn.reset_stream(event.stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)
-            if self.streams.pop(event.stream_id, None) is not None:
-                error = self.ReceiveProtocolError(
-                    event.stream_id, "the body is not as long as was said", self.ReceiveProtocolError.code
-                )
-                yield ReceiveHttp(error)
-            return False
+            if not self.is_closed(event.stream_id):  # by what was said in the other direction before
+                self.h2_conn.reset_stream(event.stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)
+            reset = h2.events.StreamReset(stream_id=event.stream_id, error_code=h2.errors.ErrorCodes.PROTOCOL_ERROR)
+            return (yield from self.handle_h2_event(reset))
         is_over = yield from super().handle_h2_event(event)
         if isinstance(event, h2.events.DataReceived):
-            stream_id = event.stream_id
-            if self.h2_conn.owed.get(stream_id, 0) > OWED_AT_MOST and stream_id not in self._awaiting:
-                self._awaiting.add(stream_id)
-                yield AwaitRoom(self._outside(stream_id), is_response=self._is_upstream)
+            yield from self._await_room(event.stream_id)
         elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset) and event.stream_id not in self._awaiting:
             self.h2_conn.go_on(event.stream_id)
         return is_over
+
+    def _await_room(self, stream_id: int) -> Commands:
+        if self.h2_conn.owed.get(stream_id, 0) > OWED_AT_MOST and stream_id not in self._awaiting:
+            self._awaiting.add(stream_id)
+            yield AwaitRoom(self._outside(stream_id), is_response=self._is_upstream)
 
 
 class AppHttp2(_Paced, Http2Server):
@@ -296,17 +305,21 @@ class UpstreamHttp2(_Paced, Http2Client):
         """Take a final response with a status that is one, after so many interim ones."""
         if isinstance(event, h2.events.InformationalResponseReceived):
             self._interim[event.stream_id] = count = self._interim.get(event.stream_id, 0) + 1
-            if count > MAX_INTERIM:
-                yield from self.protocol_error("interim responses without an end")
+            if count > MAX_INTERIM or not _has_status(event.headers, _INTERIM_STATUS):
+                yield from self.protocol_error("interim responses that are none, or without an end")
                 return True
         elif isinstance(event, h2.events.ResponseReceived):
             self._interim.pop(event.stream_id, None)
-            if _FINAL_STATUS.fullmatch(dict(event.headers).get(b":status", b"")) is None:
+            if not _has_status(event.headers, _FINAL_STATUS):
                 yield from self.protocol_error("a status that is none")
                 return True
-            if event.stream_ended is None:
+            if event.stream_ended is None and self.h2_conn.streams[event.stream_id].request_method != b"HEAD":
                 self._expect(event.stream_id, event.headers)
         return (yield from super().handle_h2_event(event))
 
     def _outside(self, stream_id: int) -> int:
         return self.their_stream_id.get(stream_id, 0)
+
+
+def _has_status(fields: list[tuple[bytes, bytes]], pattern: re.Pattern[bytes]) -> bool:
+    return pattern.fullmatch(dict(fields).get(b":status", b"")) is not None
