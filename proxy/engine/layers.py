@@ -409,6 +409,10 @@ class Stream(http_layers.HttpStream):
             in (self.state_uninitialized, self.state_wait_for_response_headers, self.state_consume_response_body)
         )
         if not answerable:
+            is_answered = self.server_state == self.state_done and self.client_state == self.state_stream_request_body
+            if is_answered and isinstance(event, http_events.RequestProtocolError):
+                # mitmproxy tells the upstream only before its answer; it would wait for the rest of the request.
+                yield http_layers.SendHttp(event, self.context.server)
             yield from super().handle_protocol_error(event)
             return
         exchange = self._exchange

@@ -38,6 +38,23 @@ from tests.e2e.upstream import TlsUpstream
 HeaderList = list[tuple[str, str]]
 
 
+def agree_on_http2(client: RawClient, server_name: str, ca_file: Path) -> None:
+    """Begin TLS on a connection, so far that HTTP/2 may begin.
+
+    Raises:
+        AssertionError: the other end does not speak HTTP/2.
+    """
+    context = ssl.create_default_context(cafile=str(ca_file))
+    context.set_alpn_protocols(["h2"])
+    client.start_tls(server_name, context=context)
+    assert client._socket.selected_alpn_protocol() == "h2"  # type: ignore[attr-defined]  # it is TLS by now
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """Return the bytes of a frame (RFC 9113, section 4.1)."""
+    return len(payload).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4) + payload
+
+
 @dataclass
 class Message:
     """A request or a response in a stream.
@@ -92,10 +109,7 @@ class Http2Client:
         Raises:
             AssertionError: the other end does not speak HTTP/2.
         """
-        context = ssl.create_default_context(cafile=str(ca_file))
-        context.set_alpn_protocols(["h2"])
-        client.start_tls(server_name, context=context)
-        assert client._socket.selected_alpn_protocol() == "h2"  # type: ignore[attr-defined]  # it is TLS by now
+        agree_on_http2(client, server_name, ca_file)
         return cls(client)
 
     def send(
@@ -117,10 +131,15 @@ class Http2Client:
         pseudo = [(":method", method), (":scheme", "https"), (":authority", authority), (":path", path)]
         return self.begin_raw(pseudo + (headers or []))
 
-    def begin_raw(self, headers: HeaderList) -> int:
-        """Send header fields just as they are, pseudo-header fields among them, and return the stream's number."""
+    def begin_raw(self, headers: HeaderList, *, last: bool = False) -> int:
+        """Send header fields just as they are, pseudo-header fields among them, and return the stream's number.
+
+        Args:
+            headers: the fields.
+            last: whether they are all of the request.
+        """
         stream = self._protocol.get_next_available_stream_id()
-        self._protocol.send_headers(stream, headers)
+        self._protocol.send_headers(stream, headers, end_stream=last)
         self._messages[stream] = Message()
         self._flush()
         return stream
@@ -137,6 +156,20 @@ class Http2Client:
         """Send one DATA frame, and be it empty."""
         self._protocol.send_data(stream, data, pad_length=padding)
         self._flush()
+
+    def send_raw(self, data: bytes) -> None:
+        """Send bytes just as they are; of what is in them, this end takes no note."""
+        self._client.send(data)
+
+    def upload(self, stream: int, body: bytes) -> None:
+        """Send a whole body, as the windows allow."""
+        left = memoryview(body)
+        while left:
+            left = _send_some(self._protocol, stream, left)
+            self._flush()
+            if left:
+                self._receive()
+        self.go_on(stream, b"", last=True)
 
     def end_with(self, stream: int, trailers: HeaderList) -> None:
         """End a request with trailers."""
@@ -186,6 +219,10 @@ class Http2Client:
             self._receive(acknowledging)
         return message
 
+    def read_to_end(self) -> None:
+        """Read until the other end closes the connection; nothing is answered."""
+        self._client.read_to_end()
+
     def acknowledge(self, stream: int) -> None:
         """Let more come in a stream whose data was not acknowledged before."""
         self._protocol.acknowledge_received_data(self._messages[stream].unacknowledged, stream)
@@ -208,20 +245,37 @@ class Http2Client:
         self._client.send(self._protocol.data_to_send())
 
 
+@dataclass(frozen=True)
+class Reply:
+    """A response of an upstream, fields and all, just as it says.
+
+    Attributes:
+        headers: the fields, `:status` among them.
+        body: the body; if it is empty, and no trailers follow, the head ends the response.
+        trailers: what ends the response instead of the body's last piece.
+        interim: how many responses with status 103 come before it.
+    """
+
+    headers: HeaderList
+    body: bytes = b""
+    trailers: HeaderList = field(default_factory=list)
+    interim: int = 0
+
+
 class Http2Upstream(TlsUpstream):
     """A TLS server that speaks HTTP/2 and nothing else.
 
     Args:
         authority: who issues its certificate.
         names: as for `TlsUpstream`.
-        answer: takes a request and returns the body of its 200; None resets the stream.
+        answer: takes a request and returns the body of its 200, or all of its response; None resets the stream.
     """
 
     def __init__(
-        self, authority: Authority, *names: str, answer: Callable[[Message], bytes | None] | None = None
+        self, authority: Authority, *names: str, answer: Callable[[Message], bytes | Reply | None] | None = None
     ) -> None:
         self.messages: list[Message] = []
-        self._reply = answer or (lambda _: b'{"from":"h2"}')
+        self._answer_to = answer or (lambda _: b'{"from":"h2"}')
         super().__init__(authority, *names, alpn=("h2",))
 
     def wait_for_messages(self, count: int) -> list[Message]:
@@ -232,9 +286,10 @@ class Http2Upstream(TlsUpstream):
 
     def _converse(self, connection: Connection, sock: socket.socket, lock: threading.Lock) -> None:
         channel = self._channel(connection)
-        protocol = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
+        unchecked = H2Configuration(False, "utf-8", validate_outbound_headers=False, normalize_outbound_headers=False)
+        protocol = H2Connection(unchecked)
         streams: dict[int, Message] = {}
-        unsent: dict[int, memoryview] = {}
+        unsent: dict[int, tuple[memoryview, HeaderList]] = {}
         begun = False
         while True:
             sock.setblocking(True)
@@ -257,22 +312,36 @@ class Http2Upstream(TlsUpstream):
                 ended += _take(protocol, streams, event)
             for stream in ended:
                 self.messages.append(streams[stream])
-                reply = self._reply(streams[stream])
-                if reply is None:
-                    protocol.reset_stream(stream)
-                    continue
-                protocol.send_headers(stream, [(":status", "200"), ("content-type", "application/json")])
-                unsent[stream] = memoryview(reply)
-            for stream, left in list(unsent.items()):
-                unsent[stream] = _send_some(protocol, stream, left)
-                if not unsent[stream]:
+                if (reply := self._begin_reply(protocol, stream, streams[stream])) is not None:
+                    unsent[stream] = (memoryview(reply.body), reply.trailers)
+            for stream, (left, trailers) in list(unsent.items()):
+                unsent[stream] = (_send_some(protocol, stream, left), trailers)
+                if not unsent[stream][0]:
                     del unsent[stream]
-                    protocol.end_stream(stream)
+                    if trailers:
+                        protocol.send_headers(stream, trailers, end_stream=True)
+                    else:
+                        protocol.end_stream(stream)
             with self._changed:
                 self._changed.notify_all()
             sock.sendall(channel.seal(protocol.data_to_send()))
             if not data or connection.handshake_error is not None or connection.close_notify:
                 return
+
+    def _begin_reply(self, protocol: H2Connection, stream: int, message: Message) -> Reply | None:
+        """Send the head of a response, and return it if more of it is to come."""
+        reply = self._answer_to(message)
+        if reply is None:
+            protocol.reset_stream(stream)
+            return None
+        if isinstance(reply, bytes):
+            protocol.send_headers(stream, [(":status", "200"), ("content-type", "application/json")])
+            return Reply([], reply)
+        for _ in range(reply.interim):
+            protocol.send_headers(stream, [(":status", "103")])
+        is_all = not reply.body and not reply.trailers
+        protocol.send_headers(stream, reply.headers, end_stream=is_all)
+        return None if is_all else reply
 
 
 def _send_some(protocol: H2Connection, stream: int, data: memoryview) -> memoryview:

@@ -189,3 +189,61 @@ def test_an_answer_that_comes_before_the_request_is_whole_is_the_answer(
     second.send(HEAD % 0)
     assert client.read(again).status == 200
     assert "ERROR" not in sidecar.stderr
+
+
+class TestEarlyAnswers:
+    """An upstream may answer before the request is whole; what an app still sends then is of no use to anybody."""
+
+    TOO_LARGE = wire.response(413, b"no more")
+
+    def begin(self, sidecar: Sidecar, far: Upstream) -> tuple[Http2Client, int, Accepted]:
+        """Have a request answered that has not ended; return its app, its stream and its upstream."""
+        client = speak(sidecar, far.authority)
+        stream = client.begin(far.authority, "/upload")
+        client.go_on(stream, b"abc", last=False)
+        server = far.accept()
+        server.read_head()
+        server.send(self.TOO_LARGE)
+        return client, stream, server
+
+    def assert_answered(self, message: Message) -> None:
+        assert (message.status, message.body, message.ended, message.reset) == (413, b"no more", True, None)
+
+    def test_the_app_has_its_answer_whole_before_it_has_ended_its_request(
+        self, sidecar: Sidecar, far: Upstream
+    ) -> None:
+        client, stream, server = self.begin(sidecar, far)
+        self.assert_answered(client.read(stream))
+        client.go_on(stream, b"def", last=True)
+        again = client.send(far.authority, "/next", method="GET")
+        second = far.accept()
+        second.read_head()
+        second.send(HEAD % 2 + b"ok")
+        assert client.read(again).body == b"ok"
+        self.assert_answered(client.read(stream))  # nothing more has come of it
+        assert server.read_to_end().endswith(b"0\r\n\r\n")
+
+    def test_an_app_that_gives_it_up_then_leaves_no_connection_open(self, sidecar: Sidecar, far: Upstream) -> None:
+        client, stream, server = self.begin(sidecar, far)
+        self.assert_answered(client.read(stream))
+        client.give_up(stream)
+        assert not server.read_to_end().endswith(b"0\r\n\r\n")
+
+
+def test_bodies_that_were_held_are_freed_once_they_are_answered(sidecar: Sidecar, authority: Authority) -> None:
+    body = b'{"free":"' + b"x" * 900_000 + b'","card":1}'
+    with TlsUpstream(authority, "held.example", respond=lambda _: wire.response(200)) as upstream:
+        name = f"held.example:{upstream.port}"
+        client = speak(sidecar, name)
+
+        def ask() -> None:
+            stream = client.begin(name, headers=[("content-type", "application/json")])
+            client.upload(stream, body)
+            assert client.read(stream).status == 200
+
+        ask()
+        before = sidecar.resident_bytes()
+        for _ in range(60):
+            ask()
+        assert sidecar.resident_bytes() - before < 40 * MIB
+        assert all(len(got.body) > 900_000 for got in upstream.wait_for_requests(61))
