@@ -25,6 +25,7 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\x00-\x08\x0a-
 _TOKEN_START = re.compile(_TOKEN)
 FIELD_LINE = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")  # a leading zero is octal to some readers
+_BARE_LF = re.compile(rb"(?<!\r)\n")
 _SEEN = frozenset((b"host", b"content-length", b"transfer-encoding"))
 
 type Fields = tuple[tuple[bytes, bytes], ...]
@@ -72,6 +73,15 @@ def can_become_a_head(data: bytes) -> bool:
     if end:
         return _REQUEST_LINE.fullmatch(line) is not None
     return _TOKEN_START.match(data) is not None and b"\n" not in data
+
+
+def has_bare_lf(data: bytes) -> bool:
+    """Tell whether a line of a head ends in LF alone. If that is its last one, its end would be waited for in vain.
+
+    Args:
+        data: what has come of the head so far.
+    """
+    return _BARE_LF.search(data) is not None
 
 
 def read_request_head(head: bytes) -> RequestHead:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from addons.exchange import Exchange, problem_response
 from proxy.core.decisions import Denied, Reason
 from proxy.core.framing import BadFraming, Body, body_of
-from proxy.core.heads import BAD_REQUEST_LINE, MAX_HEAD_BYTES, can_become_a_head, read_request_head
+from proxy.core.heads import BAD_REQUEST_LINE, MAX_HEAD_BYTES, can_become_a_head, has_bare_lf, read_request_head
 from proxy.core.hops import keeps_alive, trailers_to_relay
 from proxy.engine.connect import Connect
 from proxy.engine.conversation import Conversation
@@ -95,7 +95,7 @@ class AppHttp1:
             if end < 0:
                 if not can_become_a_head(stripped):
                     raise Denied(Reason.BAD_REQUEST, BAD_REQUEST_LINE)
-                if b"\n\n" in stripped:
+                if has_bare_lf(stripped):
                     raise Denied(Reason.BAD_REQUEST, "the head holds a line that ends in a bare LF")
                 return False
             self._unread = stripped[end + 4 :]

@@ -22,7 +22,7 @@ from mitmproxy.proxy.layers.http._http1 import Http1Client
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.framing import BadFraming, ChunkedBody
-from proxy.core.heads import CHUNKED, MAX_HEAD_BYTES, ResponseHead, read_response_head
+from proxy.core.heads import CHUNKED, MAX_HEAD_BYTES, ResponseHead, has_bare_lf, read_response_head
 from proxy.core.hops import without_framing
 from proxy.engine.messages import headers_of
 from proxy.engine.upstream import MAX_INTERIM
@@ -135,7 +135,7 @@ class Http1Upstream(Http1Client):
         while True:
             data = bytes(self.buf)
             end = data.find(b"\r\n\r\n")
-            if (end if end >= 0 else len(data)) > MAX_HEAD_BYTES or (end < 0 and b"\n\n" in data):
+            if (end if end >= 0 else len(data)) > MAX_HEAD_BYTES or (end < 0 and has_bare_lf(data)):
                 raise Denied(Reason.UPSTREAM_FAILED, "the upstream's head has no end")
             if end < 0:
                 return None

@@ -28,7 +28,7 @@ from OpenSSL import SSL
 from addons.exchange import Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.core.framing import BadFraming, Body, UntilCloseBody, body_of
-from proxy.core.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, ResponseHead, read_response_head
+from proxy.core.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, ResponseHead, has_bare_lf, read_response_head
 from proxy.core.hops import keeps_alive, trailers_to_relay
 from proxy.engine.dispatch import HookFailed, describe
 from proxy.engine.pairs import Ending, ending_of, say_ending
@@ -346,7 +346,7 @@ class UpstreamConnection(Reading):
         if (end if end >= 0 else len(data)) > MAX_HEAD_BYTES:
             raise Denied(Reason.UPSTREAM_FAILED, f"the upstream's head is longer than {MAX_HEAD_BYTES} bytes")
         if end < 0:
-            if b"\n\n" in data:
+            if has_bare_lf(data):
                 raise Denied(Reason.UPSTREAM_FAILED, "the upstream's head holds a line that ends in a bare LF")
             self._unread = data
             return None

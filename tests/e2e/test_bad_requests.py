@@ -171,6 +171,11 @@ BAD: dict[str, tuple[str, int, str]] = {
         400,
         "bad_request",
     ),
+    "a bare line feed before the last": (
+        "GET http://up.example:PORT/ HTTP/1.1\r\nHost: up.example:PORT\n\r\n",
+        400,
+        "bad_request",
+    ),
     "a bare carriage return": (
         "GET http://up.example:PORT/ HTTP/1.1\r\nHost: up.example:PORT\r\nX: 1\rY: 2\r\n\r\n",
         400,

@@ -17,12 +17,13 @@ from h2.errors import ErrorCodes
 
 from proxy.core.keys import Alg
 from proxy.engine.http2 import RESETS_AT_ONCE
+from proxy.engine.upstream import MAX_INTERIM
 from tests.e2e import wire
 from tests.e2e.app import connect, fresh
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import curl
 from tests.e2e.connection import RecordedRequest
-from tests.e2e.http2 import Http2Client, Http2Upstream, Message
+from tests.e2e.http2 import Http2Client, Http2Upstream, Message, Reply
 from tests.e2e.receiver import Marked, Receiver, assert_only_marked_changed, plain
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import TlsUpstream
@@ -263,6 +264,47 @@ class TestToHttp1:
         assert_denied(client.read(stream), 502, "pin_mismatch")
         upstream.assert_no_application_bytes()
 
+    def test_what_is_about_the_upstreams_connection_only_ends_here(
+        self, sidecar: Sidecar, tls_upstream: MakeTls
+    ) -> None:
+        """RFC 9113, section 8.2.2: an app that is sent such a field resets the stream."""
+
+        def respond(request: RecordedRequest) -> bytes:
+            listed = (("Connection", "X-Hop, keep-alive"), ("Keep-Alive", "timeout=5"), ("Proxy-Connection", "close"),
+                      ("Upgrade", "websocket" if request.target == "/socket" else "h2c"))  # fmt: skip
+            return wire.response(426, b"", headers=(*listed, ("X-Hop", "1"), ("X-End-To-End", "2")))
+
+        upstream = fresh(lambda: tls_upstream(*HOSTS, respond=respond))
+        client = speak(sidecar, upstream, "other.example")
+        for path in ("/h2c", "/socket"):
+            message = client.read(client.send(f"other.example:{upstream.port}", path, method="GET"))
+            names = [name for name, _ in message.headers]
+            assert names == [":status", "x-end-to-end", "content-type", "content-length"]
+
+    def test_a_field_that_is_not_listed_by_connection_is_passed_on(
+        self, sidecar: Sidecar, tls_upstream: MakeTls
+    ) -> None:
+        def respond(_: RecordedRequest) -> bytes:
+            return wire.response(200, headers=(("Connection", "X-Other"), ("X-Hop", "1")))
+
+        upstream = fresh(lambda: tls_upstream(*HOSTS, respond=respond))
+        client = speak(sidecar, upstream, "other.example")
+        message = client.read(client.send(f"other.example:{upstream.port}", method="GET"))
+        assert message.get("x-hop") == "1"
+        assert message.get("connection") is None
+
+    def test_what_the_app_takes_of_us_is_not_what_we_take_of_the_upstream(
+        self, sidecar: Sidecar, tls_upstream: MakeTls
+    ) -> None:
+        upstream = fresh(lambda: tls_upstream(*HOSTS))
+        for host in ("pay.example", "other.example"):  # held, and streamed
+            client = speak(sidecar, upstream, host)
+            fields = [("te", "trailers"), ("x-one", "1")]
+            assert client.read(client.send(f"{host}:{upstream.port}", headers=fields, body=b"{}")).status == 200
+        for got in upstream.wait_for_requests(2):
+            assert "te" not in got.headers
+            assert got.headers.get("x-one") == "1"
+
     def test_an_app_that_leaves_in_the_middle_of_the_handshake_is_all_that_ends(self, sidecar: Sidecar) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
@@ -388,6 +430,24 @@ class TestToHttp2:
         assert len(upstream.connections) == 1  # one connection for all of them
         assert upstream.connections[0].alpn == "h2"
 
+    def test_what_the_app_takes_is_told(self, sidecar: Sidecar, h2_upstream: Callable[..., Http2Upstream]) -> None:
+        upstream = h2_upstream()
+        client = speak(sidecar, upstream, "other.example")
+        client.read(client.send(f"other.example:{upstream.port}", method="GET", headers=[("te", "trailers")]))
+        assert upstream.wait_for_messages(1)[0].get("te") == "trailers"
+
+    @pytest.mark.parametrize(("count", "status"), [(MAX_INTERIM, 200), (MAX_INTERIM + 1, 502)])
+    def test_interim_responses_have_an_end(
+        self, sidecar: Sidecar, h2_upstream: Callable[..., Http2Upstream], count: int, status: int
+    ) -> None:
+        upstream = h2_upstream(answer=lambda _: Reply([(":status", "200")], b"ok", interim=count))
+        client = speak(sidecar, upstream, "other.example")
+        message = client.read(client.send(f"other.example:{upstream.port}", method="GET"))
+        if status == 200:
+            assert (message.status, message.body) == (200, b"ok")
+        else:
+            assert_denied(message, 502, "upstream_failed")
+
     def test_a_denied_body_sends_no_stream(self, sidecar: Sidecar, h2_upstream: Callable[..., Http2Upstream]) -> None:
         upstream = h2_upstream()
         client = speak(sidecar, upstream, "pay.example")
@@ -428,6 +488,48 @@ class TestToHttp2:
         client = speak(sidecar, upstream, "app.example")
         message = client.read(client.send(f"app.example:{upstream.port}", method="GET"))
         assert (message.status, message.body) == (200, b'{"card": "4111"}')
+
+
+class TestAuthority:
+    """A request names where it goes, or it goes nowhere."""
+
+    def ask(self, sidecar: Sidecar, upstream: TlsUpstream, *names: tuple[str, str]) -> Message:
+        client = speak(sidecar, upstream, "other.example")
+        pseudo = [(":method", "GET"), (":scheme", "https"), (":path", "/")]
+        fields = [(name, value.format(f"other.example:{upstream.port}")) for name, value in names]
+        pseudo += [field for field in fields if field[0].startswith(":")]
+        return client.read(client.begin_raw(pseudo + [field for field in fields if field not in pseudo], last=True))
+
+    def test_an_empty_one_and_no_host_is_none(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+        upstream = fresh(lambda: tls_upstream(*HOSTS))
+        assert_denied(self.ask(sidecar, upstream, (":authority", "")), 400, "bad_request")
+        upstream.assert_untouched()
+
+    def test_an_empty_host_is_none_either(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+        upstream = fresh(lambda: tls_upstream(*HOSTS))
+        assert_denied(self.ask(sidecar, upstream, ("host", "")), 400, "bad_request")
+        upstream.assert_untouched()
+
+    def test_without_either_it_is_no_request(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+        upstream = fresh(lambda: tls_upstream(*HOSTS))
+        assert self.ask(sidecar, upstream).reset is not None
+        upstream.assert_untouched()
+
+    @pytest.mark.parametrize("name", ["host", ":authority"])
+    def test_either_of_them_is_enough(self, sidecar: Sidecar, tls_upstream: MakeTls, name: str) -> None:
+        upstream = fresh(lambda: tls_upstream(*HOSTS))
+        assert self.ask(sidecar, upstream, (name, "{}")).status == 200
+        (got,) = upstream.wait_for_requests(1)
+        assert got.headers.get("host") == f"other.example:{upstream.port}"
+
+    @pytest.mark.parametrize("name", ["host", ":authority"])
+    def test_so_it_is_where_the_upstream_speaks_http_2(
+        self, sidecar: Sidecar, h2_upstream: Callable[..., Http2Upstream], name: str
+    ) -> None:
+        upstream = h2_upstream()
+        assert self.ask(sidecar, upstream, (name, "{}")).status == 200
+        (got,) = upstream.wait_for_messages(1)
+        assert (got.get("host") or got.get(":authority")) == f"other.example:{upstream.port}"
 
 
 def test_no_hook_failed_in_all_of_this(sidecar: Sidecar) -> None:

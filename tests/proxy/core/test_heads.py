@@ -5,6 +5,8 @@ Proves DESIGN rule 1 for what comes first of every message, from both sides.
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from proxy.core.heads import (
     RequestHead,
     ResponseHead,
     can_become_a_head,
+    has_bare_lf,
     read_request_head,
     read_response_head,
 )
@@ -224,6 +227,13 @@ def test_every_start_of_a_good_head_can_become_one(length: int) -> None:
 )
 def test_what_can_never_become_a_head_is_known_early(data: bytes) -> None:
     assert not can_become_a_head(data)
+
+
+@pytest.mark.parametrize("data", [b"\n", b"a\n", b"a\r\n\n", b"a\n\r\n", b"a\r\nb\n", b"a\r\r\n\n"])
+def test_a_line_feed_that_ends_a_line_alone_is_known_before_the_end_of_the_head(data: bytes) -> None:
+    assert has_bare_lf(data)
+    assert not has_bare_lf(re.sub(rb"(?<!\r)\n", b"\r\n", data))  # the twin
+    assert not has_bare_lf(b"a\r")
 
 
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\r\n"
