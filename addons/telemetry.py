@@ -23,6 +23,7 @@ from addons.metrics import Metrics
 from addons.sessions import Sessions
 from proxy.core.decisions import Action
 from proxy.core.pins import PinVerdict
+from proxy.core.policy import ListenerKind
 
 MAX_PATH = 2048  # characters of a path in a line: nobody hides what he sends by making lines too long to be written
 NO_RULE = "-"
@@ -58,8 +59,9 @@ class Telemetry:
         self._close(flow, None)
 
     def http_connect_error(self, flow: http.HTTPFlow) -> None:
-        """Close the books on a refused CONNECT."""
-        self._close(flow, flow.response.status_code if flow.response else None)
+        """Close the books on a refused CONNECT. Where it stands for another way in, the app is told no status."""
+        is_told = self.sessions.of(flow.client_conn).entry is ListenerKind.FORWARD
+        self._close(flow, flow.response.status_code if flow.response and is_told else None)
 
     def _close(self, flow: http.HTTPFlow, status: int | None) -> None:
         exchange = self.sessions.exchange(flow)

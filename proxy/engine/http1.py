@@ -106,7 +106,7 @@ class AppHttp1:
             if self._entry is not None:
                 head, inside, front = self._entry.aim(head)
                 is_tls = self._entry.is_https
-            request = request_of(head, inside, is_tls=is_tls)
+            request = request_of(head, inside, is_tls=is_tls, any_scheme=front is not None)
         except Denied as denied:
             self.refuse(denied)
             return False

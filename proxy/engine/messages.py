@@ -24,13 +24,16 @@ _PORTS = {b"http": HTTP_PORT, b"https": HTTPS_PORT}
 _WEBSOCKET = {b"ws": b"http", b"wss": b"https"}  # what some apps write where they ask for it (RFC 6455, section 3)
 
 
-def request_of(head: RequestHead, inside: Destination | None, *, is_tls: bool) -> http.Request:
+def request_of(
+    head: RequestHead, inside: Destination | None, *, is_tls: bool, any_scheme: bool = False
+) -> http.Request:
     """Return mitmproxy's request object for a head that an app sent.
 
     Args:
         head: the head.
         inside: the destination of the CONNECT that it came through, or None.
         is_tls: whether it came through TLS inside that CONNECT.
+        any_scheme: whether its target may name another scheme, as to a reverse listener, which the app knows by http.
 
     Raises:
         Denied: BAD_REQUEST: the target is not one that a proxy can be sent there.
@@ -61,7 +64,7 @@ def request_of(head: RequestHead, inside: Destination | None, *, is_tls: bool) -
     if inside is not None:
         host, port = inside.host, inside.port
         spoken = b"https" if is_tls else b"http"
-        if scheme and scheme != spoken:
+        if scheme and scheme != spoken and not any_scheme:
             raise Denied(Reason.BAD_REQUEST, "the request target names another scheme than what it came through")
         scheme = spoken
     elif not host:

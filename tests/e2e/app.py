@@ -10,6 +10,8 @@ import ssl
 from collections.abc import Callable, Iterable
 from enum import Enum
 
+import pytest
+
 from tests.e2e.clients import Answer, RawClient
 from tests.e2e.sidecar import Decision, Sidecar
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
@@ -136,3 +138,11 @@ def careless() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def client_hello(name: str | None = None) -> bytes:
+    """Return a ClientHello, as an app sends it to a name, or to an address."""
+    outgoing = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        careless().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name).do_handshake()
+    return outgoing.read()

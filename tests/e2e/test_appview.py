@@ -5,9 +5,11 @@ Proves, at the bytes of both ends, that an app without TLS stays inside the side
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,14 +23,22 @@ from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
 HOST = "app.example"
+SIBLING, OTHER, SHUT = "www.app.example", "other.example", "shut.example"
+SHOP = ("shop.example", "evil.shop.example")
+NAMED = ("intranet", "127.0.0.9")  # local ones that a rule names
 MakeTls = Callable[..., TlsUpstream]
 
 
 @pytest.fixture(scope="module")
 def sidecar(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
     """One sidecar for all tests here: its policy changes in none of them."""
-    hosts = dict.fromkeys((HOST, "other.example"), "127.0.0.1")
-    with Sidecar("", tmp_path_factory.mktemp("appview"), authority=authority, hosts=hosts) as running:
+    hosts = dict.fromkeys((HOST, SIBLING, OTHER, *SHOP), "127.0.0.1")
+    policy = f"""
+        rules:
+          - {{name: named, hosts: [{", ".join(NAMED)}]}}
+          - {{name: shut, hosts: [{SHUT}], plain_http: reject}}
+    """
+    with Sidecar(policy, tmp_path_factory.mktemp("appview"), authority=authority, hosts=hosts) as running:
         yield running
 
 
@@ -94,15 +104,38 @@ class TestToTheApp:
         cookies = sorted((second.headers.get("cookie") or "").split("; "))
         assert cookies == ["__Host-sid=1", "plain=2"]
 
-    def test_curl_follows_a_redirect_without_speaking_tls(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+    @pytest.mark.parametrize("to", [HOST, SIBLING, OTHER])
+    def test_curl_follows_a_redirect_without_speaking_tls(
+        self, sidecar: Sidecar, tls_upstream: MakeTls, to: str
+    ) -> None:
         def respond(request: RecordedRequest) -> bytes:
             if request.target == "/there":
                 return wire.response(200, b"arrived")
-            return wire.response(302, headers=(("Location", f"https://{request.headers.get('host')}/there"),))
+            port = (request.headers.get("host") or "").rpartition(":")[2]
+            return wire.response(302, headers=(("Location", f"https://{to}:{port}/there"),))
 
-        upstream = tls_upstream(HOST, respond=respond)
+        upstream = tls_upstream(HOST, to, respond=respond)
         answer = curl("-L", "--proto-redir", "=http", upstream.url("/", host=HOST), proxy=sidecar.proxy_url)
         assert (answer.status, answer.body) == (200, b"arrived"), answer.error
+        assert [request.connection.sni for request in upstream.requests] == [HOST, to]
+
+    @pytest.mark.parametrize(
+        ("there", "scheme"),
+        [
+            ("127.0.0.1", "https"),  # the app may have another way to what is local
+            ("127.0.0.9", "http"),
+            ("[::1]", "https"),
+            ("printer", "https"),
+            ("intranet", "http"),
+            (SHUT, "https"),  # as http it would be refused
+            (OTHER, "http"),
+        ],
+    )
+    def test_a_redirect_is_shown_as_http_only_where_the_app_gets_there_by_it(
+        self, sidecar: Sidecar, tls_upstream: MakeTls, there: str, scheme: str
+    ) -> None:
+        upstream = answering(tls_upstream, ("Location", f"https://{there}:8443/a?b"), status=302)
+        assert ask(sidecar, upstream).headers.get("location") == f"{scheme}://{there}:8443/a?b"
 
 
 class TestLoops:
@@ -169,6 +202,24 @@ class TestToTheServer:
         assert got.headers.get("x-forwarded-proto") == "https"
         assert got.headers.get("forwarded") == "for=10.0.0.1;proto=https"
         assert got.headers.get("cookie") == "a=1; __Secure-b=2"
+
+    @pytest.mark.parametrize(
+        ("origin", "told"),
+        [
+            ("http://www.other.example", "https://www.other.example"),
+            ("http://localhost:3000", "http://localhost:3000"),  # a developer's server, which speaks no https
+        ],
+    )
+    def test_what_is_granted_to_another_upgraded_origin_is_granted_to_it_as_the_app_wrote_it(
+        self, sidecar: Sidecar, tls_upstream: MakeTls, origin: str, told: str
+    ) -> None:
+        def respond(request: RecordedRequest) -> bytes:
+            return wire.response(200, headers=(("Access-Control-Allow-Origin", request.headers.get("origin") or ""),))
+
+        upstream = tls_upstream(HOST, respond=respond)
+        answer = ask(sidecar, upstream, more=f"Origin: {origin}\r\n")
+        assert upstream.requests[0].headers.get("origin") == told
+        assert answer.headers.get("access-control-allow-origin") == origin
 
 
 def test_what_is_not_upgraded_is_not_touched(authority: Authority, tls_upstream: MakeTls, tmp_path: Path) -> None:
@@ -297,6 +348,78 @@ class TestSecureCookies:
                 url = secure.url("/", host="api.site.example")
                 assert curl("-b", jar, "-c", jar, url, proxy=sidecar.proxy_url).status == 200
             assert [request.headers.get("cookie") for request in secure.requests] == [None, "sid=1", None]
+
+
+class TestCookiesWhereNoPlainHttpPasses:
+    """Nothing could leave in plain text, so that only names which no jar would take without Secure are changed."""
+
+    COOKIES = (
+        ("Set-Cookie", "csrftoken=1; Path=/; Secure"),
+        ("Set-Cookie", "__Host-sid=2; Path=/; Secure"),
+        ("Set-Cookie", "__Secure-id=3; Secure"),
+    )
+
+    def test_a_script_finds_a_secure_cookie_by_its_name(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+        kept, *marked = ask(sidecar, answering(tls_upstream, *self.COOKIES)).headers.all("set-cookie")
+        assert kept == "csrftoken=1; Path=/"
+        assert [re.sub(r"^_oc[0-9a-f]{16}_", "_oc_", cookie) for cookie in marked] == [
+            "_oc___Host-sid=2; Path=/",
+            "_oc___Secure-id=3",
+        ]
+
+    def test_the_twin_with_one_host_that_lets_it_pass_marks_all(
+        self, authority: Authority, tls_upstream: MakeTls, tmp_path: Path
+    ) -> None:
+        policy = "rules: [{name: plain, hosts: [plain.example], plain_http: allow}]"
+        with Sidecar(policy, tmp_path, authority=authority, hosts={HOST: "127.0.0.1"}) as sidecar:
+            kept, *_ = ask(sidecar, answering(tls_upstream, *self.COOKIES)).headers.all("set-cookie")
+        assert re.fullmatch(r"_oc[0-9a-f]{16}_csrftoken=1; Path=/", kept)
+
+    @pytest.mark.parametrize("jar", ["curl", "http.cookiejar"])
+    def test_a_jar_gives_them_all_back_as_the_server_set_them(
+        self, sidecar: Sidecar, tls_upstream: MakeTls, tmp_path: Path, jar: str
+    ) -> None:
+        upstream = answering(tls_upstream, *self.COOKIES)
+        url = upstream.url("/", host=HOST)
+        file = str(tmp_path / "jar")
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({"http": sidecar.proxy_url}), urllib.request.HTTPCookieProcessor()
+        )
+        for _ in range(2):
+            if jar == "curl":
+                assert curl("-b", file, "-c", file, url, proxy=sidecar.proxy_url).status == 200
+            else:
+                assert opener.open(url, timeout=10).status == 200
+        first, second = (request.headers.get("cookie") for request in upstream.requests)
+        assert first is None
+        assert set((second or "").split("; ")) == {"csrftoken=1", "__Host-sid=2", "__Secure-id=3"}
+
+    @pytest.mark.parametrize("own", ["__Host-sid=good; Path=/; Secure", "lang=en"])
+    def test_a_sibling_cannot_set_what_only_the_host_itself_can(
+        self, sidecar: Sidecar, authority: Authority, roots: Path, tmp_path: Path, own: str
+    ) -> None:
+        """Through a tunnel, a sibling sees the names that the jar has, and sets any; so it learns its domain's mark."""
+        shop, evil = SHOP
+
+        def respond(request: RecordedRequest) -> bytes:
+            if (request.headers.get("host") or "").startswith(shop):
+                return wire.response(200, headers=(("Set-Cookie", own),))
+            learned = re.search(r"(_oc[0-9a-f]{16}_)__Secure-t=1", request.headers.get("cookie") or "")
+            if learned is None:
+                cookies = ("__Secure-t=1; Domain=shop.example; Secure",)
+            else:
+                cookies = (f"{learned[1]}__Host-sid=evil; Domain=shop.example", f"{learned[1]}b=2; Domain=shop.example")
+            return wire.response(200, headers=tuple(("Set-Cookie", cookie) for cookie in cookies))
+
+        jar = str(tmp_path / "jar")
+        with TlsUpstream(authority, *SHOP, respond=respond) as upstream:
+            for scheme, host in (("http", shop), ("http", evil), ("https", evil), ("http", shop)):
+                url = upstream.url("/", scheme=scheme, host=host)
+                assert curl("-b", jar, "-c", jar, url, proxy=sidecar.proxy_url, ca_file=roots).status == 200
+            assert "__Host-sid\tevil" in Path(jar).read_text()  # the jar has taken it
+            # What a sibling could set without us, it can; but no name that only the host itself may give.
+            seen = set((upstream.requests[-1].headers.get("cookie") or "").split("; "))
+        assert seen == {own.partition(";")[0], "__Secure-t=1", "b=2"}
 
 
 class TestPages:

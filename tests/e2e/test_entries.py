@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import wire
+from tests.e2e.app import client_hello
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient, curl
 from tests.e2e.connection import RecordedRequest
@@ -81,6 +82,30 @@ class TestReverse:
             client.send(f"GET /next HTTP/1.1\r\nHost: {me}\r\nCookie: {kept}\r\n\r\n".encode())
             client.read_response()
             assert upstream.requests[1].headers.get("cookie") == "__Host-id=1; b=2; mine=3"
+
+    def test_an_app_of_http_1_0_without_a_host_field_is_told_of_the_listener_as_well(
+        self, authority: Authority, tmp_path: Path
+    ) -> None:
+        def respond(request: RecordedRequest) -> bytes:
+            fields = (
+                ("Location", f"https://{request.headers.get('host')}/next"),
+                ("Set-Cookie", "__Host-id=1; Secure; Path=/"),
+                ("Set-Cookie", "b=2; Domain=api.example"),
+            )
+            return wire.response(302, headers=fields)
+
+        with (
+            TlsUpstream(authority, "api.example", respond=respond) as upstream,
+            self.serve(authority, tmp_path, upstream) as sidecar,
+            RawClient(sidecar.address) as client,
+        ):
+            client.send(b"GET / HTTP/1.0\r\n\r\n")
+            answer = client.read_response()
+        assert upstream.received == f"GET / HTTP/1.1\r\nHost: api.example:{upstream.port}\r\n\r\n".encode()
+        assert answer.headers.get("location") == f"http://127.0.0.1:{sidecar.address[1]}/next"
+        one, other = answer.headers.all("set-cookie")
+        assert one.endswith("__Host-id=1; Path=/")
+        assert other.endswith("_b=2")
 
     def test_what_is_one_servers_goes_to_none_that_shares_the_listeners_address(
         self, authority: Authority, tmp_path: Path
@@ -266,7 +291,8 @@ class TestSocks5:
             received = client.read_to_end()
         assert received.startswith(answer)
         assert len(received) in (len(answer), len(answer) + 8 if len(answer) == 4 else 0)
-        assert len(sidecar.wait_for_decisions(1)) == 1
+        (line,) = sidecar.wait_for_decisions(1)
+        assert (line["action"], line["status"]) == ("deny", None)  # what SOCKS says is no status
 
     def test_users_show_their_password(self, authority: Authority, upstream: TlsUpstream, tmp_path: Path) -> None:
         policy = (
@@ -401,6 +427,63 @@ def test_transparent_connections_are_served_by_the_name_that_they_give(
         ],
         key=str,
     )
+
+
+# Says of every connection that it was redirected, as the kernel does where it was: no rule of a firewall is needed.
+REDIRECTED = """
+import socket, struct, sys
+sys.path.append(sys.argv.pop(1))
+answer = struct.pack("!2xH4s8x", int(sys.argv.pop(1)), socket.inet_aton("127.0.0.1"))
+original = socket.socket.getsockopt
+def getsockopt(self, level, option, *size):
+    return answer if (level, option) == (socket.IPPROTO_IP, 80) else original(self, level, option, *size)
+socket.socket.getsockopt = getsockopt
+sys.argv[0] = "overcoat"
+from proxy.cli import main
+main()
+"""
+
+
+class TestRedirected:
+    def serve(self, authority: Authority, folder: Path, port: int, more: str = "") -> Sidecar:
+        """Return a sidecar to which each app has dialled this port of 127.0.0.1."""
+        (folder / "redirected.py").write_text(REDIRECTED)
+        command = [sys.executable, "-P", str(folder / "redirected.py"), str(ROOT), str(port)]
+        return Sidecar(f"listen: ['transparent://127.0.0.1:0']\n{more}", folder, authority=authority, command=command)
+
+    @pytest.mark.parametrize("method", ["GET", "M-SEARCH", "VERSION-CONTROL", "BASELINE-CONTROL"])
+    def test_any_method_is_http(self, authority: Authority, tmp_path: Path, method: str) -> None:
+        with (
+            TlsUpstream(authority, "127.0.0.1") as upstream,
+            self.serve(authority, tmp_path, upstream.port) as sidecar,
+            RawClient(sidecar.address) as client,
+        ):
+            rest = f" /a HTTP/1.1\r\nHost: 127.0.0.1:{upstream.port}\r\n\r\n"
+            client.send(f"{method}{rest}".encode())
+            assert client.read_response().status == 200
+            assert upstream.received == f"{method}{rest}".encode()
+
+    @pytest.mark.parametrize(
+        ("sent", "more", "reason"),
+        [
+            (b"SSH-2.0-x\r\n", "", "not_http"),
+            (b"hello", "defaults: {https: reject}", "https_rejected"),
+            (b"hello", "destinations: {egress: listed}", "destination_forbidden"),
+        ],
+    )
+    def test_who_is_refused_without_an_answer_has_a_line_without_a_status(
+        self, authority: Authority, tmp_path: Path, sent: bytes, more: str, reason: str
+    ) -> None:
+        with (
+            TlsUpstream(authority, "127.0.0.1") as upstream,
+            self.serve(authority, tmp_path, upstream.port, more) as sidecar,
+            RawClient(sidecar.address) as client,
+        ):
+            client.send(client_hello() if sent == b"hello" else sent)
+            assert client.read_to_end() == b""
+            line = sidecar.wait_for_decisions(1)[0]
+            upstream.assert_untouched()
+        assert (line["action"], line["reason"], line["status"]) == ("deny", reason, None)
 
 
 def test_a_plain_upstream_is_never_dialled_by_any_way_in(authority: Authority, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import http.client
 import json
 import socket
-import ssl
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import wire
+from tests.e2e.app import client_hello
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import Accepted, RawClient
 from tests.e2e.http2 import Http2Client, Http2Upstream
@@ -129,16 +129,6 @@ def send_until_blocked(client: RawClient, size: int) -> int:
     finally:
         client._socket.settimeout(DEADLINE)
     return sent
-
-
-def client_hello() -> bytes:
-    """Return a ClientHello for no name, as an app sends it to an address."""
-    outgoing = ssl.MemoryBIO()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    with pytest.raises(ssl.SSLWantReadError):
-        context.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
-    return outgoing.read()
 
 
 # Starts the command with what takes days, minutes or a broken name server under the test's control.

@@ -245,6 +245,20 @@ class TestPersistence:
             assert app.read_exactly(len(OK)) == OK
 
 
+class TestTargets:
+    @pytest.mark.parametrize("host", [PLAIN, UPGRADED])
+    @pytest.mark.parametrize(("path", "target"), [("", "*"), ("/", "/"), ("?a", "/?a")])
+    def test_the_options_of_a_whole_server_are_asked_for_by_an_asterisk(
+        self, app: RawClient, upstream: MakeUpstream, host: str, path: str, target: str
+    ) -> None:
+        far = upstream(host)
+        app.send(far.request(path, method="OPTIONS"))  # RFC 9112, section 3.2.4
+        with far.accept() as server:
+            assert server.read_head() == far.expected(target, method="OPTIONS")
+            server.send(OK)
+            assert app.read_exactly(len(OK)) == OK
+
+
 class TestStreaming:
     CHUNKED = "Transfer-Encoding: chunked\r\n"
 
@@ -387,6 +401,27 @@ class TestInterim:
             app.send(far.request("/2"))
             assert server.read_head() == far.expected("/2")
 
+    @pytest.mark.parametrize(
+        ("host", "scheme", "rest"),
+        [
+            (UPGRADED, "http", b""),
+            (PLAIN, "https", b"Set-Cookie: a=b; Secure\r\nStrict-Transport-Security: max-age=9\r\n"),
+        ],
+        ids=["upgraded", "as they came"],
+    )
+    def test_hints_of_an_upgraded_host_fit_what_its_app_knows(
+        self, app: RawClient, upstream: MakeUpstream, host: str, scheme: str, rest: bytes
+    ) -> None:
+        far = upstream(host)
+        app.send(far.request())
+        start = b"HTTP/1.1 103 Early Hints\r\nX: 1\r\nLink: <%s://%s/a.css>; rel=preload\r\n%s\r\n"
+        said = b"Set-Cookie: a=b; Secure\r\nStrict-Transport-Security: max-age=9\r\n"
+        with far.accept() as server:
+            server.read_head()
+            server.send(start % (b"https", far.authority.encode(), said) + OK)
+            expected = start % (scheme.encode(), far.authority.encode(), rest) + OK
+            assert app.read_exactly(len(expected)) == expected
+
     def test_what_is_about_one_connection_ends_here_in_interim_responses_as_well(
         self, app: RawClient, upstream: MakeUpstream
     ) -> None:
@@ -455,6 +490,21 @@ class TestWebSocket:
         assert server.read_to_end() == b""
         line = sidecar.wait_for_decision(lambda decision: decision["destination"] == far.authority)
         assert (line["status"], line["reason"]) == (101, None)
+
+    @pytest.mark.parametrize("scheme", ["ws", "WS", "wss"])
+    def test_an_app_may_ask_for_it_by_its_own_scheme(self, app: RawClient, upstream: MakeUpstream, scheme: str) -> None:
+        far = upstream(UPGRADED)
+        asked = far.request("/chat", self.OFFER + self.CONNECTION)
+        app.send(asked.replace(b"GET http:", f"GET {scheme}:".encode()))
+        with far.accept() as server:  # the handshake of TLS is in there
+            assert server.read_head() == far.expected("/chat", self.OFFER + self.CONNECTION)
+            server.send(self.SWITCH + b"Connection: Upgrade\r\n\r\n")
+            assert app.read_until(END_OF_HEAD).startswith(b"HTTP/1.1 101 ")
+            for frame in (b"\x81\x82\x00\x00\x00\x00hi", b"\xff" * 100_000):
+                app.send(frame)
+                assert server.read_exactly(len(frame)) == frame
+                server.send(frame)
+                assert app.read_exactly(len(frame)) == frame
 
     @pytest.mark.parametrize("host", [PLAIN, UPGRADED])
     def test_it_ends_for_the_app_when_the_upstream_ends_it(

@@ -23,6 +23,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from tests.e2e.app import client_hello
 from tests.e2e.certificates import Authority, Identity, Variant
 from tests.e2e.clients import Answer, RawClient, curl, urllib_request
 from tests.e2e.connection import RecordedRequest
@@ -449,7 +450,7 @@ class TestHttps:
         assert decision["bytes_sent"] == len(upstream.wire)
 
     def test_a_tunnel_changes_no_byte_either_way_and_keeps_half_closes(self, sidecar: Sidecar) -> None:
-        hello = _client_hello("open.example")
+        hello = client_hello("open.example")
         with _recorder() as (port, conversation), open_tunnel(sidecar, f"open.example:{port}") as client:
             client.send(hello)
             client.send(bytes(range(256)) * 1000)
@@ -466,7 +467,7 @@ class TestHttps:
             socket.create_server(("127.0.0.1", 0)) as listener,
             open_tunnel(sidecar, f"open.example:{listener.getsockname()[1]}") as client,
         ):
-            client.send(_client_hello("open.example"))
+            client.send(client_hello("open.example"))
             server, _ = listener.accept()
             with server:
                 server.settimeout(5)
@@ -480,7 +481,7 @@ class TestHttps:
                     to_other.recv(65536)
 
     def test_a_servers_half_close_leaves_the_apps_half_open(self, sidecar: Sidecar) -> None:
-        hello = _client_hello("open.example")
+        hello = client_hello("open.example")
         with _recorder() as (port, conversation), open_tunnel(sidecar, f"open.example:{port}") as client:
             client.send(hello)
             conversation.answer(b"the end")
@@ -550,12 +551,10 @@ class TestHttps:
         decision = decision_about(sidecar, "nohttps.example:443", "CONNECT")
         assert (decision["action"], decision["status"]) == ("deny", 403)
 
-    def test_rejected_on_another_port_it_ends_at_the_client_hello(
-        self, sidecar: Sidecar, tls_upstream: MakeTls
-    ) -> None:
+    def test_rejected_on_another_port_it_ends_at_theclient_hello(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
         upstream = tls_upstream("onlyplain.example")
         with open_tunnel(sidecar, f"onlyplain.example:{upstream.port}") as client:
-            client.send(_client_hello("onlyplain.example"))
+            client.send(client_hello("onlyplain.example"))
             assert client.read_to_end() == b""
         upstream.assert_untouched()
         decision = decision_about(sidecar, f"onlyplain.example:{upstream.port}", "CONNECT")
@@ -789,11 +788,3 @@ def _tls_upstream_on(port: int, identity: Identity) -> Iterator[None]:
         thread = threading.Thread(target=serve, args=(listener,), daemon=True)
         thread.start()
         yield
-
-
-def _client_hello(name: str) -> bytes:
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname=name)
-    with pytest.raises(ssl.SSLWantReadError):
-        tls.do_handshake()
-    return outgoing.read()
