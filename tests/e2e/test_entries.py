@@ -180,6 +180,16 @@ class TestReverse:
             assert (answer.status, json.loads(answer.body)["reason"]) == (status, reason)
         upstream.assert_untouched()
 
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    def test_a_target_that_names_its_own_host_passes(
+        self, authority: Authority, upstream: TlsUpstream, tmp_path: Path, scheme: str
+    ) -> None:
+        with self.serve(authority, tmp_path, upstream) as sidecar, RawClient(sidecar.address) as client:
+            url = upstream.url("/a", scheme=scheme, host="api.example")
+            client.send(f"GET {url} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert client.read_response().status == 200
+        assert upstream.requests[0].target == "/a"
+
     @pytest.mark.parametrize(
         ("host", "status"),
         [

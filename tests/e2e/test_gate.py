@@ -316,6 +316,18 @@ class TestClients:
             assert client.read_response(method="CONNECT").status in (407, 429)
         upstream.assert_untouched()
 
+    @pytest.mark.parametrize("how", ["GET http://{}/", "CONNECT {}"])
+    def test_the_line_of_who_is_refused_says_where_it_wanted_to_go(
+        self, guarded: Sidecar, upstream: TlsUpstream, how: str
+    ) -> None:
+        name = f"127.0.0.1:{upstream.port}"
+        before = len(guarded.decisions())
+        with RawClient(guarded.address) as client:
+            client.send(f"{how.format(name)} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+            assert client.read_response().status == 407
+        line = guarded.wait_for_decision(lambda line: line in guarded.decisions()[before:])
+        assert (line["destination"], line["reason"]) == (name, "proxy_authentication_required")
+
     def test_a_refused_connect_lets_nothing_in_behind_it(self, guarded: Sidecar, upstream: TlsUpstream) -> None:
         name = f"127.0.0.1:{upstream.port}"
         with RawClient(guarded.address) as client:
@@ -499,6 +511,17 @@ class TestVia:
             answer = get(sidecar, upstream, "Via: 1.0 other")
             assert answer.headers.all("via") == ("1.1 overcoat-1",)
             assert upstream.requests[0].headers.all("via") == ("1.0 other", "1.1 overcoat-1")
+
+    @pytest.mark.parametrize("version", ["1.0", "1.1"])
+    def test_a_responses_names_the_version_that_the_upstream_spoke(
+        self, authority: Authority, tmp_path: Path, version: str
+    ) -> None:
+        answer = f"HTTP/{version} 200 OK\r\nContent-Length: 0\r\n\r\n".encode()
+        with (
+            TlsUpstream(authority, "127.0.0.1", respond=lambda _: answer) as upstream,
+            Sidecar("via: overcoat-1", tmp_path, authority=authority) as sidecar,
+        ):
+            assert get(sidecar, upstream).headers.all("via") == (f"{version} overcoat-1",)
 
     def test_otherwise_it_is_not(self, authority: Authority, upstream: TlsUpstream, tmp_path: Path) -> None:
         with Sidecar("", tmp_path, authority=authority) as sidecar:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import wire
-from tests.e2e.app import Way, ask, connect, open_way, request
+from tests.e2e.app import Way, ask, connect, decision_of, open_way, request
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.connection import RecordedRequest
@@ -271,6 +271,25 @@ class TestLines:
         assert "?" not in "".join(line["path"] for line in zoo.all_lines)
         assert not re.search("canary|secret", zoo.sidecar.stdout + zoo.sidecar.stderr + zoo.metrics.text)
 
+    @pytest.mark.parametrize(("size", "shown"), [(2048, "x" * 2047), (63_000, "x" * 2047 + "…")])
+    def test_a_long_path_is_cut(self, sidecar: Sidecar, size: int, shown: str) -> None:
+        target = f"http://10.0.0.1:{size}"
+        with RawClient(sidecar.address) as client:
+            client.send(request(f"{target}/{'x' * (size - 1)}?secret", target.removeprefix("http://")))
+            assert client.read_response().status == 403
+        line = sidecar.wait_for_decision(lambda line: line["destination"] == target.removeprefix("http://"))
+        assert line["path"] == f"/{shown}"
+
+    def test_a_tunnel_that_the_app_closes_is_over_at_once(
+        self, sidecar: Sidecar, authority: Authority, roots: Path
+    ) -> None:
+        with TlsUpstream(authority, "other.example") as upstream:
+            with connect(sidecar, f"other.example:{upstream.port}") as client:
+                client.start_tls("other.example", roots)
+            line = decision_of(sidecar, upstream)
+        assert (line["action"], line["reason"]) == ("tunnel", None)
+        assert line["seconds"] < 0.5
+
     def test_bytes_are_those_of_the_bodies_as_they_went_and_came(self, zoo: Zoo) -> None:
         assert zoo.lines["upgraded"]["bytes_sent"] > 600  # two tokens
         assert zoo.lines["upgraded"]["bytes_received"] == 2
@@ -287,6 +306,10 @@ class TestMetrics:
             if name == "overcoat_requests_total"
         }
         assert counted == lines
+
+    def test_an_app_that_does_not_trust_the_local_ca_has_a_reason_of_its_own(self, zoo: Zoo) -> None:
+        refusals = zoo.metrics.value("overcoat_requests_total", rule="pay", action="deny", reason="app_tls_failed")
+        assert refusals == 1
 
     def test_fields_and_bytes_and_times_and_pins_agree_with_the_lines(self, zoo: Zoo) -> None:
         value = zoo.metrics.value

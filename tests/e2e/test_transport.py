@@ -39,6 +39,8 @@ NAMES = (
     "inspected.example",
     "nohttps.example",
     "onlyplain.example",
+    "never.example",
+    "both.example",
     "moved.example",
     "broken.example",
     "xn--bcher-kva.example",
@@ -51,6 +53,8 @@ POLICY = """
       - {{name: inspected, hosts: [inspected.example, 127.0.0.3], https: inspect}}
       - {{name: no-https, hosts: [nohttps.example], https: reject}}
       - {{name: only-plain, hosts: [onlyplain.example], plain_http: allow, https: reject}}
+      - {{name: never, hosts: [never.example], plain_http: reject, https: reject}}
+      - {{name: both, hosts: [both.example], plain_http: allow, https: inspect}}
       - {{name: moved, hosts: [moved.example], https_port: {moved}}}
       - {{name: broken, hosts: [broken.example], https_port: {broken}}}
 """
@@ -374,6 +378,36 @@ class TestPlainHttpInsideConnect:
         assert request.raw == plain_upstream.received
         assert request.target == "/p"
 
+    @pytest.mark.parametrize("method", ["M-SEARCH", "VERSION-CONTROL", "BASELINE-CONTROL"])
+    def test_a_method_may_have_a_hyphen(self, sidecar: Sidecar, tls_upstream: MakeTls, method: str) -> None:
+        upstream = tls_upstream("inspected.example")
+        authority = f"inspected.example:{upstream.port}"
+        head = f"{method} /a HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode()
+        with open_tunnel(sidecar, authority) as client:
+            client.send(head)
+            assert client.read_response().status == 200
+        assert upstream.received == head
+
+    @pytest.mark.parametrize("spoken", ["http", "https"])
+    @pytest.mark.parametrize("named", ["http", "https"])
+    def test_a_target_names_the_scheme_that_is_spoken(
+        self, sidecar: Sidecar, tls_upstream: MakeTls, plain_upstream: PlainUpstream, spoken: str, named: str
+    ) -> None:
+        """What is sent in plain text must not be taken for https, or the other way round: both are let through."""
+        upstream = plain_upstream if spoken == "http" else tls_upstream("both.example")
+        authority = f"both.example:{upstream.port}"
+        with open_tunnel(sidecar, authority) as client:
+            if spoken == "https":
+                client.start_tls("both.example", sidecar.ca_file)
+            url = upstream.url("/a", scheme=named, host="both.example")
+            client.send(f"GET {url} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode())
+            answer = client.read_response()
+        if named == spoken:
+            assert (answer.status, answer.json()["target"]) == (200, "/a")
+        else:
+            assert "another scheme" in assert_denied(answer, 400, "bad_request")["detail"]
+            upstream.assert_untouched()
+
     def test_it_may_start_with_a_byte_at_a_time(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
         upstream = tls_upstream("inspected.example")
         authority = f"inspected.example:{upstream.port}"
@@ -534,6 +568,7 @@ class TestHttps:
         assert (answer.status, answer.exit_status) == (0, 60)
         upstream.assert_untouched()
         decision = decision_about(sidecar, f"inspected.example:{upstream.port}", "CONNECT")
+        assert (decision["action"], decision["reason"]) == ("deny", "app_tls_failed")
         assert "local CA" in decision["detail"]
 
     def test_https_without_connect_is_sent_as_https(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
@@ -560,14 +595,21 @@ class TestHttps:
         decision = decision_about(sidecar, f"onlyplain.example:{upstream.port}", "CONNECT")
         assert (decision["action"], decision["reason"]) == ("deny", "https_rejected")
 
+    @pytest.mark.parametrize(
+        ("host", "rule"),
+        [
+            ("nohttps.example", "no-https"),  # where upgraded requests would have to go, nothing may
+            ("never.example", "never"),
+        ],
+    )
     def test_where_plain_http_would_be_denied_as_well_connect_is_on_any_port(
-        self, sidecar: Sidecar, tls_upstream: MakeTls
+        self, sidecar: Sidecar, tls_upstream: MakeTls, host: str, rule: str
     ) -> None:
-        upstream = tls_upstream("nohttps.example")
-        name = f"nohttps.example:{upstream.port}"
+        upstream = tls_upstream(host)
+        name = f"{host}:{upstream.port}"
         with RawClient(sidecar.address) as client:
             client.send(f"CONNECT {name} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
-            assert_denied(client.read_response(method="CONNECT"), 403, "https_rejected", "no-https")
+            assert_denied(client.read_response(method="CONNECT"), 403, "https_rejected", rule)
         upstream.assert_untouched()
 
     def test_rejected_as_an_absolute_target_it_is_403(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:

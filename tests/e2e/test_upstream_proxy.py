@@ -237,6 +237,34 @@ def test_if_it_is_not_there_nothing_goes_past_it(
     upstream.assert_untouched()
 
 
+def test_if_it_never_answers_nothing_goes_past_it(
+    authority: Authority, upstream: TlsUpstream, scheme: str, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes the connection, and nobody its bytes
+        url = f"{scheme}://proxy.example:{silent.getsockname()[1]}"
+        policy = (
+            f"upstream_proxy: {{url: '{url}'}}\nlimits: {{connect_seconds: 1}}\ndestinations: {{allow: [loopback]}}"
+        )
+        with Sidecar(policy, tmp_path, authority=authority, hosts=HOSTS) as sidecar:
+            got = ask(sidecar, upstream, "api.example")
+            assert (got.status, json.loads(got.body)["reason"]) == (502, "upstream_proxy_failed")
+            assert "gave no answer in 1 s" in json.loads(got.body)["detail"]
+    upstream.assert_untouched()
+
+
+@pytest.mark.parametrize("via", ["", "via: coat"])
+def test_what_a_connect_has_come_through_is_passed_on_byte_for_byte(
+    serve: MakeSidecar, corporate: Corporate, upstream: TlsUpstream, via: str
+) -> None:
+    said = b"Via: 1.1 caf\xe9 (\xff\xc3\xa9), 1.0 b\r\n"
+    name = f"tunnel.example:{upstream.port}".encode()
+    with serve(rest=via) as sidecar, RawClient(sidecar.address) as client:
+        client.send(b"CONNECT %s HTTP/1.1\r\nHost: %s\r\n%s\r\n" % (name, name, said))
+        assert client.read_response(method="CONNECT").status == 200
+    ours = b"Via: 1.1 coat\r\n" if via else b""
+    assert corporate.heads == [b"CONNECT %s HTTP/1.1\r\nHost: %s\r\n%s%s\r\n" % (name, name, said, ours)]
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.1", "169.254.169.254"])
 def test_an_address_is_judged_before_it_is_asked_for(serve: MakeSidecar, corporate: Corporate, host: str) -> None:
     with serve(rest="destinations: {egress: any}") as sidecar:
@@ -441,6 +469,7 @@ class TestPins:
             got = ask(sidecar, upstream, "api.example")
             assert (got.status, json.loads(got.body)["reason"]) == (502, "pin_mismatch")
             assert "the upstream proxy" in json.loads(got.body)["detail"]
+            assert "add it to upstream_proxy.pins.any_of" in json.loads(got.body)["hint"]
         assert (len(upstream.requests), len(corporate.heads)) == (upstream_before, heads_before)
 
     def test_its_certificate_is_verified(
