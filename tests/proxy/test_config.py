@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.config import PolicyError, PolicyErrors, find_policy, load_policy
+from proxy.core.clients import PasswordHash
 from proxy.core.destinations import Destination
 from proxy.core.keys import Alg, Bind, Key, new_key, to_jwk, to_pem
 from proxy.core.pins import parse_pin, pin_of_pem
@@ -241,6 +242,10 @@ KEYS = "version: 1\nkeys:\n  k:\n    alg: A256KW\n    primary: {kid: a, file: ke
 PUBLIC = "version: 1\nkeys:\n  k:\n    alg: ECDH-ES+A256KW\n    primary: {kid: a, file: keys/pay-2026.pub.pem}\n"
 HOST = "version: 1\nrules:\n  - name: a\n    hosts: [{}]\n"
 PIN = RULE + "    pins:\n      any_of:\n        - {}\n"
+HASH = PasswordHash(12, 8, 1, bytes(16), bytes(32))
+USERS = (
+    "version: 1\nclients:\n  users:\n    - {{name: a, password_hash: '{}'}}\n    - {{name: b, password_hash: '{}'}}\n"
+)
 
 # Each of these is wrong in exactly one way: text, line, column, path, and what the message must say.
 BAD: list[tuple[str, str, int, int, str, str]] = [
@@ -307,6 +312,11 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
     ("a large port", "version: 1\nlisten: [forward://127.0.0.1:65536]\n", 2, 10, "listen[0]", "from 0 to 65535"),
     ("IPv6 without brackets", "version: 1\nlisten: [forward://::1:80]\n", 2, 10, "listen[0]", "[::1]:8080"),
     ("a path", "version: 1\nlisten: [forward://127.0.0.1:80/]\n", 2, 10, "listen[0]", "the port is a number"),
+    (
+        "a path behind a reverse listener's host",
+        "version: 1\nlisten: ['reverse://127.0.0.1:1?to=https://a.example/v1']\n",
+        *(2, 10, "listen[0]", "a reverse listener stands for a whole host: write no path"),
+    ),
     ("a scheme for admin", "version: 1\nadmin: http://127.0.0.1:1\n", 2, 8, "admin", "has no scheme"),
     ("admin off", "version: 1\nadmin: off\n", 2, 8, "admin", "write null"),
     ("admin a number", "version: 1\nadmin: 9464\n", 2, 8, "admin", "must be text, not a number"),
@@ -374,6 +384,24 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         f"version: 1\ndefaults: {{plain_http: allow}}\nrules:\n  - name: a\n    hosts: [x.example]\n"
         f"    pins: {{any_of: ['{PIN_A}']}}\n",
         *(4, 5, "rules[0]", "plain_http: upgrade"),
+    ),
+    ("true for raw TCP", RULE + "    raw_tcp: true\n", 5, 14, "rules[0].raw_tcp", "must be allow, not true or false"),
+    ("raw TCP to any port", RULE + "    raw_tcp: allow\n", 5, 14, "rules[0].raw_tcp", "must name its port"),
+    # Who may use it, and the way out
+    (
+        "hashes that take longer than others",
+        USERS.format(HASH, replace(HASH, ln=13)),
+        *(4, 5, "clients.users", "all hashes take the same cost (ln, r, p)"),
+    ),
+    (
+        "a hash with other blocks",
+        USERS.format(HASH, replace(HASH, r=9)),
+        *(4, 5, "clients.users", "all hashes take the same cost (ln, r, p)"),
+    ),
+    (
+        "an unset variable of the proxy's credentials",
+        "version: 1\nupstream_proxy: {url: 'http://p.example:1', credentials: {env: CORP_PROXY}}\n",
+        *(2, 64, "upstream_proxy.credentials.env", "the environment variable CORP_PROXY is not set"),
     ),
     # Pins
     ("a short pin", PIN.format("sha256/AAAA"), 7, 11, "rules[0].pins.any_of[0]", "3 bytes, not 32"),
@@ -578,7 +606,9 @@ def test_the_bad_policies_have_names_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [RULE, HOST.format("'[::1]:8443'"), PIN.format(PIN_A), KEYS, PUBLIC, DESIGN_EXAMPLE], ids=range(6)
+    "text",
+    [RULE, HOST.format("'[::1]:8443'"), PIN.format(PIN_A), KEYS, PUBLIC, DESIGN_EXAMPLE, USERS.format(HASH, HASH)],
+    ids=range(7),
 )
 def test_what_the_bad_policies_are_made_of_is_right(text: str, folder: Path) -> None:
     assert isinstance(_load(folder, text), Policy)

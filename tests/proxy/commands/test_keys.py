@@ -23,11 +23,8 @@ type Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the command in an empty folder, with nothing of a policy in the environment."""
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("OVERCOAT_")]:
-        monkeypatch.delenv(name)
+def run() -> Run:
+    """Run the command."""
 
     def invoke(*arguments: str, stdin: bytes = b"") -> Result:
         return CliRunner().invoke(command.keys, arguments, input=stdin)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.destinations import BadDestination, Destination, canonical_host, parse_authority
+from proxy.core.destinations import BadDestination, Destination, canonical_host, is_local, parse_authority
 
 
 @pytest.mark.parametrize(
@@ -151,3 +151,29 @@ def test_any_text_is_an_authority_or_refused_and_reads_back(text: str, default_p
     except BadDestination:
         return
     assert parse_authority(str(destination)) == destination
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("intranet", True),
+        ("192.0.2.1", True),
+        ("1.1.1.1", True),  # public, but no name
+        ("::1", True),
+        ("2606:4700::1", True),
+        ("api.localhost", True),
+        ("printer.local", True),
+        ("nas.home.arpa", True),
+        ("db.internal", True),
+        ("a.b.lan", True),
+        ("api.example", False),
+        ("local.example", False),
+        ("notlocal", True),
+        ("my.notlocal", False),
+        ("arpa.example", False),
+        ("1.example", False),
+    ],
+)
+def test_a_local_host_is_an_address_or_means_something_in_one_network_only(host: str, expected: bool) -> None:
+    assert is_local(canonical_host(host)) is expected

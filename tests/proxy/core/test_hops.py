@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from proxy.core.heads import Fields
-from proxy.core.hops import has_come_through, keeps_alive, one_forward_less, trailers_to_relay, without_hop
+from proxy.core.hops import (
+    has_come_through,
+    keeps_alive,
+    one_forward_less,
+    trailers_to_relay,
+    without_framing,
+    without_hop,
+)
 
 
 def fields(text: str) -> Fields:
@@ -72,6 +79,20 @@ class TestFieldsOfOneConnection:
     )
     def test_they_are_removed_and_all_others_stay_as_they_were(self, sent: str, kept: str) -> None:
         assert without_hop(fields(sent)) == fields(kept)
+
+
+class TestFraming:
+    @pytest.mark.parametrize(
+        ("sent", "kept"),
+        [
+            ("", ""),
+            ("A: 1|CONTENT-length: 0|B: 2", "A: 1|B: 2"),
+            ("Transfer-Encoding: chunked|A: 1|transfer-encoding: chunked", "A: 1"),
+            ("Content-Encoding: gzip|Content-Length-X: 1", "Content-Encoding: gzip|Content-Length-X: 1"),
+        ],
+    )
+    def test_what_has_no_body_says_nothing_of_how_long_it_is(self, sent: str, kept: str) -> None:
+        assert without_framing(fields(sent)) == fields(kept)
 
 
 class TestKeepAlive:

@@ -13,6 +13,7 @@ from proxy.core.destinations import Destination
 from proxy.core.keys import Alg, KeySet, new_key
 from proxy.core.pins import PinSet
 from proxy.core.policy import (
+    Defaults,
     FieldEntry,
     HostPattern,
     Https,
@@ -282,6 +283,21 @@ def test_the_first_rule_that_matches_counts() -> None:
     assert policy.rule_for(Destination("other.example", 443)) is None
     assert policy.rule_for_plain_http(Destination("x.api.example", 80)) is first
     assert policy.rule_for_plain_http(Destination("other.example", 80)) is None
+
+
+@pytest.mark.parametrize(
+    ("default", "of_rules", "passes"),
+    [
+        ("upgrade", [], False),
+        ("reject", ["upgrade", "reject"], False),
+        ("allow", [], True),
+        ("allow", ["reject"], True),  # a rule is about its own hosts only
+        ("reject", ["upgrade", "allow"], True),
+    ],
+)
+def test_plain_http_may_pass_if_it_is_allowed_anywhere(default: str, of_rules: list[str], passes: bool) -> None:
+    rules = tuple(Rule(each, (EXACT,), PlainHttp(each), Https.TUNNEL) for each in of_rules)
+    assert Policy(defaults=Defaults(PlainHttp(default)), rules=rules).lets_plain_http_pass is passes
 
 
 @pytest.mark.parametrize(

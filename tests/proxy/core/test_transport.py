@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from proxy.core.addresses import AddressKind, AddressSet
 from proxy.core.decisions import Action, Reason
 from proxy.core.destinations import Destination
 from proxy.core.pins import Pin, PinSet
 from proxy.core.policy import Defaults, Egress, HostPattern, Https, PlainHttp, Policy, Rule
-from proxy.core.transport import decide_https, decide_plain_http
+from proxy.core.transport import decide_https, decide_plain_http, denied_by_address, forbidden_address
 
 ASKED = Destination("api.example", 80)
 ASKED_TLS = Destination("api.example", 443)
@@ -147,3 +148,42 @@ def test_where_only_listed_hosts_are_reached_others_are_forbidden_whatever_the_d
         assert decision.denied.reason is Reason.DESTINATION_FORBIDDEN
     assert decide_plain_http(policy, ASKED)[1].action is Action.ALLOW
     assert decide_https(policy, ASKED_TLS)[1].action is Action.TUNNEL
+
+
+@pytest.mark.parametrize(
+    ("host", "kind"),
+    [
+        ("127.0.0.1", "loopback"),
+        ("::1", "loopback"),
+        ("localhost", "loopback"),
+        ("a.localhost", "loopback"),
+        ("10.0.0.1", "private"),
+        ("169.254.169.254", "metadata"),
+        ("224.0.0.251", "multicast"),
+        ("1.1.1.1", None),
+        ("2606:4700::1", None),
+        ("api.example", None),  # what it leads to is for a look-up to say
+        ("alocalhost", None),
+        ("localhost.example", None),
+    ],
+)
+def test_an_address_that_is_not_public_is_forbidden_before_anything_is_looked_up(host: str, kind: str | None) -> None:
+    denied = denied_by_address(Policy(), host)
+    if kind is None:
+        assert denied is None
+        return
+    assert denied is not None
+    assert denied.reason is Reason.DESTINATION_FORBIDDEN
+    assert f"is at a {kind} address" in denied.detail
+    assert f"add {kind}, or just its network, to destinations.allow" in denied.hint
+
+
+def test_what_the_policy_allows_is_not() -> None:
+    policy = Policy(destinations=AddressSet(frozenset((AddressKind.LOOPBACK,))))
+    assert [denied_by_address(policy, host) for host in ("127.0.0.1", "localhost", "::1")] == [None] * 3
+    assert denied_by_address(policy, "10.0.0.1") is not None
+
+
+def test_a_name_that_leads_to_a_forbidden_address_is_named() -> None:
+    denied = forbidden_address("api.example", AddressKind.PRIVATE)
+    assert denied.detail == "api.example is at a private address, where the policy lets nothing go"

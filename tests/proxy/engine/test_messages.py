@@ -88,6 +88,17 @@ class TestTargets:
         assert (made.data.host, made.data.port, made.data.authority) == ("api.example", 8443, b"other.example:1")
         assert made.path == "/a"
 
+    @pytest.mark.parametrize(("scheme", "is_tls"), [("https", False), ("wss", False), ("http", True), ("ws", True)])
+    def test_one_that_names_another_scheme_is_refused(self, scheme: str, is_tls: bool) -> None:
+        line = f"GET {scheme}://api.example:8443/a HTTP/1.1"
+        with pytest.raises(Denied, match="another scheme") as caught:
+            request(line, inside=INSIDE, is_tls=is_tls)
+        assert caught.value.reason is Reason.BAD_REQUEST
+        spoken = "http" if is_tls else "https"
+        assert request(line, inside=INSIDE, is_tls=not is_tls).scheme == spoken
+        head = read_request_head(f"{line}\r\nHost: a\r\n\r\n".encode())
+        assert request_of(head, INSIDE, is_tls=is_tls, any_scheme=True).scheme != spoken
+
     def test_the_version_is_the_apps(self) -> None:
         assert request("GET http://a.example/ HTTP/1.0", fields="").http_version == "HTTP/1.0"
 

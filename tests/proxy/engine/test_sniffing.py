@@ -151,12 +151,15 @@ def test_only_one_valid_name_is_a_name_and_any_other_is_not_taken_for_none(exten
     assert listen(hello_with(extensions)) == Heard(Speech.TLS, sni)
 
 
-@pytest.mark.parametrize("data", [b"GET ", b"GET / HTTP/1.1\r\n", b"OPTIONS *", b"PROPPATCH /", b"CONNECT a:1"])
+@pytest.mark.parametrize(
+    "data",
+    [b"GET ", b"GET / HTTP/1.1\r\n", b"OPTIONS *", b"PROPPATCH /", b"CONNECT a:1", b"M-SEARCH *", b"VERSION-CONTROL /"],
+)
 def test_a_method_and_a_space_is_http(data: bytes) -> None:
     assert listen(data) == Heard(Speech.HTTP)
 
 
-@pytest.mark.parametrize("data", [b"", b"G", b"GE", b"GET", b"A" * 20])
+@pytest.mark.parametrize("data", [b"", b"G", b"GE", b"GET", b"M-", b"M-SEARCH", b"SSH-", b"A" * 20])
 def test_the_start_of_a_method_is_undecided(data: bytes) -> None:
     assert listen(data).speech is Speech.UNDECIDED
 
@@ -166,6 +169,8 @@ def test_the_start_of_a_method_is_undecided(data: bytes) -> None:
     [
         b"A" * 21,
         b"GE /",
+        b"-GET /",
+        b"M_SEARCH *",
         b"get / HTTP/1.1",
         b"GeT / HTTP/1.1",
         b"\r\nGET / HTTP/1.1",

@@ -1,0 +1,16 @@
+"""What holds for the tests of all commands."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in an empty folder and without variables that are read, so that nothing is found by chance."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("OVERCOAT_")]:
+        monkeypatch.delenv(name)

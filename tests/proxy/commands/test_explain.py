@@ -1,0 +1,216 @@
+"""`overcoat explain`: what it says of a request is what would be done with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.proxy.commands.policies import PIN_A, PIN_B, POLICY, WAY, run
+
+
+def explained(*arguments: str, policy: str = POLICY) -> list[dict[str, Any]]:
+    result = run("explain", "--json", *arguments, policy=policy)
+    assert result.exit_code == 0, result.stderr
+    requests = json.loads(result.stdout)["requests"]
+    assert isinstance(requests, list)
+    return requests
+
+
+def test_explain_tells_the_whole_way_of_a_plain_http_request() -> None:
+    (request,) = explained("-X", "POST", "http://API.pay.example/v1/charges?x=1#y")
+    assert request == {
+        "scheme": "http",
+        "asked": "api.pay.example:80",
+        "rule": "pay",
+        "action": "upgrade",
+        "why": "rule pay says plain_http: upgrade",
+        "dials": "api.pay.example:8443",
+        "through": None,
+        "allowed": [],
+        "raw_tcp": False,
+        "denied": [],
+        "pins": [PIN_A, PIN_B],
+        "pins_expire": "2999-06-30",
+        "encrypt": [
+            {"selectors": ["$.card.number", "$..ssn"], "key": "app", "methods": ["POST"], "paths": ["/v1/**"]},
+            {"selectors": ["$.note"], "key": "app", "methods": None, "paths": None},
+        ],
+        "decrypt": [],
+        "other_entries": [{"selectors": ["$.card"], "key": "app", "methods": ["GET"], "paths": None}],
+        "places": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://api.pay.example", [("https", "pay", "inspect", "api.pay.example:443", [])]),
+        ("http://printer.lan:631/x", [("http", "printer", "allow", "printer.lan:631", [])]),
+        ("https://printer.lan", [("https", "printer", "inspect", "printer.lan:443", [])]),
+        ("http://a.evil.example", [("http", "none", "deny", None, ["plain_http_rejected"])]),
+        ("https://evil.example", [("https", "none", "deny", None, ["https_rejected"])]),
+        ("http://[2606:4700::1]", [("http", None, "upgrade", "[2606:4700::1]:443", [])]),
+        ("http://[::1]", [("http", None, "deny", None, ["destination_forbidden"])]),
+        ("https://169.254.169.254/latest", [("https", None, "deny", None, ["destination_forbidden"])]),
+        ("https://x.localhost", [("https", None, "deny", None, ["destination_forbidden"])]),
+        ("https://bücher.example:444", [("https", None, "tunnel", "xn--bcher-kva.example:444", [])]),
+        (
+            "other.example",
+            [("http", None, "upgrade", "other.example:443", []), ("https", None, "tunnel", "other.example:443", [])],
+        ),
+    ],
+)
+def test_explain_says_what_the_rules_decide(url: str, expected: list[tuple[object, ...]]) -> None:
+    found = [(item["scheme"], item["rule"], item["action"], item["dials"], item["denied"]) for item in explained(url)]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("https://api.pay.example", "inspected because rule pay has pins, encrypt, decrypt"),
+        ("https://printer.lan", "rule printer says https: inspect"),
+        ("http://other.example", "no rule names this host, and the defaults say plain_http: upgrade"),
+        ("https://other.example", "no rule names this host, and the defaults say https: tunnel"),
+        ("http://evil.example", "rule none rejects plain http to evil.example:80; use https://"),
+    ],
+)
+def test_explain_says_why(url: str, why: str) -> None:
+    (request,) = explained(url)
+    assert request["why"].startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://www.paypal.com", "plain_http: allow, but the host is on the browsers' HSTS preload list"),
+        ("http://www.paypal.com", "upgrade: plain http"),
+        ("http://127.0.0.1:81", "dials 127.0.0.1:81, through https://proxy.example:3128"),
+        ("https://[::1]", "destination_forbidden"),
+        ("https://db.example:5432", "raw tcp anything passes here"),
+        (
+            "https://direct.example",
+            "dials direct.example:443, if its address is public or private or 127.0.0.1 or 192",
+        ),
+    ],
+)
+def test_explain_knows_the_way_out(url: str, said: str) -> None:
+    result = run("explain", url, policy=WAY.replace("EGRESS", "any"))
+    assert said in " ".join(result.stdout.split())
+
+
+def test_explain_knows_what_has_expired() -> None:
+    policy = POLICY.replace("2999-06-30", "2020-01-01").replace("2999-01-01", "2020-01-01")
+    (request,) = explained("http://api.pay.example", policy=policy)
+    assert request["denied"] == ["pins_expired", "key_unavailable"]
+
+
+def test_explain_lists_the_places_of_a_body_without_its_values() -> None:
+    Path("body.json").write_text('{"card": {"number": "4111", "ssn": [7]}, "note": "n", "other": 1}')
+    (request,) = explained("--body", "body.json", "http://api.pay.example/v1/charges")
+    assert request["places"] == [
+        {"path": "$.card.number", "key": "app"},
+        {"path": "$.card.ssn", "key": "app"},
+        {"path": "$.note", "key": "app"},
+    ]
+    result = run("explain", "--body", "body.json", "http://api.pay.example/v1/charges")
+    assert "in body  $.card.ssn with app" in result.stdout
+    assert "4111" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("body", "url", "denied", "places"),
+    [
+        ("{", "http://api.pay.example", ["body_not_json"], None),
+        ("{", "http://printer.lan", [], []),
+        ("{}", "http://api.pay.example", [], []),
+        ("[" + ",".join(['{"ssn":1}'] * 200_000) + "]", "http://api.pay.example/v1/x", ["body_too_large"], None),
+        ("{", "https://other.example", [], None),
+    ],
+    ids=["not JSON", "no fields", "nothing selected", "too much selected", "tunnelled"],
+)
+def test_explain_says_what_a_body_leads_to(
+    body: str, url: str, denied: list[str], places: list[dict[str, str]] | None
+) -> None:
+    Path("body.json").write_text(body)
+    (request,) = explained("--body", "body.json", url)
+    assert (request["denied"], request["places"]) == (denied, places)
+
+
+def test_explain_prints_for_people() -> None:
+    result = run("explain", "api.pay.example/v1/x")
+    assert result.exit_code == 0
+    assert (
+        result.stdout
+        == f"""\
+GET http://api.pay.example:80/v1/x
+  rule     pay
+  action   upgrade: plain http from the app leaves as https
+  why      rule pay says plain_http: upgrade
+  dials    api.pay.example:8443, if its address is public
+  pins     one of 2, until 2999-06-30
+           {PIN_A}
+           {PIN_B}
+  encrypt  $.note with app
+  decrypt  $.card with app
+  not here $.card.number, $..ssn: only POST /v1/**
+GET https://api.pay.example:443/v1/x
+  rule     pay
+  action   inspect: https is opened, checked and sent on as https
+  why      inspected because rule pay has pins, encrypt, decrypt
+  dials    api.pay.example:443, if its address is public
+  pins     one of 2, until 2999-06-30
+           {PIN_A}
+           {PIN_B}
+  encrypt  $.note with app
+  decrypt  $.card with app
+  not here $.card.number, $..ssn: only POST /v1/**
+"""
+    )
+
+
+def test_explain_prints_a_denial_and_the_mode() -> None:
+    Path("body.json").write_text("{}")
+    policy = POLICY.replace("version: 1\n", "version: 1\nmode: observe\n")
+    lines = run("explain", "https://evil.example", policy=policy).stdout.splitlines()
+    assert "  dials    nothing" in lines
+    assert "  denied   https_rejected" in lines
+    assert lines[-1].startswith("The mode is observe")
+    lines = run("explain", "--body", "body.json", "http://printer.lan").stdout.splitlines()
+    assert "  in body  nothing to encrypt" in lines
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("ftp://x.example", "write http://…, https://…, or only a host"),
+        ("http://user@x.example/", "userinfo"),
+        ("http://x.example:0/", "port '0'"),
+        ("http:///v1", "the host is empty"),
+        ("http://127.1/", "dotted-quad"),
+        ("http://bü cher.example/", "UTS 46"),
+    ],
+)
+def test_explain_refuses_what_is_no_url(url: str, message: str) -> None:
+    result = run("explain", url)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_explain_refuses_a_body_that_is_too_large_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("body.json").write_text("[1,2]")
+    monkeypatch.setattr("proxy.commands.explain._MAX_BODY_BYTES", 5)
+    assert run("explain", "--body", "body.json", "x.example").exit_code == 0
+    monkeypatch.setattr("proxy.commands.explain._MAX_BODY_BYTES", 4)
+    result = run("explain", "--body", "body.json", "x.example")
+    assert result.exit_code == 2
+    assert "more than 4 bytes" in result.stderr
+
+
+def test_explain_refuses_a_wrong_policy_with_status_2() -> None:
+    result = run("explain", "x.example", policy="version: 2\n")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("policy.yaml:1:10: version: ")

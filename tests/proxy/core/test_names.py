@@ -1,0 +1,67 @@
+"""Names for a destination: they agree in any spelling, or the request is refused; what is no name is not quoted."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.core.decisions import Denied, Reason
+from proxy.core.destinations import Destination
+from proxy.core.names import check_host_fields, check_server_name, read_host_field
+
+ASKED = Destination("api.example", 443)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("api.example", Destination("api.example", 80)),
+        ("API.example.:8080", Destination("api.example", 8080)),
+        ("[::1]", Destination("::1", 80)),
+    ],
+)
+def test_a_host_field_names_a_destination(value: str, expected: Destination) -> None:
+    assert read_host_field(value, 80) == expected
+
+
+@pytest.mark.parametrize("value", ["", "a b", "me:secret@api.example", "api.example:0", "0x7f.1", "secret/"])
+def test_what_is_none_is_refused_and_not_quoted(value: str) -> None:
+    for read in (lambda: read_host_field(value, 80), lambda: check_host_fields([value], ASKED, 443)):
+        with pytest.raises(Denied) as caught:
+            read()
+        assert caught.value.reason is Reason.BAD_REQUEST
+        assert "secret" not in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    "values", [[], ["api.example"], ["API.example.:443"], ["api.example", "api.example:443"]], ids=range(4)
+)
+def test_host_fields_that_name_what_was_asked_for_pass(values: list[str]) -> None:
+    check_host_fields(values, ASKED, 443)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [["other.example"], ["api.example:80"], ["api.example", "other.example"], ["other.example", "api.example"]],
+)
+def test_each_of_them_must(values: list[str]) -> None:
+    with pytest.raises(Denied, match=r"but the request is for api\.example:443") as caught:
+        check_host_fields(values, ASKED, 443)
+    assert caught.value.reason is Reason.HOST_MISMATCH
+
+
+def test_the_port_that_is_left_out_is_the_schemes() -> None:
+    check_host_fields(["api.example"], Destination("api.example", 80), 80)
+    with pytest.raises(Denied):
+        check_host_fields(["api.example"], Destination("api.example", 80), 443)
+
+
+@pytest.mark.parametrize("name", [None, "api.example", "API.Example."])
+def test_a_server_name_is_the_host_of_connect_whatever_its_port(name: str | None) -> None:
+    check_server_name(name, Destination("api.example", 8443))
+
+
+@pytest.mark.parametrize("name", ["", "other.example", "x.api.example", "api.example:443", "api\x00.example"])
+def test_any_other_and_what_is_no_name_is_refused(name: str) -> None:
+    with pytest.raises(Denied, match=r"not the host of CONNECT api\.example:443") as caught:
+        check_server_name(name, ASKED)
+    assert caught.value.reason is Reason.HOST_MISMATCH
