@@ -286,6 +286,8 @@ class TestLines:
         with TlsUpstream(authority, "other.example") as upstream:
             with connect(sidecar, f"other.example:{upstream.port}") as client:
                 client.start_tls("other.example", roots)
+                client.send(request("/", "other.example"))
+                assert client.read_response().status == 200  # with unread bytes, its end would be a reset
             line = decision_of(sidecar, upstream)
         assert (line["action"], line["reason"]) == ("tunnel", None)
         assert line["seconds"] < 0.5
