@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,27 +16,9 @@ from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.policy import Mode, Policy
 
+NewFlow = Callable[..., http.HTTPFlow]
 FIRST = Denied(Reason.PLAIN_HTTP_REJECTED, "first", "a hint")
 SECOND = Denied(Reason.HOST_MISMATCH, "second")
-
-
-def new_flow(client: connection.Client, method: str = "GET", path: str = "/a?b=c") -> http.HTTPFlow:
-    flow = http.HTTPFlow(client, connection.Server(address=None))
-    flow.request = http.Request.make(method, "http://api.example/", headers=http.Headers(Expect="100-continue"))
-    flow.request.data.path = path.encode()
-    return flow
-
-
-@pytest.fixture
-def client() -> connection.Client:
-    return connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2))
-
-
-@pytest.fixture
-def sessions(client: connection.Client) -> Sessions:
-    sessions = Sessions()
-    sessions.open(client, Policy())
-    return sessions
 
 
 class TestDenials:
@@ -46,19 +29,21 @@ class TestDenials:
         assert exchange.denied is FIRST
 
     def test_a_denied_flow_has_its_answer_and_is_not_asked_to_continue(
-        self, sessions: Sessions, client: connection.Client
+        self, sessions: Sessions, new_flow: NewFlow
     ) -> None:
-        flow = new_flow(client)
+        flow = new_flow()
         sessions.exchange(flow).deny(flow, FIRST)
         assert flow.response is not None
         assert flow.response.status_code == 403
         assert flow.request.stream is True
         assert "expect" not in flow.request.headers
 
-    def test_observing_only_notes_a_denial_but_refuses_what_cannot_go_on(self, client: connection.Client) -> None:
+    def test_observing_only_notes_a_denial_but_refuses_what_cannot_go_on(
+        self, client: connection.Client, new_flow: NewFlow
+    ) -> None:
         sessions = Sessions()
         sessions.open(client, replace(Policy(), mode=Mode.OBSERVE))
-        flow = new_flow(client)
+        flow = new_flow()
         exchange = sessions.exchange(flow)
         exchange.deny(flow, FIRST)
         assert not flow.response

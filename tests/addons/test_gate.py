@@ -24,11 +24,6 @@ POLICY = Policy(rules=(RULE,), defaults=Defaults())
 
 
 @pytest.fixture
-def client() -> connection.Client:
-    return connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2))
-
-
-@pytest.fixture
 def sessions(client: connection.Client) -> Sessions:
     sessions = Sessions()
     sessions.open(client, POLICY)

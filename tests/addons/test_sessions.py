@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,39 +12,24 @@ from addons.sessions import Sessions
 from proxy.core.decisions import Action, Decision
 from proxy.core.policy import Mode, Policy
 
-
-def new_flow(client: connection.Client, method: str = "GET", path: str = "/a?b=c") -> http.HTTPFlow:
-    flow = http.HTTPFlow(client, connection.Server(address=None))
-    flow.request = http.Request.make(method, "http://api.example/")
-    flow.request.data.path = path.encode()
-    return flow
-
-
-@pytest.fixture
-def client() -> connection.Client:
-    return connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2))
-
-
-@pytest.fixture
-def sessions(client: connection.Client) -> Sessions:
-    sessions = Sessions()
-    sessions.open(client, Policy())
-    return sessions
+NewFlow = Callable[..., http.HTTPFlow]
 
 
 class TestSessions:
     def test_a_flow_has_one_exchange_with_its_path_without_the_query(
-        self, sessions: Sessions, client: connection.Client
+        self, sessions: Sessions, client: connection.Client, new_flow: NewFlow
     ) -> None:
-        flow = new_flow(client)
+        flow = new_flow()
         exchange = sessions.exchange(flow)
         assert sessions.exchange(flow) is exchange
         assert (exchange.method, exchange.path, exchange.client) == ("GET", "/a", "127.0.0.1")
         assert sessions.of(client).requests == 1
         assert sessions.of(client).connect is None
 
-    def test_a_connect_is_no_request_and_has_no_path(self, sessions: Sessions, client: connection.Client) -> None:
-        exchange = sessions.exchange(new_flow(client, "CONNECT", ""))
+    def test_a_connect_is_no_request_and_has_no_path(
+        self, sessions: Sessions, client: connection.Client, new_flow: NewFlow
+    ) -> None:
+        exchange = sessions.exchange(new_flow("CONNECT", ""))
         assert exchange.path == ""
         assert sessions.of(client).requests == 0
 
@@ -59,11 +45,11 @@ class TestSessions:
         with pytest.raises(KeyError):
             sessions.of(client)
 
-    def test_a_flow_keeps_the_policy_of_its_connection(self, client: connection.Client) -> None:
+    def test_a_flow_keeps_the_policy_of_its_connection(self, client: connection.Client, new_flow: NewFlow) -> None:
         sessions = Sessions()
         policy = replace(Policy(), mode=Mode.OBSERVE)
         sessions.open(client, policy)
-        assert sessions.exchange(new_flow(client)).policy is policy
+        assert sessions.exchange(new_flow()).policy is policy
 
 
 @pytest.mark.parametrize(
@@ -77,12 +63,12 @@ class TestSessions:
     ],
 )
 def test_a_session_is_idle_when_nothing_is_under_way(
-    client: connection.Client, method: str, decided: Action | None, mode: Mode, idle: bool
+    client: connection.Client, method: str, decided: Action | None, mode: Mode, idle: bool, new_flow: NewFlow
 ) -> None:
     sessions = Sessions()
     session = sessions.open(client, replace(Policy(), mode=mode))
     assert session.is_idle
-    exchange = sessions.exchange(new_flow(client, method))
+    exchange = sessions.exchange(new_flow(method))
     session.connect = exchange if method == "CONNECT" else None
     exchange.decision = Decision(decided) if decided else None
     assert session.is_idle is idle
