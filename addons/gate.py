@@ -169,7 +169,7 @@ def _check_host(flow: http.HTTPFlow, destination: Destination, default_port: int
         Denied: BAD_REQUEST if a value is malformed, HOST_MISMATCH if it names another destination.
     """
     names = values_of(flow.request.headers, b"host")
-    if flow.request.is_http2 and not names and not flow.request.data.authority:
+    if not names and not flow.request.data.authority and flow.request.is_http2:
         raise Denied(Reason.BAD_REQUEST, "the request has neither `:authority` nor a Host field")
     if flow.request.data.authority:
         # `:authority`, or an absolute-form target inside CONNECT. Not by the property, which decodes A-labels.

@@ -74,7 +74,7 @@ class Transport:
                 exchange.deny(flow, Denied(Reason.NO_FORWARDS_LEFT, "the request's Max-Forwards is 0"))
         exchange.view = self._view(exchange)
         if exchange.view is not None:
-            exchange.origin = headers.get("origin", "")
+            exchange.origin = "".join(values_of(headers, b"origin")[:1])
             headers.fields = appview.request_fields(headers.fields, exchange.view)
         if has_field(headers, b"cookie"):
             exchange.jar = names_sent(headers.fields)
@@ -92,7 +92,9 @@ class Transport:
                 self._known.learn(exchange.asked.host, value)
         if response is None or exchange.denied is not None:
             return
-        if flow.request.is_http2 and not response.is_http2:  # elsewhere, they ended with the head that they were in
+        if (
+            response.data.http_version != b"HTTP/2.0" and flow.request.is_http2
+        ):  # elsewhere, they ended with the head that they were in
             response.headers.fields = without_hop(response.headers.fields)
         fields = response.headers.fields
         if has_field(response.headers, b"set-cookie"):

@@ -46,7 +46,10 @@ class Trail:
         Raises:
             Denied: REDIRECT_LOOP: it leads round in a circle.
         """
-        names = {name.lower(): value for name, value in fields} if status in _REDIRECTS else {}
+        if status not in _REDIRECTS:
+            self._forget()
+            return
+        names = {name.lower(): value for name, value in fields}
         location = names.get(b"location", b"").decode("utf-8", "surrogateescape")
         try:
             here = _normal(f"http://{asked}{path}")
@@ -73,8 +76,9 @@ class Trail:
         raise Denied(Reason.REDIRECT_LOOP, detail)
 
     def _forget(self) -> None:
-        self._next = None
-        self._visits.clear()
+        if self._next is not None:
+            self._next = None
+            self._visits.clear()
 
 
 def _normal(url: str) -> str:
