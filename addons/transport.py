@@ -36,6 +36,7 @@ class Transport:
         self.sessions = sessions
         self._cookies = cookies
         self._known = known
+        self._lasting = known.lasting()
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """Deny a CONNECT to a host whose https is rejected."""
@@ -119,7 +120,7 @@ class Transport:
             return appview.renamed(exchange.front, exchange.asked)
         if not _is_upgraded(exchange):
             return None
-        return appview.upgraded(exchange.policy, exchange.asked, self._known)
+        return appview.upgraded(exchange.policy, exchange.asked, self._known, self._lasting)
 
     def response(self, flow: http.HTTPFlow) -> None:
         """Answer instead of a redirect that leads nowhere."""

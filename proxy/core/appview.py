@@ -4,8 +4,9 @@ Rules of this module:
 
 - Of a URL only scheme and authority change; every other byte stays, and what cannot be read stays as it came. Cookies
   are in `proxy.core.cookies`, redirects that lead nowhere in `proxy.core.redirects`.
-- A https URL is shown to the app as http only if the policy would upgrade that http URL to the very same place. So
-  nothing that the app asks for next, through here, is less safe than what it was told.
+- A https URL is shown to the app as http only if the policy would upgrade that http URL to the very same place, and
+  will, whatever is learned of hosts, or forgotten, meanwhile. So nothing that the app asks for next, through here, is
+  less safe than what it was told.
 - A local host is one that apps often reach in another way than through here: it is shown as http only if it is the one
   that was asked for, above or below it, or named by a rule.
 - The other way round, what the app says of an origin that would be shown to it so is told to the server as the server
@@ -28,12 +29,14 @@ from proxy.core.transport import decide_plain_http
 type Translate = Callable[[Destination], Destination | None]
 
 _PORTS = {"http": HTTP_PORT, "https": HTTPS_PORT}
-_ORIGIN = r"://(?P<authority>[^/?#\\\s,;<>\"']+)"
+# Nothing but what every reader takes for the whole authority: some find its end at other characters.
+_ORIGIN = r"://(?P<authority>[A-Za-z0-9._\[\]:-]+)(?=[/?#]|$)"
 _HTTP_URL = re.compile(rf"(?P<scheme>http){_ORIGIN}", re.IGNORECASE)
 _HTTPS_URL = re.compile(rf"(?P<scheme>https){_ORIGIN}", re.IGNORECASE)
 # HTML, "shared declarative refresh steps": a time, then perhaps `url=` and a quote.
 _REFRESH = re.compile(
-    r"(?P<before>[ \t]*[0-9.]+[ \t]*[;, \t][ \t]*(?:url[ \t]*=[ \t]*)?[\"']?)(?P<url>.*)", re.IGNORECASE | re.DOTALL
+    r"(?P<before>[ \t]*[0-9.]+[ \t]*[;, \t][ \t]*(?:url[ \t]*=[ \t]*)?)(?P<quote>[\"']?)(?P<url>.*)",
+    re.IGNORECASE | re.DOTALL,
 )
 _LINK_TARGET = re.compile(r'"(?:[^"\\]|\\.)*"|<(?P<target>[^<>"]*)>')
 _FORWARDED_PROTO = re.compile(r"(?i)((?:^|[;,])[ \t]*proto[ \t]*=[ \t]*)(\"?)http\2(?=[ \t]*(?:[;,]|$))")
@@ -57,28 +60,34 @@ class View:
     to_app: Translate
 
 
-def upgraded(policy: Policy, asked: Destination, known: KnownHosts | None = None) -> View:
+def upgraded(
+    policy: Policy, asked: Destination, known: KnownHosts | None = None, lasting: KnownHosts | None = None
+) -> View:
     """Return the view of an app whose plain http is upgraded.
 
     Args:
         policy: the policy in force.
         asked: what the app asked for, before it was upgraded.
         known: as for `decide_plain_http`.
+        lasting: what of it is known at any time.
     """
 
-    def leads_to(named: Destination) -> Destination | None:
-        decision = decide_plain_http(policy, named, known)[1]
+    def leads_to(named: Destination, hosts: KnownHosts | None) -> Destination | None:
+        decision = decide_plain_http(policy, named, hosts)[1]
         return decision.target if decision.action is Action.UPGRADE else None
 
+    def is_elsewhere(there: Destination) -> bool:
+        return is_local(there.host) and not _is_near(there.host, asked.host) and policy.rule_for(there) is None
+
     def to_app(there: Destination) -> Destination | None:
-        if is_local(there.host) and not _is_near(there.host, asked.host) and policy.rule_for(there) is None:
+        if is_elsewhere(there):
             return None
         candidates = (asked, Destination(there.host, HTTP_PORT), there)
-        return next((each for each in candidates if each.host == there.host and leads_to(each) == there), None)
+        return next((each for each in candidates if each.host == there.host and leads_to(each, lasting) == there), None)
 
     def to_server(named: Destination) -> Destination | None:
-        there = leads_to(named)
-        return there if there is not None and to_app(there) is not None else None
+        there = leads_to(named, known)
+        return None if there is None or is_elsewhere(there) else there
 
     return View(asked, to_server, to_app)
 
@@ -143,7 +152,11 @@ def response_fields(fields: Fields, view: View, app_origin: str = "") -> Fields:
 
     def refresh(value: str) -> str:
         found = _REFRESH.fullmatch(value)
-        return value if found is None else found["before"] + url(found["url"])
+        if found is None:
+            return value
+        quote = found["quote"]
+        there, end, after = found["url"].partition(quote) if quote else (found["url"], "", "")
+        return found["before"] + quote + url(there) + end + after
 
     def link(found: re.Match[str]) -> str:
         return found[0] if found["target"] is None else f"<{url(found['target'])}>"

@@ -123,7 +123,10 @@ class Cookies:
         is_marked = way.behind is not None or effective.startswith(_PREFIXES) or ("secure" in said and way.may_be_plain)
         if is_marked and not name:
             return []  # there is nothing to mark
-        mark = self._mark_set(way, said.get("domain", "").lstrip("."))
+        domain = said.get("domain", "").strip(".")
+        if is_marked and not domain.isascii():
+            return []  # who knows how the jar spells it
+        mark = self._mark_set(way, domain)
         not_its_own = () if way.behind is None else ("domain",)
         kept = [each for each in attributes if not _is_for_tls(each) and _attribute(each)[0] not in not_its_own]
         told = [";".join([mark + pair.lstrip(" \t") if is_marked else pair, *kept])]

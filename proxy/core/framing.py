@@ -13,6 +13,7 @@ from typing import Protocol
 
 from proxy.core.heads import CHUNKED, FIELD_LINE, MAX_HEAD_BYTES, UNTIL_CLOSE, Fields
 
+MAX_TRAILERS = 100  # fields behind a body
 MAX_CHUNK_LINE = 4096  # bytes of a chunk's size and extensions
 
 # Possessive, so that no line takes more than one look at each byte.
@@ -122,11 +123,13 @@ class ChunkedBody:
             self._fields.append((field[1], field[2].rstrip(b" \t")))
             self._trailer += end + 2 - at
             at = end + 2
-        if end == at:
-            return at + 2, True
-        if data.find(b"\n", at) >= 0 or self._trailer + len(data) - at > MAX_HEAD_BYTES:
+        has_ended = end == at
+        if not has_ended and data.find(b"\n", at) >= 0:
             raise BadFraming
-        return at, False
+        size = self._trailer + (0 if has_ended else len(data) - at)
+        if size > MAX_HEAD_BYTES or len(self._fields) > MAX_TRAILERS:
+            raise BadFraming
+        return (at + 2, True) if has_ended else (at, False)
 
 
 class UntilCloseBody:

@@ -22,31 +22,34 @@ _BEFORE_THE_BODY = re.compile(
     rb"(?i)host|te|trailer|connection|keep-alive|upgrade|http2-settings|transfer-encoding|expect|max-forwards|via|"
     rb"content-(?:length|type|encoding|range|location|disposition|security-policy.*)|range|if-.+|cache-control|pragma|"
     rb"authorization|www-authenticate|proxy-.+|set-cookie2?|cookie|origin|referer|forwarded|x-forwarded-.+|location|"
-    rb"refresh|link|retry-after|vary|age|date|expires|strict-transport-security|access-control-.+|accept.*"
+    rb"refresh|link|retry-after|vary|age|date|expires|strict-transport-security|access-control-.+|accept.*|status|"
+    rb"timing-allow-origin|destination|front-end-https|early-data|alt-svc|clear-site-data|sec-.+|proxy|"
+    rb"x-(?:http-method|original|rewrite|real-ip|accel|sendfile).*|.*_.*"  # some readers take `_` for `-`
 )
 _FORWARDS = re.compile(rb"[0-9]{1,9}")
 _RECEIVED_BY = re.compile(r"(?:^|,)[ \t]*[^ \t,]+[ \t]+([^ \t,(:]+)")  # RFC 9110, section 7.6.3
 
 
-def without_hop(fields: Fields) -> Fields:
+def without_hop(fields: Fields, *, may_offer: bool = True) -> Fields:
     """Return a message's fields without those that are about one connection only; an offer of WebSocket stays.
 
     Args:
         fields: name and value, as they came.
+        may_offer: whether it is of a version that has offers; HTTP/1.0 has none (RFC 9110, section 7.8).
     """
     listed: set[bytes] = set()
-    offers: set[bytes] = set()
+    offers: list[bytes] = []
     has_hop = False
     for name, value in fields:
         key = name.lower()
         if key == b"connection":
             listed.update(_options(value))
         elif key == b"upgrade":
-            offers.update(_options(value))
+            offers.append(value.strip(b" \t").lower())
         has_hop = has_hop or key in _OF_THIS_HOP or key in _OF_AN_OFFER
     if not has_hop:
         return fields
-    is_websocket = offers == {b"websocket"}
+    is_websocket = may_offer and offers == [b"websocket"] and b"upgrade" in listed
     ending = (listed - _NEVER_LISTED) | _OF_THIS_HOP | _OF_AN_OFFER
     if is_websocket:
         ending -= {b"upgrade"}

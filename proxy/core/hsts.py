@@ -59,6 +59,10 @@ class KnownHosts:
         self._is_preloaded = is_preloaded
         self._learned: OrderedDict[str, tuple[float, bool]] = OrderedDict()
 
+    def lasting(self) -> KnownHosts:
+        """Return those that are known at any time, and in every worker: none that was learned."""
+        return KnownHosts(self._clock, self._is_preloaded)
+
     def learn(self, host: str, value: str) -> None:
         """Take a host's field, that came over verified TLS.
 

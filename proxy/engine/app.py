@@ -102,7 +102,7 @@ class AppSocket(Reading):
         self.listener = listener
         self.loop = engine.loop
         self.tls: TlsStream | None = None
-        self._has_ended = False  # the app will say no more
+        self.has_ended = False  # the app will say no more
         self.is_closing = False  # we said the last word; what still comes is thrown away
         self.is_over = False
         self.was_reset = False  # it ended, and not in order
@@ -322,7 +322,7 @@ class AppSocket(Reading):
 
     def eof_received(self) -> bool:
         """Take a half-close."""
-        self._has_ended = True
+        self.has_ended = True
         if self.is_closing:
             return False
         if self.tls is not None and not self.tls.is_established:
@@ -414,7 +414,7 @@ class AppSocket(Reading):
             self._holds.clear()
             self._timers.pop("held").cancel()
             self.transport.resume_reading()
-        if self._has_ended:
+        if self.has_ended:
             self.transport.close()
         else:
             self._timers["linger"] = self.loop.call_later(LINGER_SECONDS, self.transport.close)

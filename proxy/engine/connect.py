@@ -121,6 +121,8 @@ class Connect:
         self._app.speaker = speaker = FirstBytes(self._app, exchange, upstream)
         if rest := self._asker.take_rest():
             speaker.feed(rest)
+        if self._app.has_ended:  # while it was dialled
+            self._app.speaker.eof()
 
     def gone(self) -> None:
         """The app went away before it was answered."""

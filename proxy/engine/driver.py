@@ -30,7 +30,7 @@ from mitmproxy.proxy import commands, events, server_hooks
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.engine.dispatch import HookFailed, describe
-from proxy.engine.http2 import AwaitRoom, AwaitTurn, Tick
+from proxy.engine.http2 import AwaitRoom, AwaitTurn, Leave, Tick
 from proxy.engine.layers import ProxyLayer, inside_connect
 from proxy.engine.pairs import Ending, say_ending
 
@@ -41,6 +41,7 @@ logger = logging.getLogger("overcoat")
 
 HANDSHAKE_SECONDS = 10.0
 FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
+FRESH_SECONDS = 1.0  # for an app that has just connected to send its request, before it is taken for idle
 LATE_CHECK_SECONDS = 5.0  # between looks at what an app owes
 LINGER_SECONDS = 1.0  # for an app to read an answer that came before it had sent everything
 
@@ -120,7 +121,8 @@ class Driver:
         self.waits: list[AwaitRoom] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.timers: dict[object, asyncio.TimerHandle] = {}
-        self.last_activity = self.loop.time()
+        self.last_activity = self.opened = self.loop.time()
+        self.is_leaving = False
         self.policy = connect.policy
         self.context = app.context
         self.layer = inside_connect(app.context, connect)
@@ -184,9 +186,17 @@ class Driver:
         return self.session.is_idle
 
     def drain(self) -> None:
-        """Close as soon as no request is under way."""
-        if self.is_idle and not self.is_over:
+        """Close in words as soon as no request is under way. The first one of a new connection is, for a moment."""
+        if not self.is_idle or self.is_over or self.is_leaving:
+            return
+        age = self.loop.time() - self.opened
+        if self._http is None:
             self._close(self.client)
+        elif not self.session.requests and age < FRESH_SECONDS:
+            self.timers["fresh"] = self.loop.call_later(FRESH_SECONDS - age, self.call, self.settle)
+        else:
+            self.is_leaving = True
+            self.feed(Leave())
 
     def abort(self) -> None:
         """Close everything at once."""

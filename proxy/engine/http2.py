@@ -55,6 +55,10 @@ class Tick(events.Event):
     """Some time has passed: whoever is kept waiting looks at how long that was."""
 
 
+class Leave(events.Event):
+    """The app's connection is to end, with a word (GOAWAY), while nothing is under way on it."""
+
+
 class AwaitRoom(commands.RequestWakeup):
     """Asks for a `Wakeup` once more of a stream can be passed on."""
 
@@ -126,6 +130,12 @@ class PacedConnection(BufferedH2Connection):
         else:
             super().send_data(stream_id, bytes(data), end_stream, pad_length)
 
+    def end_stream(self, stream_id: int) -> None:
+        """End a stream, unless its end waits already behind what is still to be sent."""
+        waiting = self.stream_buffers.get(stream_id)
+        if not waiting or not waiting[-1].end_stream:
+            super().end_stream(stream_id)
+
     def unsent(self, stream_id: int) -> int:
         """Return how many bytes wait for the peer to open a stream's window."""
         return sum(len(chunk.data) for chunk in self.stream_buffers.get(stream_id, ()))
@@ -146,6 +156,7 @@ class _Paced(Http2Connection):
         self._expected: dict[int, int] = {}  # bytes of bodies that are still to come, where a length is declared
         self._block: int | None = None  # bytes of a header block that has not ended
         self._is_data = False  # what has begun is a frame of a body, which may take its time
+        self._to_begin = 2 if preface else 0  # the preface, and the settings that follow it (RFC 9113, section 3.4)
         self.owes_since: float | None = time.monotonic() if preface else None
 
     def _outside(self, stream_id: int) -> int:
@@ -188,6 +199,7 @@ class _Paced(Http2Connection):
             frames += not self._left
         part = bytes(self._unread[:at])
         del self._unread[:at]
+        self._to_begin = max(self._to_begin - frames, 0)
         self._note_owed(has_ended=frames > 0)
         if part:
             yield from super()._handle_event(events.DataReceived(self.conn, part))
@@ -206,6 +218,7 @@ class _Paced(Http2Connection):
     def _note_owed(self, *, has_ended: bool) -> None:
         """Note since when the peer owes the rest of something; a header block is one thing, whatever its frames are."""
         is_owed = self._block is not None or (bool(self._left) and not self._is_data) or bool(self._unread)
+        is_owed = is_owed or self._to_begin > 0
         if not is_owed:
             self.owes_since = None
         elif self.owes_since is None or (has_ended and self._block is None):
@@ -267,6 +280,8 @@ class AppHttp2(_Paced, Http2Server):
     def _handle_event(self, event: events.Event) -> Commands:
         if isinstance(event, Tick):  # given only where the app owes something for too long
             yield from self.protocol_error("too slow", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+        elif isinstance(event, Leave):
+            yield from self.protocol_error("", h2.errors.ErrorCodes.NO_ERROR)
         else:
             yield from super()._handle_event(event)
 

@@ -13,6 +13,7 @@ when those move.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,8 +33,10 @@ from addons.sessions import Session, Sessions
 from proxy.core import bodies
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import read_request_head
+from proxy.core.hops import trailers_to_relay
 from proxy.engine.http1client import CutOff
-from proxy.engine.http2 import UNSENT_AT_MOST, AppHttp2, AwaitRoom, Tick, UpstreamHttp2
+from proxy.engine.http2 import UNSENT_AT_MOST, AppHttp2, AwaitRoom, Leave, Tick, UpstreamHttp2
+from proxy.engine.messages import headers_of
 
 Commands = layer.CommandGenerator[None]
 IsCongested = Callable[[connection.Connection], bool]
@@ -125,6 +128,8 @@ class ProxyLayer(http_layers.HttpLayer):
             return  # the end of a connection that was forgotten already
         if isinstance(event, Tick):
             yield from self._end_what_is_late(event)
+        elif isinstance(event, Leave):
+            yield from self.event_to_child(self.connections[self.context.client], event)
         else:
             yield from super()._handle_event(event)
 
@@ -275,6 +280,8 @@ class Stream(http_layers.HttpStream):
         """Send `flow.response`, and throw away what is still to come of the request."""
         if self.client_state != self.state_done:
             self.client_state = self.state_discard_request_body
+        if self.flow.request.method == "HEAD" and self.flow.response is not None:
+            self.flow.response.data.content = b""  # its length stays (RFC 9110, section 9.3.2)
         yield from self.send_response()
         self.server_state = self.state_errored
 
@@ -308,7 +315,12 @@ class Stream(http_layers.HttpStream):
         if isinstance(event, Tick):
             yield from self._held_too_long()
             return
-        if isinstance(event, http_events.RequestHeaders | http_events.ResponseHeaders):
+        if isinstance(event, http_events.RequestTrailers | http_events.ResponseTrailers):
+            kept = () if self._holds(event) else trailers_to_relay(event.trailers.fields)
+            if not kept:
+                return
+            event.trailers = headers_of(kept)
+        elif isinstance(event, http_events.RequestHeaders | http_events.ResponseHeaders):
             self._ends_at_once = event.end_stream
         yield from super()._handle_event(event)
         is_held = self.client_state == self.state_consume_request_body
@@ -316,6 +328,12 @@ class Stream(http_layers.HttpStream):
             self.held_since = None
         elif self.held_since is None:
             self.held_since = time.monotonic()
+
+    def _holds(self, event: http_events.HttpEvent) -> bool:
+        """Tell whether an event is of a body that is held, and so another one afterwards."""
+        if isinstance(event, http_events.RequestTrailers):
+            return bool(self.client_state == self.state_consume_request_body)
+        return bool(self.server_state == self.state_consume_response_body)
 
     def _held_too_long(self) -> Commands:
         """Refuse a request whose body is still not whole."""
@@ -452,6 +470,14 @@ class _Alerting(tls.TLSLayer):
 
 class AppTls(_Alerting, ClientTLSLayer):
     """The app's side of TLS."""
+
+    def send_close(self, command: commands.CloseConnection) -> Commands:
+        """Say that this is all, which mitmproxy does not."""
+        if self.conn.tls_established:
+            with contextlib.suppress(SSL.Error):  # the app closed the session meanwhile
+                self.tls.shutdown()
+            yield from self.tls_interact()
+        yield from super().send_close(command)
 
 
 class UpstreamTls(_Alerting, ServerTLSLayer):

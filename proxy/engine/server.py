@@ -213,6 +213,8 @@ class Engine:
             proxy.engine.tls.NoRoots: the roots to trust cannot be found or read; then nothing has changed.
         """
         self._tls.prepare(policy)
+        if policy.lets_plain_http_pass and not self.policy.lets_plain_http_pass:
+            logger.warning("plain http may pass now: Secure cookies that apps have kept so far are not marked as such")
         self.policy = policy
         self.pool.close()
         for connection in list(self.connections):

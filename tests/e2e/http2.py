@@ -27,6 +27,7 @@ from h2.events import (
     ResponseReceived,
     StreamEnded,
     StreamReset,
+    TrailersReceived,
 )
 from h2.exceptions import ProtocolError
 
@@ -62,6 +63,7 @@ class Message:
     Attributes:
         headers: the fields in their order, pseudo-header fields among them.
         body: the data so far.
+        trailers: the fields behind the body.
         ended: whether its end has come.
         reset: the error code with which the stream or its connection was reset, or None.
         unacknowledged: how many bytes have come for which there was no window update.
@@ -69,6 +71,7 @@ class Message:
 
     headers: HeaderList = field(default_factory=list)
     body: bytes = b""
+    trailers: HeaderList = field(default_factory=list)
     ended: bool = False
     reset: int | None = None
     unacknowledged: int = 0
@@ -223,6 +226,11 @@ class Http2Client:
         """Read until the other end closes the connection; nothing is answered."""
         self._client.read_to_end()
 
+    def read_farewell(self) -> int | None:
+        """Return the error code of the GOAWAY with which the other end closes the connection, or None."""
+        found = self._protocol.receive_data(self._client.read_to_end())
+        return next((int(each.error_code or 0) for each in found if isinstance(each, ConnectionTerminated)), None)
+
     def acknowledge(self, stream: int) -> None:
         """Let more come in a stream whose data was not acknowledged before."""
         self._protocol.acknowledge_received_data(self._messages[stream].unacknowledged, stream)
@@ -364,6 +372,8 @@ def _take(
             protocol.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
         else:
             messages[event.stream_id].unacknowledged += event.flow_controlled_length
+    elif isinstance(event, TrailersReceived):
+        messages[event.stream_id].trailers = [(str(k), str(v)) for k, v in event.headers]
     elif isinstance(event, StreamReset):
         messages[event.stream_id].reset = int(event.error_code)
     elif isinstance(event, ConnectionTerminated):

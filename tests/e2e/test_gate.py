@@ -469,6 +469,29 @@ class TestRawTcp:
                 line = sidecar.wait_for_decisions(1)[0]
         assert (line["action"], line["rule"], line["reason"]) == ("tunnel", "db", None)
 
+    @pytest.mark.parametrize("said", [b"", b"GE"])
+    def test_an_app_that_ends_its_side_while_that_is_dialled_is_passed_on(
+        self, authority: Authority, tmp_path: Path, said: bytes
+    ) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            with (
+                Sidecar(self.POLICY.replace("PORT", str(port)), tmp_path, authority=authority) as sidecar,
+                RawClient(sidecar.address) as client,
+            ):
+                client.send(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode() + said)
+                client.finish()
+                server, _ = listener.accept()
+                with server:
+                    server.settimeout(5)
+                    got = b""
+                    while piece := server.recv(100):
+                        got += piece
+                    assert got == said
+                    server.sendall(b"bye")
+                assert client.read_response(method="CONNECT").status == 200
+                assert client.read_to_end() == b"bye"
+
     def test_another_port_of_the_same_host_is_looked_at(
         self, authority: Authority, upstream: TlsUpstream, tmp_path: Path
     ) -> None:

@@ -222,6 +222,42 @@ class TestToHttp1:
         assert receiver.open(held.json()["ssn"].encode(), host="pay.example", path="$.ssn") == b"1"
         assert streamed.body == b'{"ssn":1}'
 
+    def test_a_denial_of_head_has_a_length_and_no_body(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+        upstream = fresh(lambda: tls_upstream(*HOSTS))
+        client = speak(sidecar, upstream, "pinned.example")
+        stream = client.send(f"pinned.example:{upstream.port}", method="HEAD")
+        message = client.read(stream)
+        assert (message.status, message.body, message.reset) == (502, b"", None)
+        assert int(message.get("content-length") or 0) > 100
+        stream = client.send(f"pinned.example:{upstream.port}", method="GET")
+        assert_denied(client.read(stream), 502, "pin_mismatch")  # and the connection goes on
+
+    def test_trailers_to_http_2_are_those_that_may_come_so_late(
+        self, sidecar: Sidecar, h2_upstream: Callable[..., Http2Upstream]
+    ) -> None:
+        late = [
+            ("x-sum", "1"),
+            ("set-cookie", "a=b"),
+            ("authorization", "x"),
+            ("content-length", "9"),
+            ("host", "evil"),
+        ]
+
+        def answer(_: Message) -> Reply:
+            return Reply([(":status", "200")], b"{}", trailers=late)
+
+        upstream = h2_upstream(answer=answer)
+        for host in ("pay.example", "other.example"):  # held, and streamed
+            client = speak(sidecar, upstream, host)
+            stream = client.begin(f"{host}:{upstream.port}")
+            client.go_on(stream, b'{"ssn":1}', last=False)
+            client.end_with(stream, late)
+            message = client.read(stream)
+            assert [field for field in message.headers if not field[0].startswith(":")] == []
+            assert message.trailers == [("x-sum", "1")]
+        held, streamed = upstream.wait_for_messages(2)
+        assert (held.trailers, streamed.trailers) == ([], [("x-sum", "1")])
+
     def test_an_upload_that_is_too_large_is_answered_while_it_goes_on(
         self, sidecar: Sidecar, tls_upstream: MakeTls, tmp_path: Path
     ) -> None:

@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from h2.errors import ErrorCodes
 
 from tests.e2e.app import connect
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.connection import RecordedRequest
+from tests.e2e.http2 import Http2Client
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import TlsUpstream
@@ -115,6 +117,25 @@ def test_nor_does_one_that_speaks_inside_connect(sidecar: Sidecar, upstream: Tls
         assert client.read_response().status == 200
         reload(sidecar, policy(workers, NO_PIN))
         assert client.read_to_end() == b""  # closed, since nothing was under way
+
+
+def test_nor_does_one_that_speaks_http_2_which_is_told_so(
+    sidecar: Sidecar, upstream: TlsUpstream, workers: int
+) -> None:
+    reload(sidecar, policy(workers, upstream.pin))
+    client = connect(sidecar, f"127.0.0.1:{upstream.port}")
+    app = Http2Client.open(client, "127.0.0.1", sidecar.ca_file)
+    assert app.read(app.send(f"127.0.0.1:{upstream.port}", method="GET")).status == 200
+    reload(sidecar, policy(workers, NO_PIN))
+    assert app.read_farewell() == ErrorCodes.NO_ERROR
+    client.close()
+
+
+def test_what_may_pass_from_now_on_is_said(sidecar: Sidecar, workers: int) -> None:
+    reload(sidecar, policy(workers))
+    assert "Secure cookies" not in sidecar.stderr
+    reload(sidecar, policy(workers, more="  - {name: open, hosts: [open.example], plain_http: allow}"))
+    assert "Secure cookies" in sidecar.stderr
 
 
 def test_nor_does_one_that_speaks_plain_http_inside_connect(

@@ -12,7 +12,8 @@ from proxy.core.appview import (
     upgraded,
 )
 from proxy.core.destinations import Destination
-from proxy.core.policy import HostPattern, Https, PlainHttp, Policy, Rule
+from proxy.core.hsts import KnownHosts
+from proxy.core.policy import Defaults, HostPattern, Https, PlainHttp, Policy, Rule
 
 ASKED = Destination("api.example", 80)
 
@@ -63,6 +64,12 @@ URLS = [
     ("//api.example/", "//api.example/"),
     ("http://api.example/", "http://api.example/"),
     ("https://user@api.example/", "https://user@api.example/"),
+    # Where the authority ends is not for us to guess.
+    *(
+        (f"https://api.example{end}@plain.example/", f"https://api.example{end}@plain.example/")
+        for end in "\\;,'\"\t<> &"
+    ),
+    ("https://api.example\\", "https://api.example\\"),
     ("https://api.example:99999/", "https://api.example:99999/"),
     ("https:/api.example/", "https:/api.example/"),
     ("", ""),
@@ -98,6 +105,9 @@ def test_the_port_that_the_app_used_comes_first(asked: Destination, sent: str, s
         ("Refresh", "0,https://api.example/x", "0,http://api.example/x"),
         ("Refresh", "0 url = https://api.example/x", "0 url = http://api.example/x"),
         ("Refresh", ' 1.5 ;\tURL="https://api.example/x"', ' 1.5 ;\tURL="http://api.example/x"'),
+        ("Refresh", "0; url='https://api.example'; x", "0; url='http://api.example'; x"),
+        ("Refresh", "0; url='https://api.example\"@plain.example/'", "0; url='https://api.example\"@plain.example/'"),
+        ("Refresh", "0; url=https://api.example'@plain.example/", "0; url=https://api.example'@plain.example/"),
         ("Refresh", "x; url=https://api.example/x", "x; url=https://api.example/x"),
         (
             "Link",
@@ -157,6 +167,30 @@ def test_order_names_and_foreign_bytes_stay() -> None:
     fields = ((b"lOCATION", b"https://api.example/\xff"), (b"A", b"1"), (b"A", b"2"))
     seen = response_fields(fields, upgraded(POLICY, ASKED))
     assert seen == ((b"lOCATION", b"http://api.example/\xff"), *fields[1:])
+
+
+class TestLearnedHosts:
+    """What was learned counts for what the app says now, and not for what it is told to ask for later."""
+
+    KNOWN = KnownHosts(lambda: 0.0, lambda host: host == "listed.example")
+    KNOWN.learn("plain.example", "max-age=9")
+
+    @pytest.mark.parametrize(
+        ("host", "uses_preload", "seen"),
+        [("plain.example", True, "https"), ("listed.example", False, "https"), ("listed.example", True, "http")],
+    )
+    def test_a_redirect(self, host: str, uses_preload: bool, seen: str) -> None:
+        policy = Policy(defaults=Defaults(PlainHttp.ALLOW), hsts_preload=uses_preload)
+        view = upgraded(policy, Destination(host, 80), self.KNOWN, self.KNOWN.lasting())
+        ((_, value),) = response_fields(((b"Location", f"https://{host}/".encode()),), view)
+        assert value.decode() == f"{seen}://{host}/"
+
+    def test_an_origin(self) -> None:
+        view = upgraded(POLICY, Destination("plain.example", 80), self.KNOWN, self.KNOWN.lasting())
+        ((_, value),) = request_fields(((b"Origin", b"http://plain.example"),), view)
+        assert value == b"https://plain.example"
+        ((_, granted),) = response_fields(((b"Access-Control-Allow-Origin", value),), view, "http://plain.example")
+        assert granted == b"http://plain.example"
 
 
 class TestOrigins:

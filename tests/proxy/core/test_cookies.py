@@ -73,6 +73,8 @@ def sent(value: str, way: Way) -> str | None:
         ("__Host-a=b; Path=/; Secure", "_octag___Host-a=b; Path=/"),
         ("__secure-a=b; Secure; Partitioned; Domain=.Site.example", "_ocdom___secure-a=b; Domain=.Site.example"),
         ("a=b; Secure; Domain=", "_octag_a=b; Domain="),
+        ("a=b; Secure; Domain=site.example.", "_ocdom_a=b; Domain=site.example."),
+        ("a=b; Secure; Domain=b\u00fccher.example", None),  # who knows how a jar spells that
         ("__Other-a=b", "__Other-a=b"),
         ("__Host-a=b; Path=/", None),  # none of these would a browser take
         ("__Host-a=b; Path=/x; Secure", None),

@@ -12,7 +12,7 @@ from h11._receivebuffer import ReceiveBuffer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.framing import MAX_CHUNK_LINE, BadFraming, Body, body_of, chunk, last_chunk
+from proxy.core.framing import MAX_CHUNK_LINE, MAX_TRAILERS, BadFraming, Body, body_of, chunk, last_chunk
 from proxy.core.heads import CHUNKED, MAX_HEAD_BYTES, UNTIL_CLOSE
 
 
@@ -111,13 +111,26 @@ class TestBodies:
         with pytest.raises(BadFraming):
             body.feed(b" ")
 
-    @pytest.mark.parametrize("lines", [b"X: 1\r\n" * (MAX_HEAD_BYTES // 6), b""], ids=["many lines", "one line"])
+    @pytest.mark.parametrize("lines", [(b"X: " + b"1" * 995 + b"\r\n") * 60, b""], ids=["many lines", "one line"])
     def test_a_trailer_section_has_a_limit(self, lines: bytes) -> None:
         body = body_of(CHUNKED)
         left = MAX_HEAD_BYTES - len(lines) - 3
         assert body.feed(b"0\r\n" + lines + b"X: " + b"a" * left) == (b"", None)
         with pytest.raises(BadFraming):
             body.feed(b"a")
+
+    def test_one_that_comes_at_once_has_the_same(self) -> None:
+        whole = b"X: " + b"a" * (MAX_HEAD_BYTES - 5) + b"\r\n"
+        assert body_of(CHUNKED).feed(b"0\r\n" + whole + b"\r\n") == (b"", b"")
+        with pytest.raises(BadFraming):
+            body_of(CHUNKED).feed(b"0\r\nY" + whole + b"\r\n")
+
+    @pytest.mark.parametrize("cut", [0, 3])
+    def test_so_many_fields_may_stand_in_it(self, cut: int) -> None:
+        line = b"X: 1\r\n"
+        assert body_of(CHUNKED).feed(b"0\r\n" + line * MAX_TRAILERS + b"\r\n") == (b"", b"")
+        with pytest.raises(BadFraming):
+            body_of(CHUNKED).feed(b"0\r\n" + line * (MAX_TRAILERS + 1) + b"\r\n"[:cut])
 
     def test_a_chunk_itself_has_none(self) -> None:
         body = body_of(CHUNKED)

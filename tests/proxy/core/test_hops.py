@@ -56,7 +56,12 @@ class TestFieldsOfOneConnection:
                 "Upgrade: websocket|Connection: Upgrade",
                 id="an offer with keep-alive, as Firefox sends it",
             ),
-            pytest.param("Upgrade: WebSocket|A: 1", "Upgrade: WebSocket|A: 1|Connection: Upgrade", id="unlisted"),
+            pytest.param(
+                "Connection: upgrade|Upgrade: WebSocket", "Upgrade: WebSocket|Connection: Upgrade", id="its case"
+            ),
+            pytest.param("Upgrade: websocket|A: 1", "A: 1", id="an offer that Connection does not list"),
+            pytest.param("Upgrade: websocket|Connection: close|A: 1", "A: 1", id="one that lists something else"),
+            pytest.param("Upgrade: websocket|Connection: Upgrade|Upgrade: websocket", "", id="WebSocket twice"),
             pytest.param("Upgrade: h2c|Connection: Upgrade|A: 1", "A: 1", id="an offer of h2c"),
             pytest.param(
                 "Connection: Upgrade, HTTP2-Settings|Upgrade: H2C|HTTP2-Settings: AAMAAABk|A: 1", "A: 1", id="as it is"
@@ -79,6 +84,9 @@ class TestFieldsOfOneConnection:
     )
     def test_they_are_removed_and_all_others_stay_as_they_were(self, sent: str, kept: str) -> None:
         assert without_hop(fields(sent)) == fields(kept)
+
+    def test_in_a_version_without_offers_there_is_none(self) -> None:
+        assert without_hop(fields(f"A: 1|{WEBSOCKET}"), may_offer=False) == fields("A: 1|Sec-WebSocket-Key: x")
 
 
 class TestFraming:
@@ -150,7 +158,10 @@ class TestTrailers:
             *("Authorization", "Proxy-Authorization", "Cookie", "set-cookie", "Set-Cookie2", "WWW-Authenticate"),
             *("Content-Type", "Content-Encoding", "Content-Range", "Content-Security-Policy", "Range", "If-Match"),
             *("Cache-Control", "Location", "Refresh", "Origin", "X-Forwarded-For", "Forwarded", "Via"),
-            *("Access-Control-Allow-Origin", "Strict-Transport-Security"),
+            *("Access-Control-Allow-Origin", "Strict-Transport-Security", "Timing-Allow-Origin", "Alt-Svc", "Status"),
+            *("Destination", "Front-End-Https", "Early-Data", "Sec-Fetch-Site", "Proxy", "Proxy-Status"),
+            *("X-HTTP-Method-Override", "X-Original-URL", "X-Rewrite-URL", "X-Real-IP", "X-Accel-Redirect"),
+            *("Transfer_Encoding", "Content_Length", "x_forwarded_for"),
         ],
     )
     def test_what_says_how_a_message_is_read_does_not_come_so_late(self, name: str) -> None:

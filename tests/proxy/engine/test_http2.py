@@ -35,6 +35,7 @@ from proxy.engine.http2 import (
     AppHttp2,
     AwaitRoom,
     AwaitTurn,
+    Leave,
     PacedConnection,
     UpstreamHttp2,
 )
@@ -414,6 +415,32 @@ class TestMerging:
             sender.read()
             assert sender.ends or len(sender.body) > before
         assert (sender.body, sender.ends, sender.waiting) == (sent, 1, [])
+
+
+class TestEnds:
+    def test_a_stream_is_ended_once_however_often_that_is_said(self) -> None:
+        sender = Sender(window=10)
+        sender.ours.send_data(1, b"x" * 25)
+        for _ in range(3):
+            sender.ours.end_stream(1)
+        for _ in range(4):
+            sender.read()
+        assert (sender.body, sender.ends) == (b"x" * 25, 1)
+
+    def test_a_connection_is_left_with_a_word(self) -> None:
+        app = App()
+        app.flush()
+        app.give(Leave())
+        (word,) = [each for each in app.events if isinstance(each, h2.events.ConnectionTerminated)]
+        assert (word.error_code, app.closed) == (h2.errors.ErrorCodes.NO_ERROR, True)
+
+    def test_the_settings_are_owed_as_the_preface_is(self) -> None:
+        app = App()
+        begin = app.h2.data_to_send()
+        app.send(begin[:24])
+        assert app.layer.owes_since is not None
+        app.send(begin[24:])
+        assert app.layer.owes_since is None
 
 
 class TestEmptyFrames:
