@@ -21,6 +21,8 @@ from proxy.core.pins import PinVerdict
 from proxy.core.policy import Mode, Policy, Rule
 from proxy.core.problems import JSON_TYPE, PAGE_TYPE, problem_details, problem_page, proxy_status, wants_page
 
+_OF_TLS = frozenset((Reason.TLS_FAILED, Reason.CERTIFICATE_INVALID))
+
 
 @dataclass(slots=True)
 class Upstream:
@@ -123,6 +125,9 @@ class Exchange:
 
     def refuse(self, flow: http.HTTPFlow, denied: Denied) -> None:
         """Answer the flow with problem details, whatever the mode: for what cannot go on at all."""
+        if self.decision is not None and self.decision.is_by_hsts and denied.reason in _OF_TLS:
+            why = "upgraded though plain_http is allow, since its Strict-Transport-Security says https only"
+            denied = Denied(denied.reason, f"{denied.detail}; {why}", denied.hint)
         self.stop(denied)
         flow.response = problem_response(denied, self.rule_name, flow.request.headers.get("accept", ""))
         # A streamed request is answered at once, and what is left of its body is discarded; see the engine's Stream.
@@ -140,6 +145,8 @@ def problem_response(denied: Denied, rule: str | None, accept: str = "") -> http
     }
     if denied.reason is Reason.PROXY_AUTHENTICATION_REQUIRED:
         headers["Proxy-Authenticate"] = 'Basic realm="overcoat", charset="UTF-8"'
+    if denied.reason is Reason.TOO_MANY_ATTEMPTS:
+        headers["Retry-After"] = "1"
     if is_page:
         headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'"
         headers["X-Content-Type-Options"] = "nosniff"

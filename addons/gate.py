@@ -89,7 +89,9 @@ class Gate:
         if len(shown) != 1 or not self._verifier.verify(clients.users, shown[0], exchange.client):
             raise Denied(
                 Reason.PROXY_AUTHENTICATION_REQUIRED,
-                "the request carries no credentials of the proxy's, or wrong ones",
+                "the request carries a name or a password that is not the proxy's"
+                if shown
+                else "the request carries no credentials for the proxy",
             )
         session.verified = (clients.users, shown[0])
 

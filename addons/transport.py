@@ -97,6 +97,8 @@ class Transport:
             response.data.http_version != b"HTTP/2.0" and flow.request.is_http2
         ):  # elsewhere, they ended with the head that they were in
             response.headers.fields = without_hop(response.headers.fields)
+        if flow.request.scheme == "https" and not exchange.observing:  # an invitation past this proxy (RFC 7838)
+            response.headers.fields = tuple(each for each in response.headers.fields if each[0].lower() != b"alt-svc")
         fields = response.headers.fields
         if has_field(response.headers, b"set-cookie"):
             fields = self._cookies.received(fields, _way(flow, exchange), exchange.jar)

@@ -220,7 +220,8 @@ def _why(policy: Policy, rule: Rule | None, decision: Decision, scheme: str) -> 
         what = rule.plain_http if rule else policy.defaults.plain_http
         if what is PlainHttp.ALLOW and decision.action is Action.UPGRADE:
             return f"{where} plain_http: {what}, but the host is on the browsers' HSTS preload list (hsts_preload)"
-        return f"{where} plain_http: {what}"
+        unless = ", unless its Strict-Transport-Security was seen" if decision.action is Action.ALLOW else ""
+        return f"{where} plain_http: {what}{unless}"
     return f"{where} https: {rule.https if rule else policy.defaults.https}"
 
 

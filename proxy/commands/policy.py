@@ -27,7 +27,8 @@ from proxy.commands.shared import (
     today,
     wide_console,
 )
-from proxy.core.policy import Egress, FieldEntry, Https, Policy, Rule
+from proxy.core.policy import Egress, FieldEntry, Https, PlainHttp, Policy, Rule
+from proxy.core.transport import denied_by_address
 from proxy.model import schema_text
 
 SOON = timedelta(days=30)
@@ -55,9 +56,12 @@ def check(option: str | None, as_json: bool) -> None:
 
 
 def policy_warnings(policy: Policy, today: date) -> list[str]:
-    """Return what is right today but needs attention: pins and keys near or past their end, pins without a backup."""
+    """Return what needs attention: hosts that are out of reach, pins and keys near their end, pins without a backup."""
     warnings = []
     for rule in policy.rules:
+        for pattern in rule.hosts:
+            if pattern.kind == "exact" and (denied := denied_by_address(policy, pattern.host)) is not None:
+                warnings.append(f"rule {rule.name}: {pattern} is never reached: {denied.hint}")
         if rule.pins is None:
             continue
         if rule.pins.expires is not None and rule.pins.expires <= today + SOON:
@@ -168,7 +172,8 @@ def _print_summary(policy: Policy) -> None:
     if policy.egress is Egress.LISTED:
         click.echo("defaults  hosts that no rule names are denied (egress: listed)")
     else:
-        preload = ", upgrade on the browsers' list" if policy.hsts_preload else ""
+        may_differ = policy.hsts_preload and policy.defaults.plain_http is PlainHttp.ALLOW
+        preload = ", upgrade on the browsers' list" if may_differ else ""
         click.echo(f"defaults  plain http: {policy.defaults.plain_http}{preload}, https: {policy.defaults.https}")
     click.echo(f"trust     {summary['trust']['roots']} roots, TLS {policy.trust.min_tls} or newer")
     if policy.workers != 1:

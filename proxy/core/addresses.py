@@ -166,7 +166,8 @@ def parse_addresses(text: str) -> AddressKind | Network:
         network = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValueError(
-            f"this is a kind ({', '.join(AddressKind)}), a network such as 10.0.0.0/8, or an address"
+            f"{text[:40]!r} is none of the kinds ({', '.join(AddressKind)}), nor a network such as 10.0.0.0/8, nor an "
+            "address"
         ) from None
     raise ValueError(f"the network's address has bits beyond its length: write {network}")
 

@@ -140,7 +140,7 @@ class Reason(Enum):
         "This destination is forbidden",
         "The address that would be dialled is not public and not in `destinations.allow`, or is one of Overcoat's own "
         "listeners; or the host is in no rule, where `destinations.egress` is `listed`.",
-        "if the app is to reach it, name its network in destinations.allow; Overcoat's own listeners never are reached",
+        "if the app is to reach it, name its network in destinations.allow, and with egress: listed the host in a rule",
     )
     REQUEST_LOOP = (
         "request_loop",
@@ -323,8 +323,10 @@ class Decision:
         action: what to do.
         target: the destination to dial; None where nothing is dialled.
         denied: why not, where the action is DENY.
+        is_by_hsts: whether it is an upgrade for the reason alone that the host is known to want https only.
     """
 
     action: Action
     target: Destination | None = None
     denied: Denied | None = None
+    is_by_hsts: bool = False

@@ -71,7 +71,7 @@ def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES) -> Spliced:
         raise Denied(
             Reason.BODY_NOT_JSON,
             f"the body has fields to protect, but: {problem}",
-            "send one JSON text in UTF-8 (RFC 8259)",
+            "send one JSON text in UTF-8 (RFC 8259), or narrow the rule's `when`",
         ) from None
     except TooMuchSelected as problem:
         raise Denied(

@@ -8,6 +8,8 @@ Rules of this module:
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from proxy.core.addresses import AddressKind, parse_ip
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
@@ -35,7 +37,8 @@ def decide_plain_http(
     if what is PlainHttp.UPGRADE:
         return _upgrade(policy, rule, asked)
     if what is PlainHttp.ALLOW and known is not None and known.knows(asked.host, uses_preload=policy.hsts_preload):
-        return _upgrade(policy, rule, asked)
+        rule, decision = _upgrade(policy, rule, asked)
+        return rule, replace(decision, is_by_hsts=True)
     if what is PlainHttp.ALLOW:
         return rule, Decision(Action.ALLOW, asked)
     where = f"rule {rule.name}" if rule else "the policy's default"
@@ -110,10 +113,20 @@ def denied_by_address(policy: Policy, host: str) -> Denied | None:
 
 def forbidden_address(host: str, kind: AddressKind) -> Denied:
     """Return why a host at an address of a kind that the policy does not allow is not reached."""
+    where = "address" if kind is AddressKind.METADATA else "network"  # a network of many does not include it
     return Denied(
         Reason.DESTINATION_FORBIDDEN,
         f"{host} is at a {kind} address, where the policy lets nothing go",
-        f"if the app is to reach it, add {kind}, or just its network, to destinations.allow",
+        f"if the app is to reach it, add {kind}, or just its {where}, to destinations.allow",
+    )
+
+
+def own_listener(where: str) -> Denied:
+    """Return why one of the sidecar's own listeners is not reached."""
+    return Denied(
+        Reason.DESTINATION_FORBIDDEN,
+        f"{where} is one of Overcoat's own listeners",
+        "nothing makes them reachable through it: the app must have meant another port",
     )
 
 

@@ -208,6 +208,8 @@ class AppSocket(Reading):
         for timer in self._timers.values():
             timer.cancel()
         self.engine.connections.discard(self)
+        if self.tls is not None and not self.tls.is_established:
+            self.session.note_tls_failed()
         try:
             self.speaker.gone()
             self.engine.dispatch(server_hooks.ClientDisconnectedHook(self.client))

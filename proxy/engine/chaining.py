@@ -27,6 +27,7 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.heads import MAX_HEAD_BYTES
 from proxy.core.policy import UpstreamProxy
+from proxy.core.transport import own_listener
 from proxy.engine.dialling import check_address, connect, is_loopback, local_address_to
 from proxy.engine.pairs import Ending, PairedSocket, paired_sockets, say_ending
 from proxy.engine.reading import Reading
@@ -62,7 +63,7 @@ async def reach(engine: Engine, host: str, port: int, record: Upstream, context:
     check_address(host, record)  # a name is for the proxy to look up; an address is known
     there = "127.0.0.1" if is_loopback(host) else host
     if (here := local_address_to(there)) is not None and engine.is_own_address((here, 0), (there, port)):
-        raise Denied(Reason.DESTINATION_FORBIDDEN, f"{destination} is one of Overcoat's own listeners")
+        raise own_listener(str(destination))
     seconds = record.policy.limits.connect_seconds
     try:
         async with asyncio.timeout(seconds):

@@ -20,7 +20,7 @@ from addons.exchange import Upstream
 from proxy.core.addresses import AddressKind, kind_of, parse_ip
 from proxy.core.decisions import Denied, Reason
 from proxy.core.policy import Mode
-from proxy.core.transport import denied_by_address, forbidden_address
+from proxy.core.transport import denied_by_address, forbidden_address, own_listener
 
 if TYPE_CHECKING:
     from proxy.engine.server import Engine
@@ -55,7 +55,7 @@ async def connect(engine: Engine, host: str, port: int, record: Upstream) -> soc
         raise Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} takes no connection") from None
     if engine.is_own_address(connection.getsockname()[:2], connection.getpeername()[:2]):
         connection.close()
-        raise Denied(Reason.DESTINATION_FORBIDDEN, f"{host} port {port} is one of Overcoat's own listeners")
+        raise own_listener(f"{host} port {port}")
     return connection
 
 

@@ -263,6 +263,25 @@ class TestStrictTransportSecurity:
         assert actions == ["allow", "upgrade", "upgrade", "allow"]
         assert len(secure.requests) == 2
 
+    def test_an_upgrade_that_only_that_asks_for_says_so_where_it_fails(
+        self, authority: Authority, tmp_path: Path
+    ) -> None:
+        fields = (("Strict-Transport-Security", "max-age=600"), ("Alt-Svc", 'h3=":443"'))
+        policy = "defaults: {plain_http: allow, https: inspect}"
+        with (
+            TlsUpstream(authority, *self.HOSTS, respond=lambda _: wire.response(200, headers=fields)) as secure,
+            PlainUpstream() as plain,
+            Sidecar(policy, tmp_path, authority=authority, hosts=self.HOSTS) as sidecar,
+        ):
+            assert ask(sidecar, plain, host="first.example").status == 200
+            answer = curl(
+                secure.url("/", scheme="https", host="first.example"), proxy=sidecar.proxy_url, ca_file=sidecar.ca_file
+            )
+            assert (answer.status, "alt-svc" in answer.headers) == (200, False)  # which would lead past the sidecar
+            denied = ask(sidecar, plain, host="first.example").json()
+        assert denied["reason"] == "tls_failed"
+        assert denied["detail"].endswith("since its Strict-Transport-Security says https only")
+
     def test_the_browsers_list_counts_where_the_policy_says_so(self, authority: Authority, tmp_path: Path) -> None:
         host = "www.paypal.com"
         for preload, reason in ((False, "allow"), (True, "upgrade")):

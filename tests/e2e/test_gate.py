@@ -98,7 +98,8 @@ class TestDestinations:
         assert reason_of(answer) == (403, "destination_forbidden")
         problem = json.loads(answer.body)
         assert f"is at a {kind} address" in problem["detail"]
-        assert f"add {kind}, or just its network, to destinations.allow" in problem["hint"]
+        where = "address" if kind == "metadata" else "network"
+        assert f"add {kind}, or just its {where}, to destinations.allow" in problem["hint"]
         assert answer.headers.all("proxy-status")[0] == (
             'overcoat; error=destination_ip_prohibited; details="destination_forbidden"'
         )

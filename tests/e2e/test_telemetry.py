@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import wire
-from tests.e2e.app import Way, ask, connect, decision_of, open_way, request
+from tests.e2e.app import Way, ask, client_hello, connect, decision_of, open_way, request
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.connection import RecordedRequest
@@ -184,6 +184,11 @@ class Zoo:
         ):
             client.start_tls("pay.example", self.roots)
 
+    def do_app_left_its_tls(self) -> None:
+        with connect(self.sidecar, f"pay.example:{self.upstream.port}") as client:
+            client.send(client_hello("pay.example"))
+            client.read_exactly(10)  # and leaves what else has come: that makes a reset of its end
+
     def do_not_http(self) -> None:
         with connect(self.sidecar, f"pay.example:{self.upstream.port}") as client:
             client.send(b"SSH-2.0-OpenSSH_9.9\r\n")
@@ -214,6 +219,13 @@ EXPECTED: dict[str, Decision] = {
     "response_cut": {"rule": "pay", "bytes_received": 4},
     "aborted_while_asking": {"rule": "pay", "status": None, "encrypted": 0, "bytes_sent": 0},
     "aborted_while_answered": {"rule": "pay"},
+    "app_left_its_tls": {
+        "action": "deny",
+        "reason": "app_tls_failed",
+        "status": None,
+        "method": "CONNECT",
+        "rule": "pay",
+    },
     "ca_not_trusted": {
         "action": "deny",
         "reason": "app_tls_failed",
@@ -311,7 +323,7 @@ class TestMetrics:
 
     def test_an_app_that_does_not_trust_the_local_ca_has_a_reason_of_its_own(self, zoo: Zoo) -> None:
         refusals = zoo.metrics.value("overcoat_requests_total", rule="pay", action="deny", reason="app_tls_failed")
-        assert refusals == 1
+        assert refusals == 2  # one in words, and one that only left
 
     def test_fields_and_bytes_and_times_and_pins_agree_with_the_lines(self, zoo: Zoo) -> None:
         value = zoo.metrics.value

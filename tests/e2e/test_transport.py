@@ -586,7 +586,9 @@ class TestHttps:
         decision = decision_about(sidecar, "nohttps.example:443", "CONNECT")
         assert (decision["action"], decision["status"]) == ("deny", 403)
 
-    def test_rejected_on_another_port_it_ends_at_theclient_hello(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+    def test_rejected_on_another_port_it_ends_at_the_client_hello(
+        self, sidecar: Sidecar, tls_upstream: MakeTls
+    ) -> None:
         upstream = tls_upstream("onlyplain.example")
         with open_tunnel(sidecar, f"onlyplain.example:{upstream.port}") as client:
             client.send(client_hello("onlyplain.example"))

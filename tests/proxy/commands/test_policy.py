@@ -161,3 +161,17 @@ def test_check_says_who_may_use_it_and_where_the_ways_lead() -> None:
     assert summary["destinations"] == {"allow": ["private", "127.0.0.1", "192.0.2.0/24"], "egress": "any"}
     assert (summary["hsts_preload"], summary["via"], summary["workers"]) == (True, "coat", 2)
     assert summary["limits"]["idle_seconds"] == 600
+
+
+def test_check_warns_of_a_host_that_is_out_of_reach() -> None:
+    policy = """
+        version: 1
+        destinations: {allow: [192.168.1.0/24]}
+        rules: [{name: a, hosts: [192.168.1.2, "192.168.2.2:81", "[::1]", 93.184.216.34, name.example]}]
+    """
+    result = run("check", policy=policy)
+    assert result.exit_code == 0
+    assert [line.split(": if")[0] for line in result.stderr.splitlines()] == [
+        "warning: rule a: 192.168.2.2:81 is never reached",
+        "warning: rule a: [::1] is never reached",
+    ]

@@ -98,9 +98,9 @@ def test_a_set_holds_kinds_and_networks(entries: list[str], text: str, is_held: 
     ("text", "said"),
     [
         ("10.0.0.1/8", "write 10.0.0.0/8"),
-        ("localhost", "this is a kind (loopback, private"),
-        ("10.0.0", "a network such as"),
-        ("", "this is a kind"),
+        ("localhost", "'localhost' is none of the kinds (loopback, private"),
+        ("10.0.0", "nor a network such as"),
+        ("", "'' is none of the kinds"),
     ],
 )
 def test_what_is_no_address_is_refused(text: str, said: str) -> None:

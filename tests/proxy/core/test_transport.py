@@ -175,7 +175,8 @@ def test_an_address_that_is_not_public_is_forbidden_before_anything_is_looked_up
     assert denied is not None
     assert denied.reason is Reason.DESTINATION_FORBIDDEN
     assert f"is at a {kind} address" in denied.detail
-    assert f"add {kind}, or just its network, to destinations.allow" in denied.hint
+    where = "address" if kind == "metadata" else "network"  # of the former, a network does not include it
+    assert f"add {kind}, or just its {where}, to destinations.allow" in denied.hint
 
 
 def test_what_the_policy_allows_is_not() -> None:
