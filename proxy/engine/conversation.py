@@ -41,8 +41,8 @@ from proxy.core.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead, Response
 from proxy.core.hops import keeps_alive, without_framing, without_hop
 from proxy.engine.messages import (
     authenticates_connection,
-    headers_of,
     request_head,
+    response_of,
 )
 from proxy.engine.messages import response_head as response_head_of
 from proxy.engine.tunnels import Switched, may_switch
@@ -251,8 +251,7 @@ class Conversation:
                 fields = without_framing(without_hop(head.fields))
                 if self.exchange is not None and self.exchange.view is not None:
                     fields = interim_fields(fields, self.exchange.view)
-                response = http.Response(b"HTTP/1.1", head.status, head.reason, headers_of(fields), b"", None, 0, 0)
-                self.app.write(response_head_of(response, is_closing=False))
+                self.app.write(response_head_of(response_of(head, fields), is_closing=False))
             self._response_began = False
             return
         fields = without_hop(head.fields)
@@ -267,10 +266,7 @@ class Conversation:
         if self._response_chunked and not self.head.is_http11:  # RFC 9112, section 6.1
             fields = tuple(field for field in fields if field[0].lower() != b"transfer-encoding")
             self._response_chunked = self._keep_alive = False
-        version = b"HTTP/1.1" if head.is_http11 else b"HTTP/1.0"
-        flow.response = http.Response(
-            version, head.status, head.reason, headers_of(fields), None, None, time.time(), None
-        )
+        flow.response = response_of(head, fields)
         if head.status == 101 and not (self._request_is_whole and may_switch(flow.request, flow.response)):
             self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream switched to a protocol that was not asked for"))
             return

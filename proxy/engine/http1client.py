@@ -9,11 +9,9 @@ Rules of this module:
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, NoReturn
 
 import h11
-from mitmproxy import http
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers.http import _events as http_events
 from mitmproxy.proxy.layers.http import _http1
@@ -24,7 +22,7 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.framing import BadFraming, ChunkedBody
 from proxy.core.heads import CHUNKED, MAX_HEAD_BYTES, ResponseHead, has_bare_lf, read_response_head
 from proxy.core.hops import without_framing
-from proxy.engine.messages import headers_of
+from proxy.engine.messages import response_of
 from proxy.engine.upstream import MAX_INTERIM
 
 if TYPE_CHECKING:
@@ -115,9 +113,7 @@ class Http1Upstream(Http1Client):
             return
         has_body = self.request.data.method != b"HEAD" and head.status not in (204, 304)
         size = head.body if has_body else 0
-        fields = headers_of(head.fields if head.status != 204 else without_framing(head.fields))
-        version = b"HTTP/1.1" if head.is_http11 else b"HTTP/1.0"
-        self.response = http.Response(version, head.status, head.reason, fields, None, None, time.time(), None)
+        self.response = response_of(head, head.fields if head.status != 204 else without_framing(head.fields))
         yield ReceiveHttp(http_events.ResponseHeaders(self.stream_id, self.response, size == 0))
         if size == CHUNKED:
             self.body_reader = ChunkedReader()  # type: ignore[assignment]  # read as h11's is

@@ -15,7 +15,7 @@ from mitmproxy import http
 from addons.headers import values_of
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, parse_authority
-from proxy.core.heads import Fields, RequestHead
+from proxy.core.heads import Fields, RequestHead, ResponseHead
 from proxy.core.hops import without_hop
 from proxy.core.policy import HTTP_PORT, HTTPS_PORT
 
@@ -84,6 +84,17 @@ def request_of(
     return http.Request(
         host, port, head.method, scheme, authority, path, version, headers_of(fields), None, None, time.time(), None
     )
+
+
+def response_of(head: ResponseHead, fields: Fields) -> http.Response:
+    """Return mitmproxy's response object for a head that an upstream sent, without a body yet.
+
+    Args:
+        head: the head.
+        fields: those of its fields that are kept.
+    """
+    version = b"HTTP/1.1" if head.is_http11 else b"HTTP/1.0"
+    return http.Response(version, head.status, head.reason, headers_of(fields), None, None, time.time(), None)
 
 
 def authenticates_connection(request: http.Request, response: http.Response | None) -> bool:

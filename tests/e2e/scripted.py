@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
+from tests.e2e.certificates import Authority
 from tests.e2e.clients import Accepted
 
 DEADLINE = 5.0
@@ -52,3 +55,17 @@ class Upstream:
     def expected(self, path: str = "/", more: str = "", method: str = "GET") -> bytes:
         """Return the same head as it must come here."""
         return f"{method} {path} HTTP/1.1\r\nHost: {self.authority}\r\n{more}\r\n".encode("ascii")
+
+
+@contextmanager
+def scripted_upstream(host: str, authority: Authority | None) -> Iterator[Upstream]:
+    """Make an upstream for as long as it is needed: one that speaks TLS, if an authority issues its certificate."""
+    tls = None
+    if authority is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue(host).load_into(tls)
+    upstream = Upstream(host, tls)
+    try:
+        yield upstream
+    finally:
+        upstream.close()

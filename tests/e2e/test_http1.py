@@ -19,7 +19,7 @@ import pytest
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import Accepted, RawClient
 from tests.e2e.receiver import Receiver
-from tests.e2e.scripted import Upstream
+from tests.e2e.scripted import Upstream, scripted_upstream
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.wire import END_OF_HEAD
 
@@ -55,17 +55,9 @@ type MakeUpstream = Callable[..., Upstream]
 def upstream(authority: Authority) -> Iterator[MakeUpstream]:
     """Makes upstreams: plain ones, or TLS ones under a name."""
     with ExitStack() as stack:
-
-        def make(host: str = PLAIN) -> Upstream:
-            tls = None
-            if host not in (PLAIN, REJECTED):
-                tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-                authority.issue(host).load_into(tls)
-            made = Upstream(host, tls)
-            stack.callback(made.close)
-            return made
-
-        yield make
+        yield lambda host=PLAIN: stack.enter_context(
+            scripted_upstream(host, None if host in (PLAIN, REJECTED) else authority)
+        )
 
 
 @pytest.fixture

@@ -6,11 +6,10 @@ is closed, with a line that says so.
 
 from __future__ import annotations
 
-import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import pytest
 from hpack import Encoder
@@ -20,7 +19,7 @@ from tests.e2e.app import connect
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.http2 import Http2Client, agree_on_http2, frame
-from tests.e2e.scripted import Upstream
+from tests.e2e.scripted import Upstream, scripted_upstream
 from tests.e2e.sidecar import Decision, Sidecar
 
 SECONDS = 1
@@ -44,11 +43,7 @@ def sidecar(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture
 def far(authority: Authority) -> Iterator[Upstream]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue(HOST).load_into(context)
-    with ExitStack() as stack:
-        made = Upstream(HOST, context)
-        stack.callback(made.close)
+    with scripted_upstream(HOST, authority) as made:
         yield made
 
 

@@ -7,10 +7,9 @@ what was guessed from a head that two readers could read in two ways (RFC 9112, 
 from __future__ import annotations
 
 import json
-import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from enum import Enum
 
 import pytest
@@ -20,7 +19,7 @@ from tests.e2e.app import Way, connect, open_way
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.http2 import Http2Client
-from tests.e2e.scripted import Upstream
+from tests.e2e.scripted import Upstream, scripted_upstream
 from tests.e2e.sidecar import Sidecar
 
 HOST = "far.example"
@@ -51,11 +50,7 @@ def sidecar(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture
 def far(authority: Authority) -> Iterator[Upstream]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue(HOST).load_into(context)
-    with ExitStack() as stack:
-        made = Upstream(HOST, context)
-        stack.callback(made.close)
+    with scripted_upstream(HOST, authority) as made:
         yield made
 
 
