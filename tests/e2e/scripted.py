@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import pytest
 
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import Accepted
+from tests.e2e.listeners import listen
 
 DEADLINE = 5.0
 
@@ -21,7 +21,7 @@ class Upstream:
     def __init__(self, host: str, tls: ssl.SSLContext | None) -> None:
         self.host = host
         self._tls = tls
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = listen()
         self._listener.settimeout(DEADLINE)
         self._accepted: list[Accepted] = []
         self.authority = f"{host}:{self._listener.getsockname()[1]}"

@@ -15,6 +15,7 @@ from tests.e2e import wire
 from tests.e2e.certificates import Authority, Variant, pin_of
 from tests.e2e.clients import RawClient
 from tests.e2e.connection import Connection, RecordedRequest
+from tests.e2e.listeners import listen
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
 GET = b"GET /one?two=3 HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -337,3 +338,11 @@ class TestPlainUpstream:
 def test_a_connection_tells_nothing_before_it_knows() -> None:
     fresh = Connection(("127.0.0.1", 1), 0.0)
     assert (fresh.received, fresh.tls_version, fresh.sni, fresh.handshake_completed) == (b"", None, None, False)
+
+
+def test_no_port_is_listened_on_twice() -> None:
+    ports = []
+    for _ in range(1000):
+        with listen() as listener:
+            ports.append(listener.getsockname()[1])
+    assert len(set(ports)) == 1000

@@ -43,6 +43,7 @@ from tests.e2e.connection import (
     ServerObject,
     TlsChannel,
 )
+from tests.e2e.listeners import listen
 
 DEADLINE = 5.0  # seconds that any wait of a test may take before it fails
 
@@ -75,8 +76,7 @@ class _Upstream:
         self._probes: dict[tuple[str, int], threading.Event] = {}
         self._failures: list[BaseException] = []
         self._closing = False
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._listener = socket.create_server((address, 0), family=family, backlog=128)
+        self._listener = listen(address)
         self.port: int = self._listener.getsockname()[1]
         self._acceptor = threading.Thread(target=self._accept, name=f"upstream-{self.port}", daemon=True)
         self._acceptor.start()

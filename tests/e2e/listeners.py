@@ -1,0 +1,26 @@
+"""Listening sockets whose ports no other one of the same process had before.
+
+The kernel gives a free port a second time within some hundred sockets. A sidecar that serves the tests of a whole
+module would then have decision lines, connections and learned facts of an earlier upstream under the name of a later
+one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+_given: set[int] = set()
+
+
+def listen(address: str = "127.0.0.1", *, backlog: int = 128) -> socket.socket:
+    """Return a socket that listens at an IP address, on a port that this function has not given before."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with contextlib.ExitStack() as refused:  # held meanwhile, so that none of them comes again
+        while True:
+            listener = socket.create_server((address, 0), family=family, backlog=backlog)
+            port: int = listener.getsockname()[1]
+            if port not in _given:
+                _given.add(port)
+                return listener
+            refused.enter_context(listener)
