@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
+from mitmproxy import connection
+
+from addons.sessions import Sessions
+from proxy.core.policy import Policy
 
 # A machine that is busy with something else makes an example slow, not wrong; pytest-timeout ends what really hangs.
 settings.register_profile("overcoat", parent=settings(), deadline=None)
 settings.load_profile("overcoat")
+
+
+@pytest.fixture
+def client() -> connection.Client:
+    """A connection of an app."""
+    return connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2))
+
+
+@pytest.fixture
+def sessions(client: connection.Client) -> Sessions:
+    """The sessions, with one of the client under an empty policy."""
+    sessions = Sessions()
+    sessions.open(client, Policy())
+    return sessions
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

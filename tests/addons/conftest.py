@@ -1,4 +1,4 @@
-"""What tests of addons have in common: a client connection, its session, and a flow on it."""
+"""What tests of addons have in common: a flow on the client connection."""
 
 from __future__ import annotations
 
@@ -6,21 +6,6 @@ from collections.abc import Callable
 
 import pytest
 from mitmproxy import connection, http
-
-from addons.sessions import Sessions
-from proxy.core.policy import Policy
-
-
-@pytest.fixture
-def client() -> connection.Client:
-    return connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2))
-
-
-@pytest.fixture
-def sessions(client: connection.Client) -> Sessions:
-    sessions = Sessions()
-    sessions.open(client, Policy())
-    return sessions
 
 
 @pytest.fixture

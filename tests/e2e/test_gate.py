@@ -443,54 +443,56 @@ class TestRawTcp:
         rules: [{name: db, hosts: ["127.0.0.1:PORT"], raw_tcp: allow}]
     """
 
+    @contextlib.contextmanager
+    def _asked(
+        self, authority: Authority, folder: Path, said: bytes = b""
+    ) -> Iterator[tuple[Sidecar, RawClient, socket.socket]]:
+        """A sidecar, an app that has sent its CONNECT for the destination with `said`, and what listens there."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            with (
+                Sidecar(self.POLICY.replace("PORT", str(port)), folder, authority=authority) as sidecar,
+                RawClient(sidecar.address) as client,
+            ):
+                client.send(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode() + said)
+                yield sidecar, client, listener
+
     @pytest.mark.parametrize("server_first", [True, False])
     def test_what_a_rule_names_with_its_port_passes_unlooked_at(
         self, authority: Authority, tmp_path: Path, server_first: bool
     ) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-            with (
-                Sidecar(self.POLICY.replace("PORT", str(port)), tmp_path, authority=authority) as sidecar,
-                RawClient(sidecar.address) as client,
-            ):
-                client.send(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
-                server, _ = listener.accept()
-                with server:
-                    assert client.read_response(method="CONNECT").status == 200
-                    if server_first:
-                        server.sendall(b"220 hello\r\n")
-                        client.read_until(b"hello\r\n")
-                    client.send(b"GE")  # neither TLS nor a request line
-                    assert server.recv(100) == b"GE"
-                    client.finish()
-                    assert server.recv(100) == b""
-                    server.sendall(b"bye")
-                assert client.read_to_end() == b"bye"
-                line = sidecar.wait_for_decisions(1)[0]
+        with self._asked(authority, tmp_path) as (sidecar, client, listener):
+            server, _ = listener.accept()
+            with server:
+                assert client.read_response(method="CONNECT").status == 200
+                if server_first:
+                    server.sendall(b"220 hello\r\n")
+                    client.read_until(b"hello\r\n")
+                client.send(b"GE")  # neither TLS nor a request line
+                assert server.recv(100) == b"GE"
+                client.finish()
+                assert server.recv(100) == b""
+                server.sendall(b"bye")
+            assert client.read_to_end() == b"bye"
+            line = sidecar.wait_for_decisions(1)[0]
         assert (line["action"], line["rule"], line["reason"]) == ("tunnel", "db", None)
 
     @pytest.mark.parametrize("said", [b"", b"GE"])
     def test_an_app_that_ends_its_side_while_that_is_dialled_is_passed_on(
         self, authority: Authority, tmp_path: Path, said: bytes
     ) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-            with (
-                Sidecar(self.POLICY.replace("PORT", str(port)), tmp_path, authority=authority) as sidecar,
-                RawClient(sidecar.address) as client,
-            ):
-                client.send(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode() + said)
-                client.finish()
-                server, _ = listener.accept()
-                with server:
-                    server.settimeout(5)
-                    got = b""
-                    while piece := server.recv(100):
-                        got += piece
-                    assert got == said
-                    server.sendall(b"bye")
-                assert client.read_response(method="CONNECT").status == 200
-                assert client.read_to_end() == b"bye"
+        with self._asked(authority, tmp_path, said) as (_, client, listener):
+            client.finish()
+            server, _ = listener.accept()
+            with server:
+                server.settimeout(5)
+                got = b""
+                while piece := server.recv(100):
+                    got += piece
+                assert got == said
+                server.sendall(b"bye")
+            assert client.read_response(method="CONNECT").status == 200
+            assert client.read_to_end() == b"bye"
 
     def test_another_port_of_the_same_host_is_looked_at(
         self, authority: Authority, upstream: TlsUpstream, tmp_path: Path

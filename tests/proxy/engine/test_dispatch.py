@@ -12,7 +12,6 @@ from mitmproxy.proxy import layer, server_hooks
 from mitmproxy.proxy.layers.http import _hooks as http_hooks
 
 from addons.sessions import Sessions
-from proxy.core.policy import Policy
 from proxy.engine.dispatch import Dispatcher, HookFailed, describe
 
 CANARY = "canary-4111"
@@ -33,18 +32,6 @@ class Recorder:
 
 def boom(_: object) -> None:
     raise ValueError(CANARY)
-
-
-@pytest.fixture
-def client() -> connection.Client:
-    return connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2))
-
-
-@pytest.fixture
-def sessions(client: connection.Client) -> Sessions:
-    sessions = Sessions()
-    sessions.open(client, Policy())
-    return sessions
 
 
 @pytest.fixture
