@@ -19,6 +19,7 @@ RUN python3 -m venv --without-pip /opt/overcoat \
  && /opt/build/bin/pip install --no-cache-dir --disable-pip-version-check \
       --only-binary :all: --require-hashes -r requirements-build.lock
 COPY pyproject.toml README.md LICENSE ./
+COPY overcoat overcoat
 COPY proxy proxy
 COPY addons addons
 COPY config config

@@ -48,7 +48,7 @@ class Sidecar:
     def __init__(self, policy: Path, data: Path) -> None:
         self._process = subprocess.Popen(  # noqa: S603  # our own command
             [
-                *(sys.executable, "-m", "proxy", "serve", "--policy", str(policy)),
+                *(sys.executable, "-P", "-m", "overcoat", "serve", "--policy", str(policy)),
                 *("--listen", "forward://127.0.0.1:0", "--admin", "127.0.0.1:0"),
             ],
             stdout=subprocess.PIPE,

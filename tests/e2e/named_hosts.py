@@ -60,6 +60,6 @@ if __name__ == "__main__":
     sys.argv[0] = "overcoat"
     # An installed product comes first; a checkout that is not installed is found, too.
     sys.path.append(str(Path(__file__).resolve().parents[2]))
-    from proxy.cli import main
+    from overcoat.__main__ import main
 
     main()
