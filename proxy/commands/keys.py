@@ -26,8 +26,8 @@ import click
 from proxy.commands.failed import Failed
 
 if TYPE_CHECKING:
-    from proxy.core.jwe import Place
     from proxy.core.keys import Alg, Key, KeySet
+    from proxy.core.place import Place
     from proxy.core.policy import Policy
 
 ALGORITHMS = ("ECDH-ES+A256KW", "RSA-OAEP-256", "A256KW")
@@ -328,7 +328,7 @@ def _key_set(source: Source) -> KeySet:
 
 def _place(source: Source) -> Place | None:
     from proxy.core.destinations import canonical_host
-    from proxy.core.jwe import Place
+    from proxy.core.place import Place, ascii_text
 
     if source.host is None and source.path is None:
         return None
@@ -336,7 +336,7 @@ def _place(source: Source) -> Place | None:
         raise click.UsageError("--host and --path go together")
     if not source.path.startswith("$"):
         raise click.BadParameter("a place starts with $, as in '$.items[*].secret'", param_hint="--path")
-    return Place(canonical_host(source.host), source.path)
+    return Place(canonical_host(source.host), ascii_text(source.path))
 
 
 def _row(key_set: KeySet, key: Key, today: date) -> dict[str, str | bool | None]:

@@ -17,6 +17,7 @@ from datetime import date
 from proxy.core import encodings, fields, jwe
 from proxy.core.decisions import Denied, Reason
 from proxy.core.keys import Key
+from proxy.core.place import Place
 from proxy.core.policy import FieldEntry
 
 # Half a second of work at the most: opening takes a private key's operation for each value.
@@ -152,7 +153,7 @@ def _splice(body: bytes, head: BodyHead, jobs: Sequence[fields.Job], limit: int,
 
 def _sealing(entry: FieldEntry, host: str, sealer: Callable[[Key], jwe.Sealer]) -> fields.Job:
     seal = sealer(entry.keys.primary).seal
-    return fields.Job(entry.selectors, lambda value, path: fields.sealed_string(seal(value, jwe.Place(host, path))))
+    return fields.Job(entry.selectors, lambda value, path: fields.sealed_string(seal(value, Place(host, path))))
 
 
 def _opening(entry: FieldEntry, host: str, today: date) -> fields.Job:
@@ -161,7 +162,7 @@ def _opening(entry: FieldEntry, host: str, today: date) -> fields.Job:
         if token is None:  # the place is not named: member names come from the body
             where = ", ".join(selector.text for selector in entry.selectors)
             raise Denied(Reason.DECRYPTION_FAILED, f"a value at {where} is no string holding a JWE")
-        return jwe.open_token(token, entry.keys, jwe.Place(host, path), today)
+        return jwe.open_token(token, entry.keys, Place(host, path), today)
 
     return fields.Job(entry.selectors, open_value)
 

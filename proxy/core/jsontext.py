@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
 
+from proxy.core.place import ascii_text
 from proxy.core.selectors import Every, Selector
 
 MAX_VALUES = 100_000  # selected values in one text
@@ -70,9 +71,7 @@ _is_name = re.compile(rb'"%s"' % _NAME_TEXT).fullmatch
 _OTHER_MEMBER = rb'"(?!(?:%s)")(?:%s)?+"%s:%s%s%s,%s'
 
 _is_shorthand = re.compile(r"[A-Za-z_][A-Za-z0-9_]*").fullmatch
-_PATH_ESCAPES = {code: f"\\u{code:04x}" for code in range(0x20)} | {
-    ord(character): "\\" + letter for character, letter in zip("\b\t\n\f\r'\\", "btnfr'\\", strict=True)
-}
+_PATH_ESCAPES = {ord(character): "\\" + letter for character, letter in zip("\b\t\n\f\r'\\", "btnfr'\\", strict=True)}
 
 
 class NotJson(ValueError):
@@ -98,8 +97,9 @@ class Span:
     Attributes:
         start: the offset of its first byte.
         end: the offset behind its last byte.
-        path: where it stands: a normalized path (RFC 9535, section 2.7) with `*` for each array index and names in dot
-            form where ASCII letters, digits and `_` suffice, such as `$.items[*].secret`.
+        path: where it stands: a normalized path (RFC 9535, section 2.7) with `*` for each array index, names in dot
+            form where ASCII letters, digits and `_` suffice, and all beyond printable ASCII as `\\uXXXX`:
+            `$.items[*].secret`.
         job: the number of the first job that selects it.
     """
 
@@ -402,7 +402,7 @@ def _path_step(place: _Place) -> str:
     if isinstance(place, int):
         return "[*]"
     name = place.decode()
-    return f".{name}" if _is_shorthand(name) else f"['{name.translate(_PATH_ESCAPES)}']"
+    return f".{name}" if _is_shorthand(name) else f"['{ascii_text(name.translate(_PATH_ESCAPES))}']"
 
 
 def _no_value(data: bytes, position: int) -> NotJson:

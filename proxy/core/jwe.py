@@ -2,13 +2,15 @@
 
 Rules of this module:
 
-- `enc` is A256GCM; `alg` is the key set's, never the token's choice. What the header may say is a closed list.
+- `enc` is A256GCM; `alg` is the key set's, never the token's choice.
 - Every value has a content key and an IV of its own. With key agreement, one agreement (one ephemeral key) serves the
   values of `SEALER_SECONDS`: see `Sealers`.
 - A token is read in one way only: five parts, canonical base64url, a header without duplicate names.
 - All cryptographic failures end in one and the same error, after the same steps: a content key that cannot be recovered
   is replaced by a random one, and it is the tag that fails (RFC 7516, section 11.5).
-- `ctx` binds a value to its place: what was sealed for one host or field does not open at another.
+- `cty` binds a value to its place: what was sealed for one host or field does not open at another.
+- A header member that nobody here knows is ignored (RFC 7516, section 4). Refused is what changes how a token is read,
+  and what brings a key along, or says where one is. The header is authenticated as the octets that came.
 - No message quotes a token.
 """
 
@@ -18,7 +20,6 @@ import json
 import secrets
 from collections.abc import Mapping
 from datetime import date
-from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -33,6 +34,7 @@ from proxy.core.jose import base64url, parse_object, unbase64url
 from proxy.core.keymaterial import Material, PublicMaterial, material_of_jwk, public_material, required_members
 from proxy.core.keys import Alg, BadKey, Bind, Key, KeySet, SecretBytes
 from proxy.core.keywrap import wrap_all
+from proxy.core.place import JSON_TYPES, Place, read_media_type
 
 ENC = "A256GCM"
 SEALER_SECONDS = 1.0
@@ -45,28 +47,14 @@ _IV_BYTES = 12
 _TAG_BYTES = 16
 _WRAPPED_CEK_BYTES = _CEK_BYTES + 8  # RFC 3394: one 64-bit block more
 _CANNOT_OPEN = "the token cannot be opened with this key"
-_KNOWN_PARAMETERS = frozenset({"alg", "enc", "kid", "cty", "ctx", "typ", "epk", "apu", "apv"})
-_PLACE_MEMBERS = frozenset({"host", "path"})
 _AGREEMENT_PARAMETERS = frozenset({"epk", "apu", "apv"})
-_PARAMETERS_REFUSED_BY_NAME = ("crit", "zip", "p2c", "p2s", "jku", "jwk", "x5u", "x5c", "x5t", "x5t#S256", "iv", "tag")
+_PARAMETERS_REFUSED = ("crit", "zip", "jwk", "jku", "x5u", "x5c")
 # RFC 7518, section 4.6.1.1: the coordinates are what counts; descriptive members may be ignored. Nothing private.
 _EPK_MEMBERS = frozenset({"kty", "crv", "x", "y", "kid", "use", "alg", "key_ops"})
 
 
 class JweError(Exception):
     """A value that cannot be sealed, or a token that is refused. The message has no content of either."""
-
-
-class Place(NamedTuple):
-    """Where a sealed value stands.
-
-    Attributes:
-        host: the canonical destination.
-        path: the normalised path in the body, array indexes as `*`: `$.items[*].secret`.
-    """
-
-    host: str
-    path: str
 
 
 class Sealer:
@@ -82,7 +70,7 @@ class Sealer:
         Args:
             key: a public, private or symmetric key; whether it has expired is for the caller to check.
         """
-        self._header: dict[str, object] = {"alg": key.alg.value, "enc": ENC, "kid": key.kid, "cty": "json"}
+        self._header: dict[str, object] = {"alg": key.alg.value, "enc": ENC, "kid": key.kid}
         self._agreement: dict[str, object] = {}
         self._protected: dict[Place | None, str] = {}
         self._rsa: rsa.RSAPublicKey | None = None
@@ -104,7 +92,7 @@ class Sealer:
 
         Args:
             plaintext: the value's exact JSON bytes.
-            place: what the token is bound to; None leaves `ctx` out.
+            place: what the token is bound to; with None, its `cty` is `json` and names none.
 
         Returns:
             A compact JWE (RFC 7516, section 7.1).
@@ -123,8 +111,7 @@ class Sealer:
 
     def _protect(self, place: Place | None) -> str:
         """Return the protected header for a place, and remember it: `$.items[*].secret` comes again and again."""
-        place_members = {} if place is None else {"ctx": {"host": place.host, "path": place.path}}
-        header = self._header | place_members | self._agreement
+        header = self._header | {"cty": "json" if place is None else place.media_type} | self._agreement
         protected = base64url(json.dumps(header, separators=(",", ":")).encode("ascii"))
         if len(self._protected) < _REMEMBERED:
             self._protected[place] = protected
@@ -187,7 +174,7 @@ def open_token(token: str, keys: KeySet, place: Place | None, today: date) -> by
     Args:
         token: a compact JWE.
         keys: the key set that may open it. A token without `kid` is tried with the primary key only.
-        place: where the token stands, compared with its `ctx` as `keys.bind` says; None compares nothing.
+        place: where the token stands, compared with its `cty` as `keys.bind` says; None compares nothing.
         today: the day against which the keys' `not_after` is held.
 
     Returns:
@@ -202,8 +189,7 @@ def open_token(token: str, keys: KeySet, place: Place | None, today: date) -> by
     if len(iv) != _IV_BYTES or len(tag) != _TAG_BYTES:
         raise JweError(f"{ENC} has an IV of {_IV_BYTES} bytes and a tag of {_TAG_BYTES}")
     key = _choose_key(header, keys, today)
-    if place is not None:
-        _check_place(header, keys.bind, place)
+    _check_type(header, keys.bind, place)
     # Made before it is known whether it is needed, so that failing takes no step more than succeeding.
     spare = secrets.token_bytes(_CEK_BYTES)
     cek = _unwrap(wrapped, key.material, header)
@@ -319,11 +305,9 @@ def _read_header(protected: str, alg: Alg) -> Mapping[str, object]:
         header = parse_object(unbase64url(protected))
     except ValueError:
         raise JweError("the protected header is not a JSON object with unique names in canonical base64url") from None
-    for name in _PARAMETERS_REFUSED_BY_NAME:
+    for name in _PARAMETERS_REFUSED:
         if name in header:
             raise JweError(f"header parameter {name}: not allowed here")
-    if not header.keys() <= _KNOWN_PARAMETERS:
-        raise JweError("the header has an unknown parameter")
     if header.get("alg") != alg.value:
         raise JweError(f"header parameter alg: must be {alg} for this key set")
     if header.get("enc") != ENC:
@@ -333,8 +317,6 @@ def _read_header(protected: str, alg: Alg) -> Mapping[str, object]:
     for name in ("kid", "cty", "typ"):
         if not isinstance(header.get(name, ""), str):
             raise JweError(f"header parameter {name}: must be a string")
-    if str(header.get("cty", "json")).lower() not in ("json", "application/json"):  # RFC 7516, section 4.1.12
-        raise JweError("header parameter cty: must be json or absent")
     return header
 
 
@@ -350,11 +332,17 @@ def _choose_key(header: Mapping[str, object], keys: KeySet, today: date) -> Key:
     return key
 
 
-def _check_place(header: Mapping[str, object], bind: Bind, place: Place) -> None:
-    if bind is Bind.NONE:
+def _check_type(header: Mapping[str, object], bind: Bind, place: Place | None) -> None:
+    """Check that a token holds JSON, and was sealed for this place; None is any place."""
+    try:
+        media_type, parameters = read_media_type(str(header.get("cty", "json")))
+    except ValueError:
+        raise JweError("header parameter cty: not a media type with unique parameters") from None
+    if media_type not in JSON_TYPES:
+        raise JweError("header parameter cty: must be application/json or absent")
+    if place is None or bind is Bind.NONE:
         return
-    ctx = header.get("ctx")
-    if not isinstance(ctx, dict) or not ctx.keys() <= _PLACE_MEMBERS:
-        raise JweError("header parameter ctx: must be an object of host and path, to bind the token to its place")
-    if ctx.get("host") != place.host or (bind is Bind.PLACE and ctx.get("path") != place.path):
-        raise JweError("header parameter ctx: the token was sealed for another place")
+    if "host" not in parameters or ("path" not in parameters and bind is Bind.PLACE):
+        raise JweError('header parameter cty: must bind the token to its place: application/json;host="…";path="…"')
+    if parameters["host"] != place.host or (bind is Bind.PLACE and parameters["path"] != place.path):
+        raise JweError("header parameter cty: the token was sealed for another place")

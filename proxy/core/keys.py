@@ -61,7 +61,7 @@ MAX_KID_LENGTH = 256
 
 
 class Bind(StrEnum):
-    """How strictly the `ctx` of a sealed value must agree with the place it is opened at."""
+    """How strictly the place in the `cty` of a sealed value must agree with the one that it is opened at."""
 
     PLACE = "place"  # the same host and the same path
     HOST = "host"  # the same host

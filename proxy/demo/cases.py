@@ -9,6 +9,7 @@ from pathlib import Path
 
 from proxy.core import fields, jwe
 from proxy.core.keys import Alg, KeySet, new_key, to_pem
+from proxy.core.place import Place
 from proxy.core.selectors import parse_selector
 from proxy.demo.sidecar import Answer, Sidecar, ask
 from proxy.demo.upstreams import DemoCa, Upstream, start
@@ -160,7 +161,7 @@ def _fields(upstream: Upstream, answer: Answer, keys: KeySet) -> Case:
         token = fields.token_of(value)
         if token is None:
             raise ValueError(path)
-        plaintext = jwe.open_token(token, keys, jwe.Place("localhost", path), datetime.now(UTC).date())
+        plaintext = jwe.open_token(token, keys, Place("localhost", path), datetime.now(UTC).date())
         opened.append(f"{path} opens to {plaintext.decode()}")
         return plaintext
 

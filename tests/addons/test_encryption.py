@@ -15,6 +15,7 @@ from proxy.core import jwe
 from proxy.core.decisions import Action, Decision, Reason
 from proxy.core.destinations import Destination
 from proxy.core.keys import Alg, Key, KeySet, new_key
+from proxy.core.place import Place
 from proxy.core.policy import FieldEntry, HostPattern, Https, Limits, Mode, PlainHttp, Policy, Rule
 from proxy.core.selectors import parse_selector
 
@@ -112,7 +113,7 @@ def test_what_was_encrypted_opens_to_the_same_value_at_the_same_place() -> None:
     body = stage.flow.request.data.content
     assert body is not None
     token = body.removeprefix(b'{ "card": "').removesuffix(b'" }').decode()
-    assert jwe.open_token(token, stage.keys, jwe.Place("pay.example", "$.card"), TODAY) == b"[1.0]"
+    assert jwe.open_token(token, stage.keys, Place("pay.example", "$.card"), TODAY) == b"[1.0]"
     assert stage.flow.request.headers["content-length"] == str(len(body))
     assert stage.exchange.bytes_sent == len(body)
 

@@ -104,7 +104,7 @@ def test_the_marked_fields_arrived_encrypted_and_every_other_byte_as_it_was(evid
         token = json.loads(body)["card"][name]
         header = protected_header(token)
         assert (header["alg"], header["enc"], header["kid"]) == ("ECDH-ES+A256KW", "A256GCM", "receiver-1")
-        assert header["ctx"] == {"host": "api.pay.example", "path": f"$.card.{name}"}
+        assert header["cty"] == f'application/json;host="api.pay.example";path="$.card.{name}"'
         body = body.replace(f'"{token}"', json.dumps(sent[name]))
     assert body == CHARGE
 

@@ -23,8 +23,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, x25519
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 
-from proxy.core.jwe import Place, open_token, seal
+from proxy.core.jwe import open_token, seal
 from proxy.core.keys import Alg, Key, KeySet, SecretBytes, new_key, to_jwk, to_pem
+from proxy.core.place import Place
 
 TOKEN = rb"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){4}"
 
@@ -35,7 +36,7 @@ class Marked:
 
     Attributes:
         value: its exact JSON bytes.
-        path: where it stands, as `ctx` must say.
+        path: where it stands, as `cty` must say.
     """
 
     value: bytes
@@ -94,14 +95,10 @@ class Receiver:
         """
         header, value = self.open_alone(token)
         epk = {"epk"} if self.key.alg is Alg.ECDH_ES_A256KW else set()
-        assert header.keys() == {"alg", "enc", "kid", "cty", "ctx"} | epk
-        assert (header["alg"], header["enc"], header["kid"], header["cty"]) == (
-            self.key.alg.value,
-            "A256GCM",
-            self.kid,
-            "json",
-        )
-        assert header["ctx"] == {"host": host, "path": path}
+        assert header.keys() == {"alg", "enc", "kid", "cty"} | epk
+        assert (header["alg"], header["enc"], header["kid"]) == (self.key.alg.value, "A256GCM", self.kid)
+        quoted = path.replace("\\", "\\\\").replace('"', '\\"')  # RFC 9110, section 5.6.4
+        assert header["cty"] == f'application/json;host="{host}";path="{quoted}"'
         assert open_token(token.decode("ascii"), self.keys, Place(host, path), datetime.now(UTC).date()) == value
         return value
 
@@ -146,7 +143,7 @@ def assert_only_marked_changed(body: bytes, pieces: Pieces, receiver: Receiver, 
         body: what arrived.
         pieces: what was sent.
         receiver: whose key opens the tokens.
-        host: the host that `ctx` must name.
+        host: the host that `cty` must name.
 
     Returns:
         The tokens in their order.

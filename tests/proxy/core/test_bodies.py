@@ -23,6 +23,7 @@ from proxy.core.bodies import (
 )
 from proxy.core.decisions import Denied, Reason
 from proxy.core.keys import Alg, KeySet, new_key
+from proxy.core.place import Place
 from proxy.core.policy import FieldEntry
 from proxy.core.selectors import parse_selector
 
@@ -130,7 +131,7 @@ class TestEncrypting:
 class TestDecrypting:
     @staticmethod
     def sealed(value: bytes, place: str = "$.ssn", host: str = HOST) -> bytes:
-        return b'{"ssn":"' + jwe.seal(value, KEY, jwe.Place(host, place)).encode() + b'"}'
+        return b'{"ssn":"' + jwe.seal(value, KEY, Place(host, place)).encode() + b'"}'
 
     def test_what_was_sealed_elsewhere_opens(self) -> None:
         assert decrypt(self.sealed(b"1e2"), PLAIN, [ENTRY], HOST, limit=LIMIT, today=TODAY) == (b'{"ssn":1e2}', 1)

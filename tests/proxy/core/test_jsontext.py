@@ -157,7 +157,13 @@ class Writer:
         if key and not key[0].isdigit() and all(c.isascii() and (c.isalnum() or c == "_") for c in key):
             return "." + key
         short = {"\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r", "'": "\\'", "\\": "\\\\"}
-        return "['" + "".join(short.get(c) or (f"\\u{ord(c):04x}" if c < " " else c) for c in key) + "']"
+        return (
+            "['"
+            + "".join(
+                short.get(c) or (c if " " <= c <= "~" else json.dumps(c)[1:-1].replace("\x7f", r"\u007f")) for c in key
+            )
+            + "']"
+        )
 
 
 NAMES = st.one_of(
@@ -337,7 +343,7 @@ def test_paths_have_stars_for_indexes_and_names_in_dot_or_quoted_form() -> None:
         "$['9']",
         "$._9",
         r"$['\u0001\n\\']",
-        "$['é']",
+        r"$['\u00e9']",
     ]
     assert [span.path for span in spans_of(text, "$.items[0].secret", "$['a-b'].*")] == [
         "$.items[*].secret",
