@@ -3,7 +3,8 @@
 Rules of this module:
 
 - A text is RFC 8259 JSON in UTF-8, exactly: no byte order mark, no NaN, no comments, no leading zeros, nothing behind
-  it. Whatever another parser might read as another name is refused, not guessed: half a surrogate pair in a name.
+  it. Whatever another parser might read as another name is refused, not guessed: half a surrogate pair in a name, and
+  NUL, at which parsers in C end it (`"ssn\\u0000x"` is `ssn` to them).
 - Names are compared decoded (`"\\u0073sn"` is `ssn`). Of duplicate names every one is selected, since one parser takes
   the first and another the last.
 - Of nested selected values only the outermost counts; of several jobs that select the same value the first.
@@ -45,9 +46,9 @@ _BLANK = rb"[ \t\n\r]*+"
 _PLAIN = rb'[^"\\\x00-\x1f]++'
 _HEX = rb"[0-9A-Fa-f]"
 _STRING = rb'"(?:%s|\\(?:["\\/bfnrt]|u%s{4}))*+"' % (_PLAIN, _HEX)
-# In a name, \uD800 to \uDBFF must be followed by \uDC00 to \uDFFF, and those must follow such a one.
+# In a name, \uD800 to \uDBFF must be followed by \uDC00 to \uDFFF, and those must follow such a one; \u0000 is refused.
 _PAIR = rb"[Dd][89ABab]%s{2}\\u[Dd][C-Fc-f]%s{2}" % (_HEX, _HEX)
-_UNIT = rb"(?:[0-9A-CEFa-cef]%s|[Dd][0-7])%s{2}" % (_HEX, _HEX)
+_UNIT = rb"(?!0000)(?:[0-9A-CEFa-cef]%s|[Dd][0-7])%s{2}" % (_HEX, _HEX)
 _NAME_TEXT = rb'(?:%s|\\(?:["\\/bfnrt]|u(?:%s|%s)))*+' % (_PLAIN, _UNIT, _PAIR)
 _NUMBER = rb"-?+(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?+[0-9]++)?+"
 _EMPTY = rb"\[%s\]|\{%s\}" % (_BLANK, _BLANK)
@@ -422,5 +423,7 @@ def _no_member(data: bytes, position: int) -> NotJson:
     if name is None:
         return NotJson("expected a member name, a string without control characters and unknown escapes,", position)
     if not _is_name(data, position, name.end()):
-        return NotJson("a member name with half a surrogate pair, which parsers read differently, begins", position)
+        return NotJson(
+            "a member name with NUL or half a surrogate pair in it, which parsers read differently, begins", position
+        )
     return NotJson("expected a colon behind the member name that begins", position)

@@ -79,6 +79,12 @@ NOT_JSON = {
     "NaN": b'{"ssn":"078","x":NaN}',
     "Infinity": b'{"ssn":"078","x":-Infinity}',
     "half a surrogate pair in a name": b'{"ssn":"078","\\ud800":1}',
+    "NUL in a name": b'{"ssn":"078","x\\u0000y":1}',
+    "a marked name before NUL": b'{"ssn\\u0000x":"078"}',
+    "a marked name before NUL, spelled in escapes": b'{"\\u0073sn\\u0000":"078"}',
+    "NUL in a name further inside": b'{"a":[{"ssn":"078"},{"b":{"\\u0000":1}}]}',
+    "NUL as it is in a name": b'{"ssn\x00x":"078"}',
+    "an escape in a name that JSON does not know": b'{"ssn":"078","\\x00":1}',
     "a byte order mark": b'\xef\xbb\xbf{"ssn":"078"}',
     "UTF-16": '{"ssn":"078"}'.encode("utf-16"),
     "UTF-16 without a mark": '{"ssn":"078"}'.encode("utf-16-le"),
@@ -106,6 +112,13 @@ class TestNotJson:
     def test_the_twin_of_all_of_them_passes(self, sidecar: Sidecar, upstream: TlsUpstream, receiver: Receiver) -> None:
         assert ask(sidecar, upstream, "pay.example", body=GOOD).status == 200
         pieces = (b'{"ssn":', Marked(b'"078"', "$.ssn"), b"}")
+        assert_only_marked_changed(upstream.wait_for_requests(1)[0].body, pieces, receiver, "pay.example")
+
+    def test_nul_in_a_value_passes_and_so_does_a_backslash_before_u0000_in_a_name(
+        self, sidecar: Sidecar, upstream: TlsUpstream, receiver: Receiver
+    ) -> None:
+        pieces = (b'{"ssn":', Marked(b'"0\\u00008"', "$.ssn"), b',"free":"\\u0000","x\\\\u0000":1}')
+        assert ask(sidecar, upstream, "pay.example", body=plain(pieces)).status == 200
         assert_only_marked_changed(upstream.wait_for_requests(1)[0].body, pieces, receiver, "pay.example")
 
     @pytest.mark.parametrize("body", NOT_JSON.values(), ids=NOT_JSON)

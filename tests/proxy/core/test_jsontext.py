@@ -167,7 +167,8 @@ class Writer:
 
 
 NAMES = st.one_of(
-    st.sampled_from(["a", "b", "ssn", "é", "\U0001f600"]), st.text(st.characters(exclude_categories=["Cs"]), max_size=3)
+    st.sampled_from(["a", "b", "ssn", "é", "\U0001f600"]),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=3),
 )
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), NAMES
@@ -226,6 +227,10 @@ def json_cases(prefix: str) -> list[Any]:
 @pytest.mark.parametrize("path", json_cases("y"))
 def test_what_the_json_suite_accepts_is_accepted(path: Path) -> None:
     text = path.read_bytes()
+    if path.stem == "y_object_escaped_null_in_key":  # JSON, but parsers differ in what the name is
+        with pytest.raises(NotJson, match="NUL"):
+            find_spans(text, NOTHING_HERE)
+        return
     assert find_spans(text, NOTHING_HERE) == []
     for span in find_spans(text, EVERYTHING):
         json.loads(text[span.start : span.end])
@@ -286,12 +291,14 @@ def another_parser_accepts(text: bytes) -> bool:
     def refuse(_: str) -> Any:
         raise ValueError
 
-    def refuse_half_pairs(members: list[tuple[str, Any]]) -> None:
+    def refuse_names(members: list[tuple[str, Any]]) -> None:
         for name, _ in members:
             name.encode()  # UnicodeEncodeError, a ValueError, for half a surrogate pair
+            if "\0" in name:
+                raise ValueError
 
     try:
-        json.loads(text.decode(), parse_constant=refuse, object_pairs_hook=refuse_half_pairs)
+        json.loads(text.decode(), parse_constant=refuse, object_pairs_hook=refuse_names)
     except ValueError:
         return False
     return True
@@ -307,7 +314,7 @@ def is_json(text: bytes, selectors: Any) -> bool:
 
 PUNCTUATION = ["{", "}", "[", "]", ",", ":", " ", "\n", '"', "\\", "'", "/**/", "\x00", "\x0b"]
 PIECES = ["0", "-", "1", ".5", "e+1", "true", "null", "NaN", "[]", "{}", '{"a":1}', "[1,2]", '"a"', '"a":', "é"]
-ESCAPES = ["\\n", "\\u00e9", "\\ud83d", "\\ude00"]
+ESCAPES = ["\\n", "\\u00e9", "\\ud83d", "\\ude00", "\\u0000", "\\\\u0000"]
 FRAGMENTS = st.sampled_from(PUNCTUATION + PIECES + ESCAPES)
 
 
@@ -317,6 +324,9 @@ FRAGMENTS = st.sampled_from(PUNCTUATION + PIECES + ESCAPES)
 )
 @example('{"\\ud83d\\ude00":1}', NOTHING_HERE)
 @example('{"\\ud83d":1}', NOTHING_HERE)
+@example('{"a\\u0000":1}', EVERYTHING)
+@example('{"a\\\\u0000":1}', EVERYTHING)
+@example('["a\\u0000"]', EVERYTHING)
 def test_exactly_what_another_strict_parser_accepts_is_accepted(text: str, selectors: Any) -> None:
     body = text.encode()
     assert is_json(body, selectors) == another_parser_accepts(body)
@@ -449,6 +459,9 @@ def test_odd_but_legal_strings_pass_as_values(value: bytes) -> None:
         (rb'{"\udc00":1}', 1, "half a surrogate pair"),
         (rb'{"\ud800\u0041":1}', 1, "half a surrogate pair"),
         (rb'{"x":[{"\uD800\uD800":1,"b":2}]}', 7, "half a surrogate pair"),
+        (rb'{"ssn\u0000x":1}', 1, "NUL"),
+        (rb'{"\u0000ssn":1}', 1, "NUL"),
+        (rb'{"x":[{"a":"\u0000","\\\u0000":1}]}', 20, "NUL"),
         (b'["a\tb"]', 1, "control character"),
         (rb'["\x41"]', 1, "unknown escape"),
         (b'["a', 1, "not closed"),

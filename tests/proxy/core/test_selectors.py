@@ -93,6 +93,7 @@ def test_a_selector_of_the_subset_is_parsed_to_its_segments(text: str, segments:
         ("$['\\", 4, "an escape is one of"),
         (r"$['\u12']", 5, "four hexadecimal digits"),
         (r"$['\ud800']", 5, "half a surrogate pair"),
+        (r"$['a\u0000']", 6, "a name with NUL"),
         (r"$['\ud800\u0041']", 5, "half a surrogate pair"),
         (r"$['\ude00\ude00']", 5, "half a surrogate pair"),
         (r"$['\udc00\udc00']", 5, "half a surrogate pair"),
