@@ -9,13 +9,13 @@ Rules of this module:
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import click
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -28,6 +28,8 @@ from proxy.engine.tls import NoRoots
 from proxy.lines import LineWriter
 from proxy.supervisor import CANNOT_START, Seat, Shared
 from proxy.wires import SERVES, TAKEN, receive, send, unpack
+
+logger = logging.getLogger("overcoat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class _Worker:
         try:
             self._engine = Engine(policy, equipment.authority, self._metrics, lines.write)
         except NoRoots as e:
-            click.echo(f"error: {e}", err=True)
+            logger.error("%s", e)
             raise SystemExit(CANNOT_START) from None
         if equipment.guarded is not None:
             self._engine.guard(equipment.guarded)
@@ -97,7 +99,7 @@ class _Worker:
                 send(self._seat.wire, TAKEN)
                 return
         except (NoRoots, OSError) as e:
-            click.echo(f"error: a worker cannot take the policy over: {e}", err=True)
+            logger.error("a worker cannot take the policy over: %s", e)
         asyncio.get_running_loop().remove_reader(self._seat.wire)
         self._stop.set()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import json
 import logging
 import os
 import shutil
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING
 import click
 
 from proxy.ca import CaError, LocalCa, data_directory
+from proxy.log import say_all_in_one_form
 
 if TYPE_CHECKING:
     from addons.metrics import Metrics
@@ -86,7 +86,7 @@ def serve(policy_path: str | None, listen: str | None, admin: str | None, mode: 
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again: it would be the end
     policy = or_exit(load)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    say_all_in_one_form(sys.stderr)
     count = policy.workers or processors()
     try:
         if count == 1:
@@ -95,7 +95,8 @@ def serve(policy_path: str | None, listen: str | None, admin: str | None, mode: 
         else:
             status = _serve_together(policy, load, count)
     except _CannotStart as e:
-        raise fail(str(e)) from None
+        logger.error("%s", e)
+        status = 1
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
@@ -237,8 +238,9 @@ def _announce(policy: Policy, places: list[Bound], admin: tuple[str, int] | None
     if policy.source == "built-in":
         logger.warning("no policy file was named or found (./overcoat.yaml): nothing is pinned, nothing is encrypted")
     where = f"{admin[0]}:{admin[1]}" if admin else None
-    # One line for machines, so that a supervisor that asked for free ports learns them.
-    click.echo(json.dumps({"event": "ready", "listen": listen, "admin": where}), err=True)
+    # For machines, too, so that a supervisor that asked for free ports learns them.
+    facts = {"event": "ready", "listen": listen, "admin": where}
+    logger.info("ready: listening on %s, admin %s", ", ".join(listen), where or "off", extra={"facts": facts})
 
 
 def _on_signals(loop: asyncio.AbstractEventLoop) -> asyncio.Event:

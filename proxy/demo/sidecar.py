@@ -74,7 +74,7 @@ class Sidecar:
         assert self._process.stderr is not None
         for line in self._process.stderr:
             self._said.append(line)
-            if line.startswith("{"):
+            if '"event": "ready"' in line:
                 self._address = json.loads(line)["listen"][0]
                 self._ready.set()
         self._ready.set()  # it ended

@@ -29,13 +29,14 @@ from addons.exchange import Exchange
 from addons.sessions import Session
 from proxy.core.decisions import Denied, Reason
 from proxy.core.policy import Listener, ListenerKind
-from proxy.engine.dispatch import HookFailed, describe
+from proxy.engine.dispatch import HookFailed
 from proxy.engine.entries import entry_for
 from proxy.engine.http1 import AppHttp1
 from proxy.engine.reading import Reading
 from proxy.engine.tlsstream import TlsStream
 from proxy.engine.tunnels import Switched
 from proxy.engine.upstream import RESET
+from proxy.log import describe
 
 if TYPE_CHECKING:
     from mitmproxy.options import Options

@@ -11,7 +11,6 @@ Rules of this module:
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable, Iterable
 
 from mitmproxy import flow as mitmproxy_flow
@@ -20,6 +19,7 @@ from mitmproxy.proxy.commands import StartHook
 
 from addons.sessions import Sessions
 from proxy.core.decisions import Denied, Reason
+from proxy.log import describe
 
 logger = logging.getLogger("overcoat")
 
@@ -87,12 +87,3 @@ class Dispatcher:
             flow.error = mitmproxy_flow.Error(mitmproxy_flow.Error.KILLED_MESSAGE)
         elif name in ("http_connect", "requestheaders", "request", "response"):
             exchange.refuse(flow, denied)
-
-
-def describe(error: BaseException) -> str:
-    """Return an exception's type and where it came from, without its message."""
-    frames = traceback.extract_tb(error.__traceback__)[-4:]
-    where = " < ".join(
-        f"{frame.name} ({frame.filename.rsplit('/', 1)[-1]}:{frame.lineno})" for frame in reversed(frames)
-    )
-    return f"{type(error).__name__} in {where}"

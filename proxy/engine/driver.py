@@ -29,10 +29,11 @@ from mitmproxy.proxy import commands, events, server_hooks
 
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Denied, Reason
-from proxy.engine.dispatch import HookFailed, describe
+from proxy.engine.dispatch import HookFailed
 from proxy.engine.http2 import AwaitRoom, AwaitTurn, Leave, Tick
 from proxy.engine.layers import ProxyLayer, inside_connect
 from proxy.engine.pairs import Ending, say_ending
+from proxy.log import describe
 
 if TYPE_CHECKING:
     from proxy.engine.app import AppSocket

@@ -40,11 +40,12 @@ from proxy.core.policy import Listener, Policy
 from proxy.engine import chaining, patches
 from proxy.engine.app import AppSocket
 from proxy.engine.dialling import tcp_socket
-from proxy.engine.dispatch import Dispatcher, describe
+from proxy.engine.dispatch import Dispatcher
 from proxy.engine.driver import Driver, is_same_machine
 from proxy.engine.layers import LayerOptions, Line, NextLayer
 from proxy.engine.pool import Pool
 from proxy.engine.tls import TlsConnections
+from proxy.log import describe
 from proxy.preload import is_preloaded
 
 logger = logging.getLogger("overcoat")

@@ -30,10 +30,11 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.framing import BadFraming, Body, UntilCloseBody, body_of
 from proxy.core.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, ResponseHead, has_bare_lf, read_response_head
 from proxy.core.hops import keeps_alive, trailers_to_relay
-from proxy.engine.dispatch import HookFailed, describe
+from proxy.engine.dispatch import HookFailed
 from proxy.engine.pairs import Ending, ending_of, say_ending
 from proxy.engine.reading import Reading
 from proxy.engine.tlsstream import TlsStream
+from proxy.log import describe
 
 if TYPE_CHECKING:
     from proxy.engine.server import Engine

@@ -52,8 +52,8 @@ class TestStart:
             with pytest.raises(SidecarFailed) as failure:
                 Sidecar(policy, tmp_path).start()
         assert failure.value.status == 1
-        (line,) = failure.value.stderr.splitlines()
-        assert line.startswith("error: cannot listen on ")
+        (line,) = [json.loads(line)["message"] for line in failure.value.stderr.splitlines()]
+        assert line.startswith("cannot listen on ")
         assert f"127.0.0.1:{port}" in line
         assert "address already in use" in line
         assert failure.value.stdout == ""

@@ -569,7 +569,7 @@ class TestAuthority:
 
 
 def test_no_hook_failed_in_all_of_this(sidecar: Sidecar) -> None:
-    assert "ERROR" not in sidecar.stderr, sidecar.stderr  # first, since it says which hook
+    assert '"level": "error"' not in sidecar.stderr, sidecar.stderr  # first, since it says which hook
     assert sidecar.metrics().value("overcoat_hook_failures_total") == 0
 
 

@@ -188,7 +188,7 @@ def test_an_answer_that_comes_before_the_request_is_whole_is_the_answer(
     second.read_head()
     second.send(HEAD % 0)
     assert client.read(again).status == 200
-    assert "ERROR" not in sidecar.stderr
+    assert '"level": "error"' not in sidecar.stderr
 
 
 class TestEarlyAnswers:

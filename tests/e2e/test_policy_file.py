@@ -281,7 +281,7 @@ class TestDefault:
         try:
             assert process.stderr is not None
             assert "policy built-in: rules 0, mode enforce" in process.stderr.readline()
-            assert "WARNING no policy file was named or found" in process.stderr.readline()
+            assert '"level": "warning", "message": "no policy file was named or found' in process.stderr.readline()
             host, _, port = json.loads(process.stderr.readline())["listen"][0].rpartition(":")
             with TlsUpstream(authority, "127.0.0.1") as upstream, RawClient((host, int(port))) as client:
                 name = f"127.0.0.1:{upstream.port}"

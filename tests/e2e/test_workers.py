@@ -328,7 +328,7 @@ def test_a_port_in_use_is_one_line_and_status_1(authority: Authority, tmp_path: 
         with pytest.raises(SidecarFailed) as failed, Sidecar(f"workers: 2\n{key}\n", tmp_path, authority=authority):
             pass
         assert failed.value.status == 1
-        (line,) = [line for line in failed.value.stderr.splitlines() if line.startswith("error: ")]
+        (line,) = [line for line in failed.value.stderr.splitlines() if '"level": "error"' in line]
         assert where in line
         assert "Traceback" not in failed.value.stderr
 

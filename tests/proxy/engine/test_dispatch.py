@@ -12,7 +12,8 @@ from mitmproxy.proxy import layer, server_hooks
 from mitmproxy.proxy.layers.http import _hooks as http_hooks
 
 from addons.sessions import Sessions
-from proxy.engine.dispatch import Dispatcher, HookFailed, describe
+from proxy.engine.dispatch import Dispatcher, HookFailed
+from proxy.log import describe
 
 CANARY = "canary-4111"
 

@@ -1,0 +1,89 @@
+"""What `overcoat serve` says on standard error: every message with its time, all in one form.
+
+Rules of this module:
+
+- On a terminal each message is a line to read; anywhere else it is one JSON object a line, so that who collects the
+  lines never meets two forms.
+- All that would be written there otherwise goes the same way: warnings of libraries, and errors that nobody caught, in
+  any thread. Of an exception its type and place are said, never its message, which may quote what it choked on.
+- A message that cannot be written stops nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import traceback
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+logger = logging.getLogger("overcoat")
+
+
+def say_all_in_one_form(stream: TextIO | None) -> None:
+    """Begin to log, and take over what Python would print by itself.
+
+    Args:
+        stream: standard error; None where it was closed before this process began.
+    """
+    logging.raiseExceptions = False
+    handler: logging.Handler = logging.NullHandler()
+    if stream is not None:
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(ForPeople() if stream.isatty() else ForPrograms())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    sys.excepthook = _uncaught
+    threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.unraisablehook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException | None, _trace: TracebackType | None) -> None:
+    logger.error("an error that nobody caught: %s", kind.__name__ if error is None else describe(error))
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception's type and where it came from, without its message."""
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    where = " < ".join(
+        f"{frame.name} ({frame.filename.rsplit('/', 1)[-1]}:{frame.lineno})" for frame in reversed(frames)
+    )
+    return f"{type(error).__name__} in {where}"
+
+
+def _message(record: logging.LogRecord) -> str:
+    message = record.getMessage()
+    if record.exc_info and record.exc_info[1] is not None:
+        message += f": {describe(record.exc_info[1])}"
+    return message
+
+
+class ForPrograms(logging.Formatter):
+    """One JSON object a message: `time` (UTC), `level`, `message`, and what the message is about."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without its line feed."""
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": _message(record),
+        }
+        return json.dumps(line | getattr(record, "facts", {}))
+
+
+class ForPeople(logging.Formatter):
+    """One line a message: the time (UTC), the level, what is said."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without its line feed."""
+        time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        # A control character might move the terminal's cursor, and a line feed would begin a line without a time.
+        text = "".join(each if each.isprintable() else " " for each in _message(record))
+        return f"{time} {record.levelname} {text}"

@@ -1,0 +1,78 @@
+"""Standard error: each message has its time, and all have one form: an object a line, on a terminal a line of text."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.sidecar import Sidecar, SidecarFailed, clean_environment, overcoat_command
+
+LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (INFO|WARNING|ERROR) \S.*")
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["one process", "two workers"])
+def test_a_whole_life_is_said_in_one_form(tmp_path: Path, count: int) -> None:
+    began = datetime.now(UTC)
+    with Sidecar(f"workers: {count}\n", tmp_path) as sidecar:
+        sidecar.write_policy("frobnicate: 1")
+        sidecar.signal(signal.SIGHUP)
+        deadline = time.monotonic() + 10
+        while "stays in force" not in sidecar.stderr and time.monotonic() < deadline:
+            time.sleep(0.02)
+    said = [json.loads(line) for line in sidecar.stderr.splitlines()]
+    assert all(list(line)[:3] == ["time", "level", "message"] for line in said)
+    times = [datetime.fromisoformat(line["time"]) for line in said]
+    assert began.replace(microsecond=0) <= times[0] <= times[-1] <= datetime.now(UTC)
+    assert times == sorted(times)
+    (ready,) = [line for line in said if line.get("event") == "ready"]
+    assert (ready["listen"], ready["admin"]) == (list(sidecar.listen), sidecar.admin_url.removeprefix("http://"))
+    assert {"info", "error"} == {line["level"] for line in said}
+    assert any("policy.yaml:1:1: frobnicate: unknown key" in line["message"] for line in said)
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["one process", "two workers"])
+def test_a_start_that_fails_later_than_its_policy_says_so_in_the_same_form(tmp_path: Path, count: int) -> None:
+    with pytest.raises(SidecarFailed) as failed:
+        Sidecar(
+            f"workers: {count}\nlisten: [forward://192.0.2.1:8080]\nclients: {{allow: [private]}}", tmp_path
+        ).start()
+    (line,) = map(json.loads, failed.value.stderr.splitlines())
+    assert failed.value.status == 1
+    assert line["level"] == "error"
+    assert "cannot listen on forward://192.0.2.1:8080" in line["message"]
+
+
+def test_a_terminal_gets_lines_to_read(tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text("version: 1\nlisten: [forward://127.0.0.1:0]\nadmin: null\n")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*overcoat_command(), "serve", "-p", "policy.yaml"],
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        cwd=tmp_path,
+        env=clean_environment({"OVERCOAT_DATA": str(tmp_path / "data")}),
+    )
+    os.close(theirs)
+    said = b""
+    while b"ready: " not in said:
+        said += os.read(ours, 4096)
+    process.terminate()
+    try:
+        while data := os.read(ours, 4096):
+            said += data
+    except OSError:  # so ends a terminal whose other side is closed
+        pass
+    os.close(ours)
+    assert process.wait(10) == 0
+    lines = said.decode().splitlines()
+    assert len(lines) >= 3
+    assert all(LINE.fullmatch(line) for line in lines), lines
