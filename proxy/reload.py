@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from proxy.config import PolicyErrors
 from proxy.core.policy import Policy
 from proxy.engine.tls import NoRoots, find_roots, upstream_context
 from proxy.files import read_regular
+from proxy.findings import findings, log_findings
 from proxy.policybuild import MAX_ROOTS_BYTES
 
 logger = logging.getLogger("overcoat")
@@ -109,5 +112,6 @@ def _fixed(policy: Policy) -> dict[str, object]:
 
 
 def log_taken(policy: Policy) -> None:
-    """Say that a policy that was read again is in force."""
+    """Say that a policy that was read again is in force, and what of it needs attention."""
     logger.info("the policy was read again, and is in force: %d rules, mode %s", len(policy.rules), policy.mode.value)
+    log_findings(findings(policy, os.environ, datetime.now(UTC)))

@@ -10,6 +10,7 @@ Rules of this module:
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,7 @@ _PLACEHOLDERS: dict[str | int, object] = {
     "hosts": ["unnamed.invalid:1"],
     "encrypt": ["$"],
     "decrypt": ["$"],
-    "any_of": ["sha256/" + base64.b64encode(bytes(32)).decode("ascii")],
+    "any_of": ["sha256/" + base64.b64encode(hashlib.sha256(b"unnamed").digest()).decode("ascii")],
     "url": "https://unnamed.invalid:443",
 }
 

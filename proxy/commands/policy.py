@@ -2,15 +2,16 @@
 
 Rules of this module:
 
-- `check` exits with 0 only if `serve` would take the policy; its warnings don't change that.
+- `check` exits with 2 if `serve` would not take the policy, and with 1 if something in it does not work any more.
 - Nothing is dialled, and no key material is printed.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
-from datetime import date, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -24,61 +25,38 @@ from proxy.commands.shared import (
     plain_table,
     policy_option,
     proxy_url,
-    today,
     wide_console,
 )
 from proxy.core.policy import Egress, FieldEntry, Https, PlainHttp, Policy, Rule
-from proxy.core.transport import denied_by_address
+from proxy.findings import findings
 from proxy.model import schema_text
-
-SOON = timedelta(days=30)
-"""How long before the end of pins and keys `check` starts to warn."""
 
 
 @click.command()
 @policy_option
 @json_option
 def check(option: str | None, as_json: bool) -> None:
-    """Check the policy; say what it does, or everything that is wrong with it.
+    """Check the policy; say what it does and what needs attention, or everything that is wrong with it.
+
+    Exit status: 2 if `serve` would not take it, 1 if something in it has ended, such as pins or a key, else 0.
 
     \b
     Example:
       overcoat check -p overcoat.yaml
     """
     policy = load_or_exit(option, as_json=as_json)
-    warnings = policy_warnings(policy, today())
+    found = findings(policy, os.environ, datetime.now(UTC))
+    failed = [finding.text for finding in found if finding.has_failed]
     if as_json:
-        click.echo(json.dumps({"ok": True, **policy_summary(policy), "warnings": warnings}, indent=2))
+        warnings = [finding.text for finding in found if not finding.has_failed]
+        summary = policy_summary(policy)
+        click.echo(json.dumps({"ok": not failed, **summary, "warnings": warnings, "failed": failed}, indent=2))
     else:
         _print_summary(policy)
-    for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
-
-
-def policy_warnings(policy: Policy, today: date) -> list[str]:
-    """Return what needs attention: hosts that are out of reach, pins and keys near their end, pins without a backup."""
-    warnings = []
-    for rule in policy.rules:
-        for pattern in rule.hosts:
-            if pattern.kind == "exact" and (denied := denied_by_address(policy, pattern.host)) is not None:
-                warnings.append(f"rule {rule.name}: {pattern} is never reached: {denied.hint}")
-        if rule.pins is None:
-            continue
-        if rule.pins.expires is not None and rule.pins.expires <= today + SOON:
-            warnings.append(
-                f"rule {rule.name}: its pins {_end(rule.pins.expires, today)}; after that its hosts are denied"
-            )
-        if len(rule.pins.any_of) == 1:
-            warnings.append(f"rule {rule.name}: one pin without a backup; if the upstream's key changes, it is denied")
-    for key_set in policy.keys.values():
-        for key in (key_set.primary, *key_set.older):
-            if key.not_after is not None and key.not_after <= today + SOON:
-                warnings.append(f"key set {key_set.name}: key {key.kid} {_end(key.not_after, today)}")
-    return warnings
-
-
-def _end(day: date, today: date) -> str:
-    return f"expired on {day}" if day < today else f"will expire on {day}"
+    for finding in found:
+        click.echo(f"{'error' if finding.has_failed else 'warning'}: {finding.text}", err=True)
+    if failed:
+        raise SystemExit(1)
 
 
 def policy_summary(policy: Policy) -> dict[str, Any]:

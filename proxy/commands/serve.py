@@ -233,10 +233,11 @@ def _bind(policy: Policy, count: int) -> list[list[Bound]]:
 
 
 def _announce(policy: Policy, places: list[Bound], admin: tuple[str, int] | None) -> None:
+    from proxy.findings import findings, log_findings
+
     listen = ["{}:{}".format(*place.socket.getsockname()[:2]) for place in places]
     logger.info("policy %s: rules %d, mode %s", policy.source, len(policy.rules), policy.mode)
-    if policy.source == "built-in":
-        logger.warning("no policy file was named or found (./overcoat.yaml): nothing is pinned, nothing is encrypted")
+    log_findings(findings(policy, os.environ, datetime.now(UTC)))
     where = f"{admin[0]}:{admin[1]}" if admin else None
     # For machines, too, so that a supervisor that asked for free ports learns them.
     facts = {"event": "ready", "listen": listen, "admin": where}

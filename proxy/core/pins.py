@@ -95,13 +95,6 @@ def parse_pin(text: str) -> Pin:
     Raises:
         ValueError: it is none of these; the message says what would be right. Pins are public, so it may quote them.
     """
-    pin = _parse_pin(text)
-    if pin.digest == _OF_NOTHING:
-        raise ValueError("this is the digest of no bytes at all: the command that made it was given nothing to read")
-    return pin
-
-
-def _parse_pin(text: str) -> Pin:
     directive = _HPKP_DIRECTIVE.fullmatch(text)
     if directive:
         return Pin("spki", _digest_of_base64(directive[1]))
@@ -117,42 +110,60 @@ def _parse_pin(text: str) -> Pin:
     if other:
         raise ValueError(f"{other[1]} is not accepted: only SHA-256 is; {_EXPECTED}")
     if _HEX.fullmatch(text):
+        _digest_of_hex(text)
         raise ValueError(f"the kind is missing: for the fingerprint of a whole certificate write cert-sha256/{text}")
     if len(text) == _BASE64_LENGTH and _BASE64.fullmatch(text):
+        _digest_of_base64(text)
         raise ValueError(f"the kind is missing: for the hash of a public key write sha256/{text}")
     raise ValueError(f"{_EXPECTED}; this is neither")
 
 
 def _digest_of_base64(text: str) -> bytes:
     if _HEX.fullmatch(text):
-        as_base64 = base64.b64encode(bytes.fromhex(text.replace(":", ""))).decode("ascii")
+        as_base64 = base64.b64encode(_digest_of_hex(text)).decode("ascii")
         raise ValueError(
             f"the digest is hex: for the fingerprint of a whole certificate write cert-sha256/{text.lower()}, "
             f"for the hash of a public key sha256/{as_base64}"
         )
     if not text:
         raise ValueError(f"the digest is missing; {_EXPECTED}")
-    if ("-" in text or "_" in text) and _BASE64.fullmatch(text.replace("-", "+").replace("_", "/")):
-        raise ValueError("the digest is base64url: write '+' for '-' and '/' for '_' (RFC 4648, section 4)")
+    plain = text.replace("-", "+").replace("_", "/")
+    if plain != text and _BASE64.fullmatch(plain):
+        _digest_of_base64(plain)
+        raise ValueError(f"the digest is base64url: write {plain} (RFC 4648, section 4)")
     if not _BASE64.fullmatch(text):
         raise ValueError(f"the digest is not base64; {_EXPECTED}")
     try:
         digest = base64.b64decode(text, validate=True)
     except binascii.Error:
         padded = text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4)
-        hint = f": write {padded}" if len(padded) == _BASE64_LENGTH else f"; {_EXPECTED}"
+        hint = f"; {_EXPECTED}"
+        if len(padded) == _BASE64_LENGTH:
+            _digest_of_base64(padded)
+            hint = f": write {padded}"
         raise ValueError(f"the digest's base64 is cut short or not padded as it must be{hint}") from None
     if len(digest) != DIGEST_LENGTH:
         raise ValueError(f"the digest has {len(digest)} bytes, not {DIGEST_LENGTH}; {_EXPECTED}")
+    _check_digest(digest)
     canonical = base64.b64encode(digest).decode("ascii")
     if canonical != text:
         raise ValueError(f"the digest's base64 has stray bits at its end (RFC 4648, section 3.5): write {canonical}")
     return digest
 
 
+def _check_digest(digest: bytes) -> None:
+    """Refuse what is no digest of any key or certificate, before it is said how else to write it."""
+    if digest == _OF_NOTHING:
+        raise ValueError("this is the digest of no bytes at all: the command that made it was given nothing to read")
+    if len(set(digest)) == 1:
+        raise ValueError(f"this digest is one byte {DIGEST_LENGTH} times over, which stands for a pin and is none")
+
+
 def _digest_of_hex(text: str) -> bytes:
     if _HEX.fullmatch(text):
-        return bytes.fromhex(text.replace(":", ""))
+        digest = bytes.fromhex(text.replace(":", ""))
+        _check_digest(digest)
+        return digest
     raise ValueError("cert-sha256/ is followed by 64 hex digits, or by 32 pairs of them with colons between")
 
 

@@ -24,7 +24,7 @@ from tests.e2e.test_gate import hashed
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
 HOSTS = dict.fromkeys(("up.example", "pinned.example", "late.example", "held.example", "old.example"), "127.0.0.1")
-NO_PIN = "sha256/" + "A" * 43 + "="
+NO_PIN = "sha256/" + "A" * 42 + "E="
 PAGE = "Accept: text/html\r\n"
 JSON = "Content-Type: application/json\r\n"
 POLICY = """

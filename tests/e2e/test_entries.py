@@ -28,7 +28,7 @@ from tests.e2e.test_gate import hashed
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
 HOSTS = {"api.example": "127.0.0.1", "other.example": "127.0.0.1", "tunnel.example": "127.0.0.1"}
-NO_PIN = "sha256/" + "A" * 43 + "="
+NO_PIN = "sha256/" + "A" * 42 + "E="
 
 
 @pytest.fixture

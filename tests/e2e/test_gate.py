@@ -513,7 +513,7 @@ class TestRawTcp:
             ("hosts: [a.example], raw_tcp: allow", "must name its port"),
             ("hosts: ['a.example:1'], raw_tcp: allow, https: inspect", "cannot have https: inspect"),
             (
-                "hosts: ['a.example:1'], raw_tcp: allow, pins: {any_of: ['sha256/" + "A" * 43 + "=']}",
+                "hosts: ['a.example:1'], raw_tcp: allow, pins: {any_of: ['sha256/" + "A" * 42 + "E=']}",
                 "cannot have pins",
             ),
             ("hosts: ['a.example:1'], raw_tcp: deny", "must be allow"),

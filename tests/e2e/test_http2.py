@@ -29,7 +29,7 @@ from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import TlsUpstream
 
 HOSTS = ("pay.example", "app.example", "pinned.example", "other.example")
-NO_PIN = "sha256/" + "A" * 43 + "="
+NO_PIN = "sha256/" + "A" * 42 + "E="
 PIECES = (b'{ "a":1.0,\n"ssn" : ', Marked(b'"078-05"', "$.ssn"), b', "\xc3\xa9":[] }')
 
 POLICY = """

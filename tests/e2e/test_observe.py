@@ -26,7 +26,7 @@ from tests.e2e.sidecar import Decision, Sidecar
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
 HOSTS = ("pay.example", "old.example", "no.example", "pinned.example", "opened.example", "other.example")
-NO_PIN = "sha256/" + "A" * 43 + "="
+NO_PIN = "sha256/" + "A" * 42 + "E="
 
 POLICY = """
     mode: {mode}

@@ -27,7 +27,7 @@ from tests.e2e.upstream import TlsUpstream
 MakeTls = Callable[..., TlsUpstream]
 Send = Callable[[TlsUpstream, str], Answer]
 
-UNUSED_PIN = "sha256/" + "A" * 42 + "A="  # 32 zero bytes: no key has this hash
+UNUSED_PIN = "sha256/" + "A" * 42 + "E="  # 255 zero bits and a one: no key has this hash
 NAMES = (
     "leaf.example",
     "backup.example",

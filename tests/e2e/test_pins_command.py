@@ -18,7 +18,7 @@ from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
 MakeTls = Callable[..., TlsUpstream]
 HOSTS = {"api.example": "127.0.0.1"}
-NO_PIN = "sha256/" + "A" * 43 + "="
+NO_PIN = "sha256/" + "A" * 42 + "E="
 
 
 def refusal(sidecar: Sidecar, *arguments: str) -> SidecarFailed:

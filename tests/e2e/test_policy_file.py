@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import stat
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from tests.e2e.sidecar import Sidecar, clean_environment, overcoat_command
 from tests.e2e.upstream import TlsUpstream
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
-PIN = "sha256/" + "A" * 43 + "="
+PIN = "sha256/" + "A" * 42 + "E="
 
 
 def run(*arguments: str, folder: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -150,6 +152,51 @@ class TestBadPolicies:
             assert "nowhere.yaml: the policy cannot be read" in done.stderr
 
 
+ATTENTION = """\
+listen: [forward://127.0.0.1:0]
+admin: 127.0.0.1:0
+workers: WORKERS
+keys:
+  pay: {alg: ECDH-ES+A256KW, primary: {kid: pay, file: PRIVATE, not_after: 2020-01-01}}
+rules:
+  - {name: unreachable, hosts: ["192.168.7.7:81"]}
+  - name: pay
+    hosts: [api.pay.example]
+    pins: {any_of: ["PIN"], expires: 2020-01-02}
+    request: [{encrypt: ["$.card"], key: pay}]
+"""
+
+
+class TestWhatNeedsAttention:
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_serve_and_each_reload_say_all_that_check_says(
+        self, authority: Authority, tmp_path: Path, workers: int
+    ) -> None:
+        text = ATTENTION.replace("WORKERS", str(workers)).replace("PIN", PIN)
+        text = text.replace("PRIVATE", Receiver("pay").write_private(tmp_path))
+        with Sidecar(text, tmp_path, authority=authority) as sidecar:
+            env = {"OVERCOAT_DATA": str(sidecar.data)}
+            checked = run("check", "-p", "policy.yaml", folder=tmp_path, env=env)
+            assert checked.returncode == 1  # something has ended
+            levels = {"warning": "WARNING", "error": "ERROR"}
+            said = [tuple(line.split(": ", 1)) for line in checked.stderr.splitlines()]
+            assert [level for level, _ in said] == ["warning", "error", "warning", "error", "warning"]
+            expected = [f"{levels[level]} {told}" for level, told in said]
+
+            def logged(since: str) -> list[str]:
+                lines = sidecar.stderr.partition(since)[2].splitlines()
+                found = (re.search(r"\b(?:WARNING|ERROR) .*", line) for line in lines)
+                return [each[0] for each in found if each]
+
+            assert logged("policy ") == expected
+            sidecar.signal(signal.SIGHUP)
+            for _ in range(100):
+                if len(logged("the policy was read again")) >= len(expected):
+                    break
+                time.sleep(0.05)
+            assert logged("the policy was read again") == expected
+
+
 class TestKeyFiles:
     def policy(self, *names: str, unsafe: bool = False) -> str:
         """Return a policy with a key set for each file."""
@@ -259,7 +306,10 @@ class TestDefault:
         built_in = json.loads(run("check", "--json", folder=tmp_path).stdout)
         written = json.loads(run("check", "--json", "-p", str(CONFIG / "default.yaml"), folder=tmp_path).stdout)
         assert built_in.pop("source") == "built-in"
-        written.pop("source")
+        assert [text.partition(":")[0] for text in built_in.pop("warnings")] == [
+            "no policy file was named or found (./overcoat.yaml)"
+        ]
+        assert (written.pop("source"), written.pop("warnings")) == (str(CONFIG / "default.yaml"), [])
         assert built_in == written
 
     def test_without_any_policy_it_serves_public_addresses_only(self, authority: Authority, tmp_path: Path) -> None:

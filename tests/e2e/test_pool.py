@@ -22,7 +22,7 @@ from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import TlsUpstream, echo
 
 HOST = "pool.example"
-UNUSED_PIN = "sha256/" + "A" * 42 + "A="
+UNUSED_PIN = "sha256/" + "A" * 42 + "E="
 
 
 class Script:

@@ -27,7 +27,7 @@ from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import TlsUpstream
 
-NO_PIN = "sha256/" + "A" * 43 + "="
+NO_PIN = "sha256/" + "A" * 42 + "E="
 MakeSidecar = Callable[[str], Sidecar]
 
 

@@ -237,7 +237,7 @@ def start(authority: Authority, folder: Path, wrapper: str | None = None) -> tup
         pay=pay.write_private(folder),  # the private half where the public one would do: it must not show either
         app=app.write_private(folder),
         yesterday=(datetime.now(UTC) - timedelta(days=1)).date(),
-        pin="A" * 43,
+        pin="A" * 42 + "E",
     )
     hosts = dict.fromkeys(HOSTS, "127.0.0.1")
     command = None

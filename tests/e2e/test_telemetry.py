@@ -28,7 +28,7 @@ from tests.e2e.sidecar import Decision, Metrics, Sidecar, SidecarFailed, overcoa
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
 HOSTS = ("pay.example", "never.example", "pinned.example", "plain.example", "other.example")
-NO_PIN = "sha256/" + "A" * 43 + "="
+NO_PIN = "sha256/" + "A" * 42 + "E="
 
 POLICY = """
     keys: {{pay: {{alg: ECDH-ES+A256KW, primary: {{file: {pay}}}}}}}

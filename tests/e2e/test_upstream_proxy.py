@@ -26,7 +26,7 @@ from tests.e2e.sidecar import Sidecar, SidecarFailed
 from tests.e2e.upstream import TlsUpstream
 
 HOSTS = {"api.example": "127.0.0.1", "straight.example": "127.0.0.1", "proxy.example": "127.0.0.1"}
-NO_PIN = "sha256/" + "A" * 43 + "="
+NO_PIN = "sha256/" + "A" * 42 + "E="
 
 
 class Corporate:

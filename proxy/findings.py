@@ -1,0 +1,107 @@
+"""What needs attention about a policy that is right: `check` prints it, `serve` logs it at its start and each reload.
+
+Rules of this module:
+
+- There is one list, in one order and in the same words wherever it is shown.
+- A finding says whom it hits and what to do. No key material is in it.
+- Nothing is dialled, and nothing is changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+
+from proxy.core.keys import Key, KeySet, SecretBytes
+from proxy.core.pins import PinSet
+from proxy.core.policy import Policy, Rule
+from proxy.core.transport import denied_by_address
+
+logger = logging.getLogger("overcoat")
+
+SOON = timedelta(days=30)
+"""How long before an end it is warned of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that needs attention.
+
+    Attributes:
+        text: one line.
+        has_failed: whether something does not work any more, and not only may fail some day.
+    """
+
+    text: str
+    has_failed: bool = False
+
+
+def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Finding]:
+    """Return what needs attention.
+
+    Args:
+        policy: the policy.
+        env: the environment, for where Overcoat keeps its data.
+        now: the time, in UTC, by which things end.
+    """
+    today = now.date()
+    found: list[Finding] = []
+    if policy.source == "built-in":
+        found.append(
+            Finding("no policy file was named or found (./overcoat.yaml): nothing is pinned, nothing is encrypted")
+        )
+    proxy = policy.upstream_proxy
+    if proxy is not None and proxy.rule.pins is not None:
+        found += _of_pins("the upstream proxy", proxy.rule.pins, today, "nothing leaves")
+    for rule in policy.rules:
+        found += _of_hosts(policy, rule)
+        if rule.pins is not None:
+            found += _of_pins(f"rule {rule.name}", rule.pins, today, "its hosts are denied")
+    for key_set in policy.keys.values():
+        found += _of_keys(policy, key_set, today)
+    return found
+
+
+def log_findings(found: list[Finding]) -> None:
+    """Log what `findings` has found."""
+    for finding in found:
+        logger.log(logging.ERROR if finding.has_failed else logging.WARNING, "%s", finding.text)
+
+
+def _of_hosts(policy: Policy, rule: Rule) -> Iterator[Finding]:
+    for pattern in rule.hosts:
+        if pattern.kind == "exact" and (denied := denied_by_address(policy, pattern.host)) is not None:
+            yield Finding(f"rule {rule.name}: {pattern} is never reached: {denied.hint}")
+
+
+def _of_pins(whose: str, pins: PinSet, today: date, consequence: str) -> Iterator[Finding]:
+    if pins.expires is not None and pins.expires < today:
+        yield Finding(f"{whose}: its pins expired on {pins.expires}: {consequence}", has_failed=True)
+    elif pins.expires is not None and pins.expires <= today + SOON:
+        yield Finding(f"{whose}: its pins will expire on {pins.expires}; after that {consequence}")
+    if len(pins.any_of) == 1:
+        yield Finding(f"{whose}: one pin without a backup; if the upstream's key changes, it is denied")
+
+
+def _of_keys(policy: Policy, key_set: KeySet, today: date) -> Iterator[Finding]:
+    seals = any(entry.keys is key_set for rule in policy.rules for entry in rule.encrypt)
+    opens = any(entry.keys is key_set for rule in policy.rules for entry in rule.decrypt)
+    for key in (key_set.primary, *key_set.older):
+        whose = f"key set {key_set.name}: key {key.kid}"
+        if key.not_after is not None and key.not_after < today:
+            yield Finding(f"{whose} expired on {key.not_after}: {_without(key, key_set)}", has_failed=True)
+        elif key.not_after is not None and key.not_after <= today + SOON:
+            yield Finding(f"{whose} will expire on {key.not_after}; after that {_without(key, key_set)}")
+        if seals and not opens and key.can_open and not isinstance(key.material, SecretBytes):
+            yield Finding(
+                f"{whose} is a private key, and this policy only encrypts with it: put its public half in its place "
+                "(overcoat keys public FILE), and keep the private one where the values are opened"
+            )
+
+
+def _without(key: Key, key_set: KeySet) -> str:
+    if key is key_set.primary:
+        return "what it should encrypt is denied"
+    return "what it encrypted is not opened any more"
