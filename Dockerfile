@@ -43,6 +43,7 @@ WORKDIR /etc/overcoat
 VOLUME /var/lib/overcoat
 EXPOSE 8080 9464
 USER 10001:10001
-HEALTHCHECK --interval=5s --timeout=5s --start-period=20s --retries=3 CMD ["overcoat", "healthcheck"]
+# Times for a container that has a tenth of a processor, where a start takes long.
+HEALTHCHECK --interval=5s --timeout=10s --start-period=60s --retries=3 CMD ["overcoat", "healthcheck"]
 ENTRYPOINT ["overcoat"]
 CMD ["serve"]

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from proxy.files import read_regular
+from proxy.health import data_folder
 
 KEY_FILE = "ca-key.pem"
 CERTIFICATE_FILE = "ca-cert.pem"
@@ -55,11 +56,8 @@ class Leaf:
 
 
 def data_directory(env: Mapping[str, str]) -> Path:
-    """Return where Overcoat keeps its state: $OVERCOAT_DATA, else the XDG data directory."""
-    if env.get("OVERCOAT_DATA"):
-        return Path(env["OVERCOAT_DATA"])
-    base = env.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "overcoat"
+    """Return where Overcoat keeps its state; see `proxy.health.data_folder`."""
+    return Path(data_folder(env))
 
 
 class LocalCa:

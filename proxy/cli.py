@@ -15,7 +15,7 @@ _COMMANDS = {
     "keys": ("proxy.commands.keys", "Make keys; seal and open values by hand."),
     "password": ("proxy.commands.password", "Print the hash of a password, for users of the proxy."),
     "ca": ("proxy.commands.serve", "Print the local CA's certificate, for apps to trust."),
-    "healthcheck": ("proxy.commands.serve", "Ask a running sidecar whether it is ready."),
+    "healthcheck": ("proxy.commands.health", "Ask a running sidecar whether it is ready."),
     "demo": ("proxy.commands.demo", "Show the main job on real connections, and check it."),
 }
 

@@ -139,38 +139,6 @@ def load_policy(path: Path | None, env: Mapping[str, str], overrides: Mapping[st
     return policy
 
 
-def find_admin(path: Path | None, env: Mapping[str, str]) -> Listener | None:
-    """Return where a sidecar with this policy file has its admin listener, whatever else may be wrong with the file.
-
-    A sidecar goes on with the policy of before if the file has become wrong, and must still be found.
-
-    Args:
-        path: the file, or None for the built-in default.
-        env: the environment, for `OVERCOAT_ADMIN`.
-
-    Raises:
-        PolicyErrors: the file cannot be read, or just that is wrong.
-    """
-    overrides = _override_texts(env, {})
-    errors: list[PolicyError] = []
-    admin = Policy().admin
-    if "admin" in overrides:
-        admin = _overridden(Policy(), {"admin": overrides["admin"]}, errors).admin
-    elif path is not None:
-        document = read_yaml(_read(path), frozenset({("admin",)}))
-        data = document.data
-        if isinstance(data, dict) and "admin" in data:
-            try:
-                admin = PolicyFile.model_validate({"version": 1, "admin": data["admin"]}).admin
-            except ValidationError as error:
-                problem = _model_problem(document, error.errors(include_url=False)[0])
-                assert problem is not None
-                errors.append(PolicyError(str(path), problem.line, problem.column, "admin", problem.message))
-    if errors:
-        raise PolicyErrors(errors)
-    return admin
-
-
 def _read(path: Path) -> bytes:
     try:
         return read_regular(path, MAX_BYTES)[0]

@@ -1,17 +1,15 @@
-"""`overcoat serve`, `overcoat ca` and `overcoat healthcheck`."""
+"""`overcoat serve` and `overcoat ca`."""
 
 from __future__ import annotations
 
 import asyncio
-import http.client
+import contextlib
 import logging
 import os
 import shutil
 import signal
 import socket
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING
 import click
 
 from proxy.ca import CaError, LocalCa, data_directory
+from proxy.health import Sign, address_text, data_folder
 from proxy.log import say_all_in_one_form
 
 if TYPE_CHECKING:
@@ -89,11 +88,12 @@ def serve(policy_path: str | None, listen: str | None, admin: str | None, mode: 
     say_all_in_one_form(sys.stderr)
     count = policy.workers or processors()
     try:
-        if count == 1:
-            asyncio.run(_serve_alone(policy, Reader(load, policy)))
-            status = 0
-        else:
-            status = _serve_together(policy, load, count)
+        with contextlib.ExitStack() as closing:
+            if count == 1:
+                asyncio.run(_serve_alone(policy, Reader(load, policy), closing))
+                status = 0
+            else:
+                status = _serve_together(policy, load, count, closing)
     except _CannotStart as e:
         logger.error("%s", e)
         status = 1
@@ -112,7 +112,7 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-async def _serve_alone(policy: Policy, reader: Reader) -> None:
+async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitStack) -> None:
     """Serve in this process, with the admin endpoint in a thread of it."""
     from prometheus_client import CollectorRegistry
 
@@ -135,7 +135,7 @@ async def _serve_alone(policy: Policy, reader: Reader) -> None:
     await engine.listen(sockets)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, engine, reader, metrics)
     is_ready = True
-    _announce(policy, sockets, admin.address if admin else None)
+    _announce(policy, sockets, admin.address if admin else None, closing)
     await stop.wait()
     is_ready = False
     logger.info("draining: no new connections; a second signal ends it at once")
@@ -158,7 +158,7 @@ def _reload(engine: Engine, reader: Reader, metrics: Metrics) -> None:
     metrics.reloads.labels("refused" if policy is None else "taken").inc()
 
 
-def _serve_together(policy: Policy, load: Callable[[], Policy], count: int) -> int:
+def _serve_together(policy: Policy, load: Callable[[], Policy], count: int, closing: contextlib.ExitStack) -> int:
     """Serve with several worker processes; return the exit status."""
     from proxy.metricsfiles import prepare_metrics
 
@@ -189,7 +189,7 @@ def _serve_together(policy: Policy, load: Callable[[], Policy], count: int) -> i
             seats.append(Seat("the admin endpoint", False, "admin", [admin], partial(administer, directory, is_ready)))
         finish = partial(with_own_roots, folder=directory)
         supervisor = Supervisor(seats, is_ready, directory, finish(policy), Reader(load, policy, finish).again)
-        status = supervisor.run(lambda: _announce(policy, shares[0], guarded))
+        status = supervisor.run(lambda: _announce(policy, shares[0], guarded, closing))
     except (BindError, CaError, NoRoots, SupervisorFailed) as e:
         raise _CannotStart(str(e)) from None
     finally:
@@ -232,13 +232,22 @@ def _bind(policy: Policy, count: int) -> list[list[Bound]]:
     return shares
 
 
-def _announce(policy: Policy, places: list[Bound], admin: tuple[str, int] | None) -> None:
+def _announce(
+    policy: Policy, places: list[Bound], admin: tuple[str, int] | None, closing: contextlib.ExitStack
+) -> None:
+    """Tell people, programs and `overcoat healthcheck` that it serves."""
     from proxy.findings import findings, log_findings
 
     listen = ["{}:{}".format(*place.socket.getsockname()[:2]) for place in places]
     logger.info("policy %s: rules %d, mode %s", policy.source, len(policy.rules), policy.mode)
     log_findings(findings(policy, os.environ, datetime.now(UTC)))
     where = f"{admin[0]}:{admin[1]}" if admin else None
+    try:
+        policy_file = None if policy.source == "built-in" else policy.source
+        sign = Sign(data_folder(os.environ), address_text(*admin) if admin else "", policy_file)
+        closing.callback(sign.take_away)
+    except OSError as e:
+        logger.warning("overcoat healthcheck will not find this sidecar: %s: %s", e.filename, e.strerror)
     # For machines, too, so that a supervisor that asked for free ports learns them.
     facts = {"event": "ready", "listen": listen, "admin": where}
     logger.info("ready: listening on %s, admin %s", ", ".join(listen), where or "off", extra={"facts": facts})
@@ -272,35 +281,3 @@ def ca(show_path: bool) -> None:
     except CaError as e:
         raise fail(str(e)) from None
     click.echo(directory / "ca-cert.pem" if show_path else authority.pem.decode("ascii").rstrip())
-
-
-@click.command()
-@policy_option
-@click.option("--admin", metavar="HOST:PORT", help="The admin listener's address; else the policy's.")
-@click.option("--timeout", "seconds", type=float, default=3.0, show_default=True, help="Seconds to wait.")
-def healthcheck(policy_path: str | None, admin: str | None, seconds: float) -> None:
-    """Exit with 0 if the sidecar on this machine is ready, with 1 if not.
-
-    Example: overcoat healthcheck --admin 127.0.0.1:9464
-    """
-    netloc = admin or _admin_of(policy_path)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through HTTP_PROXY: that is us
-    try:
-        with opener.open(f"http://{netloc}/ready", timeout=seconds) as response:
-            click.echo(response.read().decode("ascii", "replace").strip())
-    except urllib.error.HTTPError as e:
-        raise fail(f"the sidecar at {netloc} answers {e.code}: not ready") from None
-    except (OSError, http.client.HTTPException, ValueError) as e:
-        reason = getattr(e, "reason", e)
-        raise fail(f"no answer from {netloc}: {reason}") from None
-
-
-def _admin_of(policy_path: str | None) -> str:
-    from proxy.config import find_admin, find_policy
-
-    listener = or_exit(lambda: find_admin(find_policy(policy_path, os.environ), os.environ))
-    if listener is None:
-        raise fail("the policy has no admin listener to ask")
-    # A wildcard is an address to bind, not one to call.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listener.host, listener.host)  # noqa: S104  # it is mapped away
-    return f"[{host}]:{listener.port}" if ":" in host else f"{host}:{listener.port}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import socket
 import ssl
 import time
 from collections import Counter
@@ -24,7 +23,7 @@ from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.connection import RecordedRequest
 from tests.e2e.receiver import Receiver
-from tests.e2e.sidecar import Decision, Metrics, Sidecar, SidecarFailed, overcoat_command
+from tests.e2e.sidecar import Decision, Metrics, Sidecar, overcoat_command
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
 HOSTS = ("pay.example", "never.example", "pinned.example", "plain.example", "other.example")
@@ -392,28 +391,6 @@ class TestAdmin:
             with RawClient((host, int(port))) as client:
                 client.send(f"{method} /ready HTTP/1.0\r\n\r\n".encode())
                 assert client.read_response(method=method).status == status
-
-    def test_healthcheck_tells_by_its_exit_status(self, sidecar: Sidecar, tmp_path: Path) -> None:
-        assert sidecar.run("healthcheck", "--admin", sidecar.admin_url.removeprefix("http://")).strip() == "ready"
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            nobody = f"127.0.0.1:{unused.getsockname()[1]}"
-            with pytest.raises(SidecarFailed, match="no answer from") as failure:
-                sidecar.run("healthcheck", "--admin", nobody)
-            assert failure.value.status == 1
-        policy = tmp_path / "policy.yaml"
-        policy.write_text("version: 1\nadmin: null\n")
-        with pytest.raises(SidecarFailed, match="no admin listener") as failure:
-            sidecar.run("healthcheck", "-p", str(policy))
-        assert failure.value.status == 1
-        policy.write_text("version: 1\nadmin: nowhere\n")
-        with pytest.raises(SidecarFailed, match=r"policy.yaml:2:8: admin: ") as failure:
-            sidecar.run("healthcheck", "-p", str(policy))
-        assert failure.value.status == 2
-        # The sidecar goes on with the policy of before, so it is still there to be asked.
-        admin = sidecar.admin_url.removeprefix("http://")
-        policy.write_text(f"version: 1\nadmin: {admin}\nrules: [{{nmae: wrong}}]\n")
-        assert sidecar.run("healthcheck", "-p", str(policy)).strip() == "ready"
 
 
 class TestStandardOutput:

@@ -261,7 +261,7 @@ class TestLeaves:
 
 class TestDataDirectory:
     def test_the_variables_are_asked_in_their_order(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr(Path, "home", lambda: tmp_path)
+        monkeypatch.setenv("HOME", str(tmp_path))
         assert data_directory({"OVERCOAT_DATA": "/a", "XDG_DATA_HOME": "/b"}) == Path("/a")
         assert data_directory({"OVERCOAT_DATA": "", "XDG_DATA_HOME": "/b"}) == Path("/b/overcoat")
         assert data_directory({}) == tmp_path / ".local" / "share" / "overcoat"

@@ -1,0 +1,217 @@
+"""Is a sidecar on this machine ready? What `overcoat healthcheck` does, and how it finds whom to ask.
+
+A sidecar that serves leaves a sign in its data directory: a file with the address to ask, which it holds locked as long
+as it lives. The kernel takes the lock off however it ends, so a sign that nobody holds is one of the dead, whatever
+listens at its address by now.
+
+Rules of this module:
+
+- It is run every few seconds beside the sidecar, on what little processor time both may have. So it imports a handful
+  of modules of the standard library, and never reads the policy, which may also have changed since the start.
+- A sign counts where it was left: in another network namespace (two containers that share a volume) the same address is
+  somebody else's.
+- Nothing is guessed: where no sidecar is found, that is said, and no default address is asked in its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+
+FOLDER = "running"
+READY_SECONDS = 5.0  # on a tenth of a processor an answer takes a while
+MAX_BYTES = 8192  # of a sign, and of an answer that is read
+BUILT_IN = "built-in"
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # addresses to bind, which nobody can call
+
+
+class NotReady(Exception):
+    """No sidecar, or one that is not ready. The message is one line."""
+
+
+def data_folder(env: Mapping[str, str]) -> str:
+    """Return where Overcoat keeps its state: $OVERCOAT_DATA, else the XDG data directory.
+
+    Raises:
+        RuntimeError: the environment names neither, and there is no home directory.
+    """
+    if env.get("OVERCOAT_DATA"):
+        return env["OVERCOAT_DATA"]
+    if env.get("XDG_DATA_HOME"):
+        return os.path.join(env["XDG_DATA_HOME"], "overcoat")
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):
+        raise RuntimeError("there is no home directory: set OVERCOAT_DATA to a directory that this user owns")
+    return os.path.join(home, ".local", "share", "overcoat")
+
+
+def address_text(host: str, port: int) -> str:
+    """Return `HOST:PORT`, with brackets round an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Sign:
+    """The sign that a sidecar serves, from when it is made until it is taken away or the process ends."""
+
+    def __init__(self, folder: str, address: str, policy: str | None) -> None:
+        """Leave it, and clear away those of the dead.
+
+        Args:
+            folder: the data directory.
+            address: whom to ask whether it is ready, `HOST:PORT`; empty for nobody.
+            policy: the policy file's path; None for the built-in policy.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        signs = os.path.join(folder, FOLDER)
+        os.makedirs(signs, mode=0o700, exist_ok=True)
+        for path in _files(signs):
+            _clear_away(path)
+        self.path = os.path.join(signs, f"{os.getpid()}-{os.urandom(8).hex()}")
+        made = f"{self.path}.new"  # nobody looks at it before it is whole, and locked
+        self._descriptor = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(self._descriptor, os.fsencode("\n".join((address, _network(), _policy_text(policy), ""))))
+            os.rename(made, self.path)
+        except OSError:
+            os.close(self._descriptor)
+            with contextlib.suppress(OSError):
+                os.unlink(made)
+            raise
+
+    def take_away(self) -> None:
+        """Take it away."""
+        with contextlib.suppress(OSError):  # whoever cleared the directory did it for us
+            os.unlink(self.path)
+        os.close(self._descriptor)
+
+
+def check(
+    env: Mapping[str, str], policy: str | None = None, address: str | None = None, seconds: float = READY_SECONDS
+) -> None:
+    """Ask every sidecar that is meant.
+
+    Args:
+        env: the environment: where the data directory is, and `OVERCOAT_POLICY`.
+        policy: only sidecars with this policy file are meant; else `OVERCOAT_POLICY`, else all of this user's here.
+        address: the one address to ask, `HOST:PORT`, whatever signs there are.
+        seconds: for all of them together.
+
+    Raises:
+        NotReady: there is none, or not all say in time that they are ready.
+    """
+    deadline = time.monotonic() + seconds
+    for each in [address] if address is not None else _found(env, policy or env.get("OVERCOAT_POLICY")):
+        _ask(each, deadline)
+
+
+def _found(env: Mapping[str, str], policy: str | None) -> Iterator[str]:
+    """Yield where the sidecars that live are to be asked."""
+    try:
+        folder = os.path.join(data_folder(env), FOLDER)
+    except RuntimeError as e:
+        raise NotReady(str(e)) from None
+    count = 0
+    for path in _files(folder):
+        text = _sign_of_the_living(path)
+        if text is None:
+            continue
+        address, network, its_policy = text
+        if network != _network() or (policy is not None and its_policy != _policy_text(policy)):
+            continue
+        count += 1
+        if not address:
+            raise NotReady("the policy has neither probes nor an admin listener to ask")
+        yield address
+    if not count:
+        of = f" of {policy}" if policy is not None else ""
+        raise NotReady(
+            f"no sidecar{of} has left its sign in {folder}: it is not up yet, or runs elsewhere or as somebody else "
+            "(then name its address: --address HOST:PORT)"
+        )
+
+
+def _files(folder: str) -> list[str]:
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as e:
+        raise NotReady(f"{folder} cannot be read: {e.strerror}") from None
+    return [os.path.join(folder, name) for name in sorted(names) if not name.endswith(".new")]
+
+
+def _sign_of_the_living(path: str) -> list[str] | None:
+    """Return address, network and policy of a sign that is held; None of any other."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None  # it ended meanwhile
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fields = os.fsdecode(os.read(descriptor, MAX_BYTES)).split("\n")
+        return fields[:3] if len(fields) == 4 else None
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _clear_away(path: str) -> None:
+    if _sign_of_the_living(path) is None:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def _policy_text(policy: str | None) -> str:
+    # Not the real path: where a configuration is mounted by symbolic links, that is another one after each change.
+    return BUILT_IN if policy is None else os.path.abspath(policy)
+
+
+def _network() -> str:
+    """Return what tells network namespaces apart; the same everywhere where there are none."""
+    try:
+        return os.readlink("/proc/self/ns/net")
+    except OSError:
+        return ""
+
+
+def _ask(address: str, deadline: float) -> None:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    host = _WILDCARDS.get(host, host)
+    answer = b""
+    try:
+        with socket.create_connection((host, int(port)), max(deadline - time.monotonic(), 0.01)) as asked:
+            asked.sendall(f"GET /ready HTTP/1.0\r\nHost: {address_text(host, int(port))}\r\n\r\n".encode())
+            while b"\r\n" not in answer and len(answer) < MAX_BYTES:
+                asked.settimeout(max(deadline - time.monotonic(), 0.01))
+                piece = asked.recv(MAX_BYTES)
+                if not piece:
+                    break
+                answer += piece
+    except (OSError, ValueError, OverflowError) as e:
+        raise NotReady(f"no answer from {address}: {getattr(e, 'strerror', None) or e}") from None
+    words = answer.partition(b"\r\n")[0].split(b" ")
+    if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
+        raise NotReady(f"no answer from {address}: what came is not HTTP")
+    if words[1] != b"200":
+        raise NotReady(f"the sidecar at {address} answers {words[1].decode()}: not ready")
+
+
+def main() -> int:
+    """Be `overcoat healthcheck` without options: say what was found, and return the exit status."""
+    try:
+        check(os.environ)
+    except NotReady as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    print("ready")
+    return 0

@@ -1,0 +1,79 @@
+"""Signs: who left them, where they count, and when."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from proxy import health
+from proxy.health import NotReady, Sign, check, data_folder
+
+
+def found(folder: Path, policy: str | None = None) -> list[str]:
+    """Return the addresses that would be asked."""
+    return list(health._found({"OVERCOAT_DATA": str(folder)}, policy))
+
+
+def test_a_sign_counts_from_when_it_is_made_until_it_is_taken_away(tmp_path: Path) -> None:
+    sign = Sign(str(tmp_path), "127.0.0.1:1", None)
+    assert found(tmp_path) == ["127.0.0.1:1"]
+    sign.take_away()
+    with pytest.raises(NotReady, match="no sidecar has left"):
+        found(tmp_path)
+
+
+def test_only_those_with_the_policy_that_is_named_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    signs = [Sign(str(tmp_path), f"127.0.0.1:{n}", name) for n, name in enumerate(["a.yaml", "b.yaml", None], start=1)]
+    assert found(tmp_path, "b.yaml") == found(tmp_path, str(tmp_path / "b.yaml")) == ["127.0.0.1:2"]
+    assert sorted(found(tmp_path)) == ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]
+    with pytest.raises(NotReady, match=r"no sidecar of c\.yaml"):
+        found(tmp_path, "c.yaml")
+    for sign in signs:
+        sign.take_away()
+
+
+def test_one_of_another_network_namespace_is_somebody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sign = Sign(str(tmp_path), "127.0.0.1:1", None)
+    monkeypatch.setattr(health, "_network", lambda: "net:[1]")
+    with pytest.raises(NotReady, match="no sidecar has left"):
+        found(tmp_path)
+    sign.take_away()
+
+
+@pytest.mark.parametrize("text", ["", "127.0.0.1:1\n", "127.0.0.1:1\n\n\n\n\n", "\0" * 100_000])
+def test_a_file_that_nobody_holds_is_none_and_is_cleared_away(tmp_path: Path, text: str) -> None:
+    (tmp_path / "running").mkdir()
+    (tmp_path / "running" / "1-dead").write_text(text)
+    (tmp_path / "running" / "2-half.new").write_text(text)
+    with pytest.raises(NotReady, match="no sidecar has left"):
+        found(tmp_path)
+    sign = Sign(str(tmp_path), "127.0.0.1:1", None)
+    assert sorted(path.name for path in (tmp_path / "running").iterdir() if path != Path(sign.path)) == ["2-half.new"]
+    sign.take_away()
+
+
+def test_taking_away_what_somebody_cleared_is_no_error(tmp_path: Path) -> None:
+    sign = Sign(str(tmp_path), "127.0.0.1:1", None)
+    Path(sign.path).unlink()
+    sign.take_away()
+
+
+def test_a_wildcard_is_called_at_loopback(tmp_path: Path) -> None:
+    with pytest.raises(NotReady, match=r"no answer from 0\.0\.0\.0:1: Connection refused"):
+        check({}, address="0.0.0.0:1")
+
+
+@pytest.mark.parametrize("address", ["", "x", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:99999", "[::1:1"])
+def test_an_address_that_is_none_is_no_answer(address: str) -> None:
+    with pytest.raises(NotReady, match="no answer from"):
+        check({}, address=address)
+
+
+def test_without_a_home_there_is_nowhere_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health.os.path, "expanduser", lambda path: path)
+    with pytest.raises(RuntimeError, match="set OVERCOAT_DATA"):
+        data_folder({})
+    with pytest.raises(NotReady, match="set OVERCOAT_DATA"):
+        check({})
