@@ -18,13 +18,14 @@ from mitmproxy import http
 from addons.exchange import Exchange
 from addons.headers import has_field, values_of
 from addons.sessions import Sessions
-from proxy.core import bodies
+from proxy.core import bodies, responses
 from proxy.core.decisions import Denied, Reason
+from proxy.core.digests import is_digest
 from proxy.core.jwe import Sealer, Sealers
 from proxy.core.keys import Key
 from proxy.core.policy import FieldEntry
 
-_DIGESTS = frozenset((b"content-digest", b"repr-digest", b"digest", b"content-md5"))
+_PARTIAL = 206
 
 
 class Encryption:
@@ -58,6 +59,7 @@ class Encryption:
             # The response must come in an encoding that can be opened here (RFC 9110, section 12.5.3).
             offered = flow.request.headers.get("accept-encoding", "")
             flow.request.headers["accept-encoding"] = bodies.acceptable(offered)
+            flow.request.headers.fields = responses.asked(flow.request.headers.fields)
 
     def _check_before_body(self, exchange: Exchange, entries: tuple[FieldEntry, ...], request: http.Request) -> None:
         if has_field(request.headers, b"upgrade"):
@@ -89,15 +91,19 @@ class Encryption:
         _replace_body(flow.request, protected)
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
-        """Hold a JSON response that has fields to decrypt; let any other stream."""
+        """Hold a response that may have fields to decrypt; let any other stream."""
         exchange = self.sessions.exchange(flow)
         response = flow.response
         if response is None or (exchange.denied is not None and not exchange.observing):
             return
-        if _decrypting(exchange) and bodies.is_json(response.headers.get("content-type", "")):
-            exchange.holds_response = True
-        else:
+        label = responses.label_of(values_of(response.headers, b"content-type"))
+        is_seen = label is not responses.Label.OTHER or response.status_code == _PARTIAL
+        if not is_seen or not _decrypting(exchange):
             response.stream = exchange.count_received
+            return
+        exchange.holds_response = True
+        if exchange.method == "HEAD" or response.status_code in (204, 304):  # what it tells is of a body not here
+            response.headers.fields = responses.told(response.headers.fields, with_length=False)
 
     def response(self, flow: http.HTTPFlow) -> None:
         """Decrypt the fields of a held response."""
@@ -106,6 +112,8 @@ class Encryption:
             return
         body, limit = flow.response.data.content or b"", exchange.policy.limits.held_body
         try:
+            if flow.response.status_code == _PARTIAL and exchange.method != "HEAD":
+                raise Denied(Reason.DECRYPTION_FAILED, "the upstream sent a part of a body, which was not asked for")
             opened, count = bodies.decrypt(
                 body, _head(flow.response), _decrypting(exchange), _host(exchange), limit=limit, today=self.today()
             )
@@ -114,6 +122,8 @@ class Encryption:
             return
         exchange.fields_decrypted = count
         exchange.bytes_received = len(body)
+        if count:
+            flow.response.headers.fields = responses.told(flow.response.headers.fields, with_length=True)
         _replace_body(flow.response, opened)
 
 
@@ -132,7 +142,9 @@ def _encrypting(exchange: Exchange) -> tuple[FieldEntry, ...]:
 def _decrypting(exchange: Exchange) -> tuple[FieldEntry, ...]:
     """Return the entries by which the response's fields are decrypted: none in observe mode."""
     entries = exchange.rule.decrypt if exchange.rule and not exchange.observing else ()
-    return tuple(entry for entry in entries if entry.when.applies(exchange.method, exchange.path))
+    # HEAD is answered as GET is (RFC 9110, section 9.3.2).
+    methods = (exchange.method, "GET") if exchange.method == "HEAD" else (exchange.method,)
+    return tuple(entry for entry in entries if any(entry.when.applies(method, exchange.path) for method in methods))
 
 
 def _head(message: http.Message) -> bodies.BodyHead:
@@ -140,7 +152,7 @@ def _head(message: http.Message) -> bodies.BodyHead:
     codings = values_of(headers, b"content-encoding")
     digests: list[str] = []
     if isinstance(message, http.Request):
-        digests = [name.decode("ascii") for name, _ in headers.fields if name.lower() in _DIGESTS]
+        digests = [name.decode("ascii") for name, _ in headers.fields if is_digest(name)]
     return bodies.BodyHead(values_of(headers, b"content-type"), ", ".join(codings) if codings else None, digests)
 
 

@@ -19,6 +19,7 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.keys import Key
 from proxy.core.place import Place
 from proxy.core.policy import FieldEntry
+from proxy.core.responses import Label, label_of, may_be_json
 
 # Half a second of work at the most: opening takes a private key's operation for each value.
 MAX_SEALED = 4096
@@ -72,6 +73,10 @@ def check_before(head: BodyHead, entries: Sequence[FieldEntry], today: date) -> 
                 f"give key set {entry.keys.name} a new primary key",
             )
     _check_charset(head.content_types)
+    if len(head.content_types) > 1:
+        raise Denied(
+            Reason.ENCODING_UNSUPPORTED, "the body's Content-Type is given more than once", "send one Content-Type"
+        )
     encodings.parse_encoding(head.content_encoding)
 
 
@@ -101,7 +106,7 @@ def encrypt(
         Denied: it cannot be done.
     """
     try:
-        return _splice(body, head, [_sealing(entry, host, sealer) for entry in entries], limit, MAX_SEALED)
+        return _splice(body, head, [_sealing(entry, host, sealer) for entry in entries], limit)
     except jwe.JweError:  # the one thing that can go wrong in sealing: the token would be too long
         raise too_large(limit) from None
 
@@ -113,20 +118,31 @@ def count_marked(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], lim
         Denied: as `encrypt` would.
     """
     jobs = [fields.Job(entry.selectors, lambda value, _: value) for entry in entries]
-    return _splice(body, head, jobs, limit, MAX_SEALED)[1]
+    return _splice(body, head, jobs, limit)[1]
 
 
 def decrypt(
     body: bytes, head: BodyHead, entries: Sequence[FieldEntry], host: str, *, limit: int, today: date
 ) -> tuple[bytes, int]:
-    """Decrypt the fields that entries select; see `encrypt`.
+    """Decrypt the fields that entries select, where they hold a JWE; see `encrypt`.
+
+    A value that is none was never sealed, and stays as it is. So does a body whose label says nothing (see `Label`) and
+    that is no JSON.
 
     Raises:
         Denied: DECRYPTION_FAILED, with why.
     """
     try:
+        if not body:
+            return body, 0
         _check_charset(head.content_types)
-        return _splice(body, head, [_opening(entry, host, today) for entry in entries], limit, MAX_OPENED)
+        encoding = encodings.parse_encoding(head.content_encoding)
+        text = encodings.decode(body, encoding, limit)
+        if label_of(head.content_types) is Label.NOTHING and not may_be_json(text):
+            return body, 0
+        opener = _Opener(host, today)
+        spliced = fields.splice(text, [opener.job(entry) for entry in entries])
+        return (encodings.encode(spliced.body, encoding), spliced.total) if spliced.total else (body, 0)
     except Denied as e:
         why = e.detail
     except jwe.JweError as e:
@@ -136,11 +152,11 @@ def decrypt(
     raise Denied(Reason.DECRYPTION_FAILED, f"the response cannot be decrypted: {why}")
 
 
-def _splice(body: bytes, head: BodyHead, jobs: Sequence[fields.Job], limit: int, most: int) -> tuple[bytes, int]:
+def _splice(body: bytes, head: BodyHead, jobs: Sequence[fields.Job], limit: int) -> tuple[bytes, int]:
     if not body:
         return body, 0
     encoding = encodings.parse_encoding(head.content_encoding)
-    spliced = fields.splice(encodings.decode(body, encoding, limit), jobs, most)
+    spliced = fields.splice(encodings.decode(body, encoding, limit), jobs, MAX_SEALED)
     if spliced.total == 0:
         return body, 0
     if head.digests:
@@ -156,32 +172,39 @@ def _sealing(entry: FieldEntry, host: str, sealer: Callable[[Key], jwe.Sealer]) 
     return fields.Job(entry.selectors, lambda value, path: fields.sealed_string(seal(value, Place(host, path))))
 
 
-def _opening(entry: FieldEntry, host: str, today: date) -> fields.Job:
-    def open_value(value: bytes, path: str) -> bytes:
-        token = fields.token_of(value)
-        if token is None:  # the place is not named: member names come from the body
-            where = ", ".join(selector.text for selector in entry.selectors)
-            raise Denied(Reason.DECRYPTION_FAILED, f"a value at {where} is no string holding a JWE")
-        return jwe.open_token(token, entry.keys, Place(host, path), today)
+class _Opener:
+    """Opens the tokens of one body, at most `MAX_OPENED` of them."""
 
-    return fields.Job(entry.selectors, open_value)
+    def __init__(self, host: str, today: date) -> None:
+        self._host = host
+        self._today = today
+        self._opened = 0
+
+    def job(self, entry: FieldEntry) -> fields.Job:
+        return fields.Job(entry.selectors, lambda value, path: self._open(entry, value, path))
+
+    def _open(self, entry: FieldEntry, value: bytes, path: str) -> bytes | None:
+        token = fields.token_of(value)
+        if token is None or not jwe.is_token(token):
+            if jwe.is_json_serialized(value):  # the place is not named: member names come from the body
+                where = ", ".join(selector.text for selector in entry.selectors)
+                raise Denied(Reason.DECRYPTION_FAILED, f"a value at {where} is a JWE, but not in its compact form")
+            return None
+        self._opened += 1
+        if self._opened > MAX_OPENED:
+            raise Denied(Reason.BODY_TOO_LARGE, f"the body has more than {MAX_OPENED} fields to decrypt")
+        return jwe.open_token(token, entry.keys, Place(self._host, path), self._today)
 
 
 def _check_charset(content_types: Sequence[str]) -> None:
     """Refuse a body that its receiver would not read as UTF-8: it would find other names in it than we do."""
     charsets = _CHARSET.findall(";".join(content_types))
-    if len(content_types) > 1 or any(charset.strip().lower() not in _UTF8 for charset in charsets):
+    if any(charset.strip().lower() not in _UTF8 for charset in charsets):
         raise Denied(
             Reason.ENCODING_UNSUPPORTED,
-            "the body's Content-Type is given more than once, or names another charset than UTF-8",
+            "the body's Content-Type names another charset than UTF-8",
             "send JSON in UTF-8, which is all that RFC 8259 knows",
         )
-
-
-def is_json(content_type: str) -> bool:
-    """Tell whether a Content-Type is JSON's, or that of a format on top of it (RFC 6839, section 3.1)."""
-    media_type = content_type.partition(";")[0].strip().lower()
-    return media_type == "application/json" or media_type.endswith("+json")
 
 
 def acceptable(offered: str) -> str:

@@ -276,7 +276,8 @@ class Reason(Enum):
         502,
         "http_response_incomplete",
         "The response cannot be decrypted",
-        "A field that the policy decrypts holds no JWE that one of its keys opens at this place.",
+        "A field that the policy decrypts holds a JWE that none of its keys opens at this place, or the response cannot"
+        " be looked at: it is no JSON in UTF-8, in another coding than gzip, too large, or a part.",
         "see that the sender's key, host and place are those of the policy, or take the field out of decrypt",
     )
     INTERNAL_ERROR = (

@@ -28,11 +28,11 @@ class Job:
     Attributes:
         selectors: which values.
         transform: takes a value's exact JSON bytes and its path (`Span.path`), and returns the JSON bytes that take its
-            place. It raises where the body must not go on.
+            place, or None where it stays as it is. It raises where the body must not go on.
     """
 
     selectors: tuple[Selector, ...]
-    transform: Callable[[bytes, str], bytes]
+    transform: Callable[[bytes, str], bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,14 @@ def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES) -> Spliced:
     copied = 0
     for span in spans:
         replacement = jobs[span.job].transform(body[span.start : span.end], span.path)
+        if replacement is None:
+            continue
         _check_replacement(replacement, span.job)
         pieces += (body[copied : span.start], replacement)
         copied = span.end
         counts[span.job] += 1
+    if not pieces:
+        return Spliced(body, tuple(counts))
     pieces.append(body[copied:])
     return Spliced(b"".join(pieces), tuple(counts))
 

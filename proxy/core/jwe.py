@@ -16,7 +16,9 @@ Rules of this module:
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from datetime import date
@@ -46,6 +48,7 @@ _CEK_BYTES = 32
 _IV_BYTES = 12
 _TAG_BYTES = 16
 _WRAPPED_CEK_BYTES = _CEK_BYTES + 8  # RFC 3394: one 64-bit block more
+_BASE64URL_TEXT = re.compile(r"[A-Za-z0-9_-]*+")
 _CANNOT_OPEN = "the token cannot be opened with this key"
 _AGREEMENT_PARAMETERS = frozenset({"epk", "apu", "apv"})
 _PARAMETERS_REFUSED = ("crit", "zip", "jwk", "jku", "x5u", "x5c")
@@ -199,6 +202,37 @@ def open_token(token: str, keys: KeySet, place: Place | None, today: date) -> by
         return AESGCM(cek).decrypt(iv, ciphertext + tag, protected.encode("ascii"))
     except InvalidTag:
         raise JweError(_CANNOT_OPEN) from None
+
+
+def is_token(text: str) -> bool:
+    """Tell whether a text is meant as a compact JWE, whole or not: as one that is to be opened, or refused.
+
+    Text of five parts that looks like one by chance (a host's name, a version) must have a header, or an IV and a tag
+    of the right length; a token that was cut off is known by its header.
+    """
+    protected, dot, rest = text.partition(".")
+    if not dot or not _BASE64URL_TEXT.fullmatch(protected):
+        return False
+    parts = rest.split(".", 4)
+    whole = protected[:-1] if len(protected) % 4 == 1 else protected  # one character alone is no byte
+    header = base64.urlsafe_b64decode(whole + "=" * (-len(whole) % 4))
+    if len(parts) == 4 and (header.lstrip()[:1] == b"{" or (len(parts[1]), len(parts[3])) == (16, 22)):
+        return True
+    try:
+        return "enc" in parse_object(unbase64url(protected))
+    except ValueError:
+        return False
+
+
+def is_json_serialized(value: bytes) -> bool:
+    """Tell whether a JSON value is a JWE in JSON serialization (RFC 7516, section 7.2), which is not opened here."""
+    if not value.startswith(b"{"):
+        return False
+    try:
+        members = json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return "ciphertext" in members and not members.keys().isdisjoint(("protected", "recipients", "encrypted_key"))
 
 
 def concat_kdf(shared: bytes, algorithm: str, length: int, apu: bytes = b"", apv: bytes = b"") -> bytes:

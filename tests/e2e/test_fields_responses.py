@@ -47,7 +47,9 @@ POLICY = """
       - {{name: free, hosts: [free.example], response: [{{decrypt: ["$.card.number"], key: free}}]}}
       - name: when
         hosts: [when.example]
-        response: [{{decrypt: ["$.card.number"], key: aes, when: {{methods: [POST], paths: [/cards/*]}}}}]
+        response:
+          - {{decrypt: ["$.card.number"], key: aes, when: {{methods: [POST], paths: [/cards/*]}}}}
+          - {{decrypt: ["$.card.cvv"], key: aes, when: {{methods: [GET], paths: [/when/get]}}}}
 """
 
 Make = Callable[..., TlsUpstream]
@@ -87,6 +89,37 @@ def answering(tls_upstream: Make) -> Make:
         return fresh(lambda: tls_upstream(*HOSTS, respond=lambda _: answer))
 
     return make
+
+
+# What a server says of the bytes that it sends, what of it is left for other bytes, and what is not.
+OF_THE_BODY = (
+    ("ETag", '"x"'),
+    ("Content-Digest", "sha-256=:AA==:"),
+    ("Repr-Digest", "sha-256=:AA==:"),
+    ("Digest", "sha-256=AA=="),
+    ("Content-MD5", "AA=="),
+    ("x-amz-checksum-sha256", "AA=="),
+    ("Accept-Ranges", "bytes"),
+    ("Last-Modified", "Sun, 29 Nov 2026 12:00:00 GMT"),
+    ("X-Other", "kept"),
+)
+CHANGED = (("ETag", 'W/"x"'), *OF_THE_BODY[-2:])
+GONE = {"content-digest", "repr-digest", "digest", "content-md5", "x-amz-checksum-sha256", "accept-ranges"}
+
+
+def labelled(
+    body: bytes,
+    *types: str,
+    status: str = "200 OK",
+    coding: str = "",
+    length: int | None = None,
+    more: tuple[tuple[str, str], ...] = (),
+) -> bytes:
+    """Return a response with these Content-Type fields, and no other."""
+    fields = [*(("Content-Type", each) for each in types), *more]
+    fields += [("Content-Encoding", coding)] if coding else []
+    fields.append(("Content-Length", str(len(body) if length is None else length)))
+    return f"HTTP/1.1 {status}\r\n".encode() + b"".join(f"{n}: {v}\r\n".encode() for n, v in fields) + b"\r\n" + body
 
 
 def get(sidecar: Sidecar, upstream: TlsUpstream, host: str = HOST, **options: object) -> bytes:
@@ -165,14 +198,40 @@ class TestOpened:
         assert answer.headers.get("transfer-encoding") == "chunked"
 
     @pytest.mark.parametrize(
-        "media_type", ["application/json", "Application/JSON; charset=utf-8", "application/problem+json"]
+        "types",
+        [
+            ("application/json",),
+            ("Application/JSON; charset=utf-8",),
+            ("application/problem+json",),
+            ("text/json",),
+            ("application/x-json;charset=UTF-8",),
+            ("application/x-amz-json-1.1",),
+            ("application/vnd.api+json; version=1",),
+            (),
+            ("",),
+            ("json",),
+            ("text/plain", "application/json"),
+            ("application/json", "text/html"),
+            ("application/json", "application/json"),
+            ("text/html, application/json",),
+        ],
     )
-    def test_every_json_media_type_counts(
-        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver], media_type: str
+    def test_whatever_may_be_json_by_its_label_is_opened(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver], types: tuple[str, ...]
     ) -> None:
-        token = senders["aes"].seal(b"1", HOST, "$.card.number")
-        upstream = answering(b'{"card":{"number":' + token + b"}}", ("Content-Type", media_type))
+        body = b'{"card":{"number":' + senders["aes"].seal(b"1", HOST, "$.card.number") + b"}}"
+        upstream = answering(raw=labelled(body, *types))
         assert get(sidecar, upstream) == b'{"card":{"number":1}}'
+        assert decision_of(sidecar, upstream)["decrypted"] == 1
+
+    @pytest.mark.parametrize("body", [b"not found", b"\x89PNG\r\n", b"<html>"])
+    @pytest.mark.parametrize("types", [(), ("nonsense",), ("", "")])
+    def test_a_body_without_a_label_that_is_no_json_passes_untouched(
+        self, sidecar: Sidecar, answering: Make, body: bytes, types: tuple[str, ...]
+    ) -> None:
+        assert get(sidecar, answering(raw=labelled(body, *types))) == body
+        packed = gzip.compress(body)
+        assert get(sidecar, answering(raw=labelled(packed, *types, coding="gzip"))) == packed
 
     @pytest.mark.parametrize("body", [b' {"card" : {}} ', b"[1.0]", b""])
     def test_where_nothing_is_selected_the_very_same_bytes_arrive(
@@ -183,18 +242,66 @@ class TestOpened:
             packed = gzip.compress(body, 1)
             assert get(sidecar, answering(packed, ("Content-Encoding", "gzip"))) == packed
 
-    @pytest.mark.parametrize(
-        ("method", "raw"),
-        [
-            ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 123\r\n\r\n"),
-            ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Type: application/json\r\nContent-Length: 123\r\n\r\n"),
-        ],
-    )
-    def test_a_response_without_a_body_keeps_the_length_it_tells(
-        self, sidecar: Sidecar, answering: Make, method: str, raw: bytes
+    @pytest.mark.parametrize("way", Way)
+    @pytest.mark.parametrize("status", ["200 OK", "304 Not Modified"])
+    @pytest.mark.parametrize("types", [("application/json",), ()])
+    def test_a_response_without_a_body_tells_no_length_digest_or_strong_etag_of_the_sealed_one(
+        self, sidecar: Sidecar, answering: Make, way: Way, status: str, types: tuple[str, ...]
     ) -> None:
-        answer = ask(sidecar, answering(raw=raw), HOST, method=method, headers=())
-        assert answer.headers.get("content-length") == "123"
+        raw = labelled(b"", *types, status=status, length=123, more=OF_THE_BODY)
+        for host, path in ((HOST, "/"), ("when.example", "/when/get")):
+            method = "HEAD" if status.startswith("200") else "GET"
+            answer = ask(sidecar, answering(raw=raw), host, path, way=way, method=method, headers=())
+            assert answer.status == int(status[:3])
+            assert answer.headers.get("content-length") is None
+            assert [field for field in answer.headers.fields if field in CHANGED] == list(CHANGED)
+            assert not [name for name, _ in answer.headers.fields if name.lower() in GONE]
+
+    def test_a_response_without_a_body_and_without_fields_to_open_keeps_all(
+        self, sidecar: Sidecar, answering: Make
+    ) -> None:
+        for host, path, types in ((HOST, "/", ("text/html",)), ("when.example", "/other", ("application/json",))):
+            raw = labelled(b"", *types, length=123, more=OF_THE_BODY)
+            answer = ask(sidecar, answering(raw=raw), host, path, method="HEAD", headers=())
+            assert answer.headers.get("content-length") == "123"
+            assert [field for field in answer.headers.fields if field in OF_THE_BODY] == list(OF_THE_BODY)
+
+    def test_a_changed_body_loses_what_was_said_of_the_sealed_one(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]
+    ) -> None:
+        body = b'{"card":{"number":' + senders["aes"].seal(b"1", HOST, "$.card.number") + b"}}"
+        answer = ask(sidecar, answering(body, *OF_THE_BODY), HOST, method="GET", headers=())
+        assert answer.body == b'{"card":{"number":1}}'
+        assert [field for field in answer.headers.fields if field in CHANGED] == list(CHANGED)
+        assert not [name for name, _ in answer.headers.fields if name.lower() in GONE]
+
+    def test_an_unchanged_body_keeps_them(self, sidecar: Sidecar, answering: Make) -> None:
+        answer = ask(sidecar, answering(b'{"card":{"number":null}}', *OF_THE_BODY), HOST, method="GET", headers=())
+        assert [field for field in answer.headers.fields if field in OF_THE_BODY] == list(OF_THE_BODY)
+
+    @pytest.mark.parametrize(("etag", "told"), [('W/"x"', 'W/"x"'), ('""', 'W/""'), ("x", None)])
+    def test_an_etag_is_weak_afterwards(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver], etag: str, told: str | None
+    ) -> None:
+        body = b'{"card":{"number":' + senders["aes"].seal(b"1", HOST, "$.card.number") + b"}}"
+        answer = ask(sidecar, answering(body, ("ETag", etag)), HOST, method="GET", headers=())
+        assert answer.headers.get("etag") == told
+
+    @pytest.mark.parametrize("value", [b'"4111-canary"', b"4111", b"null", b"true", b'{"number":"4111"}', b'""', b"[]"])
+    def test_what_was_never_sealed_passes_as_it_came(self, sidecar: Sidecar, answering: Make, value: bytes) -> None:
+        body = b' {"card":{"number":' + value + b"}} "
+        upstream = answering(body)
+        assert get(sidecar, upstream) == body
+        assert decision_of(sidecar, upstream)["decrypted"] == 0
+
+    def test_a_token_among_plain_values_is_opened(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]
+    ) -> None:
+        token = senders["aes"].seal(b'"opened"', HOST, "$.items[*].secret")
+        body = b'{"items":[{"secret":"a.b.c.d.e"},{"secret":%s},{"secret":null}]}'
+        upstream = answering(body % token)
+        assert get(sidecar, upstream) == body % b'"opened"'
+        assert decision_of(sidecar, upstream)["decrypted"] == 1
 
     def test_the_key_set_says_how_strictly_a_value_is_bound(
         self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]
@@ -245,18 +352,40 @@ class TestRefused:
         token = senders["aes"].seal(b'"4111"', host, path)
         assert_refused(sidecar, answering(b'{"card":{"number":' + token + b"}}"), token)
 
-    @pytest.mark.parametrize("value", [b'"4111-canary"', b"4111", b"null", b'{"number":"4111-canary"}', b'""'])
-    def test_plaintext_where_a_token_should_be_is_refused(
-        self, sidecar: Sidecar, answering: Make, value: bytes
-    ) -> None:
-        assert_refused(sidecar, answering(b'{"card":{"number":' + value + b"}}"), b"4111-canary")
-
-    def test_one_plaintext_among_tokens_is_enough(
+    def test_a_token_that_was_cut_off_does_not_pass_as_plain_text(
         self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]
     ) -> None:
-        token = senders["aes"].seal(b'"opened"', HOST, "$.items[*].secret")
-        body = b'{"items":[{"secret":' + token + b'},{"secret":"canary"}]}'
-        assert_refused(sidecar, answering(body), b"opened", b"canary")
+        token = senders["aes"].seal(b'"4111"', HOST, "$.card.number")
+        for cut in (token[:-30] + b'"', b".".join(token.split(b".")[:3]) + b'"'):
+            assert_refused(sidecar, answering(b'{"card":{"number":' + cut + b"}}"), cut)
+
+    def test_a_token_in_json_serialization_does_not_pass_as_a_plain_object(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]
+    ) -> None:
+        token = senders["aes"].seal(b'"4111"', HOST, "$.card.number").decode().strip('"')
+        names = ("protected", "encrypted_key", "iv", "ciphertext", "tag")
+        value = json.dumps(dict(zip(names, token.split("."), strict=True))).encode()
+        assert_refused(sidecar, answering(b'{"card":{"number":' + value + b"}}"), value)
+
+    def test_a_part_that_was_not_asked_for_is_refused(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]
+    ) -> None:
+        token = senders["aes"].seal(b'"4111"', HOST, "$.card.number")
+        for media_type in ("application/json", "multipart/byteranges; boundary=x"):
+            raw = labelled(b'{"card":{"number":' + token + b"}}", media_type, status="206 Partial Content")
+            assert_refused(sidecar, answering(raw=raw), token)
+
+    @pytest.mark.parametrize("types", [(), ("application/x-ndjson",), ("text/plain", "application/json")])
+    @pytest.mark.parametrize("body", [b'{"a":1}\n{"a":2}\n', b"\xef\xbb\xbf{}", '{"a":1}'.encode("utf-16")])
+    def test_what_only_a_laxer_reader_takes_for_json_is_refused(
+        self, sidecar: Sidecar, answering: Make, types: tuple[str, ...], body: bytes
+    ) -> None:
+        assert_refused(sidecar, answering(raw=labelled(body, *types)), body[-8:])
+
+    def test_a_body_without_a_label_that_cannot_be_looked_at_is_refused(
+        self, sidecar: Sidecar, answering: Make
+    ) -> None:
+        assert_refused(sidecar, answering(raw=labelled(b"canary", coding="br")), b"canary")
 
     def test_a_changed_token_is_not_opened(
         self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]
@@ -332,6 +461,26 @@ class TestLeftAlone:
         ask(sidecar, upstream, HOST, method="GET", headers=offered)
         (got,) = upstream.wait_for_requests(1)
         assert got.headers.get("accept-encoding") == narrowed
+
+    @pytest.mark.parametrize("way", Way)
+    def test_the_upstream_is_asked_for_no_part_and_gets_back_its_own_etags(
+        self, sidecar: Sidecar, answering: Make, way: Way
+    ) -> None:
+        parts = (("Range", "bytes=0-9"), ("If-Range", '"x"'))
+        conditions = (("If-Match", 'W/"a", "bW/" ,W/""'), ("If-None-Match", 'W/"a"'))
+        upstream = answering(b"{}")
+        ask(sidecar, upstream, HOST, way=way, method="GET", headers=(*parts, *conditions))
+        (got,) = upstream.wait_for_requests(1)
+        assert [
+            field for field in got.headers.fields if field[0] in {"Range", "If-Range", "If-Match", "If-None-Match"}
+        ] == [
+            ("If-Match", '"a", "bW/" ,""'),
+            ("If-None-Match", 'W/"a"'),
+        ]
+        upstream = answering(b"{}")
+        ask(sidecar, upstream, "when.example", way=way, method="GET", headers=(*parts, *conditions))
+        (got,) = upstream.wait_for_requests(1)
+        assert [field for field in got.headers.fields if field in (*parts, *conditions)] == [*parts, *conditions]
 
     def test_where_nothing_is_opened_the_offer_is_the_apps(self, sidecar: Sidecar, answering: Make) -> None:
         upstream = answering(b"{}")

@@ -466,6 +466,40 @@ class TestToHttp2:
         assert len(upstream.connections) == 1  # one connection for all of them
         assert upstream.connections[0].alpn == "h2"
 
+    @pytest.mark.parametrize("status", ["200", "206"])
+    @pytest.mark.parametrize("types", [[("content-type", "text/json")], []])
+    def test_a_response_is_opened_or_refused_whatever_its_label(
+        self,
+        sidecar: Sidecar,
+        h2_upstream: Callable[..., Http2Upstream],
+        sender: Receiver,
+        status: str,
+        types: list[tuple[str, str]],
+    ) -> None:
+        body = b'{"card":%s}' % sender.seal(b"1", "app.example", "$.card")
+        fields = [(":status", status), *types, ("etag", '"x"'), ("digest", "sha-256=AA==")]
+        upstream = h2_upstream(answer=lambda _: Reply([*fields, ("content-length", str(len(body)))], body))
+        client = speak(sidecar, upstream, "app.example")
+        asked = [("range", "bytes=0-9"), ("if-range", '"x"'), ("if-match", 'W/"x"')]
+        message = client.read(client.send(f"app.example:{upstream.port}", method="GET", headers=asked))
+        (got,) = upstream.wait_for_messages(1)
+        assert [got.get(name) for name, _ in asked] == [None, None, '"x"']
+        if status == "206":
+            assert_denied(message, 502, "decryption_failed")
+            return
+        assert (message.status, message.body, message.get("content-length")) == (200, b'{"card":1}', "10")
+        assert (message.get("etag"), message.get("digest")) == ('W/"x"', None)
+
+    def test_head_tells_no_length_of_a_sealed_body(
+        self, sidecar: Sidecar, h2_upstream: Callable[..., Http2Upstream]
+    ) -> None:
+        fields = [(":status", "200"), ("content-type", "application/json"), ("content-length", "123")]
+        upstream = h2_upstream(answer=lambda _: Reply([*fields, ("etag", '"x"')]))
+        for host, length, etag in (("app.example", None, 'W/"x"'), ("other.example", "123", '"x"')):
+            client = speak(sidecar, upstream, host)
+            message = client.read(client.send(f"{host}:{upstream.port}", method="HEAD"))
+            assert (message.status, message.get("content-length"), message.get("etag")) == (200, length, etag)
+
     def test_what_the_app_takes_is_told(self, sidecar: Sidecar, h2_upstream: Callable[..., Http2Upstream]) -> None:
         upstream = h2_upstream()
         client = speak(sidecar, upstream, "other.example")

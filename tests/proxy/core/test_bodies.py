@@ -18,7 +18,6 @@ from proxy.core.bodies import (
     count_marked,
     decrypt,
     encrypt,
-    is_json,
     too_large,
 )
 from proxy.core.decisions import Denied, Reason
@@ -139,8 +138,11 @@ class TestDecrypting:
     @pytest.mark.parametrize(
         ("body", "why"),
         [
-            (b'{"ssn":"078"}', "cannot be decrypted"),
-            (b'{"ssn":78}', r"a value at \$\.\.ssn is no string holding a JWE"),
+            (b'{"ssn":"e30.e30.AAAAAAAAAAAAAAAA.AA.AAAAAAAAAAAAAAAAAAAAAA"}', "cannot be decrypted"),
+            (
+                b'{"ssn":{"protected":"e30","ciphertext":"AA"}}',
+                r"a value at \$\.\.ssn is a JWE, but not in its compact",
+            ),
             (b'{"ssn":', "cannot be decrypted"),
         ],
     )
@@ -164,24 +166,35 @@ class TestDecrypting:
             decrypt(b"{}", BodyHead(["application/json; charset=utf-7"]), [ENTRY], HOST, limit=LIMIT, today=TODAY)
         assert reason_of(denied) is Reason.DECRYPTION_FAILED
 
-    def test_more_values_than_can_be_opened_in_short_time_are_denied_before_the_first_is(self) -> None:
-        body = json.dumps([{"ssn": "x"}] * (MAX_OPENED + 1)).encode()
-        with pytest.raises(Denied, match=f"{MAX_OPENED} are the most"):
-            decrypt(body, PLAIN, [ENTRY], HOST, limit=LIMIT, today=TODAY)
+    def test_more_tokens_than_can_be_opened_in_short_time_are_denied_and_plain_values_are_no_tokens(self) -> None:
+        item, plain = self.sealed(b"1", place="$[*].ssn"), b'{"ssn":null}'
 
+        def opened(tokens: int) -> tuple[bytes, int]:
+            body = b"[" + b",".join([item] * tokens + [plain] * (MAX_OPENED + 1)) + b"]"
+            return decrypt(body, PLAIN, [ENTRY], HOST, limit=4 * LIMIT, today=TODAY)
 
-@pytest.mark.parametrize(
-    ("content_type", "yes"),
-    [
-        ("application/json", True),
-        ("Application/JSON; charset=utf-8", True),
-        ("application/problem+json", True),
-        ("text/json", False),
-        ("", False),
-    ],
-)
-def test_what_is_json_by_its_type(content_type: str, yes: bool) -> None:
-    assert is_json(content_type) is yes
+        assert opened(MAX_OPENED)[1] == MAX_OPENED
+        with pytest.raises(Denied, match=f"more than {MAX_OPENED} fields"):
+            opened(MAX_OPENED + 1)
+
+    @pytest.mark.parametrize("value", [b"null", b"4111", b"true", b'"4111"', b"{}", b"[1]", b'{"ciphertext":1}'])
+    def test_what_was_never_sealed_stays_the_very_same_body(self, value: bytes) -> None:
+        body = b'{"ssn":%s}' % value
+        got, count = decrypt(body, PLAIN, [ENTRY], HOST, limit=LIMIT, today=TODAY)
+        assert (got is body, count) == (True, 0)
+
+    @pytest.mark.parametrize("types", [(), ("application/json", "text/plain"), ("text/plain", "x")])
+    def test_a_body_whose_label_says_nothing_is_looked_at(self, types: tuple[str, ...]) -> None:
+        head = BodyHead(types)
+        opened = decrypt(self.sealed(b"1", place="$.ssn"), head, [ENTRY], HOST, limit=LIMIT, today=TODAY)
+        assert opened == (b'{"ssn":1}', 1)
+        for packed in (gzip.compress(b"{canary"), gzip.compress(b"\xff\xfe{\x00")):
+            with pytest.raises(Denied, match="cannot be decrypted"):
+                decrypt(packed, BodyHead(types, "gzip"), [ENTRY], HOST, limit=LIMIT, today=TODAY)
+
+    def test_a_body_without_a_label_that_is_no_json_stays_as_it_is(self) -> None:
+        for body, coding in ((b"not found", None), (gzip.compress(b"\x89PNG"), "gzip"), (b"", "br")):
+            assert decrypt(body, BodyHead((), coding), [ENTRY], HOST, limit=LIMIT, today=TODAY) == (body, 0)
 
 
 @pytest.mark.parametrize(

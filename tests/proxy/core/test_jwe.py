@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from proxy.core import jwe
 from proxy.core.jose import base64url, unbase64url
-from proxy.core.jwe import JweError, Sealer, Sealers, concat_kdf, open_token, seal
+from proxy.core.jwe import JweError, Sealer, Sealers, concat_kdf, is_json_serialized, is_token, open_token, seal
 from proxy.core.keys import Alg, BadKey, Bind, Key, KeySet, SecretBytes, new_key, to_jwk
 from proxy.core.place import Place
 
@@ -334,6 +334,55 @@ def test_another_key_of_the_same_name_does_not_open(kind: str) -> None:
     )
     with pytest.raises(JweError, match=UNIFORM):
         open_token(seal(b"1", KEYS[kind], PLACE), KeySet("other", other.alg, other), PLACE, TODAY)
+
+
+# What is meant as a token
+
+
+def _protected(header: object) -> str:
+    return base64url(json.dumps(header).encode())
+
+
+@pytest.mark.parametrize(
+    ("text", "yes"),
+    [
+        pytest.param(seal(b"1", KEYS["P-256"], PLACE), True, id="a token"),
+        pytest.param(seal(b"1", KEYS["oct"], PLACE)[:-30], True, id="one that lost its end, but no part"),
+        pytest.param(".".join(seal(b"1", KEYS["oct"], PLACE).split(".")[:3]), True, id="one that lost two parts"),
+        pytest.param("A" + seal(b"1", KEYS["oct"], PLACE)[1:], True, id="one whose header is damaged"),
+        pytest.param(_protected({"x": 1}) + ".a.b.c.d", True, id="five parts and an object in front"),
+        pytest.param("IHs.a.b.c.d", True, id="behind a blank"),
+        pytest.param("eyJ4I.a.b.c.d", True, id="whose length is none of base64"),
+        pytest.param(".".join(("a", "", "A" * 16, "", "A" * 22)), True, id="an IV and a tag"),
+        pytest.param(".".join(("a", "", "A" * 16, "", "A" * 21)), False, id="an IV and no tag"),
+        pytest.param(_protected({"alg": "ES256"}) + ".e30.AAAA", False, id="a JWS"),
+        pytest.param(_protected(["enc"]) + ".AA", False, id="no object"),
+        pytest.param("1.2.3.4.5", False, id="a version"),
+        pytest.param("www.shop.pay.example.org", False, id="a name"),
+        pytest.param("4111 1111", False, id="text"),
+        pytest.param("", False, id="nothing"),
+        pytest.param("eyJlbmMiOjF9", False, id="no dot"),
+        pytest.param("a b.c.d.e.f", False, id="another alphabet"),
+    ],
+)
+def test_what_is_meant_as_a_token(text: str, yes: bool) -> None:
+    assert is_token(text) is yes
+
+
+@pytest.mark.parametrize(
+    ("value", "yes"),
+    [
+        (b'{"protected":"e30","ciphertext":"AA"}', True),
+        (b'{"recipients":[],"ciphertext":"AA"}', True),
+        (b'{"encrypted_key":"","ciphertext":"AA"}', True),
+        (b'{"ciphertext":"AA"}', False),
+        (b'{"protected":"e30"}', False),
+        (b'"ciphertext"', False),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, False),
+    ],
+)
+def test_what_is_a_token_in_json_serialization(value: bytes, yes: bool) -> None:
+    assert is_json_serialized(value) is yes
 
 
 # Key agreement

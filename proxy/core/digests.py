@@ -1,0 +1,36 @@
+"""Header fields that hold a digest over a message's content.
+
+Rules of this module:
+
+- A digest over content that was changed is never passed on as if it held: a request with one is denied, and from a
+  response it goes.
+"""
+
+from __future__ import annotations
+
+# RFC 9530 (content-digest, repr-digest, unencoded-digest is its sibling), RFC 3230, RFC 1864, and what stores of
+# objects have of their own.
+_NAMES = frozenset(
+    (
+        b"content-digest",
+        b"repr-digest",
+        b"unencoded-digest",
+        b"digest",
+        b"content-md5",
+        b"x-bz-content-sha1",
+        b"x-goog-hash",
+        b"x-ms-blob-content-md5",
+        b"x-ms-content-crc64",
+    )
+)
+_PREFIXES = (b"x-amz-checksum-", b"x-checksum-")
+
+
+def is_digest(name: bytes) -> bool:
+    """Tell whether a header field holds a digest over the content.
+
+    Args:
+        name: the field's name, in any case.
+    """
+    lower = name.lower()
+    return lower in _NAMES or lower.startswith(_PREFIXES)
