@@ -21,6 +21,7 @@ from addons.exchange import Upstream
 from addons.sessions import Sessions
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
+from proxy.core.forms import form_defect
 from proxy.core.pins import PinVerdict, check_pins, spki_pin
 from proxy.core.policy import HTTPS_PORT, Mode, Policy, Rule
 
@@ -73,6 +74,7 @@ def verifier(policy: Policy, upstream: Upstream, destination: Destination) -> Ve
     `ok=0` for each error it finds.
     """
     chain: dict[int, bytes] = {}
+    is_strict = policy.trust_for(upstream.rule).strict
 
     def verify(_conn: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
         try:
@@ -81,14 +83,21 @@ def verifier(policy: Policy, upstream: Upstream, destination: Destination) -> Ve
             upstream.denied = Denied(Reason.INTERNAL_ERROR, f"checking the certificate raised {type(e).__name__}")
             return False
 
+    def refuse(what: str, depth: int, is_for_its_form: bool) -> bool:
+        upstream.denied = Denied(
+            Reason.CERTIFICATE_INVALID,
+            f"the certificate of {destination.host} is not valid: {what} (depth {depth})",
+            _lenience(upstream) if is_for_its_form else "",
+        )
+        return False
+
     def judge(certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
         if not ok:
-            upstream.denied = Denied(
-                Reason.CERTIFICATE_INVALID,
-                f"the certificate of {destination.host} is not valid: {verify_error(error)} (depth {depth})",
-            )
-            return False
+            return refuse(verify_error(error), depth, is_about_form(error, certificate))
         chain[depth] = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
+        defect = form_defect(chain[depth]) if is_strict and len(chain) + depth > 1 else None
+        if defect is not None:
+            return refuse(defect, depth, True)
         if depth > 0:
             return True
         return _check(policy, upstream, [chain[d] for d in sorted(chain)], destination)
@@ -119,6 +128,33 @@ def _check(policy: Policy, upstream: Upstream, verified_chain: list[bytes], dest
         )
     upstream.denied = denied
     return policy.mode is Mode.OBSERVE and not upstream.is_proxy
+
+
+# <openssl/x509_vfy.h>: what X509_V_FLAG_X509_STRICT alone looks at.
+_OF_STRICT = frozenset((78, *range(80, 95)))
+_INVALID_CA = 79
+
+
+def is_about_form(error: int, certificate: crypto.X509) -> bool:
+    """Tell whether a certificate is refused for its form alone, which `strict: false` lets pass.
+
+    Args:
+        error: OpenSSL's X.509 verification error code.
+        certificate: the certificate that it is about.
+    """
+    is_old_root = certificate.get_version() == 0 and certificate.get_issuer() == certificate.get_subject()  # X.509 v1
+    return error in _OF_STRICT or (error == _INVALID_CA and is_old_root)
+
+
+def _lenience(upstream: Upstream) -> str:
+    """Return what to do about a certificate whose form is not right."""
+    where = f"of rule {upstream.rule.name}" if upstream.rule is not None else "of a rule for this host"
+    if upstream.is_proxy:
+        where = "at the policy's top level"
+    return (
+        "have that certificate issued anew without the defect; if its CA is your own and cannot do so, write "
+        f"trust: {{strict: false}}, {where}"
+    )
 
 
 def verify_error(code: int) -> str:

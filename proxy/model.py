@@ -81,6 +81,17 @@ class TrustSection(Section):
     min_tls: Literal["1.2", "1.3"] = Field(
         default=_BUILT_IN.trust.min_tls, description="The lowest TLS version accepted from upstreams, in quotes."
     )
+    strict: bool = Field(
+        default=_BUILT_IN.trust.strict,
+        description="Whether certificates must have the form that RFC 5280 prescribes (OpenSSL's X509_STRICT), as in "
+        "Python 3.13 and newer. Private CAs often fail it.",
+    )
+
+
+class RuleTrustSection(Section):
+    """What holds for a rule's hosts in place of the same key of the policy's `trust`."""
+
+    strict: bool = Field(description="As `trust.strict`, for this rule's hosts.")
 
 
 class LimitsSection(Section):
@@ -293,6 +304,9 @@ class RuleSection(Section):
         default=None,
         description="`allow` lets anything pass through CONNECT to the rule's hosts, which must each name a port: "
         "protocols other than HTTP and TLS. Nothing of it is looked at. Left out: only HTTP and TLS pass.",
+    )
+    trust: RuleTrustSection | None = Field(
+        default=None, description="What is trusted of this rule's hosts, if not what the policy's `trust` says."
     )
     pins: PinsSection | None = Field(default=None, description="The upstream's pins. Left out: any valid certificate.")
     request: Annotated[list[EncryptEntry], Field(min_length=1)] | None = Field(

@@ -103,7 +103,7 @@ class Builder:
             admin=file.admin,
             mode=file.mode,
             defaults=defaults,
-            trust=Trust(self._roots(file.trust.roots), file.trust.min_tls),
+            trust=Trust(self._roots(file.trust.roots), file.trust.min_tls, file.trust.strict),
             limits=Limits(**file.limits.model_dump()),
             destinations=address_set(file.destinations.allow or []),
             egress=file.destinations.egress,
@@ -332,16 +332,25 @@ class Builder:
             )
         if section.raw_tcp is not None:
             self._check_raw_tcp((*steps, "raw_tcp"), section, needs)
+        https = section.https or (Https.INSPECT if needs else Https.TUNNEL if section.raw_tcp else defaults.https)
+        is_known = is_known and not self._usable.is_about_wrong((*steps, "https"))
+        if section.trust is not None and plain_http is PlainHttp.REJECT and https is not Https.INSPECT and is_known:
+            self._problem(
+                (*steps, "trust"),
+                f"no certificate of this rule's hosts is looked at (plain_http: {plain_http}, https: {https}): leave "
+                "trust out",
+            )
         return Rule(
             name=section.name,
             hosts=tuple(section.hosts),
             plain_http=plain_http,
-            https=section.https or (Https.INSPECT if needs else Https.TUNNEL if section.raw_tcp else defaults.https),
+            https=https,
             https_port=section.https_port,
             pins=self._pins((*steps, "pins"), section.pins) if section.pins else None,
             encrypt=self._fields((*steps, "request"), section.request or [], keys),
             decrypt=self._fields((*steps, "response"), section.response or [], keys),
             raw_tcp=section.raw_tcp is not None,
+            strict=section.trust.strict if section.trust is not None else None,
         )
 
     def _check_raw_tcp(self, steps: Steps, section: RuleSection, needs: Sequence[str]) -> None:

@@ -56,6 +56,7 @@ class Explanation:
         through: the URL of the upstream proxy that the way leads through, or None.
         allowed: what beside public addresses it may be at, if it is a name.
         raw_tcp: whether anything passes, unseen.
+        strict: whether certificates must have the form that RFC 5280 prescribes; None where none is looked at.
         denied: the reason codes for which it would be denied today, as far as can be known without dialling.
         pins: the pins that the upstream's chain must have one of.
         pins_expire: the last day of these pins.
@@ -74,6 +75,7 @@ class Explanation:
     through: str | None
     allowed: list[str]
     raw_tcp: bool
+    strict: bool | None
     denied: list[str]
     pins: list[str]
     pins_expire: str | None
@@ -182,6 +184,7 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
         through=proxy_url(proxy) if target and proxy and proxy.serves(target) else None,
         allowed=addresses_texts(policy.destinations),
         raw_tcp=rule is not None and rule.raw_tcp and decision.action is Action.TUNNEL,
+        strict=policy.trust_for(rule).strict if decision.action in (Action.UPGRADE, Action.INSPECT) else None,
         denied=denied,
         pins=[str(pin) for pin in pins.any_of] if pins else [],
         pins_expire=pins.expires.isoformat() if pins and pins.expires else None,
@@ -252,6 +255,8 @@ def _print_explanation(explanation: Explanation, method: str, path: str) -> None
     ]
     if explanation.raw_tcp:
         lines.append(("raw tcp", "anything passes here, and nothing of it is looked at"))
+    if explanation.strict is False:
+        lines.append(("trust", "not strict: certificates whose form RFC 5280 forbids are taken"))
     if explanation.pins:
         until = f", until {explanation.pins_expire}" if explanation.pins_expire else ""
         lines.append(("pins", f"one of {len(explanation.pins)}{until}"))

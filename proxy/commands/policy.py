@@ -70,6 +70,7 @@ def policy_summary(policy: Policy) -> dict[str, Any]:
         "trust": {
             "roots": str(policy.trust.roots) if policy.trust.roots else "system",
             "min_tls": policy.trust.min_tls,
+            "strict": policy.trust.strict,
         },
         "limits": asdict(policy.limits),
         "clients": {
@@ -82,7 +83,7 @@ def policy_summary(policy: Policy) -> dict[str, Any]:
         "via": policy.via,
         "workers": policy.workers or "auto",
         "keys": [_key_set_summary(policy, name) for name in policy.keys],
-        "rules": [_rule_summary(rule) for rule in policy.rules],
+        "rules": [_rule_summary(policy, rule) for rule in policy.rules],
     }
 
 
@@ -117,7 +118,7 @@ def _key_set_summary(policy: Policy, name: str) -> dict[str, Any]:
     }
 
 
-def _rule_summary(rule: Rule) -> dict[str, Any]:
+def _rule_summary(policy: Policy, rule: Rule) -> dict[str, Any]:
     return {
         "name": rule.name,
         "hosts": [str(pattern) for pattern in rule.hosts],
@@ -126,6 +127,7 @@ def _rule_summary(rule: Rule) -> dict[str, Any]:
         "https_why": _why_inspected(rule),
         "https_port": rule.https_port,
         "raw_tcp": rule.raw_tcp,
+        "strict": policy.trust_for(rule).strict,
         "pins": [str(pin) for pin in rule.pins.any_of] if rule.pins else [],
         "pins_expire": rule.pins.expires.isoformat() if rule.pins and rule.pins.expires else None,
         "encrypt": [entry_summary(entry) for entry in rule.encrypt],
@@ -153,7 +155,9 @@ def _print_summary(policy: Policy) -> None:
         may_differ = policy.hsts_preload and policy.defaults.plain_http is PlainHttp.ALLOW
         preload = ", upgrade on the browsers' list" if may_differ else ""
         click.echo(f"defaults  plain http: {policy.defaults.plain_http}{preload}, https: {policy.defaults.https}")
-    click.echo(f"trust     {summary['trust']['roots']} roots, TLS {policy.trust.min_tls} or newer")
+    click.echo(
+        f"trust     {summary['trust']['roots']} roots, TLS {policy.trust.min_tls} or newer, {_strictness_text(policy)}"
+    )
     if policy.workers != 1:
         click.echo(f"workers   {summary['workers']}")
     console = wide_console()
@@ -184,6 +188,12 @@ def _print_summary(policy: Policy) -> None:
                 decrypts = "yes" if key["decrypts"] else "no, public"
                 table.add_row(key_set["name"], key_set["alg"], key["kid"], decrypts, key["not_after"] or "no end")
         console.print(table)
+
+
+def _strictness_text(policy: Policy) -> str:
+    other = [rule.name for rule in policy.rules if policy.trust_for(rule).strict is not policy.trust.strict]
+    but = f", but in {', '.join(other)}" if other else ""
+    return ("strict" if policy.trust.strict else "not strict (RFC 5280)") + but
 
 
 def _clients_text(policy: Policy) -> str:

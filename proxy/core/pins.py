@@ -31,6 +31,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from proxy.core.der import to_be_signed
+
 DIGEST_LENGTH = 32  # bytes of SHA-256
 _BASE64_LENGTH = 44  # characters of its base64, the padding included
 
@@ -195,26 +197,13 @@ def _require_certificate(certificate_der: bytes) -> None:
 
 
 def _subject_public_key_info(certificate_der: bytes) -> bytes:
-    """Cut the SubjectPublicKeyInfo out of a certificate that has passed `_require_certificate`, hence is strict DER."""
-    position, _ = _contents(certificate_der, 0)  # Certificate
-    position, _ = _contents(certificate_der, position)  # TBSCertificate
-    if certificate_der[position] == 0xA0:  # [0] version, absent in version 1
-        _, position = _contents(certificate_der, position)
-    for _ in ("serialNumber", "signature", "issuer", "validity", "subject"):
-        _, position = _contents(certificate_der, position)
-    _, end = _contents(certificate_der, position)
-    return certificate_der[position:end]
+    """Cut the SubjectPublicKeyInfo out of a certificate.
 
-
-def _contents(der: bytes, position: int) -> tuple[int, int]:
-    """Return where the contents of the DER element at `position` start and end (X.690, section 8.1)."""
-    length = der[position + 1]
-    start = position + 2
-    if length >= 0x80:
-        octets = length & 0x7F
-        length = int.from_bytes(der[start : start + octets])
-        start += octets
-    return start, start + length
+    Raises:
+        ValueError: it is none.
+    """
+    found = to_be_signed(certificate_der)[5]
+    return certificate_der[found.at : found.end]
 
 
 def pin_of_pem(data: bytes) -> Pin:

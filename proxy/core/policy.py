@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
@@ -219,6 +219,7 @@ class Rule:
         https_port: the port that upgraded requests go to; None maps 80 to 443 and keeps any other (RFC 6797, 8.3).
         https: TUNNEL, INSPECT or REJECT; INSPECT wherever the rule needs the plaintext.
         raw_tcp: whether anything may pass through CONNECT, in both directions, without being looked at.
+        strict: what holds here in place of the policy's `Trust.strict`; None for that.
     """
 
     name: str
@@ -230,6 +231,7 @@ class Rule:
     encrypt: tuple[FieldEntry, ...] = ()
     decrypt: tuple[FieldEntry, ...] = ()
     raw_tcp: bool = False
+    strict: bool | None = None
 
     @property
     def needs_plaintext(self) -> bool:
@@ -291,10 +293,12 @@ class Trust:
     Attributes:
         roots: a PEM bundle, or None for the system's store.
         min_tls: the lowest TLS version accepted from upstreams.
+        strict: whether certificates must have the form that RFC 5280 prescribes, as Python 3.13 and newer wants it.
     """
 
     roots: Path | None = None
     min_tls: Literal["1.2", "1.3"] = "1.2"
+    strict: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,6 +394,17 @@ class Policy:
     def lets_plain_http_pass(self) -> bool:
         """Whether there may be a host whose plain http passes as it is."""
         return PlainHttp.ALLOW in (self.defaults.plain_http, *(rule.plain_http for rule in self.rules))
+
+    @property
+    def trusts(self) -> frozenset[Trust]:
+        """All that `trust_for` may return."""
+        return frozenset(self.trust_for(rule) for rule in (None, *self.rules))
+
+    def trust_for(self, rule: Rule | None) -> Trust:
+        """Return whom certificates must come from where a rule counts, or none does."""
+        if rule is None or rule.strict is None:
+            return self.trust
+        return replace(self.trust, strict=rule.strict)
 
     def rule_for(self, destination: Destination) -> Rule | None:
         """Return the rule for an https destination: the first that matches."""

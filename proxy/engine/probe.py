@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -51,8 +51,8 @@ async def probe(policy: Policy, destination: Destination) -> Shown:
     """Shake hands with a server as the sidecar would, held to no pins, and close.
 
     Args:
-        policy: names the roots, the least TLS version, the permitted destinations and the upstream proxy. That proxy
-            itself can be asked, too, where it speaks TLS.
+        policy: names whom to trust, the least TLS version, the permitted destinations and the upstream proxy. That
+            proxy itself can be asked, too, where it speaks TLS.
         destination: the server.
 
     Raises:
@@ -69,7 +69,12 @@ async def probe(policy: Policy, destination: Destination) -> Shown:
     server = Server(address=(destination.host, destination.port))
     server.tls = True
     through = policy.upstream_proxy
-    record = Upstream(policy, None, is_proxy=through is not None and through.destination == destination)
+    rule = policy.rule_for(destination)
+    record = Upstream(
+        policy,
+        replace(rule, pins=None) if rule is not None else None,  # the rule says what is trusted
+        is_proxy=through is not None and through.destination == destination,
+    )
     session.upstreams[server.id] = record
     if record.is_proxy:
         connection = await connect(engine, destination.host, destination.port, record)

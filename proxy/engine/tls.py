@@ -2,8 +2,10 @@
 
 Rules of this module:
 
-- Upstreams are verified as a careful direct client would: trusted roots, validity, host name or address, TLS 1.2 or
-  newer with forward secrecy and AEAD ciphers only.
+- Upstreams are verified as a careful direct client would: trusted roots, validity, host name or address, the form that
+  RFC 5280 prescribes, TLS 1.2 or newer with forward secrecy and AEAD ciphers only.
+- Every certificate among the roots is an anchor, be it an intermediate CA's or a server's own, as for curl and Python;
+  the verified chain, which pins are held against, ends at the first one.
 - Upstream sessions are never resumed: a resumed handshake would not run the verification callback, and so no pins.
 - The app gets a certificate for the host it asked CONNECT for, never for a name of its own choosing.
 """
@@ -20,7 +22,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from mitmproxy import connection, tls
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from addons.sessions import Sessions
 from proxy.ca import Leaf, LocalCa
@@ -61,7 +63,7 @@ def find_roots(trust: Trust) -> Path:
 
 
 def upstream_context(trust: Trust) -> SSL.Context:
-    """Return the context that all upstream handshakes of one policy start from.
+    """Return the context that all upstream handshakes with one trust start from.
 
     Raises:
         NoRoots: the roots cannot be found or read.
@@ -72,6 +74,9 @@ def upstream_context(trust: Trust) -> SSL.Context:
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_verify(SSL.VERIFY_PEER)
+    store = context.get_cert_store()
+    assert store is not None  # every context has one
+    store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN | (crypto.X509StoreFlags.X509_STRICT if trust.strict else 0))
     roots = find_roots(trust)
     try:
         context.load_verify_locations(str(roots))
@@ -107,7 +112,7 @@ class TlsConnections:
     def __init__(self, sessions: Sessions, ca: LocalCa) -> None:
         self._sessions = sessions
         self._ca = ca
-        self._upstream: WeakKeyDictionary[Policy, SSL.Context] = WeakKeyDictionary()
+        self._upstream: WeakKeyDictionary[Policy, dict[Trust, SSL.Context]] = WeakKeyDictionary()
         self._app_contexts: OrderedDict[str, tuple[Leaf, SSL.Context]] = OrderedDict()
 
     def prepare(self, policy: Policy) -> None:
@@ -116,7 +121,7 @@ class TlsConnections:
         Raises:
             NoRoots: the roots cannot be found or read.
         """
-        self._upstream[policy] = upstream_context(policy.trust)
+        self._upstream[policy] = {trust: upstream_context(trust) for trust in policy.trusts}
 
     def tls_start_client(self, data: tls.TlsData) -> None:
         """Prepare the handshake with an app whose https is inspected."""
@@ -148,10 +153,10 @@ class TlsConnections:
         host = server.address[0]
         server.sni = host
         # HTTP/2 upstream only where the app speaks it as well: one version end to end keeps semantics the same.
-        session = self._sessions.of(data.context.client)
-        speaks_http2 = data.context.client.alpn == b"h2" and not session.upstreams[server.id].is_proxy
+        record = self._sessions.of(data.context.client).upstreams[server.id]
+        speaks_http2 = data.context.client.alpn == b"h2" and not record.is_proxy
         server.alpn_offers = [b"h2", b"http/1.1"] if speaks_http2 else [b"http/1.1"]
-        data.ssl_conn = SSL.Connection(self._upstream[session.policy])
+        data.ssl_conn = SSL.Connection(self._upstream[record.policy][record.policy.trust_for(record.rule)])
         expect_name(data.ssl_conn, host)
         data.ssl_conn.set_alpn_protos(server.alpn_offers)
         data.ssl_conn.set_connect_state()

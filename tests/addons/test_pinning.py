@@ -118,6 +118,30 @@ def test_openssls_no_is_never_overruled(depth: int, mode: Mode) -> None:
     assert upstream.pin is None
 
 
+@pytest.mark.parametrize("error", [78, 80, 85, 86, 89, 92, 94])
+def test_a_form_that_is_not_right_is_named_and_what_lets_it_pass(error: int) -> None:
+    upstream = Upstream(Policy(), FREE)
+    assert not verify(upstream, fails_at=0, error=error)
+    assert upstream.denied is not None
+    assert verify_error(error) in upstream.denied.detail
+    assert upstream.denied.hint.endswith("write trust: {strict: false}, of rule api")
+    proxy, nobody = Upstream(Policy(), FREE, is_proxy=True), Upstream(Policy(), None)
+    assert not verify(proxy, fails_at=0, error=error)
+    assert not verify(nobody, fails_at=0, error=error)
+    assert proxy.denied is not None
+    assert nobody.denied is not None
+    assert proxy.denied.hint.endswith("at the policy's top level")
+    assert nobody.denied.hint.endswith("of a rule for this host")
+
+
+@pytest.mark.parametrize("error", [EXPIRED_CERTIFICATE, UNKNOWN_ISSUER, 62, 77, 79, 95])
+def test_what_strict_does_not_look_at_is_not_blamed_on_it(error: int) -> None:
+    upstream = Upstream(Policy(), FREE)
+    assert not verify(upstream, fails_at=0, error=error)
+    assert upstream.denied is not None
+    assert "strict" not in upstream.denied.hint
+
+
 def test_without_pins_a_valid_chain_is_enough_and_a_wrong_one_is_not() -> None:
     for unpinned in (None, FREE):
         upstream = Upstream(Policy(), unpinned)

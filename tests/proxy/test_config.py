@@ -89,6 +89,7 @@ defaults:
 trust:
   roots: system
   min_tls: "1.2"
+  strict: true
 
 keys:
   payments:
@@ -306,6 +307,23 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
     ("too much", "version: 1\nlimits: {held_body: 1073741825}\n", 2, 21, "limits.held_body", "at most 1073741824"),
     ("no roots", "version: 1\ntrust: {roots: no.pem}\n", 2, 16, "trust.roots", "no.pem cannot be read: No such file"),
     ("empty roots", "version: 1\ntrust: {roots: empty.pem}\n", 2, 16, "trust.roots", "is no PEM file of one or more"),
+    ("strict as text", "version: 1\ntrust: {strict: 'no'}\n", 2, 17, "trust.strict", "must be true or false"),
+    ("a rule's trust of nothing", HOST.format("x.example") + "    trust: {}\n", *(5, 12, "rules[0].trust", "an empty mapping does nothing")),
+    (
+        "trust for what is not looked at",
+        HOST.format("x.example") + "    plain_http: reject\n    trust: {strict: false}\n",
+        *(
+            6,
+            12,
+            "rules[0].trust",
+            "no certificate of this rule's hosts is looked at (plain_http: reject, https: tunnel)",
+        ),
+    ),
+    (
+        "roots of a rule",
+        HOST.format("x.example") + "    trust: {strict: true, roots: roots.pem}\n",
+        *(5, 27, "rules[0].trust.roots", "unknown key"),
+    ),
     # Listeners
     ("no aim", "version: 1\nlisten: [reverse://127.0.0.1:1]\n", 2, 10, "listen[0]", "which https host it stands for"),
     ("another scheme", "version: 1\nlisten: [ftp://127.0.0.1:1]\n", 2, 10, "listen[0]", "a listener is forward://"),
@@ -712,6 +730,25 @@ def test_the_other_sections_are_read(folder: Path) -> None:
     assert policy.defaults == Defaults(PlainHttp.ALLOW, Https.REJECT)
     assert (policy.trust.roots, policy.trust.min_tls) == (folder / "roots.pem", "1.3")
     assert policy.limits == Limits(1024)
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "of_rule"),
+    [
+        ("", True, None),
+        ("trust: {strict: false}", False, None),
+        ("trust: {strict: true}", True, None),
+        (", trust: {strict: false}", True, False),
+        (", plain_http: reject, https: inspect, trust: {strict: true}", True, True),
+        (", plain_http: allow, trust: {strict: false}", True, False),  # HSTS may upgrade it
+    ],
+)
+def test_strictness_is_the_policys_or_a_rules_own(text: str, strict: bool, of_rule: bool | None, folder: Path) -> None:
+    of_policy, _, rule = text.partition(",") if text.startswith(",") else (text, "", "")
+    policy = _load(
+        folder, f"version: 1\n{of_policy}\nrules: [{{name: a, hosts: [x.example]{',' + rule if rule else ''}}}]\n"
+    )
+    assert (policy.trust.strict, policy.rules[0].strict) == (strict, of_rule)
 
 
 def test_pins_are_made_of_pem_files(folder: Path) -> None:

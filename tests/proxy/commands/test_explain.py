@@ -31,6 +31,7 @@ def test_explain_tells_the_whole_way_of_a_plain_http_request() -> None:
         "through": None,
         "allowed": [],
         "raw_tcp": False,
+        "strict": True,
         "denied": [],
         "pins": [PIN_A, PIN_B],
         "pins_expire": "2999-06-30",

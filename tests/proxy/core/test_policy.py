@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -22,6 +24,7 @@ from proxy.core.policy import (
     PlainHttp,
     Policy,
     Rule,
+    Trust,
     UpstreamProxy,
     When,
     canonical_paths,
@@ -386,6 +389,18 @@ def test_a_glob_that_could_never_match_what_was_meant_is_refused(glob: str) -> N
 @pytest.mark.parametrize("glob", ["/", "/v1/", "/v1/x:verify", "/v1/*.json", "/**"])
 def test_a_glob_that_is_a_little_unusual_is_taken(glob: str) -> None:
     PathGlob.parse(glob)
+
+
+def test_a_rule_is_as_strict_as_it_says_else_as_the_policy() -> None:
+    roots = Path("roots.pem")
+    silent, lenient, strict = (replace(_rule(str(said), EXACT), strict=said) for said in (None, False, True))
+    for default in (True, False):
+        trust = Trust(roots, "1.3", strict=default)
+        policy = Policy(trust=trust, rules=(silent, lenient, strict))
+        assert policy.trust_for(None) == policy.trust_for(silent) == trust
+        assert policy.trust_for(lenient) == Trust(roots, "1.3", strict=False)
+        assert policy.trust_for(strict) == Trust(roots, "1.3", strict=True)
+        assert policy.trusts == {policy.trust_for(lenient), policy.trust_for(strict)}
 
 
 def test_an_upstream_proxy_serves_all_but_what_is_to_be_reached_directly() -> None:

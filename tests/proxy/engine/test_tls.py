@@ -1,0 +1,97 @@
+"""Trust: which of the roots that this system trusts are good for anything, as Python 3.13 has it."""
+
+from __future__ import annotations
+
+import ssl
+import tempfile
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID
+from OpenSSL import crypto
+
+from addons.pinning import is_about_form
+from proxy.core.policy import Trust
+from proxy.engine.tls import NoRoots, find_roots, upstream_context
+
+WRONG_SIGNATURE = 7  # X509_V_ERR_CERT_SIGNATURE_FAILURE: what comes once all about form is right
+EC_KEY, RSA_KEY = ec.generate_private_key(ec.SECP256R1()), rsa.generate_private_key(65537, 2048)
+
+
+def _claimed(root: x509.Certificate) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey]:
+    """Return a certificate that says of itself that a root has signed it, which is not so, and the signing key."""
+    key = RSA_KEY if isinstance(root.public_key(), rsa.RSAPublicKey) else EC_KEY
+    try:
+        own = root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        key_id = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
+    except x509.ExtensionNotFound:
+        key_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")]))
+        .issuer_name(root.subject)
+        .public_key(key.public_key())
+        .serial_number(5)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("api.example")]), critical=False)
+        .add_extension(key_id, critical=False)
+    )
+    return builder.sign(key, hashes.SHA256()), key
+
+
+def _ours(store: crypto.X509Store, leaf: x509.Certificate) -> int:
+    with pytest.raises(crypto.X509StoreContextError) as refused:
+        crypto.X509StoreContext(store, crypto.X509.from_cryptography(leaf)).verify_certificate()
+    return int(refused.value.errors[0])
+
+
+def _pythons(
+    client: ssl.SSLContext, leaf: x509.Certificate, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+) -> int:
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.NamedTemporaryFile(suffix=".pem") as file:
+        file.write(private + leaf.public_bytes(pem))
+        file.flush()
+        server.load_cert_chain(file.name)
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    app = client.wrap_bio(to_client, to_server, server_hostname="api.example")
+    peer = server.wrap_bio(to_server, to_client, server_side=True)
+    for side in (app, peer, app):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLCertVerificationError as error:
+            return int(error.verify_code)
+    raise AssertionError("a certificate that nobody has signed was taken")
+
+
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+def test_the_systems_roots_are_as_usable_as_in_python_3_13() -> None:
+    try:
+        bundle = find_roots(Trust())
+        roots = x509.load_pem_x509_certificates(bundle.read_bytes())
+    except (NoRoots, OSError):
+        pytest.skip("this system has no bundle of trusted roots")
+    contexts = upstream_context(Trust()), upstream_context(Trust(strict=False))  # which own what is looked at here
+    strict, lenient = (context.get_cert_store() for context in contexts)
+    assert strict is not None
+    assert lenient is not None
+    client = ssl.create_default_context(cafile=str(bundle))
+    client.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN  # the default from 3.13 on
+    usable = 0
+    for root in {each.subject: each for each in roots if each.not_valid_after_utc > datetime.now(UTC)}.values():
+        leaf, key = _claimed(root)
+        ours, pythons = _ours(strict, leaf), _pythons(client, leaf, key)
+        assert (ours == WRONG_SIGNATURE) == (pythons == WRONG_SIGNATURE), root.subject
+        assert ours == WRONG_SIGNATURE or is_about_form(ours, crypto.X509.from_cryptography(root)), root.subject
+        assert _ours(lenient, leaf) == WRONG_SIGNATURE, root.subject
+        usable += ours == WRONG_SIGNATURE
+    assert usable > 0
