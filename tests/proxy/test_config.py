@@ -308,7 +308,11 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
     ("no roots", "version: 1\ntrust: {roots: no.pem}\n", 2, 16, "trust.roots", "no.pem cannot be read: No such file"),
     ("empty roots", "version: 1\ntrust: {roots: empty.pem}\n", 2, 16, "trust.roots", "is no PEM file of one or more"),
     ("strict as text", "version: 1\ntrust: {strict: 'no'}\n", 2, 17, "trust.strict", "must be true or false"),
-    ("a rule's trust of nothing", HOST.format("x.example") + "    trust: {}\n", *(5, 12, "rules[0].trust", "an empty mapping does nothing")),
+    (
+        "a rule's trust of nothing",
+        HOST.format("x.example") + "    trust: {}\n",
+        *(5, 12, "rules[0].trust", "an empty mapping does nothing"),
+    ),
     (
         "trust for what is not looked at",
         HOST.format("x.example") + "    plain_http: reject\n    trust: {strict: false}\n",
