@@ -41,7 +41,7 @@ ENV PATH=/opt/overcoat/bin:$PATH \
     PYTHONUNBUFFERED=1
 WORKDIR /etc/overcoat
 VOLUME /var/lib/overcoat
-EXPOSE 8080 9464
+EXPOSE 8080 9464 9465
 USER 10001:10001
 # Times for a container that has a tenth of a processor, where a start takes long.
 HEALTHCHECK --interval=5s --timeout=10s --start-period=60s --retries=3 CMD ["overcoat", "healthcheck"]

@@ -1,10 +1,13 @@
-"""The admin listener: `/metrics`, `/live` and `/ready`, on an address of its own.
+"""The admin listener, with `/metrics`, `/live` and `/ready`, and the probes listener, with the last two alone.
 
 Rules of this module:
 
-- It answers GET and HEAD on these three paths and nothing else, and tells nothing that a request or a key contained.
+- They answer GET and HEAD on these paths and nothing else, and tell nothing that a request or a key contained.
 - `/live` is 200 while the process serves; `/ready` is 200 from when every listener is bound until draining starts.
-- It runs in threads of its own, so that a slow scraper costs the proxy nothing.
+- The admin listener answers this machine, and beyond it whom the policy's `clients.admin` names; and only where it is
+  called by a name that nobody else can let lead here, or a page in a browser on this machine could read what it says.
+- The probes listener answers anybody who reaches it, by whatever name: what it says is no secret.
+- They run in threads of their own, so that a slow scraper costs the proxy nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +17,17 @@ import socket
 import socketserver
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from proxy.core.clients import may_ask
+from proxy.core.decisions import Denied
+from proxy.core.names import is_own_name, read_host_field
+from proxy.core.policy import HTTP_PORT, Policy
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -75,21 +84,19 @@ def bind_admin(host: str, port: int) -> socket.socket:
 
 
 class Admin:
-    """The running admin listener."""
+    """A running listener of this kind."""
 
-    def __init__(self, bound: socket.socket, registry: CollectorRegistry, is_ready: Callable[[], bool]) -> None:
+    def __init__(self, bound: socket.socket, app: WSGIApplication, name: str = "admin") -> None:
         """Start.
 
         Args:
             bound: see `bind_admin`.
-            registry: what `/metrics` shows.
-            is_ready: what `/ready` answers.
+            app: what it answers: `admin_app`, or `probes_app`.
+            name: what it is called.
         """
         self._server = _ThreadingServer(bound)
-        self._server.set_app(_app(registry, is_ready))
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(POLL_SECONDS,), name="admin", daemon=True
-        )
+        self._server.set_app(app)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(POLL_SECONDS,), name=name, daemon=True)
         self._thread.start()
 
     @property
@@ -103,28 +110,113 @@ class Admin:
         self._server.server_close()
 
 
-def _app(registry: CollectorRegistry, is_ready: Callable[[], bool]) -> WSGIApplication:
+@dataclass(frozen=True, slots=True)
+class AdminSockets:
+    """Where the two are bound; None for one that the policy does not have."""
+
+    admin: socket.socket | None
+    probes: socket.socket | None
+
+    @property
+    def all(self) -> list[socket.socket]:
+        """Those that there are."""
+        return [each for each in (self.admin, self.probes) if each is not None]
+
+    def start(
+        self, registry: CollectorRegistry, is_ready: Callable[[], bool], policy: Callable[[], Policy]
+    ) -> list[Admin]:
+        """Start answering there; the arguments are those of `admin_app`."""
+        started = []
+        if self.admin is not None:
+            started.append(Admin(self.admin, admin_app(registry, is_ready, policy)))
+        if self.probes is not None:
+            started.append(Admin(self.probes, probes_app(is_ready), "probes"))
+        return started
+
+
+def admin_app(
+    registry: CollectorRegistry, is_ready: Callable[[], bool], policy: Callable[[], Policy]
+) -> WSGIApplication:
+    """Return what the admin listener answers.
+
+    Args:
+        registry: what `/metrics` shows.
+        is_ready: what `/ready` says.
+        policy: returns the policy in force.
+    """
     metrics = make_wsgi_app(registry)
 
-    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        answer = get(environ, start_response)
-        return [] if environ.get("REQUEST_METHOD") == "HEAD" else answer
+    def show(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return cast("Iterable[bytes]", metrics({**environ, "REQUEST_METHOD": "GET"}, start_response))
 
-    def get(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
-        if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
-            return _text(start_response, "405 Method Not Allowed", "only GET and HEAD are answered here")
-        if path == "/metrics":
-            return cast("Iterable[bytes]", metrics({**environ, "REQUEST_METHOD": "GET"}, start_response))
-        if path == "/live":
-            return _text(start_response, "200 OK", "live")
-        if path == "/ready":
-            ready = is_ready()
-            status = "200 OK" if ready else "503 Service Unavailable"
-            return _text(start_response, status, "ready" if ready else "not ready")
-        return _text(start_response, "404 Not Found", "there are /metrics, /live and /ready")
+    answer = _app({"/metrics": show, **_probes(is_ready)})
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        refused = _refused(environ, policy())
+        if refused is None:
+            return answer(environ, start_response)
+        return _without_body_of_head(environ, _text(start_response, *refused))
 
     return app
+
+
+def probes_app(is_ready: Callable[[], bool]) -> WSGIApplication:
+    """Return what the probes listener answers.
+
+    Args:
+        is_ready: what `/ready` says.
+    """
+    return _app(_probes(is_ready))
+
+
+def _refused(environ: WSGIEnvironment, policy: Policy) -> tuple[str, str] | None:
+    """Return the status and the text for a request that is not to be answered; None for any other."""
+    if not may_ask(policy.scrapers, environ["REMOTE_ADDR"]):
+        return "403 Forbidden", "the policy's clients.admin does not name your address, so it may not ask here"
+    host = environ.get("HTTP_HOST")
+    if host is None:
+        return None  # a browser always names one, and only a browser can be led here
+    try:
+        is_ours = is_own_name(read_host_field(host, HTTP_PORT).host, policy.names)
+    except Denied:
+        is_ours = False
+    if is_ours:
+        return None
+    return "421 Misdirected Request", (
+        "the Host field names no host that this listener is called by: call it by its address, or by a name without a "
+        "public domain, or add the name to `names` in the policy"
+    )
+
+
+def _probes(is_ready: Callable[[], bool]) -> Mapping[str, WSGIApplication]:
+    def live(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return _text(start_response, "200 OK", "live")
+
+    def ready(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if is_ready():
+            return _text(start_response, "200 OK", "ready")
+        return _text(start_response, "503 Service Unavailable", "not ready")
+
+    return {"/live": live, "/ready": ready}
+
+
+def _app(pages: Mapping[str, WSGIApplication]) -> WSGIApplication:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return _without_body_of_head(environ, get(environ, start_response))
+
+    def get(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
+            return _text(start_response, "405 Method Not Allowed", "only GET and HEAD are answered here")
+        page = pages.get(environ.get("PATH_INFO", ""))
+        if page is None:
+            return _text(start_response, "404 Not Found", f"there is {', '.join(pages)}")
+        return page(environ, start_response)
+
+    return app
+
+
+def _without_body_of_head(environ: WSGIEnvironment, answer: Iterable[bytes]) -> Iterable[bytes]:
+    return [] if environ.get("REQUEST_METHOD") == "HEAD" else answer
 
 
 def _text(start_response: StartResponse, status: str, text: str) -> list[bytes]:

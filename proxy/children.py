@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from addons.metrics import Metrics, PolicyMetrics
-from proxy.admin import Admin
+from proxy.admin import AdminSockets
 from proxy.ca import LocalCa
 from proxy.core.policy import Policy
 from proxy.engine.server import Bound, Engine
@@ -39,13 +39,13 @@ class Equipment:
     Attributes:
         authority: the local CA, which all share.
         directory: where they share a lock for the standard output.
-        guarded: the admin endpoint's address, if there is one.
+        guarded: the addresses of the admin endpoint.
         places: what it takes connections from.
     """
 
     authority: LocalCa
     directory: Path
-    guarded: tuple[str, int] | None
+    guarded: tuple[tuple[str, int], ...]
     places: list[Bound]
 
 
@@ -78,8 +78,8 @@ class _Worker:
         except NoRoots as e:
             logger.error("%s", e)
             raise SystemExit(CANNOT_START) from None
-        if equipment.guarded is not None:
-            self._engine.guard(equipment.guarded)
+        for address in equipment.guarded:
+            self._engine.guard(address)
         await self._engine.listen(equipment.places)
         loop.add_reader(self._seat.wire, self._take_order)
         send(self._seat.wire, SERVES)
@@ -104,22 +104,24 @@ class _Worker:
         self._stop.set()
 
 
-def administer(directory: Path, is_ready: Shared, seat: Seat, policy: Policy) -> None:
+def administer(directory: Path, is_ready: Shared, sockets: AdminSockets, seat: Seat, policy: Policy) -> None:
     """Be the admin endpoint.
 
     Args:
         directory: where all processes keep their metrics.
         is_ready: what `/ready` says.
+        sockets: where it answers.
         seat: what this process has.
         policy: the policy to begin with.
     """
     registry = CollectorRegistry()
     MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]  # untyped there
     registry.register(PolicyMetrics(version("overcoat"), lambda: policy))
-    admin = Admin(seat.sockets[0], registry, lambda: bool(is_ready))
+    listeners = sockets.start(registry, lambda: bool(is_ready), lambda: policy)
     send(seat.wire, SERVES)
     seat.wire.settimeout(None)
     while (message := receive(seat.wire)) is not None:
         policy = unpack(message)
         send(seat.wire, TAKEN)
-    admin.close()
+    for listener in listeners:
+        listener.close()

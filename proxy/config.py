@@ -31,6 +31,8 @@ from proxy.policyvalues import parse_admin, parse_listener
 from proxy.yamltext import MAX_BYTES, UNUSABLE, Document, Problem, Steps, path_text, read_yaml, shown
 
 DEFAULT_FILE = Path("overcoat.yaml")
+NULLABLE: frozenset[Steps] = frozenset({("admin",), ("probes",)})
+OVERRIDES = ("listen", "admin", "probes", "mode")  # what flags and OVERCOAT_… variables may say
 
 _WITHOUT_CREDENTIALS = (ListenerKind.REVERSE, ListenerKind.TRANSPARENT)
 
@@ -109,8 +111,8 @@ def load_policy(path: Path | None, env: Mapping[str, str], overrides: Mapping[st
 
     Args:
         path: the file, or None for the built-in default (what config/default.yaml says).
-        env: the environment: `OVERCOAT_LISTEN`, `OVERCOAT_ADMIN`, `OVERCOAT_MODE`, and what `{env: NAME}` refers to.
-        overrides: `listen`, `admin` and `mode` from the command line; they win over the environment.
+        env: the environment: `OVERCOAT_LISTEN` and so on for each of `OVERRIDES`, and what `{env: NAME}` refers to.
+        overrides: what of `OVERRIDES` the command line says; it wins over the environment.
 
     Returns:
         The complete policy.
@@ -119,7 +121,7 @@ def load_policy(path: Path | None, env: Mapping[str, str], overrides: Mapping[st
         PolicyErrors: it cannot be read, or something in it is wrong.
     """
     file = "" if path is None else str(path)
-    document = Document(data={"version": 1}) if path is None else read_yaml(_read(path), frozenset({("admin",)}))
+    document = Document(data={"version": 1}) if path is None else read_yaml(_read(path), NULLABLE)
     problems = list(document.problems)
     policy: Policy | None = None
     if document.data is not UNUSABLE:
@@ -148,9 +150,9 @@ def _read(path: Path) -> bytes:
 
 
 def _override_texts(env: Mapping[str, str], overrides: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Return what overrides the file: for `listen`, `admin` and `mode`, where it was said and what."""
+    """Return what overrides the file: for each of `OVERRIDES`, where it was said and what."""
     texts = {}
-    for name in ("listen", "admin", "mode"):
+    for name in OVERRIDES:
         variable = f"OVERCOAT_{name.upper()}"
         if name in overrides:
             texts[name] = (f"--{name}", overrides[name])
@@ -165,10 +167,11 @@ def _overridden(policy: Policy, texts: Mapping[str, tuple[str, str]], errors: li
         try:
             if name == "listen":
                 policy = replace(policy, listen=tuple(parse_listener(part.strip()) for part in text.split(",")))
-            elif name == "admin":
-                policy = replace(policy, admin=None if text == "off" else _parse_admin(text))
-            else:
+            elif name == "mode":
                 policy = replace(policy, mode=_parse_mode(text))
+            else:
+                where = None if text == "off" else _parse_admin(text)
+                policy = replace(policy, admin=where) if name == "admin" else replace(policy, probes=where)
         except ValueError as error:
             errors.append(PolicyError("", 0, 0, label, str(error)))
     return policy
@@ -179,15 +182,22 @@ def _listener_errors(
 ) -> Iterator[PolicyError]:
     """Yield an error for each address that stands twice, at its second place, and for each that is open to all."""
     places: list[tuple[Steps, Listener]] = [(("listen", index), each) for index, each in enumerate(policy.listen)]
-    if policy.admin is not None:
-        places.append((("admin",), policy.admin))
-    says_who = isinstance(document.data, dict) and bool(document.data.get("clients"))
+    own = (("admin", policy.admin), ("probes", policy.probes))
+    places += [((name,), each) for name, each in own if each is not None]
+    clients = document.data.get("clients") if isinstance(document.data, dict) else None
+    said = frozenset(clients) if isinstance(clients, dict) else frozenset()
     seen: set[tuple[str, int]] = set()
     for steps, listener in places:
         message = None
         if listener.port and (listener.host, listener.port) in seen:
             message = f"{listener.address} stands twice; each listener needs its own address"
-        elif steps[0] == "listen" and not says_who and not _is_loopback(listener.host):
+        elif steps[0] == "admin" and "admin" not in said and not _is_loopback(listener.host):
+            message = (
+                f"others can reach {listener.address}, so say who may ask there: clients: {{admin: [private]}} for a "
+                "Prometheus in the same private network; or leave it on 127.0.0.1, and let others ask for /live and "
+                "/ready at `probes`"
+            )
+        elif steps[0] == "listen" and not said - {"admin"} and not _is_loopback(listener.host):
             message = (
                 f"others can reach {listener}, so say who may use it: clients: {{allow: [private]}} for the containers "
                 "or machines of a private network, or clients.users"
@@ -223,7 +233,7 @@ def _is_loopback(host: str) -> bool:
 
 def _parse_admin(text: str) -> Listener:
     if not text:
-        raise ValueError("this is empty: write HOST:PORT, or off for no admin listener")
+        raise ValueError("this is empty: write HOST:PORT, or off for no such listener")
     return parse_admin(text)
 
 

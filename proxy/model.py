@@ -24,6 +24,7 @@ from proxy.policyvalues import (
     AdminText,
     Day,
     FileName,
+    HostName,
     HostText,
     KeySourceEntry,
     Kid,
@@ -174,6 +175,11 @@ class ClientsSection(Section):
     users: Annotated[list[UserSection], Field(min_length=1)] | None = Field(
         default=None,
         description="Who must show a name and a password (`Proxy-Authorization`, RFC 7617). Left out: nobody must.",
+    )
+    admin: Annotated[list[AddressesText], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Where the admin listener may be asked from, beside this machine: kinds and networks as in "
+        "`allow`. Left out: nowhere.",
     )
     unsafe_open_listener: bool = Field(
         default=False,
@@ -347,7 +353,14 @@ class PolicyFile(Section):
     admin: AdminText = Field(
         default_factory=lambda: _BUILT_IN.admin,
         json_schema_extra={"default": str(_BUILT_IN.admin).removeprefix("forward://")},
-        description="Where `/metrics`, `/live` and `/ready` are served: `HOST:PORT`, or `null` for nowhere.",
+        description="Where `/metrics`, `/live` and `/ready` are served: `HOST:PORT`, or `null` for nowhere. Where "
+        "others can reach it, `clients.admin` says who may ask.",
+    )
+    probes: AdminText = Field(
+        default=None,
+        json_schema_extra={"default": None},
+        description="Where `/live` and `/ready` are served and nothing else: `HOST:PORT`, such as `0.0.0.0:9465`. They "
+        "tell nothing that is secret, and anybody who reaches it is answered.",
     )
     mode: Mode = _choice(
         _BUILT_IN.mode, "`enforce` carries decisions out; `observe` decides, counts and logs, but changes nothing."
@@ -361,6 +374,12 @@ class PolicyFile(Section):
         default_factory=DestinationsSection, description="Which addresses and hosts may be reached."
     )
     clients: ClientsSection = Field(default_factory=ClientsSection, description="Who may use the proxy.")
+    names: Annotated[list[HostName], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Names by which the admin listener and reverse listeners are called, beside addresses and names "
+        "without a public domain (`localhost`, `overcoat`, `….svc.cluster.local`): others may be those of an attack by "
+        "DNS rebinding. Left out: none.",
+    )
     via: ViaName | None = Field(
         default=None,
         description="What `Via` calls this proxy (RFC 9110, section 7.6.3), in requests and responses; a request that "

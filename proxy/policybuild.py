@@ -101,6 +101,7 @@ class Builder:
         return Policy(
             listen=tuple(file.listen),
             admin=file.admin,
+            probes=file.probes,
             mode=file.mode,
             defaults=defaults,
             trust=Trust(self._roots(file.trust.roots), file.trust.min_tls, file.trust.strict),
@@ -108,6 +109,8 @@ class Builder:
             destinations=address_set(file.destinations.allow or []),
             egress=file.destinations.egress,
             clients=self._clients(file.clients),
+            scrapers=address_set(file.clients.admin or []),
+            names=frozenset(file.names or ()),
             upstream_proxy=self._upstream_proxy(file.upstream_proxy) if file.upstream_proxy else None,
             hsts_preload=file.hsts_preload,
             via=file.via,

@@ -86,6 +86,13 @@ def parse_host_pattern(text: str) -> HostPattern:
     return HostPattern(kind, canonical, port)
 
 
+def _parse_host_name(text: str) -> str:
+    pattern = parse_host_pattern(text)
+    if pattern.kind != "exact" or pattern.port is not None:
+        raise ValueError("a name of this sidecar is one whole host name, without stars and without a port")
+    return pattern.host
+
+
 def _split_port(text: str) -> tuple[str, int | None]:
     """Split `host[:port]`; a bare IPv6 address is all host."""
     closing = text.rfind("]")
@@ -341,6 +348,7 @@ ListenerText = Annotated[
     _parsed(parse_listener),
     _text_schema(pattern=r"^((forward|socks5|transparent)://.+:[0-9]+|reverse://.+:[0-9]+\?to=https://.+)$"),
 ]
+HostName = Annotated[str, _parsed(_parse_host_name), _text_schema(minLength=1, pattern="^[^*/]+$")]
 HostText = Annotated[HostPattern, _parsed(parse_host_pattern), _text_schema(minLength=1)]
 ProxyUrl = Annotated[ProxyAddress, _parsed(_parse_proxy_url), _text_schema(pattern="^https?://[^@/]+:[0-9]+/?$")]
 SelectorText = Annotated[Selector, _parsed(_parse_visible_selector), _text_schema(pattern=r"^\$")]

@@ -26,7 +26,7 @@ from proxy.policybuild import MAX_ROOTS_BYTES
 
 logger = logging.getLogger("overcoat")
 
-FIXED = ("listen", "admin", "workers")
+FIXED = ("listen", "admin", "probes", "workers")
 KEPT = "the policy was not taken over; the one before stays in force"
 
 

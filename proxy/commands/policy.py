@@ -65,7 +65,9 @@ def policy_summary(policy: Policy) -> dict[str, Any]:
         "source": policy.source,
         "mode": policy.mode.value,
         "listen": [str(listener) for listener in policy.listen],
-        "admin": str(policy.admin).removeprefix("forward://") if policy.admin else None,
+        "admin": policy.admin.address if policy.admin else None,
+        "probes": policy.probes.address if policy.probes else None,
+        "names": sorted(policy.names),
         "defaults": {"plain_http": policy.defaults.plain_http.value, "https": policy.defaults.https.value},
         "trust": {
             "roots": str(policy.trust.roots) if policy.trust.roots else "system",
@@ -76,6 +78,7 @@ def policy_summary(policy: Policy) -> dict[str, Any]:
         "clients": {
             "allow": _clients_allowed(policy),
             "users": [user.name for user in policy.clients.users],
+            "admin": ["loopback", *addresses_texts(policy.scrapers)],
         },
         "destinations": {"allow": addresses_texts(policy.destinations), "egress": policy.egress.value},
         "upstream_proxy": _proxy_summary(policy),
@@ -143,10 +146,17 @@ def _why_inspected(rule: Rule) -> str:
     return ", ".join(needs_plaintext(rule)) or "the policy says so"
 
 
+def _own_listeners_text(policy: Policy) -> str:
+    scrapers = addresses_texts(policy.scrapers)
+    asked = f" (asked from loopback, {', '.join(scrapers)})" if scrapers else ""
+    admin = f"admin {policy.admin.address}{asked}" if policy.admin else "admin off"
+    return admin + (f"; probes {policy.probes.address}" if policy.probes else "")
+
+
 def _print_summary(policy: Policy) -> None:
     summary = policy_summary(policy)
     click.echo(f"policy    {policy.source}, mode {policy.mode}")
-    click.echo(f"listen    {', '.join(summary['listen'])}; admin {summary['admin'] or 'off'}")
+    click.echo(f"listen    {', '.join(summary['listen'])}; {_own_listeners_text(policy)}")
     click.echo(f"clients   {_clients_text(policy)}")
     click.echo(f"reaches   {', '.join(['public addresses', *addresses_texts(policy.destinations)])}{_way_text(policy)}")
     if policy.egress is Egress.LISTED:

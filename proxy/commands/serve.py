@@ -24,7 +24,8 @@ from proxy.log import say_all_in_one_form
 
 if TYPE_CHECKING:
     from addons.metrics import Metrics
-    from proxy.core.policy import Policy
+    from proxy.admin import AdminSockets
+    from proxy.core.policy import Listener, Policy
     from proxy.engine.server import Bound, Engine
     from proxy.reload import Reader
 
@@ -62,8 +63,9 @@ def or_exit[T](load: Callable[[], T]) -> T:
 @policy_option
 @click.option("--listen", metavar="URL,…", help="Listen here instead, for example forward://127.0.0.1:8080.")
 @click.option("--admin", metavar="HOST:PORT", help="The admin listener's address instead.")
+@click.option("--probes", metavar="HOST:PORT", help="Answer /live and /ready alone here instead.")
 @click.option("--mode", type=click.Choice(["enforce", "observe"]), help="The mode instead.")
-def serve(policy_path: str | None, listen: str | None, admin: str | None, mode: str | None) -> None:
+def serve(policy_path: str | None, listen: str | None, admin: str | None, probes: str | None, mode: str | None) -> None:
     """Run the sidecar until SIGTERM or SIGINT; it then lets running requests end. A second signal ends it at once.
 
     SIGHUP reads the policy file again; one with errors changes nothing.
@@ -75,7 +77,7 @@ def serve(policy_path: str | None, listen: str | None, admin: str | None, mode: 
     from proxy.config import find_policy, load_policy
     from proxy.reload import Reader
 
-    given = {"listen": listen, "admin": admin, "mode": mode}
+    given = {"listen": listen, "admin": admin, "probes": probes, "mode": mode}
     overrides = {key: value for key, value in given.items() if value is not None}
     path = or_exit(lambda: find_policy(policy_path, os.environ))
 
@@ -117,31 +119,29 @@ async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitS
     from prometheus_client import CollectorRegistry
 
     from addons.metrics import Metrics, PolicyMetrics
-    from proxy.admin import Admin
     from proxy.lines import LineWriter
 
     metrics = Metrics(CollectorRegistry())
     lines = LineWriter(sys.stdout, metrics.lines_lost.inc)
     metrics.expect(policy)
     is_ready = False
-    admin = None
     stop = _on_signals(asyncio.get_running_loop())
     engine, sockets = _prepare(policy, metrics, lines.write)
     metrics.registry.register(PolicyMetrics(version("overcoat"), lambda: engine.policy))
-    bound = _bind_admin(policy)
-    if bound is not None:
-        admin = Admin(bound, metrics.registry, lambda: is_ready)
-        engine.guard(admin.address)
+    places = _bind_admin(policy)
+    listeners = places.start(metrics.registry, lambda: is_ready, lambda: engine.policy)
+    for listener in listeners:
+        engine.guard(listener.address)
     await engine.listen(sockets)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, engine, reader, metrics)
     is_ready = True
-    _announce(policy, sockets, admin.address if admin else None, closing)
+    _announce(policy, sockets, places, closing)
     await stop.wait()
     is_ready = False
     logger.info("draining: no new connections; a second signal ends it at once")
     await engine.drain()
-    if admin is not None:
-        admin.close()
+    for listener in listeners:
+        listener.close()
     lines.close()
     logger.info("stopped")
 
@@ -171,8 +171,8 @@ def _serve_together(policy: Policy, load: Callable[[], Policy], count: int, clos
 
     try:
         shares = _bind(policy, count)
-        admin = _bind_admin(policy)
-        guarded = admin.getsockname()[:2] if admin is not None else None
+        places = _bind_admin(policy)
+        guarded = tuple(each.getsockname()[:2] for each in places.all)
         authority = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
         is_ready = Shared()
         seats = [
@@ -185,11 +185,12 @@ def _serve_together(policy: Policy, load: Callable[[], Policy], count: int, clos
             )
             for number, share in enumerate(shares)
         ]
-        if admin is not None:
-            seats.append(Seat("the admin endpoint", False, "admin", [admin], partial(administer, directory, is_ready)))
+        if places.all:
+            answer = partial(administer, directory, is_ready, places)
+            seats.append(Seat("the admin endpoint", False, "admin", places.all, answer))
         finish = partial(with_own_roots, folder=directory)
         supervisor = Supervisor(seats, is_ready, directory, finish(policy), Reader(load, policy, finish).again)
-        status = supervisor.run(lambda: _announce(policy, shares[0], guarded, closing))
+        status = supervisor.run(lambda: _announce(policy, shares[0], places, closing))
     except (BindError, CaError, NoRoots, SupervisorFailed) as e:
         raise _CannotStart(str(e)) from None
     finally:
@@ -209,16 +210,18 @@ def _prepare(policy: Policy, metrics: Metrics, write: Callable[[str], object]) -
         raise _CannotStart(str(e)) from None
 
 
-def _bind_admin(policy: Policy) -> socket.socket | None:
-    from proxy.admin import bind_admin
+def _bind_admin(policy: Policy) -> AdminSockets:
+    from proxy.admin import AdminSockets, bind_admin
 
-    if policy.admin is None:
-        return None
-    try:
-        return bind_admin(policy.admin.host, policy.admin.port)
-    except OSError as e:
-        where = f"{policy.admin.host}:{policy.admin.port}"
-        raise _CannotStart(f"cannot listen on {where} (admin): {(e.strerror or str(e)).lower()}") from None
+    def bound(listener: Listener | None, name: str) -> socket.socket | None:
+        try:
+            return None if listener is None else bind_admin(listener.host, listener.port)
+        except OSError as e:
+            assert listener is not None
+            why = (e.strerror or str(e)).lower()
+            raise _CannotStart(f"cannot listen on {listener.address} ({name}): {why}") from None
+
+    return AdminSockets(bound(policy.admin, "admin"), bound(policy.probes, "probes"))
 
 
 def _bind(policy: Policy, count: int) -> list[list[Bound]]:
@@ -232,25 +235,24 @@ def _bind(policy: Policy, count: int) -> list[list[Bound]]:
     return shares
 
 
-def _announce(
-    policy: Policy, places: list[Bound], admin: tuple[str, int] | None, closing: contextlib.ExitStack
-) -> None:
+def _announce(policy: Policy, bound: list[Bound], places: AdminSockets, closing: contextlib.ExitStack) -> None:
     """Tell people, programs and `overcoat healthcheck` that it serves."""
     from proxy.findings import findings, log_findings
 
-    listen = ["{}:{}".format(*place.socket.getsockname()[:2]) for place in places]
+    listen = ["{}:{}".format(*place.socket.getsockname()[:2]) for place in bound]
     logger.info("policy %s: rules %d, mode %s", policy.source, len(policy.rules), policy.mode)
     log_findings(findings(policy, os.environ, datetime.now(UTC)))
-    where = f"{admin[0]}:{admin[1]}" if admin else None
+    admin, probes = (each and address_text(*each.getsockname()[:2]) for each in (places.admin, places.probes))
     try:
         policy_file = None if policy.source == "built-in" else policy.source
-        sign = Sign(data_folder(os.environ), address_text(*admin) if admin else "", policy_file)
+        sign = Sign(data_folder(os.environ), probes or admin or "", policy_file)
         closing.callback(sign.take_away)
     except OSError as e:
         logger.warning("overcoat healthcheck will not find this sidecar: %s: %s", e.filename, e.strerror)
     # For machines, too, so that a supervisor that asked for free ports learns them.
-    facts = {"event": "ready", "listen": listen, "admin": where}
-    logger.info("ready: listening on %s, admin %s", ", ".join(listen), where or "off", extra={"facts": facts})
+    facts = {"event": "ready", "listen": listen, "admin": admin, "probes": probes}
+    where = (", ".join(listen), admin or "off", probes or "off")
+    logger.info("ready: listening on %s, admin %s, probes %s", *where, extra={"facts": facts})
 
 
 def _on_signals(loop: asyncio.AbstractEventLoop) -> asyncio.Event:

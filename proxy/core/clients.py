@@ -128,6 +128,17 @@ class ClientRules:
         return self.addresses is None or self.addresses.holds(address)
 
 
+def may_ask(scrapers: AddressSet, client: str) -> bool:
+    """Tell whether a client of the admin listener may be answered: from this machine anybody, else as the policy says.
+
+    Args:
+        scrapers: the policy's.
+        client: the address, as the system gives it.
+    """
+    address = parse_ip(client)
+    return LOOPBACK.holds(address) or scrapers.holds(address)
+
+
 def check_client(rules: ClientRules, client: str) -> None:
     """Check that an app may connect from its address.
 

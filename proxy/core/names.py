@@ -8,8 +8,9 @@ Rules of this module:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
+from proxy.core.addresses import parse_ip
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, canonical_host, parse_authority
 
@@ -67,3 +68,21 @@ def check_server_name(name: str | None, connect: Destination) -> None:
         is_same = False
     if not is_same:
         raise Denied(Reason.HOST_MISMATCH, f"the TLS server name is not the host of CONNECT {connect}")
+
+
+def is_own_name(host: str, names: Collection[str]) -> bool:
+    """Tell whether a listener of ours may be called so: by an address, a name that nobody can register, or our own.
+
+    A page that a browser shows can reach what its own name leads to, once that name leads here (DNS rebinding). So a
+    name that somebody could register for that is refused, and so is one under .local, for which any machine of the
+    network may answer (RFC 6762), unless it is of a Kubernetes cluster.
+
+    Args:
+        host: what the Host field names, canonical.
+        names: what else the policy says that this sidecar is called, canonical.
+    """
+    try:
+        parse_ip(host)
+    except ValueError:
+        return "." not in host or host.endswith((".localhost", ".svc.cluster.local", ".internal")) or host in names
+    return True

@@ -357,7 +357,10 @@ class Policy:
     Attributes:
         destinations: which addresses that are not public may be reached.
         egress: whether hosts that no rule names may be reached.
+        probes: where `/live` and `/ready` alone are served; None for nowhere.
         clients: who may use the proxy.
+        scrapers: who beyond this machine may ask the admin listener.
+        names: what this sidecar's own listeners are called, beside what `is_own_name` takes anyway; canonical.
         via: what Via fields call this proxy (RFC 9110, section 7.6.3); None for none.
         hsts_preload: whether the browsers' list of https-only hosts counts.
         upstream_proxy: through what everything leaves; None for straight.
@@ -366,6 +369,7 @@ class Policy:
 
     listen: tuple[Listener, ...] = (Listener("127.0.0.1", 8080),)
     admin: Listener | None = Listener("127.0.0.1", 9464)
+    probes: Listener | None = None
     mode: Mode = Mode.ENFORCE
     defaults: Defaults = Defaults()
     trust: Trust = Trust()
@@ -373,6 +377,8 @@ class Policy:
     destinations: AddressSet = field(default_factory=AddressSet)
     egress: Egress = Egress.ANY
     clients: ClientRules = field(default_factory=ClientRules)
+    scrapers: AddressSet = field(default_factory=AddressSet)
+    names: frozenset[str] = frozenset()
     upstream_proxy: UpstreamProxy | None = None
     hsts_preload: bool = False
     via: str | None = None

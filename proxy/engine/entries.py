@@ -24,7 +24,7 @@ from proxy.core.addresses import parse_ip
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, canonical_host, parse_authority
 from proxy.core.heads import Fields, RequestHead, read_request_head
-from proxy.core.names import read_host_field
+from proxy.core.names import is_own_name, read_host_field
 from proxy.core.policy import HTTP_PORT, ListenerKind
 from proxy.engine.connect import Connect
 from proxy.engine.http1 import AppHttp1
@@ -54,7 +54,8 @@ def entry_for(app: AppSocket) -> Speaker:
         case ListenerKind.REVERSE:
             assert listener.to is not None
             host, port = app.transport.get_extra_info("sockname")[:2]
-            return AppHttp1(app, None, Reverse(listener.to, Destination(str(parse_ip(host)), port)))
+            here = Destination(str(parse_ip(host)), port)
+            return AppHttp1(app, None, Reverse(listener.to, here, app.session.policy.names))
         case ListenerKind.SOCKS5:
             return Socks5(app)
         case ListenerKind.TRANSPARENT:
@@ -69,6 +70,7 @@ class Reverse:
 
     to: Destination
     here: Destination
+    names: frozenset[str]
     is_https = True
 
     def aim(self, head: RequestHead) -> tuple[RequestHead, Destination, Destination | None]:
@@ -81,12 +83,12 @@ class Reverse:
         fields: Fields = tuple(field for field in head.fields if field[0].lower() != b"host")
         if len(fields) < len(head.fields):
             front = _named(head.fields, HTTP_PORT)
-            if not _is_local_name(front.host):
+            if not is_own_name(front.host, self.names):
                 raise Denied(
                     Reason.HOST_MISMATCH,
                     f"the Host field names {front}, which is no name of this listener",
-                    "call the listener by an address, localhost, or a name without a public domain (rebinding attacks "
-                    "come by names of their own)",
+                    "call the listener by an address, localhost, a name without a public domain, or one of the "
+                    "policy's `names` (rebinding attacks come by names of their own)",
                 )
         host = self.to.url_host if self.to.port == 443 else self.to.authority
         return replace(head, fields=((b"Host", host.encode("ascii")), *fields)), self.to, front
@@ -108,18 +110,6 @@ class Redirected:
         if not any(name.lower() == b"host" for name, _ in head.fields):
             return head, self.dialled, None
         return head, Destination(_named(head.fields, HTTP_PORT).host, self.dialled.port), None
-
-
-def _is_local_name(host: str) -> bool:
-    """Tell whether a host is no name that somebody else could let lead here: by registering it, or in the own network.
-
-    Of names under .local, that leaves those of a Kubernetes cluster: any machine may answer for others (RFC 6762).
-    """
-    try:
-        parse_ip(host)
-    except ValueError:
-        return "." not in host or host.endswith((".localhost", ".svc.cluster.local", ".internal"))
-    return True
 
 
 def _named(fields: Fields, default_port: int) -> Destination:

@@ -181,6 +181,7 @@ class Sidecar:
         self._ended_by_test = False
         self._listen: tuple[str, ...] = ()
         self._admin = ""
+        self._probes = ""
         self.write_policy(policy)
 
     def __enter__(self) -> Self:
@@ -245,6 +246,7 @@ class Sidecar:
             raise self._failed(f"overcoat serve ended with status {status} before it was ready", status)
         self._listen = tuple(ready["listen"])
         self._admin = ready["admin"]
+        self._probes = ready["probes"]
 
     @property
     def pid(self) -> int:
@@ -286,6 +288,11 @@ class Sidecar:
     def admin_url(self) -> str:
         """The admin listener's URL without a path."""
         return f"http://{self._admin}"
+
+    @property
+    def probes_url(self) -> str:
+        """The probes listener's URL without a path."""
+        return f"http://{self._probes}"
 
     @property
     def ca_file(self) -> Path:

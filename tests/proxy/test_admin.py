@@ -15,7 +15,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 import proxy.admin
-from proxy.admin import Admin, bind_admin
+from proxy.admin import Admin, admin_app, bind_admin, probes_app
+from proxy.core.policy import Policy
 
 
 @dataclass
@@ -42,7 +43,7 @@ def running() -> Iterator[Running]:
     registry = CollectorRegistry()
     Counter("overcoat_examples", "An example.", registry=registry).inc(3)
     ready = [True]
-    admin = Admin(bind_admin("127.0.0.1", 0), registry, lambda: ready[0])
+    admin = Admin(bind_admin("127.0.0.1", 0), admin_app(registry, lambda: ready[0], Policy))
     yield Running(admin, ready)
     admin.close()
 
@@ -122,7 +123,7 @@ class TestBadScrapers:
 
 def test_it_listens_on_ipv6_as_well() -> None:
     try:
-        admin = Admin(bind_admin("::1", 0), CollectorRegistry(), lambda: True)
+        admin = Admin(bind_admin("::1", 0), probes_app(lambda: True))
     except OSError:
         pytest.skip("this machine has no IPv6 loopback address")
     try:
@@ -142,4 +143,4 @@ def test_closed_it_takes_no_more_connections(running: Running) -> None:
     running.admin.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address, 1)
-    running.admin = Admin(bind_admin("127.0.0.1", 0), CollectorRegistry(), lambda: True)
+    running.admin = Admin(bind_admin("127.0.0.1", 0), probes_app(lambda: True))

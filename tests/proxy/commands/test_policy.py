@@ -128,7 +128,7 @@ def test_check_says_who_may_use_it_and_where_the_ways_lead() -> None:
         "shows_credentials": False,
         "direct": ["direct.example"],
     }
-    assert summary["clients"] == {"allow": ["loopback"], "users": ["reports"]}
+    assert summary["clients"] == {"allow": ["loopback"], "users": ["reports"], "admin": ["loopback"]}
     assert summary["destinations"] == {"allow": ["private", "127.0.0.1", "192.0.2.0/24"], "egress": "any"}
     assert (summary["hsts_preload"], summary["via"], summary["workers"]) == (True, "coat", 2)
     assert summary["limits"]["idle_seconds"] == 600

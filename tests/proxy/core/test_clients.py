@@ -12,6 +12,7 @@ from proxy.core.clients import (
     ClientRules,
     check_client,
     hash_password,
+    may_ask,
     parse_password_hash,
     parse_user_name,
 )
@@ -79,3 +80,13 @@ class TestAddresses:
         rules = ClientRules(AddressSet(frozenset({AddressKind.PRIVATE})))
         assert rules.admits(parse_ip("172.18.0.2"))
         assert not rules.admits(parse_ip("127.0.0.1"))
+
+
+def test_this_machine_may_ask_the_admin_listener_and_others_as_the_policy_says() -> None:
+    nobody, private = AddressSet(), AddressSet(frozenset((AddressKind.PRIVATE,)))
+    for address in ("127.0.0.1", "127.0.0.9", "::1", "::ffff:127.0.0.1"):
+        assert may_ask(nobody, address)
+    assert may_ask(private, "172.18.0.3")
+    assert may_ask(private, "::ffff:172.18.0.3")
+    assert not may_ask(nobody, "172.18.0.3")
+    assert not may_ask(private, "203.0.113.7")

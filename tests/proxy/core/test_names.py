@@ -6,7 +6,7 @@ import pytest
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
-from proxy.core.names import check_host_fields, check_server_name, read_host_field
+from proxy.core.names import check_host_fields, check_server_name, is_own_name, read_host_field
 
 ASKED = Destination("api.example", 443)
 
@@ -65,3 +65,17 @@ def test_any_other_and_what_is_no_name_is_refused(name: str) -> None:
     with pytest.raises(Denied, match=r"not the host of CONNECT api\.example:443") as caught:
         check_server_name(name, ASKED)
     assert caught.value.reason is Reason.HOST_MISMATCH
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "::1", "203.0.113.7", "localhost", "overcoat", "a.localhost", "a.b.svc.cluster.local", "a.internal"],
+)
+def test_what_nobody_can_let_lead_here_is_a_name_of_ours(host: str) -> None:
+    assert is_own_name(host, ())
+
+
+@pytest.mark.parametrize("host", ["a.example", "a.local", "127.0.0.1.example", "xlocalhost.example"])
+def test_any_other_is_one_only_where_the_policy_says_so(host: str) -> None:
+    assert not is_own_name(host, ("b.example",))
+    assert is_own_name(host, ("b.example", host))
