@@ -24,6 +24,7 @@ from proxy.core.destinations import Destination
 from proxy.core.forms import form_defect
 from proxy.core.pins import PinVerdict, check_pins, spki_pin
 from proxy.core.policy import HTTPS_PORT, Mode, Policy, Rule
+from proxy.core.transport import hint_for_neighbour
 
 VerifyCallback = Callable[[SSL.Connection, crypto.X509, int, int, int], bool]
 
@@ -52,6 +53,7 @@ class Pinning:
                 Reason.TLS_FAILED,
                 f"{where.host} port {where.port} did not complete a TLS handshake: it speaks no TLS there, or none "
                 "that the policy accepts",
+                hint_for_neighbour(where.host, upstream.rule),
             )
 
 

@@ -72,7 +72,7 @@ def log_findings(found: list[Finding]) -> None:
 
 def _of_hosts(policy: Policy, rule: Rule) -> Iterator[Finding]:
     for pattern in rule.hosts:
-        if pattern.kind == "exact" and (denied := denied_by_address(policy, pattern.host)) is not None:
+        if pattern.kind == "exact" and (denied := denied_by_address(policy, rule, pattern.host)) is not None:
             yield Finding(f"rule {rule.name}: {pattern} is never reached: {denied.hint}")
 
 

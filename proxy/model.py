@@ -155,6 +155,15 @@ class DestinationsSection(Section):
     )
 
 
+class RuleDestinationsSection(Section):
+    """Where requests of one rule may go."""
+
+    allow: Annotated[list[AddressesText], Field(min_length=1)] = Field(
+        description="Addresses that the rule's hosts may be at though they are not public, as in `destinations.allow` "
+        "above, which then does not count for them."
+    )
+
+
 class UserSection(Section):
     """A user with a password."""
 
@@ -313,6 +322,11 @@ class RuleSection(Section):
     )
     trust: RuleTrustSection | None = Field(
         default=None, description="What is trusted of this rule's hosts, if not what the policy's `trust` says."
+    )
+    destinations: RuleDestinationsSection | None = Field(
+        default=None,
+        description="Which addresses that are not public the rule's hosts may be at. Left out: the policy's "
+        "`destinations.allow`.",
     )
     pins: PinsSection | None = Field(default=None, description="The upstream's pins. Left out: any valid certificate.")
     request: Annotated[list[EncryptEntry], Field(min_length=1)] | None = Field(

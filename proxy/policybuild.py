@@ -354,6 +354,7 @@ class Builder:
             decrypt=self._fields((*steps, "response"), section.response or [], keys),
             raw_tcp=section.raw_tcp is not None,
             strict=section.trust.strict if section.trust is not None else None,
+            destinations=address_set(section.destinations.allow) if section.destinations is not None else None,
         )
 
     def _check_raw_tcp(self, steps: Steps, section: RuleSection, needs: Sequence[str]) -> None:

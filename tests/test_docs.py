@@ -13,6 +13,7 @@ from types import ModuleType
 
 import click
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 
 from addons.exchange import Exchange
@@ -267,3 +268,27 @@ def test_each_name_in_the_index_of_decisions_is_defined_in_its_file(names: str, 
 def test_the_index_of_decisions_was_found_and_names_the_pins() -> None:
     assert ("`check_pins`", "proxy/core/pins.py") in where_rows()
     assert len(where_rows()) > 20
+
+
+def compose_snippets() -> list[tuple[str, str]]:
+    """Return the papers' compose files, and ours, with the file that each is from."""
+    found = [
+        (name, code)
+        for paper, name in zip(PAPERS, NAMES, strict=True)
+        for language, code in FENCE.findall(paper.read_text("utf-8"))
+        if language == "yaml" and code.startswith("services:")
+    ]
+    return [*found, ("docker-compose.yml", (ROOT / "docker-compose.yml").read_text("utf-8"))]
+
+
+@pytest.mark.parametrize(("file", "text"), compose_snippets(), ids=[file for file, _ in compose_snippets()])
+def test_an_app_in_compose_is_told_of_its_proxy_and_of_what_is_beside_it(file: str, text: str) -> None:
+    environment = yaml.safe_load(text)["services"]["app"]["environment"]
+    for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+        assert (environment[name], environment[name.lower()]) == ("http://overcoat:8080",) * 2
+    assert environment["NO_PROXY"] == environment["no_proxy"]
+    assert environment["NO_PROXY"].split(",")[:3] == ["localhost", "127.0.0.1", "::1"]
+
+
+def test_the_compose_snippets_were_found() -> None:
+    assert [file for file, _ in compose_snippets()] == ["README.md", "docs/apps.md", "docker-compose.yml"]

@@ -156,7 +156,7 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
     else:
         rule, decision = decide_https(policy, asked)
     target = decision.target
-    if target is not None and (forbidden := denied_by_address(policy, target.host)) is not None:
+    if target is not None and (forbidden := denied_by_address(policy, rule, target.host)) is not None:
         decision, target = Decision(Action.DENY, denied=forbidden), None
     proxy = policy.upstream_proxy
     denied = [decision.denied.reason.code] if decision.denied else []
@@ -182,7 +182,7 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
         why=_why(policy, rule, decision, scheme),
         dials=str(target) if target else None,
         through=proxy_url(proxy) if target and proxy and proxy.serves(target) else None,
-        allowed=addresses_texts(policy.destinations),
+        allowed=addresses_texts(policy.reachable(rule)),
         raw_tcp=rule is not None and rule.raw_tcp and decision.action is Action.TUNNEL,
         strict=policy.trust_for(rule).strict if decision.action in (Action.UPGRADE, Action.INSPECT) else None,
         denied=denied,

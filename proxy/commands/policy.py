@@ -27,6 +27,7 @@ from proxy.commands.shared import (
     proxy_url,
     wide_console,
 )
+from proxy.core.addresses import AddressSet
 from proxy.core.policy import Egress, FieldEntry, Https, PlainHttp, Policy, Rule
 from proxy.findings import findings
 from proxy.model import schema_text
@@ -129,6 +130,7 @@ def _rule_summary(policy: Policy, rule: Rule) -> dict[str, Any]:
         "https": rule.https.value,
         "https_why": _why_inspected(rule),
         "https_port": rule.https_port,
+        "destinations": addresses_texts(rule.destinations) if rule.destinations is not None else None,
         "raw_tcp": rule.raw_tcp,
         "strict": policy.trust_for(rule).strict,
         "pins": [str(pin) for pin in rule.pins.any_of] if rule.pins else [],
@@ -158,7 +160,10 @@ def _print_summary(policy: Policy) -> None:
     click.echo(f"policy    {policy.source}, mode {policy.mode}")
     click.echo(f"listen    {', '.join(summary['listen'])}; {_own_listeners_text(policy)}")
     click.echo(f"clients   {_clients_text(policy)}")
-    click.echo(f"reaches   {', '.join(['public addresses', *addresses_texts(policy.destinations)])}{_way_text(policy)}")
+    click.echo(f"reaches   {_reached(policy.destinations)}{_way_text(policy)}")
+    for rule in policy.rules:
+        if rule.destinations is not None:
+            click.echo(f"          rule {rule.name}: {_reached(rule.destinations)}")
     if policy.egress is Egress.LISTED:
         click.echo("defaults  hosts that no rule names are denied (egress: listed)")
     else:
@@ -209,6 +214,10 @@ def _strictness_text(policy: Policy) -> str:
 def _clients_text(policy: Policy) -> str:
     users = [user.name for user in policy.clients.users]
     return ", ".join(_clients_allowed(policy)) + (f"; with the password of {' or '.join(users)}" if users else "")
+
+
+def _reached(addresses: AddressSet) -> str:
+    return ", ".join(["public addresses", *addresses_texts(addresses)])
 
 
 def _way_text(policy: Policy) -> str:

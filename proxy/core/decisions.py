@@ -138,9 +138,11 @@ class Reason(Enum):
         403,
         "destination_ip_prohibited",
         "This destination is forbidden",
-        "The address that would be dialled is not public and not in `destinations.allow`, or is one of Overcoat's own "
-        "listeners; or the host is in no rule, where `destinations.egress` is `listed`.",
-        "if the app is to reach it, name its network in destinations.allow, and with egress: listed the host in a rule",
+        "The address that would be dialled is not public and not in `destinations.allow` of the policy or the host's "
+        "rule, or is one of Overcoat's own listeners; or the host is in no rule, where `destinations.egress` is "
+        "`listed`.",
+        "what is the app's own or beside it belongs in the app's NO_PROXY; what Overcoat is to carry, in a rule whose "
+        "destinations.allow names its network",
     )
     REQUEST_LOOP = (
         "request_loop",

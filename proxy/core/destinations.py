@@ -99,9 +99,16 @@ def canonical_host(text: str) -> str:
 
 def is_local(host: str) -> bool:
     """Tell whether a canonical host is an address, or a name that means something in one network only."""
-    if ":" in host or "." not in host or host.endswith(_LOCAL_SUFFIXES):
-        return True
-    return _LOOKS_NUMERIC.fullmatch(host.rpartition(".")[2]) is not None
+    return _is_address(host) or is_local_name(host)
+
+
+def is_local_name(host: str) -> bool:
+    """Tell whether a canonical host is a name that means something in one network only, such as a container's."""
+    return not _is_address(host) and ("." not in host or host.endswith(_LOCAL_SUFFIXES))
+
+
+def _is_address(host: str) -> bool:
+    return ":" in host or _LOOKS_NUMERIC.fullmatch(host.rpartition(".")[2]) is not None
 
 
 def _canonical_ipv6(host: str, text: str) -> str:

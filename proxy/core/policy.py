@@ -220,6 +220,7 @@ class Rule:
         https: TUNNEL, INSPECT or REJECT; INSPECT wherever the rule needs the plaintext.
         raw_tcp: whether anything may pass through CONNECT, in both directions, without being looked at.
         strict: what holds here in place of the policy's `Trust.strict`; None for that.
+        destinations: which addresses that are not public its hosts may be at; None for those of the policy.
     """
 
     name: str
@@ -232,6 +233,7 @@ class Rule:
     decrypt: tuple[FieldEntry, ...] = ()
     raw_tcp: bool = False
     strict: bool | None = None
+    destinations: AddressSet | None = None
 
     @property
     def needs_plaintext(self) -> bool:
@@ -355,7 +357,7 @@ class Policy:
     """The whole policy. Each one read is another, and be it the same to the letter: connections are kept apart by it.
 
     Attributes:
-        destinations: which addresses that are not public may be reached.
+        destinations: which addresses that are not public may be reached, where no rule says otherwise.
         egress: whether hosts that no rule names may be reached.
         probes: where `/live` and `/ready` alone are served; None for nowhere.
         clients: who may use the proxy.
@@ -411,6 +413,10 @@ class Policy:
         if rule is None or rule.strict is None:
             return self.trust
         return replace(self.trust, strict=rule.strict)
+
+    def reachable(self, rule: Rule | None) -> AddressSet:
+        """Return which addresses that are not public may be reached under a rule, or under none."""
+        return self.destinations if rule is None or rule.destinations is None else rule.destinations
 
     def rule_for(self, destination: Destination) -> Rule | None:
         """Return the rule for an https destination: the first that matches."""

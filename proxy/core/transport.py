@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from proxy.core.addresses import AddressKind, parse_ip
+from proxy.core.addresses import Address, AddressKind, kind_of, parse_ip
 from proxy.core.decisions import Action, Decision, Denied, Reason
-from proxy.core.destinations import Destination
+from proxy.core.destinations import Destination, is_local_name
 from proxy.core.hsts import KnownHosts
 from proxy.core.policy import Egress, Https, PlainHttp, Policy, Rule, upgraded
 
@@ -47,7 +47,8 @@ def decide_plain_http(
         denied=Denied(
             Reason.PLAIN_HTTP_REJECTED,
             f"{where} rejects plain http to {asked}",
-            f"use https://{upgraded(asked, None).authority}/ in the app, or set plain_http: upgrade for this host",
+            hint_for_neighbour(asked.host, rule)
+            or f"use https://{upgraded(asked, None).authority}/ in the app, or set plain_http: upgrade for this host",
         ),
     )
 
@@ -95,30 +96,83 @@ def decide_https(policy: Policy, asked: Destination) -> tuple[Rule | None, Decis
     return rule, Decision(Action.DENY, denied=_https_rejected(rule, asked))
 
 
-def denied_by_address(policy: Policy, host: str) -> Denied | None:
+def denied_by_address(policy: Policy, rule: Rule | None, host: str) -> Denied | None:
     """Return why a host must not be reached that is an address, or always leads to one.
 
     Args:
         policy: the policy in force.
+        rule: the rule that counts.
         host: the canonical host. What is known of any other name is what a look-up says: see `forbidden_address`.
     """
+    address = _known_address(host)
+    kind = policy.reachable(rule).forbids(address) if address is not None else None
+    return forbidden_address(host, kind, rule) if kind is not None else None
+
+
+def forbidden_address(host: str, kind: AddressKind, rule: Rule | None) -> Denied:
+    """Return why a host at an address of a kind that the policy does not allow is not reached.
+
+    Args:
+        host: the canonical host.
+        kind: what its address is.
+        rule: the rule that counts.
+    """
+    detail = f"{host} is at a {kind} address, where the policy lets nothing go"
+    where = "address" if kind is AddressKind.METADATA else "network"  # a network of many does not include it
+    allow = f"destinations: {{allow: [{kind}]}} (or just its {where})"
+    way = f"give it a rule of its own with {allow}" if rule is None else f"write {allow} in rule {rule.name}"
+    if kind not in _NEARBY and (kind is AddressKind.METADATA or not is_local_name(host)):
+        return Denied(Reason.DESTINATION_FORBIDDEN, detail, f"if the app is to reach it, {way}")
+    if rule is None or not (rule.plain_http is PlainHttp.ALLOW or rule.needs_plaintext):
+        way += ", and plain_http: allow if it speaks no TLS"
+    own = f"{_REACH_OWN}; if what is beside Overcoat is meant, {way}"
+    other = f"{_reach_directly(host)}; or, if Overcoat is to carry it, {way}"
+    return Denied(Reason.DESTINATION_FORBIDDEN, detail, own if kind is AddressKind.LOOPBACK else other)
+
+
+_NEARBY = frozenset((AddressKind.LOOPBACK, AddressKind.PRIVATE, AddressKind.CGNAT, AddressKind.LINK_LOCAL))
+_REACH_OWN = (
+    "that is where Overcoat runs; what the app has on a localhost of its own, it reaches directly with "
+    "NO_PROXY=localhost,127.0.0.1,::1 (and no_proxy) in its environment"
+)
+
+
+def _reach_directly(host: str) -> str:
+    return f"if {host} is a neighbour of the app's, name it in the app's NO_PROXY and no_proxy"
+
+
+def _known_address(host: str) -> Address | None:
+    """Return the address that a host is, or always leads to."""
     if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, section 6.3
         host = "127.0.0.1"
     try:
-        kind = policy.destinations.forbids(parse_ip(host))
+        return parse_ip(host)
     except ValueError:
         return None
-    return forbidden_address(host, kind) if kind is not None else None
 
 
-def forbidden_address(host: str, kind: AddressKind) -> Denied:
-    """Return why a host at an address of a kind that the policy does not allow is not reached."""
-    where = "address" if kind is AddressKind.METADATA else "network"  # a network of many does not include it
-    return Denied(
-        Reason.DESTINATION_FORBIDDEN,
-        f"{host} is at a {kind} address, where the policy lets nothing go",
-        f"if the app is to reach it, add {kind}, or just its {where}, to destinations.allow",
-    )
+def hint_for_neighbour(host: str, rule: Rule | None) -> str:
+    """Return what is right for a host nearby, which mostly speaks no TLS and wants no proxy; nothing for any other.
+
+    Args:
+        host: the canonical host.
+        rule: the rule that counts; one that protects its hosts was not written for such a neighbour.
+    """
+    address = _known_address(host)
+    kind = AddressKind.PRIVATE if address is None else kind_of(address)
+    if kind not in _NEARBY or (address is None and not is_local_name(host)):
+        return ""
+    if rule is None:
+        return forbidden_address(host, kind, None).hint
+    if rule.needs_plaintext:
+        return ""
+    return f"{_reach_directly(host)}; or, if it speaks no TLS, write plain_http: allow in rule {rule.name}"
+
+
+def unresolved(host: str) -> Denied:
+    """Return why a host is not reached whose name leads nowhere."""
+    hint = f"{_reach_directly(host)}; or let Overcoat share a network with it" if is_local_name(host) else ""
+    return Denied(Reason.UPSTREAM_UNREACHABLE, f"the name {host} cannot be resolved", hint)
 
 
 def own_listener(where: str) -> Denied:
@@ -134,7 +188,7 @@ def _not_listed(asked: Destination) -> Denied:
     return Denied(
         Reason.DESTINATION_FORBIDDEN,
         f"no rule names {asked}, and the policy lets nothing else out",
-        "name the host in a rule, or set destinations.egress: any",
+        hint_for_neighbour(asked.host, None) or "name the host in a rule, or set destinations.egress: any",
     )
 
 

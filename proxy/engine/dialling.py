@@ -20,7 +20,7 @@ from addons.exchange import Upstream
 from proxy.core.addresses import AddressKind, kind_of, parse_ip
 from proxy.core.decisions import Denied, Reason
 from proxy.core.policy import Mode
-from proxy.core.transport import denied_by_address, forbidden_address, own_listener
+from proxy.core.transport import denied_by_address, forbidden_address, own_listener, unresolved
 
 if TYPE_CHECKING:
     from proxy.engine.server import Engine
@@ -50,7 +50,7 @@ async def connect(engine: Engine, host: str, port: int, record: Upstream) -> soc
     except TimeoutError:
         raise Denied(Reason.UPSTREAM_TIMEOUT, f"{host} port {port} took no connection in {seconds} s") from None
     except socket.gaierror:
-        raise Denied(Reason.UPSTREAM_UNREACHABLE, f"the name {host} cannot be resolved") from None
+        raise unresolved(host) from None
     except (OSError, UnicodeError):
         raise Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} takes no connection") from None
     if engine.is_own_address(connection.getsockname()[:2], connection.getpeername()[:2]):
@@ -107,7 +107,7 @@ def check_address(host: str, record: Upstream) -> None:
     Raises:
         Denied: DESTINATION_FORBIDDEN.
     """
-    denied = denied_by_address(record.policy, host)
+    denied = denied_by_address(record.policy, record.rule, host)
     if denied is None:
         return
     if record.policy.mode is not Mode.OBSERVE:
@@ -125,14 +125,14 @@ def _allowed(found: Sequence[_Found], host: str, record: Upstream) -> list[_Foun
     allowed: list[_Found] = []
     forbidden: AddressKind | None = None
     for family, address in found:
-        kind = policy.destinations.forbids(parse_ip(address[0]))
+        kind = policy.reachable(record.rule).forbids(parse_ip(address[0]))
         if record.is_proxy:
             kind = None  # the policy itself names it
         if kind is None or policy.mode is Mode.OBSERVE:
             allowed.append((family, address))
         forbidden = forbidden or kind
     if forbidden is not None:
-        denied = forbidden_address(host, forbidden)
+        denied = forbidden_address(host, forbidden, record.rule)
         if not allowed:
             raise denied
         if policy.mode is Mode.OBSERVE:

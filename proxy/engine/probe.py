@@ -72,7 +72,7 @@ async def probe(policy: Policy, destination: Destination) -> Shown:
     rule = policy.rule_for(destination)
     record = Upstream(
         policy,
-        replace(rule, pins=None) if rule is not None else None,  # the rule says what is trusted
+        replace(rule, pins=None) if rule is not None else None,  # the rule says where it may be, and what is trusted
         is_proxy=through is not None and through.destination == destination,
     )
     session.upstreams[server.id] = record

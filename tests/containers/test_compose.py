@@ -85,9 +85,12 @@ def protected_header(token: str) -> dict[str, Any]:
 
 
 def test_the_unmodified_app_got_its_answer_and_knew_only_its_proxy(evidence: dict[str, Any]) -> None:
+    way, own = "http://overcoat:8080", "localhost,127.0.0.1,::1"
+    expected = {"HTTP_PROXY": way, "HTTPS_PROXY": way, "NO_PROXY": own}
     assert evidence["app"]["status"] == 0, evidence["app"]["logs"]
     told = [variable for variable in evidence["app"]["environment"] if "proxy" in variable.lower()]
-    assert told == ["HTTP_PROXY=http://overcoat:8080"]
+    spellings = [{name: text, name.lower(): text} for name, text in expected.items()]
+    assert sorted(told) == sorted(f"{name}={text}" for each in spellings for name, text in each.items())
 
 
 def test_the_request_arrived_once_and_over_tls(evidence: dict[str, Any]) -> None:

@@ -99,7 +99,7 @@ class TestDestinations:
         problem = json.loads(answer.body)
         assert f"is at a {kind} address" in problem["detail"]
         where = "address" if kind == "metadata" else "network"
-        assert f"add {kind}, or just its {where}, to destinations.allow" in problem["hint"]
+        assert f"a rule of its own with destinations: {{allow: [{kind}]}} (or just its {where})" in problem["hint"]
         assert answer.headers.all("proxy-status")[0] == (
             'overcoat; error=destination_ip_prohibited; details="destination_forbidden"'
         )

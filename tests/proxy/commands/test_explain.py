@@ -215,3 +215,18 @@ def test_explain_refuses_a_wrong_policy_with_status_2() -> None:
     result = run("explain", "x.example", policy="version: 2\n")
     assert result.exit_code == 2
     assert result.stderr.startswith("policy.yaml:1:10: version: ")
+
+
+def test_explain_knows_where_a_rules_own_hosts_may_be() -> None:
+    policy = """
+        version: 1
+        destinations: {allow: [loopback]}
+        rules: [{name: search, hosts: [search, 10.1.2.3, "[::1]"], plain_http: allow, destinations: {allow: [private]}}]
+    """
+    assert "dials search:9200, if its address is public or private" in " ".join(
+        run("explain", "http://search:9200", policy=policy).stdout.split()
+    )
+    for url, denied in (("http://10.1.2.3", []), ("http://10.1.2.4", ["destination_forbidden"])):
+        assert explained(url, policy=policy)[0]["denied"] == denied
+    (request,) = explained("http://[::1]", policy=policy)
+    assert (request["rule"], request["denied"]) == ("search", ["destination_forbidden"])

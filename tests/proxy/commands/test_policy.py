@@ -132,3 +132,18 @@ def test_check_says_who_may_use_it_and_where_the_ways_lead() -> None:
     assert summary["destinations"] == {"allow": ["private", "127.0.0.1", "192.0.2.0/24"], "egress": "any"}
     assert (summary["hsts_preload"], summary["via"], summary["workers"]) == (True, "coat", 2)
     assert summary["limits"]["idle_seconds"] == 600
+
+
+def test_check_says_where_a_rules_own_hosts_may_be() -> None:
+    policy = """
+        version: 1
+        destinations: {allow: [loopback]}
+        rules:
+          - {name: search, hosts: [search, 10.1.2.3], plain_http: allow, destinations: {allow: [private]}}
+          - {name: other, hosts: [127.0.0.1, 10.1.2.4]}
+    """
+    result = run("check", policy=policy)
+    assert "reaches   public addresses, loopback\n          rule search: public addresses, private\n" in result.stdout
+    assert [line.partition(" is never")[0] for line in result.stderr.splitlines()] == ["warning: rule other: 10.1.2.4"]
+    rules = json.loads(run("check", "--json", policy=policy).stdout)["rules"]
+    assert [rule["destinations"] for rule in rules] == [["private"], None]

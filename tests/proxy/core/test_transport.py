@@ -11,8 +11,16 @@ from proxy.core.decisions import Action, Reason
 from proxy.core.destinations import Destination
 from proxy.core.pins import Pin, PinSet
 from proxy.core.policy import Defaults, Egress, HostPattern, Https, PlainHttp, Policy, Rule
-from proxy.core.transport import decide_https, decide_plain_http, denied_by_address, forbidden_address
+from proxy.core.transport import (
+    decide_https,
+    decide_plain_http,
+    denied_by_address,
+    forbidden_address,
+    hint_for_neighbour,
+    unresolved,
+)
 
+RULE = Rule("r", (HostPattern("exact", "api.example"),), PlainHttp.UPGRADE, Https.TUNNEL)
 ASKED = Destination("api.example", 80)
 ASKED_TLS = Destination("api.example", 443)
 OTHER = Destination("other.example", 8080)
@@ -168,7 +176,7 @@ def test_where_only_listed_hosts_are_reached_others_are_forbidden_whatever_the_d
     ],
 )
 def test_an_address_that_is_not_public_is_forbidden_before_anything_is_looked_up(host: str, kind: str | None) -> None:
-    denied = denied_by_address(Policy(), host)
+    denied = denied_by_address(Policy(), None, host)
     if kind is None:
         assert denied is None
         return
@@ -176,15 +184,102 @@ def test_an_address_that_is_not_public_is_forbidden_before_anything_is_looked_up
     assert denied.reason is Reason.DESTINATION_FORBIDDEN
     assert f"is at a {kind} address" in denied.detail
     where = "address" if kind == "metadata" else "network"  # of the former, a network does not include it
-    assert f"add {kind}, or just its {where}, to destinations.allow" in denied.hint
+    assert f"a rule of its own with destinations: {{allow: [{kind}]}} (or just its {where})" in denied.hint
 
 
 def test_what_the_policy_allows_is_not() -> None:
     policy = Policy(destinations=AddressSet(frozenset((AddressKind.LOOPBACK,))))
-    assert [denied_by_address(policy, host) for host in ("127.0.0.1", "localhost", "::1")] == [None] * 3
-    assert denied_by_address(policy, "10.0.0.1") is not None
+    assert [denied_by_address(policy, None, host) for host in ("127.0.0.1", "localhost", "::1")] == [None] * 3
+    assert denied_by_address(policy, None, "10.0.0.1") is not None
+
+
+def test_a_rule_says_for_its_hosts_alone_where_they_may_be() -> None:
+    loopback, private = (AddressSet(frozenset((kind,))) for kind in (AddressKind.LOOPBACK, AddressKind.PRIVATE))
+    policy = Policy(destinations=loopback)
+    assert denied_by_address(policy, RULE, "127.0.0.1") is None  # it says nothing of its own
+    rule = replace(RULE, destinations=private)
+    assert denied_by_address(policy, rule, "10.0.0.1") is None
+    assert denied_by_address(policy, rule, "127.0.0.1") is not None
 
 
 def test_a_name_that_leads_to_a_forbidden_address_is_named() -> None:
-    denied = forbidden_address("api.example", AddressKind.PRIVATE)
+    denied = forbidden_address("api.example", AddressKind.PRIVATE, None)
     assert denied.detail == "api.example is at a private address, where the policy lets nothing go"
+
+
+NO_TLS = "plain_http: allow if it speaks no TLS"
+
+
+@pytest.mark.parametrize(
+    ("host", "kind", "starts"),
+    [
+        ("localhost", AddressKind.LOOPBACK, "that is where Overcoat runs; what the app has on a localhost of its own"),
+        ("127.0.0.1", AddressKind.LOOPBACK, "that is where Overcoat runs; what the app has on a localhost of its own"),
+        ("search", AddressKind.PRIVATE, "if search is a neighbour of the app's, name it in the app's NO_PROXY"),
+        ("api.example", AddressKind.PRIVATE, "if api.example is a neighbour of the app's"),
+        ("100.64.0.1", AddressKind.CGNAT, "if 100.64.0.1 is a neighbour of the app's"),
+        ("a.local", AddressKind.LINK_LOCAL, "if a.local is a neighbour of the app's"),
+        ("search", AddressKind.RESERVED, "if search is a neighbour of the app's"),
+        ("host.docker.internal", AddressKind.RESERVED, "if host.docker.internal is a neighbour of the app's"),
+    ],
+)
+def test_a_forbidden_neighbour_is_told_of_no_proxy_before_a_rule(host: str, kind: AddressKind, starts: str) -> None:
+    hint = forbidden_address(host, kind, None).hint
+    assert hint.startswith(starts)
+    assert "NO_PROXY" in hint
+    assert hint.endswith(
+        f"give it a rule of its own with destinations: {{allow: [{kind}]}} (or just its network), and {NO_TLS}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "kind", "where"),
+    [
+        ("api.example", AddressKind.RESERVED, "network"),
+        ("224.0.0.251", AddressKind.MULTICAST, "network"),
+        ("metadata.google.internal", AddressKind.METADATA, "address"),
+        ("169.254.169.254", AddressKind.METADATA, "address"),
+    ],
+)
+def test_what_is_no_neighbour_gets_the_rule_alone(host: str, kind: AddressKind, where: str) -> None:
+    expected = f"if the app is to reach it, give it a rule of its own with destinations: {{allow: [{kind}]}}"
+    assert forbidden_address(host, kind, None).hint == f"{expected} (or just its {where})"
+
+
+@pytest.mark.parametrize(
+    ("rule", "more"),
+    [
+        (RULE, f", and {NO_TLS}"),
+        (replace(RULE, plain_http=PlainHttp.ALLOW), ""),
+        (replace(RULE, pins=PinSet((Pin("key", bytes(32)),))), ""),  # where plain http would be refused
+    ],
+)
+def test_a_rule_that_is_there_is_named_and_told_only_what_it_lacks(rule: Rule, more: str) -> None:
+    hint = forbidden_address("api.example", AddressKind.PRIVATE, rule).hint
+    assert hint.endswith(f"write destinations: {{allow: [private]}} (or just its network) in rule r{more}")
+
+
+@pytest.mark.parametrize("host", ["search", "localhost", "10.1.2.3", "a.internal", "fe80::1", "100.64.0.1"])
+def test_what_is_wrong_with_a_neighbour_otherwise_leads_to_the_same(host: str) -> None:
+    hint = hint_for_neighbour(host, None)
+    assert "NO_PROXY" in hint
+    assert NO_TLS in hint
+    assert hint_for_neighbour(host, RULE).endswith("if it speaks no TLS, write plain_http: allow in rule r")
+    assert hint_for_neighbour(host, replace(RULE, pins=PinSet((Pin("key", bytes(32)),)))) == ""
+    denied = decide_plain_http(replace(_policy(PlainHttp.REJECT, Https.TUNNEL)), Destination(host, 9200))[1].denied
+    assert denied is not None
+    assert denied.hint == hint
+    denied = decide_https(Policy(egress=Egress.LISTED), Destination(host, 9200))[1].denied
+    assert denied is not None
+    assert denied.hint == hint
+
+
+@pytest.mark.parametrize("host", ["api.example", "1.1.1.1", "2606:4700::1", "224.0.0.1", "169.254.169.254"])
+def test_what_is_far_away_gets_no_such_hint(host: str) -> None:
+    assert hint_for_neighbour(host, None) == ""
+
+
+def test_a_name_that_leads_nowhere_may_be_a_neighbours() -> None:
+    assert unresolved("api.example").hint == Reason.UPSTREAM_UNREACHABLE.hint
+    assert "NO_PROXY" in unresolved("search").hint
+    assert unresolved("search").reason is Reason.UPSTREAM_UNREACHABLE
