@@ -167,6 +167,7 @@ _AFTER_IT_LEFT = frozenset(
         Reason.DECRYPTION_FAILED,
         Reason.REDIRECT_LOOP,
         Reason.IDLE_TIMEOUT,
+        Reason.DRAIN_TIMEOUT,
         Reason.INTERNAL_ERROR,
     )
 )

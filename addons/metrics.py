@@ -65,6 +65,9 @@ class Metrics:
         self.lines_lost = Counter(
             "overcoat_decision_lines_lost", "Decision lines that could not be written.", registry=registry
         )
+        self.drain_cuts = Counter(
+            "overcoat_drain_cuts", "Requests and tunnels that were cut off at the end of draining.", registry=registry
+        )
         self.hook_failures = Counter(
             "overcoat_hook_failures", "Hooks that raised; the request was denied.", registry=registry
         )

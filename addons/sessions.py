@@ -59,18 +59,25 @@ class Session:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is under way. A CONNECT whose requests are read here is not: they count."""
-        return all(
-            exchange is self.connect
-            and (
-                self.speaks_http
-                or (
-                    exchange.decision is not None
-                    and exchange.decision.action is Action.INSPECT
-                    and not exchange.observing
+        return not self._under_way
+
+    @property
+    def _under_way(self) -> list[Exchange]:
+        return [
+            exchange
+            for exchange in self.unfinished
+            if not (
+                exchange is self.connect
+                and (
+                    self.speaks_http
+                    or (
+                        exchange.decision is not None
+                        and exchange.decision.action is Action.INSPECT
+                        and not exchange.observing
+                    )
                 )
             )
-            for exchange in self.unfinished
-        )
+        ]
 
     def note_tls_failed(self) -> None:
         """Note that the app did not complete TLS with us."""
@@ -84,6 +91,13 @@ class Session:
         for exchange in self.unfinished:
             if not exchange.finished:
                 exchange.stop(Denied(Reason.IDLE_TIMEOUT, f"no byte passed for {seconds:.0f} s"))
+
+    def cut_off(self, denied: Denied) -> int:
+        """Note why all that is under way ends here; return how much that is."""
+        cut = [exchange for exchange in self._under_way if not exchange.finished]
+        for exchange in cut:
+            exchange.stop(denied)
+        return len(cut)
 
 
 class Sessions:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,7 +26,7 @@ from proxy.engine.server import Bound, Engine
 from proxy.engine.tls import NoRoots
 from proxy.lines import LineWriter
 from proxy.supervisor import CANNOT_START, Seat, Shared
-from proxy.wires import SERVES, TAKEN, receive, send, unpack
+from proxy.wires import DRAIN, REOPEN, SERVES, TAKEN, receive, send, unpack
 
 logger = logging.getLogger("overcoat")
 
@@ -41,12 +40,14 @@ class Equipment:
         directory: where they share a lock for the standard output.
         guarded: the addresses of the admin endpoint.
         places: what it takes connections from.
+        lines: the file that decision lines go to, if not to standard output.
     """
 
     authority: LocalCa
     directory: Path
     guarded: tuple[tuple[str, int], ...]
     places: list[Bound]
+    lines: Path | None
 
 
 def work(equipment: Equipment, seat: Seat, policy: Policy) -> None:
@@ -56,8 +57,12 @@ def work(equipment: Equipment, seat: Seat, policy: Policy) -> None:
         equipment: what it works with.
         seat: for its wire.
         policy: the policy to begin with.
+
+    Raises:
+        SystemExit: something had to be cut off at the end, or it cannot start.
     """
-    asyncio.run(_Worker(equipment, seat, Metrics(CollectorRegistry())).live(policy))
+    if asyncio.run(_Worker(equipment, seat, Metrics(CollectorRegistry())).live(policy)):
+        raise SystemExit(1)
 
 
 class _Worker:
@@ -67,15 +72,17 @@ class _Worker:
         self._metrics = metrics
         self._stop = asyncio.Event()
 
-    async def live(self, policy: Policy) -> None:
+    async def live(self, policy: Policy) -> int:
+        """Live, and return how much was cut off at the end."""
         equipment = self._equipment
-        lines = LineWriter(sys.stdout, self._metrics.lines_lost.inc, equipment.directory / "lines.lock")
         self._metrics.expect(policy)
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         try:
+            lines = self._lines = LineWriter(
+                equipment.lines or sys.stdout, self._metrics.lines_lost.inc, equipment.directory / "lines.lock"
+            )
             self._engine = Engine(policy, equipment.authority, self._metrics, lines.write)
-        except NoRoots as e:
+        except (NoRoots, OSError) as e:
             logger.error("%s", e)
             raise SystemExit(CANNOT_START) from None
         for address in equipment.guarded:
@@ -85,14 +92,18 @@ class _Worker:
         send(self._seat.wire, SERVES)
         await self._stop.wait()
         loop.remove_reader(self._seat.wire)
-        await self._engine.drain()
+        cut = await self._engine.drain()
         lines.close()
+        return cut
 
     def _take_order(self) -> None:
         """Take a policy over; drain where that cannot be, since to go on with another would be wrong."""
         try:
             message = receive(self._seat.wire)
-            if message is not None:
+            if message == REOPEN:
+                self._lines.reopen()
+                return
+            if message is not None and message != DRAIN:
                 policy = unpack(message)
                 self._engine.take_over(policy)
                 self._metrics.expect(policy)

@@ -6,6 +6,8 @@ import importlib
 
 import click
 
+from proxy.signals import take_over_signals
+
 _COMMANDS = {
     "serve": ("proxy.commands.serve", "Run the sidecar."),
     "check": ("proxy.commands.policy", "Check the policy; say what it does, or everything that is wrong with it."),
@@ -32,6 +34,13 @@ class _Commands(click.Group):
         command = getattr(importlib.import_module(_COMMANDS[cmd_name][0]), cmd_name)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] == "serve":
+            take_over_signals()  # before the imports, which take longer than anything else at the start
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

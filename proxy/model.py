@@ -412,6 +412,20 @@ class PolicyFile(Section):
         default=_BUILT_IN.workers,
         description="How many processes share the listeners, 1 to 64, or `auto`: one a processor.",
     )
+    drain_wait: int = Field(
+        default=_BUILT_IN.drain_wait,
+        ge=0,
+        le=3600,
+        description="Seconds for which the sidecar, told to end, goes on taking connections while `/ready` says 503: "
+        "until those who send to it have noticed.",
+    )
+    drain_timeout: int = Field(
+        default=_BUILT_IN.drain_timeout,
+        ge=0,
+        le=3600,
+        description="Seconds that what is under way then has to come to its own end. What is left is cut off, and the "
+        "exit status is 1. Whoever stops the sidecar must wait longer: `drain_wait` + `drain_timeout` + 2.",
+    )
     keys: dict[Name, KeySetSection] = Field(
         default_factory=dict, json_schema_extra={"additionalProperties": False}, description="The key sets, by name."
     )

@@ -115,6 +115,8 @@ class Builder:
             hsts_preload=file.hsts_preload,
             via=file.via,
             workers=file.workers,
+            drain_wait=file.drain_wait,
+            drain_timeout=file.drain_timeout,
             keys={name: key_set for name, key_set in keys.items() if key_set is not None},
             rules=self._rules(file.rules or (), keys, defaults),
         )

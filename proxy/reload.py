@@ -115,3 +115,11 @@ def log_taken(policy: Policy) -> None:
     """Say that a policy that was read again is in force, and what of it needs attention."""
     logger.info("the policy was read again, and is in force: %d rules, mode %s", len(policy.rules), policy.mode.value)
     log_findings(findings(policy, os.environ, datetime.now(UTC)))
+
+
+def log_leaving(policy: Policy) -> None:
+    """Say that draining begins, and how long it may take."""
+    waiting = f"in {policy.drain_wait} s no new connections are taken" if policy.drain_wait else "no new connections"
+    logger.info(
+        "draining: %s; up to %d s for what runs; a second signal ends it at once", waiting, policy.drain_timeout
+    )

@@ -11,8 +11,9 @@ Rules of this module:
 
 - A child that dies is replaced and counted; one that cannot even start, at the start, ends the whole.
 - It is ready while every child serves.
-- SIGTERM and SIGINT drain all workers; a second one ends everything at once, and so does a worker that is not over in
-  time. Nothing that the parent waits for keeps it from seeing a signal.
+- Signals are for the parent alone (`proxy.signals`). Told to drain, it goes on for `drain_wait` without being ready,
+  then tells all workers; a second signal ends everything at once, and so does a worker that is not over in time.
+  Nothing that the parent waits for keeps it from seeing a signal. The status is 1 where something was cut off.
 - SIGHUP reads the policy again. The parent checks it and hands it to every child, and to every one that it starts
   later; a child that does not say in time that it has taken it over is ended, and replaced by one that has.
 - Children notice when their parent is gone, and drain.
@@ -20,7 +21,6 @@ Rules of this module:
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import gc
 import logging
@@ -32,7 +32,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -41,10 +41,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import mark_process_dead
 
 from addons.metrics import Metrics
+from proxy import wires
 from proxy.core.policy import Policy
-from proxy.engine.server import DRAIN_SECONDS
 from proxy.metricsfiles import take_place
-from proxy.reload import forget_other_roots, log_taken
+from proxy.reload import forget_other_roots, log_leaving, log_taken
+from proxy.signals import DRAIN, RELOAD, REOPEN, take_over_signals
 from proxy.wires import SERVES, TAKEN, framed, new_wire, pack, unframed
 
 logger = logging.getLogger("overcoat")
@@ -53,8 +54,6 @@ CANNOT_START = 3  # a worker's exit status; its one line of error is out already
 QUICK_SECONDS = 1.0  # a child that lives shorter than this is replaced only after a pause of the same length
 TAKE_SECONDS = 10.0  # for a child to take a policy over
 SPARE_SECONDS = 4.0  # beyond what a worker gives itself to drain
-_STOP = frozenset((signal.SIGTERM, signal.SIGINT))
-_SIGNALS = _STOP | {signal.SIGHUP, signal.SIGCHLD}
 
 
 class SupervisorFailed(Exception):
@@ -145,11 +144,14 @@ class Supervisor:
         self._policy = policy
         self._reread = reread
         self._has_started = False
+        self._is_leaving = False  # told to drain, be it that `drain_wait` still lasts
         self._is_draining = False
         self._is_reloading = False
+        self._draining_time = math.inf
         self._killing_time = math.inf
+        self._status = 0
         self._selector = selectors.DefaultSelector()
-        self._signals: collections.deque[int] = collections.deque()
+        self._signals = take_over_signals()
 
     def run(self, announce: Callable[[], None]) -> int:
         """Run until told to stop; return the exit status.
@@ -160,13 +162,9 @@ class Supervisor:
         Raises:
             SupervisorFailed: a child cannot start.
         """
-        self._woken, self._wake = os.pipe()
-        os.set_blocking(self._woken, False)
-        os.set_blocking(self._wake, False)
-        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-        for number in _SIGNALS:
-            signal.signal(number, lambda number, _: self._signals.append(number))
-        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._signals.at_second = lambda: None  # there are children to end: see `_turn`
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # that it comes is enough to wake us
+        self._selector.register(self._signals.descriptor, selectors.EVENT_READ)
         gc.freeze()  # what is loaded stays shared with the children
         take_place("parent")
         self._metrics = Metrics(CollectorRegistry())
@@ -174,7 +172,7 @@ class Supervisor:
             for seat in self._seats:
                 self._start_first(seat)
             while (status := self._turn()) is None:
-                if not self._has_started and self._all_serve():
+                if not self._has_started and not self._is_leaving and self._all_serve():
                     self._has_started = True
                     self._is_ready.set(True)
                     announce()
@@ -187,22 +185,19 @@ class Supervisor:
     def _turn(self) -> int | None:
         """Wait until there is something to do, and do it; return the exit status once it is over."""
         for key, events in self._selector.select(self._patience()):
-            if key.data is None:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self._woken, 4096)
-            else:
-                if events & selectors.EVENT_WRITE:
-                    self._flush(key.data)
-                if events & selectors.EVENT_READ:
-                    self._hear(key.data)
-        while self._signals:
-            number = self._signals.popleft()
-            if number == signal.SIGHUP:
+            if key.data is not None and events & selectors.EVENT_WRITE:
+                self._flush(key.data)
+            if key.data is not None and events & selectors.EVENT_READ:
+                self._hear(key.data)
+        for number in self._signals.take():
+            if number == RELOAD:
                 self._reload()
-            elif number in _STOP and self._is_draining:
-                return 1
-            elif number in _STOP:
-                self._drain()
+            elif number == REOPEN:
+                self._tell_workers(wires.REOPEN)
+            elif number in DRAIN and not self._is_leaving:
+                self._leave()
+        if self._signals.has_second:
+            return 1
         for pid, status in _reap():
             self._ended(pid, status)
         self._keep_time()
@@ -211,9 +206,9 @@ class Supervisor:
             self._metrics.reloads.labels("taken").inc()
             forget_other_roots(self._policy, self._directory)
             log_taken(self._policy)
-        self._is_ready.set(self._has_started and not self._is_draining and self._all_serve())
+        self._is_ready.set(self._has_started and not self._is_leaving and self._all_serve())
         if self._is_draining and not any(seat.child for seat in self._seats if seat.drains):
-            return 0
+            return self._status
         return None
 
     def _children(self) -> list[Child]:
@@ -224,7 +219,7 @@ class Supervisor:
 
     def _patience(self) -> float | None:
         """Return how long to wait at most, in seconds."""
-        times = [child.deadline for child in self._children()] + [self._killing_time]
+        times = [child.deadline for child in self._children()] + [self._draining_time, self._killing_time]
         if not self._is_draining:
             times += [seat.due for seat in self._seats if seat.child is None]
         first = min(times)
@@ -233,6 +228,9 @@ class Supervisor:
     def _keep_time(self) -> None:
         """Start what is due, and end what is overdue."""
         now = time.monotonic()
+        if now >= self._draining_time:
+            self._draining_time = math.inf
+            self._drain()
         for seat in self._seats:
             if seat.child is None and not self._is_draining and now >= seat.due:
                 try:
@@ -267,33 +265,31 @@ class Supervisor:
         _flush_output()
         ours, theirs = new_wire()
         with theirs:
-            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # or the child might lose one that is meant for it
+            # Or the child might act on one that is meant for the parent.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             try:
                 pid = os.fork()
                 if not pid:
                     ours.close()
                     seat.wire = theirs
-                    self._live(seat)
+                    self._live(seat, before)
             except OSError:
                 ours.close()
                 raise
             finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         ours.setblocking(False)
         seat.child = Child(pid, ours, time.monotonic())
         self._selector.register(ours, selectors.EVENT_READ, seat)
 
-    def _live(self, seat: Seat) -> NoReturn:
+    def _live(self, seat: Seat, mask: Iterable[int]) -> NoReturn:
         """Live a child's life, and end without running anything of the parent's."""
         status = 1
         try:
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the parent decides
-                signal.signal(number, signal.SIG_IGN)
-            for number in (signal.SIGTERM, signal.SIGCHLD):
-                signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             self._selector.close()
+            self._signals.leave_to_parent()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for child in self._children():
                 child.wire.close()  # or nobody would notice the parent's end
             for other in self._seats:
@@ -363,27 +359,39 @@ class Supervisor:
         child.wire.close()
         seat.due = child.started + QUICK_SECONDS
         mark_process_dead(seat.place, str(self._directory))  # type: ignore[no-untyped-call]  # untyped there
-        if not self._has_started:
+        if self._is_draining:
+            self._status = self._status or int(seat.drains and status != 0)
+        elif not self._has_started:
             why = "could not start" if status == CANNOT_START else f"ended with status {status} at the start"
             raise SupervisorFailed(f"{seat.name} {why}")
-        if not self._is_draining:
+        else:
             logger.error("%s ended with status %d, and is replaced", seat.name, status)
             self._metrics.worker_restarts.inc()
 
     # -- what signals ask for
 
+    def _leave(self) -> None:
+        self._is_leaving = True
+        self._draining_time = time.monotonic() + self._policy.drain_wait
+        log_leaving(self._policy)
+
     def _drain(self) -> None:
         self._is_draining = True
-        self._killing_time = time.monotonic() + DRAIN_SECONDS + SPARE_SECONDS
-        logger.info("draining: no new connections; a second signal ends it at once")
+        self._killing_time = time.monotonic() + self._policy.drain_timeout + SPARE_SECONDS
         for seat in self._seats:
             if seat.drains:
                 for bound in seat.sockets:
                     bound.close()  # or the kernel would go on taking connections for it
-                self._kill(seat, signal.SIGTERM)
+        self._tell_workers(wires.DRAIN)
+
+    def _tell_workers(self, order: bytes) -> None:
+        for seat in self._seats:
+            if seat.drains and seat.child is not None:
+                seat.child.unsent += framed(order)
+                self._flush(seat)
 
     def _reload(self) -> None:
-        if self._is_draining:
+        if self._is_leaving:
             return
         policy = self._reread()
         if policy is None:

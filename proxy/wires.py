@@ -25,6 +25,8 @@ from proxy.core.policy import Policy
 
 SERVES = b"serves"  # from a child, once it does what it is there for
 TAKEN = b"taken"  # from a child, once the policy it was sent is in force
+DRAIN = b"drain"  # to a worker: take no new connection, let what runs end, and end
+REOPEN = b"reopen"  # to a worker: open the file of decision lines again
 SECONDS = 5.0  # for the other process to take or to send the rest of a message
 _LENGTH = struct.Struct("!Q")
 

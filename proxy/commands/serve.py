@@ -7,13 +7,13 @@ import contextlib
 import logging
 import os
 import shutil
-import signal
 import socket
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -21,6 +21,7 @@ import click
 from proxy.ca import CaError, LocalCa, data_directory
 from proxy.health import Sign, address_text, data_folder
 from proxy.log import say_all_in_one_form
+from proxy.signals import DRAIN, RELOAD, REOPEN, take_over_signals
 
 if TYPE_CHECKING:
     from addons.metrics import Metrics
@@ -65,10 +66,20 @@ def or_exit[T](load: Callable[[], T]) -> T:
 @click.option("--admin", metavar="HOST:PORT", help="The admin listener's address instead.")
 @click.option("--probes", metavar="HOST:PORT", help="Answer /live and /ready alone here instead.")
 @click.option("--mode", type=click.Choice(["enforce", "observe"]), help="The mode instead.")
-def serve(policy_path: str | None, listen: str | None, admin: str | None, probes: str | None, mode: str | None) -> None:
-    """Run the sidecar until SIGTERM or SIGINT; it then lets running requests end. A second signal ends it at once.
+@click.option("--lines", type=click.Path(path_type=Path), metavar="FILE", help="Append decision lines to FILE.")
+def serve(
+    *,
+    policy_path: str | None,
+    listen: str | None,
+    admin: str | None,
+    mode: str | None,
+    lines: Path | None,
+    probes: str | None,
+) -> None:
+    """Run the sidecar until SIGTERM, SIGINT or SIGQUIT; it then lets running requests end. A second SIGTERM or SIGINT
+    ends it at once.
 
-    SIGHUP reads the policy file again; one with errors changes nothing.
+    SIGHUP reads the policy file again; one with errors changes nothing. SIGUSR1 opens the file of --lines again.
 
     Decision lines (JSON) go to stdout, everything else to stderr.
 
@@ -84,21 +95,25 @@ def serve(policy_path: str | None, listen: str | None, admin: str | None, probes
     def load() -> Policy:
         return load_policy(path, os.environ, overrides)
 
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again: it would be the end
+    signals = take_over_signals()
     policy = or_exit(load)
     say_all_in_one_form(sys.stderr)
     count = policy.workers or processors()
     try:
         with contextlib.ExitStack() as closing:
-            if count == 1:
-                asyncio.run(_serve_alone(policy, Reader(load, policy), closing))
+            if lines is not None:
+                _check_lines(lines)
+            if signals.asks_to_drain:
                 status = 0
+            elif count == 1:
+                status = int(asyncio.run(_serve_alone(policy, Reader(load, policy), closing, lines)) > 0)
             else:
-                status = _serve_together(policy, load, count, closing)
+                status = _serve_together(policy, load, count, closing, lines)
     except _CannotStart as e:
         logger.error("%s", e)
         status = 1
+    else:
+        logger.info("stopped")
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
@@ -114,18 +129,27 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitStack) -> None:
-    """Serve in this process, with the admin endpoint in a thread of it."""
+def _check_lines(path: Path) -> None:
+    from proxy.lines import open_lines
+
+    try:
+        os.close(open_lines(path))
+    except OSError as e:
+        raise _CannotStart(f"decision lines cannot be written to {path}: {(e.strerror or str(e)).lower()}") from None
+
+
+async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitStack, path: Path | None) -> int:
+    """Serve in this process, with the admin endpoint in a thread of it; return how much was cut off at the end."""
     from prometheus_client import CollectorRegistry
 
     from addons.metrics import Metrics, PolicyMetrics
     from proxy.lines import LineWriter
+    from proxy.reload import log_leaving
 
     metrics = Metrics(CollectorRegistry())
-    lines = LineWriter(sys.stdout, metrics.lines_lost.inc)
+    lines = LineWriter(path or sys.stdout, metrics.lines_lost.inc)
     metrics.expect(policy)
     is_ready = False
-    stop = _on_signals(asyncio.get_running_loop())
     engine, sockets = _prepare(policy, metrics, lines.write)
     metrics.registry.register(PolicyMetrics(version("overcoat"), lambda: engine.policy))
     places = _bind_admin(policy)
@@ -133,24 +157,37 @@ async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitS
     for listener in listeners:
         engine.guard(listener.address)
     await engine.listen(sockets)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, engine, reader, metrics)
     is_ready = True
     _announce(policy, sockets, places, closing)
+    stop = asyncio.Event()
+
+    def act() -> None:
+        for number in signals.take():
+            if number in DRAIN:
+                stop.set()
+            elif number == REOPEN:
+                lines.reopen()
+            elif number == RELOAD and not stop.is_set():
+                _reload(engine, reader, metrics)
+
+    signals = take_over_signals()
+    asyncio.get_running_loop().add_reader(signals.descriptor, act)
     await stop.wait()
     is_ready = False
-    logger.info("draining: no new connections; a second signal ends it at once")
-    await engine.drain()
+    log_leaving(engine.policy)
+    await asyncio.sleep(engine.policy.drain_wait)
+    cut = await engine.drain()
     for listener in listeners:
         listener.close()
     lines.close()
-    logger.info("stopped")
+    return cut
 
 
 def _reload(engine: Engine, reader: Reader, metrics: Metrics) -> None:
     """Take the policy over as it is now; it is read within one turn of the loop, in which nothing else moves."""
     from proxy.reload import log_taken
 
-    policy = None if engine.is_draining else reader.again()
+    policy = reader.again()
     if policy is not None:
         engine.take_over(policy)
         metrics.expect(policy)
@@ -158,7 +195,9 @@ def _reload(engine: Engine, reader: Reader, metrics: Metrics) -> None:
     metrics.reloads.labels("refused" if policy is None else "taken").inc()
 
 
-def _serve_together(policy: Policy, load: Callable[[], Policy], count: int, closing: contextlib.ExitStack) -> int:
+def _serve_together(
+    policy: Policy, load: Callable[[], Policy], count: int, closing: contextlib.ExitStack, lines: Path | None
+) -> int:
     """Serve with several worker processes; return the exit status."""
     from proxy.metricsfiles import prepare_metrics
 
@@ -181,7 +220,7 @@ def _serve_together(policy: Policy, load: Callable[[], Policy], count: int, clos
                 True,
                 str(number),
                 [place.socket for place in share],
-                partial(work, Equipment(authority, directory, guarded, share)),
+                partial(work, Equipment(authority, directory, guarded, share, lines)),
             )
             for number, share in enumerate(shares)
         ]
@@ -195,7 +234,6 @@ def _serve_together(policy: Policy, load: Callable[[], Policy], count: int, clos
         raise _CannotStart(str(e)) from None
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-    logger.info("stopped")
     return status
 
 
@@ -253,19 +291,6 @@ def _announce(policy: Policy, bound: list[Bound], places: AdminSockets, closing:
     facts = {"event": "ready", "listen": listen, "admin": admin, "probes": probes}
     where = (", ".join(listen), admin or "off", probes or "off")
     logger.info("ready: listening on %s, admin %s, probes %s", *where, extra={"facts": facts})
-
-
-def _on_signals(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
-    stop = asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            os._exit(1)  # the second signal: not even an orderly end
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    return stop
 
 
 @click.command()

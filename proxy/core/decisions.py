@@ -60,6 +60,14 @@ class Reason(Enum):
         "A request or a tunnel was under way, and no byte passed for `limits.idle_seconds`.",
         "raise limits.idle_seconds if so long a silence is meant",
     )
+    DRAIN_TIMEOUT = (
+        "drain_timeout",
+        503,
+        "proxy_internal_response",
+        "Overcoat was stopped before this was over",
+        "Overcoat was told to end, and what was under way had `drain_timeout` to come to its own end.",
+        "ask again; raise drain_timeout, and how long the supervisor waits before it kills, if so long is meant",
+    )
     TOO_MANY_CONNECTIONS = (
         "too_many_connections",
         503,

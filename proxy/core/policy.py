@@ -367,6 +367,8 @@ class Policy:
         hsts_preload: whether the browsers' list of https-only hosts counts.
         upstream_proxy: through what everything leaves; None for straight.
         workers: how many processes share the listeners; 0 for as many as the machine lends processors.
+        drain_wait: how long to go on as before once told to end, though not ready any more, in seconds.
+        drain_timeout: how long what is under way then has to come to its own end, in seconds.
     """
 
     listen: tuple[Listener, ...] = (Listener("127.0.0.1", 8080),)
@@ -385,6 +387,8 @@ class Policy:
     hsts_preload: bool = False
     via: str | None = None
     workers: int = 1
+    drain_wait: int = 0
+    drain_timeout: int = 8  # `docker stop` kills after 10
     keys: dict[str, KeySet] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
     source: str = "built-in"

@@ -242,6 +242,13 @@ class AppSocket(Reading):
         else:
             self.close()
 
+    def cut_off(self, denied: Denied) -> None:
+        """End what is under way: with an answer, where the app waits for one and has got nothing of it yet."""
+        if isinstance(self.speaker, AppHttp1):
+            self.guarded(self.speaker.give_up, denied)
+        else:
+            self.abort()
+
     def abort(self) -> None:
         """Break the connection off: with a reset, since an end in order could be taken for the end of a response."""
         self.is_closing = True

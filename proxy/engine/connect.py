@@ -124,6 +124,14 @@ class Connect:
         if self._app.has_ended:  # while it was dialled
             self._app.speaker.eof()
 
+    def give_up(self, denied: Denied) -> None:
+        """Refuse it: what it asks for was not open in time."""
+        if self._dialling is not None:
+            self._dialling.cancel()
+        self._keep_alive = False
+        self._engine.sessions.exchange(self._flow).refuse(self._flow, denied)
+        self._refuse()
+
     def gone(self) -> None:
         """The app went away before it was answered."""
         self._is_over = True

@@ -474,6 +474,14 @@ class Conversation:
         self._finish_with_error("broken request")
         self.app.close()
 
+    def give_up(self, denied: Denied) -> None:
+        """End it, and the connection: with a denial, as long as nothing of another answer has been sent."""
+        self._keep_alive = False
+        if not self._response_is_whole:
+            self._leave_upstream()
+            self._fail(denied)
+        self.app.close()
+
     def gone(self) -> None:
         """The app went away."""
         self._finish_with_error("the app closed the connection")

@@ -199,6 +199,10 @@ class Driver:
             self.is_leaving = True
             self.feed(Leave())
 
+    def cut_off(self, _denied: Denied) -> None:
+        """End what is under way, without a word: the app was told with `Leave` that no more is taken."""
+        self.abort()
+
     def abort(self) -> None:
         """Close everything at once."""
         for pipe in list(self.pipes.values()):

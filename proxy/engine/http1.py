@@ -198,6 +198,13 @@ class AppHttp1:
         else:
             self.refuse(denied)
 
+    def give_up(self, denied: Denied) -> None:
+        """End the request in hand, if there is one, and the connection."""
+        if self.conversation is not None:
+            self.conversation.give_up(denied)
+        else:
+            self.app.close()
+
     def gone(self) -> None:
         """The app's connection is over."""
         conversation, self.conversation = self.conversation, None

@@ -3,7 +3,7 @@
 Rules of this module:
 
 - It is ready only when every listener is bound; a listener that can't be bound ends the start.
-- `drain` takes no new connection, lets running requests end, and is over after `DRAIN_SECONDS` at the latest.
+- `drain` takes no new connection, and lets running requests end; what has not ended in time is cut off, and counted.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ from proxy.preload import is_preloaded
 
 logger = logging.getLogger("overcoat")
 
-DRAIN_SECONDS = 8.0  # docker stop kills after 10
 BACKLOG = 1024
 ACCEPTED_AT_ONCE = 32  # also how often asyncio tries, and fails, where no descriptor is left
 RESOLVERS = 64
@@ -167,6 +166,7 @@ class Engine:
         self.reach = functools.partial(chaining.reach, self)
         self.pool = Pool(self.loop, lambda result: metrics.pool.labels(result).inc())
         self.is_draining = False
+        self._count_cuts = metrics.drain_cuts.inc
         self._nobody_left = asyncio.Event()
         self._servers: list[asyncio.Server] = []
         self._own: list[tuple[str, int]] = []
@@ -252,8 +252,13 @@ class Engine:
         driver = Driver(app, connect)
         driver.start(app.hand_over(), data)
 
-    async def drain(self) -> None:
-        """Stop listening, let what runs end, then close what is left."""
+    async def drain(self) -> int:
+        """Stop listening, let what runs end, for `drain_timeout` of the policy, then cut off what is left.
+
+        Returns:
+            How many requests and tunnels were cut off.
+        """
+        seconds = self.policy.drain_timeout
         self.is_draining = True
         for server in self._servers:
             server.close()
@@ -261,9 +266,16 @@ class Engine:
             connection.drain()
         if self.connections:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DRAIN_SECONDS):
+                async with asyncio.timeout(seconds):
                     await self._nobody_left.wait()
+        cut = 0
+        denied = Denied(Reason.DRAIN_TIMEOUT, f"Overcoat was told to end, and this was not over in {seconds} s")
         for connection in list(self.connections):
-            connection.abort()
+            cut += connection.session.cut_off(denied)
+            connection.cut_off(denied)
         self.pool.close()
         await asyncio.sleep(0)  # connection_lost is called in the next turn
+        if cut:
+            self._count_cuts(cut)
+            logger.error("cut off at the end of draining, after %d s: requests and tunnels %d", seconds, cut)
+        return cut

@@ -9,7 +9,7 @@ import pytest
 from mitmproxy import connection, http
 
 from addons.sessions import Sessions
-from proxy.core.decisions import Action, Decision
+from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.policy import Mode, Policy
 
 NewFlow = Callable[..., http.HTTPFlow]
@@ -74,3 +74,16 @@ def test_a_session_is_idle_when_nothing_is_under_way(
     assert session.is_idle is idle
     session.unfinished.discard(exchange)
     assert session.is_idle
+
+
+def test_what_is_cut_off_is_counted_without_the_connect_that_carries_it(
+    sessions: Sessions, client: connection.Client, new_flow: NewFlow
+) -> None:
+    session = sessions.of(client)
+    connect = session.connect = sessions.exchange(new_flow("CONNECT", ""))
+    session.speaks_http = True
+    one, other, over = (sessions.exchange(new_flow()) for _ in range(3))
+    over.finished = True
+    denied = Denied(Reason.DRAIN_TIMEOUT, "the end")
+    assert session.cut_off(denied) == 2
+    assert (one.denied, other.denied, over.denied, connect.denied) == (denied, denied, None, None)
