@@ -18,9 +18,8 @@ from mitmproxy import http
 from addons.exchange import Exchange
 from addons.headers import has_field, values_of
 from addons.sessions import Sessions
-from proxy.core import bodies, responses
+from proxy.core import bodies, responses, signatures
 from proxy.core.decisions import Denied, Reason
-from proxy.core.digests import is_digest
 from proxy.core.jwe import Sealer, Sealers
 from proxy.core.keys import Key
 from proxy.core.policy import FieldEntry
@@ -150,10 +149,11 @@ def _decrypting(exchange: Exchange) -> tuple[FieldEntry, ...]:
 def _head(message: http.Message) -> bodies.BodyHead:
     headers = message.headers
     codings = values_of(headers, b"content-encoding")
-    digests: list[str] = []
+    signature = None
     if isinstance(message, http.Request):
-        digests = [name.decode("ascii") for name, _ in headers.fields if is_digest(name)]
-    return bodies.BodyHead(values_of(headers, b"content-type"), ", ".join(codings) if codings else None, digests)
+        query = message.data.path.partition(b"?")[2].decode("latin-1")
+        signature = signatures.covering(headers.fields, query)
+    return bodies.BodyHead(values_of(headers, b"content-type"), ", ".join(codings) if codings else None, signature)
 
 
 def _replace_body(message: http.Message, body: bytes) -> None:

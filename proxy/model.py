@@ -18,7 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from proxy.core.keys import Alg, Bind
-from proxy.core.policy import Egress, Https, Limits, Mode, PlainHttp, Policy
+from proxy.core.policy import Egress, Https, Limits, Mode, PlainHttp, Policy, Signed
 from proxy.policyvalues import (
     AddressesText,
     AdminText,
@@ -278,6 +278,11 @@ class EncryptEntry(Section):
         description="The fields: RFC 9535 JSONPath made of names, indexes, `*` and `..`."
     )
     key: Name = Field(description="The key set, by its name under `keys`; its primary key encrypts.")
+    signed: Signed = _choice(
+        Signed.DENY,
+        "What happens to a request whose body is signed, or covered by a digest, where a field must be encrypted: "
+        "`deny` it, or let it `pass`, where the server does not look at that, or what signs comes behind Overcoat.",
+    )
     when: WhenSection | None = Field(default=None, description="Which requests are meant. Left out: all of the rule.")
 
 

@@ -32,6 +32,7 @@ from proxy.core.policy import (
     PlainHttp,
     Policy,
     Rule,
+    Signed,
     Trust,
     UpstreamProxy,
     When,
@@ -406,7 +407,8 @@ class Builder:
                 self._problem(
                     place, f"key set {entry.key} has public keys only; decrypting takes a private or symmetric key"
                 )
-            fields.append(FieldEntry(tuple(selectors), key_set, _when(entry.when)))
+            signed = entry.signed if isinstance(entry, EncryptEntry) else Signed.DENY
+            fields.append(FieldEntry(tuple(selectors), key_set, _when(entry.when), signed))
         return tuple(fields)
 
 

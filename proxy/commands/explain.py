@@ -22,6 +22,7 @@ import click
 from proxy.commands.shared import (
     addresses_texts,
     destination_of,
+    encrypt_summary,
     entry_summary,
     json_option,
     load_or_exit,
@@ -32,14 +33,16 @@ from proxy.commands.shared import (
 )
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
+from proxy.core.heads import Fields
 from proxy.core.hsts import KnownHosts
 from proxy.core.jsontext import NotJson, TooMuchSelected, find_spans
-from proxy.core.policy import HTTP_PORT, HTTPS_PORT, FieldEntry, Mode, PlainHttp, Policy, Rule
+from proxy.core.policy import HTTP_PORT, HTTPS_PORT, FieldEntry, Mode, PlainHttp, Policy, Rule, Signed
+from proxy.core.signatures import covering
 from proxy.core.transport import decide_https, decide_plain_http, denied_by_address
 from proxy.preload import is_preloaded
 
 _MAX_BODY_BYTES = 64 * 1024 * 1024
-_URL = re.compile(r"(?:(https?)://)?([^/?#]*)([^?#]*)(?:\?[^#]*)?(?:#.*)?", re.DOTALL | re.IGNORECASE)
+_URL = re.compile(r"(?:(https?)://)?([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#.*)?", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class Explanation:
         encrypt: the entries that apply to the request, as plain values.
         decrypt: the entries that apply to its response.
         other_entries: the rule's entries that don't apply, because of the method or the path.
+        signed_by: what of the request covers its body, where a field of that may have to be encrypted.
         places: the places in the given body that would be encrypted, with the key set.
     """
 
@@ -82,6 +86,7 @@ class Explanation:
     encrypt: list[dict[str, Any]]
     decrypt: list[dict[str, Any]]
     other_entries: list[dict[str, Any]]
+    signed_by: str | None
     places: list[dict[str, str]] | None
 
 
@@ -89,6 +94,8 @@ class Explanation:
 class _Request:
     method: str
     path: str
+    query: str
+    fields: Fields
     body: bytes | None
     today: date
 
@@ -102,9 +109,12 @@ class _Request:
     metavar="FILE",
     help="A JSON body: list the places in it that would be encrypted.",
 )
+@click.option("-H", "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header field that it has.")
 @json_option
 @click.argument("url")
-def explain(option: str | None, method: str | None, body: Path | None, as_json: bool, url: str) -> None:
+def explain(
+    *, option: str | None, method: str | None, body: Path | None, headers: tuple[str, ...], as_json: bool, url: str
+) -> None:
     """Say what would happen to a request for URL, and why. Nothing is sent.
 
     URL is http://…, https://…, or a host for both.
@@ -114,12 +124,13 @@ def explain(option: str | None, method: str | None, body: Path | None, as_json: 
       overcoat explain -X POST --body charge.json http://api.pay.example/v1/charges
     """
     try:
-        requests, path = _requests(url)
+        requests, path, query = _requests(url)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="URL") from None
     policy = load_or_exit(option, as_json=as_json)
     method = method or ("POST" if body else "GET")
-    request = _Request(method, path, _read_body(body) if body else None, today())
+    fields = tuple(map(_field, headers))
+    request = _Request(method, path, query, fields, _read_body(body) if body else None, today())
     explanations = [_explain(policy, scheme, destination, request) for scheme, destination in requests]
     if as_json:
         answer = {"mode": policy.mode.value, "method": method, "requests": [asdict(item) for item in explanations]}
@@ -131,15 +142,23 @@ def explain(option: str | None, method: str | None, body: Path | None, as_json: 
         click.echo("The mode is observe: this is decided, counted and logged, but nothing is changed.")
 
 
-def _requests(url: str) -> tuple[list[tuple[str, Destination]], str]:
-    """Return the schemes and destinations that a URL stands for, and its path."""
+def _field(text: str) -> tuple[bytes, bytes]:
+    """Return a header field that is written as in curl."""
+    name, colon, value = text.partition(":")
+    if not colon or not name.isascii() or not name or name != name.strip():
+        raise click.BadParameter("write 'NAME: VALUE'", param_hint="--header")
+    return name.encode("ascii"), value.strip().encode("utf-8", "surrogateescape")
+
+
+def _requests(url: str) -> tuple[list[tuple[str, Destination]], str, str]:
+    """Return the schemes and destinations that a URL stands for, its path and its query."""
     match = _URL.fullmatch(url)
     if match is None or (match[1] is None and "://" in url):
         raise ValueError("write http://…, https://…, or only a host")
     scheme, authority, path = match[1], match[2], match[3] or "/"
     ports = {"http": HTTP_PORT, "https": HTTPS_PORT}
     schemes = [scheme.lower()] if scheme else list(ports)
-    return [(each, destination_of(authority, ports[each])) for each in schemes], path
+    return [(each, destination_of(authority, ports[each])) for each in schemes], path, match[4] or ""
 
 
 def _read_body(file: Path) -> bytes:
@@ -168,12 +187,17 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
         denied.append(Reason.PINS_EXPIRED.code)
     if any(entry.keys.primary.expired(request.today) for entry in encrypt):
         denied.append(Reason.KEY_UNAVAILABLE.code)
+    signed_by = covering(request.fields, request.query) if encrypt else None
     places = None
     if request.body is not None and opened is not None:
         try:
-            places = _places(encrypt, request.body)
+            found = _places(encrypt, request.body)
         except Denied as refused:
             denied.append(refused.reason.code)
+        else:
+            places = [{"path": path, "key": entry.keys.name} for path, entry in found]
+            if signed_by is not None and any(entry.signed is Signed.DENY for _, entry in found):
+                denied.append(Reason.SIGNED_BODY.code)
     return Explanation(
         scheme=scheme,
         asked=str(asked),
@@ -188,9 +212,10 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
         denied=denied,
         pins=[str(pin) for pin in pins.any_of] if pins else [],
         pins_expire=pins.expires.isoformat() if pins and pins.expires else None,
-        encrypt=[entry_summary(entry) for entry in encrypt],
+        encrypt=[encrypt_summary(entry) for entry in encrypt],
         decrypt=[entry_summary(entry) for entry in decrypt],
-        other_entries=[entry_summary(entry) for entry in (*not_encrypt, *not_decrypt)],
+        other_entries=[*map(encrypt_summary, not_encrypt), *map(entry_summary, not_decrypt)],
+        signed_by=signed_by,
         places=places,
     )
 
@@ -201,7 +226,8 @@ def _split(entries: Sequence[FieldEntry], request: _Request) -> tuple[list[Field
     return applying, [entry for entry in entries if entry not in applying]
 
 
-def _places(entries: Sequence[FieldEntry], body: bytes) -> list[dict[str, str]]:
+def _places(entries: Sequence[FieldEntry], body: bytes) -> list[tuple[str, FieldEntry]]:
+    """Return the places that would be encrypted, each with the entry that says so."""
     if not entries:
         return []
     try:
@@ -210,7 +236,7 @@ def _places(entries: Sequence[FieldEntry], body: bytes) -> list[dict[str, str]]:
         raise Denied(Reason.BODY_NOT_JSON, str(error)) from None
     except TooMuchSelected as error:
         raise Denied(Reason.BODY_TOO_LARGE, str(error)) from None
-    return [{"path": span.path, "key": entries[span.job].keys.name} for span in spans]
+    return [(span.path, entries[span.job]) for span in spans]
 
 
 def _why(policy: Policy, rule: Rule | None, decision: Decision, scheme: str) -> str:
@@ -266,6 +292,10 @@ def _print_explanation(explanation: Explanation, method: str, path: str) -> None
     for entry in explanation.other_entries:
         conditions = [*(entry["methods"] or ()), *(entry["paths"] or ())]
         lines.append(("not here", f"{', '.join(entry['selectors'])}: only {' '.join(conditions)}"))
+    if explanation.signed_by is not None:
+        passes = all(entry["signed"] == Signed.PASS for entry in explanation.encrypt)
+        what = "passes nevertheless (signed: pass)" if passes else "denied where a field must be encrypted"
+        lines.append(("signed", f"{explanation.signed_by} covers the body: {what}"))
     if explanation.places is not None:
         lines += [("in body", f"{place['path']} with {place['key']}") for place in explanation.places]
         if not explanation.places:

@@ -18,6 +18,7 @@ import click
 
 from proxy.commands.shared import (
     addresses_texts,
+    encrypt_summary,
     entry_summary,
     json_option,
     load_or_exit,
@@ -28,7 +29,7 @@ from proxy.commands.shared import (
     wide_console,
 )
 from proxy.core.addresses import AddressSet
-from proxy.core.policy import Egress, FieldEntry, Https, PlainHttp, Policy, Rule
+from proxy.core.policy import Egress, FieldEntry, Https, PlainHttp, Policy, Rule, Signed
 from proxy.findings import findings
 from proxy.model import schema_text
 
@@ -135,7 +136,7 @@ def _rule_summary(policy: Policy, rule: Rule) -> dict[str, Any]:
         "strict": policy.trust_for(rule).strict,
         "pins": [str(pin) for pin in rule.pins.any_of] if rule.pins else [],
         "pins_expire": rule.pins.expires.isoformat() if rule.pins and rule.pins.expires else None,
-        "encrypt": [entry_summary(entry) for entry in rule.encrypt],
+        "encrypt": [encrypt_summary(entry) for entry in rule.encrypt],
         "decrypt": [entry_summary(entry) for entry in rule.decrypt],
     }
 
@@ -194,7 +195,8 @@ def _print_summary(policy: Policy) -> None:
             for does, entries in (("encrypt", rule.encrypt), ("decrypt", rule.decrypt)):
                 for entry in entries:
                     fields = "\n".join(selector.text for selector in entry.selectors)
-                    table.add_row(rule.name, does, fields, entry.keys.name, _when_text(entry))
+                    even = ", signed or not" if entry.signed is Signed.PASS else ""
+                    table.add_row(rule.name, does + even, fields, entry.keys.name, _when_text(entry))
         console.print(table)
     if policy.keys:
         table = plain_table("key set", "alg", "kid", "decrypts", "not after")

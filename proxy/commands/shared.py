@@ -85,6 +85,11 @@ def entry_summary(entry: FieldEntry) -> dict[str, Any]:
     }
 
 
+def encrypt_summary(entry: FieldEntry) -> dict[str, Any]:
+    """Return the same of an entry that encrypts, with what becomes of a body that is signed."""
+    return {**entry_summary(entry), "signed": entry.signed.value}
+
+
 def needs_plaintext(rule: Rule) -> list[str]:
     """Return what of a rule must see inside https."""
     parts = {"pins": rule.pins, "encrypt": rule.encrypt, "decrypt": rule.decrypt}

@@ -18,7 +18,7 @@ from proxy.core import encodings, fields, jwe
 from proxy.core.decisions import Denied, Reason
 from proxy.core.keys import Key
 from proxy.core.place import Place
-from proxy.core.policy import FieldEntry
+from proxy.core.policy import FieldEntry, Signed
 from proxy.core.responses import Label, label_of, may_be_json
 
 # Half a second of work at the most: opening takes a private key's operation for each value.
@@ -39,12 +39,12 @@ class BodyHead:
     Attributes:
         content_types: the values of Content-Type.
         content_encoding: the values of Content-Encoding, joined by commas, or None.
-        digests: the names of the fields that hold a digest over the body.
+        signature: what covers the body, so that another one would not fit; see `signatures.covering`.
     """
 
     content_types: Sequence[str] = ()
     content_encoding: str | None = None
-    digests: Sequence[str] = ()
+    signature: str | None = None
 
 
 def too_large(limit: int) -> Denied:
@@ -106,7 +106,7 @@ def encrypt(
         Denied: it cannot be done.
     """
     try:
-        return _splice(body, head, [_sealing(entry, host, sealer) for entry in entries], limit)
+        return _splice(body, head, entries, [_sealing(entry, host, sealer) for entry in entries], limit)
     except jwe.JweError:  # the one thing that can go wrong in sealing: the token would be too long
         raise too_large(limit) from None
 
@@ -118,7 +118,7 @@ def count_marked(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], lim
         Denied: as `encrypt` would.
     """
     jobs = [fields.Job(entry.selectors, lambda value, _: value) for entry in entries]
-    return _splice(body, head, jobs, limit)[1]
+    return _splice(body, head, entries, jobs, limit)[1]
 
 
 def decrypt(
@@ -152,18 +152,19 @@ def decrypt(
     raise Denied(Reason.DECRYPTION_FAILED, f"the response cannot be decrypted: {why}")
 
 
-def _splice(body: bytes, head: BodyHead, jobs: Sequence[fields.Job], limit: int) -> tuple[bytes, int]:
+def _splice(
+    body: bytes, head: BodyHead, entries: Sequence[FieldEntry], jobs: Sequence[fields.Job], limit: int
+) -> tuple[bytes, int]:
     if not body:
         return body, 0
     encoding = encodings.parse_encoding(head.content_encoding)
     spliced = fields.splice(encodings.decode(body, encoding, limit), jobs, MAX_SEALED)
     if spliced.total == 0:
         return body, 0
-    if head.digests:
-        raise Denied(
-            Reason.SIGNED_BODY,
-            f"the request carries {head.digests[0]} over a body whose fields must be encrypted",
-        )
+    if head.signature is not None:
+        changing = [entry for entry, count in zip(entries, spliced.counts, strict=True) if count]
+        if any(entry.signed is Signed.DENY for entry in changing):
+            raise Denied(Reason.SIGNED_BODY, f"{head.signature} covers the body, whose fields must be encrypted")
     return encodings.encode(spliced.body, encoding), spliced.total
 
 

@@ -269,9 +269,10 @@ class Reason(Enum):
         "signed_body",
         422,
         "http_request_error",
-        "The body is covered by a digest",
-        "Encrypting fields would break the request's Content-Digest, Repr-Digest, Digest or Content-MD5.",
-        "make the app send this request without a body digest",
+        "The body is signed, or covered by a digest",
+        "The request carries a signature or a digest over its body, which encrypting fields would break: the server "
+        "would refuse it.",
+        "make the app send this request unsigned, or set signed: pass on the entry if the server takes it so",
     )
     KEY_UNAVAILABLE = (
         "key_unavailable",

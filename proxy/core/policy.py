@@ -202,6 +202,13 @@ def canonical_paths(path: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((path, decoded, path.removesuffix("/") or "/", decoded.removesuffix("/") or "/")))
 
 
+class Signed(StrEnum):
+    """What happens to a request whose body is signed, where a field of it must be encrypted."""
+
+    DENY = "deny"
+    PASS = "pass"  # noqa: S105  # no password
+
+
 @dataclass(frozen=True, slots=True)
 class FieldEntry:
     """One entry of a rule's `request` (encrypt) or `response` (decrypt) list."""
@@ -209,6 +216,7 @@ class FieldEntry:
     selectors: tuple[Selector, ...]
     keys: KeySet
     when: When = When()
+    signed: Signed = Signed.DENY
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,11 +36,20 @@ def test_explain_tells_the_whole_way_of_a_plain_http_request() -> None:
         "pins": [PIN_A, PIN_B],
         "pins_expire": "2999-06-30",
         "encrypt": [
-            {"selectors": ["$.card.number", "$..ssn"], "key": "app", "methods": ["POST"], "paths": ["/v1/**"]},
-            {"selectors": ["$.note"], "key": "app", "methods": None, "paths": None},
+            {
+                "selectors": ["$.card.number", "$..ssn"],
+                "key": "app",
+                "methods": ["POST"],
+                "paths": ["/v1/**"],
+                "signed": "deny",
+            },
+            {"selectors": ["$.note"], "key": "app", "methods": None, "paths": None, "signed": "deny"},
         ],
         "decrypt": [],
-        "other_entries": [{"selectors": ["$.card"], "key": "app", "methods": ["GET"], "paths": None}],
+        "other_entries": [
+            {"selectors": ["$.card"], "key": "app", "methods": ["GET"], "paths": None},
+        ],
+        "signed_by": None,
         "places": None,
     }
 
@@ -230,3 +239,53 @@ def test_explain_knows_where_a_rules_own_hosts_may_be() -> None:
         assert explained(url, policy=policy)[0]["denied"] == denied
     (request,) = explained("http://[::1]", policy=policy)
     assert (request["rule"], request["denied"]) == ("search", ["destination_forbidden"])
+
+
+class TestSigned:
+    FIELD = "X-Hub-Signature-256: sha256=0123456789abcdef"
+    URL = "https://api.pay.example/v1/x"
+
+    @pytest.mark.parametrize(
+        ("signed", "body", "denied"),
+        [
+            ("deny", '{"note":1}', ["signed_body"]),
+            ("deny", '{"other":1}', []),
+            ("pass", '{"note":1}', []),
+        ],
+    )
+    def test_a_signed_body_is_denied_where_a_field_of_it_must_be_encrypted(
+        self, tmp_path: Path, signed: str, body: str, denied: list[str]
+    ) -> None:
+        file = tmp_path / "body.json"
+        file.write_text(body)
+        policy = POLICY.replace('["$.note"]\n', f'["$.note"]\n        signed: {signed}\n')
+        (request,) = explained("-H", self.FIELD, "--body", str(file), self.URL, policy=policy)
+        assert (request["denied"], request["signed_by"]) == (denied, "the field X-Hub-Signature-256")
+
+    def test_it_says_so_in_words_without_a_body_too(self) -> None:
+        for policy, what in (
+            (POLICY, "denied where a field must be"),
+            (POLICY.replace("key: app\n", "key: app\n        signed: pass\n", 2), "passes"),
+        ):
+            result = run("explain", "-X", "POST", "-H", self.FIELD, self.URL, policy=policy)
+            assert result.exit_code == 0, result.stderr
+            assert f"the field X-Hub-Signature-256 covers the body: {what}" in result.stdout
+
+    def test_the_query_counts_and_a_request_without_fields_to_encrypt_is_not_looked_at(self) -> None:
+        assert (
+            explained("-X", "POST", f"{self.URL}?X-Amz-Signature=1#x")[0]["signed_by"] == "x-amz-signature in the query"
+        )
+        assert explained("-H", self.FIELD, "https://printer.lan/x")[0]["signed_by"] is None
+
+    @pytest.mark.parametrize("field", ["X-Sig", ": x", " X: y", "X : y", "\u00fc: y"])
+    def test_what_is_no_header_field_is_wrong_use(self, field: str) -> None:
+        result = run("explain", "-H", field, self.URL, policy=POLICY)
+        assert result.exit_code == 2
+        assert "NAME: VALUE" in result.stderr
+
+
+def test_check_says_where_signed_bodies_are_encrypted_all_the_same() -> None:
+    policy = POLICY.replace('["$.note"]\n', '["$.note"]\n        signed: pass\n')
+    result = run("check", policy=policy)
+    assert result.stdout.count("signed or not") == 1
+    assert "signed or not" not in run("check", policy=POLICY).stdout

@@ -56,6 +56,7 @@ def test_check_prints_json_for_programs() -> None:
         "key": "app",
         "methods": ["POST"],
         "paths": ["/v1/**"],
+        "signed": "deny",
     }
 
 

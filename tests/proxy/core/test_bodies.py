@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -23,7 +24,7 @@ from proxy.core.bodies import (
 from proxy.core.decisions import Denied, Reason
 from proxy.core.keys import Alg, KeySet, new_key
 from proxy.core.place import Place
-from proxy.core.policy import FieldEntry
+from proxy.core.policy import FieldEntry, Signed
 from proxy.core.selectors import parse_selector
 
 TODAY = date(2026, 11, 23)
@@ -99,11 +100,16 @@ class TestEncrypting:
         assert protected is body
         assert count == 0
 
-    def test_a_digest_over_what_changes_is_denied_and_over_what_does_not_passes(self) -> None:
-        head = BodyHead(digests=["content-digest"])
-        with pytest.raises(Denied, match="content-digest") as denied:
+    def test_a_signature_over_what_changes_is_denied_and_over_what_does_not_passes(self) -> None:
+        head = BodyHead(signature="the field X")
+        passing = replace(ENTRY, signed=Signed.PASS)
+        with pytest.raises(Denied, match="the field X covers the body") as denied:
             encrypt(b'{"ssn":1}', head, [ENTRY], HOST, limit=LIMIT)
         assert reason_of(denied) is Reason.SIGNED_BODY
+        assert encrypt(b'{"ssn":1}', head, [passing], HOST, limit=LIMIT)[1] == 1
+        assert encrypt(b'{"ssn":1}', head, [passing, ENTRY], HOST, limit=LIMIT)[1] == 1  # the first entry's
+        with pytest.raises(Denied, match="covers the body"):
+            count_marked(b'{"ssn":1}', head, [ENTRY, passing], LIMIT)
         assert encrypt(b'{"x":1}', head, [ENTRY], HOST, limit=LIMIT) == (b'{"x":1}', 0)
 
     def test_as_many_fields_as_are_allowed_and_one_more(self) -> None:
