@@ -3,8 +3,9 @@
 #   docker build -t overcoat .
 #   docker run --rm -v "$PWD/overcoat.yaml:/etc/overcoat/overcoat.yaml:ro" -p 127.0.0.1:8080:8080 overcoat
 #
-# A policy is read from /etc/overcoat/overcoat.yaml, the local CA is kept in the volume /var/lib/overcoat. The built-in
-# policy, which holds where there is no file, listens on 127.0.0.1 only: right in a pod, or with `network_mode: service:…`.
+# The policy is /etc/overcoat/overcoat.yaml (OVERCOAT_POLICY), without which nothing starts; the local CA is kept in the
+# volume /var/lib/overcoat. A policy that says only `version: 1` is the built-in default, which listens on 127.0.0.1:
+# right in a pod, or with `network_mode: service:…`.
 
 ARG PYTHON_IMAGE=python:3.13-slim
 
@@ -37,6 +38,7 @@ RUN install -d -m 0700 -o 10001 -g 10001 /var/lib/overcoat \
 ENV PATH=/opt/overcoat/bin:$PATH \
     HOME=/var/lib/overcoat \
     OVERCOAT_DATA=/var/lib/overcoat \
+    OVERCOAT_POLICY=/etc/overcoat/overcoat.yaml \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 WORKDIR /etc/overcoat

@@ -27,10 +27,10 @@ from proxy.core.policy import Listener, ListenerKind, Mode, Policy
 from proxy.files import read_regular
 from proxy.model import PolicyFile, Section
 from proxy.policybuild import Builder
+from proxy.policyplaces import DEFAULT_FILE, is_there, nearly_named, what_lies_there
 from proxy.policyvalues import parse_admin, parse_listener
 from proxy.yamltext import MAX_BYTES, UNUSABLE, Document, Problem, Steps, path_text, read_yaml, shown
 
-DEFAULT_FILE = Path("overcoat.yaml")
 NULLABLE: frozenset[Steps] = frozenset({("admin",), ("probes",)})
 OVERRIDES = ("listen", "admin", "probes", "mode")  # what flags and OVERCOAT_… variables may say
 
@@ -96,14 +96,23 @@ def find_policy(option: str | None, env: Mapping[str, str]) -> Path | None:
         The file, which need not exist where it was named, or None for the built-in default.
 
     Raises:
-        PolicyErrors: a name was given, and it is empty.
+        PolicyErrors: a name was given, and it is empty; or none was, and a file of nearly the default's name is there,
+            which must not be passed over for a policy that protects less.
     """
     for label, name in (("--policy", option), ("OVERCOAT_POLICY", env.get("OVERCOAT_POLICY"))):
         if name == "":
             raise PolicyErrors([PolicyError("", 0, 0, label, "the name of the policy file is empty")])
         if name is not None:
             return Path(name)
-    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+    if is_there(DEFAULT_FILE):
+        return DEFAULT_FILE
+    if found := nearly_named(Path(), DEFAULT_FILE.name):
+        message = (
+            f"there is no such file, but {' and '.join(found)}: rename it, or name it with -p or OVERCOAT_POLICY; the "
+            "built-in default holds only where nothing of the kind is"
+        )
+        raise PolicyErrors([PolicyError(str(DEFAULT_FILE), 0, 0, "", message)])
+    return None
 
 
 def load_policy(path: Path | None, env: Mapping[str, str], overrides: Mapping[str, str] | None = None) -> Policy:
@@ -145,7 +154,7 @@ def _read(path: Path) -> bytes:
     try:
         return read_regular(path, MAX_BYTES)[0]
     except OSError as error:
-        message = f"the policy cannot be read: {error.strerror}"
+        message = f"the policy cannot be read: {error.strerror}{what_lies_there(path)}"
         raise PolicyErrors([PolicyError(str(path), 0, 0, "", message)]) from None
 
 
@@ -201,6 +210,7 @@ def _listener_errors(
             message = (
                 f"others can reach {listener}, so say who may use it: clients: {{allow: [private]}} for the containers "
                 "or machines of a private network, or clients.users"
+                + ("" if file else f"; no policy file was named, and ./{DEFAULT_FILE} does not exist")
             )
         elif _lets_in_without_credentials(policy, listener) and steps[0] == "listen":
             message = f"others can reach {listener}, where no app shows credentials: say clients.allow, too"

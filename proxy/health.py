@@ -58,13 +58,14 @@ def address_text(host: str, port: int) -> str:
 class Sign:
     """The sign that a sidecar serves, from when it is made until it is taken away or the process ends."""
 
-    def __init__(self, folder: str, address: str, policy: str | None) -> None:
+    def __init__(self, folder: str, address: str, policy: str | None, variable: str | None = None) -> None:
         """Leave it, and clear away those of the dead.
 
         Args:
             folder: the data directory.
             address: whom to ask whether it is ready, `HOST:PORT`; empty for nobody.
             policy: the policy file's path; None for the built-in policy.
+            variable: what `OVERCOAT_POLICY` says where it runs: who asks from there means it, whatever its flags say.
 
         Raises:
             OSError: it cannot be written.
@@ -77,8 +78,9 @@ class Sign:
         made = f"{self.path}.new"  # nobody looks at it before it is whole, and locked
         self._descriptor = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
+            names = (_policy_text(policy), _policy_text(variable))
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.write(self._descriptor, os.fsencode("\n".join((address, _network(), _policy_text(policy), ""))))
+            os.write(self._descriptor, os.fsencode("\n".join((address, _network(), *names, ""))))
             os.rename(made, self.path)
         except OSError:
             os.close(self._descriptor)
@@ -108,7 +110,7 @@ def check(
         NotReady: there is none, or not all say in time that they are ready.
     """
     deadline = time.monotonic() + seconds
-    for each in [address] if address is not None else _found(env, policy or env.get("OVERCOAT_POLICY")):
+    for each in [address] if address is not None else _found(env, policy):
         _ask(each, deadline)
 
 
@@ -118,13 +120,15 @@ def _found(env: Mapping[str, str], policy: str | None) -> Iterator[str]:
         folder = os.path.join(data_folder(env), FOLDER)
     except RuntimeError as e:
         raise NotReady(str(e)) from None
+    option, policy = policy, policy or env.get("OVERCOAT_POLICY")
     count = 0
     for path in _files(folder):
         text = _sign_of_the_living(path)
         if text is None:
             continue
-        address, network, its_policy = text
-        if network != _network() or (policy is not None and its_policy != _policy_text(policy)):
+        address, network, *its_names = text
+        meant_by = its_names if option is None else its_names[:1]
+        if network != _network() or (policy is not None and _policy_text(policy) not in meant_by):
             continue
         count += 1
         if not address:
@@ -149,7 +153,7 @@ def _files(folder: str) -> list[str]:
 
 
 def _sign_of_the_living(path: str) -> list[str] | None:
-    """Return address, network and policy of a sign that is held; None of any other."""
+    """Return address, network and both names of a policy of a sign that is held; None of any other."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -158,7 +162,7 @@ def _sign_of_the_living(path: str) -> list[str] | None:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         fields = os.fsdecode(os.read(descriptor, MAX_BYTES)).split("\n")
-        return fields[:3] if len(fields) == 4 else None
+        return fields[:4] if len(fields) == 5 else None
     finally:
         os.close(descriptor)
     return None

@@ -283,7 +283,7 @@ def _announce(policy: Policy, bound: list[Bound], places: AdminSockets, closing:
     admin, probes = (each and address_text(*each.getsockname()[:2]) for each in (places.admin, places.probes))
     try:
         policy_file = None if policy.source == "built-in" else policy.source
-        sign = Sign(data_folder(os.environ), probes or admin or "", policy_file)
+        sign = Sign(data_folder(os.environ), probes or admin or "", policy_file, os.environ.get("OVERCOAT_POLICY"))
         closing.callback(sign.take_away)
     except OSError as e:
         logger.warning("overcoat healthcheck will not find this sidecar: %s: %s", e.filename, e.strerror)

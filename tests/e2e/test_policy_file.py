@@ -151,6 +151,51 @@ class TestBadPolicies:
             assert done.returncode == 2
             assert "nowhere.yaml: the policy cannot be read" in done.stderr
 
+    # Whoever reads a policy: each would otherwise go on with the built-in default, which protects less.
+    @pytest.mark.parametrize(
+        "command",
+        [
+            *(("serve",), ("check",), ("explain", "http://api.example"), ("keys", "list")),
+            *(("pins", "fetch", "127.0.0.1:1"), ("keys", "seal", "--set", "a", "--host", "a", "--path", "$.a")),
+        ],
+        ids=" ".join,
+    )
+    @pytest.mark.parametrize("name", ["overcoat.yml", "Overcoat.yaml", "policy.yaml", "overcoat.yaml.txt"])
+    def test_a_file_of_nearly_the_name_is_not_passed_over(
+        self, tmp_path: Path, command: tuple[str, ...], name: str
+    ) -> None:
+        (tmp_path / name).write_text("version: 1\n")
+        done = run(*command, folder=tmp_path, env={"OVERCOAT_LISTEN": "forward://0.0.0.0:0"})
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"overcoat.yaml: there is no such file, but {name}: rename it" in done.stderr
+        assert "clients" not in done.stderr
+
+    @pytest.mark.parametrize("command", [("serve",), ("check",), ("explain", "http://api.example"), ("keys", "list")])
+    def test_what_lies_in_place_of_the_file_is_told(self, tmp_path: Path, command: tuple[str, ...]) -> None:
+        """The image names /etc/overcoat/overcoat.yaml; what is mounted there may be a folder, empty, or without it."""
+        (tmp_path / "etc").mkdir()
+        there = tmp_path / "etc" / "overcoat.yaml"
+        image = {"OVERCOAT_POLICY": str(there), "OVERCOAT_LISTEN": "forward://0.0.0.0:0"}
+
+        def told() -> str:
+            done = run(*command, folder=tmp_path, env=image)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert "clients" not in done.stderr
+            return done.stderr
+
+        start = f"{there}: the policy cannot be read: No such file or directory; "
+        assert f"{start}in {there.parent} there is nothing at all" in told()
+        (there.parent / "overcoat.yml").touch()
+        assert f"{start}but there is overcoat.yml: rename it" in told()
+        there.mkdir()
+        assert "directories are not read; it is a folder: Docker makes one where" in told()
+
+    def test_without_any_file_that_is_said_where_something_is_wrong(self, tmp_path: Path) -> None:
+        done = run("serve", folder=tmp_path, env={"OVERCOAT_LISTEN": "forward://0.0.0.0:0"})
+        assert done.returncode == 2
+        assert "say who may use it" in done.stderr
+        assert "no policy file was named, and ./overcoat.yaml does not exist" in done.stderr
+
 
 ATTENTION = """\
 listen: [forward://127.0.0.1:0]

@@ -891,7 +891,8 @@ def test_two_listeners_of_a_file_need_an_address_each(folder: Path) -> None:
 def test_a_policy_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PolicyErrors) as caught:
         load_policy(tmp_path / "no.yaml", {})
-    assert str(caught.value) == f"{tmp_path / 'no.yaml'}: the policy cannot be read: No such file or directory"
+    told = f"{tmp_path / 'no.yaml'}: the policy cannot be read: No such file or directory"
+    assert str(caught.value) == f"{told}; in {tmp_path} there is nothing at all"
 
 
 def test_the_policy_file_is_the_option_else_the_variable_else_the_one_here_else_none(

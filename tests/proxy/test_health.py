@@ -34,6 +34,20 @@ def test_only_those_with_the_policy_that_is_named_are_asked(tmp_path: Path, monk
         sign.take_away()
 
 
+def test_one_that_runs_in_the_same_environment_is_meant_whatever_its_flags_say(tmp_path: Path) -> None:
+    sign = Sign(str(tmp_path), "127.0.0.1:1", "/etc/overcoat/other.yaml", "/etc/overcoat/overcoat.yaml")
+    for name, count in (("overcoat", 1), ("other", 1), ("third", 0)):
+        env = {"OVERCOAT_DATA": str(tmp_path), "OVERCOAT_POLICY": f"/etc/overcoat/{name}.yaml"}
+        if count:
+            assert list(health._found(env, None)) == ["127.0.0.1:1"]
+        else:
+            with pytest.raises(NotReady, match=r"no sidecar of /etc/overcoat/third\.yaml"):
+                list(health._found(env, None))
+    with pytest.raises(NotReady, match="no sidecar of"):
+        found(tmp_path, "/etc/overcoat/overcoat.yaml")  # a flag names the file itself
+    sign.take_away()
+
+
 def test_one_of_another_network_namespace_is_somebody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sign = Sign(str(tmp_path), "127.0.0.1:1", None)
     monkeypatch.setattr(health, "_network", lambda: "net:[1]")

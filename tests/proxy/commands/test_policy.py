@@ -89,7 +89,8 @@ def test_check_reports_errors_as_json() -> None:
 def test_check_names_a_policy_file_that_is_not_there() -> None:
     result = run("check", "-p", "no.yaml")
     assert result.exit_code == 2
-    assert result.stderr.startswith("no.yaml: the policy cannot be read: No such file or directory\n")
+    start = "no.yaml: the policy cannot be read: No such file or directory; but there is policy.yaml: rename it"
+    assert result.stderr.startswith(start)
 
 
 def test_what_may_fail_is_a_warning_and_what_has_failed_an_error_with_status_1() -> None:

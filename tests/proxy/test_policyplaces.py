@@ -1,0 +1,102 @@
+"""What lies in place of a policy file: told in words, and never read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from proxy.policyplaces import is_there, nearly_named, what_lies_there
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("overcoat.yml", "Overcoat.yaml", "OVERCOAT.YML", "overcoats.yaml", "overcaot.yaml", "overcoat.ymal"),
+        *("overcoat.yaml.txt", "overcoat.yaml.bak", ".overcoat.yaml", "policy.yaml", "Policy.yml"),
+    ],
+)
+def test_a_name_that_may_be_meant(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    assert nearly_named(tmp_path, "overcoat.yaml") == [name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("overcoat-ca.pem", "overcoat.schema.json", "overcoat.log", "overcoat", "docker-compose.yml", "values.yaml"),
+        *("pay-2026.pub.pem", "x" * 200, "overcoat.yaml" * 10),
+    ],
+)
+def test_a_name_that_is_somebody_elses(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    assert nearly_named(tmp_path, "overcoat.yaml") == []
+
+
+def test_the_likeliest_comes_first_and_not_all_are_told(tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / f"overcoat{number}.yaml").touch()
+    (tmp_path / "Overcoat.yaml").touch()
+    found = nearly_named(tmp_path, "overcoat.yaml")
+    assert (found[0], len(found)) == ("Overcoat.yaml", 5)
+    assert nearly_named(tmp_path / "none", "overcoat.yaml") == []
+
+
+def test_a_link_that_leads_nowhere_is_there(tmp_path: Path) -> None:
+    link = tmp_path / "overcoat.yaml"
+    assert not is_there(link)
+    link.symlink_to("elsewhere")
+    assert is_there(link)
+    assert what_lies_there(link) == "; it is a link to elsewhere"
+    (tmp_path / "file").touch()
+    assert is_there(tmp_path / "file" / "below")  # it cannot be looked at: whoever reads it is told why
+
+
+def test_what_is_told_of_a_folder(tmp_path: Path) -> None:
+    path = tmp_path / "overcoat.yaml"
+    path.mkdir()
+    assert what_lies_there(path).startswith("; it is a folder: Docker makes one where")
+    (path / "overcoat.yaml").touch()
+    assert what_lies_there(path) == f"; it is a folder, and the policy in it is {path / 'overcoat.yaml'}"
+
+
+def test_what_is_told_of_a_file_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "overcoat.yaml"
+    assert what_lies_there(path / "none" / "overcoat.yaml") == f"; there is no folder {path / 'none'}"
+    assert what_lies_there(path) == f"; in {tmp_path} there is nothing at all"
+    (tmp_path / "pay.pem").touch()
+    assert what_lies_there(path) == f"; in {tmp_path} there is no YAML file"
+    (tmp_path / "a.yaml").touch()
+    (tmp_path / "b.yml").touch()
+    assert what_lies_there(path) == "; of YAML, there is a.yaml, b.yml"
+    (tmp_path / "overcoat.yml").touch()
+    assert what_lies_there(path) == "; but there is overcoat.yml: rename it, or name it with -p or OVERCOAT_POLICY"
+    path.touch()
+    assert what_lies_there(path) == ""  # it is there, and something else is wrong
+
+
+def test_a_folder_that_is_full_is_not_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = 0
+
+    class Entries:
+        def __enter__(self) -> Entries:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def __iter__(self) -> Entries:
+            return self
+
+        def __next__(self) -> os.DirEntry[str]:
+            nonlocal taken
+            taken += 1
+            return next(iter([entry for entry in listed if entry.name == "a"]))
+
+    (tmp_path / "a").touch()
+    with os.scandir(tmp_path) as entries:
+        listed = list(entries)
+    monkeypatch.setattr(os, "scandir", lambda _: Entries())
+    assert nearly_named(tmp_path, "overcoat.yaml") == []
+    assert taken <= 2001
