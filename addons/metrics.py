@@ -56,6 +56,12 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.local_ca_expiry = Gauge(
+            "overcoat_local_ca_expiry_timestamp_seconds",
+            "When the local CA ends, which signs the certificates of inspected hosts.",
+            registry=registry,
+            multiprocess_mode="max",  # all workers have the same one; what has none says 0
+        )
         self.worker_restarts = Counter(
             "overcoat_worker_restarts", "Worker processes that ended and were replaced.", registry=registry
         )

@@ -4,7 +4,9 @@ Rules of this module:
 
 - The CA's key is made once, on this machine, is readable by its owner only, and signs nothing but leaf certificates.
 - Leaves have a key of their own, made anew by each process and never written; they live a week.
-- A damaged, foreign or expired CA is an error with a way out, never replaced in silence: apps trust the old one.
+- A damaged or foreign CA is an error with a way out, never replaced in silence: apps trust the old one. Nor is one
+  that has ended: it signs nothing any more (`proxy.core.localca`), and what needs it not goes on.
+- A leaf never outlives the CA, and is used only while it is valid by the clock as it is now.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from proxy.core.localca import Lifetime
 from proxy.files import read_regular
 from proxy.health import data_folder
 
@@ -51,8 +54,10 @@ class Leaf:
     issuer: x509.Certificate
 
     def is_fresh(self, now: datetime) -> bool:
-        """Tell whether it has more than a day to live."""
-        return now < self.certificate.not_valid_after_utc - _RENEW_BEFORE
+        """Tell whether it is valid, and has more than a day to live, or as much as any that the CA could sign now."""
+        end = self.certificate.not_valid_after_utc
+        spare = timedelta() if end == self.issuer.not_valid_after_utc else _RENEW_BEFORE
+        return self.certificate.not_valid_before_utc <= now < end - spare
 
 
 def data_directory(env: Mapping[str, str]) -> Path:
@@ -75,6 +80,11 @@ class LocalCa:
         return hmac.digest(secret, b"overcoat: the mark of cookies", "sha256").hex()[:12]
 
     @property
+    def lifetime(self) -> Lifetime:
+        """When it may sign."""
+        return Lifetime(self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc)
+
+    @property
     def pem(self) -> bytes:
         """The CA's certificate, for apps to trust."""
         return self.certificate.public_bytes(serialization.Encoding.PEM)
@@ -84,13 +94,13 @@ class LocalCa:
         """Load the CA from a directory, and make it there first if there is none.
 
         Raises:
-            CaError: the files cannot be read or written, don't fit each other, are open to others, or have expired.
+            CaError: the files cannot be read or written, don't fit each other, or are open to others.
         """
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (directory / KEY_FILE).exists():
                 _create(directory, now)
-            authority = cls._load(directory, now)
+            authority = cls._load(directory)
             _publish(directory / CERTIFICATE_FILE, authority.pem)
             return authority
         except OSError as e:
@@ -100,9 +110,9 @@ class LocalCa:
             ) from None
 
     @classmethod
-    def _load(cls, directory: Path, now: datetime) -> LocalCa:
+    def _load(cls, directory: Path) -> LocalCa:
         key_path = directory / KEY_FILE
-        way_out = f"move {directory} away to have a new CA made, and make the apps trust that one"
+        way_out = f"move {KEY_FILE} out of {directory} to have a new CA made, and make the apps trust that one"
         # One file for both, so that a half-made CA cannot exist; the certificate file beside it is for the apps.
         pem = _read_private(key_path)
         try:
@@ -115,8 +125,6 @@ class LocalCa:
             raise CaError(f"the key in {key_path} is not on the curve P-256: {way_out}")
         if key.public_key() != certificate.public_key() or not constraints.ca:
             raise CaError(f"the key and the certificate in {key_path} are not those of one CA: {way_out}")
-        if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
-            raise CaError(f"the local CA in {directory} is not valid at {now:%Y-%m-%d}: {way_out}")
         return cls(certificate, key)
 
     def leaf(self, host: str, now: datetime) -> Leaf:
@@ -124,7 +132,7 @@ class LocalCa:
 
         Args:
             host: a canonical host name or IP address.
-            now: the time it starts from; it lives a week, but never longer than the CA.
+            now: the time it starts from, in the CA's life; it lives a week, but never longer than the CA.
         """
         try:
             name: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
@@ -148,6 +156,16 @@ class LocalCa:
             .sign(self._key, hashes.SHA256())
         )
         return Leaf(certificate, self._leaf_key, self.certificate)
+
+
+def published_lifetime(directory: Path) -> Lifetime | None:
+    """Return the life of the CA in a directory, as its public certificate says; None if that cannot be read."""
+    try:
+        pem, _ = read_regular(directory / CERTIFICATE_FILE, _MAX_BYTES)
+        certificate = x509.load_pem_x509_certificate(pem)
+    except (OSError, ValueError, x509.InvalidVersion):
+        return None  # there is none yet, or it is not this user's to read; `LocalCa.open` says what is wrong
+    return Lifetime(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
 
 def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
+from proxy.ca import data_directory, published_lifetime
 from proxy.core.keys import Key, KeySet, SecretBytes
 from proxy.core.pins import PinSet
 from proxy.core.policy import Policy, Rule
@@ -61,6 +62,7 @@ def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Find
             found += _of_pins(f"rule {rule.name}", rule.pins, today, "its hosts are denied")
     for key_set in policy.keys.values():
         found += _of_keys(policy, key_set, today)
+    found += _of_local_ca(policy, env, now)
     return found
 
 
@@ -105,3 +107,13 @@ def _without(key: Key, key_set: KeySet) -> str:
     if key is key_set.primary:
         return "what it should encrypt is denied"
     return "what it encrypted is not opened any more"
+
+
+def _of_local_ca(policy: Policy, env: Mapping[str, str], now: datetime) -> Iterator[Finding]:
+    try:
+        lifetime = published_lifetime(data_directory(env))
+    except RuntimeError:  # there is no home directory, which `serve` refuses
+        return
+    warning = lifetime.warning(now) if lifetime is not None else None
+    if lifetime is not None and warning is not None:
+        yield Finding(warning, has_failed=policy.inspects and not lifetime.holds(now))

@@ -34,6 +34,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -128,6 +129,8 @@ class Supervisor:
         directory: Path,
         policy: Policy,
         reread: Callable[[], Policy | None],
+        *,
+        remind: Callable[[datetime], float],
     ) -> None:
         """Prepare.
 
@@ -137,12 +140,15 @@ class Supervisor:
             directory: what `proxy.metricsfiles.prepare_metrics` made.
             policy: the policy to begin with.
             reread: reads the policy again, and checks it; None if it must not be taken over.
+            remind: says what is to be said now and then; given the time, returns after how many seconds to come back.
         """
         self._seats = seats
         self._is_ready = is_ready
         self._directory = directory
         self._policy = policy
         self._reread = reread
+        self._remind = remind
+        self._reminding_time = time.monotonic()
         self._has_started = False
         self._is_leaving = False  # told to drain, be it that `drain_wait` still lasts
         self._is_draining = False
@@ -219,7 +225,8 @@ class Supervisor:
 
     def _patience(self) -> float | None:
         """Return how long to wait at most, in seconds."""
-        times = [child.deadline for child in self._children()] + [self._draining_time, self._killing_time]
+        times = [child.deadline for child in self._children()]
+        times += [self._draining_time, self._killing_time, self._reminding_time]
         if not self._is_draining:
             times += [seat.due for seat in self._seats if seat.child is None]
         first = min(times)
@@ -241,6 +248,8 @@ class Supervisor:
             elif seat.child is not None and now >= seat.child.deadline:
                 logger.error("%s does not take the policy over, and is ended", seat.name)
                 self._kill(seat, signal.SIGKILL)
+        if now >= self._reminding_time:
+            self._reminding_time = now + self._remind(datetime.now(UTC))
         if now >= self._killing_time:
             self._killing_time = math.inf
             logger.error("a worker is not over in time, and is ended")

@@ -9,16 +9,18 @@ Rules of this module:
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
+from proxy.ca import data_directory, published_lifetime
 from proxy.commands.shared import (
     addresses_texts,
     destination_of,
@@ -187,6 +189,8 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
         denied.append(Reason.PINS_EXPIRED.code)
     if any(entry.keys.primary.expired(request.today) for entry in encrypt):
         denied.append(Reason.KEY_UNAVAILABLE.code)
+    if decision.action is Action.INSPECT and not _ca_is_valid():
+        denied.append(Reason.LOCAL_CA_EXPIRED.code)
     signed_by = covering(request.fields, request.query) if encrypt else None
     places = None
     if request.body is not None and opened is not None:
@@ -218,6 +222,15 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
         signed_by=signed_by,
         places=places,
     )
+
+
+def _ca_is_valid() -> bool:
+    """Tell whether the local CA can vouch for a host now, or will be made when it is needed."""
+    try:
+        lifetime = published_lifetime(data_directory(os.environ))
+    except RuntimeError:  # there is no home directory, which `serve` refuses
+        return True
+    return lifetime is None or lifetime.holds(datetime.now(UTC))
 
 
 def _split(entries: Sequence[FieldEntry], request: _Request) -> tuple[list[FieldEntry], list[FieldEntry]]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from proxy.core.policy import Listener, Policy
     from proxy.engine.server import Bound, Engine
     from proxy.reload import Reader
+    from proxy.reminder import Reminder
 
 logger = logging.getLogger("overcoat")
 
@@ -145,6 +146,7 @@ async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitS
     from addons.metrics import Metrics, PolicyMetrics
     from proxy.lines import LineWriter
     from proxy.reload import log_leaving
+    from proxy.reminder import Reminder
 
     metrics = Metrics(CollectorRegistry())
     lines = LineWriter(path or sys.stdout, metrics.lines_lost.inc)
@@ -159,6 +161,7 @@ async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitS
     await engine.listen(sockets)
     is_ready = True
     _announce(policy, sockets, places, closing)
+    _keep_reminding(engine.loop, Reminder(engine.local_ca, datetime.now(UTC)))
     stop = asyncio.Event()
 
     def act() -> None:
@@ -181,6 +184,10 @@ async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitS
         listener.close()
     lines.close()
     return cut
+
+
+def _keep_reminding(loop: asyncio.AbstractEventLoop, reminder: Reminder) -> None:
+    loop.call_later(reminder.remind(datetime.now(UTC)), _keep_reminding, loop, reminder)
 
 
 def _reload(engine: Engine, reader: Reader, metrics: Metrics) -> None:
@@ -206,6 +213,7 @@ def _serve_together(
     from proxy.engine.server import BindError
     from proxy.engine.tls import NoRoots
     from proxy.reload import Reader, with_own_roots
+    from proxy.reminder import Reminder
     from proxy.supervisor import Seat, Shared, Supervisor, SupervisorFailed
 
     try:
@@ -228,7 +236,9 @@ def _serve_together(
             answer = partial(administer, directory, is_ready, places)
             seats.append(Seat("the admin endpoint", False, "admin", places.all, answer))
         finish = partial(with_own_roots, folder=directory)
-        supervisor = Supervisor(seats, is_ready, directory, finish(policy), Reader(load, policy, finish).again)
+        reminder = Reminder(authority.lifetime, datetime.now(UTC))
+        reread = Reader(load, policy, finish).again
+        supervisor = Supervisor(seats, is_ready, directory, finish(policy), reread, remind=reminder.remind)
         status = supervisor.run(lambda: _announce(policy, shares[0], places, closing))
     except (BindError, CaError, NoRoots, SupervisorFailed) as e:
         raise _CannotStart(str(e)) from None
@@ -302,9 +312,11 @@ def ca(show_path: bool) -> None:
 
     Example: overcoat ca > overcoat-ca.pem
     """
-    directory = data_directory(os.environ)
+    directory, now = data_directory(os.environ), datetime.now(UTC)
     try:
-        authority = LocalCa.open(directory, datetime.now(UTC))
+        authority = LocalCa.open(directory, now)
     except CaError as e:
         raise fail(str(e)) from None
+    if (warning := authority.lifetime.warning(now)) is not None:
+        click.echo(f"warning: {warning}", err=True)
     click.echo(directory / "ca-cert.pem" if show_path else authority.pem.decode("ascii").rstrip())

@@ -109,6 +109,16 @@ class Reason(Enum):
         "local CA.",
         "make the app trust the local CA, which `overcoat ca` prints (docs/apps.md says how for each runtime)",
     )
+    LOCAL_CA_EXPIRED = (
+        "local_ca_expired",
+        503,
+        "proxy_configuration_error",
+        "The local CA has ended",
+        "The https of this host is inspected, and the CA that signs the certificates for that is not valid any more "
+        "(or not yet, by this machine's clock). Upgrades and tunnels go on.",
+        "stop Overcoat, move ca-key.pem and ca-cert.pem out of its data directory ($OVERCOAT_DATA), start it again, "
+        "and make the apps trust the new CA, which `overcoat ca` prints",
+    )
     NOT_HTTP = (
         "not_http",
         400,

@@ -416,6 +416,11 @@ class Policy:
         return PlainHttp.ALLOW in (self.defaults.plain_http, *(rule.plain_http for rule in self.rules))
 
     @property
+    def inspects(self) -> bool:
+        """Whether there may be a host whose https is opened."""
+        return Https.INSPECT in (self.defaults.https, *(rule.https for rule in self.rules))
+
+    @property
     def trusts(self) -> frozenset[Trust]:
         """All that `trust_for` may return."""
         return frozenset(self.trust_for(rule) for rule in (None, *self.rules))

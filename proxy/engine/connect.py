@@ -9,6 +9,7 @@ Rules of this module:
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mitmproxy import http, tls
@@ -208,6 +209,8 @@ class FirstBytes:
             if connect.decision.denied is not None:
                 raise connect.decision.denied
             check_server_name(heard.sni, connect.asked)
+            if connect.decision.action is Action.INSPECT:
+                self._app.engine.local_ca.check(datetime.now(UTC))
         except Denied as denied:
             self._deny(denied)
             return

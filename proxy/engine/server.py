@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from addons.encryption import Encryption
 from addons.exchange import Exchange
 from addons.gate import Gate
+from addons.localca import LocalCaGuard
 from addons.metrics import Metrics
 from addons.pinning import Pinning
 from addons.sessions import Session, Sessions
@@ -154,6 +155,8 @@ class Engine:
         patches.apply()
         self.sessions = Sessions()
         self.verifier = Verifier(os.urandom(32), time.monotonic)
+        self.local_ca = ca.lifetime
+        metrics.local_ca_expiry.set(int(ca.lifetime.ends.timestamp()))
         self._tls = TlsConnections(self.sessions, ca)
         self._tls.prepare(policy)
         self.loop = asyncio.get_running_loop()
@@ -178,6 +181,7 @@ class Engine:
                 NextLayer(self.line),
                 self._tls,
                 Gate(self.sessions, self.verifier, known),
+                LocalCaGuard(self.sessions, ca.lifetime),
                 Transport(self.sessions, known, Cookies(ca.tag)),
                 Pinning(self.sessions),
                 Encryption(self.sessions),

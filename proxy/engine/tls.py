@@ -140,9 +140,17 @@ class TlsConnections:
         leaf = self._ca.leaf(host, now)
         context = app_context(leaf)
         self._app_contexts[host] = (leaf, context)
-        if len(self._app_contexts) > _LEAF_CACHE:
-            self._app_contexts.popitem(last=False)
+        self._app_contexts.move_to_end(host)
+        self._forget(now)
         return context
+
+    def _forget(self, now: datetime) -> None:
+        """Drop the leaves that were not asked for longest, as far as they have ended, or are too many."""
+        while self._app_contexts:
+            leaf, _ = next(iter(self._app_contexts.values()))
+            if leaf.is_fresh(now) and len(self._app_contexts) <= _LEAF_CACHE:
+                return
+            self._app_contexts.popitem(last=False)
 
     def tls_start_server(self, data: tls.TlsData) -> None:
         """Prepare the handshake with an upstream: its name in SNI and in the verification."""

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from proxy.ca import CERTIFICATE_FILE, KEY_FILE, CaError, Leaf, LocalCa, data_directory
+from proxy.ca import CERTIFICATE_FILE, KEY_FILE, CaError, Leaf, LocalCa, data_directory, published_lifetime
+from proxy.core.localca import Lifetime
 from tests.e2e.sidecar import ROOT
 
 NOW = datetime(2027, 1, 15, tzinfo=UTC)
@@ -125,6 +126,23 @@ class TestMaking:
         assert ours.certificate == rivals[0].certificate
         assert ours.pem == (folder / CERTIFICATE_FILE).read_bytes()
 
+    @pytest.mark.parametrize("years", [-1, 6])
+    def test_one_that_is_not_valid_now_is_loaded_for_what_needs_it_not(self, folder: Path, years: int) -> None:
+        made = LocalCa.open(folder, NOW)
+        loaded = LocalCa.open(folder, NOW + 365 * DAY * years)
+        assert loaded.certificate == made.certificate  # never replaced in silence
+        assert (folder / CERTIFICATE_FILE).read_bytes() == made.pem
+        assert not loaded.lifetime.holds(NOW + 365 * DAY * years)
+        assert loaded.lifetime == Lifetime(NOW - DAY, NOW + 5 * 365 * DAY)
+
+    def test_when_it_ends_is_read_from_what_is_public(self, folder: Path) -> None:
+        assert published_lifetime(folder) is None
+        made = LocalCa.open(folder, NOW)
+        (folder / KEY_FILE).unlink()
+        assert published_lifetime(folder) == made.lifetime
+        (folder / CERTIFICATE_FILE).write_text("no certificate")
+        assert published_lifetime(folder) is None
+
     def test_a_certificate_file_that_got_lost_is_written_again(self, folder: Path) -> None:
         made = LocalCa.open(folder, NOW)
         (folder / CERTIFICATE_FILE).unlink()
@@ -138,10 +156,10 @@ class TestRefusing:
         LocalCa.open(folder, NOW)
         return folder / KEY_FILE
 
-    def refused(self, folder: Path, now: datetime = NOW) -> str:
+    def refused(self, folder: Path) -> str:
         before = (folder / KEY_FILE).read_bytes()
         with pytest.raises(CaError) as caught:
-            LocalCa.open(folder, now)
+            LocalCa.open(folder, NOW)
         assert (folder / KEY_FILE).read_bytes() == before  # never replaced in silence
         assert "PRIVATE" not in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -153,16 +171,6 @@ class TestRefusing:
         assert f"chmod 600 {key_file}" in self.refused(key_file.parent)
         key_file.chmod(0o400)
         LocalCa.open(key_file.parent, NOW)
-
-    @pytest.mark.parametrize("years", [-1, 6])
-    def test_one_that_is_not_valid_now(self, key_file: Path, years: int) -> None:
-        assert "is not valid at" in self.refused(key_file.parent, NOW + 365 * DAY * years)
-        LocalCa.open(key_file.parent, NOW + 4 * 365 * DAY)
-
-    def test_one_that_ends_this_very_moment(self, key_file: Path) -> None:
-        end = LocalCa.open(key_file.parent, NOW).certificate.not_valid_after_utc
-        assert "is not valid at" in self.refused(key_file.parent, end)
-        LocalCa.open(key_file.parent, end - timedelta(seconds=1))
 
     def test_a_key_of_another_ca(self, key_file: Path, tmp_path: Path) -> None:
         LocalCa.open(tmp_path / "other", NOW)
@@ -253,7 +261,17 @@ class TestLeaves:
 
     def test_it_never_outlives_the_ca(self, ca: LocalCa) -> None:
         end = ca.certificate.not_valid_after_utc
-        assert ca.leaf("api.example", end - DAY).certificate.not_valid_after_utc == end
+        for left in (7 * DAY, DAY, timedelta(hours=1), timedelta(seconds=1)):
+            leaf = ca.leaf("api.example", end - left)
+            assert leaf.certificate.not_valid_after_utc == end
+            # No later one could be made, so that it is used to the very end instead of being made for each handshake.
+            assert leaf.is_fresh(end - timedelta(seconds=1))
+            assert not leaf.is_fresh(end)
+
+    def test_it_is_not_used_before_it_begins(self, ca: LocalCa) -> None:
+        leaf = ca.leaf("api.example", NOW + 30 * DAY)
+        assert leaf.is_fresh(NOW + 29 * DAY)
+        assert not leaf.is_fresh(NOW + 29 * DAY - timedelta(seconds=1))  # the clock was set back
 
     def test_it_is_signed_with_sha256(self, ca: LocalCa) -> None:
         assert isinstance(ca.leaf("api.example", NOW).certificate.signature_hash_algorithm, hashes.SHA256)

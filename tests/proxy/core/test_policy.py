@@ -391,6 +391,16 @@ def test_a_glob_that_is_a_little_unusual_is_taken(glob: str) -> None:
     PathGlob.parse(glob)
 
 
+@pytest.mark.parametrize(("default", "of_rule", "inspects"), [(0, 0, False), (1, 0, True), (0, 1, True)])
+def test_https_is_inspected_somewhere_if_a_rule_or_the_default_says_so(
+    default: int, of_rule: int, inspects: bool
+) -> None:
+    ways = (Https.TUNNEL, Https.INSPECT)
+    rules = (_rule("a", EXACT), replace(_rule("b", ONE_LABEL), https=ways[of_rule]))
+    policy = Policy(defaults=Defaults(https=ways[default]), rules=(replace(rules[0], https=Https.TUNNEL), rules[1]))
+    assert policy.inspects is inspects
+
+
 def test_a_rule_is_as_strict_as_it_says_else_as_the_policy() -> None:
     roots = Path("roots.pem")
     silent, lenient, strict = (replace(_rule(str(said), EXACT), strict=said) for said in (None, False, True))

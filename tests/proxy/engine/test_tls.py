@@ -1,10 +1,15 @@
-"""Trust: which of the roots that this system trusts are good for anything, as Python 3.13 has it."""
+"""Trust: which of the roots that this system trusts are good for anything, as Python 3.13 has it; and leaves for apps.
+
+The clock is set by replacing `datetime` in the module.
+"""
 
 from __future__ import annotations
 
 import ssl
 import tempfile
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -14,8 +19,21 @@ from cryptography.x509.oid import NameOID
 from OpenSSL import crypto
 
 from addons.pinning import is_about_form
+from addons.sessions import Sessions
+from proxy.ca import LocalCa
 from proxy.core.policy import Trust
-from proxy.engine.tls import NoRoots, find_roots, upstream_context
+from proxy.engine.tls import NoRoots, TlsConnections, find_roots, upstream_context
+
+
+@dataclass
+class Clock:
+    """Stands for `datetime`."""
+
+    time: datetime
+
+    def now(self, _zone: tzinfo) -> datetime:
+        return self.time
+
 
 WRONG_SIGNATURE = 7  # X509_V_ERR_CERT_SIGNATURE_FAILURE: what comes once all about form is right
 EC_KEY, RSA_KEY = ec.generate_private_key(ec.SECP256R1()), rsa.generate_private_key(65537, 2048)
@@ -95,3 +113,40 @@ def test_the_systems_roots_are_as_usable_as_in_python_3_13() -> None:
         assert _ours(lenient, leaf) == WRONG_SIGNATURE, root.subject
         usable += ours == WRONG_SIGNATURE
     assert usable > 0
+
+
+class TestLeaves:
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        clock = Clock(datetime(2027, 1, 15, tzinfo=UTC))
+        monkeypatch.setattr("proxy.engine.tls.datetime", clock)
+        return clock
+
+    @pytest.fixture
+    def connections(self, tmp_path: Path, clock: Clock) -> TlsConnections:
+        return TlsConnections(Sessions(), LocalCa.open(tmp_path, clock.time))
+
+    def test_one_is_shown_as_long_as_it_is_fresh(self, connections: TlsConnections, clock: Clock) -> None:
+        first = connections._context_for("api.example")
+        clock.time += timedelta(days=5)
+        assert connections._context_for("api.example") is first
+        clock.time += timedelta(days=1)
+        second = connections._context_for("api.example")
+        assert second is not first
+        clock.time -= timedelta(days=60)  # set back: the second is not valid yet
+        assert connections._context_for("api.example") not in (first, second)
+
+    def test_months_later_none_is_kept_that_has_ended(self, connections: TlsConnections, clock: Clock) -> None:
+        for number in range(50):
+            connections._context_for(f"{number}.example")
+        clock.time += timedelta(days=90)
+        connections._context_for("49.example")
+        assert list(connections._app_contexts) == ["49.example"]
+
+    def test_of_those_in_use_no_more_than_so_many_are_kept(
+        self, connections: TlsConnections, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("proxy.engine.tls._LEAF_CACHE", 3)
+        for name in ("a", "b", "c", "a", "d"):
+            connections._context_for(name)
+        assert list(connections._app_contexts) == ["c", "a", "d"]
