@@ -108,6 +108,12 @@ def read_request_head(head: bytes) -> RequestHead:
     if is_http11 and not hosts:
         raise Denied(Reason.BAD_REQUEST, "the HTTP/1.1 request has no Host field (RFC 9112, section 3.2)")
     body = _framing(seen, is_http11, Reason.BAD_REQUEST)
+    if method == b"CONNECT" and body not in (0, UNTIL_CLOSE):
+        raise Denied(
+            Reason.BAD_REQUEST,
+            "the CONNECT announces a body, which could be read as the first bytes for the tunnel as well "
+            "(RFC 9110, section 9.3.6)",
+        )
     return RequestHead(method, target, is_http11, fields, 0 if body == UNTIL_CLOSE else body)
 
 

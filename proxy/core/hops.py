@@ -94,6 +94,20 @@ def keeps_alive(is_http11: bool, fields: Fields) -> bool:
     return b"close" not in options and (is_http11 or b"keep-alive" in options)
 
 
+def wants_to_switch(fields: Fields) -> bool:
+    """Tell whether an app may go on in another protocol behind a request, without waiting for the answer.
+
+    If no switch follows, such bytes must not be read as a request (RFC 9931, section 4.1). An offer of h2c alone, which
+    some clients send with each first request to a host, is harmless: what would follow begins with a preface that was
+    made to be no request (RFC 9113, section 3.4), and as none it is refused.
+
+    Args:
+        fields: name and value, as they came.
+    """
+    offers = [value for name, value in fields if name.lower() == b"upgrade"]
+    return any(_options(value) - {b"h2c", b""} for value in offers)
+
+
 def one_forward_less(fields: Fields) -> tuple[Fields, bool]:
     """Return the fields of a TRACE or OPTIONS as they go on, and whether it may (RFC 9110, section 7.6.2).
 

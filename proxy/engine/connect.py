@@ -4,6 +4,8 @@ Rules of this module:
 
 - Only what is understood goes on: TLS to a tunnelled host, TLS or http to an inspected one. Anything else is closed.
 - The TLS server name must be the host of CONNECT, or the policy would have decided on another host than the app meets.
+- One that is refused ends its connection, and nothing more of it is read: a client that did not wait for the answer has
+  sent bytes for the tunnel, and they must not become a request (RFC 9931, section 8).
 """
 
 from __future__ import annotations
@@ -39,31 +41,26 @@ class Asker(Protocol):
     def established(self) -> bytes:
         """Return what says that it is open."""
 
-    def refusal(self, response: http.Response, *, is_closing: bool) -> bytes:
-        """Return what says that it is not, and why."""
+    def refusal(self, response: http.Response) -> bytes:
+        """Return what says that it is not, and why; it is the last word."""
 
     def take_rest(self) -> bytes:
         """Take the bytes that came after it."""
-
-    def next(self, *, keep_alive: bool) -> None:
-        """Go on after a refusal."""
 
 
 class Connect:
     """A CONNECT request, until it is answered."""
 
-    def __init__(self, asker: Asker, request: http.Request, *, keep_alive: bool) -> None:
+    def __init__(self, asker: Asker, request: http.Request) -> None:
         """Start.
 
         Args:
             asker: what read it.
             request: the request.
-            keep_alive: whether another request may follow if it is refused.
         """
         self._asker = asker
         self._app = asker.app
         self._engine = asker.app.engine
-        self._keep_alive = keep_alive
         self._flow = http.HTTPFlow(self._app.client, Server(address=None), True)
         self._flow.request = request
         self._dialling: asyncio.Task[None] | None = None
@@ -107,12 +104,13 @@ class Connect:
 
     def _refuse(self) -> None:
         self._engine.dispatch(HttpConnectErrorHook(self._flow))
-        self._app.session.connect = None  # what follows on this connection is inside no tunnel
+        self._app.session.connect = None  # its line is written, and it opened no tunnel
         response = self._flow.response
         assert response is not None
         self._is_over = True
-        self._app.write(self._asker.refusal(response, is_closing=not self._keep_alive))
-        self._asker.next(keep_alive=self._keep_alive)
+        self._asker.conversation = None
+        self._app.write(self._asker.refusal(response))
+        self._app.close()
 
     def _accept(self, exchange: Exchange, upstream: UpstreamConnection | None) -> None:
         self._is_over = True

@@ -38,7 +38,7 @@ from proxy.core.appview import interim_fields
 from proxy.core.decisions import Denied, Reason
 from proxy.core.framing import chunk, last_chunk
 from proxy.core.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead, ResponseHead
-from proxy.core.hops import keeps_alive, without_framing, without_hop
+from proxy.core.hops import keeps_alive, wants_to_switch, without_framing, without_hop
 from proxy.engine.messages import (
     authenticates_connection,
     request_head,
@@ -69,7 +69,7 @@ class Conversation:
         self.upstream: UpstreamConnection | None = None
         self.exchange: Exchange | None = None
         # RFC 9112, section 9.3: a proxy keeps no connection with an HTTP/1.0 client, whatever that asks for.
-        self._keep_alive = head.is_http11 and keeps_alive(True, head.fields)
+        self._keep_alive = head.is_http11 and keeps_alive(True, head.fields) and not wants_to_switch(head.fields)
         self._is_chunked = head.body == CHUNKED
         self._mode = "hold"  # hold | stream | discard: what happens to the request's body
         self._held = bytearray()  # one piece, however small those are that it came in
@@ -255,17 +255,16 @@ class Conversation:
             self._response_began = False
             return
         fields = without_hop(head.fields)
-        if head.status == 204:
+        if head.status in (101, 204):
             fields = without_framing(fields)
         has_body = head.body != 0 and self.head.method != b"HEAD" and head.status not in (204, 304)
         if (head.body == UNTIL_CLOSE and has_body) or self.engine.is_leaving(self.app.session):
             self._keep_alive = False
         if self._expects and not self._request_is_whole and not self._size:
             self._keep_alive = False  # whether its body follows is for the app to choose (RFC 9110, section 10.1.1)
-        self._response_chunked = head.body == CHUNKED and has_body
-        if self._response_chunked and not self.head.is_http11:  # RFC 9112, section 6.1
+        self._response_chunked = head.body == CHUNKED and has_body and self.head.is_http11
+        if head.body == CHUNKED and not self.head.is_http11:  # RFC 9112, section 6.1: nor where no body follows
             fields = tuple(field for field in fields if field[0].lower() != b"transfer-encoding")
-            self._response_chunked = self._keep_alive = False
         flow.response = response_of(head, fields)
         if head.status == 101 and not (self._request_is_whole and may_switch(flow.request, flow.response)):
             self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream switched to a protocol that was not asked for"))

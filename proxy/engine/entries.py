@@ -156,14 +156,14 @@ class _Asker:
         name = destination.encode("ascii")
         head = read_request_head(b"CONNECT %s HTTP/1.1\r\nHost: %s\r\n%s\r\n" % (name, name, authorization))
         self.app.session.policy = self.app.engine.policy
-        self.conversation = connect = Connect(self, request_of(head, None, is_tls=False), keep_alive=False)
+        self.conversation = connect = Connect(self, request_of(head, None, is_tls=False))
         connect.start()
 
     def established(self) -> bytes:
         """Return what says that it is open."""
         raise NotImplementedError
 
-    def refusal(self, response: http.Response, *, is_closing: bool) -> bytes:
+    def refusal(self, response: http.Response) -> bytes:
         """Return what says that it is not."""
         raise NotImplementedError
 
@@ -171,11 +171,6 @@ class _Asker:
         """Take the bytes that came after it."""
         rest, self._rest = self._rest, b""
         return rest
-
-    def next(self, *, keep_alive: bool) -> None:
-        """It was refused: that is the end."""
-        self.conversation = None
-        self.app.close()
 
     def eof(self) -> None:
         """The app will send no more."""
@@ -297,7 +292,7 @@ class Socks5(_Asker):
         """Return what says that it is open; the address is nobody's business."""
         return _SUCCEEDED
 
-    def refusal(self, response: http.Response, *, is_closing: bool) -> bytes:
+    def refusal(self, response: http.Response) -> bytes:
         """Return what says why it is not, as far as SOCKS has words for it."""
         return _failure(_REPLIES.get(response.status_code, _GENERAL_FAILURE))
 
@@ -352,7 +347,7 @@ class Transparent(_Asker):
         """Return nothing: the app knows of no proxy."""
         return b""
 
-    def refusal(self, response: http.Response, *, is_closing: bool) -> bytes:
+    def refusal(self, response: http.Response) -> bytes:
         """Return nothing, as above."""
         return b""
 

@@ -15,7 +15,7 @@ from addons.exchange import Exchange, problem_response
 from proxy.core.decisions import Denied, Reason
 from proxy.core.framing import BadFraming, Body, body_of
 from proxy.core.heads import BAD_REQUEST_LINE, MAX_HEAD_BYTES, can_become_a_head, has_bare_lf, read_request_head
-from proxy.core.hops import keeps_alive, trailers_to_relay
+from proxy.core.hops import trailers_to_relay
 from proxy.engine.connect import Connect
 from proxy.engine.conversation import Conversation
 from proxy.engine.messages import request_of, response_head
@@ -116,9 +116,7 @@ class AppHttp1:
             self.app.close()  # a CONNECT keeps its policy, so none of its requests begins after another is in force
             return False
         if head.method == b"CONNECT":
-            self.conversation = connect = Connect(
-                self, request, keep_alive=head.is_http11 and keeps_alive(True, head.fields)
-            )
+            self.conversation = connect = Connect(self, request)
             connect.start()
             return not self.app.is_closing
         self.conversation = conversation = Conversation(self, request, head)
@@ -170,9 +168,9 @@ class AppHttp1:
         """Return the answer to a CONNECT that is open."""
         return b"HTTP/1.1 200 Connection established\r\n\r\n"
 
-    def refusal(self, response: http.Response, *, is_closing: bool) -> bytes:
+    def refusal(self, response: http.Response) -> bytes:
         """Return the answer to one that is refused."""
-        return response_head(response, is_closing=is_closing) + (response.data.content or b"")
+        return response_head(response, is_closing=True) + (response.data.content or b"")
 
     def take_rest(self) -> bytes:
         """Take the bytes that came after a CONNECT."""

@@ -77,6 +77,8 @@ def request_of(
         authority = b""  # mitmproxy's sign for origin form, which is what upstreams are sent
     version = b"HTTP/1.1" if head.is_http11 else b"HTTP/1.0"
     fields = without_hop(head.fields, may_offer=head.is_http11)
+    if not head.is_http11:  # it has no expectations, and what goes on is HTTP/1.1, which has (RFC 9110, section 10.1.1)
+        fields = tuple(field for field in fields if field[0].lower() != b"expect")
     if not head.is_http11 and scheme and not any(name.lower() == b"host" for name, _ in fields):
         named = Destination(host, port)  # what goes on is HTTP/1.1, where the field is needed (RFC 9112, section 3.2)
         value = named.url_host if port == _PORTS[scheme] else named.authority

@@ -328,15 +328,36 @@ class TestClients:
         line = guarded.wait_for_decision(lambda line: line["destination"] == name)  # others' lines may come late
         assert (line["action"], line["reason"]) == ("deny", "proxy_authentication_required")
 
-    def test_a_refused_connect_lets_nothing_in_behind_it(self, guarded: Sidecar, upstream: TlsUpstream) -> None:
+    @pytest.mark.parametrize("line", ["GET http://{}/", "CONNECT {}", "GET https://{}/"])
+    def test_a_refused_connect_lets_nothing_in_behind_it(
+        self, guarded: Sidecar, upstream: TlsUpstream, line: str
+    ) -> None:
+        """Not even with the right password: what follows may be the tunnel's bytes (RFC 9931, section 8)."""
         name = f"127.0.0.1:{upstream.port}"
+        shown = f"Proxy-Authorization: {basic('app', 'eins')}\r\n"
         with RawClient(guarded.address) as client:
-            client.send(f"CONNECT {name} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
-            assert client.read_response(method="CONNECT").status == 407
-            for line in (f"GET http://{name}/", f"CONNECT {name}", f"GET https://{name}/"):
-                client.send(f"{line} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
-                assert client.read_response().status == 407
+            client.send(
+                f"CONNECT {name} HTTP/1.1\r\nHost: {name}\r\n\r\n"
+                f"{line.format(name)} HTTP/1.1\r\nHost: {name}\r\n{shown}\r\n".encode()
+            )
+            answer = client.read_response()
+            assert (answer.status, answer.headers.tokens("connection")) == (407, {"close"})
+            assert client.read_to_end() == b""
         upstream.assert_untouched()
+
+    @pytest.mark.parametrize("how", ["--proxy-basic", "--proxy-anyauth"])
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    def test_curl_shows_its_password_at_once_or_when_it_is_asked_to(
+        self, guarded: Sidecar, upstream: TlsUpstream, how: str, scheme: str
+    ) -> None:
+        url = f"{scheme}://127.0.0.1:{upstream.port}/"
+        for _ in range(4):  # the guesses of other tests may have used up this second's
+            answer = curl(how, "--proxy-user", "app:eins", url, proxy=guarded.proxy_url, ca_file=guarded.ca_file)
+            if answer.status == 200:
+                break
+            time.sleep(0.5)
+        assert (answer.exit_status, answer.status) == (0, 200), answer.error
+        assert len(upstream.requests) == 1
 
     @pytest.mark.parametrize(("name", "password"), [("app", "eins"), ("other", "zwei:zwei")])
     def test_with_them_it_passes_and_they_go_no_further(

@@ -433,6 +433,31 @@ class TestInterim:
             server.send(b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n" + OK)
             assert app.read_to_end() == OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
+    @pytest.mark.parametrize("host", [PLAIN, HELD])
+    def test_an_http_1_0_app_expects_nothing(self, app: RawClient, upstream: MakeUpstream, host: str) -> None:
+        """RFC 9110, section 10.1.1: its expectation is ignored, and in HTTP/1.1 it would be one."""
+        far = upstream(host)
+        more = "Content-Type: application/json\r\n" + self.EXPECT.replace("2", "12")
+        app.send(far.request("/", more, "POST", version="1.0") + b'{"card":"4"}')
+        with far.accept() as server:
+            head = server.read_head()
+            assert b"\r\nContent-Type: application/json\r\n" in head
+            assert b"expect" not in head.lower()
+            server.send(OK)
+            assert app.read_to_end() == OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+    @pytest.mark.parametrize(("method", "status"), [("HEAD", "200 OK"), ("GET", "304 Not Modified")])
+    def test_an_http_1_0_app_hears_of_no_chunks_even_where_none_follow(
+        self, app: RawClient, upstream: MakeUpstream, method: str, status: str
+    ) -> None:
+        """RFC 9112, section 6.1: no Transfer-Encoding to who has not said that it is of HTTP/1.1."""
+        far = upstream()
+        app.send(far.request(method=method, version="1.0"))
+        with far.accept() as server:
+            server.read_head()
+            server.send(f"HTTP/1.1 {status}\r\nETag: 1\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+            assert app.read_to_end() == f"HTTP/1.1 {status}\r\nETag: 1\r\nConnection: close\r\n\r\n".encode()
+
     def test_an_answer_that_comes_before_the_request_is_whole_is_passed_on_and_the_rest_thrown_away(
         self, app: RawClient, upstream: MakeUpstream
     ) -> None:
@@ -536,15 +561,18 @@ class TestWebSocket:
         assert answer.headers.tokens("connection") == {"close"}
         assert app.read_to_end() == b""
 
-    def test_a_refused_offer_is_an_ordinary_answer(self, app: RawClient, upstream: MakeUpstream) -> None:
+    @pytest.mark.parametrize("framing", ["Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n"])
+    def test_a_switch_has_no_body_whatever_it_says(self, app: RawClient, upstream: MakeUpstream, framing: str) -> None:
+        """RFC 9112, section 6.1, and RFC 9110, section 8.6: to the app it could be the start of one."""
         far = upstream()
-        app.send(far.request("/", self.OFFER + self.CONNECTION))
+        app.send(far.request("/chat", self.OFFER + self.CONNECTION))
         with far.accept() as server:
             server.read_head()
-            server.send(OK)
-            assert app.read_exactly(len(OK)) == OK
-            app.send(far.request("/next"))
-            assert server.read_head() == far.expected("/next")
+            server.send(self.SWITCH + framing.encode() + b"Connection: Upgrade\r\n\r\n\x81\x02hi")
+            expected = self.SWITCH + b"Connection: Upgrade\r\n\r\n\x81\x02hi"
+            assert app.read_exactly(len(expected)) == expected
+            app.send(b"0\r\n\r\n")
+            assert server.read_exactly(5) == b"0\r\n\r\n"
 
 
 class TestEndings:

@@ -393,3 +393,12 @@ def test_what_passes_has_one_host_and_one_framing(fields: list[bytes]) -> None:
         assert len(read_request_head(head).fields) == len(fields)
     else:
         refusal(head)
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 1", "Transfer-Encoding: chunked"])
+def test_a_connect_announces_no_body(framing: str) -> None:
+    """RFC 9110, section 9.3.6: it has none, and the tunnel's first bytes could be taken for it."""
+    start = "CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n"
+    assert "body" in refusal(f"{start}{framing}\r\n\r\n".encode())
+    for without in (start, f"{start}Content-Length: 0\r\n"):
+        assert read_request_head(f"{without}\r\n".encode()).body == 0

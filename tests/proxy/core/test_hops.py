@@ -10,6 +10,7 @@ from proxy.core.hops import (
     keeps_alive,
     one_forward_less,
     trailers_to_relay,
+    wants_to_switch,
     without_framing,
     without_hop,
 )
@@ -184,3 +185,20 @@ class TestMaxForwards:
     )
     def test_each_proxy_takes_one(self, sent: str, kept: str, may_go_on: bool) -> None:
         assert one_forward_less(fields(sent)) == (fields(kept), may_go_on)
+
+
+@pytest.mark.parametrize(
+    ("sent", "may_go_on_in_another"),
+    [
+        ("", False),
+        ("Connection: Upgrade|A: websocket", False),
+        ("Upgrade: h2c", False),
+        ("Upgrade: H2C , |Upgrade: ", False),
+        ("Upgrade: websocket", True),
+        ("UPGRADE: h2c, websocket", True),
+        ("Upgrade: h2c|A: 1|Upgrade: TLS/1.0", True),
+    ],
+)
+def test_an_app_that_offers_another_protocol_may_go_on_in_it(sent: str, may_go_on_in_another: bool) -> None:
+    """RFC 9931, section 4.1; of h2c, what would follow is no request (RFC 9113, section 3.4)."""
+    assert wants_to_switch(fields(sent)) is may_go_on_in_another

@@ -122,6 +122,13 @@ class TestTargets:
         made = request(f"GET {target} HTTP/1.0", inside=inside, is_tls=is_tls, fields="X: 1\r\n")
         assert made.headers.fields == ((b"Host", value), (b"X", b"1"))
 
+    @pytest.mark.parametrize(("version", "kept"), [("1.0", False), ("1.1", True)])
+    def test_a_request_of_http_1_0_expects_nothing(self, version: str, kept: bool) -> None:
+        made = request(
+            f"POST http://api.example/a HTTP/{version}", fields="Host: api.example\r\nEXPECT: 100-continue\r\n"
+        )
+        assert ("expect" in made.headers) is kept
+
     def test_one_that_has_it_keeps_it_as_it_is(self) -> None:
         made = request("GET http://api.example/a HTTP/1.0", fields="X: 1\r\nhOST: API.example:80\r\n")
         assert made.headers.fields == ((b"X", b"1"), (b"hOST", b"API.example:80"))
