@@ -96,6 +96,10 @@ async def _through(
     link: _Link | None = None
     try:
         _, link = await engine.loop.create_connection(lambda: _Link(engine.loop, outer, ours), sock=ours)
+        if outer.heard_early():
+            raise Denied(
+                Reason.UPSTREAM_PROXY_FAILED, "the upstream proxy spoke, or closed, before it was asked anything"
+            )
         outer.carry(link)
         await link.ask(destination, proxy, _via(engine, record, context))
     except BaseException:

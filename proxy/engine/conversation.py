@@ -8,7 +8,7 @@ Rules of this module:
 - A held body is whole and protected before a connection is even asked for; any other body streams.
 - A denial is answered at once and as problem details; the rest of the request's body is read and thrown away.
 - A request goes out a second time only if it is idempotent, was sent on a reused connection, and not one byte of a
-  response had come (RFC 9110, section 9.2.2).
+  response had come (RFC 9110, section 9.2.2); a 408 by which an idle connection ends is none.
 - A response that breaks off is never made to look whole.
 - A connection that may have been authenticated as one app is never given to another.
 """
@@ -219,6 +219,11 @@ class Conversation:
 
     def _connected(self, upstream: UpstreamConnection) -> None:
         assert self.exchange is not None
+        if not self._was_reused and upstream.heard_early():  # the pool has looked at one that it gave
+            upstream.close()
+            early = "the upstream spoke, or closed the connection, before it was asked anything"
+            self._unreachable(Denied(Reason.UPSTREAM_FAILED, early))
+            return
         self.upstream = upstream
         if self.app.is_congested:
             upstream.transport.pause_reading()

@@ -5,6 +5,7 @@ Rules of this module:
 - Not one application byte is written before the handshake, with its pin check, is complete.
 - A response is read strictly; whatever is not plain HTTP/1 ends the connection.
 - A connection is reused only after a response that was complete, framed and not followed by anything.
+- What comes before a request has been sent is no answer to it, whatever it looks like, and ends the connection.
 """
 
 from __future__ import annotations
@@ -311,6 +312,17 @@ class UpstreamConnection(Reading):
         """Whether an idle connection may take a request: nothing has come that no request has asked for."""
         return not self.is_closed and not self.transport.is_closing() and not self._unread and not self._has_input()
 
+    def heard_early(self) -> bool:
+        """Tell whether a new connection's peer has spoken, or closed, before it was asked anything; then it is closed.
+
+        What lies in the socket is read first: with TLS it may be no more than a session ticket.
+        """
+        if not self.is_closed and self._has_input():
+            with contextlib.suppress(OSError):  # nothing is there but part of a record, or the end: that is seen later
+                if data := self._connection.recv(MAX_HEAD_BYTES):
+                    self._received(data)
+        return self.is_closed
+
     def _has_input(self) -> bool:
         """Tell whether something has come, and be it part of a record, or not yet read from the socket."""
         if self.tls is not None and not self.tls.is_between_records:
@@ -365,6 +377,12 @@ class UpstreamConnection(Reading):
                 raise Denied(Reason.UPSTREAM_FAILED, "the upstream sends interim responses (1xx) without an end")
             self.receiver.response_head(head)
             return rest
+        if head.status == 408 and not self._is_answer(head):
+            self._began = False
+            raise Denied(
+                Reason.UPSTREAM_FAILED,
+                "the upstream ended the connection (408) for having been idle, as the request came",
+            )
         has_body = self._method != b"HEAD" and head.status not in (204, 304)
         size = head.body if has_body else 0
         self._body = body_of(size)
@@ -374,6 +392,14 @@ class UpstreamConnection(Reading):
             self._complete(rest)
             return None
         return rest
+
+    def _is_answer(self, timeout: ResponseHead) -> bool:
+        """Tell whether a 408 is about the request, and not about the time before it (RFC 9110, section 15.5.9).
+
+        A request that was sent as a whole, on a connection that had been idle, was not late.
+        """
+        is_first = self.uses == 1 or self._interim > 0
+        return is_first or not self._request_done or keeps_alive(timeout.is_http11, timeout.fields)
 
     def _read_body(self, body: Body, data: bytes) -> bytes | None:
         assert self.receiver is not None
