@@ -15,10 +15,11 @@ from datetime import UTC, date, datetime
 
 from mitmproxy import http
 
+from addons import marked
 from addons.exchange import Exchange
 from addons.headers import has_field, values_of
 from addons.sessions import Sessions
-from proxy.core import bodies, responses, signatures
+from proxy.core import bodies, responses
 from proxy.core.decisions import Denied, Reason
 from proxy.core.jwe import Sealer, Sealers
 from proxy.core.keys import Key
@@ -43,7 +44,7 @@ class Encryption:
         exchange = self.sessions.exchange(flow)
         if flow.response is not None:
             return
-        if not (entries := _encrypting(exchange)):
+        if not (entries := marked.encrypting(exchange)):
             flow.request.stream = exchange.count_sent
         else:
             try:
@@ -51,10 +52,10 @@ class Encryption:
             except Denied as denied:
                 exchange.deny(flow, denied)
             if exchange.observing:
-                flow.request.stream = _Tee(exchange, flow.request)
+                flow.request.stream = marked.Tee(exchange, flow.request)
             elif flow.response is None:
                 exchange.holds_request = True
-        if _decrypting(exchange):
+        if marked.decrypting(exchange):
             # The response must come in an encoding that can be opened here (RFC 9110, section 12.5.3).
             offered = flow.request.headers.get("accept-encoding", "")
             flow.request.headers["accept-encoding"] = bodies.acceptable(offered)
@@ -67,7 +68,7 @@ class Encryption:
                 "the request asks for WebSocket, whose messages cannot be protected as a body can",
                 "narrow the rule's `when` to the requests that have fields to encrypt",
             )
-        bodies.check_before(_head(request), entries, self.today())
+        bodies.check_before(marked.head(request), entries, self.today())
         limit = exchange.policy.limits.held_body
         if any(int(length) > limit for length in values_of(request.headers, b"content-length")):
             raise bodies.too_large(limit)
@@ -78,9 +79,10 @@ class Encryption:
         if not exchange.holds_request or flow.response is not None:
             return
         body, limit = flow.request.data.content or b"", exchange.policy.limits.held_body
+        head, entries = marked.signed_head(flow.request), marked.encrypting(exchange)
         try:
             protected, count = bodies.encrypt(
-                body, _head(flow.request), _encrypting(exchange), _host(exchange), limit=limit, sealer=self._sealer
+                body, head, entries, marked.host(exchange), limit=limit, sealer=self._sealer
             )
         except Denied as denied:
             exchange.deny(flow, denied)
@@ -97,7 +99,7 @@ class Encryption:
             return
         label = responses.label_of(values_of(response.headers, b"content-type"))
         is_seen = label is not responses.Label.OTHER or response.status_code == _PARTIAL
-        if not is_seen or not _decrypting(exchange):
+        if not is_seen or not marked.decrypting(exchange):
             response.stream = exchange.count_received
             return
         exchange.holds_response = True
@@ -114,7 +116,12 @@ class Encryption:
             if flow.response.status_code == _PARTIAL and exchange.method != "HEAD":
                 raise Denied(Reason.DECRYPTION_FAILED, "the upstream sent a part of a body, which was not asked for")
             opened, count = bodies.decrypt(
-                body, _head(flow.response), _decrypting(exchange), _host(exchange), limit=limit, today=self.today()
+                body,
+                marked.head(flow.response),
+                marked.decrypting(exchange),
+                marked.host(exchange),
+                limit=limit,
+                today=self.today(),
             )
         except Denied as denied:
             exchange.refuse(flow, denied)
@@ -126,36 +133,6 @@ class Encryption:
         _replace_body(flow.response, opened)
 
 
-def _host(exchange: Exchange) -> str:
-    if exchange.asked is None:
-        raise RuntimeError("no destination was decided before the body")
-    return exchange.asked.host
-
-
-def _encrypting(exchange: Exchange) -> tuple[FieldEntry, ...]:
-    """Return the entries by which the request's fields are encrypted."""
-    entries = exchange.rule.encrypt if exchange.rule else ()
-    return tuple(entry for entry in entries if entry.when.applies(exchange.method, exchange.path))
-
-
-def _decrypting(exchange: Exchange) -> tuple[FieldEntry, ...]:
-    """Return the entries by which the response's fields are decrypted: none in observe mode."""
-    entries = exchange.rule.decrypt if exchange.rule and not exchange.observing else ()
-    # HEAD is answered as GET is (RFC 9110, section 9.3.2).
-    methods = (exchange.method, "GET") if exchange.method == "HEAD" else (exchange.method,)
-    return tuple(entry for entry in entries if any(entry.when.applies(method, exchange.path) for method in methods))
-
-
-def _head(message: http.Message) -> bodies.BodyHead:
-    headers = message.headers
-    codings = values_of(headers, b"content-encoding")
-    signature = None
-    if isinstance(message, http.Request):
-        query = message.data.path.partition(b"?")[2].decode("latin-1")
-        signature = signatures.covering(headers.fields, query)
-    return bodies.BodyHead(values_of(headers, b"content-type"), ", ".join(codings) if codings else None, signature)
-
-
 def _replace_body(message: http.Message, body: bytes) -> None:
     """Set the body as it goes on the wire, and its length where a length is what frames it."""
     if message.data.content is body:
@@ -163,30 +140,3 @@ def _replace_body(message: http.Message, body: bytes) -> None:
     message.data.content = body
     if not has_field(message.headers, b"transfer-encoding"):
         message.headers["content-length"] = str(len(body))
-
-
-class _Tee:
-    """Passes a body on untouched and counts, in observe mode, what would have been encrypted in it."""
-
-    def __init__(self, exchange: Exchange, request: http.Request) -> None:
-        self.exchange = exchange
-        self.request = request
-        self.held = bytearray()
-
-    def __call__(self, data: bytes) -> bytes:
-        exchange, limit = self.exchange, self.exchange.policy.limits.held_body
-        if data:
-            exchange.count_sent(data)
-            if len(self.held) <= limit:
-                self.held += data
-            return data
-        try:
-            if len(self.held) > limit:
-                raise bodies.too_large(limit)
-            exchange.fields_encrypted = bodies.count_marked(
-                bytes(self.held), _head(self.request), _encrypting(exchange), limit
-            )
-        except Denied as denied:
-            exchange.note(denied)
-        self.held.clear()
-        return data

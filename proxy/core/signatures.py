@@ -15,14 +15,17 @@ and the drafts before them (draft-cavage-http-signatures), JWS with the payload 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from enum import Enum, auto
+from functools import lru_cache
 from urllib.parse import unquote
 
 from proxy.core.digests import is_digest
 from proxy.core.heads import Fields
 
+_MAX_REMEMBERED = 64  # characters of a name whose kind is remembered
 _MIN_SIGNATURE = 16  # characters: an HMAC of 128 bits takes more; `true` and `v2` are none
-_UNSIGNED = "unsigned-payload"
+_UNSIGNED = b"unsigned-payload"
 _WORDS = re.compile(r"[-_]")
 # What stands beside a signature and tells of it: X-Signature-Timestamp.
 _COMPANIONS = frozenset(
@@ -49,7 +52,7 @@ _COMPANIONS = frozenset(
         "version",
     )
 )
-_NO_SIGNATURES = frozenset(("accept-signature", "signature", "signature-input"))  # RFC 9421; the last two by themselves
+_NO_SIGNATURES = frozenset(("accept-signature",))  # RFC 9421, section 5.1: it asks for one
 _BY_NAME = frozenset(
     (
         "plaid-verification",  # a JWT with the hash of the body
@@ -65,7 +68,18 @@ _CAVAGE_HEADERS = re.compile(r'headers[ \t]*+=[ \t]*+"([^"]*+)"')
 # A string that is not closed is taken to the end, so that the next one is not looked for in it.
 _STRING_OR_PAREN = re.compile(r'(=?)"((?:[^"\\]|\\.)*+)(?:"|\\?+\Z)|[()]', re.DOTALL)
 _DETACHED_JWS = re.compile(r"[ \t]*+eyJ[A-Za-z0-9_-]*+\.\.[A-Za-z0-9_-]++[ \t]*+")
-_IN_QUERY = ("x-amz-signature", "x-goog-signature", "bodysha256")
+_IN_QUERY = frozenset(("x-amz-signature", "x-goog-signature", "bodysha256"))
+
+
+class _Kind(Enum):
+    """What a field's name says of it."""
+
+    NOTHING = auto()
+    COVERS = auto()  # a digest
+    SIGNATURE = auto()  # if it is long enough for one
+    AUTHORIZATION = auto()
+    MESSAGE_SIGNATURE = auto()
+    CAVAGE = auto()
 
 
 def covering(fields: Fields, query: str = "") -> str | None:
@@ -78,26 +92,47 @@ def covering(fields: Fields, query: str = "") -> str | None:
     Returns:
         The field's name as it was sent, or the parameter of the query, in words.
     """
-    decoded = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields]
-    values: dict[str, list[str]] = {}
-    for name, value in decoded:
-        values.setdefault(name.lower(), []).append(value)
-    for name, value in decoded:
-        lower = name.lower()
-        if (
-            is_digest(lower.encode("latin-1"))
-            or (lower == "authorization" and _authorization_covers(value, values))
-            or (lower == "signature-input" and _message_signature_covers(value))
-            or (lower == "signature" and "signature-input" not in values and _signature_covers(value))
-            or (len(value) >= _MIN_SIGNATURE and _says_signature(lower))
-            or _DETACHED_JWS.fullmatch(value)
-        ):
-            return f"the field {name}"
-    parameter = _covering_parameter(query, values) if query else None
+    for name, value in fields:
+        kind = _kind(name) if len(name) <= _MAX_REMEMBERED else _kind.__wrapped__(name)
+        if kind is _Kind.NOTHING and not value.lstrip().startswith(b"eyJ"):
+            continue
+        if _field_covers(kind, value.decode("latin-1"), fields):
+            return f"the field {name.decode('latin-1')}"
+    parameter = _covering_parameter(query, fields) if query else None
     return f"{parameter} in the query" if parameter else None
 
 
-def _authorization_covers(value: str, values: Mapping[str, Sequence[str]]) -> bool:
+@lru_cache(maxsize=512)  # the same few names come again and again
+def _kind(name: bytes) -> _Kind:
+    lower = name.lower().decode("latin-1")
+    if is_digest(name):
+        return _Kind.COVERS
+    if lower == "authorization":
+        return _Kind.AUTHORIZATION
+    if lower == "signature-input":
+        return _Kind.MESSAGE_SIGNATURE
+    if lower == "signature":
+        return _Kind.CAVAGE
+    return _Kind.SIGNATURE if _says_signature(lower) else _Kind.NOTHING
+
+
+def _field_covers(kind: _Kind, value: str, fields: Fields) -> bool:
+    match kind:
+        case _Kind.COVERS:
+            return True
+        case _Kind.AUTHORIZATION:
+            return _authorization_covers(value, fields)
+        case _Kind.MESSAGE_SIGNATURE:
+            return _message_signature_covers(value)
+        case _Kind.CAVAGE:
+            return not any(_kind(name) is _Kind.MESSAGE_SIGNATURE for name, _ in fields) and _signature_covers(value)
+        case _Kind.SIGNATURE if len(value) >= _MIN_SIGNATURE:
+            return True
+        case _:
+            return _DETACHED_JWS.fullmatch(value) is not None
+
+
+def _authorization_covers(value: str, fields: Fields) -> bool:
     scheme, _, rest = value.strip().lower().partition(" ")
     if scheme == "signature":
         return _cavage_covers(rest)
@@ -108,15 +143,13 @@ def _authorization_covers(value: str, values: Mapping[str, Sequence[str]]) -> bo
     if not _SIGNING_SCHEME.search(scheme):
         return False
     signed = _SIGNED_HEADERS.search(rest)
-    return not _says_unsigned(values) or (signed is not None and _covers_by_name(signed[1].split(";")))
+    return not _says_unsigned(fields) or (signed is not None and _covers_by_name(signed[1].split(";")))
 
 
-def _says_unsigned(values: Mapping[str, Sequence[str]]) -> bool:
+def _says_unsigned(fields: Fields) -> bool:
     """Tell whether a signer says that it left the body out (`x-amz-content-sha256: UNSIGNED-PAYLOAD` and its like)."""
-    return any(
-        name.endswith("-content-sha256") and all(each.strip().lower() == _UNSIGNED for each in said)
-        for name, said in values.items()
-    )
+    said = {value.strip().lower() for name, value in fields if name.lower().endswith(b"-content-sha256")}
+    return said == {_UNSIGNED}
 
 
 def _covers(names: Sequence[str]) -> bool:
@@ -164,12 +197,11 @@ def _says_signature(name: str) -> bool:
     )
 
 
-def _covering_parameter(query: str, values: Mapping[str, Sequence[str]]) -> str | None:
+def _covering_parameter(query: str, fields: Fields) -> str | None:
     pairs = [unquote(pair).lower().partition("=") for pair in query.split("&")]
-    said = {name: [value] for name, _, value in pairs}
-    found = next((name for name in _IN_QUERY if name in said), None)
+    found = next((name for name, _, _ in pairs if name in _IN_QUERY), None)
     if found is None:
         return None
-    signed = [name for key, each in said.items() if key.endswith("-signedheaders") for name in each[0].split(";")]
-    is_unsigned = _says_unsigned(said) or _says_unsigned(values)
-    return None if is_unsigned and not _covers_by_name(signed) else found
+    signed = [each for name, _, value in pairs if name.endswith("-signedheaders") for each in value.split(";")]
+    said = tuple((name.encode("utf-8"), value.encode("utf-8")) for name, _, value in pairs)
+    return None if _says_unsigned((*said, *fields)) and not _covers_by_name(signed) else found

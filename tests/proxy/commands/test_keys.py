@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from proxy.commands import keys as command
+from proxy.core.jose import unbase64url
 from proxy.core.keys import Alg, load_key, thumbprint
 
 PLACE = ("--host", "api.pay.example", "--path", "$.card.number")
@@ -205,6 +206,16 @@ def test_a_value_opens_at_no_other_place(run: Run, sealed: bytes) -> None:
 def test_the_host_is_made_canonical(run: Run, sealed: bytes) -> None:
     shouted = ("--host", "API.Pay.Example.", "--path", "$.card.number")
     assert run("open", "--key", "pay.pem", "--kid", "pay", *shouted, stdin=sealed).stdout_bytes == b"1\n"
+
+
+def test_a_path_beyond_ascii_is_written_as_the_proxy_writes_it(run: Run) -> None:
+    place = ("--key", "k.pem", "--kid", "k", "--host", "api.example", "--path")
+    assert run("new", "--kid", "k", "--out", "k.pem").exit_code == 0
+    token = run("seal", *place, "$['\u00fc']", stdin=b"1").stdout_bytes
+    header = json.loads(unbase64url(token.decode().partition(".")[0]))
+    assert header["cty"] == 'application/json;host="api.example";path="$[\'\\\\u00fc\']"'
+    for path in ("$['\u00fc']", r"$['\u00fc']"):
+        assert run("open", *place, path, stdin=token).stdout_bytes == b"1"
 
 
 def test_a_name_that_is_missing_is_asked_for(run: Run, sealed: bytes) -> None:

@@ -60,6 +60,10 @@ def test_every_text_of_the_json_suite_passes_unchanged_where_nothing_is_selected
     assert len(paths) > 90
     for path in paths:
         body = path.read_bytes()
+        if path.stem == "y_object_escaped_null_in_key":  # JSON, but parsers differ in what the name is
+            with pytest.raises(Denied, match="NUL"):
+                splice(body, [job(b"0", "$..no.such.name")])
+            continue
         assert splice(body, [job(b"0", "$..no.such.name")]).body is body, path.name
 
 

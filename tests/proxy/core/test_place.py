@@ -98,7 +98,7 @@ def test_what_could_be_read_in_two_ways_is_no_media_type(text: str) -> None:
     "text", ['a/b;c="' + "\\" * 200_001, "a/b" + " ;" * 100_000 + "x", "a/b;" + "c" * 200_000, "a" * 200_000 + "/"]
 )
 def test_an_unfriendly_text_takes_linear_time(text: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ValueError, match="media type"):
         read_media_type(text)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 5

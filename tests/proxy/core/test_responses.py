@@ -36,9 +36,9 @@ def test_what_a_label_says(types: list[str], label: Label) -> None:
 @pytest.mark.parametrize("size", [200_000])
 @pytest.mark.parametrize("text", ["a/", "a", " ", ",", "a/b,"])
 def test_a_long_label_takes_linear_time(text: str, size: int) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     label_of([text * size])
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def test_the_field_is_named_as_it_was_sent_and_its_value_is_not_told() -> None:
         ("HmacSignature", LONG),
         ("X-Sign", LONG),
         ("X-Body-Sig", LONG),
+        ("X-" + "a" * 100 + "-Signature", LONG),
         ("X-Goog-Hash", "md5=x"),
     ],
 )
@@ -65,6 +66,8 @@ def test_what_covers(field: tuple[str, str]) -> None:
         ("X-Signature", "0123456789abcde"),
         ("X-Sign-In-Url", LONG),
         ("X-Signature-Nonce", LONG),
+        ("Accept-Signature", LONG),
+        ("X-" + "a" * 100, LONG),
         ("X-Data", ".." + LONG),
         ("X-Data", "eyJ.." + "!" * 20),
     ],
@@ -100,7 +103,7 @@ def test_a_hash_that_is_said_to_be_left_out_must_be_said_once_and_for_all() -> N
     ],
 )
 def test_unfriendly_fields_take_linear_time(name: str, text: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     of((name, text * (400_000 // len(text))))
     of(query=text * (400_000 // len(text)))
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 5
