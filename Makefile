@@ -56,6 +56,10 @@ demo: $(VENV)/installed ## show what Overcoat does, on this machine alone
 test: $(VENV)/installed ## run all tests; fails under 100 % branch coverage of proxy/core
 	$(BIN)/pytest -n 2 -m "not containers" --cov --cov-report=term-missing:skip-covered
 
+.PHONY: coverage
+coverage: ## show what the last `make test` ran of each file, in the sidecars that it started, too
+	$(BIN)/coverage report --skip-empty --include='proxy/*,addons/*' --fail-under=0
+
 .PHONY: test-containers
 test-containers: $(VENV)/installed ## build the image, run docker-compose.yml and look at what arrived
 	$(BIN)/pytest -m containers -v tests/containers
