@@ -147,7 +147,7 @@ class AddressSet:
     def forbids(self, address: Address) -> AddressKind | None:
         """Return the kind that makes an address forbidden as a destination; None if it is public, or in this set."""
         kind = kind_of(address)
-        return None if kind is None or self.holds(address) else kind
+        return None if self.holds(address) else kind
 
 
 def parse_addresses(text: str) -> AddressKind | Network:

@@ -83,7 +83,7 @@ def upgraded(
         if is_elsewhere(there):
             return None
         candidates = (asked, Destination(there.host, HTTP_PORT), there)
-        return next((each for each in candidates if each.host == there.host and leads_to(each, lasting) == there), None)
+        return next((each for each in candidates if leads_to(each, lasting) == there), None)
 
     def to_server(named: Destination) -> Destination | None:
         there = leads_to(named, known)

@@ -193,7 +193,7 @@ def names_sent(fields: Fields) -> frozenset[str]:
 
 def _may_have_prefix(name: str, said: Mapping[str, str], way: Way) -> bool:
     """Tell whether a cookie may be called `__Secure-…` or, as it is here, `__Host-…`."""
-    if not way.over_tls or not name or "secure" not in said:
+    if not way.over_tls or "secure" not in said:
         return False
     return not name.lower().startswith("__host-") or ("domain" not in said and said.get("path") == "/")
 

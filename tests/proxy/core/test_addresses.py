@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.addresses import AddressKind, AddressSet, address_set, kind_of, parse_addresses, parse_ip
+from proxy.core.addresses import AddressKind, AddressSet, address_set, kind_of, network_of, parse_addresses, parse_ip
 
 KINDS = {
     "loopback": ["127.0.0.1", "127.255.255.254", "::1", "0.0.0.0", "0.1.2.3", "::", "::ffff:127.0.0.1"],
@@ -106,6 +106,19 @@ def test_a_set_holds_kinds_and_networks(entries: list[str], text: str, is_held: 
 def test_what_is_no_address_is_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said.replace("(", r"\(")):
         parse_addresses(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_a_client_has_its_ipv4_address_or_its_ipv6_network(text: str, network: str) -> None:
+    assert network_of(text) == network
 
 
 def test_a_zone_is_no_part_of_the_address() -> None:

@@ -89,6 +89,9 @@ def test_a_url_is_shown_as_the_app_would_ask_for_it(name: str, sent: str, seen: 
         (Destination("moved.example", 9), "https://moved.example:8443/", "http://moved.example:9/"),
         (Destination("moved.example", 9), "https://www.moved.example/", "http://www.moved.example/"),
         (Destination("::1", 8080), "https://[::1]:8080/", "http://[::1]:8080/"),
+        (Destination("nas.lan", 80), "https://www.nas.lan/", "http://www.nas.lan/"),  # what is local, but near
+        (Destination("www.nas.lan", 80), "https://nas.lan/", "http://nas.lan/"),
+        (Destination("www.nas.lan", 80), "https://tv.nas.lan/", "https://tv.nas.lan/"),
     ],
 )
 def test_the_port_that_the_app_used_comes_first(asked: Destination, sent: str, seen: str) -> None:
@@ -248,3 +251,8 @@ class TestAHostByAnotherName:
     )
     def test_the_server_sees_itself(self, value: str, seen: str) -> None:
         assert request_fields(((b"Origin", value.encode()),), self.VIEW)[0][1].decode() == seen
+
+
+def test_where_nothing_is_upgraded_the_port_stays() -> None:
+    fields = ((b"X-Forwarded-Port", b"80"),)
+    assert request_fields(fields, upgraded(POLICY, Destination("plain.example", 80))) == fields

@@ -34,6 +34,11 @@ class TestHashes:
         salt64, digest64 = (base64.b64encode(part).decode().rstrip("=") for part in (salt, digest))
         assert parse_password_hash(f"$scrypt$ln=14,r=8,p=1${salt64}${digest64}").matches(b"pleaseletmein")
 
+    @pytest.mark.parametrize("text", ["$scrypt$ln=10,r=1,p=1$" + "A" * 11 + "$" + "A" * 43])
+    def test_the_least_that_is_enough(self, text: str) -> None:
+        found = parse_password_hash(text)
+        assert (found.ln, found.r, len(found.salt)) == (10, 1, 8)
+
     @pytest.mark.parametrize(
         ("text", "said"),
         [

@@ -56,7 +56,8 @@ def received(value: str, way: Way = UPGRADED) -> str | None:
 
 
 def sent(value: str, way: Way) -> str | None:
-    found = COOKIES.sent(((b"A", b"1"), (b"cOOKIE", marked(value).encode())), way)
+    found = COOKIES.sent(((b"A", b"1;2"), (b"cOOKIE", marked(value).encode())), way)
+    assert found[0] == (b"A", b"1;2")
     return unmarked(found[1][1].decode()) if len(found) > 1 else None
 
 
@@ -88,6 +89,10 @@ def sent(value: str, way: Way) -> str | None:
         ("=__Host-a=b; Path=/; Secure", None),
         ("__Secure-a; Secure", None),
         ("b", "b"),
+        ("a=b; Domain=b\u00fccher.example", "a=b; Domain=b\u00fccher.example"),
+        ("a=b; Mood=None", "a=b; Mood=None"),
+        ("a=b\x07", None),
+        ("a=b\tc", "a=b\tc"),
     ],
 )
 def test_what_came_over_tls_for_an_app_that_asked_by_http(value: str, kept: str | None) -> None:
@@ -205,6 +210,10 @@ def test_a_cookie_that_becomes_secure_or_no_longer_is_stays_one(value: str, jar:
     _, *more = told(value, jar=names_sent(((b"Cookie", f"x=1; {jar}=old".encode()),)))
     expired = "; Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT"
     assert more == ([] if gone is None else [gone + expired])
+
+
+def test_only_the_cookies_of_a_request_have_names() -> None:
+    assert names_sent(((b"A", b"x=1"), (b"cOOKIE", b"y=2; z"))) == {"y", ""}
 
 
 @given(

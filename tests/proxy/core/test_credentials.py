@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from proxy.core import clients, credentials
 from proxy.core.clients import PasswordHash, User
 from proxy.core.credentials import (
+    _MAX_CREDENTIALS,
     GUESSES_OF_ONE,
     SUSPECT_SECONDS,
     TRIED_A_SECOND,
@@ -54,6 +55,11 @@ class TestReadingBasic:
     )
     def test_anything_else_is_nothing(self, value: str) -> None:
         assert read_basic(value) is None
+
+    def test_the_longest_that_is_read(self) -> None:
+        longest = "YTpi" * (_MAX_CREDENTIALS // 4)
+        assert read_basic(f"Basic {longest}") is not None
+        assert read_basic(f"Basic {longest}YTpi") is None
 
     def test_the_schemes_case_makes_no_difference(self) -> None:
         assert read_basic("bAsIc YTpi") == ("a", b"b")
