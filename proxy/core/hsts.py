@@ -71,7 +71,7 @@ class KnownHosts:
             value: the first Strict-Transport-Security field of its response.
         """
         said = parse_field(value)
-        if said is None or _is_address(host):
+        if said is None:
             return
         self._learned.pop(host, None)
         seconds, includes_subdomains = said

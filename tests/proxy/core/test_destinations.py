@@ -22,6 +22,7 @@ from proxy.core.destinations import BadDestination, Destination, canonical_host,
         ("xn--mnchen-3ya.example", "xn--mnchen-3ya.example"),
         ("a" * 63 + ".example", "a" * 63 + ".example"),
         ("1a.example", "1a.example"),
+        ("a." * 126 + "b", "a." * 126 + "b"),  # 253 characters
         ("1.example", "1.example"),
         ("192.0.2.1", "192.0.2.1"),
         ("::1", "::1"),

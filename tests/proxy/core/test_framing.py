@@ -125,6 +125,13 @@ class TestBodies:
         with pytest.raises(BadFraming):
             body_of(CHUNKED).feed(b"0\r\nY" + whole + b"\r\n")
 
+    def test_a_bare_lf_is_no_end_of_it_wherever_it_comes(self) -> None:
+        for cut in range(3):
+            body = body_of(CHUNKED)
+            body.feed(b"0\r\n")
+            with pytest.raises(BadFraming):
+                body.feed(b"X:"[:cut] + b"\n")
+
     @pytest.mark.parametrize("cut", [0, 3])
     def test_so_many_fields_may_stand_in_it(self, cut: int) -> None:
         line = b"X: 1\r\n"

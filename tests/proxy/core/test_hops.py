@@ -118,6 +118,7 @@ class TestKeepAlive:
             (True, "Connection: closed", True),
             (True, "Keep-Alive: close", True),
             (False, "", False),
+            (False, "Connection: Keep-Alive", True),
             (False, "Connection: close", False),
             (False, "Connection: keep-alive, close", False),
         ],

@@ -105,7 +105,8 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts, _ = known()
     for host in ("a.example", "b.example", "a.example", "c.example"):
         hosts.learn(host, "max-age=60")
-    assert [hosts.knows(f"{name}.example", uses_preload=False) for name in "abc"] == [True, False, True]
+    hosts.learn("d.example", "max-age=0")  # that there is nothing to remember makes nobody forgotten
+    assert [hosts.knows(f"{name}.example", uses_preload=False) for name in "abcd"] == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
