@@ -310,6 +310,23 @@ def test_an_encrypted_key_of_another_length_is_the_same_failure(kind: str, lengt
         open_token(".".join(parts), SETS[kind], PLACE, TODAY)
 
 
+@pytest.mark.parametrize("kind", ["P-256", "oct"])
+def test_an_encrypted_key_of_another_length_is_not_even_unwrapped(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []  # unwrapping takes time in proportion to the length
+
+    def unwrap(_key: bytes, wrapped: bytes) -> bytes:
+        asked.append(len(wrapped))
+        return bytes(32)
+
+    monkeypatch.setattr(jwe, "aes_key_unwrap", unwrap)
+    protected, wrapped, *rest = seal(b"1", KEYS[kind], PLACE).split(".")
+    for longer in (b"", bytes(8)):
+        key = base64url(unbase64url(wrapped) + longer)
+        with pytest.raises(JweError, match=UNIFORM):
+            open_token(".".join((protected, key, *rest)), SETS[kind], PLACE, TODAY)
+    assert asked == [40]
+
+
 def test_rsa_with_another_padding_hash_or_key_length_is_the_same_failure() -> None:
     material = KEYS["RSA"].material
     assert isinstance(material, rsa.RSAPrivateKey)
