@@ -6,6 +6,7 @@ import importlib
 
 import click
 
+from proxy.secrecy import keep_private
 from proxy.signals import take_over_signals
 
 _COMMANDS = {
@@ -57,3 +58,4 @@ def main() -> None:
 
     Example: overcoat check -p overcoat.yaml && overcoat serve -p overcoat.yaml
     """
+    keep_private()

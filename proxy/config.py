@@ -115,13 +115,20 @@ def find_policy(option: str | None, env: Mapping[str, str]) -> Path | None:
     return None
 
 
-def load_policy(path: Path | None, env: Mapping[str, str], overrides: Mapping[str, str] | None = None) -> Policy:
+def load_policy(
+    path: Path | None,
+    env: Mapping[str, str],
+    overrides: Mapping[str, str] | None = None,
+    secrets: Mapping[str, str] | None = None,
+) -> Policy:
     """Read a policy file, and every key and pin file that it names.
 
     Args:
         path: the file, or None for the built-in default (what config/default.yaml says).
-        env: the environment: `OVERCOAT_LISTEN` and so on for each of `OVERRIDES`, and what `{env: NAME}` refers to.
+        env: the environment: `OVERCOAT_LISTEN` and so on for each of `OVERRIDES`, and what `{env: NAME}` refers to,
+            unless `secrets` is given.
         overrides: what of `OVERRIDES` the command line says; it wins over the environment.
+        secrets: what `{env: NAME}` refers to, by name; see `proxy.secrecy`.
 
     Returns:
         The complete policy.
@@ -135,7 +142,7 @@ def load_policy(path: Path | None, env: Mapping[str, str], overrides: Mapping[st
     policy: Policy | None = None
     if document.data is not UNUSABLE:
         problems += _model_problems(document)
-        builder = Builder(document, path.parent if path else Path(), env)
+        builder = Builder(document, path.parent if path else Path(), env if secrets is None else secrets)
         policy = replace(builder.build(), source=str(path) if path else "built-in")
         problems += builder.problems
     problems.sort(key=lambda problem: (problem.line, problem.column))

@@ -46,6 +46,7 @@ from proxy import wires
 from proxy.core.policy import Policy
 from proxy.metricsfiles import take_place
 from proxy.reload import forget_other_roots, log_leaving, log_taken
+from proxy.secrecy import name_process
 from proxy.signals import DRAIN, RELOAD, REOPEN, take_over_signals
 from proxy.wires import SERVES, TAKEN, framed, new_wire, pack, unframed
 
@@ -299,6 +300,7 @@ class Supervisor:
             self._signals.leave_to_parent()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            name_process(f"overcoat-{'worker' if seat.drains else 'admin'}")
             for child in self._children():
                 child.wire.close()  # or nobody would notice the parent's end
             for other in self._seats:

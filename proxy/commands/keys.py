@@ -299,9 +299,10 @@ def _read_key(file: Path, alg: str | None, kid: str | None, unsafe: bool) -> Key
 
 def _load_policy(option: str | None) -> Policy:
     from proxy.config import PolicyErrors, find_policy, load_policy
+    from proxy.secrecy import SecretVariables
 
     try:
-        return load_policy(find_policy(option, os.environ), os.environ)
+        return load_policy(find_policy(option, os.environ), os.environ, secrets=SecretVariables())
     except PolicyErrors as errors:
         raise BadPolicy("\nerror: ".join(map(str, errors.errors))) from None
 

@@ -21,6 +21,7 @@ import click
 from proxy.ca import CaError, LocalCa, data_directory
 from proxy.health import Sign, address_text, data_folder
 from proxy.log import say_all_in_one_form
+from proxy.secrecy import SecretVariables
 from proxy.signals import DRAIN, RELOAD, REOPEN, take_over_signals
 
 if TYPE_CHECKING:
@@ -93,8 +94,11 @@ def serve(
     overrides = {key: value for key, value in given.items() if value is not None}
     path = or_exit(lambda: find_policy(policy_path, os.environ))
 
+    secrets = SecretVariables()
+    os.register_at_fork(after_in_child=secrets.forget)  # the parent alone reads the policy again
+
     def load() -> Policy:
-        return load_policy(path, os.environ, overrides)
+        return load_policy(path, os.environ, overrides, secrets)
 
     signals = take_over_signals()
     policy = or_exit(load)

@@ -19,6 +19,7 @@ from proxy.core.addresses import AddressSet
 from proxy.core.destinations import Destination, parse_authority
 from proxy.core.policy import FieldEntry, Policy, Rule, UpstreamProxy
 from proxy.policyvalues import ascii_host
+from proxy.secrecy import SecretVariables
 
 _PIPE_WIDTH = 120
 
@@ -35,7 +36,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 def load_or_exit(option: str | None, *, as_json: bool) -> Policy:
     """Load the policy, or print everything that is wrong with it and exit with status 2."""
     try:
-        return load_policy(find_policy(option, os.environ), os.environ)
+        return load_policy(find_policy(option, os.environ), os.environ, secrets=SecretVariables())
     except PolicyErrors as refused:
         _refuse(refused, as_json=as_json)
 

@@ -177,14 +177,14 @@ def test_without_descriptors_requests_are_denied_and_afterwards_all_is_well(
             upstream.wait_for_connections(1)
             for _ in range(2 * LIMIT):
                 crowd.enter_context(socket.create_connection(sidecar.address, 5))
-            assert wait_until(lambda: len(os.listdir(f"/proc/{sidecar.pid}/fd")) >= LIMIT)
+            assert wait_until(lambda: sidecar.open_files() >= LIMIT)
             early.send(request(upstream, "/pooled"))  # needs no new descriptor
             assert early.read_response().status == 200
             elsewhere = f"127.0.0.2:{upstream.port}"  # for which there is no connection in the pool
             early.send(f"GET http://{elsewhere}/ HTTP/1.1\r\nHost: {elsewhere}\r\n\r\n".encode())
             answer = early.read_response()
             assert (answer.status, json.loads(answer.body)["reason"]) == (502, "upstream_unreachable")
-        assert wait_until(lambda: len(os.listdir(f"/proc/{sidecar.pid}/fd")) < LIMIT // 2)
+        assert wait_until(lambda: sidecar.open_files() < LIMIT // 2)
         assert [ask(sidecar, upstream) for _ in range(5)] == [200] * 5
         assert sidecar.stderr.count("a new connection must wait: too many open files") == 1  # and no flood of it
         assert "Traceback" not in sidecar.stderr

@@ -31,24 +31,15 @@ def children(pid: int) -> list[int]:
 
 
 def workers(sidecar: Sidecar) -> list[int]:
-    """Return the worker processes: those children that hold a listening socket of the proxy."""
-    port = f":{sidecar.address[1]:04X}"
-    listening = set()
-    for line in Path(f"/proc/{sidecar.pid}/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[1].endswith(port) and fields[3] == "0A":
-            listening.add(f"socket:[{fields[9]}]")
-    return [child for child in children(sidecar.pid) if listening & open_files(child)]
+    """Return the worker processes, by their name."""
+    return [child for child in children(sidecar.pid) if name_of(child) == "overcoat-worker"]
 
 
-def open_files(pid: int) -> set[str]:
-    links = set()
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            links.add(os.readlink(descriptor))
-        except OSError:
-            continue  # it was closed meanwhile
-    return links
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except FileNotFoundError:
+        return ""  # it has ended meanwhile
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10) -> bool:
