@@ -1,11 +1,12 @@
 # The image of the sidecar: what requirements.lock names and Overcoat itself, run by a user without rights.
 #
 #   docker build -t overcoat .
-#   docker run --rm -v "$PWD/overcoat.yaml:/etc/overcoat/overcoat.yaml:ro" -p 127.0.0.1:8080:8080 overcoat
+#   docker run --rm -v "$PWD/policy:/etc/overcoat:ro" -p 127.0.0.1:8080:8080 overcoat
 #
-# The policy is /etc/overcoat/overcoat.yaml (OVERCOAT_POLICY), without which nothing starts; the local CA is kept in the
-# volume /var/lib/overcoat. A policy that says only `version: 1` is the built-in default, which listens on 127.0.0.1:
-# right in a pod, or with `network_mode: service:…`.
+# The policy is /etc/overcoat/overcoat.yaml (OVERCOAT_POLICY), without which nothing starts: mount its folder, since an
+# editor puts a new file in the place of the old one, and a mount of the file alone would go on showing that. The local
+# CA is kept in the volume /var/lib/overcoat. A policy that says only `version: 1` is the built-in default, which listens
+# on 127.0.0.1: right in a pod, or with `network_mode: service:…`.
 
 ARG PYTHON_IMAGE=python:3.13-slim
 

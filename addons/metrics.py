@@ -97,24 +97,31 @@ class PolicyMetrics(Collector):
         self._version = version
         self._policy = policy
 
-    def describe(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
+    def describe(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
         """Return the families without their samples."""
         return (
             GaugeMetricFamily(
                 "overcoat_pins_expire_timestamp_seconds", "When the pins of a rule expire.", labels=["rule"]
             ),
             GaugeMetricFamily("overcoat_info", "Always 1; the version and mode that run.", labels=["version", "mode"]),
+            GaugeMetricFamily(
+                "overcoat_policy_info",
+                "Always 1; the hash of the policy in force, as the log says it.",
+                labels=["hash"],
+            ),
         )
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Return the families."""
         policy = self._policy()
-        expiry, info = self.describe()
+        expiry, info, content = self.describe()
         for rule in policy.rules:
             if rule.pins is not None and rule.pins.expires is not None:
                 # The day named is the last good one, in UTC.
                 end = datetime.combine(rule.pins.expires, datetime.max.time(), UTC)
                 expiry.add_metric([rule.name], int(end.timestamp()))
         info.add_metric([self._version, policy.mode.value], 1)
+        content.add_metric([policy.short_hash], 1)
         yield expiry
         yield info
+        yield content

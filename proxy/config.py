@@ -137,12 +137,15 @@ def load_policy(
         PolicyErrors: it cannot be read, or something in it is wrong.
     """
     file = "" if path is None else str(path)
-    document = Document(data={"version": 1}) if path is None else read_yaml(_read(path), NULLABLE)
+    text = b"" if path is None else _read(path)
+    document = Document(data={"version": 1}) if path is None else read_yaml(text, NULLABLE)
     problems = list(document.problems)
     policy: Policy | None = None
     if document.data is not UNUSABLE:
         problems += _model_problems(document)
         builder = Builder(document, path.parent if path else Path(), env if secrets is None else secrets)
+        builder.note(text)
+        builder.files += [path] if path else []
         policy = replace(builder.build(), source=str(path) if path else "built-in")
         problems += builder.problems
     problems.sort(key=lambda problem: (problem.line, problem.column))

@@ -13,6 +13,8 @@ import os
 import stat
 from pathlib import Path
 
+MAX_ROOTS_BYTES = 16 * 1024 * 1024
+
 
 class NotRegularError(OSError):
     """It is a pipe, a device, a socket or a directory, or something else that must be waited for."""

@@ -10,15 +10,20 @@ Rules of this module:
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+from OpenSSL import crypto
 
 from proxy.ca import data_directory, published_lifetime
 from proxy.core.keys import Key, KeySet, SecretBytes
 from proxy.core.pins import PinSet
-from proxy.core.policy import Policy, Rule
+from proxy.core.policy import Policy, Rule, Trust
 from proxy.core.transport import denied_by_address
+from proxy.mounts import is_mounted_by_itself, is_replaced
+from proxy.yamltext import shown
 
 logger = logging.getLogger("overcoat")
 
@@ -43,7 +48,7 @@ def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Find
     """Return what needs attention.
 
     Args:
-        policy: the policy.
+        policy: the policy; its roots are looked at where they were read (`proxy.engine.tls.with_roots`).
         env: the environment, for where Overcoat keeps its data.
         now: the time, in UTC, by which things end.
     """
@@ -53,6 +58,10 @@ def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Find
         found.append(
             Finding("no policy file was named or found (./overcoat.yaml): nothing is pinned, nothing is encrypted")
         )
+    found += _of_mounts(policy.files)
+    found += [Finding(remark) for remark in policy.remarks]
+    if policy.trust.anchors is not None:
+        found += _of_roots(policy.trust, now)
     proxy = policy.upstream_proxy
     if proxy is not None and proxy.rule.pins is not None:
         found += _of_pins("the upstream proxy", proxy.rule.pins, today, "nothing leaves")
@@ -70,6 +79,48 @@ def log_findings(found: list[Finding]) -> None:
     """Log what `findings` has found."""
     for finding in found:
         logger.log(logging.ERROR if finding.has_failed else logging.WARNING, "%s", finding.text)
+
+
+def _of_mounts(files: Sequence[Path]) -> Iterator[Finding]:
+    for number, path in enumerate(dict.fromkeys(files)):
+        if is_replaced(path):
+            yield Finding(
+                f"{path} was replaced or removed outside, and what is mounted here is still the old one: start the "
+                "container anew, and mount its directory in place of the file",
+                has_failed=True,
+            )
+        elif number == 0 and is_mounted_by_itself(path):
+            yield Finding(
+                f"{path} is mounted as a single file, so that a new one under its name, as editors and deployments "
+                "write it, is not seen here: mount its directory instead"
+            )
+
+
+def _of_roots(trust: Trust, now: datetime) -> Iterator[Finding]:
+    whose = f"trust.roots: {trust.roots}" if trust.roots is not None else "the system's trusted roots"
+    ends: list[tuple[datetime, str]] = []
+    for anchor in trust.anchors or ():
+        certificate = crypto.load_certificate(crypto.FILETYPE_ASN1, anchor)
+        names = [
+            f"{key.decode('ascii')}={value.decode('utf-8', 'replace')}"
+            for key, value in certificate.get_subject().get_components()
+        ]
+        ends.append((_end_of(certificate), ", ".join(names)))
+    past = [end for end in ends if end[0] < now]
+    if len(past) == len(ends):
+        yield Finding(f"{whose}: all certificates have expired, so that no upstream is trusted", has_failed=True)
+    elif trust.roots is not None:  # the system's bundle is its maker's to tidy up
+        near = [end for end in ends if now <= end[0] <= now + SOON]
+        for when, group in (("expired", past), ("will expire", near)):
+            if group:
+                more = f", and {len(group) - 1} more" if len(group) > 1 else ""
+                first, name = min(group)
+                yield Finding(f"{whose}: {shown(name)} {when} on {first:%Y-%m-%d}{more}")
+
+
+def _end_of(certificate: crypto.X509) -> datetime:
+    text = (certificate.get_notAfter() or b"").decode("ascii")  # OpenSSL has read it, and gives one form only
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
 
 
 def _of_hosts(policy: Policy, rule: Rule) -> Iterator[Finding]:

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import base64
 import difflib
+import hashlib
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +22,7 @@ from pathlib import Path
 from cryptography import x509
 
 from proxy.core.addresses import address_set
+from proxy.core.bundles import BadBundle, Bundle, read_bundle
 from proxy.core.clients import ClientRules, PasswordHash, User, parse_password_hash
 from proxy.core.keymaterial import SecretBytes
 from proxy.core.keys import BadKey, Key, KeySet, load_key
@@ -37,7 +41,7 @@ from proxy.core.policy import (
     UpstreamProxy,
     When,
 )
-from proxy.files import read_regular
+from proxy.files import MAX_ROOTS_BYTES, read_regular
 from proxy.keyfiles import KeyFileError, read_key_file
 from proxy.model import (
     SYSTEM_ROOTS,
@@ -48,6 +52,7 @@ from proxy.model import (
     KeySetSection,
     PinsSection,
     RuleSection,
+    TrustSection,
     UpstreamProxySection,
     WhenSection,
 )
@@ -57,7 +62,6 @@ from proxy.yamltext import Document, Problem, Steps, shown
 
 _MAX_PIN_FILE_BYTES = 64 * 1024
 _MAX_PASSWORD_BYTES = 1024
-MAX_ROOTS_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -85,10 +89,16 @@ class Builder:
 
     Attributes:
         problems: what is wrong with it, beyond what the model says.
+        remarks: what is no error, and needs attention.
+        files: what was read.
     """
 
     def __init__(self, document: Document, folder: Path, env: Mapping[str, str]) -> None:
         self.problems: list[Problem] = []
+        self.remarks: list[str] = []
+        self.files: list[Path] = []
+        self._content = hashlib.sha256()
+        self._secrets = hashlib.sha256()
         self._document = document
         self._usable = usable_part(document.data)
         self._folder = folder
@@ -105,7 +115,7 @@ class Builder:
             probes=file.probes,
             mode=file.mode,
             defaults=defaults,
-            trust=Trust(self._roots(file.trust.roots), file.trust.min_tls, file.trust.strict),
+            trust=self._trust(file.trust),
             limits=Limits(**file.limits.model_dump()),
             destinations=address_set(file.destinations.allow or []),
             egress=file.destinations.egress,
@@ -120,7 +130,20 @@ class Builder:
             drain_timeout=file.drain_timeout,
             keys={name: key_set for name, key_set in keys.items() if key_set is not None},
             rules=self._rules(file.rules or (), keys, defaults),
+            files=tuple(self.files),
+            remarks=tuple(self.remarks),
+            content=self._content.digest(),
+            secrets=self._secrets.digest(),
         )
+
+    def note(self, content: bytes, *, is_guessable: bool = False) -> None:
+        """Take note of what the policy is made of.
+
+        Args:
+            content: its text, a file, or a variable.
+            is_guessable: whether a person may have chosen it, so that even a digest would tell it.
+        """
+        (self._secrets if is_guessable else self._content).update(hashlib.sha256(content).digest())
 
     def _problem(self, steps: Steps, message: str) -> None:
         if self._usable.is_about_wrong(steps):
@@ -128,8 +151,9 @@ class Builder:
         mark = self._document.mark(steps)
         self.problems.append(Problem(steps, mark.line, mark.column, message))
 
-    def _file(self, steps: Steps, name: str, limit: int) -> bytes | None:
+    def _file(self, steps: Steps, name: str, limit: int, *, is_guessable: bool = False) -> bytes | None:
         path = self._folder / name
+        self.files.append(path)
         try:
             content, _ = read_regular(path, limit)
         except OSError as error:
@@ -138,19 +162,41 @@ class Builder:
         if len(content) > limit:
             self._problem(steps, f"{path} has more than {limit} bytes")
             return None
+        self.note(content, is_guessable=is_guessable)
         return content
 
-    def _roots(self, name: str) -> Path | None:
-        if name == SYSTEM_ROOTS:
-            return None
+    def _trust(self, section: TrustSection) -> Trust:
+        if section.roots == SYSTEM_ROOTS:
+            return Trust(None, section.min_tls, section.strict)
         steps = ("trust", "roots")
-        content = self._file(steps, name, MAX_ROOTS_BYTES)
+        path = self._folder / section.roots
+        content = self._file(steps, section.roots, MAX_ROOTS_BYTES)
+        anchors: tuple[bytes, ...] = ()
         if content is not None:
             try:
-                x509.load_pem_x509_certificates(content)  # raises where there is none, too
+                anchors = self._anchors(path, read_bundle(content))
+            except BadBundle as error:
+                self._problem(steps, f"{path}: {error}")
+        return Trust(path, section.min_tls, section.strict, anchors)
+
+    def _anchors(self, path: Path, bundle: Bundle) -> tuple[bytes, ...]:
+        for certificate, line in zip(bundle.certificates, bundle.lines, strict=True):
+            try:
+                with warnings.catch_warnings(action="ignore"):  # of oddities, which OpenSSL is to judge
+                    x509.load_der_x509_certificate(certificate)
             except (ValueError, x509.InvalidVersion):
-                self._problem(steps, f"{self._folder / name} is no PEM file of one or more certificates")
-        return self._folder / name
+                raise BadBundle(f"the certificate that begins in line {line} is damaged, or none (RFC 5280)") from None
+        for label, line in bundle.others:
+            if label.endswith("PRIVATE KEY"):
+                self.remarks.append(
+                    f"trust.roots: {path} holds a private key, in line {line}: who only verifies needs none, and it is "
+                    "of use to whoever reads the file; take it out"
+                )
+            elif label == "X509 CRL":
+                raise BadBundle(f"there is a CRL in line {line}, and CRLs are not consulted: take it out")
+            elif not label.endswith("PARAMETERS"):
+                raise BadBundle(f"there is a {label} in line {line}: only certificates (CERTIFICATE) are taken")
+        return bundle.certificates
 
     # Clients
 
@@ -190,7 +236,7 @@ class Builder:
         pins = self._pins((*steps, "pins"), section.pins) if section.pins is not None else None
         authorization = None
         if section.credentials is not None:
-            text = self._secret_text((*steps, "credentials"), section.credentials)
+            text = self._secret_text((*steps, "credentials"), section.credentials, is_guessable=True)
             if text is not None and (":" not in text or not text.isprintable()):
                 self._problem((*steps, "credentials"), "what is there is not NAME:PASSWORD in one line")
             elif text is not None:
@@ -198,12 +244,13 @@ class Builder:
         rule = Rule("upstream_proxy", (), PlainHttp.REJECT, Https.INSPECT, pins=pins)
         return UpstreamProxy(address.destination, address.is_https, rule, authorization, tuple(section.direct or ()))
 
-    def _secret_text(self, steps: Steps, source: KeySource) -> str | None:
+    def _secret_text(self, steps: Steps, source: KeySource, *, is_guessable: bool = False) -> str | None:
         """Return one line of text that is not to be in the policy itself."""
         if source.file is not None:
-            content = self._file((*steps, "file"), source.file, _MAX_PASSWORD_BYTES)
+            content = self._file((*steps, "file"), source.file, _MAX_PASSWORD_BYTES, is_guessable=is_guessable)
             return None if content is None else content.decode("utf-8", "replace").strip()
         if source.env in self._env:
+            self.note(os.fsencode(self._env[source.env or ""]), is_guessable=is_guessable)
             return self._env[source.env or ""].strip()
         self._problem((*steps, "env"), f"the environment variable {_variable(source.env or '')} is not set")
         return None
@@ -255,6 +302,7 @@ class Builder:
         place: Steps = (*steps, "file") if entry.file else (*steps, "key")
         try:
             if file is not None:
+                self.files.append(self._folder / file)
                 data = read_key_file(self._folder / file, unsafe_permissions=section.unsafe_key_permissions)
             else:
                 variable = (entry.key.env if entry.key else None) or ""
@@ -262,6 +310,7 @@ class Builder:
                     self._problem(place, f"the environment variable {_variable(variable)} is not set")
                     return None
                 data = self._env[variable].encode("utf-8", errors="surrogateescape")
+            self.note(data)
             return load_key(data, alg=section.alg, kid=entry.kid, not_after=entry.not_after)
         except OSError as error:
             self._problem(place, f"{self._folder / (file or '')} cannot be read: {error.strerror}")

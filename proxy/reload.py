@@ -3,26 +3,22 @@
 Rules of this module:
 
 - It is the file that was read at the start; one that has gone is an error, and never means the built-in policy.
+- What counts is what the file says, and all files that it names: where that is the same, nothing is taken over.
 - A policy with errors changes nothing. Nor does one whose roots cannot be read, or one that changes what is fixed while
   the process runs: where it listens, and how many workers there are. The log says what is wrong.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from proxy.config import PolicyErrors
 from proxy.core.policy import Policy
-from proxy.engine.tls import NoRoots, find_roots, upstream_context
-from proxy.files import read_regular
+from proxy.engine.tls import NoRoots, with_roots
 from proxy.findings import findings, log_findings
-from proxy.policybuild import MAX_ROOTS_BYTES
 
 logger = logging.getLogger("overcoat")
 
@@ -33,28 +29,27 @@ KEPT = "the policy was not taken over; the one before stays in force"
 class Reader:
     """Reads the policy again."""
 
-    def __init__(
-        self, load: Callable[[], Policy], policy: Policy, finish: Callable[[Policy], Policy] = lambda policy: policy
-    ) -> None:
+    def __init__(self, load: Callable[[], Policy], policy: Policy) -> None:
         """Start.
 
         Args:
             load: reads it; raises PolicyErrors.
             policy: what it gave at the start.
-            finish: what is to be done to one before it is taken over; raises NoRoots.
         """
         self._load = load
-        self._finish = finish
         self._fixed = _fixed(policy)
 
-    def again(self) -> Policy | None:
-        """Return the policy as it is now, or None if it must not be taken over."""
+    def again(self, current: Policy) -> Policy | None:
+        """Return the policy as it is now: `current` itself if nothing has changed, None if it must not be taken over.
+
+        Args:
+            current: the one that is in force.
+        """
         try:
-            policy = self._load()
-            upstream_context(policy.trust)
+            policy = with_roots(self._load())
             changed = [name for name, value in _fixed(policy).items() if value != self._fixed[name]]
             if not changed:
-                return self._finish(policy)
+                return current if policy.says_the_same_as(current) else policy
         except PolicyErrors as e:
             for error in e.errors:
                 logger.error("%s", error)
@@ -70,50 +65,25 @@ class Reader:
         return None
 
 
-def with_own_roots(policy: Policy, folder: Path) -> Policy:
-    """Return the policy with a copy of its trusted roots, which no later change of their file can touch.
-
-    Several processes read them, at different times; all must trust the same.
-
-    Args:
-        policy: the policy.
-        folder: where the copy is written, named after what it holds.
-
-    Raises:
-        NoRoots: they cannot be found or read.
-    """
-    source = find_roots(policy.trust)
-    try:
-        content, _ = read_regular(source, MAX_ROOTS_BYTES)
-    except OSError as e:
-        raise NoRoots(f"{source} cannot be read: {e.strerror}") from None
-    copy = folder / f"roots-{hashlib.sha256(content).hexdigest()[:32]}.pem"
-    part = copy.with_suffix(".part")
-    try:
-        part.write_bytes(content)
-        upstream_context(replace(policy.trust, roots=part))
-        part.replace(copy)  # whole at any moment: a worker may be reading it
-    except NoRoots:
-        raise NoRoots(f"{source} holds no readable PEM certificates to trust") from None
-    finally:
-        part.unlink(missing_ok=True)
-    return replace(policy, trust=replace(policy.trust, roots=copy))
-
-
-def forget_other_roots(policy: Policy, folder: Path) -> None:
-    """Remove the copies that `with_own_roots` made for other policies than this one, once nobody will read them."""
-    for copy in folder.glob("roots-*.pem"):
-        if copy != policy.trust.roots:
-            copy.unlink(missing_ok=True)
-
-
 def _fixed(policy: Policy) -> dict[str, object]:
     return {name: getattr(policy, name) for name in FIXED}
 
 
-def log_taken(policy: Policy) -> None:
-    """Say that a policy that was read again is in force, and what of it needs attention."""
-    logger.info("the policy was read again, and is in force: %d rules, mode %s", len(policy.rules), policy.mode.value)
+def log_read(policy: Policy, before: Policy) -> None:
+    """Say what came of reading the policy again, and what of it needs attention.
+
+    Args:
+        policy: the one that is in force now.
+        before: the one that was; the same one where nothing has changed.
+    """
+    if policy.says_the_same_as(before):
+        change = "is unchanged"
+    elif policy.content == before.content:
+        change = "is in force, with other credentials for the upstream proxy"
+    else:
+        change = f"is in force, in place of {before.short_hash}"
+    what = f"hash {policy.short_hash}, rules {len(policy.rules)}, mode {policy.mode.value}"
+    logger.info("the policy was read again, and %s: %s", change, what)
     log_findings(findings(policy, os.environ, datetime.now(UTC)))
 
 

@@ -45,7 +45,7 @@ from addons.metrics import Metrics
 from proxy import wires
 from proxy.core.policy import Policy
 from proxy.metricsfiles import take_place
-from proxy.reload import forget_other_roots, log_leaving, log_taken
+from proxy.reload import log_leaving, log_read
 from proxy.secrecy import name_process
 from proxy.signals import DRAIN, RELOAD, REOPEN, take_over_signals
 from proxy.wires import SERVES, TAKEN, framed, new_wire, pack, unframed
@@ -129,7 +129,7 @@ class Supervisor:
         is_ready: Shared,
         directory: Path,
         policy: Policy,
-        reread: Callable[[], Policy | None],
+        reread: Callable[[Policy], Policy | None],
         *,
         remind: Callable[[datetime], float],
     ) -> None:
@@ -140,13 +140,14 @@ class Supervisor:
             is_ready: set while every child serves, and nothing is drained.
             directory: what `proxy.metricsfiles.prepare_metrics` made.
             policy: the policy to begin with.
-            reread: reads the policy again, and checks it; None if it must not be taken over.
+            reread: reads the policy again, and checks it; see `proxy.reload.Reader.again`.
             remind: says what is to be said now and then; given the time, returns after how many seconds to come back.
         """
         self._seats = seats
         self._is_ready = is_ready
         self._directory = directory
         self._policy = policy
+        self._said = policy  # the one that all children are known to have
         self._reread = reread
         self._remind = remind
         self._reminding_time = time.monotonic()
@@ -155,6 +156,7 @@ class Supervisor:
         self._is_draining = False
         self._is_reloading = False
         self._draining_time = math.inf
+        self._to_tell: list[Seat] = []  # of a policy, once all others have taken it
         self._killing_time = math.inf
         self._status = 0
         self._selector = selectors.DefaultSelector()
@@ -209,10 +211,7 @@ class Supervisor:
             self._ended(pid, status)
         self._keep_time()
         if self._is_reloading and not any(child.owes for child in self._children()):
-            self._is_reloading = False
-            self._metrics.reloads.labels("taken").inc()
-            forget_other_roots(self._policy, self._directory)
-            log_taken(self._policy)
+            self._handed_over()
         self._is_ready.set(self._has_started and not self._is_leaving and self._all_serve())
         if self._is_draining and not any(seat.child for seat in self._seats if seat.drains):
             return self._status
@@ -404,14 +403,32 @@ class Supervisor:
     def _reload(self) -> None:
         if self._is_leaving:
             return
-        policy = self._reread()
+        policy = self._reread(self._policy)
         if policy is None:
             self._metrics.reloads.labels("refused").inc()
+        elif policy is not self._policy:
+            self._policy = policy
+            self._is_reloading = True
+            self._hand_over([seat for seat in self._seats if seat.drains])
+            self._to_tell = [seat for seat in self._seats if not seat.drains]
+        elif not self._is_reloading:  # else it is said once it is in force
+            self._metrics.reloads.labels("unchanged").inc()
+            log_read(policy, policy)
+
+    def _handed_over(self) -> None:
+        """Go on, since all who were told have the policy: the admin endpoint, which tells of it, comes last."""
+        if self._to_tell:
+            seats, self._to_tell = self._to_tell, []
+            self._hand_over(seats)
             return
-        self._policy = policy
-        self._is_reloading = True
-        message = framed(pack(policy))
-        for seat in self._seats:
+        self._is_reloading = False
+        self._metrics.reloads.labels("taken").inc()
+        log_read(self._policy, self._said)
+        self._said = self._policy
+
+    def _hand_over(self, seats: list[Seat]) -> None:
+        message = framed(pack(self._policy))
+        for seat in seats:
             if seat.child is not None:
                 seat.child.owes += 1
                 seat.child.deadline = min(seat.child.deadline, time.monotonic() + TAKE_SECONDS)

@@ -46,7 +46,7 @@ def check(option: str | None, as_json: bool) -> None:
     Example:
       overcoat check -p overcoat.yaml
     """
-    policy = load_or_exit(option, as_json=as_json)
+    policy = _with_roots(load_or_exit(option, as_json=as_json), as_json=as_json)
     found = findings(policy, os.environ, datetime.now(UTC))
     failed = [finding.text for finding in found if finding.has_failed]
     if as_json:
@@ -61,10 +61,25 @@ def check(option: str | None, as_json: bool) -> None:
         raise SystemExit(1)
 
 
+def _with_roots(policy: Policy, *, as_json: bool) -> Policy:
+    from proxy.engine.tls import NoRoots, with_roots
+
+    try:
+        return with_roots(policy)
+    except NoRoots as e:
+        refused = [str(e)]
+    if as_json:
+        click.echo(json.dumps({"ok": False, "failed": refused}, indent=2))
+    for text in refused:
+        click.echo(f"error: {text}", err=True)
+    raise SystemExit(1)
+
+
 def policy_summary(policy: Policy) -> dict[str, Any]:
     """Return the policy in plain values, for JSON; keys by name only."""
     return {
         "source": policy.source,
+        "hash": policy.short_hash,
         "mode": policy.mode.value,
         "listen": [str(listener) for listener in policy.listen],
         "admin": policy.admin.address if policy.admin else None,
@@ -158,7 +173,7 @@ def _own_listeners_text(policy: Policy) -> str:
 
 def _print_summary(policy: Policy) -> None:
     summary = policy_summary(policy)
-    click.echo(f"policy    {policy.source}, mode {policy.mode}")
+    click.echo(f"policy    {policy.source}, mode {policy.mode}, hash {policy.short_hash}")
     click.echo(f"listen    {', '.join(summary['listen'])}; {_own_listeners_text(policy)}")
     click.echo(f"clients   {_clients_text(policy)}")
     click.echo(f"reaches   {_reached(policy.destinations)}{_way_text(policy)}")

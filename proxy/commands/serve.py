@@ -105,6 +105,7 @@ def serve(
     say_all_in_one_form(sys.stderr)
     count = policy.workers or processors()
     try:
+        policy = _with_roots(policy)
         with contextlib.ExitStack() as closing:
             if lines is not None:
                 _check_lines(lines)
@@ -127,6 +128,15 @@ def serve(
 
 class _CannotStart(Exception):
     """The sidecar cannot start; the message is one line."""
+
+
+def _with_roots(policy: Policy) -> Policy:
+    from proxy.engine.tls import NoRoots, with_roots
+
+    try:
+        return with_roots(policy)
+    except NoRoots as e:
+        raise _CannotStart(str(e)) from None
 
 
 def processors() -> int:
@@ -196,14 +206,18 @@ def _keep_reminding(loop: asyncio.AbstractEventLoop, reminder: Reminder) -> None
 
 def _reload(engine: Engine, reader: Reader, metrics: Metrics) -> None:
     """Take the policy over as it is now; it is read within one turn of the loop, in which nothing else moves."""
-    from proxy.reload import log_taken
+    from proxy.reload import log_read
 
-    policy = reader.again()
-    if policy is not None:
+    before = engine.policy
+    policy = reader.again(before)
+    result = "refused"
+    if policy is not None and policy is not before:
         engine.take_over(policy)
         metrics.expect(policy)
-        log_taken(policy)
-    metrics.reloads.labels("refused" if policy is None else "taken").inc()
+    if policy is not None:
+        result = "unchanged" if policy is before else "taken"
+        log_read(policy, before)
+    metrics.reloads.labels(result).inc()
 
 
 def _serve_together(
@@ -216,7 +230,7 @@ def _serve_together(
     from proxy.children import Equipment, administer, work
     from proxy.engine.server import BindError
     from proxy.engine.tls import NoRoots
-    from proxy.reload import Reader, with_own_roots
+    from proxy.reload import Reader
     from proxy.reminder import Reminder
     from proxy.supervisor import Seat, Shared, Supervisor, SupervisorFailed
 
@@ -239,10 +253,9 @@ def _serve_together(
         if places.all:
             answer = partial(administer, directory, is_ready, places)
             seats.append(Seat("the admin endpoint", False, "admin", places.all, answer))
-        finish = partial(with_own_roots, folder=directory)
         reminder = Reminder(authority.lifetime, datetime.now(UTC))
-        reread = Reader(load, policy, finish).again
-        supervisor = Supervisor(seats, is_ready, directory, finish(policy), reread, remind=reminder.remind)
+        reread = Reader(load, policy).again
+        supervisor = Supervisor(seats, is_ready, directory, policy, reread, remind=reminder.remind)
         status = supervisor.run(lambda: _announce(policy, shares[0], places, closing))
     except (BindError, CaError, NoRoots, SupervisorFailed) as e:
         raise _CannotStart(str(e)) from None
@@ -292,7 +305,9 @@ def _announce(policy: Policy, bound: list[Bound], places: AdminSockets, closing:
     from proxy.findings import findings, log_findings
 
     listen = ["{}:{}".format(*place.socket.getsockname()[:2]) for place in bound]
-    logger.info("policy %s: rules %d, mode %s", policy.source, len(policy.rules), policy.mode)
+    logger.info(
+        "policy %s: rules %d, mode %s, hash %s", policy.source, len(policy.rules), policy.mode, policy.short_hash
+    )
     log_findings(findings(policy, os.environ, datetime.now(UTC)))
     admin, probes = (each and address_text(*each.getsockname()[:2]) for each in (places.admin, places.probes))
     try:

@@ -304,11 +304,13 @@ class Trust:
         roots: a PEM bundle, or None for the system's store.
         min_tls: the lowest TLS version accepted from upstreams.
         strict: whether certificates must have the form that RFC 5280 prescribes, as Python 3.13 and newer wants it.
+        anchors: the certificates of the bundle in DER, once it was read; see `proxy.engine.tls.with_roots`.
     """
 
     roots: Path | None = None
     min_tls: Literal["1.2", "1.3"] = "1.2"
     strict: bool = True
+    anchors: tuple[bytes, ...] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,6 +379,11 @@ class Policy:
         workers: how many processes share the listeners; 0 for as many as the machine lends processors.
         drain_wait: how long to go on as before once told to end, though not ready any more, in seconds.
         drain_timeout: how long what is under way then has to come to its own end, in seconds.
+        source: the file's name, or `built-in`.
+        files: the names of all files that were read for it, its own first.
+        remarks: what its files hold that is no error, and needs attention.
+        content: SHA-256 over its text and all files that it names, but for secrets that people may have chosen.
+        secrets: SHA-256 over these; never shown, since what people choose can be guessed.
     """
 
     listen: tuple[Listener, ...] = (Listener("127.0.0.1", 8080),)
@@ -400,6 +407,10 @@ class Policy:
     keys: dict[str, KeySet] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
     source: str = "built-in"
+    files: tuple[Path, ...] = ()
+    remarks: tuple[str, ...] = ()
+    content: bytes = field(default=b"", repr=False)
+    secrets: bytes = field(default=b"", repr=False)
     _by_host: dict[str, list[tuple[int, HostPattern]]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -409,6 +420,15 @@ class Policy:
             for pattern in rule.hosts:
                 by_host.setdefault(pattern.host, []).append((number, pattern))
         object.__setattr__(self, "_by_host", by_host)
+
+    @property
+    def short_hash(self) -> str:
+        """Its content, in twelve hexadecimal digits: the same for the same text and files, wherever they lie."""
+        return self.content.hex()[:12]
+
+    def says_the_same_as(self, other: Policy) -> bool:
+        """Tell whether two policies were made of the same text and the same files."""
+        return (self.content, self.secrets) == (other.content, other.secrets)
 
     @property
     def lets_plain_http_pass(self) -> bool:

@@ -12,10 +12,12 @@ Rules of this module:
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import ssl
 from collections import OrderedDict
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ from OpenSSL import SSL, crypto
 
 from addons.sessions import Sessions
 from proxy.ca import Leaf, LocalCa
+from proxy.core.bundles import BadBundle, read_bundle
 from proxy.core.policy import Policy, Trust
+from proxy.files import MAX_ROOTS_BYTES, read_regular
 
 # Forward secrecy and AEAD only (RFC 9325, section 4.2); TLS 1.3 suites are all of that kind.
 _CIPHERS_TLS12 = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:@SECLEVEL=2"
@@ -62,6 +66,41 @@ def find_roots(trust: Trust) -> Path:
     )
 
 
+def read_roots(trust: Trust) -> tuple[bytes, ...]:
+    """Read the bundle of trusted roots; return its certificates in DER.
+
+    Raises:
+        NoRoots: it cannot be found or read.
+    """
+    source = find_roots(trust)
+    try:
+        content, _ = read_regular(source, MAX_ROOTS_BYTES)
+    except OSError as e:
+        raise NoRoots(f"{source} cannot be read: {e.strerror}") from None
+    if len(content) > MAX_ROOTS_BYTES:
+        raise NoRoots(f"{source} has more than {MAX_ROOTS_BYTES} bytes")
+    try:
+        return read_bundle(content).certificates
+    except BadBundle as e:
+        raise NoRoots(f"{source} holds no readable PEM certificates to trust: {e}") from None
+
+
+def with_roots(policy: Policy) -> Policy:
+    """Return the policy with the certificates of its trusted roots, which no later change of their file can touch.
+
+    Several processes use them, at different times; all must trust the same.
+
+    Raises:
+        NoRoots: they cannot be found or read.
+    """
+    anchors = policy.trust.anchors if policy.trust.anchors is not None else read_roots(policy.trust)
+    upstream_context(replace(policy.trust, anchors=anchors))
+    content = hashlib.sha256(policy.content)
+    for anchor in anchors:
+        content.update(hashlib.sha256(anchor).digest())
+    return replace(policy, trust=replace(policy.trust, anchors=anchors), content=content.digest())
+
+
 def upstream_context(trust: Trust) -> SSL.Context:
     """Return the context that all upstream handshakes with one trust start from.
 
@@ -77,11 +116,11 @@ def upstream_context(trust: Trust) -> SSL.Context:
     store = context.get_cert_store()
     assert store is not None  # every context has one
     store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN | (crypto.X509StoreFlags.X509_STRICT if trust.strict else 0))
-    roots = find_roots(trust)
-    try:
-        context.load_verify_locations(str(roots))
-    except SSL.Error:
-        raise NoRoots(f"{roots} holds no readable PEM certificates to trust") from None
+    for number, anchor in enumerate(read_roots(trust) if trust.anchors is None else trust.anchors, 1):
+        try:
+            store.add_cert(crypto.load_certificate(crypto.FILETYPE_ASN1, anchor))
+        except crypto.Error:
+            raise NoRoots(f"certificate {number} of {find_roots(trust)} is damaged, or no certificate") from None
     return context
 
 

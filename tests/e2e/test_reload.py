@@ -132,7 +132,7 @@ def test_nor_does_one_that_speaks_http_2_which_is_told_so(
 
 
 def test_what_may_pass_from_now_on_is_said(sidecar: Sidecar, workers: int) -> None:
-    reload(sidecar, policy(workers))
+    reload(sidecar, policy(workers), "unchanged")
     assert "Secure cookies" not in sidecar.stderr
     reload(sidecar, policy(workers, more="  - {name: open, hosts: [open.example], plain_http: allow}"))
     assert "Secure cookies" in sidecar.stderr
@@ -254,21 +254,6 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(
         assert sidecar.wait(deadline=10) == 0
 
 
-def test_no_copy_of_roots_stays_that_nobody_needs(authority: Authority, tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    other = Authority()
-    with Sidecar(policy(2), tmp_path, authority=authority, env={"TMPDIR": str(scratch)}) as sidecar:
-        roots = sidecar.policy_file.parent / "roots.pem"
-        for extra in (b"", other.pem, b"", other.pem):
-            roots.write_bytes(authority.pem + extra)
-            reload(sidecar, policy(2))
-        roots.write_bytes(authority.pem * 3)
-        reload(sidecar, "workers: 2\nlisten: [forward://127.0.0.1:1]", "refused")
-        left = [file.name for file in scratch.rglob("roots-*")]
-        assert len(left) == 1
-
-
 def test_under_load_no_request_is_lost(sidecar: Sidecar, upstream: TlsUpstream, workers: int) -> None:
     statuses: list[int] = []
     stop = threading.Event()
@@ -281,8 +266,8 @@ def test_under_load_no_request_is_lost(sidecar: Sidecar, upstream: TlsUpstream, 
     for app in apps:
         app.start()
     try:
-        for _ in range(4):
-            reload(sidecar, policy(workers, upstream.pin))
+        for number in range(4):
+            reload(sidecar, f"{policy(workers, upstream.pin)}# {number}\n")
     finally:
         stop.set()
         for app in apps:
@@ -333,7 +318,7 @@ def children(pid: int) -> set[int]:
 def test_the_workers_stay(authority: Authority, tmp_path: Path) -> None:
     with Sidecar(policy(2), tmp_path, authority=authority) as sidecar:
         first = children(sidecar.pid)
-        reload(sidecar, policy(2))
+        reload(sidecar, policy(2, NO_PIN))
         assert children(sidecar.pid) == first
         assert len(first) == 3
         assert sidecar.metrics().value("overcoat_worker_restarts_total") == 0

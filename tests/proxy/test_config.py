@@ -148,7 +148,8 @@ def test_the_whole_of_a_policy_is_read(folder: Path) -> None:
 
 def contents(policy: Policy) -> dict[str, object]:
     """Return what a policy says: two that say the same are two policies all the same."""
-    return {field.name: getattr(policy, field.name) for field in fields(policy)}
+    made_of = ("content", "secrets", "files")
+    return {field.name: getattr(policy, field.name) for field in fields(policy) if field.name not in made_of}
 
 
 def test_the_built_in_policy_is_the_committed_default() -> None:
@@ -313,7 +314,14 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
     ("too little", "version: 1\nlimits: {held_body: 1023}\n", 2, 21, "limits.held_body", "at least 1024, not 1023"),
     ("too much", "version: 1\nlimits: {held_body: 1073741825}\n", 2, 21, "limits.held_body", "at most 1073741824"),
     ("no roots", "version: 1\ntrust: {roots: no.pem}\n", 2, 16, "trust.roots", "no.pem cannot be read: No such file"),
-    ("empty roots", "version: 1\ntrust: {roots: empty.pem}\n", 2, 16, "trust.roots", "is no PEM file of one or more"),
+    (
+        "empty roots",
+        "version: 1\ntrust: {roots: empty.pem}\n",
+        2,
+        16,
+        "trust.roots",
+        "there is no certificate in PEM in it",
+    ),
     ("strict as text", "version: 1\ntrust: {strict: 'no'}\n", 2, 17, "trust.strict", "must be true or false"),
     (
         "a rule's trust of nothing",

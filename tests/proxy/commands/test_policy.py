@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from click.testing import CliRunner
 
 from proxy.cli import main
+from proxy.config import load_policy
+from proxy.engine.tls import with_roots
 from proxy.model import schema_text
 from tests.proxy.commands.policies import JWK, PIN_A, PIN_B, POLICY, WAY, run
+
+
+def short_hash() -> str:
+    """Return the hash of the policy that `run` has written, as `serve` would have it."""
+    return with_roots(load_policy(Path("policy.yaml"), {"APP_KEY": JWK})).short_hash
 
 
 def test_check_shows_what_the_policy_does() -> None:
@@ -17,7 +25,7 @@ def test_check_shows_what_the_policy_does() -> None:
     assert result.exit_code == 0
     assert result.stderr == ""
     words = " ".join(result.stdout.split())
-    assert "policy policy.yaml, mode enforce listen forward://127.0.0.1:0; admin off" in words
+    assert f"policy policy.yaml, mode enforce, hash {short_hash()} listen forward://127.0.0.1:0; admin off" in words
     assert "pay api.pay.example upgrade to port 8443 inspect: pins, encrypt, decrypt 2, until 2999-06-30" in words
     assert "printer printer.lan allow inspect: the policy says so" in words
     assert "pay encrypt $.card.number app POST $..ssn /v1/**" in words
