@@ -26,7 +26,8 @@ from proxy.core.bundles import BadBundle, Bundle, read_bundle
 from proxy.core.clients import ClientRules, PasswordHash, User, parse_password_hash
 from proxy.core.keymaterial import SecretBytes
 from proxy.core.keys import BadKey, Key, KeySet, load_key
-from proxy.core.pins import Pin, PinSet, pin_of_pem
+from proxy.core.pinfiles import pin_of_pem
+from proxy.core.pins import Pin, PinSet
 from proxy.core.policy import (
     Defaults,
     FieldEntry,

@@ -4,6 +4,8 @@ Rules of this module:
 
 - A pin is printed only if the server's chain is valid for its name, by the policy's own roots.
 - Who prints pins is told that they come over the network, and are to be compared before they are trusted.
+- Where the policy has pins and none matches, that may be the very attack that they are for: then nothing is printed
+  that could go into the policy as it is, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -16,13 +18,22 @@ import click
 from rich.text import Text
 
 from proxy.commands.failed import Failed
-from proxy.commands.shared import destination_of, json_option, load_or_exit, plain_table, policy_option, wide_console
-from proxy.core.policy import HTTPS_PORT, Policy
+from proxy.commands.shared import (
+    destination_of,
+    json_option,
+    load_or_exit,
+    plain_table,
+    policy_option,
+    today,
+    wide_console,
+)
+from proxy.core.policy import HTTPS_PORT, Policy, Rule
 
 if TYPE_CHECKING:
     from cryptography import x509
 
     from proxy.core.destinations import Destination
+    from proxy.core.pins import PinSet
 
 
 @click.group(short_help="Show the pins of a server's keys.")
@@ -44,6 +55,8 @@ def fetch(option: str | None, as_json: bool, server: str) -> None:
     The policy says which roots to trust, and which way to go. Without a PORT it is the https_port of the host's rule,
     or 443. Nothing but the handshake is sent. Compare a pin over another channel before you trust it.
 
+    Where the policy has pins for the host, it says which match; if none does, it exits with 1.
+
     \b
     Example: overcoat pins fetch -p overcoat.yaml api.pay.example
     """
@@ -57,6 +70,19 @@ def fetch(option: str | None, as_json: bool, server: str) -> None:
         click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
     else:
         _print(shown)
+    if shown["result"] == "mismatch":
+        _warn_of_mismatch(shown)
+        raise SystemExit(1)
+    if shown["pins_expired"]:
+        click.echo(
+            f"warning: the pins of {shown['pinned_by']} expired on {shown['pins_expire']}, so the sidecar denies the "
+            "host: compare the keys over another channel than this network, then renew them and expires",
+            err=True,
+        )
+    elif shown["result"] is None and not as_json:
+        click.echo(
+            "Compare it first, over another channel than this network; and add the pin of a backup key.", err=True
+        )
 
 
 def _destination(policy: Policy, server: str) -> Destination:
@@ -80,24 +106,43 @@ def _fetch(policy: Policy, destination: Destination) -> dict[str, Any]:
         raise Failed(f"{denied.reason.code}: {denied.detail}{hint}") from None
     except NoRoots as error:
         raise Failed(str(error)) from None
+    rule = _rule_of(policy, destination)
+    pins = rule.pins if rule is not None else None
+    whose = f"rule {rule.name}" if rule is not None and rule.hosts else "upstream_proxy"
+    chain = [_certificate(each, pins) for each in seen.chain]
+    found = [pin for each in chain for pin in each["matches"]]
+    wanted = [str(pin) for pin in pins.any_of] if pins is not None else []
     return {
         "server": destination.authority,
         "tls_version": seen.tls_version,
-        "chain": [_certificate(each) for each in seen.chain],
+        "chain": chain,
+        "pinned_by": whose if pins is not None else None,
+        "result": None if pins is None else "match" if found else "mismatch",
+        "not_in_chain": [pin for pin in wanted if pin not in found],
+        "pins_expire": pins.expires.isoformat() if pins is not None and pins.expires else None,
+        "pins_expired": pins is not None and pins.expires is not None and pins.expires < today(),
     }
 
 
-def _certificate(certificate: x509.Certificate) -> dict[str, str]:
+def _rule_of(policy: Policy, destination: Destination) -> Rule | None:
+    """Return what has the pins for a destination: a rule, or the upstream proxy if it is that one itself."""
+    proxy = policy.upstream_proxy
+    return proxy.rule if proxy is not None and proxy.destination == destination else policy.rule_for(destination)
+
+
+def _certificate(certificate: x509.Certificate, pins: PinSet | None) -> dict[str, Any]:
     from cryptography.hazmat.primitives.serialization import Encoding
 
-    from proxy.core.pins import certificate_pin, spki_pin
+    from proxy.core.pins import certificate_pin, matching_pins, spki_pin
 
     der = certificate.public_bytes(Encoding.DER)
     return {
         "pin": str(spki_pin(der)),
         "certificate_pin": str(certificate_pin(der)),
+        "matches": [str(pin) for pin in matching_pins(pins, der)] if pins is not None else [],
         "subject": certificate.subject.rfc4514_string(),
         "issuer": certificate.issuer.rfc4514_string(),
+        "not_before": certificate.not_valid_before_utc.isoformat(),
         "not_after": certificate.not_valid_after_utc.isoformat(),
     }
 
@@ -105,14 +150,47 @@ def _certificate(certificate: x509.Certificate) -> dict[str, str]:
 def _print(shown: dict[str, Any]) -> None:
     chain = shown["chain"]
     click.echo(f"{shown['server']}, {shown['tls_version']}: its certificate is valid. The keys of its verified chain:")
-    table = plain_table("pin", "of", "until")
+    table = plain_table("pin", "of", "until", *(["in the policy"] if shown["pinned_by"] else []))
     for depth, certificate in enumerate(chain):
-        what = "the server" if depth == 0 else "the root" if depth == len(chain) - 1 else "an intermediate CA"
         subject = f": {_printable(certificate['subject'])}" if certificate["subject"] else ""
-        table.add_row(certificate["pin"], Text(what + subject), certificate["not_after"][:10])
+        row = [certificate["pin"], Text(_level(depth, len(chain)) + subject), certificate["not_after"][:10]]
+        table.add_row(*row, *([_match_text(certificate)] if shown["pinned_by"] else []))
     wide_console().print(table)
-    click.echo(f'For the rule:  pins: {{any_of: ["{chain[0]["pin"]}"]}}')
-    click.echo("Compare it first, over another channel than this network; and add the pin of a backup key.", err=True)
+    if shown["result"] is None:
+        click.echo(f'For the rule:  pins: {{any_of: ["{chain[0]["pin"]}"]}}')
+        return
+    for depth, certificate in enumerate(chain):
+        for pin in certificate["matches"]:
+            click.echo(f"{shown['pinned_by']} pins {_level(depth, len(chain))}: {pin}")
+    for pin in shown["not_in_chain"]:
+        click.echo(f"{shown['pinned_by']} also pins what is not in this chain: {pin}")
+
+
+def _level(depth: int, length: int) -> str:
+    return "the server" if depth == 0 else "the root" if depth == length - 1 else "an intermediate CA"
+
+
+def _match_text(certificate: dict[str, Any]) -> str:
+    kinds = {"certificate" if pin.startswith("cert-") else "key" for pin in certificate["matches"]}
+    return f"yes: {' and '.join(sorted(kinds))}" if kinds else "no"
+
+
+def _warn_of_mismatch(shown: dict[str, Any]) -> None:
+    """Say what a mismatch may be, and what to do; nothing that could be pasted."""
+    server = shown["chain"][0]
+    count = len(shown["not_in_chain"])
+    pins = "the one pin" if count == 1 else f"any of the {count} pins"
+    for line in (
+        f"error: pin_mismatch: nothing in the verified chain has {pins} of {shown['pinned_by']}",
+        f"Its certificate is valid from {server['not_before'][:10]} on, issued by {_printable(server['issuer'])}.",
+        "Either the server's key was changed, or somebody else answers in its name, with a certificate from a CA that "
+        "is trusted. From here both look the same; the sidecar sends nothing to it.",
+        "Ask the server's operator for the key, over another channel than this network. A change is one that they know "
+        "of: they name a key of this chain, all of it, and then it goes into the policy, beside a backup.",
+        "If they do not know the key, or other networks see another one, it is an attack: change nothing in the "
+        "policy, and tell the operator and the issuer.",
+    ):
+        click.echo(line, err=True)
 
 
 def _printable(text: str) -> str:

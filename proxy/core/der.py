@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-SEQUENCE, BOOLEAN = 0x30, 0x01
+SEQUENCE, BOOLEAN, BIT_STRING = 0x30, 0x01, 0x03
 _LONGEST_LENGTH = 4  # octets: what they count is longer than anything that is read here
 
 
@@ -62,6 +62,20 @@ def elements(der: bytes, inside: Element) -> Iterator[Element]:
         found = element(der, at, inside.end)
         yield found
         at = found.end
+
+
+def encoded(tag: int, contents: bytes) -> bytes:
+    """Return an element.
+
+    Args:
+        tag: its tag's octet.
+        contents: its contents.
+    """
+    length = len(contents)
+    if length < 0x80:
+        return bytes((tag, length)) + contents
+    octets = length.to_bytes((length.bit_length() + 7) // 8)
+    return bytes((tag, 0x80 | len(octets))) + octets + contents
 
 
 def to_be_signed(certificate_der: bytes) -> list[Element]:

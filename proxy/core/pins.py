@@ -22,14 +22,6 @@ from enum import StrEnum
 from typing import Literal
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_private_key,
-    load_pem_public_key,
-)
 
 from proxy.core.der import to_be_signed
 
@@ -42,7 +34,6 @@ _HPKP_DIRECTIVE = re.compile(r'pin-sha256="([^"]*)"')
 _HEX = re.compile(r"[0-9a-fA-F]{64}|[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){31}")
 _OTHER_HASH = re.compile(r'(?:pin-|cert-)?(md5|sha-?1|sha-?224|sha-?384|sha-?512|sha3-?\d*)(?:[/:="]|$)', re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
-_PEM_LABEL = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
 
 
 class PinVerdict(StrEnum):
@@ -176,7 +167,12 @@ def spki_pin(certificate_der: bytes) -> Pin:
         ValueError: it is not one DER certificate (RFC 5280).
     """
     _require_certificate(certificate_der)
-    return Pin("spki", hashlib.sha256(_subject_public_key_info(certificate_der)).digest())
+    return pin_of_public_key_info(_subject_public_key_info(certificate_der))
+
+
+def pin_of_public_key_info(der: bytes) -> Pin:
+    """Return the pin of a SubjectPublicKeyInfo (RFC 5280, section 4.1), which is not looked into."""
+    return Pin("spki", hashlib.sha256(der).digest())
 
 
 def certificate_pin(certificate_der: bytes) -> Pin:
@@ -206,52 +202,13 @@ def _subject_public_key_info(certificate_der: bytes) -> bytes:
     return certificate_der[found.at : found.end]
 
 
-def pin_of_pem(data: bytes) -> Pin:
-    """Return the public-key pin of the one certificate, public key or private key in a PEM file (RFC 7468).
-
-    Raises:
-        ValueError: there is no such PEM block, more than one, or it cannot be read. No key material is quoted.
-    """
-    labels = [label.decode("ascii") for label in _PEM_LABEL.findall(data) if label != b"EC PARAMETERS"]
-    if not labels:
-        raise ValueError("no PEM block found: -----BEGIN CERTIFICATE----- or -----BEGIN PUBLIC KEY----- is expected")
-    if len(labels) > 1:
-        raise ValueError(f"the file holds {len(labels)} PEM blocks; keep the one certificate or key to pin")
-    label = labels[0]
-    if label == "CERTIFICATE":
-        read = _pin_of_certificate_pem
-    elif label.endswith("PUBLIC KEY"):
-        read = _pin_of_public_key_pem
-    elif label.endswith("PRIVATE KEY"):
-        read = _pin_of_private_key_pem
-    else:
-        raise ValueError(f"a PEM block {label} cannot be pinned; a certificate or a public key can")
+def matching_pins(pins: PinSet, certificate_der: bytes) -> tuple[Pin, ...]:
+    """Return the pins that a certificate has: of its key, of itself, or both. A certificate that is none has none."""
     try:
-        return read(data)
-    except TypeError:  # what cryptography raises where a password is needed
-        raise ValueError("the private key is encrypted; put its public half into a file and name that") from None
-    except (
-        ValueError,
-        UnsupportedAlgorithm,
-        x509.InvalidVersion,
-    ):  # messages not passed on: they may describe the key
-        raise ValueError(f"the PEM block {label} cannot be read: it is damaged or of an unknown kind") from None
-
-
-def _pin_of_certificate_pem(data: bytes) -> Pin:
-    return spki_pin(x509.load_pem_x509_certificate(data).public_bytes(Encoding.DER))
-
-
-def _pin_of_public_key_pem(data: bytes) -> Pin:
-    return _pin_of_key(load_pem_public_key(data))
-
-
-def _pin_of_private_key_pem(data: bytes) -> Pin:
-    return _pin_of_key(load_pem_private_key(data, password=None).public_key())
-
-
-def _pin_of_key(key: PublicKeyTypes) -> Pin:
-    return Pin("spki", hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest())
+        found = {spki_pin(certificate_der), certificate_pin(certificate_der)}
+    except ValueError:
+        return ()
+    return tuple(pin for pin in pins.any_of if pin in found)
 
 
 def check_pins(pins: PinSet, verified_chain: Sequence[bytes], today: date) -> PinVerdict:
@@ -268,12 +225,5 @@ def check_pins(pins: PinSet, verified_chain: Sequence[bytes], today: date) -> Pi
     """
     if pins.expires is not None and today > pins.expires:
         return PinVerdict.EXPIRED
-    wanted = frozenset(pins.any_of)
-    for certificate_der in verified_chain:
-        try:
-            found = {spki_pin(certificate_der), certificate_pin(certificate_der)}
-        except ValueError:
-            continue
-        if wanted & found:
-            return PinVerdict.MATCH
-    return PinVerdict.MISMATCH
+    is_match = any(matching_pins(pins, certificate_der) for certificate_der in verified_chain)
+    return PinVerdict.MATCH if is_match else PinVerdict.MISMATCH

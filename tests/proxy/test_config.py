@@ -20,7 +20,8 @@ from proxy.config import PolicyError, PolicyErrors, find_policy, load_policy
 from proxy.core.clients import PasswordHash
 from proxy.core.destinations import Destination
 from proxy.core.keys import Alg, Bind, Key, new_key, to_jwk, to_pem
-from proxy.core.pins import parse_pin, pin_of_pem
+from proxy.core.pinfiles import pin_of_pem
+from proxy.core.pins import parse_pin
 from proxy.core.policy import Defaults, HostPattern, Https, Limits, Listener, Mode, PlainHttp, Policy
 from proxy.model import policy_schema, policy_table, schema_text
 from proxy.wires import pack, unpack

@@ -8,13 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.der import Element, element, elements, to_be_signed
-
-
-def encoded(tag: int, contents: bytes) -> bytes:
-    length = len(contents)
-    octets = length.to_bytes((length.bit_length() + 7) // 8) if length >= 0x80 else b""
-    return bytes([tag, 0x80 | len(octets) if octets else length]) + octets + contents
+from proxy.core.der import Element, element, elements, encoded, to_be_signed
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 255, 256, 65_536])

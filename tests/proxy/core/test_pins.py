@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import assume, given
@@ -22,7 +22,6 @@ from proxy.core.pins import (
     certificate_pin,
     check_pins,
     parse_pin,
-    pin_of_pem,
     spki_pin,
 )
 
@@ -47,9 +46,6 @@ CERTIFICATE = _certificate(KEY)
 LEAF = CERTIFICATE.public_bytes(Encoding.DER)
 ROOT = _certificate(ec.generate_private_key(ec.SECP256R1()), "root").public_bytes(Encoding.DER)
 SPKI = KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-PRIVATE_PEM = KEY.private_bytes(
-    Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-)
 
 
 @pytest.mark.parametrize(
@@ -159,45 +155,6 @@ def test_what_is_no_certificate_has_no_pin(data: bytes) -> None:
         spki_pin(data)
     with pytest.raises(ValueError, match="not a DER certificate"):
         certificate_pin(data)
-
-
-@pytest.mark.parametrize(
-    "pem",
-    [
-        CERTIFICATE.public_bytes(Encoding.PEM),
-        KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
-        PRIVATE_PEM,
-        b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n" + PRIVATE_PEM,
-        b"subject=CN = leaf\n" + CERTIFICATE.public_bytes(Encoding.PEM),
-    ],
-    ids=["certificate", "public key", "private key", "private key after its parameters", "text before the block"],
-)
-def test_a_pem_file_gives_the_pin_of_its_public_key(pem: bytes) -> None:
-    assert pin_of_pem(pem) == spki_pin(LEAF)
-
-
-@pytest.mark.parametrize(
-    ("pem", "expected"),
-    [
-        (b"", "no PEM block"),
-        (LEAF, "no PEM block"),
-        (CERTIFICATE.public_bytes(Encoding.PEM) * 2, "2 PEM blocks"),
-        (b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n", "cannot be pinned"),
-        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "CERTIFICATE cannot be read"),
-        (b"-----BEGIN PUBLIC KEY-----\n", "PUBLIC KEY cannot be read"),
-        (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "PRIVATE KEY cannot be read"),
-        (
-            KEY.private_bytes(
-                Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"x")
-            ),
-            "the private key is encrypted",
-        ),
-    ],
-)
-def test_a_pem_file_that_gives_no_pin_says_why(pem: bytes, expected: str) -> None:
-    with pytest.raises(ValueError, match=expected) as caught:
-        pin_of_pem(pem)
-    assert "AAAA" not in str(caught.value)
 
 
 @pytest.mark.parametrize("pin", [spki_pin(LEAF), certificate_pin(LEAF), spki_pin(ROOT), certificate_pin(ROOT)])
