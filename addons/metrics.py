@@ -4,6 +4,8 @@ Rules of this module:
 
 - Labels are bounded by the policy and by our own enums, never by what a client sends.
 - What a policy says is read from it at each scrape, so that nothing of an earlier policy can be left over.
+- What can be counted is shown from the start, and from each reload on, at 0: a rate or an increase is seen only from a
+  sample that was there before. The alerts of `addons.alerts` rest on this.
 """
 
 from __future__ import annotations
@@ -11,11 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from proxy.core.decisions import Action, Reason
+from proxy.core.pins import PinVerdict
 from proxy.core.policy import Policy
+
+NO_RULE = "-"
+NO_REASON = "-"
+RELOADS = ("taken", "unchanged", "refused")
+CONNECTIONS = ("hit", "miss", "evicted")
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series, and several workers have none
 
 
 class Metrics:
@@ -79,25 +90,47 @@ class Metrics:
         )
 
     def expect(self, policy: Policy) -> None:
-        """Show the rules of a policy from the start, not only from their first request."""
-        for rule in policy.rules:
-            self.seconds.labels(rule.name)
+        """Show what can be counted under a policy from now on, not only from when it first happens.
+
+        With several workers, one process does so for all of them.
+        """
+        for rule in (NO_RULE, *(rule.name for rule in policy.rules)):
+            for action in Action:
+                self.requests.labels(rule, action.value, NO_REASON)
+            for reason in Reason:
+                self.requests.labels(rule, Action.DENY.value, reason.code)
+            self.seconds.labels(rule)
+            for way in ("sent", "received"):
+                self.bytes.labels(rule, way)
+        for each in policy.rules:
+            for direction, entries in (("encrypted", each.encrypt), ("decrypted", each.decrypt)):
+                if entries:
+                    self.fields.labels(each.name, direction)
+            if each.pins is not None:
+                for verdict in PinVerdict:
+                    self.pins.labels(each.name, verdict.value)
+        for result in RELOADS:
+            self.reloads.labels(result)
+        for result in CONNECTIONS:
+            self.pool.labels(result)
 
 
 class PolicyMetrics(Collector):
     """What depends on the policy in force alone, made anew at each scrape."""
 
-    def __init__(self, version: str, policy: Callable[[], Policy]) -> None:
+    def __init__(self, version: str, policy: Callable[[], Policy], started: float) -> None:
         """Start.
 
         Args:
             version: Overcoat's.
             policy: returns the policy in force.
+            started: when the counters began at 0, in seconds since 1970.
         """
         self._version = version
         self._policy = policy
+        self._started = started
 
-    def describe(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+    def describe(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
         """Return the families without their samples."""
         return (
             GaugeMetricFamily(
@@ -109,12 +142,13 @@ class PolicyMetrics(Collector):
                 "Always 1; the hash of the policy in force, as the log says it.",
                 labels=["hash"],
             ),
+            GaugeMetricFamily("overcoat_start_timestamp_seconds", "When the sidecar started, with all counters at 0."),
         )
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Return the families."""
         policy = self._policy()
-        expiry, info, content = self.describe()
+        expiry, info, content, start = self.describe()
         for rule in policy.rules:
             if rule.pins is not None and rule.pins.expires is not None:
                 # The day named is the last good one, in UTC.
@@ -122,6 +156,8 @@ class PolicyMetrics(Collector):
                 expiry.add_metric([rule.name], int(end.timestamp()))
         info.add_metric([self._version, policy.mode.value], 1)
         content.add_metric([policy.short_hash], 1)
+        start.add_metric([], self._started)
         yield expiry
         yield info
         yield content
+        yield start

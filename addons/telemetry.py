@@ -19,15 +19,13 @@ from functools import cache
 from mitmproxy import connection, http, tls
 
 from addons.exchange import Exchange, action_of, denies, never_left, would_deny
-from addons.metrics import Metrics
+from addons.metrics import NO_REASON, NO_RULE, Metrics
 from addons.sessions import Sessions
 from proxy.core.decisions import Action
 from proxy.core.pins import PinVerdict
 from proxy.core.policy import ListenerKind
 
 MAX_PATH = 2048  # characters of a path in a line: nobody hides what he sends by making lines too long to be written
-NO_RULE = "-"
-NO_REASON = "-"
 
 
 class Telemetry:

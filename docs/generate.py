@@ -1,4 +1,5 @@
-"""Writes the tables of these docs that the code knows best: reason codes, metrics, keys of the policy file.
+"""Writes what the code knows best: in these docs the tables of reason codes, metrics, alerts and keys of the policy
+file, and whole the alerting rules for Prometheus.
 
 Rules of this module:
 
@@ -15,17 +16,20 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
+from addons.alerts import alerts_rows, rules_text
 from addons.metrics import Metrics, PolicyMetrics
 from proxy.core.decisions import Action, Reason
 from proxy.core.policy import Policy
 from proxy.model import policy_table
 
 DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
 
 _REGION = re.compile(
     r"(?P<start><!-- generated: (?P<name>[a-z-]+) -->\n)(?P<table>.*?)(?P<end><!-- end -->)", re.DOTALL
@@ -57,7 +61,7 @@ def metrics_table() -> str:
     """Return the table of metrics, with the names that a scrape shows."""
     counted = [each for each in vars(Metrics(CollectorRegistry())).values() if isinstance(each, MetricWrapperBase)]
     families = [(*each.describe(), each._labelnames) for each in counted]  # there is no public way to ask for labels
-    families += [(family, family._labelnames) for family in PolicyMetrics("", Policy).describe()]  # as above
+    families += [(family, family._labelnames) for family in PolicyMetrics("", Policy, 0).describe()]  # as above
     rows = []
     for family, labels in families:
         names = _EXPOSED_AS.get(family.type, "{}").replace("{}", family.name)
@@ -70,12 +74,20 @@ def actions_table() -> str:
     return ", ".join(f"`{action.value}`" for action in Action) + "\n"
 
 
+def alerts_table() -> str:
+    """Return the table of alerts."""
+    return _table(("alert", "severity", "what it says, and what to do"), alerts_rows())
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "reasons": ("reasons.md", reasons_table),
     "metrics": ("metrics.md", metrics_table),
+    "alerts": ("metrics.md", alerts_table),
     "actions": ("metrics.md", actions_table),
     "policy": ("policy.md", policy_table),
 }
+
+FILES: dict[str, Callable[[], str]] = {"config/prometheus/overcoat.rules.yml": rules_text}
 
 
 def _codes(words: Sequence[str]) -> str:
@@ -110,11 +122,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is stale")
     check = parser.parse_args(arguments).check
     status = 0
-    for name in sorted({file for file, _ in TABLES.values()}):
-        path = DOCS / name
+    renewals: list[tuple[str, Path, Callable[[str], str]]] = [
+        (f"docs/{name}", DOCS / name, partial(renewed, name)) for name in sorted({file for file, _ in TABLES.values()})
+    ]
+    renewals += [(name, ROOT / name, partial(_made, make)) for name, make in FILES.items()]
+    for name, path, renew in renewals:
         try:
             before = path.read_text("utf-8")
-            after = renewed(name, before)
+            after = renew(before)
         except (OSError, BadMarkers) as error:
             print(f"error: {error}", file=sys.stderr)
             status = 1
@@ -122,12 +137,16 @@ def main(arguments: Sequence[str]) -> int:
         if before == after:
             continue
         if check:
-            print(f"stale: docs/{name}; python docs/generate.py writes it anew", file=sys.stderr)
+            print(f"stale: {name}; python docs/generate.py writes it anew", file=sys.stderr)
             status = 1
         else:
             path.write_text(after, "utf-8")
-            print(f"wrote docs/{name}")
+            print(f"wrote {name}")
     return status
+
+
+def _made(make: Callable[[], str], _: str) -> str:
+    return make()
 
 
 if __name__ == "__main__":

@@ -75,7 +75,6 @@ class _Worker:
     async def live(self, policy: Policy) -> int:
         """Live, and return how much was cut off at the end."""
         equipment = self._equipment
-        self._metrics.expect(policy)
         loop = asyncio.get_running_loop()
         try:
             lines = self._lines = LineWriter(
@@ -106,7 +105,6 @@ class _Worker:
             if message is not None and message != DRAIN:
                 policy = unpack(message)
                 self._engine.take_over(policy)
-                self._metrics.expect(policy)
                 send(self._seat.wire, TAKEN)
                 return
         except (NoRoots, OSError) as e:
@@ -115,24 +113,42 @@ class _Worker:
         self._stop.set()
 
 
-def administer(directory: Path, is_ready: Shared, sockets: AdminSockets, seat: Seat, policy: Policy) -> None:
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What the admin endpoint works with.
+
+    Attributes:
+        directory: where all processes keep their metrics.
+        is_ready: what `/ready` says.
+        started: when the whole started, in seconds since 1970.
+        sockets: where it answers.
+    """
+
+    directory: Path
+    is_ready: Shared
+    started: float
+    sockets: AdminSockets
+
+
+def administer(desk: Desk, seat: Seat, policy: Policy) -> None:
     """Be the admin endpoint.
 
     Args:
-        directory: where all processes keep their metrics.
-        is_ready: what `/ready` says.
-        sockets: where it answers.
-        seat: what this process has.
+        desk: what it works with.
+        seat: for its wire.
         policy: the policy to begin with.
     """
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]  # untyped there
-    registry.register(PolicyMetrics(version("overcoat"), lambda: policy))
-    listeners = sockets.start(registry, lambda: bool(is_ready), lambda: policy)
+    MultiProcessCollector(registry, path=str(desk.directory))  # type: ignore[no-untyped-call]  # untyped there
+    registry.register(PolicyMetrics(version("overcoat"), lambda: policy, desk.started))
+    metrics = Metrics(CollectorRegistry())  # it counts nothing, but is there for what all count
+    metrics.expect(policy)
+    listeners = desk.sockets.start(registry, lambda: bool(desk.is_ready), lambda: policy)
     send(seat.wire, SERVES)
     seat.wire.settimeout(None)
     while (message := receive(seat.wire)) is not None:
         policy = unpack(message)
+        metrics.expect(policy)
         send(seat.wire, TAKEN)
     for listener in listeners:
         listener.close()

@@ -105,7 +105,7 @@ def test_the_reasons_table_has_every_reason(generate: ModuleType) -> None:
 def test_the_metrics_table_has_the_names_that_a_scrape_shows(generate: ModuleType) -> None:
     registry = CollectorRegistry()
     Metrics(registry)
-    registry.register(PolicyMetrics("1", Policy))
+    registry.register(PolicyMetrics("1", Policy, 0))
     families = {family.name for family in registry.collect()}
     named = set(re.findall(r"`(overcoat_\w+)`", generate.metrics_table()))
     assert {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in named} == families

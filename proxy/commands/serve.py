@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -167,7 +168,7 @@ async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitS
     metrics.expect(policy)
     is_ready = False
     engine, sockets = _prepare(policy, metrics, lines.write)
-    metrics.registry.register(PolicyMetrics(version("overcoat"), lambda: engine.policy))
+    metrics.registry.register(PolicyMetrics(version("overcoat"), lambda: engine.policy, time.time()))
     places = _bind_admin(policy)
     listeners = places.start(metrics.registry, lambda: is_ready, lambda: engine.policy)
     for listener in listeners:
@@ -227,7 +228,7 @@ def _serve_together(
     from proxy.metricsfiles import prepare_metrics
 
     directory = prepare_metrics()
-    from proxy.children import Equipment, administer, work
+    from proxy.children import Desk, Equipment, administer, work
     from proxy.engine.server import BindError
     from proxy.engine.tls import NoRoots
     from proxy.reload import Reader
@@ -251,7 +252,7 @@ def _serve_together(
             for number, share in enumerate(shares)
         ]
         if places.all:
-            answer = partial(administer, directory, is_ready, places)
+            answer = partial(administer, Desk(directory, is_ready, time.time(), places))
             seats.append(Seat("the admin endpoint", False, "admin", places.all, answer))
         reminder = Reminder(authority.lifetime, datetime.now(UTC))
         reread = Reader(load, policy).again

@@ -98,10 +98,42 @@ def test_the_day_that_pins_expire_is_good_until_its_last_second() -> None:
     addon = telemetry(lambda _: None)
     policy = Policy(rules=(rule,))
     addon.metrics.expect(policy)
-    addon.metrics.registry.register(PolicyMetrics("1.2.3", lambda: policy))
+    addon.metrics.registry.register(PolicyMetrics("1.2.3", lambda: policy, 1.5))
     assert value(addon, "overcoat_pins_expire_timestamp_seconds", rule="a") == 1814399999  # 2027-06-30T23:59:59Z
     assert value(addon, "overcoat_info", version="1.2.3", mode="enforce") == 1
-    assert value(addon, "overcoat_request_seconds_count", rule="a") == 0
+    assert value(addon, "overcoat_start_timestamp_seconds") == 1.5
+
+
+def test_all_that_can_be_counted_under_a_policy_is_there_at_0_before_it_happens() -> None:
+    addon = telemetry(lambda _: None)
+    pins = PinSet((Pin("spki", bytes(32)),), None)
+    hosts = (HostPattern("exact", "a.example"),)
+    addon.metrics.expect(Policy(rules=(Rule("a", hosts, PlainHttp.UPGRADE, Https.INSPECT, pins=pins),)))
+    for rule in ("a", "-"):
+        for action in Action:
+            assert value(addon, "overcoat_requests_total", rule=rule, action=action.value, reason="-") == 0
+        for reason in Reason:
+            assert value(addon, "overcoat_requests_total", rule=rule, action="deny", reason=reason.code) == 0
+        assert value(addon, "overcoat_request_seconds_count", rule=rule) == 0
+        assert value(addon, "overcoat_body_bytes_total", rule=rule, direction="sent") == 0
+    for verdict in ("match", "mismatch", "expired"):
+        assert value(addon, "overcoat_pin_checks_total", rule="a", result=verdict) == 0
+    assert value(addon, "overcoat_fields_total", rule="a", direction="encrypted") is None  # it has no such fields
+    for result in ("taken", "refused"):
+        assert value(addon, "overcoat_policy_reloads_total", result=result) == 0
+
+
+def test_the_series_are_as_many_as_the_policy_makes_them() -> None:
+    def series(count: int) -> int:
+        addon = telemetry(lambda _: None)
+        hosts = (HostPattern("exact", "a.example"),)
+        names = [f"rule{number}" for number in range(count)]
+        addon.metrics.expect(Policy(rules=tuple(Rule(n, hosts, PlainHttp.UPGRADE, Https.TUNNEL) for n in names)))
+        return sum(len(family.samples) for family in addon.metrics.registry.collect())
+
+    of_one = series(1) - series(0)
+    assert series(10) - series(0) == 10 * of_one
+    assert of_one == len(Action) + len(Reason) + 17 + 2  # requests, a histogram, two directions of bytes
 
 
 def test_a_held_response_is_counted_by_what_came_and_a_missing_body_is_none() -> None:

@@ -1,0 +1,239 @@
+"""The alerts for Prometheus, of which `config/prometheus/overcoat.rules.yml` and the table in metrics.md are made.
+
+Rules of this module:
+
+- An event that is counted fires its alert, be it one or many between two scrapes. `increase` sees it from a sample that
+  was there before; what Prometheus has not seen so counts, too (see `events`).
+- Every metric and every reason in here exists; a test says so, and another that each alert fires.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from proxy.core.decisions import Reason
+
+WINDOW = "15m"  # for which an event keeps its alert firing; many scrapes long, so that some may fail
+_WINDOW_SECONDS = 15 * 60
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One alert.
+
+    Attributes:
+        name: in CamelCase, as Prometheus has them.
+        expr: PromQL; it fires for each series that there is.
+        severity: `critical` (somebody may be attacking, or what is to be kept is not), `warning`, `info`.
+        summary: one line, with templates for labels.
+        description: what to do.
+        wait: how long it must be so.
+    """
+
+    name: str
+    expr: str
+    severity: str
+    summary: str
+    description: str
+    wait: str = ""
+
+
+def events(counter: str, by: Sequence[str] = ()) -> str:
+    """Return how often something happened within the window, as PromQL that has no series where it did not.
+
+    Args:
+        counter: the series that count it.
+        by: the labels to tell apart, beside `job` and `instance`.
+    """
+    labels = ", ".join(("job", "instance", *by))
+    since_start = f"(time() - overcoat_start_timestamp_seconds) < {_WINDOW_SECONDS}"
+    return (
+        f"sum by ({labels}) (\n"
+        # Seen to happen: a sample before, a sample after, or a restart between the two.
+        f"  increase({counter}[{WINDOW}]) > 0\n"
+        # A series that was not there before, of a sidecar or a rule that is new: it began at 0.
+        f"  or ({counter} > 0 unless {counter} offset {WINDOW})\n"
+        # A restart, after which as much happened before the first scrape as ever before: no sample tells that.
+        f"  or ({counter} > 0 and on (job, instance) {since_start})\n"
+        ")"
+    )
+
+
+def denials(*reasons: Reason) -> str:
+    """Return the series of requests that were denied for one of these reasons (in observe mode: would have been)."""
+    codes = "|".join(reason.code for reason in reasons)
+    return f'overcoat_requests_total{{reason=~"{codes}"}}'
+
+
+_DENIED = ("rule", "reason")
+
+ALERTS = (
+    Alert(
+        "OvercoatPinMismatch",
+        events(denials(Reason.PIN_MISMATCH), _DENIED),
+        "critical",
+        "rule {{ $labels.rule }}: a server showed a valid certificate whose key matches no pin",
+        "Nothing was sent to it. Either its key was changed without notice, or somebody else has a certificate for its "
+        "name. Ask the server's operator for the key over another channel; never take the pin from what answers now.",
+    ),
+    Alert(
+        "OvercoatCertificateInvalid",
+        events(denials(Reason.CERTIFICATE_INVALID), _DENIED),
+        "critical",
+        "rule {{ $labels.rule }}: a server's certificate is not valid",
+        "Nothing was sent to it. Its certificate has expired, names another host, comes from nobody who is trusted, or "
+        "somebody on the way shows one of their own. The decision line's detail says which.",
+    ),
+    Alert(
+        "OvercoatPinsExpired",
+        events(denials(Reason.PINS_EXPIRED), _DENIED),
+        "critical",
+        "rule {{ $labels.rule }}: its pins have expired, and its hosts are denied",
+        "Check the server's key, then renew pins.any_of and pins.expires.",
+    ),
+    Alert(
+        "OvercoatPinsExpireSoon",
+        "overcoat_pins_expire_timestamp_seconds - time() < 30 * 86400",
+        "warning",
+        "rule {{ $labels.rule }}: its pins expire in {{ $value | humanizeDuration }}",
+        "From then on its hosts are denied. Check the server's key, then renew pins.any_of and pins.expires.",
+    ),
+    Alert(
+        "OvercoatLocalCaExpired",
+        events(denials(Reason.LOCAL_CA_EXPIRED), _DENIED),
+        "critical",
+        "rule {{ $labels.rule }}: the local CA has ended, and inspected hosts are denied",
+        "Stop it, move ca-key.pem and ca-cert.pem out of its data directory, start it, and make the apps trust the new "
+        "CA.",
+    ),
+    Alert(
+        "OvercoatLocalCaExpiresSoon",
+        "(overcoat_local_ca_expiry_timestamp_seconds > 0) - time() < 30 * 86400",
+        "warning",
+        "the local CA ends in {{ $value | humanizeDuration }}",
+        "From then on inspected hosts are denied. Stop it, move ca-key.pem and ca-cert.pem out of its data directory, "
+        "start it, and make the apps trust the new CA.",
+    ),
+    Alert(
+        "OvercoatKeyUnavailable",
+        events(denials(Reason.KEY_UNAVAILABLE), _DENIED),
+        "critical",
+        "rule {{ $labels.rule }}: there is no key to encrypt with, and requests are denied",
+        "The key set's primary key is past its not_after date: give it a new one.",
+    ),
+    Alert(
+        "OvercoatFieldsDenied",
+        events(
+            denials(
+                Reason.BODY_NOT_JSON,
+                Reason.BODY_TOO_LARGE,
+                Reason.ENCODING_UNSUPPORTED,
+                Reason.SIGNED_BODY,
+                Reason.DECRYPTION_FAILED,
+            ),
+            _DENIED,
+        ),
+        "warning",
+        "rule {{ $labels.rule }}: a body whose fields are to be protected could not be ({{ $labels.reason }})",
+        "The request, or the response, was kept back. See docs/reasons.md for what to change.",
+    ),
+    Alert(
+        "OvercoatForbidden",
+        events(
+            denials(
+                Reason.DESTINATION_FORBIDDEN, Reason.CLIENT_FORBIDDEN, Reason.HOST_MISMATCH, Reason.TOO_MANY_ATTEMPTS
+            ),
+            _DENIED,
+        ),
+        "warning",
+        "somebody asked for what is not allowed ({{ $labels.reason }})",
+        "An app, or who uses it, tries to reach what it must not, under another name, or with guessed passwords. Or "
+        "the policy does not know a destination or an app yet. The decision lines name client and destination.",
+    ),
+    Alert(
+        "OvercoatInternalError",
+        f"{events('overcoat_hook_failures_total')}\nor\n{events(denials(Reason.INTERNAL_ERROR))}",
+        "critical",
+        "Overcoat failed inside, and kept a request back",
+        "See its log for the place, and report it.",
+    ),
+    Alert(
+        "OvercoatReloadRefused",
+        events('overcoat_policy_reloads_total{result="refused"}'),
+        "warning",
+        "a policy that was read again was refused: the one before stays in force",
+        "overcoat check says what is wrong with it. A restart with it would fail.",
+    ),
+    Alert(
+        "OvercoatDecisionLinesLost",
+        events("overcoat_decision_lines_lost_total"),
+        "warning",
+        "decision lines could not be written",
+        "Who reads Overcoat's standard output is gone or too slow: the record of requests has a gap.",
+    ),
+    Alert(
+        "OvercoatWorkerReplaced",
+        events("overcoat_worker_restarts_total"),
+        "warning",
+        "a worker ended by itself, and was replaced",
+        "What it had under way was cut off. Its log says how it ended; the kernel's, whether memory ran out.",
+    ),
+    Alert(
+        "OvercoatObserves",
+        'overcoat_info{mode="observe"} == 1',
+        "info",
+        "it observes, and protects nothing",
+        "End it with mode: enforce once its decision lines show what enforcing would do.",
+        wait="1h",
+    ),
+    Alert(
+        "OvercoatDown",
+        'up{job="overcoat"} == 0 or absent(up{job="overcoat"})',
+        "critical",
+        "the sidecar is down, or cannot be scraped",
+        "Apps that go through it reach nothing, and no other alert of these can fire.",
+        wait="1m",
+    ),
+)
+
+
+def rules_text() -> str:
+    """Return the file of alerting rules."""
+    lines = [
+        "# Alerts for Overcoat, made by docs/generate.py. The job is to be called overcoat.",
+        "groups:",
+        "  - name: overcoat",
+        "    rules:",
+    ]
+    for alert in ALERTS:
+        lines += [f"      - alert: {alert.name}", "        expr: |"]
+        lines += [f"          {line}" for line in alert.expr.splitlines()]
+        if alert.wait:
+            lines.append(f"        for: {alert.wait}")
+        lines += [
+            "        labels:",
+            f"          severity: {alert.severity}",
+            "        annotations:",
+            f'          summary: "{alert.summary}"',
+            f'          description: "{alert.description}"',
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def alerts_rows() -> list[tuple[str, str, str]]:
+    """Return the rows of the table of alerts: name, severity, and what they say."""
+    return [
+        (f"`{alert.name}`", alert.severity, f"{_without_templates(alert.summary)}. {alert.description}")
+        for alert in ALERTS
+    ]
+
+
+def _without_templates(text: str) -> str:
+    for template, words in (
+        ("rule {{ $labels.rule }}: ", ""),
+        ("{{ $labels.reason }}", "with its reason"),
+        ("in {{ $value | humanizeDuration }}", "within 30 days"),
+    ):
+        text = text.replace(template, words)
+    return text[0].upper() + text[1:]

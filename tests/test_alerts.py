@@ -1,0 +1,107 @@
+"""The alerts for Prometheus: what they name exists, and promtool takes them and sees them fire when they should.
+
+That each fires in a real Prometheus, with a sidecar, is in tests/e2e/test_alerts.py.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from addons.alerts import ALERTS
+from addons.metrics import Metrics, PolicyMetrics
+from proxy.core.decisions import Reason
+from proxy.core.policy import Policy
+
+RULES = Path(__file__).resolve().parents[1] / "config" / "prometheus" / "overcoat.rules.yml"
+# When the sidecar started; the time of promtool's tests begins at 0, and is 1200 after 80 steps of 15 s.
+LONG_AGO = "-100000x300"
+RESTARTED = "-100000x80 1190x200"
+
+
+def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run promtool, which comes with Prometheus."""
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("promtool is not installed (Debian: prometheus)")
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_promtool_takes_the_rules() -> None:
+    done = promtool("check", "rules", str(RULES))
+    assert (done.returncode, f"SUCCESS: {len(ALERTS)} rules found" in done.stdout) == (0, True), done.stderr
+
+
+def test_the_file_has_what_is_written_in_the_code() -> None:
+    (group,) = yaml.safe_load(RULES.read_text())["groups"]
+    assert [(each["alert"], each["expr"].strip(), each["labels"]["severity"]) for each in group["rules"]] == [
+        (alert.name, alert.expr, alert.severity) for alert in ALERTS
+    ]
+
+
+def test_all_that_they_read_exists_and_is_there_from_the_start() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    registry.register(PolicyMetrics("1", Policy, 0))
+    metrics.expect(Policy())
+    shown = {sample.name for family in registry.collect() for sample in family.samples}
+    named = {name for alert in ALERTS for name in re.findall(r"overcoat_\w+", alert.expr)}
+    assert named - shown == {"overcoat_pins_expire_timestamp_seconds"}  # where no rule has such pins, there is none
+    lists = [found for alert in ALERTS for found in re.findall(r'reason=~"([^"]+)"', alert.expr)]
+    codes = {code for found in lists for code in found.split("|")}
+    assert codes <= {reason.code for reason in Reason}
+    assert {"pin_mismatch", "certificate_invalid", "internal_error", "key_unavailable", "pins_expired"} <= codes
+
+
+# name: (what the counter shows every 15 s, what the start shows, [(minutes, whether it fires)])
+CASES: dict[str, tuple[str, str, list[tuple[float, bool]]]] = {
+    "one event": ("0x80 1x200", LONG_AGO, [(19, False), (20.5, True), (30, True), (41, False)]),
+    "a burst within one scrape": ("0x80 20x200", LONG_AGO, [(19, False), (20.5, True), (41, False)]),
+    "nothing": ("0x300", LONG_AGO, [(1, False), (30, False)]),
+    "long ago": ("3x300", LONG_AGO, [(25, False), (60, False)]),
+    "before the first scrape of a new sidecar": ("_x80 1x200", "_x80 1190x200", [(20.5, True), (41, False)]),
+    "in a rule that a reload brought": ("_x80 1x200", LONG_AGO, [(20.5, True), (30, True), (45, False)]),
+    "as often after a restart as before": ("3x80 3x200", RESTARTED, [(19.5, False), (20.5, True), (41, False)]),
+    "a restart and nothing more": ("3x80 0x200", RESTARTED, [(20.5, False), (41, False)]),
+    "more after a restart": ("3x80 4x200", RESTARTED, [(20.5, True), (41, False)]),
+    "less after a restart": ("3x80 1x200", RESTARTED, [(20.5, True), (41, False)]),
+    "with scrapes that failed meanwhile": ("0x80 _x16 1x200", LONG_AGO, [(25, True), (46, False)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_fires_whenever_something_happened_and_only_then(tmp_path: Path, name: str) -> None:
+    counter, start, expected = CASES[name]
+    labels = 'job="overcoat", instance="a:9464"'
+    test = {
+        "interval": "15s",
+        "input_series": [
+            {
+                "series": f'overcoat_requests_total{{{labels}, rule="pay", action="deny", reason="pin_mismatch"}}',
+                "values": counter,
+            },
+            {
+                "series": f'overcoat_requests_total{{{labels}, rule="other", action="deny", reason="pin_mismatch"}}',
+                "values": "0x300",
+            },
+            {"series": f"overcoat_start_timestamp_seconds{{{labels}}}", "values": start},
+        ],
+        "promql_expr_test": [
+            {
+                "expr": 'count by (rule) (ALERTS{alertname="OvercoatPinMismatch", alertstate="firing"})',
+                "eval_time": f"{int(minutes * 60)}s",
+                "exp_samples": [{"labels": '{rule="pay"}', "value": 1}] if fires else [],
+            }
+            for minutes, fires in expected
+        ],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "15s", "tests": [test]}))
+    done = promtool("test", "rules", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
