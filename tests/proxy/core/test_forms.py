@@ -12,6 +12,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.core.der import element, elements, encoded, to_be_signed
 from proxy.core.forms import form_defect
 
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -66,21 +67,11 @@ def test_what_must_be_critical(certificate: bytes, defect: str | None) -> None:
 def test_what_stands_before_the_extensions_is_passed_over() -> None:
     """An issuerUniqueID ([1], RFC 5280, section 4.1.2.8), which no library writes."""
     der = made((x509.BasicConstraints(ca=True, path_length=None), False))
-    at = der.index(bytes.fromhex("a3"), der.index(b"\x03\x42\x00\x04"))
-    longer = der[:at] + bytes.fromhex("8102000a") + der[at:]
-    assert form_defect(_lengthened(longer, 4)) == CONSTRAINTS
-
-
-def _lengthened(der: bytes, by: int) -> bytes:
-    """Add to the lengths of the certificate and of its TBSCertificate, both of the form 82 xx xx or 81 xx."""
-    found = bytearray(der)
-    at = 0
-    for _ in range(2):
-        octets = found[at + 1] & 0x7F
-        length = int.from_bytes(found[at + 2 : at + 2 + octets]) + by
-        found[at + 2 : at + 2 + octets] = length.to_bytes(octets)
-        at += 2 + octets
-    return bytes(found)
+    certificate = element(der, 0, len(der))
+    fields, algorithm, signature = elements(der, certificate)
+    at = to_be_signed(der)[-1].at
+    longer = encoded(0x30, der[fields.start : at] + bytes.fromhex("8102000a") + der[at : fields.end])
+    assert form_defect(encoded(0x30, longer + der[algorithm.at : signature.end])) == CONSTRAINTS
 
 
 @given(st.binary(max_size=300))
