@@ -72,7 +72,7 @@ def respond(request: RecordedRequest) -> Iterator[bytes]:
     elif request.target == "/spin":
         yield wire.response(301, headers=(("Location", f"https://{request.headers.get('host')}/spin"),))
     else:
-        yield wire.response(200, b'{"token": "no JWE"}', headers=(("Content-Type", "application/json"),))
+        yield wire.response(200, b'{"token": "eyJlbmMiOjF9.no.JWE"}', headers=(("Content-Type", "application/json"),))
 
 
 @pytest.fixture(scope="module")

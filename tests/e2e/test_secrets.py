@@ -109,6 +109,8 @@ def json_answer(body: bytes) -> Callable[[RecordedRequest], bytes]:
 CODING = b"Transfer-Encoding: "
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 ECHO = ANSWER.encode()
+PART = b"HTTP/1.1 206 OK\r\nContent-Range: " + ECHO + b"\r\nContent-Length: %d\r\n\r\n%s" % (len(ECHO), ECHO)
+UNLABELLED = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n{%s" % (len(ECHO) + 1, ECHO)
 
 SCENARIOS = {
     "good": Scenario(None),
@@ -133,6 +135,8 @@ SCENARIOS = {
     ),
     "an unknown coding": Scenario("encoding_unsupported", headers=(("Content-Encoding", f"x-{BEARER}"),)),
     "damaged gzip": Scenario("encoding_unsupported", headers=(("Content-Encoding", "gzip"),)),
+    "a signature": Scenario("signed_body", headers=(("X-Hub-Signature-256", f"sha256={BEARER}"),)),
+    "a signature in the query": Scenario("signed_body", target=f"/?X-Amz-Signature={QUERY}"),
     "a digest": Scenario("signed_body", headers=(("Content-Digest", f"sha-256=:{BEARER}:"),)),
     "an expired key": Scenario("key_unavailable", host="old.example"),
     # denials by the head
@@ -167,8 +171,16 @@ SCENARIOS = {
     "an endless head": Scenario("upstream_failed", respond=answers(HEAD + b"X: " + ECHO * 10_000)),
     "nothing": Scenario("upstream_failed", respond=answers(b"")),
     # denials by the response's body
-    "plaintext": Scenario("decryption_failed", "app.example", respond=json_answer(b'{"card":"%s"}' % ECHO)),
-    "no token": Scenario("decryption_failed", "app.example", respond=json_answer(b'{"card":"a.b.c.d.%s"}' % ECHO)),
+    "a token in another form": Scenario(
+        "decryption_failed",
+        "app.example",
+        respond=json_answer(b'{"card":{"protected":"%s","ciphertext":"%s"}}' % (ECHO, ECHO)),
+    ),
+    "half a token": Scenario(
+        "decryption_failed", "app.example", respond=json_answer(b'{"card":"eyJlbmMiOjF9.b.c.d.%s"}' % ECHO)
+    ),
+    "a part": Scenario("decryption_failed", "app.example", respond=lambda _: PART),
+    "no JSON by any label": Scenario("decryption_failed", "app.example", respond=lambda _: UNLABELLED),
     "no JSON": Scenario("decryption_failed", "app.example", respond=json_answer(b'{"card":' + ECHO)),
     "a header that is no JSON": Scenario(
         "decryption_failed",
