@@ -7,16 +7,21 @@ Rules of this module:
 - The admin listener answers this machine, and beyond it whom the policy's `clients.admin` names; and only where it is
   called by a name that nobody else can let lead here, or a page in a browser on this machine could read what it says.
 - The probes listener answers anybody who reaches it, by whatever name: what it says is no secret.
-- They run in threads of their own, so that a slow scraper costs the proxy nothing.
+- They run in threads of their own, so that a slow scraper costs the proxy nothing. There are only so many at once, and
+  the oldest has to go for one more.
+- They answer also where no descriptor is left: one is kept for that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import socket
 import socketserver
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -28,11 +33,13 @@ from proxy.core.clients import may_ask
 from proxy.core.decisions import Denied
 from proxy.core.names import is_own_name, read_host_field
 from proxy.core.policy import HTTP_PORT, Policy
+from proxy.descriptors import SHORTAGES, shortage
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 SOCKET_SECONDS = 10
+MAX_OPEN = 16
 POLL_SECONDS = 0.1  # how long `close` may have to wait
 
 logger = logging.getLogger("overcoat")
@@ -40,8 +47,11 @@ logger = logging.getLogger("overcoat")
 
 class _ThreadingServer(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, bound: socket.socket) -> None:
+        self._spare: int | None = None
+        self._open: dict[socket.socket, None] = {}  # from the oldest to the newest
         super().__init__(bound.getsockname(), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = bound
@@ -49,6 +59,47 @@ class _ThreadingServer(socketserver.ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = bound.getsockname()[:2]
         self.setup_environ()
         self.server_activate()
+        self.service_actions()
+
+    def service_actions(self) -> None:
+        """Keep a descriptor, again and again."""
+        if self._spare is None:
+            with contextlib.suppress(OSError):
+                self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Take a connection; where no descriptor is left for it, with the one that was kept."""
+        try:
+            return super().get_request()
+        except OSError as e:
+            if e.errno not in SHORTAGES:
+                raise
+        if self._spare is None:
+            time.sleep(POLL_SECONDS)  # it would be asked again at once, and in vain
+            raise shortage()
+        os.close(self._spare)
+        self._spare = None
+        return super().get_request()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own."""
+        if len(self._open) >= MAX_OPEN:
+            with contextlib.suppress(OSError, StopIteration):  # it ended meanwhile
+                next(iter(self._open)).shutdown(socket.SHUT_RDWR)
+        self._open[request] = None
+        super().process_request(request, client_address)
+
+    def close_request(self, request: Any) -> None:
+        """Forget it, and close it."""
+        self._open.pop(request, None)
+        super().close_request(request)
+
+    def server_close(self) -> None:
+        """Stop, and give the kept descriptor back."""
+        super().server_close()
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say in one line that a scraper went away or was too slow; socketserver's own way is a traceback."""

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 
 from proxy.config import PolicyErrors
 from proxy.core.policy import Policy
+from proxy.descriptors import warn_of_limit
 from proxy.engine.tls import NoRoots, with_roots
 from proxy.findings import findings, log_findings
 
@@ -85,6 +86,7 @@ def log_read(policy: Policy, before: Policy) -> None:
     what = f"hash {policy.short_hash}, rules {len(policy.rules)}, mode {policy.mode.value}"
     logger.info("the policy was read again, and %s: %s", change, what)
     log_findings(findings(policy, os.environ, datetime.now(UTC)))
+    warn_of_limit(policy)
 
 
 def log_leaving(policy: Policy) -> None:

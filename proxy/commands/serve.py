@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import click
 
 from proxy.ca import CaError, LocalCa, data_directory
+from proxy.descriptors import raise_limit, warn_of_limit
 from proxy.health import Sign, address_text, data_folder
 from proxy.log import say_all_in_one_form
 from proxy.secrecy import SecretVariables
@@ -104,6 +105,7 @@ def serve(
     signals = take_over_signals()
     policy = or_exit(load)
     say_all_in_one_form(sys.stderr)
+    raise_limit()
     count = policy.workers or processors()
     try:
         policy = _with_roots(policy)
@@ -310,6 +312,7 @@ def _announce(policy: Policy, bound: list[Bound], places: AdminSockets, closing:
         "policy %s: rules %d, mode %s, hash %s", policy.source, len(policy.rules), policy.mode, policy.short_hash
     )
     log_findings(findings(policy, os.environ, datetime.now(UTC)))
+    warn_of_limit(policy)
     admin, probes = (each and address_text(*each.getsockname()[:2]) for each in (places.admin, places.probes))
     try:
         policy_file = None if policy.source == "built-in" else policy.source

@@ -21,6 +21,7 @@ from proxy.core.addresses import AddressKind, kind_of, parse_ip
 from proxy.core.decisions import Denied, Reason
 from proxy.core.policy import Mode
 from proxy.core.transport import denied_by_address, forbidden_address, own_listener, unresolved
+from proxy.descriptors import KEPT_FROM_DIALS, SHORTAGES, is_taken, shortage
 
 if TYPE_CHECKING:
     from proxy.engine.server import Engine
@@ -46,17 +47,31 @@ async def connect(engine: Engine, host: str, port: int, record: Upstream) -> soc
     seconds = record.policy.limits.connect_seconds
     try:
         async with asyncio.timeout(seconds):
+            await _make_room(engine)
             connection = await _first(engine.loop, _allowed(await _look_up(engine, host, port), host, record))
     except TimeoutError:
         raise Denied(Reason.UPSTREAM_TIMEOUT, f"{host} port {port} took no connection in {seconds} s") from None
     except socket.gaierror:
         raise unresolved(host) from None
-    except (OSError, UnicodeError):
+    except (OSError, UnicodeError) as e:
+        if isinstance(e, OSError) and e.errno in SHORTAGES:
+            where = f"no descriptor is left for a connection to {host} port {port}"
+            raise Denied(Reason.UPSTREAM_UNREACHABLE, where, "raise the limit of descriptors (ulimit -n)") from None
         raise Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} takes no connection") from None
     if engine.is_own_address(connection.getsockname()[:2], connection.getpeername()[:2]):
         connection.close()
         raise own_listener(f"{host} port {port}")
     return connection
+
+
+async def _make_room(engine: Engine) -> None:
+    """Give idle connections up where their descriptors are needed."""
+    with tcp_socket(socket.AF_INET) as probe:
+        is_short = is_taken(probe.fileno(), KEPT_FROM_DIALS)
+    if is_short:
+        engine.pool.close()
+        await asyncio.sleep(0)  # a socket is closed in the turn after that which asked for it
+        await asyncio.sleep(0)
 
 
 type _Found = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
@@ -203,6 +218,8 @@ async def _try(
 ) -> socket.socket:
     connection = tcp_socket(family)
     try:
+        if is_taken(connection.fileno(), KEPT_FROM_DIALS):
+            raise shortage()
         connection.setblocking(False)
         await loop.sock_connect(connection, address)
     except BaseException:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import functools
 import ipaddress
 import logging
@@ -38,9 +37,9 @@ from proxy.core.credentials import Verifier
 from proxy.core.decisions import Denied, Reason
 from proxy.core.hsts import KnownHosts
 from proxy.core.policy import Listener, Policy
+from proxy.descriptors import SHORTAGES, AppListener, carried
 from proxy.engine import chaining, patches
 from proxy.engine.app import AppSocket
-from proxy.engine.dialling import tcp_socket
 from proxy.engine.dispatch import Dispatcher
 from proxy.engine.driver import Driver, is_same_machine
 from proxy.engine.layers import LayerOptions, Line, NextLayer
@@ -55,7 +54,6 @@ BACKLOG = 1024
 ACCEPTED_AT_ONCE = 32  # also how often asyncio tries, and fails, where no descriptor is left
 RESOLVERS = 64
 SHORTAGE_SECONDS = 10.0
-_SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
 class BindError(Exception):
@@ -99,7 +97,7 @@ def bind(listener: Listener, count: int) -> list[list[Bound]]:
         for family, address in _addresses(listener.host):
             port = listener.port
             for share in shares:
-                bound = tcp_socket(family)
+                bound: socket.socket = AppListener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
                 share.append(bound)
                 bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
@@ -126,7 +124,7 @@ class _Reports:
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log one error; of the many that a shortage causes, one in `SHORTAGE_SECONDS`."""
         error = context.get("exception")
-        if isinstance(error, OSError) and error.errno in _SHORTAGES and "socket" in context:
+        if isinstance(error, OSError) and error.errno in SHORTAGES and "socket" in context:
             if loop.time() - self._shortage >= SHORTAGE_SECONDS:
                 self._shortage = loop.time()
                 logger.error(
@@ -238,6 +236,9 @@ class Engine:
         """
         check_client(self.policy.clients, session.client)
         limits = self.policy.limits
+        if self.sessions.admitted >= (most := carried()):
+            where = f"as many connections are open as this process has descriptors for ({most:.0f})"
+            raise Denied(Reason.TOO_MANY_CONNECTIONS, where, "raise the limit of descriptors (ulimit -n)")
         if self.sessions.admitted >= limits.connections:
             where = f"limits.connections ({limits.connections}) are open"
             raise Denied(Reason.TOO_MANY_CONNECTIONS, where)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import resource
 import socket
 import struct
 import time
@@ -15,7 +18,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 import proxy.admin
-from proxy.admin import Admin, admin_app, bind_admin, probes_app
+from proxy.admin import MAX_OPEN, Admin, admin_app, bind_admin, probes_app
 from proxy.core.policy import Policy
 
 
@@ -144,3 +147,66 @@ def test_closed_it_takes_no_more_connections(running: Running) -> None:
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address, 1)
     running.admin = Admin(bind_admin("127.0.0.1", 0), probes_app(lambda: True))
+
+
+def descriptors_left(count: int) -> None:
+    """Let this process open so many more files, and no more."""
+    probe = os.open(os.devnull, os.O_RDONLY)
+    os.close(probe)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe + count, hard))
+
+
+@pytest.fixture
+def limits() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.usefixtures("limits")
+def test_it_answers_where_no_descriptor_is_left(running: Running) -> None:
+    clients = [socket.socket() for _ in range(3)]  # theirs are taken before
+    descriptors_left(0)
+    with pytest.raises(OSError, match="Too many open files"):
+        os.open(os.devnull, os.O_RDONLY)
+    for client in clients:
+        with client:
+            client.settimeout(5)
+            client.connect(running.admin.address)
+            client.sendall(b"GET /live HTTP/1.0\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.0 200 OK")
+            while client.recv(4096):
+                pass
+        time.sleep(0.3)  # the descriptor is kept again: this client has just given its own back
+
+
+@pytest.mark.usefixtures("limits")
+def test_and_where_that_one_is_in_use_who_asks_waits_and_nothing_spins(running: Running) -> None:
+    clients = [socket.socket() for _ in range(2)]
+    descriptors_left(0)
+    first, second = clients
+    with first, second:
+        for client in clients:
+            client.settimeout(5)
+            client.connect(running.admin.address)
+        time.sleep(0.2)
+        before = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - before < 0.2
+        first.sendall(b"GET /live HTTP/1.0\r\n\r\n")
+        while first.recv(4096):
+            pass
+        second.sendall(b"GET /live HTTP/1.0\r\n\r\n")
+        assert second.recv(4096).startswith(b"HTTP/1.0 200 OK")
+
+
+def test_of_many_connections_the_oldest_go(running: Running) -> None:
+    with contextlib.ExitStack() as closing:
+        idle = [closing.enter_context(socket.create_connection(running.admin.address, 5)) for _ in range(MAX_OPEN)]
+        time.sleep(0.3)
+        assert running.get("/live")[0] == 200
+        idle[0].settimeout(2)
+        assert idle[0].recv(1) == b""
+        idle[-1].sendall(b"GET /live HTTP/1.0\r\n\r\n")
+        assert idle[-1].recv(4096).startswith(b"HTTP/1.0 200 OK")
