@@ -99,7 +99,9 @@ class Encryption:
             return
         label = responses.label_of(values_of(response.headers, b"content-type"))
         is_seen = label is not responses.Label.OTHER or response.status_code == _PARTIAL
-        if not is_seen or not marked.decrypting(exchange):
+        if (
+            not is_seen or response.status_code == 101 or not marked.decrypting(exchange)
+        ):  # 101: what follows is no body
             response.stream = exchange.count_received
             return
         exchange.holds_response = True
@@ -130,7 +132,7 @@ class Encryption:
         exchange.bytes_received = len(body)
         if count:
             flow.response.headers.fields = responses.told(flow.response.headers.fields, with_length=True)
-        _replace_body(flow.response, opened)
+            _replace_body(flow.response, opened)
 
 
 def _replace_body(message: http.Message, body: bytes) -> None:

@@ -98,6 +98,23 @@ def test_a_response_is_held_unless_it_says_that_it_is_no_json(media_type: str | 
     assert bool(response.stream) != is_held
 
 
+@pytest.mark.parametrize(("status", "is_held"), [(200, True), (206, True), (101, False)])
+def test_what_follows_a_switch_of_protocols_is_no_body(status: int, is_held: bool) -> None:
+    stage = Stage()
+    stage.flow.response = http.Response.make(status)
+    stage.addon.responseheaders(stage.flow)
+    assert stage.exchange.holds_response == is_held
+
+
+def test_a_response_without_a_body_is_given_no_length() -> None:
+    stage = Stage()
+    stage.exchange.method = "HEAD"
+    response = stage.respond("application/json")
+    response.data.content = None
+    stage.addon.response(stage.flow)
+    assert "content-length" not in response.headers
+
+
 @pytest.mark.parametrize(("last_day", "reason"), [(TODAY, None), (TODAY - timedelta(days=1), Reason.KEY_UNAVAILABLE)])
 def test_the_last_day_of_a_key_is_still_good(last_day: date, reason: Reason | None) -> None:
     stage = Stage(not_after=last_day)

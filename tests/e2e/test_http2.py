@@ -490,6 +490,16 @@ class TestToHttp2:
         assert (message.status, message.body, message.get("content-length")) == (200, b'{"card":1}', "10")
         assert (message.get("etag"), message.get("digest")) == ('W/"x"', None)
 
+    def test_a_signed_body_sends_no_stream(self, sidecar: Sidecar, h2_upstream: Callable[..., Http2Upstream]) -> None:
+        upstream = h2_upstream()
+        client = speak(sidecar, upstream, "pay.example")
+        authority, signature = f"pay.example:{upstream.port}", [("x-hub-signature-256", "sha256=" + "0" * 64)]
+        for path, headers in (("/", signature), ("/?X-Amz-Signature=1", [])):
+            stream = client.send(authority, path, headers=headers, body=b'{"ssn":1}')
+            assert_denied(client.read(stream), 422, "signed_body")
+        upstream.assert_no_application_bytes()
+        assert client.read(client.send(authority, headers=signature, body=b'{"x":1}')).status == 200
+
     def test_head_tells_no_length_of_a_sealed_body(
         self, sidecar: Sidecar, h2_upstream: Callable[..., Http2Upstream]
     ) -> None:
