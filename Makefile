@@ -61,7 +61,7 @@ coverage: ## show what the last `make test` ran of each file, in the sidecars th
 	$(BIN)/coverage report --skip-empty --include='proxy/*,addons/*' --fail-under=0
 
 .PHONY: test-containers
-test-containers: $(VENV)/installed ## build the image, run docker-compose.yml and look at what arrived
+test-containers: $(VENV)/installed ## build the image, run docker-compose.yml and the README's snippet
 	$(BIN)/pytest -m containers -v tests/containers
 
 .PHONY: check

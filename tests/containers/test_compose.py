@@ -1,25 +1,16 @@
-"""The image and docker-compose.yml, on a real container engine.
-
-`make test-containers` runs these. They use `docker compose` where an engine answers. On a machine without one,
-OVERCOAT_CONTAINERS may name a script that brings one along: `SCRIPT build FOLDER` builds the services' images, and
-`CHECK=COMMAND SCRIPT run FOLDER` brings them up, runs the command where their ports are, and takes them down. Else they
-are skipped.
-"""
+"""The image and docker-compose.yml, on a real container engine; `make test-containers` runs these (see `engine`)."""
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 import runpy
-import shlex
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.containers.engine import evidence_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = Path(__file__).with_name("probe.py")
@@ -28,52 +19,10 @@ CHARGE: str = runpy.run_path(str(ROOT / "config" / "compose" / "app.py"))["CHARG
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(1200)]
 
 
-def run(*command: str, env: dict[str, str] | None = None) -> None:
-    """Run a command; show all that it wrote if it fails."""
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="backslashreplace",
-        timeout=900,
-        check=False,
-    )
-    if done.returncode != 0:
-        pytest.fail(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout[-20_000:]}", pytrace=False)
-
-
-def engine_answers() -> bool:
-    """Tell whether there is a docker command, an engine behind it, and Compose."""
-    if shutil.which("docker") is None:
-        return False
-    return all(
-        subprocess.run(["docker", *asked], capture_output=True, timeout=30, check=False).returncode == 0
-        for asked in (["info"], ["compose", "version"])
-    )
-
-
 @pytest.fixture(scope="module")
 def evidence(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the probe found while the services were up."""
-    found = tmp_path_factory.mktemp("containers") / "evidence.json"
-    probe = [sys.executable, str(PROBE), str(found)]
-    script = os.environ.get("OVERCOAT_CONTAINERS")
-    if script:
-        run("bash", script, "build", str(ROOT))
-        run("bash", script, "run", str(ROOT), env={"CHECK": shlex.join(probe)})
-    elif engine_answers():
-        try:
-            run("docker", "compose", "up", "--build", "--detach")
-            run(*probe)
-        finally:
-            run("docker", "compose", "down", "--volumes", "--timeout", "5")
-    else:
-        pytest.skip("no container engine answers `docker info`, and OVERCOAT_CONTAINERS names no script that has one")
-    return dict(json.loads(found.read_text(encoding="utf-8")))
+    return evidence_of(ROOT, PROBE, tmp_path_factory.mktemp("containers") / "evidence.json")
 
 
 def protected_header(token: str) -> dict[str, Any]:
