@@ -20,8 +20,6 @@ QUERY = """
 import sys, urllib.request
 print(urllib.request.urlopen("http://127.0.0.1:9090/api/v1/" + sys.argv[1]).read().decode())
 """
-    "import sys, urllib.request as u; print(u.urlopen('http://127.0.0.1:9090/api/v1/' + sys.argv[1]).read().decode())"
-)
 COST = """
 import os, subprocess
 done = subprocess.run(["overcoat", "healthcheck"])
