@@ -77,7 +77,7 @@ def test_it_is_in_no_environment_and_a_reload_has_it_still(
         assert b"eyJ" in send_card(sidecar, upstream)
         for number in (1, 2):
             sidecar.signal(signal.SIGHUP)
-            wait_until(lambda n=number: sidecar.stderr.count("is in force") == n, "it was read again")  # type: ignore[misc]
+            wait_until(lambda n=number: sidecar.stderr.count("the policy was read again") == n, "it was read again")  # type: ignore[misc]
         assert b"eyJ" in send_card(sidecar, upstream)
         for pid in processes(sidecar)[1:]:
             os.kill(pid, signal.SIGKILL)  # and those that take their places

@@ -304,6 +304,33 @@ def test_workers_end_when_their_parent_is_killed(authority: Authority, tmp_path:
         assert wait_until(lambda: not any(is_alive(pid) for pid in pids))
 
 
+def test_what_a_killed_parent_leaves_behind_goes_at_the_next_start(authority: Authority, tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    env = {"TMPDIR": str(temporary)}
+    first = Sidecar("workers: 2\n", tmp_path, authority=authority, env=env)
+    with first, Sidecar("workers: 2\n", tmp_path, authority=authority, env=env) as other:
+        (lives,) = (other_folder for other_folder in temporary.iterdir() if holds(other.pid, other_folder))
+        first.kill()
+        assert wait_until(lambda: len(list(temporary.iterdir())) == 2)
+        time.sleep(1)  # its workers hold what they use as long as they live
+        with Sidecar("workers: 2\n", tmp_path, authority=authority, env=env) as third:
+            assert lives in temporary.iterdir()
+            assert len(list(temporary.iterdir())) == 2
+            assert third.metrics().value("overcoat_client_connections") == 0
+            assert other.metrics().value("overcoat_client_connections") == 0
+    assert list(temporary.iterdir()) == []
+
+
+def holds(pid: int, folder: Path) -> bool:
+    """Tell whether a process has the lock of a directory, as the kernel lists it."""
+    status = (folder / "in-use").stat()
+    return any(
+        line.split()[4] == str(pid) and line.split()[5].endswith(f":{status.st_ino}")
+        for line in Path("/proc/locks").read_text().splitlines()
+    )
+
+
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
