@@ -32,6 +32,7 @@ def test_the_field_is_named_as_it_was_sent_and_its_value_is_not_told() -> None:
         ("Authorization", "AWS4-ECDSA-P256-SHA256 x"),
         ("Authorization", "  aws4-hmac-sha256 x"),
         ("Authorization", 'Signature headers = "date content-md5"'),
+        ("Authorization", 'Signature version="1",headers="date x-content-sha256"'),
         ("Signature", 'keyId="k",headers="content-length"'),
         ("Signature", LONG),
         ("Signature-Input", 'a=("@method" ("content-digest"'),
@@ -43,6 +44,9 @@ def test_the_field_is_named_as_it_was_sent_and_its_value_is_not_told() -> None:
         ("X-Body-Sig", LONG),
         ("X-" + "a" * 100 + "-Signature", LONG),
         ("X-Goog-Hash", "md5=x"),
+        ("X-Whatever", " eyJhbGciOiJIUzI1NiJ9..c2ln"),
+        ("X-Signature", "0123456789abcdef"),
+        ("Signature", "0123456789abcdef"),
     ],
 )
 def test_what_covers(field: tuple[str, str]) -> None:
@@ -63,6 +67,7 @@ def test_what_covers(field: tuple[str, str]) -> None:
         ("Signature", "short"),
         ("Signature-Input", 'a=("@method";key="digest" "date");keyid="(digest)"'),
         ("Signature-Input", 'a=("x\\"y");b="digest"'),
+        ("Signature-Input", 'a=("date") "digest"'),
         ("X-Signature", "0123456789abcde"),
         ("X-Sign-In-Url", LONG),
         ("X-Signature-Nonce", LONG),
@@ -76,10 +81,18 @@ def test_what_does_not(field: tuple[str, str]) -> None:
     assert of(field) is None
 
 
+def test_a_message_signature_is_looked_at_where_it_says_what_it_covers() -> None:
+    assert of(("Signature", LONG)) == "the field Signature"
+    assert of(("Signature", LONG), ("signature-input", 'a=("date")')) is None
+
+
 def test_a_hash_that_is_said_to_be_left_out_must_be_said_once_and_for_all() -> None:
     scheme = ("Authorization", "AWS4-HMAC-SHA256 x")
     unsigned = ("X-Amz-Content-Sha256", "unsigned-payload")
     assert of(scheme, unsigned) is None
+    for names, covers in (("host;x-amz-content-sha256", False), ("host;content-length", True), ("content-md5", True)):
+        signer = ("Authorization", f"AWS4-HMAC-SHA256 Credential=x, SignedHeaders={names}, Signature=x")
+        assert (of(signer, unsigned) is not None) is covers
     assert of(scheme, unsigned, ("x-amz-content-sha256", LONG)) == "the field Authorization"
     query = "X-Goog-Signature=1&X-Goog-Content-Sha256=UNSIGNED-PAYLOAD"
     assert of(query=query) is None
