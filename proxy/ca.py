@@ -12,6 +12,7 @@ Rules of this module:
 from __future__ import annotations
 
 import contextlib
+import errno
 import hmac
 import ipaddress
 import os
@@ -61,8 +62,15 @@ class Leaf:
 
 
 def data_directory(env: Mapping[str, str]) -> Path:
-    """Return where Overcoat keeps its state; see `proxy.health.data_folder`."""
-    return Path(data_folder(env))
+    """Return where Overcoat keeps its state; see `proxy.health.data_folder`.
+
+    Raises:
+        CaError: the environment names no place, and there is no home directory.
+    """
+    try:
+        return Path(data_folder(env))
+    except RuntimeError as e:
+        raise CaError(str(e)) from None
 
 
 class LocalCa:
@@ -104,10 +112,26 @@ class LocalCa:
             _publish(directory / CERTIFICATE_FILE, authority.pem)
             return authority
         except OSError as e:
-            raise CaError(
-                f"the local CA in {directory} cannot be read or written: {e.strerror}; "
-                "set OVERCOAT_DATA to a directory that this user owns"
-            ) from None
+            raise _no_access(directory, e) from None
+
+    @classmethod
+    def examine(cls, directory: Path) -> None:
+        """Say what `open` would say, and change nothing.
+
+        Raises:
+            CaError: as there.
+        """
+        try:
+            existing = next(each for each in (directory, *directory.absolute().parents) if os.path.lexists(each))
+            if not existing.is_dir():
+                raise OSError(errno.EEXIST if existing == directory else errno.ENOTDIR, "")
+            has_key = existing == directory and (directory / KEY_FILE).exists()
+            is_written = not has_key or _published(directory / CERTIFICATE_FILE) != cls._load(directory).pem
+            if is_written and not os.access(existing, os.W_OK | os.X_OK):
+                is_read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
+                raise OSError(errno.EROFS if is_read_only else errno.EACCES, "")
+        except OSError as e:
+            raise _no_access(directory, e) from None
 
     @classmethod
     def _load(cls, directory: Path) -> LocalCa:
@@ -228,13 +252,25 @@ def _read_private(path: Path) -> bytes:
     return pem
 
 
+def _no_access(directory: Path, error: OSError) -> CaError:
+    return CaError(
+        f"the local CA in {directory} cannot be read or written: {os.strerror(error.errno or 0)}; "
+        "set OVERCOAT_DATA to a directory that this user owns"
+    )
+
+
+def _published(path: Path) -> bytes:
+    """Return the certificate that apps read; empty if there is none yet."""
+    try:
+        return read_regular(path, _MAX_BYTES)[0]
+    except FileNotFoundError:
+        return b""
+
+
 def _publish(path: Path, pem: bytes) -> None:
     """Put the certificate where apps read it, if it is not there already."""
-    try:
-        if read_regular(path, len(pem))[0] == pem:
-            return
-    except FileNotFoundError:
-        pass  # it is made now
+    if _published(path) == pem:
+        return
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     _write_new(temporary, pem, 0o644)
     temporary.replace(path)

@@ -10,6 +10,9 @@ Rules of this module:
 from __future__ import annotations
 
 import logging
+import os
+import shlex
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -17,7 +20,7 @@ from pathlib import Path
 
 from OpenSSL import crypto
 
-from proxy.ca import data_directory, published_lifetime
+from proxy.ca import CaError, data_directory, published_lifetime
 from proxy.core.keys import Key, KeySet, SecretBytes
 from proxy.core.pins import PinSet
 from proxy.core.policy import Policy, Rule, Trust
@@ -58,7 +61,7 @@ def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Find
         found.append(
             Finding("no policy file was named or found (./overcoat.yaml): nothing is pinned, nothing is encrypted")
         )
-    found += _of_mounts(policy.files)
+    found += _of_files(policy.files)
     found += [Finding(remark) for remark in policy.remarks]
     if policy.trust.anchors is not None:
         found += _of_roots(policy.trust, now)
@@ -81,7 +84,31 @@ def log_findings(found: list[Finding]) -> None:
         logger.log(logging.ERROR if finding.has_failed else logging.WARNING, "%s", finding.text)
 
 
-def _of_mounts(files: Sequence[Path]) -> Iterator[Finding]:
+def _of_writers(directory: Path) -> Iterator[Finding]:
+    """Yield where others than this user and root could put something in the place of what apps are told to trust."""
+    named = directory.absolute()
+    for path in dict.fromkeys((named, named.resolve(), *named.parents, *named.resolve().parents)):
+        try:
+            status = path.stat()
+        except OSError:
+            continue  # it is not there yet, and `serve` makes it for this user alone
+        is_data = path in (named, named.resolve())
+        others = stat.S_IWGRP | stat.S_IWOTH if is_data else stat.S_IWOTH
+        is_open = status.st_mode & others and (is_data or not status.st_mode & stat.S_ISVTX)
+        if not is_open and status.st_uid in (0, os.geteuid()):
+            continue
+        danger = "put another certificate in the place of the local CA's, which apps are told to trust"
+        if is_open:
+            mode = f"{stat.S_IMODE(status.st_mode):04o}"
+            yield Finding(
+                f"others may write {path} (mode {mode}), and so {danger}: chmod go-w {shlex.quote(str(path))}"
+            )
+        else:
+            owner = f"chown {os.geteuid()} {shlex.quote(str(path))}"
+            yield Finding(f"{path} belongs to another user ({status.st_uid}), who can {danger}: {owner}")
+
+
+def _of_files(files: Sequence[Path]) -> Iterator[Finding]:
     for number, path in enumerate(dict.fromkeys(files)):
         if is_replaced(path):
             yield Finding(
@@ -89,11 +116,20 @@ def _of_mounts(files: Sequence[Path]) -> Iterator[Finding]:
                 "container anew, and mount its directory in place of the file",
                 has_failed=True,
             )
-        elif number == 0 and is_mounted_by_itself(path):
+        elif _may_all_write(path):
+            yield Finding(f"{path} may be changed by everyone on this machine: chmod o-w {shlex.quote(str(path))}")
+        if number == 0 and is_mounted_by_itself(path):
             yield Finding(
                 f"{path} is mounted as a single file, so that a new one under its name, as editors and deployments "
                 "write it, is not seen here: mount its directory instead"
             )
+
+
+def _may_all_write(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & stat.S_IWOTH)
+    except OSError:
+        return False  # it was read a moment ago, and is gone
 
 
 def _of_roots(trust: Trust, now: datetime) -> Iterator[Finding]:
@@ -162,9 +198,11 @@ def _without(key: Key, key_set: KeySet) -> str:
 
 def _of_local_ca(policy: Policy, env: Mapping[str, str], now: datetime) -> Iterator[Finding]:
     try:
-        lifetime = published_lifetime(data_directory(env))
-    except RuntimeError:  # there is no home directory, which `serve` refuses
+        directory = data_directory(env)
+    except CaError:  # there is no home directory, which `serve` refuses
         return
+    yield from _of_writers(directory)
+    lifetime = published_lifetime(directory)
     warning = lifetime.warning(now) if lifetime is not None else None
     if lifetime is not None and warning is not None:
         yield Finding(warning, has_failed=policy.inspects and not lifetime.holds(now))

@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from proxy.ca import data_directory, published_lifetime
+from proxy.ca import CaError, data_directory, published_lifetime
 from proxy.commands.shared import (
     addresses_texts,
     destination_of,
@@ -228,7 +228,7 @@ def _ca_is_valid() -> bool:
     """Tell whether the local CA can vouch for a host now, or will be made when it is needed."""
     try:
         lifetime = published_lifetime(data_directory(os.environ))
-    except RuntimeError:  # there is no home directory, which `serve` refuses
+    except CaError:  # there is no home directory, which `serve` refuses
         return True
     return lifetime is None or lifetime.holds(datetime.now(UTC))
 

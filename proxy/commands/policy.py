@@ -2,7 +2,8 @@
 
 Rules of this module:
 
-- `check` exits with 2 if `serve` would not take the policy, and with 1 if something in it does not work any more.
+- What `serve` would refuse, `check` refuses, with the same status and in the same words; it also exits with 1 if
+  something in the policy does not work any more.
 - Nothing is dialled, and no key material is printed.
 """
 
@@ -30,7 +31,7 @@ from proxy.commands.shared import (
 )
 from proxy.core.addresses import AddressSet
 from proxy.core.policy import Egress, FieldEntry, Https, PlainHttp, Policy, Rule, Signed
-from proxy.findings import findings
+from proxy.findings import Finding, findings
 from proxy.model import schema_text
 
 
@@ -40,14 +41,23 @@ from proxy.model import schema_text
 def check(option: str | None, as_json: bool) -> None:
     """Check the policy; say what it does and what needs attention, or everything that is wrong with it.
 
-    Exit status: 2 if `serve` would not take it, 1 if something in it has ended, such as pins or a key, else 0.
+    Exit status: 2 if the policy is wrong, 1 if `serve` would not start with it here, or if something in it has ended,
+    such as pins or a key, else 0.
 
     \b
     Example:
       overcoat check -p overcoat.yaml
     """
-    policy = _with_roots(load_or_exit(option, as_json=as_json), as_json=as_json)
-    found = findings(policy, os.environ, datetime.now(UTC))
+    from proxy.engine.tls import NoRoots, with_roots
+    from proxy.starting import obstacles
+
+    policy = load_or_exit(option, as_json=as_json)
+    try:
+        policy = with_roots(policy)
+        found = [Finding(text, has_failed=True) for text in obstacles(policy, os.environ)]
+    except NoRoots as e:
+        found = [Finding(text, has_failed=True) for text in (str(e), *obstacles(policy, os.environ))]
+    found += findings(policy, os.environ, datetime.now(UTC))
     failed = [finding.text for finding in found if finding.has_failed]
     if as_json:
         warnings = [finding.text for finding in found if not finding.has_failed]
@@ -59,20 +69,6 @@ def check(option: str | None, as_json: bool) -> None:
         click.echo(f"{'error' if finding.has_failed else 'warning'}: {finding.text}", err=True)
     if failed:
         raise SystemExit(1)
-
-
-def _with_roots(policy: Policy, *, as_json: bool) -> Policy:
-    from proxy.engine.tls import NoRoots, with_roots
-
-    try:
-        return with_roots(policy)
-    except NoRoots as e:
-        refused = [str(e)]
-    if as_json:
-        click.echo(json.dumps({"ok": False, "failed": refused}, indent=2))
-    for text in refused:
-        click.echo(f"error: {text}", err=True)
-    raise SystemExit(1)
 
 
 def policy_summary(policy: Policy) -> dict[str, Any]:

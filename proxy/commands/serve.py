@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from proxy.signals import DRAIN, RELOAD, REOPEN, take_over_signals
 if TYPE_CHECKING:
     from addons.metrics import Metrics
     from proxy.admin import AdminSockets
-    from proxy.core.policy import Listener, Policy
+    from proxy.core.policy import Policy
     from proxy.engine.server import Bound, Engine
     from proxy.reload import Reader
     from proxy.reminder import Reminder
@@ -279,17 +278,14 @@ def _prepare(policy: Policy, metrics: Metrics, write: Callable[[str], object]) -
 
 
 def _bind_admin(policy: Policy) -> AdminSockets:
-    from proxy.admin import AdminSockets, bind_admin
+    from proxy.admin import AdminSockets
+    from proxy.engine.server import BindError
+    from proxy.starting import bind_own
 
-    def bound(listener: Listener | None, name: str) -> socket.socket | None:
-        try:
-            return None if listener is None else bind_admin(listener.host, listener.port)
-        except OSError as e:
-            assert listener is not None
-            why = (e.strerror or str(e)).lower()
-            raise _CannotStart(f"cannot listen on {listener.address} ({name}): {why}") from None
-
-    return AdminSockets(bound(policy.admin, "admin"), bound(policy.probes, "probes"))
+    try:
+        return AdminSockets(bind_own(policy.admin, "admin"), bind_own(policy.probes, "probes"))
+    except BindError as e:
+        raise _CannotStart(str(e)) from None
 
 
 def _bind(policy: Policy, count: int) -> list[list[Bound]]:

@@ -57,7 +57,15 @@ SHORTAGE_SECONDS = 10.0
 
 
 class BindError(Exception):
-    """A listener cannot be bound. The message is one line that says which and why."""
+    """A listener cannot be bound. The message is one line that says which and why.
+
+    Attributes:
+        number: the system's number of the error.
+    """
+
+    def __init__(self, where: object, error: OSError) -> None:
+        super().__init__(f"cannot listen on {where}: {(error.strerror or str(error)).lower()}")
+        self.number = error.errno
 
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
@@ -111,7 +119,7 @@ def bind(listener: Listener, count: int) -> list[list[Bound]]:
     except OSError as e:
         for bound in (bound for share in shares for bound in share):
             bound.close()
-        raise BindError(f"cannot listen on {listener}: {(e.strerror or str(e)).lower()}") from None
+        raise BindError(listener, e) from None
     return [[Bound(listener, bound) for bound in share] for share in shares]
 
 
