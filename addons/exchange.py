@@ -57,6 +57,7 @@ class Exchange:
         denied: why the request was stopped, or in observe mode would have been.
         is_refused: whether it was answered with that, as in observe mode only what cannot go on is.
         upstream: the connection that carries it, or that could not be opened.
+        has_left: whether anything of it was sent there.
         holds_request: whether the request's body is held until its fields are encrypted.
         holds_response: whether the response's body is held until its fields are decrypted.
         finished: whether its decision line has been written.
@@ -79,6 +80,7 @@ class Exchange:
     denied: Denied | None = None
     is_refused: bool = False
     upstream: Upstream | None = None
+    has_left: bool = False
     holds_request: bool = False
     holds_response: bool = False
     fields_encrypted: int = 0
@@ -161,16 +163,6 @@ def denies(exchange: Exchange) -> bool:
 
 # What an upstream's failure is called. In observe mode, where plain http stays plain, it says nothing of enforcing.
 _FAILURES = frozenset((Reason.UPSTREAM_UNREACHABLE, Reason.UPSTREAM_TIMEOUT, Reason.UPSTREAM_FAILED, Reason.TLS_FAILED))
-_AFTER_IT_LEFT = frozenset(
-    (
-        Reason.UPSTREAM_FAILED,
-        Reason.DECRYPTION_FAILED,
-        Reason.REDIRECT_LOOP,
-        Reason.IDLE_TIMEOUT,
-        Reason.DRAIN_TIMEOUT,
-        Reason.INTERNAL_ERROR,
-    )
-)
 
 
 def would_deny(exchange: Exchange) -> bool:
@@ -180,7 +172,7 @@ def would_deny(exchange: Exchange) -> bool:
 
 def never_left(exchange: Exchange) -> bool:
     """Whether the request was stopped before anything of it had reached the upstream."""
-    return denies(exchange) and exchange.denied is not None and exchange.denied.reason not in _AFTER_IT_LEFT
+    return denies(exchange) and not exchange.has_left
 
 
 def action_of(exchange: Exchange) -> Action:

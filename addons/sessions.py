@@ -86,11 +86,7 @@ class Session:
 
     def note_idle(self, seconds: float) -> None:
         """Note that what is under way, if anything, ends because nothing has moved."""
-        if self.is_idle:
-            return
-        for exchange in self.unfinished:
-            if not exchange.finished:
-                exchange.stop(Denied(Reason.IDLE_TIMEOUT, f"no byte passed for {seconds:.0f} s"))
+        self.cut_off(Denied(Reason.IDLE_TIMEOUT, f"no byte passed for {seconds:.0f} s"))
 
     def cut_off(self, denied: Denied) -> int:
         """Note why all that is under way ends here; return how much that is."""
@@ -98,6 +94,11 @@ class Session:
         for exchange in cut:
             exchange.stop(denied)
         return len(cut)
+
+    def failed(self, denied: Denied) -> None:
+        """Note that something inside has failed: of the requests, or where there are none, of the CONNECT."""
+        if not self.cut_off(denied) and self.connect is not None and not self.requests:
+            self.connect.stop(denied)
 
 
 class Sessions:

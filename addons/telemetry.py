@@ -80,6 +80,7 @@ class Telemetry:
                 if carried_requests or exchange.finished:
                     continue  # their lines say it all
                 exchange.bytes_sent, exchange.bytes_received = session.sent, session.received
+                exchange.has_left = session.sent > 0
             self.finish(exchange, None, None)
         self.sessions.close(client)
 

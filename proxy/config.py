@@ -29,9 +29,11 @@ from proxy.model import PolicyFile, Section
 from proxy.policybuild import Builder
 from proxy.policyplaces import DEFAULT_FILE, is_there, nearly_named, what_lies_there
 from proxy.policyvalues import parse_admin, parse_listener
-from proxy.yamltext import MAX_BYTES, UNUSABLE, Document, Problem, Steps, path_text, read_yaml, shown
+from proxy.yamltext import ANY_INDEX, MAX_BYTES, UNUSABLE, Document, Problem, Steps, path_text, read_yaml, shown
 
-NULLABLE: frozenset[Steps] = frozenset({("admin",), ("probes",)})
+NULLABLE: frozenset[Steps] = frozenset(
+    {("admin",), ("probes",), ("limits", "response_seconds"), ("rules", ANY_INDEX, "limits", "response_seconds")}
+)
 OVERRIDES = ("listen", "admin", "probes", "mode")  # what flags and OVERCOAT_… variables may say
 
 _WITHOUT_CREDENTIALS = (ListenerKind.REVERSE, ListenerKind.TRANSPARENT)

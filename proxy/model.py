@@ -35,6 +35,7 @@ from proxy.policyvalues import (
     PathText,
     PinEntry,
     ProxyUrl,
+    ResponseSeconds,
     SelectorText,
     UserName,
     Version,
@@ -139,6 +140,17 @@ class LimitsSection(Section):
         le=600,
         description="Seconds in which an upstream's name must be resolved and its TCP connection be open.",
     )
+    response_seconds: ResponseSeconds = Field(
+        default=Limits().response_seconds,
+        description="Seconds in which an upstream must begin its response once the request is sent, or `null` for as "
+        "long as it takes, within `idle_seconds`.",
+    )
+
+
+class RuleLimitsSection(Section):
+    """Limits that hold for a rule's hosts in place of the policy's."""
+
+    response_seconds: ResponseSeconds = Field(description="As `limits.response_seconds`, for this rule's hosts.")
 
 
 class DestinationsSection(Section):
@@ -332,6 +344,9 @@ class RuleSection(Section):
         default=None,
         description="Which addresses that are not public the rule's hosts may be at. Left out: the policy's "
         "`destinations.allow`.",
+    )
+    limits: RuleLimitsSection | None = Field(
+        default=None, description="Limits for this rule's hosts, if not the policy's `limits`."
     )
     pins: PinsSection | None = Field(default=None, description="The upstream's pins. Left out: any valid certificate.")
     request: Annotated[list[EncryptEntry], Field(min_length=1)] | None = Field(

@@ -37,6 +37,7 @@ from proxy.core.policy import (
     PlainHttp,
     Policy,
     Rule,
+    RuleLimits,
     Signed,
     Trust,
     UpstreamProxy,
@@ -51,7 +52,10 @@ from proxy.model import (
     EncryptEntry,
     KeyEntry,
     KeySetSection,
+    LimitsSection,
     PinsSection,
+    PolicyFile,
+    RuleLimitsSection,
     RuleSection,
     TrustSection,
     UpstreamProxySection,
@@ -109,6 +113,7 @@ class Builder:
         """Return the policy, which counts only if neither the model nor this found a problem."""
         file = self._usable.file
         keys = self._key_sets(file.keys)
+        self._check_response_seconds(file)
         defaults = Defaults(file.defaults.plain_http, file.defaults.https)
         return Policy(
             listen=tuple(file.listen),
@@ -145,6 +150,21 @@ class Builder:
             is_guessable: whether a person may have chosen it, so that even a digest would tell it.
         """
         (self._secrets if is_guessable else self._content).update(hashlib.sha256(content).digest())
+
+    def _check_response_seconds(self, file: PolicyFile) -> None:
+        """Check that a time that is given for responses can be reached: a silence that long must be possible at all."""
+        places: list[tuple[Steps, LimitsSection | RuleLimitsSection]] = [(("limits",), file.limits)]
+        for index, rule in self._usable.numbered(("rules",), file.rules or ()):
+            if rule.limits is not None:
+                places.append((("rules", index, "limits"), rule.limits))
+        for steps, section in places:
+            seconds, idle = section.response_seconds, file.limits.idle_seconds
+            if "response_seconds" in section.model_fields_set and seconds is not None and seconds > idle:
+                self._problem(
+                    (*steps, "response_seconds"),
+                    f"{seconds} s are never reached, since a connection on which nothing moves ends after "
+                    f"limits.idle_seconds ({idle}): raise that as well",
+                )
 
     def _problem(self, steps: Steps, message: str) -> None:
         if self._usable.is_about_wrong(steps):
@@ -408,6 +428,7 @@ class Builder:
             raw_tcp=section.raw_tcp is not None,
             strict=section.trust.strict if section.trust is not None else None,
             destinations=address_set(section.destinations.allow) if section.destinations is not None else None,
+            limits=RuleLimits(section.limits.response_seconds) if section.limits is not None else None,
         )
 
     def _check_raw_tcp(self, steps: Steps, section: RuleSection, needs: Sequence[str]) -> None:

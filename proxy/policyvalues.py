@@ -17,7 +17,7 @@ from datetime import date
 from typing import Annotated, Any, Literal
 
 import idna
-from pydantic import PlainValidator, WithJsonSchema
+from pydantic import Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from proxy.core.addresses import AddressKind, Network, parse_addresses
@@ -362,6 +362,10 @@ AdminText = Annotated[
     Listener | None,
     PlainValidator(_parse_admin_entry),
     WithJsonSchema({"anyOf": [{"type": "string", "pattern": "^.+:[0-9]+$"}, {"type": "null"}]}),
+]
+ResponseSeconds = Annotated[
+    Annotated[int, Field(ge=1, le=86_400)] | None,
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 86_400}, {"type": "null"}]}),
 ]
 PinEntry = Annotated[
     Pin | PinFile,

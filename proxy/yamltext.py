@@ -27,6 +27,8 @@ MAX_DEPTH = 16
 Steps = tuple[str | int, ...]
 """Where a value stands: the keys and list positions that lead to it."""
 
+ANY_INDEX: Final = -1  # stands for each position of a list
+
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -114,7 +116,7 @@ def read_yaml(source: bytes, nullable: frozenset[Steps] = frozenset()) -> Docume
 
     Args:
         source: UTF-8, with or without a byte order mark.
-        nullable: the steps of the values that may be null.
+        nullable: the steps of the values that may be null, with `ANY_INDEX` for the number of an entry.
 
     Returns:
         The data with all its marks, and the problems. After a problem of syntax the data is `UNUSABLE`.
@@ -304,7 +306,7 @@ class _Reader:
             if not steps:
                 self._problem(steps, mark, _EMPTY)
                 return UNUSABLE
-            if steps not in self.nullable:
+            if tuple(ANY_INDEX if isinstance(step, int) else step for step in steps) not in self.nullable:
                 self._problem(steps, mark, "the value is missing: write one, or leave its key out")
                 return UNUSABLE
             return None

@@ -143,6 +143,7 @@ def _rule_summary(policy: Policy, rule: Rule) -> dict[str, Any]:
         "https_why": _why_inspected(rule),
         "https_port": rule.https_port,
         "destinations": addresses_texts(rule.destinations) if rule.destinations is not None else None,
+        "response_seconds": policy.response_seconds(rule),
         "raw_tcp": rule.raw_tcp,
         "strict": policy.trust_for(rule).strict,
         "pins": [str(pin) for pin in rule.pins.any_of] if rule.pins else [],

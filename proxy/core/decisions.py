@@ -57,7 +57,8 @@ class Reason(Enum):
         408,
         "connection_timeout",
         "Nothing moved for too long",
-        "A request or a tunnel was under way, and no byte passed for `limits.idle_seconds`.",
+        "A request, a response or a tunnel was under way, and no byte of it passed for `limits.idle_seconds`. Where a "
+        "response has not begun, it is `upstream_timeout`.",
         "raise limits.idle_seconds if so long a silence is meant",
     )
     DRAIN_TIMEOUT = (
@@ -199,8 +200,9 @@ class Reason(Enum):
         504,
         "connection_timeout",
         "The upstream did not answer in time",
-        "The TCP connection or the TLS handshake took longer than the limit. Nothing was sent.",
-        "check that the host is up, and reachable from where Overcoat runs",
+        "The TCP connection or the TLS handshake took longer than the limit, and nothing was sent; or the request was, "
+        "and no response began within `limits.response_seconds`.",
+        "check that the host is up, reachable from where Overcoat runs, and not too busy to answer",
     )
     TLS_FAILED = (
         "tls_failed",
@@ -328,13 +330,30 @@ class Denied(Exception):
         reason: the one reason code.
         detail: one sentence on what was found, free of secrets and of body contents.
         hint: one sentence on what to change: the reason's own, where nothing better is known.
+        proxy_error: the error type of RFC 9209, section 2.3: the reason's own, where another does not fit better.
     """
 
-    def __init__(self, reason: Reason, detail: str, hint: str = "") -> None:
+    def __init__(self, reason: Reason, detail: str, hint: str = "", proxy_error: str = "") -> None:
         super().__init__(f"{reason.code}: {detail}")
         self.reason = reason
         self.detail = detail
         self.hint = hint or reason.hint
+        self.proxy_error = proxy_error or reason.proxy_error
+
+
+def late_response(seconds: float, key: str = "limits.response_seconds") -> Denied:
+    """Return why a request is denied whose upstream has not begun to answer.
+
+    Args:
+        seconds: how long was waited.
+        key: the policy's key that says so.
+    """
+    return Denied(
+        Reason.UPSTREAM_TIMEOUT,
+        f"the request was sent, and the upstream had not begun to answer after {seconds:.0f} s ({key})",
+        f"see why the upstream takes so long; if it is meant to, raise {key}",
+        "http_response_timeout",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,6 +220,13 @@ class FieldEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class RuleLimits:
+    """A rule's own limits; see `Limits`."""
+
+    response_seconds: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """One rule. Values that the file left out hold the policy's default already.
 
@@ -229,6 +236,7 @@ class Rule:
         raw_tcp: whether anything may pass through CONNECT, in both directions, without being looked at.
         strict: what holds here in place of the policy's `Trust.strict`; None for that.
         destinations: which addresses that are not public its hosts may be at; None for those of the policy.
+        limits: what holds here in place of the same limits of the policy; None for those.
     """
 
     name: str
@@ -242,6 +250,7 @@ class Rule:
     raw_tcp: bool = False
     strict: bool | None = None
     destinations: AddressSet | None = None
+    limits: RuleLimits | None = None
 
     @property
     def needs_plaintext(self) -> bool:
@@ -326,6 +335,7 @@ class Limits:
         idle_seconds: without a byte moving on a client connection.
         request_seconds: for an app to send a whole head, the first bytes inside CONNECT, or a body that is held.
         connect_seconds: for name resolution and a TCP connection to an upstream.
+        response_seconds: for an upstream to begin its response, once the request is sent; None for as long as it takes.
     """
 
     held_body: int = 1024 * 1024
@@ -336,6 +346,7 @@ class Limits:
     idle_seconds: int = 600
     request_seconds: int = 60
     connect_seconds: int = 10
+    response_seconds: int | None = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,6 +461,16 @@ class Policy:
         if rule is None or rule.strict is None:
             return self.trust
         return replace(self.trust, strict=rule.strict)
+
+    def response_seconds(self, rule: Rule | None) -> int | None:
+        """Return how long an upstream may take to begin its response under a rule, or under none."""
+        return (self.limits if rule is None or rule.limits is None else rule.limits).response_seconds
+
+    @property
+    def shortest_wait(self) -> int:
+        """The shortest of the times in which an app must have sent something, or an upstream have begun to answer."""
+        times = (self.response_seconds(rule) for rule in (None, *self.rules))
+        return min(self.limits.request_seconds, *(seconds for seconds in times if seconds is not None), 86_400)
 
     def reachable(self, rule: Rule | None) -> AddressSet:
         """Return which addresses that are not public may be reached under a rule, or under none."""

@@ -78,4 +78,4 @@ def wants_page(accept: str) -> bool:
 def proxy_status(denied: Denied) -> str:
     """Return the `Proxy-Status` field value of a denial (RFC 9209, a structured-field list of one item)."""
     details = denied.reason.code
-    return f'overcoat; error={denied.reason.proxy_error}; details="{details}"'
+    return f'overcoat; error={denied.proxy_error}; details="{details}"'

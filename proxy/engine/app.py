@@ -29,6 +29,7 @@ from addons.exchange import Exchange
 from addons.sessions import Session
 from proxy.core.decisions import Denied, Reason
 from proxy.core.policy import Listener, ListenerKind
+from proxy.engine.clock import ResponseClock
 from proxy.engine.dispatch import HookFailed
 from proxy.engine.entries import entry_for
 from proxy.engine.http1 import AppHttp1
@@ -112,6 +113,8 @@ class AppSocket(Reading):
         self._holds: set[str] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._idle_limit: float = engine.policy.limits.idle_seconds
+        self._may_be_gone = False
+        self.clock = ResponseClock(self.loop, self.guarded)
         self._last_activity = self._opened = self.loop.time()
 
     # -- life
@@ -159,8 +162,14 @@ class AppSocket(Reading):
     def _watch_idle(self) -> None:
         idle = self.loop.time() - self._last_activity
         if idle >= self._idle_limit:
-            self.session.note_idle(self._idle_limit)
-            self.abort()
+            denied = None
+            if isinstance(self.speaker, AppHttp1) and not self._may_be_gone:
+                denied = self.speaker.overdue(self._idle_limit)
+            if denied is not None:
+                self.cut_off(denied)
+            else:
+                self.session.note_idle(self._idle_limit)
+                self.abort()
         else:
             self._timers["idle"] = self.loop.call_later(self._idle_limit - idle, self.guarded, self._watch_idle)
 
@@ -186,7 +195,8 @@ class AppSocket(Reading):
 
     def expect_departure(self) -> None:
         """The app ended its side, and may be gone: no TCP tells that apart. What it waits for has a shorter time."""
-        if not self.is_over and self._idle_limit != HALF_CLOSED_SECONDS:
+        if not self.is_over and not self._may_be_gone:
+            self._may_be_gone = True
             self._idle_limit = HALF_CLOSED_SECONDS
             self.touch()
             self._timers["idle"].cancel()
@@ -208,6 +218,7 @@ class AppSocket(Reading):
         self.client.timestamp_end = time.time()
         for timer in self._timers.values():
             timer.cancel()
+        self.clock.close()
         self.engine.connections.discard(self)
         if self.tls is not None and not self.tls.is_established:
             self.session.note_tls_failed()
@@ -227,6 +238,7 @@ class AppSocket(Reading):
         self.is_over = True
         for timer in self._timers.values():
             timer.cancel()
+        self.clock.close()
         self.speaker = _GONE
         self.engine.connections.discard(self)
         return self.transport
@@ -261,9 +273,7 @@ class AppSocket(Reading):
         """Close at once, since something inside failed."""
         if not isinstance(error, HookFailed):  # the dispatcher has said so already
             logger.error("a client connection failed, and is closed: %s", describe(error))
-        for exchange in self.session.unfinished:
-            if not exchange.finished:
-                exchange.stop(Denied(Reason.INTERNAL_ERROR, "the engine failed"))
+        self.session.failed(Denied(Reason.INTERNAL_ERROR, "the engine failed"))
         self.abort()
 
     def guarded(self, step: Callable[..., None], *arguments: object) -> None:

@@ -127,9 +127,14 @@ class Connect:
         """Refuse it: what it asks for was not open in time."""
         if self._dialling is not None:
             self._dialling.cancel()
-        self._keep_alive = False
         self._engine.sessions.exchange(self._flow).refuse(self._flow, denied)
         self._refuse()
+
+    def overdue(self, seconds: float) -> Denied | None:
+        """Return why it is to end, where nothing has moved for so long: the upstream is still being dialled."""
+        if self._dialling is None or self._is_over:
+            return None
+        return Denied(Reason.UPSTREAM_TIMEOUT, f"no connection was open after {seconds:.0f} s (limits.idle_seconds)")
 
     def gone(self) -> None:
         """The app went away before it was answered."""

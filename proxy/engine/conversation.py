@@ -35,7 +35,7 @@ from addons.headers import has_field
 from addons.pinning import have_expired
 from proxy.core import bodies
 from proxy.core.appview import interim_fields
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied, Reason, late_response
 from proxy.core.framing import chunk, last_chunk
 from proxy.core.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead, ResponseHead
 from proxy.core.hops import keeps_alive, wants_to_switch, without_framing, without_hop
@@ -87,6 +87,7 @@ class Conversation:
         self._is_over = False
         self._websocket = False
         self._expects = False
+        self._awaits_continue = False  # the app may be waiting for the upstream's word before it sends its body
 
     # -- the request
 
@@ -103,6 +104,7 @@ class Conversation:
         elif has_body:
             if flow.request.stream:
                 self._mode = "stream"
+                self._awaits_continue = self._expects
                 self._out.append(request_head(self.flow.request))
                 self._acquire()
             elif self._expects and flow.request.headers.pop("expect", "").lower() == "100-continue":
@@ -123,6 +125,9 @@ class Conversation:
         elif self._mode == "stream":
             self._size += len(data)
             self._send_piece(self._streamed(data))
+            if self._awaits_continue:
+                self._awaits_continue = False
+                self._count_time()
         else:
             self._size += len(data)
             if self._size > MAX_DISCARDED:
@@ -160,6 +165,7 @@ class Conversation:
                 self._send(last_chunk(trailers))
             if self.upstream is not None:
                 self.upstream.request_end()
+            self._count_time()
             self._maybe_done()
         elif flow.response is not None:
             self._answer()
@@ -236,7 +242,29 @@ class Conversation:
         out = b"".join(self._out)
         self._out.clear()
         if out:
+            self.exchange.has_left = True
             upstream.send(out)
+        self._count_time()
+
+    @property
+    def _awaits_app(self) -> bool:
+        """Whether it is for the app to go on: to send more, or to read."""
+        is_sending = not self._request_is_whole and not self._awaits_continue
+        is_taken = self._mode == "hold" or (self.upstream is not None and not self.upstream.is_congested)
+        return self.app.is_congested or (is_sending and is_taken)
+
+    def _count_time(self) -> None:
+        """Let the time for the response run while it is for the upstream to go on; each call begins anew."""
+        assert self.exchange is not None
+        seconds = self.exchange.policy.response_seconds(self.exchange.rule)
+        if self.upstream is None or seconds is None or self._response_began or self._awaits_app:
+            self.app.clock.stop()
+        else:
+            self.app.clock.start(self.upstream, seconds, self._upstream_late)
+
+    def _upstream_late(self) -> None:
+        assert self.exchange is not None
+        self._fail(late_response(self.exchange.policy.response_seconds(self.exchange.rule) or 0))
 
     def _send(self, data: bytes) -> None:
         if self.upstream is not None:
@@ -258,7 +286,10 @@ class Conversation:
                     fields = interim_fields(fields, self.exchange.view)
                 self.app.write(response_head_of(response_of(head, fields), is_closing=False))
             self._response_began = False
+            self._awaits_continue = self._awaits_continue and head.status != 100
+            self._count_time()
             return
+        self.app.clock.stop()
         fields = without_hop(head.fields)
         if head.status in (101, 204):
             fields = without_framing(fields)
@@ -391,6 +422,7 @@ class Conversation:
     def upstream_congested(self, congested: bool) -> None:
         """The upstream takes nothing more for now, or again."""
         self.app.hold("upstream", congested)
+        self._count_time()
 
     def app_congested(self, is_congested: bool) -> None:
         """The app takes nothing more for now, or again."""
@@ -399,6 +431,7 @@ class Conversation:
                 self.upstream.transport.pause_reading()
             else:
                 self.upstream.transport.resume_reading()
+            self._count_time()
 
     def switched_end(self) -> None:
         """The upstream ended what was switched to."""
@@ -465,18 +498,16 @@ class Conversation:
 
     def broken(self) -> None:
         """The app's body is not framed as its head says."""
-        self.abandon(Denied(Reason.BAD_REQUEST, "the body is not framed as its head says"))
+        self.give_up(Denied(Reason.BAD_REQUEST, "the body is not framed as its head says"))
 
-    def abandon(self, denied: Denied) -> None:
-        """Answer with a denial if that is still possible, and close."""
-        if not self._response_began:
-            self._keep_alive = False
-            assert self.exchange is not None
-            self.exchange.refuse(self.flow, denied)
-            self._leave_upstream()
-            self._answer()
-        self._finish_with_error("broken request")
-        self.app.close()
+    def overdue(self, seconds: float) -> Denied | None:
+        """Return why it is to be answered, where nothing has moved for so long; None if it can't be any more."""
+        has_begun = self._response_began and self._response_held is None
+        if has_begun or self._response_is_whole or self.app.is_congested:
+            return None
+        if self._awaits_app:
+            return Denied(Reason.IDLE_TIMEOUT, f"no byte passed for {seconds:.0f} s")
+        return late_response(seconds, "limits.idle_seconds")
 
     def give_up(self, denied: Denied) -> None:
         """End it, and the connection: with a denial, as long as nothing of another answer has been sent."""
@@ -503,6 +534,7 @@ class Conversation:
     def _release_upstream(self) -> UpstreamConnection | None:
         """Part from the upstream; if it was congested, the app need no longer wait for it."""
         upstream, self.upstream = self.upstream, None
+        self.app.clock.stop()
         self.app.hold("upstream", False)
         return upstream
 

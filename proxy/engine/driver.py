@@ -160,7 +160,11 @@ class Driver:
     def _watch_idle(self) -> None:
         idle = self.loop.time() - self.last_activity
         limit = self.policy.limits.idle_seconds
-        if idle >= limit:
+        if idle >= limit and (http := self._http) is not None and http.awaits_upstreams():
+            self.feed(Tick(silence=limit))
+            self.last_activity = self.loop.time()
+            self.timers["idle"] = self.loop.call_later(limit, self.call, self._watch_idle)
+        elif idle >= limit:
             self.session.note_idle(limit)
             self.abort()
         else:
@@ -170,7 +174,7 @@ class Driver:
         """Let the layers look, now and then, for what does not come in time."""
         if (http := self._http) is not None and http.is_kept_waiting():
             self.feed(Tick())
-        seconds = min(LATE_CHECK_SECONDS, self.policy.limits.request_seconds / 4)
+        seconds = min(LATE_CHECK_SECONDS, self.policy.shortest_wait / 4)
         self.timers["late"] = self.loop.call_later(seconds, self.call, self._watch_late)
 
     def _expect_handshake(self) -> None:
@@ -343,9 +347,7 @@ class Driver:
     def _crash(self) -> None:
         self.has_crashed = True
         self.queue.clear()
-        for exchange in self.session.unfinished:
-            if not exchange.finished:
-                exchange.stop(Denied(Reason.INTERNAL_ERROR, "a protocol layer failed"))
+        self.session.failed(Denied(Reason.INTERNAL_ERROR, "a protocol layer failed"))
         self.abort()
 
     def _carry_out(self, command: commands.Command) -> None:

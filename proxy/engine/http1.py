@@ -187,12 +187,16 @@ class AppHttp1:
         else:
             self.app.expect_departure()
 
+    def overdue(self, seconds: float) -> Denied | None:
+        """Return why the request in hand is to end, where nothing has moved for so long; None if it can't be told."""
+        return None if self.conversation is None else self.conversation.overdue(seconds)
+
     def too_slow(self) -> None:
         """The head, or a body that is held, did not come in time."""
         seconds = self.app.session.policy.limits.request_seconds
         denied = Denied(Reason.REQUEST_TIMEOUT, f"the app did not send all of it within {seconds} s")
         if isinstance(self.conversation, Conversation):
-            self.conversation.abandon(denied)
+            self.conversation.give_up(denied)
         else:
             self.refuse(denied)
 

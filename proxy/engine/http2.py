@@ -54,6 +54,14 @@ _FINAL_STATUS = re.compile(rb"[2-5][0-9]{2}")
 class Tick(events.Event):
     """Some time has passed: whoever is kept waiting looks at how long that was."""
 
+    def __init__(self, silence: float | None = None) -> None:
+        """Start.
+
+        Args:
+            silence: for how many seconds nothing has moved on the app's connection, if that is too long.
+        """
+        self.silence = silence
+
 
 class Leave(events.Event):
     """The app's connection is to end, with a word (GOAWAY), while nothing is under way on it."""

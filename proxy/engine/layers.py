@@ -31,7 +31,7 @@ from addons.exchange import Exchange, Upstream
 from addons.pinning import have_expired
 from addons.sessions import Session, Sessions
 from proxy.core import bodies
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied, Reason, late_response
 from proxy.core.heads import read_request_head
 from proxy.core.hops import trailers_to_relay
 from proxy.engine.http1client import CutOff
@@ -142,15 +142,21 @@ class ProxyLayer(http_layers.HttpLayer):
         return isinstance(app, AppHttp2) and self._is_past(app.owes_since)
 
     def _is_late(self, stream: http_layers.HttpStream) -> bool:
-        return isinstance(stream, Stream) and self._is_past(stream.held_since)
+        return isinstance(stream, Stream) and (self._is_past(stream.held_since) or stream.upstream_is_late)
+
+    def awaits_upstreams(self) -> bool:
+        """Whether a request has been sent whose response has not begun."""
+        return any(isinstance(stream, Stream) and stream.sent_since is not None for stream in self.streams.values())
 
     def _is_past(self, since: float | None) -> bool:
         seconds = self._line.sessions.of(self.context.client).policy.limits.request_seconds
         return since is not None and time.monotonic() - since >= seconds
 
     def _end_what_is_late(self, tick: Tick) -> Commands:
-        for stream in [each for each in self.streams.values() if self._is_late(each)]:
-            yield from self.event_to_child(stream, tick)
+        for stream in list(self.streams.values()):
+            is_silent = tick.silence is not None and isinstance(stream, Stream) and stream.sent_since is not None
+            if is_silent or self._is_late(stream):
+                yield from self.event_to_child(stream, tick)
         if self._app_is_late():
             self._line.late(self._line.sessions.of(self.context.client), "the app did not end a header block or frame")
             yield from self.event_to_child(self.connections[self.context.client], tick)
@@ -248,6 +254,7 @@ class Stream(http_layers.HttpStream):
         self._discarded = 0
         self._ends_at_once = False  # what has just come is all: no body follows
         self.held_since: float | None = None
+        self.sent_since: float | None = None  # when the request was sent whose response has not begun
 
     @property
     def _exchange(self) -> Exchange:
@@ -313,7 +320,10 @@ class Stream(http_layers.HttpStream):
 
     def _handle_event(self, event: events.Event) -> Commands:
         if isinstance(event, Tick):
-            yield from self._held_too_long()
+            if self.sent_since is not None:
+                yield from self._upstream_late(event.silence)
+            elif self.held_since is not None:  # not so where an earlier tick is over only now
+                yield from self._held_too_long()
             return
         if isinstance(event, http_events.RequestTrailers | http_events.ResponseTrailers):
             kept = () if self._holds(event) else trailers_to_relay(event.trailers.fields)
@@ -328,12 +338,43 @@ class Stream(http_layers.HttpStream):
             self.held_since = None
         elif self.held_since is None:
             self.held_since = time.monotonic()
+        is_sent = self.client_state == self.state_done and self.server_state == self.state_wait_for_response_headers
+        if not is_sent or self.flow.response is not None:
+            self.sent_since = None
+        elif self.sent_since is None:
+            self.sent_since = time.monotonic()
 
     def _holds(self, event: http_events.HttpEvent) -> bool:
         """Tell whether an event is of a body that is held, and so another one afterwards."""
         if isinstance(event, http_events.RequestTrailers):
             return bool(self.client_state == self.state_consume_request_body)
         return bool(self.server_state == self.state_consume_response_body)
+
+    @property
+    def upstream_is_late(self) -> bool:
+        """Whether the upstream has had its time to begin its response."""
+        if self.sent_since is None:
+            return False
+        seconds = self._exchange.policy.response_seconds(self._exchange.rule)
+        return seconds is not None and time.monotonic() - self.sent_since >= seconds
+
+    def _upstream_late(self, silence: float | None) -> Commands:
+        """Answer in place of an upstream that does not."""
+        self.sent_since = None
+        exchange = self._exchange
+        late = late_response(exchange.policy.response_seconds(exchange.rule) or 0)
+        if silence is not None:
+            late = late_response(silence, "limits.idle_seconds")
+        given_up = http_events.RequestProtocolError(self.stream_id, "", http_events.ErrorCode.CANCEL)
+        yield http_layers.SendHttp(given_up, self.context.server)
+        exchange.refuse(self.flow, late)
+        yield from self._answer()
+
+    def make_server_connection(self) -> layer.CommandGenerator[bool]:
+        """Find or open the connection that the request goes out on, at once."""
+        is_open: bool = yield from super().make_server_connection()
+        self._exchange.has_left = self._exchange.has_left or is_open
+        return is_open
 
     def _held_too_long(self) -> Commands:
         """Refuse a request whose body is still not whole."""

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import select
 import socket
 import struct
+import termios
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, cast
@@ -275,6 +277,13 @@ class UpstreamConnection(Reading):
             return
         with contextlib.suppress(OSError):  # the peer is gone already; connection_lost says so
             self.transport.write_eof()
+
+    def unsent(self) -> int:
+        """Return how many bytes have not reached the upstream yet, those that the kernel holds included (Linux)."""
+        held = 0
+        with contextlib.suppress(OSError, ValueError):  # another system, or the socket is closed
+            (held,) = struct.unpack("i", fcntl.ioctl(self._connection, termios.TIOCOUTQ, bytes(4)))
+        return held + self.transport.get_write_buffer_size()
 
     def request_end(self) -> None:
         """Take note that the whole request has been sent."""

@@ -80,22 +80,23 @@ def test_what_the_policy_says_of_an_exchange(decision: Decision | None, denied: 
 
 
 @pytest.mark.parametrize(
-    ("mode", "reason", "would", "left"),
+    ("mode", "reason", "would", "is_kept"),
     [
-        (Mode.ENFORCE, Reason.PIN_MISMATCH, False, False),
-        (Mode.ENFORCE, Reason.UPSTREAM_FAILED, False, True),
-        (Mode.ENFORCE, Reason.DECRYPTION_FAILED, False, True),
-        (Mode.OBSERVE, Reason.PIN_MISMATCH, True, True),
-        (Mode.OBSERVE, Reason.UPSTREAM_FAILED, False, True),
-        (Mode.OBSERVE, Reason.UPSTREAM_UNREACHABLE, False, True),
+        (Mode.ENFORCE, Reason.PIN_MISMATCH, False, True),
+        (Mode.ENFORCE, Reason.UPSTREAM_TIMEOUT, False, True),
+        (Mode.OBSERVE, Reason.PIN_MISMATCH, True, False),
+        (Mode.OBSERVE, Reason.UPSTREAM_FAILED, False, False),
+        (Mode.OBSERVE, Reason.UPSTREAM_UNREACHABLE, False, False),
     ],
 )
-def test_what_would_be_denied_and_what_has_left(mode: Mode, reason: Reason, would: bool, left: bool) -> None:
+def test_what_would_be_denied_and_what_has_left(mode: Mode, reason: Reason, would: bool, is_kept: bool) -> None:
     exchange = Exchange(replace(Policy(), mode=mode), "127.0.0.1", "GET", "/")
     exchange.decision = Decision(Action.UPGRADE)
     assert not would_deny(exchange)
     assert not never_left(exchange)
     exchange.note(Denied(reason, "x"))
     assert would_deny(exchange) is would
-    assert never_left(exchange) is not left
+    assert never_left(exchange) is is_kept
+    exchange.has_left = True
+    assert not never_left(exchange)
     assert (action_of(exchange) is Action.DENY) is (mode is Mode.ENFORCE or would)

@@ -87,3 +87,16 @@ def test_what_is_cut_off_is_counted_without_the_connect_that_carries_it(
     denied = Denied(Reason.DRAIN_TIMEOUT, "the end")
     assert session.cut_off(denied) == 2
     assert (one.denied, other.denied, over.denied, connect.denied) == (denied, denied, None, None)
+
+
+@pytest.mark.parametrize("requests", [0, 1])
+def test_what_failed_inside_is_the_requests_or_without_any_the_connects(
+    sessions: Sessions, client: connection.Client, new_flow: NewFlow, requests: int
+) -> None:
+    session = sessions.of(client)
+    connect = session.connect = sessions.exchange(new_flow("CONNECT", ""))
+    session.speaks_http = True
+    carried = [sessions.exchange(new_flow()) for _ in range(requests)]
+    session.failed(Denied(Reason.INTERNAL_ERROR, "x"))
+    assert (connect.denied is not None) is (requests == 0)
+    assert all(exchange.denied is not None for exchange in carried)

@@ -396,6 +396,29 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
     ),
     ("port 0", RULE + "    https_port: 0\n", 5, 17, "rules[0].https_port", "at least 1"),
     (
+        "no time for a response",
+        *("version: 1\nlimits: {response_seconds: 0}\n", 2, 28, "limits.response_seconds", "at least 1"),
+    ),
+    (
+        "more time for a response than silence lasts",
+        *("version: 1\nlimits: {response_seconds: 601}\n", 2, 28, "limits.response_seconds", "idle_seconds (600)"),
+    ),
+    (
+        "more time for a rule's responses than silence lasts",
+        RULE + "    limits: {response_seconds: 11}\nlimits: {idle_seconds: 10}\n",
+        *(5, 32, "rules[0].limits.response_seconds", "idle_seconds (10)"),
+    ),
+    (
+        "empty limits of a rule",
+        *(RULE + "    limits: {}\n", 5, 13, "rules[0].limits", "an empty mapping"),
+    ),
+    (
+        "another limit in a rule",
+        RULE + "    limits: {response_seconds: 1, held_body: 2048}\n",
+        *(5, 35, "rules[0].limits.held_body", "unknown"),
+    ),
+    ("null where it means nothing", RULE + "    limits: null\n", 5, 13, "rules[0].limits", "the value is missing"),
+    (
         "a useless https_port",
         RULE + "    plain_http: reject\n    https_port: 1\n",
         6,
@@ -1093,3 +1116,18 @@ class TestAllThatIsWrongAtOnce:
 
     def test_a_file_that_is_no_mapping_is_one_error(self, folder: Path) -> None:
         assert len(_errors(folder, "[1, 2]\n")) == 1
+
+
+def test_an_upstreams_time_is_the_rules_else_the_policys_and_null_is_none(folder: Path) -> None:
+    text = """
+        version: 1
+        limits: {response_seconds: 7, idle_seconds: 7}
+        rules:
+          - {name: own, hosts: [a.example], limits: {response_seconds: 5}}
+          - {name: endless, hosts: [b.example], limits: {response_seconds: null}}
+          - {name: silent, hosts: [c.example]}
+    """
+    policy = _load(folder, text)
+    assert [policy.response_seconds(rule) for rule in policy.rules] == [5, None, 7]
+    assert _load(folder, "version: 1\nlimits: {response_seconds: null}\n").limits.response_seconds is None
+    assert _load(folder, "version: 1\nlimits: {idle_seconds: 1}\n").limits.response_seconds == 60

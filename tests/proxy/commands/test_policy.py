@@ -144,6 +144,20 @@ def test_check_says_who_may_use_it_and_where_the_ways_lead() -> None:
     assert summary["limits"]["idle_seconds"] == 600
 
 
+def test_check_says_how_long_an_upstream_may_take() -> None:
+    policy = """
+        version: 1
+        limits: {response_seconds: 20}
+        rules:
+          - {name: quick, hosts: [quick.example], limits: {response_seconds: 5}}
+          - {name: patient, hosts: [patient.example], limits: {response_seconds: null}}
+          - {name: any, hosts: ["**.example"]}
+    """
+    summary = json.loads(run("check", "--json", policy=policy).stdout)
+    assert [rule["response_seconds"] for rule in summary["rules"]] == [5, None, 20]
+    assert summary["limits"]["response_seconds"] == 20
+
+
 def test_check_says_where_a_rules_own_hosts_may_be() -> None:
     policy = """
         version: 1

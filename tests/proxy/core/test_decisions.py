@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied, Reason, late_response
 from proxy.core.problems import problem_details, proxy_status
 
 
@@ -63,3 +63,16 @@ def test_every_denial_says_what_to_change(reason: Reason) -> None:
 def test_the_proxy_status_names_the_error_and_the_reason() -> None:
     status = proxy_status(Denied(Reason.CERTIFICATE_INVALID, "expired"))
     assert status == 'overcoat; error=tls_certificate_error; details="certificate_invalid"'
+
+
+def test_a_response_that_does_not_begin_is_told_as_such() -> None:
+    """RFC 9209, section 2.3: a connection that was never open is another thing."""
+    late = late_response(60)
+    assert (late.reason, late.reason.status) == (Reason.UPSTREAM_TIMEOUT, 504)
+    assert "60 s" in late.detail
+    assert "limits.response_seconds" in late.hint
+    assert proxy_status(late) == 'overcoat; error=http_response_timeout; details="upstream_timeout"'
+    assert proxy_status(Denied(Reason.UPSTREAM_TIMEOUT, "x")) == (
+        'overcoat; error=connection_timeout; details="upstream_timeout"'
+    )
+    assert "limits.idle_seconds" in late_response(1, "limits.idle_seconds").detail

@@ -19,11 +19,13 @@ from proxy.core.policy import (
     FieldEntry,
     HostPattern,
     Https,
+    Limits,
     Listener,
     PathGlob,
     PlainHttp,
     Policy,
     Rule,
+    RuleLimits,
     Trust,
     UpstreamProxy,
     When,
@@ -420,3 +422,15 @@ def test_an_upstream_proxy_serves_all_but_what_is_to_be_reached_directly() -> No
     assert proxy.serves(Destination("api.example", 443))
     assert not proxy.serves(Destination("api.example", 8443))
     assert not proxy.serves(Destination("a.corp.example", 443))
+
+
+def test_an_upstream_has_the_time_that_the_rule_gives_it_else_the_policys() -> None:
+    silent, own, endless = (
+        replace(_rule(name, EXACT), limits=limits)
+        for name, limits in (("silent", None), ("own", RuleLimits(7)), ("endless", RuleLimits(None)))
+    )
+    policy = Policy(limits=Limits(response_seconds=60, request_seconds=30), rules=(silent, own, endless))
+    assert [policy.response_seconds(rule) for rule in (None, silent, own, endless)] == [60, 60, 7, None]
+    assert policy.shortest_wait == 7
+    assert replace(policy, rules=(endless,)).shortest_wait == 30
+    assert replace(policy, limits=Limits(response_seconds=None, request_seconds=30), rules=()).shortest_wait == 30

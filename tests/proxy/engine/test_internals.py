@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from textwrap import dedent
@@ -31,10 +32,11 @@ from mitmproxy.proxy.layers.http import _events as http_events
 from mitmproxy.proxy.layers.http import _hooks as http_hooks
 from mitmproxy.proxy.layers.http import _http1, _http2
 
-from addons.exchange import Exchange
+from addons.exchange import Exchange, Upstream
 from addons.sessions import Sessions
 from proxy.core.destinations import Destination
-from proxy.core.policy import Policy
+from proxy.core.pins import Pin, PinSet
+from proxy.core.policy import Https, PlainHttp, Policy, Rule
 from proxy.engine import driver, http2, layers, patches
 from proxy.engine.http1client import ChunkedReader, Http1Upstream
 from proxy.engine.layers import LayerOptions, Line, ProxyLayer, Stream, inside_connect
@@ -140,6 +142,7 @@ class TestStream:
             "state_discard_request_body",
             "has_room",
             "may_read",
+            "awaits_upstreams",
             "is_kept_waiting",
         }  # a state of ours; for the driver
         theirs = [base for base in ours.__mro__[1:] if base.__module__.startswith("mitmproxy.")]
@@ -206,6 +209,45 @@ class TestHttpLayer:
         source = source_of(http_layers.GetHttpConnection.connection_spec_matches)
         compared = re.findall(r"self\.(\w+) == connection\.(\w+)$", source, re.MULTILINE)
         assert compared == [(name, name) for name in ("address", "tls", "via", "transport_protocol")]
+
+    @pytest.mark.parametrize(
+        ("opened_for", "expires", "is_used"),
+        [
+            pytest.param("asked", None, True, id="the same rule"),
+            pytest.param("other", None, False, id="another rule, so other pins"),
+            pytest.param(None, None, False, id="no rule"),
+            pytest.param("unknown", None, False, id="nobody knows which"),
+            pytest.param("asked", date(2020, 1, 1), False, id="the same rule, and its pins have expired"),
+        ],
+    )
+    def test_a_connection_serves_only_the_rule_that_it_was_opened_for(
+        self, monkeypatch: pytest.MonkeyPatch, opened_for: str | None, expires: date | None, is_used: bool
+    ) -> None:
+        pins = PinSet((Pin("spki", bytes(32)),), expires)
+        rules = {name: Rule(name, (), PlainHttp.UPGRADE, Https.INSPECT, pins=pins) for name in ("asked", "other")}
+        ctx, lines = client_context(), line()
+        session = lines.sessions.open(ctx.client, Policy())
+        proxy = ProxyLayer(ctx, http_layers.HTTPMode.transparent, lines)
+        server = connection.Server(address=("api.example", 443))
+        server.tls, server.state = True, connection.ConnectionState.OPEN
+        proxy.connections[server] = proxy
+        if opened_for != "unknown":
+            session.upstreams[server.id] = Upstream(session.policy, rules.get(opened_for or ""))
+        stream = Stream(ctx.fork(), 1, lines)
+        stream.flow = http.HTTPFlow(ctx.client, server)
+        stream.flow.request = http.Request.make("GET", "https://api.example/")
+        lines.sessions.exchange(stream.flow).rule = rules["asked"]
+        event = http_layers.GetHttpConnection(("api.example", 443), True, None)
+        proxy.command_sources[event] = stream
+        asked: list[bool] = []
+
+        def get_connection(_self: object, _event: object, *, reuse: bool = True) -> Iterator[commands.Command]:
+            asked.append(reuse)
+            yield from ()
+
+        monkeypatch.setattr(http_layers.HttpLayer, "get_connection", get_connection)
+        list(proxy.get_connection(event))
+        assert asked == [is_used]
 
 
 class TestPatches:
