@@ -27,7 +27,6 @@ FOLDER = "running"
 READY_SECONDS = 5.0  # on a tenth of a processor an answer takes a while
 MAX_BYTES = 8192  # of a sign, and of an answer that is read
 BUILT_IN = "built-in"
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # addresses to bind, which nobody can call
 
 
 class NotReady(Exception):
@@ -189,8 +188,7 @@ def _network() -> str:
 
 def _ask(address: str, deadline: float) -> None:
     host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    host = _WILDCARDS.get(host, host)
+    host = host.strip("[]")  # one that stands for all addresses is called at loopback by the system
     answer = b""
     try:
         with socket.create_connection((host, int(port)), max(deadline - time.monotonic(), 0.01)) as asked:

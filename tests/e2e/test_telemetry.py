@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import signal
 import ssl
 import time
 from collections import Counter
@@ -17,13 +18,14 @@ from pathlib import Path
 
 import pytest
 
+from proxy.core.decisions import Reason
 from tests.e2e import wire
 from tests.e2e.app import Way, ask, client_hello, connect, decision_of, open_way, request
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.connection import RecordedRequest
 from tests.e2e.receiver import Receiver
-from tests.e2e.sidecar import Decision, Metrics, Sidecar, overcoat_command
+from tests.e2e.sidecar import Decision, Metrics, Sidecar, SidecarFailed, overcoat_command
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
 HOSTS = ("pay.example", "never.example", "pinned.example", "plain.example", "other.example")
@@ -378,6 +380,57 @@ def sidecar(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> I
     hosts = {"other.example": "127.0.0.1"}
     with Sidecar("", tmp_path_factory.mktemp("defaults"), authority=authority, hosts=hosts) as sidecar:
         yield sidecar
+
+
+class TestSeries:
+    """What is counted is there at 0 before it happens, or Prometheus sees no increase when it does."""
+
+    def policy(self, workers: int, *names: str) -> str:
+        """Return a policy with a pinned rule of each name."""
+        rules = [f'  - {{name: {name}, hosts: [{name}.example], pins: {{any_of: ["{NO_PIN}"]}}}}' for name in names]
+        return "\n".join([f"workers: {workers}", "rules:", *rules])
+
+    def denials(self, sidecar: Sidecar, rule: str) -> dict[str, float]:
+        """Return how often a rule's requests were denied, by the reason."""
+        samples = [(has, n) for name, has, n in sidecar.metrics().samples if name == "overcoat_requests_total"]
+        return {has["reason"]: n for has, n in samples if (has["rule"], has["action"]) == (rule, "deny")}
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_it_is_from_the_start_and_after_each_reload_and_stays_when_workers_are_replaced(
+        self, authority: Authority, tls_upstream: Callable[..., TlsUpstream], tmp_path: Path, workers: int
+    ) -> None:
+        upstream = tls_upstream("b.example")
+        nothing = dict.fromkeys(["-", *(reason.code for reason in Reason)], 0.0)
+        with Sidecar(
+            self.policy(workers, "a"), tmp_path, authority=authority, hosts={"b.example": "127.0.0.1"}
+        ) as sidecar:
+            assert self.denials(sidecar, "a") == self.denials(sidecar, "-") == nothing
+            assert self.denials(sidecar, "b") == {}
+            sidecar.write_policy(self.policy(workers, "a", "b"))
+            sidecar.signal(signal.SIGHUP)
+            self.wait_until(lambda: sidecar.metrics().value("overcoat_policy_reloads_total", result="taken") == 1)
+            assert self.denials(sidecar, "b") == nothing
+            ask(sidecar, upstream, "b.example")
+            sidecar.wait_for_decisions(1)
+            once = {**nothing, "pin_mismatch": 1}
+            assert self.denials(sidecar, "b") == once
+            if workers > 1:
+                for child in Path(f"/proc/{sidecar.pid}/task/{sidecar.pid}/children").read_text().split():
+                    os.kill(int(child), signal.SIGKILL)
+                self.wait_until(lambda: sidecar.run("healthcheck", "--timeout", "30") == "ready\n")
+                assert self.denials(sidecar, "b") == once
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until something is so; what cannot be asked yet is not."""
+        end = time.monotonic() + 20
+        while True:
+            try:
+                if is_so():
+                    return
+            except (OSError, SidecarFailed):
+                pass
+            assert time.monotonic() < end
+            time.sleep(0.02)
 
 
 class TestAdmin:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -74,9 +76,25 @@ def test_taking_away_what_somebody_cleared_is_no_error(tmp_path: Path) -> None:
     sign.take_away()
 
 
-def test_a_wildcard_is_called_at_loopback(tmp_path: Path) -> None:
-    with pytest.raises(NotReady, match=r"no answer from 0\.0\.0\.0:1: Connection refused"):
-        check({}, address="0.0.0.0:1")
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_one_that_stands_for_all_addresses_is_called_at_loopback(family: int, host: str) -> None:
+    wildcard = {"127.0.0.1": "0.0.0.0", "::1": "[::]"}[host]
+    with socket.socket(family) as listener:
+        try:
+            listener.bind((host, 0))
+        except OSError:
+            pytest.skip(f"this machine has no {host}")
+        listener.listen()
+        listener.settimeout(5)
+        asking = threading.Thread(
+            target=check, kwargs={"env": {}, "address": f"{wildcard}:{listener.getsockname()[1]}"}
+        )
+        asking.start()
+        with listener.accept()[0] as client:
+            asked = client.recv(4096)
+            client.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+        asking.join()
+    assert asked.startswith(b"GET /ready HTTP/1.0\r\n")
 
 
 @pytest.mark.parametrize("address", ["", "x", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:99999", "[::1:1"])

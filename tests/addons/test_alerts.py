@@ -19,7 +19,7 @@ from addons.metrics import Metrics, PolicyMetrics
 from proxy.core.decisions import Reason
 from proxy.core.policy import Policy
 
-RULES = Path(__file__).resolve().parents[1] / "config" / "prometheus" / "overcoat.rules.yml"
+RULES = Path(__file__).resolve().parents[2] / "config" / "prometheus" / "overcoat.rules.yml"
 # When the sidecar started; the time of promtool's tests begins at 0, and is 1200 after 80 steps of 15 s.
 LONG_AGO = "-100000x300"
 RESTARTED = "-100000x80 1190x200"
