@@ -141,6 +141,13 @@ class TestByWhatName:
         assert b"overcoat_" not in answer.body
         assert b"evil" not in answer.body
 
+    def test_a_refusal_of_head_has_no_body(self, sidecar: Sidecar) -> None:
+        port = sidecar.admin_url.rpartition(":")[2]
+        with RawClient(("127.0.0.1", int(port))) as client:
+            client.send(b"HEAD /metrics HTTP/1.1\r\nHost: evil.example\r\n\r\n")
+            head, _, body = client.read_to_end().partition(b"\r\n\r\n")
+        assert (head.startswith(b"HTTP/1.0 421 "), body) == (True, b"")
+
     def test_a_reverse_listener_takes_the_names_too(self, tmp_path: Path) -> None:
         policy = """
             listen: [forward://127.0.0.1:0, "reverse://127.0.0.1:0?to=https://api.example"]
