@@ -70,6 +70,7 @@ class Sign:
             OSError: it cannot be written.
         """
         signs = os.path.join(folder, FOLDER)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
         os.makedirs(signs, mode=0o700, exist_ok=True)
         for path in _files(signs):
             _clear_away(path)

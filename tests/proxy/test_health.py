@@ -70,6 +70,14 @@ def test_a_file_that_nobody_holds_is_none_and_is_cleared_away(tmp_path: Path, te
     sign.take_away()
 
 
+def test_nobody_else_may_leave_one(tmp_path: Path) -> None:
+    sign = Sign(str(tmp_path / "a" / "data"), "127.0.0.1:1", None)
+    for path in (tmp_path / "a" / "data", tmp_path / "a" / "data" / "running"):
+        assert path.stat().st_mode & 0o777 == 0o700
+    assert Path(sign.path).stat().st_mode & 0o777 == 0o600
+    sign.take_away()
+
+
 def test_taking_away_what_somebody_cleared_is_no_error(tmp_path: Path) -> None:
     sign = Sign(str(tmp_path), "127.0.0.1:1", None)
     Path(sign.path).unlink()
