@@ -243,7 +243,7 @@ class TestOpened:
             assert get(sidecar, answering(packed, ("Content-Encoding", "gzip"))) == packed
 
     @pytest.mark.parametrize("way", Way)
-    @pytest.mark.parametrize("status", ["200 OK", "304 Not Modified"])
+    @pytest.mark.parametrize("status", ["200 OK", "204 No Content", "304 Not Modified"])
     @pytest.mark.parametrize("types", [("application/json",), ()])
     def test_a_response_without_a_body_tells_no_length_digest_or_strong_etag_of_the_sealed_one(
         self, sidecar: Sidecar, answering: Make, way: Way, status: str, types: tuple[str, ...]
