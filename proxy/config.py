@@ -12,14 +12,17 @@ Rules of this module:
 from __future__ import annotations
 
 import difflib
+import functools
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from types import GenericAlias
+from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from proxy.core.addresses import parse_ip
@@ -324,9 +327,13 @@ def _message(details: ErrorDetails, kind: str, steps: Steps, raw: object, text: 
         return f"must be {_either(allowed)}, not {_kind_of(raw)}{_quotes_hint(raw, text, is_meant=text in allowed)}"
     if kind in _EXPECTED:
         expected = _EXPECTED[kind]
-        hint = _quotes_hint(raw, text) if expected == "text" else ""
+        hint = ""
+        if expected == "text" and isinstance(raw, bool | int | date):
+            refusal = _refusal_of(steps, text)  # what is not right in quotes either is no advice
+            hint = _quotes_hint(raw, text) if refusal is None else f"; {refusal}"
         if expected == "a list" and text:
-            hint = f": write [{text if len(text) < 60 else '…'}]"
+            refusal = _refusal_of((*steps, 0), text)
+            hint = f": write {_list_of(text)}" if refusal is None else f"; {_as_list(refusal)}"
         return f"must be {expected}, not {_kind_of(raw)}{hint}"
     if kind == "greater_than_equal":
         return f"must be at least {context['ge']}, not {raw}"
@@ -345,6 +352,43 @@ def _quotes_hint(raw: object, text: str, *, is_meant: bool = True) -> str:
     if not isinstance(raw, bool | int | date):
         return ""
     return f": YAML reads {text} as that" + (f'; put it in quotes, "{text}", if text is meant' if is_meant else "")
+
+
+def _refusal_of(steps: Steps, value: object) -> str | None:
+    """Return what would be said of another value at these steps; None if it would be taken there."""
+    while isinstance(steps[-1], int):
+        value, steps = [value], steps[:-1]
+    try:
+        _taker(_section_at(steps[:-1]), str(steps[-1])).validate_python([value])
+    except ValidationError as error:
+        details = error.errors(include_url=False)[0]
+        expected = _EXPECTED.get(details["type"])
+        cause = details.get("ctx", {}).get("error")
+        return str(cause) if cause is not None else f"it must hold {expected}" if expected else details["msg"]
+    return None
+
+
+@functools.cache
+def _taker(section: type[Section], name: str) -> TypeAdapter[Any]:
+    """Return what takes lists of what one key may have: pydantic gives its settings only to what is no class."""
+    field = section.model_fields[name]
+    kind = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    return TypeAdapter(GenericAlias(list, (kind,)), config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+
+
+def _as_list(refusal: str) -> str:
+    """Return what is said of an item as it is to be said where a list is missing, too."""
+    return re.sub(r"write (\S+)\Z", lambda found: f"write {_list_of(found[1])}", refusal)
+
+
+def _list_of(text: str) -> str:
+    """Return a list that holds this text alone, as YAML: with quotes only where it takes them."""
+    plain = f"[{text}]"
+    return (
+        plain
+        if read_yaml(plain.encode("utf-8", "replace")).data == [text]
+        else f"[{json.dumps(text, ensure_ascii=False)}]"
+    )
 
 
 def _section_at(steps: Steps) -> type[Section]:

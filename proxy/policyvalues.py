@@ -35,7 +35,9 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PORT = re.compile(r"0|[1-9][0-9]{0,4}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_OFF = frozenset({"", "null", "none", "off", "no", "false", "~"})
 _MAX_PATH_LENGTH = 4096
+MAX_PORT = 65535
 MAX_WORKERS = 64
 
 
@@ -103,7 +105,7 @@ def _split_port(text: str) -> tuple[str, int | None]:
 
 
 def _port(text: str, *, lowest: int) -> int:
-    if not _PORT.fullmatch(text) or not lowest <= int(text) <= 65535:
+    if not _PORT.fullmatch(text) or not lowest <= int(text) <= MAX_PORT:
         raise ValueError(f"the port is a number from {lowest} to 65535")
     return int(text)
 
@@ -130,8 +132,24 @@ def parse_address(text: str) -> Listener:
     """
     host, colon, port = text.rpartition(":")
     if not colon or (":" in host and not host.startswith("[")):
-        raise ValueError("an address is HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080")
+        right = f": write 127.0.0.1:{text}" if _is_port(text) else ", such as 127.0.0.1:8080 or [::1]:8080"
+        raise ValueError(f"an address is HOST:PORT{right}")
     return Listener(canonical_host(host), _port(port, lowest=0))
+
+
+def _is_port(text: str) -> bool:
+    return _PORT.fullmatch(text) is not None and int(text) <= MAX_PORT
+
+
+def _address_in(text: str) -> str | None:
+    """Return the address that a text holds, which is no listener as it stands; None if there is none."""
+    rest = _SCHEME.sub("", text, count=1).partition("/")[0]
+    rest = f"127.0.0.1:{rest}" if _is_port(rest) else rest
+    try:
+        parse_address(rest)
+    except ValueError:
+        return None
+    return rest
 
 
 def parse_listener(text: str) -> Listener:
@@ -141,10 +159,13 @@ def parse_listener(text: str) -> Listener:
         ValueError: it is malformed or of another kind; the message says what would be right.
     """
     scheme = _SCHEME.match(text)
+    address_in = _address_in(text)
     if not scheme:
-        raise ValueError("a listener is forward://HOST:PORT, such as forward://127.0.0.1:8080")
+        right = f": write forward://{address_in}" if address_in else ", such as forward://127.0.0.1:8080"
+        raise ValueError(f"a listener is forward://HOST:PORT{right}")
     if scheme[1] not in list(ListenerKind):
-        raise ValueError(f"a listener is forward://, reverse://, socks5:// or transparent://, not {scheme[0]}")
+        right = f"; for apps that know a proxy write forward://{address_in}" if address_in else ""
+        raise ValueError(f"a listener is forward://, reverse://, socks5:// or transparent://, not {scheme[0]}{right}")
     kind = ListenerKind(scheme[1])
     address, has_query, query = text.removeprefix(scheme[0]).partition("?")
     if kind is not ListenerKind.REVERSE:
@@ -188,7 +209,7 @@ def parse_admin(text: str) -> Listener:
         ValueError: it is malformed; the message says what would be right.
     """
     if _SCHEME.match(text):
-        raise ValueError("the admin listener has no scheme: write HOST:PORT, such as 127.0.0.1:9464")
+        raise ValueError(f"the admin listener has no scheme: write {_address_in(text) or 'HOST:PORT'}")
     return parse_address(text)
 
 
@@ -225,7 +246,7 @@ def _parse_variable(text: str) -> str:
 
 
 def _parse_method(text: str) -> str:
-    if text in ("*", "CONNECT", "ALL", "ANY"):
+    if text.upper() in ("*", "CONNECT", "ALL", "ANY"):
         raise ValueError(f"{text} is no method that a body comes with; leave methods out to mean all of them")
     if _METHOD.fullmatch(text):
         return text
@@ -272,8 +293,8 @@ def _parse_day(value: object) -> date:
 def _parse_admin_entry(value: object) -> Listener | None:
     if value is None:
         return None
-    if value is False:
-        raise ValueError("write null to switch the admin listener off")
+    if value is False or (isinstance(value, str) and value.lower() in _OFF):
+        raise ValueError("write null, without quotes, to have no such listener")
     if not isinstance(value, str):
         raise PydanticCustomError("string_type", "must be text")
     return parse_admin(value)

@@ -248,7 +248,8 @@ class _Reader:
             self._problem(frame.steps, mark, "this key holds a line break or a control character")
         elif event.implicit[0] and _resolve(event.value) != "str":
             message = (
-                f"a key is text, and YAML reads {event.value} as {_KINDS[_resolve(event.value)]}: put it in quotes"
+                f"a key is text, and YAML reads {event.value} as {_KINDS[_resolve(event.value)]}: put it in quotes if "
+                "a name is meant"
             )
             self._problem(frame.steps, mark, message)
         elif steps in self.document.keys:

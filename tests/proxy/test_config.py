@@ -382,7 +382,7 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         "rules[0].hosts[1]",
         "hosts[0] says x.example already",
     ),
-    ("a number as a host", HOST.format("8080"), 4, 13, "rules[0].hosts[0]", 'in quotes, "8080"'),
+    ("a number as a host", HOST.format("8080"), 4, 13, "rules[0].hosts[0]", "is no plain dotted-quad"),
     # Rules
     ("no hosts", "version: 1\nrules:\n  - name: a\n", 3, 5, "rules[0].hosts", "this key is missing"),
     ("a bad name", "version: 1\nrules: [{name: A, hosts: [x.example]}]\n", 2, 16, "rules[0].name", "a name is 1 to 63"),
