@@ -10,7 +10,8 @@ Rules of this module:
   of modules of the standard library, and never reads the policy, which may also have changed since the start.
 - A sign counts where it was left: in another network namespace (two containers that share a volume) the same address is
   somebody else's.
-- Nothing is guessed: where no sidecar is found, that is said, and no default address is asked in its place.
+- Nothing is guessed: where no sidecar is found, that is said, and no default address is asked in its place. Only where
+  the data directory is read-only, so that no sign can be left, the environment says whom to ask, if it does.
 """
 
 from __future__ import annotations
@@ -134,6 +135,10 @@ def _found(env: Mapping[str, str], policy: str | None) -> Iterator[str]:
         if not address:
             raise NotReady("the policy has neither probes nor an admin listener to ask")
         yield address
+    told = [env[name] for name in ("OVERCOAT_PROBES", "OVERCOAT_ADMIN") if env.get(name, "off") != "off"]
+    if not count and told and not os.access(os.path.dirname(folder), os.W_OK):
+        count = 1
+        yield told[0]
     if not count:
         of = f" of {policy}" if policy is not None else ""
         raise NotReady(

@@ -315,7 +315,8 @@ def _announce(policy: Policy, bound: list[Bound], places: AdminSockets, closing:
         sign = Sign(data_folder(os.environ), probes or admin or "", policy_file, os.environ.get("OVERCOAT_POLICY"))
         closing.callback(sign.take_away)
     except OSError as e:
-        logger.warning("overcoat healthcheck will not find this sidecar: %s: %s", e.filename, e.strerror)
+        told = "unless OVERCOAT_PROBES or OVERCOAT_ADMIN says where it is"
+        logger.warning("overcoat healthcheck will not find this sidecar, %s: %s: %s", told, e.filename, e.strerror)
     # For machines, too, so that a supervisor that asked for free ports learns them.
     facts = {"event": "ready", "listen": listen, "admin": admin, "probes": probes}
     where = (", ".join(listen), admin or "off", probes or "off")

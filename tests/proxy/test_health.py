@@ -70,6 +70,29 @@ def test_a_file_that_nobody_holds_is_none_and_is_cleared_away(tmp_path: Path, te
     sign.take_away()
 
 
+@pytest.mark.parametrize(
+    ("told", "asked"),
+    [
+        ({"OVERCOAT_PROBES": "0.0.0.0:9465", "OVERCOAT_ADMIN": "127.0.0.1:9464"}, "0.0.0.0:9465"),
+        ({"OVERCOAT_PROBES": "off", "OVERCOAT_ADMIN": "127.0.0.1:9464"}, "127.0.0.1:9464"),
+        ({"OVERCOAT_ADMIN": "off"}, None),
+        ({}, None),
+    ],
+)
+def test_where_none_can_be_left_the_environment_says_whom_to_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict[str, str], asked: str | None
+) -> None:
+    env = {"OVERCOAT_DATA": str(tmp_path), **told}
+    with pytest.raises(NotReady, match="no sidecar has left"):  # one could have been left, and was not
+        list(health._found(env, None))
+    monkeypatch.setattr(health.os, "access", lambda path, mode: path != str(tmp_path))
+    if asked is None:
+        with pytest.raises(NotReady, match="no sidecar has left"):
+            list(health._found(env, None))
+    else:
+        assert list(health._found(env, None)) == [asked]
+
+
 def test_nobody_else_may_leave_one(tmp_path: Path) -> None:
     sign = Sign(str(tmp_path / "a" / "data"), "127.0.0.1:1", None)
     for path in (tmp_path / "a" / "data", tmp_path / "a" / "data" / "running"):
