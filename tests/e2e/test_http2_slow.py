@@ -38,6 +38,7 @@ def sidecar(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> I
         limits: {{request_seconds: {SECONDS}}}
     """
     with Sidecar(policy, tmp_path_factory.mktemp("slow"), authority=authority, hosts={HOST: "127.0.0.1"}) as running:
+        assert running.ca_file.exists()  # asked for now: the command takes longer than an app has here
         yield running
 
 

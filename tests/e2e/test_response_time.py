@@ -41,6 +41,7 @@ def sidecar(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> I
     """
     hosts = dict.fromkeys((UPGRADED, PATIENT, LONGER), "127.0.0.1")
     with Sidecar(policy, tmp_path_factory.mktemp("response"), authority=authority, hosts=hosts) as running:
+        assert running.ca_file.exists()  # asked for now: the command takes as long as an app may be silent
         yield running
 
 
@@ -53,6 +54,7 @@ def idle(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """
     hosts = {UPGRADED: "127.0.0.1"}
     with Sidecar(policy, tmp_path_factory.mktemp("idle"), authority=authority, hosts=hosts) as running:
+        assert running.ca_file.exists()  # asked for now: the command takes as long as an app may be silent
         yield running
 
 

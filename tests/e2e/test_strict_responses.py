@@ -7,6 +7,7 @@ what was guessed from a head that two readers could read in two ways (RFC 9112, 
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -206,6 +207,37 @@ def test_it_makes_no_difference_where_a_head_is_cut(
         with suppress(OSError):  # it is closed at once where it is wrong
             server.send(bytes([byte]))
     assert wait()[0] == [502 if name else 200]
+
+
+@pytest.mark.parametrize("version", Version, ids=str)
+class TestUntilClose:
+    """A response of HTTP/1.0 ends with its connection, and is whole if TLS says so (RFC 9112, section 9.8)."""
+
+    HEAD = b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n"
+
+    @pytest.mark.parametrize("more", [b"", b"Connection: close\r\n", b"Connection: keep-alive\r\n"])
+    @pytest.mark.parametrize("body", [b'{"a":1}', b"x" * 100_000, b""], ids=["short", "long", "none"])
+    def test_with_a_close_notify_it_is_whole(
+        self, sidecar: Sidecar, far: Upstream, version: Version, body: bytes, more: bytes
+    ) -> None:
+        wait = App(sidecar, far, version).ask("/whole")
+        server = far.accept()
+        server.read_head()
+        server.send(self.HEAD + more + b"\r\n" + body)
+        assert isinstance(server._socket, ssl.SSLSocket)
+        server._socket.settimeout(0.2)
+        with suppress(TimeoutError, OSError):  # the close_notify goes out, none comes back
+            server._socket.unwrap()
+        assert wait() == ([200], body)
+
+    def test_without_one_it_may_have_been_cut(self, sidecar: Sidecar, far: Upstream, version: Version) -> None:
+        wait = App(sidecar, far, version).ask("/cut")
+        server = far.accept()
+        server.read_head()
+        server.send(self.HEAD + b"\r\n{}")
+        server.close()
+        with pytest.raises((AssertionError, ConnectionResetError)):
+            wait()
 
 
 @pytest.mark.parametrize("version", Version, ids=str)
