@@ -217,7 +217,8 @@ class Reason(Enum):
         502,
         "tls_certificate_error",
         "The upstream's certificate is not valid",
-        "The chain does not lead to a trusted root, has expired, or does not name this host.",
+        "The chain does not lead to a trusted root, has expired, does not name this host, or lacks the form that RFC "
+        "5280 prescribes (`trust.strict`).",
         "fix the upstream's certificate, or name its CA in trust.roots",
     )
     PIN_MISMATCH = (

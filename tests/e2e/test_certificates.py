@@ -8,8 +8,10 @@ and the same with `strict: false`, are fine.
 from __future__ import annotations
 
 import secrets
+import shutil
 import socket
 import ssl
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -230,6 +232,37 @@ class TestForm:
         upstream = tls_upstream(identity=world.right.identity)
         assert pythons_verdict(upstream, STRICT, world.right.root_pem) is None
         assert world.ask(upstream, STRICT).status == 200
+
+    def test_a_root_of_version_1_has_no_form_at_all(self, tls_upstream: MakeTls, tmp_path: Path) -> None:
+        """As `openssl x509 -req -signkey` still makes them."""
+        program = shutil.which("openssl")
+        if program is None:
+            pytest.skip("openssl is not installed")
+        key = ec.generate_private_key(ec.SECP256R1())
+        (tmp_path / "key.pem").write_bytes(_key_pem(key))
+        for command in (
+            "req -new -key key.pem -subj /CN=old -out old.csr",
+            "x509 -req -in old.csr -signkey key.pem -out old.pem",
+        ):
+            subprocess.run([program, *command.split()], cwd=tmp_path, check=True, capture_output=True, timeout=30)
+        root = (tmp_path / "old.pem").read_bytes()
+        if x509.load_pem_x509_certificate(root).version is not x509.Version.v1:
+            pytest.skip("this openssl makes version 3")
+        server = ec.generate_private_key(ec.SECP256R1())
+        leaf = (
+            _builder("server", "old", server, is_ca=False)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(STRICT), x509.DNSName(LENIENT)]), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        upstream = tls_upstream(identity=Identity(_key_pem(server), (leaf.public_bytes(PEM),)))
+        assert pythons_verdict(upstream, STRICT, root) == "invalid CA certificate"
+        policy = f"trust: {{roots: old.pem}}\nrules: [{{name: l, hosts: [{LENIENT}], trust: {{strict: false}}}}]"
+        with Sidecar(policy, tmp_path, hosts=dict.fromkeys((STRICT, LENIENT), "127.0.0.1")) as sidecar:
+            refused = curl(upstream.url(host=STRICT), proxy=sidecar.proxy_url).json()
+            assert refused["reason"] == "certificate_invalid"
+            assert "trust: {strict: false}" in refused["hint"]
+            assert curl(upstream.url(host=LENIENT), proxy=sidecar.proxy_url).status == 200
 
     def test_lenient_is_about_form_alone(self, authority: Authority, world: World, tls_upstream: MakeTls) -> None:
         for identity in (authority.issue(LENIENT), world.right.identity):

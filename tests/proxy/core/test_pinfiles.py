@@ -36,6 +36,7 @@ PRIVATE_PEM = KEY.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, 
 SEQUENCE, INTEGER, OCTETS, BITS, CURVE, POINT = 0x30, 0x02, 0x04, 0x03, 0xA0, 0xA1
 EC_NAME, P256 = bytes.fromhex("06072a8648ce3d0201"), bytes.fromhex("06082a8648ce3d030107")
 PSS_NAME = bytes.fromhex("06092a864886f70d01010a")
+RSA_NAME, NULL = bytes.fromhex("06092a864886f70d010101"), bytes.fromhex("0500")
 # RSASSA-PSS-params with SHA-256, MGF1 with SHA-256 and a salt of 32 octets (RFC 4055, section 3.1)
 PSS_PARAMETERS = bytes.fromhex(
     "3030a00d300b0609608648016503040201a11a301806092a864886f70d010108300b0609608648016503040201a203020120"
@@ -96,6 +97,7 @@ NAMED, WRITTEN_OUT = sequence(EC_NAME, P256), sequence(EC_NAME, P256_WRITTEN_OUT
         (pem("PUBLIC KEY", info(PSS_BARE, RSA_PUBLIC)), info(PSS_BARE, RSA_PUBLIC)),
         (pem("PRIVATE KEY", pkcs8(PSS, RSA_PRIVATE)), info(PSS, RSA_PUBLIC)),
         (pem("PRIVATE KEY", pkcs8(PSS_BARE, RSA_PRIVATE)), info(PSS_BARE, RSA_PUBLIC)),
+        (pem("PRIVATE KEY", pkcs8(sequence(RSA_NAME), RSA_PRIVATE)), info(sequence(RSA_NAME, NULL), RSA_PUBLIC)),
         (pem("PUBLIC KEY", info(NAMED, COMPRESSED)), info(NAMED, COMPRESSED)),
         (pem("PUBLIC KEY", info(WRITTEN_OUT, UNCOMPRESSED)), info(WRITTEN_OUT, UNCOMPRESSED)),
         (pem("PRIVATE KEY", pkcs8(NAMED, elliptic(None, COMPRESSED))), info(NAMED, COMPRESSED)),
@@ -111,6 +113,7 @@ NAMED, WRITTEN_OUT = sequence(EC_NAME, P256), sequence(EC_NAME, P256_WRITTEN_OUT
         "public PSS without parameters",
         "private PSS",
         "private PSS without parameters",
+        "private RSA without its NULL",
         "public, compressed",
         "public, curve written out",
         "private, compressed",
