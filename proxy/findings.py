@@ -86,13 +86,14 @@ def log_findings(found: list[Finding]) -> None:
 
 def _of_writers(directory: Path) -> Iterator[Finding]:
     """Yield where others than this user and root could put something in the place of what apps are told to trust."""
-    named = directory.absolute()
-    for path in dict.fromkeys((named, named.resolve(), *named.parents, *named.resolve().parents)):
+    real = Path(os.path.realpath(directory))
+    above = (Path(os.path.realpath(each)) for each in directory.absolute().parents)  # where a link to it may lie
+    for path in dict.fromkeys((real, *real.parents, *above)):
         try:
             status = path.stat()
         except OSError:
             continue  # it is not there yet, and `serve` makes it for this user alone
-        is_data = path in (named, named.resolve())
+        is_data = path == real
         others = stat.S_IWGRP | stat.S_IWOTH if is_data else stat.S_IWOTH
         is_open = status.st_mode & others and (is_data or not status.st_mode & stat.S_ISVTX)
         if not is_open and status.st_uid in (0, os.geteuid()):

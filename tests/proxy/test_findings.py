@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -136,3 +138,51 @@ def test_what_has_failed_is_logged_as_an_error(caplog: pytest.LogCaptureFixture)
         ("WARNING", "may fail"),
         ("ERROR", "has failed"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "above", "danger"),
+    [
+        (0o700, 0o755, ""),
+        (0o755, 0o775, ""),  # above, a group is its owner's business
+        (0o700, 0o1777, ""),  # where nobody moves what is another's
+        (0o720, 0o755, "others may write {data} (mode 0720)"),
+        (0o702, 0o755, "others may write {data} (mode 0702)"),
+        (0o1777, 0o755, "others may write {data} (mode 1777)"),
+        (0o700, 0o777, "others may write {above} (mode 0777)"),
+        (None, 0o777, "others may write {above} (mode 0777)"),  # it is not there yet
+    ],
+)
+def test_who_may_put_something_in_the_data_directory(tmp_path: Path, mode: int | None, above: int, danger: str) -> None:
+    folder = tmp_path / "above"
+    data = folder / "data"
+    folder.mkdir()
+    if mode is not None:
+        data.mkdir()
+        data.chmod(mode)
+    folder.chmod(above)
+    link = tmp_path / "link"
+    link.symlink_to(data)
+    for named in (data, link):
+        said = [each.text for each in findings(replace(Policy(), source="p.yaml"), {"OVERCOAT_DATA": str(named)}, NOW)]
+        assert [each.partition(",")[0] for each in said] == [danger.format(data=data, above=folder)] * bool(danger)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a folder to another user")
+def test_a_data_directory_of_another_user(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    os.chown(data, 65534, -1)
+    (finding,) = findings(replace(Policy(), source="p.yaml"), {"OVERCOAT_DATA": str(data)}, NOW)
+    assert finding.text.startswith(f"{data} belongs to another user (65534)")
+
+
+def test_a_file_that_everyone_may_change(tmp_path: Path) -> None:
+    (tmp_path / "k.pem").write_bytes(to_pem(new_key(Alg.ECDH_ES_A256KW), private=False))
+    text = "version: 1\nkeys: {k: {alg: ECDH-ES+A256KW, primary: {file: k.pem}}}\n"
+    for mode, is_found in ((0o644, False), (0o664, False), (0o666, True)):
+        (tmp_path / "k.pem").chmod(mode)
+        said = [each.text for each in found(tmp_path, text)]
+        assert [each.partition(":")[0] for each in said] == [
+            f"{tmp_path / 'k.pem'} may be changed by everyone on this machine"
+        ] * is_found
