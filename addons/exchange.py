@@ -32,6 +32,7 @@ class Upstream:
         policy: the policy that it was opened under.
         rule: the rule whose pins it is held to; a request of another rule never uses this connection.
         denied: why it could not be used.
+        observed: in observe mode, why it would not have been.
         is_proxy: whether it leads to the policy's upstream proxy.
     """
 
@@ -39,6 +40,7 @@ class Upstream:
     rule: Rule | None
     pin: PinVerdict | None = None
     denied: Denied | None = None
+    observed: Denied | None = None
     is_proxy: bool = False
 
 
@@ -54,8 +56,9 @@ class Exchange:
         origin: the Origin that the app sent.
         jar: the names of the cookies that the app sent.
         via: the proxies that a CONNECT has come through.
-        denied: why the request was stopped, or in observe mode would have been.
-        is_refused: whether it was answered with that, as in observe mode only what cannot go on is.
+        denied: why the request was stopped, or in observe mode would have been, as long as nothing else stops it.
+        is_refused: whether it was really stopped for that, as in observe mode only what cannot go on is.
+        observed: in observe mode, why it would have been stopped that was then stopped for another reason.
         upstream: the connection that carries it, or that could not be opened.
         has_left: whether anything of it was sent there.
         holds_request: whether the request's body is held until its fields are encrypted.
@@ -79,6 +82,7 @@ class Exchange:
     via: tuple[str, ...] = ()
     denied: Denied | None = None
     is_refused: bool = False
+    observed: Denied | None = None
     upstream: Upstream | None = None
     has_left: bool = False
     holds_request: bool = False
@@ -121,8 +125,14 @@ class Exchange:
             self.refuse(flow, denied)
 
     def stop(self, denied: Denied) -> None:
-        """Remember why what was asked for is not done, whatever the mode."""
-        self.note(denied)
+        """Remember why what was asked for is not done, whatever the mode; the first such reason stays."""
+        if not self.is_refused:
+            self._stopped(denied)
+
+    def _stopped(self, denied: Denied) -> None:
+        if self.observing and not self.is_refused:
+            self.observed = self.denied
+        self.denied = denied
         self.is_refused = True
 
     def refuse(self, flow: http.HTTPFlow, denied: Denied) -> None:
@@ -130,7 +140,7 @@ class Exchange:
         if self.decision is not None and self.decision.is_by_hsts and denied.reason in _OF_TLS:
             why = "upgraded though plain_http is allow, since its Strict-Transport-Security says https only"
             denied = Denied(denied.reason, f"{denied.detail}; {why}", denied.hint)
-        self.stop(denied)
+        self._stopped(denied)  # what the app is told now is the one reason
         flow.response = problem_response(denied, self.rule_name, flow.request.headers.get("accept", ""))
         # A streamed request is answered at once, and what is left of its body is discarded; see the engine's Stream.
         flow.request.stream = True
@@ -162,12 +172,21 @@ def denies(exchange: Exchange) -> bool:
 
 
 # What an upstream's failure is called. In observe mode, where plain http stays plain, it says nothing of enforcing.
-_FAILURES = frozenset((Reason.UPSTREAM_UNREACHABLE, Reason.UPSTREAM_TIMEOUT, Reason.UPSTREAM_FAILED, Reason.TLS_FAILED))
+_FAILURES = frozenset(
+    (
+        Reason.UPSTREAM_UNREACHABLE,
+        Reason.UPSTREAM_TIMEOUT,
+        Reason.UPSTREAM_FAILED,
+        Reason.UPSTREAM_CUT,
+        Reason.TLS_FAILED,
+    )
+)
 
 
 def would_deny(exchange: Exchange) -> bool:
     """Whether enforcing would have denied what observing let pass."""
-    return exchange.observing and exchange.denied is not None and exchange.denied.reason not in _FAILURES
+    found = (exchange.denied, exchange.observed)
+    return exchange.observing and any(denied is not None and denied.reason not in _FAILURES for denied in found)
 
 
 def never_left(exchange: Exchange) -> bool:

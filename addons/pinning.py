@@ -128,8 +128,11 @@ def _check(policy: Policy, upstream: Upstream, verified_chain: list[bytes], dest
             f"if the server's operator confirms that key, add it to {place}; "
             f"run overcoat pins fetch {shown} for all keys of the chain",
         )
+    if policy.mode is Mode.OBSERVE and not upstream.is_proxy:
+        upstream.observed = denied
+        return True
     upstream.denied = denied
-    return policy.mode is Mode.OBSERVE and not upstream.is_proxy
+    return False
 
 
 # <openssl/x509_vfy.h>: what X509_V_FLAG_X509_STRICT alone looks at.

@@ -92,6 +92,9 @@ class Telemetry:
         upstream = exchange.upstream
         if upstream is not None and upstream.denied is not None:
             exchange.note(upstream.denied)
+        if upstream is not None and upstream.observed is not None:
+            exchange.note(upstream.observed)
+            exchange.observed = exchange.observed or upstream.observed
         if never_left(exchange):
             exchange.bytes_sent = exchange.fields_encrypted = 0
         seconds = time.monotonic() - exchange.started_monotonic
@@ -121,8 +124,11 @@ class Telemetry:
             line["would_encrypt"] = exchange.fields_encrypted
         if exchange.denied:
             line["detail"] = exchange.denied.detail
+            if exchange.observed is not None and exchange.observed is not exchange.denied:
+                would = exchange.observed.reason.code
+                line["detail"] = f"{exchange.denied.detail}; enforcing would have denied it: {would}"
         elif status is None and exchange.method != "CONNECT":
-            line["detail"] = "the app or the upstream ended it before the response was complete"
+            line["detail"] = "the app ended it before the response was complete"
         try:
             self.write(json.dumps(line) + "\n")
         except OSError:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from mitmproxy import http
 
-from addons.exchange import Exchange
+from addons.exchange import Exchange, denies
 from addons.headers import has_field, values_of
 from addons.sessions import Sessions
 from proxy.core import appview
@@ -91,7 +91,7 @@ class Transport:
         if response is not None and flow.request.scheme == "https" and exchange.asked is not None:
             for value in values_of(response.headers, b"strict-transport-security")[:1]:
                 self._known.learn(exchange.asked.host, value)
-        if response is None or exchange.denied is not None:
+        if response is None or denies(exchange):
             return
         if (
             response.data.http_version != b"HTTP/2.0" and flow.request.is_http2
@@ -112,8 +112,9 @@ class Transport:
             trail.follow(exchange.method, response.status_code, asked, flow.request.path, fields)
         except Denied as denied:
             exchange.note(denied)
-        else:
-            response.headers.fields = fields
+            if not exchange.observing:
+                return  # another answer takes its place
+        response.headers.fields = fields
 
     def _view(self, exchange: Exchange) -> appview.View | None:
         if exchange.asked is None:
@@ -127,7 +128,7 @@ class Transport:
     def response(self, flow: http.HTTPFlow) -> None:
         """Answer instead of a redirect that leads nowhere."""
         exchange = self.sessions.exchange(flow)
-        if exchange.denied is not None and exchange.denied.reason is Reason.REDIRECT_LOOP:
+        if exchange.denied is not None and exchange.denied.reason is Reason.REDIRECT_LOOP and not exchange.observing:
             exchange.refuse(flow, exchange.denied)
 
 

@@ -245,6 +245,15 @@ class Reason(Enum):
         "The upstream closed the connection, or answered with something that is not valid HTTP.",
         "look at the upstream: what is not whole, or not valid HTTP, is not passed on",
     )
+    UPSTREAM_CUT = (
+        "upstream_cut",
+        502,
+        "http_response_incomplete",
+        "The upstream broke its response off",
+        "The response ended in the middle, or a tunnel with a reset. The app had its status by then, and was cut off, "
+        "too: so this stands in lines and metrics only.",
+        "look at the upstream, and at what is between it and Overcoat: what is not whole is not made to look so",
+    )
     REDIRECT_LOOP = (
         "redirect_loop",
         508,

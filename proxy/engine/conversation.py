@@ -218,6 +218,7 @@ class Conversation:
         assert self.exchange is not None
         self._out.clear()
         if self._response_began:
+            self.exchange.stop(denied)
             self._cut_off()
             return
         self.exchange.refuse(self.flow, denied)
@@ -392,7 +393,9 @@ class Conversation:
         assert self.exchange is not None
         streamed = self._websocket or (self.flow.response is not None and bool(self.flow.response.stream))
         self._response_held = None
-        if streamed:
+        if streamed:  # the app has its status
+            is_upstreams = denied.reason is Reason.UPSTREAM_FAILED
+            self.exchange.stop(Denied(Reason.UPSTREAM_CUT, denied.detail) if is_upstreams else denied)
             self._cut_off()
             return
         self.exchange.refuse(self.flow, denied)

@@ -127,7 +127,7 @@ def check_address(host: str, record: Upstream) -> None:
         return
     if record.policy.mode is not Mode.OBSERVE:
         raise denied
-    record.denied = denied
+    record.observed = denied
 
 
 def _allowed(found: Sequence[_Found], host: str, record: Upstream) -> list[_Found]:
@@ -151,7 +151,7 @@ def _allowed(found: Sequence[_Found], host: str, record: Upstream) -> list[_Foun
         if not allowed:
             raise denied
         if policy.mode is Mode.OBSERVE:
-            record.denied = denied
+            record.observed = denied
     return allowed
 
 

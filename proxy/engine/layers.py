@@ -472,6 +472,8 @@ class Stream(http_layers.HttpStream):
             if is_answered and isinstance(event, http_events.RequestProtocolError):
                 # mitmproxy tells the upstream only before its answer; it would wait for the rest of the request.
                 yield http_layers.SendHttp(event, self.context.server)
+            if isinstance(event, http_events.ResponseProtocolError) and self.client_state != self.state_errored:
+                self._exchange.stop(self._broken_off())
             yield from super().handle_protocol_error(event)
             return
         exchange = self._exchange
@@ -480,6 +482,12 @@ class Stream(http_layers.HttpStream):
         exchange.refuse(self.flow, upstream.denied if upstream and upstream.denied else failed)
         self.response_body_buf.clear()
         yield from self._answer()
+
+    def _broken_off(self) -> Denied:
+        """Return why the app's stream ends in the middle, or without an answer."""
+        if self.flow.response is None:
+            return Denied(Reason.UPSTREAM_FAILED, "the upstream reset the stream without a response")
+        return Denied(Reason.UPSTREAM_CUT, "the upstream broke its response off before it was whole")
 
 
 def _as_http1(request: http.Request) -> bytes:

@@ -16,7 +16,7 @@ from mitmproxy import http
 from mitmproxy.connection import Server
 
 from addons.exchange import Exchange, Upstream
-from proxy.core.decisions import Denied
+from proxy.core.decisions import Denied, Reason
 from proxy.engine.reading import Reading
 from proxy.engine.upstream import NoResponses, UpstreamConnection, dial
 
@@ -160,6 +160,9 @@ class Relay(NoResponses):
 
     def response_failed(self, denied: Denied, began: bool) -> None:
         """The upstream's connection is over, and not in order: an end that looks so would be a lie."""
+        connect = self._app.session.connect
+        if connect is not None and not self._app_has_ended and not self._upstream_has_ended:
+            connect.stop(Denied(Reason.UPSTREAM_CUT, "the upstream broke the tunnel off"))
         self._app.abort()
 
 

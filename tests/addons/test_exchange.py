@@ -49,9 +49,38 @@ class TestDenials:
         assert not flow.response
         assert exchange.denied is FIRST
         assert not denies(exchange)
+        assert would_deny(exchange)
         exchange.refuse(flow, SECOND)
         assert flow.response
-        assert exchange.denied is FIRST
+        assert json.loads(flow.response.content or b"")["reason"] == SECOND.reason.code
+        assert (exchange.denied, exchange.observed) == (SECOND, FIRST)
+        assert denies(exchange)
+
+    def test_what_stops_it_in_the_end_stands_in_place_of_what_would_have(self) -> None:
+        failed, late = (Denied(reason, "x") for reason in (Reason.UPSTREAM_FAILED, Reason.IDLE_TIMEOUT))
+        exchange = Exchange(Policy(mode=Mode.OBSERVE), "127.0.0.1", decision=Decision(Action.UPGRADE))
+        exchange.note(FIRST)
+        exchange.stop(failed)
+        exchange.stop(late)
+        assert (exchange.denied, exchange.observed) == (failed, FIRST)
+        assert would_deny(exchange)  # though the failure itself says nothing of enforcing
+        assert action_of(exchange) is Action.DENY
+
+    def test_nothing_is_observed_where_decisions_are_carried_out(self, sessions: Sessions, new_flow: NewFlow) -> None:
+        flow = new_flow()
+        exchange = sessions.exchange(flow)
+        exchange.deny(flow, FIRST)
+        assert (exchange.denied, exchange.observed) == (FIRST, None)
+
+    def test_what_the_app_is_told_last_is_the_reason(self, sessions: Sessions, new_flow: NewFlow) -> None:
+        """As where a hook fails on an answer of our own, which another takes the place of."""
+        flow = new_flow()
+        exchange = sessions.exchange(flow)
+        exchange.deny(flow, FIRST)
+        exchange.refuse(flow, SECOND)
+        assert flow.response is not None
+        assert json.loads(flow.response.content or b"")["reason"] == SECOND.reason.code
+        assert exchange.denied is SECOND
 
     def test_the_answer_is_problem_details_with_a_proxy_status(self) -> None:
         response = problem_response(FIRST, "payments")
@@ -87,6 +116,7 @@ def test_what_the_policy_says_of_an_exchange(decision: Decision | None, denied: 
         (Mode.OBSERVE, Reason.PIN_MISMATCH, True, False),
         (Mode.OBSERVE, Reason.UPSTREAM_FAILED, False, False),
         (Mode.OBSERVE, Reason.UPSTREAM_UNREACHABLE, False, False),
+        (Mode.OBSERVE, Reason.UPSTREAM_CUT, False, False),
     ],
 )
 def test_what_would_be_denied_and_what_has_left(mode: Mode, reason: Reason, would: bool, is_kept: bool) -> None:

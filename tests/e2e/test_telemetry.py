@@ -217,7 +217,14 @@ EXPECTED: dict[str, Decision] = {
     "tunnel_unreachable": {"action": "deny", "reason": "upstream_unreachable", "status": 502, "method": "CONNECT"},
     "pin_mismatch": {"action": "deny", "reason": "pin_mismatch", "status": 502, "pin": "mismatch", "rule": "pinned"},
     "upstream_died": {"action": "deny", "reason": "upstream_failed", "status": 502},
-    "response_cut": {"rule": "pay", "bytes_received": 4},
+    "response_cut": {
+        "action": "deny",
+        "reason": "upstream_cut",
+        "status": None,
+        "rule": "pay",
+        "encrypted": 0,
+        "bytes_received": 4,
+    },
     "aborted_while_asking": {"rule": "pay", "status": None, "encrypted": 0, "bytes_sent": 0},
     "aborted_while_answered": {"rule": "pay"},
     "app_left_its_tls": {
@@ -275,10 +282,18 @@ class TestLines:
         assert all(line["detail"] for line in zoo.all_lines if line["action"] == "deny")
         assert "local CA" in zoo.lines["ca_not_trusted"]["detail"]
 
-    @pytest.mark.parametrize("name", ["response_cut", "aborted_while_asking", "aborted_while_answered"])
-    def test_what_did_not_come_to_its_end_has_no_status_and_says_so(self, zoo: Zoo, name: str) -> None:
-        assert zoo.lines[name]["status"] is None
-        assert "before the response was complete" in zoo.lines[name]["detail"]
+    @pytest.mark.parametrize(
+        ("name", "detail"),
+        [
+            ("response_cut", "the upstream closed the connection before its response was whole"),
+            ("aborted_while_asking", "the app ended it before the response was complete"),
+            ("aborted_while_answered", "the app ended it before the response was complete"),
+        ],
+    )
+    def test_what_did_not_come_to_its_end_has_no_status_and_says_whose_doing_it_was(
+        self, zoo: Zoo, name: str, detail: str
+    ) -> None:
+        assert (zoo.lines[name]["status"], zoo.lines[name]["detail"]) == (None, detail)
 
     def test_no_line_has_a_query(self, zoo: Zoo) -> None:
         assert "?" not in "".join(line["path"] for line in zoo.all_lines)
