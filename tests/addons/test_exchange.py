@@ -66,6 +66,13 @@ class TestDenials:
         assert would_deny(exchange)  # though the failure itself says nothing of enforcing
         assert action_of(exchange) is Action.DENY
 
+    def test_what_would_have_been_outlives_an_answer_that_follows_the_stop(self, new_flow: NewFlow) -> None:
+        exchange, flow = Exchange(Policy(mode=Mode.OBSERVE), "127.0.0.1"), new_flow()
+        exchange.note(FIRST)
+        exchange.stop(SECOND)
+        exchange.refuse(flow, SECOND)
+        assert (exchange.denied, exchange.observed) == (SECOND, FIRST)
+
     def test_nothing_is_observed_where_decisions_are_carried_out(self, sessions: Sessions, new_flow: NewFlow) -> None:
         flow = new_flow()
         exchange = sessions.exchange(flow)

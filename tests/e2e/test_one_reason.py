@@ -148,7 +148,7 @@ class TestObserve:
             there = f"https://{asked.headers.get('host')}"
             return f"HTTP/1.1 302 Found\r\nLocation: {there}{asked.target}\r\nContent-Length: 0\r\n\r\n".encode()
 
-        shown = []
+        shown, noted = [], set()
         for host in ("api.example", "never.example"):
             upstream = tls_upstream(*HOSTS, respond=respond)
             listen = f"mode: observe\nlisten: ['reverse://127.0.0.1:0?to=https://{host}:{upstream.port}']"
@@ -162,6 +162,9 @@ class TestObserve:
                     client.send(b"GET /a HTTP/1.1\r\nHost: localhost\r\n\r\n")
                     answer = client.read_response()
                     shown.append((answer.status, answer.headers.get("location")))
+                lines = sidecar.wait_for_decisions(30)
+            noted |= {(line["reason"], line["action"], line["status"]) for line in lines}
+        assert noted == {("redirect_loop", "inspect", 302), ("https_rejected", "allow", 302)}
         assert set(shown) == {(302, "http://localhost/a")}
 
 
@@ -240,7 +243,7 @@ class TestCut:
             line = decision_of(sidecar, upstream)
         assert (line["action"], line["reason"]) == ("upgrade", None)
 
-    @pytest.mark.parametrize("how", ["reset", "in order", "reset after the app has ended"])
+    @pytest.mark.parametrize("how", ["reset", "in order", "reset after the app has ended", "reset after its own end"])
     def test_a_tunnel(self, authority: Authority, tmp_path: Path, how: str) -> None:
         with (
             socket.create_server(("127.0.0.1", 0)) as listener,
@@ -257,12 +260,18 @@ class TestCut:
                 if how == "reset after the app has ended":
                     client.finish()
                     assert accepted.recv(100) == b""
+                if how == "reset after its own end":
+                    accepted.shutdown(socket.SHUT_WR)
+                    assert client.read_to_end() == b""
                 if how == "in order":
                     accepted.close()
                     assert client.read_to_end() == b""
                 else:
                     reset(accepted)
-                    with suppress(ConnectionResetError):
+                    with suppress(ConnectionResetError, BrokenPipeError):
+                        for _ in range(3 if how == "reset after its own end" else 0):
+                            client.send(b"more")  # what is written to it tells that it is gone
+                            time.sleep(0.1)
                         client.read_to_end()
             line = sidecar.wait_for_decisions(1)[0]
         assert line["reason"] == ("upstream_cut" if how == "reset" else "not_http")
