@@ -94,6 +94,12 @@ class TestEncrypting:
         assert (gzip.decompress(opened) if coding else opened) == body
         assert opened_count == 1
 
+    def test_a_packed_body_with_nothing_marked_is_not_packed_anew(self) -> None:
+        packed = gzip.compress(b"[1]", 1) + gzip.compress(b" ")
+        head = BodyHead(["application/json"], "gzip")
+        assert encrypt(packed, head, [ENTRY], HOST, limit=LIMIT) == (packed, 0)
+        assert decrypt(packed, head, [ENTRY], HOST, limit=LIMIT, today=TODAY) == (packed, 0)
+
     @pytest.mark.parametrize("body", [b"", b'{"x":1}', b" []"])
     def test_a_body_with_nothing_marked_is_the_same_object(self, body: bytes) -> None:
         protected, count = encrypt(body, PLAIN, [ENTRY], HOST, limit=LIMIT)
@@ -150,6 +156,7 @@ class TestDecrypting:
                 r"a value at \$\.\.ssn is a JWE, but not in its compact",
             ),
             (b'{"ssn":', "cannot be decrypted"),
+            (b"<html>", "cannot be decrypted"),
         ],
     )
     def test_what_does_not_open_is_denied(self, body: bytes, why: str) -> None:
