@@ -247,8 +247,7 @@ def test_each_fires_on_one_event_and_on_many_between_two_scrapes(
             ("OvercoatLocalCaExpiresSoon", instance_of(main), ""),
             ("OvercoatObserves", instance_of(silent), ""),
         }
-        prometheus.wait_for(states)
-        assert prometheus.firing() == states
+        prometheus.wait("only these firing", lambda: prometheus.firing() == states)
 
         with prometheus.stopped():
             for _ in range(count):
