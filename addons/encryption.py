@@ -44,7 +44,9 @@ class Encryption:
         exchange = self.sessions.exchange(flow)
         if flow.response is not None:
             return
-        if not (entries := marked.encrypting(exchange)):
+        marked.read_head(exchange, flow.request)
+        entries = marked.encrypting(exchange)
+        if not entries and not exchange.looks_inside:
             flow.request.stream = exchange.count_sent
         else:
             try:
@@ -62,7 +64,7 @@ class Encryption:
             flow.request.headers.fields = responses.asked(flow.request.headers.fields)
 
     def _check_before_body(self, exchange: Exchange, entries: tuple[FieldEntry, ...], request: http.Request) -> None:
-        if has_field(request.headers, b"upgrade"):
+        if entries and has_field(request.headers, b"upgrade"):
             raise Denied(
                 Reason.BODY_NOT_JSON,
                 "the request asks for WebSocket, whose messages cannot be protected as a body can",
@@ -79,8 +81,13 @@ class Encryption:
         if not exchange.holds_request or flow.response is not None:
             return
         body, limit = flow.request.data.content or b"", exchange.policy.limits.held_body
-        head, entries = marked.signed_head(flow.request), marked.encrypting(exchange)
         try:
+            marked.read_body(exchange, flow.request, body)
+            if not (entries := marked.encrypting(exchange)):  # it was looked at, and asks for no other method
+                exchange.bytes_sent = len(body)
+                return
+            head = marked.signed_head(flow.request)
+            bodies.check_before(head, entries, self.today())
             protected, count = bodies.encrypt(
                 body, head, entries, marked.host(exchange), limit=limit, sealer=self._sealer
             )

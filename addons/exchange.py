@@ -20,6 +20,7 @@ from proxy.core.destinations import Destination
 from proxy.core.pins import PinVerdict
 from proxy.core.policy import Mode, Policy, Rule
 from proxy.core.problems import JSON_TYPE, PAGE_TYPE, problem_details, problem_page, proxy_status, wants_page
+from proxy.core.readings import Readings
 
 _OF_TLS = frozenset((Reason.TLS_FAILED, Reason.CERTIFICATE_INVALID))
 
@@ -61,6 +62,8 @@ class Exchange:
         observed: in observe mode, why it would have been stopped that was then stopped for another reason.
         upstream: the connection that carries it, or that could not be opened.
         has_left: whether anything of it was sent there.
+        readings: how its method and path may be read, once that was asked.
+        looks_inside: whether its body may ask for another method, by which an entry would apply.
         holds_request: whether the request's body is held until its fields are encrypted.
         holds_response: whether the response's body is held until its fields are decrypted.
         finished: whether its decision line has been written.
@@ -85,6 +88,8 @@ class Exchange:
     observed: Denied | None = None
     upstream: Upstream | None = None
     has_left: bool = False
+    readings: Readings | None = None
+    looks_inside: bool = False
     holds_request: bool = False
     holds_response: bool = False
     fields_encrypted: int = 0

@@ -2,6 +2,7 @@
 
 Rules of this module:
 
+- An entry's `when` is asked about every way in which servers may read the request (`proxy.core.readings`).
 - In observe mode nothing is decrypted, and what would be encrypted is counted beside a body that passes as it came.
 """
 
@@ -12,8 +13,8 @@ from dataclasses import replace
 from mitmproxy import http
 
 from addons.exchange import Exchange
-from addons.headers import values_of
-from proxy.core import bodies, signatures
+from addons.headers import has_field, values_of
+from proxy.core import bodies, encodings, readings, signatures
 from proxy.core.decisions import Denied
 from proxy.core.policy import FieldEntry
 
@@ -25,18 +26,52 @@ def host(exchange: Exchange) -> str:
     return exchange.asked.host
 
 
+def read_head(exchange: Exchange, request: http.Request) -> None:
+    """Find out how the request may be read by its head, and whether its body may change that."""
+    if exchange.rule is None or not (exchange.rule.encrypt or exchange.rule.decrypt):
+        return
+    query = request.path.partition("?")[2]
+    found = exchange.readings = readings.readings(exchange.method, exchange.path, query, request.headers.fields)
+    has_body = request.is_http2 or has_field(request.headers, b"content-length", b"transfer-encoding")
+    if has_body and readings.may_name_method(values_of(request.headers, b"content-type")):
+        by_any = readings.may_be_any_method(found)
+        exchange.looks_inside = any(
+            entry.when.applies(by_any) and not entry.when.applies(found) for entry in exchange.rule.encrypt
+        )
+
+
+def read_body(exchange: Exchange, request: http.Request, body: bytes) -> None:
+    """Find out whether a request's body asks for another method.
+
+    Raises:
+        Denied: it cannot be read.
+    """
+    if not exchange.looks_inside or exchange.readings is None:
+        return
+    said = head(request)
+    decoded = encodings.decode(body, encodings.parse_encoding(said.content_encoding), exchange.policy.limits.held_body)
+    exchange.readings = readings.with_body(exchange.readings, decoded, said.content_types)
+
+
 def encrypting(exchange: Exchange) -> tuple[FieldEntry, ...]:
     """Return the entries by which the request's fields are encrypted."""
     entries = exchange.rule.encrypt if exchange.rule else ()
-    return tuple(entry for entry in entries if entry.when.applies(exchange.method, exchange.path))
+    return tuple(entry for entry in entries if entry.when.applies(_found(exchange)))
 
 
 def decrypting(exchange: Exchange) -> tuple[FieldEntry, ...]:
     """Return the entries by which the response's fields are decrypted: none in observe mode."""
     entries = exchange.rule.decrypt if exchange.rule and not exchange.observing else ()
-    # HEAD is answered as GET is (RFC 9110, section 9.3.2).
-    methods = (exchange.method, "GET") if exchange.method == "HEAD" else (exchange.method,)
-    return tuple(entry for entry in entries if any(entry.when.applies(method, exchange.path) for method in methods))
+    if not entries:
+        return ()
+    found = _found(exchange)
+    if exchange.method == "HEAD" and found.methods is not None:  # it is answered as GET is (RFC 9110, section 9.3.2)
+        found = replace(found, methods=found.methods | {"GET"})
+    return tuple(entry for entry in entries if entry.when.applies(found))
+
+
+def _found(exchange: Exchange) -> readings.Readings:
+    return exchange.readings or readings.readings(exchange.method, exchange.path)
 
 
 def head(message: http.Message) -> bodies.BodyHead:
@@ -70,9 +105,10 @@ class Tee:
         try:
             if len(self.held) > limit:
                 raise bodies.too_large(limit)
-            exchange.fields_encrypted = bodies.count_marked(
-                bytes(self.held), signed_head(self.request), encrypting(exchange), limit
-            )
+            body = bytes(self.held)
+            read_body(exchange, self.request, body)
+            if entries := encrypting(exchange):
+                exchange.fields_encrypted = bodies.count_marked(body, signed_head(self.request), entries, limit)
         except Denied as denied:
             exchange.note(denied)
         self.held.clear()

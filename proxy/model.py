@@ -274,12 +274,13 @@ class WhenSection(Section):
     """Which requests a field entry applies to."""
 
     methods: Annotated[list[MethodText], Field(min_length=1)] | None = Field(
-        default=None, description="The methods, exact and upper-case. Left out: all."
+        default=None,
+        description="The methods, upper-case; those that the request asks for in other ways count, too. Left out: all.",
     )
     paths: Annotated[list[PathText], Field(min_length=1)] | None = Field(
         default=None,
         description="Globs over the path without its query: `*` within a segment, `**` across; a final `/**` also "
-        "matches without it. Left out: all paths.",
+        "matches without it. Every spelling that a server may read counts. Left out: all paths.",
     )
 
 

@@ -39,6 +39,7 @@ from proxy.core.heads import Fields
 from proxy.core.hsts import KnownHosts
 from proxy.core.jsontext import NotJson, TooMuchSelected, find_spans
 from proxy.core.policy import HTTP_PORT, HTTPS_PORT, FieldEntry, Mode, PlainHttp, Policy, Rule, Signed
+from proxy.core.readings import readings, with_body
 from proxy.core.signatures import covering
 from proxy.core.transport import decide_https, decide_plain_http, denied_by_address
 from proxy.preload import is_preloaded
@@ -235,7 +236,11 @@ def _ca_is_valid() -> bool:
 
 def _split(entries: Sequence[FieldEntry], request: _Request) -> tuple[list[FieldEntry], list[FieldEntry]]:
     """Return the entries that apply to a request, and those that don't."""
-    applying = [entry for entry in entries if entry.when.applies(request.method, request.path)]
+    found = readings(request.method, request.path, request.query, request.fields)
+    if request.body is not None:
+        types = [value.decode("latin-1") for name, value in request.fields if name.lower() == b"content-type"]
+        found = with_body(found, request.body, types or ["application/json"])
+    applying = [entry for entry in entries if entry.when.applies(found)]
     return applying, [entry for entry in entries if entry not in applying]
 
 

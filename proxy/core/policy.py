@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
-from urllib.parse import unquote
 
 from proxy.core.addresses import AddressSet
 from proxy.core.clients import ClientRules
@@ -23,6 +22,7 @@ from proxy.core.destinations import Destination
 from proxy.core.keymaterial import SecretBytes
 from proxy.core.keys import KeySet
 from proxy.core.pins import PinSet
+from proxy.core.readings import Readings
 from proxy.core.selectors import Selector
 
 HTTP_PORT = 80
@@ -103,7 +103,10 @@ class HostPattern:
 
 @dataclass(frozen=True, slots=True)
 class PathGlob:
-    """A glob over URL paths: `*` matches within a segment, a segment `**` any number of segments, none included."""
+    """A glob over URL paths: `*` matches within a segment, a segment `**` any number of segments, none included.
+
+    The case of letters makes no difference, as it makes none to some servers.
+    """
 
     text: str
     pattern: re.Pattern[str]
@@ -140,11 +143,11 @@ class PathGlob:
                 runs[-1] += _segment_regex(segment)
         first, *later = runs
         if not later:
-            return PathGlob(text, re.compile(first))
+            return PathGlob(text, re.compile(first, re.IGNORECASE))
         # A run has a fixed number of segments, so the first place where it fits leaves most to the next one. The atomic
         # group keeps that place: without it, the time for a long path could grow as a power of its length.
         middle = "".join(f"(?>{_ANY_SEGMENTS}?{run})" for run in later[:-1])
-        return PathGlob(text, re.compile(f"{first}{middle}{_ANY_SEGMENTS}{later[-1]}"))
+        return PathGlob(text, re.compile(f"{first}{middle}{_ANY_SEGMENTS}{later[-1]}", re.IGNORECASE))
 
     def matches(self, path: str) -> bool:
         """Tell whether a path (without its query) matches."""
@@ -169,37 +172,19 @@ class When:
     methods: frozenset[str] | None = None
     paths: tuple[PathGlob, ...] | None = None
 
-    def applies(self, method: str, path: str) -> bool:
-        """Tell whether a request is meant.
+    def applies(self, found: Readings) -> bool:
+        """Tell whether a request is meant, in one of the ways in which it may be read.
 
-        A path that servers read in different ways may be any path: every entry whose methods fit applies to it.
+        A path that servers read in different ways may be any path, and so may a method.
 
         Args:
-            method: the method; its case makes no difference, as it makes none to some servers.
-            path: the path without its query, as it was sent; its other spellings count, too: see `canonical_paths`.
+            found: these ways; see `proxy.core.readings`.
         """
-        if self.methods is not None and method.upper() not in self.methods:
+        if self.methods is not None and found.methods is not None and self.methods.isdisjoint(found.methods):
             return False
-        return (
-            self.paths is None
-            or _AMBIGUOUS.search(path) is not None
-            or any(glob.matches(spelling) for glob in self.paths for spelling in canonical_paths(path))
-        )
-
-
-# Empty and dot segments, path parameters, backslashes, and any of these or a percent sign in an escape: servers differ
-# in what they resolve, in which order, and how often they decode.
-_AMBIGUOUS = re.compile(r"\A[^/]|//|/\.\.?(?:/|\Z)|[;\\]|%(?:2[EeFf5]|3[Bb]|5[Cc])")
-
-
-def canonical_paths(path: str) -> tuple[str, ...]:
-    """Return the spellings under which servers read a path that is not ambiguous.
-
-    They are: as it was sent, percent-decoded (as UTF-8), and both without a final slash. A field entry applies where
-    any of them matches: `/v1/%63harges` and `/v1/charges/` must not slip past `/v1/charges`.
-    """
-    decoded = unquote(path)
-    return tuple(dict.fromkeys((path, decoded, path.removesuffix("/") or "/", decoded.removesuffix("/") or "/")))
+        if self.paths is None or found.paths is None:
+            return True
+        return any(glob.matches(path) for glob in self.paths for path in found.paths)
 
 
 class Signed(StrEnum):

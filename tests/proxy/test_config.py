@@ -23,6 +23,7 @@ from proxy.core.keys import Alg, Bind, Key, new_key, to_jwk, to_pem
 from proxy.core.pinfiles import pin_of_pem
 from proxy.core.pins import parse_pin
 from proxy.core.policy import Defaults, HostPattern, Https, Limits, Listener, Mode, PlainHttp, Policy
+from proxy.core.readings import readings
 from proxy.model import policy_schema, policy_table, schema_text
 from proxy.wires import pack, unpack
 
@@ -141,10 +142,10 @@ def test_the_whole_of_a_policy_is_read(folder: Path) -> None:
     (encrypt,), (decrypt,) = rule.encrypt, rule.decrypt
     assert [selector.text for selector in encrypt.selectors] == ["$.card.number", "$.card.cvv", "$..ssn"]
     assert encrypt.keys is policy.keys["payments"]
-    assert encrypt.when.applies("PUT", "/v1/charges/ch_1")
-    assert not encrypt.when.applies("GET", "/v1/charges/ch_1")
+    assert encrypt.when.applies(readings("PUT", "/v1/charges/ch_1"))
+    assert not encrypt.when.applies(readings("GET", "/v1/charges/ch_1"))
     assert decrypt.keys is app
-    assert decrypt.when.applies("GET", "/anything")
+    assert decrypt.when.applies(readings("GET", "/anything"))
 
 
 def contents(policy: Policy) -> dict[str, object]:
