@@ -38,7 +38,8 @@ _REFRESH = re.compile(
     r"(?P<before>[ \t]*[0-9.]+[ \t]*[;, \t][ \t]*(?:url[ \t]*=[ \t]*)?)(?P<quote>[\"']?)(?P<url>.*)",
     re.IGNORECASE | re.DOTALL,
 )
-_LINK_TARGET = re.compile(r'"(?:[^"\\]|\\.)*"|<(?P<target>[^<>"]*)>')
+# A quoted string that does not end takes the rest, or each of its quotes would be looked at as the start of another.
+_LINK_TARGET = re.compile(r'"(?:[^"\\]++|\\.)*+"?+|<(?P<target>[^<>"]*+)>')
 _FORWARDED_PROTO = re.compile(r"(?i)((?:^|[;,])[ \t]*proto[ \t]*=[ \t]*)(\"?)http\2(?=[ \t]*(?:[;,]|$))")
 _OFF = re.compile(r"(?i)off")
 _PLAIN_PROTO = re.compile(r"(?i)(?<![^,\s])http(?![^,\s])")

@@ -10,7 +10,7 @@ Rules of this module:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -25,7 +25,6 @@ from proxy.core.responses import Label, label_of, may_be_json
 MAX_SEALED = 4096
 MAX_OPENED = 512
 
-_CHARSET = re.compile(r"charset[^;=]*=[ \t]*[\"']?([^\"';]*)", re.IGNORECASE)
 _UTF8 = ("utf-8", "utf8", "us-ascii")
 _WEIGHT_ZERO = re.compile(r"q=0(?:\.0{0,3})?")
 
@@ -199,13 +198,20 @@ class _Opener:
 
 def _check_charset(content_types: Sequence[str]) -> None:
     """Refuse a body that its receiver would not read as UTF-8: it would find other names in it than we do."""
-    charsets = _CHARSET.findall(";".join(content_types))
-    if any(charset.strip().lower() not in _UTF8 for charset in charsets):
+    if any(charset not in _UTF8 for charset in _charsets(";".join(content_types))):
         raise Denied(
             Reason.ENCODING_UNSUPPORTED,
             "the body's Content-Type names another charset than UTF-8",
             "send JSON in UTF-8, which is all that RFC 8259 knows",
         )
+
+
+def _charsets(content_type: str) -> Iterator[str]:
+    """Yield whatever some reader may take for the charset: also behind other names, in quotes, in another's value."""
+    for parameter in content_type.lower().split(";"):
+        _, equals, value = parameter.partition("charset")[2].partition("=")
+        if equals:
+            yield value.strip(" \t\"'")
 
 
 def acceptable(offered: str) -> str:

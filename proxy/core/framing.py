@@ -4,6 +4,8 @@ Rules of this module (RFC 9112, sections 6 and 7):
 
 - As for heads, only the plain form passes: two readers that see different chunks are how requests are smuggled.
 - Chunk extensions and trailers have a limit. Extensions end here: they are for this hop alone.
+- Each byte is looked at once, however small the pieces are that it comes in; and of chunks that are small themselves,
+  only so many at once are read (`Body.has_more`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from proxy.core.heads import CHUNKED, FIELD_LINE, MAX_HEAD_BYTES, UNTIL_CLOSE, F
 
 MAX_TRAILERS = 100  # fields behind a body
 MAX_CHUNK_LINE = 4096  # bytes of a chunk's size and extensions
+CHUNKS_AT_ONCE = 1024  # some 4 ms; what is read off a socket at once may hold forty times as many
 
 # Possessive, so that no line takes more than one look at each byte.
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16}+)[ \t]*+(?:;[^\x00-\x08\x0a-\x1f\x7f]*+)?\r\n")
@@ -29,9 +32,11 @@ class Body(Protocol):
 
     Attributes:
         trailers: name and value of the fields behind it, once it has ended (RFC 9110, section 6.5).
+        has_more: whether what was fed holds more, to be asked for with `feed(b"")`, when others have had their turn.
     """
 
     trailers: Fields
+    has_more: bool
 
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
         """Take bytes.
@@ -48,6 +53,7 @@ class LengthBody:
     """A body of a known length (RFC 9112, section 6.2)."""
 
     trailers: Fields = ()
+    has_more = False
 
     def __init__(self, length: int) -> None:
         self._remaining = length
@@ -65,7 +71,9 @@ class ChunkedBody:
 
     def __init__(self) -> None:
         self.trailers: Fields = ()
-        self._unread = b""  # of a line that is not whole yet
+        self.has_more = False
+        self._unread = b""
+        self._line = bytearray()  # what has come of a line that is not whole yet
         self._remaining = 0  # bytes of the chunk in hand
         self._is_after_chunk = False  # its CRLF is still to come
         self._trailer: int | None = None  # bytes of the trailer section so far, once that has begun
@@ -73,11 +81,18 @@ class ChunkedBody:
 
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
         """Take bytes; see `Body`."""
-        if self._unread:
+        if self._line:
+            self._line += data
+            if b"\n" not in data:
+                self._check_line()
+                return b"", None
+            data = bytes(self._line)
+            self._line.clear()
+        elif self._unread:
             data = self._unread + data
         pieces: list[bytes] = []
-        at = 0
-        while self._trailer is None:
+        at = chunks = 0
+        while self._trailer is None and chunks < CHUNKS_AT_ONCE:
             if self._remaining:
                 piece = data[at : at + self._remaining]
                 pieces.append(piece)
@@ -100,8 +115,11 @@ class ChunkedBody:
             if line is None:
                 if data.find(b"\n", at) >= 0:
                     raise BadFraming
+                self._line += data[at:]
+                at = len(data)
                 break
             at = line.end()
+            chunks += 1
             self._remaining = int(line[1], 16)
             if not self._remaining:
                 self._trailer = 0
@@ -110,7 +128,11 @@ class ChunkedBody:
             at, has_ended = self._read_trailer(data, at)
             if has_ended:
                 rest, self.trailers = data[at:], tuple(self._fields)
+            else:
+                self._line += data[at:]
+                at = len(data)
         self._unread = data[at:]
+        self.has_more = chunks == CHUNKS_AT_ONCE and rest is None and self._unread != b""
         return pieces[0] if len(pieces) == 1 else b"".join(pieces), rest
 
     def _read_trailer(self, data: bytes, at: int) -> tuple[int, bool]:
@@ -122,20 +144,32 @@ class ChunkedBody:
                 raise BadFraming
             self._fields.append((field[1], field[2].rstrip(b" \t")))
             self._trailer += end + 2 - at
+            self._check_trailer(0)
             at = end + 2
         has_ended = end == at
         if not has_ended and data.find(b"\n", at) >= 0:
             raise BadFraming
-        size = self._trailer + (0 if has_ended else len(data) - at)
-        if size > MAX_HEAD_BYTES or len(self._fields) > MAX_TRAILERS:
-            raise BadFraming
+        self._check_trailer(0 if has_ended else len(data) - at)
         return (at + 2, True) if has_ended else (at, False)
+
+    def _check_line(self) -> None:
+        """Check that a line that is not whole yet is not too long already."""
+        if self._trailer is not None:
+            self._check_trailer(len(self._line))
+        elif len(self._line) > MAX_CHUNK_LINE:
+            raise BadFraming
+
+    def _check_trailer(self, unread: int) -> None:
+        assert self._trailer is not None
+        if self._trailer + unread > MAX_HEAD_BYTES or len(self._fields) > MAX_TRAILERS:
+            raise BadFraming
 
 
 class UntilCloseBody:
     """A body that ends where its connection does (RFC 9112, section 6.3)."""
 
     trailers: Fields = ()
+    has_more = False
 
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
         """Take bytes; see `Body`."""

@@ -19,11 +19,12 @@ BAD_REQUEST_LINE = "the request line is not `METHOD target HTTP/1.x` with single
 UNTIL_CLOSE = -1
 CHUNKED = -2
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/1\.([01])")
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?")
-_TOKEN_START = re.compile(_TOKEN)
-FIELD_LINE = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]++) HTTP/1\.([01])")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\x00-\x08\x0a-\x1f\x7f]*+))?")
+_TOKEN_START = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
+# Possessive, so that no line takes more than one look at each byte: blanks may stand in the value, too.
+FIELD_LINE = re.compile(rb"(" + _TOKEN + rb"):[ \t]*+([^\x00-\x08\x0a-\x1f\x7f]*+)")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")  # a leading zero is octal to some readers
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _SEEN = frozenset((b"host", b"content-length", b"transfer-encoding"))
@@ -75,13 +76,53 @@ def can_become_a_head(data: bytes) -> bool:
     return _TOKEN_START.match(data) is not None and b"\n" not in data
 
 
-def has_bare_lf(data: bytes) -> bool:
-    """Tell whether a line of a head ends in LF alone. If that is its last one, its end would be waited for in vain.
+class HeadEnd:
+    """Finds where a head ends while its bytes come. Each is looked at once, however small the pieces are."""
 
-    Args:
-        data: what has come of the head so far.
-    """
-    return _BARE_LF.search(data) is not None
+    def __init__(self, *, of_request: bool) -> None:
+        """Start.
+
+        Args:
+            of_request: whether it is a request's, whose first line is looked at as soon as it is there, so that another
+                protocol is answered at once.
+        """
+        self._of_request = of_request
+        self._has_line = not of_request
+        self._looked = 0
+
+    def find(self, data: bytes, most: int = MAX_HEAD_BYTES) -> int | None:
+        """Return the position behind the empty line; None while that has not come.
+
+        Args:
+            data: all that has come since the head began: at each call the same, and what has come since.
+            most: bytes that the head may have, without that line.
+
+        Raises:
+            Denied: BAD_REQUEST, HEADERS_TOO_LARGE; of a response UPSTREAM_FAILED.
+        """
+        looked, self._looked = self._looked, len(data)
+        end = data.find(b"\r\n\r\n", max(looked - 3, 0))
+        if (end if end >= 0 else len(data) - 3) > most:  # of four bytes that end it, three may be there
+            raise self._denied(f"head is longer than {most} bytes", Reason.HEADERS_TOO_LARGE)
+        if end >= 0:
+            return end + 4
+        if not self._has_line and not self._can_have_line(data, looked):
+            raise Denied(Reason.BAD_REQUEST, BAD_REQUEST_LINE)
+        if _BARE_LF.search(data, looked):  # if that is the last line, its end would be waited for in vain
+            raise self._denied("head holds a line that ends in a bare LF", Reason.BAD_REQUEST)
+        return None
+
+    def _can_have_line(self, data: bytes, looked: int) -> bool:
+        end = data.find(b"\r\n", max(looked - 1, 0))
+        self._has_line = end >= 0
+        if self._has_line:
+            return _REQUEST_LINE.fullmatch(data, 0, end) is not None
+        return _TOKEN_START.match(data) is not None and data.find(b"\n", looked) < 0
+
+    def _denied(self, what: str, reason: Reason) -> Denied:
+        if self._of_request:
+            return Denied(reason, f"the {what}")
+        return Denied(Reason.UPSTREAM_FAILED, f"the upstream's {what}")
 
 
 def read_request_head(head: bytes) -> RequestHead:

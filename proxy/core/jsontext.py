@@ -64,7 +64,7 @@ _skip_members = cast(_AlwaysMatch, re.compile(rb"(?:%s%s%s,%s)*+" % (_MEMBER_STA
 
 _match_value = re.compile(rb"(?:(%s)|[\[{])%s" % (_SIMPLE, _BLANK)).match
 _match_member_start = re.compile(rb'"(%s)"%s:%s' % (_NAME_TEXT, _BLANK, _BLANK)).match
-_find_structure = re.compile(rb"%s|\[%s\]|[\[\]{},]" % (_STRING, _BLANK)).finditer
+_find_structure = re.compile(rb"%s|\[%s\]|[\[\]{},]" % (_STRING + rb"?+", _BLANK)).finditer
 _string_pattern = re.compile(_STRING)
 _is_name = re.compile(rb'"%s"' % _NAME_TEXT).fullmatch
 

@@ -31,7 +31,6 @@ P256_BYTES = 32
 X25519_BYTES = 32
 
 _PEM_BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
-_PEM_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.+?-----END \1-----", re.DOTALL)
 _PUBLIC_PEM = (b"PUBLIC KEY", b"RSA PUBLIC KEY", b"CERTIFICATE")
 _PRIVATE_PEM = (b"PRIVATE KEY", b"EC PRIVATE KEY", b"RSA PRIVATE KEY")
 _SECRET_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
@@ -207,13 +206,15 @@ def read_material(data: bytes) -> tuple[Material, Mapping[str, object]]:
 
 def _material_of_pem(data: bytes) -> Material:
     # `openssl ecparam -genkey` writes the curve's name in a block of its own, before the key that has it, too.
-    begun = [label for label in _PEM_BEGIN.findall(data) if label != b"EC PARAMETERS"]
-    blocks = [found for found in _PEM_BLOCK.finditer(data) if found[1] != b"EC PARAMETERS"]
+    begun = [found for found in _PEM_BEGIN.finditer(data) if found[1] != b"EC PARAMETERS"]
     if len(begun) != 1:
         raise BadKey(f"the PEM file begins {len(begun)} keys or certificates; it must have exactly one")
-    if len(blocks) != 1:
+    label: bytes = begun[0][1]
+    last_line = b"-----END %s-----" % label
+    end = data.find(last_line, begun[0].end())
+    if end < 0:
         raise BadKey("the PEM block is cut short: it has no END line of the same type")
-    block, label = blocks[0][0], blocks[0][1]
+    block = data[begun[0].start() : end + len(last_line)]
     if label == b"ENCRYPTED PRIVATE KEY" or b"Proc-Type: 4,ENCRYPTED" in block:
         raise BadKey("the private key is encrypted with a passphrase; decrypt it first (openssl pkey -in FILE)")
     if label not in _PUBLIC_PEM + _PRIVATE_PEM:

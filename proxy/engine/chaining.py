@@ -25,13 +25,13 @@ from mitmproxy.proxy.context import Context
 from addons.exchange import Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
-from proxy.core.heads import MAX_HEAD_BYTES
+from proxy.core.heads import HeadEnd
 from proxy.core.policy import UpstreamProxy
 from proxy.core.transport import own_listener
 from proxy.engine.dialling import check_address, connect, is_loopback, local_address_to
 from proxy.engine.pairs import Ending, PairedSocket, paired_sockets, say_ending
 from proxy.engine.reading import Reading
-from proxy.engine.upstream import NoResponses, UpstreamConnection, secure
+from proxy.engine.upstream import MAX_INTERIM, NoResponses, UpstreamConnection, secure
 
 if TYPE_CHECKING:
     from proxy.engine.server import Engine
@@ -127,6 +127,8 @@ class _Link(NoResponses, Reading):
         self._outer = outer
         self._inner = inner
         self._head = b""
+        self._head_end = HeadEnd(of_request=False)
+        self._interim = 0
         self._inner_has_ended = False
         self._outer_has_ended = False
         self._last_activity = loop.time()
@@ -209,12 +211,17 @@ class _Link(NoResponses, Reading):
             self.transport.write(data)
             return
         self._head += data
-        while _INTERIM.match(self._head) and (end := self._head.find(b"\r\n\r\n")) >= 0:
-            self._head = self._head[end + 4 :]
-        end = self._head.find(b"\r\n\r\n")
-        if end < 0:
-            if len(self._head) > MAX_HEAD_BYTES:
-                self._refuse("sent a head without an end")
+        try:
+            while (end := self._head_end.find(self._head)) is not None and _INTERIM.match(self._head):
+                self._head, self._head_end = self._head[end:], HeadEnd(of_request=False)
+                self._interim += 1
+                if self._interim > MAX_INTERIM:
+                    self._refuse("sends interim responses (1xx) without an end")
+                    return
+        except Denied:
+            self._refuse("sent a head without an end")
+            return
+        if end is None:
             return
         status = _STATUS.match(self._head)
         if status is None:
@@ -226,7 +233,7 @@ class _Link(NoResponses, Reading):
             self._refuse(f"answered CONNECT with {status[1].decode('ascii')}", hint)
         else:
             self._answer.set_result(None)
-            if rest := self._head[end + 4 :]:
+            if rest := self._head[end:]:
                 self.transport.write(rest)
 
     def _refuse(self, what: str, hint: str = "") -> None:

@@ -232,8 +232,7 @@ class Conversation:
             self._unreachable(Denied(Reason.UPSTREAM_FAILED, early))
             return
         self.upstream = upstream
-        if self.app.is_congested:
-            upstream.transport.pause_reading()
+        upstream.hold("app", self.app.is_congested)
         self.exchange.upstream = upstream.record
         self.flow.server_conn = upstream.server
         self.app.hold("dialling", False)
@@ -430,10 +429,7 @@ class Conversation:
     def app_congested(self, is_congested: bool) -> None:
         """The app takes nothing more for now, or again."""
         if self.upstream is not None and not self.upstream.transport.is_closing():
-            if is_congested:
-                self.upstream.transport.pause_reading()
-            else:
-                self.upstream.transport.resume_reading()
+            self.upstream.hold("app", is_congested)
             self._count_time()
 
     def switched_end(self) -> None:

@@ -4,6 +4,7 @@ Rules of this module:
 
 - A head is read strictly, within the policy's limits; what cannot become one is answered at once.
 - The next request is not looked at before the one in hand has its response: pipelining keeps its order.
+- Of very many small chunks that come at once, some are read; the rest has a later turn, after everybody else's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from addons.exchange import Exchange, problem_response
 from proxy.core.decisions import Denied, Reason
 from proxy.core.framing import BadFraming, Body, body_of
-from proxy.core.heads import BAD_REQUEST_LINE, MAX_HEAD_BYTES, can_become_a_head, has_bare_lf, read_request_head
+from proxy.core.heads import MAX_HEAD_BYTES, HeadEnd, read_request_head
 from proxy.core.hops import trailers_to_relay
 from proxy.engine.connect import Connect
 from proxy.engine.conversation import Conversation
@@ -46,7 +47,9 @@ class AppHttp1:
         self._entry = entry
         self.conversation: Conversation | Connect | None = None
         self._unread = b""
+        self._head_end = HeadEnd(of_request=True)
         self._body: Body | None = None
+        self._waits_for_turn = False
         self._has_ended = False
 
     def feed(self, data: bytes) -> None:
@@ -87,19 +90,14 @@ class AppHttp1:
         stripped = self._unread
         if stripped in (b"", b"\r"):
             return False
-        end = stripped.find(b"\r\n\r\n")
         try:
             limits = self.app.session.policy.limits
-            if (end if end >= 0 else len(stripped)) > limits.header_bytes:
-                raise Denied(Reason.HEADERS_TOO_LARGE, f"the head is longer than {limits.header_bytes} bytes")
-            if end < 0:
-                if not can_become_a_head(stripped):
-                    raise Denied(Reason.BAD_REQUEST, BAD_REQUEST_LINE)
-                if has_bare_lf(stripped):
-                    raise Denied(Reason.BAD_REQUEST, "the head holds a line that ends in a bare LF")
+            end = self._head_end.find(stripped, limits.header_bytes)
+            if end is None:
                 return False
-            self._unread = stripped[end + 4 :]
-            head = read_request_head(stripped[: end + 4])
+            self._head_end = HeadEnd(of_request=True)
+            self._unread = stripped[end:]
+            head = read_request_head(stripped[:end])
             if len(head.fields) > limits.header_count:
                 raise Denied(Reason.HEADERS_TOO_LARGE, f"there are more than {limits.header_count} header fields")
             inside, is_tls, front = self._inside, self.app.tls is not None, None
@@ -137,7 +135,7 @@ class AppHttp1:
     def _read_body(self, body: Body) -> bool:
         conversation = self.conversation
         assert isinstance(conversation, Conversation)
-        if not self._unread:
+        if not self._unread and not body.has_more:
             return False
         data, self._unread = self._unread, b""
         try:
@@ -148,10 +146,21 @@ class AppHttp1:
         if piece:
             conversation.request_data(piece)
         if rest is None:
+            if body.has_more and not self._waits_for_turn:
+                self._waits_for_turn = True
+                self.app.hold("turn", True)
+                self.app.loop.call_soon(self.app.guarded, self._take_turn)
             return False
         self._body, self._unread = None, rest
         conversation.request_end(trailers_to_relay(body.trailers))
         return True
+
+    def _take_turn(self) -> None:
+        self._waits_for_turn = False
+        self.app.hold("turn", False)
+        self.advance()
+        if self._has_ended and not self._waits_for_turn and not self.app.is_closing:
+            self.eof()
 
     def next(self, *, keep_alive: bool) -> None:
         """Go on after a conversation."""
@@ -180,6 +189,8 @@ class AppHttp1:
     def eof(self) -> None:
         """The app will send no more. A request that is whole still gets its response, and so do those behind it."""
         self._has_ended = True
+        if self._waits_for_turn:
+            return  # what it has sent is not all read yet
         if self._body is not None and self.conversation is not None:
             self.conversation.gone()
         elif self.conversation is None:

@@ -3,7 +3,7 @@
 Rules of this module:
 
 - One reader of heads and one of chunks for all upstreams, whatever the app speaks.
-- What came at once is one piece, however many chunks it was.
+- What came at once is one piece, unless it was very many chunks: the rest of those has a later turn.
 - A body that only its connection ends is whole only if the upstream said so.
 """
 
@@ -20,13 +20,15 @@ from mitmproxy.proxy.layers.http._http1 import Http1Client
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.framing import BadFraming, ChunkedBody
-from proxy.core.heads import CHUNKED, MAX_HEAD_BYTES, ResponseHead, has_bare_lf, read_response_head
+from proxy.core.heads import CHUNKED, HeadEnd, ResponseHead, read_response_head
 from proxy.core.hops import without_framing
+from proxy.engine.http2 import AwaitTurn
 from proxy.engine.messages import response_of
 from proxy.engine.upstream import MAX_INTERIM
 
 if TYPE_CHECKING:
     from h11._receivebuffer import ReceiveBuffer
+    from mitmproxy.proxy.context import Context
 
 Commands = layer.CommandGenerator[None]
 
@@ -37,6 +39,7 @@ class ChunkedReader:
     def __init__(self) -> None:
         self._body = ChunkedBody()
         self._has_ended = False
+        self.waits_for_turn = False  # it has more to give, but not now
 
     def __call__(self, buffer: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
         """Return the next event, taking its bytes out of the buffer, or None if there is none yet.
@@ -46,13 +49,16 @@ class ChunkedReader:
         """
         if self._has_ended:
             return h11.EndOfMessage()
-        data = buffer.maybe_extract_at_most(len(buffer))
-        if not data:
+        if self.waits_for_turn:
+            return None
+        data = buffer.maybe_extract_at_most(len(buffer)) or b""
+        if not data and not self._body.has_more:
             return None
         try:
             piece, rest = self._body.feed(bytes(data))
         except BadFraming:
             raise h11.RemoteProtocolError("the body is not framed as its head says") from None
+        self.waits_for_turn = self._body.has_more
         if rest is not None:
             self._has_ended = True
             buffer += rest
@@ -77,6 +83,34 @@ class Http1Upstream(Http1Client):
     """The upstream's side of HTTP/1."""
 
     _interim = 0  # responses so far; one connection serves one request
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._head_end = HeadEnd(of_request=False)
+        self._chunks: ChunkedReader | None = None
+        self._end: events.ConnectionClosed | None = None  # it has ended, while a body has a turn to come
+
+    def _handle_event(self, event: events.Event) -> Commands:
+        if isinstance(event, events.Wakeup):
+            yield from self._take_turn()
+        elif self._chunks is None or not self._chunks.waits_for_turn:
+            yield from super()._handle_event(event)
+        elif isinstance(event, events.DataReceived):
+            self.buf += event.data
+        elif isinstance(event, events.ConnectionClosed):
+            self._end = event
+        else:
+            yield from super()._handle_event(event)
+
+    def _take_turn(self) -> Commands:
+        if self._chunks is not None:
+            self._chunks.waits_for_turn = False
+        if self.state != self.read_body:
+            return  # nobody wants the rest any more
+        yield from self.read_body(events.DataReceived(self.conn, b""))
+        if self._end is not None and self._chunks is not None and not self._chunks.waits_for_turn:
+            end, self._end = self._end, None
+            yield from super()._handle_event(end)
 
     def send(self, event: http_events.HttpEvent) -> Commands:
         """Send to the upstream what the app may have sent as HTTP/2, where neither a length nor trailers are special.
@@ -116,7 +150,8 @@ class Http1Upstream(Http1Client):
         self.response = response_of(head, head.fields if head.status != 204 else without_framing(head.fields))
         yield ReceiveHttp(http_events.ResponseHeaders(self.stream_id, self.response, size == 0))
         if size == CHUNKED:
-            self.body_reader = ChunkedReader()  # type: ignore[assignment]  # read as h11's is
+            self._chunks = ChunkedReader()
+            self.body_reader = self._chunks  # type: ignore[assignment]  # read as h11's is
         else:
             self.body_reader = _http1.make_body_reader(size)
         self.state = self.read_body
@@ -129,14 +164,12 @@ class Http1Upstream(Http1Client):
             Denied: UPSTREAM_FAILED: what came is no head, or none of a response that may come here.
         """
         while True:
-            data = bytes(self.buf)
-            end = data.find(b"\r\n\r\n")
-            if (end if end >= 0 else len(data)) > MAX_HEAD_BYTES or (end < 0 and has_bare_lf(data)):
-                raise Denied(Reason.UPSTREAM_FAILED, "the upstream's head has no end")
-            if end < 0:
+            end = self._head_end.find(data := bytes(self.buf))
+            if end is None:
                 return None
-            self.buf.maybe_extract_at_most(end + 4)
-            head = read_response_head(data[: end + 4])
+            self._head_end = HeadEnd(of_request=False)
+            self.buf.maybe_extract_at_most(end)
+            head = read_response_head(data[:end])
             if head.status >= 200:
                 return head
             self._interim += 1
@@ -161,3 +194,5 @@ class Http1Upstream(Http1Client):
             )
             return
         yield from super().read_body(event)
+        if self._chunks is not None and self._chunks.waits_for_turn:
+            yield AwaitTurn(self.conn)

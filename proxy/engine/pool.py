@@ -67,7 +67,7 @@ class Pool:
         upstream.receiver = None
         upstream.idle_since = self._loop.time()
         upstream.on_idle_end = self._forget
-        upstream.transport.resume_reading()
+        upstream.hold("app", False)
         idle.append(upstream)
         self._size += 1
         if self._timer is None:

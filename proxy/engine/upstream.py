@@ -6,6 +6,7 @@ Rules of this module:
 - A response is read strictly; whatever is not plain HTTP/1 ends the connection.
 - A connection is reused only after a response that was complete, framed and not followed by anything.
 - What comes before a request has been sent is no answer to it, whatever it looks like, and ends the connection.
+- Of very many small chunks that come at once, some are read; the rest has a later turn, and so has the end behind them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from OpenSSL import SSL
 from addons.exchange import Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.core.framing import BadFraming, Body, UntilCloseBody, body_of
-from proxy.core.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, ResponseHead, has_bare_lf, read_response_head
+from proxy.core.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, HeadEnd, ResponseHead, read_response_head
 from proxy.core.hops import keeps_alive, trailers_to_relay
 from proxy.engine.dispatch import HookFailed
 from proxy.engine.pairs import Ending, ending_of, say_ending
@@ -48,6 +49,7 @@ HANDSHAKE_SECONDS = 10.0
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
 MAX_INTERIM = 20  # responses (1xx) to one request, before its final one
 FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
+_TURN = "turn"
 
 
 class Receiver(Protocol):
@@ -116,7 +118,10 @@ class UpstreamConnection(Reading):
         self.on_idle_end: Callable[[UpstreamConnection], None] | None = None
         self._ready: asyncio.Future[None] | None = None
         self._unread = b""  # of a head that is not whole yet
+        self._head_end = HeadEnd(of_request=False)
         self._body: Body | None = None
+        self._holds: set[str] = set()  # why nothing is read for now
+        self._end_then: bool | None = None  # it has ended, and whether broken, while a body has a turn to come
         self._method = b""
         self._began = False
         self._request_done = False
@@ -249,7 +254,7 @@ class UpstreamConnection(Reading):
         self._began = self._request_done = False
         self._interim = 0
         self._body = None
-        self._unread = b""
+        self._unread, self._head_end = b"", HeadEnd(of_request=False)
 
     def send(self, data: bytes) -> None:
         """Send a piece of the request."""
@@ -261,6 +266,19 @@ class UpstreamConnection(Reading):
         except SSL.Error:  # the peer closed the session meanwhile: the response, or its failure, says so
             return
         self._write(self.tls.outgoing())
+
+    def hold(self, why: str, is_held: bool) -> None:
+        """Stop reading from the upstream while there is any reason to."""
+        if is_held:
+            self._holds.add(why)
+        else:
+            self._holds.discard(why)
+        if self.transport.is_closing():
+            return
+        if self._holds:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
 
     def carry(self, receiver: Receiver) -> None:
         """Carry bytes that are not HTTP."""
@@ -353,7 +371,7 @@ class UpstreamConnection(Reading):
         self._began = True
         rest: bytes | None = data
         try:
-            while rest and self.receiver is not None and not self._switched:
+            while rest is not None and self.receiver is not None and not self._switched:
                 rest = self._read_head(rest) if self._body is None else self._read_body(self._body, rest)
         except Denied as denied:
             self._fail(denied)
@@ -364,16 +382,12 @@ class UpstreamConnection(Reading):
         """Read a head; return what follows it, or None if it is not whole yet."""
         assert self.receiver is not None
         data = self._unread + data
-        end = data.find(b"\r\n\r\n")
-        if (end if end >= 0 else len(data)) > MAX_HEAD_BYTES:
-            raise Denied(Reason.UPSTREAM_FAILED, f"the upstream's head is longer than {MAX_HEAD_BYTES} bytes")
-        if end < 0:
-            if has_bare_lf(data):
-                raise Denied(Reason.UPSTREAM_FAILED, "the upstream's head holds a line that ends in a bare LF")
+        end = self._head_end.find(data)
+        if end is None:
             self._unread = data
             return None
-        self._unread = b""
-        head, rest = read_response_head(data[: end + 4]), data[end + 4 :]
+        self._unread, self._head_end = b"", HeadEnd(of_request=False)
+        head, rest = read_response_head(data[:end]), data[end:]
         if head.status == 101:
             self._switched = True
             self.receiver.response_head(head)
@@ -417,7 +431,20 @@ class UpstreamConnection(Reading):
             self.receiver.response_data(piece)
         if rest is not None and self.receiver is not None:
             self._complete(rest, trailers_to_relay(body.trailers))
+        elif body.has_more and _TURN not in self._holds:
+            self.hold(_TURN, True)
+            asyncio.get_running_loop().call_soon(self._guarded, self._take_turn, body)
         return None
+
+    def _take_turn(self, body: Body) -> None:
+        self.hold(_TURN, False)
+        if self._body is not body or self.receiver is None:
+            return  # nobody wants the rest any more
+        self._take(b"")
+        end, receiver = self._end_then, self.receiver
+        if end is not None and receiver is not None and _TURN not in self._holds:
+            self._end_then = None
+            self._ended(end)
 
     def _complete(self, rest: bytes, trailers: Fields = ()) -> None:
         receiver, self.receiver = self.receiver, None
@@ -434,6 +461,10 @@ class UpstreamConnection(Reading):
     def _ended(self, is_broken: bool = False) -> None:
         if self.receiver is None:
             self._end_idle()
+            return
+        if _TURN in self._holds:
+            self._end_then = is_broken or bool(self._end_then)
+            self._can_reuse = False
             return
         # Over TLS a body that ends with its connection is whole only if the upstream said so (RFC 9112, section 9.8).
         is_all = self.tls.was_closed if self.tls is not None else ending_of(self._connection) is Ending.IN_ORDER

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import (
+    BAD_REQUEST_LINE,
     CHUNKED,
+    MAX_HEAD_BYTES,
     UNTIL_CLOSE,
+    HeadEnd,
     RequestHead,
     ResponseHead,
     can_become_a_head,
-    has_bare_lf,
     read_request_head,
     read_response_head,
 )
@@ -229,11 +231,54 @@ def test_what_can_never_become_a_head_is_known_early(data: bytes) -> None:
     assert not can_become_a_head(data)
 
 
-@pytest.mark.parametrize("data", [b"\n", b"a\n", b"a\r\n\n", b"a\n\r\n", b"a\r\nb\n", b"a\r\r\n\n"])
-def test_a_line_feed_that_ends_a_line_alone_is_known_before_the_end_of_the_head(data: bytes) -> None:
-    assert has_bare_lf(data)
-    assert not has_bare_lf(re.sub(rb"(?<!\r)\n", b"\r\n", data))  # the twin
-    assert not has_bare_lf(b"a\r")
+def find_end(data: bytes, *, of_request: bool, step: int, most: int = MAX_HEAD_BYTES) -> int | None:
+    """Return what is found once these bytes have come in pieces."""
+    end, found = HeadEnd(of_request=of_request), None
+    for at in range(0, len(data), step):
+        found = end.find(data[: at + step], most)
+        if found is not None:
+            break
+    return found
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 1000])
+class TestHeadEnd:
+    @pytest.mark.parametrize("head", [GOOD, b"GET / HTTP/1.1\r\n\r\n"])
+    def test_it_is_found_however_the_bytes_come(self, head: bytes, step: int) -> None:
+        for of_request in (True, False):
+            assert find_end(head + b"rest", of_request=of_request, step=step) == len(head)
+            assert find_end(head[:-1], of_request=of_request, step=step) is None
+
+    @pytest.mark.parametrize("data", [b"a\n", b"a: b\r\n\n", b"a\n\r\n", b"a: b\r\nb\n", b"a\r\r\n\n", b"\n"])
+    def test_a_line_feed_that_ends_a_line_alone_is_known_before_the_end(self, data: bytes, step: int) -> None:
+        with pytest.raises(Denied, match="the upstream's head holds a line that ends in a bare LF") as denied:
+            find_end(data, of_request=False, step=step)
+        assert denied.value.reason is Reason.UPSTREAM_FAILED
+        with pytest.raises(Denied, match="the head holds a line that ends in a bare LF") as denied:
+            find_end(b"GET / HTTP/1.1\r\n" + data, of_request=True, step=step)
+        assert denied.value.reason is Reason.BAD_REQUEST
+        twin = re.sub(rb"(?<!\r)\n", b"x\r\n", data)
+        find_end(twin, of_request=False, step=step)
+
+    def test_one_that_is_too_long_is_refused_whether_it_ends_or_not(self, step: int) -> None:
+        for data in (GOOD, GOOD[:-1]):
+            assert find_end(data, of_request=True, step=step, most=len(GOOD) - 4) == (
+                len(GOOD) if data == GOOD else None
+            )
+            with pytest.raises(Denied) as denied:
+                find_end(data, of_request=True, step=step, most=len(GOOD) - 5)
+            assert denied.value.reason is Reason.HEADERS_TOO_LARGE
+            with pytest.raises(Denied) as denied:
+                find_end(data, of_request=False, step=step, most=len(GOOD) - 5)
+            assert denied.value.reason is Reason.UPSTREAM_FAILED
+
+    @pytest.mark.parametrize(
+        "data", [b"\x16\x03", b" GET", b"GET / HTTP/1.1\n", b"SSH-2.0-OpenSSH_9.9\r\n", b"GET /\r\n"]
+    )
+    def test_a_request_that_is_none_is_known_by_its_first_line(self, data: bytes, step: int) -> None:
+        with pytest.raises(Denied) as denied:
+            find_end(data, of_request=True, step=step)
+        assert (denied.value.reason, denied.value.detail) == (Reason.BAD_REQUEST, BAD_REQUEST_LINE)
 
 
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\r\n"

@@ -1,0 +1,419 @@
+"""Whatever reads what a peer sent takes linear time: unfriendly text of the greatest size, at each of them.
+
+`READERS` has them all: each is tried on short units over and over, behind what leads to where they cost most, and
+before what makes them fail. `tests/test_linear_regexes.py` does the same for each regular expression by itself; here it
+is the code round them: loops, joins, look-ups from the start.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date
+
+import pytest
+
+from proxy.core import (
+    appview,
+    bodies,
+    cookies,
+    credentials,
+    encodings,
+    heads,
+    hops,
+    hsts,
+    jose,
+    names,
+    problems,
+    responses,
+)
+from proxy.core.addresses import parse_ip
+from proxy.core.decisions import Denied
+from proxy.core.destinations import Destination, canonical_host, parse_authority
+from proxy.core.fields import Job, splice
+from proxy.core.framing import BadFraming, ChunkedBody
+from proxy.core.jsontext import find_spans, string_value
+from proxy.core.jwe import JweError, open_token
+from proxy.core.keymaterial import Alg, SecretBytes
+from proxy.core.keys import Bind, Key, KeySet
+from proxy.core.place import Place
+from proxy.core.policy import PathGlob, When
+from proxy.core.readings import readings, with_body
+from proxy.core.redirects import Trail
+from proxy.core.selectors import parse_selector
+from proxy.engine.messages import request_of
+from proxy.engine.sniffing import listen
+from tests.growth import TOO_MUCH, growth
+
+HEAD = 64 * 1024
+BODY = 1024 * 1024
+TOKEN = 1024 * 1024
+A, B = Destination("a.example", 80), Destination("a.example", 443)
+VIEW = appview.View(A, lambda _: B, lambda _: A)
+WAY = cookies.Way(over_tls=True, is_translated=True, host="a.b.c.d.example")
+KEY = Key("k", Alg.A256KW, SecretBytes(bytes(32)))
+KEYS = KeySet("keys", Alg.A256KW, KEY, (), Bind.PLACE)
+GLOBS = tuple(PathGlob.parse(text) for text in ("/v1/**/a*b*c/**/x*y", "/**/a/*/**/b", "/a/**/**/c*c*c", "/*a*a*a"))
+SELECTORS = [parse_selector(text) for text in ("$..ssn", "$.a[-1].b", "$.*[*]..x")]
+
+COMMON = (
+    *(" ", "\t", "a", "0", ".", ",", ";", ":", "=", "/", '"', '\\"', "\\", "'", "<", ">", "[", "]", "(", "%", "-", "_"),
+    *("@", "&", "?", "#", "*", "~", "é", "a,", "a;", "a=", "a=b;", "a.", ".a", ":a", " a", "a ", ", ", "; ", '"a"'),
+    *('"\\', "%2f", "/.", "../", "/a", "//", "<a>;", "<", '"<', "=,", "q=0,", "http://", "charset", "charset="),
+    *("proto=", "url="),
+)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Something that reads what a peer sent.
+
+    Attributes:
+        read: takes a text.
+        most: its greatest length.
+        leads: what may stand before the units.
+        ends: what may stand behind them.
+        units: further units.
+        is_plain: whether these are all that make sense.
+    """
+
+    read: Callable[[str], object]
+    most: int = HEAD
+    leads: Sequence[str] = ("",)
+    ends: Sequence[str] = ("", "\x01")
+    units: Sequence[str] = ()
+    is_plain: bool = False
+
+
+def field(value: str) -> bytes:
+    return value.encode("latin-1", "replace")
+
+
+def chunks(text: str) -> None:
+    ChunkedBody().feed(field(text))
+
+
+def dripped(text: str) -> None:
+    body = ChunkedBody()
+    for at in range(len(text)):
+        body.feed(field(text[at]))
+
+
+def end_of_head(text: str, *, of_request: bool, step: int = HEAD) -> None:
+    data, end = field(text), heads.HeadEnd(of_request=of_request)
+    for at in range(0, len(data), step):
+        end.find(data[: at + step])
+
+
+def json_text(text: str) -> None:
+    find_spans(text.encode(), [SELECTORS])
+
+
+def spliced(text: str) -> None:
+    splice(text.encode(), [Job(tuple(SELECTORS), lambda value, _: value)])
+
+
+def opened(header: str) -> None:
+    open_token(f"{jose.base64url(header.encode())}.a.a.a.a", KEYS, Place("a", "$"), date(2026, 1, 1))
+
+
+def response(name: bytes) -> Callable[[str], object]:
+    return lambda value: appview.response_fields(((name, field(value)),), VIEW, "http://a.example")
+
+
+def request(name: bytes) -> Callable[[str], object]:
+    return lambda value: appview.request_fields(((name, field(value)),), VIEW)
+
+
+def redirect(location: str, path: str = "/") -> None:
+    Trail().follow("GET", 301, A, path, ((b"Location", field(location)),))
+
+
+def head(line: str) -> Callable[[str], object]:
+    return lambda text: heads.read_request_head(field(line.replace("@", text)) + b"\r\nHost: a\r\n\r\n")
+
+
+def target(text: str) -> None:
+    request_of(heads.RequestHead(b"GET", field(text), True, (), 0), None, is_tls=False)
+
+
+def members(text: str) -> None:
+    """Read a gzip file of as many tiny members as fit into so many bytes."""
+    member = gzip.compress(b"", mtime=0)
+    encodings.decode(member * (len(text) // len(member)), encodings.Encoding.GZIP, BODY)
+
+
+def when(path: str) -> None:
+    When(None, GLOBS).applies(readings("GET", path))
+
+
+def with_fields(*names: bytes) -> Callable[[str], object]:
+    return lambda text: readings("POST", "/", fields=tuple((name, field(text)) for name in names))
+
+
+READERS: dict[str, Reader] = {
+    "a query": Reader(
+        lambda text: readings("POST", "/", text),
+        leads=("", "_method="),
+        units=("_", "_method=a&", "_method", "x-http-method-", "%5f", "&_"),
+    ),
+    "an override of the method": Reader(with_fields(b"X-HTTP-Method-Override"), units=("PUT,", "-")),
+    "an override of the path": Reader(
+        with_fields(b"X-Original-URL", b"X-Forwarded-Prefix"), leads=("", "/", "http:", "http://"), units=("/a?", "+")
+    ),
+    "a form": Reader(
+        lambda text: with_body(readings("POST", "/"), text.encode(), ["multipart/form-data"]),
+        BODY // 8,
+        leads=("", "content-disposition:", 'content-disposition: form-data; name="'),
+        units=(
+            "_",
+            "_method=a&",
+            "_method",
+            "x-http-method-",
+            "%5f",
+            "&_",
+            "content-disposition",
+            'name="',
+            "\r\n a",
+            "a",
+        ),
+        is_plain=True,
+    ),
+    "JSON that may name a method": Reader(
+        lambda text: with_body(readings("POST", "/"), text.encode(), ["application/json"]),
+        BODY // 8,
+        leads=("", "{"),
+        ends=("", '"_method":"PUT"}'),
+        units=('"_method":"PUT",', "\\u005f", '"a":1,', '{"_method":'),
+        is_plain=True,
+    ),
+    "a request's method": Reader(head("@ / HTTP/1.1")),
+    "a request's target": Reader(head("GET @ HTTP/1.1"), leads=("", "/", "http://")),
+    "a request's version": Reader(head("GET / HTTP/@")),
+    "a field's name": Reader(head("GET / HTTP/1.1\r\n@: a"), units=("\r\na: ",)),
+    "a field's value": Reader(head("GET / HTTP/1.1\r\nX: @"), units=("\r\n", "\r\nX: a", "\r\n ")),
+    "Content-Length": Reader(head("GET / HTTP/1.1\r\nContent-Length: @"), units=("1",)),
+    "Transfer-Encoding": Reader(head("GET / HTTP/1.1\r\nTransfer-Encoding: @"), units=("chunked,",)),
+    "a response's head": Reader(lambda text: heads.read_response_head(field(f"HTTP/1.1 200 {text}\r\n\r\n"))),
+    "a response's status line": Reader(lambda text: heads.read_response_head(field(f"HTTP/1.1 {text}\r\n\r\n"))),
+    "what may become a head": Reader(lambda text: heads.can_become_a_head(field(text)), leads=("", "GET ")),
+    "the end of a request's head": Reader(lambda text: end_of_head(text, of_request=True), units=("\r", "\r\n", "\n")),
+    "the end of a request's head, byte by byte": Reader(
+        lambda text: end_of_head(text, of_request=True, step=1),
+        HEAD // 4,
+        leads=("", "GET /", "GET / HTTP/1.1\r\n"),
+        ends=("",),
+        units=("a", "\r", "a: b\r\n"),
+        is_plain=True,
+    ),
+    "the end of a response's head, byte by byte": Reader(
+        lambda text: end_of_head(text, of_request=False, step=1),
+        HEAD // 4,
+        ends=("",),
+        units=("a", "\r", "a: b\r\n"),
+        is_plain=True,
+    ),
+    "an absolute target": Reader(target, leads=("", "/", "http://", "https://a", "ws://a?", "http://a:")),
+    "Connection": Reader(lambda text: hops.without_hop(((b"Connection", field(text)),)), units=("close,",)),
+    "Upgrade": Reader(lambda text: hops.without_hop(((b"Upgrade", field(text)), (b"Connection", b"upgrade")))),
+    "a trailer's name": Reader(
+        lambda text: hops.trailers_to_relay(((field(text), b""),)),
+        leads=("", "content-", "content-security-policy", "x-forwarded-", "access-control-"),
+        units=("a_", "content-", "if-", "proxy-", "x-http-method"),
+    ),
+    "Max-Forwards": Reader(lambda text: hops.one_forward_less(((b"Max-Forwards", field(text)),))),
+    "Via": Reader(
+        lambda text: hops.has_come_through([text], "a"), units=("1.1 a,", "1.1 (", "1 a a"), leads=("", "1.1 ")
+    ),
+    "Set-Cookie": Reader(
+        lambda text: cookies.Cookies("tag").received(((b"Set-Cookie", field(text)),), WAY, frozenset(("a",))),
+        leads=("", "a=b;", "__Host-a=b; Secure; ", "a=b; domain=", "_oc0123456789abcdef_"),
+        units=("secure;", "domain=a;", "path=/;", "_oc", "__Host-"),
+    ),
+    "Cookie": Reader(
+        lambda text: cookies.Cookies("tag").sent(((b"Cookie", field(f"_oc;{text}")),), WAY),
+        leads=("", "_oc0123456789abcdef_"),
+        units=("_oc0123456789abcdef_a=b;", "_oc;"),
+    ),
+    "the names of cookies": Reader(lambda text: cookies.names_sent(((b"Cookie", field(text)),))),
+    "Strict-Transport-Security": Reader(hsts.parse_field, leads=("", "max-age=", 'a="'), units=("max-age=1;", 'a="')),
+    "a redirect's Location": Reader(
+        redirect, leads=("", "http://", "http://a/", "//", "?", "#"), units=("./", "a/../")
+    ),
+    "the path of a redirected request": Reader(
+        lambda text: redirect("http://a.example/", f"/{text}"), units=("a/../",)
+    ),
+    "a relative redirect": Reader(lambda text: redirect("../" * (len(text) // 3), f"/{text}"), units=("a/",)),
+    "a host": Reader(canonical_host, leads=("", "[", "[::", "1.", "0x"), units=("::", "xn--")),
+    "an authority": Reader(lambda text: parse_authority(text, 80), leads=("", "[", "a:", "[::1]:")),
+    "an address": Reader(parse_ip, leads=("", "::", "1.1.1."), units=("::", "1:")),
+    "Host": Reader(lambda text: names.check_host_fields([text], A, 80), leads=("", "a:")),
+    "a TLS server name": Reader(lambda text: names.check_server_name(text, A)),
+    "Proxy-Authorization": Reader(credentials.read_basic, leads=("", "Basic "), units=("YTph", "QUFB")),
+    "Accept": Reader(problems.wants_page, units=("text/html,", "*/*;q=0,", "text/html;q=0;")),
+    "Accept-Encoding": Reader(bodies.acceptable, units=("gzip;q=0,", "br,", "q=0."), leads=("", "gzip;")),
+    "Content-Type": Reader(
+        lambda text: bodies.check_before(bodies.BodyHead([text]), [], date(2026, 1, 1)),
+        leads=("", "application/json;", "a;charset=", 'a; charset="', "a;charset"),
+        units=('charset="', "charset=utf-8;", "charset;", "charset =", "CHARSET"),
+    ),
+    "whether it is JSON": Reader(
+        lambda text: responses.label_of([text]), leads=("", "a/", "a/json"), units=("json", "a/b,", "+json")
+    ),
+    "whether it may be JSON": Reader(
+        lambda text: responses.may_be_json(field(text)), BODY // 8, leads=("", "\xef\xbb\xbf"), units=("\x00", " \x00")
+    ),
+    "If-Match": Reader(
+        lambda text: responses.asked(((b"If-Match", field(text)),)),
+        leads=("", '"', "W/"),
+        units=('W/"a",', "W/", '"a" '),
+    ),
+    "ETag": Reader(lambda text: responses.told(((b"ETag", field(text)),), with_length=True), leads=("", '"', "W/")),
+    "Content-Encoding": Reader(encodings.parse_encoding, units=("gzip,",)),
+    "a path": Reader(when, leads=("", "/", "/v1/", "/v1/a", "/a"), units=("/a/b", "/ab/c", "abc", "/ab", "/v1", "%61")),
+    "a chunk's line": Reader(chunks, leads=("", "1", "1;", "1\r\na\r\n"), units=("f", ";", "1\r\na\r\n", "\r\n", "\r")),
+    "a trailer": Reader(chunks, leads=("0\r\n", "0\r\nX:", "0\r\nX: a"), units=("X: a\r\n", "\r\n", "\r")),
+    "a chunk's line, byte by byte": Reader(
+        dripped, 4096, leads=("1;",), ends=("",), units=("1\r\na\r\n",), is_plain=True
+    ),
+    "a trailer, byte by byte": Reader(
+        dripped, HEAD // 4, leads=("0\r\nX:",), ends=("",), units=("X: a\r\n",), is_plain=True
+    ),
+    "JSON": Reader(
+        json_text,
+        BODY // 8,
+        leads=("", "[", '{"', '{"a":', '["', "[1", '{"a":[1,'),
+        ends=("", "]", '"]', "\x01"),
+        units=(
+            "[",
+            '{"a":',
+            '["\\',
+            "1",
+            "-",
+            "1e",
+            "\\u0061",
+            '"\\',
+            "1,",
+            '"a":1,',
+            "[],",
+            '{"ssn":1},',
+            "true",
+            "[[],",
+        ),
+        is_plain=True,
+    ),
+    "what is selected in JSON": Reader(
+        spliced,
+        BODY // 8,
+        leads=("[", '{"a":['),
+        ends=("1]", '{"ssn":1}]', "1"),
+        units=('{"ssn":1},', '"\\u0073",', "[", "[[1],", '{"a":'),
+        is_plain=True,
+    ),
+    "a JSON string": Reader(lambda text: string_value(f'"{text}"'.encode()), BODY, units=("\\u0061", "\\n", "\\ud83d")),
+    "a token's header": Reader(
+        opened,
+        TOKEN // 4,
+        leads=("", "{", '{"alg":', '{"alg":"', '{"alg":1.', '{"a":['),
+        units=('"a":1,', '{"a":', "[", "1", "\\u0061", "e", '"kid":"', "[[],"),
+    ),
+    "a token": Reader(lambda text: open_token(text, KEYS, None, date(2026, 1, 1)), TOKEN, units=("a.", "AAAA", "....")),
+    "what stands in a token": Reader(jose.unbase64url, TOKEN, units=("AAAA", "____")),
+    "a gzip file's members": Reader(members, BODY // 2, ends=("",), units=("a",), is_plain=True),
+    "the first bytes": Reader(
+        lambda text: listen(field(text)),
+        leads=("", "GET", "\x16\x03\x01", "\x16\x03\x01\x40\x00\x01\x00", "\x16\x03\x01\x00\x01\x01"),
+        units=("\x16\x03\x01\x00\x01\x01", "\x00", "\xff", "\x00\x00\x00\x01", "GET "),
+    ),
+}
+for _name in (
+    "Origin",
+    "Referer",
+    "Destination",
+    "Forwarded",
+    "X-Forwarded-Proto",
+    "X-Forwarded-Port",
+    "Front-End-Https",
+):
+    READERS[_name] = Reader(
+        request(_name.lower().encode()),
+        leads=("", "http://", "http://a", ";proto=", "proto", 'proto="http'),
+        units=("http,", 'proto="http";', ";proto", "; proto = http", "off", "80", ",http"),
+    )
+for _name in (
+    *("Location", "Content-Location", "Access-Control-Allow-Origin", "Timing-Allow-Origin", "Refresh", "Link"),
+    "Content-Security-Policy",
+):
+    READERS[_name] = Reader(
+        response(_name.lower().encode()),
+        leads=("", "https://a", "0;url=", "0", "<https://a", '"'),
+        units=(
+            "https://a,",
+            "0;",
+            "; url =",
+            '<a>; rel="a", ',
+            '"\\"',
+            "<https://a>",
+            "upgrade-insecure-requests;",
+            ";,",
+        ),
+    )
+
+READS_NOTHING_OF = (Denied, BadFraming, JweError, ValueError)
+
+
+def texts(reader: Reader) -> Iterator[tuple[str, Callable[[int], str]]]:
+    units = dict.fromkeys(reader.units if reader.is_plain else (*reader.units, *COMMON))
+    for lead, unit, end in itertools.product(reader.leads, units, reader.ends):
+        yield (
+            f"{lead!r} {unit!r} {end!r}",
+            lambda length, lead=lead, unit=unit, end=end: lead + unit * (length // len(unit) + 1) + end,
+        )
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_it_takes_linear_time(name: str) -> None:
+    reader = READERS[name]
+
+    def read(text: str) -> None:
+        with suppress(*READS_NOTHING_OF):
+            reader.read(text)
+
+    for what, make in texts(reader):
+        assert growth(read, make, reader.most) < TOO_MUCH, what
+
+
+class TestManyFields:
+    """The same for as many fields as there may be: none looks through all the others."""
+
+    @pytest.mark.parametrize("name", [b"Link", b"Set-Cookie", b"Connection", b"Cookie", b"Via", b"Host"])
+    def test_their_number_matters_no_more_than_their_length(self, name: bytes) -> None:
+        def read(fields: heads.Fields) -> None:
+            with suppress(*READS_NOTHING_OF):
+                hops.without_hop(fields)
+                cookies.Cookies("tag").received(fields, WAY)
+                appview.response_fields(cookies.Cookies("tag").sent(fields, WAY), VIEW)
+                heads.read_request_head(
+                    b"GET / HTTP/1.1\r\n" + b"".join(b"%s: %s\r\n" % each for each in fields) + b"\r\n"
+                )
+
+        assert growth(read, lambda count: ((name, b'<https://a>; "'),) * count, 16 * 1024) < TOO_MUCH
+
+
+def test_a_reader_that_does_not_is_found() -> None:
+    def slow(text: str) -> int:
+        return sum(len(text[at:].strip()) for at in range(len(text)))
+
+    assert growth(slow, lambda length: "a" * length, HEAD) >= TOO_MUCH
+
+
+def test_these_texts_reach_what_reads_them() -> None:
+    # Twins: what is read there is not refused at its first byte.
+    assert json.loads(string_value(b'"[1]"') or "") == [1]
+    assert zlib.decompress(gzip.compress(b""), 31) == b""
+    assert appview.response_fields(((b"link", b"<https://a.example/>"),), VIEW) == ((b"link", b"<http://a.example/>"),)
