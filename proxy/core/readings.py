@@ -99,7 +99,9 @@ def readings(method: str, path: str, query: str = "", fields: Fields = ()) -> Re
         if folded in _METHOD_FIELDS:
             methods = _either(methods, _methods(value))
         elif folded in _PATH_FIELDS:
-            there, _, more = _ORIGIN.sub("", value.decode("utf-8", "surrogateescape"), count=1).partition("?")
+            url = value.decode("utf-8", "surrogateescape")
+            origin = _ORIGIN.match(url)
+            there, _, more = url[origin.end() if origin else 0 :].partition("?")
             paths.append(there.partition("#")[0])
             queries.append(more)
         elif folded in _PREFIX_FIELDS:
