@@ -33,7 +33,7 @@ from proxy.core.selectors import Every, Selector
 
 MAX_VALUES = 100_000  # selected values in one text
 MAX_DEPTH = 128 * 1024  # containers in one another; an honest body has a dozen, and deciding must stay quick
-MAX_PATHS = 16 * 1024 * 1024  # characters that their paths hold together
+MAX_PATHS = 4 * 1024 * 1024  # characters that their paths hold together; an honest one has a hundred
 
 # What an open container keeps: the current member's decoded name in UTF-8 (an object), the current index (an array), or
 # None, which stands for the text itself, below all containers.
@@ -278,6 +278,7 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
     places: list[_Place] = []
     all_alive: list[int] = []
     all_lengths: list[int] = []
+    steps: list[str] = []  # how the first of the places are written, as far as that was asked
     # A selected container that is open: how many containers are round it, where it starts, and its path and job.
     # Inside it nothing is alive, so there is never a second one.
     held_depth, held_start, held_path, held_job = -1, 0, "", 0
@@ -295,7 +296,9 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
         hit = bits & selected
         path, job = "", 0
         if hit:
-            path, job = _path(places, place), automaton.job_of[hit & -hit]  # the lowest bit is the first job's
+            steps += map(_path_step, places[len(steps) :])
+            path = "$" + "".join(steps) + _path_step(place)
+            job = automaton.job_of[hit & -hit]  # the lowest bit is the first job's
             path_characters += len(path)
             if len(spans) >= MAX_VALUES or path_characters > MAX_PATHS:
                 raise TooMuchSelected(
@@ -315,6 +318,8 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
                     kind = "an object" if isinstance(place, bytes) else "an array"
                     raise NotJson(f"expected a comma or the end of {kind}", position)
                 place, alive, length = places.pop(), all_alive.pop(), all_lengths.pop()
+                if len(steps) > len(places):
+                    steps.pop()
                 position += 1
                 if len(places) == held_depth:
                     spans.append(Span(held_start, position, held_path, held_job))
@@ -391,10 +396,6 @@ def _unescaped(name: bytes) -> bytes:
     """Decode a member name that holds escapes, none of them half a surrogate pair."""
     decoded: str = json.loads('"' + name.decode() + '"')
     return decoded.encode()
-
-
-def _path(places: Sequence[_Place], innermost: _Place) -> str:
-    return "$" + "".join(map(_path_step, places)) + _path_step(innermost)
 
 
 def _path_step(place: _Place) -> str:

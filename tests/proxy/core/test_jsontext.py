@@ -505,22 +505,22 @@ DEEP = 100_000
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")], ids=["arrays", "objects"])
 @pytest.mark.parametrize("selector", ["$.x", "$..x", "$..[-2]"])
 def test_a_hundred_thousand_levels_are_decided_quickly(opening: bytes, closing: bytes, selector: str) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     assert spans_of(opening * DEEP + b"1" + closing * DEEP, selector) == []
     with pytest.raises(NotJson):
         spans_of(opening * DEEP, selector)
     with pytest.raises(NotJson):
         spans_of(opening * DEEP + b"1" + closing * (DEEP - 1), selector)
-    assert time.monotonic() - started < 10  # it takes about half a second; quadratic work takes minutes
+    assert time.thread_time() - started < 10  # it takes about half a second; quadratic work takes minutes
 
 
 @pytest.mark.parametrize(
     "selector", ["$" + "..*" * 200 + ".x", "$" + "..a" * 200 + ".b", "$..a.*.*.*.*.*.*.*.*..b[-9]"]
 )
 def test_long_runs_of_descendant_segments_take_linear_time(selector: str) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     assert spans_of(b'{"a":' * 20_000 + b"1" + b"}" * 20_000, selector) == []
-    assert time.monotonic() - started < 5
+    assert time.thread_time() - started < 5
 
 
 def test_a_value_a_hundred_thousand_levels_deep_is_found() -> None:
@@ -543,9 +543,9 @@ def test_a_value_a_hundred_thousand_levels_deep_is_found() -> None:
 )
 @pytest.mark.parametrize("selector", ["$.x.y", "$..x", "$[7].x"])
 def test_long_texts_take_linear_time(text: bytes, selector: str) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     assert spans_of(text, selector) == []
-    assert time.monotonic() - started < 5
+    assert time.thread_time() - started < 5
 
 
 def test_many_values_in_very_deep_places_are_refused_since_their_paths_would_fill_the_memory() -> None:
