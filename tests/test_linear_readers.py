@@ -368,8 +368,11 @@ READS_NOTHING_OF = (Denied, BadFraming, JweError, ValueError)
 
 
 def texts(reader: Reader) -> Iterator[tuple[str, Callable[[int], str]]]:
-    units = dict.fromkeys(reader.units if reader.is_plain else (*reader.units, *COMMON))
-    for lead, unit, end in itertools.product(reader.leads, units, reader.ends):
+    """Yield texts, as functions of their length: a reader's own units in all ways, and the common ones in two."""
+    shapes = list(itertools.product(reader.leads, reader.units, reader.ends))
+    if not reader.is_plain:
+        shapes += itertools.product(dict.fromkeys((reader.leads[0], reader.leads[-1])), COMMON, reader.ends[-1:])
+    for lead, unit, end in dict.fromkeys(shapes):
         yield (
             f"{lead!r} {unit!r} {end!r}",
             lambda length, lead=lead, unit=unit, end=end: lead + unit * (length // len(unit) + 1) + end,

@@ -128,6 +128,7 @@ REPEATS = {"MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"}
 USUAL = "a0 \t\"'=;,.:/-_é"
 OFTEN = 16  # a repeat that may be longer than this is what costs
 FEW = 6
+MANY = 250  # texts for one pattern
 
 
 class Texts:
@@ -208,7 +209,8 @@ class Texts:
             shapes += [(lead, (one, other), "\x01"), (lead, (one + other,), "\x01")]
         shapes += [("", (start,), end) for start in sorted(starts) for end in ("", "\x01")]
         shapes += [("", (start + unit,), "\x01") for start in sorted(starts)[:12] for unit in units[:4]]
-        for lead, each, end in dict.fromkeys(shapes):
+        shapes = list(dict.fromkeys(shapes))
+        for lead, each, end in shapes[:: len(shapes) // MANY + 1]:
             yield f"{lead!r} {each!r} {end!r}", self._text(lead, each, end)
 
     def _text(self, lead: str, units: Iterable[str], end: str) -> Callable[[int], Any]:
