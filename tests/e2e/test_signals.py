@@ -270,6 +270,7 @@ class TestDuringTheStart:
         out, err = process.communicate(timeout=20)
         assert (process.returncode, out) == (0, b""), err
         assert b"stopped" in err
+        assert b'"event": "ready"' not in err  # it does not begin what it was told to end
         assert b"rror" not in err, err
 
     @COUNTS
@@ -343,6 +344,7 @@ class TestTheFileOfLines:
         for place, why in ((tmp_path, "directory"), (tmp_path / "pipe", "")):
             if place.name == "pipe":
                 os.mkfifo(place)
+                reader = os.open(place, os.O_RDONLY | os.O_NONBLOCK)  # or it could not be opened, whoever asks
             done = subprocess.run(
                 [*overcoat_command(), "serve", "-p", "policy.yaml", "--lines", str(place)],
                 cwd=tmp_path,
@@ -355,6 +357,7 @@ class TestTheFileOfLines:
             (line,) = map(json.loads, done.stderr.splitlines())
             assert f"decision lines cannot be written to {place}" in line["message"]
             assert why in line["message"]
+        os.close(reader)
 
 
 def ask(sidecar: Sidecar, upstream: PlainUpstream, path: str) -> None:

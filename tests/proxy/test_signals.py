@@ -1,0 +1,26 @@
+"""Signals are taken over before anything else of a start that takes time."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import click
+import pytest
+
+from proxy import cli
+
+
+@pytest.mark.parametrize(
+    ("name", "order"), [("serve", ["signals", "proxy.commands.serve"]), ("check", ["proxy.commands.policy"])]
+)
+def test_those_of_serve_are_taken_over_before_its_imports_and_no_others(
+    monkeypatch: pytest.MonkeyPatch, name: str, order: list[str]
+) -> None:
+    done: list[str] = []
+    commands = {"serve": ("proxy.commands.serve", ""), "check": ("proxy.commands.policy", "")}
+    holder = SimpleNamespace(serve=click.Command("serve"), check=click.Command("check"))
+    monkeypatch.setattr(cli, "_COMMANDS", commands)
+    monkeypatch.setattr(cli, "take_over_signals", lambda: done.append("signals"))
+    monkeypatch.setattr(cli, "importlib", SimpleNamespace(import_module=lambda name: done.append(name) or holder))
+    cli.main.resolve_command(click.Context(cli.main), [name])
+    assert done == order
