@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
+from h2.connection import H2Connection
 
 from tests.e2e.app import Way, connect, open_way
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
-from tests.e2e.http2 import Http2Client
+from tests.e2e.http2 import Http2Client, Http2Upstream, Message, Reply, frame
 from tests.e2e.scripted import Upstream, scripted_upstream
 from tests.e2e.sidecar import Decision, Sidecar
 from tests.e2e.wire import END_OF_HEAD
@@ -27,6 +28,7 @@ LATEST = 6.0  # … and how late on a busy machine
 LONGER_LIMIT = 5.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BODY = "Content-Length: 2\r\n"
+RST_STREAM = 3  # RFC 9113, section 6.4
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +186,31 @@ class TestHung:
         found = [(line["path"], line["reason"]) for line in lines_about(sidecar, far)]
         assert found == [("/hung", "upstream_timeout"), ("/next", None)]
         assert reasons(sidecar, "upstream_timeout") == before + 1
+
+    def test_an_upstream_of_http_2_loses_that_stream_alone(self, authority: Authority, sidecar: Sidecar) -> None:
+        with Hanging(authority, UPGRADED) as far:
+            name = f"{UPGRADED}:{far.port}"
+            app = Http2Client.open(connect(sidecar, name), UPGRADED, sidecar.ca_file)
+
+            def ask(path: str) -> int:
+                pseudo = [(":method", "GET"), (":scheme", "https"), (":authority", name), (":path", path)]
+                return app.begin_raw(pseudo, last=True)
+
+            hung, other = ask("/hung"), ask("/other")
+            assert app.read(other).status == 200
+            message = app.read(hung)
+            assert (message.status, b'"upstream_timeout"' in message.body) == (504, True)
+            assert app.read(ask("/next")).status == 200
+            (connection,) = far.connections
+            assert frame(RST_STREAM, 0, 1, b"")[3:] in connection.received
+            assert not connection.closed
+
+
+class Hanging(Http2Upstream):
+    """An upstream that says nothing to one path."""
+
+    def _begin_reply(self, protocol: H2Connection, stream: int, message: Message) -> Reply | None:
+        return None if message.get(":path") == "/hung" else super()._begin_reply(protocol, stream, message)
 
 
 class TestNotHung:
