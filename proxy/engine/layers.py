@@ -339,7 +339,7 @@ class Stream(http_layers.HttpStream):
         elif self.held_since is None:
             self.held_since = time.monotonic()
         is_sent = self.client_state == self.state_done and self.server_state == self.state_wait_for_response_headers
-        if not is_sent or self.flow.response is not None:
+        if not is_sent:
             self.sent_since = None
         elif self.sent_since is None:
             self.sent_since = time.monotonic()

@@ -25,6 +25,7 @@ from tests.e2e.wire import END_OF_HEAD
 PLAIN, UPGRADED, PATIENT, LONGER = "127.0.0.1", "up.example", "patient.example", "longer.example"
 LIMIT = 2.0  # seconds: what the policy below says
 LATEST = 6.0  # … and how late on a busy machine
+SOON = 4.5  # … where it is looked at now and then: four times in that time, or every five seconds if that is less
 LONGER_LIMIT = 5.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BODY = "Content-Length: 2\r\n"
@@ -175,7 +176,9 @@ class TestHung:
         hung = ask("/hung")
         server = far.accept()
         server.read_head()
+        since = time.monotonic()
         message = app.read(hung)
+        assert time.monotonic() - since < SOON
         assert (message.status, b'"upstream_timeout"' in message.body) == (504, True)
         assert server.read_to_end() == b""
         asked = ask("/next")
