@@ -26,6 +26,12 @@ class Engine:
         self.loop = asyncio.get_running_loop()
         self.resolvers = ThreadPoolExecutor(1)
         self.own: list[int] = []
+        self.pool = self
+        self.has_given_up_idle = False
+
+    def close(self) -> None:
+        """Close the idle connections, as a pool does."""
+        self.has_given_up_idle = True
 
     def is_own_address(self, local: tuple[str, int], remote: tuple[str, int]) -> bool:
         return remote[1] in self.own
@@ -190,3 +196,35 @@ def test_families_take_turns() -> None:
     assert [address[0] for _, address in turns] == ["::1", "10.0.0.1", "::2", "::3"]
     turns = dialling._alternating(of("10.0.0.1", "::1", "::2"))
     assert [address[0] for _, address in turns] == ["10.0.0.1", "::1", "::2"]
+
+
+class TestDescriptors:
+    """The last of them are not for connections to servers: see `proxy.descriptors`."""
+
+    def dial(self, port: int) -> Engine:
+        async def run() -> Engine:
+            engine = Engine()
+            record = Upstream(Policy(destinations=LOOPBACK), None)
+            with await dialling.connect(cast(Any, engine), "127.0.0.1", port, record):
+                return engine
+
+        return asyncio.run(run())
+
+    def test_while_there_are_enough_idle_connections_are_kept(self, server: socket.socket) -> None:
+        assert not self.dial(server.getsockname()[1]).has_given_up_idle
+
+    def test_idle_connections_are_given_up_for_one_that_is_needed(
+        self, server: socket.socket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        taken = [True, False]
+        monkeypatch.setattr(dialling, "is_taken", lambda *_: taken.pop(0))
+        assert self.dial(server.getsockname()[1]).has_given_up_idle
+
+    def test_one_of_the_last_is_not_used(self, server: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(dialling, "is_taken", lambda *_: True)
+        with pytest.raises(Denied, match="no descriptor is left for a connection to") as denied:
+            self.dial(server.getsockname()[1])
+        assert denied.value.reason is Reason.UPSTREAM_UNREACHABLE
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
