@@ -1,5 +1,5 @@
 """Writes what the code knows best: in these docs the tables of reason codes, metrics, alerts and keys of the policy
-file, and whole the alerting rules for Prometheus.
+file, and whole the JSON Schema of that and the alerting rules for Prometheus.
 
 Rules of this module:
 
@@ -26,7 +26,7 @@ from addons.alerts import alerts_rows, rules_text
 from addons.metrics import Metrics, PolicyMetrics
 from proxy.core.decisions import Action, Reason
 from proxy.core.policy import Policy
-from proxy.model import policy_table
+from proxy.model import policy_table, schema_text
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -87,7 +87,10 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "policy": ("policy.md", policy_table),
 }
 
-FILES: dict[str, Callable[[], str]] = {"config/prometheus/overcoat.rules.yml": rules_text}
+FILES: dict[str, Callable[[], str]] = {
+    "config/policy.schema.json": schema_text,
+    "config/prometheus/overcoat.rules.yml": rules_text,
+}
 
 
 def _codes(words: Sequence[str]) -> str:
