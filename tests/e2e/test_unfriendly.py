@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.app import ask, fresh
+from tests.e2e.app import ask, connect, fresh
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
+from tests.e2e.http2 import Http2Client
 from tests.e2e.receiver import Receiver
 from tests.e2e.scripted import Upstream, scripted_upstream
 from tests.e2e.sidecar import Sidecar
@@ -181,6 +182,23 @@ class TestManySmallChunks:
             if end == "kept open":  # and the connection serves on
                 client.send(upstream.request("/next"))
                 assert upstream._accepted[-1].read_head() == upstream.expected("/next")
+
+    @pytest.mark.parametrize("end", ["kept open", "closed"])
+    def test_of_a_response_to_an_app_of_http_2(
+        self, authority: Authority, sidecar: Sidecar, other: TlsUpstream, end: str
+    ) -> None:
+        with scripted_upstream(HOST, authority) as upstream:
+            client = Http2Client.open(connect(sidecar, upstream.authority), HOST, sidecar.ca_file)
+            stream = client.send(upstream.authority, method="GET")
+            accepted = upstream.accept()
+            accepted.read_head()
+            accepted.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + MANY + b"0\r\n\r\n")
+            if end == "closed":
+                accepted.finish()
+            assert_served(sidecar, other)
+            answer = client.read(stream)
+            assert (answer.status, answer.body) == (200, b"x" * 50_000)
+            client.close()
 
     def test_of_a_response_that_is_cut_off(self, authority: Authority, sidecar: Sidecar, other: TlsUpstream) -> None:
         with scripted_upstream(OTHER, authority) as upstream, RawClient(sidecar.address) as client:

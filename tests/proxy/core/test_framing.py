@@ -12,7 +12,16 @@ from h11._receivebuffer import ReceiveBuffer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.framing import MAX_CHUNK_LINE, MAX_TRAILERS, BadFraming, Body, body_of, chunk, last_chunk
+from proxy.core.framing import (
+    CHUNKS_AT_ONCE,
+    MAX_CHUNK_LINE,
+    MAX_TRAILERS,
+    BadFraming,
+    Body,
+    body_of,
+    chunk,
+    last_chunk,
+)
 from proxy.core.heads import CHUNKED, MAX_HEAD_BYTES, UNTIL_CLOSE
 
 
@@ -167,3 +176,38 @@ class TestBodies:
         rest = None if event is None else bytes(buffer)
         assert got == (b"".join(pieces), rest)
         assert fed(body_of(CHUNKED), data) == got
+
+
+class TestTurns:
+    """Very many chunks that come at once are not read at once, and nothing of them is lost."""
+
+    @pytest.mark.parametrize("count", [CHUNKS_AT_ONCE - 1, CHUNKS_AT_ONCE, CHUNKS_AT_ONCE + 1, 3 * CHUNKS_AT_ONCE])
+    @pytest.mark.parametrize("rest", [b"", b"GET"])
+    def test_so_many_chunks_are_read_at_once(self, count: int, rest: bytes) -> None:
+        body = body_of(CHUNKED)
+        data, got, found = b"1\r\nx\r\n" * count + b"0\r\nA: b\r\n\r\n" + rest, b"", None
+        for turn in range(count):
+            piece, found = body.feed(b"" if turn else data)
+            assert len(piece) <= CHUNKS_AT_ONCE
+            got += piece
+            if not body.has_more:
+                break
+            assert found is None
+        assert (got, found, body.trailers) == (b"x" * count, rest, ((b"A", b"b"),))
+        assert turn == count // CHUNKS_AT_ONCE
+
+    def test_more_may_come_before_the_next_turn(self) -> None:
+        body, count = body_of(CHUNKED), CHUNKS_AT_ONCE + 5
+        piece, rest = body.feed(b"1\r\nx\r\n" * count)
+        more, rest = body.feed(b"0\r\n\r\nrest")
+        assert (piece + more, rest, body.has_more) == (b"x" * count, b"rest", False)
+
+    @pytest.mark.parametrize(("size", "data"), [(5, b"abc"), (UNTIL_CLOSE, b"abc"), (CHUNKED, b"3\r\nabc\r\n")])
+    def test_otherwise_nothing_waits(self, size: int, data: bytes) -> None:
+        body = body_of(size)
+        assert body.feed(data) == (b"abc", None)
+        assert not body.has_more
+
+    def test_trailers_without_end_are_refused_before_all_of_them_are_read(self) -> None:
+        with pytest.raises(BadFraming):
+            body_of(CHUNKED).feed(b"0\r\n" + b"a:b\r\n" * (MAX_TRAILERS + 1))
