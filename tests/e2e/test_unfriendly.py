@@ -8,6 +8,7 @@ its answer while the text is read.
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -152,6 +153,16 @@ class TestRequests:
 MANY = b"1\r\nx\r\n" * 50_000
 
 
+def finish(accepted: RawClient, end: str) -> None:
+    """End a connection in one of the ways that there are, without waiting for the other side."""
+    if end == "closed in TLS":  # which comes together with the last bytes
+        accepted._socket.settimeout(0)
+        with pytest.raises(ssl.SSLWantReadError):
+            accepted._socket.unwrap()  # type: ignore[attr-defined]  # a TLS socket
+    if end != "kept open":
+        accepted.finish()
+
+
 class TestManySmallChunks:
     """They have several turns, and what they are made of is whole all the same."""
 
@@ -170,20 +181,19 @@ class TestManySmallChunks:
             assert client.read_response().body == b"ok"
             assert accepted.read_head() == upstream.expected("/next")
 
-    @pytest.mark.parametrize("end", ["kept open", "closed"])
+    @pytest.mark.parametrize("end", ["kept open", "closed", "closed in TLS"])
     def test_of_a_response(self, authority: Authority, sidecar: Sidecar, other: TlsUpstream, end: str) -> None:
         with scripted_upstream(OTHER, authority) as upstream, RawClient(sidecar.address) as client:
             head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
             serve(upstream, client, upstream.request(), head + MANY + b"0\r\n\r\n")
-            if end == "closed":
-                upstream._accepted[-1].finish()
+            finish(upstream._accepted[-1], end)
             assert_served(sidecar, other)
             assert client.read_response().body == b"x" * 50_000
             if end == "kept open":  # and the connection serves on
                 client.send(upstream.request("/next"))
                 assert upstream._accepted[-1].read_head() == upstream.expected("/next")
 
-    @pytest.mark.parametrize("end", ["kept open", "closed"])
+    @pytest.mark.parametrize("end", ["kept open", "closed", "closed in TLS"])
     def test_of_a_response_to_an_app_of_http_2(
         self, authority: Authority, sidecar: Sidecar, other: TlsUpstream, end: str
     ) -> None:
@@ -193,8 +203,7 @@ class TestManySmallChunks:
             accepted = upstream.accept()
             accepted.read_head()
             accepted.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + MANY + b"0\r\n\r\n")
-            if end == "closed":
-                accepted.finish()
+            finish(accepted, end)
             assert_served(sidecar, other)
             answer = client.read(stream)
             assert (answer.status, answer.body) == (200, b"x" * 50_000)
