@@ -155,11 +155,11 @@ MANY = b"1\r\nx\r\n" * 50_000
 
 def finish(accepted: RawClient, end: str) -> None:
     """End a connection in one of the ways that there are, without waiting for the other side."""
-    if end == "closed in TLS":  # which comes together with the last bytes
+    if end.startswith("closed in TLS"):  # which comes together with the last bytes
         accepted._socket.settimeout(0)
         with pytest.raises(ssl.SSLWantReadError):
             accepted._socket.unwrap()  # type: ignore[attr-defined]  # a TLS socket
-    if end != "kept open":
+    if end.startswith("closed") and not end.endswith("alone"):
         accepted.finish()
 
 
@@ -208,6 +208,17 @@ class TestManySmallChunks:
             answer = client.read(stream)
             assert (answer.status, answer.body) == (200, b"x" * 50_000)
             client.close()
+
+    def test_a_connection_that_ended_with_them_takes_no_other_request(
+        self, authority: Authority, sidecar: Sidecar
+    ) -> None:
+        with scripted_upstream(OTHER, authority) as upstream, RawClient(sidecar.address) as client:
+            head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+            serve(upstream, client, upstream.request(), head + MANY + b"0\r\n\r\n")
+            finish(upstream._accepted[-1], "closed in TLS alone")
+            assert client.read_response().body == b"x" * 50_000
+            serve(upstream, client, upstream.request("/next"), b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            assert client.read_response().body == b"ok"
 
     def test_of_a_response_that_is_cut_off(self, authority: Authority, sidecar: Sidecar, other: TlsUpstream) -> None:
         with scripted_upstream(OTHER, authority) as upstream, RawClient(sidecar.address) as client:
