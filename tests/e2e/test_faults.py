@@ -25,7 +25,7 @@ import pytest
 
 from tests.e2e.app import careless, connect
 from tests.e2e.certificates import Authority
-from tests.e2e.clients import RawClient
+from tests.e2e.clients import RawClient, curl
 from tests.e2e.sidecar import ROOT, Sidecar, overcoat_command
 from tests.e2e.test_workers import wait_until, workers
 from tests.e2e.upstream import TlsUpstream
@@ -268,7 +268,7 @@ DAY = 86400.0
 
 
 @pytest.mark.parametrize("jump", [-400 * DAY, -3600.0, 3600.0, 300 * DAY])
-def test_a_clock_that_jumps_harms_no_request(
+def test_a_clock_that_jumps_harms_no_request_for_longer_than_it_is_wrong(
     authority: Authority, upstream: TlsUpstream, tmp_path: Path, jump: float
 ) -> None:
     offset = tmp_path / "offset"
@@ -281,6 +281,12 @@ def test_a_clock_that_jumps_harms_no_request(
             (tmp_path / "next").write_text(str(moved))
             (tmp_path / "next").replace(offset)  # at once: it is read all the time
             assert ask(sidecar, upstream, f"/{moved}") == 200
+            if moved < -7 * DAY:  # before the local CA began, no certificate of its can be made
+                answer = curl(upstream.url(scheme="https"), proxy=sidecar.proxy_url)
+                assert "503" in answer.error
+                line = sidecar.wait_for_decision(lambda line: line["reason"] == "local_ca_expired")
+                assert (line["method"], line["status"]) == ("CONNECT", 503)
+                continue
             with connect(sidecar, f"127.0.0.1:{upstream.port}") as client:
                 client.start_tls("127.0.0.1", context=careless())  # its dates may be far from the app's
                 client.send(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{upstream.port}\r\n\r\n".encode())
