@@ -125,7 +125,7 @@ class LocalCa:
             existing = next(each for each in (directory, *directory.absolute().parents) if os.path.lexists(each))
             if not existing.is_dir():
                 raise OSError(errno.EEXIST if existing == directory else errno.ENOTDIR, "")
-            has_key = existing == directory and (directory / KEY_FILE).exists()
+            has_key = (directory / KEY_FILE).exists()
             is_written = not has_key or _published(directory / CERTIFICATE_FILE) != cls._load(directory).pem
             if is_written and not os.access(existing, os.W_OK | os.X_OK):
                 is_read_only = os.statvfs(existing).f_flag & os.ST_RDONLY

@@ -36,6 +36,7 @@ def found(folder: Path, text: str) -> list[Finding]:
         (str(TODAY), "2999-01-01", TWO_PINS, ["rule pay: its pins will expire on 2027-01-15; after"]),
         ("2027-01-14", "2999-01-01", TWO_PINS, ["! rule pay: its pins expired on 2027-01-14: its hosts are denied"]),
         ("2999-06-30", "2027-02-14", TWO_PINS, ["key set app: key app-1 will expire on 2027-02-14; after"]),
+        ("2999-06-30", str(TODAY), TWO_PINS, ["key set app: key app-1 will expire on 2027-01-15; after"]),
         ("2999-06-30", "2027-01-14", TWO_PINS, ["! key set app: key app-1 expired on 2027-01-14: what it should"]),
         ("2999-06-30", "2999-01-01", f'["{PIN_A}"]', ["rule pay: one pin without a backup"]),
     ],
