@@ -117,7 +117,8 @@ def _of_files(files: Sequence[Path]) -> Iterator[Finding]:
                 "container anew, and mount its directory in place of the file",
                 has_failed=True,
             )
-        elif _may_all_write(path):
+            continue
+        if _may_all_write(path):
             yield Finding(f"{path} may be changed by everyone on this machine: chmod o-w {shlex.quote(str(path))}")
         if number == 0 and is_mounted_by_itself(path):
             yield Finding(
