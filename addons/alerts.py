@@ -170,7 +170,8 @@ ALERTS = (
         events("overcoat_decision_lines_lost_total"),
         "warning",
         "decision lines could not be written",
-        "Who reads Overcoat's standard output is gone or too slow: the record of requests has a gap.",
+        "The record of requests has a gap. Overcoat's log says why: who reads its standard output is gone or too slow, "
+        "or the disk of its file is full.",
     ),
     Alert(
         "OvercoatWorkerReplaced",

@@ -4,7 +4,10 @@ Rules of this module:
 
 - Lines are handed to a thread of their own. A reader that is slow or gone costs lines, never requests.
 - What waits is bounded; a line that finds no room, or cannot be written, is counted as lost.
-- At the end there is a short time for what still waits.
+- The log says that lines are lost, and why, when that begins, and how many they were once it is over: a count alone
+  does not tell a full disk from a reader that is gone.
+- At the end there is a short time for what still waits; what is left then is lost like any other line.
+- Of a line that could be written in part nothing stays that the next one would be taken for a part of.
 - A file is opened again when that is asked for, so that it can be renamed; if that fails, the old one is written on.
 """
 
@@ -28,6 +31,9 @@ logger = logging.getLogger("overcoat")
 MAX_WAITING = 1024 * 1024  # bytes; some two thousand lines
 LAST_SECONDS = 2.0
 GATHER_SECONDS = 0.005
+PIECE = 4096  # bytes written at once: a pipe takes them whole or not at all, so that it is known what a full one has
+QUIET_SECONDS = 60.0  # between two messages of the same kind: a slow reader loses lines and takes some, in turns
+TOO_SLOW = "they are read too slowly"
 
 
 def open_lines(path: Path) -> int:
@@ -72,6 +78,10 @@ class LineWriter:
         self._lock = None if lock is None else os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._waiting: list[bytes] = []
         self._size = 0
+        self._rest = memoryview(b"")  # of what is being written
+        self._is_torn = False
+        self._gap = 0  # lines lost since the log said that they are
+        self._gap_began = 0.0
         self._is_closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="lines", daemon=True)
@@ -84,15 +94,19 @@ class LineWriter:
             OSError: it is lost: there is nowhere to write, or too much waits already.
         """
         if self._descriptor is None:
+            self._lose(1, "there is no standard output")
             raise OSError(errno.EBADF, "there is no standard output")
         data = line.encode("utf-8")
         with self._changed:
-            if self._size + len(data) > MAX_WAITING:
-                raise BlockingIOError(errno.EAGAIN, "the decision lines are read too slowly")
-            if not self._waiting:
-                self._changed.notify()
-            self._waiting.append(data)
-            self._size += len(data)
+            has_room = self._size + len(data) <= MAX_WAITING
+            if has_room:
+                if not self._waiting:
+                    self._changed.notify()
+                self._waiting.append(data)
+                self._size += len(data)
+        if not has_room:
+            self._lose(1, TOO_SLOW)
+            raise BlockingIOError(errno.EAGAIN, "the decision lines are read too slowly")
 
     def reopen(self) -> None:
         """Open the file again, soon: it was renamed. A standard output cannot be."""
@@ -120,6 +134,13 @@ class LineWriter:
             self._is_closing = True
             self._changed.notify()
         self._thread.join(LAST_SECONDS)
+        with self._changed:
+            left = len(self._waiting) + self._unwritten()
+        if left:
+            self._count_lost(left)
+            self._lose(left, TOO_SLOW)
+        if self._gap:
+            logger.warning("decision lines that were lost by the end: %d", self._gap)
 
     def _run(self) -> None:
         while True:
@@ -136,20 +157,64 @@ class LineWriter:
             # Under load many lines are written at once: each change of threads costs as much as the line.
             time.sleep(GATHER_SECONDS)
             with self._changed:
-                lines, self._waiting, self._size = self._waiting, [], 0
+                self._rest = memoryview(b"\n" * self._is_torn + b"".join(self._waiting))
+                self._waiting, self._size = [], 0
             try:
-                self._write(b"".join(lines))
-            except OSError:
-                self._count_lost(len(lines))
+                self._write()
+            except OSError as e:
+                lost = self._unwritten()
+                self._rest = memoryview(b"")
+                self._count_lost(lost)
+                self._lose(lost, (e.strerror or type(e).__name__).lower())
+            else:
+                self._end_gap()
 
-    def _write(self, data: bytes) -> None:
+    def _write(self) -> None:
         assert self._descriptor is not None
-        rest = memoryview(data)
         if self._lock is not None:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
+        whole = self._rest
         try:
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+            while self._rest:
+                self._rest = self._rest[os.write(self._descriptor, self._rest[:PIECE]) :]
+            self._is_torn = False
+        except OSError:
+            written = bytes(whole[: len(whole) - len(self._rest)])
+            self._mend(len(written) - written.rfind(b"\n") - 1)
+            raise
         finally:
             if self._lock is not None:
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def _mend(self, torn: int) -> None:
+        """See to it that what comes next begins a line, after this many bytes of one that has no end."""
+        assert self._descriptor is not None
+        if torn and self._path is not None:  # ours alone, and all that write to it hold the lock
+            os.ftruncate(self._descriptor, os.lseek(self._descriptor, 0, os.SEEK_END) - torn)
+        elif torn:
+            self._is_torn = True
+
+    def _lose(self, count: int, why: str) -> None:
+        """Remember that lines are lost; say so if that is new."""
+        with self._changed:
+            is_new = not self._gap
+            self._gap += count
+            if is_new:
+                self._gap_began = time.monotonic()
+        if is_new:
+            logger.error("decision lines cannot be written, and are lost: %s", why)
+
+    def _end_gap(self) -> None:
+        """Say that lines are written again, if they were not for a while."""
+        with self._changed:
+            lost = self._gap
+            if not lost or time.monotonic() < self._gap_began + QUIET_SECONDS:
+                return
+            self._gap = 0
+        logger.warning("decision lines are written again; lost in between: %d", lost)
+
+    def _unwritten(self) -> int:
+        """Return how many lines are not written, or not whole."""
+        rest = bytes(self._rest)
+        # The end of a torn line alone comes with the next one; in a file nothing of that line is left.
+        return (rest if self._path is not None else rest.lstrip(b"\n")).count(b"\n")

@@ -161,6 +161,11 @@ def test_a_full_disk_costs_decision_lines_and_no_request(
         lost = "overcoat_decision_lines_lost_total"
         assert wait_until(lambda: sidecar.metrics().value(lost) == 20)
         assert sidecar.admin_get("/ready")[0] == 200
+        said = [json.loads(line) for line in sidecar.stderr.splitlines() if "decision lines" in line]
+        assert 1 <= len(said) <= count  # once each, and not for each line
+        assert {(each["level"], each["message"]) for each in said} == {
+            ("error", "decision lines cannot be written, and are lost: no space left on device")
+        }
 
 
 LIMIT = 64

@@ -539,4 +539,7 @@ class TestStandardOutput:
             start = time.monotonic()
             assert sidecar.stop() == 0
             assert time.monotonic() - start < 10
+        left = 300 - os.read(reader, 1024 * 1024).count(b"\n")
+        assert left > 0
+        assert f"decision lines that were lost by the end: {left}" in sidecar.stderr
         os.close(reader)
