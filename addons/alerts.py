@@ -68,6 +68,20 @@ def denials(*reasons: Reason) -> str:
 
 _DENIED = ("rule", "reason")
 
+
+def share(*reasons: Reason, above: float) -> str:
+    """Return which share of a rule's requests ended for one of these reasons within the window, where it is above this.
+
+    One event is no alert here: apps and servers come and go.
+    """
+    of_all = f"sum by (job, instance, rule) (increase(overcoat_requests_total[{WINDOW}]))"
+    return (
+        f"sum by (job, instance, rule, reason) (increase({denials(*reasons)}[{WINDOW}]))\n"
+        f"/ on (job, instance, rule) group_left () {of_all}\n"
+        f"> {above}"
+    )
+
+
 ALERTS = (
     Alert(
         "OvercoatPinMismatch",
@@ -139,6 +153,26 @@ ALERTS = (
         "The request, or the response, was kept back. See docs/reasons.md for what to change.",
     ),
     Alert(
+        "OvercoatRequestsFail",
+        share(
+            Reason.UPSTREAM_UNREACHABLE,
+            Reason.UPSTREAM_PROXY_FAILED,
+            Reason.UPSTREAM_TIMEOUT,
+            Reason.UPSTREAM_FAILED,
+            Reason.UPSTREAM_CUT,
+            Reason.TLS_FAILED,
+            Reason.APP_TLS_FAILED,
+            Reason.IDLE_TIMEOUT,
+            Reason.TOO_MANY_CONNECTIONS,
+            above=0.05,
+        ),
+        "warning",
+        "rule {{ $labels.rule }}: {{ $value | humanizePercentage }} of the requests fail ({{ $labels.reason }})",
+        "docs/reasons.md says whose fault that is: the upstream's or the way there, the app's that does not trust the "
+        "local CA, or that of a limit. The decision line's detail says which host, and what went wrong.",
+        wait="5m",
+    ),
+    Alert(
         "OvercoatForbidden",
         events(
             denials(
@@ -163,7 +197,8 @@ ALERTS = (
         events('overcoat_policy_reloads_total{result="refused"}'),
         "warning",
         "a policy that was read again was refused: the one before stays in force",
-        "overcoat check says what is wrong with it. A restart with it would fail.",
+        "Its log says what is wrong, and so does overcoat check: a restart with it would fail. Or listeners or workers "
+        "are others now, which takes a restart. Until then nothing that was changed counts, also when this alert ends.",
     ),
     Alert(
         "OvercoatDecisionLinesLost",
@@ -177,8 +212,9 @@ ALERTS = (
         "OvercoatWorkerReplaced",
         events("overcoat_worker_restarts_total"),
         "warning",
-        "a worker ended by itself, and was replaced",
-        "What it had under way was cut off. Its log says how it ended; the kernel's, whether memory ran out.",
+        "a worker, or the admin endpoint, ended by itself, and was replaced",
+        "What a worker had under way was cut off. Its log says which it was and how it ended; the kernel's, whether "
+        "memory ran out.",
     ),
     Alert(
         "OvercoatObserves",
@@ -193,7 +229,9 @@ ALERTS = (
         'up{job="overcoat"} == 0 or absent(up{job="overcoat"})',
         "critical",
         "the sidecar is down, or cannot be scraped",
-        "Apps that go through it reach nothing, and no other alert of these can fire.",
+        "No other alert of these can fire. If it is down, apps that go through it reach nothing. If it is not, "
+        "Prometheus says what it got: 403 where clients.admin does not name its address, 421 where names lacks the name "
+        "that it calls, nothing where admin is at an address that it does not reach.",
         wait="1m",
     ),
 )
@@ -234,6 +272,7 @@ def _without_templates(text: str) -> str:
     for template, words in (
         ("rule {{ $labels.rule }}: ", ""),
         ("{{ $labels.reason }}", "with its reason"),
+        ("{{ $value | humanizePercentage }}", "more than 5 %"),
         ("in {{ $value | humanizeDuration }}", "within 30 days"),
     ):
         text = text.replace(template, words)

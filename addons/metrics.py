@@ -74,7 +74,9 @@ class Metrics:
             multiprocess_mode="max",  # all workers have the same one; what has none says 0
         )
         self.worker_restarts = Counter(
-            "overcoat_worker_restarts", "Worker processes that ended and were replaced.", registry=registry
+            "overcoat_worker_restarts",
+            "Processes (workers, the admin endpoint) that ended by themselves and were replaced.",
+            registry=registry,
         )
         self.reloads = Counter(
             "overcoat_policy_reloads", "Times the policy was read again, by result.", ["result"], registry=registry

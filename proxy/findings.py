@@ -23,7 +23,7 @@ from OpenSSL import crypto
 from proxy.ca import CaError, data_directory, published_lifetime
 from proxy.core.keys import Key, KeySet, SecretBytes
 from proxy.core.pins import PinSet
-from proxy.core.policy import Policy, Rule, Trust
+from proxy.core.policy import Mode, Policy, Rule, Trust
 from proxy.core.transport import denied_by_address
 from proxy.mounts import is_mounted_by_itself, is_replaced
 from proxy.yamltext import shown
@@ -60,6 +60,12 @@ def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Find
     if policy.source == "built-in":
         found.append(
             Finding("no policy file was named or found (./overcoat.yaml): nothing is pinned, nothing is encrypted")
+        )
+    if policy.mode is Mode.OBSERVE:
+        found.append(
+            Finding(
+                "mode observe protects nothing, plain http stays plain, and fields readable: end it with mode: enforce"
+            )
         )
     found += _of_files(policy.files)
     found += [Finding(remark) for remark in policy.remarks]

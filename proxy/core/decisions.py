@@ -201,7 +201,7 @@ class Reason(Enum):
         "connection_timeout",
         "The upstream did not answer in time",
         "The TCP connection or the TLS handshake took longer than the limit, and nothing was sent; or the request was, "
-        "and no response began within `limits.response_seconds`.",
+        "and no response began within `limits.response_seconds` (then with the error `http_response_timeout`).",
         "check that the host is up, reachable from where Overcoat runs, and not too busy to answer",
     )
     TLS_FAILED = (

@@ -58,6 +58,19 @@ def test_all_that_they_read_exists_and_is_there_from_the_start() -> None:
     assert codes <= {reason.code for reason in Reason}
     assert {"pin_mismatch", "certificate_invalid", "internal_error", "key_unavailable", "pins_expired"} <= codes
 
+    # What an app does wrong by itself is told to the app, and is nobody's night.
+    assert {reason.code for reason in Reason} - codes == {
+        *("bad_request", "headers_too_large", "request_timeout", "proxy_authentication_required", "not_http"),
+        *(
+            "plain_http_rejected",
+            "https_rejected",
+            "request_loop",
+            "no_forwards_left",
+            "redirect_loop",
+            "drain_timeout",
+        ),
+    }
+
 
 # name: (what the counter shows every 15 s, what the start shows, [(minutes, whether it fires)])
 CASES: dict[str, tuple[str, str, list[tuple[float, bool]]]] = {
@@ -99,6 +112,47 @@ def test_one_fires_whenever_something_happened_and_only_then(tmp_path: Path, nam
                 "exp_samples": [{"labels": '{rule="pay"}', "value": 1}] if fires else [],
             }
             for minutes, fires in expected
+        ],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "15s", "tests": [test]}))
+    done = promtool("test", "rules", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# name: (requests that pass every 15 s, those that do not, whether that fires after half an hour)
+SHARES: dict[str, tuple[str, str, bool]] = {
+    "one of ten": ("0+9x300", "0+1x300", True),
+    "one of a hundred": ("0+99x300", "0+1x300", False),
+    "all": ("0x300", "0+1x300", True),
+    "none of any": ("0x300", "0x300", False),
+    "an hour ago": ("0+9x300", "0+9x20 180x280", False),
+    "only for a moment": ("0+9x300", "0x114 9x300", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_requests_that_fail_are_an_alert_where_they_are_many_and_for_a_while(tmp_path: Path, name: str) -> None:
+    passed, failed, fires = SHARES[name]
+    labels = 'job="overcoat", instance="a:9464"'
+    series = {
+        'rule="pay", action="upgrade", reason="-"': passed,
+        'rule="pay", action="deny", reason="upstream_timeout"': failed,
+        'rule="pay", action="deny", reason="tls_failed"': "0x300",
+        'rule="other", action="upgrade", reason="-"': "0+1000x300",
+    }
+    test = {
+        "interval": "15s",
+        "input_series": [
+            {"series": f"overcoat_requests_total{{{labels}, {each}}}", "values": values}
+            for each, values in series.items()
+        ],
+        "promql_expr_test": [
+            {
+                "expr": 'count by (rule, reason) (ALERTS{alertname="OvercoatRequestsFail", alertstate="firing"})',
+                "eval_time": "30m",
+                "exp_samples": [{"labels": '{rule="pay", reason="upstream_timeout"}', "value": 1}] if fires else [],
+            }
         ],
     }
     file = tmp_path / "test.yml"

@@ -58,6 +58,7 @@ POLICY = """
       - {{name: invalid, hosts: [invalid.example]}}
       - {{name: fields, hosts: [fields.example], request: [{{encrypt: ["$.a"], key: good}}]}}
       - {{name: nokey, hosts: [nokey.example], request: [{{encrypt: ["$.a"], key: old}}]}}
+      - {{name: gone, hosts: [gone.example]}}
 """
 LATE = """\
       - {{name: late, hosts: [late.example], pins: {{any_of: ["{pin}"]}}}}
@@ -257,6 +258,7 @@ def test_each_fires_on_one_event_and_on_many_between_two_scrapes(
                 assert ask(main, f"fields.example:{upstream.port}", b"no JSON") == 422
                 assert ask(main, f"nokey.example:{upstream.port}") == 503
                 assert ask(main, "10.1.2.3:80") == 403
+                assert ask(main, "gone.example:80") == 502
                 assert ask(faulty, f"pinned.example:{upstream.port}") == 500
                 ask(silent, f"127.0.0.1:{upstream.port}")
             if workers > 1:
@@ -272,6 +274,7 @@ def test_each_fires_on_one_event_and_on_many_between_two_scrapes(
             ("OvercoatFieldsDenied", instance_of(main), "fields"),
             ("OvercoatKeyUnavailable", instance_of(main), "nokey"),
             ("OvercoatForbidden", instance_of(main), "-"),
+            ("OvercoatRequestsFail", instance_of(main), "gone"),
             ("OvercoatReloadRefused", instance_of(main), ""),
             ("OvercoatInternalError", instance_of(faulty), ""),
             ("OvercoatDecisionLinesLost", instance_of(silent), ""),

@@ -6,6 +6,7 @@ the same policy, and what the observing one announced is what the enforcing one 
 
 from __future__ import annotations
 
+import json
 import gzip
 import socket
 from collections.abc import Callable, Iterator
@@ -302,6 +303,8 @@ class TestResponses:
 
 
 def test_the_mode_is_announced_where_it_can_be_seen(twins: Twins) -> None:
-    assert "mode observe" in twins.observing.stderr
+    said = [json.loads(line) for line in twins.observing.stderr.splitlines()]
+    assert any(each["level"] == "warning" and "mode observe protects nothing" in each["message"] for each in said)
+    assert "protects nothing" not in twins.enforcing.stderr
     assert twins.observing.metrics().value("overcoat_info", mode="observe") == 1
     assert twins.enforcing.metrics().value("overcoat_info", mode="enforce") == 1

@@ -133,6 +133,13 @@ def test_the_built_in_policy_protects_little() -> None:
     assert finding.text.startswith("no policy file was named or found")
 
 
+def test_that_nothing_is_protected_while_it_observes(tmp_path: Path) -> None:
+    (finding,) = found(tmp_path, "version: 1\nmode: observe\n")
+    assert finding.text.startswith("mode observe protects nothing")
+    assert not finding.has_failed
+    assert found(tmp_path, "version: 1\nmode: enforce\n") == []
+
+
 def test_what_has_failed_is_logged_as_an_error(caplog: pytest.LogCaptureFixture) -> None:
     log_findings([Finding("may fail"), Finding("has failed", has_failed=True)])
     assert [(record.levelname, record.message) for record in caplog.records] == [
