@@ -230,8 +230,8 @@ ALERTS = (
         "critical",
         "the sidecar is down, or cannot be scraped",
         "No other alert of these can fire. If it is down, apps that go through it reach nothing. If it is not, "
-        "Prometheus says what it got: 403 where clients.admin does not name its address, 421 where names lacks the name "
-        "that it calls, nothing where admin is at an address that it does not reach.",
+        "Prometheus says what it got: 403 where clients.admin does not name its address, 421 where names lacks the "
+        "name that it calls, nothing where admin is at an address that it does not reach.",
         wait="1m",
     ),
 )

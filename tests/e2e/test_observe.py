@@ -6,8 +6,8 @@ the same policy, and what the observing one announced is what the enforcing one 
 
 from __future__ import annotations
 
-import json
 import gzip
+import json
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
