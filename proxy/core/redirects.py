@@ -76,9 +76,8 @@ class Trail:
         raise Denied(Reason.REDIRECT_LOOP, detail)
 
     def _forget(self) -> None:
-        if self._next is not None:
-            self._next = None
-            self._visits.clear()
+        self._next = None
+        self._visits.clear()
 
 
 def _normal(url: str) -> str:

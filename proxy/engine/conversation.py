@@ -293,7 +293,7 @@ class Conversation:
         fields = without_hop(head.fields)
         if head.status in (101, 204):
             fields = without_framing(fields)
-        has_body = head.body != 0 and self.head.method != b"HEAD" and head.status not in (204, 304)
+        has_body = self.head.method != b"HEAD" and head.status not in (204, 304)
         if (head.body == UNTIL_CLOSE and has_body) or self.engine.is_leaving(self.app.session):
             self._keep_alive = False
         if self._expects and not self._request_is_whole and not self._size:
@@ -405,10 +405,7 @@ class Conversation:
     def _switch(self) -> None:
         assert self.flow.response is not None
         self._websocket = True
-        response = self.flow.response
-        if "connection" not in response.headers:
-            response.headers["Connection"] = "Upgrade"
-        self.app.write(response_head_of(response, is_closing=False))
+        self.app.write(response_head_of(self.flow.response, is_closing=False))
         self.engine.dispatch.call(HttpResponseHook, self.flow)
         self.app.speaker = speaker = Switched(self)
         self.app.hold("pipelining", False)
@@ -460,11 +457,12 @@ class Conversation:
         response = self.flow.response
         assert response is not None
         self._response_began = self._response_is_whole = True
-        if self._expects and not self._request_is_whole:
+        may_send_on = self._expects and not self._request_is_whole
+        if may_send_on:
             self._keep_alive = False  # whether its body follows is for the app to choose (RFC 9110, section 10.1.1)
         body = b"" if self.head.method == b"HEAD" else response.data.content or b""
         self.app.write(response_head_of(response, is_closing=not self._keep_alive) + body)
-        if self._expects and not self._request_is_whole:
+        if may_send_on:
             self._is_over = True
             self.app.close()
             return

@@ -195,9 +195,6 @@ class UpstreamConnection(Reading):
                 if not self._advance_handshake(data):
                     return
                 data = b""
-            elif self.uses and self.receiver is None:
-                self._end_idle()  # whatever it is: a connection that speaks while idle is not to be reused
-                return
             data = self.tls.receive(data)
             if answer := self.tls.outgoing():  # key updates
                 self._write(answer)

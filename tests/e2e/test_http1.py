@@ -376,7 +376,10 @@ class TestInterim:
     ) -> None:
         far = upstream(host)
         app.send(far.request("/", self.EXPECT + "Content-Encoding: unknown\r\n", "POST"))
-        assert app.read_until(END_OF_HEAD).startswith(b"HTTP/1.1 403 " if host == REJECTED else b"HTTP/1.1 415 ")
+        answer = app.read_response()
+        assert answer.status == (403 if host == REJECTED else 415)
+        assert answer.headers.tokens("connection") == {"close"}  # its body may follow, or the next request
+        assert app.read_to_end() == b""
         far.assert_nobody_came()
 
     def test_early_hints_are_passed_on_as_they_come(self, app: RawClient, upstream: MakeUpstream) -> None:
@@ -560,6 +563,20 @@ class TestWebSocket:
             assert server.read_to_end() == b""
         assert answer.headers.tokens("connection") == {"close"}
         assert app.read_to_end() == b""
+
+    @pytest.mark.parametrize(("body", "is_refused"), [(b"a", True), (b"ab", False)])
+    def test_nor_is_one_taken_before_the_request_is_whole(
+        self, app: RawClient, upstream: MakeUpstream, body: bytes, is_refused: bool
+    ) -> None:
+        """What of its body still came would be read as words of the other protocol."""
+        far = upstream()
+        app.send(far.request("/chat", self.OFFER + self.CONNECTION + "Content-Length: 2\r\n") + body)
+        with far.accept() as server:
+            server.read_head()
+            assert server.read_exactly(len(body)) == body
+            server.send(self.SWITCH + b"Connection: Upgrade\r\n\r\n")
+            head = app.read_until(END_OF_HEAD)
+            assert head.startswith(b"HTTP/1.1 502 " if is_refused else b"HTTP/1.1 101 ")
 
     @pytest.mark.parametrize("framing", ["Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n"])
     def test_a_switch_has_no_body_whatever_it_says(self, app: RawClient, upstream: MakeUpstream, framing: str) -> None:

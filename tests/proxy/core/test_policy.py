@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.core.addresses import AddressKind, AddressSet
 from proxy.core.destinations import Destination
 from proxy.core.keys import Alg, KeySet, new_key
 from proxy.core.pins import PinSet
@@ -21,6 +22,7 @@ from proxy.core.policy import (
     Https,
     Limits,
     Listener,
+    ListenerKind,
     PathGlob,
     PlainHttp,
     Policy,
@@ -360,7 +362,14 @@ def test_a_rule_needs_the_plaintext_for_pins_encrypt_or_decrypt() -> None:
 
 @pytest.mark.parametrize(
     ("listener", "text"),
-    [(Listener("127.0.0.1", 8080), "forward://127.0.0.1:8080"), (Listener("::1", 0), "forward://[::1]:0")],
+    [
+        (Listener("127.0.0.1", 8080), "forward://127.0.0.1:8080"),
+        (Listener("::1", 0), "forward://[::1]:0"),
+        (
+            Listener("127.0.0.1", 80, ListenerKind.REVERSE, Destination("api.example", 8443)),
+            "reverse://127.0.0.1:80?to=https://api.example:8443",
+        ),
+    ],
 )
 def test_a_listener_is_written_as_in_the_policy_file(listener: Listener, text: str) -> None:
     assert str(listener) == text
@@ -400,6 +409,32 @@ def test_a_rule_is_as_strict_as_it_says_else_as_the_policy() -> None:
         assert policy.trust_for(lenient) == Trust(roots, "1.3", strict=False)
         assert policy.trust_for(strict) == Trust(roots, "1.3", strict=True)
         assert policy.trusts == {policy.trust_for(lenient), policy.trust_for(strict)}
+
+
+def test_a_rule_reaches_what_it_says_else_what_the_policy_does() -> None:
+    private, nothing = AddressSet(frozenset({AddressKind.PRIVATE})), AddressSet()
+    silent, own, none = (
+        replace(_rule(name, EXACT), destinations=reached)
+        for name, reached in (
+            ("silent", None),
+            ("own", AddressSet(frozenset({AddressKind.LOOPBACK}))),
+            ("none", nothing),
+        )
+    )
+    policy = Policy(destinations=private, rules=(silent, own, none))
+    assert [policy.reachable(rule) for rule in (None, silent, own, none)] == [
+        private,
+        private,
+        own.destinations,
+        nothing,
+    ]
+
+
+@pytest.mark.parametrize(("content", "secrets"), [(b"b", b"s"), (b"a", b"t")])
+def test_a_policy_says_the_same_as_one_of_the_same_text_and_secrets(content: bytes, secrets: bytes) -> None:
+    policy = Policy(content=b"a", secrets=b"s")
+    assert policy.says_the_same_as(Policy(content=b"a", secrets=b"s"))
+    assert not policy.says_the_same_as(Policy(content=content, secrets=secrets))
 
 
 def test_an_upstream_proxy_serves_all_but_what_is_to_be_reached_directly() -> None:

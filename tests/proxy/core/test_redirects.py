@@ -102,6 +102,12 @@ class TestCircles:
             assert not is_cut(trail, "/", to("http://api.example/next"))
             assert not is_cut(trail, "/next", status=status)
 
+    def test_nor_does_one_that_leads_nowhere_carry_one_on(self) -> None:
+        trail = Trail()
+        for _ in range(3 * MAX_VISITS):
+            assert not is_cut(trail, "/", to("http://api.example/"), COOKIE)
+            assert not is_cut(trail, "/")
+
     def test_the_same_redirect_for_many_is_no_circle(self) -> None:
         trail = Trail()
         assert not any(is_cut(trail, "/", to("http://api.example/home")) for _ in range(3 * MAX_VISITS))

@@ -188,6 +188,75 @@ def test_a_name_that_does_not_exist_is_unreachable(monkeypatch: pytest.MonkeyPat
         connect(1, Policy())
 
 
+def test_the_upstream_proxy_is_where_the_policy_says_whatever_is_forbidden_to_others(
+    server: socket.socket, answers: Callable[..., list[str]]
+) -> None:
+    answers(["127.0.0.1"])
+
+    async def run() -> None:
+        record = Upstream(Policy(), None, is_proxy=True)
+        with await dialling.connect(cast(Any, Engine()), "proxy.example", server.getsockname()[1], record):
+            assert record.observed is None
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("found", "kind"),
+    [(["127.0.0.1", "10.0.0.1"], AddressKind.LOOPBACK), (["93.184.216.34", "10.0.0.1"], AddressKind.PRIVATE)],
+)
+def test_the_first_that_is_forbidden_is_named(found: list[str], kind: AddressKind) -> None:
+    record = Upstream(Policy(mode=Mode.OBSERVE), None)
+    addresses: Any = [(socket.AF_INET, (each, 443)) for each in found]
+    assert dialling._allowed(addresses, "api.example", record) == addresses
+    assert record.observed is not None
+    assert f"at a {kind} address" in record.observed.detail
+
+
+class TestAddressesThatNobodyLooksUp:
+    """Behind another proxy, names are for it to look up; what is known of an address is judged here."""
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "localhost", "a.localhost"])
+    def test_what_is_not_public_is_forbidden(self, host: str) -> None:
+        with pytest.raises(Denied) as refused:
+            dialling.check_address(host, Upstream(Policy(), None))
+        assert refused.value.reason is Reason.DESTINATION_FORBIDDEN
+
+    def test_in_observe_mode_that_is_noted(self) -> None:
+        record = Upstream(Policy(mode=Mode.OBSERVE), None)
+        dialling.check_address("127.0.0.1", record)
+        assert record.observed is not None
+        assert record.observed.reason is Reason.DESTINATION_FORBIDDEN
+
+    @pytest.mark.parametrize("mode", Mode)
+    @pytest.mark.parametrize("host", ["93.184.216.34", "api.example", "notlocalhost", "localhost.example"])
+    def test_all_others_pass(self, mode: Mode, host: str) -> None:
+        record = Upstream(Policy(mode=mode), None)
+        dialling.check_address(host, record)
+        assert record.observed is None
+
+    @pytest.mark.parametrize(
+        ("host", "is_one"),
+        [
+            ("127.0.0.1", True),
+            ("127.9.9.9", True),
+            ("::1", True),
+            ("localhost", True),
+            ("a.localhost", True),
+            ("10.0.0.1", False),
+            ("api.example", False),
+            ("notlocalhost", False),
+            ("localhost.example", False),
+        ],
+    )
+    def test_what_always_leads_to_this_machine(self, host: str, is_one: bool) -> None:
+        assert dialling.is_loopback(host) is is_one
+
+    @pytest.mark.parametrize(("host", "here"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("name", None)])
+    def test_from_where_this_machine_would_connect(self, host: str, here: str | None) -> None:
+        assert dialling.local_address_to(host) == here
+
+
 def test_families_take_turns() -> None:
     def of(*texts: str) -> list[Any]:
         return [(socket.AF_INET6 if ":" in each else socket.AF_INET, (each, 1)) for each in texts]
