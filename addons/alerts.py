@@ -194,11 +194,11 @@ ALERTS = (
     ),
     Alert(
         "OvercoatReloadRefused",
-        events('overcoat_policy_reloads_total{result="refused"}'),
+        "overcoat_policy_refused == 1",
         "warning",
         "a policy that was read again was refused: the one before stays in force",
         "Its log says what is wrong, and so does overcoat check: a restart with it would fail. Or listeners or workers "
-        "are others now, which takes a restart. Until then nothing that was changed counts, also when this alert ends.",
+        "are others now, which takes a restart. Until one is taken nothing that was changed counts.",
     ),
     Alert(
         "OvercoatDecisionLinesLost",

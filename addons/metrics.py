@@ -81,6 +81,12 @@ class Metrics:
         self.reloads = Counter(
             "overcoat_policy_reloads", "Times the policy was read again, by result.", ["result"], registry=registry
         )
+        self.policy_refused = Gauge(
+            "overcoat_policy_refused",
+            "1 while the policy, as it was last read, is refused and an earlier one in force; else 0.",
+            registry=registry,
+            multiprocess_mode="max",  # one process says so for all
+        )
         self.lines_lost = Counter(
             "overcoat_decision_lines_lost", "Decision lines that could not be written.", registry=registry
         )

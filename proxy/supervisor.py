@@ -404,6 +404,7 @@ class Supervisor:
         if self._is_leaving:
             return
         policy = self._reread(self._policy)
+        self._metrics.policy_refused.set(policy is None)
         if policy is None:
             self._metrics.reloads.labels("refused").inc()
         elif policy is not self._policy:

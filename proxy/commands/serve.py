@@ -212,6 +212,7 @@ def _reload(engine: Engine, reader: Reader, metrics: Metrics) -> None:
 
     before = engine.policy
     policy = reader.again(before)
+    metrics.policy_refused.set(policy is None)
     result = "refused"
     if policy is not None and policy is not before:
         engine.take_over(policy)

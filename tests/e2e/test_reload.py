@@ -354,3 +354,19 @@ def test_waiting_for_a_worker_does_not_hold_up_the_end(authority: Authority, tmp
         sidecar.signal(signal.SIGTERM)
         assert sidecar.wait() == 1
         assert time.monotonic() - began < 3
+
+
+def test_that_a_policy_is_refused_is_told_until_one_is_not(sidecar: Sidecar, workers: int) -> None:
+    def refused() -> float:
+        return sidecar.metrics().value("overcoat_policy_refused")
+
+    good, bad = policy(workers), policy(workers, more="rules: []")
+    assert refused() == 0
+    reload(sidecar, bad, "refused")
+    assert refused() == 1
+    reload(sidecar, good, "unchanged")
+    assert refused() == 0
+    reload(sidecar, policy(workers + 1), "refused")  # right, and yet not in force
+    assert refused() == 1
+    reload(sidecar, policy(workers, NO_PIN))
+    assert refused() == 0
