@@ -25,10 +25,7 @@ from proxy.core.jsontext import NotJson, TooMuchSelected, find_spans, string_val
 from proxy.core.selectors import parse_selector
 
 # Names are compared folded: some servers take `_` (CGI) or any other character (old CGI) for `-`.
-_FOLD = bytes(
-    code + 32 if 65 <= code <= 90 else code if chr(code).isascii() and chr(code).isalnum() else 45
-    for code in range(256)
-)
+_FOLD = bytes(code + 32 if 65 <= code <= 90 else code if chr(code).isalnum() else 45 for code in range(256))
 _METHOD_FIELDS = frozenset(
     (b"x-http-method-override", b"x-http-method", b"x-method-override", b"x-original-method", b"x-forwarded-method")
 )

@@ -97,9 +97,7 @@ class Conversation:
         self._expects = has_field(flow.request.headers, b"expect")
         self.engine.dispatch.call(HttpRequestHeadersHook, flow)
         self.exchange = self.engine.sessions.exchange(flow)
-        if flow.error:
-            self._cut_off()
-        elif flow.response is not None:
+        if flow.response is not None:
             self._answer()
         elif has_body:
             if flow.request.stream:
@@ -318,9 +316,10 @@ class Conversation:
 
     def response_data(self, data: bytes) -> None:
         """Take a piece of the response's body."""
-        response = self.flow.response
-        if self._is_over or response is None:
+        if self._is_over:
             return
+        response = self.flow.response
+        assert response is not None
         if self._response_held is not None:
             self._response_size += len(data)
             assert self.exchange is not None
@@ -348,9 +347,10 @@ class Conversation:
                 upstream.close()
             else:
                 self.engine.pool.give(upstream)
-        if self._is_over or self.flow.response is None:
+        if self._is_over:
             return
         response = self.flow.response
+        assert response is not None
         response.timestamp_end = time.time()
         held, self._response_held = self._response_held, None
         if held is not None:

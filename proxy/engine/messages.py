@@ -79,7 +79,7 @@ def request_of(
     fields = without_hop(head.fields, may_offer=head.is_http11)
     if not head.is_http11:  # it has no expectations, and what goes on is HTTP/1.1, which has (RFC 9110, section 10.1.1)
         fields = tuple(field for field in fields if field[0].lower() != b"expect")
-    if not head.is_http11 and scheme and not any(name.lower() == b"host" for name, _ in fields):
+    if scheme and not any(name.lower() == b"host" for name, _ in fields):  # in HTTP/1.1 there is one
         named = Destination(host, port)  # what goes on is HTTP/1.1, where the field is needed (RFC 9112, section 3.2)
         value = named.url_host if port == _PORTS[scheme] else named.authority
         fields = ((b"Host", value.encode("ascii")), *fields)
@@ -120,9 +120,9 @@ def _split(target: bytes) -> tuple[bytes, bytes, bytes]:
     Raises:
         BadDestination: its scheme is not one that is spoken here.
     """
-    scheme, separator, rest = target.partition(b"://")
+    scheme, _, rest = target.partition(b"://")
     scheme = _WEBSOCKET.get(scheme.lower(), scheme.lower())
-    if not separator or scheme not in _PORTS:
+    if scheme not in _PORTS:
         raise BadDestination("its scheme is neither http nor https")
     end = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
     path = rest[end:]

@@ -70,11 +70,11 @@ def _listen_to_tls(data: bytes) -> Heard:
         if not _is_whole(data):
             return Heard(Speech.UNDECIDED if len(data) <= MAX_CLIENT_HELLO else Speech.OTHER)
         hello = parse_client_hello(data)
-        if hello is not None:
-            return Heard(Speech.TLS, _server_name(hello), tuple(hello.alpn_protocols))
     except ValueError:
         return Heard(Speech.OTHER)
-    return Heard(Speech.UNDECIDED if len(data) <= MAX_CLIENT_HELLO else Speech.OTHER)
+    if hello is None:
+        return Heard(Speech.OTHER)
+    return Heard(Speech.TLS, _server_name(hello), tuple(hello.alpn_protocols))
 
 
 def _is_whole(data: bytes) -> bool:

@@ -334,7 +334,7 @@ class UpstreamConnection(Reading):
     @property
     def is_usable(self) -> bool:
         """Whether an idle connection may take a request: nothing has come that no request has asked for."""
-        return not self.is_closed and not self.transport.is_closing() and not self._unread and not self._has_input()
+        return not self.transport.is_closing() and not self._has_input()
 
     def heard_early(self) -> bool:
         """Tell whether a new connection's peer has spoken, or closed, before it was asked anything; then it is closed.

@@ -7,6 +7,7 @@ fails), and what section 1's rules rest on: that the process neither stops nor g
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import signal
 import socket
@@ -24,6 +25,7 @@ from tests.e2e import wire
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient, curl
 from tests.e2e.connection import RecordedRequest
+from tests.e2e.scripted import scripted_upstream
 from tests.e2e.sidecar import ROOT, Sidecar, SidecarFailed, clean_environment, overcoat_command
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
@@ -325,6 +327,34 @@ class TestHooksThatRaise:
             ask(client, upstream, "fine.example")
             assert client.read_response().status == 200
         wait_until(lambda: len(broken.decisions()) == before + 2, "the twin's decision line is written")
+
+    def test_a_streamed_request_does_not_come_to_its_end(self, authority: Authority, broken: Sidecar) -> None:
+        """Its first part has left; without the last chunk, no server takes it for the whole."""
+        with (
+            scripted_upstream(broken_host("Encryption", "request"), authority) as far,
+            RawClient(broken.address) as app,
+        ):
+            app.send(far.request("/", "Transfer-Encoding: chunked\r\n", "POST") + b"2\r\nab\r\n")
+            server = far.accept()
+            server.read_head()
+            assert server.read_exactly(7) == b"2\r\nab\r\n"
+            app.send(b"0\r\n\r\n")
+            assert _read(app, None) == b""
+            with contextlib.suppress(ConnectionError, ssl.SSLError):
+                assert server.read_to_end() == b""
+            line = broken.wait_for_decision(lambda line: line["destination"] == far.authority)
+        assert (line["action"], line["reason"], line["status"]) == ("deny", "internal_error", None)
+
+    def test_no_other_protocol_is_switched_to(self, authority: Authority, broken: Sidecar) -> None:
+        host = broken_host("Encryption", "responseheaders")
+        with scripted_upstream(host, authority) as far, RawClient(broken.address) as app:
+            app.send(far.request("/", "Upgrade: websocket\r\nConnection: Upgrade\r\n"))
+            server = far.accept()
+            server.read_head()
+            server.send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nhi")
+            assert _read(app, None) == b""
+            line = broken.wait_for_decision(lambda line: line["destination"] == far.authority)
+        assert (line["action"], line["reason"], line["status"]) == ("deny", "internal_error", None)
 
 
 def _read(client: RawClient, status: int | None) -> bytes:

@@ -28,6 +28,7 @@ class TestPaths:
             ("/v1/%20a/b+", {"/v1/%20a/b+", "/v1/ a/b+", "/v1/%20a/b", "/v1/a/b"}),
             ("/v1/a%3Fb", {"/v1/a%3Fb", "/v1/a?b", "/v1/a"}),
             ("/m%C3%BCller", {"/m%C3%BCller", "/müller"}),
+            ("/%C3%BC%20a", {"/%C3%BC%20a", "/ü a"}),
             ("/%EF%BD%81", {"/%EF%BD%81", "/\uff41", "/a"}),  # full-width
             ("/a%EF%BC%8Fb", {"/a%EF%BC%8Fb", "/a\uff0fb", "/a/b"}),
         ],
@@ -53,7 +54,9 @@ class TestPaths:
         assert spellings(path) is None
         assert readings("GET", path).paths is None
 
-    @pytest.mark.parametrize("name", ["X-Original-URL", "x-rewrite-url", "X_Original_Url", "X-Forwarded-Uri"])
+    @pytest.mark.parametrize(
+        "name", ["X-Original-URL", "X-ORIGINAL-URL", "x-rewrite-url", "X_Original_Url", "X-Forwarded-Uri"]
+    )
     def test_they_may_stand_in_fields(self, name: str) -> None:
         def found(value: bytes) -> Readings:
             return readings("PUT", "/other", fields=((b"Accept", b"*/*"), (name.encode(), value)))
@@ -61,7 +64,7 @@ class TestPaths:
         for value in (b"/v1/pay", b"/v1/pay?x=1", b"https://a.example/v1/pay#f", b"v1/pay", b"/v1/p%61y/", b"\xff"):
             assert PUT_PAY.applies(found(value)), value
         assert not PUT_PAY.applies(found(b"/v1/other"))  # the twin
-        assert found(b"/v1/other").paths == ("/other", "/v1/other")
+        assert found(b"/v1/other").paths == found(b"https://a.example/v1/other").paths == ("/other", "/v1/other")
 
     def test_a_prefix_may_be_cut_off_by_who_has_added_it(self) -> None:
         fields = ((b"X-Forwarded-Prefix", b"/v1/"),)

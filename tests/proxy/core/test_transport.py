@@ -9,6 +9,7 @@ import pytest
 from proxy.core.addresses import AddressKind, AddressSet
 from proxy.core.decisions import Action, Reason
 from proxy.core.destinations import Destination
+from proxy.core.hsts import KnownHosts
 from proxy.core.pins import Pin, PinSet
 from proxy.core.policy import Defaults, Egress, HostPattern, Https, PlainHttp, Policy, Rule
 from proxy.core.transport import (
@@ -49,6 +50,28 @@ def test_plain_http_is_upgraded_or_allowed(
     assert (decision.action, decision.target, decision.denied) == (action, target, None)
 
 
+@pytest.mark.parametrize(
+    ("plain_http", "is_listed", "uses_list", "action"),
+    [
+        (PlainHttp.ALLOW, True, True, Action.UPGRADE),
+        (PlainHttp.ALLOW, True, False, Action.ALLOW),
+        (PlainHttp.ALLOW, False, True, Action.ALLOW),
+        (PlainHttp.UPGRADE, True, True, Action.UPGRADE),
+        (PlainHttp.REJECT, True, True, Action.DENY),
+    ],
+)
+def test_a_host_that_wants_https_only_is_upgraded_where_plain_http_might_pass(
+    plain_http: PlainHttp, is_listed: bool, uses_list: bool, action: Action
+) -> None:
+    known = KnownHosts(lambda: 0.0, lambda host: is_listed and host == ASKED.host)
+    policy = replace(_policy(plain_http, Https.TUNNEL), hsts_preload=uses_list)
+    rule, decision = decide_plain_http(policy, ASKED, known)
+    assert rule is policy.rules[0]
+    assert decision.action is action
+    assert decision.is_by_hsts is (plain_http is PlainHttp.ALLOW and action is Action.UPGRADE)
+    assert decide_plain_http(policy, OTHER, known)[1].is_by_hsts is False
+
+
 def test_an_upgrade_goes_to_the_port_that_the_rule_names() -> None:
     _, decision = decide_plain_http(_policy(PlainHttp.UPGRADE, Https.TUNNEL, 8443), ASKED)
     assert decision.target == Destination("api.example", 8443)
@@ -61,6 +84,7 @@ def test_plain_http_is_rejected_without_a_target(asked: Destination, where: str)
     assert decision.denied is not None
     assert decision.denied.reason is Reason.PLAIN_HTTP_REJECTED
     assert decision.denied.detail.startswith(where)
+    assert decision.denied.hint.startswith("use https://")
 
 
 @pytest.mark.parametrize(("https", "action"), [(Https.TUNNEL, Action.TUNNEL), (Https.INSPECT, Action.INSPECT)])
@@ -110,6 +134,29 @@ def test_a_broader_later_rule_does_not_take_the_protection_of_one_for_port_80_aw
     rule, decision = decide_plain_http(Policy(rules=(strict, _rule("rest", "**.example"))), ASKED)
     assert rule is strict
     assert decision.action is Action.UPGRADE
+
+
+def test_one_rule_may_protect_both_ports() -> None:
+    both = _rule("both", "api.example", pins=_PINS, https=Https.INSPECT)
+    rule, decision = decide_plain_http(Policy(rules=(both,)), ASKED)
+    assert rule is both
+    assert (decision.action, decision.target) == (Action.UPGRADE, ASKED_TLS)
+
+
+def test_what_no_rule_names_is_upgraded_to_where_one_may_protect_it() -> None:
+    own = _rule("own", "api.example:443", plain_http=PlainHttp.ALLOW, pins=_PINS, https=Https.INSPECT)
+    rule, decision = decide_plain_http(Policy(rules=(own,)), ASKED)
+    assert rule is own
+    assert (decision.action, decision.target) == (Action.UPGRADE, ASKED_TLS)
+
+
+@pytest.mark.parametrize(
+    ("of_rule", "default", "action"),
+    [(Https.INSPECT, Https.TUNNEL, Action.INSPECT), (Https.TUNNEL, Https.REJECT, Action.TUNNEL)],
+)
+def test_a_rule_counts_and_not_the_default(of_rule: Https, default: Https, action: Action) -> None:
+    policy = Policy(defaults=Defaults(https=default), rules=(_rule("own", "api.example", https=of_rule),))
+    assert decide_https(policy, ASKED_TLS)[1].action is action
 
 
 def test_two_rules_that_protect_the_two_ports_in_different_ways_deny() -> None:

@@ -10,12 +10,14 @@ from mitmproxy import http
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
-from proxy.core.heads import read_request_head
+from proxy.core.heads import read_request_head, read_response_head
 from proxy.engine.messages import (
+    authenticates_connection,
     headers_of,
     request_head,
     request_of,
     response_head,
+    response_of,
 )
 
 INSIDE = Destination("api.example", 8443)
@@ -139,6 +141,7 @@ class TestTargets:
             "GET ftp://api.example/canary HTTP/1.1",
             "GET wsx://api.example/canary HTTP/1.1",
             "GET http:/api.example/canary HTTP/1.1",
+            "GET http HTTP/1.1",
             "GET http:///canary HTTP/1.1",
             "GET http://:80/canary HTTP/1.1",
             "GET http://api.example:0/canary HTTP/1.1",
@@ -169,6 +172,16 @@ class TestTargets:
             request("CONNECT api.example:443 HTTP/1.1", inside=INSIDE, is_tls=True)
         assert caught.value.reason is Reason.BAD_REQUEST
 
+    @pytest.mark.parametrize("method", ["connect", "Connect"])
+    def test_nor_is_it_one_in_other_letters(self, method: str) -> None:
+        with pytest.raises(Denied, match="upper-case") as caught:
+            request(f"{method} http://api.example/ HTTP/1.1")
+        assert caught.value.reason is Reason.BAD_REQUEST
+
+    def test_a_connect_of_http_1_0_needs_no_host_field(self) -> None:
+        made = request("CONNECT api.example:443 HTTP/1.0", fields="")
+        assert (made.host, made.port, made.headers.fields) == ("api.example", 443, ())
+
     @pytest.mark.parametrize("target", ["/canary", "*"])
     def test_a_request_that_is_not_for_a_proxy_is_refused(self, target: str) -> None:
         with pytest.raises(Denied) as caught:
@@ -192,6 +205,31 @@ class TestHeads:
     def test_a_last_response_says_so(self) -> None:
         response = http.Response(b"HTTP/1.1", 204, b"", http.Headers(), None, None, 0, None)
         assert response_head(response, is_closing=True) == b"HTTP/1.1 204 \r\nConnection: close\r\n\r\n"
+
+    @pytest.mark.parametrize("version", ["1.0", "1.1"])
+    def test_a_response_keeps_its_version(self, version: str) -> None:
+        head = read_response_head(f"HTTP/{version} 200 OK\r\nX: 1\r\n\r\n".encode())
+        assert response_of(head, head.fields).http_version == f"HTTP/{version}"
+
+    @pytest.mark.parametrize(
+        ("asked", "answered", "is_of_the_connection"),
+        [
+            ("Authorization: Negotiate abc\r\n", "", True),
+            ("Authorization:  NTLM abc\r\n", "", True),
+            ("Authorization: Basic abc\r\nAuthorization: ntlm abc\r\n", "", True),
+            ("", "WWW-Authenticate: NTLM\r\n", True),
+            ("", "WWW-Authenticate: Basic\r\nWWW-Authenticate: Negotiate\r\n", True),
+            ("Authorization: Basic abc\r\n", "WWW-Authenticate: Basic\r\n", False),
+            ("", "", False),
+        ],
+    )
+    def test_some_credentials_are_those_of_the_connection(
+        self, asked: str, answered: str, is_of_the_connection: bool
+    ) -> None:
+        made = request("GET http://a.example/ HTTP/1.1", fields=f"Host: a.example\r\n{asked}")
+        head = read_response_head(f"HTTP/1.1 401 Unauthorized\r\n{answered}\r\n".encode())
+        assert authenticates_connection(made, response_of(head, head.fields)) is is_of_the_connection
+        assert authenticates_connection(made, None) is (is_of_the_connection and not answered)
 
     def test_a_requests_head_is_in_origin_form_and_http_1_1(self) -> None:
         made = request("PUT http://a.example:81/b?c HTTP/1.0", fields="hOST: a.example:81\r\nX: 1\r\nx:2\r\n")

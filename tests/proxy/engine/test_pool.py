@@ -46,9 +46,11 @@ class Timer:
     def __init__(self, at: float, call: Callable[[], None]) -> None:
         self.at = at
         self.call = call
+        self.is_cancelled = False
 
     def cancel(self) -> None:
         self.call = lambda: None
+        self.is_cancelled = True
 
 
 class Socket:
@@ -192,6 +194,18 @@ class TestWhatIsNotKept:
         assert world.pool.take("key") is None
         assert world.counts == ["evicted", "miss"]
 
+    @pytest.mark.parametrize("is_alone", [True, False])
+    def test_its_end_is_told_twice_and_counts_once(self, world: World, is_alone: bool) -> None:
+        """By what it said, and by its socket, which was closed for that."""
+        one, other = connection(), connection()
+        world.pool.give(one)
+        if not is_alone:
+            world.pool.give(other)
+        one.taken(memoryview(b"?"))
+        one.connection_lost(None)
+        assert world.counts == ["evicted"]
+        assert world.pool.take("key") is (None if is_alone else other)
+
     @pytest.mark.parametrize("end", ["eof_received", "connection_lost"])
     def test_one_that_ends_while_idle_is_forgotten(self, world: World, end: str) -> None:
         one, other = connection(), connection()
@@ -285,6 +299,29 @@ class TestLimits:
         world.pool.give(once_again)
         assert is_open(once_again)
 
+    @pytest.mark.parametrize("leave", ["taken", "ended", "expired", "not kept", "closed"])
+    def test_a_key_without_connections_is_forgotten(self, world: World, leave: str) -> None:
+        """It holds a policy: what one had opened must not keep it alive."""
+        one = connection()
+        one._can_reuse = leave != "not kept"
+        world.pool.give(one)
+        if leave == "taken":
+            world.pool.take("key")
+        elif leave == "ended":
+            one.connection_lost(None)
+        elif leave == "expired":
+            world.clock.advance(IDLE_SECONDS)
+        elif leave == "closed":
+            world.pool.close()
+        assert world.pool._idle == {}
+
+    def test_one_that_is_not_kept_changes_nothing_for_others(self, world: World) -> None:
+        kept, other = connection(), connection()
+        world.pool.give(kept)
+        other._can_reuse = False
+        world.pool.give(other)
+        assert world.pool.take("key") is kept
+
     @pytest.mark.parametrize("leave", ["taken", "ended", "expired"])
     def test_whatever_leaves_makes_room(self, world: World, leave: str) -> None:
         kept = [connection(number) for number in range(MAX_IDLE)]
@@ -305,7 +342,9 @@ def test_closing_it_closes_all_and_stops_its_timer(world: World) -> None:
     kept = [connection(), connection(), connection("another")]
     for one in kept:
         world.pool.give(one)
+    (timer,) = world.clock.timers  # one for all
     world.pool.close()
+    assert timer.is_cancelled
     assert not any(is_open(one) for one in kept)
     assert world.pool.take("key") is None
     world.clock.advance(IDLE_SECONDS)

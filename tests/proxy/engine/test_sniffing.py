@@ -75,8 +75,9 @@ def test_a_client_hello_that_is_not_whole_yet_is_undecided(length: int) -> None:
     assert listen(HELLO[:length]).speech is Speech.UNDECIDED
 
 
-def test_what_follows_a_client_hello_does_not_matter() -> None:
-    assert listen(HELLO + b"x" * (2 * MAX_CLIENT_HELLO)) == Heard(Speech.TLS, "api.example")
+@pytest.mark.parametrize("more", [b"x" * (2 * MAX_CLIENT_HELLO), bytes(5)], ids=["anything", "an empty record"])
+def test_what_follows_a_client_hello_does_not_matter(more: bytes) -> None:
+    assert listen(HELLO + more) == Heard(Speech.TLS, "api.example")
 
 
 def test_a_client_hello_may_come_in_several_records() -> None:
@@ -131,6 +132,14 @@ def test_a_client_hello_that_never_ends_is_not_waited_for() -> None:
     start = b"\x16\x03\x01\xff\xff\x01\xff\xff\xff"
     assert listen(start + bytes(MAX_CLIENT_HELLO - len(start))).speech is Speech.UNDECIDED
     assert listen(start + bytes(MAX_CLIENT_HELLO)).speech is Speech.OTHER
+    records = in_records(b"\x01\xff\xff\xff" + b"\x01" * (2 * MAX_CLIENT_HELLO), [0x4000] * 8)
+    assert listen(records[:MAX_CLIENT_HELLO]).speech is Speech.UNDECIDED
+    assert listen(records[: MAX_CLIENT_HELLO + 1]).speech is Speech.OTHER
+
+
+def test_one_that_mitmproxy_does_not_find_whole_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sniffing, "parse_client_hello", lambda _: None)
+    assert listen(HELLO).speech is Speech.OTHER
 
 
 @pytest.mark.parametrize(
