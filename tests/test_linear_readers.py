@@ -408,6 +408,34 @@ class TestManyFields:
         assert growth(read, lambda count: ((name, b'<https://a>; "'),) * count, 16 * 1024) < TOO_MUCH
 
 
+class TestManyNames:
+    """The same for as many different methods and paths as a request may name."""
+
+    @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "application/json"])
+    def test_of_methods_in_a_body(self, kind: str) -> None:
+        def body(length: int) -> bytes:
+            if kind == "application/json":
+                return b"{" + b",".join(b'"_method":"%s"' % each for each in words(length // 17)) + b"}"
+            return b"&".join(b"_method=%s" % each for each in words(length // 13))
+
+        def read(text: bytes) -> None:
+            with_body(readings("POST", "/"), text, [kind])
+
+        assert growth(read, body, 2 * BODY) < TOO_MUCH  # of a sixteenth, the half is not small yet
+
+    def test_of_paths_behind_prefixes(self) -> None:
+        def fields(length: int) -> heads.Fields:
+            names = (b"X-Forwarded-Prefix", b"X-Original-URL")
+            return tuple((name, b"/" + word) for word in words(length // 50) for name in names)
+
+        assert growth(lambda found: readings("POST", "/", fields=found), fields, HEAD) < TOO_MUCH
+
+
+def words(count: int) -> Iterator[bytes]:
+    """Yield so many different words of four letters."""
+    return map(bytes, itertools.islice(itertools.product(b"abcdefghijklmnopqrstuvwxyz", repeat=4), count))
+
+
 def test_a_reader_that_does_not_is_found() -> None:
     def slow(text: str) -> int:
         return sum(len(text[at:].strip()) for at in range(len(text)))

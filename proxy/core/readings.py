@@ -9,7 +9,7 @@ Rules of this module:
   counts for any method, since what else some server does is unknown.
 - Paths: as it was sent, decoded, without what some servers cut off its segments, and those that header fields of
   proxies and of IIS name instead.
-- Each byte is looked at a few times, whatever it is.
+- Each byte is looked at a few times, whatever it is: what names more than `MOST_NAMED` methods or paths may be any.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from urllib.parse import unquote, unquote_to_bytes
 from proxy.core.heads import Fields
 from proxy.core.jsontext import NotJson, TooMuchSelected, find_spans, string_value
 from proxy.core.selectors import parse_selector
+
+# Of methods, and of paths, each behind each prefix: an honest request names one or two.
+MOST_NAMED = 16
 
 # Names are compared folded: some servers take `_` (CGI) or any other character (old CGI) for `-`.
 _FOLD = bytes(code + 32 if 65 <= code <= 90 else code if chr(code).isalnum() else 45 for code in range(256))
@@ -62,7 +65,7 @@ _AMBIGUOUS = re.compile(
 )
 _CUT = re.compile(r"[?#]")
 _TRIMMED = " .+"  # at the end of a segment; `+` is a blank to some
-_FORMAT = ".json"  # Rails and Spring leave it out where they look for who serves a path
+_FORMAT = re.compile(r"\.json\Z", re.IGNORECASE)  # Rails and Spring leave it out where they look for who serves a path
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,8 @@ def readings(method: str, path: str, query: str = "", fields: Fields = ()) -> Re
     for each in queries:
         if each:
             methods = _either(methods, _of_form(each.encode("utf-8", "surrogateescape")))
+    if len(prefixes) * len(paths) > MOST_NAMED:
+        return Readings(methods, None)
     found: list[str] = []
     for each in dict.fromkeys(prefix + path for prefix in prefixes for path in paths):
         spelled = spellings(each)
@@ -149,8 +154,8 @@ def spellings(path: str) -> tuple[str, ...] | None:
     """Return the spellings under which servers read a path; None if these differ so that it may be any.
 
     They are: as it was sent, decoded (as UTF-8), in the compatibility form that some servers map it to, up to an
-    escaped `?` or `#`, without blanks and dots round segments, without `.json`, and all of these without a final slash.
-    The case of letters is for who compares them.
+    escaped `?` or `#`, without blanks and dots round segments, without a final slash, without `.json`, and without the
+    slash before that. The case of letters is for who compares them.
 
     Args:
         path: as it was sent, without the query.
@@ -169,7 +174,8 @@ def spellings(path: str) -> tuple[str, ...] | None:
     if cut := _CUT.search(decoded):
         found.append(decoded[: cut.start()])
     found += ["/".join(part.lstrip(" ").rstrip(_TRIMMED) for part in each.split("/")) for each in found]
-    found += [each.removesuffix(_FORMAT) for each in found]
+    found += [each.removesuffix("/") or "/" for each in found]
+    found += [_FORMAT.sub("", each) for each in found]
     found += [each.removesuffix("/") or "/" for each in found]
     if any(_AMBIGUOUS.search(each) for each in found[1:]):
         return None
@@ -177,7 +183,10 @@ def spellings(path: str) -> tuple[str, ...] | None:
 
 
 def _either(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
-    return None if one is None or other is None else one | other
+    if one is None or other is None:
+        return None
+    both = one | other
+    return both if len(both) <= MOST_NAMED else None
 
 
 def _methods(value: bytes) -> frozenset[str] | None:

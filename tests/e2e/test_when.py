@@ -64,6 +64,7 @@ PATHS = (
     ),
     *("/V1/PAY", "/v1%2fpay", "/v1/pay;a=b", "/v1/p%2561y", "/v1%5cpay", "/v1/%ef%bd%90ay", "/v1/%c0%af../v1/pay"),
     *("/v1/pay%c2%a0", "/v1/pay%e2%80%8b", "/v1/pay%3fx", "/v1/pay%23", "/v1/pay.json", "/v1/pay%", "//v1/pay"),
+    *("/v1/pay.json/", "/v1/pay.JSON", "/v1/pay/.json", "/v1/pay.json%20/"),
 )
 OVERRIDES = ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override", "x_http_method_override")
 ELSEWHERE = ("X-Original-URL", "X-Rewrite-URL", "X-Original-URI", "X_Original_URL")

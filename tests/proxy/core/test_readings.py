@@ -8,7 +8,15 @@ from __future__ import annotations
 import pytest
 
 from proxy.core.policy import PathGlob, When
-from proxy.core.readings import Readings, may_be_any_method, may_name_method, readings, spellings, with_body
+from proxy.core.readings import (
+    MOST_NAMED,
+    Readings,
+    may_be_any_method,
+    may_name_method,
+    readings,
+    spellings,
+    with_body,
+)
 
 PUT_PAY = When(frozenset({"PUT"}), (PathGlob.parse("/v1/pay"),))
 FORM, MULTIPART, JSON = "application/x-www-form-urlencoded", "multipart/form-data; boundary=b", "application/json"
@@ -23,6 +31,10 @@ class TestPaths:
             ("/v1/a/", {"/v1/a/", "/v1/a"}),
             ("/v1/%61", {"/v1/%61", "/v1/a"}),
             ("/v1/a.json", {"/v1/a.json", "/v1/a"}),
+            ("/v1/a.JSON", {"/v1/a.JSON", "/v1/a"}),
+            ("/v1/a.json/", {"/v1/a.json/", "/v1/a.json", "/v1/a"}),
+            ("/v1/a/.json", {"/v1/a/.json", "/v1/a/", "/v1/a"}),
+            ("/.json", {"/.json", "/"}),
             ("/v1/a%20", {"/v1/a%20", "/v1/a ", "/v1/a"}),
             ("/v1/a.%20.", {"/v1/a.%20.", "/v1/a. .", "/v1/a.%20", "/v1/a"}),
             ("/v1/%20a/b+", {"/v1/%20a/b+", "/v1/ a/b+", "/v1/%20a/b", "/v1/a/b"}),
@@ -70,6 +82,17 @@ class TestPaths:
         fields = ((b"X-Forwarded-Prefix", b"/v1/"),)
         assert readings("PUT", "/pay", fields=fields).paths == ("/pay", "/v1/pay")
         assert not PUT_PAY.applies(readings("PUT", "/pay"))
+
+    def test_where_more_are_named_than_anybody_means_it_may_be_any(self) -> None:
+        def found(prefixes: int, paths: int) -> Readings:
+            fields = tuple((b"X-Forwarded-Prefix", b"/%d" % each) for each in range(prefixes))
+            fields += tuple((b"X-Original-URL", b"/a/%d" % each) for each in range(paths))
+            return readings("PUT", "/a", fields=fields)
+
+        for prefixes, paths in ((0, MOST_NAMED - 1), (MOST_NAMED - 1, 0), (3, 3)):  # and the path, behind no prefix
+            assert not PUT_PAY.applies(found(prefixes, paths))
+        for prefixes, paths in ((0, MOST_NAMED), (MOST_NAMED, 0), (4, 3)):
+            assert found(prefixes, paths).paths is None
 
     def test_other_fields_say_nothing_of_it(self) -> None:
         fields = ((b"Original-URL", b"/v1/pay"), (b"X-Original", b"/v1/pay"), (b"Referer", b"/v1/pay"))
@@ -163,6 +186,15 @@ class TestMethods:
 
     def test_what_is_no_json_and_does_not_say_so_asks_for_nothing(self) -> None:
         assert with_body(readings("POST", "/"), b'a="_method"', [FORM]).methods == {"POST"}
+
+    def test_where_more_are_named_than_anybody_means_it_may_be_any(self) -> None:
+        def named(count: int) -> str:
+            return "&".join(f"_method={'A' * each}" for each in range(1, count + 1))
+
+        post = readings("POST", "/")
+        for count, is_any in ((MOST_NAMED - 1, False), (MOST_NAMED, True)):  # and POST
+            assert (readings("POST", "/", named(count)).methods is None) is is_any
+            assert (with_body(post, named(count).encode(), [FORM]).methods is None) is is_any
 
     @pytest.mark.parametrize(
         ("types", "may"),
