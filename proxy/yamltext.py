@@ -21,6 +21,8 @@ from typing import Final
 
 import yaml
 
+from proxy.yamlwords import yaml_words
+
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 16
 
@@ -183,10 +185,8 @@ class _Reader:
             self._problem((), Mark(line, column), "this character is not allowed in YAML")
             raise _Fatal from None
         except yaml.MarkedYAMLError as error:
-            at = error.problem_mark or error.context_mark
-            context = f"{error.context}: " if error.context else ""
-            mark = Mark(at.line + 1, at.column + 1) if at else Mark(1, 1)
-            self._problem((), mark, f"this is not valid YAML: {context}{error.problem}")
+            line, column, words = yaml_words(error, self.text)
+            self._problem((), Mark(line, column), f"this is not valid YAML: {words}")
             raise _Fatal from None
         except (yaml.YAMLError, ValueError, OverflowError):  # PyYAML lets chr() and int() of an escape raise
             at = loader.get_mark() if loader else None
