@@ -11,6 +11,7 @@ Rules of this module:
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import json
@@ -30,7 +31,7 @@ from proxy.core.policy import Listener, ListenerKind, Mode, Policy
 from proxy.files import read_regular
 from proxy.model import PolicyFile, Section
 from proxy.policybuild import Builder
-from proxy.policyplaces import DEFAULT_FILE, is_there, nearly_named, what_lies_there
+from proxy.policyplaces import DEFAULT_FILE, is_there, nearly_named, what_lies_there, whose
 from proxy.policyvalues import parse_admin, parse_listener
 from proxy.yamltext import ANY_INDEX, MAX_BYTES, UNUSABLE, Document, Problem, Steps, path_text, read_yaml, shown
 
@@ -49,6 +50,8 @@ _KINDS: tuple[tuple[type, str], ...] = (
     (list, "a list"),
     (dict, "a mapping"),
 )
+_SHOWN_WHOLE = 60  # characters
+_WITH_UNIT = re.compile(r"[0-9]+(?:\.[0-9]+)? ?[A-Za-z]+")
 _EXPECTED = {
     "string_type": "text",
     "int_type": "a whole number",
@@ -169,7 +172,7 @@ def _read(path: Path) -> bytes:
     try:
         return read_regular(path, MAX_BYTES)[0]
     except OSError as error:
-        message = f"the policy cannot be read: {error.strerror}{what_lies_there(path)}"
+        message = f"the policy cannot be read: {error.strerror}{what_lies_there(path)}{whose(path, error)}"
         raise PolicyErrors([PolicyError(str(path), 0, 0, "", message)]) from None
 
 
@@ -277,7 +280,8 @@ def _either(allowed: list[str]) -> str:
 
 
 def _did_you_mean(text: str, allowed: Iterable[str]) -> str:
-    near = difflib.get_close_matches(text[:100], allowed, n=2)
+    by_lower = {each.lower(): each for each in allowed}
+    near = [by_lower[each] for each in difflib.get_close_matches(text[:100].lower(), by_lower, n=2)]
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
@@ -319,7 +323,7 @@ def _message(details: ErrorDetails, kind: str, steps: Steps, raw: object, text: 
         return f"unknown key {shown(key)}{_did_you_mean(key, allowed)} (known here: {', '.join(allowed)})"
     if kind == "missing":
         description = _section_at(steps[:-1]).model_fields[str(steps[-1])].description
-        return f"this key is missing. {description}"
+        return f"this key is missing{': write version: 1' if steps == ('version',) else ''}. {description}"
     if kind in ("enum", "literal_error"):
         allowed = re.findall(r"'([^']*)'", context["expected"])
         if isinstance(raw, str):
@@ -334,6 +338,12 @@ def _message(details: ErrorDetails, kind: str, steps: Steps, raw: object, text: 
         if expected == "a list" and text:
             refusal = _refusal_of((*steps, 0), text)
             hint = f": write {_list_of(text)}" if refusal is None else f"; {_as_list(refusal)}"
+        if expected == "a list" and isinstance(raw, dict) and _takes_mappings(steps):
+            hint = ': put a "- " before its first key, or [ ] round its { }'
+        if expected in ("a whole number", "true or false") and isinstance(raw, str):
+            hint = _no_quotes_hint(steps, text)
+        if kind == "model_type":
+            hint = _only_key_hint(steps, raw)
         return f"must be {expected}, not {_kind_of(raw)}{hint}"
     if kind == "greater_than_equal":
         return f"must be at least {context['ge']}, not {raw}"
@@ -352,6 +362,33 @@ def _quotes_hint(raw: object, text: str, *, is_meant: bool = True) -> str:
     if not isinstance(raw, bool | int | date):
         return ""
     return f": YAML reads {text} as that" + (f'; put it in quotes, "{text}", if text is meant' if is_meant else "")
+
+
+def _no_quotes_hint(steps: Steps, text: str) -> str:
+    """Return the advice on text where a number, or true or false, is wanted."""
+    value = read_yaml(text.encode("utf-8", "replace")).data
+    if isinstance(value, bool | int) and _refusal_of(steps, value) is None:
+        return f": write {text}, without quotes"
+    return "; it stands here alone, without a unit" if _WITH_UNIT.fullmatch(text) else ""
+
+
+def _takes_mappings(steps: Steps) -> bool:
+    field = _section_at(steps[:-1]).model_fields[str(steps[-1])]
+    return _section_in(field.annotation) is not None
+
+
+def _only_key_hint(steps: Steps, raw: object) -> str:
+    """Return the advice on a value that stands where a mapping is wanted, and would be right as its only key's."""
+    section = _section_at(steps)
+    names = []
+    for name in section.model_fields:
+        with contextlib.suppress(ValidationError):
+            section.model_validate({name: raw})
+            names.append(name)
+    if len(names) != 1:
+        return ""
+    value = raw if isinstance(raw, str) and len(raw) <= _SHOWN_WHOLE else "[…]" if isinstance(raw, list) else "…"
+    return f": write {{{names[0]}: {value}}}"
 
 
 def _refusal_of(steps: Steps, value: object) -> str | None:

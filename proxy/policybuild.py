@@ -61,6 +61,7 @@ from proxy.model import (
     UpstreamProxySection,
     WhenSection,
 )
+from proxy.policyplaces import unreadable
 from proxy.policyvalues import KeySource, PinFile
 from proxy.usable import usable_part
 from proxy.yamltext import Document, Problem, Steps, shown
@@ -178,7 +179,7 @@ class Builder:
         try:
             content, _ = read_regular(path, limit)
         except OSError as error:
-            self._problem(steps, f"{path} cannot be read: {error.strerror}")
+            self._problem(steps, unreadable(path, error))
             return None
         if len(content) > limit:
             self._problem(steps, f"{path} has more than {limit} bytes")
@@ -334,7 +335,7 @@ class Builder:
             self.note(data)
             return load_key(data, alg=section.alg, kid=entry.kid, not_after=entry.not_after)
         except OSError as error:
-            self._problem(place, f"{self._folder / (file or '')} cannot be read: {error.strerror}")
+            self._problem(place, unreadable(self._folder / (file or ""), error))
         except (KeyFileError, BadKey) as error:
             self._problem(place, str(error))
         return None

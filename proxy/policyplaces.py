@@ -1,4 +1,4 @@
-"""What lies where a policy file was looked for, if not the file: a name of nearly the same, a folder, or nothing.
+"""What lies where a policy file, or one that it names, was looked for: a name of nearly the same, a folder, or nothing.
 
 Rules of this module:
 
@@ -11,6 +11,8 @@ from __future__ import annotations
 import difflib
 import itertools
 import os
+import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 DEFAULT_FILE = Path("overcoat.yaml")
@@ -33,22 +35,23 @@ def is_there(path: Path) -> bool:
     return True
 
 
-def nearly_named(folder: Path, name: str) -> list[str]:
-    """Return the names in a folder that may be meant for a policy's name, the likeliest first.
+def nearly_named(folder: Path, name: str, likely: Sequence[str] = _LIKELY) -> list[str]:
+    """Return the names in a folder that may be meant by another, the likeliest first.
 
     Args:
         folder: the folder; one that cannot be read has none.
         name: the name that was looked for.
+        likely: names in lower case that may be meant however unlike they are; without more, those of a policy.
     """
-    likely = {}
+    found = {}
     for each in _names(folder):
         plain = each.lower()
-        alike = 1.0 if plain in _LIKELY else 0.0
+        alike = 1.0 if plain in likely else 0.0
         if len(each) <= _MAX_NAME:
             alike = max(alike, difflib.SequenceMatcher(None, plain, name.lower(), autojunk=False).ratio())
         if alike >= _ALIKE and each != name:
-            likely[each] = alike
-    return sorted(likely, key=lambda each: (-likely[each], each))[:_SHOWN]
+            found[each] = alike
+    return sorted(found, key=lambda each: (-found[each], each))[:_SHOWN]
 
 
 def what_lies_there(path: Path) -> str:
@@ -74,6 +77,41 @@ def what_lies_there(path: Path) -> str:
     if others:
         return f"; of YAML, there is {', '.join(others)}"
     return f"; in {path.parent.resolve()} there is {'no YAML file' if _names(path.parent) else 'nothing at all'}"
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """Return the message on a file that a policy names and that cannot be read, with what there is instead.
+
+    Args:
+        path: the file, as the policy and its folder give it.
+        error: why it cannot be read.
+    """
+    told = f"{path} cannot be read: {error.strerror}{whose(path, error)}"
+    if is_there(path):
+        return told
+    if not path.parent.is_dir():
+        return f"{told}; there is no folder {path.parent}"
+    found = nearly_named(path.parent, path.name, likely=())
+    if found:
+        return f"{told}; but there is {' and '.join(found)}"
+    return told if path.is_absolute() else f"{told}; it was looked for in {path.parent.resolve()}"
+
+
+def whose(path: Path, error: OSError) -> str:
+    """Return, as the end of a message, whose a file is that this process may not read; else nothing.
+
+    Args:
+        path: the file.
+        error: why it cannot be read.
+    """
+    if not isinstance(error, PermissionError):
+        return ""
+    try:
+        status = path.stat()
+    except OSError:
+        return f"; Overcoat runs as user {os.geteuid()}, and may not look into one of the folders above it"
+    mode = stat.S_IMODE(status.st_mode)
+    return f"; it belongs to user {status.st_uid} with mode {mode:04o}, and Overcoat runs as user {os.geteuid()}"
 
 
 def _names(folder: Path) -> list[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from proxy.policyplaces import is_there, nearly_named, what_lies_there
+from proxy.policyplaces import is_there, nearly_named, unreadable, what_lies_there
 
 
 @pytest.mark.parametrize(
@@ -100,3 +101,50 @@ def test_a_folder_that_is_full_is_not_looked_through(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "scandir", lambda _: Entries())
     assert nearly_named(tmp_path, "overcoat.yaml") == []
     assert taken <= 2001
+
+
+def _error_of(path: Path) -> OSError:
+    with pytest.raises((FileNotFoundError, PermissionError)) as found:
+        path.open("rb").close()
+    return found.value
+
+
+def test_what_is_told_of_a_file_of_a_policy_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "policy.yaml").touch()  # may be meant for a policy, but for no key
+    start = "keys/pay-2026.pub.pem cannot be read: No such file or directory"
+    path = Path("keys/pay-2026.pub.pem")
+    error = _error_of(path)
+    assert unreadable(path, error) == f"{start}; it was looked for in {tmp_path / 'keys'}"
+    assert unreadable(tmp_path / path, error) == f"{tmp_path}/{start}"
+    assert unreadable(Path("a.pem"), error).endswith(f"; it was looked for in {tmp_path}")
+    assert unreadable(Path("key/a.pem"), error).endswith("; there is no folder key")
+    (tmp_path / "keys" / "pay-2025.pub.pem").touch()
+    assert unreadable(path, error) == f"{start}; but there is pay-2025.pub.pem"
+
+
+def test_what_is_told_of_a_file_of_a_policy_that_is_somebody_elses() -> None:
+    is_root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as made:
+        path, folder = Path(made) / "pay.pem", Path(made) / "closed"
+        path.touch()
+        folder.mkdir()
+        (folder / "pay.pem").touch()
+        path.chmod(0)
+        folder.chmod(0)
+        Path(made).chmod(0o755)
+        owner = path.stat().st_uid
+        if is_root:
+            os.seteuid(65534)
+        try:
+            user = os.geteuid()
+            told, told_inside = (unreadable(each, _error_of(each)) for each in (path, folder / "pay.pem"))
+        finally:
+            if is_root:
+                os.seteuid(0)
+            folder.chmod(0o700)
+    start = "cannot be read: Permission denied; "
+    assert told == f"{path} {start}it belongs to user {owner} with mode 0000, and Overcoat runs as user {user}"
+    expected = f"Overcoat runs as user {user}, and may not look into one of the folders above it"
+    assert told_inside == f"{folder / 'pay.pem'} {start}{expected}"
