@@ -55,7 +55,7 @@ def ascii_text(text: str) -> str:
         units = found[0].encode("utf-16-be", "surrogatepass")
         return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
 
-    return text if text.isascii() and text.isprintable() else _NOT_PRINTABLE_ASCII.sub(escape, text)
+    return _NOT_PRINTABLE_ASCII.sub(escape, text)
 
 
 def read_media_type(text: str) -> tuple[str, dict[str, str]]:

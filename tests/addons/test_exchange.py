@@ -137,3 +137,43 @@ def test_what_would_be_denied_and_what_has_left(mode: Mode, reason: Reason, woul
     exchange.has_left = True
     assert not never_left(exchange)
     assert (action_of(exchange) is Action.DENY) is (mode is Mode.ENFORCE or would)
+
+
+@pytest.mark.parametrize(
+    ("is_by_hsts", "reason", "is_said"),
+    [
+        (True, Reason.TLS_FAILED, True),
+        (True, Reason.CERTIFICATE_INVALID, True),
+        (True, Reason.UPSTREAM_UNREACHABLE, False),
+        (False, Reason.TLS_FAILED, False),
+        (None, Reason.TLS_FAILED, False),
+    ],
+)
+def test_that_only_the_server_wanted_https_is_said_where_its_tls_fails(
+    sessions: Sessions, new_flow: NewFlow, is_by_hsts: bool | None, reason: Reason, is_said: bool
+) -> None:
+    flow = new_flow()
+    exchange = sessions.exchange(flow)
+    exchange.decision = None if is_by_hsts is None else Decision(Action.UPGRADE, is_by_hsts=is_by_hsts)
+    exchange.refuse(flow, Denied(reason, "failed"))
+    assert exchange.denied is not None
+    assert ("Strict-Transport-Security" in exchange.denied.detail) is is_said
+
+
+@pytest.mark.parametrize(
+    ("reason", "accept", "names"),
+    [
+        (Reason.BAD_REQUEST, "", set()),
+        (Reason.PROXY_AUTHENTICATION_REQUIRED, "", {"proxy-authenticate"}),
+        (Reason.TOO_MANY_ATTEMPTS, "", {"retry-after"}),
+        (Reason.BAD_REQUEST, "text/html", {"content-security-policy", "x-content-type-options"}),
+    ],
+)
+def test_an_answer_has_the_fields_that_its_reason_and_its_form_want(
+    reason: Reason, accept: str, names: set[str]
+) -> None:
+    response = problem_response(Denied(reason, "x"), None, accept)
+    found = {name.lower() for name in response.headers}
+    assert found - {"content-type", "proxy-status", "cache-control", "content-length"} == names
+    assert response.headers["content-type"].startswith("text/html" if accept else "application/problem+json")
+    assert (response.content or b"").startswith(b"<!" if accept else b"{")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -10,11 +12,12 @@ from mitmproxy import connection, http
 from addons.exchange import Exchange
 from addons.gate import Gate
 from addons.sessions import Sessions
+from proxy.core.clients import ClientRules, PasswordHash, User
 from proxy.core.credentials import Verifier
 from proxy.core.decisions import Action, Reason
 from proxy.core.destinations import Destination
 from proxy.core.hsts import KnownHosts
-from proxy.core.policy import Defaults, HostPattern, Https, Mode, PlainHttp, Policy, Rule
+from proxy.core.policy import Defaults, HostPattern, Https, ListenerKind, Mode, PlainHttp, Policy, Rule
 
 VERIFIER = Verifier(b"", lambda: 0.0)
 KNOWN = KnownHosts(lambda: 0.0, lambda _: False)
@@ -73,6 +76,98 @@ def refused(sessions: Sessions, flow: http.HTTPFlow) -> Reason:
     assert denied is not None
     assert flow.response is not None
     return denied.reason
+
+
+def credentials(text: str) -> tuple[bytes, bytes]:
+    return b"Proxy-Authorization", b"Basic " + base64.b64encode(text.encode())
+
+
+class TestCredentials:
+    RIGHT, WRONG = credentials("app:one"), credentials("app:two")
+    SALT = b"8 bytes."
+    USERS = (User("app", PasswordHash(10, 1, 1, SALT, hashlib.scrypt(b"one", salt=SALT, n=1024, r=1, p=1, dklen=32))),)
+
+    def flow(
+        self, client: connection.Client, *shown: tuple[bytes, bytes], entry: ListenerKind = ListenerKind.FORWARD
+    ) -> tuple[Sessions, http.HTTPFlow]:
+        sessions = Sessions()
+        sessions.open(client, replace(POLICY, clients=ClientRules(users=self.USERS)), entry)
+        flow = new_flow(client)
+        flow.request.headers.fields += shown
+        return sessions, flow
+
+    @pytest.mark.parametrize(
+        ("shown", "said"),
+        [
+            ((), "carries no credentials"),
+            ((WRONG,), "carries a name or a password that is not the proxy's"),
+            ((RIGHT, WRONG), "carries a name or a password that is not the proxy's"),
+            ((RIGHT, RIGHT), "carries a name or a password that is not the proxy's"),
+        ],
+    )
+    @pytest.mark.parametrize("entry", [ListenerKind.FORWARD, ListenerKind.SOCKS5])
+    def test_without_one_users_own_nothing_passes(
+        self, client: connection.Client, entry: ListenerKind, shown: tuple[tuple[bytes, bytes], ...], said: str
+    ) -> None:
+        sessions, flow = self.flow(client, *shown, entry=entry)
+        assert refused(sessions, flow) is Reason.PROXY_AUTHENTICATION_REQUIRED
+        denied = sessions.exchange(flow).denied
+        assert denied is not None
+        assert said in denied.detail
+
+    @pytest.mark.parametrize("entry", [ListenerKind.FORWARD, ListenerKind.SOCKS5])
+    def test_with_them_it_passes(self, client: connection.Client, entry: ListenerKind) -> None:
+        passed(*self.flow(client, self.RIGHT, entry=entry))
+
+    @pytest.mark.parametrize("entry", [ListenerKind.REVERSE, ListenerKind.TRANSPARENT])
+    def test_where_an_app_knows_of_no_proxy_none_are_asked_for(
+        self, client: connection.Client, entry: ListenerKind
+    ) -> None:
+        passed(*self.flow(client, entry=entry))
+
+    def test_inside_connect_they_are_not_asked_for_again(self, client: connection.Client) -> None:
+        sessions, flow = self.flow(client)
+        sessions.of(client).connect = sessions.exchange(new_flow(client, method="CONNECT"))
+        passed(sessions, flow)
+
+    def test_connect_itself_shows_them(self, client: connection.Client) -> None:
+        sessions, flow = self.flow(client)
+        gate = Gate(sessions, VERIFIER, KNOWN)
+        flow.request.method = "CONNECT"
+        gate.http_connect(flow)
+        denied = sessions.exchange(flow).denied
+        assert denied is not None
+        assert denied.reason is Reason.PROXY_AUTHENTICATION_REQUIRED
+
+    def test_what_a_connection_has_shown_is_not_looked_at_again_while_the_users_stay(
+        self, client: connection.Client
+    ) -> None:
+        """So whoever guesses from the same address keeps no connection out that is in."""
+        sessions, flow = self.flow(client, self.RIGHT)
+        asked: list[str] = []
+
+        class Counting(Verifier):
+            def verify(self, users: tuple[User, ...], value: str, client: str) -> bool:
+                asked.append(value)
+                return super().verify(users, value, client)
+
+        gate = Gate(sessions, Counting(b"", lambda: 0.0), KNOWN)
+        gate.requestheaders(flow)
+        right = self.RIGHT[1].decode()
+        assert asked == [right]
+        for shown, is_let_in, more in ((self.RIGHT, True, []), (self.WRONG, False, [self.WRONG[1].decode()])):
+            again = new_flow(client)
+            again.request.headers.fields += (shown,)
+            asked.clear()
+            gate.requestheaders(again)
+            assert (again.response is None, asked) == (is_let_in, more)
+        others = (replace(self.USERS[0], name="other"),)
+        session = sessions.of(client)
+        session.policy = replace(session.policy, clients=ClientRules(users=others))
+        later = new_flow(client)
+        later.request.headers.fields += (self.RIGHT,)
+        gate.requestheaders(later)
+        assert later.response is not None
 
 
 class TestDestination:

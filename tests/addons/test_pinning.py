@@ -8,21 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import trustme
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from mitmproxy import connection, tls
 from mitmproxy.proxy.context import Context
 from OpenSSL import SSL, crypto
 
 from addons.exchange import Upstream
-from addons.pinning import Pinning, verifier, verify_error
+from addons.pinning import Pinning, have_expired, is_about_form, verifier, verify_error
 from addons.sessions import Sessions
 from proxy.core.destinations import Destination
 from proxy.core.pins import Pin, PinSet, PinVerdict, certificate_pin, spki_pin
-from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
+from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule, Trust
 from proxy.engine.layers import LayerOptions
 
 OK, EXPIRED_CERTIFICATE, UNKNOWN_ISSUER = 0, 10, 20  # X509_V_* of OpenSSL
@@ -157,6 +160,80 @@ def test_expired_pins_vouch_for_nothing() -> None:
     assert not verify(expired)
     assert (expired.pin, reason_of(expired)) == (PinVerdict.EXPIRED, "pins_expired")
     assert verify(Upstream(Policy(), rule(spki_pin(der(LEAF)), expires=today + timedelta(days=1))))
+
+
+def test_from_the_day_after_their_last_no_connection_is_used_on() -> None:
+    today = datetime.now(UTC).date()
+    assert not have_expired(None)
+    assert not have_expired(FREE)
+    assert not have_expired(rule())
+    for days, is_over in ((-1, True), (0, False), (1, False)):
+        assert have_expired(rule(expires=today + timedelta(days=days))) is is_over
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_the_upstream_proxys_pins_hold_in_any_mode_and_are_named_as_its_own(mode: Mode) -> None:
+    upstream = Upstream(Policy(), rule(spki_pin(der(STRANGER))), is_proxy=True)
+    assert not verify(upstream, mode=mode)
+    assert reason_of(upstream) == "pin_mismatch"
+    assert upstream.denied is not None
+    assert upstream.denied.detail.startswith("upstream_proxy pins api.example")
+    assert "add it to upstream_proxy.pins.any_of" in upstream.denied.hint
+    assert upstream.observed is None
+
+
+@pytest.mark.parametrize(("port", "shown"), [(443, "api.example"), (8443, "api.example:8443")])
+def test_the_hint_names_the_port_where_it_matters(port: int, shown: str) -> None:
+    upstream = Upstream(Policy(), rule(spki_pin(der(STRANGER))))
+    callback = verifier(Policy(), upstream, Destination("api.example", port))
+    assert not callback(CONNECTION, crypto.X509.from_cryptography(LEAF), OK, 0, 1)
+    assert upstream.denied is not None
+    assert f"overcoat pins fetch {shown} for" in upstream.denied.hint
+
+
+def lax_ca() -> x509.Certificate:
+    """Return a CA's certificate whose basic constraints are not critical, which OpenSSL alone does not look at."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(datetime(2020, 1, 1)).not_valid_after(datetime(2040, 1, 1))
+    return builder.add_extension(x509.BasicConstraints(True, None), critical=False).sign(key, hashes.SHA256())
+
+
+@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("is_strict", [True, False])
+def test_a_form_that_openssl_does_not_look_at_is_looked_at_where_the_policy_is_strict(at: int, is_strict: bool) -> None:
+    chain = [*CHAIN[:at], lax_ca(), *CHAIN[at + 1 :]]
+    upstream = Upstream(Policy(), FREE)
+    callback = verifier(Policy(trust=Trust(strict=is_strict)), upstream, Destination("api.example", 443))
+    passed = [
+        callback(CONNECTION, crypto.X509.from_cryptography(chain[depth]), OK, depth, 1)
+        for depth in reversed(range(at, len(chain)))
+    ]
+    assert passed[-1] is not is_strict
+    assert reason_of(upstream) == ("certificate_invalid" if is_strict else None)
+    if upstream.denied is not None:
+        assert f"not marked critical (depth {at})" in upstream.denied.detail
+        assert "strict: false" in upstream.denied.hint
+
+
+def test_that_of_a_server_that_is_trusted_itself_is_not() -> None:
+    """As OpenSSL does not either, where the chain is nothing but its anchor."""
+    assert verify(Upstream(Policy(), FREE), [lax_ca()])
+
+
+@pytest.mark.parametrize(
+    ("error", "version", "issuer", "is_one"),
+    [
+        (79, 0, "a", True),  # X509_V_ERR_INVALID_CA
+        (79, 0, "b", False),
+        (79, 2, "a", False),
+        (EXPIRED_CERTIFICATE, 0, "a", False),
+        (78, 2, "b", True),
+    ],
+)
+def test_an_old_root_is_refused_for_its_form(error: int, version: int, issuer: str, is_one: bool) -> None:
+    certificate = SimpleNamespace(get_version=lambda: version, get_issuer=lambda: issuer, get_subject=lambda: "a")
+    assert is_about_form(error, cast(Any, certificate)) is is_one
 
 
 @pytest.mark.parametrize("expires", [None, date(2020, 1, 1)])

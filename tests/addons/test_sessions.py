@@ -45,6 +45,41 @@ class TestSessions:
         with pytest.raises(KeyError):
             sessions.of(client)
 
+    def test_only_those_that_were_admitted_count_and_no_longer_than_they_last(self) -> None:
+        sessions = Sessions()
+        clients = [
+            connection.Client(peername=(host, port), sockname=("127.0.0.1", 2))
+            for host, port in (("1.1.1.1", 1), ("1.1.1.1", 2), ("1.1.1.1", 3), ("2.2.2.2", 1))
+        ]
+        opened = [sessions.open(each, Policy()) for each in clients]
+        for each in (opened[0], opened[1], opened[3]):
+            sessions.admit(each)
+
+        def counts() -> tuple[int, int, int]:
+            return sessions.admitted, sessions.count("1.1.1.1"), sessions.count("2.2.2.2")
+
+        assert counts() == (3, 2, 1)
+        sessions.close(clients[2])  # it was not
+        assert counts() == (3, 2, 1)
+        sessions.close(clients[0])
+        assert counts() == (2, 1, 1)
+        sessions.close(clients[0])
+        assert counts() == (2, 1, 1)
+        sessions.close(clients[1])
+        assert counts() == (1, 0, 1)
+        assert list(sessions._counts) == ["2.2.2.2"]  # of those that are gone nothing is kept
+
+    def test_tls_that_fails_is_that_of_a_connect(
+        self, sessions: Sessions, client: connection.Client, new_flow: NewFlow
+    ) -> None:
+        session = sessions.of(client)
+        session.note_tls_failed()
+        connect = session.connect = sessions.exchange(new_flow("CONNECT", ""))
+        assert connect.denied is None
+        session.note_tls_failed()
+        assert connect.denied is not None
+        assert connect.denied.reason is Reason.APP_TLS_FAILED
+
     def test_a_flow_keeps_the_policy_of_its_connection(self, client: connection.Client, new_flow: NewFlow) -> None:
         sessions = Sessions()
         policy = replace(Policy(), mode=Mode.OBSERVE)
@@ -100,3 +135,15 @@ def test_what_failed_inside_is_the_requests_or_without_any_the_connects(
     session.failed(Denied(Reason.INTERNAL_ERROR, "x"))
     assert (connect.denied is not None) is (requests == 0)
     assert all(exchange.denied is not None for exchange in carried)
+
+
+def test_what_failed_inside_after_the_requests_is_no_fault_of_the_connect(
+    sessions: Sessions, client: connection.Client, new_flow: NewFlow
+) -> None:
+    session = sessions.of(client)
+    session.failed(Denied(Reason.INTERNAL_ERROR, "before anything was asked"))
+    connect = session.connect = sessions.exchange(new_flow("CONNECT", ""))
+    session.speaks_http = True
+    session.unfinished.discard(sessions.exchange(new_flow()))
+    session.failed(Denied(Reason.INTERNAL_ERROR, "x"))
+    assert connect.denied is None

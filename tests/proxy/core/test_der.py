@@ -25,6 +25,7 @@ def test_an_element_is_as_long_as_it_says(size: int) -> None:
         b"\x30",
         b"\x30\x01",  # its contents are not there
         b"\x30\x80\x00\x00",  # a length that is not definite (BER)
+        b"\x30\x80" + bytes(128),
         b"\x30\x85\x00\x00\x00\x00\x01\x00",  # one of five octets
         b"\x30\x82\x01",  # one that is not whole
         b"\x30\x81\x80" + bytes(127),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.problems import problem_page, wants_page
+from proxy.core.problems import problem_details, problem_page, wants_page
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,7 @@ from proxy.core.problems import problem_page, wants_page
         ("application/json, text/html", False),
         ("application/problem+json, text/html;q=0.1", False),
         ("text/html;q=0, */*", False),
+        ("text/html;q=0.0, */*", False),
         ("text/*", False),
     ],
 )
@@ -40,3 +43,9 @@ def test_it_says_what_the_problem_details_say_and_nothing_of_it_is_markup() -> N
 def test_without_a_rule_there_is_no_word_of_one() -> None:
     page = problem_page(Denied(Reason.BAD_REQUEST, "x"), None).decode()
     assert "The rule" not in page
+
+
+@pytest.mark.parametrize("rule", [None, "r"])
+def test_the_problem_details_name_the_rule_if_there_is_one(rule: str | None) -> None:
+    problem = json.loads(problem_details(Denied(Reason.BAD_REQUEST, "x"), rule))
+    assert problem.get("rule", "none") == (rule or "none")

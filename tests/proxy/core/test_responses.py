@@ -62,8 +62,13 @@ def test_what_a_body_without_a_label_may_be(text: bytes, yes: bool) -> None:
 
 
 def test_what_is_asked() -> None:
-    fields = ((b"Range", b"bytes=0-"), (b"if-range", b'"x"'), (b"If-Match", b'W/"a","W/",W/b'), (b"Accept", b"*/*"))
-    assert asked(fields) == ((b"If-Match", b'"a","W/",W/b'), (b"Accept", b"*/*"))
+    fields = (
+        (b"Range", b"bytes=0-"),
+        (b"if-range", b'"x"'),
+        (b"If-Match", b'W/"a","W/",W/b'),
+        (b"If-None-Match", b'W/"a"'),
+    )
+    assert asked(fields) == ((b"If-Match", b'"a","W/",W/b'), (b"If-None-Match", b'W/"a"'))
 
 
 def test_what_is_told() -> None:

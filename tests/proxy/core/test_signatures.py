@@ -95,6 +95,7 @@ def test_a_hash_that_is_said_to_be_left_out_must_be_said_once_and_for_all() -> N
         assert (of(signer, unsigned) is not None) is covers
     assert of(scheme, unsigned, ("x-amz-content-sha256", LONG)) == "the field Authorization"
     query = "X-Goog-Signature=1&X-Goog-Content-Sha256=UNSIGNED-PAYLOAD"
+    assert of(query=query + "&x=content-md5") is None  # no list of what is signed
     assert of(query=query) is None
     assert of(query=query + "&X-Goog-SignedHeaders=host%3Bcontent-length") == "x-goog-signature in the query"
     assert of(("x-goog-content-sha256", "UNSIGNED-PAYLOAD"), query="X-Goog-Signature=1") is None
