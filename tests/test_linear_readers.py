@@ -46,6 +46,7 @@ from proxy.core.policy import PathGlob, When
 from proxy.core.readings import readings, with_body
 from proxy.core.redirects import Trail
 from proxy.core.selectors import parse_selector
+from proxy.core.signatures import covering
 from proxy.engine.messages import request_of
 from proxy.engine.sniffing import listen
 from tests.growth import TOO_MUCH, growth
@@ -406,6 +407,17 @@ class TestManyFields:
                 )
 
         assert growth(read, lambda count: ((name, b'<https://a>; "'),) * count, 16 * 1024) < TOO_MUCH
+
+    @pytest.mark.parametrize(
+        ("name", "value"), [(b"Signature", b"a"), (b"Authorization", b"HMAC a"), (b"X-Content-Sha256", b"a")]
+    )
+    def test_those_of_signatures(self, name: bytes, value: bytes) -> None:
+        beside = (b"X-Content-Sha256", b"UNSIGNED-PAYLOAD")
+
+        def read(fields: heads.Fields) -> None:
+            assert covering(fields) is None
+
+        assert growth(read, lambda count: (beside, *((name, value),) * count), 10_000) < TOO_MUCH
 
 
 class TestManyNames:

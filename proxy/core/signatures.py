@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from enum import Enum, auto
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from urllib.parse import unquote
 
 from proxy.core.digests import is_digest
@@ -92,11 +92,12 @@ def covering(fields: Fields, query: str = "") -> str | None:
     Returns:
         The field's name as it was sent, or the parameter of the query, in words.
     """
+    beside = _Beside(fields)
     for name, value in fields:
         kind = _kind(name) if len(name) <= _MAX_REMEMBERED else _kind.__wrapped__(name)
         if kind is _Kind.NOTHING and not value.lstrip().startswith(b"eyJ"):
             continue
-        if _field_covers(kind, value.decode("latin-1"), fields):
+        if _field_covers(kind, value.decode("latin-1"), beside):
             return f"the field {name.decode('latin-1')}"
     parameter = _covering_parameter(query, fields) if query else None
     return f"{parameter} in the query" if parameter else None
@@ -116,23 +117,38 @@ def _kind(name: bytes) -> _Kind:
     return _Kind.SIGNATURE if _says_signature(lower) else _Kind.NOTHING
 
 
-def _field_covers(kind: _Kind, value: str, fields: Fields) -> bool:
+class _Beside:
+    """What the other fields say of a signature: looked for once, however many signatures there are."""
+
+    def __init__(self, fields: Fields) -> None:
+        self._fields = fields
+
+    @cached_property
+    def unsigned(self) -> bool:
+        return _says_unsigned(self._fields)
+
+    @cached_property
+    def input(self) -> bool:
+        return any(_kind(name) is _Kind.MESSAGE_SIGNATURE for name, _ in self._fields)
+
+
+def _field_covers(kind: _Kind, value: str, beside: _Beside) -> bool:
     match kind:
         case _Kind.COVERS:
             return True
         case _Kind.AUTHORIZATION:
-            return _authorization_covers(value, fields)
+            return _authorization_covers(value, beside)
         case _Kind.MESSAGE_SIGNATURE:
             return _message_signature_covers(value)
         case _Kind.CAVAGE:
-            return not any(_kind(name) is _Kind.MESSAGE_SIGNATURE for name, _ in fields) and _signature_covers(value)
+            return not beside.input and _signature_covers(value)
         case _Kind.SIGNATURE if len(value) >= _MIN_SIGNATURE:
             return True
         case _:
             return _DETACHED_JWS.fullmatch(value) is not None
 
 
-def _authorization_covers(value: str, fields: Fields) -> bool:
+def _authorization_covers(value: str, beside: _Beside) -> bool:
     scheme, _, rest = value.strip().lower().partition(" ")
     if scheme == "signature":
         return _cavage_covers(rest)
@@ -143,7 +159,7 @@ def _authorization_covers(value: str, fields: Fields) -> bool:
     if not _SIGNING_SCHEME.search(scheme):
         return False
     signed = _SIGNED_HEADERS.search(rest)
-    return not _says_unsigned(fields) or (signed is not None and _covers_by_name(signed[1].split(";")))
+    return not beside.unsigned or (signed is not None and _covers_by_name(signed[1].split(";")))
 
 
 def _says_unsigned(fields: Fields) -> bool:
