@@ -13,7 +13,7 @@ import logging
 import os
 import shlex
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -71,20 +71,36 @@ def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Find
     found += [Finding(remark) for remark in policy.remarks]
     if policy.trust.anchors is not None:
         found += _of_roots(policy.trust, now)
-    proxy = policy.upstream_proxy
-    if proxy is not None and proxy.rule.pins is not None:
-        found += _of_pins("the upstream proxy", proxy.rule.pins, today, "nothing leaves")
     for rule in policy.rules:
         found += _of_hosts(policy, rule)
-        if rule.pins is not None:
-            found += _of_pins(f"rule {rule.name}", rule.pins, today, "its hosts are denied")
+    for whose, pins, consequence in _all_pins(policy):
+        found += _end_of_pins(whose, pins, today, consequence)
+        if len(pins.any_of) == 1:
+            found.append(Finding(f"{whose}: one pin without a backup; if the upstream's key changes, it is denied"))
     for key_set in policy.keys.values():
         found += _of_keys(policy, key_set, today)
     found += _of_local_ca(policy, env, now)
     return found
 
 
-def log_findings(found: list[Finding]) -> None:
+def endings(policy: Policy, now: datetime) -> list[Finding]:
+    """Return what of a policy ends within `SOON`, or has ended: the findings that come with time alone.
+
+    Args:
+        policy: the policy.
+        now: the time, in UTC, by which things end.
+    """
+    today = now.date()
+    found: list[Finding] = []
+    for whose, pins, consequence in _all_pins(policy):
+        found += _end_of_pins(whose, pins, today, consequence)
+    for key_set in policy.keys.values():
+        for key in (key_set.primary, *key_set.older):
+            found += _end_of_key(key, key_set, today)
+    return found
+
+
+def log_findings(found: Iterable[Finding]) -> None:
     """Log what `findings` has found."""
     for finding in found:
         logger.log(logging.ERROR if finding.has_failed else logging.WARNING, "%s", finding.text)
@@ -173,29 +189,45 @@ def _of_hosts(policy: Policy, rule: Rule) -> Iterator[Finding]:
             yield Finding(f"rule {rule.name}: {pattern} is never reached: {denied.hint}")
 
 
-def _of_pins(whose: str, pins: PinSet, today: date, consequence: str) -> Iterator[Finding]:
+def _all_pins(policy: Policy) -> Iterator[tuple[str, PinSet, str]]:
+    """Yield whose they are, the pins, and what follows from their end."""
+    proxy = policy.upstream_proxy
+    if proxy is not None and proxy.rule.pins is not None:
+        yield "the upstream proxy", proxy.rule.pins, "nothing leaves"
+    for rule in policy.rules:
+        if rule.pins is not None:
+            yield f"rule {rule.name}", rule.pins, "its hosts are denied"
+
+
+def _end_of_pins(whose: str, pins: PinSet, today: date, consequence: str) -> Iterator[Finding]:
     if pins.expires is not None and pins.expires < today:
         yield Finding(f"{whose}: its pins expired on {pins.expires}: {consequence}", has_failed=True)
     elif pins.expires is not None and pins.expires <= today + SOON:
         yield Finding(f"{whose}: its pins will expire on {pins.expires}; after that {consequence}")
-    if len(pins.any_of) == 1:
-        yield Finding(f"{whose}: one pin without a backup; if the upstream's key changes, it is denied")
 
 
 def _of_keys(policy: Policy, key_set: KeySet, today: date) -> Iterator[Finding]:
     seals = any(entry.keys is key_set for rule in policy.rules for entry in rule.encrypt)
     opens = any(entry.keys is key_set for rule in policy.rules for entry in rule.decrypt)
     for key in (key_set.primary, *key_set.older):
-        whose = f"key set {key_set.name}: key {key.kid}"
-        if key.not_after is not None and key.not_after < today:
-            yield Finding(f"{whose} expired on {key.not_after}: {_without(key, key_set)}", has_failed=True)
-        elif key.not_after is not None and key.not_after <= today + SOON:
-            yield Finding(f"{whose} will expire on {key.not_after}; after that {_without(key, key_set)}")
+        yield from _end_of_key(key, key_set, today)
         if seals and not opens and key.can_open and not isinstance(key.material, SecretBytes):
             yield Finding(
-                f"{whose} is a private key, and this policy only encrypts with it: put its public half in its place "
-                "(overcoat keys public FILE), and keep the private one where the values are opened"
+                f"{_name_of(key, key_set)} is a private key, and this policy only encrypts with it: put its public half in "
+                "its place (overcoat keys public FILE), and keep the private one where the values are opened"
             )
+
+
+def _end_of_key(key: Key, key_set: KeySet, today: date) -> Iterator[Finding]:
+    whose = _name_of(key, key_set)
+    if key.not_after is not None and key.not_after < today:
+        yield Finding(f"{whose} expired on {key.not_after}: {_without(key, key_set)}", has_failed=True)
+    elif key.not_after is not None and key.not_after <= today + SOON:
+        yield Finding(f"{whose} will expire on {key.not_after}; after that {_without(key, key_set)}")
+
+
+def _name_of(key: Key, key_set: KeySet) -> str:
+    return f"key set {key_set.name}: key {key.kid}"
 
 
 def _without(key: Key, key_set: KeySet) -> str:

@@ -1,4 +1,4 @@
-"""What is said of the local CA while a sidecar runs for months: once a day, and whenever it becomes something else.
+"""What is said of ends (of the local CA, pins, keys) while a sidecar runs for months: once a day, and when it changes.
 
 Rules of this module:
 
@@ -9,9 +9,12 @@ Rules of this module:
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from proxy.core.localca import Lifetime
+from proxy.core.policy import Policy
+from proxy.findings import Finding, endings, log_findings
 
 logger = logging.getLogger("overcoat")
 
@@ -20,32 +23,41 @@ LOOK = timedelta(hours=1)
 
 
 class Reminder:
-    """Reminds of one CA's end."""
+    """Reminds of what ends."""
 
-    def __init__(self, lifetime: Lifetime, now: datetime) -> None:
+    def __init__(self, lifetime: Lifetime, policy: Policy, now: datetime) -> None:
         """Start.
 
         Args:
             lifetime: the CA's.
-            now: the time, in UTC, at which what there was to say of it has been said.
+            policy: the policy in force.
+            now: the time, in UTC, at which what there was to say has been said.
         """
         self._lifetime = lifetime
-        self._said = lifetime.warning(now)
-        self._when = now
+        self._said = {finding.text: now for finding in self._findings(policy, now)}
 
-    def remind(self, now: datetime) -> float:
+    def remind(self, policy: Policy, now: datetime) -> float:
         """Say what is to be said, if it is time.
 
         Args:
+            policy: the policy in force.
             now: the time in UTC.
 
         Returns:
             After how many seconds to come back.
         """
-        warning = self._lifetime.warning(now)
-        if warning is not None and (warning != self._said or abs(now - self._when) >= REPEAT):
-            logger.warning("%s", warning)
-            self._when = now
-        self._said = warning
+        said: dict[str, datetime] = {}
+        for finding in self._findings(policy, now):
+            when = self._said.get(finding.text)
+            if when is None or abs(now - when) >= REPEAT:
+                log_findings([finding])
+                when = now
+            said[finding.text] = when
+        self._said = said
         change = self._lifetime.until_change(now)
         return min(LOOK, change or LOOK).total_seconds()
+
+    def _findings(self, policy: Policy, now: datetime) -> Iterator[Finding]:
+        if (warning := self._lifetime.warning(now)) is not None:
+            yield Finding(warning)
+        yield from endings(policy, now)

@@ -131,7 +131,7 @@ class Supervisor:
         policy: Policy,
         reread: Callable[[Policy], Policy | None],
         *,
-        remind: Callable[[datetime], float],
+        remind: Callable[[Policy, datetime], float],
     ) -> None:
         """Prepare.
 
@@ -141,7 +141,8 @@ class Supervisor:
             directory: what `proxy.metricsfiles.prepare_metrics` made.
             policy: the policy to begin with.
             reread: reads the policy again, and checks it; see `proxy.reload.Reader.again`.
-            remind: says what is to be said now and then; given the time, returns after how many seconds to come back.
+            remind: says what is to be said now and then; given the policy in force and the time, returns after how many
+                seconds to come back.
         """
         self._seats = seats
         self._is_ready = is_ready
@@ -249,7 +250,7 @@ class Supervisor:
                 logger.error("%s does not take the policy over, and is ended", seat.name)
                 self._kill(seat, signal.SIGKILL)
         if now >= self._reminding_time:
-            self._reminding_time = now + self._remind(datetime.now(UTC))
+            self._reminding_time = now + self._remind(self._policy, datetime.now(UTC))
         if now >= self._killing_time:
             self._killing_time = math.inf
             logger.error("a worker is not over in time, and is ended")

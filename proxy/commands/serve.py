@@ -177,7 +177,7 @@ async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitS
     await engine.listen(sockets)
     is_ready = True
     _announce(policy, sockets, places, closing)
-    _keep_reminding(engine.loop, Reminder(engine.local_ca, datetime.now(UTC)))
+    _keep_reminding(engine, Reminder(engine.local_ca, policy, datetime.now(UTC)))
     stop = asyncio.Event()
 
     def act() -> None:
@@ -202,8 +202,8 @@ async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitS
     return cut
 
 
-def _keep_reminding(loop: asyncio.AbstractEventLoop, reminder: Reminder) -> None:
-    loop.call_later(reminder.remind(datetime.now(UTC)), _keep_reminding, loop, reminder)
+def _keep_reminding(engine: Engine, reminder: Reminder) -> None:
+    engine.loop.call_later(reminder.remind(engine.policy, datetime.now(UTC)), _keep_reminding, engine, reminder)
 
 
 def _reload(engine: Engine, reader: Reader, metrics: Metrics) -> None:
@@ -256,7 +256,7 @@ def _serve_together(
         if places.all:
             answer = partial(administer, Desk(directory, is_ready, time.time(), places))
             seats.append(Seat("the admin endpoint", False, "admin", places.all, answer))
-        reminder = Reminder(authority.lifetime, datetime.now(UTC))
+        reminder = Reminder(authority.lifetime, policy, datetime.now(UTC))
         reread = Reader(load, policy).again
         supervisor = Supervisor(seats, is_ready, directory, policy, reread, remind=reminder.remind)
         status = supervisor.run(lambda: _announce(policy, shares[0], places, closing))
