@@ -213,8 +213,8 @@ def _of_keys(policy: Policy, key_set: KeySet, today: date) -> Iterator[Finding]:
         yield from _end_of_key(key, key_set, today)
         if seals and not opens and key.can_open and not isinstance(key.material, SecretBytes):
             yield Finding(
-                f"{_name_of(key, key_set)} is a private key, and this policy only encrypts with it: put its public half in "
-                "its place (overcoat keys public FILE), and keep the private one where the values are opened"
+                f"{_name_of(key, key_set)} is a private key, and this policy only encrypts with it: put its public "
+                "half in its place (overcoat keys public FILE), and keep the private one where the values are opened"
             )
 
 
