@@ -21,9 +21,10 @@ from proxy.core.place import Place
 from proxy.core.policy import FieldEntry, Signed
 from proxy.core.responses import Label, label_of, may_be_json
 
-# Half a second of work at the most: opening takes a private key's operation for each value.
+# Half a second of work at the most: opening takes a private key's operation for each value, and one of a long RSA key
+# takes long.
 MAX_SEALED = 4096
-MAX_OPENED = 512
+MAX_OPENED = 512  # with a key whose `opening_cost` is 1
 
 _UTF8 = ("utf-8", "utf8", "us-ascii")
 _WEIGHT_ZERO = re.compile(r"q=0(?:\.0{0,3})?")
@@ -173,12 +174,12 @@ def _sealing(entry: FieldEntry, host: str, sealer: Callable[[Key], jwe.Sealer]) 
 
 
 class _Opener:
-    """Opens the tokens of one body, at most `MAX_OPENED` of them."""
+    """Opens the tokens of one body, at most as many as `MAX_OPENED` says."""
 
     def __init__(self, host: str, today: date) -> None:
         self._host = host
         self._today = today
-        self._opened = 0
+        self._left = float(MAX_OPENED)
 
     def job(self, entry: FieldEntry) -> fields.Job:
         return fields.Job(entry.selectors, lambda value, path: self._open(entry, value, path))
@@ -190,9 +191,11 @@ class _Opener:
                 where = ", ".join(selector.text for selector in entry.selectors)
                 raise Denied(Reason.DECRYPTION_FAILED, f"a value at {where} is a JWE, but not in its compact form")
             return None
-        self._opened += 1
-        if self._opened > MAX_OPENED:
-            raise Denied(Reason.BODY_TOO_LARGE, f"the body has more than {MAX_OPENED} fields to decrypt")
+        cost = entry.keys.opening_cost
+        self._left -= cost
+        if self._left < 0:
+            most = int(MAX_OPENED / cost)
+            raise Denied(Reason.BODY_TOO_LARGE, f"the body has more than {most} fields to decrypt with such keys")
         return jwe.open_token(token, entry.keys, Place(self._host, path), self._today)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import date
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from proxy.core import jwe
 from proxy.core.bodies import (
@@ -22,7 +23,7 @@ from proxy.core.bodies import (
     too_large,
 )
 from proxy.core.decisions import Denied, Reason
-from proxy.core.keys import Alg, KeySet, new_key
+from proxy.core.keys import Alg, Key, KeySet, new_key
 from proxy.core.place import Place
 from proxy.core.policy import FieldEntry, Signed
 from proxy.core.selectors import parse_selector
@@ -189,6 +190,22 @@ class TestDecrypting:
         assert opened(MAX_OPENED)[1] == MAX_OPENED
         with pytest.raises(Denied, match=f"more than {MAX_OPENED} fields"):
             opened(MAX_OPENED + 1)
+
+    @pytest.mark.parametrize(("bits", "most"), [(2048, MAX_OPENED), (4096, 90)])
+    def test_of_those_for_a_long_rsa_key_fewer_are_opened_in_the_same_time(self, bits: int, most: int) -> None:
+        private = rsa.generate_private_key(65537, bits)
+        key = Key("rsa", Alg.RSA_OAEP_256, private)
+        older = Key("short", Alg.RSA_OAEP_256, rsa.generate_private_key(65537, 2048))
+        entry = replace(ENTRY, keys=KeySet("app", Alg.RSA_OAEP_256, older, (key,)))
+        item = b'{"ssn":"%s"}' % jwe.seal(b"1", key.public(), Place(HOST, "$[*].ssn")).encode()
+
+        def opened(tokens: int) -> int:
+            body = b"[" + b",".join([item] * tokens) + b"]"
+            return decrypt(body, PLAIN, [entry], HOST, limit=4 * LIMIT, today=TODAY)[1]
+
+        assert opened(most) == most
+        with pytest.raises(Denied, match=f"more than {most} fields"):
+            opened(most + 1)
 
     @pytest.mark.parametrize("value", [b"null", b"4111", b"true", b'"4111"', b"{}", b"[1]", b'{"ciphertext":1}'])
     def test_what_was_never_sealed_stays_the_very_same_body(self, value: bytes) -> None:
