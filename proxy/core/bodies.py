@@ -145,8 +145,6 @@ def decrypt(
         return (encodings.encode(spliced.body, encoding), spliced.total) if spliced.total else (body, 0)
     except Denied as e:
         why = e.detail
-    except jwe.JweError as e:
-        why = str(e)
     except ValueError:  # from the splicer: the sender sealed something else than one value
         why = "a field opens to something that is not one JSON value"
     raise Denied(Reason.DECRYPTION_FAILED, f"the response cannot be decrypted: {why}")
@@ -186,9 +184,9 @@ class _Opener:
 
     def _open(self, entry: FieldEntry, value: bytes, path: str) -> bytes | None:
         token = fields.token_of(value)
+        where = ", ".join(selector.text for selector in entry.selectors)  # no place: member names come from the body
         if token is None or not jwe.is_token(token):
-            if jwe.is_json_serialized(value):  # the place is not named: member names come from the body
-                where = ", ".join(selector.text for selector in entry.selectors)
+            if jwe.is_json_serialized(value):
                 raise Denied(Reason.DECRYPTION_FAILED, f"a value at {where} is a JWE, but not in its compact form")
             return None
         cost = entry.keys.opening_cost
@@ -196,7 +194,12 @@ class _Opener:
         if self._left < 0:
             most = int(MAX_OPENED / cost)
             raise Denied(Reason.BODY_TOO_LARGE, f"the body has more than {most} fields to decrypt with such keys")
-        return jwe.open_token(token, entry.keys, Place(self._host, path), self._today)
+        try:
+            return jwe.open_token(token, entry.keys, Place(self._host, path), self._today)
+        except jwe.JweError as e:
+            raise Denied(
+                Reason.DECRYPTION_FAILED, f"a value at {where} is not opened by key set {entry.keys.name}: {e}"
+            ) from None
 
 
 def _check_charset(content_types: Sequence[str]) -> None:

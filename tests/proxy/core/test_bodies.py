@@ -165,6 +165,17 @@ class TestDecrypting:
             decrypt(body, PLAIN, [ENTRY], HOST, limit=LIMIT, today=TODAY)
         assert reason_of(denied) is Reason.DECRYPTION_FAILED
 
+    def test_the_detail_names_the_key_set_and_the_selectors_but_nothing_of_the_body(self) -> None:
+        body = (
+            b'{"canary":{"ssn":"%s"}}' % jwe.seal(b"1", replace(KEY, kid="new"), Place(HOST, "$.canary.ssn")).encode()
+        )
+        with pytest.raises(Denied) as denied:
+            decrypt(body, PLAIN, [ENTRY], HOST, limit=LIMIT, today=TODAY)
+        assert denied.value.detail == (
+            "the response cannot be decrypted: a value at $..ssn is not opened by key set app: "
+            "header parameter kid: names no key of this set"
+        )
+
     def test_a_value_sealed_for_another_place_or_host_is_denied(self) -> None:
         for body in (self.sealed(b"1", place="$.other"), self.sealed(b"1", host="other.example")):
             with pytest.raises(Denied) as denied:
