@@ -197,7 +197,7 @@ class AppSocket(Reading):
         """The app ended its side, and may be gone: no TCP tells that apart. What it waits for has a shorter time."""
         if not self.is_over and not self._may_be_gone:
             self._may_be_gone = True
-            self._idle_limit = HALF_CLOSED_SECONDS
+            self._idle_limit = min(self._idle_limit, HALF_CLOSED_SECONDS)
             self.touch()
             self._timers["idle"].cancel()
             self._watch_idle()

@@ -416,3 +416,15 @@ class TestSilence:
         assert app.read_to_end() == b""
         (line,) = lines_about(idle, far)
         assert line["reason"] is None
+
+    def test_an_app_that_ended_its_side_has_no_longer_than_one_that_did_not(
+        self, app: RawClient, upstream: MakeUpstream
+    ) -> None:
+        far = upstream(PLAIN)
+        app.send(far.request())
+        app.finish()
+        server = far.accept()
+        server.read_head()
+        start = time.monotonic()
+        assert app.read_to_end() == b""
+        assert time.monotonic() - start < LATEST
