@@ -24,8 +24,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from http import HTTPStatus
+from typing import IO, TYPE_CHECKING, Any, cast
+from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
@@ -34,12 +35,15 @@ from proxy.core.decisions import Denied
 from proxy.core.names import is_own_name, read_host_field
 from proxy.core.policy import HTTP_PORT, Policy
 from proxy.descriptors import SHORTAGES, shortage
+from proxy.log import describe
 
 if TYPE_CHECKING:
+    from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 SOCKET_SECONDS = 10
 MAX_OPEN = 16
+MAX_REQUEST_LINE = 65536
 POLL_SECONDS = 0.1  # how long `close` may have to wait
 
 logger = logging.getLogger("overcoat")
@@ -103,12 +107,39 @@ class _ThreadingServer(socketserver.ThreadingMixIn, WSGIServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say in one line that a scraper went away or was too slow; socketserver's own way is a traceback."""
-        error = sys.exception()
-        logger.info("a request to the admin listener ended early: %s", type(error).__name__)
+        _say_ended(sys.exception())
+
+
+def _say_ended(error: BaseException | None) -> None:
+    logger.info("a request to the admin listener ended early: %s", type(error).__name__)
+
+
+class _Answer(ServerHandler):
+    request_handler: WSGIRequestHandler  # what is not in its stub
+
+    def log_exception(self, exc_info: OptExcInfo) -> None:
+        """Say in one line what was raised in answering, or that the scraper took too long to read."""
+        error = exc_info[1]
+        if isinstance(error, TimeoutError):
+            _say_ended(error)
+        elif error is not None:
+            logger.error("a request to the admin listener could not be answered: %s", describe(error))
 
 
 class _Handler(WSGIRequestHandler):
     timeout = SOCKET_SECONDS
+
+    def handle(self) -> None:
+        """Answer one request. WSGIRequestHandler's own way writes tracebacks to standard error."""
+        self.raw_requestline = self.rfile.readline(MAX_REQUEST_LINE + 1)
+        if len(self.raw_requestline) > MAX_REQUEST_LINE:
+            self.requestline, self.request_version, self.command = "", "", ""
+            self.send_error(HTTPStatus.REQUEST_URI_TOO_LONG)
+        elif self.parse_request():
+            reader, writer = cast(IO[bytes], self.rfile), cast(IO[bytes], self.wfile)
+            answer = _Answer(reader, writer, self.get_stderr(), self.get_environ())
+            answer.request_handler = self
+            answer.run(cast("WSGIApplication", cast(WSGIServer, self.server).get_app()))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: scrapes are not requests of the app."""
@@ -198,7 +229,12 @@ def admin_app(
     metrics = make_wsgi_app(registry)
 
     def show(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        return cast("Iterable[bytes]", metrics({**environ, "REQUEST_METHOD": "GET"}, start_response))
+        asked = {**environ, "REQUEST_METHOD": "GET"}
+        try:
+            return cast("Iterable[bytes]", metrics(asked, start_response))
+        except (TypeError, ValueError):  # prometheus-client cannot read the Accept field: it is as if there were none
+            asked.pop("HTTP_ACCEPT", None)
+            return cast("Iterable[bytes]", metrics(asked, start_response))
 
     answer = _app({"/metrics": show, **_probes(is_ready)})
 

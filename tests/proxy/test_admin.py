@@ -18,7 +18,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 import proxy.admin
-from proxy.admin import MAX_OPEN, Admin, admin_app, bind_admin, probes_app
+from proxy.admin import MAX_OPEN, MAX_REQUEST_LINE, Admin, admin_app, bind_admin, probes_app
 from proxy.core.policy import Policy
 
 
@@ -92,6 +92,52 @@ class TestPaths:
 
 
 class TestBadScrapers:
+    def test_an_accept_field_that_cannot_be_read_is_none(
+        self, running: Running, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        for accept in (b"application/openmetrics-text; version=abc", b"application/openmetrics-text; version=1.x"):
+            answer = running.ask(b"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: %s\r\n\r\n" % accept)
+            assert answer.startswith(b"HTTP/1.0 200 ")
+            assert b"overcoat_examples_total 3.0" in answer
+        assert capfd.readouterr().err == ""
+
+    def test_one_that_the_answer_to_fails_costs_a_line_and_no_traceback(
+        self, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fails() -> bool:
+            raise RuntimeError("what nobody may read")
+
+        admin = Admin(bind_admin("127.0.0.1", 0), probes_app(fails))
+        with caplog.at_level(logging.ERROR):
+            assert Running(admin).get("/ready")[0] == 500
+            admin.close()
+        assert "could not be answered: RuntimeError in fails" in caplog.text
+        assert capfd.readouterr().err == ""
+        assert "nobody may read" not in caplog.text
+
+    def test_one_that_reads_nothing_costs_a_line_and_no_traceback(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(proxy.admin._Handler, "timeout", 0.2)
+        registry = CollectorRegistry()
+        for number in range(40):
+            Counter(f"overcoat_{number}", "x" * 1_000_000, registry=registry)
+        admin = Admin(bind_admin("127.0.0.1", 0), admin_app(registry, lambda: True, Policy))
+        with caplog.at_level(logging.INFO), socket.create_connection(admin.address, 5) as client:
+            client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            end = time.monotonic() + 5
+            while "ended early: TimeoutError" not in caplog.text and time.monotonic() < end:
+                time.sleep(0.01)
+        admin.close()
+        assert "ended early: TimeoutError" in caplog.text
+        assert capfd.readouterr().err == ""
+
+    def test_a_request_line_without_end_is_refused(self, running: Running) -> None:
+        assert running.ask(b"GET /%s" % (b"a" * (MAX_REQUEST_LINE - 4))).startswith(b"HTTP/1.0 414 ")
+
     @pytest.mark.parametrize("request_bytes", [b"\r\n\r\n", b"\x16\x03\x01\r\n\r\n", b"GET\r\n\r\n", b"G" * 70_000])
     def test_what_is_no_request_is_answered_or_closed_and_the_next_one_works(
         self, running: Running, request_bytes: bytes
