@@ -345,6 +345,25 @@ class TestHooksThatRaise:
             line = broken.wait_for_decision(lambda line: line["destination"] == far.authority)
         assert (line["action"], line["reason"], line["status"]) == ("deny", "internal_error", None)
 
+    @pytest.mark.parametrize("host", [broken_host("Encryption", "response"), "fine.example"])
+    def test_a_streamed_response_does_not_come_to_its_end(
+        self, authority: Authority, broken: Sidecar, host: str
+    ) -> None:
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
+        with scripted_upstream(host, authority) as far, RawClient(broken.address) as app:
+            app.send(far.request("/"))
+            server = far.accept()
+            server.read_head()
+            server.send(head + b"2\r\nab\r\n")
+            assert app.read_until(b"2\r\nab\r\n").endswith(b"ab\r\n")
+            server.send(b"0\r\n\r\n")
+            if host == "fine.example":  # the twin
+                assert app.read_exactly(5) == b"0\r\n\r\n"
+            else:
+                assert _read(app, None) == b""
+            line = broken.wait_for_decision(lambda line: line["destination"] == far.authority)
+        assert line["reason"] == (None if host == "fine.example" else "internal_error")
+
     def test_no_other_protocol_is_switched_to(self, authority: Authority, broken: Sidecar) -> None:
         host = broken_host("Encryption", "responseheaders")
         with scripted_upstream(host, authority) as far, RawClient(broken.address) as app:

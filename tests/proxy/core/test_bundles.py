@@ -57,6 +57,13 @@ def test_what_is_not_whole_is_refused(text: str, told: str) -> None:
     assert told in str(refused.value)
 
 
+@pytest.mark.parametrize("text", ["", "x", pem("PRIVATE KEY")])
+def test_what_is_text_is_not_said_to_be_der(text: str) -> None:
+    with pytest.raises(BadBundle) as refused:
+        read_bundle(text.encode())
+    assert "DER" not in str(refused.value)
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_bundle_or_refused(data: bytes) -> None:
     with contextlib.suppress(BadBundle):
