@@ -195,6 +195,22 @@ class TestDestination:
         flow = new_flow(client, "::ffff:192.0.2.7", names=("[::ffff:192.0.2.7]",))
         assert passed(sessions, flow).asked == Destination("192.0.2.7", 80)
 
+    @pytest.mark.parametrize(("host", "action"), [("api.example", Action.UPGRADE), ("other.example", Action.ALLOW)])
+    def test_plain_http_is_decided_as_such(self, client: connection.Client, host: str, action: Action) -> None:
+        sessions = Sessions()
+        sessions.open(client, replace(POLICY, defaults=Defaults(plain_http=PlainHttp.ALLOW)))
+        decision = passed(sessions, new_flow(client, host, names=(host,))).decision
+        assert decision is not None
+        assert decision.action is action
+
+    @pytest.mark.parametrize(("version", "kept"), [("HTTP/1.1", b""), ("HTTP/2.0", b"api.example")])
+    def test_upstreams_get_the_form_of_their_version(
+        self, sessions: Sessions, client: connection.Client, version: str, kept: bytes
+    ) -> None:
+        flow = new_flow(client, authority="api.example", version=version)
+        passed(sessions, flow)
+        assert flow.request.data.authority == kept
+
     def test_https_without_connect_is_inspected_since_its_tls_is_ours(
         self, sessions: Sessions, client: connection.Client
     ) -> None:
