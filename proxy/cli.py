@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import re
+from typing import Any
 
 import click
 
@@ -21,6 +23,9 @@ _COMMANDS = {
     "healthcheck": ("proxy.commands.health", "Ask a running sidecar whether it is ready."),
     "demo": ("proxy.commands.demo", "Show the main job on real connections, and check it."),
 }
+
+
+_POLICY_FILE = re.compile(r"\.ya?ml\b")
 
 
 class _Commands(click.Group):
@@ -42,6 +47,14 @@ class _Commands(click.Group):
         if args[0] == "serve":
             take_over_signals()  # before the imports, which take longer than anything else at the start
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            if error.message.startswith("Got unexpected extra argument") and _POLICY_FILE.search(error.message):
+                raise click.UsageError(f"{error.message}; a policy file is named with -p", error.ctx) from None
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -256,9 +257,17 @@ def open_value(source: Source) -> None:
             plaintext = open_token(token, key_set, place, _today())
         except JweError as error:
             unnamed = source.kid is None and source.file is not None and "kid" in str(error)
-            hint = "; --kid NAME says what the key in the file is called" if unnamed else ""
+            hint = f"; say --kid {_kid_of(token)} if that is the key in the file" if unnamed else ""
             raise Failed(f"{error}{hint}") from None
     click.echo(plaintext, nl=False)
+
+
+def _kid_of(token: str) -> str:
+    """Return the name that a token calls its key by, as a shell takes it."""
+    from proxy.core.jose import parse_object, unbase64url
+
+    kid = parse_object(unbase64url(token.partition(".")[0])).get("kid")
+    return shlex.quote(kid) if isinstance(kid, str) and kid.isprintable() else "NAME"
 
 
 def _today() -> date:

@@ -4,7 +4,7 @@ Rules of this module:
 
 - A pin is printed only if the server's chain is valid for its name, by the policy's own roots.
 - Who prints pins is told that they come over the network, and are to be compared before they are trusted.
-- Where the policy has pins and none matches, that may be the very attack that they are for: then nothing is printed
+- Where the policy has pins and none matches, that may be the very attack that they are for: then no line is printed
   that could go into the policy as it is, and the exit status is 1.
 """
 
@@ -86,6 +86,8 @@ def fetch(option: str | None, as_json: bool, server: str) -> None:
 
 
 def _destination(policy: Policy, server: str) -> Destination:
+    if "/" in server:
+        raise ValueError("only the host is named here, and its port if need be: leave https:// out, and any path")
     destination = destination_of(server, HTTPS_PORT)
     rule = policy.rule_for(destination)
     if rule is None or rule.https_port is None:

@@ -167,7 +167,7 @@ def parse_addresses(text: str) -> AddressKind | Network:
     except ValueError:
         raise ValueError(
             f"{text[:40]!r} is none of the kinds ({', '.join(AddressKind)}), nor a network such as 10.0.0.0/8, nor an "
-            "address"
+            f"address{'; this machine is loopback' if text.lower() == 'localhost' else ''}"
         ) from None
     raise ValueError(f"the network's address has bits beyond its length: write {network}")
 

@@ -16,6 +16,11 @@ from proxy.core.decisions import Denied, Reason
 
 MAX_HEAD_BYTES = 64 * 1024
 BAD_REQUEST_LINE = "the request line is not `METHOD target HTTP/1.x` with single spaces and visible ASCII characters"
+_OTHER_PROTOCOLS = {  # by their first byte: RFC 8446, section 5.1; RFC 1928, section 3
+    b"\x16": "TLS came where http is spoken: write http:// for this address, in HTTPS_PROXY, too",
+    b"\x05": "SOCKS came where http is spoken: give such apps the address of a socks5:// listener",
+    b"\x04": "SOCKS 4 came where http is spoken: give such apps the address of a socks5:// listener, and version 5",
+}
 UNTIL_CLOSE = -1
 CHUNKED = -2
 
@@ -107,7 +112,7 @@ class HeadEnd:
         if end >= 0:
             return end + 4
         if not self._has_line and not self._can_have_line(data, looked):
-            raise Denied(Reason.BAD_REQUEST, BAD_REQUEST_LINE)
+            raise Denied(Reason.BAD_REQUEST, _OTHER_PROTOCOLS.get(data[:1], BAD_REQUEST_LINE))
         if _BARE_LF.search(data, looked):  # if that is the last line, its end would be waited for in vain
             raise self._denied("head holds a line that ends in a bare LF", Reason.BAD_REQUEST)
         return None

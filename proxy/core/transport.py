@@ -175,6 +175,13 @@ def unresolved(host: str) -> Denied:
     return Denied(Reason.UPSTREAM_UNREACHABLE, f"the name {host} cannot be resolved", hint)
 
 
+def untaken(host: str, port: int) -> Denied:
+    """Return why a host is not reached at whose address and port nobody listens."""
+    address = _known_address(host)
+    is_own = address is not None and kind_of(address) is AddressKind.LOOPBACK
+    return Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} takes no connection", _REACH_OWN if is_own else "")
+
+
 def own_listener(where: str) -> Denied:
     """Return why one of the sidecar's own listeners is not reached."""
     return Denied(

@@ -20,7 +20,7 @@ from addons.exchange import Upstream
 from proxy.core.addresses import AddressKind, kind_of, parse_ip
 from proxy.core.decisions import Denied, Reason
 from proxy.core.policy import Mode
-from proxy.core.transport import denied_by_address, forbidden_address, own_listener, unresolved
+from proxy.core.transport import denied_by_address, forbidden_address, own_listener, unresolved, untaken
 from proxy.descriptors import KEPT_FROM_DIALS, SHORTAGES, is_taken, shortage
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ async def connect(engine: Engine, host: str, port: int, record: Upstream) -> soc
         if isinstance(e, OSError) and e.errno in SHORTAGES:
             where = f"no descriptor is left for a connection to {host} port {port}"
             raise Denied(Reason.UPSTREAM_UNREACHABLE, where, "raise the limit of descriptors (ulimit -n)") from None
-        raise Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} takes no connection") from None
+        raise untaken(host, port) from None
     if engine.is_own_address(connection.getsockname()[:2], connection.getpeername()[:2]):
         connection.close()
         raise own_listener(f"{host} port {port}")

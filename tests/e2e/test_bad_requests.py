@@ -7,6 +7,7 @@ why: the reason in the response is the reason in the decision line).
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -454,6 +455,22 @@ GARBAGE: list[Any] = [
     pytest.param([b"\x00" * 64], id="zero bytes"),
     pytest.param([b"A" * 64], id="a word without an end"),
 ]
+
+
+def test_an_app_that_speaks_tls_to_its_proxy_is_known_by_the_line(world: World, marks: Marks) -> None:
+    """It cannot read an answer, so the line says what to change."""
+    app = ssl.create_default_context()
+    with (
+        socket.create_connection(world.sidecar.address, timeout=10) as plain,
+        pytest.raises(ssl.SSLError, match=r"(?i)wrong.version"),
+    ):
+        app.wrap_socket(plain, server_hostname="proxy.example")
+    decision = new_decision(world, marks)
+    assert (decision["reason"], decision["status"]) == ("bad_request", 400)
+    expected = "TLS came where http is spoken: write http:// for this address, in HTTPS_PROXY, too"
+    assert decision["detail"] == expected
+    assert_upstream_untouched(world, marks)
+    assert_sane(world)
 
 
 class TestInsideConnect:

@@ -35,6 +35,13 @@ def refusal(sidecar: Sidecar, *arguments: str) -> SidecarFailed:
     return refused
 
 
+def test_a_url_is_no_server(authority: Authority, tmp_path: Path) -> None:
+    with Sidecar("mode: enforce", tmp_path, authority=authority) as sidecar:
+        for url in ("https://api.example:8443/", "http://api.example", "api.example/v1"):
+            refused = refusal(sidecar, url)
+            assert "only the host is named here, and its port if need be: leave https:// out" in refused.stderr
+
+
 def test_the_hint_of_a_mismatch_leads_to_a_rule_that_matches(
     authority: Authority, tls_upstream: MakeTls, tmp_path: Path
 ) -> None:

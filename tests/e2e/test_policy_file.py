@@ -151,6 +151,16 @@ class TestBadPolicies:
             assert done.returncode == 2
             assert "nowhere.yaml: the policy cannot be read" in done.stderr
 
+    @pytest.mark.parametrize("command", [("serve",), ("check",), ("explain", "http://api.example")], ids=" ".join)
+    def test_a_policy_that_is_named_without_its_option_is_told_of_it(
+        self, tmp_path: Path, command: tuple[str, ...]
+    ) -> None:
+        (tmp_path / "overcoat.yaml").write_text("version: 1\n")
+        done = run(*command, "overcoat.yaml", folder=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "(overcoat.yaml); a policy file is named with -p" in done.stderr
+        assert "-p" not in run(*command, "other", folder=tmp_path).stderr
+
     # Whoever reads a policy: each would otherwise go on with the built-in default, which protects less.
     @pytest.mark.parametrize(
         "command",

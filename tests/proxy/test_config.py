@@ -397,6 +397,11 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
     ("no scheme", "version: 1\nlisten: ['127.0.0.1:1']\n", 2, 10, "listen[0]", "a listener is forward://HOST:PORT"),
     ("no port", "version: 1\nlisten: [forward://127.0.0.1]\n", 2, 10, "listen[0]", "an address is HOST:PORT"),
     ("a large port", "version: 1\nlisten: [forward://127.0.0.1:65536]\n", 2, 10, "listen[0]", "from 0 to 65535"),
+    (
+        "a listener without a host",
+        "version: 1\nlisten: ['forward://:8080']\n",
+        *(2, 10, "listen[0]", "write 127.0.0.1:8080, or 0.0.0.0:8080 where others are to reach it"),
+    ),
     ("IPv6 without brackets", "version: 1\nlisten: [forward://::1:80]\n", 2, 10, "listen[0]", "[::1]:8080"),
     ("a path", "version: 1\nlisten: [forward://127.0.0.1:80/]\n", 2, 10, "listen[0]", "the port is a number"),
     (

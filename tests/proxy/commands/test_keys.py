@@ -15,7 +15,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from proxy.commands import keys as command
-from proxy.core.jose import unbase64url
+from proxy.core.jose import base64url, unbase64url
 from proxy.core.keys import Alg, load_key, thumbprint
 
 PLACE = ("--host", "api.pay.example", "--path", "$.card.number")
@@ -219,11 +219,15 @@ def test_a_path_beyond_ascii_is_written_as_the_proxy_writes_it(run: Run) -> None
 
 
 def test_a_name_that_is_missing_is_asked_for(run: Run, sealed: bytes) -> None:
-    assert "--kid NAME says" in _failed(run("open", "--key", "pay.pem", stdin=sealed))
+    assert "; say --kid pay if" in _failed(run("open", "--key", "pay.pem", stdin=sealed))
+    foreign = (
+        base64url(b'{"alg":"ECDH-ES+A256KW","enc":"A256GCM","kid":"a\\n"}').encode() + sealed[sealed.index(b".") :]
+    )
+    assert "; say --kid NAME if" in _failed(run("open", "--key", "pay.pem", stdin=foreign))
 
 
 def test_a_wrong_name_is_not_asked_for_again(run: Run, sealed: bytes) -> None:
-    assert "--kid NAME" not in _failed(run("open", "--key", "pay.pem", "--kid", "x", stdin=sealed))
+    assert "--kid" not in _failed(run("open", "--key", "pay.pem", "--kid", "x", stdin=sealed))
 
 
 def test_a_public_key_opens_nothing(run: Run, sealed: bytes) -> None:

@@ -98,7 +98,9 @@ def test_a_set_holds_kinds_and_networks(entries: list[str], text: str, is_held: 
     ("text", "said"),
     [
         ("10.0.0.1/8", "write 10.0.0.0/8"),
-        ("localhost", "'localhost' is none of the kinds (loopback, private"),
+        ("Localhost", "'Localhost' is none of the kinds (loopback, private"),
+        ("localhost", "nor an address; this machine is loopback"),
+        ("local", "nor an address$"),
         ("10.0.0", "nor a network such as"),
         ("", "'' is none of the kinds"),
     ],

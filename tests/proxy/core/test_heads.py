@@ -273,12 +273,25 @@ class TestHeadEnd:
             assert denied.value.reason is Reason.UPSTREAM_FAILED
 
     @pytest.mark.parametrize(
-        "data", [b"\x16\x03", b" GET", b"GET / HTTP/1.1\n", b"SSH-2.0-OpenSSH_9.9\r\n", b"GET /\r\n"]
+        "data", [b"\x15\x03", b" GET", b"GET / HTTP/1.1\n", b"SSH-2.0-OpenSSH_9.9\r\n", b"GET /\r\n"]
     )
     def test_a_request_that_is_none_is_known_by_its_first_line(self, data: bytes, step: int) -> None:
         with pytest.raises(Denied) as denied:
             find_end(data, of_request=True, step=step)
         assert (denied.value.reason, denied.value.detail) == (Reason.BAD_REQUEST, BAD_REQUEST_LINE)
+
+    @pytest.mark.parametrize(
+        ("data", "told"),
+        [
+            (b"\x16\x03\x01\x02", "TLS came where http is spoken: write http:// for this address, in HTTPS_PROXY, too"),
+            (b"\x05\x01\x00", "SOCKS came where http is spoken: give such apps the address of a socks5:// listener"),
+            (b"\x04\x01\x00\x50", "SOCKS 4 came where http is spoken"),
+        ],
+    )
+    def test_another_protocol_is_called_by_its_name(self, data: bytes, told: str, step: int) -> None:
+        with pytest.raises(Denied) as denied:
+            find_end(data, of_request=True, step=step)
+        assert (denied.value.reason, denied.value.detail.startswith(told)) == (Reason.BAD_REQUEST, True)
 
 
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\r\n"

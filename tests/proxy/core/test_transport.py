@@ -19,6 +19,7 @@ from proxy.core.transport import (
     forbidden_address,
     hint_for_neighbour,
     unresolved,
+    untaken,
 )
 
 RULE = Rule("r", (HostPattern("exact", "api.example"),), PlainHttp.UPGRADE, Https.TUNNEL)
@@ -330,3 +331,18 @@ def test_a_name_that_leads_nowhere_may_be_a_neighbours() -> None:
     assert unresolved("api.example").hint == Reason.UPSTREAM_UNREACHABLE.hint
     assert "NO_PROXY" in unresolved("search").hint
     assert unresolved("search").reason is Reason.UPSTREAM_UNREACHABLE
+
+
+@pytest.mark.parametrize("host", ["localhost", "app.localhost", "127.0.0.1", "::1"])
+def test_a_port_of_overcoats_own_machine_that_nobody_listens_on_may_be_the_apps(host: str) -> None:
+    denied = untaken(host, 3000)
+    assert (denied.reason, denied.detail) == (
+        Reason.UPSTREAM_UNREACHABLE,
+        f"{host} port 3000 takes no connection",
+    )
+    assert denied.hint.startswith("that is where Overcoat runs; what the app has on a localhost of its own, it reaches")
+
+
+@pytest.mark.parametrize("host", ["api.example", "10.0.0.1", "search"])
+def test_a_port_elsewhere_that_nobody_listens_on_is_not_the_apps(host: str) -> None:
+    assert untaken(host, 3000).hint == Reason.UPSTREAM_UNREACHABLE.hint
