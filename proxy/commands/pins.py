@@ -15,17 +15,14 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.text import Text
 
 from proxy.commands.failed import Failed
 from proxy.commands.shared import (
     destination_of,
     json_option,
     load_or_exit,
-    plain_table,
     policy_option,
     today,
-    wide_console,
 )
 from proxy.core.policy import HTTPS_PORT, Policy, Rule
 
@@ -152,12 +149,11 @@ def _certificate(certificate: x509.Certificate, pins: PinSet | None) -> dict[str
 def _print(shown: dict[str, Any]) -> None:
     chain = shown["chain"]
     click.echo(f"{shown['server']}, {shown['tls_version']}: its certificate is valid. The keys of its verified chain:")
-    table = plain_table("pin", "of", "until", *(["in the policy"] if shown["pinned_by"] else []))
-    for depth, certificate in enumerate(chain):
+    for depth, certificate in enumerate(chain):  # each pin in a line of its own, which nothing breaks over two
         subject = f": {_printable(certificate['subject'])}" if certificate["subject"] else ""
-        row = [certificate["pin"], Text(_level(depth, len(chain)) + subject), certificate["not_after"][:10]]
-        table.add_row(*row, *([_match_text(certificate)] if shown["pinned_by"] else []))
-    wide_console().print(table)
+        known = f", {_match_text(certificate)}" if shown["pinned_by"] else ""
+        click.echo(f"  {certificate['pin']}")
+        click.echo(f"    {_level(depth, len(chain))}{subject}; until {certificate['not_after'][:10]}{known}")
     if shown["result"] is None:
         click.echo(f'For the rule:  pins: {{any_of: ["{chain[0]["pin"]}"]}}')
         return
@@ -174,7 +170,7 @@ def _level(depth: int, length: int) -> str:
 
 def _match_text(certificate: dict[str, Any]) -> str:
     kinds = {"certificate" if pin.startswith("cert-") else "key" for pin in certificate["matches"]}
-    return f"yes: {' and '.join(sorted(kinds))}" if kinds else "no"
+    return f"in the policy ({' and '.join(sorted(kinds))})" if kinds else "not in the policy"
 
 
 def _warn_of_mismatch(shown: dict[str, Any]) -> None:
