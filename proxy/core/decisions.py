@@ -351,16 +351,18 @@ class Denied(Exception):
         self.proxy_error = proxy_error or reason.proxy_error
 
 
-def late_response(seconds: float, key: str = "limits.response_seconds") -> Denied:
+def late_response(seconds: float, key: str = "limits.response_seconds", *, is_taken: bool = True) -> Denied:
     """Return why a request is denied whose upstream has not begun to answer.
 
     Args:
         seconds: how long was waited.
         key: the policy's key that says so.
+        is_taken: whether the upstream took all that there was to send; a body may have filled what lies between.
     """
+    begun = "the request was sent, and the upstream" if is_taken else "the upstream took no more of the request, and"
     return Denied(
         Reason.UPSTREAM_TIMEOUT,
-        f"the request was sent, and the upstream had not begun to answer after {seconds:.0f} s ({key})",
+        f"{begun} had not begun to answer after {seconds:.0f} s ({key})",
         f"see why the upstream takes so long; if it is meant to, raise {key}",
         "http_response_timeout",
     )

@@ -251,6 +251,11 @@ class Conversation:
         is_taken = self._mode == "hold" or (self.upstream is not None and not self.upstream.is_congested)
         return self.app.is_congested or (is_sending and is_taken)
 
+    @property
+    def _is_taken(self) -> bool:
+        """Whether the upstream has taken all that was to be sent so far."""
+        return self.upstream is None or not self.upstream.is_congested
+
     def _count_time(self) -> None:
         """Let the time for the response run while it is for the upstream to go on; each call begins anew."""
         assert self.exchange is not None
@@ -262,7 +267,8 @@ class Conversation:
 
     def _upstream_late(self) -> None:
         assert self.exchange is not None
-        self._fail(late_response(self.exchange.policy.response_seconds(self.exchange.rule) or 0))
+        seconds = self.exchange.policy.response_seconds(self.exchange.rule) or 0
+        self._fail(late_response(seconds, is_taken=self._is_taken))
 
     def _send(self, data: bytes) -> None:
         if self.upstream is not None:
@@ -504,7 +510,7 @@ class Conversation:
             return None
         if self._awaits_app:
             return Denied(Reason.IDLE_TIMEOUT, f"no byte passed for {seconds:.0f} s")
-        return late_response(seconds, "limits.idle_seconds")
+        return late_response(seconds, "limits.idle_seconds", is_taken=self._is_taken)
 
     def give_up(self, denied: Denied) -> None:
         """End it, and the connection: with a denial, as long as nothing of another answer has been sent."""

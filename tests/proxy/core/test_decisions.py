@@ -76,3 +76,4 @@ def test_a_response_that_does_not_begin_is_told_as_such() -> None:
         'overcoat; error=connection_timeout; details="upstream_timeout"'
     )
     assert "limits.idle_seconds" in late_response(1, "limits.idle_seconds").detail
+    assert late_response(60, is_taken=False).detail.startswith("the upstream took no more of the request")
