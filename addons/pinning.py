@@ -153,12 +153,12 @@ def is_about_form(error: int, certificate: crypto.X509) -> bool:
 
 def _lenience(upstream: Upstream) -> str:
     """Return what to do about a certificate whose form is not right."""
-    where = f"of rule {upstream.rule.name}" if upstream.rule is not None else "of a rule for this host"
+    where = f"in rule {upstream.rule.name}" if upstream.rule is not None else "in a rule for this host"
     if upstream.is_proxy:
         where = "at the policy's top level"
     return (
         "have that certificate issued anew without the defect; if its CA is your own and cannot do so, write "
-        f"trust: {{strict: false}}, {where}"
+        f"trust: {{strict: false}} {where}"
     )
 
 

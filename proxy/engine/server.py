@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import ipaddress
 import logging
@@ -56,6 +57,13 @@ RESOLVERS = 64
 SHORTAGE_SECONDS = 10.0
 
 
+_BIND_HINTS = {
+    errno.EADDRINUSE: "; something else listens there, such as another sidecar: end it, or take another port",
+    errno.EADDRNOTAVAIL: "; this machine has no such address: 127.0.0.1 is its own, 0.0.0.0 means all that it has",
+    errno.EACCES: "; this user may not take so low a port: take one from 1024 on",
+}
+
+
 class BindError(Exception):
     """A listener cannot be bound. The message is one line that says which and why.
 
@@ -64,7 +72,8 @@ class BindError(Exception):
     """
 
     def __init__(self, where: object, error: OSError) -> None:
-        super().__init__(f"cannot listen on {where}: {(error.strerror or str(error)).lower()}")
+        why = (error.strerror or str(error)).lower()
+        super().__init__(f"cannot listen on {where}: {why}{_BIND_HINTS.get(error.errno or 0, '')}")
         self.number = error.errno
 
 

@@ -127,14 +127,14 @@ def test_a_form_that_is_not_right_is_named_and_what_lets_it_pass(error: int) -> 
     assert not verify(upstream, fails_at=0, error=error)
     assert upstream.denied is not None
     assert verify_error(error) in upstream.denied.detail
-    assert upstream.denied.hint.endswith("write trust: {strict: false}, of rule api")
+    assert upstream.denied.hint.endswith("write trust: {strict: false} in rule api")
     proxy, nobody = Upstream(Policy(), FREE, is_proxy=True), Upstream(Policy(), None)
     assert not verify(proxy, fails_at=0, error=error)
     assert not verify(nobody, fails_at=0, error=error)
     assert proxy.denied is not None
     assert nobody.denied is not None
     assert proxy.denied.hint.endswith("at the policy's top level")
-    assert nobody.denied.hint.endswith("of a rule for this host")
+    assert nobody.denied.hint.endswith("in a rule for this host")
 
 
 @pytest.mark.parametrize("error", [EXPIRED_CERTIFICATE, UNKNOWN_ISSUER, 62, 77, 79, 95])

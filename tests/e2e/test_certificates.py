@@ -224,7 +224,7 @@ class TestForm:
         problem = refused.json()
         assert (refused.status, problem["reason"]) == (502, "certificate_invalid")
         assert words in problem["detail"]
-        assert "trust: {strict: false}, of a rule for this host" in problem["hint"]
+        assert "trust: {strict: false} in a rule for this host" in problem["hint"]
         upstream.assert_no_application_bytes()
         assert world.ask(upstream, LENIENT).status == 200
 
@@ -285,7 +285,7 @@ class TestForm:
             assert curl(upstream.url(host=LENIENT), proxy=sidecar.proxy_url).status == 200
             refused = curl(upstream.url(host=STRICT), proxy=sidecar.proxy_url).json()
             assert (refused["reason"], refused["rule"]) == ("certificate_invalid", "strict")
-            assert refused["hint"].endswith("trust: {strict: false}, of rule strict")
+            assert refused["hint"].endswith("trust: {strict: false} in rule strict")
             # One connection of the lenient way lies idle: it must not carry what the strict rule says.
             assert curl(upstream.url(host=LENIENT), proxy=sidecar.proxy_url).status == 200
             assert curl(upstream.url(host=STRICT), proxy=sidecar.proxy_url).status == 502
@@ -302,7 +302,7 @@ class TestForm:
             refused = curl("http://api.example/", proxy=sidecar.proxy_url).json()
         assert refused["reason"] == "certificate_invalid"
         assert "Missing Authority Key Identifier" in refused["detail"]
-        assert refused["hint"].endswith("trust: {strict: false}, at the policy's top level")
+        assert refused["hint"].endswith("trust: {strict: false} at the policy's top level")
         proxy.assert_no_application_bytes()
 
     def test_pins_fetch_sees_what_the_sidecar_would(self, world: World, tls_upstream: MakeTls) -> None:

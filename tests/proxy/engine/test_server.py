@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,8 +102,25 @@ def test_an_own_address_is_known_by_its_port_on_this_machine(roots: Path, tmp_pa
 def test_a_listener_that_cannot_be_bound_is_named_in_one_line(count: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(BindError, match=rf"^cannot listen on forward://127\.0\.0\.1:{port}: [^\n]+$"):
+        with pytest.raises(BindError, match=rf"^cannot listen on forward://127\.0\.0\.1:{port}: [^\n]+$") as refused:
             bind(Listener("127.0.0.1", port), count)
+    assert "; something else listens there, such as another sidecar: end it" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EADDRINUSE, "; something else listens there, such as another sidecar: end it, or take another port"),
+        (
+            errno.EADDRNOTAVAIL,
+            "; this machine has no such address: 127.0.0.1 is its own, 0.0.0.0 means all that it has",
+        ),
+        (errno.EACCES, "; this user may not take so low a port: take one from 1024 on"),
+        (errno.ENOBUFS, "no buffer space available"),
+    ],
+)
+def test_what_helps_where_a_listener_cannot_be_bound_is_said(number: int, said: str) -> None:
+    assert str(BindError("127.0.0.1:80", OSError(number, os.strerror(number)))).endswith(said)
 
 
 def test_each_worker_gets_a_socket_of_its_own_for_each_address() -> None:
