@@ -453,7 +453,7 @@ class UpstreamConnection(Reading):
     @property
     def can_reuse(self) -> bool:
         """Whether, after a response, another request may be sent."""
-        return self._can_reuse and not self.is_congested and not self.is_closed and not self.transport.is_closing()
+        return self._can_reuse and not self.is_congested and not self.transport.is_closing()
 
     def _ended(self, is_broken: bool = False) -> None:
         if self.receiver is None:

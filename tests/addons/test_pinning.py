@@ -87,6 +87,8 @@ def test_no_pin_in_the_chain_is_a_mismatch_that_names_the_servers_key() -> None:
     assert upstream.denied is not None
     assert upstream.denied.reason.code == "pin_mismatch"
     assert str(spki_pin(der(LEAF))) in upstream.denied.detail
+    assert upstream.denied.detail.startswith("rule api pins api.example")
+    assert "add it to the rule's pins.any_of" in upstream.denied.hint
     assert upstream.denied.hint.endswith("run overcoat pins fetch api.example for all keys of the chain")
 
 

@@ -118,6 +118,16 @@ class TestTimeout:
         server.send(LATE)
         assert app.read_response().status == 408
 
+    @pytest.mark.parametrize("status", ["200 OK", "503 Service Unavailable"])
+    def test_no_other_status_is_about_the_time_before(self, app: RawClient, far: Upstream, status: str) -> None:
+        """Even where the server ends the connection with it."""
+        server = used(app, far)
+        app.send(far.request("/next"))
+        server.read_head()
+        server.send(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+        assert app.read_response().status == int(status[:3])
+        far.assert_nobody_came()
+
     def test_so_it_is_on_a_new_connection(self, app: RawClient, far: Upstream) -> None:
         app.send(far.request("/first"))
         server = far.accept()
