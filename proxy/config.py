@@ -341,7 +341,7 @@ def _message(details: ErrorDetails, kind: str, steps: Steps, raw: object, text: 
         if expected == "a list" and isinstance(raw, dict) and _takes_mappings(steps):
             hint = ': put a "- " before its first key, or [ ] round its { }'
         if expected in ("a whole number", "true or false") and isinstance(raw, str):
-            hint = _no_quotes_hint(steps, text)
+            hint = _no_quotes_hint(steps, text, may_have_unit=kind == "int_type")
         if kind == "model_type":
             hint = _only_key_hint(steps, raw)
         return f"must be {expected}, not {_kind_of(raw)}{hint}"
@@ -364,12 +364,12 @@ def _quotes_hint(raw: object, text: str, *, is_meant: bool = True) -> str:
     return f": YAML reads {text} as that" + (f'; put it in quotes, "{text}", if text is meant' if is_meant else "")
 
 
-def _no_quotes_hint(steps: Steps, text: str) -> str:
+def _no_quotes_hint(steps: Steps, text: str, *, may_have_unit: bool) -> str:
     """Return the advice on text where a number, or true or false, is wanted."""
     value = read_yaml(text.encode("utf-8", "replace")).data
     if isinstance(value, bool | int) and _refusal_of(steps, value) is None:
         return f": write {text}, without quotes"
-    return "; it stands here alone, without a unit" if _WITH_UNIT.fullmatch(text) else ""
+    return "; it stands here alone, without a unit" if may_have_unit and _WITH_UNIT.fullmatch(text) else ""
 
 
 def _takes_mappings(steps: Steps) -> bool:
@@ -379,6 +379,8 @@ def _takes_mappings(steps: Steps) -> bool:
 
 def _only_key_hint(steps: Steps, raw: object) -> str:
     """Return the advice on a value that stands where a mapping is wanted, and would be right as its only key's."""
+    if isinstance(raw, bool):  # it says of none that it is the one that is meant
+        return ""
     section = _section_at(steps)
     names = []
     for name in section.model_fields:
@@ -387,7 +389,8 @@ def _only_key_hint(steps: Steps, raw: object) -> str:
             names.append(name)
     if len(names) != 1:
         return ""
-    value = raw if isinstance(raw, str) and len(raw) <= _SHOWN_WHOLE else "[…]" if isinstance(raw, list) else "…"
+    shown_whole = isinstance(raw, str) and len(raw) <= _SHOWN_WHOLE
+    value = _list_of(str(raw))[1:-1] if shown_whole else "[…]" if isinstance(raw, list) else "…"
     return f": write {{{names[0]}: {value}}}"
 
 

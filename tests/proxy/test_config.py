@@ -316,6 +316,7 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         "not a list: write {any_of: […]}",
     ),
     ("no mapping, but much text", "version: 1\ntrust: " + "x" * 61 + "\n", 2, 8, "trust", "not text: write {roots: …}"),
+    ("no mapping, but text as in quotes", "version: 1\ntrust: '1'\n", 2, 8, "trust", 'not text: write {roots: "1"}'),
     ("no mapping, but what fits no key", "version: 1\ntrust: 1\n", 2, 8, "trust", "must be a mapping, not a number"),
     (
         "no list, but its item",
@@ -702,6 +703,13 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         "true or false",
     ),
 ]
+
+
+@pytest.mark.parametrize("text", ["clients: true\n", "trust: true\n", "hsts_preload: 10MB\n"])
+def test_where_nothing_says_what_is_meant_nothing_is_advised(folder: Path, text: str) -> None:
+    """Least of all what would open a listener, or take a certificate that is not right."""
+    (error,) = _errors(folder, "version: 1\n" + text)
+    assert re.fullmatch("must be (a mapping|true or false), not (true or false|text)", error.message)
 
 
 @pytest.mark.parametrize(
