@@ -281,7 +281,9 @@ def _either(allowed: list[str]) -> str:
 
 def _did_you_mean(text: str, allowed: Iterable[str]) -> str:
     by_lower = {each.lower(): each for each in allowed}
-    near = [by_lower[each] for each in difflib.get_close_matches(text[:100].lower(), by_lower, n=2)]
+    plain = text[:100].lower()
+    found = [plain] if plain in by_lower else difflib.get_close_matches(plain, by_lower, n=2)
+    near = [by_lower[each] for each in found]
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

@@ -306,6 +306,11 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         "mode",
         "must be enforce or observe, not 'enforced'; did",
     ),
+    (
+        "a value in another case",
+        KEYS.replace("A256KW", "ecdh-es+a256kw"),
+        *(4, 10, "keys.k.alg", "not 'ecdh-es+a256kw'; did you mean ECDH-ES+A256KW?"),
+    ),
     ("off as a value", "version: 1\nmode: off\n", 2, 7, "mode", "not true or false: YAML reads off as that"),
     ("no list", "version: 1\nlisten: forward://127.0.0.1:1\n", 2, 9, "listen", "write [forward://127.0.0.1:1]"),
     ("no mapping", "version: 1\ntrust: system\n", 2, 8, "trust", "not text: write {roots: system}"),
