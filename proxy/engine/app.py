@@ -163,12 +163,14 @@ class AppSocket(Reading):
         idle = self.loop.time() - self._last_activity
         if idle >= self._idle_limit:
             denied = None
-            if isinstance(self.speaker, AppHttp1) and not self._may_be_gone:
-                denied = self.speaker.overdue(self._idle_limit)
+            http1 = self.speaker if isinstance(self.speaker, AppHttp1) else None
+            if http1 is not None and not self._may_be_gone:
+                denied = http1.overdue(self._idle_limit)
             if denied is not None:
                 self.cut_off(denied)
             else:
-                self.session.note_idle(self._idle_limit)
+                if http1 is None or not self._may_be_gone:  # else it has left, so nothing was too slow for it
+                    self.session.note_idle(self._idle_limit)
                 self.abort()
         else:
             self._timers["idle"] = self.loop.call_later(self._idle_limit - idle, self.guarded, self._watch_idle)
