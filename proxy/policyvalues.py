@@ -134,10 +134,12 @@ def parse_address(text: str) -> Listener:
     if not colon or (":" in host and not host.startswith("[")):
         right = f": write 127.0.0.1:{text}" if _is_port(text) else ", such as 127.0.0.1:8080 or [::1]:8080"
         raise ValueError(f"an address is HOST:PORT{right}")
-    where = _port(port, lowest=0)
     if not host:
-        raise ValueError(f"the host is empty: write 127.0.0.1:{where}, or 0.0.0.0:{where} where others are to reach it")
-    return Listener(canonical_host(host), where)
+        raise ValueError(
+            "the host is empty: put 127.0.0.1 before the colon for this machine alone, or 0.0.0.0 where others are to "
+            "reach it"
+        )
+    return Listener(canonical_host(host), _port(port, lowest=0))
 
 
 def _is_port(text: str) -> bool:

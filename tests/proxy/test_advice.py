@@ -30,12 +30,14 @@ FIELDS = "version: 1\nkeys: {k: {alg: ECDH-ES+A256KW, primary: {file: k.pem}}}\n
 
 _CONCRETE = (
     re.compile(r"write (\[.*\])"),
+    re.compile(r"write (\{[^…]*\})"),
+    re.compile(r"write (true|false|[0-9]+), without quotes"),
     re.compile(r'in quotes, ("[^"]*")'),
     re.compile(r"write ((?:forward|socks5|transparent|(?:cert-)?sha256)[:/][^ ,;]+)"),
     re.compile(r"write (null|[A-Z]{3,}(?![:\w]))"),
     re.compile(r"write ([0-9][0-9.:/]+)"),
     re.compile(r"write ([A-Za-z0-9+/]{43}=)"),
-    re.compile(r"did you mean ([a-z0-9_-]+)\?"),
+    re.compile(r"did you mean ([A-Za-z0-9_+-]+)\?"),
     re.compile(r"must be ([a-z0-9.]+)(?:, [a-z0-9.]+)* or "),
     re.compile(r"must be (?:[a-z0-9.]+, )*[a-z0-9.]+ or ([a-z0-9.]+)"),
 )
@@ -113,6 +115,10 @@ WRONG = [
     ("networks as text", "version: 1\ndestinations: {allow: private}\n"),
     ("a network with too many bits", "version: 1\ndestinations: {allow: [10.1.2.3/8]}\n"),
     ("a mode that is no word", "version: 1\nmode: true\n"),
+    ("trust as text", "version: 1\ntrust: system\n"),
+    ("a number in quotes", "version: 1\ndrain_wait: '5'\n"),
+    ("true in quotes", "version: 1\nhsts_preload: 'true'\n"),
+    ("a value in another case", FIELDS.replace("A256KW", "a256kw")),
     ("TLS as a number", "version: 1\ntrust: {min_tls: 1.3}\n"),
 ]
 

@@ -406,7 +406,7 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
     (
         "a listener without a host",
         "version: 1\nlisten: ['forward://:8080']\n",
-        *(2, 10, "listen[0]", "write 127.0.0.1:8080, or 0.0.0.0:8080 where others are to reach it"),
+        *(2, 10, "listen[0]", "put 127.0.0.1 before the colon for this machine alone, or 0.0.0.0"),
     ),
     ("IPv6 without brackets", "version: 1\nlisten: [forward://::1:80]\n", 2, 10, "listen[0]", "[::1]:8080"),
     ("a path", "version: 1\nlisten: [forward://127.0.0.1:80/]\n", 2, 10, "listen[0]", "the port is a number"),
