@@ -17,7 +17,7 @@ from proxy.core.credentials import Verifier
 from proxy.core.decisions import Action, Reason
 from proxy.core.destinations import Destination
 from proxy.core.hsts import KnownHosts
-from proxy.core.policy import Defaults, HostPattern, Https, ListenerKind, Mode, PlainHttp, Policy, Rule
+from proxy.core.policy import Defaults, Egress, HostPattern, Https, ListenerKind, Mode, PlainHttp, Policy, Rule
 
 VERIFIER = Verifier(b"", lambda: 0.0)
 KNOWN = KnownHosts(lambda: 0.0, lambda _: False)
@@ -194,6 +194,80 @@ class TestDestination:
     def test_a_mapped_address_is_its_ipv4_address(self, sessions: Sessions, client: connection.Client) -> None:
         flow = new_flow(client, "::ffff:192.0.2.7", names=("[::ffff:192.0.2.7]",))
         assert passed(sessions, flow).asked == Destination("192.0.2.7", 80)
+
+    @pytest.mark.parametrize("port", [1, 65535])
+    def test_the_first_and_the_last_port_are_some(
+        self, sessions: Sessions, client: connection.Client, port: int
+    ) -> None:
+        passed(sessions, new_flow(client, port=port, names=(f"api.example:{port}",)))
+
+    @pytest.mark.parametrize(
+        ("method", "path", "is_one"),
+        [
+            ("GET", "/", True),
+            ("OPTIONS", "*", True),
+            ("GET", "*", False),
+            ("OPTIONS", "a", False),
+            ("GET", "http://api.example/", False),
+            ("GET", "", False),
+        ],
+    )
+    def test_a_path_begins_with_a_slash(
+        self, sessions: Sessions, client: connection.Client, method: str, path: str, is_one: bool
+    ) -> None:
+        flow = new_flow(client, method=method)
+        flow.request.data.path = path.encode()
+        if is_one:
+            passed(sessions, flow)
+        else:
+            assert refused(sessions, flow) is Reason.BAD_REQUEST
+
+    @pytest.mark.parametrize(
+        ("version", "names", "authority", "is_refused"),
+        [
+            ("HTTP/2.0", (), "", True),
+            ("HTTP/2.0", (), "api.example", False),
+            ("HTTP/2.0", ("api.example",), "", False),
+            ("HTTP/1.1", (), "", False),  # in HTTP/1.0 it may be missing; in HTTP/1.1 it cannot get here
+        ],
+    )
+    def test_a_request_of_http2_names_its_host(
+        self,
+        sessions: Sessions,
+        client: connection.Client,
+        version: str,
+        names: tuple[str, ...],
+        authority: str,
+        is_refused: bool,
+    ) -> None:
+        flow = new_flow(client, names=names, authority=authority, version=version)
+        if is_refused:
+            assert refused(sessions, flow) is Reason.BAD_REQUEST
+        else:
+            passed(sessions, flow)
+
+    @pytest.mark.parametrize(
+        ("host", "port", "reason"),
+        [
+            ("api.example", 443, None),
+            ("other.example", 443, Reason.DESTINATION_FORBIDDEN),
+            ("other.example", 80, Reason.DESTINATION_FORBIDDEN),
+            ("plain.example", 80, None),  # named by a rule for what may come inside
+            ("shut.example", 443, None),  # for `Transport` to deny
+        ],
+    )
+    def test_where_only_listed_hosts_are_reached_connect_asks_for_one(
+        self, client: connection.Client, host: str, port: int, reason: Reason | None
+    ) -> None:
+        plain = Rule("plain", (HostPattern("exact", "plain.example", 443),), PlainHttp.UPGRADE, Https.TUNNEL)
+        shut = Rule("shut", (HostPattern("exact", "shut.example"),), PlainHttp.UPGRADE, Https.REJECT)
+        sessions = Sessions()
+        sessions.open(client, replace(POLICY, rules=(RULE, plain, shut), egress=Egress.LISTED))
+        flow = new_flow(client, host, port, method="CONNECT", names=(f"{host}:{port}",))
+        Gate(sessions, VERIFIER, KNOWN).http_connect(flow)
+        denied = sessions.exchange(flow).denied
+        assert (denied.reason if denied else None) is reason
+        assert (flow.response is not None) is (reason is not None)
 
     @pytest.mark.parametrize(("host", "action"), [("api.example", Action.UPGRADE), ("other.example", Action.ALLOW)])
     def test_plain_http_is_decided_as_such(self, client: connection.Client, host: str, action: Action) -> None:

@@ -166,6 +166,7 @@ def test_where_all_refuse_it_is_unreachable(answers: Callable[..., list[str]]) -
         with pytest.raises(Denied) as refused:
             connect(bound.getsockname()[1], Policy(destinations=LOOPBACK))
     assert refused.value.reason is Reason.UPSTREAM_UNREACHABLE
+    assert refused.value.detail.endswith("takes no connection")
 
 
 def test_a_name_that_nobody_answers_for_takes_no_longer_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +212,40 @@ def test_the_first_that_is_forbidden_is_named(found: list[str], kind: AddressKin
     assert dialling._allowed(addresses, "api.example", record) == addresses
     assert record.observed is not None
     assert f"at a {kind} address" in record.observed.detail
+
+
+@pytest.mark.parametrize(("mode", "found"), [(Mode.OBSERVE, ["1.1.1.1"]), (Mode.ENFORCE, ["1.1.1.1", "10.0.0.1"])])
+def test_where_one_may_be_dialled_and_is_nothing_is_noted(mode: Mode, found: list[str]) -> None:
+    record = Upstream(Policy(mode=mode), None)
+    addresses: Any = [(socket.AF_INET, (each, 443)) for each in found]
+    assert dialling._allowed(addresses, "api.example", record) == addresses[:1]
+    assert record.observed is None
+
+
+def test_a_connection_that_comes_too_late_is_closed() -> None:
+    one, other = socket.socketpair()
+
+    async def run() -> None:
+        async def connects() -> socket.socket:
+            return one
+
+        async def fails() -> socket.socket:
+            raise ConnectionRefusedError
+
+        async def hangs() -> socket.socket:
+            await asyncio.sleep(60)
+            return one
+
+        tasks = [asyncio.create_task(each) for each in (connects(), fails(), hangs())]
+        await asyncio.sleep(0)
+        tasks[2].cancel()
+        await asyncio.wait(tasks)
+        for task in tasks:
+            dialling._close_result(task)
+
+    with other:
+        asyncio.run(run())
+        assert one.fileno() == -1
 
 
 class TestAddressesThatNobodyLooksUp:
