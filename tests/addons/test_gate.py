@@ -269,6 +269,16 @@ class TestDestination:
         assert (denied.reason if denied else None) is reason
         assert (flow.response is not None) is (reason is not None)
 
+    @pytest.mark.parametrize("https", [Https.TUNNEL, Https.REJECT])
+    def test_elsewhere_one_that_no_rule_names_may_be_meant_for_plain_http(
+        self, client: connection.Client, https: Https
+    ) -> None:
+        sessions = Sessions()
+        sessions.open(client, replace(POLICY, defaults=Defaults(https=https)))
+        flow = new_flow(client, "other.example", 8080, method="CONNECT", names=("other.example:8080",))
+        Gate(sessions, VERIFIER, KNOWN).http_connect(flow)
+        assert sessions.exchange(flow).denied is None
+
     @pytest.mark.parametrize(("host", "action"), [("api.example", Action.UPGRADE), ("other.example", Action.ALLOW)])
     def test_plain_http_is_decided_as_such(self, client: connection.Client, host: str, action: Action) -> None:
         sessions = Sessions()

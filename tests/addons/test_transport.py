@@ -150,3 +150,76 @@ class TestFieldsThatEndHere:
     def test_nothing_else_is_touched(self) -> None:
         headers = [(b"Connection", b"close,  x"), (b"TE", b"trailers"), (b"Keep-Alive", b"5")]
         assert self.fields(*headers) == headers
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("via", [None, "here"])
+def test_via_is_added_where_the_policy_says_so_and_not_in_observe_mode(mode: Mode, via: str | None) -> None:
+    flow = run([(b"Host", b"api.example")], policy=replace(POLICY, mode=mode, via=via))
+    is_added = via is not None and mode is Mode.ENFORCE
+    assert flow.request.headers.get("via") == ("1.1 here" if is_added else None)
+
+
+@pytest.mark.parametrize(
+    ("method", "mode", "forwards", "goes_on_with"),
+    [
+        (b"OPTIONS", Mode.ENFORCE, b"1", "0"),
+        (b"TRACE", Mode.ENFORCE, b"5", "4"),
+        (b"OPTIONS", Mode.ENFORCE, b"0", None),
+        (b"GET", Mode.ENFORCE, b"0", "0"),
+        (b"OPTIONS", Mode.OBSERVE, b"0", "0"),
+    ],
+)
+def test_forwards_are_counted_of_the_methods_that_have_them(
+    method: bytes, mode: Mode, forwards: bytes, goes_on_with: str | None
+) -> None:
+    fields = [(b"Host", b"api.example"), (b"Max-Forwards", forwards)]
+    flow = run(fields, method=method, policy=replace(POLICY, mode=mode))
+    assert (flow.response is None) is (goes_on_with is not None)
+    if goes_on_with is not None:
+        assert flow.request.headers["max-forwards"] == goes_on_with
+
+
+class TestResponses:
+    """What a server says of itself, as it reaches the app."""
+
+    def answer(
+        self, host: str, *fields: tuple[str, str], mode: Mode = Mode.ENFORCE, via: str | None = None
+    ) -> tuple[http.Response, KnownHosts]:
+        client = connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2))
+        sessions, known = Sessions(), KnownHosts(lambda: 0.0, lambda _: False)
+        sessions.open(client, replace(POLICY, mode=mode, via=via))
+        flow = http.HTTPFlow(client, connection.Server(address=None))
+        flow.request = http.Request.make("GET", f"http://{host}/", headers=http.Headers(Host=host))
+        flow.request.data.authority = b""
+        transport = Transport(sessions, known, Cookies("x"))
+        Gate(sessions, Verifier(b"", lambda: 0.0), known).requestheaders(flow)
+        transport.requestheaders(flow)
+        flow.response = http.Response.make(200, b"", http.Headers([(a.encode(), b.encode()) for a, b in fields]))
+        transport.responseheaders(flow)
+        return flow.response, known
+
+    @pytest.mark.parametrize(("host", "is_learned"), [("api.example", True), ("allowed.example", False)])
+    def test_that_https_only_is_wanted_counts_over_https_only(self, host: str, is_learned: bool) -> None:
+        """RFC 6797, section 8.1: over plain http anybody could have said it."""
+        _, known = self.answer(host, ("Strict-Transport-Security", "max-age=9"))
+        assert known.knows(host, uses_preload=False) is is_learned
+
+    @pytest.mark.parametrize(
+        ("host", "mode", "is_kept"),
+        [
+            ("api.example", Mode.ENFORCE, False),
+            ("allowed.example", Mode.ENFORCE, True),
+            ("api.example", Mode.OBSERVE, True),
+        ],
+    )
+    def test_a_way_past_the_proxy_is_not_shown(self, host: str, mode: Mode, is_kept: bool) -> None:
+        response, _ = self.answer(host, ("Alt-Svc", 'h3=":443"'), ("X", "1"), mode=mode)
+        assert ("alt-svc" in response.headers) is is_kept
+        assert response.headers["x"] == "1"
+
+    @pytest.mark.parametrize("mode", Mode)
+    @pytest.mark.parametrize("via", [None, "here"])
+    def test_via_is_added_as_on_the_way_there(self, mode: Mode, via: str | None) -> None:
+        response, _ = self.answer("api.example", mode=mode, via=via)
+        assert response.headers.get("via") == ("1.1 here" if via is not None and mode is Mode.ENFORCE else None)
