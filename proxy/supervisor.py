@@ -373,10 +373,10 @@ class Supervisor:
         if self._is_draining:
             self._status = self._status or int(seat.drains and status != 0)
         elif not self._has_started:
-            why = "could not start" if status == CANNOT_START else f"ended with status {status} at the start"
+            why = "could not start" if status == CANNOT_START else f"{_ending(status)} at the start"
             raise SupervisorFailed(f"{seat.name} {why}")
         else:
-            logger.error("%s ended with status %d, and is replaced", seat.name, status)
+            logger.error("%s %s, and is replaced", seat.name, _ending(status))
             self._metrics.worker_restarts.inc()
 
     # -- what signals ask for
@@ -467,3 +467,10 @@ def _reap() -> list[tuple[int, int]]:
                 break
             ended.append((pid, os.waitstatus_to_exitcode(status)))
     return ended
+
+
+def _ending(status: int) -> str:
+    """Return how a child ended: its exit status, or the signal that killed it (9, where memory ran out)."""
+    if status >= 0:
+        return f"ended with status {status}"
+    return f"was killed by signal {-status} ({signal.strsignal(-status)})"

@@ -88,6 +88,7 @@ def test_a_worker_that_dies_is_replaced_and_counted_and_no_later_request_fails(
     assert wait_until(lambda: len(workers(sidecar)) == COUNT)
     assert set(others) < set(workers(sidecar))
     assert victim not in workers(sidecar)
+    assert "a worker was killed by signal 9 (Killed), and is replaced" in sidecar.stderr
     assert sidecar.metrics().value("overcoat_worker_restarts_total") == 1
     assert sidecar.admin_get("/ready")[0] == 200
 
