@@ -168,6 +168,7 @@ def test_via_is_added_where_the_policy_says_so_and_not_in_observe_mode(mode: Mod
         (b"OPTIONS", Mode.ENFORCE, b"0", None),
         (b"GET", Mode.ENFORCE, b"0", "0"),
         (b"OPTIONS", Mode.OBSERVE, b"0", "0"),
+        (b"OPTIONS", Mode.OBSERVE, b"5", "5"),
     ],
 )
 def test_forwards_are_counted_of_the_methods_that_have_them(
@@ -184,13 +185,18 @@ class TestResponses:
     """What a server says of itself, as it reaches the app."""
 
     def answer(
-        self, host: str, *fields: tuple[str, str], mode: Mode = Mode.ENFORCE, via: str | None = None
+        self,
+        host: str,
+        *fields: tuple[str, str],
+        mode: Mode = Mode.ENFORCE,
+        via: str | None = None,
+        scheme: str = "http",
     ) -> tuple[http.Response, KnownHosts]:
         client = connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2))
         sessions, known = Sessions(), KnownHosts(lambda: 0.0, lambda _: False)
         sessions.open(client, replace(POLICY, mode=mode, via=via))
         flow = http.HTTPFlow(client, connection.Server(address=None))
-        flow.request = http.Request.make("GET", f"http://{host}/", headers=http.Headers(Host=host))
+        flow.request = http.Request.make("GET", f"{scheme}://{host}/", headers=http.Headers(Host=host))
         flow.request.data.authority = b""
         transport = Transport(sessions, known, Cookies("x"))
         Gate(sessions, Verifier(b"", lambda: 0.0), known).requestheaders(flow)
@@ -206,15 +212,16 @@ class TestResponses:
         assert known.knows(host, uses_preload=False) is is_learned
 
     @pytest.mark.parametrize(
-        ("host", "mode", "is_kept"),
+        ("scheme", "host", "mode", "is_kept"),
         [
-            ("api.example", Mode.ENFORCE, False),
-            ("allowed.example", Mode.ENFORCE, True),
-            ("api.example", Mode.OBSERVE, True),
+            ("http", "api.example", Mode.ENFORCE, False),
+            ("http", "allowed.example", Mode.ENFORCE, True),
+            ("https", "allowed.example", Mode.ENFORCE, False),
+            ("https", "allowed.example", Mode.OBSERVE, True),
         ],
     )
-    def test_a_way_past_the_proxy_is_not_shown(self, host: str, mode: Mode, is_kept: bool) -> None:
-        response, _ = self.answer(host, ("Alt-Svc", 'h3=":443"'), ("X", "1"), mode=mode)
+    def test_a_way_past_the_proxy_is_not_shown(self, scheme: str, host: str, mode: Mode, is_kept: bool) -> None:
+        response, _ = self.answer(host, ("Alt-Svc", 'h3=":443"'), ("X", "1"), mode=mode, scheme=scheme)
         assert ("alt-svc" in response.headers) is is_kept
         assert response.headers["x"] == "1"
 
