@@ -111,9 +111,7 @@ class Transport:
         try:
             trail.follow(exchange.method, response.status_code, asked, flow.request.path, fields)
         except Denied as denied:
-            exchange.note(denied)
-            if not exchange.observing:
-                return  # another answer takes its place
+            exchange.note(denied)  # unless it is only observed, another answer takes this one's place: see `response`
         response.headers.fields = fields
 
     def _view(self, exchange: Exchange) -> appview.View | None:
