@@ -35,7 +35,8 @@ signal.signal(signal.SIGHUP, lambda *_: (os.write(2, b"reloaded\\n"), os._exit(0
 server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 address = "127.0.0.1:%d" % server.server_port
 print("starting", "x" * 200_000, file=sys.stderr)
-print(json.dumps({"event": "ready", "listen": [address, address], "admin": address}), file=sys.stderr, flush=True)
+facts = {"event": "ready", "listen": [address, address], "admin": address, "probes": None}
+print(json.dumps(facts), file=sys.stderr, flush=True)
 server.serve_forever()
 """
 

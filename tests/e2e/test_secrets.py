@@ -365,7 +365,8 @@ def watch_once(self):
     original(self)
 a.AppSocket._watch_idle = watch_once
 import proxy.core.policy as p
-p.Limits.__init__.__defaults__ = (*p.Limits.__init__.__defaults__[:5], 0.01, 60, 10)
+usual = zip(p.Limits.__match_args__, p.Limits.__init__.__defaults__)
+p.Limits.__init__.__defaults__ = tuple(0.01 if name == "idle_seconds" else value for name, value in usual)
 import proxy.engine.conversation as c
 async def never(*_):
     await a.asyncio.sleep(60)
