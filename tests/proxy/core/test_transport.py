@@ -18,6 +18,7 @@ from proxy.core.transport import (
     denied_by_address,
     forbidden_address,
     hint_for_neighbour,
+    own_listener,
     unresolved,
     untaken,
 )
@@ -346,3 +347,10 @@ def test_a_port_of_overcoats_own_machine_that_nobody_listens_on_may_be_the_apps(
 @pytest.mark.parametrize("host", ["api.example", "10.0.0.1", "search"])
 def test_a_port_elsewhere_that_nobody_listens_on_is_not_the_apps(host: str) -> None:
     assert untaken(host, 3000).hint == Reason.UPSTREAM_UNREACHABLE.hint
+
+
+def test_a_listener_of_our_own_is_no_destination() -> None:
+    denied = own_listener("127.0.0.1 port 8080")
+    assert denied.reason is Reason.DESTINATION_FORBIDDEN
+    assert denied.detail == "127.0.0.1 port 8080 is one of Overcoat's own listeners"
+    assert "another port" in denied.hint
