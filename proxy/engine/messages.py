@@ -8,8 +8,6 @@ Rules of this module:
 
 from __future__ import annotations
 
-import time
-
 from mitmproxy import http
 
 from addons.headers import values_of
@@ -18,6 +16,7 @@ from proxy.core.destinations import BadDestination, Destination, parse_authority
 from proxy.core.heads import Fields, RequestHead, ResponseHead
 from proxy.core.hops import without_hop
 from proxy.core.policy import HTTP_PORT, HTTPS_PORT
+from proxy.engine.flows import new_request, new_response
 
 _OF_THE_CONNECTION = ("negotiate", "ntlm")  # schemes that authenticate a connection instead of a request (RFC 4559)
 _PORTS = {b"http": HTTP_PORT, b"https": HTTPS_PORT}
@@ -83,8 +82,15 @@ def request_of(
         named = Destination(host, port)  # what goes on is HTTP/1.1, where the field is needed (RFC 9112, section 3.2)
         value = named.url_host if port == _PORTS[scheme] else named.authority
         fields = ((b"Host", value.encode("ascii")), *fields)
-    return http.Request(
-        host, port, head.method, scheme, authority, path, version, headers_of(fields), None, None, time.time(), None
+    return new_request(
+        host,
+        port,
+        head.method,
+        scheme=scheme,
+        authority=authority,
+        path=path,
+        version=version,
+        headers=headers_of(fields),
     )
 
 
@@ -96,7 +102,7 @@ def response_of(head: ResponseHead, fields: Fields) -> http.Response:
         fields: those of its fields that are kept.
     """
     version = b"HTTP/1.1" if head.is_http11 else b"HTTP/1.0"
-    return http.Response(version, head.status, head.reason, headers_of(fields), None, None, time.time(), None)
+    return new_response(version, head.status, head.reason, headers_of(fields))
 
 
 def authenticates_connection(request: http.Request, response: http.Response | None) -> bool:
