@@ -94,7 +94,7 @@ class Conversation:
     def start(self, *, has_body: bool) -> None:
         """Take the head through the addons."""
         flow = self.flow
-        self._expects = has_field(flow.request.headers, b"expect")
+        self._expects = has_body and has_field(flow.request.headers, b"expect")
         self.engine.dispatch.call(HttpRequestHeadersHook, flow)
         self.exchange = self.engine.sessions.exchange(flow)
         if flow.response is not None:
@@ -105,7 +105,7 @@ class Conversation:
                 self._awaits_continue = self._expects
                 self._out.append(request_head(self.flow.request))
                 self._acquire()
-            elif self._expects and flow.request.headers.pop("expect", "").lower() == "100-continue":
+            elif flow.request.headers.pop("expect", "").lower() == "100-continue":
                 self.app.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 self._expects = False
 

@@ -357,6 +357,19 @@ class TestInterim:
                 again.send(OK)
                 assert app.read_exactly(len(OK)) == OK
 
+    def test_so_it_is_for_who_will_send_its_body_in_any_case(self, app: RawClient, upstream: MakeUpstream) -> None:
+        far = upstream()
+        app.send(far.request("/", "Content-Length: 2\r\n", "POST"))
+        with far.accept() as server:
+            server.read_head()
+            server.send(OK)
+            assert app.read_exactly(len(OK)) == OK
+            app.send(b"hi" + far.request("/next"))
+            with far.accept() as again:
+                assert again.read_head() == far.expected("/next")
+                again.send(OK)
+                assert app.read_exactly(len(OK)) == OK
+
     def test_of_a_held_request_overcoat_says_so_itself(self, app: RawClient, upstream: MakeUpstream) -> None:
         far = upstream(HELD)
         more = self.EXPECT.replace("2", "12") + "Content-Type: application/json\r\n"
@@ -370,6 +383,20 @@ class TestInterim:
             server.send(OK)
             assert app.read_exactly(len(OK)) == OK
 
+    @pytest.mark.parametrize("host", [PLAIN, HELD])
+    def test_without_a_body_there_is_nothing_to_go_on_with(
+        self, app: RawClient, upstream: MakeUpstream, host: str
+    ) -> None:
+        """RFC 9110, section 10.1.1: a 100 may be left out there; who is asked is the server, whatever it makes of it."""
+        far = upstream(host)
+        app.send(far.request("/", "Expect: 100-continue\r\n"))
+        with far.accept() as server:
+            assert server.read_head() == far.expected("/", "Expect: 100-continue\r\n")
+            server.send(OK)
+            assert app.read_exactly(len(OK)) == OK
+            app.send(far.request("/next"))
+            assert server.read_head() == far.expected("/next")
+
     @pytest.mark.parametrize("host", [REJECTED, HELD])
     def test_a_denied_request_gets_its_final_answer_only(
         self, app: RawClient, upstream: MakeUpstream, host: str
@@ -380,6 +407,21 @@ class TestInterim:
         assert answer.status == (403 if host == REJECTED else 415)
         assert answer.headers.tokens("connection") == {"close"}  # its body may follow, or the next request
         assert app.read_to_end() == b""
+        far.assert_nobody_came()
+
+    @pytest.mark.parametrize("method", ["GET", "HEAD"])
+    @pytest.mark.parametrize("more", ["", "Expect: 100-continue\r\n"])
+    def test_a_denied_request_without_a_body_leaves_the_connection_open(
+        self, app: RawClient, upstream: MakeUpstream, method: str, more: str
+    ) -> None:
+        far, next_one = upstream(REJECTED), upstream()
+        app.send(far.request("/", more, method))
+        assert app.read_response(method=method).status == 403
+        app.send(next_one.request())
+        with next_one.accept() as server:
+            assert server.read_head() == next_one.expected()
+            server.send(OK)
+            assert app.read_exactly(len(OK)) == OK
         far.assert_nobody_came()
 
     def test_early_hints_are_passed_on_as_they_come(self, app: RawClient, upstream: MakeUpstream) -> None:

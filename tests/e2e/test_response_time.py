@@ -164,6 +164,15 @@ class TestHung:
         assert app.read_response().status == 504
         assert app.read_to_end() == b""
 
+    def test_nor_is_one_that_is_told_something_else(self, app: RawClient, upstream: MakeUpstream) -> None:
+        far = upstream(PLAIN)
+        app.send(far.request("/", BODY + "Expect: 100-continue\r\n", "POST"))
+        server = far.accept()
+        server.read_head()
+        server.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        assert app.read_response().status == 103
+        assert app.read_response().status == 504
+
     def test_an_app_of_http_2_is_told_so_and_its_other_streams_live_on(
         self, sidecar: Sidecar, upstream: MakeUpstream
     ) -> None:
@@ -253,19 +262,28 @@ class TestNotHung:
         server.send(OK)
         assert app.read_exactly(len(OK)) == OK
 
-    @pytest.mark.parametrize("more", ["", "Expect: 100-continue\r\n"])
+    @pytest.mark.parametrize(
+        ("more", "said"),
+        [
+            ("", 0),
+            ("", 103),
+            ("Expect: 100-continue\r\n", 100),
+            ("Expect: 100-continue\r\n", 0),  # it need not wait for that (RFC 9110, section 10.1.1)
+        ],
+    )
     def test_an_app_may_take_its_time_to_send_and_the_time_begins_when_it_is_done(
-        self, app: RawClient, upstream: MakeUpstream, more: str
+        self, app: RawClient, upstream: MakeUpstream, more: str, said: int
     ) -> None:
         far = upstream(PLAIN)
         app.send(far.request("/", f"Content-Length: 4\r\n{more}", "POST"))
         server = far.accept()
         server.read_head()
-        if more:
-            server.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-            assert app.read_response().status == 100
+        if said:
+            server.send(b"HTTP/1.1 %d Go on\r\n\r\n" % said)
+            assert app.read_response().status == said
         for piece in (b"ab", b"cd"):
-            time.sleep(LIMIT * 1.3)
+            if said or not more or piece == b"cd":  # who is not told to go on has not as much time to begin
+                time.sleep(LIMIT * 1.3)
             since = time.monotonic()
             app.send(piece)
             assert server.read_exactly(2) == piece
