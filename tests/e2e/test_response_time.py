@@ -238,6 +238,25 @@ class TestNotHung:
             assert app.read_exactly(len(piece)) == piece
             time.sleep(LIMIT * 1.5)
 
+    def test_so_may_one_that_its_app_was_slow_to_read(self, app: RawClient, upstream: MakeUpstream) -> None:
+        """Whatever else starts the time anew, a response that has begun ends it."""
+        far = upstream(PLAIN)
+        size = 16 * 1024 * 1024
+        app.send(far.request())
+        server = far.accept()
+        server.read_head()
+        server.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (size + 1))
+        sending = threading.Thread(target=server.send, args=(bytes(size),), daemon=True)
+        sending.start()
+        app.read_until(END_OF_HEAD)
+        time.sleep(0.5)  # so that it is congested, and then no more
+        assert sending.is_alive()
+        app.read_exactly(size)
+        sending.join(5)
+        time.sleep(LIMIT * 1.5)
+        server.send(b"x")
+        assert app.read_exactly(1) == b"x"
+
     def test_so_may_a_websocket(self, app: RawClient, upstream: MakeUpstream) -> None:
         far = upstream(PLAIN)
         app.send(far.request("/", "Upgrade: websocket\r\nConnection: Upgrade\r\n"))
