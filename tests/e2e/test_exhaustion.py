@@ -507,6 +507,18 @@ class TestEarlyAnswers:
             assert (answer.status, answer.headers.get("Connection")) == (403, None)
             app.send(rest)
 
+    @pytest.mark.parametrize("size", [MIB, MIB + 1])
+    def test_so_much_of_it_is_thrown_away_and_no_more(self, app: RawClient, size: int) -> None:
+        head = f"POST http://{REJECTED}/ HTTP/1.1\r\nHost: {REJECTED}\r\nContent-Length: "
+        app.send(f"{head}{size}\r\n\r\n".encode())
+        assert app.read_response().status == 403
+        with contextlib.suppress(ConnectionError):  # it may end while the next request is on its way
+            app.send(bytes(size) + f"{head}0\r\n\r\n".encode())
+        if size == MIB:
+            assert app.read_response().status == 403
+        else:
+            assert app.read_to_end() == b""
+
     def test_nor_is_one_that_was_told_to_go_on(self, app: RawClient) -> None:
         head = f"POST http://{HELD}/ HTTP/1.1\r\nHost: {HELD}\r\nContent-Type: application/json\r\n"
         app.send(f"{head}Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n".encode())
