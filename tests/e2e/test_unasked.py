@@ -95,6 +95,27 @@ class TestTimeout:
         again.send(OK)
         assert app.read_exactly(len(OK)) == OK
 
+    def test_the_second_time_it_goes_out_on_a_new_connection(
+        self, sidecar: Sidecar, app: RawClient, far: Upstream
+    ) -> None:
+        """Another idle one may be as dead, and then it would go out a third time."""
+        with RawClient(sidecar.address) as other:
+            app.send(far.request("/first"))
+            one = far.accept()
+            one.read_head()
+            second = used(other, far)  # while the first is in use
+        one.send(OK)
+        assert app.read_exactly(len(OK)) == OK
+        app.send(far.request("/next"))
+        assert one.read_head() == far.expected("/next")
+        one.close()
+        again = far.accept()
+        assert again.read_head() == far.expected("/next")
+        again.close()
+        assert app.read_response().status == 502
+        second.assert_silent()
+        far.assert_nobody_came()
+
     @pytest.mark.parametrize("body", [b"", b"ab"], ids=["no body", "a body"])
     def test_what_may_not_has_had_no_answer(self, sidecar: Sidecar, app: RawClient, far: Upstream, body: bytes) -> None:
         server = used(app, far)

@@ -11,6 +11,7 @@ import select
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from textwrap import dedent
 import pytest
 from cryptography import x509
 
+from proxy.engine.upstream import MAX_INTERIM
 from tests.e2e.app import Way, ask
 from tests.e2e.certificates import Authority, pin_of
 from tests.e2e.clients import Accepted, RawClient, curl, reset
@@ -26,6 +28,7 @@ from tests.e2e.sidecar import Sidecar, SidecarFailed
 from tests.e2e.upstream import TlsUpstream
 
 HOSTS = {"api.example": "127.0.0.1", "straight.example": "127.0.0.1", "proxy.example": "127.0.0.1"}
+INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
 NO_PIN = "sha256/" + "A" * 42 + "E="
 
 
@@ -36,6 +39,7 @@ class Corporate:
         self.heads: list[bytes] = []
         self.carried: list[bytes] = []
         self.refuse: bytes | None = None
+        self.answer: tuple[bytes, ...] = (b"HTTP/1.1 200 OK\r\nX-Proxy: 1\r\n\r\n",)  # in these pieces
         self.says_farewell = True
         self._context = context
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -69,7 +73,9 @@ class Corporate:
                 return
             port = int(head.split(b" ")[1].rpartition(b":")[2])
             server = socket.create_connection(("127.0.0.1", port))
-            client.sendall(b"HTTP/1.1 200 OK\r\nX-Proxy: 1\r\n\r\n")
+            for piece in self.answer:
+                client.sendall(piece)
+                time.sleep(0.05)  # so that it is read on its own
             self._carry(client, server)
 
     def _carry(self, client: socket.socket, server: socket.socket) -> None:
@@ -223,7 +229,37 @@ def test_if_it_refuses_nothing_goes_past_it(
         got = ask(sidecar, upstream, "api.example")
         assert (got.status, json.loads(got.body)["reason"]) == (502, "upstream_proxy_failed")
         assert said in json.loads(got.body)["detail"]
+        assert ("upstream_proxy.credentials" in got.body.decode()) == ("407" in said)
     upstream.assert_untouched()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (b"HTTP/1.1 200 OK\r", b"\n\r", b"\n"),
+        (b"HTTP/1.1 204 Yes\r\n\r\n",),  # any 2xx is one (RFC 9110, section 9.3.6)
+        (INTERIM, b"HTTP/1.1 200 OK\r\n\r\n"),
+        (INTERIM * MAX_INTERIM + b"HTTP/1.1 200 OK\r\n\r\n",),
+    ],
+    ids=["in pieces", "another 2xx", "after an interim one", "after as many as may come"],
+)
+def test_it_may_say_yes_in_many_ways(
+    serve: MakeSidecar, corporate: Corporate, upstream: TlsUpstream, answer: tuple[bytes, ...]
+) -> None:
+    corporate.answer = answer
+    with serve() as sidecar:
+        assert ask(sidecar, upstream, "api.example").status == 200
+
+
+def test_one_interim_response_more_is_one_too_many(
+    serve: MakeSidecar, corporate: Corporate, upstream: TlsUpstream
+) -> None:
+    corporate.answer = (INTERIM * (MAX_INTERIM + 1) + b"HTTP/1.1 200 OK\r\n\r\n",)
+    with serve() as sidecar:
+        got = ask(sidecar, upstream, "api.example")
+        assert (got.status, json.loads(got.body)["reason"]) == (502, "upstream_proxy_failed")
+        assert "interim" in json.loads(got.body)["detail"]
+    upstream.assert_no_application_bytes()
 
 
 def test_if_it_is_not_there_nothing_goes_past_it(
@@ -410,6 +446,14 @@ class TestEndings:
             assert far.read_exactly(4) == b"more"
             app.finish()
             assert far.read_to_end() == b""
+
+    def test_what_came_with_the_answer_is_the_upstreams(
+        self, sidecar: Sidecar, corporate: Corporate, origin: socket.socket
+    ) -> None:
+        corporate.answer = (b"HTTP/1.1 200 OK\r\n\r\n220 hi\r\n",)
+        app, far = self.tunnel(sidecar, origin)
+        with app, far:
+            assert app.read_exactly(8) == b"220 hi\r\n"
 
     def test_a_reset_stays_one(self, sidecar: Sidecar, origin: socket.socket) -> None:
         app, far = self.tunnel(sidecar, origin)
