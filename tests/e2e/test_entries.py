@@ -12,8 +12,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +27,7 @@ from tests.e2e.clients import RawClient, curl
 from tests.e2e.connection import RecordedRequest
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import ROOT, Sidecar, SidecarFailed
+from tests.e2e.test_exhaustion import MIB, send_until_blocked
 from tests.e2e.test_gate import hashed
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
@@ -35,6 +39,18 @@ NO_PIN = "sha256/" + "A" * 42 + "E="
 def upstream(authority: Authority) -> Iterator[TlsUpstream]:
     with TlsUpstream(authority, *HOSTS) as server:
         yield server
+
+
+@contextmanager
+def slow_way_out(authority: Authority, folder: Path, listener: str, **options: Any) -> Iterator[Sidecar]:
+    """Run a sidecar whose every tunnel goes through a proxy that says neither yes nor no."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes the connection, and nobody its bytes
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        policy = (
+            f"listen: ['{listener}://127.0.0.1:0']\nlimits: {{connect_seconds: 2}}\nupstream_proxy: {{url: '{url}'}}"
+        )
+        with Sidecar(policy, folder, authority=authority, **options) as running:
+            yield running
 
 
 class TestReverse:
@@ -319,6 +335,46 @@ class TestSocks5:
             assert reasons == [None, *["proxy_authentication_required"] * 3]
         assert len(upstream.requests) == 1
 
+    def test_a_colon_belongs_to_the_password_alone(
+        self, authority: Authority, upstream: TlsUpstream, tmp_path: Path
+    ) -> None:
+        """Where both are joined by one, a name that has it would be another's, with the rest of the password."""
+        user = f"{{name: app, password_hash: '{hashed('eins:zwei')}'}}"
+        with Sidecar(f"listen: ['socks5://127.0.0.1:0']\nclients: {{users: [{user}]}}", tmp_path) as sidecar:
+            for name, password, verdict in ((b"app", b"eins:zwei", 0), (b"app:eins", b"zwei", 1)):
+                with RawClient(sidecar.address) as client:
+                    client.send(b"\x05\x01\x02\x01%c%s%c%s" % (len(name), name, len(password), password))
+                    assert client.read_exactly(4) == b"\x05\x02\x01%c" % verdict
+
+    @pytest.mark.parametrize(
+        ("address", "host"),
+        [
+            (b"\x01\x0a\x00\x00\x01", "10.0.0.1"),
+            (b"\x03\x0810.0.0.1", "10.0.0.1"),
+            (b"\x04\xfc" + bytes(14) + b"\x01", "[fc00::1]"),
+        ],
+        ids=["IPv4", "a name", "IPv6"],
+    )
+    def test_it_makes_no_difference_where_the_bytes_are_cut(
+        self, authority: Authority, tmp_path: Path, address: bytes, host: str
+    ) -> None:
+        user = f"{{name: app, password_hash: '{hashed('eins')}'}}"
+        sent = b"\x05\x02\x00\x02" + b"\x01\x03app\x04eins" + b"\x05\x01\x00" + address + b"\x01\xbb"
+        policy = f"listen: ['socks5://127.0.0.1:0']\nclients: {{users: [{user}]}}"
+        with Sidecar(policy, tmp_path, authority=authority) as sidecar, RawClient(sidecar.address) as client:
+            for byte in sent:
+                client.send(bytes((byte,)))
+                time.sleep(0.01)  # so that it is read on its own
+            assert client.read_exactly(6) == b"\x05\x02\x01\x00\x05\x02"  # an address that is not public
+            (line,) = sidecar.wait_for_decisions(1)
+            assert (line["destination"], line["reason"]) == (f"{host}:443", "destination_forbidden")
+
+    def test_what_comes_before_it_is_answered_waits_outside(self, authority: Authority, tmp_path: Path) -> None:
+        with slow_way_out(authority, tmp_path, "socks5") as sidecar, RawClient(sidecar.address) as client:
+            client.send(b"\x05\x01\x00\x05\x01\x00\x03\x0etunnel.example\x01\xbb")
+            assert client.read_exactly(2) == b"\x05\x00"
+            assert send_until_blocked(client, 64 * MIB) < 32 * MIB
+
     def test_a_greeting_that_does_not_end_is_cut_off(self, authority: Authority, tmp_path: Path) -> None:
         policy = "listen: ['socks5://127.0.0.1:0']\nlimits: {request_seconds: 1}"
         with Sidecar(policy, tmp_path, authority=authority) as sidecar, RawClient(sidecar.address) as client:
@@ -455,11 +511,24 @@ main()
 
 
 class TestRedirected:
-    def serve(self, authority: Authority, folder: Path, port: int, more: str = "") -> Sidecar:
-        """Return a sidecar to which each app has dialled this port of 127.0.0.1."""
+    def command(self, folder: Path, port: int) -> list[str]:
+        """Return what starts a sidecar to which each app has dialled this port of 127.0.0.1."""
         (folder / "redirected.py").write_text(REDIRECTED)
-        command = [sys.executable, "-P", str(folder / "redirected.py"), str(ROOT), str(port)]
-        return Sidecar(f"listen: ['transparent://127.0.0.1:0']\n{more}", folder, authority=authority, command=command)
+        return [sys.executable, "-P", str(folder / "redirected.py"), str(ROOT), str(port)]
+
+    def serve(self, authority: Authority, folder: Path, port: int, more: str = "") -> Sidecar:
+        """Return one."""
+        policy = f"listen: ['transparent://127.0.0.1:0']\n{more}"
+        return Sidecar(policy, folder, authority=authority, command=self.command(folder, port))
+
+    def test_what_comes_before_it_is_answered_waits_outside(self, authority: Authority, tmp_path: Path) -> None:
+        command = self.command(tmp_path, 443)
+        with (
+            slow_way_out(authority, tmp_path, "transparent", command=command) as sidecar,
+            RawClient(sidecar.address) as client,
+        ):
+            client.send(client_hello())
+            assert send_until_blocked(client, 64 * MIB) < 32 * MIB
 
     @pytest.mark.parametrize("method", ["GET", "M-SEARCH", "VERSION-CONTROL", "BASELINE-CONTROL"])
     def test_any_method_is_http(self, authority: Authority, tmp_path: Path, method: str) -> None:
