@@ -565,6 +565,16 @@ class TestRedirected:
         assert (line["action"], line["reason"], line["status"]) == ("deny", reason, None)
 
 
+@pytest.mark.parametrize("port", [80, 443])  # the upstream is dialled after the first bytes, or before the 200
+def test_what_comes_through_connect_before_its_upstream_is_there_waits_outside(
+    authority: Authority, tmp_path: Path, port: int
+) -> None:
+    with slow_way_out(authority, tmp_path, "forward") as sidecar, RawClient(sidecar.address) as client:
+        client.send(f"CONNECT tunnel.example:{port} HTTP/1.1\r\nHost: tunnel.example:{port}\r\n\r\n".encode())
+        client.send(client_hello())
+        assert send_until_blocked(client, 64 * MIB) < 32 * MIB
+
+
 def test_a_plain_upstream_is_never_dialled_by_any_way_in(authority: Authority, tmp_path: Path) -> None:
     with PlainUpstream() as plain:
         policy = f"listen: ['reverse://127.0.0.1:0?to=https://127.0.0.1:{plain.port}', 'socks5://127.0.0.1:0']"

@@ -387,7 +387,7 @@ class TestInterim:
     def test_without_a_body_there_is_nothing_to_go_on_with(
         self, app: RawClient, upstream: MakeUpstream, host: str
     ) -> None:
-        """RFC 9110, section 10.1.1: a 100 may be left out there; who is asked is the server, whatever it makes of it."""
+        """RFC 9110, section 10.1.1: a 100 may be left out there; it is for the server to answer."""
         far = upstream(host)
         app.send(far.request("/", "Expect: 100-continue\r\n"))
         with far.accept() as server:
