@@ -116,6 +116,22 @@ class TestTimeout:
         second.assert_silent()
         far.assert_nobody_came()
 
+    @pytest.mark.parametrize("words", [b"H", OK[:-5], HINTS, HINTS + b"H", OK[:-1]])
+    def test_but_not_if_part_of_an_answer_had_come(self, app: RawClient, far: Upstream, words: bytes) -> None:
+        server = used(app, far)
+        app.send(far.request("/next"))
+        server.read_head()
+        server.send(words)
+        server.close()
+        if words.endswith(b"o"):
+            assert app.read_to_end() == OK[:-1]
+        else:
+            if words.startswith(HINTS):
+                assert app.read_exactly(len(HINTS)) == HINTS
+            answer = app.read_response()
+            assert (answer.status, answer.json()["reason"]) == (502, "upstream_failed")
+        far.assert_nobody_came()
+
     @pytest.mark.parametrize("body", [b"", b"ab"], ids=["no body", "a body"])
     def test_what_may_not_has_had_no_answer(self, sidecar: Sidecar, app: RawClient, far: Upstream, body: bytes) -> None:
         server = used(app, far)
