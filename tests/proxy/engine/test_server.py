@@ -201,6 +201,16 @@ class TestRoots:
         with pytest.raises(NoRoots, match=r"empty\.pem holds no readable PEM certificates"):
             upstream_context(Trust(roots=tmp_path / "empty.pem"))
 
+    @pytest.mark.parametrize("more", [0, 1])
+    def test_one_that_is_too_large_is_an_error_and_none_that_was_read_in_part(
+        self, roots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: int
+    ) -> None:
+        large = tmp_path / "large.pem"
+        large.write_bytes(roots.read_bytes() + b"\n" * 10)
+        monkeypatch.setattr("proxy.engine.tls.MAX_ROOTS_BYTES", large.stat().st_size - more)
+        with pytest.raises(NoRoots, match="large.pem has more than") if more else contextlib.nullcontext():
+            upstream_context(Trust(roots=large))
+
 
 class _NoPaths:
     cafile = None
