@@ -357,6 +357,27 @@ class TestInterim:
                 again.send(OK)
                 assert app.read_exactly(len(OK)) == OK
 
+    @pytest.mark.parametrize("is_answered", [True, False])
+    @pytest.mark.parametrize(
+        ("framing", "body"), [("Content-Length: 2", b"hi"), ("Transfer-Encoding: chunked", b"0\r\n\r\n")]
+    )
+    def test_so_does_whatever_is_said_after_its_end(
+        self, app: RawClient, upstream: MakeUpstream, framing: str, body: bytes, is_answered: bool
+    ) -> None:
+        far = upstream()
+        app.send(far.request("/", f"{framing}\r\nExpect: 100-continue\r\n", "POST") + body)
+        with far.accept() as server:
+            server.read_head()
+            assert server.read_exactly(len(body)) == body
+            if is_answered:
+                server.send(OK)
+        assert app.read_response().status == (200 if is_answered else 502)
+        app.send(far.request("/next"))
+        with far.accept() as again:
+            assert again.read_head() == far.expected("/next")
+            again.send(OK)
+            assert app.read_exactly(len(OK)) == OK
+
     def test_so_it_is_for_who_will_send_its_body_in_any_case(self, app: RawClient, upstream: MakeUpstream) -> None:
         far = upstream()
         app.send(far.request("/", "Content-Length: 2\r\n", "POST"))
