@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import wire
-from tests.e2e.app import Way, ask, connect, open_way
+from tests.e2e.app import Way, ask, client_hello, connect, open_way
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import Answer, RawClient, curl
 from tests.e2e.http2 import Http2Client
 from tests.e2e.sidecar import Sidecar, SidecarFailed, overcoat_command
+from tests.e2e.test_http1 import is_open
 from tests.e2e.upstream import TlsUpstream
 
 NAMES = {
@@ -527,6 +528,26 @@ class TestRawTcp:
             client.send(b"SSH-2.0-x\r\n")
             assert b"SSH" not in client.read_to_end()
         upstream.assert_no_application_bytes()
+
+    def test_elsewhere_nobody_speaks_before_the_app_has_said_what_it_speaks(
+        self, authority: Authority, tmp_path: Path
+    ) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            name = f"127.0.0.1:{listener.getsockname()[1]}"
+            with (
+                Sidecar("destinations: {allow: [loopback]}", tmp_path, authority=authority) as sidecar,
+                RawClient(sidecar.address) as client,
+            ):
+                client.send(f"CONNECT {name} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+                server, _ = listener.accept()
+                with server:
+                    server.sendall(b"220 hello\r\n")
+                    assert client.read_response(method="CONNECT").status == 200
+                    assert is_open(client)  # and nothing has come
+                    hello = client_hello()
+                    client.send(hello)
+                    assert server.recv(len(hello)) == hello
+                    assert client.read_exactly(11) == b"220 hello\r\n"
 
     @pytest.mark.parametrize(
         ("rule", "said"),

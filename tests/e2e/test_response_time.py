@@ -6,10 +6,12 @@ Proves DESIGN rule 7 (say why) for whoever waits: what the upstream owes is `ups
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 from h2.connection import H2Connection
@@ -395,6 +397,21 @@ class TestSilence:
         assert app.read_to_end() == b""
         (line,) = lines_about(idle, far)
         assert (line["reason"], line["status"]) == ("upstream_timeout", 504)
+
+    def test_so_is_one_whose_tunnel_is_not_open_yet(self, authority: Authority, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes the connection, and nobody its bytes
+            policy = f"""
+                limits: {{idle_seconds: 2, connect_seconds: 30}}
+                upstream_proxy: {{url: "http://127.0.0.1:{silent.getsockname()[1]}"}}
+            """
+            with Sidecar(policy, tmp_path, authority=authority) as sidecar, RawClient(sidecar.address) as app:
+                app.send(b"CONNECT tunnel.example:443 HTTP/1.1\r\nHost: tunnel.example:443\r\n\r\n")
+                answer = app.read_response()
+                assert (answer.status, answer.json()["reason"]) == (504, "upstream_timeout")
+                assert "limits.idle_seconds" in answer.json()["detail"]
+                assert app.read_to_end() == b""
+                (line,) = sidecar.wait_for_decisions(1)
+                assert (line["method"], line["reason"], line["status"]) == ("CONNECT", "upstream_timeout", 504)
 
     def test_an_app_that_is_waited_for_is_told_so(self, idle: Sidecar, app: RawClient, upstream: MakeUpstream) -> None:
         far = upstream(PLAIN)
