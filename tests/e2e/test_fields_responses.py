@@ -266,6 +266,25 @@ class TestOpened:
             assert answer.headers.get("content-length") == "123"
             assert [field for field in answer.headers.fields if field in OF_THE_BODY] == list(OF_THE_BODY)
 
+    @pytest.mark.parametrize("is_sealed", [True, False])
+    def test_one_in_chunks_is_whole_however_it_is_framed_then(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver], is_sealed: bool
+    ) -> None:
+        body = b'{"card":{"number":%s}}'
+        sealed = body % senders["aes"].seal(b"1", HOST, "$.card.number") if is_sealed else b'{"other":2}'
+        chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in sealed) + b"0\r\n\r\n"
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        upstream = answering(raw=head + chunks)
+        authority = f"{HOST}:{upstream.port}"
+        with open_way(sidecar, HOST, upstream.port) as client:
+            for _ in range(2):  # and the next one begins where it ends
+                client.send(request(f"http://{authority}/", authority, method="GET", headers=()))
+                answer = client.read_response()
+                assert answer.body == (body % b"1" if is_sealed else sealed)
+                assert (answer.headers.get("content-length") is None) != (
+                    answer.headers.get("transfer-encoding") is None
+                )
+
     def test_a_changed_body_loses_what_was_said_of_the_sealed_one(
         self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]
     ) -> None:
@@ -416,6 +435,16 @@ class TestRefused:
         self, sidecar: Sidecar, answering: Make, body: bytes, headers: tuple[tuple[str, str], ...]
     ) -> None:
         assert_refused(sidecar, answering(body, *headers), b"canary")
+
+    @pytest.mark.parametrize("more", [0, 1])
+    def test_no_more_of_one_is_held_than_may_be_and_its_end_is_not_waited_for(
+        self, sidecar: Sidecar, answering: Make, more: int
+    ) -> None:
+        body = b"{}" + b" " * (65536 - 2)
+        if more:
+            assert_refused(sidecar, answering(raw=labelled(body + b" ", "application/json", length=len(body) + 9)))
+        else:
+            assert get(sidecar, answering(body)) == body
 
 
 class TestLeftAlone:
