@@ -466,6 +466,8 @@ class Conversation:
         may_send_on = self._expects and not self._request_is_whole
         if may_send_on:
             self._keep_alive = False  # whether its body follows is for the app to choose (RFC 9110, section 10.1.1)
+        if self.engine.is_leaving(self.app.session):
+            self._keep_alive = False
         body = b"" if self.head.method == b"HEAD" else response.data.content or b""
         self.app.write(response_head_of(response, is_closing=not self._keep_alive) + body)
         if may_send_on:

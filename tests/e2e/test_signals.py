@@ -18,6 +18,7 @@ import pytest
 from tests.e2e import wire
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
+from tests.e2e.scripted import scripted_upstream
 from tests.e2e.sidecar import Sidecar, clean_environment, overcoat_command
 from tests.e2e.upstream import PlainUpstream, RecordedRequest, TlsUpstream
 
@@ -89,6 +90,30 @@ def test_it_drains(slow: SlowUpstream, tmp_path: Path, number: signal.Signals, c
         assert sidecar.admin_get("/ready")[0] == 503
         slow.release.set()
         assert client.read_response().body == b'"late"'
+        assert sidecar.wait() == 0
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_who_is_served_meanwhile_is_told_to_come_no_more(tmp_path: Path, is_answered: bool) -> None:
+    """RFC 9112, section 9.6: a client that is told so does not send a next request into a connection that is closed."""
+    with (
+        scripted_upstream("127.0.0.1", None) as far,
+        Sidecar(ALLOW, tmp_path) as sidecar,
+        RawClient(sidecar.address) as client,
+    ):
+        for path in ("/before", "/meanwhile"):
+            client.send(far.request(path, method="POST"))
+            with far.accept() as server:
+                server.read_head()
+                if path == "/meanwhile":
+                    sidecar.signal(signal.SIGTERM)
+                    wait_until(lambda: not takes_connections(sidecar), "no connection is taken")
+                if is_answered:
+                    server.send(wire.response(200, headers=(("Connection", "close"),)))
+            answer = client.read_response()
+            assert answer.status == (200 if is_answered else 502)
+            assert answer.headers.get("connection") == (None if path == "/before" else "close")
+        assert client.read_to_end() == b""
         assert sidecar.wait() == 0
 
 
