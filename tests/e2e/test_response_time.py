@@ -20,6 +20,7 @@ from tests.e2e.app import Way, connect, open_way
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.http2 import Http2Client, Http2Upstream, Message, Reply, frame
+from tests.e2e.receiver import Receiver
 from tests.e2e.scripted import Upstream, scripted_upstream
 from tests.e2e.sidecar import Decision, Sidecar
 from tests.e2e.wire import END_OF_HEAD
@@ -424,6 +425,20 @@ class TestSilence:
         assert server.read_exactly(1) == b"a"
         (line,) = lines_about(idle, far)
         assert (line["reason"], line["status"], line["bytes_sent"]) == ("idle_timeout", 408, 1)
+
+    def test_so_is_one_whose_body_is_held(self, authority: Authority, tmp_path: Path) -> None:
+        key = Receiver("pay").write_private(tmp_path)
+        policy = f"""
+            limits: {{idle_seconds: 1, request_seconds: 30}}
+            keys: {{pay: {{alg: ECDH-ES+A256KW, primary: {{file: {key}}}}}}}
+            rules: [{{name: held, hosts: [held.example], request: [{{encrypt: ["$.card"], key: pay}}]}}]
+        """
+        with Sidecar(policy, tmp_path, authority=authority) as sidecar, RawClient(sidecar.address) as app:
+            head = "POST http://held.example/ HTTP/1.1\r\nHost: held.example\r\nContent-Type: application/json\r\n"
+            app.send(f"{head}{BODY}\r\n{{".encode())
+            answer = app.read_response()
+            assert (answer.status, answer.json()["reason"]) == (408, "idle_timeout")
+            assert app.read_to_end() == b""
 
     def test_a_response_that_stops_is_broken_off(self, idle: Sidecar, app: RawClient, upstream: MakeUpstream) -> None:
         far = upstream(PLAIN)
