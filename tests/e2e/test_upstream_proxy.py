@@ -288,6 +288,22 @@ def test_if_it_never_answers_nothing_goes_past_it(
     upstream.assert_untouched()
 
 
+@pytest.mark.parametrize("method", ["GET", "CONNECT"])
+def test_if_the_app_leaves_its_answer_is_not_waited_for(authority: Authority, tmp_path: Path, method: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(5)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        policy = f"upstream_proxy: {{url: '{url}'}}\nlimits: {{connect_seconds: 60}}"
+        with Sidecar(policy, tmp_path, authority=authority, hosts=HOSTS) as sidecar:
+            target = {"GET": "http://api.example/", "CONNECT": "api.example:443"}[method]
+            with RawClient(sidecar.address) as client:
+                client.send(f"{method} {target} HTTP/1.1\r\nHost: api.example\r\n\r\n".encode())
+                asked = Accepted(silent.accept()[0])
+                assert asked.read_head().startswith(b"CONNECT api.example:443 ")
+                client.reset()
+            assert asked.read_to_end() == b""
+
+
 @pytest.mark.parametrize("via", ["", "via: coat"])
 def test_what_a_connect_has_come_through_is_passed_on_byte_for_byte(
     serve: MakeSidecar, corporate: Corporate, upstream: TlsUpstream, via: str
