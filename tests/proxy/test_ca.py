@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from proxy.ca import CERTIFICATE_FILE, KEY_FILE, CaError, Leaf, LocalCa, data_directory, published_lifetime
@@ -149,6 +150,13 @@ class TestMaking:
         assert LocalCa.open(folder, NOW).certificate == made.certificate
         assert (folder / CERTIFICATE_FILE).read_bytes() == made.pem
 
+    def test_one_that_is_there_is_left_alone(self, folder: Path) -> None:
+        """An app may have it open, and a folder may be one that cannot be written any more."""
+        LocalCa.open(folder, NOW)
+        before = (folder / CERTIFICATE_FILE).stat()
+        LocalCa.open(folder, NOW)
+        assert (folder / CERTIFICATE_FILE).stat() == before
+
 
 class TestRefusing:
     @pytest.fixture
@@ -172,6 +180,13 @@ class TestRefusing:
         key_file.chmod(0o400)
         LocalCa.open(key_file.parent, NOW)
 
+    def test_a_key_that_is_another_users(self, key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        if os.geteuid() == 0:
+            os.chown(key_file, 4242, -1)
+        else:
+            monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
+        assert "is another user's" in self.refused(key_file.parent)
+
     def test_a_key_of_another_ca(self, key_file: Path, tmp_path: Path) -> None:
         LocalCa.open(tmp_path / "other", NOW)
         foreign = (tmp_path / "other" / KEY_FILE).read_bytes()
@@ -180,13 +195,37 @@ class TestRefusing:
         key_file.write_bytes(foreign.partition(marker)[0] + own_certificate)
         assert "are not those of one CA" in self.refused(key_file.parent)
 
-    def test_a_key_of_another_kind(self, key_file: Path) -> None:
-        key = rsa.generate_private_key(65537, 2048).private_bytes(
+    @staticmethod
+    def write(key_file: Path, key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, *, is_ca: bool) -> None:
+        """Write a key and a certificate for it, in order but for what the test is about."""
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "own")])
+        certificate = (
+            x509.CertificateBuilder(name, name, key.public_key(), 1, NOW - DAY, NOW + 900 * DAY)
+            .add_extension(x509.BasicConstraints(is_ca, 0 if is_ca else None), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        pem = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        marker = b"-----BEGIN CERTIFICATE-----"
-        key_file.write_bytes(key + marker + key_file.read_bytes().partition(marker)[2])
+        key_file.write_bytes(pem + certificate.public_bytes(serialization.Encoding.PEM))
+
+    @pytest.mark.parametrize(
+        "make",
+        [lambda: rsa.generate_private_key(65537, 2048), lambda: ec.generate_private_key(ec.SECP384R1())],
+        ids=["RSA", "P-384"],
+    )
+    def test_a_key_of_another_kind(
+        self, key_file: Path, make: Callable[[], rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey]
+    ) -> None:
+        self.write(key_file, make(), is_ca=True)
         assert "is not on the curve P-256" in self.refused(key_file.parent)
+
+    def test_a_certificate_that_is_no_cas(self, key_file: Path) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        self.write(key_file, key, is_ca=False)
+        assert "are not those of one CA" in self.refused(key_file.parent)
+        self.write(key_file, key, is_ca=True)  # the twin
+        LocalCa.open(key_file.parent, NOW)
 
     @pytest.mark.parametrize("damage", ["empty", "no certificate", "no key", "garbage", "encrypted"])
     def test_a_file_that_is_damaged(self, key_file: Path, damage: str) -> None:
