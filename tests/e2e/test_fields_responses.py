@@ -436,6 +436,16 @@ class TestRefused:
     ) -> None:
         assert_refused(sidecar, answering(body, *headers), b"canary")
 
+    def test_one_in_chunks_is_replaced_by_a_denial_that_is_not(self, sidecar: Sidecar, answering: Make) -> None:
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        upstream = answering(raw=head + b"1\r\n{\r\n0\r\n\r\n")
+        authority = f"{HOST}:{upstream.port}"
+        with open_way(sidecar, HOST, upstream.port) as client:
+            for _ in range(2):  # and the next one begins where it ends
+                client.send(request(f"http://{authority}/", authority, method="GET", headers=()))
+                answer = client.read_response()
+                assert (answer.status, answer.json()["reason"]) == (502, "decryption_failed")
+
     @pytest.mark.parametrize("more", [0, 1])
     def test_no_more_of_one_is_held_than_may_be_and_its_end_is_not_waited_for(
         self, sidecar: Sidecar, answering: Make, more: int
