@@ -179,9 +179,10 @@ class FirstBytes:
         heard = listen(self._data)
         if heard.speech is Speech.HTTP and self._connect.observing:
             # `EHLO me` begins like HTTP. Where nothing may be denied, a whole line has to say that it is.
-            if b"\n" not in self._data and len(self._data) < MAX_HEAD_BYTES:
+            has_line = b"\n" in self._data
+            if not has_line and len(self._data) < MAX_HEAD_BYTES:
                 return
-            if not can_become_a_head(self._data):
+            if not (has_line and can_become_a_head(self._data)):
                 heard = Heard(Speech.OTHER)
         if heard.speech is Speech.UNDECIDED:
             return

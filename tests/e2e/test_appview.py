@@ -159,6 +159,21 @@ class TestLoops:
         line = sidecar.wait_for_decision(lambda line: line["destination"] == f"{HOST}:{upstream.port}")
         assert (line["action"], line["reason"], line["status"]) == ("deny", "redirect_loop", 508)
 
+    def test_what_is_said_to_head_instead_has_no_body(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+        """RFC 9110, section 9.3.2: an app would take one for the next response."""
+
+        def respond(request: RecordedRequest) -> bytes:
+            return wire.response(301, headers=(("Location", f"https://{request.headers.get('host')}/spin"),))
+
+        upstream = tls_upstream(HOST, respond=respond)
+        with RawClient(sidecar.address) as client:
+            url = upstream.url("/spin", host=HOST)
+            client.send(f"HEAD {url} HTTP/1.1\r\nHost: {HOST}:{upstream.port}\r\n\r\n".encode())
+            client.finish()
+            head, _, body = client.read_to_end().partition(wire.END_OF_HEAD)
+        assert head.startswith(b"HTTP/1.1 508 ")
+        assert body == b""
+
     def test_the_twin_that_sets_a_cookie_passes(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
         def respond(request: RecordedRequest) -> bytes:
             location = f"https://{request.headers.get('host')}{request.target}"

@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from proxy.core.heads import MAX_HEAD_BYTES
 from proxy.core.keys import Alg
 from tests.e2e import wire
 from tests.e2e.app import JSON, Fields, ask, connect, decision_of, fresh, open_way, request
 from tests.e2e.certificates import Authority
-from tests.e2e.clients import RawClient
+from tests.e2e.clients import Accepted, RawClient
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Decision, Sidecar
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
@@ -258,6 +259,20 @@ class TestHttps:
             client.read_to_end()
         assert upstream.received == b"SSH-2.0-OpenSSH_9.9\r\n"
         assert_observed(decision_of(twins.observing, upstream), would="deny", reason="not_http", would_deny=True)
+
+    def test_so_does_a_line_that_is_longer_than_any_head(self, twins: Twins) -> None:
+        said = b"SEND " + b"x" * (2 * MAX_HEAD_BYTES)  # like a method, and no end of it
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            with connect(twins.observing, f"pay.example:{port}") as client:
+                server, _ = listener.accept()
+                with Accepted(server) as far:
+                    client.send(said)
+                    assert far.read_exactly(len(said)) == said
+                    far.send(b"250 ok\r\n")
+                    assert client.read_until(b"\r\n") == b"250 ok\r\n"
+            line = twins.observing.wait_for_decision(lambda line: line["destination"] == f"pay.example:{port}")
+        assert_observed(line, would="deny", reason="not_http", would_deny=True)
 
     @pytest.mark.parametrize("said", [b"", b"GE", b"\x16\x03"])
     def test_an_app_that_ends_its_side_early_is_passed_on(self, twins: Twins, said: bytes) -> None:
