@@ -35,6 +35,7 @@ class Upstream:
         denied: why it could not be used.
         observed: in observe mode, why it would not have been.
         is_proxy: whether it leads to the policy's upstream proxy.
+        alpn: the protocols to offer there, in the order of preference (RFC 7301).
     """
 
     policy: Policy
@@ -43,6 +44,7 @@ class Upstream:
     denied: Denied | None = None
     observed: Denied | None = None
     is_proxy: bool = False
+    alpn: tuple[bytes, ...] = (b"http/1.1",)
 
 
 @dataclass(slots=True, eq=False)

@@ -37,12 +37,11 @@ class Pinning:
 
     def tls_start_server(self, data: tls.TlsData) -> None:
         """Hold the handshake that is about to start to the rule's pins."""
-        session = self.sessions.of(data.context.client)
-        upstream = session.upstreams[data.conn.id]
+        upstream = self.sessions.of(data.context.client).upstreams[data.conn.id]
         if data.ssl_conn is None:
             raise RuntimeError("the engine made no TLS connection object")
         # On the connection: the context behind it is shared by handshakes with other pins.
-        data.ssl_conn.set_verify(SSL.VERIFY_PEER, verifier(session.policy, upstream, _destination(data)))
+        data.ssl_conn.set_verify(SSL.VERIFY_PEER, verifier(upstream.policy, upstream, _destination(data)))
 
     def tls_failed_server(self, data: tls.TlsData) -> None:
         """Name the reason of a failed handshake that the callback did not name."""

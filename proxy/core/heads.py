@@ -10,6 +10,7 @@ Rules of this module (RFC 9112):
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from proxy.core.decisions import Denied, Reason
@@ -32,6 +33,7 @@ _TOKEN_START = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
 FIELD_LINE = re.compile(rb"(" + _TOKEN + rb"):[ \t]*+([^\x00-\x08\x0a-\x1f\x7f]*+)")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")  # a leading zero is octal to some readers
 _BARE_LF = re.compile(rb"(?<!\r)\n")
+_TWO_LENGTHS = "the length of the body is given more than once (RFC 9112, section 6.3)"
 _SEEN = frozenset((b"host", b"content-length", b"transfer-encoding"))
 
 type Fields = tuple[tuple[bytes, bytes], ...]
@@ -43,7 +45,8 @@ class RequestHead:
 
     Attributes:
         fields: name and value of each header field, in order and as sent, white space round the value removed.
-        body: the body's length in bytes, or `CHUNKED`.
+        body: the body's length in bytes, or `CHUNKED`, which in HTTP/2 is said of one whose length is not known.
+        is_http2: whether it came in a header block of HTTP/2, and only reads as one of HTTP/1.1.
     """
 
     method: bytes
@@ -51,6 +54,7 @@ class RequestHead:
     is_http11: bool
     fields: Fields
     body: int
+    is_http2: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class ResponseHead:
     Attributes:
         fields: as in a request.
         body: the body's length in bytes, `CHUNKED` or `UNTIL_CLOSE`; for a response that can have a body.
+        is_http2: as in a request.
     """
 
     status: int
@@ -67,6 +72,7 @@ class ResponseHead:
     is_http11: bool
     fields: Fields
     body: int
+    is_http2: bool = False
 
 
 def can_become_a_head(data: bytes) -> bool:
@@ -220,14 +226,32 @@ def _framing(seen: dict[bytes, list[bytes]], is_http11: bool, reason: Reason) ->
         return UNTIL_CLOSE
     if lengths and codings:
         raise Denied(reason, "both Content-Length and Transfer-Encoding are given (RFC 9112, section 6.1)")
-    if len(lengths) > 1 or len(codings) > 1:
-        raise Denied(reason, "the length of the body is given more than once (RFC 9112, section 6.3)")
+    if len(codings) > 1:
+        raise Denied(reason, _TWO_LENGTHS)
     if codings:
         if codings[0].lower() != b"chunked" or not is_http11:
             raise Denied(
                 reason, "the only Transfer-Encoding that passes is chunked, in HTTP/1.1 (RFC 9112, section 6.1)"
             )
         return CHUNKED
+    length = read_length(lengths, reason)
+    return UNTIL_CLOSE if length is None else length
+
+
+def read_length(lengths: Sequence[bytes], reason: Reason) -> int | None:
+    """Return the number of bytes that a message's Content-Length fields name; None if there is no such field.
+
+    Args:
+        lengths: their values.
+        reason: why the message is refused if they are not right.
+
+    Raises:
+        Denied: there are several, or it is no plain number.
+    """
+    if not lengths:
+        return None
+    if len(lengths) > 1:
+        raise Denied(reason, _TWO_LENGTHS)
     if not _LENGTH.fullmatch(lengths[0]):
         raise Denied(reason, "Content-Length is not a plain decimal number (RFC 9110, section 8.6)")
     return int(lengths[0])

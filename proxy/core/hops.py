@@ -24,7 +24,7 @@ _BEFORE_THE_BODY = re.compile(
     rb"authorization|www-authenticate|proxy-.+|set-cookie2?|cookie|origin|referer|forwarded|x-forwarded-.+|location|"
     rb"refresh|link|retry-after|vary|age|date|expires|strict-transport-security|access-control-.+|accept.*|status|"
     rb"timing-allow-origin|destination|front-end-https|early-data|alt-svc|clear-site-data|sec-.+|proxy|"
-    rb"x-(?:http-method|original|rewrite|real-ip|accel|sendfile).*|.*_.*"  # some readers take `_` for `-`
+    rb"x-(?:http-method|original|rewrite|real-ip|accel|sendfile).*"
 )
 _FORWARDS = re.compile(rb"[0-9]{1,9}")
 _RECEIVED_BY = re.compile(r"(?:^|,)[ \t]*[^ \t,]+[ \t]+([^ \t,(:]+)")  # RFC 9110, section 7.6.3
@@ -63,16 +63,21 @@ def _options(value: bytes) -> set[bytes]:
     return {option.strip(b" \t").lower() for option in value.split(b",")}
 
 
-def trailers_to_relay(fields: Fields) -> Fields:
+def trailers_to_relay(fields: Fields, *, stays_apart: bool = False) -> Fields:
     """Return the trailers that go on: those that mean the same behind a body as they would before it.
 
     Where one is merged into the header section, nothing that says how a message is framed, routed, authenticated or
-    read must come so late (RFC 9110, section 6.5.1).
+    read must come so late (RFC 9110, section 6.5.1). In HTTP/2 no hop merges them, and nobody takes `_` for `-`.
 
     Args:
         fields: name and value, as they came.
+        stays_apart: whether they come and go in HTTP/2.
     """
-    return tuple(field for field in fields if not _BEFORE_THE_BODY.fullmatch(field[0]))
+    return tuple(
+        field
+        for field in fields
+        if not _BEFORE_THE_BODY.fullmatch(field[0].replace(b"_", b"-")) and (stays_apart or b"_" not in field[0])
+    )
 
 
 def without_framing(fields: Fields) -> Fields:

@@ -1,5 +1,1 @@
-"""The shell round mitmproxy's sans-I/O layers: sockets, hooks, TLS. The only package that knows their insides."""
-
-from proxy.engine import patches
-
-patches.leave_quic_out()
+"""Sockets, TLS, HTTP/1 and HTTP/2: what speaks with apps and with servers, and calls the hooks."""

@@ -1,4 +1,4 @@
-"""The app's socket: what it says first goes to HTTP/1; CONNECT may put a tunnel, TLS or mitmproxy's layers there.
+"""The app's socket: what it says first goes to HTTP/1; CONNECT may put a tunnel or TLS there, and HTTP/2 may follow.
 
 Theory of operation. Everything is synchronous: bytes come, the speaker (HTTP/1, a tunnel's first bytes, a relay) takes
 them, and what is to be sent is gathered and written once, by `flush`. Only dialling an upstream is a task.
@@ -21,7 +21,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, cast
 
 from mitmproxy.connection import Client, ConnectionState
-from mitmproxy.proxy import server_hooks
 from mitmproxy.proxy.context import Context
 from OpenSSL import SSL
 
@@ -33,6 +32,7 @@ from proxy.engine.clock import ResponseClock
 from proxy.engine.dispatch import HookFailed
 from proxy.engine.entries import entry_for
 from proxy.engine.http1 import AppHttp1
+from proxy.engine.http2app import AppHttp2
 from proxy.engine.reading import Reading
 from proxy.engine.tlsstream import TlsStream
 from proxy.engine.tunnels import Switched
@@ -109,6 +109,8 @@ class AppSocket(Reading):
         self.is_over = False
         self.was_reset = False  # it ended, and not in order
         self.is_congested = False  # the app reads more slowly than it is sent to
+        self.before_flush: Callable[[], None] | None = None  # writes what the speaker has gathered
+        self._plain: list[bytes] = []  # to be encrypted
         self._out: list[bytes] = []
         self._holds: set[str] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -129,15 +131,15 @@ class AppSocket(Reading):
             state=ConnectionState.OPEN,
         )
         self.session = self.engine.sessions.open(self.client, self.engine.policy, self.listener.kind)
-        # LayerOptions has every option that the layers read; the annotation wants mitmproxy's own class.
-        self.context = Context(self.client, cast("Options", self.engine.layer_options))
+        # What carries a client to the hooks has options as well, which no hook here reads.
+        self.context = Context(self.client, cast("Options", None))
         self.engine.connections.add(self)
         self.guarded(self._start)
 
     def _start(self) -> None:
         self.speaker = _GONE
         self._watch_idle()
-        self.engine.dispatch(server_hooks.ClientConnectedHook(self.client))
+        self.engine.dispatch.call("client_connected", self.client)
         try:
             self.engine.admit(self.session)
             self.speaker = entry_for(self)
@@ -154,26 +156,35 @@ class AppSocket(Reading):
             denied: why.
             status: the status that the app was told, if it was told one.
         """
+        self.note_refused(denied, status)
+        self.close()
+
+    def note_refused(self, denied: Denied, status: int | None) -> None:
+        """Write a line, as `refused` does, of what does not end the connection."""
         exchange = Exchange(self.session.policy, self.session.client)
         exchange.stop(denied)
-        self.engine.line.refused(exchange, status)
-        self.close()
+        self.engine.note_refused(exchange, status)
 
     def _watch_idle(self) -> None:
         idle = self.loop.time() - self._last_activity
         if idle >= self._idle_limit:
-            denied = None
-            http1 = self.speaker if isinstance(self.speaker, AppHttp1) else None
-            if http1 is not None and not self._may_be_gone:
-                denied = http1.overdue(self._idle_limit)
-            if denied is not None:
-                self.cut_off(denied)
+            has_left = self._may_be_gone and isinstance(self.speaker, AppHttp1 | AppHttp2)
+            if not has_left and self._end_silence():
+                idle = 0.0
             else:
-                if http1 is None or not self._may_be_gone:  # else it has left, so nothing was too slow for it
+                if not has_left:  # else nothing was too slow for it
                     self.session.note_idle(self._idle_limit)
                 self.abort()
-        else:
+        if not self.is_closing:
             self._timers["idle"] = self.loop.call_later(self._idle_limit - idle, self.guarded, self._watch_idle)
+
+    def _end_silence(self) -> bool:
+        """Answer what waits for an upstream that is silent; return whether there was something."""
+        speaker = self.speaker
+        if not isinstance(speaker, AppHttp1 | AppHttp2) or not speaker.end_silence(self._idle_limit):
+            return False
+        self.touch()
+        return True
 
     def expect(self, is_expected: bool) -> None:
         """Say whether the app owes something that must come within `limits.request_seconds` from now."""
@@ -194,6 +205,11 @@ class AppSocket(Reading):
             self.close()
         else:
             self.speaker.too_slow()
+
+    def later(self, name: str, seconds: float, step: Callable[[], None]) -> None:
+        """Take a step later, unless the connection is over by then."""
+        if not self.is_over:
+            self._timers[name] = self.loop.call_later(seconds, self.guarded, step)
 
     def expect_departure(self) -> None:
         """The app ended its side, and may be gone: no TCP tells that apart. What it waits for has a shorter time."""
@@ -226,7 +242,7 @@ class AppSocket(Reading):
             self.session.note_tls_failed()
         try:
             self.speaker.gone()
-            self.engine.dispatch(server_hooks.ClientDisconnectedHook(self.client))
+            self.engine.dispatch.call("client_disconnected", self.client)
         except Exception as e:
             if not isinstance(e, HookFailed):
                 logger.error("the end of a client connection failed: %s", describe(e))
@@ -234,31 +250,23 @@ class AppSocket(Reading):
         self.speaker = _GONE  # the old one points back here: without the circle, all of it is freed at once
         self.engine.ended()
 
-    def hand_over(self) -> asyncio.Transport:
-        """Give the socket, with its session, to another owner."""
-        self.flush()  # what answers the CONNECT comes before all that the other one writes
-        self.is_over = True
-        for timer in self._timers.values():
-            timer.cancel()
-        self.clock.close()
-        self.speaker = _GONE
-        self.engine.connections.discard(self)
-        return self.transport
-
     def drain(self) -> None:
         """Close as soon as no request is under way. The first one of a new connection is, for a moment."""
-        if not self.session.is_idle or isinstance(self.speaker, Switched):
-            return
         connect = self.session.connect
         age = self.loop.time() - (self._opened if connect is None else connect.started_monotonic)
-        if not self.session.requests and age < FRESH_SECONDS:
+        is_fresh = not self.session.requests and age < FRESH_SECONDS
+        if isinstance(self.speaker, AppHttp2):
+            self.speaker.drain(is_fresh)
+        elif not self.session.is_idle or isinstance(self.speaker, Switched):
+            return
+        elif is_fresh:
             self._timers["fresh"] = self.loop.call_later(FRESH_SECONDS - age, self.after_step)
         else:
             self.close()
 
     def cut_off(self, denied: Denied) -> None:
         """End what is under way: with an answer, where the app waits for one and has got nothing of it yet."""
-        if isinstance(self.speaker, AppHttp1):
+        if isinstance(self.speaker, AppHttp1 | AppHttp2):
             self.guarded(self.speaker.give_up, denied)
         else:
             self.abort()
@@ -334,6 +342,9 @@ class AppSocket(Reading):
             self.client.timestamp_tls_setup = time.time()
             data = b""
             self.expect(False)
+            if self.tls.conn.get_alpn_proto_negotiated() == b"h2" and isinstance(self.speaker, AppHttp1):
+                self.client.alpn = b"h2"
+                self.speaker.speak_http2()
         plain = self.tls.receive(data)
         if answer := self.tls.outgoing():
             self._out.append(answer)
@@ -382,17 +393,22 @@ class AppSocket(Reading):
         """Send to the app, at the next `flush`."""
         if self.is_closing:
             return
-        if self.tls is None:
-            self._out.append(data)
-            return
-        try:
-            self.tls.send(data)
-        except SSL.Error:  # the app closed the session meanwhile; its end is on the way
-            return
-        self._out.append(self.tls.outgoing())
+        (self._out if self.tls is None else self._plain).append(data)
+
+    def _encrypt(self) -> None:
+        """Encrypt what was gathered, in as few records as it fits into."""
+        if self.before_flush is not None:
+            self.before_flush()
+        if self._plain and self.tls is not None:
+            data = b"".join(self._plain) if len(self._plain) > 1 else self._plain[0]
+            self._plain.clear()
+            with contextlib.suppress(SSL.Error):  # the app closed the session meanwhile; its end is on the way
+                self.tls.send(data)
+                self._out.append(self.tls.outgoing())
 
     def flush(self) -> None:
         """Write what was gathered."""
+        self._encrypt()
         if self._out:
             data = b"".join(self._out) if len(self._out) > 1 else self._out[0]
             self._out.clear()
@@ -420,6 +436,7 @@ class AppSocket(Reading):
         """Close after what is to be sent, so that the app can still read it (closing with unread input would reset)."""
         if self.is_closing:
             return
+        self._encrypt()
         self.is_closing = True
         if self.tls is not None:
             self.tls.close()

@@ -251,7 +251,7 @@ class _Link(NoResponses, Reading):
         elif not self.transport.is_closing():
             self.transport.write_eof()
 
-    def response_failed(self, denied: Denied, began: bool) -> None:
+    def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
         """The proxy's connection broke: that of whoever uses it breaks, too."""
         self._refuse("closed the connection without an answer")
         self._break_off()

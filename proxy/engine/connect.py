@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mitmproxy import http, tls
 from mitmproxy.connection import Server
-from mitmproxy.proxy.layers.http._hooks import HttpConnectErrorHook, HttpConnectHook
-from mitmproxy.proxy.layers.tls import TlsStartClientHook
 
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.heads import MAX_HEAD_BYTES, can_become_a_head
 from proxy.core.names import check_server_name
 from proxy.core.policy import HTTP_PORT
+from proxy.engine.http2 import PREFACE
 from proxy.engine.sniffing import Heard, Speech, listen
 from proxy.engine.tunnels import Relay
 from proxy.engine.upstream import UpstreamConnection, dial
@@ -69,7 +68,7 @@ class Connect:
     def start(self) -> None:
         """Take it through the addons, and open what it asks for."""
         flow = self._flow
-        self._engine.dispatch(HttpConnectHook(flow))
+        self._engine.dispatch.call("http_connect", flow)
         exchange = self._engine.sessions.exchange(flow)
         # The upstream of a tunnel is opened before the 200, so that a failure can still be told. Not at port 80: what
         # comes may be http to upgrade, for which no plain connection must ever be opened.
@@ -103,7 +102,7 @@ class Connect:
                 self._app.guarded(self._accept, exchange, upstream)
 
     def _refuse(self) -> None:
-        self._engine.dispatch(HttpConnectErrorHook(self._flow))
+        self._engine.dispatch.call("http_connect_error", self._flow)
         self._app.session.connect = None  # its line is written, and it opened no tunnel
         response = self._flow.response
         assert response is not None
@@ -182,7 +181,8 @@ class FirstBytes:
             has_line = b"\n" in self._data
             if not has_line and len(self._data) < MAX_HEAD_BYTES:
                 return
-            if not (has_line and can_become_a_head(self._data)):
+            is_http2 = self._data.startswith(PREFACE[:16])  # its first line
+            if not (has_line and (can_become_a_head(self._data) or is_http2)):
                 heard = Heard(Speech.OTHER)
         if heard.speech is Speech.UNDECIDED:
             return
@@ -248,11 +248,8 @@ class FirstBytes:
         app = self._app
         app.client.sni = heard.sni
         app.client.alpn_offers = heard.alpn
-        if b"h2" in heard.alpn:
-            app.engine.speak_http2(app, self._connect, self._data)
-            return
         data = tls.TlsData(app.client, app.context)
-        app.engine.dispatch(TlsStartClientHook(data))
+        app.engine.dispatch.call("tls_start_client", data)
         assert data.ssl_conn is not None
         app.start_tls(data.ssl_conn)
         app.expect(True)  # the rest of the handshake

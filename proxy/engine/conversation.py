@@ -1,14 +1,16 @@
 """One request and its response: through the addons, to an upstream, and back.
 
 Theory of operation. A conversation makes mitmproxy's flow objects and calls the hooks that mitmproxy's layers would
-call, in the same order, but without their generators: for HTTP/1 those were most of the cost of a request.
+call, in the same order, but without their generators. It knows nothing of the wire: an `AppStream` is where the app has
+asked and is answered, an `UpstreamStream` where the request goes, whichever version of HTTP either of them speaks.
 
 Rules of this module:
 
 - A held body is whole and protected before a connection is even asked for; any other body streams.
 - A denial is answered at once and as problem details; the rest of the request's body is read and thrown away.
 - A request goes out a second time only if it is idempotent, was sent on a reused connection, and not one byte of a
-  response had come (RFC 9110, section 9.2.2); a 408 by which an idle connection ends is none.
+  response had come (RFC 9110, section 9.2.2); a 408 by which an idle connection ends is none. Whatever it is, it does so
+  a few times where the upstream has said that it did nothing about it (RFC 9113, section 8.7).
 - A response that breaks off is never made to look whole.
 - A connection that may have been authenticated as one app is never given to another.
 """
@@ -22,13 +24,6 @@ from typing import TYPE_CHECKING
 from mitmproxy import flow as mitmproxy_flow
 from mitmproxy import http
 from mitmproxy.connection import Server
-from mitmproxy.proxy.layers.http._hooks import (
-    HttpErrorHook,
-    HttpRequestHeadersHook,
-    HttpRequestHook,
-    HttpResponseHeadersHook,
-    HttpResponseHook,
-)
 
 from addons.exchange import Exchange, Upstream, denies
 from addons.headers import has_field
@@ -36,53 +31,56 @@ from addons.pinning import have_expired
 from proxy.core import bodies
 from proxy.core.appview import interim_fields
 from proxy.core.decisions import Denied, Reason, late_response
-from proxy.core.framing import chunk, last_chunk
 from proxy.core.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead, ResponseHead
-from proxy.core.hops import keeps_alive, wants_to_switch, without_framing, without_hop
-from proxy.engine.messages import (
-    authenticates_connection,
-    request_head,
-    response_of,
-)
-from proxy.engine.messages import response_head as response_head_of
+from proxy.core.hops import without_framing, without_hop
+from proxy.engine.messages import authenticates_connection, response_of
+from proxy.engine.opening import open_stream
+from proxy.engine.streams import Version
 from proxy.engine.tunnels import Switched, may_switch
-from proxy.engine.upstream import UpstreamConnection, dial
 
 if TYPE_CHECKING:
-    from proxy.engine.http1 import AppHttp1
+    from proxy.engine.streams import AppStream, UpstreamStream
 
 MAX_DISCARDED = 1024 * 1024
+KEPT_AT_MOST = 64 * 1024  # bytes of a body that streams, to be sent again where the upstream did nothing about them
+MAX_TRIES = 4  # of a request that upstreams do nothing about
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))  # RFC 9110, section 9.2.2
 _NO_SERVER = Server(address=None)
+_CONTINUE = http.Response(b"HTTP/1.1", 100, b"Continue", http.Headers(), None, None, 0.0, None)
 
 
 class Conversation:
     """One request and its response."""
 
-    def __init__(self, http1: AppHttp1, request: http.Request, head: RequestHead) -> None:
-        self.http1 = http1
-        self.app = http1.app
-        self.engine = http1.app.engine
+    def __init__(self, stream: AppStream, request: http.Request, head: RequestHead) -> None:
+        """Start.
+
+        Args:
+            stream: where the app has asked.
+            request: what it has asked for.
+            head: the same as it came.
+        """
+        self.stream = stream
+        self.app = stream.app
+        self.engine = stream.app.engine
         self.head = head
         self.flow = http.HTTPFlow(self.app.client, _NO_SERVER, True)
         self.flow.request = request
-        self.upstream: UpstreamConnection | None = None
+        self.upstream: UpstreamStream | None = None
         self.exchange: Exchange | None = None
-        # RFC 9112, section 9.3: a proxy keeps no connection with an HTTP/1.0 client, whatever that asks for.
-        self._keep_alive = head.is_http11 and keeps_alive(True, head.fields) and not wants_to_switch(head.fields)
-        self._is_chunked = head.body == CHUNKED
         self._mode = "hold"  # hold | stream | discard: what happens to the request's body
         self._held = bytearray()  # one piece, however small those are that it came in
         self._size = 0  # of what has come of the request's body, or of what of it is thrown away
-        self._out: list[bytes] = []  # what waits for the upstream
+        self._kept: bytearray | None = bytearray()  # of a body that streams: all of it, as long as it is small
+        self._waiting: list[bytes] = []  # of a body that streams, until there is an upstream
+        self._trailers: Fields = ()
         self._request_is_whole = False
         self._response_began = False
         self._response_is_whole = False
         self._response_held: bytearray | None = None
         self._response_size = 0
-        self._response_chunked = False
         self._was_reused = False
-        self._sent = b""
+        self._tries = 0
         self._dialling: asyncio.Task[None] | None = None
         self._is_over = False
         self._websocket = False
@@ -95,7 +93,7 @@ class Conversation:
         """Take the head through the addons."""
         flow = self.flow
         self._expects = has_body and has_field(flow.request.headers, b"expect")
-        self.engine.dispatch.call(HttpRequestHeadersHook, flow)
+        self.engine.dispatch.call("requestheaders", flow)
         self.exchange = self.engine.sessions.exchange(flow)
         if flow.response is not None:
             self._answer()
@@ -103,10 +101,9 @@ class Conversation:
             if flow.request.stream:
                 self._mode = "stream"
                 self._awaits_continue = self._expects
-                self._out.append(request_head(self.flow.request))
                 self._acquire()
             elif flow.request.headers.pop("expect", "").lower() == "100-continue":
-                self.app.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self.stream.interim(_CONTINUE)
                 self._expects = False
 
     def request_data(self, data: bytes) -> None:
@@ -129,7 +126,7 @@ class Conversation:
         else:
             self._size += len(data)
             if self._size > MAX_DISCARDED:
-                self.app.close()
+                self.stream.close()
 
     def _streamed(self, data: bytes) -> bytes:
         stream = self.flow.request.stream
@@ -139,8 +136,17 @@ class Conversation:
         return piece if isinstance(piece, bytes) else b"".join(piece)
 
     def _send_piece(self, data: bytes) -> None:
-        if data:
-            self._send(chunk(data) if self._is_chunked else data)
+        if not data:
+            return
+        if self._kept is not None:
+            self._kept += data
+            if len(self._kept) > KEPT_AT_MOST:
+                self._kept = None
+        if self.upstream is not None:
+            self.upstream.send_body(data)
+        else:
+            self._waiting.append(data)
+            self.stream.hold("dialling", True)
 
     def request_end(self, trailers: Fields = ()) -> None:
         """Take the end of the request; trailers go on only with a body that was streamed, as it came."""
@@ -155,49 +161,49 @@ class Conversation:
         else:
             flow.request.data.content = bytes(self._held)
             self._held.clear()
-        self.engine.dispatch.call(HttpRequestHook, flow)
+        self.engine.dispatch.call("request", flow)
         if flow.error:
             self._cut_off()
         elif self._mode == "stream":
-            if self._is_chunked:
-                self._send(last_chunk(trailers))
+            self._trailers = trailers
             if self.upstream is not None:
-                self.upstream.request_end()
+                self.upstream.end(trailers)
             self._count_time()
             self._maybe_done()
         elif flow.response is not None:
             self._answer()
         else:
-            content = flow.request.data.content
-            body = b""
-            if self._is_chunked:
-                body = (chunk(content) if content else b"") + last_chunk(())
-            elif content:
-                body = content
-            self._sent = request_head(self.flow.request) + body
-            self._out.append(self._sent)
             self._acquire()
 
     # -- the upstream
+
+    @property
+    def takes_trailers(self) -> bool:
+        """Whether the app has said that it takes fields behind a response's body (RFC 9110, section 10.1.4)."""
+        return self.head.is_http2 and any(name == b"te" for name, _ in self.head.fields)
 
     def _acquire(self, *, fresh: bool = False) -> None:
         request = self.flow.request.data
         exchange = self.exchange
         assert exchange is not None
+        self._tries += 1
         key = (request.host, request.port, request.scheme, exchange.rule and exchange.rule.name, exchange.policy)
-        if not fresh and not have_expired(exchange.rule) and (upstream := self.engine.pool.take(key)) is not None:
+        version = self.stream.version(self.flow.request)
+        if not fresh and not have_expired(exchange.rule) and (upstream := self.engine.pool.take(key, version)):
             self._was_reused = True
             self._connected(upstream)
             return
         self._was_reused = False
+        record = exchange.upstream = Upstream(exchange.policy, exchange.rule)
+        self._dialling = self.app.loop.create_task(self._dial(record, key, version))
+
+    async def _dial(self, record: Upstream, key: object, version: Version) -> None:
+        request = self.flow.request.data
         server = Server(address=(request.host, request.port))
         server.tls = request.scheme == b"https"
-        record = self.app.session.upstreams[server.id] = exchange.upstream = Upstream(exchange.policy, exchange.rule)
-        self._dialling = self.app.loop.create_task(self._dial(server, record, key))
-
-    async def _dial(self, server: Server, record: Upstream, key: object) -> None:
+        self.app.session.upstreams[server.id] = record
         try:
-            upstream = await dial(self.engine, server, key, record, self.app.context)
+            upstream = await open_stream(self.engine, server, key, record, self.app.context, version)
         except Denied as denied:
             record.denied = denied
             if not self._is_over:
@@ -214,7 +220,7 @@ class Conversation:
 
     def _unreachable(self, denied: Denied) -> None:
         assert self.exchange is not None
-        self._out.clear()
+        self._waiting.clear()
         if self._response_began:
             self.exchange.stop(denied)
             self._cut_off()
@@ -222,7 +228,7 @@ class Conversation:
         self.exchange.refuse(self.flow, denied)
         self._answer()
 
-    def _connected(self, upstream: UpstreamConnection) -> None:
+    def _connected(self, upstream: UpstreamStream) -> None:
         assert self.exchange is not None
         if not self._was_reused and upstream.heard_early():  # the pool has looked at one that it gave
             upstream.close()
@@ -230,18 +236,16 @@ class Conversation:
             self._unreachable(Denied(Reason.UPSTREAM_FAILED, early))
             return
         self.upstream = upstream
-        upstream.hold("app", self.app.is_congested)
+        upstream.hold("app", self.stream.is_congested)
         self.exchange.upstream = upstream.record
         self.flow.server_conn = upstream.server
-        self.app.hold("dialling", False)
-        upstream.begin(self, self.head.method)
-        if self._request_is_whole:
-            upstream.request_end()
-        out = b"".join(self._out)
-        self._out.clear()
-        if out:
-            self.exchange.has_left = True
-            upstream.send(out)
+        self.stream.hold("dialling", False)
+        request, is_streamed = self.flow.request, self._mode == "stream"
+        body = b"".join(self._waiting) if is_streamed else request.data.content or b""
+        self._waiting.clear()
+        self.exchange.has_left = True
+        is_whole, trailers = self._request_is_whole, self._trailers if is_streamed else ()
+        upstream.ask(self, request, body, is_whole=is_whole, trailers=trailers, te=self.takes_trailers)
         self._count_time()
 
     @property
@@ -249,7 +253,7 @@ class Conversation:
         """Whether it is for the app to go on: to send more, or to read."""
         is_sending = not self._request_is_whole and not self._awaits_continue
         is_taken = self._mode == "hold" or (self.upstream is not None and not self.upstream.is_congested)
-        return self.app.is_congested or (is_sending and is_taken)
+        return self.stream.is_congested or (is_sending and is_taken)
 
     @property
     def _is_taken(self) -> bool:
@@ -261,21 +265,14 @@ class Conversation:
         assert self.exchange is not None
         seconds = self.exchange.policy.response_seconds(self.exchange.rule)
         if self.upstream is None or seconds is None or self._response_began or self._awaits_app:
-            self.app.clock.stop()
+            self.stream.clock.stop()
         else:
-            self.app.clock.start(self.upstream, seconds, self._upstream_late)
+            self.stream.clock.start(self.upstream, seconds, self._upstream_late)
 
     def _upstream_late(self) -> None:
         assert self.exchange is not None
         seconds = self.exchange.policy.response_seconds(self.exchange.rule) or 0
         self._fail(late_response(seconds, is_taken=self._is_taken))
-
-    def _send(self, data: bytes) -> None:
-        if self.upstream is not None:
-            self.upstream.send(data)
-        else:
-            self._out.append(data)
-            self.app.hold("dialling", True)
 
     # -- the response (as the upstream's Receiver)
 
@@ -288,37 +285,40 @@ class Conversation:
                 fields = without_framing(without_hop(head.fields))
                 if self.exchange is not None and self.exchange.view is not None:
                     fields = interim_fields(fields, self.exchange.view)
-                self.app.write(response_head_of(response_of(head, fields), is_closing=False))
+                self.stream.interim(response_of(head, fields))
             self._response_began = False
             self._awaits_continue = self._awaits_continue and head.status != 100
             self._count_time()
             return
-        self.app.clock.stop()
+        self.stream.clock.stop()
+        self._kept = None
         fields = without_hop(head.fields)
         if head.status in (101, 204):
             fields = without_framing(fields)
-        has_body = self.head.method != b"HEAD" and head.status not in (204, 304)
+        has_body = self._has_body(head.status)
         if (head.body == UNTIL_CLOSE and has_body) or self.engine.is_leaving(self.app.session):
-            self._keep_alive = False
+            self.stream.last()
         if self._expects and not self._request_is_whole and not self._size:
-            self._keep_alive = False  # whether its body follows is for the app to choose (RFC 9110, section 10.1.1)
-        self._response_chunked = head.body == CHUNKED and has_body and self.head.is_http11
+            self.stream.last()  # whether its body follows is for the app to choose (RFC 9110, section 10.1.1)
         if head.body == CHUNKED and not self.head.is_http11:  # RFC 9112, section 6.1: nor where no body follows
             fields = tuple(field for field in fields if field[0].lower() != b"transfer-encoding")
         flow.response = response_of(head, fields)
         if head.status == 101 and not (self._request_is_whole and may_switch(flow.request, flow.response)):
             self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream switched to a protocol that was not asked for"))
             return
-        self.engine.dispatch.call(HttpResponseHeadersHook, flow)
+        self.engine.dispatch.call("responseheaders", flow)
         if flow.error:
             self._cut_off()
         elif head.status == 101:
             self._switch()
         elif (flow.response.stream or not has_body) and not (self.exchange and denies(self.exchange)):
             flow.response.stream = flow.response.stream or True
-            self.app.write(response_head_of(flow.response, is_closing=not self._keep_alive))
+            self.stream.begin(flow.response, has_body=has_body)
         else:
             self._response_held = bytearray()
+
+    def _has_body(self, status: int) -> bool:
+        return self.head.method != b"HEAD" and status not in (204, 304)
 
     def response_data(self, data: bytes) -> None:
         """Take a piece of the response's body."""
@@ -339,20 +339,17 @@ class Conversation:
         if callable(response.stream):
             piece = response.stream(data)
             data = piece if isinstance(piece, bytes) else b"".join(piece)
-        self._write_piece(data)
-
-    def _write_piece(self, data: bytes) -> None:
         if data:
-            self.app.write(chunk(data) if self._response_chunked else data)
+            self.stream.send(data)
 
     def response_end(self, trailers: Fields = ()) -> None:
         """Take the end of the response; trailers go on only with a body that was streamed, as it came."""
         upstream = self._release_upstream()
         if upstream is not None:
             if authenticates_connection(self.flow.request, self.flow.response):
-                upstream.close()
+                upstream.part()
             else:
-                self.engine.pool.give(upstream)
+                upstream.give_back(self.engine.pool)
         if self._is_over:
             return
         response = self.flow.response
@@ -362,8 +359,8 @@ class Conversation:
         if held is not None:
             response.data.content = bytes(held)
         else:
-            self.app.flush()  # what has streamed need not wait for the books
-        self.engine.dispatch.call(HttpResponseHook, self.flow)
+            self.stream.flush()  # what has streamed need not wait for the books
+        self.engine.dispatch.call("response", self.flow)
         response = self.flow.response
         assert response is not None
         if self.flow.error:
@@ -371,24 +368,29 @@ class Conversation:
             return
         if held is not None:
             content = response.data.content or b""
-            self._response_chunked = self._response_chunked and "transfer-encoding" in response.headers
-            self.app.write(response_head_of(response, is_closing=not self._keep_alive))
-            if self.head.method != b"HEAD":
-                self._write_piece(content)
-        if self._response_chunked:
-            self.app.write(last_chunk(trailers if held is None else ()))
+            has_body = self._has_body(response.data.status_code)
+            self.stream.begin(response, has_body=has_body)
+            if content and has_body:
+                self.stream.send(content)
+        self.stream.end(trailers if held is None else ())
         self._response_is_whole = True
         self._maybe_done()
 
-    def response_failed(self, denied: Denied, began: bool) -> None:
+    def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
         """Take that there is no whole response."""
         self._release_upstream()
         if self._is_over:
             return
-        can_retry = self._was_reused and not began and self._sent and self.head.method in _IDEMPOTENT
-        if can_retry:
-            self._out.append(self._sent)
-            self._acquire(fresh=True)
+        if began or self._response_began:
+            may_retry = False
+        elif is_untouched:
+            may_retry = self._tries < MAX_TRIES and (self._mode != "stream" or self._kept is not None)
+        else:
+            may_retry = self._was_reused and self._mode == "hold" and self.head.method in _IDEMPOTENT
+        if may_retry:
+            if self._mode == "stream" and self._kept:
+                self._waiting.append(bytes(self._kept))
+            self._acquire(fresh=not is_untouched)
             return
         self._fail(denied)
 
@@ -411,27 +413,26 @@ class Conversation:
     def _switch(self) -> None:
         assert self.flow.response is not None
         self._websocket = True
-        self.app.write(response_head_of(self.flow.response, is_closing=False))
-        self.engine.dispatch.call(HttpResponseHook, self.flow)
-        self.app.speaker = speaker = Switched(self)
-        self.app.hold("pipelining", False)
-        if early := self.http1.take_rest():
+        self.stream.begin(self.flow.response, has_body=False)
+        self.engine.dispatch.call("response", self.flow)
+        speaker = Switched(self)
+        if early := self.stream.switch(speaker):
             speaker.feed(early)
 
     def switched(self, data: bytes) -> None:
         """Take WebSocket bytes from the upstream."""
-        self.app.write(data)
+        self.stream.send(data)
 
     # -- back-pressure
 
     def upstream_congested(self, congested: bool) -> None:
         """The upstream takes nothing more for now, or again."""
-        self.app.hold("upstream", congested)
+        self.stream.hold("upstream", congested)
         self._count_time()
 
     def app_congested(self, is_congested: bool) -> None:
         """The app takes nothing more for now, or again."""
-        if self.upstream is not None and not self.upstream.transport.is_closing():
+        if self.upstream is not None:
             self.upstream.hold("app", is_congested)
             self._count_time()
 
@@ -457,22 +458,22 @@ class Conversation:
         response.timestamp_start = response.timestamp_end = time.time()
         self._mode = "discard"
         self._size = 0
-        self._out.clear()
-        self.app.hold("dialling", False)
-        self.engine.dispatch.call(HttpResponseHook, self.flow)
+        self._waiting.clear()
+        self.stream.hold("dialling", False)
+        self.engine.dispatch.call("response", self.flow)
         response = self.flow.response
         assert response is not None
         self._response_began = self._response_is_whole = True
         may_send_on = self._expects and not self._request_is_whole
         if may_send_on:
-            self._keep_alive = False  # whether its body follows is for the app to choose (RFC 9110, section 10.1.1)
+            self.stream.last()  # whether its body follows is for the app to choose (RFC 9110, section 10.1.1)
         if self.engine.is_leaving(self.app.session):
-            self._keep_alive = False
+            self.stream.last()
         body = b"" if self.head.method == b"HEAD" else response.data.content or b""
-        self.app.write(response_head_of(response, is_closing=not self._keep_alive) + body)
+        self.stream.answer(response, body)
         if may_send_on:
             self._is_over = True
-            self.app.close()
+            self.stream.close()
             return
         self._maybe_done()
 
@@ -481,19 +482,18 @@ class Conversation:
             return
         if not self._request_is_whole:
             # The upstream has answered early; what the app still sends is of no use.
-            if self._mode == "stream" and not self._keep_alive:
+            if self._mode == "stream" and self.stream.is_last:
                 self._is_over = True
-                self.app.close()  # the app may be waiting for just that
+                self.stream.close()  # the app may be waiting for just that
             self._mode = "discard"
             self._size = 0
             return
         self._is_over = True
-        self.http1.next(keep_alive=self._keep_alive)
+        self.stream.next()
 
     def _cut_off(self) -> None:
         """End with neither a response nor the rest of one: the app must not take what it has for the whole."""
-        self.app.flush()
-        self.app.abort()  # before what follows, which would end it in order
+        self.stream.abort()  # before what follows, which would end it in order
         self._finish_with_error("cut off")
 
     @property
@@ -508,7 +508,7 @@ class Conversation:
     def overdue(self, seconds: float) -> Denied | None:
         """Return why it is to be answered, where nothing has moved for so long; None if it can't be any more."""
         has_begun = self._response_began and self._response_held is None
-        if has_begun or self._response_is_whole or self.app.is_congested:
+        if has_begun or self._response_is_whole or self.stream.is_congested:
             return None
         if self._awaits_app:
             return Denied(Reason.IDLE_TIMEOUT, f"no byte passed for {seconds:.0f} s")
@@ -516,11 +516,11 @@ class Conversation:
 
     def give_up(self, denied: Denied) -> None:
         """End it, and the connection: with a denial, as long as nothing of another answer has been sent."""
-        self._keep_alive = False
+        self.stream.last()
         if not self._response_is_whole:
             self._leave_upstream()
             self._fail(denied)
-        self.app.close()
+        self.stream.close()
 
     def gone(self) -> None:
         """The app went away."""
@@ -533,14 +533,14 @@ class Conversation:
         self._leave_upstream()
         if not self._response_is_whole:
             self.flow.error = self.flow.error or mitmproxy_flow.Error(message)
-            self.engine.dispatch.call(HttpErrorHook, self.flow)
-        self.app.close()
+            self.engine.dispatch.call("error", self.flow)
+        self.stream.close()
 
-    def _release_upstream(self) -> UpstreamConnection | None:
+    def _release_upstream(self) -> UpstreamStream | None:
         """Part from the upstream; if it was congested, the app need no longer wait for it."""
         upstream, self.upstream = self.upstream, None
-        self.app.clock.stop()
-        self.app.hold("upstream", False)
+        self.stream.clock.stop()
+        self.stream.hold("upstream", False)
         return upstream
 
     def _leave_upstream(self) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 
 from mitmproxy import flow as mitmproxy_flow
 from mitmproxy import http
-from mitmproxy.proxy.commands import StartHook
 
 from addons.sessions import Sessions
 from proxy.core.decisions import Denied, Reason
@@ -44,30 +43,25 @@ class Dispatcher:
             hooks = self._table[name] = tuple(hook for hook in found if hook is not None)
         return hooks
 
-    def __call__(self, hook: StartHook) -> None:
-        """Call a hook that a layer asks for; see `call`."""
-        (subject,) = hook.args()
-        self.call(type(hook), subject)
-
-    def call(self, hook: type[StartHook], subject: object) -> None:
+    def call(self, hook: str, subject: object) -> None:
         """Call a hook on every addon that has it.
 
         Args:
-            hook: which one.
+            hook: mitmproxy's name of it.
             subject: what it is about, its only argument.
 
         Raises:
             HookFailed: one raised, and there is no HTTP flow to deny.
         """
-        for function in self._hooks(hook.name):
+        for function in self._hooks(hook):
             try:
                 function(subject)
             except Exception as e:
                 self._count_failure()
-                logger.error("the %s hook failed, and what it was about is denied: %s", hook.name, describe(e))
+                logger.error("the %s hook failed, and what it was about is denied: %s", hook, describe(e))
                 if not isinstance(subject, http.HTTPFlow):
-                    raise HookFailed(hook.name) from None
-                self._deny(hook.name, subject)
+                    raise HookFailed(hook) from None
+                self._deny(hook, subject)
 
     def _deny(self, name: str, flow: http.HTTPFlow) -> None:
         denied = Denied(Reason.INTERNAL_ERROR, f"the {name} stage failed")

@@ -5,6 +5,7 @@ Rules of this module:
 - A head is read strictly, within the policy's limits; what cannot become one is answered at once.
 - The next request is not looked at before the one in hand has its response: pipelining keeps its order.
 - Of very many small chunks that come at once, some are read; the rest has a later turn, after everybody else's.
+- Whether another request may follow on the connection, and where a response ends there, is decided here.
 """
 
 from __future__ import annotations
@@ -13,18 +14,23 @@ import re
 from typing import TYPE_CHECKING
 
 from addons.exchange import Exchange, problem_response
+from addons.headers import has_field
 from proxy.core.decisions import Denied, Reason
-from proxy.core.framing import BadFraming, Body, body_of
-from proxy.core.heads import MAX_HEAD_BYTES, HeadEnd, read_request_head
-from proxy.core.hops import trailers_to_relay
+from proxy.core.framing import BadFraming, Body, body_of, chunk, last_chunk
+from proxy.core.heads import MAX_HEAD_BYTES, Fields, HeadEnd, RequestHead, read_request_head
+from proxy.core.hops import keeps_alive, trailers_to_relay, wants_to_switch
 from proxy.engine.connect import Connect
 from proxy.engine.conversation import Conversation
+from proxy.engine.http2 import PREFACE
+from proxy.engine.http2app import AppHttp2
 from proxy.engine.messages import request_of, response_head
+from proxy.engine.streams import Version
 
 if TYPE_CHECKING:
     from mitmproxy import http
 
-    from proxy.engine.app import AppSocket
+    from proxy.engine.app import AppSocket, Speaker
+    from proxy.engine.clock import ResponseClock
     from proxy.engine.entries import Redirected, Reverse
 
 MAX_PIPELINED = MAX_HEAD_BYTES
@@ -43,8 +49,13 @@ class AppHttp1:
             entry: says where requests are meant to go that cannot say so themselves.
         """
         self.app = app
+        self._tunnel = tunnel
         self._inside = tunnel.asked if tunnel is not None else None
         self._entry = entry
+        self._is_first = True  # nothing has been asked yet
+        self._is_http11 = True
+        self._is_chunked = False  # the response in hand
+        self.is_last = False  # no other request is served behind the one in hand
         self.conversation: Conversation | Connect | None = None
         self._unread = b""
         self._head_end = HeadEnd(of_request=True)
@@ -90,6 +101,10 @@ class AppHttp1:
         stripped = self._unread
         if stripped in (b"", b"\r"):
             return False
+        if stripped[:4] == PREFACE[:4] and self._is_first and PREFACE.startswith(stripped[: len(PREFACE)]):
+            if len(stripped) >= len(PREFACE):
+                self.speak_http2(stripped)
+            return False
         try:
             limits = self.app.session.policy.limits
             end = self._head_end.find(stripped, limits.header_bytes)
@@ -117,6 +132,7 @@ class AppHttp1:
             self.conversation = connect = Connect(self, request)
             connect.start()
             return not self.app.is_closing
+        self._begin(head)
         self.conversation = conversation = Conversation(self, request, head)
         if front is not None:
             self.app.engine.sessions.exchange(conversation.flow).front = front
@@ -125,6 +141,18 @@ class AppHttp1:
         if self._body is None and not self.app.is_closing:
             conversation.request_end()
         return True
+
+    def _begin(self, head: RequestHead) -> None:
+        self._is_first = False
+        self._is_http11 = head.is_http11
+        # RFC 9112, section 9.3: a proxy keeps no connection with an HTTP/1.0 client, whatever that asks for.
+        self.is_last = not (head.is_http11 and keeps_alive(True, head.fields)) or wants_to_switch(head.fields)
+
+    def speak_http2(self, data: bytes = b"") -> None:
+        """Give the connection to what reads HTTP/2, with the bytes that have come of that."""
+        self._unread = b""
+        self.app.speaker = speaker = AppHttp2(self.app, self._tunnel, self._entry)
+        speaker.feed(data)
 
     def refuse(self, denied: Denied) -> None:
         """Answer what is no request, or none in time, and close."""
@@ -162,10 +190,76 @@ class AppHttp1:
         if self._has_ended and not self._waits_for_turn and not self.app.is_closing:
             self.eof()
 
-    def next(self, *, keep_alive: bool) -> None:
+    # -- as the conversation's side
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the app takes no more for now."""
+        return self.app.is_congested
+
+    @property
+    def clock(self) -> ResponseClock:
+        """How long the upstream may take."""
+        return self.app.clock
+
+    def version(self, _request: http.Request) -> Version:
+        """Return which version a request is to go out in: the one that it came in."""
+        return Version.HTTP1
+
+    def hold(self, why: str, is_held: bool) -> None:
+        """Read nothing from the app while there is any reason not to."""
+        self.app.hold(why, is_held)
+
+    def last(self) -> None:
+        """Serve no other request on this connection."""
+        self.is_last = True
+
+    def interim(self, response: http.Response) -> None:
+        """Send an interim response."""
+        self.app.write(response_head(response, is_closing=False))
+
+    def begin(self, response: http.Response, *, has_body: bool) -> None:
+        """Send a response's head."""
+        self._is_chunked = has_body and has_field(response.headers, b"transfer-encoding")
+        is_switch = response.data.status_code == 101
+        self.app.write(response_head(response, is_closing=self.is_last and not is_switch))
+
+    def send(self, data: bytes) -> None:
+        """Send a piece of its body."""
+        self.app.write(chunk(data) if self._is_chunked else data)
+
+    def end(self, trailers: Fields = ()) -> None:
+        """End it."""
+        if self._is_chunked:
+            self.app.write(last_chunk(trailers))
+
+    def answer(self, response: http.Response, body: bytes) -> None:
+        """Send a response that was made here, whole."""
+        self.app.write(response_head(response, is_closing=self.is_last) + body)
+
+    def flush(self) -> None:
+        """Send at once what was gathered."""
+        self.app.flush()
+
+    def switch(self, speaker: Speaker) -> bytes:
+        """Give the connection to what speaks WebSocket; return what has come of that already."""
+        self.app.speaker = speaker
+        self.app.hold("pipelining", False)
+        return self.take_rest()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.app.close()
+
+    def abort(self) -> None:
+        """Break the connection off."""
+        self.app.flush()
+        self.app.abort()
+
+    def next(self) -> None:
         """Go on after a conversation."""
         self.conversation = None
-        if keep_alive:
+        if not self.is_last:
             self.app.hold("pipelining", False)
             if self._unread or self._has_ended:
                 # Not from within: the end of one request must not deepen the stack for the next.
@@ -198,9 +292,12 @@ class AppHttp1:
         else:
             self.app.expect_departure()
 
-    def overdue(self, seconds: float) -> Denied | None:
-        """Return why the request in hand is to end, where nothing has moved for so long; None if it can't be told."""
-        return None if self.conversation is None else self.conversation.overdue(seconds)
+    def end_silence(self, seconds: float) -> bool:
+        """Answer the request in hand, where nothing has moved for so long; return whether that can be told."""
+        denied = None if self.conversation is None else self.conversation.overdue(seconds)
+        if denied is not None:
+            self.give_up(denied)
+        return denied is not None
 
     def too_slow(self) -> None:
         """The head, or a body that is held, did not come in time."""

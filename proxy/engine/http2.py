@@ -1,348 +1,540 @@
-"""HTTP/2 that reads no faster than it can pass on, and gives nobody more than his turn.
+"""One HTTP/2 connection, as far as an app's and an upstream's are alike: frames, windows, turns, bounds.
 
-Theory of operation. mitmproxy acknowledges what it receives at once, with windows of two gigabytes, so that a peer who
-sends faster than the other one reads fills the memory. Here it is told to go on (WINDOW_UPDATE) when what it has sent
-has left: a layer that owes a stream an acknowledgement gives an `AwaitRoom`, and the driver answers it once there is
-room. No connection is ever left unread for that, since it carries other streams, and the window updates that would end
-the wait. What comes is read some frames at a time; for the rest the layer gives an `AwaitTurn`.
+Theory of operation. h2 keeps the state of the protocol (RFC 9113) and does no I/O: it is fed one frame after the other
+and says what they mean. What it would decide for everybody on a connection is decided here for one stream: header
+fields and lengths are judged by our own rules, so that a malformed message ends its stream alone, and GOAWAY is read
+and written here, since to h2 it is the end of everything, where it only says which streams are still served.
+
+A peer is told to go on (WINDOW_UPDATE) when what it has sent has left. No connection is ever left unread for that, since
+it carries other streams, and the window updates that end the wait.
 
 Rules of this module:
 
-- What is received and not passed on is bounded by the windows, for each stream and for each connection.
-- However small its frames are, one connection does not hold up the others, nor takes much more memory than they hold.
-- What was begun (a frame, a header block) is ended in time, and a message is as long as it says.
-- Streams may be given up, but not without end; so for interim responses.
+- What is received and not passed on is bounded by the windows, for each stream and for each connection; what waits to be
+  sent on a stream is bounded by whoever sends, which is told.
+- However small its frames are, one connection does not hold up the others.
+- Frames that carry nothing (PING, SETTINGS, an empty DATA, …) are paid for by those that do, or by time; so are resets.
 """
 
 from __future__ import annotations
 
-import re
+import asyncio
+import collections
 import time
+from collections.abc import Callable
 
 import h2.config
 import h2.connection
-import h2.errors
 import h2.events
-from mitmproxy.connection import Connection
-from mitmproxy.proxy import commands, events, layer
-from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection, Http2Server
-from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection, SendH2Data
+import h2.exceptions
+import h2.settings
+import h2.stream
+from h2.errors import ErrorCodes
 
-from proxy.engine.upstream import MAX_INTERIM
+from proxy.core.heads import Fields
 
-Commands = layer.CommandGenerator[None]
-
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, section 3.4
 STREAM_WINDOW = 1024 * 1024
 CONNECTION_WINDOW = 8 * 1024 * 1024
-OWED_AT_MOST = 64 * 1024  # before there is an acknowledgement, or a wait for room
-UNSENT_AT_MOST = 64 * 1024  # of a stream, for there to be room
+MAX_STREAMS = 100  # at once
+OWED_AT_MOST = 64 * 1024  # before a stream's sender is told to go on
+UNSENT_AT_MOST = 64 * 1024  # of a stream, before its sender is told to wait
 FRAMES_A_TURN = 32
-MERGED_AT_MOST = 16 * 1024  # of what waits to be sent on a stream, in one piece
-MAX_BLOCK = 128 * 1024  # bytes of a header block; decoded, h2 takes 64 KiB
+MAX_BLOCK = 128 * 1024  # bytes of a header block; for what it decodes to there is the policy's limit
 MAX_TABLE = 4096  # bytes of the table by which field names and values are shortened (RFC 7541, section 4.2)
 RESETS_AT_ONCE = 100  # of streams of one connection; more than a browser gives up with a page
 RESETS_A_SECOND = 10  # … after that
+EMPTY_AT_ONCE = 1000  # frames that carry nothing
+EMPTY_A_SECOND = 100  # … after that
+EMPTY_A_FRAME = (
+    4  # … for each frame of a body, in either direction: windows are opened for those, and PINGs measure them
+)
+
 _HEADER = 9  # RFC 9113, section 4.1
-_PREFACE = 24  # … section 3.4
-_DATA, _HEADERS, _PUSH_PROMISE, _CONTINUATION = 0, 1, 5, 9  # … section 6
-_END_HEADERS = 4
-_INTERIM_STATUS = re.compile(rb"1(?!01)[0-9]{2}")  # RFC 9113, section 8.6: no 101
-_FINAL_STATUS = re.compile(rb"[2-5][0-9]{2}")
+_MAX_FRAME = 16384  # … section 4.2: we ask for no other
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _GOAWAY, _CONTINUATION = 0, 1, 3, 4, 5, 7, 9  # … section 6
+_END_STREAM, _END_HEADERS = 1, 4
+_LAST_ID = 2**31 - 1
+_NO_LIMIT = 2**31 - 1
 
 
-class Tick(events.Event):
-    """Some time has passed: whoever is kept waiting looks at how long that was."""
+class Allowance:
+    """So much at once, and so much in a second after that."""
 
-    def __init__(self, silence: float | None = None) -> None:
+    __slots__ = ("_a_second", "_at_once", "_left", "_since")
+
+    def __init__(self, at_once: int, a_second: int) -> None:
+        self._at_once = self._left = float(at_once)
+        self._a_second = a_second
+        self._since = time.monotonic()
+
+    def take(self) -> bool:
+        """Take one; return whether it was there."""
+        if self._left < 1:
+            now = time.monotonic()
+            self._left = min(self._at_once, self._left + (now - self._since) * self._a_second)
+            self._since = now
+        self._left -= 1
+        return self._left >= 0
+
+    def earn(self, count: int) -> None:
+        """Have so many more."""
+        self._left = min(self._at_once, self._left + count)
+
+
+class State(h2.connection.H2Connection):
+    """h2's state of a connection, without what it does to all streams for the sake of one."""
+
+    def __init__(self, *, is_client: bool, header_bytes: int) -> None:
         """Start.
 
         Args:
-            silence: for how many seconds nothing has moved on the app's connection, if that is too long.
+            is_client: whether we are the client.
+            header_bytes: how much a header list may have; 32 are counted for each field besides (RFC 9113, 6.5.2).
         """
-        self.silence = silence
-
-
-class Leave(events.Event):
-    """The app's connection is to end, with a word (GOAWAY), while nothing is under way on it."""
-
-
-class AwaitRoom(commands.RequestWakeup):
-    """Asks for a `Wakeup` once more of a stream can be passed on."""
-
-    def __init__(self, stream_id: int, *, is_response: bool) -> None:
-        """Start.
-
-        Args:
-            stream_id: the stream's number on the app's connection.
-            is_response: whether it is for the app; if not, for the upstream.
-        """
-        super().__init__(0)
-        self.stream_id = stream_id
-        self.is_response = is_response
-
-
-class AwaitTurn(commands.RequestWakeup):
-    """Asks for a `Wakeup` in the next turn, and for nothing to be read from the connection before."""
-
-    def __init__(self, conn: Connection) -> None:
-        super().__init__(0)
-        self.conn = conn
-
-
-class PacedConnection(BufferedH2Connection):
-    """The state of a connection whose peer is told to go on only by `go_on`."""
-
-    def __init__(self, config: h2.config.H2Configuration) -> None:
-        super().__init__(config)
-        self.local_settings.initial_window_size = STREAM_WINDOW
+        unchecked = h2.config.H2Configuration(  # our own rules are asked: proxy.core.heads2
+            client_side=is_client,
+            header_encoding=None,
+            validate_inbound_headers=False,
+            normalize_inbound_headers=False,
+            validate_outbound_headers=False,
+            normalize_outbound_headers=False,
+        )
+        super().__init__(unchecked)
+        codes = h2.settings.SettingCodes
+        settings: dict[h2.settings.SettingCodes, int] = {
+            codes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+            codes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+            codes.MAX_HEADER_LIST_SIZE: header_bytes,
+        }
+        if is_client:
+            settings[codes.ENABLE_PUSH] = 0
+        self.local_settings = h2.settings.Settings(client=is_client, initial_values=settings)
+        self.decoder.max_header_list_size = header_bytes
+        self.initiate_connection()
+        # It is we who refuse a stream too many: h2 would end the connection, also of who has not heard of the limit yet.
+        self.local_settings.max_concurrent_streams = _NO_LIMIT
         self.local_settings.acknowledge()
-        self.owed: dict[int, int] = {}
-
-    def initiate_connection(self) -> None:
-        """Send the preface, with our windows instead of mitmproxy's."""
-        h2.connection.H2Connection.initiate_connection(self)
         self.increment_flow_control_window(CONNECTION_WINDOW - self.inbound_flow_control_window)
 
-    def acknowledge_received_data(self, acknowledged_size: int, stream_id: int) -> None:
-        """Only note what is owed."""
-        self.owed[stream_id] = self.owed.get(stream_id, 0) + acknowledged_size
+    def _begin_new_stream(self, stream_id: int, allowed_ids: h2.connection.AllowedStreamIDs) -> h2.stream.H2Stream:
+        stream = super()._begin_new_stream(stream_id, allowed_ids)
+        # h2 ends the connection where a body is not as long as was said; here, that is seen to for each stream.
+        setattr(stream, "_initialize_content_length", _leave_lengths_alone)  # noqa: B010  # mypy minds an assignment
+        return stream
 
-    def go_on(self, stream_id: int) -> None:
-        """Acknowledge all that a stream has sent."""
-        if owed := self.owed.pop(stream_id, 0):
-            super().acknowledge_received_data(owed, stream_id)
-
-    def receive_data(self, data: bytes) -> list[h2.events.Event]:
-        """Take bytes. Whatever table the peer would hold for our header fields, ours is searched from end to end."""
-        found: list[h2.events.Event] = super().receive_data(data)
+    def bound_table(self) -> None:
+        """Use a small table for our header fields, whatever the peer would hold: it is searched from end to end."""
         encoder = self.encoder
         encoder.header_table_size = min(encoder.header_table_size, MAX_TABLE)
         if changes := encoder.table_size_changes:  # RFC 7541, section 4.2: the smallest one and the last one are told
             encoder.table_size_changes = sorted({min(changes), encoder.header_table_size})
             encoder.header_table.resized = True  # hpack forgets it where the last two are the same
-        return found
-
-    def reset_stream(self, stream_id: int, error_code: int = 0) -> None:
-        """Give a stream up, and acknowledge what it has sent, which counts for the whole connection as well."""
-        super().reset_stream(stream_id, error_code)
-        self.go_on(stream_id)
-
-    def send_data(
-        self, stream_id: int, data: bytes | memoryview, end_stream: bool = False, pad_length: None = None
-    ) -> None:
-        """Send a piece, or let it wait: as part of the last one that waits, if both are small."""
-        waiting = self.stream_buffers.get(stream_id)
-        if waiting and not waiting[-1].end_stream and len(waiting[-1].data) + len(data) <= MERGED_AT_MOST:
-            waiting.append(SendH2Data(waiting.pop().data + bytes(data), end_stream))
-        else:
-            super().send_data(stream_id, bytes(data), end_stream, pad_length)
-
-    def end_stream(self, stream_id: int) -> None:
-        """End a stream, unless its end waits already behind what is still to be sent."""
-        waiting = self.stream_buffers.get(stream_id)
-        if not waiting or not waiting[-1].end_stream:
-            super().end_stream(stream_id)
-
-    def unsent(self, stream_id: int) -> int:
-        """Return how many bytes wait for the peer to open a stream's window."""
-        return sum(len(chunk.data) for chunk in self.stream_buffers.get(stream_id, ()))
 
 
-class _Paced(Http2Connection):
-    """What both sides have in common."""
+def _leave_lengths_alone(_fields: object) -> None:
+    """Stand in for h2's look at Content-Length."""
 
-    h2_conn: PacedConnection
-    _is_upstream: bool
 
-    def _begin(self, preface: int) -> None:
+class Stream:
+    """One stream: what waits to be sent on it, and what its peer is not yet told to go on for."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.is_open = True  # until both have ended it, or one has reset it
+        self.peer_has_ended = False
+        self.has_ended = False  # we have said, or will say behind what waits, that this is all
+        self.is_congested = False
+        self.expected: int | None = None  # bytes of the body that are still to come, where a length was said
+        self._waiting: collections.deque[bytes] = collections.deque()
+        self._unsent = 0
+        self._trailers: Fields = ()
+        self._owed = 0
+        self._holds: set[str] = set()
+
+    def congested(self, is_congested: bool) -> None:
+        """Take that nothing more should be sent for now, or again."""
+        raise NotImplementedError
+
+
+class Connection[S: Stream]:
+    """One connection's frames. Who owns it feeds `received`, and sends what `outgoing` gives."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, is_client: bool, header_bytes: int) -> None:
+        self.loop = loop
+        self.state = State(is_client=is_client, header_bytes=header_bytes)
+        self.streams: dict[int, S] = {}
+        self.is_over = False
+        self.is_socket_congested = False
+        self._is_client = is_client
+        self._out: list[bytes] = []
         self._unread = bytearray()
-        self._left = preface  # bytes that are still to come of what has begun
-        self._has_turn = True
-        self._awaiting: set[int] = set()
-        self._end: events.ConnectionClosed | None = None
-        self._expected: dict[int, int] = {}  # bytes of bodies that are still to come, where a length is declared
+        self._to_begin = 2  # the preface, and the settings that follow it (RFC 9113, section 3.4)
+        if is_client:
+            self._to_begin = 1
+        self._has_looked = False  # at the header of the frame that is not whole yet
         self._block: int | None = None  # bytes of a header block that has not ended
-        self._is_data = False  # what has begun is a frame of a body, which may take its time
-        self._to_begin = 2 if preface else 0  # the preface, and the settings that follow it (RFC 9113, section 3.4)
-        self.owes_since: float | None = time.monotonic() if preface else None
+        self._waits_for_turn = False
+        self._empty = Allowance(EMPTY_AT_ONCE, EMPTY_A_SECOND)
+        self._resets = Allowance(RESETS_AT_ONCE, RESETS_A_SECOND)
 
-    def _outside(self, stream_id: int) -> int:
-        """Return a stream's number on the app's connection."""
-        return stream_id
+    # -- for who owns it
 
-    def _handle_event(self, event: events.Event) -> Commands:
-        if isinstance(event, events.DataReceived):
-            self._unread += event.data
-            if self._has_turn:
-                yield from self._take_turn()
-        elif isinstance(event, events.ConnectionClosed) and not self._has_turn:
-            self._end = event
-        elif isinstance(event, events.Wakeup) and isinstance(event.command, AwaitTurn):
-            self._has_turn = True
-            yield from self._take_turn()
-        elif isinstance(event, events.Wakeup) and isinstance(event.command, AwaitRoom):
-            for stream_id in [each for each in self._awaiting if self._outside(each) == event.command.stream_id]:
-                self._awaiting.discard(stream_id)
-                self.h2_conn.go_on(stream_id)
-            if data := self.h2_conn.data_to_send():
-                yield commands.SendData(self.conn, data)
-        else:
-            yield from super()._handle_event(event)
+    def event(self, event: h2.events.Event, stream: S | None) -> None:
+        """Take what a frame means; `stream` is the one that it is about, if that is known."""
+        raise NotImplementedError
 
-    def _take_turn(self) -> Commands:
-        at = frames = 0
-        while frames < FRAMES_A_TURN and at < len(self._unread):
-            if not self._left:
-                if len(self._unread) - at < _HEADER:
-                    break
-                self._left = _HEADER + int.from_bytes(self._unread[at : at + 3])
-                self._look_at_frame(self._unread[at + 3], self._unread[at + 4], self._left - _HEADER)
-                if (self._block or 0) > MAX_BLOCK:
-                    yield from self.protocol_error("a header block too long", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
-                    return
-            step = min(self._left, len(self._unread) - at)
-            at += step
-            self._left -= step
-            frames += not self._left
-        part = bytes(self._unread[:at])
-        del self._unread[:at]
-        self._to_begin = max(self._to_begin - frames, 0)
+    def goaway(self, last: int, code: int) -> None:
+        """Take that the peer serves no stream above `last`."""
+        raise NotImplementedError
+
+    def broken(self, streams: list[S]) -> None:
+        """Take that the connection is to end, with what `outgoing` gives: it is not HTTP/2, or too much of it.
+
+        Args:
+            streams: those that end with it.
+        """
+        raise NotImplementedError
+
+    def owe(self, is_owed: bool) -> None:
+        """Take whether the peer has begun something that it must end."""
+
+    def guarded(self, step: Callable[..., None], *arguments: object) -> None:
+        """Take a step in a turn of its own."""
+        raise NotImplementedError
+
+    def pause(self, is_paused: bool) -> None:
+        """Read nothing more for now, or again."""
+        raise NotImplementedError
+
+    def wants_flush(self) -> None:
+        """Take that there is something to send."""
+
+    # -- what comes
+
+    def received(self, data: bytes) -> None:
+        """Take bytes."""
+        self._unread += data
+        if not self._waits_for_turn:
+            self._read()
+
+    def _read(self) -> None:
+        unread, at, frames = self._unread, 0, 0
+        if not self._is_client and self._to_begin == 2:
+            if len(unread) < len(PREFACE):
+                if not PREFACE.startswith(unread):
+                    self.fail(ErrorCodes.PROTOCOL_ERROR)
+                return
+            at, self._to_begin = len(PREFACE), 1
+            if not self._feed(bytes(unread[:at])):
+                return
+        while frames < FRAMES_A_TURN and len(unread) - at >= _HEADER:
+            size = _HEADER + int.from_bytes(unread[at : at + 3])
+            kind, flags = unread[at + 3], unread[at + 4]
+            if not self._has_looked and not self._look(kind, flags, size - _HEADER):
+                return
+            if len(unread) - at < size:
+                break
+            frame = bytes(unread[at : at + size])
+            at += size
+            frames += 1
+            self._has_looked = False
+            self._take_frame(kind, flags, frame)
+            if self.is_over:
+                return
+        del unread[:at]
         self._note_owed(has_ended=frames > 0)
-        if part:
-            yield from super()._handle_event(events.DataReceived(self.conn, part))
-        if frames == FRAMES_A_TURN and self._unread:
-            self._has_turn = False
-            yield AwaitTurn(self.conn)
-        elif self._end is not None:
-            yield from super()._handle_event(self._end)
+        if frames == FRAMES_A_TURN and unread:
+            self._waits_for_turn = True
+            self.pause(True)
+            self.loop.call_soon(self.guarded, self._take_turn)
 
-    def _look_at_frame(self, kind: int, flags: int, length: int) -> None:
-        self._is_data = kind == _DATA
+    def _take_turn(self) -> None:
+        self._waits_for_turn = False
+        self.pause(False)
+        if not self.is_over:
+            self._read()
+            if not self._waits_for_turn:
+                self.caught_up()
+
+    def caught_up(self) -> None:
+        """Take that all that has come is read."""
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something has come that has a turn to come."""
+        return self._waits_for_turn
+
+    def _look(self, kind: int, flags: int, size: int) -> bool:
+        """Look at a frame's header as soon as it is there; return whether it may go on."""
+        self._has_looked = True
         if kind in (_HEADERS, _PUSH_PROMISE, _CONTINUATION):
             before = (self._block or 0) if kind == _CONTINUATION else 0
-            self._block = None if flags & _END_HEADERS else before + length
+            self._block = None if flags & _END_HEADERS else before + size
+        if size > _MAX_FRAME:
+            self.fail(ErrorCodes.FRAME_SIZE_ERROR)
+        elif self._to_begin and kind != _SETTINGS:
+            self.fail(ErrorCodes.PROTOCOL_ERROR)
+        elif (self._block or 0) > MAX_BLOCK:
+            self.fail(ErrorCodes.ENHANCE_YOUR_CALM)
+        return not self.is_over
 
     def _note_owed(self, *, has_ended: bool) -> None:
-        """Note since when the peer owes the rest of something; a header block is one thing, whatever its frames are."""
-        is_owed = self._block is not None or (bool(self._left) and not self._is_data) or bool(self._unread)
-        is_owed = is_owed or self._to_begin > 0
-        if not is_owed:
-            self.owes_since = None
-        elif self.owes_since is None or (has_ended and self._block is None):
-            self.owes_since = time.monotonic()
+        """Note whether the peer owes the rest of something; a header block is one thing, whatever its frames are."""
+        unread = self._unread
+        is_body = len(unread) >= _HEADER and unread[3] == _DATA
+        is_owed = self._to_begin > 0 or self._block is not None or (len(unread) > 0 and not is_body)
+        if has_ended and self._block is None:
+            self.owe(False)
+        self.owe(is_owed)
 
-    def _expect(self, stream_id: int, fields: list[tuple[bytes, bytes]]) -> None:
-        """Note how long a body is said to be. What is no plain number is refused with the whole head."""
-        length = dict(fields).get(b"content-length", b"")
-        if length.isdigit():
-            self._expected[stream_id] = int(length)
+    def _take_frame(self, kind: int, flags: int, frame: bytes) -> None:
+        number = int.from_bytes(frame[5:9]) & _LAST_ID
+        stream = self.streams.get(number)
+        if kind == _DATA and len(frame) > _HEADER and stream is not None:
+            self._empty.earn(EMPTY_A_FRAME)
+        elif not self._carries(kind, flags, number, stream) and not self._empty.take():
+            self.fail(ErrorCodes.ENHANCE_YOUR_CALM)
+            return
+        if kind == _GOAWAY and not number and len(frame) >= _HEADER + 8 and self._block is None:
+            code = int.from_bytes(frame[13:17])
+            self.goaway(int.from_bytes(frame[9:13]) & _LAST_ID, code)
+            return
+        self._to_begin = 0
+        self._feed(frame)
+        if kind == _SETTINGS and not self.is_over:
+            self.state.bound_table()
+            self._send_all_that_waits()
 
-    def close_connection(self, msg: str) -> Commands:
-        """Close; nobody owes anything any more."""
-        self.owes_since = None
-        yield from super().close_connection(msg)
+    def _carries(self, kind: int, flags: int, number: int, stream: S | None) -> bool:
+        """Tell whether a frame has something of a message."""
+        if kind == _HEADERS:
+            return stream is not None or number > self.state.highest_inbound_stream_id
+        if kind == _DATA:
+            return stream is not None and bool(flags & _END_STREAM)
+        return kind == _CONTINUATION or (kind == _RST_STREAM and stream is not None)
 
-    def handle_h2_event(self, event: h2.events.Event) -> layer.CommandGenerator[bool]:
-        """Acknowledge little at once, and more when there is room; see that bodies are as long as was said."""
-        if isinstance(event, h2.events.DataReceived):
-            if event.stream_id in self._expected:
-                self._expected[event.stream_id] -= len(event.data)
-            if not event.data and not event.stream_ended:  # no window counts these, but for their padding
-                self.h2_conn.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-                yield from self._await_room(event.stream_id)
+    def _feed(self, data: bytes) -> bool:
+        try:
+            events = self.state.receive_data(data)
+        except h2.exceptions.ProtocolError:
+            self._end()  # h2 has its GOAWAY ready
+            return False
+        for event in events:
+            if self.is_over:
                 return False
+            self._take_event(event)
+        if events:
+            self.wants_flush()
+        return not self.is_over
+
+    def _take_event(self, event: h2.events.Event) -> None:
+        number = getattr(event, "stream_id", None)
+        stream = self.streams.get(number) if number else None
+        if isinstance(event, h2.events.WindowUpdated):
+            if number:
+                if stream is not None:
+                    self._send_what_waits(stream)
+            else:
+                self._send_all_that_waits()
         elif isinstance(event, h2.events.StreamReset):
-            self._expected.pop(event.stream_id, None)
-        elif isinstance(event, h2.events.StreamEnded) and self._expected.pop(event.stream_id, 0):
-            # h2 looks only where a body ends with its last piece of data, not where it ends with trailers.
-            if not self.is_closed(event.stream_id):  # by what was said in the other direction before
-                self.h2_conn.reset_stream(event.stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)
-            reset = h2.events.StreamReset(stream_id=event.stream_id, error_code=h2.errors.ErrorCodes.PROTOCOL_ERROR)
-            return (yield from self.handle_h2_event(reset))
-        is_over = yield from super().handle_h2_event(event)
-        if isinstance(event, h2.events.DataReceived):
-            yield from self._await_room(event.stream_id)
-        elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset) and event.stream_id not in self._awaiting:
-            self.h2_conn.go_on(event.stream_id)
-        return is_over
-
-    def _await_room(self, stream_id: int) -> Commands:
-        if self.h2_conn.owed.get(stream_id, 0) > OWED_AT_MOST and stream_id not in self._awaiting:
-            self._awaiting.add(stream_id)
-            yield AwaitRoom(self._outside(stream_id), is_response=self._is_upstream)
-
-
-class AppHttp2(_Paced, Http2Server):
-    """The app's side."""
-
-    _is_upstream = False
-    _allowance: float = RESETS_AT_ONCE
-    _refilled: float = 0.0
-
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self.h2_conn = PacedConnection(self.h2_conf)
-        self._begin(_PREFACE)
-
-    def _handle_event(self, event: events.Event) -> Commands:
-        if isinstance(event, Tick):  # given only where the app owes something for too long
-            yield from self.protocol_error("too slow", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
-        elif isinstance(event, Leave):
-            yield from self.protocol_error("", h2.errors.ErrorCodes.NO_ERROR)
+            # It frees the peer at once, while what its request has set off goes on here (CVE-2023-44487), whether the
+            # peer resets the stream or makes us do so (CVE-2025-8671).
+            if not self._resets.take():
+                self.fail(ErrorCodes.ENHANCE_YOUR_CALM)
+            elif stream is not None:
+                self._close(stream)
+                self.event(event, stream)
         else:
-            yield from super()._handle_event(event)
+            self.event(event, stream)
 
-    def handle_h2_event(self, event: h2.events.Event) -> layer.CommandGenerator[bool]:
-        """Close a connection whose streams are reset faster than they can be work for anybody.
+    def take_data(self, stream: S, event: h2.events.DataReceived) -> bytes:
+        """Take note of what a stream's peer is to be told to go on for; return the data."""
+        stream._owed += event.flow_controlled_length or 0
+        data = event.data or b""
+        if stream.expected is not None:
+            stream.expected -= len(data)
+        return data
 
-        A reset frees the app at once, while what its request has set off goes on here (CVE-2023-44487), whether the app
-        resets the stream or makes us do so (CVE-2025-8671).
-        """
-        if isinstance(event, h2.events.StreamReset):
-            now = time.monotonic()
-            self._allowance = min(RESETS_AT_ONCE, self._allowance + (now - self._refilled) * RESETS_A_SECOND) - 1
-            self._refilled = now
-            if self._allowance < 0:
-                yield from self.protocol_error("too many resets", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
-                return True
-        elif isinstance(event, h2.events.RequestReceived) and event.stream_ended is None:
-            self._expect(event.stream_id, event.headers)
-        return (yield from super().handle_h2_event(event))
+    def ignore_data(self, event: h2.events.DataReceived) -> None:
+        """Open the connection's window for data of a stream that nobody knows any more."""
+        self.state.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id)
 
+    def told(self, stream: S) -> None:
+        """Tell a stream's peer to go on, if there is enough to tell, and nobody waits."""
+        if stream._owed > OWED_AT_MOST and not stream._holds:
+            self._acknowledge(stream)
 
-class UpstreamHttp2(_Paced, Http2Client):
-    """The upstream's side."""
+    def _acknowledge(self, stream: S) -> None:
+        owed, stream._owed = stream._owed, 0
+        if owed and not self.is_over:
+            self.state.acknowledge_received_data(owed, stream.number)
+            self.wants_flush()
 
-    _is_upstream = True
+    def hold(self, stream: S, why: str, is_held: bool) -> None:
+        """Do not tell a stream's peer to go on while there is any reason not to."""
+        if is_held:
+            stream._holds.add(why)
+        elif why in stream._holds:
+            stream._holds.discard(why)
+            if not stream._holds:
+                self._acknowledge(stream)
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self.h2_conn = PacedConnection(self.h2_conf)
-        self.h2_conn.local_settings.enable_push = 0
-        self.h2_conn.local_settings.acknowledge()
-        self._begin(0)
-        self._interim: dict[int, int] = {}  # responses to each stream so far
+    # -- what is sent
 
-    def handle_h2_event(self, event: h2.events.Event) -> layer.CommandGenerator[bool]:
-        """Take a final response with a status that is one, after so many interim ones."""
-        if isinstance(event, h2.events.InformationalResponseReceived):
-            self._interim[event.stream_id] = count = self._interim.get(event.stream_id, 0) + 1
-            if count > MAX_INTERIM or not _has_status(event.headers, _INTERIM_STATUS):
-                yield from self.protocol_error("interim responses that are none, or without an end")
-                return True
-        elif isinstance(event, h2.events.ResponseReceived):
-            self._interim.pop(event.stream_id, None)
-            if not _has_status(event.headers, _FINAL_STATUS):
-                yield from self.protocol_error("a status that is none")
-                return True
-            if event.stream_ended is None and self.h2_conn.streams[event.stream_id].request_method != b"HEAD":
-                self._expect(event.stream_id, event.headers)
-        return (yield from super().handle_h2_event(event))
+    def send_head(self, stream: S, fields: list[tuple[bytes, bytes]], *, is_all: bool) -> None:
+        """Send a head."""
+        if stream.is_open:
+            self.state.send_headers(stream.number, fields, end_stream=is_all)
+            if is_all:
+                self._ended(stream)
+            self.wants_flush()
 
-    def _outside(self, stream_id: int) -> int:
-        return self.their_stream_id.get(stream_id, 0)
+    def send(self, stream: S, data: bytes) -> None:
+        """Send a piece of a body, as far as the windows go; the rest waits."""
+        if not stream.is_open:
+            return
+        if not stream._waiting:
+            data = self._push(stream, data)
+        if data:
+            stream._waiting.append(data)
+            stream._unsent += len(data)
+        self._note_congestion(stream)
+        self.wants_flush()
 
+    def finish(self, stream: S, trailers: Fields = ()) -> None:
+        """End a stream, behind all that waits."""
+        if not stream.is_open or stream.has_ended:
+            return
+        stream.has_ended = True
+        stream._trailers = trailers
+        if not stream._waiting:
+            self._send_end(stream)
+        self.wants_flush()
 
-def _has_status(fields: list[tuple[bytes, bytes]], pattern: re.Pattern[bytes]) -> bool:
-    return pattern.fullmatch(dict(fields).get(b":status", b"")) is not None
+    def _push(self, stream: S, data: bytes) -> bytes:
+        """Send what the windows allow, and return the rest."""
+        room = self.state.local_flow_control_window(stream.number)
+        most = self.state.max_outbound_frame_size
+        if len(data) <= room and len(data) <= most:
+            self.state.send_data(stream.number, data)
+            self._empty.earn(EMPTY_A_FRAME)
+            return b""
+        at = 0
+        while at < len(data) and room > 0:
+            size = min(len(data) - at, room, most)
+            self.state.send_data(stream.number, data[at : at + size])
+            self._empty.earn(EMPTY_A_FRAME)
+            at += size
+            room -= size
+        return data[at:]
+
+    def _send_end(self, stream: S) -> None:
+        if stream._trailers:
+            self.state.send_headers(stream.number, stream._trailers, end_stream=True)
+        else:
+            self.state.end_stream(stream.number)
+        self._ended(stream)
+
+    def _ended(self, stream: S) -> None:
+        stream.has_ended = True
+        if stream.peer_has_ended:
+            self._close(stream)
+
+    def _send_what_waits(self, stream: S) -> None:
+        while stream._waiting:
+            first = stream._waiting.popleft()
+            rest = self._push(stream, first)
+            stream._unsent -= len(first) - len(rest)
+            if rest:
+                stream._waiting.appendleft(rest)
+                break
+        if stream.has_ended and not stream._waiting and stream.is_open:
+            self._send_end(stream)
+        self._note_congestion(stream)
+        self.wants_flush()
+
+    def _send_all_that_waits(self) -> None:
+        for stream in list(self.streams.values()):
+            if stream._waiting:
+                self._send_what_waits(stream)
+
+    def socket_congested(self, is_congested: bool) -> None:
+        """Take that the socket takes no more for now, or again."""
+        self.is_socket_congested = is_congested
+        for stream in list(self.streams.values()):
+            self._note_congestion(stream)
+
+    def _note_congestion(self, stream: S) -> None:
+        is_congested = stream.is_open and (stream._unsent > UNSENT_AT_MOST or self.is_socket_congested)
+        if is_congested != stream.is_congested:
+            stream.is_congested = is_congested
+            stream.congested(is_congested)
+
+    def unsent(self, stream: S) -> int:
+        """Return how many bytes of a stream wait for its windows."""
+        return stream._unsent
+
+    # -- ends
+
+    def peer_ended(self, stream: S) -> None:
+        """Take note that a stream's peer has sent all."""
+        stream.peer_has_ended = True
+        if stream.has_ended and not stream._waiting:
+            self._close(stream)
+
+    def _close(self, stream: S) -> None:
+        """Forget a stream. What it has sent counts for the whole connection as well."""
+        stream.is_open = False
+        stream._waiting.clear()
+        stream._unsent = 0
+        stream._holds.clear()
+        self._acknowledge(stream)
+        self.streams.pop(stream.number, None)
+        self.closed(stream)
+
+    def closed(self, stream: S) -> None:
+        """Take that a stream is over."""
+
+    def reset(self, stream: S, code: ErrorCodes) -> None:
+        """Give a stream up."""
+        if stream.is_open and not self.is_over:
+            self.state.reset_stream(stream.number, code)
+            self._close(stream)
+            self.wants_flush()
+
+    def say_goaway(self, last: int, code: ErrorCodes) -> None:
+        """Say that no stream above `last` is served. h2 knows nothing of it: to it, that would be the end."""
+        self._out.append(self.state.data_to_send())
+        self._out.append(b"\x00\x00\x08\x07\x00\x00\x00\x00\x00" + last.to_bytes(4) + int(code).to_bytes(4))
+        self.wants_flush()
+
+    def fail(self, code: ErrorCodes) -> None:
+        """End the connection for what its peer does."""
+        self.say_goaway(self.state.highest_inbound_stream_id, code)
+        self._end()
+
+    def _end(self) -> None:
+        self.wants_flush()
+        self.broken(self.end())
+
+    def end(self) -> list[S]:
+        """Have done with it; return the streams that were under way."""
+        self.is_over = True
+        self._unread.clear()
+        self.owe(False)
+        streams = list(self.streams.values())
+        self.streams.clear()
+        for stream in streams:
+            stream.is_open = False
+            stream._waiting.clear()
+        return streams
+
+    def outgoing(self) -> bytes:
+        """Take the bytes to send."""
+        data: bytes = self.state.data_to_send()
+        if self._out:
+            self._out.append(data)
+            data = b"".join(self._out)
+            self._out.clear()
+        return data

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from mitmproxy import http
 
-from addons.headers import values_of
+from addons.headers import has_field, values_of
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, parse_authority
 from proxy.core.heads import Fields, RequestHead, ResponseHead
@@ -20,6 +20,7 @@ from proxy.engine.flows import new_request, new_response
 
 _OF_THE_CONNECTION = ("negotiate", "ntlm")  # schemes that authenticate a connection instead of a request (RFC 4559)
 _PORTS = {b"http": HTTP_PORT, b"https": HTTPS_PORT}
+_WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
 _WEBSOCKET = {b"ws": b"http", b"wss": b"https"}  # what some apps write where they ask for it (RFC 6455, section 3)
 
 
@@ -74,7 +75,7 @@ def request_of(
         )
     elif head.method != b"CONNECT":
         authority = b""  # mitmproxy's sign for origin form, which is what upstreams are sent
-    version = b"HTTP/1.1" if head.is_http11 else b"HTTP/1.0"
+    version = b"HTTP/2.0" if head.is_http2 else b"HTTP/1.1" if head.is_http11 else b"HTTP/1.0"
     fields = without_hop(head.fields, may_offer=head.is_http11)
     if not head.is_http11:  # it has no expectations, and what goes on is HTTP/1.1, which has (RFC 9110, section 10.1.1)
         fields = tuple(field for field in fields if field[0].lower() != b"expect")
@@ -101,7 +102,7 @@ def response_of(head: ResponseHead, fields: Fields) -> http.Response:
         head: the head.
         fields: those of its fields that are kept.
     """
-    version = b"HTTP/1.1" if head.is_http11 else b"HTTP/1.0"
+    version = b"HTTP/2.0" if head.is_http2 else b"HTTP/1.1" if head.is_http11 else b"HTTP/1.0"
     return new_response(version, head.status, head.reason, headers_of(fields))
 
 
@@ -153,3 +154,19 @@ def request_head(request: http.Request) -> bytes:
     lines += [name + b": " + value for name, value in data.headers.fields]
     lines.append(b"\r\n")
     return b"\r\n".join(lines)
+
+
+def frame(request: http.Request, length: int | None) -> None:
+    """Have a request that came in HTTP/2 say in HTTP/1.1 where its body ends: there it is a frame, here a length.
+
+    Args:
+        request: the request.
+        length: bytes of its body, or None if that is not known yet.
+    """
+    headers = request.headers
+    if has_field(headers, b"content-length", b"transfer-encoding"):
+        return
+    if length is None:
+        headers.fields += ((b"Transfer-Encoding", b"chunked"),)
+    elif length or request.data.method in _WITH_BODY:  # RFC 9110, section 8.6
+        headers.fields += ((b"Content-Length", b"%d" % length),)

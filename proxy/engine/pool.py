@@ -1,10 +1,11 @@
-"""Idle upstream connections, shared by all apps.
+"""Upstream connections, shared by all apps: idle ones of HTTP/1, and those of HTTP/2, busy ones too.
 
 Rules of this module:
 
 - A connection is adopted only for the very same destination, TLS, rule (so pins) and policy.
 - One that has anything unread, is closing, or has idled too long is closed, not adopted.
 - Per host and in all there are limits; what is over them is closed at once.
+- Whoever may share a connection that is just being opened waits for it, unless the server is known to speak HTTP/1 only.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import asyncio
 import collections
 from collections.abc import Callable
 
+from proxy.engine.http2upstream import UpstreamHttp2
+from proxy.engine.streams import UpstreamStream, Version
 from proxy.engine.upstream import UpstreamConnection
 
 IDLE_SECONDS = 60.0  # under the keep-alive time-outs of common servers
 MAX_AGE_SECONDS = 600.0  # then its certificate and pins are looked at again
 MAX_IDLE = 256
 MAX_IDLE_PER_KEY = 64
+MAX_KNOWN = 1024  # destinations of which it is known that they speak HTTP/1 only
 
 
 class Pool:
@@ -36,9 +40,28 @@ class Pool:
         self._idle: dict[object, collections.deque[UpstreamConnection]] = {}
         self._size = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._shared: dict[object, list[UpstreamHttp2]] = {}
+        self._opening: dict[object, asyncio.Future[None]] = {}
+        self._only_http1: dict[object, float] = {}  # and since when that is known
 
-    def take(self, key: object) -> UpstreamConnection | None:
-        """Adopt an idle connection, if there is one that fits."""
+    def take(self, key: object, version: Version = Version.HTTP1) -> UpstreamStream | None:
+        """Adopt an idle connection, or a stream of one that others use, too, if there is one that fits.
+
+        Args:
+            key: what it must have been opened for.
+            version: which versions of HTTP will do.
+        """
+        if version is not Version.HTTP1 and not self.speaks_only_http1(key):
+            for shared in self._shared.get(key, ()):
+                if shared.has_room and self._loop.time() - shared.carrier.opened < MAX_AGE_SECONDS:
+                    self._count("hit")
+                    return shared.open()
+        if version is Version.HTTP2 and not self.speaks_only_http1(key):
+            self._count("miss")
+            return None
+        return self._take_idle(key)
+
+    def _take_idle(self, key: object) -> UpstreamConnection | None:
         idle = self._idle.get(key)
         while idle:
             upstream = idle.pop()
@@ -56,6 +79,51 @@ class Pool:
         self._count("miss")
         return None
 
+    # -- connections of HTTP/2
+
+    def speaks_only_http1(self, key: object) -> bool:
+        """Tell whether a destination is known to speak no HTTP/2."""
+        since = self._only_http1.get(key)
+        return since is not None and self._loop.time() - since < MAX_AGE_SECONDS
+
+    def only_http1(self, key: object) -> None:
+        """Take note that a destination speaks HTTP/1 only, or wants to."""
+        while len(self._only_http1) >= MAX_KNOWN:
+            del self._only_http1[next(iter(self._only_http1))]
+        self._only_http1[key] = self._loop.time()
+
+    def opening(self, key: object) -> asyncio.Future[None] | None:
+        """Return what ends when a connection that may be shared is open, or has failed; None if there is none."""
+        return self._opening.get(key)
+
+    def begin_to_open(self, key: object) -> Callable[[], None]:
+        """Take note that a connection is being opened that may be shared; return what ends that."""
+        opening = self._opening[key] = self._loop.create_future()
+
+        def end() -> None:
+            if self._opening.get(key) is opening:
+                del self._opening[key]
+            if not opening.done():
+                opening.set_result(None)
+
+        return end
+
+    def share(self, key: object, shared: UpstreamHttp2) -> None:
+        """Let a connection carry the requests of all who want the very same."""
+        self._shared.setdefault(key, []).append(shared)
+        self._look_later()
+
+    def forget_shared(self, shared: UpstreamHttp2) -> None:
+        """Give no other stream to a connection."""
+        found = self._shared.get(shared.carrier.key)
+        if found is not None and shared in found:
+            found.remove(shared)
+            self._count("evicted")
+            if not found:
+                del self._shared[shared.carrier.key]
+
+    # -- idle ones of HTTP/1
+
     def give(self, upstream: UpstreamConnection) -> None:
         """Take a connection back after a complete response, or close it."""
         idle = self._idle.setdefault(upstream.key, collections.deque())
@@ -70,6 +138,9 @@ class Pool:
         upstream.hold("app", False)
         idle.append(upstream)
         self._size += 1
+        self._look_later()
+
+    def _look_later(self) -> None:
         if self._timer is None:
             self._timer = self._loop.call_later(IDLE_SECONDS, self._expire)
 
@@ -89,11 +160,16 @@ class Pool:
             self._forget(upstream)
             upstream.on_idle_end = None
             upstream.close()
-        if self._size:
+        for shared in [each for found in self._shared.values() for each in found]:
+            is_old = self._loop.time() - shared.carrier.opened >= MAX_AGE_SECONDS
+            if is_old or (shared.is_idle and shared.idle_since <= deadline):
+                self.forget_shared(shared)
+                shared.leave()
+        if self._size or self._shared:
             self._timer = self._loop.call_later(IDLE_SECONDS / 4, self._expire)
 
     def close(self) -> None:
-        """Close all that are idle."""
+        """Close all that are idle, and each of the others once it is."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -103,3 +179,7 @@ class Pool:
                 upstream.close()
         self._idle.clear()
         self._size = 0
+        for shared in [each for found in self._shared.values() for each in found]:
+            self.forget_shared(shared)
+            shared.leave()
+        self._only_http1.clear()

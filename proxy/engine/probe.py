@@ -65,7 +65,7 @@ async def probe(policy: Policy, destination: Destination) -> Shown:
     here = ("127.0.0.1", 0)
     client = Client(peername=here, sockname=here, timestamp_start=time.time(), state=ConnectionState.OPEN)
     session = engine.sessions.open(client, policy, ListenerKind.FORWARD)
-    context = Context(client, cast("Options", engine.layer_options))
+    context = Context(client, cast("Options", None))  # which no hook here reads
     server = Server(address=(destination.host, destination.port))
     server.tls = True
     through = policy.upstream_proxy

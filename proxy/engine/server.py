@@ -39,11 +39,9 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.hsts import KnownHosts
 from proxy.core.policy import Listener, Policy
 from proxy.descriptors import SHORTAGES, AppListener, carried
-from proxy.engine import chaining, patches
+from proxy.engine import chaining
 from proxy.engine.app import AppSocket
 from proxy.engine.dispatch import Dispatcher
-from proxy.engine.driver import Driver, is_same_machine
-from proxy.engine.layers import LayerOptions, Line, NextLayer
 from proxy.engine.pool import Pool
 from proxy.engine.tls import TlsConnections
 from proxy.log import describe
@@ -167,7 +165,6 @@ class Engine:
         Raises:
             proxy.engine.tls.NoRoots: the roots to trust cannot be found or read.
         """
-        patches.apply()
         self.sessions = Sessions()
         self.verifier = Verifier(os.urandom(32), time.monotonic)
         self.local_ca = ca.lifetime
@@ -179,8 +176,7 @@ class Engine:
         self.resolvers = ThreadPoolExecutor(RESOLVERS, "resolver")
         self.loop.set_exception_handler(_Reports())
         self.policy = policy
-        self.layer_options = LayerOptions()
-        self.connections: set[AppSocket | Driver] = set()
+        self.connections: set[AppSocket] = set()
         self.reach = functools.partial(chaining.reach, self)
         self.pool = Pool(self.loop, lambda result: metrics.pool.labels(result).inc())
         self.is_draining = False
@@ -190,10 +186,9 @@ class Engine:
         self._own: list[tuple[str, int]] = []
         known = KnownHosts(time.time, is_preloaded)
         telemetry = Telemetry(self.sessions, metrics, write_line)
-        self.line = Line(self.sessions, lambda exchange, status: telemetry.finish(exchange, status, None))
+        self._finish = telemetry.finish
         self.dispatch = Dispatcher(
             (
-                NextLayer(self.line),
                 self._tls,
                 Gate(self.sessions, self.verifier, known),
                 LocalCaGuard(self.sessions, ca.lifetime),
@@ -269,10 +264,14 @@ class Engine:
         if self.is_draining and not self.connections:
             self._nobody_left.set()
 
-    def speak_http2(self, app: AppSocket, connect: Exchange, data: bytes) -> None:
-        """Give an app that offers HTTP/2 to mitmproxy's layers."""
-        driver = Driver(app, connect)
-        driver.start(app.hand_over(), data)
+    def note_refused(self, exchange: Exchange, status: int | None) -> None:
+        """Write the line of what was no request, and so came to no addon.
+
+        Args:
+            exchange: what there is to say of it.
+            status: the status that the app was told, if it was told one.
+        """
+        self._finish(exchange, status, None)
 
     async def drain(self) -> int:
         """Stop listening, let what runs end, for `drain_timeout` of the policy, then cut off what is left.
@@ -301,3 +300,9 @@ class Engine:
             self._count_cuts(cut)
             logger.error("cut off at the end of draining, after %d s: requests and tunnels %d", seconds, cut)
         return cut
+
+
+def is_same_machine(one: tuple[str, int], other: tuple[str, int]) -> bool:
+    """Tell whether two socket addresses are certainly of this machine: equal, or both loopback."""
+    first, second = ipaddress.ip_address(one[0].partition("%")[0]), ipaddress.ip_address(other[0].partition("%")[0])
+    return first == second or (first.is_loopback and second.is_loopback)

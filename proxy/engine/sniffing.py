@@ -22,7 +22,7 @@ MAX_CLIENT_HELLO = 64 * 1024  # a ClientHello with post-quantum key shares has a
 
 _SERVER_NAME = 0  # the extension's type (RFC 6066, section 3)
 
-_HTTP_START = re.compile(rb"([A-Z][A-Z-]{2,19}) ")
+_HTTP_START = re.compile(rb"[A-Z][A-Z-]{2,19} ")
 _HTTP_MAYBE = re.compile(rb"(?:[A-Z][A-Z-]{0,19})?")
 
 
@@ -53,9 +53,8 @@ def listen(data: bytes) -> Heard:
     """Judge the first bytes that an app sent through CONNECT."""
     if data[:1] == b"\x16":
         return _listen_to_tls(data)
-    if start := _HTTP_START.match(data):
-        # The preface of HTTP/2 in plain text (RFC 9113, section 3.4) parses as a request, but isn't one.
-        return Heard(Speech.OTHER if start[1] == b"PRI" else Speech.HTTP)
+    if _HTTP_START.match(data):  # the preface of HTTP/2 as well (RFC 9113, section 3.4): who reads HTTP/1 sees that
+        return Heard(Speech.HTTP)
     return Heard(Speech.UNDECIDED if _HTTP_MAYBE.fullmatch(data) else Speech.OTHER)
 
 

@@ -199,10 +199,8 @@ class TlsConnections:
             raise RuntimeError("an upstream without an address")
         host = server.address[0]
         server.sni = host
-        # HTTP/2 upstream only where the app speaks it as well: one version end to end keeps semantics the same.
         record = self._sessions.of(data.context.client).upstreams[server.id]
-        speaks_http2 = data.context.client.alpn == b"h2" and not record.is_proxy
-        server.alpn_offers = [b"h2", b"http/1.1"] if speaks_http2 else [b"http/1.1"]
+        server.alpn_offers = list(record.alpn)
         data.ssl_conn = SSL.Connection(self._upstream[record.policy][record.policy.trust_for(record.rule)])
         expect_name(data.ssl_conn, host)
         data.ssl_conn.set_alpn_protos(server.alpn_offers)

@@ -158,7 +158,7 @@ class Relay(NoResponses):
         """Close everything."""
         self._app.crash(error)
 
-    def response_failed(self, denied: Denied, began: bool) -> None:
+    def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
         """The upstream's connection is over, and not in order: an end that looks so would be a lie."""
         connect = self._app.session.connect
         if connect is not None and not self._app_has_ended and not self._upstream_has_ended:

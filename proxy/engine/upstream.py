@@ -21,26 +21,29 @@ import struct
 import termios
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
-from mitmproxy import tls
+from mitmproxy import http, tls
 from mitmproxy.connection import ConnectionState, Server
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.tls import TlsFailedServerHook, TlsStartServerHook
 from OpenSSL import SSL
 
 from addons.exchange import Upstream
+from addons.headers import has_field
 from proxy.core.decisions import Denied, Reason
-from proxy.core.framing import BadFraming, Body, UntilCloseBody, body_of
+from proxy.core.framing import BadFraming, Body, UntilCloseBody, body_of, chunk, last_chunk
 from proxy.core.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, HeadEnd, ResponseHead, read_response_head
 from proxy.core.hops import keeps_alive, trailers_to_relay
 from proxy.engine.dispatch import HookFailed
+from proxy.engine.messages import frame, request_head
 from proxy.engine.pairs import Ending, ending_of, say_ending
 from proxy.engine.reading import Reading
+from proxy.engine.streams import Receiver
 from proxy.engine.tlsstream import TlsStream
 from proxy.log import describe
 
 if TYPE_CHECKING:
+    from proxy.engine.pool import Pool
     from proxy.engine.server import Engine
 
 logger = logging.getLogger("overcoat")
@@ -50,37 +53,6 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
 MAX_INTERIM = 20  # responses (1xx) to one request, before its final one
 FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
 _TURN = "turn"
-
-
-class Receiver(Protocol):
-    """Takes the response of one request."""
-
-    def response_head(self, head: ResponseHead) -> None:
-        """Take the head; may be called several times with a 1xx before the final one."""
-
-    def response_data(self, data: bytes) -> None:
-        """Take a piece of the body."""
-
-    def response_end(self, trailers: Fields = ()) -> None:
-        """Take the end of the response, with the fields behind its body that may go on."""
-
-    def response_failed(self, denied: Denied, began: bool) -> None:
-        """Take that there is none, or no more of it. `began` tells whether a byte of it had come."""
-
-    def switched(self, data: bytes) -> None:
-        """Take bytes of the protocol that a 101 switched to, or of a tunnel."""
-
-    def switched_end(self) -> None:
-        """Take that nothing more of them will come."""
-
-    def upstream_congested(self, congested: bool) -> None:
-        """Pause or resume what is being sent."""
-
-    def flush(self) -> None:
-        """Send on what was gathered from the bytes that came at once."""
-
-    def crashed(self, error: Exception) -> None:
-        """Take that it failed to take something; nothing more will come."""
 
 
 class NoResponses:
@@ -126,12 +98,15 @@ class UpstreamConnection(Reading):
         self._began = False
         self._request_done = False
         self._interim = 0
+        self._is_chunked = False
         self._can_reuse = True
         self._switched = False
         self._flushing: asyncio.TimerHandle | None = None
         self._is_lost = False
         self._poll: select.poll | None = None
         self.is_closed = False
+        self.is_http2 = False
+        self._early = b""  # what a peer that speaks HTTP/2 says before anybody listens
 
     # -- opening
 
@@ -157,6 +132,8 @@ class UpstreamConnection(Reading):
             self._fail_handshake(e)
             return False
         self._write(self.tls.outgoing())
+        if done:
+            self.is_http2 = self.tls.conn.get_alpn_proto_negotiated() == b"h2"
         if done and self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
         return done
@@ -173,9 +150,9 @@ class UpstreamConnection(Reading):
 
     def taken(self, view: memoryview) -> None:
         """Take bytes off the socket: what is TLS goes to OpenSSL from where it lies."""
-        self._guarded(self._received, view if self.tls is not None else bytes(view))
+        self.guarded(self._received, view if self.tls is not None else bytes(view))
 
-    def _guarded(self, step: Callable[..., None], *arguments: object) -> None:
+    def guarded(self, step: Callable[..., None], *arguments: object) -> None:
         """Take a step; whatever it raises ends this connection and the one that it serves."""
         receiver = self.receiver
         try:
@@ -211,9 +188,9 @@ class UpstreamConnection(Reading):
         """Take that nothing more will come."""
         is_broken = ending_of(self._connection) is Ending.BROKEN
         if self._switched and self.receiver is not None and not is_broken:
-            self._guarded(self.receiver.switched_end)
+            self.guarded(self.receiver.switched_end)
             return not self.transport.is_closing()
-        self._guarded(self._ended, is_broken)
+        self.guarded(self._ended, is_broken)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -223,19 +200,19 @@ class UpstreamConnection(Reading):
             self._flushing.cancel()
         if self.tls is not None and not self.tls.is_established:
             self._fail_handshake(ConnectionResetError())
-        self._guarded(self._ended, exc is not None)
+        self.guarded(self._ended, exc is not None)
 
     def pause_writing(self) -> None:
         """Tell who sends to wait."""
         self.is_congested = True
         if self.receiver is not None:
-            self._guarded(self.receiver.upstream_congested, True)
+            self.guarded(self.receiver.upstream_congested, True)
 
     def resume_writing(self) -> None:
         """Tell who sends to go on."""
         self.is_congested = False
         if self.receiver is not None:
-            self._guarded(self.receiver.upstream_congested, False)
+            self.guarded(self.receiver.upstream_congested, False)
 
     def _write(self, data: bytes) -> None:
         if data and not self.transport.is_closing():
@@ -253,8 +230,44 @@ class UpstreamConnection(Reading):
         self._body = None
         self._unread, self._head_end = b"", HeadEnd(of_request=False)
 
+    def ask(
+        self, receiver: Receiver, request: http.Request, body: bytes, *, is_whole: bool, trailers: Fields, te: bool
+    ) -> None:
+        """Send a request; see `UpstreamStream`."""
+        del te  # what comes behind a body is passed on in any case, and said to nobody
+        self.begin(receiver, request.data.method)
+        if request.is_http2:
+            frame(request, len(body) if is_whole else None)
+        self._is_chunked = has_field(request.headers, b"transfer-encoding")
+        out = request_head(request)
+        if body:
+            out += chunk(body) if self._is_chunked else body
+        if is_whole:
+            if self._is_chunked:
+                out += last_chunk(trailers_to_relay(trailers))
+            self._request_done = True
+        self.send(out)
+
+    def send_body(self, data: bytes) -> None:
+        """Send a piece of the request's body."""
+        self.send(chunk(data) if self._is_chunked else data)
+
+    def end(self, trailers: Fields) -> None:
+        """End the request."""
+        if self._is_chunked:
+            self.send(last_chunk(trailers_to_relay(trailers)))
+        self._request_done = True
+
+    def give_back(self, pool: Pool) -> None:
+        """Go back to where another request may find it."""
+        pool.give(self)
+
+    def part(self) -> None:
+        """Serve nobody else."""
+        self.close()
+
     def send(self, data: bytes) -> None:
-        """Send a piece of the request."""
+        """Send bytes as they are."""
         if self.tls is None:
             self._write(data)
             return
@@ -276,6 +289,11 @@ class UpstreamConnection(Reading):
             self.transport.pause_reading()
         else:
             self.transport.resume_reading()
+
+    def take_early(self) -> bytes:
+        """Take what came before `carry`."""
+        early, self._early = self._early, b""
+        return early
 
     def carry(self, receiver: Receiver) -> None:
         """Carry bytes that are not HTTP."""
@@ -299,10 +317,6 @@ class UpstreamConnection(Reading):
         with contextlib.suppress(OSError, ValueError):  # another system, or the socket is closed
             (held,) = struct.unpack("i", fcntl.ioctl(self._connection, termios.TIOCOUTQ, bytes(4)))
         return held + self.transport.get_write_buffer_size()
-
-    def request_end(self) -> None:
-        """Take note that the whole request has been sent."""
-        self._request_done = True
 
     def finish(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close once what is in the buffer is sent, but within bounds: the upstream may never take it."""
@@ -360,7 +374,10 @@ class UpstreamConnection(Reading):
 
     def _take(self, data: bytes) -> None:
         if self.receiver is None:
-            self._end_idle()  # an idle upstream that speaks is not to be reused
+            if self.is_http2 and not self._switched:
+                self._early += data
+            else:
+                self._end_idle()  # an idle upstream that speaks is not to be reused
             return
         if self._switched:
             self.receiver.switched(data)
@@ -430,7 +447,7 @@ class UpstreamConnection(Reading):
             self._complete(rest, trailers_to_relay(body.trailers))
         elif body.has_more and _TURN not in self._holds:
             self.hold(_TURN, True)
-            asyncio.get_running_loop().call_soon(self._guarded, self._take_turn, body)
+            asyncio.get_running_loop().call_soon(self.guarded, self._take_turn, body)
         return None
 
     def _take_turn(self, body: Body) -> None:
@@ -533,7 +550,7 @@ async def _secure(engine: Engine, upstream: UpstreamConnection, context: Context
     of_this.server = upstream.server
     data = tls.TlsData(upstream.server, of_this)
     try:
-        engine.dispatch(TlsStartServerHook(data))
+        engine.dispatch.call("tls_start_server", data)
         assert data.ssl_conn is not None
         ready = engine.loop.create_future()
         upstream._ready = ready
@@ -548,7 +565,7 @@ async def _secure(engine: Engine, upstream: UpstreamConnection, context: Context
             Reason.UPSTREAM_TIMEOUT, f"{upstream.server.sni} did not complete TLS in {HANDSHAKE_SECONDS:.0f} s"
         ) from None
     except ConnectionError:
-        engine.dispatch(TlsFailedServerHook(data))
+        engine.dispatch.call("tls_failed_server", data)
         denied = upstream.record.denied
         upstream.receiver = None
         say_ending(connection, Ending.GONE)

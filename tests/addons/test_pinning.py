@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from mitmproxy import connection, tls
 from mitmproxy.proxy.context import Context
 from OpenSSL import SSL, crypto
+from proxy.engine.layers import LayerOptions
 
 from addons.exchange import Upstream
 from addons.pinning import Pinning, have_expired, is_about_form, verifier, verify_error
@@ -26,7 +27,6 @@ from addons.sessions import Sessions
 from proxy.core.destinations import Destination
 from proxy.core.pins import Pin, PinSet, PinVerdict, certificate_pin, spki_pin
 from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule, Trust
-from proxy.engine.layers import LayerOptions
 
 OK, EXPIRED_CERTIFICATE, UNKNOWN_ISSUER = 0, 10, 20  # X509_V_* of OpenSSL
 ROOT_CA = trustme.CA()

@@ -183,7 +183,6 @@ def test_next_layer_hooks_are_about_no_flow(sessions: Sessions, client: connecti
             boom(None)
 
     from mitmproxy.proxy.context import Context
-
     from proxy.engine.layers import LayerOptions
 
     data = layer.NextLayer.__new__(layer.NextLayer)

@@ -18,9 +18,8 @@ from addons.metrics import Metrics
 from proxy.ca import LocalCa
 from proxy.core.policy import Listener, Policy, Trust
 from proxy.engine import conversation, dialling
-from proxy.engine.driver import is_same_machine
 from proxy.engine.http1 import AppHttp1
-from proxy.engine.server import BindError, Engine, bind
+from proxy.engine.server import BindError, Engine, bind, is_same_machine
 from proxy.engine.tls import NoRoots, find_roots, upstream_context
 
 

@@ -1,0 +1,429 @@
+"""HTTP/2 with an app: each stream is a conversation, like a request of HTTP/1.
+
+Rules of this module:
+
+- A stream is decided with the policy that is in force when it begins, however old its connection is.
+- What cannot become a request is answered on its stream, and ends no other.
+- A connection that is to end says so twice: first that no stream need be begun, then which ones are still served.
+- WebSocket over HTTP/2 (RFC 8441) and CONNECT in a stream are not offered, and refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import h2.events
+from h2.errors import ErrorCodes
+from mitmproxy import http
+
+from addons.exchange import Exchange, problem_response
+from addons.headers import values_of
+from proxy.core.decisions import Denied, Reason
+from proxy.core.heads import Fields, RequestHead
+from proxy.core.heads2 import read_http2_request, read_http2_trailers
+from proxy.engine.clock import ResponseClock
+from proxy.engine.conversation import Conversation
+from proxy.engine.http2 import MAX_STREAMS, Connection, Stream
+from proxy.engine.messages import request_of
+from proxy.engine.streams import Version
+
+if TYPE_CHECKING:
+    from proxy.engine.app import AppSocket, Speaker
+    from proxy.engine.entries import Redirected, Reverse
+
+MAX_DISCARDED = 1024 * 1024  # of a body that nobody wants any more
+LEAVE_SECONDS = 1.0  # for an app to hear that it should begin no other stream
+_NOT_IN_HTTP2 = frozenset((b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection", b"upgrade"))
+_PER_FIELD = 32  # RFC 9113, section 6.5.2
+
+
+class AppHttp2(Connection["AppHttp2Stream"]):
+    """Reads requests from an app that speaks HTTP/2."""
+
+    def __init__(self, app: AppSocket, tunnel: Exchange | None, entry: Reverse | Redirected | None = None) -> None:
+        """Start.
+
+        Args:
+            app: the app's socket.
+            tunnel: the CONNECT that it speaks inside of, if any.
+            entry: says where requests are meant to go that cannot say so themselves.
+        """
+        limits = app.session.policy.limits
+        size = 2 * limits.header_bytes + _PER_FIELD * limits.header_count  # what is too long is answered
+        super().__init__(app.loop, is_client=False, header_bytes=size)
+        self.app = app
+        self.inside = tunnel.asked if tunnel is not None else None
+        self.entry = entry
+        self.is_leaving = False
+        self._last = 2**31 - 1  # the highest stream that is served
+        self._app_has_left = False
+        self._has_ended = False
+        app.before_flush = self._gather
+        self.owe(True)
+        if app.is_congested:
+            self.socket_congested(True)
+
+    # -- as the app's speaker
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes."""
+        self.received(data)
+
+    def eof(self) -> None:
+        """The app will send no more. A request that is whole still gets its response."""
+        self._has_ended = True
+        if self.is_behind or self.is_over:
+            return
+        for stream in list(self.streams.values()):
+            if not stream.peer_has_ended:
+                stream.gone()
+        if self._is_idle:
+            self.app.close()
+        else:
+            self.app.expect_departure()
+
+    def caught_up(self) -> None:
+        """Take that all that has come is read."""
+        if self._has_ended and not self.app.is_closing:
+            self.eof()
+
+    def gone(self) -> None:
+        """The app's connection is over."""
+        self.app.before_flush = None
+        for stream in self.end():
+            stream.gone()
+
+    def congested(self, is_congested: bool) -> None:
+        """Take that the app reads too slowly, or no longer does. What it sends asks for answers that it does not read."""
+        self.app.hold("congested", is_congested)
+        self.socket_congested(is_congested)
+
+    def too_slow(self) -> None:
+        """A frame, or a header block, did not end in time."""
+        seconds = self.app.session.policy.limits.request_seconds
+        what = "begin to speak HTTP/2" if self._to_begin else "end a header block or frame"
+        self.app.note_refused(Denied(Reason.REQUEST_TIMEOUT, f"the app did not {what} within {seconds} s"), None)
+        self.fail(ErrorCodes.ENHANCE_YOUR_CALM)
+
+    def end_silence(self, seconds: float) -> bool:
+        """Answer what waits for an upstream that is silent; return whether there was something.
+
+        Args:
+            seconds: how long nothing has moved.
+        """
+        found = False
+        for stream in list(self.streams.values()):
+            denied = stream.conversation.overdue(seconds) if stream.conversation is not None else None
+            if denied is not None and stream.conversation is not None:
+                found = True
+                stream.conversation.give_up(denied)
+        return found
+
+    def give_up(self, denied: Denied) -> None:
+        """End all that is under way, and the connection."""
+        for stream in list(self.streams.values()):
+            if stream.conversation is not None:
+                stream.conversation.give_up(denied)
+        self._leave_now()
+
+    def drain(self, is_fresh: bool) -> None:
+        """Have the app begin no other stream, and close as soon as none is under way."""
+        if self.is_leaving or self.is_over:
+            return
+        if self._is_idle and not is_fresh:
+            self._leave_now()
+            return
+        self.is_leaving = True
+        self.say_goaway(self._last, ErrorCodes.NO_ERROR)
+        self.app.later("leave", LEAVE_SECONDS, self._leave)
+
+    @property
+    def _is_idle(self) -> bool:
+        return not self.streams
+
+    def _leave(self) -> None:
+        """Serve no stream that is not under way by now."""
+        self._last = self.state.highest_inbound_stream_id
+        if self._is_idle:
+            self._leave_now()
+        elif not self.is_over:
+            self.say_goaway(self._last, ErrorCodes.NO_ERROR)
+
+    def _leave_now(self) -> None:
+        if not self.is_over:
+            self._last = self.state.highest_inbound_stream_id
+            self.say_goaway(self._last, ErrorCodes.NO_ERROR)
+        self.app.close()
+
+    # -- as the connection
+
+    def event(self, event: h2.events.Event, stream: AppHttp2Stream | None) -> None:
+        """Take what a frame means."""
+        if isinstance(event, h2.events.RequestReceived):
+            self._begin(event)
+        elif isinstance(event, h2.events.DataReceived):
+            if stream is None:
+                self.ignore_data(event)
+            else:
+                stream.data(self.take_data(stream, event))
+                self.told(stream)
+        elif stream is not None:
+            if isinstance(event, h2.events.StreamEnded):
+                stream.ended()
+            elif isinstance(event, h2.events.TrailersReceived):
+                stream.behind(event.headers or [])
+            elif isinstance(event, h2.events.StreamReset):
+                stream.gone()
+
+    def _begin(self, event: h2.events.RequestReceived) -> None:
+        number = event.stream_id or 0
+        stream = AppHttp2Stream(self, number)
+        self.streams[number] = stream
+        if number > self._last or len(self.streams) > MAX_STREAMS:
+            if not self._resets.take():
+                self.fail(ErrorCodes.ENHANCE_YOUR_CALM)
+            else:
+                self.reset(stream, ErrorCodes.REFUSED_STREAM)
+            return
+        self.app.session.policy = self.app.engine.policy  # the one that is in force when the stream begins
+        is_whole = event.stream_ended is not None
+        try:
+            head = read_http2_request(event.headers or [], is_whole=is_whole)
+            self._check_limits(head)
+            inside, is_tls, front = self.inside, self.app.tls is not None, None
+            if self.entry is not None:
+                head, inside, front = self.entry.aim(head)
+                is_tls = self.entry.is_https
+            request = request_of(head, inside, is_tls=is_tls, any_scheme=front is not None)
+        except Denied as denied:
+            stream.refuse(denied)
+            return
+        stream.expected = head.body if head.body > 0 else None
+        stream.conversation = conversation = Conversation(stream, request, head)
+        if front is not None:
+            self.app.engine.sessions.exchange(conversation.flow).front = front
+        conversation.start(has_body=not is_whole)
+        if not is_whole:
+            stream.watch_held()
+
+    def _check_limits(self, head: RequestHead) -> None:
+        """Check that a head is no longer than one of HTTP/1 may be.
+
+        Raises:
+            Denied: HEADERS_TOO_LARGE.
+        """
+        limits = self.app.session.policy.limits
+        if len(head.fields) > limits.header_count:
+            raise Denied(Reason.HEADERS_TOO_LARGE, f"there are more than {limits.header_count} header fields")
+        size = len(head.method) + len(head.target) + sum(len(name) + len(value) + 4 for name, value in head.fields)
+        if size > limits.header_bytes:
+            raise Denied(Reason.HEADERS_TOO_LARGE, f"the head is longer than {limits.header_bytes} bytes")
+
+    def goaway(self, last: int, code: int) -> None:
+        """Take that the app will begin no other stream: those that it has begun are served."""
+        self._app_has_left = True
+        if self._is_idle:
+            self._leave_now()
+
+    def broken(self, streams: list[AppHttp2Stream]) -> None:
+        """Close the connection."""
+        for stream in streams:
+            stream.gone()
+        self.app.close()
+
+    def closed(self, stream: AppHttp2Stream) -> None:
+        """End the connection where that was the last stream of one that is to end."""
+        stream.over()
+        if self._is_idle and (self._app_has_left or self._has_ended or (self.is_leaving and self._last < 2**31 - 1)):
+            self.app.loop.call_soon(self.app.guarded, self._leave_if_idle)
+
+    def _leave_if_idle(self) -> None:
+        if self._is_idle and not self.app.is_closing:
+            self._leave_now()
+
+    def owe(self, is_owed: bool) -> None:
+        """Take whether the app has begun something that it must end in time."""
+        self.app.expect(is_owed)
+
+    def guarded(self, step: Callable[..., None], *arguments: object) -> None:
+        """Take a step in a turn of its own."""
+        self.app.guarded(step, *arguments)
+
+    def pause(self, is_paused: bool) -> None:
+        """Read nothing more for now, or again."""
+        self.app.hold("turn", is_paused)
+
+    def _gather(self) -> None:
+        if data := self.outgoing():
+            self.app.write(data)
+
+
+class AppHttp2Stream(Stream):
+    """One request of an app, and where it is answered; see `AppStream`."""
+
+    is_last = False
+
+    def __init__(self, connection: AppHttp2, number: int) -> None:
+        super().__init__(number)
+        self.app = connection.app
+        self.conversation: Conversation | None = None
+        self.is_congested = connection.is_socket_congested
+        self._connection = connection
+        self._clock: ResponseClock | None = None
+        self._behind: Fields = ()
+        self._discarded = 0
+        self._held_timer: asyncio.TimerHandle | None = None
+
+    # -- what the app sends
+
+    def data(self, data: bytes) -> None:
+        """Take a piece of the request's body."""
+        if self.conversation is None:
+            self._discarded += len(data)
+            if self._discarded > MAX_DISCARDED:
+                self._connection.reset(self, ErrorCodes.NO_ERROR)
+        elif self.expected is not None and self.expected < 0:
+            self.conversation.broken()
+        elif data:
+            self.conversation.request_data(data)
+
+    def behind(self, block: list[tuple[bytes, bytes]]) -> None:
+        """Take the fields behind the body."""
+        try:
+            self._behind = read_http2_trailers(block, Reason.BAD_REQUEST)
+        except Denied as denied:
+            if self.conversation is not None:
+                self.conversation.give_up(denied)
+
+    def ended(self) -> None:
+        """Take the end of the request."""
+        if self._held_timer is not None:
+            self._held_timer.cancel()
+        conversation = self.conversation
+        self._connection.peer_ended(self)
+        if conversation is None or not self.is_open:
+            return
+        if self.expected:
+            conversation.broken()
+        else:
+            conversation.request_end(self._behind)
+
+    def gone(self) -> None:
+        """The app has given it up, or is gone."""
+        conversation, self.conversation = self.conversation, None
+        if conversation is not None:
+            conversation.gone()
+        self.over()
+
+    def over(self) -> None:
+        """Have done with what belongs to it."""
+        if self._clock is not None:
+            self._clock.close()
+        if self._held_timer is not None:
+            self._held_timer.cancel()
+
+    def watch_held(self) -> None:
+        """See that a body that is held is whole in time."""
+        if self.conversation is not None and self.conversation.holds_body:
+            seconds = self.app.session.policy.limits.request_seconds
+            self._held_timer = self.app.loop.call_later(seconds, self.app.guarded, self._too_slow)
+
+    def _too_slow(self) -> None:
+        if self.conversation is not None and self.conversation.holds_body:
+            seconds = self.app.session.policy.limits.request_seconds
+            late = Denied(Reason.REQUEST_TIMEOUT, f"the app did not send all of it within {seconds} s")
+            self.conversation.give_up(late)
+
+    def refuse(self, denied: Denied) -> None:
+        """Answer what is no request."""
+        response = problem_response(denied, None)
+        self.answer(response, response.data.content or b"")
+        self.app.note_refused(denied, response.status_code)
+
+    # -- as the conversation's side
+
+    @property
+    def clock(self) -> ResponseClock:
+        """How long the upstream may take."""
+        if self._clock is None:
+            self._clock = ResponseClock(self.app.loop, self.app.guarded)
+        return self._clock
+
+    def version(self, request: http.Request) -> Version:
+        """Return which version a request is to go out in: HTTP/2 where only that can carry what it may bring."""
+        types = values_of(request.headers, b"content-type")
+        is_grpc = any(each.lower().startswith("application/grpc") for each in types)
+        is_known = request.data.scheme == b"http" and self._connection.inside is not None
+        if is_known or is_grpc or (self.conversation is not None and self.conversation.takes_trailers):
+            return Version.HTTP2
+        return Version.EITHER
+
+    def hold(self, why: str, is_held: bool) -> None:
+        """Open no window for more of the request's body."""
+        self._connection.hold(self, why, is_held)
+
+    def last(self) -> None:
+        """Nothing here is ambiguous behind a request."""
+
+    def congested(self, is_congested: bool) -> None:
+        """Take that the app takes nothing more of the response for now, or again."""
+        if self.conversation is not None:
+            self.conversation.app_congested(is_congested)
+
+    def interim(self, response: http.Response) -> None:
+        """Send an interim response."""
+        self._connection.send_head(self, _fields(response), is_all=False)
+
+    def begin(self, response: http.Response, *, has_body: bool) -> None:
+        """Send a response's head."""
+        self._connection.send_head(self, _fields(response), is_all=not has_body)
+
+    def send(self, data: bytes) -> None:
+        """Send a piece of its body."""
+        self._connection.send(self, data)
+
+    def end(self, trailers: Fields = ()) -> None:
+        """End it."""
+        self._connection.finish(self, trailers)
+
+    def answer(self, response: http.Response, body: bytes) -> None:
+        """Send a response that was made here, whole."""
+        self._connection.send_head(self, _fields(response), is_all=not body)
+        if body:
+            self._connection.send(self, body)
+            self._connection.finish(self)
+
+    def flush(self) -> None:
+        """Send at once what was gathered."""
+        self.app.flush()
+
+    def switch(self, speaker: Speaker) -> bytes:
+        """Never called: no switch is offered."""
+        raise RuntimeError("a switch of protocols in HTTP/2")
+
+    def next(self) -> None:
+        """Take that the conversation is over, in order."""
+        self.conversation = None
+
+    def close(self) -> None:
+        """End what is left of it: the app need not send on."""
+        self.conversation = None
+        if self.has_ended and self._connection.unsent(self):
+            return  # it ends behind what waits; what the app still sends is thrown away
+        self._connection.reset(self, ErrorCodes.NO_ERROR if self.has_ended else ErrorCodes.CANCEL)
+
+    def abort(self) -> None:
+        """Break it off."""
+        self._connection.reset(self, ErrorCodes.INTERNAL_ERROR)
+
+
+def _fields(response: http.Response) -> list[tuple[bytes, bytes]]:
+    data = response.data
+    fields = [(b":status", b"%d" % data.status_code)]
+    for name, value in data.headers.fields:
+        key = name.lower()
+        if key not in _NOT_IN_HTTP2:
+            fields.append((key, value.strip(b" \t")))
+    return fields

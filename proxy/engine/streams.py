@@ -1,0 +1,176 @@
+"""What a conversation needs of the wire on either side, whichever version of HTTP is spoken there.
+
+Rules of this module:
+
+- A head is one decision, whatever the wire; how it is framed there is for the wire to know.
+- Whoever sends is told to wait, and what is received is read no faster than it can be passed on.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+from mitmproxy import http
+from mitmproxy.connection import Server
+
+from addons.exchange import Upstream
+from proxy.core.decisions import Denied
+from proxy.core.heads import Fields, ResponseHead
+
+if TYPE_CHECKING:
+    from proxy.engine.app import AppSocket, Speaker
+    from proxy.engine.clock import ResponseClock
+    from proxy.engine.pool import Pool
+
+
+class Version(Enum):
+    """Which version of HTTP a request is to go out in."""
+
+    HTTP1 = "1.1"  # nothing else
+    EITHER = "either"  # which the server prefers
+    HTTP2 = "2"  # if the server speaks it
+
+
+class AppStream(Protocol):
+    """Where an app has asked, and is answered: all of a connection of HTTP/1 for a while, or a stream of HTTP/2."""
+
+    app: AppSocket
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the app takes no more of the response for now."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no other request is served behind this one."""
+
+    @property
+    def clock(self) -> ResponseClock:
+        """How long the upstream may take."""
+
+    def version(self, request: http.Request) -> Version:
+        """Return which version a request is to go out in."""
+
+    def hold(self, why: str, is_held: bool) -> None:
+        """Take no more of the request's body while there is any reason not to."""
+
+    def last(self) -> None:
+        """Serve no other request behind this one, where that would be ambiguous or is not wanted."""
+
+    def interim(self, response: http.Response) -> None:
+        """Send an interim response, if the app can take one."""
+
+    def begin(self, response: http.Response, *, has_body: bool) -> None:
+        """Send a response's head; no body follows where it has none."""
+
+    def send(self, data: bytes) -> None:
+        """Send a piece of its body."""
+
+    def end(self, trailers: Fields = ()) -> None:
+        """End it."""
+
+    def answer(self, response: http.Response, body: bytes) -> None:
+        """Send a response that was made here, whole."""
+
+    def flush(self) -> None:
+        """Send at once what was gathered."""
+
+    def switch(self, speaker: Speaker) -> bytes:
+        """Give the connection to what speaks WebSocket; return what has come of that already."""
+
+    def next(self) -> None:
+        """Take that the conversation is over, in order."""
+
+    def close(self) -> None:
+        """End what is left of it, once what was sent has arrived."""
+
+    def abort(self) -> None:
+        """Break it off, so that the app cannot take what it has for all there was."""
+
+
+class Receiver(Protocol):
+    """Takes the response of one request."""
+
+    def response_head(self, head: ResponseHead) -> None:
+        """Take the head; may be called several times with a 1xx before the final one."""
+
+    def response_data(self, data: bytes) -> None:
+        """Take a piece of the body."""
+
+    def response_end(self, trailers: Fields = ()) -> None:
+        """Take the end of the response, with the fields behind its body that may go on."""
+
+    def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
+        """Take that there is none, or no more of it.
+
+        Args:
+            denied: why.
+            began: whether a byte of it had come.
+            is_untouched: whether the upstream has said that it did nothing about the request, so that it may be sent
+                again, whatever it is.
+        """
+
+    def switched(self, data: bytes) -> None:
+        """Take bytes of the protocol that a 101 switched to, or of a tunnel."""
+
+    def switched_end(self) -> None:
+        """Take that nothing more of them will come."""
+
+    def upstream_congested(self, congested: bool) -> None:
+        """Pause or resume what is being sent."""
+
+    def flush(self) -> None:
+        """Send on what was gathered from the bytes that came at once."""
+
+    def crashed(self, error: Exception) -> None:
+        """Take that it failed to take something; nothing more will come."""
+
+
+class UpstreamStream(Protocol):
+    """Where one request goes: a connection of HTTP/1 for a while, or a stream of HTTP/2."""
+
+    server: Server
+    record: Upstream
+    is_congested: bool
+
+    def heard_early(self) -> bool:
+        """Tell whether a new connection's peer has spoken, or closed, before it was asked anything."""
+
+    def ask(
+        self, receiver: Receiver, request: http.Request, body: bytes, *, is_whole: bool, trailers: Fields, te: bool
+    ) -> None:
+        """Send a request.
+
+        Args:
+            receiver: takes the response.
+            request: the head.
+            body: what there is of the body so far.
+            is_whole: whether that is all.
+            trailers: the fields behind it, if it is all.
+            te: whether the app takes fields behind a response's body.
+        """
+
+    def send_body(self, data: bytes) -> None:
+        """Send a piece of its body."""
+
+    def end(self, trailers: Fields) -> None:
+        """End it."""
+
+    def send(self, data: bytes) -> None:
+        """Send bytes of the protocol that was switched to."""
+
+    def hold(self, why: str, is_held: bool) -> None:
+        """Take no more of the response while there is any reason not to."""
+
+    def unsent(self) -> int:
+        """Return how many bytes of the request have not reached the upstream yet, as far as that can be told."""
+
+    def give_back(self, pool: Pool) -> None:
+        """Take that the response was whole: another request may be sent, where that is possible."""
+
+    def part(self) -> None:
+        """Take that nobody else may be served on the same connection."""
+
+    def close(self) -> None:
+        """Give the request up."""
