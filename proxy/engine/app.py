@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 import time
 from collections.abc import Callable
@@ -105,6 +106,7 @@ class AppSocket(Reading):
         self.loop = engine.loop
         self.tls: TlsStream | None = None
         self.has_ended = False  # the app will say no more
+        self._still_taken = math.inf
         self.is_closing = False  # we said the last word; what still comes is thrown away
         self.is_over = False
         self.was_reset = False  # it ended, and not in order
@@ -314,6 +316,9 @@ class AppSocket(Reading):
     def data_received(self, data: bytes) -> None:
         """Take bytes off the socket."""
         if self.is_closing:
+            self._still_taken -= len(data)
+            if self._still_taken < 0:
+                self.transport.abort()
             return
         self._last_activity = self.loop.time()
         self.guarded(self.take, data)
@@ -432,10 +437,15 @@ class AppSocket(Reading):
             with contextlib.suppress(OSError):  # the app is gone already; connection_lost says so
                 self.transport.write_eof()
 
-    def close(self) -> None:
-        """Close after what is to be sent, so that the app can still read it (closing with unread input would reset)."""
+    def close(self, *, still_taken: float = math.inf) -> None:
+        """Close after what is to be sent, so that the app can still read it (closing with unread input would reset).
+
+        Args:
+            still_taken: how many bytes of what the app still sends are thrown away, for a moment.
+        """
         if self.is_closing:
             return
+        self._still_taken = still_taken
         self._encrypt()
         self.is_closing = True
         if self.tls is not None:

@@ -9,8 +9,8 @@ Rules of this module:
 - A held body is whole and protected before a connection is even asked for; any other body streams.
 - A denial is answered at once and as problem details; the rest of the request's body is read and thrown away.
 - A request goes out a second time only if it is idempotent, was sent on a reused connection, and not one byte of a
-  response had come (RFC 9110, section 9.2.2); a 408 by which an idle connection ends is none. Whatever it is, it does so
-  a few times where the upstream has said that it did nothing about it (RFC 9113, section 8.7).
+  response had come (RFC 9110, section 9.2.2); a 408 by which an idle connection ends is none. Whatever it is, it does
+  so a few times where the upstream has said that it did nothing about it (RFC 9113, section 8.7).
 - A response that breaks off is never made to look whole.
 - A connection that may have been authenticated as one app is never given to another.
 """
@@ -203,7 +203,7 @@ class Conversation:
         server.tls = request.scheme == b"https"
         self.app.session.upstreams[server.id] = record
         try:
-            upstream = await open_stream(self.engine, server, key, record, self.app.context, version)
+            upstream = await open_stream(self.engine, server, key, record, self.app.context, version=version)
         except Denied as denied:
             record.denied = denied
             if not self._is_over:

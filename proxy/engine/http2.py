@@ -5,13 +5,13 @@ and says what they mean. What it would decide for everybody on a connection is d
 fields and lengths are judged by our own rules, so that a malformed message ends its stream alone, and GOAWAY is read
 and written here, since to h2 it is the end of everything, where it only says which streams are still served.
 
-A peer is told to go on (WINDOW_UPDATE) when what it has sent has left. No connection is ever left unread for that, since
-it carries other streams, and the window updates that end the wait.
+A peer is told to go on (WINDOW_UPDATE) when what it has sent has left. No connection is ever left unread for that,
+since it carries other streams, and the window updates that end the wait.
 
 Rules of this module:
 
-- What is received and not passed on is bounded by the windows, for each stream and for each connection; what waits to be
-  sent on a stream is bounded by whoever sends, which is told.
+- What is received and not passed on is bounded by the windows, for each stream and for each connection; what waits to
+  be sent on a stream is bounded by whoever sends, which is told.
 - However small its frames are, one connection does not hold up the others.
 - Frames that carry nothing (PING, SETTINGS, an empty DATA, …) are paid for by those that do, or by time; so are resets.
 """
@@ -46,9 +46,7 @@ RESETS_AT_ONCE = 100  # of streams of one connection; more than a browser gives 
 RESETS_A_SECOND = 10  # … after that
 EMPTY_AT_ONCE = 1000  # frames that carry nothing
 EMPTY_A_SECOND = 100  # … after that
-EMPTY_A_FRAME = (
-    4  # … for each frame of a body, in either direction: windows are opened for those, and PINGs measure them
-)
+EMPTY_A_FRAME = 4  # … for each frame of a body, either way: it opens windows, and is measured by PINGs
 
 _HEADER = 9  # RFC 9113, section 4.1
 _MAX_FRAME = 16384  # … section 4.2: we ask for no other
@@ -112,7 +110,7 @@ class State(h2.connection.H2Connection):
         self.local_settings = h2.settings.Settings(client=is_client, initial_values=settings)
         self.decoder.max_header_list_size = header_bytes
         self.initiate_connection()
-        # It is we who refuse a stream too many: h2 would end the connection, also of who has not heard of the limit yet.
+        # We refuse a stream too many: h2 would end the connection, even of who has not heard of the limit yet.
         self.local_settings.max_concurrent_streams = _NO_LIMIT
         self.local_settings.acknowledge()
         self.increment_flow_control_window(CONNECTION_WINDOW - self.inbound_flow_control_window)
@@ -499,7 +497,9 @@ class Connection[S: Stream]:
     def reset(self, stream: S, code: ErrorCodes) -> None:
         """Give a stream up."""
         if stream.is_open and not self.is_over:
-            self.state.reset_stream(stream.number, code)
+            known = self.state.streams.get(stream.number)
+            if known is not None and not known.closed:  # by what has just come, and is not looked at yet
+                self.state.reset_stream(stream.number, code)
             self._close(stream)
             self.wants_flush()
 

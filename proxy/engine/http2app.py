@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from proxy.engine.entries import Redirected, Reverse
 
 MAX_DISCARDED = 1024 * 1024  # of a body that nobody wants any more
+STILL_TAKEN = 256 * 1024  # bytes from an app that breaks the rules, so that it can read why it is closed
 LEAVE_SECONDS = 1.0  # for an app to hear that it should begin no other stream
 _NOT_IN_HTTP2 = frozenset((b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection", b"upgrade"))
 _PER_FIELD = 32  # RFC 9113, section 6.5.2
@@ -96,7 +97,7 @@ class AppHttp2(Connection["AppHttp2Stream"]):
             stream.gone()
 
     def congested(self, is_congested: bool) -> None:
-        """Take that the app reads too slowly, or no longer does. What it sends asks for answers that it does not read."""
+        """Take that the app reads too slowly, or no longer does: then what asks for more answers is not read either."""
         self.app.hold("congested", is_congested)
         self.socket_congested(is_congested)
 
@@ -231,7 +232,7 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         """Close the connection."""
         for stream in streams:
             stream.gone()
-        self.app.close()
+        self.app.close(still_taken=STILL_TAKEN)
 
     def closed(self, stream: AppHttp2Stream) -> None:
         """End the connection where that was the last stream of one that is to end."""

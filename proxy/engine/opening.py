@@ -31,7 +31,7 @@ _OFFERS = {
 
 
 async def open_stream(
-    engine: Engine, server: Server, key: object, record: Upstream, context: Context, version: Version
+    engine: Engine, server: Server, key: object, record: Upstream, context: Context, *, version: Version
 ) -> UpstreamStream:
     """Open a way to an upstream.
 

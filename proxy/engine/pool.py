@@ -5,7 +5,7 @@ Rules of this module:
 - A connection is adopted only for the very same destination, TLS, rule (so pins) and policy.
 - One that has anything unread, is closing, or has idled too long is closed, not adopted.
 - Per host and in all there are limits; what is over them is closed at once.
-- Whoever may share a connection that is just being opened waits for it, unless the server is known to speak HTTP/1 only.
+- Whoever may share a connection that is just being opened waits for it, unless the server speaks HTTP/1 only.
 """
 
 from __future__ import annotations

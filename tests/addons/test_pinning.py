@@ -19,7 +19,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from mitmproxy import connection, tls
 from mitmproxy.proxy.context import Context
 from OpenSSL import SSL, crypto
-from proxy.engine.layers import LayerOptions
 
 from addons.exchange import Upstream
 from addons.pinning import Pinning, have_expired, is_about_form, verifier, verify_error
@@ -256,7 +255,7 @@ class TestHooks:
     @pytest.fixture
     def data(self) -> tls.TlsData:
         client = connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2))
-        context = Context(client, LayerOptions())  # type: ignore[arg-type]  # what the driver passes as well
+        context = Context(client, None)  # type: ignore[arg-type]  # what the engine passes as well
         context.server = connection.Server(address=("api.example", 443))
         context.server.sni = "api.example"
         return tls.TlsData(context.server, context)

@@ -592,7 +592,7 @@ class TestAuthority:
 
     def test_without_either_it_is_no_request(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
         upstream = fresh(lambda: tls_upstream(*HOSTS))
-        assert self.ask(sidecar, upstream).reset is not None
+        assert_denied(self.ask(sidecar, upstream), 400, "bad_request")
         upstream.assert_untouched()
 
     @pytest.mark.parametrize("name", ["host", ":authority"])

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from h2.errors import ErrorCodes
 
 from tests.e2e.app import connect
 from tests.e2e.certificates import Authority
@@ -87,7 +86,8 @@ class TestRequests:
             assert b"\r\ncontent-length: 9\r\n" in server.read_head()
             assert server.read_exactly(7) == b'{"a":1}'
         client.end_with(stream, TRAILERS)
-        assert client.read(stream).reset == ErrorCodes.PROTOCOL_ERROR
+        message = client.read(stream)
+        assert (message.status, json.loads(message.body)["reason"]) == (400, "bad_request")
         if far.host == STREAMED:
             assert server.read_to_end() == b""  # two bytes short of a request
         else:
@@ -158,7 +158,7 @@ class TestResponses:
         reply = Reply([(":status", status), ("content-length", length)])
         message = self.ask(sidecar, authority, reply, method)
         assert (message.status, message.body, message.reset) == (int(status), b"", None)
-        assert message.get("content-length") == length
+        assert message.get("content-length") == (length if status != "204" else None)  # RFC 9110, section 8.6
 
     @pytest.mark.parametrize(("length", "is_whole"), [("3", True), ("4", False)])
     def test_one_that_is_wrong_where_trailers_end_it_is_not_passed_on_as_whole(
