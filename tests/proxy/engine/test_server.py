@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from addons.metrics import Metrics
 from proxy.ca import LocalCa
 from proxy.core.policy import Listener, Policy, Trust
-from proxy.engine import conversation, dialling
+from proxy.engine import dialling, opening
 from proxy.engine.http1 import AppHttp1
 from proxy.engine.server import BindError, Engine, bind, is_same_machine
 from proxy.engine.tls import NoRoots, find_roots, upstream_context
@@ -136,7 +136,7 @@ CANARY = "canary-4111"
 
 
 @pytest.mark.parametrize("where", ["_dial", "eof_received"])
-def test_what_raises_outside_layers_and_hooks_ends_the_connection_and_is_logged_without_its_message(
+def test_what_raises_outside_hooks_ends_the_connection_and_is_logged_without_its_message(
     where: str, roots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def boom(*_: object) -> None:
@@ -148,7 +148,7 @@ def test_what_raises_outside_layers_and_hooks_ends_the_connection_and_is_logged_
         await running.listen([bound])
         host, port = bound.socket.getsockname()
         if where == "_dial":
-            monkeypatch.setattr(conversation, "dial", boom)
+            monkeypatch.setattr(opening, "dial", boom)
         else:
             monkeypatch.setattr(AppHttp1, "eof", boom)
         reader, writer = await asyncio.open_connection(host, port)
