@@ -162,7 +162,16 @@ def test_only_one_valid_name_is_a_name_and_any_other_is_not_taken_for_none(exten
 
 @pytest.mark.parametrize(
     "data",
-    [b"GET ", b"GET / HTTP/1.1\r\n", b"OPTIONS *", b"PROPPATCH /", b"CONNECT a:1", b"M-SEARCH *", b"VERSION-CONTROL /", b"PRI * HTTP/2.0\r\n"],
+    [
+        b"GET ",
+        b"GET / HTTP/1.1\r\n",
+        b"OPTIONS *",
+        b"PROPPATCH /",
+        b"CONNECT a:1",
+        b"M-SEARCH *",
+        b"VERSION-CONTROL /",
+        b"PRI * HTTP/2.0\r\n",
+    ],
 )
 def test_a_method_and_a_space_is_http(data: bytes) -> None:
     assert listen(data) == Heard(Speech.HTTP)
