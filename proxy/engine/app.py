@@ -32,6 +32,7 @@ from proxy.core.policy import Listener, ListenerKind
 from proxy.engine.clock import ResponseClock
 from proxy.engine.dispatch import HookFailed
 from proxy.engine.entries import entry_for
+from proxy.engine.flows import new_client
 from proxy.engine.http1 import AppHttp1
 from proxy.engine.http2app import AppHttp2
 from proxy.engine.reading import Reading
@@ -126,12 +127,8 @@ class AppSocket(Reading):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start."""
         self.transport = cast(asyncio.Transport, transport)
-        self.client = Client(
-            peername=transport.get_extra_info("peername"),
-            sockname=transport.get_extra_info("sockname"),
-            timestamp_start=time.time(),
-            state=ConnectionState.OPEN,
-        )
+        names = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        self.client = new_client(*names, time.time())
         self.session = self.engine.sessions.open(self.client, self.engine.policy, self.listener.kind)
         # What carries a client to the hooks has options as well, which no hook here reads.
         self.context = Context(self.client, cast("Options", None))

@@ -15,13 +15,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mitmproxy import http, tls
-from mitmproxy.connection import Server
 
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.heads import MAX_HEAD_BYTES, can_become_a_head
 from proxy.core.names import check_server_name
 from proxy.core.policy import HTTP_PORT
+from proxy.engine.flows import new_flow, new_server
 from proxy.engine.http2 import PREFACE
 from proxy.engine.sniffing import Heard, Speech, listen
 from proxy.engine.tunnels import Relay
@@ -60,8 +60,7 @@ class Connect:
         self._asker = asker
         self._app = asker.app
         self._engine = asker.app.engine
-        self._flow = http.HTTPFlow(self._app.client, Server(address=None), True)
-        self._flow.request = request
+        self._flow = new_flow(self._app.client, request)
         self._dialling: asyncio.Task[None] | None = None
         self._is_over = False
 
@@ -84,7 +83,7 @@ class Connect:
 
     async def _dial(self, exchange: Exchange) -> None:
         request = self._flow.request.data
-        server = Server(address=(request.host, request.port))
+        server = new_server((request.host, request.port), tls=False)
         record = exchange.upstream = Upstream(exchange.policy, exchange.rule)
         try:
             upstream = await dial(self._engine, server, None, record, self._app.context)

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 
 from mitmproxy import flow as mitmproxy_flow
 from mitmproxy import http
-from mitmproxy.connection import Server
 
 from addons.exchange import Exchange, Upstream, denies
 from addons.headers import has_field
@@ -33,6 +32,7 @@ from proxy.core.appview import interim_fields
 from proxy.core.decisions import Denied, Reason, late_response
 from proxy.core.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead, ResponseHead
 from proxy.core.hops import without_framing, without_hop
+from proxy.engine.flows import new_flow, new_server
 from proxy.engine.messages import authenticates_connection, response_of
 from proxy.engine.opening import open_stream
 from proxy.engine.streams import Version
@@ -45,7 +45,6 @@ MAX_DISCARDED = 1024 * 1024
 KEPT_AT_MOST = 64 * 1024  # bytes of a body that streams, to be sent again where the upstream did nothing about them
 MAX_TRIES = 4  # of a request that upstreams do nothing about
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))  # RFC 9110, section 9.2.2
-_NO_SERVER = Server(address=None)
 _CONTINUE = http.Response(b"HTTP/1.1", 100, b"Continue", http.Headers(), None, None, 0.0, None)
 
 
@@ -64,8 +63,7 @@ class Conversation:
         self.app = stream.app
         self.engine = stream.app.engine
         self.head = head
-        self.flow = http.HTTPFlow(self.app.client, _NO_SERVER, True)
-        self.flow.request = request
+        self.flow = new_flow(self.app.client, request)
         self.upstream: UpstreamStream | None = None
         self.exchange: Exchange | None = None
         self._mode = "hold"  # hold | stream | discard: what happens to the request's body
@@ -199,8 +197,7 @@ class Conversation:
 
     async def _dial(self, record: Upstream, key: object, version: Version) -> None:
         request = self.flow.request.data
-        server = Server(address=(request.host, request.port))
-        server.tls = request.scheme == b"https"
+        server = new_server((request.host, request.port), tls=request.scheme == b"https")
         self.app.session.upstreams[server.id] = record
         try:
             upstream = await open_stream(self.engine, server, key, record, self.app.context, version=version)

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mitmproxy import http
-from mitmproxy.connection import Server
 
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Denied, Reason
+from proxy.engine.flows import new_server
 from proxy.engine.reading import Reading
 from proxy.engine.upstream import NoResponses, UpstreamConnection, dial
 
@@ -46,7 +46,7 @@ class Relay(NoResponses):
     async def _dial(self, connect: Exchange) -> None:
         assert connect.asked is not None
         record = connect.upstream = Upstream(connect.policy, connect.rule)
-        server = Server(address=(connect.asked.host, connect.asked.port))
+        server = new_server((connect.asked.host, connect.asked.port), tls=False)
         try:
             upstream = await dial(self._app.engine, server, None, record, self._app.context)
         except Denied as denied:
