@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mitmproxy.net.tls import starts_like_tls_record
-from mitmproxy.proxy.layers.tls import parse_client_hello
 from mitmproxy.tls import ClientHello
 
 MAX_RECORDS = 64  # a ClientHello is in one record, or cut in a few by those who want to be odd
@@ -66,38 +65,45 @@ def _listen_to_tls(data: bytes) -> Heard:
     if data[5:6] not in (b"", b"\x01"):  # a handshake record that is no ClientHello
         return Heard(Speech.OTHER)
     try:
-        if not _is_whole(data):
+        message = _message(data)
+        if message is None:
             return Heard(Speech.UNDECIDED if len(data) <= MAX_CLIENT_HELLO else Speech.OTHER)
-        hello = parse_client_hello(data)
-    except ValueError:
-        return Heard(Speech.OTHER)
-    if hello is None:
+        hello = ClientHello(message)
+    except (ValueError, EOFError):
         return Heard(Speech.OTHER)
     return Heard(Speech.TLS, _server_name(hello), tuple(hello.alpn_protocols))
 
 
-def _is_whole(data: bytes) -> bool:
-    """Tell, without reading it all again for each byte that comes, whether a ClientHello can be complete.
+def _message(data: bytes) -> bytes | None:
+    """Put the content of a ClientHello together out of its records; None as long as it is not whole.
+
+    Until then only the headers are looked at, not all of it again for each byte that comes.
 
     Raises:
-        ValueError: it comes in empty records, or in more than any honest one.
+        ValueError: it comes in empty records, in more than any honest one, or in other records between its own.
     """
-    handshake = records = at = 0
+    size = at = 0
     header = b""  # the message's type and length, which may be spread over records, too
     needed: int | None = None
-    while at + 5 <= len(data) and (needed is None or handshake < needed):
+    records: list[tuple[int, int]] = []  # where the content of each begins and ends
+    while at + 5 <= len(data) and (needed is None or size < needed):
         length = int.from_bytes(data[at + 3 : at + 5])
-        records += 1
-        if length == 0 or records > MAX_RECORDS:
+        if length == 0 or len(records) == MAX_RECORDS:
             raise ValueError("an empty record, or too many")
+        start, end = at + 5, at + 5 + length
+        records.append((start, end))
         if needed is None:
-            header += data[at + 5 : at + 5 + min(length, 4 - len(header))]
+            header += data[start : min(end, start + 4 - len(header))]
             needed = 4 + int.from_bytes(header[1:]) if len(header) == 4 else None
-        if at + 5 + length > len(data):
-            return False
-        handshake += length
-        at += 5 + length
-    return needed is not None and handshake >= needed
+        if end > len(data):
+            return None
+        size += length
+        at = end
+    if needed is None or size < needed:
+        return None
+    if not all(starts_like_tls_record(data[start - 5 : start]) for start, _ in records):
+        raise ValueError("a record of another kind")
+    return b"".join(data[start:end] for start, end in records)[4:needed]
 
 
 def _server_name(hello: ClientHello) -> str | None:

@@ -4,6 +4,8 @@ Rules of this module:
 
 - It does no I/O: whoever owns the socket feeds what came and sends what `outgoing` gives.
 - An alert, garbage or a broken record ends the stream; what came before it still counts.
+- OpenSSL is asked only where it can have an answer: each question to it that has none ends in an exception, and there
+  would be two for every message. So the records are counted as they come, and what it may have to send is remembered.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ class TlsStream:
         self.was_closed = False
         self._header = b""  # what has come of a record's header (RFC 8446, section 5.1)
         self._left = 0  # bytes that are still to come of a record
+        self._due = 0  # how often there may be something to read, at most: see `_take`
+        self._may_owe = False  # whether something may wait to be sent
 
     @property
     def is_between_records(self) -> bool:
@@ -32,8 +36,9 @@ class TlsStream:
         return not self._left and not self._header
 
     def _take(self, data: bytes | memoryview) -> None:
-        at = 0
-        while at < len(data):
+        """Give OpenSSL what came. Of a record it can say something by its header (garbage), and once it is whole."""
+        at, size = 0, len(data)
+        while at < size:
             if not self._left:
                 part = bytes(data[at : at + 5 - len(self._header)])
                 at += len(part)
@@ -41,9 +46,16 @@ class TlsStream:
                 if len(self._header) < 5:
                     break
                 self._left, self._header = int.from_bytes(self._header[3:]), b""
-            step = min(self._left, len(data) - at)
+                self._due += 1
+                if at + self._left <= size:  # all of it is here
+                    at += self._left
+                    self._left = 0
+                    continue
+            step = min(self._left, size - at)
             self._left -= step
             at += step
+            if not self._left:
+                self._due += 1
         self.conn.bio_write(data)
 
     def handshake(self, data: bytes | memoryview) -> bool:
@@ -60,6 +72,7 @@ class TlsStream:
         """
         if data:
             self._take(data)
+        self._may_owe = True
         try:
             self.conn.do_handshake()
         except SSL.WantReadError:
@@ -76,18 +89,15 @@ class TlsStream:
         if data:
             self._take(data)
         pieces = []
-        while True:
+        while self._due:
             try:
                 pieces.append(self.conn.recv(_CHUNK))
-            except SSL.WantReadError:
-                break
-            except SSL.ZeroReturnError:
-                self.has_ended = self.was_closed = True
-                break
-            except SSL.Error:  # an alert, or a record that cannot be read
-                self.has_ended = True
-                break
-        return b"".join(pieces)
+                self._due -= 1
+            except SSL.Error as e:  # it was no data; a key update is answered, and so is what cannot be read
+                self._due, self._may_owe = 0, True
+                self.was_closed = self.was_closed or isinstance(e, SSL.ZeroReturnError)
+                self.has_ended = self.has_ended or not isinstance(e, SSL.WantReadError)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def send(self, data: bytes) -> None:
         """Encrypt; the ciphertext waits in `outgoing`.
@@ -95,24 +105,28 @@ class TlsStream:
         Raises:
             OpenSSL.SSL.Error: the session is over.
         """
-        view = memoryview(data)
-        while view:
-            view = view[self.conn.send(view[: 1 << 20]) :]
+        at = 0
+        while at < len(data):  # it takes a record at a time
+            self._may_owe = True
+            at += self.conn.send(memoryview(data)[at:] if at else data)
 
     def close(self) -> None:
         """Say that this is all; the close_notify waits in `outgoing`."""
         if self.is_established:
+            self._may_owe = True
             with contextlib.suppress(SSL.Error):  # the session is broken already: there is nobody to tell
                 self.conn.shutdown()
 
     def outgoing(self) -> bytes:
         """Take the ciphertext that waits to be sent."""
         pieces: list[bytes] = []
-        while True:
+        while self._may_owe:
             try:
                 piece = self.conn.bio_read(_CHUNK)
             except SSL.WantReadError:
-                return b"".join(pieces)
+                break
             pieces.append(piece)
             if len(piece) < _CHUNK:  # all that was there
-                return b"".join(pieces)
+                break
+        self._may_owe = False
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -8,7 +8,6 @@ import struct
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from mitmproxy.proxy.layers.tls import parse_client_hello
 from mitmproxy.tls import ClientHello
 
 from proxy.engine import sniffing
@@ -115,17 +114,37 @@ def test_an_empty_record_within_a_client_hello_is_refused_as_soon_as_it_begins()
 
 def test_a_client_hello_is_parsed_only_once_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or each byte that comes would cost a look at all that came before it."""
-    parsed: list[int] = []
+    parsed: list[bytes] = []
 
-    def parse(data: bytes) -> ClientHello | None:
-        parsed.append(len(data))
-        return parse_client_hello(data)
+    def parse(message: bytes) -> ClientHello:
+        parsed.append(message)
+        return ClientHello(message)
 
-    monkeypatch.setattr(sniffing, "parse_client_hello", parse)
-    records = in_records(HELLO[5:], [100, 100])
+    monkeypatch.setattr(sniffing, "ClientHello", parse)
+    records = in_records(HELLO[5:], [1, 2, 100, 100])
     for length in range(len(records) + 1):
         listen(records[:length])
-    assert parsed == [len(records)]
+    assert parsed == [HELLO[9:]]  # without what follows, and without the message's own header
+
+
+def test_nothing_of_what_follows_the_client_hello_in_its_last_record_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+
+    def parse(message: bytes) -> ClientHello:
+        parsed.append(message)
+        return ClientHello(message)
+
+    monkeypatch.setattr(sniffing, "ClientHello", parse)
+    assert listen(in_records(HELLO[5:] + b"more", [10])) == Heard(Speech.TLS, "api.example")
+    assert parsed == [HELLO[9:]]
+
+
+@pytest.mark.parametrize("kind", [b"\x15\x03\x01", b"\x17\x03\x03", b"\x16\x02\x00", b"GET"])
+def test_a_record_of_another_kind_within_a_client_hello_makes_it_none(kind: bytes) -> None:
+    first, rest = HELLO[5:55], HELLO[55:]
+    records = b"\x16\x03\x01" + struct.pack("!H", len(first)) + first
+    assert listen(records + b"\x16\x03\x01" + struct.pack("!H", len(rest)) + rest).speech is Speech.TLS
+    assert listen(records + kind + struct.pack("!H", len(rest)) + rest).speech is Speech.OTHER
 
 
 def test_a_client_hello_that_never_ends_is_not_waited_for() -> None:
@@ -137,9 +156,11 @@ def test_a_client_hello_that_never_ends_is_not_waited_for() -> None:
     assert listen(records[: MAX_CLIENT_HELLO + 1]).speech is Speech.OTHER
 
 
-def test_one_that_mitmproxy_does_not_find_whole_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sniffing, "parse_client_hello", lambda _: None)
-    assert listen(HELLO).speech is Speech.OTHER
+@pytest.mark.parametrize("length", [0, 10, 40])
+def test_one_that_ends_before_its_fields_do_is_none(length: int) -> None:
+    body = HELLO[9 : 9 + length]
+    handshake = b"\x01" + len(body).to_bytes(3, "big") + body
+    assert listen(in_records(handshake, [])).speech is Speech.OTHER
 
 
 @pytest.mark.parametrize(

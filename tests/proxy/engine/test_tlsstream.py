@@ -141,9 +141,80 @@ def test_a_damaged_record_is_the_end_and_what_came_before_it_counts(pair: tuple[
     stream, peer = pair
     good, bad = peer.write(b"good"), bytearray(peer.write(b"bad"))
     bad[-1] ^= 1
+    stream.outgoing()
     assert stream.receive(good + bytes(bad)) == b"good"
     assert (stream.has_ended, stream.was_closed) == (True, False)  # the peer has not said that this is all
     assert stream.outgoing() != b""  # the alert
+
+
+class Counting:
+    """An OpenSSL connection object that counts how often it is asked for plaintext, and for what is to be sent."""
+
+    def __init__(self, conn: SSL.Connection) -> None:
+        self.conn = conn
+        self.reads = self.writes = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.conn, name)
+
+    def recv(self, size: int) -> bytes:
+        self.reads += 1
+        return self.conn.recv(size)
+
+    def bio_read(self, size: int) -> bytes:
+        self.writes += 1
+        return self.conn.bio_read(size)
+
+
+class TestHowOftenOpensslIsAsked:
+    @pytest.fixture
+    def counted(self, pair: tuple[TlsStream, Peer], monkeypatch: pytest.MonkeyPatch) -> Counting:
+        stream, _ = pair
+        stream.outgoing()
+        counting = Counting(stream.conn)
+        monkeypatch.setattr(stream, "conn", counting)
+        return counting
+
+    def test_once_for_a_record_that_came_whole(self, pair: tuple[TlsStream, Peer], counted: Counting) -> None:
+        stream, peer = pair
+        assert stream.receive(peer.write(b"one")) == b"one"
+        assert stream.outgoing() == b""
+        assert (counted.reads, counted.writes) == (1, 0)
+        assert stream.receive(peer.write(b"two") + peer.write(b"three")) == b"twothree"
+        assert (counted.reads, counted.writes) == (3, 0)
+
+    def test_only_by_its_header_and_at_its_end_for_one_that_came_in_pieces(
+        self, pair: tuple[TlsStream, Peer], counted: Counting
+    ) -> None:
+        stream, peer = pair
+        record = peer.write(b"x" * 5000)
+        assert b"".join(stream.receive(record[at : at + 1]) for at in range(len(record))) == b"x" * 5000
+        assert counted.reads == 2
+
+    def test_a_damaged_header_is_known_at_once(self, pair: tuple[TlsStream, Peer], counted: Counting) -> None:
+        stream, peer = pair
+        assert stream.receive(peer.write(b"one") + b"GET / HTTP/1.1") == b"one"
+        assert (stream.has_ended, stream.was_closed) == (True, False)
+        assert stream.outgoing() != b""  # the alert
+
+    def test_what_is_no_data_may_have_an_answer(self, pair: tuple[TlsStream, Peer], counted: Counting) -> None:
+        stream, peer = pair
+        record = peer.write(b"one")
+        assert stream.receive(record[:6]) == b""  # to OpenSSL, as if it had been a key update
+        assert stream.outgoing() == b""
+        assert counted.writes == 1
+        assert stream.receive(record[6:]) == b"one"
+        assert stream.outgoing() == b""
+        assert counted.writes == 1
+
+    def test_what_was_sent_is_there_once(self, pair: tuple[TlsStream, Peer], counted: Counting) -> None:
+        stream, peer = pair
+        stream.send(b"")
+        assert (stream.outgoing(), counted.writes) == (b"", 0)
+        stream.send(b"one")
+        stream.send(b"two")
+        assert peer.read(stream.outgoing()) == b"onetwo"
+        assert (stream.outgoing(), counted.writes) == (b"", 1)
 
 
 def test_closing_it_tells_the_peer_so(pair: tuple[TlsStream, Peer]) -> None:
