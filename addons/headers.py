@@ -26,4 +26,16 @@ def has_field(headers: http.Headers, *names: bytes) -> bool:
         headers: the header fields.
         names: names in lower case.
     """
-    return any(key.lower() in names for key, _ in headers.fields)
+    for key, _ in headers.fields:  # noqa: SIM110  # `any` takes twice as long, several times in each request
+        if key.lower() in names:
+            return True
+    return False
+
+
+def names_of(headers: http.Headers) -> set[bytes]:
+    """Return the names of the fields that are there, in lower case: to ask for several without looking at all again.
+
+    Args:
+        headers: the header fields.
+    """
+    return {key.lower() for key, _ in headers.fields}

@@ -114,25 +114,7 @@ def request_fields(fields: Fields, view: View) -> Fields:
         fields: name and value, as the app sent them.
         view: the app's.
     """
-
-    def url(value: str) -> str:
-        return _translated(value, _HTTP_URL, "https", view.to_server)
-
-    def port(value: str) -> str:
-        there = view.to_server(view.asked)
-        return str(there.port) if there is not None and value.strip() == str(view.asked.port) else value
-
-    changes: dict[bytes, Callable[[str], str]] = {
-        b"origin": url,
-        b"referer": url,
-        b"destination": url,  # RFC 4918, section 10.3
-        b"x-forwarded-proto": lambda value: _PLAIN_PROTO.sub("https", value),
-        b"x-forwarded-port": port,
-        b"x-forwarded-ssl": lambda value: _OFF.sub("on", value),
-        b"front-end-https": lambda value: _OFF.sub("on", value),
-        b"forwarded": lambda value: _FORWARDED_PROTO.sub(r"\1\2https\2", value),
-    }
-    return _changed(fields, changes)
+    return _changed(fields, _OF_REQUESTS, view, "")
 
 
 def response_fields(fields: Fields, view: View, app_origin: str = "") -> Fields:
@@ -143,36 +125,7 @@ def response_fields(fields: Fields, view: View, app_origin: str = "") -> Fields:
         view: the app's.
         app_origin: the Origin that the app sent with the request; "" for none.
     """
-    server_origin = _translated(app_origin, _HTTP_URL, "https", view.to_server)
-
-    def url(value: str) -> str:
-        return _translated(value, _HTTPS_URL, "http", view.to_app)
-
-    def origin(value: str) -> str:
-        return app_origin if value == server_origin else url(value)
-
-    def refresh(value: str) -> str:
-        found = _REFRESH.fullmatch(value)
-        if found is None:
-            return value
-        quote = found["quote"]
-        there, end, after = found["url"].partition(quote) if quote else (found["url"], "", "")
-        return found["before"] + quote + url(there) + end + after
-
-    def link(found: re.Match[str]) -> str:
-        return found[0] if found["target"] is None else f"<{url(found['target'])}>"
-
-    changes: dict[bytes, Callable[[str], str | None]] = {
-        b"location": url,
-        b"content-location": url,
-        b"access-control-allow-origin": origin,
-        b"timing-allow-origin": origin,
-        b"refresh": refresh,
-        b"link": lambda value: _LINK_TARGET.sub(link, value),
-        b"strict-transport-security": lambda _: None,
-        b"content-security-policy": _without_upgrade,
-    }
-    return _changed(fields, changes)
+    return _changed(fields, _OF_RESPONSES, view, app_origin)
 
 
 def interim_fields(fields: Fields, view: View) -> Fields:
@@ -186,19 +139,52 @@ def interim_fields(fields: Fields, view: View) -> Fields:
     return tuple(field for field in response_fields(fields, view) if field[0].lower() != b"set-cookie")
 
 
-def _changed(
-    fields: Fields, changes: dict[bytes, Callable[[str], str]] | dict[bytes, Callable[[str], str | None]]
-) -> Fields:
+def _changed(fields: Fields, changes: dict[bytes, _Change], view: View, app_origin: str) -> Fields:
+    if changes.keys().isdisjoint([name.lower() for name, _ in fields]):
+        return fields
     found: list[tuple[bytes, bytes]] = []
     for name, value in fields:
         change = changes.get(name.lower())
         if change is None:
             found.append((name, value))
             continue
-        changed = change(value.decode("utf-8", "surrogateescape"))
+        changed = change(value.decode("utf-8", "surrogateescape"), view, app_origin)
         if changed is not None:
             found.append((name, changed.encode("utf-8", "surrogateescape")))
     return tuple(found)
+
+
+def _url_for_server(value: str, view: View, _app_origin: str) -> str:
+    return _translated(value, _HTTP_URL, "https", view.to_server)
+
+
+def _port_for_server(value: str, view: View, _app_origin: str) -> str:
+    there = view.to_server(view.asked)
+    return str(there.port) if there is not None and value.strip() == str(view.asked.port) else value
+
+
+def _url_for_app(value: str, view: View, _app_origin: str) -> str:
+    return _translated(value, _HTTPS_URL, "http", view.to_app)
+
+
+def _origin_for_app(value: str, view: View, app_origin: str) -> str:
+    return app_origin if value == _url_for_server(app_origin, view, "") else _url_for_app(value, view, "")
+
+
+def _refresh_for_app(value: str, view: View, _app_origin: str) -> str:
+    found = _REFRESH.fullmatch(value)
+    if found is None:
+        return value
+    quote = found["quote"]
+    there, end, after = found["url"].partition(quote) if quote else (found["url"], "", "")
+    return found["before"] + quote + _url_for_app(there, view, "") + end + after
+
+
+def _links_for_app(value: str, view: View, _app_origin: str) -> str:
+    def link(found: re.Match[str]) -> str:
+        return found[0] if found["target"] is None else f"<{_url_for_app(found['target'], view, '')}>"
+
+    return _LINK_TARGET.sub(link, value)
 
 
 def _translated(value: str, pattern: re.Pattern[str], scheme: str, translate: Translate) -> str:
@@ -223,3 +209,27 @@ def _without_upgrade(value: str) -> str | None:
         if any(directive.strip() for directive in kept):
             policies.append(";".join(kept))
     return ",".join(policies) or None
+
+
+# What is made of a field's value, from that, the app's view and the Origin that it sent; None for nothing.
+type _Change = Callable[[str, View, str], str | None]
+_OF_REQUESTS: dict[bytes, _Change] = {
+    b"origin": _url_for_server,
+    b"referer": _url_for_server,
+    b"destination": _url_for_server,  # RFC 4918, section 10.3
+    b"x-forwarded-proto": lambda value, *_: _PLAIN_PROTO.sub("https", value),
+    b"x-forwarded-port": _port_for_server,
+    b"x-forwarded-ssl": lambda value, *_: _OFF.sub("on", value),
+    b"front-end-https": lambda value, *_: _OFF.sub("on", value),
+    b"forwarded": lambda value, *_: _FORWARDED_PROTO.sub(r"\1\2https\2", value),
+}
+_OF_RESPONSES: dict[bytes, _Change] = {
+    b"location": _url_for_app,
+    b"content-location": _url_for_app,
+    b"access-control-allow-origin": _origin_for_app,
+    b"timing-allow-origin": _origin_for_app,
+    b"refresh": _refresh_for_app,
+    b"link": _links_for_app,
+    b"strict-transport-security": lambda *_: None,
+    b"content-security-policy": lambda value, *_: _without_upgrade(value),
+}

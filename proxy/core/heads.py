@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from proxy.core.decisions import Denied, Reason
 
@@ -29,12 +30,17 @@ _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]++) HTTP/1\.([01])")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\x00-\x08\x0a-\x1f\x7f]*+))?")
 _TOKEN_START = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
+_VALUE = rb"[\t -~\x80-\xff]*+"
 # Possessive, so that no line takes more than one look at each byte: blanks may stand in the value, too.
-FIELD_LINE = re.compile(rb"(" + _TOKEN + rb"):[ \t]*+([^\x00-\x08\x0a-\x1f\x7f]*+)")
+FIELD_LINE = re.compile(rb"(" + _TOKEN + rb"):[ \t]*+(" + _VALUE + rb")")
+# The same for all lines at once: whether each is a field, and then, where each line begins, which.
+_FIELDS = re.compile(rb"(?:" + _TOKEN + rb":" + _VALUE + rb"\r\n)*+")
+_EACH_FIELD = re.compile(rb"(?m)^([^:\n]++):[ \t]*+(.*)\r\n")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")  # a leading zero is octal to some readers
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _TWO_LENGTHS = "the length of the body is given more than once (RFC 9112, section 6.3)"
 _SEEN = frozenset((b"host", b"content-length", b"transfer-encoding"))
+_KEPT, _KEPT_BYTES = 64, 1024  # an app's heads, and those of its servers, are mostly the same again from the second on
 
 type Fields = tuple[tuple[bytes, bytes], ...]
 
@@ -145,15 +151,15 @@ def read_request_head(head: bytes) -> RequestHead:
     Raises:
         Denied: BAD_REQUEST, with the line number and what is wrong with it.
     """
-    lines = head[:-4].split(b"\r\n")
-    request_line = _REQUEST_LINE.fullmatch(lines[0])
+    end = head.find(b"\r\n")
+    request_line = _REQUEST_LINE.fullmatch(head, 0, end)
     if request_line is None:
         raise Denied(Reason.BAD_REQUEST, BAD_REQUEST_LINE)
     method, target, minor = request_line.groups()
     if b"#" in target:
         raise Denied(Reason.BAD_REQUEST, "the request target has a fragment (RFC 9112, section 3.2)")
     is_http11 = minor == b"1"
-    fields, seen = _read_fields(lines, Reason.BAD_REQUEST)
+    fields, seen = _read_fields(head, end + 2, Reason.BAD_REQUEST)
     hosts = seen.get(b"host", ())
     if len(hosts) > 1:
         raise Denied(Reason.BAD_REQUEST, "the request has more than one Host field (RFC 9112, section 3.2)")
@@ -178,33 +184,48 @@ def read_response_head(head: bytes) -> ResponseHead:
     Raises:
         Denied: UPSTREAM_FAILED, with the line number and what is wrong with it.
     """
-    lines = head[:-4].split(b"\r\n")
-    status_line = _STATUS_LINE.fullmatch(lines[0])
+    end = head.find(b"\r\n")
+    status_line = _STATUS_LINE.fullmatch(head, 0, end)
     if status_line is None:
         raise Denied(Reason.UPSTREAM_FAILED, "the upstream's status line is not `HTTP/1.x status reason`")
     minor, status, reason = status_line.groups()
-    fields, seen = _read_fields(lines, Reason.UPSTREAM_FAILED)
+    fields, seen = _read_fields(head, end + 2, Reason.UPSTREAM_FAILED)
     return ResponseHead(
         int(status), reason or b"", minor == b"1", fields, _framing(seen, minor == b"1", Reason.UPSTREAM_FAILED)
     )
 
 
-def _read_fields(lines: list[bytes], reason: Reason) -> tuple[Fields, dict[bytes, list[bytes]]]:
-    fields = []
+def _read_fields(head: bytes, start: int, reason: Reason) -> tuple[Fields, dict[bytes, list[bytes]]]:
+    """Read the fields of a head, which begin there; also return the values of those that are looked at here."""
+    section = head[start:-2]
+    found = _kept_section(section) if len(section) <= _KEPT_BYTES else _read_section(section)
+    if found is None:
+        raise _no_field(head, reason)
+    return found
+
+
+def _read_section(section: bytes) -> tuple[Fields, dict[bytes, list[bytes]]] | None:
+    """Read all lines of a header section, each with its end; None if one is no field."""
+    if not _FIELDS.fullmatch(section):
+        return None
+    fields: Fields = tuple(_EACH_FIELD.findall(section))
+    if b" \r\n" in section or b"\t\r\n" in section:
+        fields = tuple((name, value.rstrip(b" \t")) for name, value in fields)
     seen: dict[bytes, list[bytes]] = {}
-    for number, line in enumerate(lines):
-        if not number:
-            continue
-        field = FIELD_LINE.fullmatch(line)
-        if field is None:
-            wrong = _what_is_wrong(line)
-            raise Denied(reason, f"line {number + 1} of the head is no valid header field: {wrong}")
-        name, value = field.groups()
-        value = value.rstrip(b" \t")
-        fields.append((name, value))
+    for name, value in fields:
         if (key := name.lower()) in _SEEN:
             seen.setdefault(key, []).append(value)
-    return tuple(fields), seen
+    return fields, seen
+
+
+_kept_section = lru_cache(_KEPT)(_read_section)
+
+
+def _no_field(head: bytes, reason: Reason) -> Denied:
+    """Say which line is the first that is no field."""
+    lines = enumerate(head[:-4].split(b"\r\n"))
+    number, line = next((number, line) for number, line in lines if number and not FIELD_LINE.fullmatch(line))
+    return Denied(reason, f"line {number + 1} of the head is no valid header field: {_what_is_wrong(line)}")
 
 
 def _what_is_wrong(line: bytes) -> str:
