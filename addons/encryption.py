@@ -104,11 +104,8 @@ class Encryption:
         response = flow.response
         if response is None or (exchange.denied is not None and not exchange.observing):
             return
-        label = responses.label_of(values_of(response.headers, b"content-type"))
-        is_seen = label is not responses.Label.OTHER or response.status_code == _PARTIAL
-        if (
-            not is_seen or response.status_code == 101 or not marked.decrypting(exchange)
-        ):  # 101: what follows is no body
+        # 101: what follows is no body.
+        if not marked.decrypting(exchange) or response.status_code == 101 or not _may_hold_fields(response):
             response.stream = exchange.count_received
             return
         exchange.holds_response = True
@@ -140,6 +137,11 @@ class Encryption:
         if count:
             flow.response.headers.fields = responses.told(flow.response.headers.fields, with_length=True)
             _replace_body(flow.response, opened)
+
+
+def _may_hold_fields(response: http.Response) -> bool:
+    label = responses.label_of(values_of(response.headers, b"content-type"))
+    return label is not responses.Label.OTHER or response.status_code == _PARTIAL
 
 
 def _replace_body(message: http.Message, body: bytes) -> None:

@@ -17,11 +17,11 @@ from mitmproxy import http
 
 from addons.exchange import Exchange
 from addons.headers import values_of
-from addons.sessions import Sessions
+from addons.sessions import Session, Sessions
 from proxy.core.clients import check_client
 from proxy.core.credentials import Verifier
 from proxy.core.decisions import Action, Decision, Denied, Reason
-from proxy.core.destinations import BadDestination, Destination, canonical_host
+from proxy.core.destinations import BadDestination, Destination, canonical
 from proxy.core.hsts import KnownHosts
 from proxy.core.names import check_host_fields, check_server_name
 from proxy.core.policy import ListenerKind
@@ -57,7 +57,7 @@ class Gate:
             self._admit(flow, exchange)
             exchange.asked = _canonical(flow)
             _check_path(flow.request)
-            is_https = flow.request.scheme == "https"
+            is_https = flow.request.data.scheme == b"https"
             # Before the names are compared, so that the rule is known of a mismatch, too.
             if is_https:
                 exchange.rule, exchange.decision = decide_https(exchange.policy, exchange.asked)
@@ -79,11 +79,13 @@ class Gate:
             Denied: CLIENT_FORBIDDEN, PROXY_AUTHENTICATION_REQUIRED.
         """
         clients = exchange.policy.clients
-        check_client(clients, exchange.client)  # again, since the policy may be another one by now
-        if not clients.users or not self._shows_credentials(flow, exchange):
+        session = self.sessions.of(flow.client_conn)
+        if session.admitted_by is not exchange.policy:  # the policy may be another one by now
+            check_client(clients, exchange.client)
+            session.admitted_by = exchange.policy
+        if not clients.users or not self._shows_credentials(session, exchange):
             return
         shown = values_of(flow.request.headers, b"proxy-authorization")
-        session = self.sessions.of(flow.client_conn)
         if len(shown) == 1 and (clients.users, shown[0]) == session.verified:
             return  # whoever guesses from the same address keeps no connection out that is in
         if len(shown) != 1 or not self._verifier.verify(clients.users, shown[0], exchange.client):
@@ -95,9 +97,8 @@ class Gate:
             )
         session.verified = (clients.users, shown[0])
 
-    def _shows_credentials(self, flow: http.HTTPFlow, exchange: Exchange) -> bool:
+    def _shows_credentials(self, session: Session, exchange: Exchange) -> bool:
         """Tell whether this is where an app shows them: not where it knows of no proxy, nor again inside CONNECT."""
-        session = self.sessions.of(flow.client_conn)
         knows = session.entry in (ListenerKind.FORWARD, ListenerKind.SOCKS5)
         return knows and (session.connect is None or session.connect is exchange)
 
@@ -137,20 +138,20 @@ def _canonical(flow: http.HTTPFlow) -> Destination:
         Denied: BAD_REQUEST.
     """
     request = flow.request
-    if not request.host:
+    if not request.data.host:
         raise Denied(
             Reason.BAD_REQUEST,
             "the request has no destination: a proxy is sent an absolute-form target or CONNECT",
             "set this address as the app's HTTP_PROXY or HTTPS_PROXY instead of calling it directly",
         )
     try:
-        host = canonical_host(request.host)
+        destination = canonical(request.data.host, request.data.port)
     except BadDestination as e:
         raise Denied(Reason.BAD_REQUEST, f"the request's destination is not valid: {e}") from None
-    if not 1 <= request.port <= 65535:
-        raise Denied(Reason.BAD_REQUEST, f"port {request.port} is not a number from 1 to 65535")
-    request.data.host = host  # not through the setter, which would rewrite the Host header
-    return Destination(host, request.port)
+    if not 1 <= destination.port <= 65535:
+        raise Denied(Reason.BAD_REQUEST, f"port {destination.port} is not a number from 1 to 65535")
+    request.data.host = destination.host  # not through the setter, which would rewrite the Host header
+    return destination
 
 
 def _check_path(request: http.Request) -> None:
@@ -171,9 +172,10 @@ def _check_host(flow: http.HTTPFlow, destination: Destination, default_port: int
         Denied: BAD_REQUEST if a value is malformed, HOST_MISMATCH if it names another destination.
     """
     names = values_of(flow.request.headers, b"host")
-    if not names and not flow.request.data.authority and flow.request.is_http2:
+    authority = flow.request.data.authority
+    if not names and not authority and flow.request.is_http2:
         raise Denied(Reason.BAD_REQUEST, "the request has neither `:authority` nor a Host field")
-    if flow.request.data.authority:
+    if authority:
         # `:authority`, or an absolute-form target inside CONNECT. Not by the property, which decodes A-labels.
-        names.append(flow.request.data.authority.decode("ascii", "replace"))
+        names.append(authority.decode("ascii", "replace"))
     check_host_fields(names, destination, default_port)

@@ -32,6 +32,7 @@ class Session:
         entry: the kind of listener that it came through.
         connect: the CONNECT request that opened a tunnel on it, if any.
         is_admitted: whether it counts among those that there may be only so many of.
+        admitted_by: the policy that was last asked whether its client may use the proxy, and said yes.
         verified: the users whom this connection has shown the credentials of one, and these credentials.
         speaks_http: whether plain http came inside that tunnel, whose requests are read here.
         trail: the redirects that an upgraded app follows on it.
@@ -47,6 +48,7 @@ class Session:
     entry: ListenerKind = ListenerKind.FORWARD
     connect: Exchange | None = None
     is_admitted: bool = False
+    admitted_by: Policy | None = None
     verified: tuple[tuple[User, ...], str] | None = field(default=None, repr=False)
     speaks_http: bool = False
     trail: Trail = field(default_factory=Trail)
@@ -143,13 +145,14 @@ class Sessions:
 
     def exchange(self, flow: http.HTTPFlow) -> Exchange:
         """Return the exchange of a flow, made at its first use."""
-        exchange = flow.metadata.get(_KEY)
-        if isinstance(exchange, Exchange):
+        exchange: Exchange | None = flow.metadata.get(_KEY)
+        if exchange is not None:
             return exchange
         session = self.of(flow.client_conn)
-        path, _, _ = flow.request.path.partition("?")
+        data = flow.request.data
+        path = data.path.partition(b"?")[0].decode("utf-8", "surrogateescape")
         # The method's own bytes: mitmproxy's property upper-cases, and `connect` is not CONNECT.
-        method = flow.request.data.method.decode("ascii", "replace")
+        method = data.method.decode("ascii", "replace")
         exchange = Exchange(session.policy, session.client, method, path)
         flow.metadata[_KEY] = exchange
         session.unfinished.add(exchange)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from mitmproxy import http
 
 from addons.exchange import Exchange, denies
-from addons.headers import has_field, values_of
+from addons.headers import names_of, values_of
 from addons.sessions import Sessions
 from proxy.core import appview
 from proxy.core.cookies import Cookies, Way, names_sent
@@ -26,7 +26,7 @@ from proxy.core.hsts import KnownHosts
 from proxy.core.policy import HTTPS_PORT
 from proxy.core.transport import decide_plain_http
 
-_FOR_THE_PROXY = (b"proxy-connection", b"proxy-authorization")
+_FOR_THE_PROXY = frozenset((b"proxy-connection", b"proxy-authorization"))
 
 
 class Transport:
@@ -56,9 +56,10 @@ class Transport:
         if flow.response is not None:
             return
         _deny_if_decided(flow, exchange)
-        if has_field(flow.request.headers, *_FOR_THE_PROXY):
-            for name in _FOR_THE_PROXY:
-                flow.request.headers.pop(name, None)
+        headers = flow.request.headers
+        names = names_of(headers)
+        if not names.isdisjoint(_FOR_THE_PROXY):
+            headers.fields = tuple(field for field in headers.fields if field[0].lower() not in _FOR_THE_PROXY)
         decision = exchange.decision
         if _is_upgraded(exchange) and decision is not None and decision.target is not None:
             # The fields behind the setters: those rewrite Host by their own idea of the default port.
@@ -67,17 +68,17 @@ class Transport:
             _follow(flow.request, decision.target)
         if exchange.policy.via is not None and not exchange.observing:
             _check_via(flow, exchange, exchange.policy.via)
-            flow.request.headers.fields += ((b"Via", _version(flow.request) + b" " + exchange.policy.via.encode()),)
-        headers = flow.request.headers
+            headers.fields += ((b"Via", _version(flow.request) + b" " + exchange.policy.via.encode()),)
         if exchange.method in ("OPTIONS", "TRACE") and not exchange.observing:
             headers.fields, may_go_on = one_forward_less(headers.fields)
             if not may_go_on:
                 exchange.deny(flow, Denied(Reason.NO_FORWARDS_LEFT, "the request's Max-Forwards is 0"))
         exchange.view = self._view(exchange)
         if exchange.view is not None:
-            exchange.origin = "".join(values_of(headers, b"origin")[:1])
+            if b"origin" in names:
+                exchange.origin = values_of(headers, b"origin")[0]
             headers.fields = appview.request_fields(headers.fields, exchange.view)
-        if has_field(headers, b"cookie"):
+        if b"cookie" in names:
             exchange.jar = names_sent(headers.fields)
             headers.fields = self._cookies.sent(headers.fields, _way(flow, exchange))
 
@@ -85,22 +86,24 @@ class Transport:
         """Show the app an upgraded host's response as one of plain http."""
         exchange = self.sessions.exchange(flow)
         response, view = flow.response, exchange.view
-        if response is not None and exchange.policy.via is not None and not exchange.observing:
+        if response is None:
+            return
+        names, is_https = names_of(response.headers), flow.request.data.scheme == b"https"
+        if exchange.policy.via is not None and not exchange.observing:
             name = exchange.policy.via.encode("ascii")
             response.headers.fields += ((b"Via", _version(response) + b" " + name),)
-        if response is not None and flow.request.scheme == "https" and exchange.asked is not None:
-            for value in values_of(response.headers, b"strict-transport-security")[:1]:
-                self._known.learn(exchange.asked.host, value)
-        if response is None or denies(exchange):
+        if b"strict-transport-security" in names and is_https and exchange.asked is not None:
+            self._known.learn(exchange.asked.host, values_of(response.headers, b"strict-transport-security")[0])
+        if denies(exchange):
             return
         if (
             response.data.http_version != b"HTTP/2.0" and flow.request.is_http2
         ):  # elsewhere, they ended with the head that they were in
             response.headers.fields = without_hop(response.headers.fields)
-        if flow.request.scheme == "https" and not exchange.observing:  # an invitation past this proxy (RFC 7838)
+        if b"alt-svc" in names and is_https and not exchange.observing:  # an invitation past this proxy (RFC 7838)
             response.headers.fields = tuple(each for each in response.headers.fields if each[0].lower() != b"alt-svc")
         fields = response.headers.fields
-        if has_field(response.headers, b"set-cookie"):
+        if b"set-cookie" in names:
             fields = self._cookies.received(fields, _way(flow, exchange), exchange.jar)
         if view is None:
             response.headers.fields = fields

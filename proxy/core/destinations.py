@@ -58,6 +58,16 @@ class Destination:
 
 
 @lru_cache(maxsize=CACHED)
+def canonical(host: str, port: int) -> Destination:
+    """Return the destination that a host, in any of its spellings, and a port are.
+
+    Raises:
+        BadDestination: as for `canonical_host`.
+    """
+    return Destination(canonical_host(host), port)
+
+
+@lru_cache(maxsize=CACHED)
 def canonical_host(text: str) -> str:
     """Return the one spelling of a host name or IP address.
 

@@ -4,6 +4,8 @@ Rules of this module:
 
 - A decision is made on the destination that was asked for, before anything is dialled.
 - A failed upgrade stays failed: nothing here, and nothing that calls it, ever goes back to plain http.
+- What depends on policy and destination alone is decided once and kept. What is known of hosts (RFC 6797) may change
+  at any time, so it is asked each time; a denial is made anew each time, since it is raised.
 """
 
 from __future__ import annotations
@@ -14,7 +16,12 @@ from proxy.core.addresses import Address, AddressKind, kind_of, parse_ip
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination, is_local_name
 from proxy.core.hsts import KnownHosts
+from proxy.core.kept import Kept
 from proxy.core.policy import Egress, Https, PlainHttp, Policy, Rule, upgraded
+
+type _Decided = tuple[Rule | None, Decision]
+_plain_http: Kept[Destination, _Decided] = Kept()
+_https: Kept[Destination, _Decided] = Kept()
 
 
 def decide_plain_http(
@@ -30,15 +37,28 @@ def decide_plain_http(
     Returns:
         The rule that counts, if any, and UPGRADE or ALLOW with the target to dial, or DENY.
     """
+    decided = _plain_http.get(policy, asked)
+    if decided is None:
+        decided = _decide_plain_http(policy, asked)
+        if decided[1].denied is None:
+            _plain_http.keep(policy, asked, decided)
+    rule, decision = decided
+    if decision.action is not Action.ALLOW or known is None:
+        return decided
+    if not known.knows(asked.host, uses_preload=policy.hsts_preload):
+        return decided
+    rule, decision = _upgrade(policy, rule, asked)
+    return rule, replace(decision, is_by_hsts=True)
+
+
+def _decide_plain_http(policy: Policy, asked: Destination) -> _Decided:
+    """Decide by the policy alone."""
     rule = policy.rule_for_plain_http(asked)
     if rule is None and policy.egress is Egress.LISTED:
         return None, Decision(Action.DENY, denied=_not_listed(asked))
     what = rule.plain_http if rule else policy.defaults.plain_http
     if what is PlainHttp.UPGRADE:
         return _upgrade(policy, rule, asked)
-    if what is PlainHttp.ALLOW and known is not None and known.knows(asked.host, uses_preload=policy.hsts_preload):
-        rule, decision = _upgrade(policy, rule, asked)
-        return rule, replace(decision, is_by_hsts=True)
     if what is PlainHttp.ALLOW:
         return rule, Decision(Action.ALLOW, asked)
     where = f"rule {rule.name}" if rule else "the policy's default"
@@ -85,6 +105,15 @@ def decide_https(policy: Policy, asked: Destination) -> tuple[Rule | None, Decis
     Returns:
         The rule that counts, if any, and TUNNEL or INSPECT with the target to dial, or DENY.
     """
+    decided = _https.get(policy, asked)
+    if decided is None:
+        decided = _decide_https(policy, asked)
+        if decided[1].denied is None:
+            _https.keep(policy, asked, decided)
+    return decided
+
+
+def _decide_https(policy: Policy, asked: Destination) -> _Decided:
     rule = policy.rule_for(asked)
     if rule is None and policy.egress is Egress.LISTED:
         return None, Decision(Action.DENY, denied=_not_listed(asked))

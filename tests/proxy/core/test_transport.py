@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from proxy.core.addresses import AddressKind, AddressSet
-from proxy.core.decisions import Action, Reason
+from proxy.core.decisions import Action, Decision, Reason
 from proxy.core.destinations import Destination
 from proxy.core.hsts import KnownHosts
 from proxy.core.pins import Pin, PinSet
@@ -354,3 +355,53 @@ def test_a_listener_of_our_own_is_no_destination() -> None:
     assert denied.reason is Reason.DESTINATION_FORBIDDEN
     assert denied.detail == "127.0.0.1 port 8080 is one of Overcoat's own listeners"
     assert "another port" in denied.hint
+
+
+class TestWhatIsKept:
+    """What was decided once is not decided again, and no rule is decided by what may have changed since."""
+
+    def test_what_is_learned_of_a_host_holds_at_once_and_only_as_long_as_it_lasts(self) -> None:
+        now = [0.0]
+        known = KnownHosts(lambda: now[0], lambda _: False)
+        policy = _policy(PlainHttp.ALLOW, Https.TUNNEL)
+        actions = [decide_plain_http(policy, ASKED, known)[1].action]
+        known.learn(ASKED.host, "max-age=10")
+        actions.append(decide_plain_http(policy, ASKED, known)[1].action)
+        assert decide_plain_http(policy, ASKED, known)[1].is_by_hsts
+        actions.append(decide_plain_http(policy, ASKED)[1].action)  # who does not ask is not told
+        now[0] = 11.0
+        actions.append(decide_plain_http(policy, ASKED, known)[1].action)
+        assert actions == [Action.ALLOW, Action.UPGRADE, Action.ALLOW, Action.ALLOW]
+
+    @pytest.mark.parametrize("decide", [decide_plain_http, decide_https])
+    def test_another_policy_decides_for_itself(self, decide: Callable[..., tuple[Rule | None, Decision]]) -> None:
+        lax, strict = _policy(PlainHttp.ALLOW, Https.TUNNEL), _policy(PlainHttp.REJECT, Https.REJECT)
+        for _ in range(2):
+            assert decide(lax, ASKED)[1].denied is None
+            assert decide(strict, ASKED)[1].action is Action.DENY
+            assert decide(replace(lax, egress=Egress.LISTED), OTHER)[1].action is Action.DENY
+
+    @pytest.mark.parametrize("decide", [decide_plain_http, decide_https])
+    def test_each_destination_has_its_own(self, decide: Callable[..., tuple[Rule | None, Decision]]) -> None:
+        policy = _policy(PlainHttp.UPGRADE, Https.TUNNEL)
+        for _ in range(2):
+            assert [decide(policy, asked)[1].target for asked in (ASKED_TLS, OTHER)] == [ASKED_TLS, OTHER]
+
+    @pytest.mark.parametrize("decide", [decide_plain_http, decide_https])
+    def test_it_is_decided_once(
+        self, decide: Callable[..., tuple[Rule | None, Decision]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        policy = _policy(PlainHttp.UPGRADE, Https.TUNNEL)
+        first = decide(policy, ASKED)
+        monkeypatch.setattr(Policy, "rule_for", None)
+        monkeypatch.setattr(Policy, "rule_for_plain_http", None)
+        assert decide(policy, Destination(ASKED.host, ASKED.port)) is first
+
+    @pytest.mark.parametrize("decide", [decide_plain_http, decide_https])
+    def test_a_denial_is_made_anew_since_it_is_raised(
+        self, decide: Callable[..., tuple[Rule | None, Decision]]
+    ) -> None:
+        policy = _policy(PlainHttp.REJECT, Https.REJECT)
+        one, other = (decide(policy, ASKED)[1].denied for _ in range(2))
+        assert one is not None
+        assert one is not other
