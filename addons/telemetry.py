@@ -10,22 +10,18 @@ Rules of this addon:
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import cache
 
 from mitmproxy import connection, http, tls
 
-from addons.exchange import Exchange, action_of, denies, never_left, would_deny
+from addons.decisionline import line_of
+from addons.exchange import Exchange, action_of, denies, never_left
 from addons.metrics import NO_REASON, NO_RULE, Metrics
 from addons.sessions import Sessions
-from proxy.core.decisions import Action
 from proxy.core.pins import PinVerdict
 from proxy.core.policy import ListenerKind
-
-MAX_PATH = 2048  # characters of a path in a line: nobody hides what he sends by making lines too long to be written
 
 
 class Telemetry:
@@ -99,38 +95,8 @@ class Telemetry:
             exchange.bytes_sent = exchange.fields_encrypted = 0
         seconds = time.monotonic() - exchange.started_monotonic
         self._count(exchange, seconds)
-        line: dict[str, object] = {
-            "time": datetime.fromtimestamp(exchange.started, UTC).isoformat(timespec="milliseconds"),
-            "client": exchange.client,
-            "method": exchange.method,
-            "destination": str(exchange.asked) if exchange.asked else None,
-            "path": exchange.path if len(exchange.path) <= MAX_PATH else f"{exchange.path[:MAX_PATH]}…",
-            "rule": exchange.rule_name,
-            "mode": exchange.policy.mode.value,
-            "action": done(exchange).value,
-            "reason": exchange.denied.reason.code if exchange.denied else None,
-            "would_deny": would_deny(exchange),
-            "tls": flow.server_conn.tls_version if flow and flow.server_conn else None,
-            "pin": upstream.pin.value if upstream and upstream.pin else None,
-            "encrypted": 0 if exchange.observing else exchange.fields_encrypted,
-            "decrypted": exchange.fields_decrypted,
-            "status": status,
-            "bytes_sent": exchange.bytes_sent,
-            "bytes_received": exchange.bytes_received,
-            "seconds": round(seconds, 6),
-        }
-        if exchange.observing:
-            line["would"] = action_of(exchange).value
-            line["would_encrypt"] = exchange.fields_encrypted
-        if exchange.denied:
-            line["detail"] = exchange.denied.detail
-            if exchange.observed is not None and exchange.observed is not exchange.denied:
-                would = exchange.observed.reason.code
-                line["detail"] = f"{exchange.denied.detail}; enforcing would have denied it: {would}"
-        elif status is None and exchange.method != "CONNECT":
-            line["detail"] = "the app ended it before the response was complete"
         try:
-            self.write(json.dumps(line) + "\n")
+            self.write(line_of(exchange, status, flow, seconds))
         except OSError:
             self.metrics.lines_lost.inc()
 
@@ -149,16 +115,3 @@ class Telemetry:
             self._fields(rule, "decrypted").inc(exchange.fields_decrypted)
         if exchange.upstream is not None and isinstance(exchange.upstream.pin, PinVerdict):
             self._pins(rule, exchange.upstream.pin.value).inc()
-
-
-def done(exchange: Exchange) -> Action:
-    """Return what was really done: in observe mode, nothing but passing on."""
-    if denies(exchange):
-        return Action.DENY
-    if not exchange.observing:
-        return action_of(exchange)
-    if exchange.method == "CONNECT":
-        return Action.TUNNEL
-    if exchange.decision is None or exchange.decision.action in (Action.TUNNEL, Action.INSPECT):
-        return Action.INSPECT
-    return Action.ALLOW

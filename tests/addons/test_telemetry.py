@@ -10,10 +10,11 @@ import pytest
 from mitmproxy.test import tflow
 from prometheus_client import CollectorRegistry
 
+from addons.decisionline import done
 from addons.exchange import Exchange
 from addons.metrics import Metrics, PolicyMetrics
 from addons.sessions import Sessions
-from addons.telemetry import Telemetry, done
+from addons.telemetry import Telemetry
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.pins import Pin, PinSet
 from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule

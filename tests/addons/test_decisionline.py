@@ -1,0 +1,138 @@
+"""A decision line is what `json.dumps` would write of the same facts, whoever chose them."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from mitmproxy.test import tflow
+
+from addons.decisionline import MAX_PATH, line_of
+from addons.exchange import Exchange, Upstream
+from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.destinations import Destination
+from proxy.core.pins import PinVerdict
+from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
+
+RULE = Rule('a "rule"', (HostPattern("exact", "a.example"),), PlainHttp.UPGRADE, Https.TUNNEL)
+DENIED = Denied(Reason.BODY_NOT_JSON, 'a "quoted" detail — and more')
+COMMON = [
+    *("time", "client", "method", "destination", "path", "rule", "mode", "action", "reason", "would_deny", "tls"),
+    *("pin", "encrypted", "decrypted", "status", "bytes_sent", "bytes_received", "seconds"),
+]
+
+
+def exchange(mode: Mode = Mode.ENFORCE, **more: object) -> Exchange:
+    """Return an exchange that was decided."""
+    found = Exchange(Policy(mode=mode), "127.0.0.1", "POST", "/")
+    found.decision = Decision(Action.UPGRADE)
+    for name, value in more.items():
+        setattr(found, name, value)
+    return found
+
+
+def read(line: str) -> dict[str, object]:
+    """Read a line, and see that it is written as `json.dumps` writes."""
+    found: dict[str, object] = json.loads(line)
+    assert line == json.dumps(found) + "\n"
+    return found
+
+
+def test_it_says_all_that_is_known_in_its_order() -> None:
+    flow = tflow.tflow()
+    flow.server_conn.tls_version = "TLSv1.3"
+    it = exchange(asked=Destination("::1", 80), rule=RULE, path="/p", started=1_800_000_000.1239)
+    it.upstream = Upstream(it.policy, RULE, pin=PinVerdict.MATCH)
+    it.fields_encrypted, it.fields_decrypted, it.bytes_sent, it.bytes_received = 1, 2, 3, 4
+    said = read(line_of(it, 201, flow, 0.00000123))
+    assert list(said) == COMMON
+    assert said == {
+        "time": "2027-01-15T08:00:00.123+00:00",
+        "client": "127.0.0.1",
+        "method": "POST",
+        "destination": "[::1]:80",
+        "path": "/p",
+        "rule": 'a "rule"',
+        "mode": "enforce",
+        "action": "upgrade",
+        "reason": None,
+        "would_deny": False,
+        "tls": "TLSv1.3",
+        "pin": "match",
+        "encrypted": 1,
+        "decrypted": 2,
+        "status": 201,
+        "bytes_sent": 3,
+        "bytes_received": 4,
+        "seconds": 1e-06,
+    }
+
+
+def test_what_is_not_known_is_null() -> None:
+    said = read(line_of(exchange(), None, None, 1.0))
+    assert [said[name] for name in ("destination", "rule", "reason", "tls", "pin", "status")] == [None] * 6
+    assert said["detail"] == "the app ended it before the response was complete"
+    assert "detail" not in read(line_of(exchange(method="CONNECT"), None, None, 1.0))
+
+
+def test_a_denial_says_why() -> None:
+    said = read(line_of(exchange(denied=DENIED), 422, None, 1.0))
+    assert list(said) == [*COMMON, "detail"]
+    assert (said["action"], said["reason"], said["detail"]) == ("deny", "body_not_json", DENIED.detail)
+
+
+def test_observe_mode_says_what_would_have_been() -> None:
+    it = exchange(Mode.OBSERVE, denied=DENIED, fields_encrypted=5)
+    said = read(line_of(it, 200, None, 1.0))
+    assert list(said) == [*COMMON, "would", "would_encrypt", "detail"]
+    assert (said["encrypted"], said["would"], said["would_encrypt"], said["would_deny"]) == (0, "deny", 5, True)
+    it.stop(Denied(Reason.UPSTREAM_FAILED, "it broke"))
+    said = read(line_of(it, 502, None, 1.0))
+    assert said["detail"] == "it broke; enforcing would have denied it: body_not_json"
+
+
+def test_two_lines_that_differ_in_one_thing_do_so_in_their_text() -> None:
+    """What was put together for one is not taken for another."""
+    lines = {
+        line_of(exchange(**{"started": 0.0, **more}), status, None, 1.0)
+        for more, status in [
+            ({}, 200),
+            ({}, 201),
+            ({"rule": RULE}, 200),
+            ({"denied": DENIED}, 200),
+            ({"client": "127.0.0.2"}, 200),
+            ({"asked": Destination("a.example", 80)}, 200),
+            ({"asked": Destination("a.example", 81)}, 200),
+            ({"policy": Policy(mode=Mode.OBSERVE)}, 200),
+            ({"decision": Decision(Action.ALLOW)}, 200),
+            ({"started": 0.001}, 200),
+            ({"started": 1.0}, 200),
+        ]
+    }
+    assert len(lines) == 11
+
+
+@pytest.mark.parametrize("started", [0.0, 1.0, 951_782_400.0, 1_795_982_052.999, 4_102_444_799.25])
+def test_the_time_is_that_of_the_start_in_utc(started: float) -> None:
+    said = read(line_of(exchange(started=started), 200, None, 1.0))
+    assert said["time"] == datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds")
+
+
+@given(st.text(), st.text(max_size=20))
+@example('/"}\n{"x":"', "\u2028")
+@example("/\udc80\x00\x1b", "GET")
+def test_whatever_the_app_chose_is_one_line_of_ascii(path: str, method: str) -> None:
+    line = line_of(exchange(path=path, method=method), 200, None, 1.0)
+    assert line.isascii()
+    assert line.count("\n") == 1
+    said = read(line)
+    assert (said["path"], said["method"]) == (path, method)
+
+
+@pytest.mark.parametrize("length", [MAX_PATH, MAX_PATH + 1])
+def test_a_path_is_cut_where_it_is_too_long(length: int) -> None:
+    said = read(line_of(exchange(path="/" + "a" * (length - 1)), 200, None, 1.0))
+    assert said["path"] == "/" + "a" * (MAX_PATH - 1) + "…" * (length > MAX_PATH)
