@@ -16,7 +16,6 @@ from proxy.core.heads import Fields
 
 _OF_THIS_HOP = frozenset((b"connection", b"keep-alive", b"te", b"proxy-connection"))
 _OF_AN_OFFER = frozenset((b"upgrade", b"http2-settings"))
-_ENDING = _OF_THIS_HOP | _OF_AN_OFFER
 # Framing and destination are not for the app to take away; its credentials end here, but are looked at before.
 _NEVER_LISTED = frozenset((b"host", b"content-length", b"transfer-encoding", b"proxy-authorization"))
 _BEFORE_THE_BODY = re.compile(
@@ -27,7 +26,6 @@ _BEFORE_THE_BODY = re.compile(
     rb"timing-allow-origin|destination|front-end-https|early-data|alt-svc|clear-site-data|sec-.+|proxy|"
     rb"x-(?:http-method|original|rewrite|real-ip|accel|sendfile).*"
 )
-_USUAL = frozenset((b"keep-alive", b"close", b"upgrade"))  # most of what Connection says, and nothing to be split
 _FORWARDS = re.compile(rb"[0-9]{1,9}")
 _RECEIVED_BY = re.compile(r"(?:^|,)[ \t]*[^ \t,]+[ \t]+([^ \t,(:]+)")  # RFC 9110, section 7.6.3
 
@@ -39,29 +37,29 @@ def without_hop(fields: Fields, *, may_offer: bool = True) -> Fields:
         fields: name and value, as they came.
         may_offer: whether it is of a version that has offers; HTTP/1.0 has none (RFC 9110, section 7.8).
     """
-    keys = [name.lower() for name, _ in fields]
-    if _ENDING.isdisjoint(keys):
-        return fields
     listed: set[bytes] = set()
     offers: list[bytes] = []
-    for key, (_, value) in zip(keys, fields, strict=True):
+    has_hop = False
+    for name, value in fields:
+        key = name.lower()
         if key == b"connection":
-            listed |= _options(value)
+            listed.update(_options(value))
         elif key == b"upgrade":
             offers.append(value.strip(b" \t").lower())
+        has_hop = has_hop or key in _OF_THIS_HOP or key in _OF_AN_OFFER
+    if not has_hop:
+        return fields
     is_websocket = may_offer and offers == [b"websocket"] and b"upgrade" in listed
-    ending = (listed - _NEVER_LISTED) | _ENDING
+    ending = (listed - _NEVER_LISTED) | _OF_THIS_HOP | _OF_AN_OFFER
     if is_websocket:
         ending -= {b"upgrade"}
-    kept = [field for key, field in zip(keys, fields, strict=True) if key not in ending]
+    kept = [field for field in fields if field[0].lower() not in ending]
     if is_websocket:
         kept.append((b"Connection", b"Upgrade"))
     return tuple(kept)
 
 
 def _options(value: bytes) -> set[bytes]:
-    if (usual := value.lower()) in _USUAL:
-        return {usual}
     return {option.strip(b" \t").lower() for option in value.split(b",")}
 
 
@@ -95,8 +93,9 @@ def keeps_alive(is_http11: bool, fields: Fields) -> bool:
         fields: name and value, as they came.
     """
     options: set[bytes] = set()
-    for value in [value for name, value in fields if name.lower() == b"connection"]:
-        options |= _options(value)
+    for name, value in fields:
+        if name.lower() == b"connection":
+            options |= _options(value)
     return b"close" not in options and (is_http11 or b"keep-alive" in options)
 
 
