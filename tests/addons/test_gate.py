@@ -12,6 +12,7 @@ from mitmproxy import connection, http
 from addons.exchange import Exchange
 from addons.gate import Gate
 from addons.sessions import Sessions
+from proxy.core.addresses import AddressSet
 from proxy.core.clients import ClientRules, PasswordHash, User
 from proxy.core.credentials import Verifier
 from proxy.core.decisions import Action, Reason
@@ -168,6 +169,23 @@ class TestCredentials:
         later.request.headers.fields += (self.RIGHT,)
         gate.requestheaders(later)
         assert later.response is not None
+
+
+class TestClients:
+    def test_another_policy_is_asked_again_whether_the_client_may_use_the_proxy(
+        self, sessions: Sessions, client: connection.Client
+    ) -> None:
+        session = sessions.of(client)
+        for _ in range(2):
+            passed(sessions, new_flow(client))
+        nowhere = replace(POLICY, clients=ClientRules(addresses=AddressSet()))
+        session.policy = nowhere
+        for _ in range(2):  # who was refused is not let in by asking again
+            assert refused(sessions, new_flow(client)) is Reason.CLIENT_FORBIDDEN
+        session.policy = POLICY
+        passed(sessions, new_flow(client))
+        session.policy = nowhere
+        assert refused(sessions, new_flow(client)) is Reason.CLIENT_FORBIDDEN
 
 
 class TestDestination:

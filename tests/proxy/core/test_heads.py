@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from proxy.core import heads
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import (
     BAD_REQUEST_LINE,
@@ -460,3 +461,60 @@ def test_a_connect_announces_no_body(framing: str) -> None:
     assert "body" in refusal(f"{start}{framing}\r\n\r\n".encode())
     for without in (start, f"{start}Content-Length: 0\r\n"):
         assert read_request_head(f"{without}\r\n".encode()).body == 0
+
+
+class TestWhatIsKept:
+    """A header section that comes again is not read again; what it means is judged with its own first line."""
+
+    def test_the_same_section_behind_another_first_line_is_judged_anew(self) -> None:
+        section = b"Host: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        for _ in range(2):
+            assert read_request_head(b"POST /1 HTTP/1.1\r\n" + section).body == CHUNKED
+            with pytest.raises(Denied):
+                read_request_head(b"POST /2 HTTP/1.0\r\n" + section)
+            with pytest.raises(Denied):
+                read_request_head(b"CONNECT a:1 HTTP/1.1\r\n" + section)
+            assert read_response_head(b"HTTP/1.1 200 OK\r\n" + section).body == CHUNKED
+            with pytest.raises(Denied):
+                read_response_head(b"HTTP/1.0 200 OK\r\n" + section)
+
+    @pytest.mark.parametrize("section", [b"Host: a\r\nHost: b", b"Host : a", b"Host: a\r\nContent-Length: 01", b""])
+    def test_a_section_that_is_refused_is_refused_each_time(self, section: bytes) -> None:
+        said = []
+        for _ in range(3):
+            with pytest.raises(Denied) as denied:
+                read_request_head(b"GET / HTTP/1.1\r\n" + section + b"\r\n\r\n")
+            said.append(denied.value)
+        assert len({str(each) for each in said}) == 1
+        assert said[0] is not said[1]  # it is raised
+
+    @pytest.mark.parametrize("length", [900, 5000])
+    def test_one_that_is_too_long_to_be_kept_is_read_alike(self, length: int) -> None:
+        head = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * length + b" \r\nY:z\r\n\r\n"
+        for _ in range(2):
+            assert read_request_head(head).fields == ((b"Host", b"a"), (b"X", b"x" * length), (b"Y", b"z"))
+
+    def test_no_more_is_kept_than_is_said(self) -> None:
+        kept = heads._kept_section
+        kept.cache_clear()
+        for number in range(3 * heads._KEPT):
+            read_request_head(b"GET / HTTP/1.1\r\nHost: a\r\nX: %d\r\n\r\n" % number)
+        assert kept.cache_info().currsize == heads._KEPT
+        kept.cache_clear()
+        read_request_head(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * heads._KEPT_BYTES + b"\r\n\r\n")
+        assert kept.cache_info().currsize == 0
+
+
+@given(HEADS)
+@example(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nX: b\r\n\r\n")
+@example(b"GET / HTTP/1.1\r\nHost: a\rb\r\n\r\n")
+@example(b"GET / HTTP/1.1\r\nHost: a\nb: c\r\n\r\n")
+def test_all_lines_at_once_are_read_as_each_by_itself(head: bytes) -> None:
+    section = head.partition(b"\r\n")[2][:-2]
+    lines = [heads.FIELD_LINE.fullmatch(line) for line in section.split(b"\r\n")[:-1]]
+    found = heads._read_section(section)
+    if not all(lines) or (section and not section.endswith(b"\r\n")):
+        assert found is None
+    else:
+        assert found is not None
+        assert found[0] == tuple((line[1], line[2].rstrip(b" \t")) for line in lines if line)
