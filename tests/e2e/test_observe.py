@@ -181,6 +181,23 @@ class TestDenials:
         assert upstream.wait_for_requests(1)[0].body == body
         assert_observed(decision_of(twins.observing, upstream), would_deny=True, reason="body_too_large")
 
+    @pytest.mark.parametrize(("more", "reason"), [(0, None), (1, "body_too_large")])
+    def test_one_without_a_length_is_too_large_where_it_would_be(
+        self,
+        twins: Twins,
+        plain: MakePlain,
+        tls_upstream: Callable[..., TlsUpstream],
+        more: int,
+        reason: str | None,
+    ) -> None:
+        body = b'{"ssn":1}'.ljust(2048 + more)
+        secure, upstream = fresh(lambda: tls_upstream(*HOSTS)), plain()
+        ask(twins.enforcing, secure, "pay.example", chunks=[body])
+        assert decision_of(twins.enforcing, secure)["reason"] == reason
+        assert ask(twins.observing, upstream, "pay.example", chunks=[body]).status == 200
+        line = decision_of(twins.observing, upstream)
+        assert_observed(line, reason=reason, would_deny=reason is not None, would_encrypt=0 if reason else 1)
+
     def test_the_twin_of_all_of_them_is_encrypted_when_enforcing(
         self, twins: Twins, tls_upstream: Callable[..., TlsUpstream]
     ) -> None:
