@@ -19,6 +19,8 @@ _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]++")
 _VALUE = re.compile(rb"(?:[^\x00-\x08\x0a-\x1f\x7f \t](?:[^\x00-\x08\x0a-\x1f\x7f]*+(?<![ \t]))?+)?+")
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++")
 _VISIBLE = re.compile(rb"[\x21-\x7e]++")
+_SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+\-.]*+")  # RFC 3986, section 3.1
+_AUTHORITY = re.compile(rb"[^\x00-\x20\x7f-\xff/?#@\\]++")  # neither part of a path nor a user, in a target
 _STATUS = re.compile(rb"[1-9][0-9]{2}")
 _OF_A_CONNECTION = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
 _OF_REQUESTS = frozenset((b":method", b":scheme", b":authority", b":path"))
@@ -42,7 +44,7 @@ def read_http2_request(block: Iterable[tuple[bytes, bytes]], *, is_whole: bool) 
     if method == b"CONNECT":
         raise _malformed("a CONNECT in a stream is not served: send it over HTTP/1.1", "RFC 9113, section 8.5")
     scheme, path = pseudo.get(b":scheme", b""), pseudo.get(b":path", b"")
-    if not _VISIBLE.fullmatch(scheme) or b":" in scheme or b"/" in scheme:
+    if not _SCHEME.fullmatch(scheme):
         raise _malformed("its :scheme is missing, or none")
     if not _VISIBLE.fullmatch(path) or b"#" in path or not (path[:1] == b"/" or (path, method) == (b"*", b"OPTIONS")):
         raise _malformed("its :path is missing, or no path that begins with a slash")
@@ -51,11 +53,11 @@ def read_http2_request(block: Iterable[tuple[bytes, bytes]], *, is_whole: bool) 
     if len(hosts) > 1 or (hosts and authority is not None and hosts[0].lower() != authority.lower()):
         raise _malformed("its :authority and its Host fields name more than one host", "section 8.3.1")
     named = hosts[0] if authority is None and hosts else authority or b""
-    if not _VISIBLE.fullmatch(named):
+    if not _AUTHORITY.fullmatch(named):
         raise _malformed("it has neither an :authority nor a Host field that names a host", "section 8.3.1")
     kept = [field for field in fields if field[0] not in (b"host", b"cookie")]
     if len(kept) + len(hosts) < len(fields):  # section 8.2.3: crumbs are one field in HTTP/1.1
-        kept.append((b"cookie", b"; ".join(value for name, value in fields if name == b"cookie")))
+        kept.append((b"cookie", b"; ".join(value for name, value in fields if name == b"cookie" and value)))
     length = read_length(_values(fields, b"content-length"), Reason.BAD_REQUEST)
     if is_whole and length:
         raise _malformed("it says that a body follows, and none does", "section 8.1.1")

@@ -201,7 +201,7 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         except Denied as denied:
             stream.refuse(denied)
             return
-        stream.expected = head.body if head.body > 0 else None
+        stream.expected = head.body if head.body >= 0 else None
         stream.conversation = conversation = Conversation(stream, request, head)
         if front is not None:
             self.app.engine.sessions.exchange(conversation.flow).front = front

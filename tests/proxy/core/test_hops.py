@@ -169,6 +169,23 @@ class TestTrailers:
     def test_what_says_how_a_message_is_read_does_not_come_so_late(self, name: str) -> None:
         assert trailers_to_relay(fields(f"a: 1|{name}: x|b: 2")) == fields("a: 1|b: 2")
 
+    @pytest.mark.parametrize(
+        ("name", "goes_on", "goes_on_apart"),
+        [
+            ("x-sum", True, True),
+            ("my_sum", False, True),  # some readers take `_` for `-`: of which field it would then be part, who knows
+            ("content_length", False, False),
+            ("x_forwarded_for", False, False),
+            ("host", False, False),
+        ],
+    )
+    def test_a_name_with_an_underscore_goes_on_where_no_hop_merges_it(
+        self, name: str, goes_on: bool, goes_on_apart: bool
+    ) -> None:
+        sent = fields(f"{name}: 1")
+        assert trailers_to_relay(sent) == (sent if goes_on else ())
+        assert trailers_to_relay(sent, stays_apart=True) == (sent if goes_on_apart else ())
+
 
 class TestMaxForwards:
     @pytest.mark.parametrize(
