@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -498,6 +499,19 @@ class TestRawTcp:
             assert client.read_to_end() == b"bye"
             line = sidecar.wait_for_decisions(1)[0]
         assert (line["action"], line["rule"], line["reason"]) == ("tunnel", "db", None)
+
+    def test_there_nobody_owes_a_first_word(self, authority: Authority, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            name = f"127.0.0.1:{listener.getsockname()[1]}"
+            policy = f"limits: {{request_seconds: 1}}{dedent(self.POLICY).replace('127.0.0.1:PORT', name)}"
+            with Sidecar(policy, tmp_path, authority=authority) as sidecar, RawClient(sidecar.address) as client:
+                client.send(f"CONNECT {name} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+                server, _ = listener.accept()
+                with server:
+                    assert client.read_response(method="CONNECT").status == 200
+                    time.sleep(1.5)
+                    server.sendall(b"220 hello\r\n")
+                    assert client.read_exactly(11) == b"220 hello\r\n"
 
     @pytest.mark.parametrize("said", [b"", b"GE"])
     def test_an_app_that_ends_its_side_while_that_is_dialled_is_passed_on(
