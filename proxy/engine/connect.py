@@ -247,6 +247,8 @@ class FirstBytes:
         app = self._app
         app.client.sni = heard.sni
         app.client.alpn_offers = heard.alpn
+        assert self._connect.asked is not None
+        app.context.server.address = self._connect.asked.host, self._connect.asked.port  # as mitmproxy says it, too
         data = tls.TlsData(app.client, app.context)
         app.engine.dispatch.call("tls_start_client", data)
         assert data.ssl_conn is not None

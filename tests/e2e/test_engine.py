@@ -25,6 +25,7 @@ from tests.e2e import wire
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient, curl
 from tests.e2e.connection import RecordedRequest
+from tests.e2e.http2 import Http2Client
 from tests.e2e.scripted import scripted_upstream
 from tests.e2e.sidecar import ROOT, Sidecar, SidecarFailed, clean_environment, overcoat_command
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
@@ -238,7 +239,8 @@ HOOKS = [
     ("addons.telemetry", "Telemetry", "response", "http", 500),
     ("addons.gate", "Gate", "http_connect", "connect", 500),
     ("addons.transport", "Transport", "http_connect", "connect", 500),
-    ("proxy.engine.layers", "NextLayer", "next_layer", "http/2", None),
+    ("addons.gate", "Gate", "requestheaders", "http/2", 500),
+    ("addons.telemetry", "Telemetry", "response", "http/2", 500),
     ("proxy.engine.tls", "TlsConnections", "tls_start_client", "https", None),
 ]
 AFTER_THE_REQUEST = ("responseheaders", "response")
@@ -292,22 +294,25 @@ class TestHooksThatRaise:
         host = broken_host(owner, hook)
         failures = broken.metrics().value("overcoat_hook_failures_total")
         before = len(broken.decisions())
+        authority = f"{host}:{upstream.port}"
         with RawClient(broken.address) as client:
             if way == "http":
                 ask(client, upstream, host)
             else:
-                client.send(f"CONNECT {host}:{upstream.port} HTTP/1.1\r\nHost: {host}:{upstream.port}\r\n\r\n".encode())
-                if way in ("https", "http/2"):
-                    assert client.read_response(method="CONNECT").status == 200
-                    context = ssl.create_default_context(cafile=str(broken.ca_file))
-                    context.set_alpn_protocols(["h2" if way == "http/2" else "http/1.1"])
-                    if way == "https":
-                        with pytest.raises((ConnectionError, ssl.SSLError)):  # closed in the handshake
-                            client.start_tls(host, context=context)
-                    else:
-                        client.start_tls(host, context=context)
-                        client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")  # RFC 9113, section 3.4
-            got = b"" if way == "https" else _read(client, status)
+                client.send(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode())
+            if way == "http/2":
+                assert client.read_response(method="CONNECT").status == 200
+                http2 = Http2Client.open(client, host, broken.ca_file)
+                message = http2.read(http2.send(authority, body=b"{}"))
+                got = f"HTTP/1.1 {message.status} ".encode() + message.body
+            elif way == "https":
+                assert client.read_response(method="CONNECT").status == 200
+                context = ssl.create_default_context(cafile=str(broken.ca_file))
+                with pytest.raises((ConnectionError, ssl.SSLError)):  # closed in the handshake
+                    client.start_tls(host, context=context)
+                got = b""
+            else:
+                got = _read(client, status)
         if status is None:
             assert got == b""
         else:

@@ -367,7 +367,7 @@ a.AppSocket._watch_idle = watch_once
 import proxy.core.policy as p
 usual = zip(p.Limits.__match_args__, p.Limits.__init__.__defaults__)
 p.Limits.__init__.__defaults__ = tuple(0.01 if name == "idle_seconds" else value for name, value in usual)
-import proxy.engine.conversation as c
+import proxy.engine.opening as c
 async def never(*_):
     await a.asyncio.sleep(60)
 c.dial = never
@@ -376,11 +376,13 @@ c.dial = never
     "in the end of a connection": "import proxy.engine.http1 as a; a.AppHttp1.gone = raises",
 }
 FAULTS_IN_HTTP_2 = FAULTS | {
-    "in a layer": "import proxy.engine.layers as a; a.Stream.state_consume_request_body = raises",
-    "in the dialling": "import proxy.engine.driver as a; a.Driver._connect = raises",
-    "in a timer": "import proxy.engine.driver as a; a.Driver._watch_idle = raises",
-    "in a pause": "import proxy.engine.driver as a; a.Driver._balance = raises",
-    "in looking for room": "import proxy.engine.driver as a; a.Driver._wake_who_has_room = raises",
+    "in the state of a connection": "import proxy.engine.http2 as a; a.State.receive_data = raises",
+    "in what a frame means": "import proxy.engine.http2app as a; a.AppHttp2.event = raises",
+    "in a stream": "import proxy.engine.http2app as a; a.AppHttp2Stream.data = raises",
+    "in an answer": "import proxy.engine.http2app as a; a.AppHttp2Stream.begin = raises",
+    "in the conversation": "import proxy.engine.conversation as a; a.Conversation.request_end = raises",
+    "in the dialling": "import proxy.engine.upstream as a; a.dial = raises",
+    "in the end of a connection": "import proxy.engine.http2app as a; a.AppHttp2.gone = raises",
 }
 
 
