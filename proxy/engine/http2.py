@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import h2.config
 import h2.connection
@@ -29,6 +31,8 @@ import h2.events
 import h2.exceptions
 import h2.settings
 import h2.stream
+import hpack
+import hyperframe.frame
 from h2.errors import ErrorCodes
 
 from proxy.core.heads import Fields
@@ -50,8 +54,9 @@ EMPTY_A_FRAME = 4  # … for each frame of a body, either way: it opens windows,
 
 _HEADER = 9  # RFC 9113, section 4.1
 _MAX_FRAME = 16384  # … section 4.2: we ask for no other
-_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _GOAWAY, _CONTINUATION = 0, 1, 3, 4, 5, 7, 9  # … section 6
-_END_STREAM, _END_HEADERS = 1, 4
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE = 0, 1, 3, 4, 5  # … section 6
+_GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 7, 8, 9
+_END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
 _LAST_ID = 2**31 - 1
 _NO_LIMIT = 2**31 - 1
 
@@ -78,6 +83,22 @@ class Allowance:
     def earn(self, count: int) -> None:
         """Have so many more."""
         self._left = min(self._at_once, self._left + count)
+
+
+class _Undecodable(h2.exceptions.ProtocolError):
+    """What is no header block leaves the table of them unknown (RFC 9113, section 4.3); to h2 it is any error."""
+
+    error_code = ErrorCodes.COMPRESSION_ERROR
+
+
+class _Decoder(hpack.Decoder):
+    def decode(self, data: bytes, raw: bool = False) -> Iterable[hpack.HeaderTuple]:
+        try:
+            return super().decode(data, raw)
+        except hpack.OversizedHeaderListError:
+            raise
+        except (hpack.HPACKError, IndexError) as e:
+            raise _Undecodable(str(e)) from e
 
 
 class State(h2.connection.H2Connection):
@@ -108,7 +129,7 @@ class State(h2.connection.H2Connection):
         if is_client:
             settings[codes.ENABLE_PUSH] = 0
         self.local_settings = h2.settings.Settings(client=is_client, initial_values=settings)
-        self.decoder.max_header_list_size = header_bytes
+        self.decoder = _Decoder(header_bytes)
         self.initiate_connection()
         # We refuse a stream too many: h2 would end the connection, even of who has not heard of the limit yet.
         self.local_settings.max_concurrent_streams = _NO_LIMIT
@@ -119,6 +140,7 @@ class State(h2.connection.H2Connection):
         stream = super()._begin_new_stream(stream_id, allowed_ids)
         # h2 ends the connection where a body is not as long as was said; here, that is seen to for each stream.
         setattr(stream, "_initialize_content_length", _leave_lengths_alone)  # noqa: B010  # mypy minds an assignment
+        setattr(stream, "receive_headers", functools.partial(_receive_headers, stream))  # noqa: B010  # as above
         return stream
 
     def bound_table(self) -> None:
@@ -132,6 +154,35 @@ class State(h2.connection.H2Connection):
 
 def _leave_lengths_alone(_fields: object) -> None:
     """Stand in for h2's look at Content-Length."""
+
+
+def _receive_headers(
+    stream: h2.stream.H2Stream, *arguments: Any
+) -> tuple[list[hyperframe.frame.Frame], list[h2.events.Event]]:
+    """Have h2 take a header block; where none may come, that is the end of the stream, not of the connection."""
+    try:
+        return h2.stream.H2Stream.receive_headers(stream, *arguments)
+    except h2.exceptions.StreamClosedError:
+        raise
+    except h2.exceptions.ProtocolError:
+        stream.state_machine.state = h2.stream.StreamState.CLOSED
+        stream.state_machine.stream_closed_by = h2.stream.StreamClosedBy.SEND_RST_STREAM
+        closed = h2.exceptions.StreamClosedError(stream.stream_id)
+        closed.error_code = ErrorCodes.PROTOCOL_ERROR
+        closed._events = [_reset_here(stream.stream_id, ErrorCodes.PROTOCOL_ERROR)]
+        raise closed from None
+
+
+def _opens_nothing(frame: bytes) -> bool:
+    """Tell whether a WINDOW_UPDATE has no increment, which on a stream is wrong of that alone (RFC 9113, 6.9)."""
+    return len(frame) == _HEADER + 4 and not int.from_bytes(frame[_HEADER:]) & _LAST_ID
+
+
+def _reset_here(number: int, code: ErrorCodes) -> h2.events.StreamReset:
+    event = h2.events.StreamReset(stream_id=number)
+    event.error_code = code
+    event.remote_reset = False
+    return event
 
 
 class Stream:
@@ -219,9 +270,10 @@ class Connection[S: Stream]:
     def _read(self) -> None:
         unread, at, frames = self._unread, 0, 0
         if not self._is_client and self._to_begin == 2:
+            if not PREFACE.startswith(unread[: len(PREFACE)]):
+                self.fail(ErrorCodes.PROTOCOL_ERROR)
+                return
             if len(unread) < len(PREFACE):
-                if not PREFACE.startswith(unread):
-                    self.fail(ErrorCodes.PROTOCOL_ERROR)
                 return
             at, self._to_begin = len(PREFACE), 1
             if not self._feed(bytes(unread[:at])):
@@ -269,7 +321,7 @@ class Connection[S: Stream]:
         if kind in (_HEADERS, _PUSH_PROMISE, _CONTINUATION):
             before = (self._block or 0) if kind == _CONTINUATION else 0
             self._block = None if flags & _END_HEADERS else before + size
-        if size > _MAX_FRAME:
+        if size > _MAX_FRAME or (kind == _SETTINGS and flags & _ACK and size):
             self.fail(ErrorCodes.FRAME_SIZE_ERROR)
         elif self._to_begin and kind != _SETTINGS:
             self.fail(ErrorCodes.PROTOCOL_ERROR)
@@ -297,6 +349,11 @@ class Connection[S: Stream]:
         if kind == _GOAWAY and not number and len(frame) >= _HEADER + 8 and self._block is None:
             code = int.from_bytes(frame[13:17])
             self.goaway(int.from_bytes(frame[9:13]) & _LAST_ID, code)
+            return
+        if kind == _WINDOW_UPDATE and stream is not None and self._block is None and _opens_nothing(frame):
+            self.state.reset_stream(number, ErrorCodes.PROTOCOL_ERROR)
+            self._take_event(_reset_here(number, ErrorCodes.PROTOCOL_ERROR))
+            self.wants_flush()
             return
         self._to_begin = 0
         self._feed(frame)
