@@ -1,0 +1,263 @@
+"""Upstream connections inside stock mitmproxy, which dials by itself.
+
+Rules of this addon:
+
+- Nothing is dialled that no request was let through to: `requestheaders`, behind all that decides, notes where one may
+  go, and under which rule; `server_connect` refuses any other address.
+- A connection serves no request of another rule than that whose pins it was opened under. mitmproxy matches address and
+  TLS only, so of two rules that lead to one address, a client connection can use one.
+- A name is looked up, and judged, before mitmproxy looks it up once more. So the address that it has really reached is
+  judged again, and if it is forbidden the connection is cut before a byte is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from mitmproxy import connection, http, tls
+from mitmproxy.exceptions import AddonHalt
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+
+from addons.exchange import Exchange, Upstream
+from addons.pinning import have_expired
+from addons.sessions import Sessions
+from addons.stock.guard import Cut
+from proxy.core.addresses import Address, AddressKind, kind_of, parse_ip
+from proxy.core.decisions import Action, Denied, Reason
+from proxy.core.policy import Policy, Rule
+from proxy.core.transport import forbidden_address, own_listener, unresolved, untaken
+
+_TOO_LARGE = "exceeds mitmproxy's body_size_limit"
+
+
+class Target(NamedTuple):
+    """Where a connection goes, and whether TLS is spoken there."""
+
+    host: str
+    port: int
+    is_tls: bool
+
+
+@dataclass(slots=True)
+class _Ways:
+    """What may be dialled for one client connection.
+
+    Attributes:
+        let_through: the first request that was let through to each target.
+        carried: the CONNECT whose bytes are carried as they are.
+        last: what is known of the connection dialled last to each target.
+    """
+
+    let_through: dict[Target, Exchange] = field(default_factory=dict)
+    carried: Exchange | None = None
+    last: dict[Target, Upstream] = field(default_factory=dict)
+
+
+class Dials:
+    """Says what mitmproxy may dial. Stands behind all that decides, and before `Telemetry`."""
+
+    def __init__(self, sessions: Sessions, own_ports: Callable[[], Collection[int]], cut: Cut) -> None:
+        """Start.
+
+        Args:
+            sessions: the live sessions.
+            own_ports: returns the ports that mitmproxy itself listens on.
+            cut: ends a connection before another byte of it is written.
+        """
+        self._sessions = sessions
+        self._own_ports = own_ports
+        self._cut = cut
+        self._ways: dict[str, _Ways] = {}
+
+    def client_connected(self, client: connection.Client) -> None:
+        """Begin with nothing that may be dialled."""
+        self._ways[client.id] = _Ways()
+
+    def client_disconnected(self, client: connection.Client) -> None:
+        """Forget about a connection."""
+        self._ways.pop(client.id, None)
+
+    def carry(self, client: connection.Client, connect: Exchange) -> None:
+        """Let the bytes of a CONNECT be carried to where it leads."""
+        self._ways[client.id].carried = connect
+
+    # -- before anything is dialled
+
+    async def http_connect(self, flow: http.HTTPFlow) -> None:
+        """Judge the destination of a tunnel, while the app can still be told."""
+        exchange = self._sessions.exchange(flow)
+        is_tunnel = exchange.decision is not None and exchange.decision.action is Action.TUNNEL
+        if flow.response is None and is_tunnel and exchange.asked is not None:
+            await self._judge_flow(flow, exchange, exchange.asked.host, exchange.asked.port)
+
+    async def requestheaders(self, flow: http.HTTPFlow) -> None:
+        """Let a request through to its target, and to no other."""
+        exchange = self._sessions.exchange(flow)
+        if flow.response is not None or flow.error is not None:
+            return
+        target = Target(flow.request.host, flow.request.port, flow.request.scheme == "https")
+        ways = self._ways[flow.client_conn.id]
+        first = ways.let_through.get(target, exchange)
+        if first.rule is not exchange.rule:
+            what = f"this connection has led to {target.host} port {target.port} under another rule already"
+            exchange.refuse(
+                flow, Denied(Reason.DESTINATION_FORBIDDEN, what, "let one rule name both ports of the host")
+            )
+            return
+        if target.is_tls and have_expired(exchange.rule) and not exchange.observing:
+            # An open connection would be used on.
+            expired = Denied(Reason.PINS_EXPIRED, f"the pins of rule {exchange.rule_name} have expired")
+            exchange.deny(flow, expired)
+            return
+        await self._judge_flow(flow, exchange, target.host, target.port)
+        if flow.response is None:
+            ways.let_through[target] = first
+
+    async def _judge_flow(self, flow: http.HTTPFlow, exchange: Exchange, host: str, port: int) -> None:
+        try:
+            observed = await self._judge(exchange.policy, exchange.rule, host, port)
+        except Denied as denied:
+            exchange.refuse(flow, denied)
+        else:
+            if observed is not None:
+                exchange.deny(flow, observed)
+
+    async def _judge(self, policy: Policy, rule: Rule | None, host: str, port: int) -> Denied | None:
+        """Look a host up; return why the policy lets nobody reach what is there.
+
+        Raises:
+            Denied: it cannot be reached at all, or must not be in any mode.
+        """
+        found = await look_up(host, port, policy.limits.connect_seconds)
+        if port in self._own_ports() and any(kind_of(each) is AddressKind.LOOPBACK for each in found):
+            raise own_listener(f"{host} port {port}")
+        allowed = policy.reachable(rule)
+        kind = next((kind for each in found if (kind := allowed.forbids(each)) is not None), None)
+        return None if kind is None else forbidden_address(host, kind, rule)
+
+    # -- while it is dialled
+
+    async def server_connect(self, data: ServerConnectionHookData) -> None:
+        """Refuse what no request was let through to."""
+        server, ways = data.server, self._ways[data.client.id]
+        if server.address is None or server.via is not None:
+            raise RuntimeError("an upstream without an address, or through another proxy")
+        host, port = server.address[:2]
+        target = Target(host, port, server.tls)
+        exchange = ways.carried or ways.let_through.get(target)
+        if exchange is None or (ways.carried and (exchange.asked is None or (host, port) != _of(exchange))):
+            raise RuntimeError("an upstream that no request was let through to")
+        record = Upstream(exchange.policy, exchange.rule)
+        self._sessions.of(data.client).upstreams[server.id] = ways.last[target] = record
+        if ways.carried is not None:
+            exchange.upstream = record
+        try:
+            found = await self._judge(record.policy, record.rule, host, port)
+            if found is not None and not exchange.observing:
+                raise found
+            record.observed = found
+        except Denied as denied:
+            record.denied = denied
+            server.error = f"{denied.reason.code}: {denied.detail}"
+
+    def server_connected(self, data: ServerConnectionHookData) -> None:
+        """Cut a connection to where the look-up did not lead."""
+        server = data.server
+        record = self._sessions.of(data.client).upstreams[server.id]
+        if server.peername is None or server.sockname is None or server.address is None:
+            raise RuntimeError("a connection without addresses")
+        there, here = parse_ip(server.peername[0]), parse_ip(server.sockname[0])
+        kind = record.policy.reachable(record.rule).forbids(there)
+        is_own = server.peername[1] in self._own_ports() and (there == here or (there.is_loopback and here.is_loopback))
+        if is_own:
+            record.denied = own_listener(f"{server.address[0]} port {server.peername[1]}")
+        elif kind is not None and record.observed is None:
+            record.denied = forbidden_address(server.address[0], kind, record.rule)
+        if record.denied is not None:
+            self._cut(data.client, server)
+
+    def server_connect_error(self, data: ServerConnectionHookData) -> None:
+        """Name the reason where nobody took the connection."""
+        record = self._sessions.of(data.client).upstreams.get(data.server.id)
+        if record is not None and record.denied is None and data.server.address is not None:
+            record.denied = untaken(*data.server.address[:2])
+
+    def tls_start_server(self, data: tls.TlsData) -> None:
+        """Begin no handshake on a connection that was cut."""
+        if self._sessions.of(data.context.client).upstreams[data.conn.id].denied is not None:
+            data.ssl_conn = None
+            raise AddonHalt
+
+    # -- what became of it
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        """Find the connection that carried a request."""
+        self._find(flow)
+
+    def error(self, flow: http.HTTPFlow) -> None:
+        """Find the connection that carried a request, or failed to, and name the reason that only mitmproxy knows."""
+        self._find(flow)
+        exchange, upstream = self._sessions.exchange(flow), self._sessions.exchange(flow).upstream
+        if exchange.denied is None and (upstream is None or upstream.denied is None) and flow.error is not None:
+            found = _reason_of(flow.error.msg, exchange.has_left and _listens(flow), flow.response is not None)
+            if found is not None:
+                exchange.stop(found)
+
+    def _find(self, flow: http.HTTPFlow) -> None:
+        exchange, server = self._sessions.exchange(flow), flow.server_conn
+        target = Target(flow.request.host, flow.request.port, flow.request.scheme == "https")
+        ways = self._ways[flow.client_conn.id]
+        known = self._sessions.of(flow.client_conn).upstreams.get(server.id)
+        if target in ways.let_through and not exchange.is_refused:
+            exchange.upstream = known or ways.last.get(target)
+        is_open = server.timestamp_tls_setup if server.tls else server.timestamp_tcp_setup
+        exchange.has_left = exchange.has_left or is_open is not None
+
+
+def _listens(flow: http.HTTPFlow) -> bool:
+    return bool(flow.client_conn.state & connection.ConnectionState.CAN_WRITE)
+
+
+def _reason_of(message: str, is_upstreams_fault: bool, has_begun: bool) -> Denied | None:
+    """Return what an error of mitmproxy's is called; None where the app has ended it."""
+    if _TOO_LARGE in message:
+        reason = Reason.BODY_TOO_LARGE if message.startswith("Request") else Reason.UPSTREAM_FAILED
+        return Denied(reason, f"the body {_TOO_LARGE}")
+    if not is_upstreams_fault:
+        return None
+    if has_begun:
+        return Denied(Reason.UPSTREAM_CUT, "the upstream broke its response off before it was whole")
+    return Denied(Reason.UPSTREAM_FAILED, "the upstream closed the connection, or its response is not valid HTTP")
+
+
+def _of(exchange: Exchange) -> tuple[str, int] | None:
+    return None if exchange.asked is None else (exchange.asked.host, exchange.asked.port)
+
+
+async def look_up(host: str, port: int, seconds: float) -> list[Address]:
+    """Return the addresses of a host.
+
+    Args:
+        host: the canonical host.
+        port: the port.
+        seconds: how long it may take.
+
+    Raises:
+        Denied: UPSTREAM_UNREACHABLE, UPSTREAM_TIMEOUT.
+    """
+    try:
+        return [parse_ip(host)]
+    except ValueError:
+        pass
+    try:
+        async with asyncio.timeout(seconds):
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except TimeoutError:
+        raise Denied(Reason.UPSTREAM_TIMEOUT, f"the name {host} was not resolved in {seconds} s") from None
+    except (OSError, UnicodeError):
+        raise unresolved(host) from None
+    return [parse_ip(str(address[0])) for *_, address in found]

@@ -1,0 +1,116 @@
+"""Heads inside stock mitmproxy: looked at again by the core's rules, since mitmproxy's parser has read them.
+
+Rules of this addon:
+
+- It stands before all others. What mitmproxy has taken though two parsers may read it in two ways is refused.
+- It makes a request what our engine would have made of it: without the fields that are about one connection only.
+- What mitmproxy itself refuses has a reason, too.
+"""
+
+from __future__ import annotations
+
+from mitmproxy import http
+
+from addons.headers import has_field
+from addons.sessions import Sessions
+from proxy.core.decisions import Denied, Reason
+from proxy.core.destinations import Destination
+from proxy.core.heads import read_request_head, read_response_head
+from proxy.core.hops import without_hop
+from proxy.core.policy import HTTP_PORT, HTTPS_PORT, Limits
+
+_INVALID = Denied(Reason.BAD_REQUEST, "mitmproxy does not take the request's header fields")
+
+
+class Heads:
+    """Checks heads, and takes out of them what ends here."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    def http_connect(self, flow: http.HTTPFlow) -> None:
+        """Check the head of a CONNECT."""
+        self._check(flow, flow.request.data.authority)
+
+    def requestheaders(self, flow: http.HTTPFlow) -> None:
+        """Check the head of a request, and tidy it."""
+        if flow.error is not None:  # it gets mitmproxy's answer, whatever is done here
+            self._sessions.exchange(flow).stop(_INVALID)
+            return
+        self._check(flow, flow.request.data.path)
+        request = flow.request
+        if flow.response is not None or request.is_http2:
+            return
+        is_http11 = request.data.http_version == b"HTTP/1.1"
+        fields = without_hop(request.headers.fields, may_offer=is_http11)
+        if not is_http11:  # it has no expectations (RFC 9110, section 10.1.1), and needs no Host field
+            fields = tuple(field for field in fields if field[0].lower() != b"expect")
+        if not has_field(request.headers, b"host"):
+            named = Destination(request.host, request.port)
+            is_default = named.port == (HTTPS_PORT if request.scheme == "https" else HTTP_PORT)
+            fields = (
+                (b"Host", (named.url_host if is_default else named.authority).encode("ascii", "replace")),
+                *fields,
+            )
+        request.headers.fields = fields
+
+    def _check(self, flow: http.HTTPFlow, target: bytes) -> None:
+        exchange, request = self._sessions.exchange(flow), flow.request
+        try:
+            check_size(request, exchange.policy.limits)
+            head = read_request_head(as_http1(request, target))
+            if not request.is_http2 and not head.is_http11 and has_field(request.headers, b"transfer-encoding"):
+                raise _INVALID
+        except Denied as denied:
+            exchange.refuse(flow, denied)
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        """Check the head of a response, and tidy it."""
+        exchange, response = self._sessions.exchange(flow), flow.response
+        if response is None or exchange.is_refused:
+            return
+        try:
+            read_response_head(response_as_http1(response))
+        except Denied as denied:
+            exchange.refuse(flow, denied)
+            return
+        if not response.is_http2:
+            response.headers.fields = without_hop(response.headers.fields)
+
+
+def check_size(request: http.Request, limits: Limits) -> None:
+    """Check that a head is not larger than the policy lets it be.
+
+    Raises:
+        Denied: HEADERS_TOO_LARGE.
+    """
+    data, fields = request.data, request.headers.fields
+    size = sum(len(part) for part in (data.method, data.scheme, data.authority, data.path))
+    size += sum(len(name) + len(value) + 4 for name, value in fields)
+    if len(fields) > limits.header_count or size > limits.header_bytes:
+        raise Denied(Reason.HEADERS_TOO_LARGE, "the header fields are more, or longer, than the limits")
+
+
+def as_http1(request: http.Request, target: bytes) -> bytes:
+    """Return a request's head in HTTP/1, whose ambiguities one of HTTP/2 must not have either.
+
+    Args:
+        request: the request.
+        target: the target to write.
+    """
+    data = request.data
+    version = b"HTTP/1.1" if request.is_http2 else data.http_version
+    lines = [data.method + b" " + target + b" " + version]
+    if request.is_http2 and not has_field(request.headers, b"host"):
+        lines.append(b"Host: " + data.authority)
+    lines += [name + b": " + value for name, value in request.headers.fields]
+    return b"\r\n".join([*lines, b"", b""])
+
+
+def response_as_http1(response: http.Response) -> bytes:
+    """Return a response's head in HTTP/1; see `as_http1`."""
+    data = response.data
+    version = b"HTTP/1.1" if response.is_http2 else data.http_version
+    lines = [b"%b %d %b" % (version, data.status_code, data.reason)]
+    lines += [name + b": " + value for name, value in response.headers.fields]
+    return b"\r\n".join([*lines, b"", b""])

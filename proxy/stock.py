@@ -1,0 +1,200 @@
+"""Overcoat as an addon of stock mitmproxy: its options, and the pipeline for one policy.
+
+Rules of this module:
+
+- Without a policy that is right, mitmproxy does not start; if it goes on all the same, everything is denied.
+- Options of mitmproxy that would undo what the policy says are refused, at the start and later.
+- The policy is read once. Whoever takes the addon away ends mitmproxy: it would go on without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Set
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mitmproxy import connection, ctx
+from mitmproxy.exceptions import OptionsError
+from prometheus_client import CollectorRegistry
+
+from addons.encryption import Encryption
+from addons.gate import Gate
+from addons.localca import LocalCaGuard
+from addons.metrics import Metrics
+from addons.pinning import Pinning
+from addons.stock.dials import Dials
+from addons.stock.guard import Guard
+from addons.stock.heads import Heads
+from addons.stock.ways import Ways
+from addons.telemetry import Telemetry
+from addons.transport import Transport
+from proxy.ca import CaError, LocalCa, data_directory
+from proxy.config import PolicyErrors, load_policy
+from proxy.core.cookies import Cookies
+from proxy.core.credentials import Verifier
+from proxy.core.hsts import KnownHosts
+from proxy.core.policy import Policy
+from proxy.engine.tls import NoRoots, TlsConnections, with_roots
+from proxy.findings import findings
+from proxy.preload import is_preloaded
+from proxy.secrecy import SecretVariables
+
+if TYPE_CHECKING:
+    from mitmproxy.addonmanager import Loader
+    from mitmproxy.addons.proxyserver import Proxyserver
+
+logger = logging.getLogger("overcoat")
+
+# What is set, since mitmproxy's defaults are others.
+_SET: dict[str, Any] = {
+    "connection_strategy": "lazy",  # else a connection to port 80 is open before the request is upgraded
+    "upstream_cert": False,
+    "rawtcp": False,  # else whatever is not understood passes
+    "onboarding": False,  # it hands out mitmproxy's own CA, which vouches for nothing here
+}
+# What must stay as it is by default, and why.
+_KEPT: dict[str, tuple[Any, str]] = {
+    "ssl_insecure": (False, "upstreams would not be verified"),
+    "stream_large_bodies": (None, "bodies would leave before their fields are encrypted"),
+    "validate_inbound_headers": (True, "requests could be smuggled"),
+    "mode": (["regular"], "the policy is for a forward proxy there"),
+    "ignore_hosts": ([], "the policy says what is tunnelled: https: tunnel"),
+    "allow_hosts": ([], "the policy says what is tunnelled: https: tunnel"),
+    "tcp_hosts": ([], "the policy says what is tunnelled: https: tunnel"),
+    "udp_hosts": ([], "nothing but TCP is served"),
+    "ssl_verify_upstream_trusted_ca": (None, "the policy says whom to trust: trust.roots"),
+    "ssl_verify_upstream_trusted_confdir": (None, "the policy says whom to trust: trust.roots"),
+    "client_certs": (None, "connections to upstreams are the policy's"),
+}
+
+
+class Overcoat:
+    """The addon: reads the policy that `overcoat_policy` names, and builds the pipeline."""
+
+    name = "overcoat"
+
+    def __init__(self) -> None:
+        self._guard = Guard(_cut)
+        self.addons = [self._guard]
+        self._is_configured = False
+
+    def load(self, loader: Loader) -> None:
+        """Declare the option, and set those of mitmproxy's that must be set."""
+        loader.add_option("overcoat_policy", str, "", "Overcoat's policy file, which all traffic is held to.")
+        ctx.options.update(**_SET)
+
+    def configure(self, updated: Set[str]) -> None:
+        """Read the policy, the first time; refuse later what would undo it.
+
+        Raises:
+            OptionsError: an option was changed that must not be; mitmproxy takes the change back.
+        """
+        wrong = list(_wrong_options())
+        if self._is_configured:
+            if "overcoat_policy" in updated:
+                wrong.append("overcoat_policy is read once: start mitmproxy again for another policy")
+            if wrong:
+                raise OptionsError("; ".join(wrong))
+            return
+        self._is_configured = True
+        wrong = wrong or self._begin()
+        for each in wrong:
+            logger.error("%s", each)  # mitmproxy ends its start for it
+        if wrong:
+            logger.error("nothing passes: Overcoat has no policy in force")
+
+    def done(self) -> None:
+        """End mitmproxy with this addon."""
+        self._guard.shut()
+        ctx.master.shutdown()
+
+    def _begin(self) -> list[str]:
+        """Read the policy and build the pipeline; return what is wrong."""
+        if not ctx.options.overcoat_policy:
+            return ["name Overcoat's policy: --set overcoat_policy=FILE"]
+        now = datetime.now(UTC)
+        try:
+            policy = load_policy(Path(ctx.options.overcoat_policy).expanduser(), os.environ, {}, SecretVariables())
+            if missing := list(_missing(policy)):
+                return missing
+            policy = with_roots(policy)
+            authority = LocalCa.open(data_directory(os.environ), now)
+            self._build(policy, authority)
+        except PolicyErrors as e:
+            return [str(error) for error in e.errors]
+        except (NoRoots, CaError) as e:
+            return [str(e)]
+        for finding in findings(policy, os.environ, now):
+            logger.warning("%s", finding.text)
+        rules, mode = len(policy.rules), policy.mode
+        logger.info("Overcoat: policy %s: rules %d, mode %s, hash %s", policy.source, rules, mode, policy.short_hash)
+        return []
+
+    def _build(self, policy: Policy, authority: LocalCa) -> None:
+        sessions = self._guard.sessions
+        metrics = Metrics(CollectorRegistry())
+        known = KnownHosts(time.time, is_preloaded)
+        connections = TlsConnections(sessions, authority)
+        connections.prepare(policy)
+        dials = Dials(sessions, _own_ports, _cut)
+        stages = (
+            Heads(sessions),
+            Ways(sessions, policy, dials, authority.lifetime),
+            connections,
+            Gate(sessions, Verifier(os.urandom(32), time.monotonic), known),
+            LocalCaGuard(sessions, authority.lifetime),
+            Transport(sessions, known, Cookies(authority.tag)),
+            Pinning(sessions),
+            Encryption(sessions),
+            dials,
+            Telemetry(sessions, metrics, _say),
+        )
+        self._guard.open(stages, metrics.hook_failures.inc)
+
+
+def _say(line: str) -> None:
+    """Write a decision line where mitmproxy's console, or mitmweb's event log, shows it."""
+    logger.info("%s", line.rstrip("\n"))
+
+
+def _wrong_options() -> Iterator[str]:
+    for name, value in _SET.items():
+        if getattr(ctx.options, name) != value:
+            yield f"the option {name} must be {value!r} with Overcoat"
+    for name, (value, why) in _KEPT.items():
+        if getattr(ctx.options, name) != value:
+            yield f"the option {name} must not be set with Overcoat: {why}"
+
+
+def _missing(policy: Policy) -> Iterator[str]:
+    """Yield what a policy says that only Overcoat's own engine does."""
+    if policy.upstream_proxy is not None:
+        yield f"{policy.source}: upstream_proxy is not served inside mitmproxy, which would dial straight"
+    for rule in policy.rules:
+        if rule.raw_tcp:
+            yield f"{policy.source}: rule {rule.name}: raw_tcp is not served inside mitmproxy"
+
+
+def _proxyserver() -> Proxyserver:
+    found: Proxyserver | None = ctx.master.addons.get("proxyserver")
+    if found is None:
+        raise RuntimeError("mitmproxy runs without its proxy server")
+    return found
+
+
+def _own_ports() -> set[int]:
+    """Return the ports that mitmproxy listens on, that of mitmweb's page included."""
+    ports = {int(port) for _, port, *_ in _proxyserver().listen_addrs()}
+    return ports | ({int(ctx.options.web_port)} if "web_port" in ctx.options else set())
+
+
+def _cut(client: connection.Client, server: connection.Server | None) -> None:
+    """End a client connection, or one of its upstream connections, before another byte of it is written."""
+    handler = _proxyserver().connections.get(client.id)
+    for each, io in list(handler.transports.items()) if handler is not None else []:
+        if (server is None or each is server) and io.writer is not None:
+            io.writer.transport.abort()  # type: ignore[union-attr]  # of TCP, which alone is served, it is asyncio's
