@@ -146,7 +146,8 @@ class TestWheel:
             for folder in ("overcoat", "proxy", "addons")
             for path in (ROOT / folder).rglob("*.py")
         }
-        assert packed == sources | {"overcoat/py.typed", "overcoat/proxy/files/demo.yaml"}
+        files = {"overcoat/proxy/files/demo.yaml", "overcoat/proxy/files/mitmproxy_addon.py"}
+        assert packed == sources | {"overcoat/py.typed"} | files
 
     def test_the_source_archive_makes_the_same_wheel(self, wheel: Path, tmp_path: Path) -> None:
         made = run([sys.executable, "-P", "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path], ROOT)
@@ -194,6 +195,13 @@ class TestNeighbours:
             done = run([*start, "demo", "--json"], folder)
         assert done.returncode == 0, done.stdout + done.stderr
         assert json.loads(done.stdout)["cases"][0]["held"]
+
+    def test_the_script_for_mitmproxy_finds_our_packages(self, environment: Environment, tmp_path: Path) -> None:
+        script = environment.packages / "overcoat" / "proxy" / "files" / "mitmproxy_addon.py"
+        load = "import runpy, sys; print(runpy.run_path(sys.argv[1])['addons'])"
+        done = run([environment.python, "-c", load, script], tmp_path, PYTHONPATH=str(another_project(tmp_path)))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "proxy.stock.Overcoat" in done.stdout
 
     def test_folders_of_our_names_and_a_checkout(self, tmp_path: Path) -> None:
         folder = another_project(tmp_path)
