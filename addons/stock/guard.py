@@ -171,7 +171,6 @@ class Guard:
         """A response is whole."""
         self._answer_instead(flow)
         await self._call("response", flow)
-        self._answer_instead(flow)
         self._show(flow)
 
     def _answer_instead(self, flow: http.HTTPFlow) -> None:

@@ -14,6 +14,7 @@ from mitmproxy.tls import ClientHelloData, TlsData
 
 from addons.exchange import Exchange
 from addons.stock.guard import Closed, Guard
+from proxy.core.decisions import Reason
 from proxy.core.policy import Policy
 
 
@@ -74,6 +75,9 @@ class TestFlows:
         if hook.startswith("response"):
             flow.response = http.Response.make(200, b"what the upstream said")
         failing.call(hook, flow)
+        denied = failing.guard.sessions.exchange(flow).denied
+        assert denied is not None
+        assert denied.reason is Reason.INTERNAL_ERROR
         is_killed = flow.error is not None
         assert is_killed == (hook == "responseheaders")
         if not is_killed:
