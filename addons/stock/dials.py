@@ -151,7 +151,9 @@ class Dials:
         exchange = ways.carried or ways.let_through.get(target)
         if exchange is None or (ways.carried and (exchange.asked is None or (host, port) != _of(exchange))):
             raise RuntimeError("an upstream that no request was let through to")
-        record = Upstream(exchange.policy, exchange.rule)
+        # HTTP/2 upstream only where the app speaks it as well, in whose streams mitmproxy then has trailers, too.
+        alpn = (b"h2", b"http/1.1") if data.client.alpn == b"h2" else (b"http/1.1",)
+        record = Upstream(exchange.policy, exchange.rule, alpn=alpn)
         self._sessions.of(data.client).upstreams[server.id] = ways.last[target] = record
         if ways.carried is not None:
             exchange.upstream = record

@@ -14,11 +14,11 @@ Rules of this module:
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from mitmproxy import connection, http, tls
 from mitmproxy import flow as mitmproxy_flow
@@ -26,35 +26,13 @@ from mitmproxy.exceptions import AddonHalt
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
-from addons.exchange import Exchange, denies, problem_response
-from addons.sessions import Sessions
-from addons.telemetry import done
+from addons.stock.flows import Answers, Shown, StockSessions
 from proxy.core.decisions import Denied, Reason
 from proxy.log import describe
 
 logger = logging.getLogger("overcoat")
 
 Cut = Callable[[connection.Client, connection.Server | None], object]
-
-_DENIED = ":no_entry:"
-_PROTECTED = ":lock:"
-
-
-class StockSessions(Sessions):
-    """Sessions whose exchanges stand beside their flows: what mitmproxy writes to files must be plain values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._exchanges: WeakKeyDictionary[http.HTTPFlow, Exchange] = WeakKeyDictionary()
-
-    def exchange(self, flow: http.HTTPFlow) -> Exchange:
-        """Return the exchange of a flow, made at its first use."""
-        exchange = self._exchanges.get(flow)
-        if exchange is None:
-            before = dict(flow.metadata)
-            exchange = self._exchanges[flow] = super().exchange(flow)
-            flow.metadata = before
-        return exchange
 
 
 class Closed(layer.Layer):
@@ -80,6 +58,7 @@ class Guard:
         self._cut = cut
         self._stages: tuple[object, ...] = ()
         self._count_failure: Callable[[], object] = lambda: None
+        self._first, self._last = Answers(self.sessions), Shown(self.sessions)
         self._broken: set[str] = set()
 
     def open(self, stages: Iterable[object], count_failure: Callable[[], object]) -> None:
@@ -98,7 +77,7 @@ class Guard:
     async def _call(self, name: str, subject: Any) -> bool:
         """Call a hook of every stage; return whether none raised."""
         is_fine = True
-        for stage in self._stages or (_Unready(),):
+        for stage in (self._first, *(self._stages or (_Unready(),)), self._last):
             try:
                 hook: Callable[[Any], object] | None = getattr(stage, name, None)
                 result = hook(subject) if hook is not None else None
@@ -108,20 +87,23 @@ class Guard:
                 raise
             except Exception as e:
                 is_fine = False
+                if isinstance(subject, http.HTTPFlow):
+                    self._deny_or_kill(name, subject)
                 self._count_failure()
                 logger.error("the %s hook failed, and what it was about is denied: %s", name, describe(e))
-                if isinstance(subject, http.HTTPFlow):
-                    self._deny(name, subject)
         return is_fine
+
+    def _deny_or_kill(self, name: str, flow: http.HTTPFlow) -> None:
+        try:
+            self._deny(name, flow)
+        except Exception as e:  # of whatever it could not make sense: mitmproxy would let it go on
+            _kill(flow)
+            if not isinstance(e, KeyError):
+                logger.error("a request was killed that could not be denied: %s", describe(e))
 
     def _deny(self, name: str, flow: http.HTTPFlow) -> None:
         denied = Denied(Reason.INTERNAL_ERROR, f"the {name} stage failed")
-        response = flow.response
-        try:
-            exchange = self.sessions.exchange(flow)
-        except KeyError:
-            flow.error = mitmproxy_flow.Error(mitmproxy_flow.Error.KILLED_MESSAGE)
-            return
+        response, exchange = flow.response, self.sessions.exchange(flow)
         exchange.stop(denied)
         # A streamed body is not kept; one that is whole here, and be it empty, can still be held back.
         is_on_its_way = (
@@ -130,7 +112,7 @@ class Guard:
             or (name == "response" and response is not None and response.data.content is None)
         )
         if is_on_its_way:
-            flow.error = mitmproxy_flow.Error(mitmproxy_flow.Error.KILLED_MESSAGE)
+            _kill(flow)
         elif name in ("http_connect", "requestheaders", "request", "response"):
             exchange.refuse(flow, denied)
 
@@ -144,8 +126,6 @@ class Guard:
         if self._is_broken(flow):
             return
         await self._call("http_connect", flow)
-        if flow.response is not None:  # what a client that did not wait has sent must not become a request (RFC 9931)
-            flow.response.headers["connection"] = "close"
 
     async def http_connect_error(self, flow: http.HTTPFlow) -> None:
         """A CONNECT was refused."""
@@ -156,8 +136,6 @@ class Guard:
         if self._is_broken(flow):
             return
         await self._call("requestheaders", flow)
-        if flow.response is not None:
-            flow.request.stream = False  # mitmproxy cannot answer what it streams
 
     async def request(self, flow: http.HTTPFlow) -> None:
         """A request is whole."""
@@ -169,56 +147,17 @@ class Guard:
 
     async def response(self, flow: http.HTTPFlow) -> None:
         """A response is whole."""
-        self._answer_instead(flow)
         await self._call("response", flow)
-        self._show(flow)
-
-    def _answer_instead(self, flow: http.HTTPFlow) -> None:
-        """Put a denial in a response's place. mitmproxy fills the upstream's body into what a hook put there before."""
-        exchange = self._known(flow)
-        if flow.response is None or flow.response.data.content is None or exchange is None:
-            return
-        if denies(exchange) and exchange.denied is not None:
-            accept = flow.request.headers.get("accept", "")
-            flow.response = problem_response(exchange.denied, exchange.rule_name, accept)
 
     async def error(self, flow: http.HTTPFlow) -> None:
         """A request ended without a whole response."""
         await self._call("error", flow)
-        self._show(flow)
 
     def _is_broken(self, flow: http.HTTPFlow) -> bool:
         if flow.client_conn.id not in self._broken:
             return False
-        flow.error = mitmproxy_flow.Error(mitmproxy_flow.Error.KILLED_MESSAGE)
+        _kill(flow)
         return True
-
-    def _known(self, flow: http.HTTPFlow) -> Exchange | None:
-        try:
-            return self.sessions.exchange(flow)
-        except KeyError:
-            return None
-
-    def _show(self, flow: http.HTTPFlow) -> None:
-        """Let a person see in mitmproxy what the policy did with a flow."""
-        exchange = self._known(flow)
-        if exchange is None:
-            return
-        facts: dict[str, Any] = {"action": done(exchange).value, "rule": exchange.rule_name}
-        if exchange.denied is not None:
-            facts["reason"] = exchange.denied.reason.code
-            facts["detail"] = exchange.denied.detail
-        if exchange.upstream is not None and exchange.upstream.pin is not None:
-            facts["pin"] = exchange.upstream.pin.value
-        for what in ("encrypted", "decrypted"):
-            if count := getattr(exchange, f"fields_{what}"):
-                facts[what] = count
-        flow.metadata["overcoat"] = facts
-        flow.comment = "overcoat: " + ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
-        if denies(exchange):
-            flow.marked = _DENIED
-        elif exchange.fields_encrypted or exchange.fields_decrypted:
-            flow.marked = _PROTECTED
 
     # -- connections
 
@@ -279,7 +218,11 @@ class Guard:
         """Look at what was dialled."""
         if not await self._call("server_connected", data):
             self._break(data.client)
-            self._cut(data.client, data.server)
+            try:
+                self._cut(data.client, data.server)
+            except Exception as e:  # mitmproxy would use the connection; a task that is cancelled uses nothing
+                logger.error("a connection could not be cut, and is left alone: %s", describe(e))
+                raise asyncio.CancelledError from None
 
     async def server_connect_error(self, data: ServerConnectionHookData) -> None:
         """An upstream was not dialled, or took no connection."""
@@ -296,6 +239,11 @@ class Guard:
         self._cut(flow.client_conn, None)
 
     udp_start = dns_request = tcp_start
+
+
+def _kill(flow: http.HTTPFlow) -> None:
+    """End a flow without an answer, whatever its state: mitmproxy's own `kill` refuses some."""
+    flow.error = mitmproxy_flow.Error(mitmproxy_flow.Error.KILLED_MESSAGE)
 
 
 class _Unready:

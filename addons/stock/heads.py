@@ -15,7 +15,8 @@ from addons.headers import has_field
 from addons.sessions import Sessions
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
-from proxy.core.heads import read_request_head, read_response_head
+from proxy.core.heads import Fields, read_request_head, read_response_head
+from proxy.core.heads2 import read_http2_request, read_http2_response
 from proxy.core.hops import without_hop
 from proxy.core.policy import HTTP_PORT, HTTPS_PORT, Limits
 
@@ -58,9 +59,10 @@ class Heads:
         exchange, request = self._sessions.exchange(flow), flow.request
         try:
             check_size(request, exchange.policy.limits)
-            head = read_request_head(as_http1(request, target))
-            if not request.is_http2 and not head.is_http11 and has_field(request.headers, b"transfer-encoding"):
-                raise _INVALID
+            if request.is_http2:
+                read_http2_request(block_of(request), is_whole=False)
+            else:
+                read_request_head(as_http1(request, target))
         except Denied as denied:
             exchange.refuse(flow, denied)
 
@@ -70,7 +72,11 @@ class Heads:
         if response is None or exchange.is_refused:
             return
         try:
-            read_response_head(response_as_http1(response))
+            if response.is_http2:
+                status = (b":status", b"%d" % response.data.status_code)
+                read_http2_response((status, *response.headers.fields), is_whole=False, may_have_body=True)
+            else:
+                read_response_head(response_as_http1(response))
         except Denied as denied:
             exchange.refuse(flow, denied)
             return
@@ -91,26 +97,30 @@ def check_size(request: http.Request, limits: Limits) -> None:
         raise Denied(Reason.HEADERS_TOO_LARGE, "the header fields are more, or longer, than the limits")
 
 
+def block_of(request: http.Request) -> Fields:
+    """Return the fields of an HTTP/2 request as they came, as far as mitmproxy has kept them apart."""
+    data = request.data
+    pseudo = ((b":method", data.method), (b":scheme", data.scheme), (b":path", data.path))
+    named = ((b":authority", data.authority),) if data.authority else ()
+    return (*pseudo, *named, *request.headers.fields)
+
+
 def as_http1(request: http.Request, target: bytes) -> bytes:
-    """Return a request's head in HTTP/1, whose ambiguities one of HTTP/2 must not have either.
+    """Return a request's head as it came, as far as mitmproxy has kept it.
 
     Args:
         request: the request.
         target: the target to write.
     """
     data = request.data
-    version = b"HTTP/1.1" if request.is_http2 else data.http_version
-    lines = [data.method + b" " + target + b" " + version]
-    if request.is_http2 and not has_field(request.headers, b"host"):
-        lines.append(b"Host: " + data.authority)
+    lines = [data.method + b" " + target + b" " + data.http_version]
     lines += [name + b": " + value for name, value in request.headers.fields]
     return b"\r\n".join([*lines, b"", b""])
 
 
 def response_as_http1(response: http.Response) -> bytes:
-    """Return a response's head in HTTP/1; see `as_http1`."""
+    """Return a response's head; see `as_http1`."""
     data = response.data
-    version = b"HTTP/1.1" if response.is_http2 else data.http_version
-    lines = [b"%b %d %b" % (version, data.status_code, data.reason)]
+    lines = [b"%b %d %b" % (data.http_version, data.status_code, data.reason)]
     lines += [name + b": " + value for name, value in response.headers.fields]
     return b"\r\n".join([*lines, b"", b""])

@@ -236,6 +236,17 @@ class TestTransport:
         upstream = upstream_at(REJECTED)
         assert_denied(mitm, upstream, ask(mitm, upstream, REJECTED, body=b"{}"), "plain_http_rejected")
 
+    def test_a_head_is_denied_without_a_body(self, mitm: Mitmdump, upstream_at: Make) -> None:
+        upstream = upstream_at(TUNNELLED)
+        with RawClient(mitm.address) as client:
+            client.send(request(f"http://{REJECTED}/", REJECTED, method="HEAD"))
+            answer = client.read_response(method="HEAD")
+            assert (answer.status, answer.body) == (403, b"")
+            assert int(answer.headers.get("content-length") or 0) > 0
+            authority = f"{TUNNELLED}:{upstream.port}"
+            client.send(request(f"http://{authority}/", authority, body=b"{}"))
+            assert client.read_response().status == 200  # and not what is left of the denial
+
     def test_plain_http_passes_where_the_policy_says_so(self, mitm: Mitmdump) -> None:
         with PlainUpstream(address=PLAIN) as upstream:
             assert ask(mitm, upstream, PLAIN, body=b"{}").status == 200

@@ -14,7 +14,7 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from addons.exchange import Exchange
 from addons.stock.dials import Dials, look_up
-from addons.stock.guard import StockSessions
+from addons.stock.flows import StockSessions
 from proxy.core.addresses import AddressKind, AddressSet
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination

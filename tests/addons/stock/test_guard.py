@@ -111,6 +111,26 @@ class TestFlows:
             setting.call(hook, flow)
         assert (flow.error, flow.response, setting.failures) == (None, None, 0)
 
+    def test_what_cannot_even_be_denied_is_killed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        setting = Setting(Raising())
+        monkeypatch.setattr(Exchange, "stop", lambda *_: 1 / 0)
+        flow = setting.flow()
+        setting.call("requestheaders", flow)
+        assert flow.error is not None
+
+    def test_a_copy_of_a_flow_is_another_flow(self) -> None:
+        setting = Setting(SimpleNamespace())
+        flow = setting.flow()
+        setting.call("error", flow)
+        copy = flow.copy()
+        assert copy.metadata["overcoat"] == flow.metadata["overcoat"]
+        exchange = setting.guard.sessions.exchange(copy)
+        assert isinstance(exchange, Exchange)
+        assert exchange is not setting.guard.sessions.exchange(flow)
+        copy.client_conn = copy.client_conn.copy()  # as where it is replayed
+        with pytest.raises(KeyError):
+            setting.guard.sessions.exchange(copy.copy())
+
     def test_a_refused_connect_is_the_last_word(self) -> None:
         setting = Setting(Raising())
         flow = setting.flow()
@@ -147,6 +167,12 @@ class TestConnections:
         data = ServerConnectionHookData(connection.Server(address=("127.0.0.1", 443)), failing.client)
         failing.call("server_connected", data)
         assert failing.cut == [data.server]
+
+    def test_or_where_that_fails_left_alone(self, failing: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(failing.guard, "_cut", lambda *_: 1 / 0)
+        data = ServerConnectionHookData(connection.Server(address=("127.0.0.1", 443)), failing.client)
+        with pytest.raises(asyncio.CancelledError):  # which mitmproxy does not swallow
+            failing.call("server_connected", data)
 
     @pytest.mark.parametrize("hook", ["tls_start_client", "tls_start_server"])
     def test_there_is_no_handshake(self, failing: Setting, hook: str) -> None:

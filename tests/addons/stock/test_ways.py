@@ -16,7 +16,8 @@ from mitmproxy.tls import ClientHelloData, TlsData
 
 from addons.exchange import Exchange
 from addons.stock.dials import Dials
-from addons.stock.guard import Closed, StockSessions
+from addons.stock.flows import StockSessions
+from addons.stock.guard import Closed
 from addons.stock.ways import Ways
 from proxy.core.addresses import AddressKind, AddressSet
 from proxy.core.clients import ClientRules
