@@ -40,6 +40,7 @@ from proxy.core.heads import Fields
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, section 3.4
 STREAM_WINDOW = 1024 * 1024
 CONNECTION_WINDOW = 8 * 1024 * 1024
+SHARED_STREAM_WINDOW = 512 * 1024  # of an upstream's connection, which several apps share
 MAX_STREAMS = 100  # at once
 OWED_AT_MOST = 64 * 1024  # before a stream's sender is told to go on
 UNSENT_AT_MOST = 64 * 1024  # of a stream, before its sender is told to wait
@@ -107,6 +108,9 @@ class State(h2.connection.H2Connection):
     def __init__(self, *, is_client: bool, header_bytes: int) -> None:
         """Start.
 
+        As a client we serve several apps, none of which may take the others' part of the connection's window: it has
+        room for that of each stream.
+
         Args:
             is_client: whether we are the client.
             header_bytes: how much a header list may have; 32 are counted for each field besides (RFC 9113, 6.5.2).
@@ -122,7 +126,7 @@ class State(h2.connection.H2Connection):
         super().__init__(unchecked)
         codes = h2.settings.SettingCodes
         settings: dict[h2.settings.SettingCodes, int] = {
-            codes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+            codes.INITIAL_WINDOW_SIZE: SHARED_STREAM_WINDOW if is_client else STREAM_WINDOW,
             codes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
             codes.MAX_HEADER_LIST_SIZE: header_bytes,
         }
@@ -134,7 +138,8 @@ class State(h2.connection.H2Connection):
         # We refuse a stream too many: h2 would end the connection, even of who has not heard of the limit yet.
         self.local_settings.max_concurrent_streams = _NO_LIMIT
         self.local_settings.acknowledge()
-        self.increment_flow_control_window(CONNECTION_WINDOW - self.inbound_flow_control_window)
+        window = MAX_STREAMS * SHARED_STREAM_WINDOW if is_client else CONNECTION_WINDOW
+        self.increment_flow_control_window(window - self.inbound_flow_control_window)
 
     def _begin_new_stream(self, stream_id: int, allowed_ids: h2.connection.AllowedStreamIDs) -> h2.stream.H2Stream:
         stream = super()._begin_new_stream(stream_id, allowed_ids)

@@ -387,7 +387,7 @@ class AppHttp2Stream(Stream):
 
     def end(self, trailers: Fields = ()) -> None:
         """End it."""
-        self._connection.finish(self, trailers)
+        self._connection.finish(self, tuple((name.lower(), value) for name, value in trailers))
 
     def answer(self, response: http.Response, body: bytes) -> None:
         """Send a response that was made here, whole."""
