@@ -19,7 +19,15 @@ from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.pins import PinVerdict
 from proxy.core.policy import Mode, Policy, Rule
-from proxy.core.problems import JSON_TYPE, PAGE_TYPE, problem_details, problem_page, proxy_status, wants_page
+from proxy.core.problems import (
+    JSON_TYPE,
+    PAGE_TYPE,
+    grpc_fields,
+    problem_details,
+    problem_page,
+    proxy_status,
+    wants_page,
+)
 from proxy.core.readings import Readings
 
 _OF_TLS = frozenset((Reason.TLS_FAILED, Reason.CERTIFICATE_INVALID))
@@ -148,19 +156,29 @@ class Exchange:
             why = "upgraded though plain_http is allow, since its Strict-Transport-Security says https only"
             denied = Denied(denied.reason, f"{denied.detail}; {why}", denied.hint)
         self._stopped(denied)  # what the app is told now is the one reason
-        flow.response = problem_response(denied, self.rule_name, flow.request.headers.get("accept", ""))
+        fields = flow.request.headers
+        accept, content_type = fields.get("accept", ""), fields.get("content-type", "")
+        flow.response = problem_response(denied, self.rule_name, accept, content_type)
         # A streamed request is answered at once, and what is left of its body is discarded; see the engine's Stream.
         flow.request.stream = True
         flow.request.headers.pop("expect", None)
 
 
-def problem_response(denied: Denied, rule: str | None, accept: str = "") -> http.Response:
-    """Return the response to a denied request (RFC 9457, RFC 9209), or a page for who accepts only pages."""
+def problem_response(denied: Denied, rule: str | None, accept: str = "", content_type: str = "") -> http.Response:
+    """Return the response to a denied request (RFC 9457, RFC 9209), or a page for who accepts only pages.
+
+    Args:
+        denied: the reason.
+        rule: the name of the rule that matched, or None.
+        accept: the request's Accept field, or "".
+        content_type: its Content-Type field, or "".
+    """
     is_page = wants_page(accept)
     headers = {
         "Content-Type": PAGE_TYPE if is_page else JSON_TYPE,
         "Proxy-Status": proxy_status(denied),
         "Cache-Control": "no-store",
+        **grpc_fields(denied, content_type),
     }
     if denied.reason is Reason.PROXY_AUTHENTICATION_REQUIRED:
         headers["Proxy-Authenticate"] = 'Basic realm="overcoat", charset="UTF-8"'

@@ -71,6 +71,7 @@ class ResponseHead:
         fields: as in a request.
         body: the body's length in bytes, `CHUNKED` or `UNTIL_CLOSE`; for a response that can have a body.
         is_http2: as in a request.
+        is_all: whether the response ended with it, so that not even trailers can follow.
     """
 
     status: int
@@ -79,6 +80,7 @@ class ResponseHead:
     fields: Fields
     body: int
     is_http2: bool = False
+    is_all: bool = False
 
 
 def can_become_a_head(data: bytes) -> bool:

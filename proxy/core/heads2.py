@@ -85,7 +85,8 @@ def read_http2_response(block: Iterable[tuple[bytes, bytes]], *, is_whole: bool,
     length = read_length(_values(fields, b"content-length"), Reason.UPSTREAM_FAILED)
     if is_whole and length and may_have_body and status not in (204, 304):
         raise Denied(Reason.UPSTREAM_FAILED, "the upstream says that a body follows, and none does")
-    return ResponseHead(status, b"", True, fields, UNTIL_CLOSE if length is None else length, is_http2=True)
+    body = UNTIL_CLOSE if length is None else length
+    return ResponseHead(status, b"", True, fields, body, is_http2=True, is_all=is_whole)
 
 
 def read_http2_trailers(block: Iterable[tuple[bytes, bytes]], reason: Reason) -> Fields:

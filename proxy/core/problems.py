@@ -4,17 +4,25 @@ Rules of this module:
 
 - The same reason, detail, rule and hint in every form; nothing of the request is quoted.
 - A page is for who asks for pages: everybody else gets problem details (RFC 9457).
+- gRPC has a status and a message of its own, in fields: its clients show nothing else.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from html import escape
+from urllib.parse import quote
 
 from proxy.core.decisions import Denied
 
 JSON_TYPE = "application/problem+json"
 PAGE_TYPE = "text/html; charset=utf-8"
+_GRPC_TYPE = re.compile(r"application/grpc(?:[+; ]|$)", re.IGNORECASE)  # gRPC-Web is another protocol
+# What gRPC makes of an HTTP status (its http-grpc-status-mapping), so that the same is retried as without the fields.
+_GRPC_STATUS = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
+_GRPC_UNKNOWN = 2
+_GRPC_UNQUOTED = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"  # of what is visible, all but the percent sign
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -73,6 +81,19 @@ def wants_page(accept: str) -> bool:
         kind, *parameters = (piece.strip() for piece in part.split(";"))
         kinds[kind] = "q=0" not in parameters and "q=0.0" not in parameters
     return kinds.get("text/html", False) and not any("json" in kind for kind in kinds)
+
+
+def grpc_fields(denied: Denied, content_type: str) -> dict[str, str]:
+    """Return the fields by which a gRPC client shows a denial; none for other clients.
+
+    Args:
+        denied: the reason and detail.
+        content_type: the request's Content-Type, or "".
+    """
+    if not _GRPC_TYPE.match(content_type):
+        return {}
+    status = _GRPC_STATUS.get(denied.reason.status, _GRPC_UNKNOWN)
+    return {"grpc-status": str(status), "grpc-message": quote(denied.detail, safe=_GRPC_UNQUOTED)}
 
 
 def proxy_status(denied: Denied) -> str:

@@ -310,7 +310,8 @@ class Conversation:
             self._switch()
         elif (flow.response.stream or not has_body) and not (self.exchange and denies(self.exchange)):
             flow.response.stream = flow.response.stream or True
-            self.stream.begin(flow.response, has_body=has_body)
+            # What gRPC says in a head alone means something else before an empty body: there it is no trailers.
+            self.stream.begin(flow.response, has_body=has_body and not head.is_all)
         else:
             self._response_held = bytearray()
 

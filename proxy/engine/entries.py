@@ -91,7 +91,11 @@ class Reverse:
                     "policy's `names` (rebinding attacks come by names of their own)",
                 )
         host = self.to.url_host if self.to.port == 443 else self.to.authority
-        return replace(head, fields=((b"Host", host.encode("ascii")), *fields)), self.to, front
+        target = head.target
+        if head.is_http2:  # it names the listener as its Host does (`:authority`), and that is seen to
+            path = target.split(b"/", 3)[3:]
+            target = b"/" + path[0] if path else b"*"
+        return replace(head, target=target, fields=((b"Host", host.encode("ascii")), *fields)), self.to, front
 
 
 @dataclass(frozen=True, slots=True)

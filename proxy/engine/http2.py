@@ -502,6 +502,8 @@ class Connection[S: Stream]:
             self._close(stream)
 
     def _send_what_waits(self, stream: S) -> None:
+        if not stream._waiting:
+            return  # its end is sent already, if it has one
         while stream._waiting:
             first = stream._waiting.popleft()
             rest = self._push(stream, first)

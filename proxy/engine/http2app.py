@@ -19,7 +19,7 @@ from h2.errors import ErrorCodes
 from mitmproxy import http
 
 from addons.exchange import Exchange, problem_response
-from addons.headers import values_of
+from addons.headers import has_field, values_of
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import Fields, RequestHead
 from proxy.core.heads2 import read_http2_request, read_http2_trailers
@@ -199,7 +199,7 @@ class AppHttp2(Connection["AppHttp2Stream"]):
                 is_tls = self.entry.is_https
             request = request_of(head, inside, is_tls=is_tls, any_scheme=front is not None)
         except Denied as denied:
-            stream.refuse(denied)
+            stream.refuse(denied, event.headers or [])
             return
         stream.expected = head.body if head.body >= 0 else None
         stream.conversation = conversation = Conversation(stream, request, head)
@@ -337,9 +337,10 @@ class AppHttp2Stream(Stream):
             late = Denied(Reason.REQUEST_TIMEOUT, f"the app did not send all of it within {seconds} s")
             self.conversation.give_up(late)
 
-    def refuse(self, denied: Denied) -> None:
-        """Answer what is no request."""
-        response = problem_response(denied, None)
+    def refuse(self, denied: Denied, block: list[tuple[bytes, bytes]]) -> None:
+        """Answer what is no request; `block` has the fields that it came with."""
+        content_type = next((value for name, value in block if name == b"content-type"), b"")
+        response = problem_response(denied, None, content_type=content_type.decode("ascii", "replace"))
         self.answer(response, response.data.content or b"")
         self.app.note_refused(denied, response.status_code)
 
@@ -391,7 +392,10 @@ class AppHttp2Stream(Stream):
 
     def answer(self, response: http.Response, body: bytes) -> None:
         """Send a response that was made here, whole."""
-        self._connection.send_head(self, _fields(response), is_all=not body)
+        fields = _fields(response)
+        if has_field(response.headers, b"grpc-status"):
+            fields, body = _trailers_only(fields), b""
+        self._connection.send_head(self, fields, is_all=not body)
         if body:
             self._connection.send(self, body)
             self._connection.finish(self)
@@ -428,3 +432,10 @@ def _fields(response: http.Response) -> list[tuple[bytes, bytes]]:
         if key not in _NOT_IN_HTTP2:
             fields.append((key, value.strip(b" \t")))
     return fields
+
+
+def _trailers_only(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return a denial as gRPC's clients understand it: a head that is all, with status 200 and a type of theirs."""
+    left_out = (b":status", b"content-type", b"content-length")
+    kept = [field for field in fields if field[0] not in left_out]
+    return [(b":status", b"200"), (b"content-type", b"application/grpc"), *kept]

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.problems import problem_details, problem_page, wants_page
+from proxy.core.problems import grpc_fields, problem_details, problem_page, wants_page
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,35 @@ def test_without_a_rule_there_is_no_word_of_one() -> None:
 def test_the_problem_details_name_the_rule_if_there_is_one(rule: str | None) -> None:
     problem = json.loads(problem_details(Denied(Reason.BAD_REQUEST, "x"), rule))
     assert problem.get("rule", "none") == (rule or "none")
+
+
+@pytest.mark.parametrize(
+    ("content_type", "is_grpc"),
+    [
+        ("application/grpc", True),
+        ("application/grpc+proto", True),
+        ("Application/gRPC; x=1", True),
+        ("application/grpc ;x=1", True),
+        ("application/grpc-web", False),
+        ("application/grpc-web+proto", False),
+        ("application/grpcx", False),
+        ("x-application/grpc", False),
+        ("application/json", False),
+        ("", False),
+    ],
+)
+def test_grpc_has_its_own_fields_and_nobody_else(content_type: str, is_grpc: bool) -> None:
+    assert bool(grpc_fields(Denied(Reason.BAD_REQUEST, "x"), content_type)) is is_grpc
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_grpc_retries_what_it_would_by_the_http_status(reason: Reason) -> None:
+    of_status = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
+    expected = of_status.get(reason.status, 2)
+    assert grpc_fields(Denied(reason, "x"), "application/grpc")["grpc-status"] == str(expected)
+
+
+def test_what_is_not_visible_ascii_is_escaped_in_grpcs_message() -> None:
+    seen = bytes(range(0x20, 0x7F)).decode()
+    fields = grpc_fields(Denied(Reason.BAD_REQUEST, f"{seen}\r\n\t\x7fé"), "application/grpc")
+    assert fields["grpc-message"] == f"{seen.replace('%', '%25')}%0D%0A%09%7F%C3%A9"
