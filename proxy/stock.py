@@ -61,7 +61,6 @@ _KEPT: dict[str, tuple[Any, str]] = {
     "ssl_insecure": (False, "upstreams would not be verified"),
     "stream_large_bodies": (None, "bodies would leave before their fields are encrypted"),
     "validate_inbound_headers": (True, "requests could be smuggled"),
-    "mode": (["regular"], "the policy is for a forward proxy there"),
     "ignore_hosts": ([], "the policy says what is tunnelled: https: tunnel"),
     "allow_hosts": ([], "the policy says what is tunnelled: https: tunnel"),
     "tcp_hosts": ([], "the policy says what is tunnelled: https: tunnel"),
@@ -165,6 +164,8 @@ def _wrong_options() -> Iterator[str]:
     for name, value in _SET.items():
         if getattr(ctx.options, name) != value:
             yield f"the option {name} must be {value!r} with Overcoat"
+    if any(mode.partition("@")[0] != "regular" for mode in ctx.options.mode):
+        yield "the option mode must not be set with Overcoat to anything but regular: it is a forward proxy"
     for name, (value, why) in _KEPT.items():
         if getattr(ctx.options, name) != value:
             yield f"the option {name} must not be set with Overcoat: {why}"

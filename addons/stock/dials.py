@@ -113,7 +113,8 @@ class Dials:
             expired = Denied(Reason.PINS_EXPIRED, f"the pins of rule {exchange.rule_name} have expired")
             exchange.deny(flow, expired)
             return
-        await self._judge_flow(flow, exchange, target.host, target.port)
+        if target not in ways.let_through:  # else it was judged, and will be again where it is dialled again
+            await self._judge_flow(flow, exchange, target.host, target.port)
         if flow.response is None:
             ways.let_through[target] = first
 
@@ -214,8 +215,8 @@ class Dials:
         target = Target(flow.request.host, flow.request.port, flow.request.scheme == "https")
         ways = self._ways[flow.client_conn.id]
         known = self._sessions.of(flow.client_conn).upstreams.get(server.id)
-        if target in ways.let_through and not exchange.is_refused:
-            exchange.upstream = known or ways.last.get(target)
+        if target in ways.let_through:
+            exchange.upstream = known or (None if exchange.is_refused else ways.last.get(target))
         is_open = server.timestamp_tls_setup if server.tls else server.timestamp_tcp_setup
         exchange.has_left = exchange.has_left or is_open is not None
 

@@ -5,6 +5,7 @@ Rules of this addon:
 - It stands before all others. What mitmproxy has taken though two parsers may read it in two ways is refused.
 - It makes a request what our engine would have made of it: without the fields that are about one connection only.
 - What mitmproxy itself refuses has a reason, too.
+- An upstream connection is not used again after a response that was refused, or was its last.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from proxy.core.heads2 import read_http2_request, read_http2_response
 from proxy.core.hops import without_hop
 from proxy.core.policy import HTTP_PORT, HTTPS_PORT, Limits
 
+_INTERIM = Denied(
+    Reason.UPSTREAM_FAILED, "the upstream sent an interim response, which mitmproxy takes for the final one"
+)
 _INVALID = Denied(Reason.BAD_REQUEST, "mitmproxy does not take the request's header fields")
 
 
@@ -77,11 +81,16 @@ class Heads:
                 read_http2_response((status, *response.headers.fields), is_whole=False, may_have_body=True)
             else:
                 read_response_head(response_as_http1(response))
+            if response.status_code < 200 and response.status_code != 101:
+                raise _INTERIM
         except Denied as denied:
             exchange.refuse(flow, denied)
+            response.headers["connection"] = "close"  # what mitmproxy asks whether it may use the connection again
             return
-        if not response.is_http2:
-            response.headers.fields = without_hop(response.headers.fields)
+        fields = without_hop(response.headers.fields)
+        if not response.is_http2 and fields is not response.headers.fields:
+            flow.response = response.copy()  # the same question is asked of the original
+            flow.response.headers.fields = fields
 
 
 def check_size(request: http.Request, limits: Limits) -> None:

@@ -11,6 +11,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +181,32 @@ class TestTransport:
                 assert client.read_response().status == 200
         assert [each.target for each in upstream.wait_for_requests(3)] == ["/0", "/1", "/2"]
         upstream.wait_for_connections(1)
+
+    def test_a_connection_that_the_server_ends_carries_nothing_more(self, mitm: Mitmdump, upstream_at: Make) -> None:
+        def closing(_: object) -> Iterator[bytes]:
+            yield wire.response(200, b"{}", headers=(("Connection", "close"),))
+            time.sleep(0.2)  # so long the connection is there, and not to be used any more
+            yield b""
+
+        upstream = upstream_at(TUNNELLED, respond=closing)
+        authority = f"{TUNNELLED}:{upstream.port}"
+        with RawClient(mitm.address) as client:
+            for _ in range(3):
+                client.send(request(f"http://{authority}/", authority, body=b"{}"))
+                got = client.read_response()
+                assert (got.status, "connection" in got.headers) == (200, False)
+        upstream.wait_for_connections(3)
+
+    def test_an_interim_response_is_not_taken_for_the_final_one(self, mitm: Mitmdump, upstream_at: Make) -> None:
+        hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+        upstream = upstream_at(TUNNELLED, respond=lambda request: hints + wire.response(200, request.target.encode()))
+        authority = f"{TUNNELLED}:{upstream.port}"
+        with RawClient(mitm.address) as client:
+            for number in range(3):  # else the answer to one would be that to the next
+                client.send(request(f"http://{authority}/{number}", authority, body=b"{}"))
+                got = client.read_response()
+                assert (got.status, got.json()["reason"]) == (502, "upstream_failed")
+        upstream.wait_for_connections(3)
 
     def test_a_web_socket_is_carried_over_tls(self, mitm: Mitmdump, upstream_at: Make) -> None:
         accepted = (("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", ACCEPT))
@@ -549,26 +576,35 @@ POLICY_ALONE = "version: 1\ntrust: {roots: roots.pem}\n"
 
 class TestStart:
     @pytest.mark.parametrize(
-        ("policy", "options", "said"),
+        ("policy", "options", "findings"),
         [
             (
-                "version: 1\nrules: [{name: a, hosts: [x.example], colour: red}]\n",
+                "version: 1\nrules: [{name: a, hosts: [x.example], colour: red}]\nmode: off\n",
                 (),
-                "policy.yaml:2:39: rules[0].colour",
+                ("policy.yaml:2:39: rules[0].colour", "policy.yaml:3:7: mode"),
             ),
-            (POLICY_ALONE, ("--set", "ssl_insecure=true"), "ssl_insecure must not be set"),
-            (POLICY_ALONE, ("--set", "stream_large_bodies=1m"), "stream_large_bodies must not be set"),
-            (POLICY_ALONE, ("--mode", "socks5"), "mode must not be set"),
-            (POLICY_ALONE + "upstream_proxy: {url: http://proxy.example:3128}\n", (), "upstream_proxy is not served"),
+            (
+                POLICY_ALONE,
+                ("--set", "ssl_insecure=true", "--set", "stream_large_bodies=1m", "--mode", "socks5"),
+                ("ssl_insecure must not be set", "stream_large_bodies must not be set", "mode must not be set"),
+            ),
+            (
+                POLICY_ALONE
+                + "upstream_proxy: {url: http://proxy.example:3128}\n"
+                + 'rules: [{name: raw, hosts: ["db.example:5432"], raw_tcp: allow}]\n',
+                (),
+                ("upstream_proxy is not served", "rule raw: raw_tcp is not served"),
+            ),
         ],
     )
     def test_what_is_wrong_ends_the_start_with_its_findings(
-        self, authority: Authority, tmp_path: Path, policy: str, options: tuple[str, ...], said: str
+        self, authority: Authority, tmp_path: Path, policy: str, options: tuple[str, ...], findings: tuple[str, ...]
     ) -> None:
         mitm = Mitmdump(policy, tmp_path, authority=authority, options=options)
         mitm.start(is_ready=False)
         assert mitm.wait() == 1
-        assert said in mitm.said
+        for finding in findings:
+            assert finding in mitm.said
 
     def test_without_a_policy_it_does_not_start(self, authority: Authority, tmp_path: Path) -> None:
         mitm = Mitmdump(POLICY_ALONE, tmp_path, authority=authority, names_policy=False)
@@ -609,11 +645,13 @@ class TestStart:
 
 def test_in_observe_mode_nothing_changes_and_all_is_noted(authority: Authority, tmp_path: Path, roots: Path) -> None:
     policy = POLICY_ALONE + "mode: observe\n"  # where loopback addresses are forbidden
-    with Mitmdump(policy, tmp_path, authority=authority) as mitm:
+    options = ("--mode", "regular@127.0.0.1:0")  # another spelling of what it must be
+    with Mitmdump(policy, tmp_path, authority=authority, options=options) as mitm:
         with PlainUpstream() as upstream:
             assert ask(mitm, upstream, TUNNELLED, body=b"{}").status == 200
             line = decision_of(mitm, upstream)
             assert (line["action"], line["would"], line["reason"]) == ("allow", "deny", "destination_forbidden")
+            assert line["would_deny"] is True
         with PlainUpstream() as upstream, connect(mitm, f"{TUNNELLED}:{upstream.port}") as client:
             client.send(b"\r\n what is neither TLS nor HTTP")
             upstream.wait_for_bytes(b"neither")
