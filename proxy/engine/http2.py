@@ -23,7 +23,6 @@ import collections
 import functools
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import h2.config
 import h2.connection
@@ -58,6 +57,8 @@ _MAX_FRAME = 16384  # … section 4.2: we ask for no other
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE = 0, 1, 3, 4, 5  # … section 6
 _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 7, 8, 9
 _END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
+type _Frames = list[hyperframe.frame.Frame]
+type _Events = list[h2.events.Event]
 _LAST_ID = 2**31 - 1
 _NO_LIMIT = 2**31 - 1
 
@@ -145,7 +146,8 @@ class State(h2.connection.H2Connection):
         stream = super()._begin_new_stream(stream_id, allowed_ids)
         # h2 ends the connection where a body is not as long as was said; here, that is seen to for each stream.
         setattr(stream, "_initialize_content_length", _leave_lengths_alone)  # noqa: B010  # mypy minds an assignment
-        setattr(stream, "receive_headers", functools.partial(_receive_headers, stream))  # noqa: B010  # as above
+        for name in ("receive_headers", "receive_data"):
+            setattr(stream, name, functools.partial(_receive, stream, getattr(stream, name)))
         return stream
 
     def bound_table(self) -> None:
@@ -161,20 +163,20 @@ def _leave_lengths_alone(_fields: object) -> None:
     """Stand in for h2's look at Content-Length."""
 
 
-def _receive_headers(
-    stream: h2.stream.H2Stream, *arguments: Any
-) -> tuple[list[hyperframe.frame.Frame], list[h2.events.Event]]:
-    """Have h2 take a header block; where none may come, that is the end of the stream, not of the connection."""
+def _receive(
+    stream: h2.stream.H2Stream, receive: Callable[..., tuple[_Frames, _Events]], *arguments: object
+) -> tuple[_Frames, _Events]:
+    """Have h2 take a frame of a stream; one that may not come now is the end of the stream, not of the connection."""
     try:
-        return h2.stream.H2Stream.receive_headers(stream, *arguments)
+        return receive(*arguments)
     except h2.exceptions.StreamClosedError:
         raise
-    except h2.exceptions.ProtocolError:
+    except h2.exceptions.ProtocolError as e:
         stream.state_machine.state = h2.stream.StreamState.CLOSED
         stream.state_machine.stream_closed_by = h2.stream.StreamClosedBy.SEND_RST_STREAM
         closed = h2.exceptions.StreamClosedError(stream.stream_id)
-        closed.error_code = ErrorCodes.PROTOCOL_ERROR
-        closed._events = [_reset_here(stream.stream_id, ErrorCodes.PROTOCOL_ERROR)]
+        closed.error_code = e.error_code
+        closed._events = [_reset_here(stream.stream_id, e.error_code)]
         raise closed from None
 
 

@@ -1,0 +1,403 @@
+"""What ends in HTTP/2 ends alone: a stream, a connection, an app, a policy; and what was not begun is begun elsewhere.
+
+Proves DESIGN rule 1 (nothing leaves twice, nothing is lost silently) where many requests share a connection.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from proxy.engine.conversation import MAX_TRIES
+from tests.e2e.app import connect
+from tests.e2e.certificates import Authority
+from tests.e2e.clients import Accepted
+from tests.e2e.frames import (
+    DATA,
+    END_HEADERS,
+    GOAWAY,
+    RST_STREAM,
+    Code,
+    Peer,
+    block,
+    data,
+    goaway,
+    headers,
+    reset,
+    settings,
+)
+from tests.e2e.frameserver import FrameServer, Got, frame_server
+from tests.e2e.http2 import Http2Client, Message, agree_on_http2
+from tests.e2e.sidecar import Sidecar
+
+HOST = "far.example"
+POLICY = "defaults: {https: inspect}"
+
+
+@pytest.fixture(scope="module")
+def sidecar(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
+    folder = tmp_path_factory.mktemp("ends")
+    with Sidecar(POLICY, folder, authority=authority, hosts={HOST: "127.0.0.1"}) as running:
+        yield running
+        assert '"level": "error"' not in running.stderr, running.stderr
+        assert running.metrics().value("overcoat_hook_failures_total") == 0
+
+
+def speak(sidecar: Sidecar, server: FrameServer) -> Http2Client:
+    return Http2Client.open(connect(sidecar, server.authority), HOST, sidecar.ca_file)
+
+
+def by_hand(sidecar: Sidecar, server: FrameServer) -> Peer:
+    client = connect(sidecar, server.authority)
+    agree_on_http2(client, HOST, sidecar.ca_file)
+    return Peer(client, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings())
+
+
+def asked(server: FrameServer, path: str, method: str = "GET") -> bytes:
+    return block((":method", method), (":scheme", "https"), (":authority", server.authority), (":path", path))
+
+
+def whole(client: Http2Client, server: FrameServer, path: str) -> int:
+    """Send a GET that ends with its head, and return its stream's number."""
+    head = [(":method", "GET"), (":scheme", "https"), (":authority", server.authority), (":path", path)]
+    return client.begin_raw(head, last=True)
+
+
+def assert_failed(message: Message, reason: str = "upstream_failed") -> None:
+    assert message.status == 502, message
+    assert json.loads(message.body)["reason"] == reason
+
+
+def echo(got: Got) -> None:
+    got.reply(f"{got.method} {got.path} ".encode() + got.body)
+
+
+class TestGoaway:
+    @pytest.mark.parametrize("each", [1, 3, 10])
+    def test_one_after_every_few_streams_loses_nothing(self, sidecar: Sidecar, authority: Authority, each: int) -> None:
+        served: Counter[str] = Counter()
+
+        def began(got: Got) -> None:
+            if len(got.peer.requests) == each:
+                got.peer.send(goaway(got.stream))
+
+        def answer(got: Got) -> None:
+            if len([stream for stream in got.peer.requests if stream <= got.stream]) <= each:
+                served[got.path] += 1
+                echo(got)
+
+        with frame_server(authority, HOST, answer, began=began) as server:
+            client = speak(sidecar, server)
+            streams = {}
+            for number in range(60):
+                if number and number % (3 * each) == 0:  # each try serves as many; there are four
+                    for stream, _ in streams.values():
+                        client.read(stream)
+                path = f"/{number}"
+                if number % 3:
+                    streams[path] = client.send(server.authority, path, method="GET"), f"GET {path} "
+                else:
+                    stream = client.begin(server.authority, path)
+                    client.go_on(stream, b"bo", last=False)
+                    client.go_on(stream, b"dy", last=True)
+                    streams[path] = stream, f"POST {path} body"
+            for stream, body in streams.values():
+                message = client.read(stream)
+                assert (message.status, message.body.decode()) == (200, body)
+            assert served == Counter(dict.fromkeys(streams, 1))
+
+    def test_what_is_above_the_last_is_sent_again_once_and_what_is_below_ends(
+        self, sidecar: Sidecar, authority: Authority
+    ) -> None:
+        def answer(got: Got) -> None:
+            if got.peer.number:
+                echo(got)
+            elif len([each for each in got.peer.requests.values() if each.is_whole]) == 3:
+                first = min(got.peer.requests.values(), key=lambda each: each.stream)
+                got.peer.send(goaway(first.stream))
+                echo(first)
+
+        with frame_server(authority, HOST, answer) as server:
+            client = speak(sidecar, server)
+            streams = [client.send(server.authority, "/1", method="GET")]
+            server.wait_for(1)
+            streams += [client.send(server.authority, "/2", body=b"two"), client.send(server.authority, "/3")]
+            bodies = [client.read(stream).body for stream in streams]
+            assert bodies == [b"GET /1 ", b"POST /2 two", b"POST /3 "]
+            assert sorted((got.path, got.peer.number) for got in server.wait_for(5)) == [
+                *(("/1", 0), ("/2", 0), ("/2", 1), ("/3", 0), ("/3", 1))
+            ]
+
+    def test_a_first_one_that_names_no_last_ends_nothing(self, sidecar: Sidecar, authority: Authority) -> None:
+        def answer(got: Got) -> None:
+            if got.path == "/first":
+                got.peer.send(goaway(2**31 - 1))
+            else:
+                echo(got)
+
+        with frame_server(authority, HOST, answer) as server:
+            client = speak(sidecar, server)
+            first = client.send(server.authority, "/first", method="GET")
+            (got,) = server.wait_for(1)
+            second = client.send(server.authority, "/second", method="GET")
+            assert client.read(second).body == b"GET /second "
+            got.peer.send(goaway(got.stream))
+            echo(got)
+            assert client.read(first).body == b"GET /first "
+            server.wait(lambda: server.connections[0].is_over, "the end of the first connection")
+            assert [each.peer.number for each in server.requests] == [0, 1]
+
+    def test_an_apps_own_loses_nothing_under_way(self, sidecar: Sidecar, authority: Authority) -> None:
+        with frame_server(authority, HOST, lambda _: None) as server:
+            peer = by_hand(sidecar, server)
+            peer.send(headers(1, asked(server, "/1")), headers(3, asked(server, "/3", "POST"), END_HEADERS))
+            server.wait(lambda: len(server.requests) == 2)
+            peer.send(goaway(0))
+            peer.send(data(3, b"the rest", last=True))
+            server.wait(lambda: all(got.is_whole for got in server.requests))
+            for got in server.requests:
+                echo(got)
+            bodies: dict[int, bytes] = {1: b"", 3: b""}
+            while (found := peer.read()) is not None:
+                if found.kind == DATA:
+                    bodies[found.stream] += found.payload
+                assert found.kind != GOAWAY or found.code == Code.NO_ERROR
+            assert bodies == {1: b"GET /1 ", 3: b"POST /3 the rest"}
+
+
+class TestAgain:
+    @pytest.mark.parametrize("method", ["GET", "POST"])
+    @pytest.mark.parametrize("refusals", [1, MAX_TRIES - 1])
+    def test_what_is_refused_is_sent_again(
+        self, sidecar: Sidecar, authority: Authority, method: str, refusals: int
+    ) -> None:
+        def answer(got: Got) -> None:
+            if len(server.requests) <= refusals:
+                got.peer.send(reset(got.stream, Code.REFUSED_STREAM))
+            else:
+                echo(got)
+
+        with frame_server(authority, HOST, answer) as server:
+            client = speak(sidecar, server)
+            message = client.read(client.send(server.authority, "/x", method=method, body=b"body"))
+            assert (message.status, message.body.decode()) == (200, f"{method} /x body")
+            assert [got.body for got in server.wait_for(refusals + 1)] == [b"body"] * (refusals + 1)
+
+    def test_but_not_for_ever(self, sidecar: Sidecar, authority: Authority) -> None:
+        with frame_server(authority, HOST, lambda got: got.peer.send(reset(got.stream, Code.REFUSED_STREAM))) as server:
+            client = speak(sidecar, server)
+            assert_failed(client.read(client.send(server.authority, method="GET")))
+            server.wait_for(MAX_TRIES)
+
+    def test_http_1_1_is_spoken_where_it_is_required(self, sidecar: Sidecar, authority: Authority) -> None:
+        seen = []
+
+        def http1(accepted: Accepted) -> None:
+            for _ in range(2):
+                seen.append(accepted.read_head())
+                accepted.send(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nold")
+
+        def answer(got: Got) -> None:
+            got.peer.send(reset(got.stream, Code.HTTP_1_1_REQUIRED))
+
+        # The sidecar likes HTTP/1.1 better, and says so; this server does not ask.
+        with frame_server(authority, HOST, answer, alpn=("h2", "http/1.1"), http1=http1) as server:
+            client = speak(sidecar, server)
+            for path in ("/1", "/2"):
+                message = client.read(whole(client, server, path))
+                assert (message.status, message.body) == (200, b"old")
+            assert [head.split()[1] for head in seen] == [b"/1", b"/2"]
+            server.wait_for(1)
+
+    @pytest.mark.parametrize(
+        "end",
+        [
+            lambda got: got.peer.send(reset(got.stream, Code.INTERNAL_ERROR)),
+            lambda got: got.peer.send(goaway(got.stream), reset(got.stream, Code.CANCEL)),
+            lambda got: got.peer.client.close(),
+            lambda got: got.peer.client.reset(),
+            lambda got: got.peer.send(headers(got.stream, block((":status", "103")), END_HEADERS),
+                                      reset(got.stream, Code.REFUSED_STREAM)),
+        ],
+        ids=["a reset", "a reset behind GOAWAY", "the end", "a broken connection", "a refusal behind a response"],
+    )  # fmt: skip
+    @pytest.mark.parametrize("is_first", [True, False])
+    def test_what_may_have_been_processed_is_not(
+        self, sidecar: Sidecar, authority: Authority, end: object, is_first: bool
+    ) -> None:
+        def answer(got: Got) -> None:
+            if got.path == "/first":
+                echo(got)
+            else:
+                end(got)  # type: ignore[operator]  # one of the functions above
+
+        with frame_server(authority, HOST, answer) as server:
+            client = speak(sidecar, server)
+            if not is_first:
+                client.read(client.send(server.authority, "/first", method="GET"))
+            assert_failed(client.read(client.send(server.authority, "/pay", body=b"1 EUR")))
+            server.wait_for(1 if is_first else 2)
+
+    def test_a_get_on_a_connection_that_ends_is(self, sidecar: Sidecar, authority: Authority) -> None:
+        def answer(got: Got) -> None:
+            if got.path == "/2" and not got.peer.number:
+                got.peer.client.close()
+            else:
+                echo(got)
+
+        with frame_server(authority, HOST, answer) as server:
+            client = speak(sidecar, server)
+            for path in ("/1", "/2"):
+                assert client.read(whole(client, server, path)).body == f"GET {path} ".encode()
+            assert [got.peer.number for got in server.wait_for(3)] == [0, 0, 1]
+
+
+OK = block((":status", "200"))
+MALFORMED = {
+    "no status": lambda n: headers(n, block(("a", "b"))),
+    "an upper-case name": lambda n: headers(n, OK + block(("A", "b"))),
+    "a line in a value": lambda n: headers(n, OK + block(("a", "b\r\nc: d"))),
+    "Connection": lambda n: headers(n, OK + block(("connection", "close"))),
+    "Transfer-Encoding": lambda n: headers(n, OK + block(("transfer-encoding", "chunked")), 4),
+    "101": lambda n: headers(n, block((":status", "101"))),
+    "two statuses": lambda n: headers(n, OK + OK),
+    "a body without a head": lambda n: data(n, b"x", last=True),
+    "an end without a head": lambda n: data(n, b"", last=True),
+    "a body before its head": lambda n: data(n, b"x") + headers(n, OK),
+    "no head but an interim one": lambda n: headers(n, block((":status", "103")), 4) + data(n, b"x", last=True),
+    "an interim head that ends": lambda n: headers(n, block((":status", "103"))),
+    "a length and no body": lambda n: headers(n, OK + block(("content-length", "1"))),
+    "two lengths": lambda n: headers(n, OK + 2 * block(("content-length", "0"))),
+}
+BROKEN_OFF = {
+    "an interim head behind it": lambda n: headers(n, block((":status", "103")), 4),
+    "another head": lambda n: headers(n, OK, 4),
+    "another head that ends": lambda n: headers(n, OK),
+    "malformed trailers": lambda n: headers(n, block(("A", "b"))),
+    "more than its length": lambda n: data(n, b"xyz", last=True),
+    "less than its length": lambda n: data(n, b"", last=True),
+    "a window that opens nothing": lambda n: bytes.fromhex("000004 08 00") + n.to_bytes(4) + bytes(4),
+}
+
+
+class TestMalformed:
+    """Of one response, while another is under way on the same connection."""
+
+    def ask(self, sidecar: Sidecar, authority: Authority, bad: bytes | None, makes: object) -> Message:
+        with frame_server(authority, HOST, lambda _: None) as server:
+            other = speak(sidecar, server)
+            under_way = other.send(server.authority, "/other", method="GET")
+            (first,) = server.wait_for(1)
+            client = speak(sidecar, server)
+            stream = client.send(server.authority, "/bad", method="GET")
+            got = server.wait_for(2)[1]
+            assert got.peer is first.peer
+            got.peer.send((bad or b"").replace(b"STREAM", b"") + makes(got.stream))  # type: ignore[operator]
+            message = client.read(stream)
+            echo(first)
+            assert other.read(under_way).body == b"GET /other "
+            again = client.send(server.authority, "/again", method="GET")
+            server.wait(lambda: len(server.requests) == 3)
+            last = server.requests[-1]
+            assert last.peer is first.peer
+            echo(last)
+            assert client.read(again).body == b"GET /again "
+            return message
+
+    @pytest.mark.parametrize("makes", MALFORMED.values(), ids=MALFORMED)
+    def test_it_ends_its_stream_alone(self, sidecar: Sidecar, authority: Authority, makes: object) -> None:
+        assert_failed(self.ask(sidecar, authority, None, makes))
+
+    @pytest.mark.parametrize("makes", BROKEN_OFF.values(), ids=BROKEN_OFF)
+    def test_so_it_does_behind_a_head(self, sidecar: Sidecar, authority: Authority, makes: object) -> None:
+        def behind(number: int) -> bytes:
+            head = headers(number, OK + block(("content-length", "2")), END_HEADERS)
+            return head + data(number, b"x") + makes(number)  # type: ignore[operator]  # one of the functions above
+
+        message = self.ask(sidecar, authority, None, behind)
+        assert (message.reset, message.ended) == (Code.INTERNAL_ERROR, False)
+
+
+class TestAppsGone:
+    @pytest.mark.parametrize("is_reset", [True, False])
+    def test_its_streams_are_cancelled_and_the_shared_connection_lives(
+        self, sidecar: Sidecar, authority: Authority, is_reset: bool
+    ) -> None:
+        with frame_server(authority, HOST, lambda _: None) as server:
+            stays, goes = speak(sidecar, server), speak(sidecar, server)
+            kept = stays.send(server.authority, "/stays", method="GET")
+            (first,) = server.wait_for(1)
+            goes.send(server.authority, "/goes", method="GET")
+            goes.begin(server.authority, "/goes")
+            server.wait_for(3)
+            if is_reset:
+                goes._client.reset()
+            else:
+                goes.close()
+            server.wait(lambda: len([got for got in server.requests if got.reset == Code.CANCEL]) == 2, "two resets")
+            assert {got.peer for got in server.requests} == {first.peer}
+            echo(first)
+            assert stays.read(kept).body == b"GET /stays "
+
+    def test_one_that_is_given_up_is_cancelled_alone(self, sidecar: Sidecar, authority: Authority) -> None:
+        with frame_server(authority, HOST, lambda _: None) as server:
+            client = speak(sidecar, server)
+            kept, given_up = (client.send(server.authority, f"/{each}", method="GET") for each in range(2))
+            first, second = sorted(server.wait_for(2), key=lambda got: got.path)
+            client.give_up(given_up)
+            server.wait(lambda: second.reset == Code.CANCEL, "a reset")
+            echo(first)
+            assert client.read(kept).body == b"GET /0 "
+
+
+def test_no_more_streams_than_the_upstream_allows(sidecar: Sidecar, authority: Authority) -> None:
+    def began(got: Got) -> None:
+        if len(got.peer.requests) > 2:
+            got.peer.send(reset(got.stream, Code.REFUSED_STREAM))
+
+    with frame_server(authority, HOST, lambda _: None, first=settings((3, 2)), began=began) as server:
+        client = speak(sidecar, server)
+        streams = [client.send(server.authority, f"/{number}", method="GET") for number in range(7)]
+        server.wait(lambda: len(server.connections) >= 4, "a fourth connection")
+        server.wait(lambda: sum(min(2, len(each.requests)) for each in server.connections) == 7, "seven requests")
+        for each in list(server.connections):
+            for got in list(each.requests.values())[:2]:
+                echo(got)
+        assert [client.read(stream).body for stream in streams] == [f"GET /{each} ".encode() for each in range(7)]
+        assert len(server.connections) == 4
+
+
+def test_what_is_under_way_ends_before_the_sidecar_does(
+    authority: Authority, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("drain")
+    with (
+        Sidecar(POLICY, folder, authority=authority, hosts={HOST: "127.0.0.1"}) as sidecar,
+        frame_server(authority, HOST, lambda _: None) as server,
+    ):
+        peer = by_hand(sidecar, server)
+        peer.send(headers(1, asked(server, "/1")), headers(3, asked(server, "/3", "POST"), END_HEADERS))
+        server.wait(lambda: len(server.requests) == 2)
+        sidecar.signal(signal.SIGTERM)
+        first = peer.find(lambda each: each.kind == GOAWAY)
+        assert (first.last, first.code) == (2**31 - 1, Code.NO_ERROR)
+        peer.send(headers(5, asked(server, "/5")))  # it had not heard of it yet
+        second = peer.find(lambda each: each.kind == GOAWAY)
+        assert (second.last, second.code) == (5, Code.NO_ERROR)
+        peer.send(headers(7, asked(server, "/7")))
+        refused = peer.find(lambda each: each.kind == RST_STREAM)
+        assert (refused.stream, refused.code) == (7, Code.REFUSED_STREAM)
+        peer.send(data(3, b"the rest", last=True))
+        server.wait(lambda: len(server.requests) == 3 and all(got.is_whole for got in server.requests))
+        for got in server.requests:
+            echo(got)
+        bodies = {1: b"", 3: b"", 5: b""}
+        while (found := peer.read()) is not None:
+            if found.kind == DATA:
+                bodies[found.stream] += found.payload
+        assert bodies == {1: b"GET /1 ", 3: b"POST /3 the rest", 5: b"GET /5 "}
+        assert sidecar.wait() == 0
