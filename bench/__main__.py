@@ -68,7 +68,8 @@ def _show(row: Row, seconds: float) -> None:
             print(f"  {contender:<22}" + "  ".join(shown))
         for target in row.targets:
             verdict = "met" if row.is_met(target) else "NOT MET"
-            print(f"  {target.text}: {row.figure_text(target)}; {target.limit_text}: {verdict}")
+            asked = f"; {target.limit_text}: {verdict}" if target.limit is not None else ""
+            print(f"  {target.text}: {row.figure_text(target)}{asked}")
     sys.stdout.flush()
 
 

@@ -6,6 +6,7 @@ Rules of this module:
 - A process is started in a session of its own and ended by its id, with everything that it started.
 - The upstream is nginx with TLS. `/bench` answers from memory; `/check` records over which TLS version a request came
   and what its body was; and all requests are counted. So no contender can be fast by not doing the work.
+- It speaks HTTP/1.1, and on a port of its own HTTP/2 as well.
 - A second upstream, the impostor, has a certificate that is as valid but has another key: pins must refuse it.
 """
 
@@ -40,7 +41,8 @@ NAME = "localhost"  # for proxies that cannot make, or check, a certificate for 
 START_SECONDS = 40.0
 STOP_SECONDS = 15.0
 ANSWER = '{"status": "ok", "message": "' + "x" * 160 + '"}'  # the small answer: about 0.2 KB
-PACKAGES = {"wrk": "wrk", "nginx": "nginx-light", "haproxy": "haproxy", "squid": "squid-openssl", "curl": "curl"}
+PACKAGES = {"nginx": "nginx-light", "curl": "curl", "h2load": "nghttp2-client"}
+PEER_PACKAGES = {"wrk": "wrk", "haproxy": "haproxy", "squid": "squid-openssl"}
 
 _NGINX = """\
 daemon off;
@@ -60,11 +62,13 @@ http {{
   keepalive_requests 1000000000;
   keepalive_timeout 900s;
   default_type application/json;
-  log_format checks escape=json '{{"id": "$http_x_check", "tls": "$ssl_protocol", "port": $server_port, '
+  log_format checks escape=json '{{"id": "$http_x_check", "tls": "$ssl_protocol", '
+    '"version": "$server_protocol", "port": $server_port, '
     '"body": "$request_body"}}';
   ssl_protocols TLSv1.2 TLSv1.3;
   server {{
     listen {host}:{port} ssl backlog=4096;
+    listen {host}:{http2_port} ssl http2 backlog=4096;
     ssl_certificate {directory}/server.pem;
     ssl_certificate_key {directory}/server.pem;
     location = /bench {{ return 200 '{answer}'; }}
@@ -249,12 +253,13 @@ class Process:
         return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.pids())
 
     def cpu_seconds(self) -> float:
-        """Return the processor time that it has used."""
-        ticks = 0
-        for pid in self.pids():
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        """Return the processor time that it has used, user's and system's."""
+        return sum(map(_cpu_seconds, self.pids()))
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _status_bytes(pid: int, key: str) -> int:
@@ -267,8 +272,13 @@ def _status_bytes(pid: int, key: str) -> int:
 class Lab:
     """One run's folder, certificates, upstream and processes. A context manager: leaving it ends everything."""
 
-    def __init__(self, settings: Settings, overcoat: Path) -> None:
+    def __init__(self, settings: Settings, overcoat: Path, *, has_peers: bool = True) -> None:
         """Look for the tools.
+
+        Args:
+            settings: how much to measure.
+            overcoat: the command to measure.
+            has_peers: whether other proxies are measured, too, and so are needed.
 
         Raises:
             LabError: one is missing; the message says how to install it.
@@ -280,11 +290,12 @@ class Lab:
         os.sched_setaffinity(0, {int(self.cores.load)})  # what this process itself does is no load on the proxy's core
         self._processes = contextlib.ExitStack()
         search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-        self.programs = {name: shutil.which(name, path=search) or "" for name in (*PACKAGES, "taskset")}
-        missing = [package for name, package in PACKAGES.items() if not self.programs[name]]
+        packages = {**PACKAGES, **(PEER_PACKAGES if has_peers else {})}
+        self.programs = {name: shutil.which(name, path=search) or "" for name in (*packages, "taskset")}
+        missing = [package for name, package in packages.items() if not self.programs[name]]
         if missing:
             raise LabError(f"missing programs; on Debian: apt-get install {' '.join(missing)}")
-        for needed in (overcoat, self.tools / "mitmdump", self.tools / "proxy"):
+        for needed in (overcoat, *((self.tools / "mitmdump", self.tools / "proxy") if has_peers else ())):
             if not needed.exists():
                 raise LabError(f"{needed} does not exist: run the benchmarks with make bench")
 
@@ -381,6 +392,7 @@ class Upstream:
 
     def __init__(self, lab: Lab) -> None:
         self.port = free_port()
+        self.http2_port = free_port()
         self.impostor_port = free_port()
         self._plain_port = free_port()
         self._asked = 0
@@ -390,6 +402,7 @@ class Upstream:
             directory=lab.directory,
             host=HOST,
             port=self.port,
+            http2_port=self.http2_port,
             impostor_port=self.impostor_port,
             plain_port=self._plain_port,
             checks=self._checks,

@@ -10,6 +10,8 @@ Rules of this module:
 from __future__ import annotations
 
 import json
+import re
+import resource
 import sys
 import uuid
 from dataclasses import dataclass
@@ -19,10 +21,12 @@ from typing import Any
 from joserfc import jwe
 from joserfc.jwk import ECKey
 
-from bench.lab import ANSWER, HOST, NAME, Lab, LabError
+from bench.lab import ANSWER, HOST, NAME, Lab, LabError, Process, free_port
 from bench.peers import Contender, Job
 
 HERE = Path(__file__).resolve().parent
+STREAMS = 16  # of HTTP/2, at once on one connection; or connections of HTTP/1.1
+_H2LOAD = re.compile(r"(\d+) failed, (\d+) errored, (\d+) timeout")
 
 PLAIN_VALUES = {"number": "4111111111111111", "cvv": "737", "ssn": "078-05-1120", "iban": "DE02120300000000202051"}
 BODY = json.dumps(
@@ -48,11 +52,15 @@ class Load:
         rate: requests a second.
         p50: the median latency in milliseconds.
         p99: the 99th percentile of it.
+        requests: how many were answered.
+        load_seconds: processor time that the load generator took, where that is looked at.
     """
 
     rate: float
     p50: float
     p99: float
+    requests: int = 0
+    load_seconds: float = 0.0
 
 
 def wrk(lab: Lab, contender: Contender, *, close: bool = False, body: bool = False, connections: int = 0) -> Load:
@@ -111,7 +119,82 @@ def _load(lab: Lab, contender: Contender, result: dict[str, Any], before: int) -
     arrived = lab.upstream.requests() - before
     if result["requests"] < 10 or arrived < result["requests"]:
         raise LabError(f"{contender.name}: {result['requests']} requests were answered, {arrived} arrived upstream")
-    return Load(result["requests"] / result["seconds"], result["p50_ms"], result["p99_ms"])
+    return Load(
+        result["requests"] / result["seconds"],
+        result["p50_ms"],
+        result["p99_ms"],
+        result["requests"],
+        result.get("load_seconds", 0.0),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A relay that leads what knows no proxies through a contender.
+
+    Attributes:
+        relay: its process.
+        port: where it listens.
+        authority: what it asks CONNECT for.
+    """
+
+    relay: Process
+    port: int
+    authority: str
+
+
+def connector(lab: Lab, contender: Contender, port: int) -> Way:
+    """Start a relay that asks a contender for a tunnel to the upstream's `port` for each connection."""
+    here, authority = free_port(), f"{NAME}:{port}"
+    command = [sys.executable, HERE / "connector.py", str(here), str(contender.port), authority]
+    way = Way(lab.start(f"connector-{here}", command, core=lab.cores.load), here, authority)
+    way.relay.wait_for_port(here)
+    return way
+
+
+def h2load(lab: Lab, contender: Contender, way: Way, *, http2: bool, count: int = 0) -> Load:
+    """Load a contender with h2load, over TLS that the contender terminates, by way of a `connector`.
+
+    Args:
+        lab: the lab.
+        contender: whom to load.
+        way: the relay that makes the CONNECT.
+        http2: one connection with `STREAMS` streams at once; else as many connections of HTTP/1.1, kept alive.
+        count: how many requests; 0 for as many as the settings' seconds allow.
+    """
+    log = lab.directory / f"h2load-{way.port}.log"
+    log.unlink(missing_ok=True)
+    seconds = max(1, round(lab.settings.seconds))
+    command = [lab.programs["h2load"], f"--log-file={log}"]
+    command += ["-c", "1", "-m", str(STREAMS)] if http2 else ["--h1", "-c", str(STREAMS)]
+    command += ["-n", str(count)] if count else ["-D", str(seconds)]
+    command += [f"--connect-to={HOST}:{way.port}", f"https://{way.authority}/bench"]
+    before, used = lab.upstream.requests(), way.relay.cpu_seconds() + _children_seconds()
+    output = lab.run(command, seconds=seconds + 60.0)
+    used = way.relay.cpu_seconds() + _children_seconds() - used
+    lines = [line.split("\t") for line in log.read_text("ascii").splitlines()]
+    wrong = [status for _, status, _ in lines if status != "200"]
+    counted = _H2LOAD.search(output)
+    spoken = "h2" if http2 else "http/1.1"
+    if counted is None or any(map(int, counted.groups())) or wrong or f"Application protocol: {spoken}\n" not in output:
+        raise LabError(f"{contender.name}: requests failed, or were none of {spoken}: {output[-1000:]}")
+    took = sorted(int(microseconds) / 1000 for _, _, microseconds in lines)
+    if not took:
+        raise LabError(f"{contender.name}: nothing was answered: {output[-1000:]}")
+    began, ended = int(lines[0][0]), int(lines[-1][0]) + int(lines[-1][2])
+    result = {
+        "requests": len(took),
+        "seconds": (ended - began) / 1e6,
+        "p50_ms": took[len(took) // 2],
+        "p99_ms": took[len(took) * 99 // 100],
+        "load_seconds": used,
+    }
+    return _load(lab, contender, result, before)
+
+
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def curl(lab: Lab, contender: Contender, url: str, *arguments: str, inspect: bool = False) -> dict[str, Any]:
@@ -158,8 +241,10 @@ def _check_arrival(lab: Lab, contender: Contender, job: Job) -> None:
     arguments = ["-H", f"X-Check: {identifier}"]
     if job.fields:
         arguments += ["-H", "Content-Type: application/json", "--data-binary", BODY]
+    arguments.append("--http2" if job.app_http2 else "--http1.1")
     if job.inspect or job.tunnel or contender.process is None:
-        url = f"https://{NAME}:{lab.upstream.port}/check"
+        port = lab.upstream.http2_port if job.upstream_http2 else lab.upstream.port
+        url = f"https://{NAME}:{port}/check"
     elif contender.is_forward:
         url = f"http://{HOST}/check"
     else:
@@ -170,6 +255,9 @@ def _check_arrival(lab: Lab, contender: Contender, job: Job) -> None:
     arrived = lab.upstream.checked(identifier)
     if len(arrived) != 1 or not arrived[0]["tls"].startswith("TLSv1."):
         raise LabError(f"{contender.name}: the check did not arrive over TLS, once: {arrived}")
+    spoken = ("2" if job.app_http2 else "1.1", "HTTP/2.0" if job.upstream_http2 else "HTTP/1.1")
+    if (answer["http_version"], arrived[0]["version"]) != spoken:
+        raise LabError(f"{contender.name}: not spoken as it should be: {answer['http_version']}, {arrived}")
     if job.fields:
         _check_fields(lab, contender, arrived[0]["body"])
 

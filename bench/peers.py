@@ -70,7 +70,10 @@ class Job:
         fields: encrypt four fields of JSON bodies.
         inspect: open https from the app.
         tunnel: pass https from the app on as it is.
+        app_http2: the app speaks HTTP/2.
+        upstream_http2: … and the upstream would, too.
         stream: pass large bodies on as they come, where that must be asked for.
+        reverse: where the one server is that it stands for, as a reverse proxy; 0 to be a forward proxy.
         https_port: where the upstream is, if not where the lab's own is.
         more: further keys of Overcoat's policy.
     """
@@ -79,7 +82,10 @@ class Job:
     fields: bool = False
     inspect: bool = False
     tunnel: bool = False
+    app_http2: bool = False
+    upstream_http2: bool = False
     stream: bool = False
+    reverse: int = 0
     https_port: int = 0
     more: Mapping[str, Any] = field(default_factory=dict)
 
@@ -93,7 +99,9 @@ def overcoat_policy(lab: Lab, job: Job, port: int) -> dict[str, Any]:
         rule["https"] = "inspect" if job.inspect else "tunnel"
     policy: dict[str, Any] = {
         "version": 1,
-        "listen": [f"forward://{HOST}:{port}"],
+        "listen": [
+            f"reverse://{HOST}:{port}?to=https://{NAME}:{job.reverse}" if job.reverse else f"forward://{HOST}:{port}"
+        ],
         "admin": None,
         "trust": {"roots": str(lab.ca_file)},
         "destinations": {"allow": ["loopback"]},
@@ -136,6 +144,8 @@ def mitmdump_command(lab: Lab, job: Job, port: int) -> tuple[list[str | Path], d
     ]
     if job.stream:
         options.append("stream_large_bodies=1m")
+    if job.reverse:
+        options.append(f"mode=reverse:https://{NAME}:{job.reverse}")
     if job.tunnel:
         options.append(f"ignore_hosts={HOST}|{NAME}")
     script = "mitm_protect.py" if job.pins or job.fields else "mitm_upgrade.py"

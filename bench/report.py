@@ -55,9 +55,9 @@ def describe_machine(overcoat: Path) -> dict[str, str]:
         "Python": platform.python_version(),
         "Overcoat": _first_version([str(overcoat), "--version"]),
     }
-    for name in ("mitmproxy", "proxy.py", "joserfc"):
+    for name in ("mitmproxy", "proxy.py", "joserfc", "grpcio"):
         found[name] = version(name)
-    for name, argument in (("nginx", "-v"), ("haproxy", "-v"), ("squid", "-v"), ("wrk", "-v"), ("curl", "--version")):
+    for name, argument in (("nginx", "-v"), ("haproxy", "-v"), ("squid", "-v"), ("wrk", "-v"), ("h2load", "--version"), ("curl", "--version")):
         program = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
         if program is not None:
             found[name] = _first_version([program, argument])
@@ -111,6 +111,7 @@ def _targets(rows: Sequence[Row]) -> str:
             measured, verdict = f"not available: {row.unavailable}", "–"
             if not row.unavailable:
                 measured, verdict = row.figure_text(target), "met" if row.is_met(target) else "**not met**"
+                verdict = verdict if target.limit is not None else "–"
             lines.append(f"| [{target.text}](#{_anchor(row.title)}) | {target.limit_text} | {measured} | {verdict} |")
     return "\n".join(lines) + "\n"
 
@@ -178,7 +179,7 @@ def _chart(path: Path, rows: Sequence[Row]) -> None:
         panel.set_xlim(low, high * (high / low) ** 0.15)  # room for the figures beside the dots
         panel.set_yticks(range(len(names)), names, fontsize=9)
         panel.set_ylim(len(names) - 0.4, -0.6)
-        better = ", less is better" if row.targets[0].sense == "most" else ""
+        better = ", less is better" if row.targets and row.targets[0].sense == "most" else ""
         panel.set_title(f"{row.title} ({metric.unit}{better})", loc="left", fontsize=9, fontweight="bold")
         panel.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
         panel.tick_params(axis="y", length=0)

@@ -35,7 +35,7 @@ class Target:
         metric: the metric's key.
         kind: `ratio` and `difference` compare `ours` with `theirs`, round by round; `value` looks at `ours` alone.
         sense: whether the figure must be at least or at most `limit`.
-        limit: the target.
+        limit: the target; None for a figure that nothing is asked of.
         ours: the contender meant.
         theirs: whom it is compared with.
         unit: the unit of the figure.
@@ -45,7 +45,7 @@ class Target:
     metric: str
     kind: Literal["ratio", "difference", "value"]
     sense: Literal["least", "most"]
-    limit: float
+    limit: float | None
     ours: str = OVERCOAT
     theirs: str = ""
     unit: str = "×"
@@ -53,6 +53,8 @@ class Target:
     @property
     def limit_text(self) -> str:
         """The target, as it is shown."""
+        if self.limit is None:
+            return "–"
         return f"{'≥' if self.sense == 'least' else '≤'} {self.limit:g} {self.unit}"
 
 
@@ -99,7 +101,9 @@ class Row:
         return [mine - other for mine, other in pairs]
 
     def is_met(self, target: Target) -> bool:
-        """Tell whether the median of the figures meets a target."""
+        """Tell whether the median of the figures meets a target; one without a limit is met."""
+        if target.limit is None:
+            return True
         figure = median(self.figures(target))
         return figure >= target.limit if target.sense == "least" else figure <= target.limit
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench import resources, speed
+from bench import resources, speed, streams
 from bench.lab import Lab
 from bench.results import Row
 
@@ -18,6 +18,8 @@ ROWS: dict[str, Callable[[Lab], Row]] = {
     "pins": speed.pins,
     "fields": speed.fields,
     "inspected": speed.inspected,
+    "http2": streams.http2,
+    "grpc": streams.grpc,
     "round-trip": speed.round_trip,
     "latency": speed.latency,
     "workers": speed.workers,
