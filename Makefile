@@ -73,7 +73,7 @@ check: $(VENV)/installed ## lint, formatting, types, and whether the generated d
 
 .PHONY: bench
 bench: $(VENV)/installed ## measure beside other proxies (Linux, two cores, about an hour); writes docs/benchmarks.md
-	@test -x .venv-bench/bin/mitmdump || { $(BIN)/python -m venv .venv-bench && \
+	@.venv-bench/bin/python -c 'import grpc, mitmproxy' 2>/dev/null || { $(BIN)/python -m venv .venv-bench && \
 		.venv-bench/bin/pip install --disable-pip-version-check --quiet mitmproxy==12.2.3 proxy.py joserfc matplotlib grpcio; }
 	.venv-bench/bin/python -m bench
 

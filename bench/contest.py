@@ -23,6 +23,7 @@ def contest(
     entries: Sequence[Entry],
     measure: Measure,
     warm_up: Measure | None = None,
+    *,
     examine: Examine = check,
 ) -> Row:
     """Check and warm up all contenders, then measure them in rounds, each round in another order."""

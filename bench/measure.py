@@ -146,7 +146,7 @@ class Way:
 def connector(lab: Lab, contender: Contender, port: int) -> Way:
     """Start a relay that asks a contender for a tunnel to the upstream's `port` for each connection."""
     here, authority = free_port(), f"{NAME}:{port}"
-    command = [sys.executable, HERE / "connector.py", str(here), str(contender.port), authority]
+    command: list[str | Path] = [sys.executable, HERE / "connector.py", str(here), str(contender.port), authority]
     way = Way(lab.start(f"connector-{here}", command, core=lab.cores.load), here, authority)
     way.relay.wait_for_port(here)
     return way

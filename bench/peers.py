@@ -11,6 +11,7 @@ Rules of this module:
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,15 +116,23 @@ def overcoat_policy(lab: Lab, job: Job, port: int) -> dict[str, Any]:
     return policy | dict(job.more)
 
 
-def overcoat(lab: Lab, job: Job, name: str = OVERCOAT, core: str | None = None) -> Contender:
-    """Start Overcoat.
+def overcoat(
+    lab: Lab, job: Job, name: str = OVERCOAT, core: str | None = None, checkout: Path | None = None
+) -> Contender:
+    """Start Overcoat: the lab's, or that of another checkout, with the environment there if there is one.
 
     Raises:
         Unavailable: it does not know a key of the policy that the job needs.
     """
     port = free_port()
     path = lab.write(f"overcoat-{port}.yaml", json.dumps(overcoat_policy(lab, job, port)))
-    process = lab.start(f"overcoat-{port}", [lab.overcoat, "serve", "-p", path], core=core)
+    command: list[str | Path] = [lab.overcoat]
+    environment = {}
+    if checkout is not None:
+        python = checkout / ".venv" / "bin" / "python"
+        command = [python if python.exists() else sys.executable, "-m", "overcoat"]
+        environment["PYTHONPATH"] = str(checkout)
+    process = lab.start(f"overcoat-{port}", [*command, "serve", "-p", path], core=core, env=environment)
     try:
         process.wait_for_port(port)
     except LabError as e:

@@ -28,6 +28,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt  # the backend is chosen first
 
 MIN_ROUNDS = 5
+_PROGRAMS = {"nginx": "-v", "haproxy": "-v", "squid": "-v", "wrk": "-v", "h2load": "--version", "curl": "--version"}
 _OURS, _OTHERS, _INK = "#0b6e4f", "#8a94a0", "#222222"
 
 _INTRODUCTION = """\
@@ -57,7 +58,7 @@ def describe_machine(overcoat: Path) -> dict[str, str]:
     }
     for name in ("mitmproxy", "proxy.py", "joserfc", "grpcio"):
         found[name] = version(name)
-    for name, argument in (("nginx", "-v"), ("haproxy", "-v"), ("squid", "-v"), ("wrk", "-v"), ("h2load", "--version"), ("curl", "--version")):
+    for name, argument in _PROGRAMS.items():
         program = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
         if program is not None:
             found[name] = _first_version([program, argument])

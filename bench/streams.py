@@ -46,7 +46,8 @@ def http2(lab: Lab) -> Row:
         "http2",
         f"Inspected https over HTTP/2, {STREAMS} streams at once",
         f"h2load, which a small relay leads through CONNECT: {STREAMS} streams at once on one connection, or as many "
-        "connections of HTTP/1.1, kept alive. To nginx it is HTTP/1.1 in all but one, which also gives a second figure.",
+        "connections of HTTP/1.1, kept alive. To nginx it is HTTP/1.1, in all but the one that is called HTTP/2 both "
+        "ways.",
         (_RATE, _P50, _P99, _COST, _LOAD),
         (
             Target(
@@ -84,9 +85,9 @@ def grpc(lab: Lab) -> Row:
     row = Row(
         "grpc",
         "gRPC, unary calls of an insecure channel, upgraded",
-        f"grpcio's client and server, each a process of its own, {STREAMS} calls at once on one channel; the message of "
-        "0.2 KB comes back. A reverse listener takes the cleartext channel; the server gets HTTP/2 over TLS. Client and "
-        "server share a core, and are what limits: so the ratio is of the calls that a second of the proxy's processor "
+        f"grpcio's client and server, each a process of its own; {STREAMS} calls at once on one channel; the message "
+        "of 0.2 KB comes back. A reverse listener takes the cleartext channel; the server gets HTTP/2 over TLS. Client "
+        "and server share a core and limit the rate, so the first figure is what one second of the proxy's processor "
         "time is enough for.",
         (
             Metric("capacity", "calls per processor second of the proxy", "calls/s"),
@@ -133,16 +134,16 @@ def grpc(lab: Lab) -> Row:
         return figures
 
     # The server speaks TLS alone, and counts: what the client got back has arrived over TLS, once.
-    return contest(lab, row, entries, measure, measure, lambda _, contender, __: _few(lab, contender))
+    return contest(lab, row, entries, measure, measure, examine=_few)
 
 
-def _few(lab: Lab, contender: Contender) -> None:
+def _few(lab: Lab, contender: Contender, _: Job) -> None:
     _call(lab, contender, "--count", "20")
 
 
 def _call(lab: Lab, contender: Contender, *arguments: str) -> Load:
     """Have unary calls made; what is not right with any of them is a `LabError`."""
-    command = [sys.executable, HERE / "grpc_peer.py", "load", f"{NAME}:{contender.port}"]
+    command: list[str | Path] = [sys.executable, HERE / "grpc_peer.py", "load", f"{NAME}:{contender.port}"]
     command += ["--streams", str(STREAMS), *arguments]
     if contender.process is None:
         command += ["--ca-file", lab.ca_file]
