@@ -6,11 +6,16 @@ import asyncio
 from collections.abc import Collection
 from dataclasses import replace
 from datetime import date
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from mitmproxy import connection, http
 from mitmproxy import flow as mitmproxy_flow
+from mitmproxy.exceptions import AddonHalt
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+from mitmproxy.tls import TlsData
+from OpenSSL import SSL
 
 from addons.exchange import Exchange
 from addons.stock.dials import Dials, look_up
@@ -166,6 +171,20 @@ class TestAddresses:
         record = line.sessions.of(line.client).upstreams[data.server.id]
         assert record.denied is not None
         assert record.denied.reason is Reason.DESTINATION_FORBIDDEN
+
+    def test_no_handshake_begins_on_one_that_was_cut(self) -> None:
+        line = Line()
+        line.ask()
+        data = line.dial()
+        context: Any = SimpleNamespace(client=line.client)
+        handshake = TlsData(data.server, context, SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD)))
+        line.reach(data)
+        line.dials.tls_start_server(handshake)
+        assert handshake.ssl_conn is not None
+        line.reach(data, "10.0.0.1", "10.0.0.2")
+        with pytest.raises(AddonHalt):
+            line.dials.tls_start_server(handshake)
+        assert handshake.ssl_conn is None
 
     def test_our_own_port_is_no_destination(self) -> None:
         assert reason(Line(own_ports={443}).ask()) is Reason.DESTINATION_FORBIDDEN
