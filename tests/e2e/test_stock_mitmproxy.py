@@ -10,6 +10,7 @@ import gzip
 import json
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ from tests.e2e.http2 import Http2Client, Http2Upstream
 from tests.e2e.mitmdump import Mitmdump
 from tests.e2e.receiver import Marked, Receiver, assert_only_marked_changed, plain
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8 without ado")
 
 TUNNELLED = "127.0.0.1"
 PINNED, MISPINNED, SEALED, OPENED, REJECTED, INSPECTED, PLAIN = (f"127.0.0.{last}" for last in range(2, 9))
