@@ -232,7 +232,9 @@ class TestEarlyAnswers:
 
 def test_bodies_that_were_held_are_freed_once_they_are_answered(sidecar: Sidecar, authority: Authority) -> None:
     body = b'{"free":"' + b"x" * 900_000 + b'","card":1}'
-    with TlsUpstream(authority, "held.example", respond=lambda _: wire.response(200)) as upstream:
+    # Each on a connection of its own there: what an upstream keeps of one grows with each piece that comes.
+    answer = wire.response(200, headers=(("Connection", "close"),))
+    with TlsUpstream(authority, "held.example", respond=lambda _: answer) as upstream:
         name = f"held.example:{upstream.port}"
         client = speak(sidecar, name)
 
