@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from proxy.engine.conversation import MAX_TRIES
 from tests.e2e.app import connect
 from tests.e2e.certificates import Authority
-from tests.e2e.clients import Accepted
+from tests.e2e.clients import Accepted, RawClient
 from tests.e2e.frames import (
     DATA,
     END_HEADERS,
+    END_STREAM,
     GOAWAY,
+    HEADERS,
     RST_STREAM,
     Code,
     Peer,
@@ -401,3 +405,102 @@ def test_what_is_under_way_ends_before_the_sidecar_does(
                 bodies[found.stream] += found.payload
         assert bodies == {1: b"GET /1 ", 3: b"POST /3 the rest", 5: b"GET /5 "}
         assert sidecar.wait() == 0
+
+
+NO_PIN = "sha256/" + "A" * 42 + "E="
+AT_ONCE = 16
+
+
+class TestReload:
+    """Of a policy, while there are always streams under way."""
+
+    @pytest.mark.parametrize(
+        ("then", "status", "reason"),
+        [
+            (f'rules: [{{name: far, hosts: [{HOST}], pins: {{any_of: ["{NO_PIN}"]}}}}]', 502, "pin_mismatch"),
+            (f"rules: [{{name: far, hosts: [{HOST}], https: reject}}]", 403, "https_rejected"),
+            (f"rules: [{{name: far, hosts: [{HOST}]}}]", 200, None),
+            ("limits: {header_count: 90}", 200, None),
+        ],
+        ids=["a pin", "a rejection", "a rule", "a limit"],
+    )
+    @pytest.mark.parametrize("heeds", [True, False], ids=["an app that heeds GOAWAY", "one that does not"])
+    def test_the_next_stream_is_of_the_new_one_and_none_is_lost(
+        self,
+        authority: Authority,
+        tmp_path: Path,
+        then: str,
+        status: int,
+        reason: str | None,
+        heeds: bool,
+    ) -> None:
+        def answer(got: Got) -> None:
+            if got.path == "/new":
+                echo(got)
+
+        with (
+            Sidecar(POLICY, tmp_path, authority=authority, hosts={HOST: "127.0.0.1"}) as sidecar,
+            frame_server(authority, HOST, answer) as server,
+        ):
+            peer = by_hand(sidecar, server)
+            streams = range(1, 2 * AT_ONCE, 2)
+            for stream in streams:
+                flags = END_HEADERS if stream % 4 == 3 else END_HEADERS | END_STREAM
+                peer.send(headers(stream, asked(server, f"/{stream}", "POST"), flags))
+            server.wait_for(AT_ONCE)
+            reload(sidecar, f"{POLICY}\n{then}")
+            assert peer.find(lambda each: each.kind == GOAWAY).code == Code.NO_ERROR
+            if heeds:
+                message = ask_anew(sidecar, server)
+                assert message is None or message.status == status
+                if message is not None and reason is not None:
+                    assert json.loads(message.body)["reason"] == reason
+            else:
+                peer.send(headers(99, asked(server, "/new")))
+                found = peer.find(lambda each: each.kind == HEADERS)
+                assert (found.stream, found.get(":status")) == (99, str(status))
+                if reason is not None:
+                    assert f'details="{reason}"' in (found.get("proxy-status") or "")
+            new = [got for got in server.requests if got.path == "/new"]
+            assert [got.peer.number for got in new] == ([1] if status == 200 else [])
+            for stream in streams:
+                if stream % 4 == 3:
+                    peer.send(data(stream, b"late", last=True))
+            old = [got for got in server.requests if got.path != "/new"]
+            server.wait(lambda: all(got.is_whole for got in old))
+            assert {got.peer.number for got in old} == {0}
+            for got in old:
+                echo(got)
+            bodies = dict.fromkeys(streams, b"")
+            while (each := peer.read()) is not None:
+                if each.kind == DATA and each.stream in bodies:
+                    bodies[each.stream] += each.payload
+            assert bodies == {
+                stream: f"POST /{stream} ".encode() + (b"late" if stream % 4 == 3 else b"") for stream in streams
+            }
+            server.wait(lambda: server.connections[0].is_over, "the end of the old connection")
+            assert sum(line["status"] == 200 for line in sidecar.decisions()) >= AT_ONCE
+
+
+def reload(sidecar: Sidecar, text: str) -> None:
+    """Write the policy, have it read, and wait until it is."""
+    sidecar.write_policy(text)
+    sidecar.signal(signal.SIGHUP)
+    for _ in range(200):
+        if sidecar.metrics().value("overcoat_policy_reloads_total", result="taken") == 1:
+            return
+        threading.Event().wait(0.05)
+    pytest.fail(f"the policy was not taken: {sidecar.stderr}")
+
+
+def ask_anew(sidecar: Sidecar, server: FrameServer) -> Message | None:
+    """Ask on a connection of its own; None where not even that is let through."""
+    with RawClient(sidecar.address) as client:
+        client.send(f"CONNECT {server.authority} HTTP/1.1\r\nHost: {server.authority}\r\n\r\n".encode())
+        answer = client.read_response(method="CONNECT")
+        if answer.status != 200:
+            assert answer.status == 403
+            return None
+        agree_on_http2(client, HOST, sidecar.ca_file)
+        speaker = Http2Client(client)
+        return speaker.read(whole(speaker, server, "/new"))
