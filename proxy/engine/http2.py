@@ -56,7 +56,7 @@ _HEADER = 9  # RFC 9113, section 4.1
 _MAX_FRAME = 16384  # … section 4.2: we ask for no other
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE = 0, 1, 3, 4, 5  # … section 6
 _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 7, 8, 9
-_END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
+_END_STREAM, _ACK, _END_HEADERS, _PADDED = 1, 1, 4, 8
 type _Frames = list[hyperframe.frame.Frame]
 type _Events = list[h2.events.Event]
 _LAST_ID = 2**31 - 1
@@ -178,6 +178,12 @@ def _receive(
         closed.error_code = e.error_code
         closed._events = [_reset_here(stream.stream_id, e.error_code)]
         raise closed from None
+
+
+def _has_data(flags: int, frame: bytes) -> bool:
+    """Tell whether a DATA frame has more than padding."""
+    size = len(frame) - _HEADER
+    return size > (1 + frame[_HEADER] if size and flags & _PADDED else 0)
 
 
 def _opens_nothing(frame: bytes) -> bool:
@@ -348,7 +354,7 @@ class Connection[S: Stream]:
     def _take_frame(self, kind: int, flags: int, frame: bytes) -> None:
         number = int.from_bytes(frame[5:9]) & _LAST_ID
         stream = self.streams.get(number)
-        if kind == _DATA and len(frame) > _HEADER and stream is not None:
+        if kind == _DATA and stream is not None and _has_data(flags, frame):
             self._empty.earn(EMPTY_A_FRAME)
         elif not self._carries(kind, flags, number, stream) and not self._empty.take():
             self.fail(ErrorCodes.ENHANCE_YOUR_CALM)
@@ -371,7 +377,7 @@ class Connection[S: Stream]:
     def _carries(self, kind: int, flags: int, number: int, stream: S | None) -> bool:
         """Tell whether a frame has something of a message."""
         if kind == _HEADERS:
-            return stream is not None or number > self.state.highest_inbound_stream_id
+            return stream is not None or (not self._is_client and number > self.state.highest_inbound_stream_id)
         if kind == _DATA:
             return stream is not None and bool(flags & _END_STREAM)
         return kind == _CONTINUATION or (kind == _RST_STREAM and stream is not None)
@@ -401,8 +407,9 @@ class Connection[S: Stream]:
                 self._send_all_that_waits()
         elif isinstance(event, h2.events.StreamReset):
             # It frees the peer at once, while what its request has set off goes on here (CVE-2023-44487), whether the
-            # peer resets the stream or makes us do so (CVE-2025-8671).
-            if not self._resets.take():
+            # peer resets the stream or makes us do so (CVE-2025-8671). An upstream has no more streams to reset than we
+            # begin; which app is to blame for what it resets nobody knows, and the others go on.
+            if not self._is_client and not self._resets.take():
                 self.fail(ErrorCodes.ENHANCE_YOUR_CALM)
             elif stream is not None:
                 self._close(stream)
