@@ -124,6 +124,10 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
         for receiver in touched:
             receiver.flush()
 
+    def touch(self, receiver: Receiver) -> None:
+        """Take note that something is to be sent to an app."""
+        self._touched.add(receiver)
+
     def crashed(self, error: Exception) -> None:
         """Close everything: what failed is not about one stream."""
         for stream in self.end():
@@ -269,6 +273,7 @@ class UpstreamHttp2Stream(Stream):
     def congested(self, is_congested: bool) -> None:
         """Take that nothing more of the request should be sent for now, or again."""
         if self.receiver is not None:
+            self.connection.touch(self.receiver)  # what tells the app to go on has to be sent
             self.receiver.upstream_congested(is_congested)
 
     def unsent(self) -> int:
