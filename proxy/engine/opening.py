@@ -2,7 +2,8 @@
 
 Rules of this module:
 
-- Where HTTP/2 may come of it, one connection is opened for all who wait, not one for each.
+- Where HTTP/2 may come of it, one connection is opened for all who wait, not one for each; and what is wrong with the
+  upstream is found once for all of them.
 - Over TLS the server chooses the version (ALPN, RFC 7301); without, HTTP/2 is spoken only where the app has said by
   speaking so itself that the server does (prior knowledge, RFC 9113, section 3.3).
 """
@@ -16,6 +17,7 @@ from mitmproxy.connection import Server
 from mitmproxy.proxy.context import Context
 
 from addons.exchange import Upstream
+from proxy.core.decisions import Denied
 from proxy.engine.http2upstream import UpstreamHttp2
 from proxy.engine.streams import UpstreamStream, Version
 from proxy.engine.upstream import UpstreamConnection, dial
@@ -52,11 +54,15 @@ async def open_stream(
         return await dial(engine, server, key, record, context)
     while (opening := pool.opening(key)) is not None:
         await asyncio.wait((opening,))  # not the future itself, which ends for all if one waits no longer
+        if (other := opening.result()) is not None:
+            record.pin, record.observed = other.pin, other.observed
+            raise _again(other.denied)
         if (found := pool.take(key, version)) is not None:
             return found
         if pool.speaks_only_http1(key):
             return await dial(engine, server, key, record, context)
     end = pool.begin_to_open(key)
+    failed: Upstream | None = None
     try:
         record.alpn = _OFFERS[version]
         upstream = await dial(engine, server, key, record, context)
@@ -64,8 +70,17 @@ async def open_stream(
             return _share(engine, upstream)
         pool.only_http1(key)
         return upstream
+    except Denied as denied:
+        record.denied, failed = denied, record
+        raise
     finally:
-        end()
+        end(failed)
+
+
+def _again(denied: Denied | None) -> Denied:
+    """Return a denial for another who waited: an exception that is raised twice keeps all that it has come through."""
+    assert denied is not None
+    return Denied(denied.reason, denied.detail, denied.hint, denied.proxy_error)
 
 
 def _share(engine: Engine, upstream: UpstreamConnection) -> UpstreamStream:

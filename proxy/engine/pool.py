@@ -14,6 +14,7 @@ import asyncio
 import collections
 from collections.abc import Callable
 
+from addons.exchange import Upstream
 from proxy.engine.http2upstream import UpstreamHttp2
 from proxy.engine.streams import UpstreamStream, Version
 from proxy.engine.upstream import UpstreamConnection
@@ -41,7 +42,7 @@ class Pool:
         self._size = 0
         self._timer: asyncio.TimerHandle | None = None
         self._shared: dict[object, list[UpstreamHttp2]] = {}
-        self._opening: dict[object, asyncio.Future[None]] = {}
+        self._opening: dict[object, asyncio.Future[Upstream | None]] = {}
         self._only_http1: dict[object, float] = {}  # and since when that is known
 
     def take(self, key: object, version: Version = Version.HTTP1) -> UpstreamStream | None:
@@ -92,19 +93,22 @@ class Pool:
             del self._only_http1[next(iter(self._only_http1))]
         self._only_http1[key] = self._loop.time()
 
-    def opening(self, key: object) -> asyncio.Future[None] | None:
-        """Return what ends when a connection that may be shared is open, or has failed; None if there is none."""
+    def opening(self, key: object) -> asyncio.Future[Upstream | None] | None:
+        """Return what ends when a connection that may be shared is open, or given up; None if there is none.
+
+        Its result is the record of an upstream that was denied.
+        """
         return self._opening.get(key)
 
-    def begin_to_open(self, key: object) -> Callable[[], None]:
-        """Take note that a connection is being opened that may be shared; return what ends that."""
+    def begin_to_open(self, key: object) -> Callable[[Upstream | None], None]:
+        """Take note that a connection is being opened that may be shared; return what ends that with its result."""
         opening = self._opening[key] = self._loop.create_future()
 
-        def end() -> None:
+        def end(failed: Upstream | None) -> None:
             if self._opening.get(key) is opening:
                 del self._opening[key]
             if not opening.done():
-                opening.set_result(None)
+                opening.set_result(failed)
 
         return end
 

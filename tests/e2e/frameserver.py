@@ -95,6 +95,7 @@ class FrameServer:
         alpn: what it speaks, the best first.
         http1: serves what speaks HTTP/1.1.
         began: called with each head, before the request is whole.
+        hesitates: seconds before each handshake.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class FrameServer:
         alpn: tuple[str, ...] = ("h2",),
         http1: Callable[[Accepted], None] | None = None,
         began: Callable[[Got], None] | None = None,
+        hesitates: float = 0,
     ) -> None:
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue(host).load_into(self._tls)
@@ -115,6 +117,7 @@ class FrameServer:
         self._began = began or (lambda _: None)
         self._first = settings() if first is None else first
         self._http1 = http1
+        self._hesitates = hesitates
         self._listener = listen()
         self.port = self._listener.getsockname()[1]
         self.authority = f"{host}:{self.port}"
@@ -131,6 +134,7 @@ class FrameServer:
 
     def _serve(self, accepted: socket.socket) -> None:
         with contextlib.suppress(OSError):  # the other end is gone
+            threading.Event().wait(self._hesitates)
             sock = self._tls.wrap_socket(accepted, server_side=True)
             if sock.selected_alpn_protocol() != "h2":
                 assert self._http1 is not None
