@@ -39,8 +39,8 @@ def line_of(exchange: Exchange, status: int | None, flow: http.HTTPFlow | None, 
     second, millisecond = divmod(int(exchange.started * 1000), 1000)
     verdict = _verdict(
         exchange.rule_name,
-        exchange.policy.mode.value,
-        done(exchange).value,
+        exchange.policy.mode,
+        done(exchange),
         exchange.denied.reason.code if exchange.denied else None,
         would_deny(exchange),
         flow.server_conn.tls_version if flow and flow.server_conn else None,
@@ -48,7 +48,7 @@ def line_of(exchange: Exchange, status: int | None, flow: http.HTTPFlow | None, 
     )
     return (
         f'{{"time": "{_date(second)}.{millisecond:03d}+00:00", "client": {_known(exchange.client)}, '
-        f'"method": {_encode(exchange.method)}, '
+        f'"method": {_known(exchange.method)}, '
         f'"destination": {_known(exchange.asked.authority) if exchange.asked else "null"}, '
         f'"path": {_encode(path)}, {verdict}, '
         f'"encrypted": {0 if is_observing else exchange.fields_encrypted}, "decrypted": {exchange.fields_decrypted}, '

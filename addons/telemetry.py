@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import cache
 
 from mitmproxy import connection, http, tls
+from prometheus_client import Counter, Histogram
 
 from addons.decisionline import line_of
 from addons.exchange import Exchange, action_of, denies, never_left
@@ -32,9 +33,14 @@ class Telemetry:
         self.metrics = metrics
         self.write = write
         # What `labels` returns for the same labels is always the same, and finding it takes long.
-        self._requests, self._seconds = cache(metrics.requests.labels), cache(metrics.seconds.labels)
-        self._bytes, self._fields = cache(metrics.bytes.labels), cache(metrics.fields.labels)
-        self._pins = cache(metrics.pins.labels)
+        self._of_all = cache(self._counted_of_all)
+        self._fields, self._pins = cache(metrics.fields.labels), cache(metrics.pins.labels)
+
+    def _counted_of_all(self, rule: str, action: str, reason: str) -> tuple[Counter, Histogram, Counter, Counter]:
+        """Return what is counted of each request: requests, their times, bytes sent and received."""
+        metrics = self.metrics
+        sent, received = (metrics.bytes.labels(rule, way) for way in ("sent", "received"))
+        return metrics.requests.labels(rule, action, reason), metrics.seconds.labels(rule), sent, received
 
     def client_connected(self, _client: connection.Client) -> None:
         """Count a client connection."""
@@ -103,12 +109,13 @@ class Telemetry:
     def _count(self, exchange: Exchange, seconds: float) -> None:
         rule = exchange.rule_name or NO_RULE
         reason = exchange.denied.reason.code if exchange.denied else NO_REASON
-        self._requests(rule, action_of(exchange).value, reason).inc()
-        self._seconds(rule).observe(seconds)
+        requests, times, sent, received = self._of_all(rule, action_of(exchange), reason)
+        requests.inc()
+        times.observe(seconds)
         if exchange.bytes_sent:
-            self._bytes(rule, "sent").inc(exchange.bytes_sent)
+            sent.inc(exchange.bytes_sent)
         if exchange.bytes_received:
-            self._bytes(rule, "received").inc(exchange.bytes_received)
+            received.inc(exchange.bytes_received)
         if not exchange.observing and exchange.fields_encrypted:
             self._fields(rule, "encrypted").inc(exchange.fields_encrypted)
         if exchange.fields_decrypted:

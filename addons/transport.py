@@ -15,12 +15,13 @@ from __future__ import annotations
 from mitmproxy import http
 
 from addons.exchange import Exchange, denies
-from addons.headers import names_of, values_of
+from addons.headers import values_of
 from addons.sessions import Sessions
 from proxy.core import appview
 from proxy.core.cookies import Cookies, Way, names_sent
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import Destination, parse_authority
+from proxy.core.heads import names_in
 from proxy.core.hops import has_come_through, one_forward_less, without_hop
 from proxy.core.hsts import KnownHosts
 from proxy.core.policy import HTTPS_PORT
@@ -57,7 +58,7 @@ class Transport:
             return
         _deny_if_decided(flow, exchange)
         headers = flow.request.headers
-        names = names_of(headers)
+        names = names_in(headers.fields)
         if not names.isdisjoint(_FOR_THE_PROXY):
             headers.fields = tuple(field for field in headers.fields if field[0].lower() not in _FOR_THE_PROXY)
         decision = exchange.decision
@@ -88,7 +89,7 @@ class Transport:
         response, view = flow.response, exchange.view
         if response is None:
             return
-        names, is_https = names_of(response.headers), flow.request.data.scheme == b"https"
+        names, is_https = names_in(response.headers.fields), flow.request.data.scheme == b"https"
         if exchange.policy.via is not None and not exchange.observing:
             name = exchange.policy.via.encode("ascii")
             response.headers.fields += ((b"Via", _version(response) + b" " + name),)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from proxy.core.decisions import Action
 from proxy.core.destinations import BadDestination, Destination, is_local, parse_authority
-from proxy.core.heads import Fields
+from proxy.core.heads import Fields, names_in
 from proxy.core.hsts import KnownHosts
 from proxy.core.policy import HTTP_PORT, HTTPS_PORT, Policy
 from proxy.core.transport import decide_plain_http
@@ -140,7 +140,7 @@ def interim_fields(fields: Fields, view: View) -> Fields:
 
 
 def _changed(fields: Fields, changes: dict[bytes, _Change], view: View, app_origin: str) -> Fields:
-    if changes.keys().isdisjoint([name.lower() for name, _ in fields]):
+    if names_in(fields).isdisjoint(changes):
         return fields
     found: list[tuple[bytes, bytes]] = []
     for name, value in fields:

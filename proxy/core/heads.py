@@ -40,7 +40,7 @@ _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")  # a leading zero is octal to some 
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _TWO_LENGTHS = "the length of the body is given more than once (RFC 9112, section 6.3)"
 _SEEN = frozenset((b"host", b"content-length", b"transfer-encoding"))
-_KEPT, _KEPT_BYTES = 64, 1024  # an app's heads, and those of its servers, are mostly the same again from the second on
+KEPT, _KEPT_BYTES = 32, 1024  # an app's heads, and those of its servers, are mostly the same again from the second on
 
 type Fields = tuple[tuple[bytes, bytes], ...]
 
@@ -81,6 +81,12 @@ class ResponseHead:
     body: int
     is_http2: bool = False
     is_all: bool = False
+
+
+@lru_cache(KEPT)
+def names_in(fields: Fields) -> frozenset[bytes]:
+    """Return the names of the fields that are there, in lower case."""
+    return frozenset([name.lower() for name, _ in fields])
 
 
 def can_become_a_head(data: bytes) -> bool:
@@ -220,7 +226,7 @@ def _read_section(section: bytes) -> tuple[Fields, dict[bytes, list[bytes]]] | N
     return fields, seen
 
 
-_kept_section = lru_cache(_KEPT)(_read_section)
+_kept_section = lru_cache(KEPT)(_read_section)
 
 
 def _no_field(head: bytes, reason: Reason) -> Denied:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
-from proxy.core.heads import Fields
+from proxy.core.heads import KEPT, Fields
 
 _OF_THIS_HOP = frozenset((b"connection", b"keep-alive", b"te", b"proxy-connection"))
 _OF_AN_OFFER = frozenset((b"upgrade", b"http2-settings"))
@@ -30,6 +31,7 @@ _FORWARDS = re.compile(rb"[0-9]{1,9}")
 _RECEIVED_BY = re.compile(r"(?:^|,)[ \t]*[^ \t,]+[ \t]+([^ \t,(:]+)")  # RFC 9110, section 7.6.3
 
 
+@lru_cache(KEPT)
 def without_hop(fields: Fields, *, may_offer: bool = True) -> Fields:
     """Return a message's fields without those that are about one connection only; an offer of WebSocket stays.
 
@@ -85,6 +87,7 @@ def without_framing(fields: Fields) -> Fields:
     return tuple(field for field in fields if field[0].lower() not in (b"content-length", b"transfer-encoding"))
 
 
+@lru_cache(KEPT)
 def keeps_alive(is_http11: bool, fields: Fields) -> bool:
     """Tell whether a message lets the connection live on (RFC 9112, section 9.3).
 
@@ -99,6 +102,7 @@ def keeps_alive(is_http11: bool, fields: Fields) -> bool:
     return b"close" not in options and (is_http11 or b"keep-alive" in options)
 
 
+@lru_cache(KEPT)
 def wants_to_switch(fields: Fields) -> bool:
     """Tell whether an app may go on in another protocol behind a request, without waiting for the answer.
 

@@ -8,12 +8,15 @@ Rules of this module:
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
+
 from mitmproxy import http
 
 from addons.headers import has_field, values_of
 from proxy.core.decisions import Denied, Reason
-from proxy.core.destinations import BadDestination, Destination, parse_authority
-from proxy.core.heads import Fields, RequestHead, ResponseHead
+from proxy.core.destinations import CACHED, BadDestination, Destination, parse_authority
+from proxy.core.heads import Fields, RequestHead, ResponseHead, names_in
 from proxy.core.hops import without_hop
 from proxy.core.policy import HTTP_PORT, HTTPS_PORT
 from proxy.engine.flows import new_request, new_response
@@ -21,6 +24,7 @@ from proxy.engine.flows import new_request, new_response
 _OF_THE_CONNECTION = ("negotiate", "ntlm")  # schemes that authenticate a connection instead of a request (RFC 4559)
 _PORTS = {b"http": HTTP_PORT, b"https": HTTPS_PORT}
 _WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
+_ABSOLUTE = re.compile(rb"([^:/?]*+)://([^/?]*+)(.*+)", re.DOTALL)
 _WEBSOCKET = {b"ws": b"http", b"wss": b"https"}  # what some apps write where they ask for it (RFC 6455, section 3)
 
 
@@ -51,10 +55,9 @@ def request_of(
             destination = parse_authority(target.decode("ascii"))
             host, port = destination.host, destination.port
         elif not target.startswith(b"/") and target != b"*":
-            scheme, authority, path = _split(target)
+            scheme, destination, authority, path = _split(target)
             if not path:  # RFC 9112, section 3.2.4
                 path = b"*" if head.method == b"OPTIONS" else b"/"
-            destination = parse_authority(authority.decode("ascii"), _PORTS[scheme])
             host, port = destination.host, destination.port
     except BadDestination:  # whose message quotes the target, which may hold a query or credentials
         raise Denied(
@@ -79,7 +82,7 @@ def request_of(
     fields = without_hop(head.fields, may_offer=head.is_http11)
     if not head.is_http11:  # it has no expectations, and what goes on is HTTP/1.1, which has (RFC 9110, section 10.1.1)
         fields = tuple(field for field in fields if field[0].lower() != b"expect")
-    if scheme and not any(name.lower() == b"host" for name, _ in fields):  # in HTTP/1.1 there is one
+    if scheme and b"host" not in names_in(fields):  # in HTTP/1.1 there is one
         named = Destination(host, port)  # what goes on is HTTP/1.1, where the field is needed (RFC 9112, section 3.2)
         value = named.url_host if port == _PORTS[scheme] else named.authority
         fields = ((b"Host", value.encode("ascii")), *fields)
@@ -121,19 +124,28 @@ def headers_of(fields: Fields) -> http.Headers:
     return headers
 
 
-def _split(target: bytes) -> tuple[bytes, bytes, bytes]:
-    """Split an absolute-form target into scheme, authority and path with query, which may be empty.
+def _split(target: bytes) -> tuple[bytes, Destination, bytes, bytes]:
+    """Split an absolute-form target into scheme, destination, authority as it stands there, and path with query.
+
+    The path may be empty.
 
     Raises:
-        BadDestination: its scheme is not one that is spoken here.
+        BadDestination: its scheme is not one that is spoken here, or its authority names no destination.
     """
-    scheme, _, rest = target.partition(b"://")
+    found = _ABSOLUTE.fullmatch(target)
+    if found is None:
+        raise BadDestination("it has no scheme")
+    scheme, authority, path = found.groups()
+    scheme, destination = _origin(scheme, authority)
+    return scheme, destination, authority, path if path.startswith(b"/") or not path else b"/" + path
+
+
+@lru_cache(CACHED)
+def _origin(scheme: bytes, authority: bytes) -> tuple[bytes, Destination]:
     scheme = _WEBSOCKET.get(scheme.lower(), scheme.lower())
     if scheme not in _PORTS:
         raise BadDestination("its scheme is neither http nor https")
-    end = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
-    path = rest[end:]
-    return scheme, rest[:end], path if path.startswith(b"/") or not path else b"/" + path
+    return scheme, parse_authority(authority.decode("ascii"), _PORTS[scheme])
 
 
 def response_head(response: http.Response, *, is_closing: bool) -> bytes:

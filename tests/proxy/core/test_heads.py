@@ -497,9 +497,9 @@ class TestWhatIsKept:
     def test_no_more_is_kept_than_is_said(self) -> None:
         kept = heads._kept_section
         kept.cache_clear()
-        for number in range(3 * heads._KEPT):
+        for number in range(3 * heads.KEPT):
             read_request_head(b"GET / HTTP/1.1\r\nHost: a\r\nX: %d\r\n\r\n" % number)
-        assert kept.cache_info().currsize == heads._KEPT
+        assert kept.cache_info().currsize == heads.KEPT
         kept.cache_clear()
         read_request_head(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * heads._KEPT_BYTES + b"\r\n\r\n")
         assert kept.cache_info().currsize == 0
