@@ -22,6 +22,7 @@ from proxy.core.heads import (
     RequestHead,
     ResponseHead,
     can_become_a_head,
+    names_in,
     read_request_head,
     read_response_head,
 )
@@ -518,3 +519,8 @@ def test_all_lines_at_once_are_read_as_each_by_itself(head: bytes) -> None:
     else:
         assert found is not None
         assert found[0] == tuple((line[1], line[2].rstrip(b" \t")) for line in lines if line)
+
+
+def test_the_names_of_fields_are_told_in_lower_case() -> None:
+    assert names_in(((b"Host", b"a"), (b"x-A", b"1"), (b"X-a", b"2"))) == {b"host", b"x-a"}
+    assert names_in(()) == frozenset()
