@@ -159,6 +159,10 @@ def read_request_head(head: bytes) -> RequestHead:
     Raises:
         Denied: BAD_REQUEST, with the line number and what is wrong with it.
     """
+    return _kept_request(head) if len(head) <= _KEPT_BYTES else _read_request(head)
+
+
+def _read_request(head: bytes) -> RequestHead:
     end = head.find(b"\r\n")
     request_line = _REQUEST_LINE.fullmatch(head, 0, end)
     if request_line is None:
@@ -192,6 +196,10 @@ def read_response_head(head: bytes) -> ResponseHead:
     Raises:
         Denied: UPSTREAM_FAILED, with the line number and what is wrong with it.
     """
+    return _kept_response(head) if len(head) <= _KEPT_BYTES else _read_response(head)
+
+
+def _read_response(head: bytes) -> ResponseHead:
     end = head.find(b"\r\n")
     status_line = _STATUS_LINE.fullmatch(head, 0, end)
     if status_line is None:
@@ -226,6 +234,8 @@ def _read_section(section: bytes) -> tuple[Fields, dict[bytes, list[bytes]]] | N
     return fields, seen
 
 
+# Whole heads are the same for who asks again; sections for who asks for something else. What is refused is not kept.
+_kept_request, _kept_response = lru_cache(KEPT)(_read_request), lru_cache(KEPT)(_read_response)
 _kept_section = lru_cache(KEPT)(_read_section)
 
 

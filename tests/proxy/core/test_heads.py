@@ -496,14 +496,26 @@ class TestWhatIsKept:
             assert read_request_head(head).fields == ((b"Host", b"a"), (b"X", b"x" * length), (b"Y", b"z"))
 
     def test_no_more_is_kept_than_is_said(self) -> None:
-        kept = heads._kept_section
-        kept.cache_clear()
+        all_kept = (heads._kept_section, heads._kept_request, heads._kept_response)
+        for kept in all_kept:
+            kept.cache_clear()
         for number in range(3 * heads.KEPT):
             read_request_head(b"GET / HTTP/1.1\r\nHost: a\r\nX: %d\r\n\r\n" % number)
-        assert kept.cache_info().currsize == heads.KEPT
-        kept.cache_clear()
+            read_response_head(b"HTTP/1.1 200 OK\r\nX: %d\r\n\r\n" % number)
+        assert [kept.cache_info().currsize for kept in all_kept] == [heads.KEPT] * 3
+        for kept in all_kept:
+            kept.cache_clear()
         read_request_head(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * heads._KEPT_BYTES + b"\r\n\r\n")
-        assert kept.cache_info().currsize == 0
+        read_response_head(b"HTTP/1.1 200 OK\r\nX: " + b"x" * heads._KEPT_BYTES + b"\r\n\r\n")
+        assert [kept.cache_info().currsize for kept in all_kept] == [0] * 3
+
+    def test_what_is_given_out_twice_cannot_be_changed(self) -> None:
+        head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+        first = read_request_head(head)
+        assert read_request_head(bytes(bytearray(head))) is first
+        with pytest.raises(AttributeError):
+            first.body = 1  # type: ignore[misc]  # that it is frozen is the point
+        assert isinstance(first.fields, tuple)
 
 
 @given(HEADS)
