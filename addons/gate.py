@@ -22,8 +22,9 @@ from proxy.core.clients import check_client
 from proxy.core.credentials import Verifier
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, canonical
+from proxy.core.heads import names_in
 from proxy.core.hsts import KnownHosts
-from proxy.core.names import check_host_fields, check_server_name
+from proxy.core.names import check_host_fields, check_hosts_in, check_server_name
 from proxy.core.policy import ListenerKind
 from proxy.core.transport import decide_https, decide_plain_http
 
@@ -171,11 +172,10 @@ def _check_host(flow: http.HTTPFlow, destination: Destination, default_port: int
     Raises:
         Denied: BAD_REQUEST if a value is malformed, HOST_MISMATCH if it names another destination.
     """
-    names = values_of(flow.request.headers, b"host")
-    authority = flow.request.data.authority
-    if not names and not authority and flow.request.is_http2:
+    fields, authority = flow.request.headers.fields, flow.request.data.authority
+    if not authority and flow.request.is_http2 and b"host" not in names_in(fields):
         raise Denied(Reason.BAD_REQUEST, "the request has neither `:authority` nor a Host field")
+    check_hosts_in(fields, destination, default_port)
     if authority:
         # `:authority`, or an absolute-form target inside CONNECT. Not by the property, which decodes A-labels.
-        names.append(authority.decode("ascii", "replace"))
-    check_host_fields(names, destination, default_port)
+        check_host_fields([authority.decode("ascii", "replace")], destination, default_port)

@@ -15,6 +15,7 @@ from mitmproxy import connection, http
 
 from addons.exchange import Exchange, Upstream
 from proxy.core.addresses import network_of
+from proxy.core.appview import View
 from proxy.core.clients import User
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.policy import ListenerKind, Policy
@@ -34,6 +35,7 @@ class Session:
         is_admitted: whether it counts among those that there may be only so many of.
         admitted_by: the policy that was last asked whether its client may use the proxy, and said yes.
         verified: the users whom this connection has shown the credentials of one, and these credentials.
+        view: how its app saw the last host that was upgraded for it, and the policy under which that is so.
         speaks_http: whether plain http came inside that tunnel, whose requests are read here.
         trail: the redirects that an upgraded app follows on it.
         upstreams: what is known of each upstream connection, by mitmproxy's connection id.
@@ -50,6 +52,7 @@ class Session:
     is_admitted: bool = False
     admitted_by: Policy | None = None
     verified: tuple[tuple[User, ...], str] | None = field(default=None, repr=False)
+    view: tuple[Policy, View] | None = field(default=None, repr=False)
     speaks_http: bool = False
     trail: Trail = field(default_factory=Trail)
     upstreams: dict[str, Upstream] = field(default_factory=dict)

@@ -24,6 +24,7 @@ from proxy.core.destinations import Destination, parse_authority
 from proxy.core.heads import names_in
 from proxy.core.hops import has_come_through, one_forward_less, without_hop
 from proxy.core.hsts import KnownHosts
+from proxy.core.names import host_field, with_host
 from proxy.core.policy import HTTPS_PORT
 from proxy.core.transport import decide_plain_http
 
@@ -74,7 +75,7 @@ class Transport:
             headers.fields, may_go_on = one_forward_less(headers.fields)
             if not may_go_on:
                 exchange.deny(flow, Denied(Reason.NO_FORWARDS_LEFT, "the request's Max-Forwards is 0"))
-        exchange.view = self._view(exchange)
+        exchange.view = self._view(flow, exchange)
         if exchange.view is not None:
             if b"origin" in names:
                 exchange.origin = values_of(headers, b"origin")[0]
@@ -118,14 +119,19 @@ class Transport:
             exchange.note(denied)  # unless it is only observed, another answer takes this one's place: see `response`
         response.headers.fields = fields
 
-    def _view(self, exchange: Exchange) -> appview.View | None:
+    def _view(self, flow: http.HTTPFlow, exchange: Exchange) -> appview.View | None:
         if exchange.asked is None:
             return None
         if exchange.front is not None:
             return appview.renamed(exchange.front, exchange.asked)
         if not _is_upgraded(exchange):
             return None
-        return appview.upgraded(exchange.policy, exchange.asked, self._known, self._lasting)
+        session = self.sessions.of(flow.client_conn)
+        if session.view is not None and session.view[0] is exchange.policy and session.view[1].asked == exchange.asked:
+            return session.view[1]
+        view = appview.upgraded(exchange.policy, exchange.asked, self._known, self._lasting)
+        session.view = exchange.policy, view
+        return view
 
     def response(self, flow: http.HTTPFlow) -> None:
         """Answer instead of a redirect that leads nowhere."""
@@ -174,10 +180,6 @@ def _deny_if_decided(flow: http.HTTPFlow, exchange: Exchange) -> None:
 
 def _follow(request: http.Request, target: Destination) -> None:
     """Make Host and `:authority` name the target; leave them as they are where they already do."""
-    value = target.url_host if target.port == HTTPS_PORT else target.authority
-    if any(parse_authority(name, HTTPS_PORT) != target for name in values_of(request.headers, b"host")):
-        request.headers.fields = tuple(
-            (name, value.encode("ascii") if name.lower() == b"host" else old) for name, old in request.headers.fields
-        )
+    request.headers.fields = with_host(request.headers.fields, target)
     if request.is_http2 and request.authority and parse_authority(request.authority, HTTPS_PORT) != target:
-        request.data.authority = value.encode("ascii")
+        request.data.authority = host_field(target)

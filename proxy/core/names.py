@@ -9,10 +9,13 @@ Rules of this module:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 
 from proxy.core.addresses import parse_ip
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, canonical_host, parse_authority
+from proxy.core.heads import KEPT, Fields
+from proxy.core.policy import HTTPS_PORT
 
 
 def read_host_field(value: str, default_port: int) -> Destination:
@@ -48,6 +51,38 @@ def check_host_fields(values: Iterable[str], asked: Destination, default_port: i
         named = read_host_field(value, default_port)
         if named != asked:
             raise Denied(Reason.HOST_MISMATCH, f"the Host field names {named}, but the request is for {asked}")
+
+
+@lru_cache(KEPT)
+def check_hosts_in(fields: Fields, asked: Destination, default_port: int) -> None:
+    """Check the Host fields among a request's fields; see `check_host_fields`. What agrees is not looked at again.
+
+    Raises:
+        Denied: as there.
+    """
+    check_host_fields(_hosts(fields), asked, default_port)
+
+
+def _hosts(fields: Fields) -> list[str]:
+    return [value.decode("utf-8", "surrogateescape") for name, value in fields if name.lower() == b"host"]
+
+
+@lru_cache(KEPT)
+def with_host(fields: Fields, target: Destination) -> Fields:
+    """Return a request's fields with Host naming the https destination that it goes to; as they are where it does.
+
+    Args:
+        fields: name and value; Host names a destination.
+        target: what is dialled.
+    """
+    if all(parse_authority(value, HTTPS_PORT) == target for value in _hosts(fields)):
+        return fields
+    return tuple((name, host_field(target) if name.lower() == b"host" else value) for name, value in fields)
+
+
+def host_field(target: Destination) -> bytes:
+    """Return what the Host field of a https request to a destination says."""
+    return (target.url_host if target.port == HTTPS_PORT else target.authority).encode("ascii")
 
 
 def check_server_name(name: str | None, connect: Destination) -> None:

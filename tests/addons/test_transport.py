@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from mitmproxy import connection, http
+from mitmproxy.test import tflow
 
 from addons.gate import Gate
 from addons.sessions import Sessions
@@ -230,3 +231,36 @@ class TestResponses:
     def test_via_is_added_as_on_the_way_there(self, mode: Mode, via: str | None) -> None:
         response, _ = self.answer("api.example", mode=mode, via=via)
         assert response.headers.get("via") == ("1.1 here" if via is not None and mode is Mode.ENFORCE else None)
+
+
+class TestWhatIsKeptOfAConnection:
+    """How an app saw the last host is kept with its connection, and never used for another host or policy."""
+
+    def test_each_host_and_each_policy_has_a_view_of_its_own(self) -> None:
+        client = connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2))
+        sessions = Sessions()
+        session = sessions.open(client, POLICY)
+        known = KnownHosts(lambda: 0.0, lambda _: False)
+        addons = (Gate(sessions, Verifier(b"", lambda: 0.0), known), Transport(sessions, known, Cookies("x")))
+
+        def location(host: str, url: str) -> str:
+            """Ask for something, be redirected to a URL, and return what the app is told."""
+            flow = tflow.tflow(client_conn=client, resp=True)
+            flow.request = http.Request.make("GET", f"http://{host}/", headers=http.Headers(host=host))
+            flow.response = None
+            for addon in addons:
+                addon.requestheaders(flow)
+            flow.response = http.Response.make(302, headers=http.Headers(location=url))
+            addons[1].responseheaders(flow)
+            return flow.response.headers["location"]
+
+        for _ in range(2):
+            assert location("api.example", "https://api.example/x") == "http://api.example/x"
+            assert location("api.example", "https://moved.example:8443/x") == "http://moved.example/x"
+            assert location("moved.example", "https://moved.example:8443/x") == "http://moved.example/x"
+            assert location("api.example", "https://allowed.example/x") == "https://allowed.example/x"
+        session.policy = replace(POLICY, rules=POLICY.rules[1:])  # `moved.example` has no rule, hence no other port
+        assert location("moved.example", "https://moved.example:8443/x") == "http://moved.example:8443/x"
+        assert location("moved.example", "https://moved.example/x") == "http://moved.example/x"
+        session.policy = POLICY
+        assert location("moved.example", "https://moved.example/x") == "https://moved.example/x"

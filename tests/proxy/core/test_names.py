@@ -6,7 +6,15 @@ import pytest
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
-from proxy.core.names import check_host_fields, check_server_name, is_own_name, read_host_field
+from proxy.core.names import (
+    check_host_fields,
+    check_hosts_in,
+    check_server_name,
+    host_field,
+    is_own_name,
+    read_host_field,
+    with_host,
+)
 
 ASKED = Destination("api.example", 443)
 
@@ -79,3 +87,43 @@ def test_what_nobody_can_let_lead_here_is_a_name_of_ours(host: str) -> None:
 def test_any_other_is_one_only_where_the_policy_says_so(host: str) -> None:
     assert not is_own_name(host, ("b.example",))
     assert is_own_name(host, ("b.example", host))
+
+
+class TestFields:
+    """What was found of fields once is not taken for what is true of others, or of another destination."""
+
+    FIELDS = ((b"A", b"1"), (b"hOST", b"api.example"), (b"b", b"2"))
+
+    def test_what_agrees_passes_each_time_and_what_does_not_is_refused_each_time(self) -> None:
+        for _ in range(2):
+            check_hosts_in(self.FIELDS, ASKED, 443)
+            check_hosts_in((), ASKED, 443)
+            for fields, asked, port in [
+                (self.FIELDS, ASKED, 80),
+                (self.FIELDS, Destination("api.example", 444), 443),
+                (self.FIELDS, Destination("other.example", 443), 443),
+                (((b"Host", b"other.example"),), ASKED, 443),
+                ((*self.FIELDS, (b"Host", b"other.example")), ASKED, 443),
+            ]:
+                with pytest.raises(Denied) as caught:
+                    check_hosts_in(fields, asked, port)
+                assert caught.value.reason is Reason.HOST_MISMATCH
+
+    @pytest.mark.parametrize(
+        ("target", "named"),
+        [
+            (ASKED, b"api.example"),
+            (Destination("api.example", 8443), b"api.example:8443"),
+            (Destination("::1", 443), b"[::1]"),
+            (Destination("::1", 8443), b"[::1]:8443"),
+        ],
+    )
+    def test_host_follows_the_target_and_nothing_else_changes(self, target: Destination, named: bytes) -> None:
+        assert host_field(target) == named
+        for _ in range(2):
+            assert with_host(self.FIELDS, target) == ((b"A", b"1"), (b"hOST", named), (b"b", b"2"))
+
+    @pytest.mark.parametrize("value", [b"api.example", b"API.example.", b"api.example:443"])
+    def test_a_host_that_names_the_target_stays_as_it_was_written(self, value: bytes) -> None:
+        fields = ((b"Host", value),)
+        assert with_host(fields, ASKED) is fields
