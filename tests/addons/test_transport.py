@@ -259,6 +259,8 @@ class TestWhatIsKeptOfAConnection:
             assert location("api.example", "https://moved.example:8443/x") == "http://moved.example/x"
             assert location("moved.example", "https://moved.example:8443/x") == "http://moved.example/x"
             assert location("api.example", "https://allowed.example/x") == "https://allowed.example/x"
+            assert location("box", "https://box/x") == "http://box/x"  # a local name, for who asked it
+            assert location("api.example", "https://box/x") == "https://box/x"
         session.policy = replace(POLICY, rules=POLICY.rules[1:])  # `moved.example` has no rule, hence no other port
         assert location("moved.example", "https://moved.example:8443/x") == "http://moved.example:8443/x"
         assert location("moved.example", "https://moved.example/x") == "http://moved.example/x"
