@@ -18,6 +18,8 @@ def values_of(headers: http.Headers, name: bytes) -> list[str]:
         headers: the header fields.
         name: the field's name in lower case.
     """
+    if name not in names_in(headers.fields):
+        return []
     return [value.decode("utf-8", "surrogateescape") for key, value in headers.fields if key.lower() == name]
 
 

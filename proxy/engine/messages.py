@@ -16,7 +16,7 @@ from mitmproxy import http
 from addons.headers import has_field, values_of
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import CACHED, BadDestination, Destination, parse_authority
-from proxy.core.heads import Fields, RequestHead, ResponseHead, names_in
+from proxy.core.heads import KEPT, Fields, RequestHead, ResponseHead, names_in
 from proxy.core.hops import without_hop
 from proxy.core.policy import HTTP_PORT, HTTPS_PORT
 from proxy.engine.flows import new_request, new_response
@@ -151,21 +151,19 @@ def _origin(scheme: bytes, authority: bytes) -> tuple[bytes, Destination]:
 def response_head(response: http.Response, *, is_closing: bool) -> bytes:
     """Return a response's head as it is sent to the app."""
     data = response.data
-    lines = [b"HTTP/1.1 %d %s" % (data.status_code, data.reason)]
-    lines += [name + b": " + value for name, value in data.headers.fields]
-    if is_closing:
-        lines.append(b"Connection: close")
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines)
+    end = b"Connection: close\r\n\r\n" if is_closing else b"\r\n"
+    return b"HTTP/1.1 %d %s\r\n%s%s" % (data.status_code, data.reason, _lines(data.headers.fields), end)
 
 
 def request_head(request: http.Request) -> bytes:
     """Return a request's head as it is sent to an upstream."""
     data = request.data
-    lines = [data.method + b" " + data.path + b" HTTP/1.1"]
-    lines += [name + b": " + value for name, value in data.headers.fields]
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines)
+    return b"%s %s HTTP/1.1\r\n%s\r\n" % (data.method, data.path, _lines(data.headers.fields))
+
+
+@lru_cache(KEPT)
+def _lines(fields: Fields) -> bytes:
+    return b"".join([name + b": " + value + b"\r\n" for name, value in fields])
 
 
 def frame(request: http.Request, length: int | None) -> None:
