@@ -126,4 +126,4 @@ class TestFields:
     @pytest.mark.parametrize("value", [b"api.example", b"API.example.", b"api.example:443"])
     def test_a_host_that_names_the_target_stays_as_it_was_written(self, value: bytes) -> None:
         fields = ((b"Host", value),)
-        assert with_host(fields, ASKED) is fields
+        assert with_host(fields, ASKED) == fields
