@@ -15,7 +15,8 @@ from mitmproxy.connection import Server
 
 from addons.exchange import Upstream
 from proxy.core.policy import Policy
-from proxy.engine.pool import IDLE_SECONDS, MAX_AGE_SECONDS, MAX_IDLE, MAX_IDLE_PER_KEY, Pool
+from proxy.engine.pool import IDLE_SECONDS, MAX_AGE_SECONDS, MAX_IDLE, MAX_IDLE_PER_KEY, MAX_KNOWN, Pool
+from proxy.engine.streams import Version
 from proxy.engine.upstream import UpstreamConnection
 
 
@@ -354,3 +355,108 @@ def test_closing_it_closes_all_and_stops_its_timer(world: World) -> None:
 def test_an_empty_pool_can_be_closed(world: World) -> None:
     world.pool.close()
     assert world.pool.take("key") is None
+
+
+class Shared:
+    """Stands for a connection of HTTP/2."""
+
+    def __init__(self, clock: Clock, key: object = "key") -> None:
+        self.carrier = Carrier(key, clock.time())
+        self.has_room = True
+        self.is_idle = False
+        self.idle_since = clock.time()
+        self.has_left = False
+
+    def open(self) -> Shared:
+        return self
+
+    def leave(self) -> None:
+        self.has_left = True
+
+
+class Carrier:
+    def __init__(self, key: object, opened: float) -> None:
+        self.key = key
+        self.opened = opened
+
+
+class TestShared:
+    """Connections of HTTP/2."""
+
+    @pytest.fixture
+    def clock(self) -> Clock:
+        return Clock()
+
+    @pytest.fixture
+    def pool(self, clock: Clock) -> Pool:
+        return Pool(cast(Any, clock), lambda _: None)
+
+    def share(self, pool: Pool, clock: Clock, key: object = "key") -> Shared:
+        shared = Shared(clock, key)
+        pool.share(key, cast(Any, shared))
+        return shared
+
+    @pytest.mark.parametrize("version", [Version.EITHER, Version.HTTP2])
+    def test_one_is_for_all_who_want_the_very_same(self, pool: Pool, clock: Clock, version: Version) -> None:
+        shared = self.share(pool, clock)
+        assert pool.take("key", version) is shared
+        assert pool.take("key", version) is shared
+        assert pool.take("other", version) is None
+
+    def test_who_wants_http_1_is_not_given_it(self, pool: Pool, clock: Clock) -> None:
+        self.share(pool, clock)
+        assert pool.take("key", Version.HTTP1) is None
+
+    def test_one_without_room_is_passed_over(self, pool: Pool, clock: Clock) -> None:
+        full, other = self.share(pool, clock), self.share(pool, clock)
+        full.has_room = False
+        assert pool.take("key", Version.EITHER) is other
+
+    def test_one_that_is_old_is_given_to_nobody(self, pool: Pool, clock: Clock) -> None:
+        shared = self.share(pool, clock)
+        clock.now += MAX_AGE_SECONDS - 1
+        assert pool.take("key", Version.EITHER) is shared
+        clock.now += 1
+        assert pool.take("key", Version.EITHER) is None
+
+    def test_one_that_is_old_is_left_though_it_is_busy(self, pool: Pool, clock: Clock) -> None:
+        shared = self.share(pool, clock)
+        while clock.now < shared.carrier.opened + MAX_AGE_SECONDS - 20:
+            clock.advance(15)
+        assert not shared.has_left
+        for _ in range(3):
+            clock.advance(15)
+        assert shared.has_left
+
+    def test_one_that_idles_is_left(self, pool: Pool, clock: Clock) -> None:
+        shared = self.share(pool, clock)
+        clock.advance(IDLE_SECONDS)
+        assert not shared.has_left  # it is busy
+        shared.is_idle, shared.idle_since = True, clock.now
+        clock.advance(IDLE_SECONDS / 4)
+        assert not shared.has_left
+        for _ in range(4):
+            clock.advance(IDLE_SECONDS / 4)
+        assert shared.has_left
+        assert pool.take("key", Version.EITHER) is None
+
+    def test_with_the_policy_all_are_left_and_none_is_given_again(self, pool: Pool, clock: Clock) -> None:
+        shared = [self.share(pool, clock, key) for key in ("one", "two", "two")]
+        pool.close()
+        assert all(each.has_left for each in shared)
+        assert pool.take("two", Version.EITHER) is None
+
+    def test_who_speaks_only_http_1_is_remembered_for_a_while(self, pool: Pool, clock: Clock) -> None:
+        pool.only_http1("key")
+        shared = self.share(pool, clock)
+        assert pool.take("key", Version.HTTP2) is None
+        clock.now += MAX_AGE_SECONDS
+        shared.carrier.opened = clock.now
+        assert pool.take("key", Version.HTTP2) is shared
+
+    def test_only_so_many_are_remembered(self, pool: Pool) -> None:
+        for number in range(MAX_KNOWN + 1):
+            pool.only_http1(number)
+        assert not pool.speaks_only_http1(0)
+        assert pool.speaks_only_http1(1)
+        assert pool.speaks_only_http1(MAX_KNOWN)

@@ -1,0 +1,225 @@
+"""What is decided here instead of in h2, and how much of what carries nothing is let through.
+
+Proves that the private names of h2 and hpack that are stood in for still are what h2 asks.
+"""
+
+from __future__ import annotations
+
+import time
+
+import h2.events
+import h2.exceptions
+import hpack
+import pytest
+from h2.errors import ErrorCodes
+from h2.settings import SettingCodes
+
+from proxy.engine.http2 import (
+    MAX_STREAMS,
+    MAX_TABLE,
+    PREFACE,
+    Allowance,
+    State,
+    _has_data,
+    _opens_nothing,
+)
+from tests.e2e.frames import (
+    DATA,
+    END_HEADERS,
+    HEADERS,
+    PADDED,
+    RST_STREAM,
+    WINDOW_UPDATE,
+    block,
+    data,
+    headers,
+    settings,
+)
+from tests.e2e.http2 import frame
+
+ASKED = [(b":method", b"POST"), (b":scheme", b"https"), (b":authority", b"a"), (b":path", b"/")]
+REQUEST = block(*ASKED)
+LONG = REQUEST + block(("content-length", "5"))
+OK = block((":status", "200"))
+
+
+class TestAllowance:
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        now = [100.0]
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        return now
+
+    def test_so_many_at_once_and_then_so_many_a_second(self, clock: list[float]) -> None:
+        allowance = Allowance(3, 2)
+        assert [allowance.take() for _ in range(4)] == [True, True, True, False]
+        clock[0] += 2
+        assert [allowance.take() for _ in range(4)] == [True, True, True, False]
+
+    def test_never_more_at_once_however_long_nothing_was_taken(self, clock: list[float]) -> None:
+        allowance = Allowance(3, 2)
+        assert [allowance.take() for _ in range(3)] == [True] * 3
+        clock[0] += 1000
+        assert [allowance.take() for _ in range(4)] == [True, True, True, False]
+
+    def test_what_is_earned_may_be_taken_and_is_not_heaped_up(self, clock: list[float]) -> None:
+        allowance = Allowance(3, 0)
+        allowance.earn(100)
+        assert [allowance.take() for _ in range(3)] == [True] * 3
+        allowance.earn(2)
+        assert [allowance.take() for _ in range(3)] == [True, True, False]
+
+
+def server() -> State:
+    """Return the state of a server's connection that has begun."""
+    state = State(is_client=False, header_bytes=1000)
+    state.receive_data(PREFACE + settings())
+    state.data_to_send()
+    return state
+
+
+def client() -> State:
+    """Return the state of a client's connection on which two requests are under way."""
+    state = State(is_client=True, header_bytes=1000)
+    state.receive_data(settings())
+    for stream in (1, 3):
+        state.send_headers(stream, ASKED, end_stream=stream == 1)
+    state.data_to_send()
+    return state
+
+
+def sent(state: State) -> list[tuple[int, int, bytes]]:
+    """Return kind, stream and payload of each frame that is to be sent."""
+    out, found = state.data_to_send(), []
+    while out:
+        size = int.from_bytes(out[:3])
+        found.append((out[3], int.from_bytes(out[5:9]), out[9 : 9 + size]))
+        out = out[9 + size :]
+    return found
+
+
+class TestState:
+    @pytest.mark.parametrize(
+        "frames",
+        [
+            data(1, b"12", last=True),
+            data(1, b"1234567", last=True),
+            data(1, b"12") + headers(1, block(("a", "b"))),
+        ],
+        ids=["less", "more", "less, and trailers"],
+    )
+    def test_the_length_of_a_body_is_not_looked_at(self, frames: bytes) -> None:
+        found = server().receive_data(headers(1, LONG, END_HEADERS) + frames)
+        assert isinstance(found[-1], h2.events.StreamEnded)
+
+    def test_nor_is_it_in_a_response(self) -> None:
+        length = block(("content-length", "5"))
+        found = client().receive_data(headers(1, OK + length, END_HEADERS) + data(1, b"12", last=True))
+        assert isinstance(found[-1], h2.events.StreamEnded)
+
+    @pytest.mark.parametrize(
+        "frames",
+        [
+            headers(1, OK, END_HEADERS) + headers(1, OK, END_HEADERS),
+            headers(1, OK, END_HEADERS) + headers(1, block((":status", "103")), END_HEADERS),
+            headers(1, block((":status", "103"))),
+            data(1, b"x"),
+        ],
+        ids=["two heads", "an interim one behind", "an interim one that ends", "no head"],
+    )
+    def test_what_may_not_come_now_ends_the_stream_and_no_other(self, frames: bytes) -> None:
+        state = client()
+        found = state.receive_data(frames)[-1]
+        assert isinstance(found, h2.events.StreamReset)
+        assert (found.stream_id, found.error_code, found.remote_reset) == (1, ErrorCodes.PROTOCOL_ERROR, False)
+        assert (RST_STREAM, 1, b"\0\0\0\1") in sent(state)
+        (more,) = state.receive_data(headers(3, OK, END_HEADERS))
+        assert isinstance(more, h2.events.ResponseReceived)
+
+    def test_so_does_a_body_that_no_window_was_open_for(self) -> None:
+        state = client()
+        state.receive_data(headers(1, OK, END_HEADERS))
+        found: list[h2.events.Event] = []
+        while not found or isinstance(found[-1], h2.events.DataReceived):
+            found = state.receive_data(data(1, bytes(16384)))
+        assert isinstance(found[-1], h2.events.StreamReset)
+        assert found[-1].error_code == ErrorCodes.FLOW_CONTROL_ERROR
+
+    @pytest.mark.parametrize("fields", [b"\x80", b"\x40", b"\x3f\xe2\x1f", REQUEST + b"\x20", b"\xff" + b"\xff" * 20])
+    def test_a_block_that_is_none_is_a_compression_error(self, fields: bytes) -> None:
+        state = server()
+        with pytest.raises(h2.exceptions.ProtocolError) as caught:
+            state.receive_data(headers(1, fields))
+        assert caught.value.error_code == ErrorCodes.COMPRESSION_ERROR
+        assert sent(state)[-1][2][4:] == b"\0\0\0\x09"
+
+    def test_one_that_is_too_long_is_too_much(self) -> None:
+        with pytest.raises(h2.exceptions.DenialOfServiceError):
+            server().receive_data(headers(1, REQUEST + block(("a", "b" * 1000))))
+
+    def test_a_stream_too_many_is_let_through_to_who_refuses_it(self) -> None:
+        state = server()
+        for number in range(MAX_STREAMS + 5):
+            assert state.receive_data(headers(2 * number + 1, REQUEST, END_HEADERS))
+
+
+class TestTable:
+    """By which field names and values are shortened."""
+
+    @pytest.mark.parametrize(
+        ("said", "told"),
+        [
+            ([4096], []),
+            ([65536], []),
+            ([100], [100]),
+            ([0], [0]),
+            ([0, 65536], [0, MAX_TABLE]),
+            ([100, 200], [100, 200]),
+            ([200, 100], [100]),
+            ([100, MAX_TABLE], [100, MAX_TABLE]),
+        ],
+    )
+    def test_it_is_small_and_its_size_is_told(self, said: list[int], told: list[int]) -> None:
+        state = State(is_client=True, header_bytes=1000)
+        for size in said:
+            state.receive_data(settings((SettingCodes.HEADER_TABLE_SIZE, size)))
+            state.bound_table()
+        assert state.encoder.header_table_size <= MAX_TABLE
+        state.data_to_send()
+        state.send_headers(1, [*ASKED, (b"x-long", b"y" * 50)])
+        ((_, _, fields),) = [each for each in sent(state) if each[0] == HEADERS]
+        decoder = hpack.Decoder()
+        decoder.max_allowed_table_size = max([MAX_TABLE, *said])
+        assert dict(decoder.decode(fields, raw=True))[b"x-long"] == b"y" * 50
+        assert decoder.header_table_size == (told[-1] if told else 4096)
+        sizes = []
+        while fields[0] & 0xE0 == 0x20:
+            size, used = hpack.hpack.decode_integer(fields, 5)
+            sizes.append(size)
+            fields = fields[used:]
+        assert sizes == told
+
+
+@pytest.mark.parametrize(
+    ("flags", "payload", "expected"),
+    [
+        (0, b"", False),
+        (0, b"x", True),
+        (PADDED, b"", False),
+        (PADDED, b"\x00", False),
+        (PADDED, b"\x00x", True),
+        (PADDED, b"\x01\x00", False),
+        (PADDED, b"\x01x\x00", True),
+        (PADDED, b"\x05\x00", False),
+    ],
+)
+def test_padding_is_no_data(flags: int, payload: bytes, expected: bool) -> None:
+    assert _has_data(flags, frame(DATA, flags, 1, payload)) is expected
+
+
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [(bytes(4), True), (b"\x80\0\0\0", True), (b"\0\0\0\1", False), (bytes(3), False), (bytes(5), False)],
+)
+def test_a_window_is_opened_by_something(payload: bytes, expected: bool) -> None:
+    assert _opens_nothing(frame(WINDOW_UPDATE, 0, 1, payload)) is expected
