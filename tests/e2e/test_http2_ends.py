@@ -325,6 +325,27 @@ class TestMalformed:
         message = self.ask(sidecar, authority, None, behind)
         assert (message.reset, message.ended) == (Code.INTERNAL_ERROR, False)
 
+    @pytest.mark.parametrize(("method", "status"), [("HEAD", "200"), ("GET", "204"), ("GET", "304")])
+    def test_a_body_where_none_may_be_goes_nowhere(
+        self, sidecar: Sidecar, authority: Authority, method: str, status: str
+    ) -> None:
+        def answer(got: Got) -> None:
+            if got.path == "/bad":
+                got.peer.send(headers(got.stream, block((":status", status)), END_HEADERS))
+                got.peer.send(data(got.stream, b"HTTP/1.1 200 OK", last=True))
+            else:
+                echo(got)
+
+        with frame_server(authority, HOST, answer) as server:
+            peer = by_hand(sidecar, server)
+            peer.send(headers(1, asked(server, "/bad", method)))
+            found = peer.head(1)
+            assert (found.get(":status"), found.is_end) == (status, True)
+            peer.send(headers(3, asked(server, "/next")))
+            seen = peer.find(lambda each: each.kind == DATA)
+            assert (seen.stream, seen.payload) == (3, b"GET /next ")
+            assert len(server.connections) == 1
+
 
 class TestAppsGone:
     @pytest.mark.parametrize("is_reset", [True, False])

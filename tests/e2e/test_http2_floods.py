@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.engine.http2 import RESETS_AT_ONCE
+from proxy.engine.http2 import MAX_STREAMS, RESETS_AT_ONCE
+from proxy.engine.http2app import MAX_DISCARDED
 from tests.e2e import wire
 from tests.e2e.app import connect, fresh
 from tests.e2e.certificates import Authority
@@ -222,6 +223,28 @@ class TestFromApps:
         peer = by_hand(sidecar, name)
         peer.send(headers(1, asked(name), END_HEADERS), reset(1, Code.CANCEL))
         assert_calmed(sidecar, near, peer, lambda n: frames(n, asked(name)))
+
+    def test_so_do_streams_beyond_the_limit(self, sidecar: Sidecar, authority: Authority, near: TlsUpstream) -> None:
+        with frame_server(authority, HOST, lambda _: None) as server:
+            head = asked(server.authority)
+            peer = by_hand(sidecar, server.authority)
+            peer.send(*(headers(2 * each + 1, head) for each in range(MAX_STREAMS)))
+            server.wait(lambda: len(server.requests) == MAX_STREAMS)
+            reader = assert_calmed(sidecar, near, peer, lambda n: headers(2 * (n + MAX_STREAMS) + 1, head))
+            assert RESETS_AT_ONCE <= reader.resets < 1.5 * RESETS_AT_ONCE
+            assert len(server.requests) == MAX_STREAMS
+
+    def test_a_body_that_nobody_wants_is_taken_for_a_while(self, sidecar: Sidecar, near: TlsUpstream) -> None:
+        name = f"{HOST}:{near.port}"
+        peer = by_hand(sidecar, name)
+        peer.send(headers(1, asked(name, ("x", "a\nb")), END_HEADERS))
+        assert peer.head(1).get(":status") == "400"
+        for _ in range(MAX_DISCARDED // 16384 + 1):
+            peer.send(data(1, bytes(16384)))
+        found = peer.find(lambda each: each.kind == RST_STREAM)
+        assert (found.stream, found.code) == (1, Code.NO_ERROR)
+        peer.send(headers(3, asked(name)))
+        assert peer.head(3).get(":status") == "200"
 
     def test_a_client_that_takes_a_large_response_in_small_steps_is_served(
         self, sidecar: Sidecar, authority: Authority
