@@ -156,7 +156,7 @@ def _chart(path: Path, rows: Sequence[Row]) -> None:
         panel.set_visible(False)
     for row, panel in zip(rows, panels.flat, strict=False):
         metric = row.metrics[0]
-        names = list(row.samples)
+        names = [name for name, samples in row.samples.items() if metric.key in samples]
         for place, name in enumerate(names):
             values = row.samples[name][metric.key]
             middle = row.median(name, metric.key)
