@@ -10,6 +10,8 @@ At the end the following must hold, or the exit status is 1:
   exception is a GET whose reused connection the upstream resets before it answers: it is sent once more (RFC 9110,
   section 9.2.2). A POST is not.
 - Nothing is crossed: no answer carried another request's number. No field that is to be encrypted arrived in the clear.
+- A third of the requests are HTTP/2, with several streams at once on few connections (`bench.soak_http2`). Where the
+  upstream speaks it, too, and says what it did not look at, there is no excuse for a 502.
 - Nothing grows: resident memory stays where it was after the first fifth.
 - Nothing hangs on: two minutes after the last client has gone, the upstream has no connection any more, no more files
   are open than before the first one came, and SIGTERM ends the process with status 0.
@@ -26,18 +28,21 @@ import ssl
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from bench.lab import HOST, NAME, Lab, LabError, Process, Settings, free_port
-from bench.measure import BODY, PLAIN_VALUES
+from bench.measure import BODY
 from bench.peers import FIELDS
+from bench.soak_http2 import AppConnections, UpstreamConnection, context_of
+from bench.soak_kinds import KINDS, Tally, answer_of
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 1024 * 1024
 REQUESTS = 500_000
 PATIENCE = 60.0  # seconds that a client waits for an answer that must come
+HELD = ("fields", "broken", "vanish-body", "h2-fields", "h2-held", "h2-broken", "h2-reset-body")
 GIVE_UP = 0.5  # seconds after which a client leaves an upstream that stalls
 HANG_ON = 120.0  # seconds after which no upstream connection may be left: idle ones live for one minute
 RSS_GROWTH = 12 * MIB
@@ -45,70 +50,6 @@ DESCRIPTOR_GROWTH = 4
 REFUSED_SHARE = 0.1  # of the silent closes: more refusals than that are not bad luck
 GROWTH_REQUESTS = 50_000  # with fewer, growth is shown but proves nothing: caches are still filling
 SILENT_CLOSE = 0.005  # share of good answers after which the upstream closes without having said so
-SECRETS = tuple(value.encode("ascii") for value in PLAIN_VALUES.values() if len(value) > 4)
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One kind of request.
-
-    Attributes:
-        weight: its share.
-        statuses: which answers are right; empty for those that get none, or whose client does not wait.
-        arrivals: how often it may arrive.
-    """
-
-    weight: float
-    statuses: range
-    arrivals: tuple[int, ...]
-
-
-_GOOD, _DENIED, _BAD_UPSTREAM, _NONE = range(200, 201), range(400, 500), range(502, 503), range(0)
-KINDS = {
-    "get": Kind(42, _GOOD, (1,)),
-    "close": Kind(10, _GOOD, (1,)),  # a client connection of its own
-    "post": Kind(10, _GOOD, (1,)),
-    "fields": Kind(15, _GOOD, (1,)),  # four fields encrypted
-    "inspected": Kind(5, _GOOD, (1,)),
-    "tunnelled": Kind(4, _GOOD, (1,)),
-    "slow": Kind(3, _GOOD, (1,)),  # the answer comes in pieces
-    "broken": Kind(3, _DENIED, (0,)),  # a body that cannot be encrypted
-    "vanish-head": Kind(1, _NONE, (0,)),  # the client is gone in the middle of the head
-    "vanish-body": Kind(1, _NONE, (0,)),  # … of a body that must be encrypted
-    "vanish-wait": Kind(2, _NONE, (0, 1)),  # … after the whole request
-    "reset": Kind(0.7, _BAD_UPSTREAM, (1, 2)),  # the upstream resets once it has read the request, a GET
-    "reset-post": Kind(0.8, _BAD_UPSTREAM, (1,)),  # … or a POST
-    "garbage": Kind(1.5, _BAD_UPSTREAM, (1,)),  # … answers what is no HTTP
-    "cut": Kind(0.8, _NONE, (1,)),  # … ends in the middle of the answer's body
-    "stall": Kind(0.2, _NONE, (0, 1)),  # … never answers
-}
-
-
-@dataclass(slots=True)
-class Tally:
-    """What happened.
-
-    Attributes:
-        arrivals: how often each request arrived, by its number.
-        kinds: the kind of each request, by its number; "" while it is not over.
-        silent_closes: how often the upstream closed a connection without having said so.
-        refused: the good requests that were answered with 502.
-        faults: what went wrong, and how often.
-        examples: the first few of what went wrong, in words.
-    """
-
-    arrivals: bytearray
-    kinds: list[str]
-    silent_closes: int = 0
-    refused: list[int] = field(default_factory=list)
-    faults: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-
-    def fault(self, what: str, detail: str) -> None:
-        """Note a fault."""
-        self.faults[what] += 1
-        if self.faults[what] <= 5:
-            self.examples.append(f"{what}: {detail}")
 
 
 class _Ended(Exception):
@@ -124,10 +65,23 @@ async def _read_message(reader: asyncio.StreamReader) -> tuple[bytes, dict[str, 
         for line in lines:
             name, _, value = line.partition(b":")
             headers[name.decode("latin-1").lower()] = value.strip().decode("latin-1")
-        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        if headers.get("transfer-encoding") == "chunked":
+            body = await _read_chunks(reader)
+        else:
+            body = await reader.readexactly(int(headers.get("content-length", "0")))
     except (asyncio.IncompleteReadError, OSError) as e:
         raise _Ended(type(e).__name__) from None
     return start, headers, body
+
+
+async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
+    """Read a body in chunks, without trailers."""
+    body = b""
+    while True:
+        size = int(await reader.readuntil(b"\r\n"), 16)
+        body += (await reader.readexactly(size + 2))[:-2]
+        if not size:
+            return body
 
 
 class Upstream:
@@ -136,20 +90,21 @@ class Upstream:
     def __init__(self, tally: Tally, seed: int) -> None:
         self._tally = tally
         self._random = random.Random(seed)
+        self._refused: set[int] = set()  # by REFUSED_STREAM, so far
         self.connections = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
         self.connections += 1
         try:
+            if writer.get_extra_info("ssl_object").selected_alpn_protocol() == "h2":
+                await UpstreamConnection(reader, writer, self._tally, self._random, self._refused).serve()
+                return
             while True:
                 start, headers, body = await _read_message(reader)
-                kind, _, number = start.split(b" ")[1].decode("ascii").strip("/").partition("/")
-                self._tally.arrivals[int(number)] += 1
-                if kind == "fields" and (
-                    any(secret in body for secret in SECRETS) or body.count(b'"eyJ') != len(FIELDS)
-                ):
-                    self._tally.fault("in the clear", f"request {number}")
+                path = start.split(b" ")[1].decode("ascii").strip("/").removeprefix("h2-")
+                kind, _, number = path.partition("/")
+                self._tally.arrived(kind, int(number), body)
                 if not await self._answer(kind, number, reader, writer) or headers.get("connection") == "close":
                     break
         except (_Ended, OSError):
@@ -160,7 +115,7 @@ class Upstream:
 
     async def _answer(self, kind: str, number: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer, well or badly; tell whether the connection goes on."""
-        if kind in ("reset", "reset-post"):
+        if kind in ("reset", "reset-post", "resets"):
             writer.transport.abort()
             return False
         if kind == "stall":
@@ -171,12 +126,13 @@ class Upstream:
         elif kind == "cut":
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + number.encode("ascii"))
         else:
-            head = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(number)}\r\n\r\n"
+            body = answer_of(kind, int(number))
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n"
             writer.write(head.encode("ascii"))
             if kind == "slow":
                 await writer.drain()
                 await asyncio.sleep(0.02)
-            writer.write(number.encode("ascii"))
+            writer.write(body)
         await writer.drain()
         if kind in ("garbage", "cut"):
             return False
@@ -244,7 +200,7 @@ class Client:
             self.leave()
             return
         start, headers, body = await _read_message(self._reader)
-        self._judge(kind, number, int(start.split(b" ")[1]), body)
+        self._soak.tally.judge(kind, number, int(start.split(b" ")[1]), body)
         if headers.get("connection") == "close" or kind in ("inspected", "tunnelled", "close"):
             self.leave()
 
@@ -267,30 +223,20 @@ class Client:
             raise _Ended(f"CONNECT was answered {start!r}")
         await writer.start_tls(self._soak.contexts[kind], server_hostname=NAME)
 
-    def _judge(self, kind: str, number: int, status: int, body: bytes) -> None:
-        tally = self._soak.tally
-        if status == 200 and body != str(number).encode("ascii"):
-            tally.fault("crossed", f"{kind} {number} was answered {body[:40]!r}")
-        elif kind == "cut":
-            if status == 200:
-                tally.fault("completed", f"{kind} {number} was answered as if it were whole")
-        elif status == 502 and KINDS[kind].statuses == _GOOD:
-            tally.refused.append(number)
-        elif status not in KINDS[kind].statuses:
-            tally.fault("unexpected", f"{kind} {number}: {status} {body[:200]!r}")
-
 
 class Soak:
     """What all clients share."""
 
     def __init__(self, total: int, seed: int, authorities: dict[str, Path]) -> None:
         self.tally = Tally(bytearray(total), [""] * total)
-        self.numbers = iter(range(total))
+        self.numbers = iter(number for number in range(total) if number % 3)
+        self.http2_numbers = iter(range(0, total, 3))
         self.random = random.Random(seed)
-        self.names = list(KINDS)
-        self.weights = [kind.weight for kind in KINDS.values()]
+        self.names = [name for name in KINDS if not name.startswith("h2-")]
+        self.weights = [KINDS[name].weight for name in self.names]
         self.contexts = {kind: ssl.create_default_context(cafile=file) for kind, file in authorities.items()}
-        self.port = self.upstream_port = self.tunnel_port = 0
+        self.http2_context = context_of(authorities["inspected"])
+        self.port = self.upstream_port = self.tunnel_port = self.http2_port = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +255,7 @@ class Sample:
 
 
 def _policy(lab: Lab, soak: Soak) -> str:
-    held = {"paths": [f"/{kind}/**" for kind in ("fields", "broken", "vanish-body")]}
+    held = {"paths": [f"/{kind}/**" for kind in HELD]}
     rules = [
         {"name": "tunnel", "hosts": [f"{NAME}:{soak.tunnel_port}"], "https": "tunnel"},
         {
@@ -353,8 +299,14 @@ async def _soak(lab: Lab, total: int, concurrency: int, seed: int) -> bool:
     upstream = Upstream(soak.tally, seed)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(lab.directory / "server.pem")
-    servers = [await asyncio.start_server(upstream.serve, HOST, 0, ssl=context, backlog=1024) for _ in range(2)]
-    soak.upstream_port, soak.tunnel_port = (server.sockets[0].getsockname()[1] for server in servers)
+    http2 = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    http2.load_cert_chain(lab.directory / "server.pem")
+    http2.set_alpn_protocols(["h2", "http/1.1"])
+    servers = [
+        await asyncio.start_server(upstream.serve, HOST, 0, ssl=each, backlog=1024)
+        for each in (context, context, http2)
+    ]
+    soak.upstream_port, soak.tunnel_port, soak.http2_port = (each.sockets[0].getsockname()[1] for each in servers)
     soak.port = free_port()
     process = lab.start("overcoat", [lab.overcoat, "serve", "-p", lab.write("soak.yaml", _policy(lab, soak))])
     process.wait_for_port(soak.port)
@@ -363,7 +315,8 @@ async def _soak(lab: Lab, total: int, concurrency: int, seed: int) -> bool:
     watch = asyncio.create_task(_watch(process, soak, samples))
     started = time.monotonic()
     clients = [Client(soak) for _ in range(concurrency)]
-    await asyncio.gather(*(client.run() for client in clients))
+    apps = [AppConnections(soak) for _ in range(max(1, concurrency // 8))]
+    await asyncio.gather(*(client.run() for client in clients), *(app.run() for app in apps))
     seconds = time.monotonic() - started
     watch.cancel()
     print(f"{total:,} requests in {seconds:.0f} s: {total / seconds:,.0f}/s; now waiting for what is idle to be closed")
@@ -406,6 +359,7 @@ def _verdict(tally: Tally, samples: list[Sample], left: int, descriptors: tuple[
     if process.status != 0:
         tally.fault("hangs on", f"SIGTERM ended it with status {process.status}: {process.said[-500:]}")
     print(f"{len(refused)} refused with 502, of {tally.silent_closes:,} silent closes by the upstream")
+    print(", ".join(f"{what}: {count:,}" for what, count in tally.seen.items()))
     print(f"at the end: {left} upstream connections, {descriptors[1]} descriptors, exit status {process.status}")
     for example in tally.examples:
         print(f"  {example}")
@@ -446,7 +400,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     try:
-        with Lab(Settings(), options.overcoat.absolute()) as lab:
+        with Lab(Settings(), options.overcoat.absolute(), has_peers=False) as lab:
             well = asyncio.run(_soak(lab, options.requests, options.concurrency, options.seed))
     except LabError as e:
         print(f"error: {e}", file=sys.stderr)
