@@ -72,6 +72,7 @@ class Tally:
         arrivals: how often each request arrived, by its number.
         kinds: the kind of each request, by its number; "" while it is not over.
         silent_closes: how often the upstream closed a connection without having said so.
+        unkept: how many requests with a body that no proxy can keep the upstream has not looked at, by its GOAWAY.
         refused: the good requests that were answered with 502.
         seen: what else happened, and how often, to show that it did.
         faults: what went wrong, and how often.
@@ -81,6 +82,7 @@ class Tally:
     arrivals: bytearray
     kinds: list[str]
     silent_closes: int = 0
+    unkept: int = 0
     refused: list[int] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
@@ -107,7 +109,7 @@ class Tally:
             number: its number.
             status: the answer's status.
             body: … and body.
-            may_be_refused: whether the upstream may have closed the connection without a word.
+            may_be_refused: whether the upstream may have ended the connection so that it cannot be sent once more.
         """
         if status == 200 and body != answer_of(kind, number):
             self.fault("crossed", f"{kind} {number} was answered {len(body)} bytes, {body[:40]!r}")
