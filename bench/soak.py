@@ -359,9 +359,8 @@ def _verdict(tally: Tally, samples: list[Sample], left: int, descriptors: tuple[
         tally.fault("hangs on", f"{descriptors[1]} files are open, {descriptors[0]} were before the first request")
     if process.status != 0:
         tally.fault("hangs on", f"SIGTERM ended it with status {process.status}: {process.said[-500:]}")
-    print(
-        f"{len(refused)} refused with 502, of {tally.silent_closes:,} silent closes by the upstream, and {tally.unkept:,} bodies that were not kept"
-    )
+    whys = f"{tally.silent_closes:,} silent closes by the upstream, and {tally.unkept:,} bodies that were not kept"
+    print(f"{len(refused)} refused with 502, of {whys}")
     print(", ".join(f"{what}: {count:,}" for what, count in tally.seen.items()))
     print(f"at the end: {left} upstream connections, {descriptors[1]} descriptors, exit status {process.status}")
     for example in tally.examples:
