@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,8 @@ class Chain:
     root_pem: bytes
 
     @classmethod
-    def make(cls, form: Form, *names: str, common_name: str = "server") -> Chain:
+    def make(cls, form: Form, *names: str | x509.GeneralName, common_name: str = "server") -> Chain:
+        """Return one for names of hosts, unless they say what else they are."""
         keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(3)]
         leaf_key, middle_key, root_key = keys
         number = secrets.token_hex(4)  # a sidecar that trusts several roots must not take one for another
@@ -100,7 +102,8 @@ class Chain:
         )
         leaf = _builder(common_name if form.leaf_subject else None, middle_name, leaf_key, is_ca=form.leaf_signs)
         if names:
-            leaf = leaf.add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), False)
+            general = [x509.DNSName(name) if isinstance(name, str) else name for name in names]
+            leaf = leaf.add_extension(x509.SubjectAlternativeName(general), False)
         constraints = PATH_LENGTH_ALONE if form.leaf_path_length else x509.BasicConstraints(ca=False, path_length=None)
         leaf = leaf.add_extension(constraints, critical=True)
         if form.root_own_id:
@@ -404,17 +407,17 @@ class TestNames:
     """What names a host (RFC 9525): a subjectAltName, and a star only as its whole first label."""
 
     @pytest.fixture
-    def ask(self, tls_upstream: MakeTls, tmp_path: Path) -> Iterator[Callable[[Chain], Answer]]:
+    def ask(self, tls_upstream: MakeTls, tmp_path: Path) -> Iterator[Callable[..., Answer]]:
         with ExitStack() as stack:
 
-            def send(chain: Chain) -> Answer:
+            def send(chain: Chain, host: str = STRICT) -> Answer:
                 folder = tmp_path / str(len(list(tmp_path.iterdir())))
                 folder.mkdir()
                 (folder / "root.pem").write_bytes(chain.root_pem)
                 hosts = {STRICT: "127.0.0.1"}
                 sidecar = stack.enter_context(Sidecar("trust: {roots: root.pem}", folder, hosts=hosts))
                 upstream = tls_upstream(identity=chain.identity)
-                answer = curl("-d", "secret", upstream.url(host=STRICT), proxy=sidecar.proxy_url)
+                answer = curl("-d", "secret", upstream.url(host=host), proxy=sidecar.proxy_url)
                 if answer.status != 200:
                     upstream.assert_no_application_bytes()
                 return answer
@@ -435,3 +438,22 @@ class TestNames:
         assert (refused.status, refused.json()["reason"]) == (502, "certificate_invalid")
         assert "hostname mismatch" in refused.json()["detail"]
         assert ask(Chain.make(Form(), STRICT, common_name=STRICT)).status == 200
+
+    @pytest.mark.parametrize(
+        ("names", "common_name"),
+        [
+            ([], "127.0.0.1"),
+            ([x509.DNSName("127.0.0.1")], "server"),
+            ([x509.DNSName("localhost")], "server"),
+            ([x509.IPAddress(ip_address("127.0.0.2")), x509.IPAddress(ip_address("::1"))], "server"),
+        ],
+        ids=["as the common name", "as a host's name", "by a name of its own", "another address"],
+    )
+    def test_an_address_is_named_as_what_it_is(
+        self, ask: Callable[..., Answer], names: list[x509.GeneralName], common_name: str
+    ) -> None:
+        refused = ask(Chain.make(Form(), *names, common_name=common_name), "127.0.0.1")
+        assert (refused.status, refused.json()["reason"]) == (502, "certificate_invalid")
+        assert "IP address mismatch" in refused.json()["detail"]
+        right = x509.IPAddress(ip_address("127.0.0.1"))
+        assert ask(Chain.make(Form(), *names, right, common_name=common_name), "127.0.0.1").status == 200

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import wire
+from tests.e2e import frames, wire
 from tests.e2e.app import client_hello
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import Accepted, RawClient
-from tests.e2e.http2 import Http2Client, Http2Upstream
+from tests.e2e.http2 import Http2Client, Http2Upstream, frame
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import ROOT, Sidecar
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
@@ -528,6 +528,17 @@ class TestEarlyAnswers:
         assert (answer.status, answer.headers.get("Connection")) == (413, None)
         app.send(f"\r\n0\r\n\r\nGET http://{REJECTED}/ HTTP/1.1\r\nHost: {REJECTED}\r\n\r\n".encode())
         assert app.read_response().status == 403
+
+    def test_of_an_app_that_breaks_http_2_so_much_is_thrown_away_and_no_more(self, app: RawClient) -> None:
+        """It gets to read why; what it still sends is taken for a moment, in which it could send a lot."""
+        app.send(frames.PREFACE + frame(frames.SETTINGS, 0, 0, b"") + frame(frames.DATA, 0, 0, b"on no stream"))
+        assert frame(frames.GOAWAY, 0, 0, b"")[3:] in app.read_to_end()
+        sent, piece = 0, bytes(64 * 1024)
+        with contextlib.suppress(ConnectionError):
+            while sent < 64 * MIB:
+                app.send(piece)
+                sent += len(piece)
+        assert sent < 32 * MIB  # in buffers, most of it
 
     def test_an_answer_that_ends_with_its_connection_ends_for_an_app_that_still_sends(
         self, app: RawClient, far: Far

@@ -25,7 +25,7 @@ from tests.e2e.clients import Answer, RawClient, curl
 from tests.e2e.http2 import Http2Client
 from tests.e2e.sidecar import Sidecar, SidecarFailed, overcoat_command
 from tests.e2e.test_http1 import is_open
-from tests.e2e.upstream import TlsUpstream
+from tests.e2e.upstream import RecordedRequest, TlsUpstream, echo
 
 NAMES = {
     "api.example": "127.0.0.1",
@@ -726,6 +726,13 @@ class TestLimits:
                 with contextlib.suppress(ConnectionResetError):
                     client.read_to_end()
                 assert time.monotonic() - began < 2.5
+        assert [each["reason"] for each in limited.wait_for_decisions(3)] == ["app_tls_failed"] * 3
+
+    def test_of_the_time_of_a_request_inside_tls(self, limited: Sidecar) -> None:
+        with open_way(limited, "127.0.0.1", 1, Way.CONNECT) as client:
+            client.send(b"GET / HT")
+            assert reason_of(client.read_response()) == (408, "request_timeout")
+        assert [each["reason"] for each in limited.wait_for_decisions(2)] == ["request_timeout", None]
 
     def test_of_idleness(self, limited: Sidecar) -> None:
         with RawClient(limited.address) as client:
@@ -761,4 +768,16 @@ class TestLimits:
             for _ in range(8):
                 time.sleep(0.25)
                 client.send(b"x")
+            assert client.read_response().status == 200
+
+    def test_one_that_came_in_time_may_wait_for_its_answer(self, authority: Authority, limited: Sidecar) -> None:
+        def respond(request: RecordedRequest) -> bytes:
+            time.sleep(1.5)  # longer than a request may take to arrive
+            return echo(request)
+
+        with TlsUpstream(authority, "127.0.0.1", respond=respond) as upstream, RawClient(limited.address) as client:
+            name = f"127.0.0.1:{upstream.port}"
+            for piece in (f"GET http://{name}/ HT", f"TP/1.1\r\nHost: {name}\r\n", "X: 1\r\n", "\r\n"):
+                client.send(piece.encode())
+                time.sleep(0.05)
             assert client.read_response().status == 200

@@ -10,19 +10,21 @@ import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
-from OpenSSL import crypto
+from OpenSSL import SSL, crypto
 
 from addons.pinning import is_about_form
 from addons.sessions import Sessions
 from proxy.ca import LocalCa
-from proxy.core.policy import Trust
-from proxy.engine.tls import NoRoots, TlsConnections, find_roots, upstream_context
+from proxy.core.policy import Policy, Trust
+from proxy.engine.tls import NoRoots, TlsConnections, expect_name, find_roots, upstream_context, with_roots
 
 
 @dataclass
@@ -113,6 +115,37 @@ def test_the_systems_roots_are_as_usable_as_in_python_3_13() -> None:
         assert _ours(lenient, leaf) == WRONG_SIGNATURE, root.subject
         usable += ours == WRONG_SIGNATURE
     assert usable > 0
+
+
+def test_roots_that_are_known_already_are_not_read_again(tmp_path: Path) -> None:
+    anchor = trustme.CA().cert_pem.bytes()
+    known = Policy(trust=Trust(roots=tmp_path / "gone.pem", anchors=(ssl.PEM_cert_to_DER_cert(anchor.decode()),)))
+    assert with_roots(known).trust == known.trust
+
+
+@pytest.mark.parametrize(
+    ("host", "call"),
+    [("api.example", "X509_VERIFY_PARAM_set1_host"), ("192.0.2.7", "X509_VERIFY_PARAM_set1_ip")],
+)
+@pytest.mark.parametrize("result", [0, -1])
+def test_no_handshake_begins_with_a_host_that_would_not_be_verified(
+    host: str, call: str, result: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conn = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD))
+    expect_name(conn, host)
+    monkeypatch.setattr(SSL, "_lib", _Refusing(SSL._lib, call, result))  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="does not take the host"):
+        expect_name(conn, host)
+
+
+class _Refusing:
+    """OpenSSL, of which one call fails: no host that may be asked for makes it do so."""
+
+    def __init__(self, lib: Any, call: str, result: int) -> None:
+        self._lib, self._call, self._result = lib, call, result
+
+    def __getattr__(self, name: str) -> Any:
+        return (lambda *_: self._result) if name == self._call else getattr(self._lib, name)
 
 
 class TestLeaves:
