@@ -717,15 +717,15 @@ class TestLimits:
             with RawClient(limited.address) as client:
                 client.send(b"CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n")
                 assert client.read_response(method="CONNECT").status == 200
-                extensions = alpn + bytes.fromhex("002b0003020303000a00040002001d000d00080006040308040401")
-                body = b"\x03\x03" + bytes(32) + b"\x00" + b"\x00\x02\xc0\x2f" + b"\x01\x00"
+                extensions = alpn + bytes.fromhex("002b0003020303000a00060004001d0017000d00080006040308040401")
+                body = b"\x03\x03" + bytes(32) + b"\x00" + b"\x00\x02\xc0\x2b" + b"\x01\x00"
                 body += len(extensions).to_bytes(2) + extensions
                 hello = b"\x01" + len(body).to_bytes(3) + body
                 client.send(b"\x16\x03\x01" + len(hello).to_bytes(2) + hello)
                 began = time.monotonic()
                 with contextlib.suppress(ConnectionResetError):
                     client.read_to_end()
-                assert time.monotonic() - began < 2.5
+                assert 0.8 < time.monotonic() - began < 2.5
         assert [each["reason"] for each in limited.wait_for_decisions(3)] == ["app_tls_failed"] * 3
 
     def test_of_the_time_of_a_request_inside_tls(self, limited: Sidecar) -> None:
