@@ -112,7 +112,7 @@ class AppSocket(Reading):
         self.is_over = False
         self.was_reset = False  # it ended, and not in order
         self.is_congested = False  # the app reads more slowly than it is sent to
-        self.before_flush: Callable[[], None] | None = None  # writes what the speaker has gathered
+        self.before_close: Callable[[], None] | None = None  # writes what the speaker has gathered
         self._plain: list[bytes] = []  # to be encrypted
         self._out: list[bytes] = []
         self._holds: set[str] = set()
@@ -400,8 +400,6 @@ class AppSocket(Reading):
 
     def _encrypt(self) -> None:
         """Encrypt what was gathered, in as few records as it fits into."""
-        if self.before_flush is not None:
-            self.before_flush()
         if self._plain and self.tls is not None:
             data = b"".join(self._plain) if len(self._plain) > 1 else self._plain[0]
             self._plain.clear()
@@ -444,6 +442,8 @@ class AppSocket(Reading):
         if self.is_closing:
             return
         self._still_taken = still_taken
+        if self.before_close is not None:
+            self.before_close()
         self._encrypt()
         self.is_closing = True
         if self.tls is not None:

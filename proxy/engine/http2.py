@@ -23,6 +23,7 @@ import collections
 import functools
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import h2.config
 import h2.connection
@@ -45,6 +46,8 @@ OWED_AT_MOST = 64 * 1024  # before a stream's sender is told to go on
 UNSENT_AT_MOST = 64 * 1024  # of a stream, before its sender is told to wait
 FRAMES_A_TURN = 32
 MAX_BLOCK = 128 * 1024  # bytes of a header block; for what it decodes to there is the policy's limit
+KEPT_BLOCK = 1024  # bytes of a header block that is remembered
+KEPT_BLOCKS = 64
 MAX_TABLE = 4096  # bytes of the table by which field names and values are shortened (RFC 7541, section 4.2)
 RESETS_AT_ONCE = 100  # of streams of one connection; more than a browser gives up with a page
 RESETS_A_SECOND = 10  # … after that
@@ -93,14 +96,72 @@ class _Undecodable(h2.exceptions.ProtocolError):
     error_code = ErrorCodes.COMPRESSION_ERROR
 
 
+class _Memory[K, V]:
+    """What the same block, or the same fields, came to, for as long as the table that both refer to stays as it was.
+
+    An app that asks for the same again sends the same few bytes, which name entries of the table: reading and writing
+    heads is a quarter of what a small request costs in HTTP/2, and this saves most of it.
+    """
+
+    def __init__(self, table: hpack.table.HeaderTable) -> None:
+        self._table = table
+        self._newest: object = None  # by which each change of the table's entries is seen
+        self._size = self._most = 0
+        self._kept: dict[K, V] = {}
+
+    def get(self, key: K) -> V | None:
+        """Return what is known of a key."""
+        return self._kept.get(key) if self._is_as_it_was() else None
+
+    def keep(self, key: K, value: V, *, size: int) -> None:
+        """Keep what a key came to, unless that has changed the table, or there is too much of it."""
+        if self._is_as_it_was() and size <= KEPT_BLOCK and len(self._kept) < KEPT_BLOCKS:
+            self._kept[key] = value
+
+    def _is_as_it_was(self) -> bool:
+        entries, most = self._table.dynamic_entries, self._table.maxsize
+        newest = entries[0] if entries else None
+        if newest is self._newest and len(entries) == self._size and most == self._most:
+            return True
+        self._newest, self._size, self._most = newest, len(entries), most
+        self._kept.clear()
+        return False
+
+
 class _Decoder(hpack.Decoder):
+    def __init__(self, header_bytes: int) -> None:
+        super().__init__(header_bytes)
+        self._memory: _Memory[bytes, tuple[hpack.HeaderTuple, ...]] = _Memory(self.header_table)
+
     def decode(self, data: bytes, raw: bool = False) -> Iterable[hpack.HeaderTuple]:
+        known = self._memory.get(data)
+        if known is not None:
+            return known
         try:
-            return super().decode(data, raw)
+            fields = tuple(super().decode(data, raw))
         except hpack.OversizedHeaderListError:
             raise
         except (hpack.HPACKError, IndexError) as e:
             raise _Undecodable(str(e)) from e
+        self._memory.keep(data, fields, size=len(data))
+        return fields
+
+
+class _Encoder(hpack.Encoder):
+    def __init__(self) -> None:
+        super().__init__()
+        self._memory: _Memory[tuple[hpack.HeaderTuple, ...], bytes] = _Memory(self.header_table)
+
+    def encode(self, headers: Any, huffman: bool = True) -> bytes:
+        fields = tuple(headers)
+        known = None if self.header_table.resized else self._memory.get(fields)
+        if known is not None:
+            return known
+        is_resized = self.header_table.resized
+        block = super().encode(fields, huffman)
+        if not is_resized:
+            self._memory.keep(fields, block, size=len(block))
+        return block
 
 
 class State(h2.connection.H2Connection):
@@ -134,7 +195,7 @@ class State(h2.connection.H2Connection):
         if is_client:
             settings[codes.ENABLE_PUSH] = 0
         self.local_settings = h2.settings.Settings(client=is_client, initial_values=settings)
-        self.decoder = _Decoder(header_bytes)
+        self.decoder, self.encoder = _Decoder(header_bytes), _Encoder()
         self.initiate_connection()
         # We refuse a stream too many: h2 would end the connection, even of who has not heard of the limit yet.
         self.local_settings.max_concurrent_streams = _NO_LIMIT
@@ -206,6 +267,7 @@ class Stream:
         self.is_open = True  # until both have ended it, or one has reset it
         self.peer_has_ended = False
         self.has_ended = False  # we have said, or will say behind what waits, that this is all
+        self.is_all_sent = False
         self.is_congested = False
         self.expected: int | None = None  # bytes of the body that are still to come, where a length was said
         self._waiting: collections.deque[bytes] = collections.deque()
@@ -234,6 +296,7 @@ class Connection[S: Stream]:
         self._to_begin = 2  # the preface, and the settings that follow it (RFC 9113, section 3.4)
         if is_client:
             self._to_begin = 1
+        self._ready: dict[S, None] = {}  # what has something to send, in its order
         self._has_looked = False  # at the header of the frame that is not whole yet
         self._block: int | None = None  # bytes of a header block that has not ended
         self._waits_for_turn = False
@@ -460,15 +523,14 @@ class Connection[S: Stream]:
             self.wants_flush()
 
     def send(self, stream: S, data: bytes) -> None:
-        """Send a piece of a body, as far as the windows go; the rest waits."""
+        """Send a piece of a body at the end of the turn, as far as the windows go; the rest waits."""
         if not stream.is_open:
             return
-        if not stream._waiting:
-            data = self._push(stream, data)
-        if data:
-            stream._waiting.append(data)
-            stream._unsent += len(data)
-        self._note_congestion(stream)
+        stream._waiting.append(data)
+        stream._unsent += len(data)
+        self._ready[stream] = None
+        if stream._unsent > UNSENT_AT_MOST:
+            self._send_what_waits(stream)
         self.wants_flush()
 
     def finish(self, stream: S, trailers: Fields = ()) -> None:
@@ -477,22 +539,21 @@ class Connection[S: Stream]:
             return
         stream.has_ended = True
         stream._trailers = trailers
-        if not stream._waiting:
-            self._send_end(stream)
+        self._ready[stream] = None
         self.wants_flush()
 
-    def _push(self, stream: S, data: bytes) -> bytes:
+    def _push(self, stream: S, data: bytes, *, is_last: bool) -> bytes:
         """Send what the windows allow, and return the rest."""
         room = self.state.local_flow_control_window(stream.number)
         most = self.state.max_outbound_frame_size
         if len(data) <= room and len(data) <= most:
-            self.state.send_data(stream.number, data)
+            self.state.send_data(stream.number, data, end_stream=is_last)
             self._empty.earn(EMPTY_A_FRAME)
             return b""
         at = 0
         while at < len(data) and room > 0:
             size = min(len(data) - at, room, most)
-            self.state.send_data(stream.number, data[at : at + size])
+            self.state.send_data(stream.number, data[at : at + size], end_stream=is_last and at + size == len(data))
             self._empty.earn(EMPTY_A_FRAME)
             at += size
             room -= size
@@ -506,21 +567,24 @@ class Connection[S: Stream]:
         self._ended(stream)
 
     def _ended(self, stream: S) -> None:
-        stream.has_ended = True
+        stream.has_ended = stream.is_all_sent = True
         if stream.peer_has_ended:
             self._close(stream)
 
     def _send_what_waits(self, stream: S) -> None:
-        if not stream._waiting:
-            return  # its end is sent already, if it has one
+        if stream.is_all_sent or not stream.is_open:
+            return
         while stream._waiting:
             first = stream._waiting.popleft()
-            rest = self._push(stream, first)
+            is_last = stream.has_ended and not stream._waiting and not stream._trailers
+            rest = self._push(stream, first, is_last=is_last)
             stream._unsent -= len(first) - len(rest)
             if rest:
                 stream._waiting.appendleft(rest)
                 break
-        if stream.has_ended and not stream._waiting and stream.is_open:
+            if is_last:
+                self._ended(stream)
+        if stream.has_ended and not stream.is_all_sent and not stream._waiting:
             self._send_end(stream)
         self._note_congestion(stream)
         self.wants_flush()
@@ -551,7 +615,7 @@ class Connection[S: Stream]:
     def peer_ended(self, stream: S) -> None:
         """Take note that a stream's peer has sent all."""
         stream.peer_has_ended = True
-        if stream.has_ended and not stream._waiting:
+        if stream.is_all_sent:
             self._close(stream)
 
     def _close(self, stream: S) -> None:
@@ -605,6 +669,10 @@ class Connection[S: Stream]:
 
     def outgoing(self) -> bytes:
         """Take the bytes to send."""
+        while self._ready and not self.is_over:
+            stream = next(iter(self._ready))
+            del self._ready[stream]
+            self._send_what_waits(stream)
         data: bytes = self.state.data_to_send()
         if self._out:
             self._out.append(data)

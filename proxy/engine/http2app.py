@@ -58,10 +58,12 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         self.inside = tunnel.asked if tunnel is not None else None
         self.entry = entry
         self.is_leaving = False
+        self._flush_waits = False
         self._last = 2**31 - 1  # the highest stream that is served
         self._app_has_left = False
         self._has_ended = False
-        app.before_flush = self._gather
+        app.before_close = self._gather
+        self.wants_flush()
         self.owe(True)
         if app.is_congested:
             self.socket_congested(True)
@@ -92,7 +94,7 @@ class AppHttp2(Connection["AppHttp2Stream"]):
 
     def gone(self) -> None:
         """The app's connection is over."""
-        self.app.before_flush = None
+        self.app.before_close = None
         for stream in self.end():
             stream.gone()
 
@@ -256,7 +258,14 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         """Read nothing more for now, or again."""
         self.app.hold("turn", is_paused)
 
+    def wants_flush(self) -> None:
+        """Send at the end of the turn, all at once: what several upstreams have answered meanwhile, too."""
+        if not self._flush_waits:
+            self._flush_waits = True
+            self.app.loop.call_soon(self.app.guarded, self._gather)
+
     def _gather(self) -> None:
+        self._flush_waits = False
         if data := self.outgoing():
             self.app.write(data)
 
@@ -401,8 +410,7 @@ class AppHttp2Stream(Stream):
             self._connection.finish(self)
 
     def flush(self) -> None:
-        """Send at once what was gathered."""
-        self.app.flush()
+        """Nothing: what was gathered is sent at the end of the turn, with what other streams have."""
 
     def switch(self, speaker: Speaker) -> bytes:
         """Never called: no switch is offered."""
@@ -415,7 +423,7 @@ class AppHttp2Stream(Stream):
     def close(self) -> None:
         """End what is left of it: the app need not send on."""
         self.conversation = None
-        if self.has_ended and self._connection.unsent(self):
+        if self.has_ended and not self.is_all_sent:
             return  # it ends behind what waits; what the app still sends is thrown away
         self._connection.reset(self, ErrorCodes.NO_ERROR if self.has_ended else ErrorCodes.CANCEL)
 
