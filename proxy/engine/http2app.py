@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from proxy.engine.app import AppSocket, Speaker
     from proxy.engine.entries import Redirected, Reverse
 
+KEPT_HEADS = 64  # of requests, each no longer than the policy's limit
 MAX_DISCARDED = 1024 * 1024  # of a body that nobody wants any more
 STILL_TAKEN = 256 * 1024  # bytes from an app that breaks the rules, so that it can read why it is closed
 LEAVE_SECONDS = 1.0  # for an app to hear that it should begin no other stream
@@ -58,6 +59,8 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         self.inside = tunnel.asked if tunnel is not None else None
         self.entry = entry
         self.is_leaving = False
+        self._heads: dict[tuple[tuple[tuple[bytes, bytes], ...], bool], RequestHead] = {}
+        self._clocks: list[ResponseClock] = []
         self._flush_waits = False
         self._last = 2**31 - 1  # the highest stream that is served
         self._app_has_left = False
@@ -97,6 +100,9 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         self.app.before_close = None
         for stream in self.end():
             stream.gone()
+        for clock in self._clocks:
+            clock.close()
+        self._clocks.clear()
 
     def congested(self, is_congested: bool) -> None:
         """Take that the app reads too slowly, or no longer does: then what asks for more answers is not read either."""
@@ -193,7 +199,7 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         self.app.session.policy = self.app.engine.policy  # the one that is in force when the stream begins
         is_whole = event.stream_ended is not None
         try:
-            head = read_http2_request(event.headers or [], is_whole=is_whole)
+            head = self._read_head(tuple(event.headers or ()), is_whole)
             self._check_limits(head)
             inside, is_tls, front = self.inside, self.app.tls is not None, None
             if self.entry is not None:
@@ -210,6 +216,28 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         conversation.start(has_body=not is_whole)
         if not is_whole:
             stream.watch_held()
+
+    def _read_head(self, block: tuple[tuple[bytes, bytes], ...], is_whole: bool) -> RequestHead:
+        """Read a request's head, unless the very same one has come before (5 % of a small request)."""
+        head = self._heads.get((block, is_whole))
+        if head is None:
+            head = read_http2_request(block, is_whole=is_whole)
+            if len(self._heads) >= KEPT_HEADS:
+                self._heads.clear()
+            self._heads[block, is_whole] = head
+        return head
+
+    def clock(self) -> ResponseClock:
+        """Return a clock for a stream, with the timer that another one may have had."""
+        return self._clocks.pop() if self._clocks else ResponseClock(self.app.loop, self.app.guarded)
+
+    def take_clock(self, clock: ResponseClock) -> None:
+        """Take a clock back."""
+        clock.stop()
+        if self.is_over or len(self._clocks) >= MAX_STREAMS:
+            clock.close()
+        else:
+            self._clocks.append(clock)
 
     def _check_limits(self, head: RequestHead) -> None:
         """Check that a head is no longer than one of HTTP/1 may be.
@@ -329,8 +357,9 @@ class AppHttp2Stream(Stream):
 
     def over(self) -> None:
         """Have done with what belongs to it."""
-        if self._clock is not None:
-            self._clock.close()
+        clock, self._clock = self._clock, None
+        if clock is not None:
+            self._connection.take_clock(clock)
         if self._held_timer is not None:
             self._held_timer.cancel()
 
@@ -359,7 +388,7 @@ class AppHttp2Stream(Stream):
     def clock(self) -> ResponseClock:
         """How long the upstream may take."""
         if self._clock is None:
-            self._clock = ResponseClock(self.app.loop, self.app.guarded)
+            self._clock = self._connection.clock()
         return self._clock
 
     def version(self, request: http.Request) -> Version:
