@@ -7,6 +7,7 @@ Rules of this module:
   it is; a stream that ends in any other way is judged like a connection of HTTP/1 that ends.
 - A malformed response ends its stream alone.
 - Once the upstream has said GOAWAY no stream is begun; those that it serves are served to their end.
+- A connection that may be dead is given no other stream: a request was given up on it, and not a byte had come.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from proxy.engine.pool import Pool
     from proxy.engine.server import Engine
 
+SILENT_SECONDS = 2.0  # without a byte, before who gives a request up has a reason that others have, too
 MAX_STREAM_ID = 2**30  # then another connection is opened: there are twice as many
 _NOT_IN_HTTP2 = frozenset(
     (b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"host", b"te")
@@ -54,7 +56,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
         self.engine = engine
         self.carrier = carrier
         self.is_leaving = False  # no stream is begun any more
-        self.idle_since = engine.loop.time()
+        self.idle_since = self.heard = engine.loop.time()
         self._touched: set[Receiver] = set()
         self._flush_waits = False
         early = carrier.take_early()
@@ -96,6 +98,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
     def switched(self, data: bytes) -> None:
         """Take bytes."""
         if not self.is_over:
+            self.heard = self.loop.time()
             self.received(data)
 
     def switched_end(self) -> None:
@@ -215,6 +218,7 @@ class UpstreamHttp2Stream(Stream):
         self.receiver: Receiver | None = None
         self.is_congested = connection.is_socket_congested
         self._method = b""
+        self._asked = 0.0
         self._began = False
         self._is_final = False
         self._has_body = True
@@ -240,6 +244,7 @@ class UpstreamHttp2Stream(Stream):
         self.receiver = receiver
         self.number = connection.state.get_next_available_stream_id()
         self._method = request.data.method
+        self._asked = connection.loop.time()
         connection.streams[self.number] = self
         if self.number > MAX_STREAM_ID:
             connection.is_leaving = True
@@ -293,7 +298,15 @@ class UpstreamHttp2Stream(Stream):
     def close(self) -> None:
         """Give the request up."""
         self.receiver = None
-        self.connection.reset(self, ErrorCodes.CANCEL)
+        connection = self.connection
+        if (
+            self.is_open
+            and self._asked
+            and connection.loop.time() - max(self._asked, connection.heard) > SILENT_SECONDS
+        ):
+            connection.engine.pool.forget_shared(connection)
+            connection.is_leaving = True
+        connection.reset(self, ErrorCodes.CANCEL)
 
     # -- what comes
 

@@ -14,12 +14,13 @@ from contextlib import contextmanager
 
 import pytest
 
+from proxy.engine.http2upstream import SILENT_SECONDS
 from tests.e2e.app import connect
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
-from tests.e2e.frames import END_HEADERS, PREFACE, Code, Peer, block, data, headers, reset, settings
+from tests.e2e.frames import END_HEADERS, PING, PREFACE, Code, Peer, block, data, headers, reset, settings
 from tests.e2e.frameserver import FrameServer, Got, frame_server
-from tests.e2e.http2 import Http2Client, agree_on_http2
+from tests.e2e.http2 import Http2Client, agree_on_http2, frame
 from tests.e2e.listeners import listen
 from tests.e2e.sidecar import Sidecar
 
@@ -121,6 +122,38 @@ class TestDialling:
             assert [first.read(stream).status, second.read(again).status] == [200, 200]
             assert sorted(got.path for got in server.requests) == ["/again", "/first"]
             assert len(server.connections) == 1
+
+
+class TestSilence:
+    """A connection whose other end is gone says nothing; only what is asked on it can show that."""
+
+    def test_who_gives_up_on_a_silent_connection_has_the_next_one_ask_elsewhere(
+        self, sidecar: Sidecar, authority: Authority
+    ) -> None:
+        with frame_server(authority, HOST, lambda got: got.reply() if got.peer.number else None) as server:
+            app = speak(sidecar, server.authority)
+            lost, kept = (app.send(server.authority, f"/{each}", method="GET") for each in range(2))
+            server.wait(lambda: len(server.requests) == 2)
+            threading.Event().wait(SILENT_SECONDS + 0.3)
+            app.give_up(lost)
+            assert app.read(app.send(server.authority, "/next", method="GET")).status == 200
+            assert server.requests[-1].peer.number == 1
+            next(got for got in server.requests if got.path == "/1").reply(b"late")
+            assert app.read(kept).body == b"late"
+
+    @pytest.mark.parametrize("speaks", [True, False], ids=["it is not silent", "it has had no time"])
+    def test_one_that_is_not_stays_in_use(self, sidecar: Sidecar, authority: Authority, speaks: bool) -> None:
+        with frame_server(authority, HOST, lambda got: got.reply() if got.path == "/next" else None) as server:
+            app = speak(sidecar, server.authority)
+            lost = app.send(server.authority, "/lost", method="GET")
+            server.wait(lambda: server.requests)
+            threading.Event().wait(SILENT_SECONDS + 0.3 if speaks else 0.3)
+            if speaks:
+                server.requests[0].peer.send(frame(PING, 0, 0, b"12345678"))
+                threading.Event().wait(0.3)
+            app.give_up(lost)
+            assert app.read(app.send(server.authority, "/next", method="GET")).status == 200
+            assert server.requests[-1].peer.number == 0
 
 
 class TestCrossing:
