@@ -59,6 +59,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
         self.idle_since = self.heard = engine.loop.time()
         self._touched: set[Receiver] = set()
         self._flush_waits = False
+        self._has_ended = False  # the upstream will say no more
         early = carrier.take_early()
         carrier.carry(self)
         if carrier.is_congested:
@@ -102,8 +103,17 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
             self.received(data)
 
     def switched_end(self) -> None:
-        """Take that nothing more will come."""
-        self._lost()
+        """Take that nothing more will come; what has come is read to its end."""
+        if self.is_behind:
+            self._has_ended = self.is_leaving = True
+            self.engine.pool.forget_shared(self)
+        else:
+            self._lost()
+
+    def caught_up(self) -> None:
+        """Take that all that has come is read."""
+        if self._has_ended or self.carrier.end_waits:
+            self._lost()
 
     def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
         """Take that the connection is over."""

@@ -487,6 +487,11 @@ class UpstreamConnection(Reading):
             return
         self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream closed the connection before its response was whole"))
 
+    @property
+    def end_waits(self) -> bool:
+        """Whether it has ended while something of what had come before has a turn to come."""
+        return self._end_then is not None
+
     def _end_idle(self) -> None:
         self.is_closed = True
         if self.on_idle_end is not None:

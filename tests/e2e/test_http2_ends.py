@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -171,6 +174,30 @@ class TestGoaway:
                     bodies[found.stream] += found.payload
                 assert found.kind != GOAWAY or found.code == Code.NO_ERROR
             assert bodies == {1: b"GET /1 ", 3: b"POST /3 the rest"}
+
+    def test_what_came_before_the_end_is_read_to_its_end(self, sidecar: Sidecar, authority: Authority) -> None:
+        """As nginx ends: answers in more frames than one turn has, GOAWAY, and close_notify, all at once."""
+        count = 60
+
+        def answer(got: Got) -> None:
+            if len(server.requests) < count or not all(each.is_whole for each in server.requests):
+                return
+            sock = got.peer.client._socket
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+            for each in server.requests:
+                each.reply(each.path.encode())
+            got.peer.send(goaway(2 * count - 1))
+            sock.settimeout(0)
+            with suppress(ssl.SSLWantReadError):  # the other end's close_notify is not waited for
+                sock.unwrap()  # type: ignore[attr-defined]  # it is TLS
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+
+        with frame_server(authority, HOST, answer) as server:
+            client = speak(sidecar, server)
+            streams = [client.send(server.authority, f"/{each}", body=b"once") for each in range(count)]
+            answers = [client.read(stream) for stream in streams]
+            assert [(each.status, each.body) for each in answers] == [(200, b"/%d" % each) for each in range(count)]
+            assert len(server.connections) == 1
 
 
 class TestAgain:
