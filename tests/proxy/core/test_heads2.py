@@ -205,7 +205,7 @@ class TestResponses:
     )
     def test_a_head_is_that_of_an_http_1_1_response(self, fields: Block, is_whole: bool, body: int) -> None:
         head = read_http2_response([(b":status", b"200"), *fields], is_whole=is_whole, may_have_body=True)
-        assert head == ResponseHead(200, b"", True, tuple(fields), body, is_http2=True)
+        assert head == ResponseHead(200, b"", True, tuple(fields), body, is_http2=True, is_all=is_whole)
 
     @pytest.mark.parametrize(
         ("status", "may_have_body"), [(b"200", False), (b"204", True), (b"304", True)], ids=["HEAD", "204", "304"]
