@@ -1,13 +1,19 @@
-"""A request's head, as an upstream of HTTP/2 is sent it."""
+"""A request's head, as an upstream of HTTP/2 is sent it; and the end of a connection of which something is unread."""
 
 from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import hpack
 import pytest
 from mitmproxy import http
 
 from proxy.engine.flows import new_request
-from proxy.engine.http2upstream import _fields
+from proxy.engine.http2 import FRAMES_A_TURN
+from proxy.engine.http2upstream import UpstreamHttp2, _fields
 from proxy.engine.messages import headers_of
 
 
@@ -52,3 +58,59 @@ def test_what_is_secret_is_kept_in_no_table(name: bytes) -> None:
     fields = _fields(request((name, b"secret"), (b"a", b"1")), te=False)
     found = {each[0]: each.indexable for each in decoder.decode(encoder.encode(fields), raw=True)}
     assert (found[name.lower()], found[b"a"]) == (False, True)
+
+
+class Carrier:
+    """What carries a connection, without a socket; it may have ended while something waits for its turn."""
+
+    is_congested = is_closed = False
+    key = server = record = None
+
+    def __init__(self) -> None:
+        self.end_waits = False
+        self.was_paused = False
+
+    def take_early(self) -> bytes:
+        return b""
+
+    def carry(self, receiver: object) -> None:
+        pass
+
+    def guarded(self, step: Callable[..., None], *arguments: object) -> None:
+        step(*arguments)
+
+    def hold(self, why: str, is_held: bool) -> None:
+        self.was_paused = self.was_paused or is_held
+
+    def send(self, data: bytes) -> None:
+        pass
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+
+
+@pytest.mark.parametrize("is_in_order", [True, False])
+def test_the_end_is_told_once_all_is_read(is_in_order: bool) -> None:
+    async def run() -> None:
+        carrier: Any = Carrier()
+        engine: Any = SimpleNamespace(
+            loop=asyncio.get_running_loop(), pool=SimpleNamespace(forget_shared=lambda _: None)
+        )
+        connection = UpstreamHttp2(engine, carrier)
+        connection.switched(SETTINGS * (2 * FRAMES_A_TURN + 1))
+        assert carrier.was_paused
+        if is_in_order:
+            connection.switched_end()
+        else:
+            carrier.end_waits = True  # which the carrier notes by itself where its socket breaks
+        assert not carrier.is_closed
+        assert connection.has_room is not is_in_order
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert carrier.is_closed
+        assert not connection.has_room
+
+    asyncio.run(run())
