@@ -442,18 +442,29 @@ class TestDenials:
             assert list(answers) == []
 
 
-class TestObserved:
-    def test_plain_text_passes_as_it_came(self, tmp_path: Path) -> None:
+class TestPlain:
+    """Where the policy lets plain text be it passes as it came: HTTP/2 with prior knowledge."""
+
+    @pytest.mark.parametrize(
+        ("text", "mode"),
+        [
+            ("mode: observe", "observe"),
+            (f"rules: [{{name: r, hosts: [{HOST}], plain_http: allow}}]", "enforce"),
+        ],
+        ids=["observed", "allowed"],
+    )
+    def test_it_passes_as_it_came(self, tmp_path: Path, text: str, mode: str) -> None:
         with (
             Service(None) as service,
-            Sidecar("mode: observe", tmp_path, hosts={HOST: "127.0.0.1"}) as sidecar,
+            Sidecar(text, tmp_path, hosts={HOST: "127.0.0.1"}) as sidecar,
             channel_to(f"{HOST}:{service.port}", proxy=sidecar.proxy_url) as channel,
         ):
             assert channel.unary_unary(path_of("Echo"))(b"hello", timeout=DEADLINE) == b"hello"
             assert list(channel.unary_stream(path_of("Count"))(b"3", timeout=DEADLINE)) == [b"0", b"1", b"2"]
-            lines = [sidecar.wait_for_decision(lambda each, name=name: each["path"] == path_of(name))  # type: ignore[misc]  # the default binds it
-                     for name in ("Echo", "Count")]  # fmt: skip
-        assert [(line["action"], line["mode"], line["tls"]) for line in lines] == [("allow", "observe", None)] * 2
+            with pytest.raises(grpc.RpcError, match="no more"):
+                channel.unary_unary(path_of("Fail"))(b"no more", timeout=DEADLINE)
+            line = sidecar.wait_for_decision(lambda each: each["path"] == path_of("Count"))
+        assert (line["action"], line["mode"], line["tls"]) == ("allow", mode, None)
 
 
 def _pseudo(fields: HeaderList) -> HeaderList:
