@@ -361,8 +361,6 @@ class AppSocket(Reading):
         self.has_ended = True
         if self.is_closing:
             return False
-        if self.tls is not None and not self.tls.is_established:
-            self.session.note_tls_failed()
         self.guarded(self.speaker.eof)
         return not self.is_closing
 

@@ -728,6 +728,15 @@ class TestLimits:
                 assert 0.8 < time.monotonic() - began < 2.5
         assert [each["reason"] for each in limited.wait_for_decisions(3)] == ["app_tls_failed"] * 3
 
+    @pytest.mark.parametrize("is_reset", [False, True], ids=["ends", "breaks off"])
+    def test_of_a_handshake_that_the_app_ends_there_is_a_reason_too(self, limited: Sidecar, is_reset: bool) -> None:
+        with connect(limited, "127.0.0.1:1") as client:
+            client.send(client_hello("127.0.0.1"))
+            assert client.read_exactly(1) == b"\x16"  # the sidecar's part of it
+            if is_reset:
+                client.reset()
+        assert [each["reason"] for each in limited.wait_for_decisions(1)] == ["app_tls_failed"]
+
     def test_of_the_time_of_a_request_inside_tls(self, limited: Sidecar) -> None:
         with open_way(limited, "127.0.0.1", 1, Way.CONNECT) as client:
             client.send(b"GET / HT")

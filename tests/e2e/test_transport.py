@@ -552,6 +552,16 @@ class TestHttps:
         assert urllib_request(url, proxy=sidecar.proxy_url, ca_file=sidecar.ca_file).status == 200
         assert len(upstream.wait_for_requests(2)) == 2
 
+    def test_inspected_the_end_of_tls_is_the_apps_end(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
+        upstream = tls_upstream("inspected.example")
+        with open_tunnel(sidecar, f"inspected.example:{upstream.port}") as client:
+            client.start_tls("inspected.example", sidecar.ca_file)
+            client.send(f"GET / HTTP/1.1\r\nHost: inspected.example:{upstream.port}\r\n\r\n".encode())
+            assert client.read_response().status == 200
+            tls = client._socket
+            assert isinstance(tls, ssl.SSLSocket)
+            assert tls.unwrap().recv(1) == b""  # it waits for the other side's
+
     def test_an_inspected_address_gets_a_certificate_for_the_address(
         self, sidecar: Sidecar, authority: Authority
     ) -> None:
