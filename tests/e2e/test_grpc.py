@@ -21,8 +21,9 @@ import grpc
 import pytest
 
 from proxy.engine.http2 import MAX_STREAMS
-from tests.e2e.app import fresh
+from tests.e2e.app import fresh, request
 from tests.e2e.certificates import Authority, Identity
+from tests.e2e.clients import RawClient
 from tests.e2e.grpcs import DEADLINE, Service, channel_to, path_of
 from tests.e2e.http2 import HeaderList, Http2Upstream, Message, Reply
 from tests.e2e.receiver import Receiver
@@ -425,6 +426,19 @@ class TestDenials:
         assert caught.value.details() == line["detail"]
         assert (line["reason"], line["status"]) == ("body_not_json", 422)
         upstream.assert_no_application_bytes()
+
+    def test_over_http_1_they_are_problem_details_as_ever_and_name_both(self, setting: Setting) -> None:
+        """Whatever such an app makes of them: gRPC itself speaks HTTP/2 only."""
+        with RawClient(setting.sidecar.address) as client:
+            named = "127.0.0.1:1"  # where nobody listens
+            fields = (("Content-Type", "application/grpc"),)
+            client.send(request(f"http://{named}/", named, headers=fields))
+            answer = client.read_response()
+        assert answer.status == 502
+        assert answer.headers.get("content-type") == "application/problem+json"
+        problem = answer.json()
+        assert answer.headers.get("grpc-status") == str(grpc.StatusCode.UNAVAILABLE.value[0])
+        assert answer.headers.get("grpc-message") == problem["detail"]
 
     def test_others_on_the_connection_go_on(self, setting: Setting) -> None:
         with setting.channel(Way.REVERSE) as channel:
