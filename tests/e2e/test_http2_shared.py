@@ -82,7 +82,7 @@ class TestDialling:
             started = time.monotonic()
             streams = [app.send(upstream.authority, f"/{each}", method="GET") for app in apps for each in range(4)]
             messages = [app.read(stream) for app in apps for stream in streams[:4]]
-            assert time.monotonic() - started < 2.5
+            assert time.monotonic() - started < 6  # one after the other: 12
             assert {(each.status, json.loads(each.body)["reason"]) for each in messages} == {(502, "tls_failed")}
             assert len(upstream.accepted) == 1
             lines = [line for line in sidecar.decisions() if line["destination"] == upstream.authority]
