@@ -351,6 +351,7 @@ class TestMalformed:
 
         message = self.ask(sidecar, authority, None, behind)
         assert (message.reset, message.ended) == (Code.INTERNAL_ERROR, False)
+        assert message.body in (b"", b"x")  # and nothing beyond the length
 
     @pytest.mark.parametrize(("method", "status"), [("HEAD", "200"), ("GET", "204"), ("GET", "304")])
     def test_a_body_where_none_may_be_goes_nowhere(

@@ -1,18 +1,18 @@
-"""A request's head, as an upstream of HTTP/2 is sent it; and the end of a connection of which something is unread."""
+"""A request's head, as an upstream of HTTP/2 is sent it; where there is room for another; a connection's end."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import hpack
 import pytest
 from mitmproxy import http
 
 from proxy.engine.flows import new_request
-from proxy.engine.http2 import FRAMES_A_TURN
+from proxy.engine.http2 import FRAMES_A_TURN, MAX_STREAMS
 from proxy.engine.http2upstream import UpstreamHttp2, _fields
 from proxy.engine.messages import headers_of
 
@@ -114,3 +114,27 @@ def test_the_end_is_told_once_all_is_read(is_in_order: bool) -> None:
         assert not connection.has_room
 
     asyncio.run(run())
+
+
+class TestRoom:
+    """Whether another stream may be begun on a connection."""
+
+    @staticmethod
+    def connection(*, streams: int = 0, allowed: int = 2**31, **other: bool) -> UpstreamHttp2:
+        made = UpstreamHttp2.__new__(UpstreamHttp2)
+        made.is_over = other.get("is_over", False)
+        made.is_leaving = other.get("is_leaving", False)
+        made.carrier = cast(Any, SimpleNamespace(is_closed=other.get("is_closed", False)))
+        made.state = cast(Any, SimpleNamespace(remote_settings=SimpleNamespace(max_concurrent_streams=allowed)))
+        made.streams = cast(Any, dict.fromkeys(range(streams)))
+        return made
+
+    def test_there_is_up_to_our_limit_and_the_upstreams(self) -> None:
+        assert self.connection(streams=MAX_STREAMS - 1).has_room
+        assert not self.connection(streams=MAX_STREAMS).has_room
+        assert self.connection(streams=4, allowed=5).has_room
+        assert not self.connection(streams=5, allowed=5).has_room
+
+    @pytest.mark.parametrize("why", ["is_over", "is_leaving", "is_closed"])
+    def test_there_is_none_where_it_ends(self, why: str) -> None:
+        assert not self.connection(**{why: True}).has_room
