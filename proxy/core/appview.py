@@ -143,10 +143,11 @@ def _changed(fields: Fields, changes: dict[bytes, _Change], view: View, app_orig
     if names_in(fields).isdisjoint(changes):
         return fields
     found: list[tuple[bytes, bytes]] = []
-    for name, value in fields:
+    for field in fields:
+        name, value = field
         change = changes.get(name.lower())
         if change is None:
-            found.append((name, value))
+            found.append(field)
             continue
         changed = change(value.decode("utf-8", "surrogateescape"), view, app_origin)
         if changed is not None:

@@ -97,9 +97,10 @@ class Cookies:
             jar: the names of the cookies that came with it; see `names_sent`.
         """
         found: list[tuple[bytes, bytes]] = []
-        for name, value in fields:
+        for field in fields:
+            name, value = field
             if name.lower() != b"set-cookie":
-                found.append((name, value))
+                found.append(field)
                 continue
             for cookie in self._kept(value.decode("utf-8", "surrogateescape"), way, jar):
                 found.append((name, cookie.encode("utf-8", "surrogateescape")))
@@ -149,9 +150,10 @@ class Cookies:
         marks = self._marks_of(way)
         hidden = {each[2] for name in names_sent(fields) if (each := _MARKED.match(name)) and each[1] in marks}
         found = []
-        for name, value in fields:
+        for field in fields:
+            name, value = field
             if name.lower() != b"cookie":
-                found.append((name, value))
+                found.append(field)
                 continue
             pairs = [pair.strip(" \t") for pair in value.decode("utf-8", "surrogateescape").split(";")]
             kept = [named for pair in pairs if (named := _as_set(pair, marks, hidden)) is not None]

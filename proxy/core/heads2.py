@@ -105,14 +105,15 @@ def read_http2_trailers(block: Iterable[tuple[bytes, bytes]], reason: Reason) ->
 def _split(
     block: Iterable[tuple[bytes, bytes]], known: frozenset[bytes], reason: Reason
 ) -> tuple[dict[bytes, bytes], Fields]:
-    """Return the pseudo-header fields, and the others.
+    """Return the pseudo-header fields, and the others as they are: one that no table may keep says so by its type.
 
     Raises:
         Denied: they are malformed.
     """
     pseudo: dict[bytes, bytes] = {}
     fields: list[tuple[bytes, bytes]] = []
-    for name, value in block:
+    for field in block:
+        name, value = field
         if name[:1] == b":":
             if fields or name not in known or name in pseudo:
                 raise _malformed("a pseudo-header field is unknown, doubled or out of its place", "8.3", reason)
@@ -122,7 +123,7 @@ def _split(
             raise _malformed("a field's name is no lower-case token, or its value malformed", "8.2.1", reason)
         if name in _OF_A_CONNECTION or (name == b"te" and value.lower() != b"trailers"):
             raise _malformed("a field is about one connection, which HTTP/2 has other words for", "8.2.2", reason)
-        fields.append((name, value))
+        fields.append(field)
     return pseudo, tuple(fields)
 
 

@@ -79,13 +79,14 @@ def told(fields: Fields, *, with_length: bool) -> Fields:
         Them, without digests and offers of ranges, and with a weak ETag for a strong one.
     """
     kept: list[tuple[bytes, bytes]] = []
-    for name, value in fields:
+    for field in fields:
+        name, value = field
         lower = name.lower()
         if is_digest(name) or lower == b"accept-ranges" or (lower == b"content-length" and not with_length):
             continue
         if lower == b"etag" and not value.startswith(b"W/"):
             if not value.startswith(b'"'):
                 continue  # no entity tag
-            value = b"W/" + value  # noqa: PLW2901  # the same field's
-        kept.append((name, value))
+            field = (name, b"W/" + value)  # noqa: PLW2901  # the same field's
+        kept.append(field)
     return tuple(kept)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import h2.events
 from h2.errors import ErrorCodes
+from hpack import NeverIndexedHeaderTuple
 from mitmproxy import http
 
 from addons.exchange import Exchange, problem_response
@@ -464,10 +465,12 @@ class AppHttp2Stream(Stream):
 def _fields(response: http.Response) -> list[tuple[bytes, bytes]]:
     data = response.data
     fields = [(b":status", b"%d" % data.status_code)]
-    for name, value in data.headers.fields:
+    for field in data.headers.fields:
+        name, value = field
         key = name.lower()
         if key not in _NOT_IN_HTTP2:
-            fields.append((key, value.strip(b" \t")))
+            kept = (key, value.strip(b" \t"))
+            fields.append(NeverIndexedHeaderTuple(*kept) if isinstance(field, NeverIndexedHeaderTuple) else kept)
     return fields
 
 

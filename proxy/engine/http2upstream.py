@@ -404,11 +404,12 @@ def _fields(request: http.Request, *, te: bool) -> list[tuple[bytes, bytes]]:
     data = request.data
     authority = b""
     fields: list[tuple[bytes, bytes]] = []
-    for name, value in data.headers.fields:
+    for field in data.headers.fields:
+        name, value = field
         key = name.lower()
         if key == b"host":
             authority = value
-        elif key in _SECRET:
+        elif key in _SECRET or isinstance(field, NeverIndexedHeaderTuple):  # RFC 7541, section 7.1.3
             fields.append(NeverIndexedHeaderTuple(key, value))
         elif key not in _NOT_IN_HTTP2:
             fields.append((key, value))

@@ -66,6 +66,7 @@ class Message:
         trailers: the fields behind the body.
         ended: whether its end has come.
         reset: the error code with which the stream or its connection was reset, or None.
+        kept_out: the names of the fields of its head that no table may keep (RFC 7541, section 6.2.3).
         unacknowledged: how many bytes have come for which there was no window update.
     """
 
@@ -75,6 +76,7 @@ class Message:
     ended: bool = False
     reset: int | None = None
     unacknowledged: int = 0
+    kept_out: list[str] = field(default_factory=list)
 
     def get(self, name: str) -> str | None:
         """Return the only value of a field, or None."""
@@ -365,7 +367,9 @@ def _take(
 ) -> list[int]:
     """Note an event, and return the stream that it ends, if any."""
     if isinstance(event, RequestReceived | ResponseReceived):
-        messages.setdefault(event.stream_id, Message()).headers = [(str(k), str(v)) for k, v in event.headers]
+        message = messages.setdefault(event.stream_id, Message())
+        message.headers = [(str(k), str(v)) for k, v in event.headers]
+        message.kept_out = [str(each[0]) for each in event.headers if not each.indexable]
     elif isinstance(event, DataReceived):
         messages[event.stream_id].body += event.data
         if acknowledging is None or event.stream_id in acknowledging:

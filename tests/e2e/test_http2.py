@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from h2.errors import ErrorCodes
+from hpack import NeverIndexedHeaderTuple
 
 from proxy.core.keys import Alg
 from proxy.engine.http2 import RESETS_AT_ONCE
@@ -465,6 +466,22 @@ class TestToHttp2:
             assert got.get("content-length") in (None, str(len(got.body)))
         assert len(upstream.connections) == 1  # one connection for all of them
         assert upstream.connections[0].alpn == "h2"
+
+    def test_a_field_that_no_table_may_keep_is_kept_by_none_of_ours(
+        self, sidecar: Sidecar, h2_upstream: Callable[..., Http2Upstream]
+    ) -> None:
+        """RFC 7541, section 7.1.3: whoever sends such a field on does so in the same representation."""
+        answered = [(":status", "200"), ("location", "https://pay.example/"), NeverIndexedHeaderTuple("x-token", "t-1")]
+        upstream = h2_upstream(answer=lambda _: Reply(answered, b"ok"))
+        client = speak(sidecar, upstream, "pay.example")
+        asked = [("x-open", "o-1"), NeverIndexedHeaderTuple("x-key", "k-1")]
+        for _ in range(3):
+            message = client.read(client.send(f"pay.example:{upstream.port}", method="GET", headers=asked))
+            assert message.get("x-token") == "t-1"
+            assert message.kept_out == ["x-token"]
+        messages = upstream.wait_for_messages(3)
+        assert [each.get("x-key") for each in messages] == ["k-1"] * 3
+        assert [each.kept_out for each in messages] == [["x-key"]] * 3
 
     @pytest.mark.parametrize("status", ["200", "206"])
     @pytest.mark.parametrize("types", [[("content-type", "text/json")], []])
