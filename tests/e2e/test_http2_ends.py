@@ -310,6 +310,7 @@ BROKEN_OFF = {
     "another head that ends": lambda n: headers(n, OK),
     "malformed trailers": lambda n: headers(n, block(("A", "b"))),
     "more than its length": lambda n: data(n, b"xyz", last=True),
+    "more than its length, and no end": lambda n: data(n, b"xyz"),
     "less than its length": lambda n: data(n, b"", last=True),
     "a window that opens nothing": lambda n: bytes.fromhex("000004 08 00") + n.to_bytes(4) + bytes(4),
 }
