@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,8 +24,10 @@ from tests.e2e import wire
 from tests.e2e.app import JSON, Fields, ask, connect, decision_of, fresh, open_way, request
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import Accepted, RawClient
+from tests.e2e.http2 import Http2Client
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Decision, Sidecar
+from tests.e2e.test_exhaustion import send_until_blocked
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
 HOSTS = ("pay.example", "old.example", "no.example", "pinned.example", "opened.example", "other.example")
@@ -181,20 +184,27 @@ class TestDenials:
         assert upstream.wait_for_requests(1)[0].body == body
         assert_observed(decision_of(twins.observing, upstream), would_deny=True, reason="body_too_large")
 
-    @pytest.mark.parametrize(("more", "reason"), [(0, None), (1, "body_too_large")])
+    @pytest.mark.parametrize("headers", [JSON, (*JSON, ("Content-Encoding", "gzip"))], ids=["text", "no gzip"])
+    @pytest.mark.parametrize(
+        ("sizes", "reason"),
+        [((2048,), None), ((2049,), "body_too_large"), ((2048, 1), "body_too_large"), ((2047, 1, 1), "body_too_large")],
+    )
     def test_one_without_a_length_is_too_large_where_it_would_be(
         self,
         twins: Twins,
         plain: MakePlain,
         tls_upstream: Callable[..., TlsUpstream],
-        more: int,
+        sizes: tuple[int, ...],
         reason: str | None,
+        headers: Fields,
     ) -> None:
-        body = b'{"ssn":1}'.ljust(2048 + more)
+        chunks = [b'{"ssn":1}'.ljust(sizes[0]), *(b" " * size for size in sizes[1:])]
+        if reason is None and headers != JSON:
+            reason = "encoding_unsupported"
         secure, upstream = fresh(lambda: tls_upstream(*HOSTS)), plain()
-        ask(twins.enforcing, secure, "pay.example", chunks=[body])
+        ask(twins.enforcing, secure, "pay.example", headers=headers, chunks=chunks)
         assert decision_of(twins.enforcing, secure)["reason"] == reason
-        assert ask(twins.observing, upstream, "pay.example", chunks=[body]).status == 200
+        assert ask(twins.observing, upstream, "pay.example", headers=headers, chunks=chunks).status == 200
         line = decision_of(twins.observing, upstream)
         assert_observed(line, reason=reason, would_deny=reason is not None, would_encrypt=0 if reason else 1)
 
@@ -320,6 +330,50 @@ class TestHttps:
                     assert client.read_until(b"\r\n") == b"220 hello\r\n"
                     client.send(b"EHLO me\r\n")
                     assert server.recv(100) == b"EHLO me\r\n"
+
+    def test_an_app_that_does_not_read_stops_a_server_that_speaks_first(self, twins: Twins) -> None:
+        most = 64 * 1024 * 1024
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            with connect(twins.observing, f"pay.example:{port}") as client:
+                server, _ = listener.accept()
+                with Accepted(server) as far:
+                    assert send_until_blocked(far, most) < most
+                    client.send(b"EHLO me\r\n")  # what is spoken is known from here on
+                    assert far.read_until(b"\r\n") == b"EHLO me\r\n"
+                    assert send_until_blocked(far, most) < most
+
+    def test_plain_http_is_known_however_it_is_cut(self, twins: Twins, plain: MakePlain) -> None:
+        upstream = plain()
+        authority = f"pay.example:{upstream.port}"
+        whole = request("/v1", authority, body=b'{"ssn":1}')
+        with connect(twins.observing, authority) as client:
+            for piece in (whole[:2], whole[2:10], whole[10:40], whole[40:]):
+                client.send(piece)
+                time.sleep(0.05)
+            assert client.read_response().status == 200
+        assert upstream.received == whole
+        line = twins.observing.wait_for_decision(
+            lambda line: (line["destination"], line["method"]) == (authority, "POST")
+        )
+        assert_observed(line, would="upgrade", would_encrypt=1, status=200)
+
+    def test_so_is_http_2(self, twins: Twins, plain: MakePlain) -> None:
+        upstream = plain()  # it speaks none, and would be asked in it
+        authority = f"pay.example:{upstream.port}"
+        with connect(twins.observing, authority) as client:
+            app = Http2Client(client)
+            pseudo = [(":method", "POST"), (":scheme", "http"), (":authority", authority), (":path", "/v1")]
+            assert app.read(app.begin_raw(pseudo, last=True)).status == 502
+        line = twins.observing.wait_for_decision(
+            lambda line: (line["destination"], line["method"]) == (authority, "POST")
+        )
+        assert (line["mode"], line["would"], line["path"], line["reason"]) == (
+            "observe",
+            "upgrade",
+            "/v1",
+            "upstream_failed",
+        )
 
 
 class TestResponses:

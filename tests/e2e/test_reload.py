@@ -184,6 +184,23 @@ def test_a_tunnel_lasts(
         assert client.read_response().status == 200
 
 
+def test_so_does_a_websocket(authority: Authority, tmp_path: Path, workers: int) -> None:
+    switch = b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+    with (
+        TlsUpstream(authority, respond=lambda _: b"HTTP/1.1 101 Switching Protocols\r\n" + switch) as upstream,
+        Sidecar(policy(workers, upstream.pin), tmp_path, authority=authority) as sidecar,
+        connect(sidecar, f"127.0.0.1:{upstream.port}") as client,
+    ):
+        client.start_tls("127.0.0.1", ca_file=sidecar.ca_file)
+        client.send(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{upstream.port}\r\n".encode() + switch)
+        assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
+        reload(sidecar, policy(workers, NO_PIN))
+        client.send(b"\x81\x85\0\0\0\0later")
+        client.close()
+        upstream.wait_for_connections(1, closed=True)
+        assert upstream.received.endswith(b"\x81\x85\0\0\0\0later")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

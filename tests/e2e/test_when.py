@@ -131,6 +131,19 @@ class TestSealed:
         for got in upstream.wait_for_requests(4):
             assert_only_marked_changed(got.body, PIECES, receiver, HOST)
 
+    @pytest.mark.parametrize("has_length", [False, True])
+    def test_with_a_member_of_a_body_of_http_2_that_asks_for_it(
+        self, sidecar: Sidecar, upstream: TlsUpstream, receiver: Receiver, has_length: bool
+    ) -> None:
+        """There a body needs no field that announces it."""
+        pieces = (b'{"_method":"PUT","ssn":', Marked(b'"078"', "$.ssn"), b"}")
+        body, authority = plain(pieces), f"{HOST}:{upstream.port}"
+        client = Http2Client.open(connect(sidecar, authority), HOST, sidecar.ca_file)
+        fields = [("content-type", "application/json"), *([("content-length", str(len(body)))] if has_length else [])]
+        assert client.read(client.send(authority, "/v1/pay", headers=fields, body=body)).status == 200
+        client.close()
+        assert_only_marked_changed(upstream.wait_for_requests(1)[0].body, pieces, receiver, HOST)
+
 
 class TestDenied:
     @pytest.mark.parametrize(
