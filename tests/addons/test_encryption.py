@@ -184,6 +184,18 @@ def test_observing_keeps_no_more_of_a_body_than_enforcing_would() -> None:
     assert stage.flow.response is None
 
 
+@pytest.mark.parametrize(("more", "reason"), [(b"", None), (b" ", Reason.BODY_TOO_LARGE)])
+def test_observing_counts_in_no_part_of_a_body(more: bytes, reason: Reason | None) -> None:
+    stage = Stage(mode=Mode.OBSERVE)
+    stage.addon.requestheaders(stage.flow)
+    tee = stage.flow.request.stream
+    assert callable(tee)
+    for piece in (b'{"card":1}'.ljust(100), *([more] if more else []), b""):  # 100 is the limit
+        tee(piece)
+    assert (stage.exchange.denied.reason if stage.exchange.denied else None) is reason
+    assert stage.exchange.fields_encrypted == (1 if reason is None else 0)
+
+
 def test_the_first_reason_stays_where_observing_finds_several() -> None:
     stage = Stage(mode=Mode.OBSERVE, not_after=TODAY - timedelta(days=1))
     stage.addon.requestheaders(stage.flow)
