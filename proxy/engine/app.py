@@ -256,7 +256,6 @@ class AppSocket(Reading):
         is_fresh = not self.session.requests and age < FRESH_SECONDS
         if isinstance(self.speaker, AppHttp2):
             self.speaker.drain(is_fresh)
-            self.flush()  # nothing else may have anything to say for long
         elif not self.session.is_idle or isinstance(self.speaker, Switched):
             return
         elif is_fresh:
