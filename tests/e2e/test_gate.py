@@ -21,9 +21,10 @@ import pytest
 from tests.e2e import wire
 from tests.e2e.app import Way, ask, client_hello, connect, open_way
 from tests.e2e.certificates import Authority
-from tests.e2e.clients import Answer, RawClient, curl
+from tests.e2e.clients import Accepted, Answer, RawClient, curl
 from tests.e2e.http2 import Http2Client
 from tests.e2e.sidecar import Sidecar, SidecarFailed, overcoat_command
+from tests.e2e.test_exhaustion import send_until_blocked
 from tests.e2e.test_http1 import is_open
 from tests.e2e.upstream import RecordedRequest, TlsUpstream, echo
 
@@ -513,6 +514,19 @@ class TestRawTcp:
                     server.sendall(b"220 hello\r\n")
                     assert client.read_exactly(11) == b"220 hello\r\n"
 
+    def test_an_app_that_does_not_read_stops_a_server_that_speaks_first(
+        self, authority: Authority, tmp_path: Path
+    ) -> None:
+        most = 64 * 1024 * 1024
+        with self._asked(authority, tmp_path) as (_, client, listener):
+            server, _ = listener.accept()
+            with Accepted(server) as far:
+                assert client.read_response(method="CONNECT").status == 200
+                assert send_until_blocked(far, most) < most
+                client.send(b"GE")
+                assert far.read_exactly(2) == b"GE"
+                assert send_until_blocked(far, most) < most
+
     @pytest.mark.parametrize("said", [b"", b"GE"])
     def test_an_app_that_ends_its_side_while_that_is_dialled_is_passed_on(
         self, authority: Authority, tmp_path: Path, said: bytes
@@ -721,8 +735,8 @@ class TestLimits:
                 body = b"\x03\x03" + bytes(32) + b"\x00" + b"\x00\x02\xc0\x2b" + b"\x01\x00"
                 body += len(extensions).to_bytes(2) + extensions
                 hello = b"\x01" + len(body).to_bytes(3) + body
-                client.send(b"\x16\x03\x01" + len(hello).to_bytes(2) + hello)
                 began = time.monotonic()
+                client.send(b"\x16\x03\x01" + len(hello).to_bytes(2) + hello)
                 with contextlib.suppress(ConnectionResetError):
                     client.read_to_end()
                 assert 0.8 < time.monotonic() - began < 2.5
