@@ -6,6 +6,7 @@ Proves DESIGN rules 2 (never a fallback to plain text), 3 (nothing leaves early)
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import socket
@@ -524,6 +525,20 @@ class TestHttps:
             client.finish()
             conversation.got_all.wait(10)
             assert conversation.received == hello + b"still talking"
+
+    @pytest.mark.parametrize("said", [b"", b"neither\r\n", b"GET / HTTP/1.1\r\nHost: open.example\r\n\r\n"])
+    def test_a_tunnel_that_nothing_goes_into_ends_at_its_other_end_too(self, sidecar: Sidecar, said: bytes) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client = open_tunnel(sidecar, f"open.example:{listener.getsockname()[1]}")
+            server, _ = listener.accept()
+            server.settimeout(5)
+            with client, server:
+                if said:
+                    client.send(said)
+                else:
+                    client.close()
+                with contextlib.suppress(ConnectionResetError):
+                    assert server.recv(1) == b""
 
     def test_inspected_it_shows_a_certificate_of_the_local_ca(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
         upstream = tls_upstream("inspected.example")
