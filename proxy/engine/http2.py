@@ -1,9 +1,9 @@
 """One HTTP/2 connection, as far as an app's and an upstream's are alike: frames, windows, turns, bounds.
 
 Theory of operation. h2 keeps the state of the protocol (RFC 9113) and does no I/O: it is fed one frame after the other
-and says what they mean. What it would decide for everybody on a connection is decided here for one stream: header
-fields and lengths are judged by our own rules, so that a malformed message ends its stream alone, and GOAWAY is read
-and written here, since to h2 it is the end of everything, where it only says which streams are still served.
+and says what they mean. What it would decide for everybody on a connection is decided for one stream: header fields and
+lengths are judged by our own rules, so that a malformed message ends its stream alone (`http2state`), and GOAWAY is
+read and written here, since to h2 it is the end of everything, where it only says which streams are still served.
 
 A peer is told to go on (WINDOW_UPDATE) when what it has sent has left. No connection is ever left unread for that,
 since it carries other streams, and the window updates that end the wait.
@@ -20,10 +20,8 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import functools
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import h2.config
 import h2.connection
@@ -31,24 +29,16 @@ import h2.events
 import h2.exceptions
 import h2.settings
 import h2.stream
-import hpack
-import hyperframe.frame
 from h2.errors import ErrorCodes
 
 from proxy.core.heads import Fields
+from proxy.engine.http2state import State, reset_here
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, section 3.4
-STREAM_WINDOW = 1024 * 1024
-CONNECTION_WINDOW = 8 * 1024 * 1024
-SHARED_STREAM_WINDOW = 512 * 1024  # of an upstream's connection, which several apps share
-MAX_STREAMS = 100  # at once
 OWED_AT_MOST = 64 * 1024  # before a stream's sender is told to go on
 UNSENT_AT_MOST = 64 * 1024  # of a stream, before its sender is told to wait
 FRAMES_A_TURN = 32
 MAX_BLOCK = 128 * 1024  # bytes of a header block; for what it decodes to there is the policy's limit
-KEPT_BLOCK = 1024  # bytes of a header block that is remembered
-KEPT_BLOCKS = 64
-MAX_TABLE = 4096  # bytes of the table by which field names and values are shortened (RFC 7541, section 4.2)
 RESETS_AT_ONCE = 100  # of streams of one connection; more than a browser gives up with a page
 RESETS_A_SECOND = 10  # … after that
 EMPTY_AT_ONCE = 1000  # frames that carry nothing
@@ -60,10 +50,7 @@ _MAX_FRAME = 16384  # … section 4.2: we ask for no other
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE = 0, 1, 3, 4, 5  # … section 6
 _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 7, 8, 9
 _END_STREAM, _ACK, _END_HEADERS, _PADDED = 1, 1, 4, 8
-type _Frames = list[hyperframe.frame.Frame]
-type _Events = list[h2.events.Event]
 _LAST_ID = 2**31 - 1
-_NO_LIMIT = 2**31 - 1
 
 
 class Allowance:
@@ -90,157 +77,6 @@ class Allowance:
         self._left = min(self._at_once, self._left + count)
 
 
-class _Undecodable(h2.exceptions.ProtocolError):
-    """What is no header block leaves the table of them unknown (RFC 9113, section 4.3); to h2 it is any error."""
-
-    error_code = ErrorCodes.COMPRESSION_ERROR
-
-
-class _Memory[K, V]:
-    """What the same block, or the same fields, came to, for as long as the table that both refer to stays as it was.
-
-    An app that asks for the same again sends the same few bytes, which name entries of the table: reading and writing
-    heads is a quarter of what a small request costs in HTTP/2, and this saves most of it.
-    """
-
-    def __init__(self, table: hpack.table.HeaderTable) -> None:
-        self._table = table
-        self._newest: object = None  # by which each change of the table's entries is seen
-        self._size = self._most = 0
-        self._kept: dict[K, V] = {}
-
-    def get(self, key: K) -> V | None:
-        """Return what is known of a key."""
-        return self._kept.get(key) if self._is_as_it_was() else None
-
-    def keep(self, key: K, value: V, *, size: int) -> None:
-        """Keep what a key came to, unless that has changed the table, or there is too much of it."""
-        if self._is_as_it_was() and size <= KEPT_BLOCK and len(self._kept) < KEPT_BLOCKS:
-            self._kept[key] = value
-
-    def _is_as_it_was(self) -> bool:
-        entries, most = self._table.dynamic_entries, self._table.maxsize
-        newest = entries[0] if entries else None
-        if newest is self._newest and len(entries) == self._size and most == self._most:
-            return True
-        self._newest, self._size, self._most = newest, len(entries), most
-        self._kept.clear()
-        return False
-
-
-class _Decoder(hpack.Decoder):
-    def __init__(self, header_bytes: int) -> None:
-        super().__init__(header_bytes)
-        self._memory: _Memory[bytes, tuple[hpack.HeaderTuple, ...]] = _Memory(self.header_table)
-
-    def decode(self, data: bytes, raw: bool = False) -> Iterable[hpack.HeaderTuple]:
-        known = self._memory.get(data)
-        if known is not None:
-            return known
-        try:
-            fields = tuple(super().decode(data, raw))
-        except hpack.OversizedHeaderListError:
-            raise
-        except (hpack.HPACKError, IndexError) as e:
-            raise _Undecodable(str(e)) from e
-        self._memory.keep(data, fields, size=len(data))
-        return fields
-
-
-class _Encoder(hpack.Encoder):
-    def __init__(self) -> None:
-        super().__init__()
-        self._memory: _Memory[tuple[hpack.HeaderTuple, ...], bytes] = _Memory(self.header_table)
-
-    def encode(self, headers: Any, huffman: bool = True) -> bytes:
-        fields = tuple(headers)
-        known = None if self.header_table.resized else self._memory.get(fields)
-        if known is not None:
-            return known
-        is_resized = self.header_table.resized
-        block = super().encode(fields, huffman)
-        if not is_resized:
-            self._memory.keep(fields, block, size=len(block))
-        return block
-
-
-class State(h2.connection.H2Connection):
-    """h2's state of a connection, without what it does to all streams for the sake of one."""
-
-    def __init__(self, *, is_client: bool, header_bytes: int) -> None:
-        """Start.
-
-        As a client we serve several apps, none of which may take the others' part of the connection's window: it has
-        room for that of each stream.
-
-        Args:
-            is_client: whether we are the client.
-            header_bytes: how much a header list may have; 32 are counted for each field besides (RFC 9113, 6.5.2).
-        """
-        unchecked = h2.config.H2Configuration(  # our own rules are asked: proxy.core.heads2
-            client_side=is_client,
-            header_encoding=None,
-            validate_inbound_headers=False,
-            normalize_inbound_headers=False,
-            validate_outbound_headers=False,
-            normalize_outbound_headers=False,
-        )
-        super().__init__(unchecked)
-        codes = h2.settings.SettingCodes
-        settings: dict[h2.settings.SettingCodes, int] = {
-            codes.INITIAL_WINDOW_SIZE: SHARED_STREAM_WINDOW if is_client else STREAM_WINDOW,
-            codes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
-            codes.MAX_HEADER_LIST_SIZE: header_bytes,
-        }
-        if is_client:
-            settings[codes.ENABLE_PUSH] = 0
-        self.local_settings = h2.settings.Settings(client=is_client, initial_values=settings)
-        self.decoder, self.encoder = _Decoder(header_bytes), _Encoder()
-        self.initiate_connection()
-        # We refuse a stream too many: h2 would end the connection, even of who has not heard of the limit yet.
-        self.local_settings.max_concurrent_streams = _NO_LIMIT
-        self.local_settings.acknowledge()
-        window = MAX_STREAMS * SHARED_STREAM_WINDOW if is_client else CONNECTION_WINDOW
-        self.increment_flow_control_window(window - self.inbound_flow_control_window)
-
-    def _begin_new_stream(self, stream_id: int, allowed_ids: h2.connection.AllowedStreamIDs) -> h2.stream.H2Stream:
-        stream = super()._begin_new_stream(stream_id, allowed_ids)
-        # h2 ends the connection where a body is not as long as was said; here, that is seen to for each stream.
-        setattr(stream, "_initialize_content_length", _leave_lengths_alone)  # noqa: B010  # mypy minds an assignment
-        for name in ("receive_headers", "receive_data"):
-            setattr(stream, name, functools.partial(_receive, stream, getattr(stream, name)))
-        return stream
-
-    def bound_table(self) -> None:
-        """Use a small table for our header fields, whatever the peer would hold: it is searched from end to end."""
-        encoder = self.encoder
-        encoder.header_table_size = min(encoder.header_table_size, MAX_TABLE)
-        if changes := encoder.table_size_changes:  # RFC 7541, section 4.2: the smallest one and the last one are told
-            encoder.table_size_changes = sorted({min(changes), encoder.header_table_size})
-            encoder.header_table.resized = True  # hpack forgets it where the last two are the same
-
-
-def _leave_lengths_alone(_fields: object) -> None:
-    """Stand in for h2's look at Content-Length."""
-
-
-def _receive(
-    stream: h2.stream.H2Stream, receive: Callable[..., tuple[_Frames, _Events]], *arguments: object
-) -> tuple[_Frames, _Events]:
-    """Have h2 take a frame of a stream; one that may not come now is the end of the stream, not of the connection."""
-    try:
-        return receive(*arguments)
-    except h2.exceptions.StreamClosedError:
-        raise
-    except h2.exceptions.ProtocolError as e:
-        stream.state_machine.state = h2.stream.StreamState.CLOSED
-        stream.state_machine.stream_closed_by = h2.stream.StreamClosedBy.SEND_RST_STREAM
-        closed = h2.exceptions.StreamClosedError(stream.stream_id)
-        closed.error_code = e.error_code
-        closed._events = [_reset_here(stream.stream_id, e.error_code)]
-        raise closed from None
-
-
 def _has_data(flags: int, frame: bytes) -> bool:
     """Tell whether a DATA frame has more than padding."""
     size = len(frame) - _HEADER
@@ -250,13 +86,6 @@ def _has_data(flags: int, frame: bytes) -> bool:
 def _opens_nothing(frame: bytes) -> bool:
     """Tell whether a WINDOW_UPDATE has no increment, which on a stream is wrong of that alone (RFC 9113, 6.9)."""
     return len(frame) == _HEADER + 4 and not int.from_bytes(frame[_HEADER:]) & _LAST_ID
-
-
-def _reset_here(number: int, code: ErrorCodes) -> h2.events.StreamReset:
-    event = h2.events.StreamReset(stream_id=number)
-    event.error_code = code
-    event.remote_reset = False
-    return event
 
 
 class Stream:
@@ -428,7 +257,7 @@ class Connection[S: Stream]:
             return
         if kind == _WINDOW_UPDATE and stream is not None and self._block is None and _opens_nothing(frame):
             self.state.reset_stream(number, ErrorCodes.PROTOCOL_ERROR)
-            self._take_event(_reset_here(number, ErrorCodes.PROTOCOL_ERROR))
+            self._take_event(reset_here(number, ErrorCodes.PROTOCOL_ERROR))
             self.wants_flush()
             return
         self._to_begin = 0

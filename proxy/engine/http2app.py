@@ -26,7 +26,8 @@ from proxy.core.heads import Fields, RequestHead
 from proxy.core.heads2 import read_http2_request, read_http2_trailers
 from proxy.engine.clock import ResponseClock
 from proxy.engine.conversation import Conversation
-from proxy.engine.http2 import MAX_STREAMS, Connection, Stream
+from proxy.engine.http2 import Connection, Stream
+from proxy.engine.http2state import MAX_STREAMS
 from proxy.engine.messages import request_of
 from proxy.engine.streams import Version
 

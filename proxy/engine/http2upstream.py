@@ -24,7 +24,8 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import MAX_HEAD_BYTES, Fields
 from proxy.core.heads2 import read_http2_response, read_http2_trailers
 from proxy.core.hops import trailers_to_relay
-from proxy.engine.http2 import MAX_STREAMS, Connection, Stream
+from proxy.engine.http2 import Connection, Stream
+from proxy.engine.http2state import MAX_STREAMS
 from proxy.engine.streams import Receiver
 from proxy.engine.upstream import MAX_INTERIM, NoResponses, UpstreamConnection
 

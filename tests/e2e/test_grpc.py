@@ -20,7 +20,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from proxy.engine.http2 import MAX_STREAMS
+from proxy.engine.http2state import MAX_STREAMS
 from tests.e2e.app import fresh, request
 from tests.e2e.certificates import Authority, Identity
 from tests.e2e.clients import RawClient

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.engine.http2 import CONNECTION_WINDOW, STREAM_WINDOW
+from proxy.engine.http2state import CONNECTION_WINDOW, STREAM_WINDOW
 from tests.e2e import wire
 from tests.e2e.app import connect
 from tests.e2e.certificates import Authority

@@ -376,7 +376,7 @@ c.dial = never
     "in the end of a connection": "import proxy.engine.http1 as a; a.AppHttp1.gone = raises",
 }
 FAULTS_IN_HTTP_2 = FAULTS | {
-    "in the state of a connection": "import proxy.engine.http2 as a; a.State.receive_data = raises",
+    "in the state of a connection": "import proxy.engine.http2state as a; a.State.receive_data = raises",
     "in what a frame means": "import proxy.engine.http2app as a; a.AppHttp2.event = raises",
     "in a stream": "import proxy.engine.http2app as a; a.AppHttp2Stream.data = raises",
     "in an answer": "import proxy.engine.http2app as a; a.AppHttp2Stream.begin = raises",

@@ -14,15 +14,8 @@ import pytest
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
-from proxy.engine.http2 import (
-    MAX_STREAMS,
-    MAX_TABLE,
-    PREFACE,
-    Allowance,
-    State,
-    _has_data,
-    _opens_nothing,
-)
+from proxy.engine.http2 import PREFACE, Allowance, _has_data, _opens_nothing
+from proxy.engine.http2state import MAX_STREAMS, MAX_TABLE, State
 from tests.e2e.frames import (
     DATA,
     END_HEADERS,

@@ -12,7 +12,8 @@ import pytest
 from mitmproxy import http
 
 from proxy.engine.flows import new_request
-from proxy.engine.http2 import FRAMES_A_TURN, MAX_STREAMS
+from proxy.engine.http2 import FRAMES_A_TURN
+from proxy.engine.http2state import MAX_STREAMS
 from proxy.engine.http2upstream import UpstreamHttp2, _fields
 from proxy.engine.messages import headers_of
 
