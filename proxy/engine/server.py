@@ -178,7 +178,8 @@ class Engine:
         self.policy = policy
         self.connections: set[AppSocket] = set()
         self.reach = functools.partial(chaining.reach, self)
-        self.pool = Pool(self.loop, lambda result: metrics.pool.labels(result).inc())
+        found = functools.cache(metrics.pool.labels)  # what it returns for the same label is always the same
+        self.pool = Pool(self.loop, lambda result: found(result).inc())
         self.is_draining = False
         self._count_cuts = metrics.drain_cuts.inc
         self._nobody_left = asyncio.Event()

@@ -50,6 +50,13 @@ SHOWN = 8_000  # characters of its standard error that a failing test shows
 Decision = dict[str, Any]
 
 
+# What the log says of exceptions that nobody has foreseen.
+INSIDE = re.compile(
+    r"a client connection failed, and is closed|the end of a client connection failed|the event loop met an error|"
+    r"a handshake with an upstream failed inside|the \w+ hook failed"
+)
+
+
 class SidecarFailed(AssertionError):
     """The sidecar did not start, or did not end as it should.
 
@@ -149,7 +156,7 @@ class Sidecar:
         hosts: host names and the loopback addresses that they lead to, for this sidecar only.
         env: further environment variables.
         arguments: further arguments of `overcoat serve`.
-        command: what to run instead of the installed `overcoat`.
+        command: what to run instead of the installed `overcoat`. Without one, nothing inside may fail.
         deadline: seconds until it must be ready.
 
     Attributes:
@@ -174,6 +181,7 @@ class Sidecar:
         self._ca_file = folder / "overcoat-ca.pem"
         self._roots = authority.write_pem(folder / "roots.pem") if authority is not None else None
         self._command = list(command) if command is not None else overcoat_command(hosts)
+        self._is_broken = command is not None
         self._arguments = list(arguments)
         self._environment = clean_environment({"OVERCOAT_DATA": str(self.data), **(env or {})})
         self._deadline = deadline
@@ -199,6 +207,8 @@ class Sidecar:
                 problem = self._failed(f"overcoat serve ended by itself with status {early}", early)
             elif status != 0:
                 problem = self._failed(f"overcoat serve ended with status {status} at SIGTERM", status)
+            elif not self._is_broken and (inside := INSIDE.search(self.stderr)):
+                problem = self._failed(f"something inside failed: {inside[0]}", status)
         if error is not None:
             error.add_note(_shown(self.stderr))
         elif problem is not None:
