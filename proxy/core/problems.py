@@ -83,6 +83,11 @@ def wants_page(accept: str) -> bool:
     return kinds.get("text/html", False) and not any("json" in kind for kind in kinds)
 
 
+def is_grpc(content_type: str) -> bool:
+    """Tell whether a request with this Content-Type is a gRPC call, which only HTTP/2 can carry."""
+    return _GRPC_TYPE.match(content_type) is not None
+
+
 def grpc_fields(denied: Denied, content_type: str) -> dict[str, str]:
     """Return the fields by which a gRPC client shows a denial; none for other clients.
 
@@ -90,7 +95,7 @@ def grpc_fields(denied: Denied, content_type: str) -> dict[str, str]:
         denied: the reason and detail.
         content_type: the request's Content-Type, or "".
     """
-    if not _GRPC_TYPE.match(content_type):
+    if not is_grpc(content_type):
         return {}
     status = _GRPC_STATUS.get(denied.reason.status, _GRPC_UNKNOWN)
     return {"grpc-status": str(status), "grpc-message": quote(denied.detail, safe=_GRPC_UNQUOTED)}

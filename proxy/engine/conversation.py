@@ -37,6 +37,7 @@ from proxy.engine.messages import authenticates_connection, response_of
 from proxy.engine.opening import open_stream
 from proxy.engine.streams import Version
 from proxy.engine.tunnels import Switched, may_switch
+from proxy.engine.upstream import ONLY_HTTP2, UpstreamConnection
 
 if TYPE_CHECKING:
     from proxy.engine.streams import AppStream, UpstreamStream
@@ -79,6 +80,8 @@ class Conversation:
         self._response_size = 0
         self._was_reused = False
         self._tries = 0
+        self._version = Version.HTTP1
+        self._only_http1 = False  # so the upstream has said
         self._dialling: asyncio.Task[None] | None = None
         self._is_over = False
         self._websocket = False
@@ -186,7 +189,7 @@ class Conversation:
         assert exchange is not None
         self._tries += 1
         key = (request.host, request.port, request.scheme, exchange.rule and exchange.rule.name, exchange.policy)
-        version = self.stream.version(self.flow.request)
+        version = self._version = Version.HTTP1 if self._only_http1 else self.stream.version(self.flow.request)
         if not fresh and not have_expired(exchange.rule) and (upstream := self.engine.pool.take(key, version)):
             self._was_reused = True
             self._connected(upstream)
@@ -225,12 +228,22 @@ class Conversation:
         self.exchange.refuse(self.flow, denied)
         self._answer()
 
+    def _unfit(self, upstream: UpstreamStream) -> str | None:
+        """Return why a connection cannot carry the request, or None if it can."""
+        if self._version is Version.ONLY_HTTP2 and not upstream.is_http2:
+            return "a gRPC call needs HTTP/2, and the upstream speaks only HTTP/1.1"
+        if self._was_reused or not upstream.heard_early():  # the pool has looked at one that it gave
+            return None
+        if isinstance(upstream, UpstreamConnection) and upstream.speaks_only_http2:
+            return ONLY_HTTP2
+        return "the upstream spoke, or closed the connection, before it was asked anything"
+
     def _connected(self, upstream: UpstreamStream) -> None:
         assert self.exchange is not None
-        if not self._was_reused and upstream.heard_early():  # the pool has looked at one that it gave
+        if (why := self._unfit(upstream)) is not None:
+            self.flow.server_conn = upstream.server
             upstream.close()
-            early = "the upstream spoke, or closed the connection, before it was asked anything"
-            self._unreachable(Denied(Reason.UPSTREAM_FAILED, early))
+            self._unreachable(Denied(Reason.UPSTREAM_FAILED, why))
             return
         self.upstream = upstream
         upstream.hold("app", self.stream.is_congested)
@@ -382,15 +395,22 @@ class Conversation:
         if began or self._response_began:
             may_retry = False
         elif is_untouched:
-            may_retry = self._tries < MAX_TRIES and (self._mode != "stream" or self._kept is not None)
+            can_change = not self._only_http1 or self._version is not Version.ONLY_HTTP2
+            may_retry = can_change and self._tries < MAX_TRIES and (self._mode != "stream" or self._kept is not None)
         else:
             may_retry = self._was_reused and self._mode == "hold" and self.head.method in _IDEMPOTENT
+        if is_untouched and self._tries >= MAX_TRIES:
+            denied = Denied(denied.reason, f"{denied.detail}; so it was {self._tries} times", denied.hint)
         if may_retry:
             if self._mode == "stream" and self._kept:
                 self._waiting.append(bytes(self._kept))
             self._acquire(fresh=not is_untouched)
             return
         self._fail(denied)
+
+    def wants_http1(self) -> None:
+        """Take that the upstream wants the request in HTTP/1.1."""
+        self._only_http1 = True
 
     def _fail(self, denied: Denied) -> None:
         if (upstream := self._release_upstream()) is not None:

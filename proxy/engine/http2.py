@@ -45,12 +45,18 @@ EMPTY_AT_ONCE = 1000  # frames that carry nothing
 EMPTY_A_SECOND = 100  # … after that
 EMPTY_A_FRAME = 4  # … for each frame of a body, either way: it opens windows, and is measured by PINGs
 
+TOO_MANY_RESETS = "too many streams that were reset"
 _HEADER = 9  # RFC 9113, section 4.1
 _MAX_FRAME = 16384  # … section 4.2: we ask for no other
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE = 0, 1, 3, 4, 5  # … section 6
 _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 7, 8, 9
 _END_STREAM, _ACK, _END_HEADERS, _PADDED = 1, 1, 4, 8
 _LAST_ID = 2**31 - 1
+
+
+def name_of(code: int) -> str:
+    """Return the name of an error code (RFC 9113, section 7), or its number where it has none."""
+    return ErrorCodes(code).name if code in ErrorCodes.__members__.values() else str(code)
 
 
 class Allowance:
@@ -142,11 +148,12 @@ class Connection[S: Stream]:
         """Take that the peer serves no stream above `last`."""
         raise NotImplementedError
 
-    def broken(self, streams: list[S]) -> None:
+    def broken(self, streams: list[S], why: str) -> None:
         """Take that the connection is to end, with what `outgoing` gives: it is not HTTP/2, or too much of it.
 
         Args:
             streams: those that end with it.
+            why: what the peer did.
         """
         raise NotImplementedError
 
@@ -176,7 +183,7 @@ class Connection[S: Stream]:
         unread, at, frames = self._unread, 0, 0
         if not self._is_client and self._to_begin == 2:
             if not PREFACE.startswith(unread[: len(PREFACE)]):
-                self.fail(ErrorCodes.PROTOCOL_ERROR)
+                self.fail(ErrorCodes.PROTOCOL_ERROR, "it does not begin as HTTP/2 does")
                 return
             if len(unread) < len(PREFACE):
                 return
@@ -227,11 +234,11 @@ class Connection[S: Stream]:
             before = (self._block or 0) if kind == _CONTINUATION else 0
             self._block = None if flags & _END_HEADERS else before + size
         if size > _MAX_FRAME or (kind == _SETTINGS and flags & _ACK and size):
-            self.fail(ErrorCodes.FRAME_SIZE_ERROR)
+            self.fail(ErrorCodes.FRAME_SIZE_ERROR, "a frame that is too large")
         elif self._to_begin and kind != _SETTINGS:
-            self.fail(ErrorCodes.PROTOCOL_ERROR)
+            self.fail(ErrorCodes.PROTOCOL_ERROR, "it does not begin as HTTP/2 does")
         elif (self._block or 0) > MAX_BLOCK:
-            self.fail(ErrorCodes.ENHANCE_YOUR_CALM)
+            self.fail(ErrorCodes.ENHANCE_YOUR_CALM, f"a header block of more than {MAX_BLOCK} bytes")
         return not self.is_over
 
     def _note_owed(self, *, has_ended: bool) -> None:
@@ -249,7 +256,7 @@ class Connection[S: Stream]:
         if kind == _DATA and stream is not None and _has_data(flags, frame):
             self._empty.earn(EMPTY_A_FRAME)
         elif not self._carries(kind, flags, number, stream) and not self._empty.take():
-            self.fail(ErrorCodes.ENHANCE_YOUR_CALM)
+            self.fail(ErrorCodes.ENHANCE_YOUR_CALM, "too many frames that carry nothing, such as PING")
             return
         if kind == _GOAWAY and not number and len(frame) >= _HEADER + 8 and self._block is None:
             code = int.from_bytes(frame[13:17])
@@ -277,8 +284,8 @@ class Connection[S: Stream]:
     def _feed(self, data: bytes) -> bool:
         try:
             events = self.state.receive_data(data)
-        except h2.exceptions.ProtocolError:
-            self._end()  # h2 has its GOAWAY ready
+        except h2.exceptions.ProtocolError as e:  # whose GOAWAY is ready
+            self._end(f"a frame that may not be, or not now ({name_of(int(e.error_code))})")
             return False
         for event in events:
             if self.is_over:
@@ -302,7 +309,7 @@ class Connection[S: Stream]:
             # peer resets the stream or makes us do so (CVE-2025-8671). An upstream has no more streams to reset than we
             # begin; which app is to blame for what it resets nobody knows, and the others go on.
             if not self._is_client and not self._resets.take():
-                self.fail(ErrorCodes.ENHANCE_YOUR_CALM)
+                self.fail(ErrorCodes.ENHANCE_YOUR_CALM, TOO_MANY_RESETS)
             elif stream is not None:
                 self._close(stream)
                 self.event(event, stream)
@@ -475,14 +482,14 @@ class Connection[S: Stream]:
         self._out.append(b"\x00\x00\x08\x07\x00\x00\x00\x00\x00" + last.to_bytes(4) + int(code).to_bytes(4))
         self.wants_flush()
 
-    def fail(self, code: ErrorCodes) -> None:
-        """End the connection for what its peer does."""
+    def fail(self, code: ErrorCodes, why: str) -> None:
+        """End the connection for what its peer does, which `why` says."""
         self.say_goaway(self.state.highest_inbound_stream_id, code)
-        self._end()
+        self._end(f"{why} ({code.name})")
 
-    def _end(self) -> None:
+    def _end(self, why: str) -> None:
         self.wants_flush()
-        self.broken(self.end())
+        self.broken(self.end(), why)
 
     def end(self) -> list[S]:
         """Have done with it; return the streams that were under way."""

@@ -24,9 +24,10 @@ from addons.headers import has_field, values_of
 from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import Fields, RequestHead
 from proxy.core.heads2 import read_http2_request, read_http2_trailers
+from proxy.core.problems import is_grpc
 from proxy.engine.clock import ResponseClock
 from proxy.engine.conversation import Conversation
-from proxy.engine.http2 import Connection, Stream
+from proxy.engine.http2 import TOO_MANY_RESETS, Connection, Stream
 from proxy.engine.http2state import MAX_STREAMS
 from proxy.engine.messages import request_of
 from proxy.engine.streams import Version
@@ -64,6 +65,7 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         self._heads: dict[tuple[tuple[tuple[bytes, bytes], ...], bool], RequestHead] = {}
         self._clocks: list[ResponseClock] = []
         self._flush_waits = False
+        self._late: Denied | None = None
         self._last = 2**31 - 1  # the highest stream that is served
         self._app_has_left = False
         self._has_ended = False
@@ -115,8 +117,8 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         """A frame, or a header block, did not end in time."""
         seconds = self.app.session.policy.limits.request_seconds
         what = "begin to speak HTTP/2" if self._to_begin else "end a header block or frame"
-        self.app.note_refused(Denied(Reason.REQUEST_TIMEOUT, f"the app did not {what} within {seconds} s"), None)
-        self.fail(ErrorCodes.ENHANCE_YOUR_CALM)
+        self._late = Denied(Reason.REQUEST_TIMEOUT, f"the app did not {what} within {seconds} s")
+        self.fail(ErrorCodes.ENHANCE_YOUR_CALM, "too slow")
 
     def end_silence(self, seconds: float) -> bool:
         """Answer what waits for an upstream that is silent; return whether there was something.
@@ -194,7 +196,7 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         self.streams[number] = stream
         if number > self._last or len(self.streams) > MAX_STREAMS:
             if not self._resets.take():
-                self.fail(ErrorCodes.ENHANCE_YOUR_CALM)
+                self.fail(ErrorCodes.ENHANCE_YOUR_CALM, TOO_MANY_RESETS)
             else:
                 self.reset(stream, ErrorCodes.REFUSED_STREAM)
             return
@@ -260,8 +262,14 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         if self._is_idle:
             self._leave_now()
 
-    def broken(self, streams: list[AppHttp2Stream]) -> None:
-        """Close the connection."""
+    def broken(self, streams: list[AppHttp2Stream], why: str) -> None:
+        """Close the connection, and say why: in the lines of what was under way, or else in one of its own."""
+        denied = self._late or Denied(Reason.BAD_REQUEST, f"Overcoat ended the app's connection of HTTP/2: {why}")
+        asking = [stream for stream in streams if stream.is_asking]
+        for stream in asking:
+            stream.stop(denied)
+        if not asking:
+            self.app.note_refused(denied, None)
         for stream in streams:
             stream.gone()
         self.app.close(still_taken=STILL_TAKEN)
@@ -357,6 +365,17 @@ class AppHttp2Stream(Stream):
             conversation.gone()
         self.over()
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether a request is under way on it whose line is still to be written."""
+        exchange = self.conversation.exchange if self.conversation is not None else None
+        return exchange is not None and not exchange.finished
+
+    def stop(self, denied: Denied) -> None:
+        """Note why it ends without an answer."""
+        if self.conversation is not None and self.conversation.exchange is not None:
+            self.conversation.exchange.stop(denied)
+
     def over(self) -> None:
         """Have done with what belongs to it."""
         clock, self._clock = self._clock, None
@@ -396,9 +415,10 @@ class AppHttp2Stream(Stream):
     def version(self, request: http.Request) -> Version:
         """Return which version a request is to go out in: HTTP/2 where only that can carry what it may bring."""
         types = values_of(request.headers, b"content-type")
-        is_grpc = any(each.lower().startswith("application/grpc") for each in types)
+        if any(is_grpc(each) for each in types):
+            return Version.ONLY_HTTP2
         is_known = request.data.scheme == b"http" and self._connection.inside is not None
-        if is_known or is_grpc or (self.conversation is not None and self.conversation.takes_trailers):
+        if is_known or (self.conversation is not None and self.conversation.takes_trailers):
             return Version.HTTP2
         return Version.EITHER
 

@@ -24,7 +24,7 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.heads import MAX_HEAD_BYTES, Fields
 from proxy.core.heads2 import read_http2_response, read_http2_trailers
 from proxy.core.hops import trailers_to_relay
-from proxy.engine.http2 import Connection, Stream
+from proxy.engine.http2 import Connection, Stream, name_of
 from proxy.engine.http2state import MAX_STREAMS
 from proxy.engine.streams import Receiver
 from proxy.engine.upstream import MAX_INTERIM, NoResponses, UpstreamConnection
@@ -59,6 +59,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
         self.is_leaving = False  # no stream is begun any more
         self.idle_since = self.heard = engine.loop.time()
         self._touched: set[Receiver] = set()
+        self._why = ""  # the upstream has said that it ends the connection, and be it no more than a number
         self._flush_waits = False
         self._has_ended = False  # the upstream will say no more
         early = carrier.take_early()
@@ -123,7 +124,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
     def _lost(self) -> None:
         if not self.is_over:
             for stream in self.end():
-                stream.failed(Denied(Reason.UPSTREAM_FAILED, _ENDED))
+                stream.failed(Denied(Reason.UPSTREAM_FAILED, _ENDED + self._why))
         self.engine.pool.forget_shared(self)
         self.carrier.close()
 
@@ -171,21 +172,26 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
     def goaway(self, last: int, code: int) -> None:
         """Take that no stream is served above `last`."""
         self.is_leaving = True
+        if code != ErrorCodes.NO_ERROR:
+            self._why = f" (GOAWAY, {name_of(code)})"
         self.engine.pool.forget_shared(self)
         for stream in [each for each in self.streams.values() if each.number > last]:
             self.reset(stream, ErrorCodes.CANCEL)
             stream.failed(
-                Denied(Reason.UPSTREAM_FAILED, "the upstream ended the connection before it had looked at the request"),
+                Denied(
+                    Reason.UPSTREAM_FAILED,
+                    f"the upstream ended the connection before it had looked at the request{self._why}",
+                ),
                 is_untouched=True,
             )
         self._leave_if_idle()
 
-    def broken(self, streams: list[UpstreamHttp2Stream]) -> None:
+    def broken(self, streams: list[UpstreamHttp2Stream], why: str) -> None:
         """Close the connection."""
         self._flush_now()
         self.engine.pool.forget_shared(self)
         for stream in streams:
-            stream.failed(Denied(Reason.UPSTREAM_FAILED, "what the upstream sent is not HTTP/2, or too much of it"))
+            stream.failed(Denied(Reason.UPSTREAM_FAILED, f"the upstream breaks HTTP/2 on its connection: {why}"))
         self.carrier.finish(self.loop)
 
     def closed(self, stream: UpstreamHttp2Stream) -> None:
@@ -220,6 +226,8 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
 
 class UpstreamHttp2Stream(Stream):
     """One request, and its response; see `UpstreamStream`."""
+
+    is_http2 = True
 
     def __init__(self, connection: UpstreamHttp2) -> None:
         super().__init__(0)  # its number is given when it begins
@@ -347,7 +355,7 @@ class UpstreamHttp2Stream(Stream):
             elif isinstance(event, h2.events.StreamEnded):
                 self._take_end()
             elif isinstance(event, h2.events.StreamReset):
-                self._take_reset(int(event.error_code or 0))
+                self._take_reset(int(event.error_code or 0), is_peers=event.remote_reset)
         except Denied as denied:
             self.connection.reset(self, ErrorCodes.PROTOCOL_ERROR)
             self.failed(denied)
@@ -389,16 +397,18 @@ class UpstreamHttp2Stream(Stream):
         receiver, self.receiver = self.receiver, None
         receiver.response_end(trailers_to_relay(self._behind, stays_apart=True))
 
-    def _take_reset(self, code: int) -> None:
-        if code == ErrorCodes.HTTP_1_1_REQUIRED and not self._began:
-            pool = self.connection.engine.pool
-            pool.only_http1(self.connection.carrier.key)
+    def _take_reset(self, code: int, *, is_peers: bool) -> None:
+        if is_peers and code == ErrorCodes.HTTP_1_1_REQUIRED and not self._began:
+            if self.receiver is not None:
+                self.receiver.wants_http1()
             denied = Denied(Reason.UPSTREAM_FAILED, "the upstream wants HTTP/1.1 for this request (HTTP_1_1_REQUIRED)")
             self.failed(denied, is_untouched=True)
             return
-        name = ErrorCodes(code).name if code in ErrorCodes.__members__.values() else str(code)
-        denied = Denied(Reason.UPSTREAM_FAILED, f"the upstream reset the stream ({name})")
-        self.failed(denied, is_untouched=code == ErrorCodes.REFUSED_STREAM and not self._began)
+        what = "reset the stream" if is_peers else "broke the rules of HTTP/2 in its stream"
+        denied = Denied(Reason.UPSTREAM_FAILED, f"the upstream {what} ({name_of(code)})")
+        is_untouched = is_peers and code == ErrorCodes.REFUSED_STREAM and not self._began
+        self._began = not is_untouched  # it is an answer of a kind: to ask again would be to ask twice
+        self.failed(denied, is_untouched=is_untouched)
 
 
 def _fields(request: http.Request, *, te: bool) -> list[tuple[bytes, bytes]]:

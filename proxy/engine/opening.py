@@ -29,6 +29,7 @@ _OFFERS = {
     Version.HTTP1: (b"http/1.1",),
     Version.EITHER: (b"http/1.1", b"h2"),
     Version.HTTP2: (b"h2", b"http/1.1"),
+    Version.ONLY_HTTP2: (b"h2", b"http/1.1"),  # what speaks HTTP/1.1 only can be told of
 }
 
 
@@ -49,9 +50,9 @@ async def open_stream(
         Denied: it cannot be opened, or what answers is not to be trusted.
     """
     pool = engine.pool
-    is_plain = not server.tls and version is not Version.HTTP2
+    is_plain = not server.tls and not version.is_of_http2
     if version is Version.HTTP1 or is_plain or pool.speaks_only_http1(key):
-        return await dial(engine, server, key, record, context)
+        return await _dial(engine, server, key, record, context)
     while (opening := pool.opening(key)) is not None:
         await asyncio.wait((opening,))  # not the future itself, which ends for all if one waits no longer
         if (other := opening.result()) is not None:
@@ -60,12 +61,12 @@ async def open_stream(
         if (found := pool.take(key, version)) is not None:
             return found
         if pool.speaks_only_http1(key):
-            return await dial(engine, server, key, record, context)
+            return await _dial(engine, server, key, record, context)
     end = pool.begin_to_open(key)
     failed: Upstream | None = None
     try:
         record.alpn = _OFFERS[version]
-        upstream = await dial(engine, server, key, record, context)
+        upstream = await _dial(engine, server, key, record, context)
         if upstream.is_http2 or not server.tls:
             return _share(engine, upstream)
         pool.only_http1(key)
@@ -75,6 +76,11 @@ async def open_stream(
         raise
     finally:
         end(failed)
+
+
+async def _dial(engine: Engine, server: Server, key: object, record: Upstream, context: Context) -> UpstreamConnection:
+    engine.pool.opens()
+    return await dial(engine, server, key, record, context)
 
 
 def _again(denied: Denied | None) -> Denied:

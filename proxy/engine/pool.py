@@ -23,6 +23,7 @@ IDLE_SECONDS = 60.0  # under the keep-alive time-outs of common servers
 MAX_AGE_SECONDS = 600.0  # then its certificate and pins are looked at again
 MAX_IDLE = 256
 MAX_IDLE_PER_KEY = 64
+MAX_SHARED_PER_KEY = 64  # each carries many requests
 MAX_KNOWN = 1024  # destinations of which it is known that they speak HTTP/1 only
 
 
@@ -57,8 +58,7 @@ class Pool:
                 if shared.has_room and self._loop.time() - shared.carrier.opened < MAX_AGE_SECONDS:
                     self._count("hit")
                     return shared.open()
-        if version is Version.HTTP2 and not self.speaks_only_http1(key):
-            self._count("miss")
+        if version.is_of_http2 and not self.speaks_only_http1(key):
             return None
         return self._take_idle(key)
 
@@ -77,8 +77,11 @@ class Pool:
                 return upstream
             upstream.close()
             self._count("evicted")
-        self._count("miss")
         return None
+
+    def opens(self) -> None:
+        """Take note that a new connection is being opened."""
+        self._count("miss")
 
     # -- connections of HTTP/2
 
@@ -114,7 +117,12 @@ class Pool:
 
     def share(self, key: object, shared: UpstreamHttp2) -> None:
         """Let a connection carry the requests of all who want the very same."""
-        self._shared.setdefault(key, []).append(shared)
+        found = self._shared.setdefault(key, [])
+        found.append(shared)
+        if len(found) > MAX_SHARED_PER_KEY:
+            oldest = found[0]
+            self.forget_shared(oldest)
+            oldest.leave()
         self._look_later()
 
     def forget_shared(self, shared: UpstreamHttp2) -> None:
@@ -122,7 +130,8 @@ class Pool:
         found = self._shared.get(shared.carrier.key)
         if found is not None and shared in found:
             found.remove(shared)
-            self._count("evicted")
+            if shared.is_idle:
+                self._count("evicted")
             if not found:
                 del self._shared[shared.carrier.key]
 

@@ -30,6 +30,12 @@ class Version(Enum):
     HTTP1 = "1.1"  # nothing else
     EITHER = "either"  # which the server prefers
     HTTP2 = "2"  # if the server speaks it
+    ONLY_HTTP2 = "2 or none"  # which alone can carry it
+
+    @property
+    def is_of_http2(self) -> bool:
+        """Whether HTTP/2 is what it should be."""
+        return self in (Version.HTTP2, Version.ONLY_HTTP2)
 
 
 class AppStream(Protocol):
@@ -111,6 +117,9 @@ class Receiver(Protocol):
                 again, whatever it is.
         """
 
+    def wants_http1(self) -> None:
+        """Take that the upstream wants the request in HTTP/1.1; that it has failed is said next."""
+
     def switched(self, data: bytes) -> None:
         """Take bytes of the protocol that a 101 switched to, or of a tunnel."""
 
@@ -133,6 +142,7 @@ class UpstreamStream(Protocol):
     server: Server
     record: Upstream
     is_congested: bool
+    is_http2: bool
 
     def heard_early(self) -> bool:
         """Tell whether a new connection's peer has spoken, or closed, before it was asked anything."""

@@ -50,6 +50,7 @@ logger = logging.getLogger("overcoat")
 
 HANDSHAKE_SECONDS = 10.0
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
+ONLY_HTTP2 = "the upstream seems to speak only HTTP/2, and the app speaks HTTP/1.1"
 MAX_INTERIM = 20  # responses (1xx) to one request, before its final one
 FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
 _TURN = "turn"
@@ -57,6 +58,10 @@ _TURN = "turn"
 
 class NoResponses:
     """A receiver of bytes that are not read as HTTP."""
+
+    def wants_http1(self) -> None:
+        """Never called."""
+        raise RuntimeError("a version where none is spoken")
 
     def response_head(self, head: ResponseHead) -> None:
         """Never called."""
@@ -106,6 +111,7 @@ class UpstreamConnection(Reading):
         self._poll: select.poll | None = None
         self.is_closed = False
         self.is_http2 = False
+        self.speaks_only_http2 = False  # as far as it has said anything
         self._early = b""  # what a peer that speaks HTTP/2 says before anybody listens
 
     # -- opening
@@ -126,6 +132,8 @@ class UpstreamConnection(Reading):
         try:
             done = self.tls.handshake(data)
         except Exception as e:  # OpenSSL's errors, and whatever the verification callback raised
+            if _refuses_protocols(e):
+                self.record.denied = Denied(Reason.TLS_FAILED, ONLY_HTTP2)
             if not isinstance(e, SSL.Error):
                 logger.error("a handshake with an upstream failed inside: %s", describe(e))
             self._write(self.tls.outgoing())
@@ -377,10 +385,14 @@ class UpstreamConnection(Reading):
             if self.is_http2 and not self._switched:
                 self._early += data
             else:
+                self.speaks_only_http2 = _begins_http2(data)
                 self._end_idle()  # an idle upstream that speaks is not to be reused
             return
         if self._switched:
             self.receiver.switched(data)
+            return
+        if not self._began and _begins_http2(data):
+            self._fail(Denied(Reason.UPSTREAM_FAILED, ONLY_HTTP2))
             return
         self._began = True
         rest: bytes | None = data
@@ -504,6 +516,17 @@ class UpstreamConnection(Reading):
         self._drop()
         if receiver is not None:
             receiver.response_failed(denied, self._began)
+
+
+def _begins_http2(data: bytes) -> bool:
+    """Tell whether bytes begin with what a server of HTTP/2 says first: its settings (RFC 9113, section 3.4)."""
+    return data[3:9] == b"\x04\x00\x00\x00\x00\x00"
+
+
+def _refuses_protocols(error: Exception) -> bool:
+    """Tell whether a handshake failed since the peer speaks none of the protocols that were offered (RFC 7301)."""
+    details = error.args[0] if isinstance(error, SSL.Error) and error.args else ()
+    return any("no application protocol" in str(detail) for detail in details)
 
 
 async def dial(engine: Engine, server: Server, key: object, record: Upstream, context: Context) -> UpstreamConnection:
