@@ -314,8 +314,11 @@ class AppSocket(Reading):
         """Take bytes off the socket."""
         if self.is_closing:
             self._still_taken -= len(data)
-            if self._still_taken < 0:
-                self.transport.abort()
+            if self._still_taken < 0 and not self.transport.is_closing():
+                # No reset, which would take our last word from it; nor may the kernel take much more for us.
+                self.transport.pause_reading()
+                with contextlib.suppress(OSError):  # the app is gone already
+                    self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             return
         self._last_activity = self.loop.time()
         self.guarded(self.take, data)

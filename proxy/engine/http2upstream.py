@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from proxy.engine.pool import Pool
     from proxy.engine.server import Engine
 
-SILENT_SECONDS = 2.0  # without a byte, before who gives a request up has a reason that others have, too
+SILENT_SECONDS = 5.0  # without a byte, before who gives a request up has a reason that others have, too
 MAX_STREAM_ID = 2**30  # then another connection is opened: there are twice as many
 _NOT_IN_HTTP2 = frozenset(
     (b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"host", b"te")

@@ -85,8 +85,12 @@ class TestDialling:
             assert time.monotonic() - started < 6  # one after the other: 12
             assert {(each.status, json.loads(each.body)["reason"]) for each in messages} == {(502, "tls_failed")}
             assert len(upstream.accepted) == 1
-            lines = [line for line in sidecar.decisions() if line["destination"] == upstream.authority]
-            assert sum(line["reason"] == "tls_failed" for line in lines) == 12
+
+            def failed() -> int:
+                lines = [line for line in sidecar.decisions() if line["destination"] == upstream.authority]
+                return sum(line["reason"] == "tls_failed" for line in lines)
+
+            sidecar.wait_for_decision(lambda _: failed() == 12)
 
     def test_the_next_one_tries_again(self, sidecar: Sidecar) -> None:
         with slow(0.05) as upstream:
