@@ -6,6 +6,8 @@ Rules of this module:
 - What a stream's peer does wrong ends that stream. A header block that cannot be read is the end of the connection,
   since nobody knows its table any more (RFC 9113, section 4.3).
 - What is remembered of header blocks is forgotten with each change of the table that they refer to.
+- Header blocks are read and written in linear time, which hpack does not do: its Huffman coder makes one number of a
+  whole string, and its decoder copies the rest of the block for each literal.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ import h2.stream
 import hpack
 import hyperframe.frame
 from h2.errors import ErrorCodes
+from hpack.hpack import decode_integer, encode_integer
+from hpack.huffman_table import decode_huffman
 
 STREAM_WINDOW = 1024 * 1024
 CONNECTION_WINDOW = 8 * 1024 * 1024
@@ -31,6 +35,7 @@ MAX_STREAMS = 100  # at once
 KEPT_BLOCK = 1024  # bytes of a header block that is remembered
 KEPT_BLOCKS = 64
 MAX_TABLE = 4096  # bytes of the table by which field names and values are shortened (RFC 7541, section 4.2)
+MAX_HUFFMAN = 128  # bytes of a string that is shortened by itself: what that costs grows with the square
 type _Frames = list[hyperframe.frame.Frame]
 type _Events = list[h2.events.Event]
 _NO_LIMIT = 2**31 - 1
@@ -80,7 +85,7 @@ class _Decoder(hpack.Decoder):
         self._memory: _Memory[bytes, tuple[hpack.HeaderTuple, ...]] = _Memory(self.header_table)
 
     def decode(self, data: bytes, raw: bool = False) -> Iterable[hpack.HeaderTuple]:
-        known = self._memory.get(data)
+        known = self._memory.get(data) if len(data) <= KEPT_BLOCK else None
         if known is not None:
             return known
         try:
@@ -91,6 +96,32 @@ class _Decoder(hpack.Decoder):
             raise _Undecodable(str(e)) from e
         self._memory.keep(data, fields, size=len(data))
         return fields
+
+    def _decode_literal(self, data: bytes | memoryview, should_index: bool) -> tuple[hpack.HeaderTuple, int]:
+        """Read a literal field (RFC 7541, section 6.2) from where it begins, and copy nothing of what is behind it."""
+        first = data[0]
+        bits = 6 if should_index else 4
+        index, at = decode_integer(data, bits)
+        if index:
+            name = self.header_table.get_by_index(index)[0]
+        else:
+            name, at = _read_string(data, at)
+        value, at = _read_string(data, at)
+        if should_index:
+            self.header_table.add(name, value)
+        elif first & 0x10:
+            return hpack.NeverIndexedHeaderTuple(name, value), at
+        return hpack.HeaderTuple(name, value), at
+
+
+def _read_string(data: bytes | memoryview, at: int) -> tuple[bytes, int]:
+    """Read a string (RFC 7541, section 5.2); return it, and where it ends."""
+    rest = data[at:]
+    length, consumed = decode_integer(rest, 7)
+    found = bytes(rest[consumed : consumed + length])
+    if len(found) < length:
+        raise hpack.HPACKDecodingError("a string is longer than its header block")
+    return decode_huffman(found) if rest[0] & 0x80 else found, at + consumed + length
 
 
 class _Encoder(hpack.Encoder):
@@ -108,6 +139,23 @@ class _Encoder(hpack.Encoder):
         if not is_resized:
             self._memory.keep(fields, block, size=len(block))
         return block
+
+    def _encode_literal(self, name: bytes, value: bytes, indexbit: bytes, huffman: bool = False) -> bytes:
+        return indexbit + self._string(name, huffman) + self._string(value, huffman)
+
+    def _encode_indexed_literal(self, index: int, value: bytes, indexbit: bytes, huffman: bool = False) -> bytes:
+        prefix = encode_integer(index, 6 if indexbit == b"\x40" else 4)
+        prefix[0] |= indexbit[0]
+        return bytes(prefix) + self._string(value, huffman)
+
+    def _string(self, text: bytes, huffman: bool) -> bytes:
+        """Return a string literal (RFC 7541, section 5.2), in Huffman code where it is short."""
+        if not huffman or len(text) > MAX_HUFFMAN:
+            return bytes(encode_integer(len(text), 7)) + text
+        coded = self.huffman_coder.encode(text)
+        size = encode_integer(len(coded), 7)
+        size[0] |= 0x80
+        return bytes(size) + coded
 
 
 class State(h2.connection.H2Connection):

@@ -15,7 +15,7 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
 from proxy.engine.http2 import PREFACE, Allowance, _has_data, _opens_nothing
-from proxy.engine.http2state import MAX_STREAMS, MAX_TABLE, State
+from proxy.engine.http2state import MAX_HUFFMAN, MAX_STREAMS, MAX_TABLE, State
 from tests.e2e.frames import (
     DATA,
     END_HEADERS,
@@ -26,9 +26,11 @@ from tests.e2e.frames import (
     block,
     data,
     headers,
+    integer,
     settings,
 )
 from tests.e2e.http2 import frame
+from tests.growth import TOO_MUCH, growth
 
 ASKED = [(b":method", b"POST"), (b":scheme", b"https"), (b":authority", b"a"), (b":path", b"/")]
 REQUEST = block(*ASKED)
@@ -191,6 +193,78 @@ class TestTable:
             sizes.append(size)
             fields = fields[used:]
         assert sizes == told
+
+
+KINDS = {"plain": hpack.HeaderTuple, "never indexed": hpack.NeverIndexedHeaderTuple}
+GREATEST = 128 * 1024
+
+
+class TestBlocks:
+    """hpack's own coders are stood in for: what they write and read stays the same."""
+
+    @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+    @pytest.mark.parametrize("name", [b"x-own", b"cookie", b"x" * (MAX_HUFFMAN + 1)])
+    @pytest.mark.parametrize("size", [0, 1, MAX_HUFFMAN, MAX_HUFFMAN + 1, 5000])
+    def test_others_read_what_is_written_here(self, kind: type[hpack.HeaderTuple], name: bytes, size: int) -> None:
+        decoder, encoder = hpack.Decoder(), State(is_client=True, header_bytes=1000).encoder
+        for byte in (b"a", b"\xff", b"a"):
+            field = kind(name, byte * size)
+            ((*found,),) = [decoder.decode(encoder.encode([field]), raw=True)]
+            assert found == [field]
+            assert type(found[0]).indexable or kind is KINDS["never indexed"]
+            assert not type(found[0]).indexable or kind is KINDS["plain"] or not size
+
+    @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+    @pytest.mark.parametrize("name", [b"x-own", b"cookie", b"x" * 300])
+    @pytest.mark.parametrize("size", [0, 1, 300, 5000])
+    @pytest.mark.parametrize("huffman", [True, False])
+    def test_what_others_write_is_read_here(
+        self, kind: type[hpack.HeaderTuple], name: bytes, size: int, huffman: bool
+    ) -> None:
+        encoder, decoder = hpack.Encoder(), State(is_client=True, header_bytes=20_000).decoder
+        for byte in (b"a", b"\xff", b"a"):
+            field = kind(name, byte * size)
+            assert list(decoder.decode(encoder.encode([field, field], huffman), raw=True)) == [field, field]
+
+    @pytest.mark.parametrize("cut", [b"\x00", b"\x00\x01", b"\x00\x01a", b"\x00\x01a\x02b", b"\x0f", b"\x40\x01a\x7f"])
+    def test_one_that_is_cut_off_is_none(self, cut: bytes) -> None:
+        with pytest.raises(h2.exceptions.ProtocolError):
+            State(is_client=False, header_bytes=1000).decoder.decode(cut, raw=True)
+
+    @pytest.mark.parametrize("byte", [b"\xff", b"a"])
+    @pytest.mark.parametrize("size", [MAX_HUFFMAN, GREATEST])
+    def test_writing_takes_linear_time(self, byte: bytes, size: int) -> None:
+        def fields(length: int) -> list[tuple[bytes, bytes]]:
+            return [(b"x-%d" % number, byte * min(size, length)) for number in range(max(1, length // size))]
+
+        def write(made: list[tuple[bytes, bytes]]) -> None:
+            State(is_client=True, header_bytes=1000).encoder.encode(made)
+
+        assert growth(write, fields, GREATEST) < TOO_MUCH
+
+    @pytest.mark.parametrize("first", [b"\x00", b"\x40", b"\x10"])
+    @pytest.mark.parametrize("value", [b"", b"a" * 100, b"\xff" * 16_000])
+    def test_reading_takes_linear_time(self, first: bytes, value: bytes) -> None:
+        field = first + b"\x01a" + block(("", value))[2:]
+
+        def read(fields: bytes) -> None:
+            State(is_client=False, header_bytes=2**24).decoder.decode(fields, raw=True)
+
+        assert growth(read, lambda length: field * (length // len(field) + 1), GREATEST) < TOO_MUCH
+
+    @pytest.mark.parametrize("byte", [b"\xff", b"a"])
+    def test_so_does_reading_a_long_string_in_huffman_code(self, byte: bytes) -> None:
+        coded = hpack.Encoder().huffman_coder.encode(byte * 120)  # that ends where a byte does
+
+        def made(length: int) -> bytes:
+            size = length // len(coded) * len(coded)
+            return b"\x00\x01a" + integer(size, 7, 0x80) + coded * (length // len(coded))
+
+        def read(fields: bytes) -> None:
+            State(is_client=False, header_bytes=2**24).decoder.decode(fields, raw=True)
+
+        read(made(4096))
+        assert growth(read, made, GREATEST) < TOO_MUCH
 
 
 @pytest.mark.parametrize(
