@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mitmproxy import flow as mitmproxy_flow
@@ -189,7 +190,8 @@ class Conversation:
         assert exchange is not None
         self._tries += 1
         key = (request.host, request.port, request.scheme, exchange.rule and exchange.rule.name, exchange.policy)
-        version = self._version = Version.HTTP1 if self._only_http1 else self.stream.version(self.flow.request)
+        self._version = self.stream.version(self.flow.request)
+        version = Version.HTTP1 if self._needs_own_connection() else self._version
         if not fresh and not have_expired(exchange.rule) and (upstream := self.engine.pool.take(key, version)):
             self._was_reused = True
             self._connected(upstream)
@@ -197,6 +199,10 @@ class Conversation:
         self._was_reused = False
         record = exchange.upstream = Upstream(exchange.policy, exchange.rule)
         self._dialling = self.app.loop.create_task(self._dial(record, key, version))
+
+    def _needs_own_connection(self) -> bool:
+        """Whether the request must not share a connection: it may authenticate it, or so the upstream has said."""
+        return self._only_http1 or (self.head.is_http2 and authenticates_connection(self.flow.request, None))
 
     async def _dial(self, record: Upstream, key: object, version: Version) -> None:
         request = self.flow.request.data
@@ -207,16 +213,24 @@ class Conversation:
         except Denied as denied:
             record.denied = denied
             if not self._is_over:
-                self.app.guarded(self._unreachable, denied)
+                self._take_step(self._unreachable, denied)
         except Exception as e:
-            self.app.crash(e)
+            self.crashed(e)
         else:
             if self._is_over:
                 upstream.close()
             else:
-                self.app.guarded(self._connected, upstream)
+                self._take_step(self._connected, upstream)
         finally:
             self.app.session.upstreams.pop(server.id, None)
+
+    def _take_step[T](self, step: Callable[[T], None], argument: T) -> None:
+        """Take a step; whatever it raises ends this conversation, and what belongs to it alone."""
+        try:
+            step(argument)
+        except Exception as e:
+            self.crashed(e)
+        self.app.after_step()
 
     def _unreachable(self, denied: Denied) -> None:
         assert self.exchange is not None
@@ -463,9 +477,11 @@ class Conversation:
         self.app.after_upstream()
 
     def crashed(self, error: Exception) -> None:
-        """Close everything."""
-        self.upstream = None
-        self.app.crash(error)
+        """Close everything that is for this request alone."""
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.close()
+        self.stream.crash(error)
 
     # -- ends
 

@@ -251,6 +251,10 @@ class AppHttp1:
         """Close the connection."""
         self.app.close()
 
+    def crash(self, error: Exception) -> None:
+        """Close the connection, since something inside failed."""
+        self.app.crash(error)
+
     def abort(self) -> None:
         """Break the connection off."""
         self.app.flush()

@@ -11,6 +11,7 @@ Rules of this module:
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,13 @@ from proxy.engine.http2 import TOO_MANY_RESETS, Connection, Stream
 from proxy.engine.http2state import MAX_STREAMS
 from proxy.engine.messages import request_of
 from proxy.engine.streams import Version
+from proxy.log import describe
 
 if TYPE_CHECKING:
     from proxy.engine.app import AppSocket, Speaker
     from proxy.engine.entries import Redirected, Reverse
+
+logger = logging.getLogger("overcoat")
 
 KEPT_HEADS = 64  # of requests, each no longer than the policy's limit
 MAX_DISCARDED = 1024 * 1024  # of a body that nobody wants any more
@@ -200,6 +204,9 @@ class AppHttp2(Connection["AppHttp2Stream"]):
             else:
                 self.reset(stream, ErrorCodes.REFUSED_STREAM)
             return
+        if self._is_disowned:
+            self.reset(stream, ErrorCodes.REFUSED_STREAM)
+            return
         self.app.session.policy = self.app.engine.policy  # the one that is in force when the stream begins
         is_whole = event.stream_ended is not None
         try:
@@ -220,6 +227,12 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         conversation.start(has_body=not is_whole)
         if not is_whole:
             stream.watch_held()
+
+    @property
+    def _is_disowned(self) -> bool:
+        """Whether who may use the proxy has changed since the CONNECT round this was let in by name and password."""
+        connect, users = self.app.session.connect, self.app.engine.policy.clients.users
+        return connect is not None and connect.policy.clients.users != users
 
     def _read_head(self, block: tuple[tuple[bytes, bytes], ...], is_whole: bool) -> RequestHead:
         """Read a request's head, unless the very same one has come before (5 % of a small request)."""
@@ -477,6 +490,13 @@ class AppHttp2Stream(Stream):
         if self.has_ended and not self.is_all_sent:
             return  # it ends behind what waits; what the app still sends is thrown away
         self._connection.reset(self, ErrorCodes.NO_ERROR if self.has_ended else ErrorCodes.CANCEL)
+
+    def crash(self, error: Exception) -> None:
+        """End the stream, since something inside failed; the others go on."""
+        logger.error("a stream of a client connection failed, and is ended: %s", describe(error))
+        self.stop(Denied(Reason.INTERNAL_ERROR, "the engine failed"))
+        self.abort()
+        self.gone()
 
     def abort(self) -> None:
         """Break it off."""

@@ -39,6 +39,7 @@ _NOT_IN_HTTP2 = frozenset(
     (b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"host", b"te")
 )
 _SECRET = frozenset((b"authorization", b"cookie"))  # what no table need keep (RFC 7541, section 7.1.3)
+_FULL = "the upstream allows no more streams, on a new connection either (SETTINGS_MAX_CONCURRENT_STREAMS)"
 _ENDED = "the upstream closed the connection before its response was whole"
 
 
@@ -255,9 +256,10 @@ class UpstreamHttp2Stream(Stream):
     ) -> None:
         """Send a request."""
         connection = self.connection
-        if connection.is_over or connection.is_leaving:
+        if not connection.has_room:
             self.is_open = False
-            denied = Denied(Reason.UPSTREAM_FAILED, _ENDED)
+            is_full = not (connection.is_over or connection.is_leaving or connection.carrier.is_closed)
+            denied = Denied(Reason.UPSTREAM_FAILED, _FULL if is_full else _ENDED)
             connection.loop.call_soon(connection.guarded, lambda: self._never_begun(receiver, denied))
             return
         self.receiver = receiver
@@ -333,7 +335,10 @@ class UpstreamHttp2Stream(Stream):
         """End without a whole response."""
         receiver, self.receiver = self.receiver, None
         if receiver is not None:
-            receiver.response_failed(denied, self._began, is_untouched=is_untouched)
+            try:
+                receiver.response_failed(denied, self._began, is_untouched=is_untouched)
+            except Exception as e:  # of one app; the others are still to be told
+                receiver.crashed(e)
             receiver.flush()
 
     def take(self, event: h2.events.Event) -> None:

@@ -51,7 +51,7 @@ async def open_stream(
     """
     pool = engine.pool
     is_plain = not server.tls and not version.is_of_http2
-    if version is Version.HTTP1 or is_plain or pool.speaks_only_http1(key):
+    if version is Version.HTTP1 or is_plain or pool.speaks_only_http1(key, version):
         return await _dial(engine, server, key, record, context)
     while (opening := pool.opening(key)) is not None:
         await asyncio.wait((opening,))  # not the future itself, which ends for all if one waits no longer
@@ -60,7 +60,7 @@ async def open_stream(
             raise _again(other.denied)
         if (found := pool.take(key, version)) is not None:
             return found
-        if pool.speaks_only_http1(key):
+        if pool.speaks_only_http1(key, version):
             return await _dial(engine, server, key, record, context)
     end = pool.begin_to_open(key)
     failed: Upstream | None = None
@@ -69,7 +69,7 @@ async def open_stream(
         upstream = await _dial(engine, server, key, record, context)
         if upstream.is_http2 or not server.tls:
             return _share(engine, upstream)
-        pool.only_http1(key)
+        pool.only_http1(key, version)
         return upstream
     except Denied as denied:
         record.denied, failed = denied, record

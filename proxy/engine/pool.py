@@ -44,7 +44,7 @@ class Pool:
         self._timer: asyncio.TimerHandle | None = None
         self._shared: dict[object, list[UpstreamHttp2]] = {}
         self._opening: dict[object, asyncio.Future[Upstream | None]] = {}
-        self._only_http1: dict[object, float] = {}  # and since when that is known
+        self._only_http1: dict[object, float] = {}  # by key and whether HTTP/2 was asked for first; since when
 
     def take(self, key: object, version: Version = Version.HTTP1) -> UpstreamStream | None:
         """Adopt an idle connection, or a stream of one that others use, too, if there is one that fits.
@@ -53,12 +53,12 @@ class Pool:
             key: what it must have been opened for.
             version: which versions of HTTP will do.
         """
-        if version is not Version.HTTP1 and not self.speaks_only_http1(key):
+        if version is not Version.HTTP1 and not self.speaks_only_http1(key, version):
             for shared in self._shared.get(key, ()):
                 if shared.has_room and self._loop.time() - shared.carrier.opened < MAX_AGE_SECONDS:
                     self._count("hit")
                     return shared.open()
-        if version.is_of_http2 and not self.speaks_only_http1(key):
+        if version.is_of_http2 and not self.speaks_only_http1(key, version):
             return None
         return self._take_idle(key)
 
@@ -85,16 +85,22 @@ class Pool:
 
     # -- connections of HTTP/2
 
-    def speaks_only_http1(self, key: object) -> bool:
-        """Tell whether a destination is known to speak no HTTP/2."""
-        since = self._only_http1.get(key)
+    def speaks_only_http1(self, key: object, version: Version = Version.HTTP2) -> bool:
+        """Tell whether a destination is known to speak no HTTP/2 where it is asked for as this version asks."""
+        since = self._only_http1.get((key, version.is_of_http2))
         return since is not None and self._loop.time() - since < MAX_AGE_SECONDS
 
-    def only_http1(self, key: object) -> None:
-        """Take note that a destination speaks HTTP/1 only, or wants to."""
-        while len(self._only_http1) >= MAX_KNOWN:
-            del self._only_http1[next(iter(self._only_http1))]
-        self._only_http1[key] = self._loop.time()
+    def only_http1(self, key: object, version: Version = Version.HTTP2) -> None:
+        """Take note that a destination has chosen HTTP/1.
+
+        Args:
+            key: which one.
+            version: what it was asked for: where HTTP/1.1 came first, it may still speak HTTP/2 to who wants that.
+        """
+        for is_of_http2 in {False, version.is_of_http2}:
+            while len(self._only_http1) >= 2 * MAX_KNOWN:  # of each, whether it was asked for HTTP/2 first or not
+                del self._only_http1[next(iter(self._only_http1))]
+            self._only_http1[key, is_of_http2] = self._loop.time()
 
     def opening(self, key: object) -> asyncio.Future[Upstream | None] | None:
         """Return what ends when a connection that may be shared is open, or given up; None if there is none.

@@ -239,7 +239,7 @@ class Engine:
 
     def is_leaving(self, session: Session) -> bool:
         """Whether a client connection is to be closed as soon as no request is under way on it."""
-        return self.is_draining or (session.connect is not None and session.policy is not self.policy)
+        return self.is_draining or (session.connect is not None and session.connect.policy is not self.policy)
 
     def admit(self, session: Session) -> None:
         """Take a client connection that has just been opened, unless it is one too many, or from who may not connect.

@@ -91,6 +91,9 @@ class AppStream(Protocol):
     def close(self) -> None:
         """End what is left of it, once what was sent has arrived."""
 
+    def crash(self, error: Exception) -> None:
+        """End it, since something inside failed."""
+
     def abort(self) -> None:
         """Break it off, so that the app cannot take what it has for all there was."""
 

@@ -53,7 +53,7 @@ Decision = dict[str, Any]
 # What the log says of exceptions that nobody has foreseen.
 INSIDE = re.compile(
     r"a client connection failed, and is closed|the end of a client connection failed|the event loop met an error|"
-    r"a handshake with an upstream failed inside|the \w+ hook failed"
+    r"a handshake with an upstream failed inside|a stream of a client connection failed|the \w+ hook failed"
 )
 
 

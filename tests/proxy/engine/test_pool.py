@@ -456,6 +456,11 @@ class TestShared:
         shared.carrier.opened = clock.now
         assert pool.take("key", Version.HTTP2) is shared
 
+    def test_who_likes_http_1_better_may_speak_http_2_to_who_asks_for_it_first(self, pool: Pool) -> None:
+        pool.only_http1("key", Version.EITHER)
+        assert pool.speaks_only_http1("key", Version.EITHER)
+        assert not pool.speaks_only_http1("key", Version.ONLY_HTTP2)
+
     def test_only_so_many_are_remembered(self, pool: Pool) -> None:
         for number in range(MAX_KNOWN + 1):
             pool.only_http1(number)

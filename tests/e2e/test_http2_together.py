@@ -1,0 +1,186 @@
+"""Requests that share a connection share nothing else: not who is let in, not who was authenticated, not what breaks.
+
+Proves DESIGN rule 1 where one connection of an app, or of an upstream, carries the requests of many.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import wire
+from tests.e2e.app import connect
+from tests.e2e.certificates import Authority
+from tests.e2e.clients import Accepted, RawClient
+from tests.e2e.frames import END_HEADERS, END_STREAM, RST_STREAM, Code, Peer, block, headers, reset, settings
+from tests.e2e.frameserver import FrameServer, Got, frame_server
+from tests.e2e.http2 import HeaderList, Http2Client, agree_on_http2
+from tests.e2e.listeners import listen
+from tests.e2e.sidecar import Sidecar
+from tests.e2e.test_gate import hashed
+from tests.e2e.test_reload import reload
+
+HOST, OTHER = "far.example", "other.example"
+TRAILERS: HeaderList = [("te", "trailers")]
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def sidecar(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
+    folder, hosts = tmp_path_factory.mktemp("together"), dict.fromkeys((HOST, OTHER), "127.0.0.1")
+    with Sidecar("defaults: {https: inspect}", folder, authority=authority, hosts=hosts) as running:
+        yield running
+
+
+def asked(authority: str, path: str, *more: tuple[str, str]) -> bytes:
+    return block((":method", "GET"), (":scheme", "https"), (":authority", authority), (":path", path), *more)
+
+
+@pytest.mark.parametrize("how", ["Negotiate YIIabc", "NTLM TlRM"])
+@pytest.mark.parametrize("is_given_up", [True, False])
+def test_who_authenticates_a_connection_has_one_alone(
+    sidecar: Sidecar, authority: Authority, how: str, is_given_up: bool
+) -> None:
+    heads: list[bytes] = []
+    came, may_answer = threading.Event(), threading.Event()
+
+    def http1(accepted: Accepted) -> None:
+        heads.append(accepted.read_head())
+        came.set()
+        may_answer.wait(10)
+        with suppress(OSError):  # it was given up
+            accepted.send(wire.response(200, b"his"))
+
+    with frame_server(authority, HOST, lambda got: got.reply(b"all"), alpn=("h2", "http/1.1"), http1=http1) as server:
+        app = Http2Client.open(connect(sidecar, server.authority), HOST, sidecar.ca_file)
+        other = Http2Client.open(connect(sidecar, server.authority), HOST, sidecar.ca_file)
+
+        def ask(client: Http2Client, path: str, more: HeaderList) -> int:
+            return client.send(server.authority, path, method="GET", headers=more)
+
+        assert app.read(ask(app, "/before", TRAILERS)).body == b"all"
+        stream = ask(app, "/his", [*TRAILERS, ("authorization", how)])
+        assert came.wait(10)
+        if is_given_up:
+            app.give_up(stream)
+        assert other.read(ask(other, "/others", TRAILERS)).body == b"all"
+        may_answer.set()
+        if not is_given_up:
+            assert app.read(stream).body == b"his"
+        assert other.read(ask(other, "/afterwards", [])).body == b"all"
+        assert b"GET /his " in heads[0]
+        assert len(heads) == 1
+
+
+def test_an_upstream_that_allows_no_stream_harms_no_request_to_another(sidecar: Sidecar, authority: Authority) -> None:
+    with frame_server(authority, HOST, lambda _: None) as good, Unwilling(authority) as unwilling:
+        app = Peer(RawClient(sidecar.address), PREFACE + settings())
+        app.send(headers(1, asked(good.authority, "/slow"), END_HEADERS | END_STREAM))
+        good.wait_for(1)
+        app.send(headers(3, asked(unwilling.authority, "/no", *TRAILERS), END_HEADERS | END_STREAM))
+        line = sidecar.wait_for_decision(lambda line: line["path"] == "/no")
+        assert (line["reason"], line["status"]) == ("upstream_failed", 502)
+        assert "allows no more streams" in line["detail"]
+        good.requests[0].reply(b"well")
+        assert app.body(1) == b"well"
+
+
+class Unwilling:
+    """A server that says with its handshake's last word, in TLS 1.2, that it takes no stream at all."""
+
+    def __init__(self, authority: Authority) -> None:
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue(OTHER).load_into(self._context)
+        self._context.maximum_version = ssl.TLSVersion.TLSv1_2
+        self._context.set_alpn_protocols(["h2"])
+        self._listener = listen()
+        self.authority = f"{OTHER}:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Unwilling:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # the listener is closed: the test is over
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        inside, outside = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = self._context.wrap_bio(inside, outside, server_side=True)
+        with suppress(OSError), connection:
+            while True:
+                with suppress(ssl.SSLWantReadError):
+                    tls.do_handshake()
+                    break
+                if out := outside.read():
+                    connection.sendall(out)
+                inside.write(connection.recv(65536) or os.urandom(1))
+            tls.write(settings((3, 0)))
+            connection.sendall(outside.read())
+            while connection.recv(65536):
+                pass
+
+
+@pytest.mark.parametrize("spoke", [True, False], ids=["HTTP/2 was spoken", "it was not yet"])
+def test_who_may_no_longer_use_the_proxy_begins_no_stream_in_an_old_connect(
+    authority: Authority, tmp_path: Path, spoke: bool
+) -> None:
+    hashes = {name: hashed(f"{name}-password-long-enough") for name in ("ann", "bob")}
+
+    def policy(name: str) -> str:
+        return f"""
+            clients: {{users: [{{name: {name}, password_hash: "{hashes[name]}"}}]}}
+            defaults: {{https: inspect}}
+        """
+
+    def begin(sidecar: Sidecar, server: FrameServer) -> RawClient:
+        client = RawClient(sidecar.address)
+        shown = base64.b64encode(b"ann:ann-password-long-enough").decode()
+        name = server.authority
+        text = f"CONNECT {name} HTTP/1.1\r\nHost: {name}\r\nProxy-Authorization: Basic {shown}\r\n\r\n"
+        client.send(text.encode())
+        assert client.read_response(method="CONNECT").status == 200
+        return client
+
+    def answer(got: Got) -> None:
+        if got.path != "/open":
+            got.reply(b"ok")
+
+    with (
+        Sidecar(policy("ann"), tmp_path, authority=authority, hosts={HOST: "127.0.0.1"}) as sidecar,
+        frame_server(authority, HOST, answer) as server,
+    ):
+        client, number = begin(sidecar, server), 1
+        if spoke:
+            agree_on_http2(client, HOST, sidecar.ca_file)
+            app = Peer(client, PREFACE + settings())
+            app.send(headers(1, asked(server.authority, "/open"), END_HEADERS | END_STREAM))
+            server.wait_for(1)
+            number = 3
+        reload(sidecar, policy("bob"))
+        if not spoke:
+            agree_on_http2(client, HOST, sidecar.ca_file)
+            app = Peer(client, PREFACE + settings())
+        app.send(headers(number, asked(server.authority, "/new"), END_HEADERS | END_STREAM))
+        while (found := app.read()) is not None and found.stream != number:
+            pass
+        assert found is not None
+        assert (found.kind, found.code) == (RST_STREAM, Code.REFUSED_STREAM)
+        if spoke:  # what is under way is not harmed
+            server.requests[0].reply(b"well")
+            assert app.body(1) == b"well"
+        app.send(reset(number, Code.CANCEL))
+        assert "/new" not in [got.path for got in server.requests]
