@@ -38,7 +38,8 @@ class Session:
         view: how its app saw the last host that was upgraded for it, and the policy under which that is so.
         speaks_http: whether plain http came inside that tunnel, whose requests are read here.
         trail: the redirects that an upgraded app follows on it.
-        upstreams: what is known of each upstream connection, by mitmproxy's connection id.
+        upstreams: what is known of each upstream connection that is being opened, by mitmproxy's connection id.
+        busy: how many upstream connections it has, or has dialled, for single requests.
         unfinished: the exchanges whose decision line is still to be written.
         requests: how many requests were seen, CONNECT not counted.
         sent: bytes that went to upstreams on this connection's behalf, TLS and all.
@@ -56,6 +57,7 @@ class Session:
     speaks_http: bool = False
     trail: Trail = field(default_factory=Trail)
     upstreams: dict[str, Upstream] = field(default_factory=dict)
+    busy: int = 0
     unfinished: set[Exchange] = field(default_factory=set)
     requests: int = 0
     sent: int = 0
@@ -113,6 +115,7 @@ class Sessions:
         self._by_id: dict[str, Session] = {}
         self._counts: Counter[str] = Counter()
         self.admitted = 0
+        self.busy = 0  # of all of them together; see `Session`
 
     def open(self, client: connection.Client, policy: Policy, entry: ListenerKind = ListenerKind.FORWARD) -> Session:
         """Start a session."""
@@ -124,6 +127,11 @@ class Sessions:
         session.is_admitted = True
         self._counts[network_of(session.client)] += 1
         self.admitted += 1
+
+    def take(self, session: Session, count: int) -> None:
+        """Take note that a session has so many upstream connections more, or fewer, for itself alone."""
+        session.busy += count
+        self.busy += count
 
     def close(self, client: connection.Client) -> None:
         """Forget a session."""

@@ -81,6 +81,7 @@ class Conversation:
         self._response_size = 0
         self._was_reused = False
         self._tries = 0
+        self._counts = False  # a connection that is for this request alone
         self._version = Version.HTTP1
         self._only_http1 = False  # so the upstream has said
         self._dialling: asyncio.Task[None] | None = None
@@ -205,10 +206,12 @@ class Conversation:
         return self._only_http1 or (self.head.is_http2 and authenticates_connection(self.flow.request, None))
 
     async def _dial(self, record: Upstream, key: object, version: Version) -> None:
-        request = self.flow.request.data
+        request, session = self.flow.request.data, self.app.session
         server = new_server((request.host, request.port), tls=request.scheme == b"https")
-        self.app.session.upstreams[server.id] = record
         try:
+            self.engine.check_room(session)
+            self._count(True)
+            session.upstreams[server.id] = record
             upstream = await open_stream(self.engine, server, key, record, self.app.context, version=version)
         except Denied as denied:
             record.denied = denied
@@ -222,7 +225,15 @@ class Conversation:
             else:
                 self._take_step(self._connected, upstream)
         finally:
-            self.app.session.upstreams.pop(server.id, None)
+            session.upstreams.pop(server.id, None)
+            if self.upstream is None:
+                self._count(False)
+
+    def _count(self, has_one: bool) -> None:
+        """Take note whether there is an upstream connection, or the dial of one, for this request alone."""
+        if has_one != self._counts:
+            self._counts = has_one
+            self.engine.sessions.take(self.app.session, 1 if has_one else -1)
 
     def _take_step[T](self, step: Callable[[T], None], argument: T) -> None:
         """Take a step; whatever it raises ends this conversation, and what belongs to it alone."""
@@ -260,6 +271,7 @@ class Conversation:
             self._unreachable(Denied(Reason.UPSTREAM_FAILED, why))
             return
         self.upstream = upstream
+        self._count(not upstream.is_http2)
         upstream.hold("app", self.stream.is_congested)
         self.exchange.upstream = upstream.record
         self.flow.server_conn = upstream.server
@@ -478,8 +490,7 @@ class Conversation:
 
     def crashed(self, error: Exception) -> None:
         """Close everything that is for this request alone."""
-        upstream, self.upstream = self.upstream, None
-        if upstream is not None:
+        if (upstream := self._release_upstream()) is not None:
             upstream.close()
         self.stream.crash(error)
 
@@ -573,6 +584,7 @@ class Conversation:
     def _release_upstream(self) -> UpstreamStream | None:
         """Part from the upstream; if it was congested, the app need no longer wait for it."""
         upstream, self.upstream = self.upstream, None
+        self._count(False)
         self.stream.clock.stop()
         self.stream.hold("upstream", False)
         return upstream

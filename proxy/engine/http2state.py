@@ -30,7 +30,7 @@ from hpack.huffman_table import decode_huffman
 
 STREAM_WINDOW = 1024 * 1024
 CONNECTION_WINDOW = 8 * 1024 * 1024
-SHARED_STREAM_WINDOW = 512 * 1024  # of an upstream's connection, which several apps share
+SHARED_STREAM_WINDOW = 256 * 1024  # of an upstream's connection, which several apps share
 MAX_STREAMS = 100  # at once
 KEPT_BLOCK = 1024  # bytes of a header block that is remembered
 KEPT_BLOCKS = 64

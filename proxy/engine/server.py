@@ -53,6 +53,7 @@ BACKLOG = 1024
 ACCEPTED_AT_ONCE = 32  # also how often asyncio tries, and fails, where no descriptor is left
 RESOLVERS = 64
 SHORTAGE_SECONDS = 10.0
+SHARE_OF_MORE = 0.75  # of what descriptors carry: for upstream connections beyond the first of a client connection
 
 
 _BIND_HINTS = {
@@ -259,6 +260,18 @@ class Engine:
             where = f"limits.client_connections ({limits.client_connections}) are open from {session.client}"
             raise Denied(Reason.TOO_MANY_CONNECTIONS, where)
         self.sessions.admit(session)
+
+    def check_room(self, session: Session) -> None:
+        """Check that a client connection may have another upstream connection beside the one that each may have.
+
+        One that speaks HTTP/2 may ask for a hundred: of what descriptors carry, a quarter is left to who comes yet.
+
+        Raises:
+            Denied: TOO_MANY_CONNECTIONS.
+        """
+        if session.busy and self.sessions.admitted + self.sessions.busy >= 2 * carried() * SHARE_OF_MORE:
+            where = "the app has several upstream connections already, and few descriptors are left for the others"
+            raise Denied(Reason.TOO_MANY_CONNECTIONS, where, "raise the limit of descriptors (ulimit -n)")
 
     def ended(self) -> None:
         """Take note that a client connection is over."""
