@@ -14,6 +14,7 @@ Rules of this module:
   be sent on a stream is bounded by whoever sends, which is told.
 - However small its frames are, one connection does not hold up the others.
 - Frames that carry nothing (PING, SETTINGS, an empty DATA, …) are paid for by those that do, or by time; so are resets.
+- What waits is sent at the end of a turn, in rotation: of a window that is too small for all, each stream has its part.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ RESETS_A_SECOND = 10  # … after that
 EMPTY_AT_ONCE = 1000  # frames that carry nothing
 EMPTY_A_SECOND = 100  # … after that
 EMPTY_A_FRAME = 4  # … for each frame of a body, either way: it opens windows, and is measured by PINGs
+PAID_BY = 2048  # bytes of one that a window has cut short: it pays for so many frames only with so much
 
 TOO_MANY_RESETS = "too many streams that were reset"
 _HEADER = 9  # RFC 9113, section 4.1
@@ -78,7 +80,7 @@ class Allowance:
         self._left -= 1
         return self._left >= 0
 
-    def earn(self, count: int) -> None:
+    def earn(self, count: float) -> None:
         """Have so many more."""
         self._left = min(self._at_once, self._left + count)
 
@@ -106,6 +108,7 @@ class Stream:
         self.is_congested = False
         self.expected: int | None = None  # bytes of the body that are still to come, where a length was said
         self._waiting: collections.deque[bytes] = collections.deque()
+        self._sent = 0  # bytes of the first of what waits
         self._unsent = 0
         self._trailers: Fields = ()
         self._owed = 0
@@ -131,7 +134,9 @@ class Connection[S: Stream]:
         self._to_begin = 2  # the preface, and the settings that follow it (RFC 9113, section 3.4)
         if is_client:
             self._to_begin = 1
-        self._ready: dict[S, None] = {}  # what has something to send, in its order
+        self._ready: dict[
+            S, None
+        ] = {}  # what has something to send that its own window lets through; whose turn is next
         self._has_looked = False  # at the header of the frame that is not whole yet
         self._block: int | None = None  # bytes of a header block that has not ended
         self._waits_for_turn = False
@@ -271,7 +276,8 @@ class Connection[S: Stream]:
         self._feed(frame)
         if kind == _SETTINGS and not self.is_over:
             self.state.bound_table()
-            self._send_all_that_waits()
+            for each in self.streams.values():  # whose windows may have grown
+                self._may_go_on(each)
 
     def _carries(self, kind: int, flags: int, number: int, stream: S | None) -> bool:
         """Tell whether a frame has something of a message."""
@@ -299,11 +305,8 @@ class Connection[S: Stream]:
         number = getattr(event, "stream_id", None)
         stream = self.streams.get(number) if number else None
         if isinstance(event, h2.events.WindowUpdated):
-            if number:
-                if stream is not None:
-                    self._send_what_waits(stream)
-            else:
-                self._send_all_that_waits()
+            if stream is not None:
+                self._may_go_on(stream)
         elif isinstance(event, h2.events.StreamReset):
             # It frees the peer at once, while what its request has set off goes on here (CVE-2023-44487), whether the
             # peer resets the stream or makes us do so (CVE-2025-8671). An upstream has no more streams to reset than we
@@ -366,7 +369,7 @@ class Connection[S: Stream]:
         stream._unsent += len(data)
         self._ready[stream] = None
         if stream._unsent > UNSENT_AT_MOST:
-            self._send_what_waits(stream)
+            self._send_what_waits()
         self.wants_flush()
 
     def finish(self, stream: S, trailers: Fields = ()) -> None:
@@ -378,22 +381,51 @@ class Connection[S: Stream]:
         self._ready[stream] = None
         self.wants_flush()
 
-    def _push(self, stream: S, data: bytes, *, is_last: bool) -> bytes:
-        """Send what the windows allow, and return the rest."""
-        room = self.state.local_flow_control_window(stream.number)
-        most = self.state.max_outbound_frame_size
-        if len(data) <= room and len(data) <= most:
-            self.state.send_data(stream.number, data, end_stream=is_last)
-            self._empty.earn(EMPTY_A_FRAME)
-            return b""
-        at = 0
-        while at < len(data) and room > 0:
-            size = min(len(data) - at, room, most)
-            self.state.send_data(stream.number, data[at : at + size], end_stream=is_last and at + size == len(data))
-            self._empty.earn(EMPTY_A_FRAME)
-            at += size
-            room -= size
-        return data[at:]
+    def _may_go_on(self, stream: S) -> None:
+        if stream._waiting:
+            self._ready[stream] = None
+
+    def _send_what_waits(self) -> None:
+        """Send what the windows allow, a frame of each stream in turn; who is sent one goes to the end."""
+        stopped: list[S] = []  # by the connection's window: they are the next ones, in their order
+        while self._ready and not self.is_over:
+            stream = next(iter(self._ready))
+            del self._ready[stream]
+            if not stream.is_open or stream.is_all_sent:
+                continue
+            room = self.state.local_flow_control_window(stream.number) if stream._waiting else 0
+            if room > 0 or not stream._waiting:
+                if stream._waiting:
+                    self._send_frame(stream, room)
+                if not stream._waiting and stream.has_ended and not stream.is_all_sent:
+                    self._send_end(stream)
+                if stream._waiting:
+                    self._ready[stream] = None
+                    continue
+            elif self.state.outbound_flow_control_window <= 0:
+                stopped.append(stream)
+            self._note_congestion(stream)
+        if stopped:
+            self._ready = dict.fromkeys(stopped) | self._ready
+
+    def _send_frame(self, stream: S, room: int) -> None:
+        """Send a frame of what waits, and no more than fits into `room`."""
+        first, at = stream._waiting[0], stream._sent
+        left = len(first) - at
+        size = min(left, room, _MAX_FRAME)  # also of a peer that takes larger ones: others wait for their turn
+        is_cut = size < left
+        data = first[at : at + size] if at or is_cut else first
+        stream._unsent -= size
+        if is_cut:
+            stream._sent += size
+        else:
+            stream._waiting.popleft()
+            stream._sent = 0
+        is_last = stream.has_ended and not stream._waiting and not stream._trailers
+        self.state.send_data(stream.number, data, end_stream=is_last)
+        self._empty.earn(EMPTY_A_FRAME * min(1.0, size / PAID_BY) if is_cut else EMPTY_A_FRAME)
+        if is_last:
+            self._ended(stream)
 
     def _send_end(self, stream: S) -> None:
         if stream._trailers:
@@ -406,29 +438,6 @@ class Connection[S: Stream]:
         stream.has_ended = stream.is_all_sent = True
         if stream.peer_has_ended:
             self._close(stream)
-
-    def _send_what_waits(self, stream: S) -> None:
-        if stream.is_all_sent or not stream.is_open:
-            return
-        while stream._waiting:
-            first = stream._waiting.popleft()
-            is_last = stream.has_ended and not stream._waiting and not stream._trailers
-            rest = self._push(stream, first, is_last=is_last)
-            stream._unsent -= len(first) - len(rest)
-            if rest:
-                stream._waiting.appendleft(rest)
-                break
-            if is_last:
-                self._ended(stream)
-        if stream.has_ended and not stream.is_all_sent and not stream._waiting:
-            self._send_end(stream)
-        self._note_congestion(stream)
-        self.wants_flush()
-
-    def _send_all_that_waits(self) -> None:
-        for stream in list(self.streams.values()):
-            if stream._waiting:
-                self._send_what_waits(stream)
 
     def socket_congested(self, is_congested: bool) -> None:
         """Take that the socket takes no more for now, or again."""
@@ -505,10 +514,7 @@ class Connection[S: Stream]:
 
     def outgoing(self) -> bytes:
         """Take the bytes to send."""
-        while self._ready and not self.is_over:
-            stream = next(iter(self._ready))
-            del self._ready[stream]
-            self._send_what_waits(stream)
+        self._send_what_waits()
         data: bytes = self.state.data_to_send()
         if self._out:
             self._out.append(data)

@@ -5,7 +5,9 @@ Proves that the private names of h2 and hpack that are stood in for still are wh
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable, Iterator
 
 import h2.events
 import h2.exceptions
@@ -14,11 +16,12 @@ import pytest
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
-from proxy.engine.http2 import PREFACE, Allowance, _has_data, _opens_nothing
+from proxy.engine.http2 import EMPTY_AT_ONCE, PREFACE, Allowance, Connection, Stream, _has_data, _opens_nothing
 from proxy.engine.http2state import MAX_HUFFMAN, MAX_STREAMS, MAX_TABLE, State
 from tests.e2e.frames import (
     DATA,
     END_HEADERS,
+    GOAWAY,
     HEADERS,
     PADDED,
     RST_STREAM,
@@ -28,6 +31,7 @@ from tests.e2e.frames import (
     headers,
     integer,
     settings,
+    window_update,
 )
 from tests.e2e.http2 import frame
 from tests.growth import TOO_MUCH, growth
@@ -193,6 +197,146 @@ class TestTable:
             sizes.append(size)
             fields = fields[used:]
         assert sizes == told
+
+
+class Way(Connection[Stream]):
+    """A connection to an upstream whose frames a test reads, and which begins streams as a test says."""
+
+    def __init__(self) -> None:
+        super().__init__(asyncio.new_event_loop(), is_client=True, header_bytes=1000)
+        self.ends: list[str] = []
+        self.received(settings())
+        self.taken()
+
+    def begin(self) -> Waiting:
+        stream = Waiting(self.state.get_next_available_stream_id())
+        self.streams[stream.number] = stream
+        self.send_head(stream, ASKED, is_all=False)
+        return stream
+
+    def taken(self) -> list[tuple[int, int, int]]:
+        """Return kind, stream and size of each frame that is to be sent."""
+        out, found = self.outgoing(), []
+        while out:
+            size = int.from_bytes(out[:3])
+            if out[3] in (DATA, GOAWAY):
+                found.append((out[3], int.from_bytes(out[5:9]), size))
+            out = out[9 + size :]
+        return found
+
+    def event(self, event: h2.events.Event, stream: Stream | None) -> None:
+        pass
+
+    def broken(self, streams: list[Stream], why: str) -> None:
+        self.ends.append(why)
+
+    def pause(self, is_paused: bool) -> None:
+        pass
+
+    def guarded(self, step: Callable[..., None], *arguments: object) -> None:
+        step(*arguments)
+
+
+class Waiting(Stream):
+    def congested(self, is_congested: bool) -> None:
+        pass
+
+
+@pytest.fixture
+def way() -> Iterator[Way]:
+    made = Way()
+    yield made
+    made.loop.close()
+
+
+FIRST = 65535  # what a window has before it is opened (RFC 9113, section 6.9.2)
+FRAME = 16384
+
+
+class TestWindows:
+    def test_of_the_connections_each_stream_has_its_part(self, way: Way) -> None:
+        way.received(settings((SettingCodes.INITIAL_WINDOW_SIZE, 2**30)))
+        first = way.begin()
+        way.send(first, bytes(10 * FRAME))
+        assert sum(size for _, _, size in way.taken()) == FIRST
+        second, third = way.begin(), way.begin()
+        for stream in (second, third):
+            way.send(stream, bytes(3 * FRAME))
+        served = []
+        for _ in range(7):
+            way.received(window_update(0, FRAME))
+            served += way.taken()
+        assert [number for _, number, _ in served] == [1, 3, 5, 1, 3, 5, 1]
+        assert {size for _, _, size in served} == {FRAME}
+        way.received(window_update(0, 4 * FRAME))
+        assert [number for _, number, _ in way.taken()] == [3, 5, 1, 1]
+
+    def test_one_that_is_opened_for_a_stream_and_then_for_all_is_not_that_streams_alone(self, way: Way) -> None:
+        first, second = way.begin(), way.begin()
+        way.send(first, bytes(10 * FRAME))
+        way.taken()
+        way.send(second, bytes(5))
+        for _ in range(3):
+            way.received(window_update(1, FRAME) + window_update(0, FRAME))
+            if (DATA, 3, 5) in way.taken():
+                return
+        pytest.fail("the second stream was sent nothing")
+
+    def test_a_small_one_holds_up_no_other_stream(self, way: Way) -> None:
+        first, second = way.begin(), way.begin()
+        way.received(window_update(0, 10 * FRAME))
+        way.send(first, bytes(10 * FRAME))
+        way.send(second, bytes(3 * FRAME))
+        found = way.taken()
+        assert sum(size for _, number, size in found if number == 1) == FIRST
+        assert sum(size for _, number, size in found if number == 3) == 3 * FRAME
+        way.received(window_update(1, 10))
+        assert way.taken() == [(DATA, 1, 10)]
+
+    def test_an_end_needs_none(self, way: Way) -> None:
+        first, second = way.begin(), way.begin()
+        way.send(first, bytes(10 * FRAME))
+        way.taken()
+        way.finish(second)
+        assert way.taken() == [(DATA, 3, 0)]
+
+    def test_one_that_settings_open_is_used(self, way: Way) -> None:
+        way.received(settings((SettingCodes.INITIAL_WINDOW_SIZE, 0)))
+        way.send(way.begin(), b"12345")
+        assert way.taken() == []
+        way.received(settings((SettingCodes.INITIAL_WINDOW_SIZE, 3)))
+        assert way.taken() == [(DATA, 1, 3)]
+
+    def test_many_small_openings_are_one_and_copy_nothing_of_what_waits(self, way: Way) -> None:
+        stream = way.begin()
+        way.send(stream, bytes(64 * 1024 * 1024))
+        way.taken()
+        before = time.thread_time()
+        for _ in range(20):
+            way.received((window_update(0, 1) + window_update(1, 1)) * 16)
+            assert way.taken() == [(DATA, 1, 16)]
+        assert time.thread_time() - before < 0.1
+        assert way.unsent(stream) == 64 * 1024 * 1024 - FIRST - 20 * 16
+
+    @pytest.mark.parametrize(("size", "is_taken"), [(1, False), (16, False), (2048, True)])
+    def test_a_small_one_does_not_pay_for_itself(self, way: Way, size: int, is_taken: bool) -> None:
+        way.send(way.begin(), bytes(16 * 1024 * 1024))
+        way.taken()
+        for _ in range(2 * EMPTY_AT_ONCE):
+            if not way.is_over:
+                way.received(window_update(0, size) + window_update(1, size))
+                way.outgoing()
+        assert way.is_over is not is_taken
+
+    def test_one_that_small_pieces_need_does(self, way: Way) -> None:
+        """Some peers open both for each frame."""
+        stream = way.begin()
+        way.taken()
+        for _ in range(2 * EMPTY_AT_ONCE):
+            way.send(stream, b"x")
+            assert way.taken() == [(DATA, 1, 1)]
+            way.received(window_update(0, 1) + window_update(1, 1))
+        assert not way.is_over
 
 
 KINDS = {"plain": hpack.HeaderTuple, "never indexed": hpack.NeverIndexedHeaderTuple}
