@@ -39,6 +39,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, section 3.4
 OWED_AT_MOST = 64 * 1024  # before a stream's sender is told to go on
 UNSENT_AT_MOST = 64 * 1024  # of a stream, before its sender is told to wait
 FRAMES_A_TURN = 32
+WORK_A_TURN = 32 * 1024  # bytes that header blocks come to; one that is longer is a turn's last
 MAX_BLOCK = 128 * 1024  # bytes of a header block; for what it decodes to there is the policy's limit
 RESETS_AT_ONCE = 100  # of streams of one connection; more than a browser gives up with a page
 RESETS_A_SECOND = 10  # … after that
@@ -185,7 +186,7 @@ class Connection[S: Stream]:
             self._read()
 
     def _read(self) -> None:
-        unread, at, frames = self._unread, 0, 0
+        unread, at, frames, work = self._unread, 0, 0, self.state.work + WORK_A_TURN
         if not self._is_client and self._to_begin == 2:
             if not PREFACE.startswith(unread[: len(PREFACE)]):
                 self.fail(ErrorCodes.PROTOCOL_ERROR, "it does not begin as HTTP/2 does")
@@ -195,7 +196,7 @@ class Connection[S: Stream]:
             at, self._to_begin = len(PREFACE), 1
             if not self._feed(bytes(unread[:at])):
                 return
-        while frames < FRAMES_A_TURN and len(unread) - at >= _HEADER:
+        while frames < FRAMES_A_TURN and self.state.work < work and len(unread) - at >= _HEADER:
             size = _HEADER + int.from_bytes(unread[at : at + 3])
             kind, flags = unread[at + 3], unread[at + 4]
             if not self._has_looked and not self._look(kind, flags, size - _HEADER):
@@ -211,7 +212,7 @@ class Connection[S: Stream]:
                 return
         del unread[:at]
         self._note_owed(has_ended=frames > 0)
-        if frames == FRAMES_A_TURN and unread:
+        if unread and (frames == FRAMES_A_TURN or self.state.work >= work):
             self._waits_for_turn = True
             self.pause(True)
             self.loop.call_soon(self.guarded, self._take_turn)

@@ -29,7 +29,7 @@ from proxy.core.problems import is_grpc
 from proxy.engine.clock import ResponseClock
 from proxy.engine.conversation import Conversation
 from proxy.engine.http2 import TOO_MANY_RESETS, Connection, Stream
-from proxy.engine.http2state import MAX_STREAMS
+from proxy.engine.http2state import KEPT_LIST, MAX_STREAMS, size_of
 from proxy.engine.messages import request_of
 from proxy.engine.streams import Version
 from proxy.log import describe
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("overcoat")
 
-KEPT_HEADS = 64  # of requests, each no longer than the policy's limit
+KEPT_HEADS = 64  # of requests that are served, and small
 MAX_DISCARDED = 1024 * 1024  # of a body that nobody wants any more
 STILL_TAKEN = 256 * 1024  # bytes from an app that breaks the rules, so that it can read why it is closed
 LEAVE_SECONDS = 1.0  # for an app to hear that it should begin no other stream
@@ -211,7 +211,6 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         is_whole = event.stream_ended is not None
         try:
             head = self._read_head(tuple(event.headers or ()), is_whole)
-            self._check_limits(head)
             inside, is_tls, front = self.inside, self.app.tls is not None, None
             if self.entry is not None:
                 head, inside, front = self.entry.aim(head)
@@ -235,10 +234,15 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         return connect is not None and connect.policy.clients.users != users
 
     def _read_head(self, block: tuple[tuple[bytes, bytes], ...], is_whole: bool) -> RequestHead:
-        """Read a request's head, unless the very same one has come before (5 % of a small request)."""
-        head = self._heads.get((block, is_whole))
-        if head is None:
-            head = read_http2_request(block, is_whole=is_whole)
+        """Read a request's head, unless the very same one has come before (5 % of a small request).
+
+        Raises:
+            Denied: it is malformed, or longer than one of HTTP/1 may be.
+        """
+        known = self._heads.get((block, is_whole))
+        head = known or read_http2_request(block, is_whole=is_whole)
+        self.check_limits(head.fields, len(head.method) + len(head.target), "header")
+        if known is None and size_of(block) <= KEPT_LIST:
             if len(self._heads) >= KEPT_HEADS:
                 self._heads.clear()
             self._heads[block, is_whole] = head
@@ -256,18 +260,22 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         else:
             self._clocks.append(clock)
 
-    def _check_limits(self, head: RequestHead) -> None:
-        """Check that a head is no longer than one of HTTP/1 may be.
+    def check_limits(self, fields: Fields, before: int, what: str) -> None:
+        """Check that fields are no more, and no longer, than those of a head in HTTP/1 may be.
+
+        Args:
+            fields: of a head, or those behind a body.
+            before: bytes before them.
+            what: they are, in words.
 
         Raises:
             Denied: HEADERS_TOO_LARGE.
         """
         limits = self.app.session.policy.limits
-        if len(head.fields) > limits.header_count:
-            raise Denied(Reason.HEADERS_TOO_LARGE, f"there are more than {limits.header_count} header fields")
-        size = len(head.method) + len(head.target) + sum(len(name) + len(value) + 4 for name, value in head.fields)
-        if size > limits.header_bytes:
-            raise Denied(Reason.HEADERS_TOO_LARGE, f"the head is longer than {limits.header_bytes} bytes")
+        if len(fields) > limits.header_count:
+            raise Denied(Reason.HEADERS_TOO_LARGE, f"there are more than {limits.header_count} {what} fields")
+        if before + sum([len(name) + len(value) + 4 for name, value in fields]) > limits.header_bytes:
+            raise Denied(Reason.HEADERS_TOO_LARGE, f"the {what} fields are longer than {limits.header_bytes} bytes")
 
     def goaway(self, last: int, code: int) -> None:
         """Take that the app will begin no other stream: those that it has begun are served."""
@@ -354,6 +362,7 @@ class AppHttp2Stream(Stream):
         """Take the fields behind the body."""
         try:
             self._behind = read_http2_trailers(block, Reason.BAD_REQUEST)
+            self._connection.check_limits(self._behind, 0, "trailer")
         except Denied as denied:
             if self.conversation is not None:
                 self.conversation.give_up(denied)

@@ -33,12 +33,18 @@ CONNECTION_WINDOW = 8 * 1024 * 1024
 SHARED_STREAM_WINDOW = 256 * 1024  # of an upstream's connection, which several apps share
 MAX_STREAMS = 100  # at once
 KEPT_BLOCK = 1024  # bytes of a header block that is remembered
+KEPT_LIST = 2048  # … of what it comes to, which may be a thousand times as much, and 32 for each field
 KEPT_BLOCKS = 64
 MAX_TABLE = 4096  # bytes of the table by which field names and values are shortened (RFC 7541, section 4.2)
 MAX_HUFFMAN = 128  # bytes of a string that is shortened by itself: what that costs grows with the square
 type _Frames = list[hyperframe.frame.Frame]
 type _Events = list[h2.events.Event]
 _NO_LIMIT = 2**31 - 1
+
+
+def size_of(fields: Iterable[tuple[bytes, bytes]]) -> int:
+    """Return the size of a header list (RFC 9113, section 6.5.2)."""
+    return sum([len(name) + len(value) + 32 for name, value in fields])
 
 
 class _Undecodable(h2.exceptions.ProtocolError):
@@ -66,7 +72,7 @@ class _Memory[K, V]:
 
     def keep(self, key: K, value: V, *, size: int) -> None:
         """Keep what a key came to, unless that has changed the table, or there is too much of it."""
-        if self._is_as_it_was() and size <= KEPT_BLOCK and len(self._kept) < KEPT_BLOCKS:
+        if self._is_as_it_was() and size <= KEPT_LIST and len(self._kept) < KEPT_BLOCKS:
             self._kept[key] = value
 
     def _is_as_it_was(self) -> bool:
@@ -82,19 +88,24 @@ class _Memory[K, V]:
 class _Decoder(hpack.Decoder):
     def __init__(self, header_bytes: int) -> None:
         super().__init__(header_bytes)
-        self._memory: _Memory[bytes, tuple[hpack.HeaderTuple, ...]] = _Memory(self.header_table)
+        self.work = 0  # bytes of all that was decoded
+        self._memory: _Memory[bytes, tuple[tuple[hpack.HeaderTuple, ...], int]] = _Memory(self.header_table)
 
     def decode(self, data: bytes, raw: bool = False) -> Iterable[hpack.HeaderTuple]:
         known = self._memory.get(data) if len(data) <= KEPT_BLOCK else None
         if known is not None:
-            return known
+            self.work += known[1]
+            return known[0]
         try:
             fields = tuple(super().decode(data, raw))
         except hpack.OversizedHeaderListError:
             raise
         except (hpack.HPACKError, IndexError) as e:
             raise _Undecodable(str(e)) from e
-        self._memory.keep(data, fields, size=len(data))
+        size = size_of(fields)
+        self.work += size
+        if len(data) <= KEPT_BLOCK:
+            self._memory.keep(data, (fields, size), size=size)
         return fields
 
     def _decode_literal(self, data: bytes | memoryview, should_index: bool) -> tuple[hpack.HeaderTuple, int]:
@@ -136,8 +147,8 @@ class _Encoder(hpack.Encoder):
             return known
         is_resized = self.header_table.resized
         block = super().encode(fields, huffman)
-        if not is_resized:
-            self._memory.keep(fields, block, size=len(block))
+        if not is_resized and len(block) <= KEPT_BLOCK:
+            self._memory.keep(fields, block, size=size_of(fields))
         return block
 
     def _encode_literal(self, name: bytes, value: bytes, indexbit: bytes, huffman: bool = False) -> bytes:
@@ -189,7 +200,8 @@ class State(h2.connection.H2Connection):
         if is_client:
             settings[codes.ENABLE_PUSH] = 0
         self.local_settings = h2.settings.Settings(client=is_client, initial_values=settings)
-        self.decoder, self.encoder = _Decoder(header_bytes), _Encoder()
+        self.decoder = self._blocks = _Decoder(header_bytes)
+        self.encoder = _Encoder()
         self.initiate_connection()
         # We refuse a stream too many: h2 would end the connection, even of who has not heard of the limit yet.
         self.local_settings.max_concurrent_streams = _NO_LIMIT
@@ -204,6 +216,11 @@ class State(h2.connection.H2Connection):
         for name in ("receive_headers", "receive_data"):
             setattr(stream, name, functools.partial(_receive, stream, getattr(stream, name)))
         return stream
+
+    @property
+    def work(self) -> int:
+        """How many bytes all header blocks came to so far: a few of a block may name much that the table has."""
+        return self._blocks.work
 
     def bound_table(self) -> None:
         """Use a small table for our header fields, whatever the peer would hold: it is searched from end to end."""

@@ -21,6 +21,7 @@ from hpack import NeverIndexedHeaderTuple
 from mitmproxy import http
 
 from proxy.core.decisions import Denied, Reason
+from proxy.core.framing import MAX_TRAILERS
 from proxy.core.heads import MAX_HEAD_BYTES, Fields
 from proxy.core.heads2 import read_http2_response, read_http2_trailers
 from proxy.core.hops import trailers_to_relay
@@ -356,6 +357,7 @@ class UpstreamHttp2Stream(Stream):
             elif isinstance(event, h2.events.DataReceived):
                 self._take_data(event)
             elif isinstance(event, h2.events.TrailersReceived):
+                _check_size(event.headers or [], "trailer", MAX_TRAILERS)
                 self._behind = read_http2_trailers(event.headers or [], Reason.UPSTREAM_FAILED)
             elif isinstance(event, h2.events.StreamEnded):
                 self._take_end()
@@ -369,6 +371,7 @@ class UpstreamHttp2Stream(Stream):
         assert self.receiver is not None
         self._began = True
         self._interim += 1
+        _check_size(event.headers or [], "header")
         head = read_http2_response(event.headers or [], is_whole=False, may_have_body=False)
         if self._interim > MAX_INTERIM:
             raise Denied(Reason.UPSTREAM_FAILED, "the upstream sends interim responses (1xx) without an end")
@@ -379,6 +382,7 @@ class UpstreamHttp2Stream(Stream):
         self._began = True
         has_body = self._method != b"HEAD"
         is_whole = event.stream_ended is not None
+        _check_size(event.headers or [], "header")
         head = read_http2_response(event.headers or [], is_whole=is_whole, may_have_body=has_body)
         self._has_body = has_body and head.status not in (204, 304)
         self.expected = head.body if head.body >= 0 and self._has_body else None
@@ -414,6 +418,18 @@ class UpstreamHttp2Stream(Stream):
         is_untouched = is_peers and code == ErrorCodes.REFUSED_STREAM and not self._began
         self._began = not is_untouched  # it is an answer of a kind: to ask again would be to ask twice
         self.failed(denied, is_untouched=is_untouched)
+
+
+def _check_size(block: list[tuple[bytes, bytes]], what: str, most: int | None = None) -> None:
+    """Check that a block is no longer than in HTTP/1.
+
+    Raises:
+        Denied: UPSTREAM_FAILED.
+    """
+    if most is not None and len(block) > most:
+        raise Denied(Reason.UPSTREAM_FAILED, f"the upstream sent more than {most} {what} fields")
+    if sum([len(name) + len(value) + 4 for name, value in block]) > MAX_HEAD_BYTES:
+        raise Denied(Reason.UPSTREAM_FAILED, f"the upstream's {what} fields are longer than {MAX_HEAD_BYTES} bytes")
 
 
 def _fields(request: http.Request, *, te: bool) -> list[tuple[bytes, bytes]]:

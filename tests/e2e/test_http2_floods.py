@@ -25,6 +25,7 @@ from tests.e2e.frames import (
     CONTINUATION,
     DATA,
     END_HEADERS,
+    END_STREAM,
     GOAWAY,
     HEADERS,
     PADDED,
@@ -149,6 +150,79 @@ def assert_calmed(sidecar: Sidecar, near: TlsUpstream, peer: Peer, frames: Calla
     assert reader.farewell is not None, "no GOAWAY came"
     assert Code(reader.farewell.code).name == "ENHANCE_YOUR_CALM"
     return reader
+
+
+def in_pieces(stream: int, fields: bytes) -> bytes:
+    """Return a header block that ends its stream, in as many frames as it takes."""
+    pieces = [fields[at : at + 16_000] for at in range(0, len(fields), 16_000)]
+    more = [frame(CONTINUATION, 0, stream, piece) for piece in pieces[1:]]
+    if not more:
+        return headers(stream, fields)
+    more[-1] = frame(CONTINUATION, END_HEADERS, stream, pieces[-1])
+    return frame(HEADERS, END_STREAM, stream, pieces[0]) + b"".join(more)
+
+
+def memory_of(sidecar: Sidecar) -> float:
+    """Return how many MiB the sidecar has in memory."""
+    lines = Path(f"/proc/{sidecar.pid}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
+
+
+TOO_LONG = block(("x-t", "v" * 14_000)) * 5
+
+
+class TestFieldsWithoutEnd:
+    """What is behind a body is bounded like what is before it."""
+
+    @pytest.mark.parametrize("fields", [block(("x-t", "v")) * 201, TOO_LONG], ids=["many", "long"])
+    def test_an_apps_trailers(self, sidecar: Sidecar, near: TlsUpstream, fields: bytes) -> None:
+        name = f"{HOST}:{near.port}"
+        peer = by_hand(sidecar, name)
+        head = asked(name, ("te", "trailers"), method="POST")
+        peer.send(headers(1, head, END_HEADERS), data(1, b"x"), in_pieces(1, fields))
+        assert peer.head(1).get(":status") == "431"
+        peer.send(headers(3, head, END_HEADERS), data(3, b"x"), in_pieces(3, block(("x-t", "v")) * 200))
+        assert peer.head(3).get(":status") == "200"
+
+    @pytest.mark.parametrize("what", ["a head", "an interim head", "long trailers", "many trailers"])
+    def test_an_upstreams(self, sidecar: Sidecar, authority: Authority, what: str) -> None:
+        def answer(got: Got) -> None:
+            ok, began = block((":status", "200")), headers(got.stream, block((":status", "200")), END_HEADERS)
+            if got.path == "/ok":
+                got.peer.send(began, in_pieces(got.stream, block(("x-t", "v")) * 100))
+            elif what == "a head":
+                got.peer.send(in_pieces(got.stream, ok + TOO_LONG))
+            elif what == "an interim head":
+                interim = bytearray(in_pieces(got.stream, block((":status", "103")) + TOO_LONG))
+                interim[4] &= ~END_STREAM
+                got.peer.send(bytes(interim), headers(got.stream, ok))
+            else:
+                got.peer.send(began, in_pieces(got.stream, TOO_LONG if "long" in what else block(("x-t", "v")) * 101))
+
+        with frame_server(authority, HOST, answer) as server:
+            peer = by_hand(sidecar, server.authority)
+            peer.send(headers(1, asked(server.authority, ("te", "trailers"))))
+            found = peer.find(lambda each: each.stream == 1 and (each.is_end or each.get(":status") == "502"
+                                                                 or each.kind == RST_STREAM))  # fmt: skip
+            assert found.kind == RST_STREAM if "trailers" in what else found.get(":status") == "502"
+            peer.send(headers(3, asked(server.authority, ("te", "trailers"), path="/ok")))
+            assert len(peer.end(3).fields) == 100
+            assert len(server.connections) == 1
+
+    def test_heads_that_are_refused_are_not_kept(self, sidecar: Sidecar) -> None:
+        """A few bytes name cookies that the table has, and that are much once they are one."""
+        before, kept = memory_of(sidecar), []
+        for letter in b"abcdefghij":
+            peer = by_hand(sidecar, f"{HOST}:1")
+            named = b"\x40" + block(("cookie", bytes((letter,)) * 4000))[1:]
+            peer.send(headers(1, asked(f"{HOST}:1") + named))
+            peer.send(b"".join(headers(2 * each + 1, asked(f"{HOST}:1", path=f"/{each}") + b"\xbe" * 33)
+                               for each in range(1, 50)))  # fmt: skip
+            assert [peer.head(2 * each + 1).get(":status") for each in range(1, 50)] == ["431"] * 49
+            kept.append(peer)
+        assert memory_of(sidecar) - before < 25
+        for peer in kept:
+            peer.client.close()
 
 
 class TestFromApps:

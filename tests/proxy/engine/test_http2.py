@@ -339,6 +339,61 @@ class TestWindows:
         assert not way.is_over
 
 
+class Asked(Way):
+    """A connection of an app, whose heads a test counts."""
+
+    def __init__(self) -> None:
+        Connection.__init__(self, asyncio.new_event_loop(), is_client=False, header_bytes=2**17)
+        self.ends = []
+        self.heads: list[int] = []
+        self.received(PREFACE + settings())
+
+    def event(self, event: h2.events.Event, stream: Stream | None) -> None:
+        if isinstance(event, h2.events.RequestReceived):
+            self.heads.append(len(event.headers or []))
+
+
+class TestTurns:
+    """How much of what has come is looked at before the others have their turn."""
+
+    @pytest.fixture
+    def asked(self) -> Iterator[Asked]:
+        made = Asked()
+        yield made
+        made.loop.close()
+
+    def counts(self, asked: Asked) -> list[int]:
+        """Return how many heads were taken in each turn."""
+        found = [len(asked.heads)]
+        while asked.is_behind:
+            asked.loop.call_soon(asked.loop.stop)
+            asked.loop.run_forever()
+            found.append(len(asked.heads) - sum(found))
+        return found
+
+    def test_small_heads_are_counted(self, asked: Asked) -> None:
+        asked.received(b"".join(headers(2 * number + 1, REQUEST) for number in range(70)))
+        assert self.counts(asked) == [32, 32, 6]
+
+    @pytest.mark.parametrize(
+        "fields",
+        [REQUEST + block(("x", "y" * 16_200)), REQUEST + block(("x", "y")) * 485],
+        ids=["long", "many fields"],
+    )
+    def test_large_ones_are_weighed(self, asked: Asked, fields: bytes) -> None:
+        asked.received(b"".join(headers(2 * number + 1, fields) for number in range(7)))
+        assert self.counts(asked) == [2, 2, 2, 1]
+
+    @pytest.mark.parametrize("fields", [b"\xbe" * 32, REQUEST], ids=["by the table", "as before"])
+    def test_so_is_what_a_few_bytes_stand_for(self, asked: Asked, fields: bytes) -> None:
+        named = b"\x40" + block(("x", "y" * 1000))[1:]
+        asked.received(headers(1, REQUEST + named))
+        more = (REQUEST + fields) if fields is not REQUEST else REQUEST + b"\xbe"
+        asked.received(b"".join(headers(2 * number + 1, more) for number in range(1, 41)))
+        assert max(self.counts(asked)) <= 31
+        assert len(asked.heads) == 41
+
+
 KINDS = {"plain": hpack.HeaderTuple, "never indexed": hpack.NeverIndexedHeaderTuple}
 GREATEST = 128 * 1024
 
