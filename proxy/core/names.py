@@ -77,7 +77,8 @@ def with_host(fields: Fields, target: Destination) -> Fields:
     """
     if all(parse_authority(value, HTTPS_PORT) == target for value in _hosts(fields)):
         return fields
-    return tuple((name, host_field(target) if name.lower() == b"host" else value) for name, value in fields)
+    value = host_field(target)
+    return tuple((field[0], value) if field[0].lower() == b"host" else field for field in fields)
 
 
 def host_field(target: Destination) -> bytes:

@@ -62,9 +62,9 @@ def asked(fields: Fields) -> Fields:
     are the server's strong ones again in `If-Match`, which would match no weak one (section 8.8.3.2).
     """
     return tuple(
-        (name, _ENTITY_TAG.sub(rb"\1", value) if name.lower() == b"if-match" else value)
-        for name, value in fields
-        if name.lower() not in _OF_PARTS
+        (field[0], _ENTITY_TAG.sub(rb"\1", field[1])) if field[0].lower() == b"if-match" else field
+        for field in fields
+        if field[0].lower() not in _OF_PARTS
     )
 
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import h2.events
 from h2.errors import ErrorCodes
-from hpack import NeverIndexedHeaderTuple
 from mitmproxy import http
 
 from addons.exchange import Exchange, problem_response
@@ -29,7 +28,7 @@ from proxy.core.problems import is_grpc
 from proxy.engine.clock import ResponseClock
 from proxy.engine.conversation import Conversation
 from proxy.engine.http2 import TOO_MANY_RESETS, Connection, Stream
-from proxy.engine.http2state import KEPT_LIST, MAX_STREAMS, size_of
+from proxy.engine.http2state import KEPT_LIST, MAX_STREAMS, NeverIndexed, size_of
 from proxy.engine.messages import request_of
 from proxy.engine.streams import Version
 from proxy.log import describe
@@ -470,7 +469,7 @@ class AppHttp2Stream(Stream):
 
     def end(self, trailers: Fields = ()) -> None:
         """End it."""
-        self._connection.finish(self, tuple((name.lower(), value) for name, value in trailers))
+        self._connection.finish(self, tuple(_like(field, field[0].lower(), field[1]) for field in trailers))
 
     def answer(self, response: http.Response, body: bytes) -> None:
         """Send a response that was made here, whole."""
@@ -519,9 +518,13 @@ def _fields(response: http.Response) -> list[tuple[bytes, bytes]]:
         name, value = field
         key = name.lower()
         if key not in _NOT_IN_HTTP2:
-            kept = (key, value.strip(b" \t"))
-            fields.append(NeverIndexedHeaderTuple(*kept) if isinstance(field, NeverIndexedHeaderTuple) else kept)
+            fields.append(_like(field, key, value.strip(b" \t")))
     return fields
+
+
+def _like(field: tuple[bytes, bytes], name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """Return a field in place of another one, which no table may keep if none may keep that."""
+    return NeverIndexed(name, value) if isinstance(field, NeverIndexed) else (name, value)
 
 
 def _trailers_only(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

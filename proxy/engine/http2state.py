@@ -25,7 +25,7 @@ import h2.stream
 import hpack
 import hyperframe.frame
 from h2.errors import ErrorCodes
-from hpack.hpack import decode_integer, encode_integer
+from hpack.hpack import INDEX_INCREMENTAL, INDEX_NEVER, decode_integer, encode_integer
 from hpack.huffman_table import decode_huffman
 
 STREAM_WINDOW = 1024 * 1024
@@ -45,6 +45,25 @@ _NO_LIMIT = 2**31 - 1
 def size_of(fields: Iterable[tuple[bytes, bytes]]) -> int:
     """Return the size of a header list (RFC 9113, section 6.5.2)."""
     return sum([len(name) + len(value) + 32 for name, value in fields])
+
+
+class NeverIndexed(hpack.NeverIndexedHeaderTuple):
+    """A field that no table may keep (RFC 7541, section 7.1.3).
+
+    hpack's own is equal to the same field without the mark, so that whatever is remembered by fields would stand for
+    both, and the mark be lost on the way.
+    """
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, hpack.NeverIndexedHeaderTuple) and tuple.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return ~tuple.__hash__(self)
 
 
 class _Undecodable(h2.exceptions.ProtocolError):
@@ -121,7 +140,7 @@ class _Decoder(hpack.Decoder):
         if should_index:
             self.header_table.add(name, value)
         elif first & 0x10:
-            return hpack.NeverIndexedHeaderTuple(name, value), at
+            return NeverIndexed(name, value), at
         return hpack.HeaderTuple(name, value), at
 
 
@@ -151,11 +170,21 @@ class _Encoder(hpack.Encoder):
             self._memory.keep(fields, block, size=size_of(fields))
         return block
 
+    def add(self, to_add: tuple[bytes, bytes], sensitive: bool, huffman: bool = False) -> bytes:
+        """Write a field; one that no table may keep says so even where the table has the same without that mark."""
+        if not sensitive:
+            return super().add(to_add, sensitive, huffman)
+        name, value = to_add
+        known = self.header_table.search(name, value)
+        if known is None:
+            return self._encode_literal(name, value, INDEX_NEVER, huffman)
+        return self._encode_indexed_literal(known[0], value, INDEX_NEVER, huffman)
+
     def _encode_literal(self, name: bytes, value: bytes, indexbit: bytes, huffman: bool = False) -> bytes:
         return indexbit + self._string(name, huffman) + self._string(value, huffman)
 
     def _encode_indexed_literal(self, index: int, value: bytes, indexbit: bytes, huffman: bool = False) -> bytes:
-        prefix = encode_integer(index, 6 if indexbit == b"\x40" else 4)
+        prefix = encode_integer(index, 6 if indexbit == INDEX_INCREMENTAL else 4)
         prefix[0] |= indexbit[0]
         return bytes(prefix) + self._string(value, huffman)
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import h2.events
 from h2.errors import ErrorCodes
-from hpack import NeverIndexedHeaderTuple
 from mitmproxy import http
 
 from proxy.core.decisions import Denied, Reason
@@ -26,7 +25,7 @@ from proxy.core.heads import MAX_HEAD_BYTES, Fields
 from proxy.core.heads2 import read_http2_response, read_http2_trailers
 from proxy.core.hops import trailers_to_relay
 from proxy.engine.http2 import Connection, Stream, name_of
-from proxy.engine.http2state import MAX_STREAMS
+from proxy.engine.http2state import MAX_STREAMS, NeverIndexed
 from proxy.engine.streams import Receiver
 from proxy.engine.upstream import MAX_INTERIM, NoResponses, UpstreamConnection
 
@@ -441,8 +440,8 @@ def _fields(request: http.Request, *, te: bool) -> list[tuple[bytes, bytes]]:
         key = name.lower()
         if key == b"host":
             authority = value
-        elif key in _SECRET or isinstance(field, NeverIndexedHeaderTuple):  # RFC 7541, section 7.1.3
-            fields.append(NeverIndexedHeaderTuple(key, value))
+        elif key in _SECRET or isinstance(field, NeverIndexed):  # RFC 7541, section 7.1.3
+            fields.append(NeverIndexed(key, value))
         elif key not in _NOT_IN_HTTP2:
             fields.append((key, value))
     if te:

@@ -10,16 +10,33 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+import hpack
 import pytest
+from h2.exceptions import ProtocolError
 
 from proxy.engine.http2upstream import SILENT_SECONDS
 from tests.e2e.app import connect
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
-from tests.e2e.frames import END_HEADERS, PING, PREFACE, Code, Peer, block, data, headers, reset, settings
-from tests.e2e.frameserver import FrameServer, Got, frame_server
+from tests.e2e.frames import (
+    DATA,
+    END_HEADERS,
+    HEADERS,
+    PING,
+    PREFACE,
+    Code,
+    Frame,
+    Peer,
+    block,
+    data,
+    headers,
+    reset,
+    settings,
+    window_update,
+)
+from tests.e2e.frameserver import FrameServer, Got, Serving, frame_server
 from tests.e2e.http2 import Http2Client, agree_on_http2, frame
 from tests.e2e.listeners import listen
 from tests.e2e.sidecar import Sidecar
@@ -263,3 +280,71 @@ def test_an_app_that_asks_and_leaves_at_once_again_and_again_costs_no_connection
         assert app.read(app.send(server.authority, "/ok", method="GET")).status == 200
         server.wait(lambda: all(got.reset == Code.CANCEL for got in server.requests if got.path == "/gone"))
         assert len(server.connections) <= 2
+
+
+@pytest.mark.parametrize("order", [(0x00, 0x10, 0x10), (0x40, 0x10, 0x00), (0x10, 0x00, 0x10)])
+def test_a_field_that_no_table_may_keep_says_so_whatever_came_before(
+    sidecar: Sidecar, authority: Authority, order: tuple[int, ...]
+) -> None:
+    """RFC 7541, section 7.1.3; the same request with and without the mark."""
+    marks, decoder = [], hpack.Decoder()
+
+    class Server(FrameServer):
+        def _take(self, peer: Serving, found: Frame) -> None:
+            if found.kind == HEADERS:
+                fields = decoder.decode(found.payload, raw=True)
+                marks.append([not each.indexable for each in fields if each[0] == b"x-key"])
+            super()._take(peer, found)
+
+    server = Server(authority, HOST, lambda got: got.reply())
+    try:
+        client = connect(sidecar, server.authority)
+        agree_on_http2(client, HOST, sidecar.ca_file)
+        app = Peer(client, PREFACE + settings())
+        head = ((":method", "GET"), (":scheme", "https"), (":authority", server.authority), (":path", "/"))
+        for number, first in enumerate(order):
+            key = bytes((first,)) + block(("x-key", "secret"))[1:]
+            app.send(headers(2 * number + 1, block(*head, ("te", "trailers")) + key))
+            assert app.head(2 * number + 1).get(":status") == "200"
+        assert marks == [[first == 0x10] for first in order]
+    finally:
+        server.close()
+
+
+def test_an_upload_leaves_the_others_their_part_of_the_connections_window(
+    sidecar: Sidecar, authority: Authority
+) -> None:
+    """An upstream that opens its windows by 32 KiB, the stream's first, as many do."""
+    taken: dict[int, int] = {}
+
+    class Server(FrameServer):
+        def _take(self, peer: Serving, found: Frame) -> None:
+            if found.kind != DATA or not found.payload or found.is_end:
+                super()._take(peer, found)
+                return
+            taken[found.stream] = taken.get(found.stream, 0) + len(found.payload)
+            if sum(taken.values()) >= 32 * 1024:
+                time.sleep(0.004)
+                opened = [window_update(number, size) for number, size in taken.items()]
+                peer.send(*opened, window_update(0, sum(taken.values())))
+                taken.clear()
+
+    server = Server(authority, HOST, lambda got: got.reply())
+    try:
+        first, second = speak(sidecar, server.authority), speak(sidecar, server.authority)
+        upload = first.begin(server.authority, "/first", headers=[("te", "trailers")])
+
+        def send() -> None:
+            with suppress(OSError, AssertionError, ProtocolError):  # the upstream is gone by then
+                first.upload(upload, bytes(32 * 1024 * 1024))
+
+        threading.Thread(target=send, daemon=True).start()
+        time.sleep(0.5)
+        stream = second.send(server.authority, "/second", method="POST", headers=[("te", "trailers")], body=b"hello")
+        started = time.monotonic()
+        assert second.read(stream).status == 200
+        assert not server.requests[0].is_whole, "the upload was over before"
+        assert time.monotonic() - started < 1
+        assert len(server.connections) == 1
+    finally:
+        server.close()

@@ -17,7 +17,7 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
 from proxy.engine.http2 import EMPTY_AT_ONCE, PREFACE, Allowance, Connection, Stream, _has_data, _opens_nothing
-from proxy.engine.http2state import MAX_HUFFMAN, MAX_STREAMS, MAX_TABLE, State
+from proxy.engine.http2state import MAX_HUFFMAN, MAX_STREAMS, MAX_TABLE, NeverIndexed, State
 from tests.e2e.frames import (
     DATA,
     END_HEADERS,
@@ -424,6 +424,24 @@ class TestBlocks:
         for byte in (b"a", b"\xff", b"a"):
             field = kind(name, byte * size)
             assert list(decoder.decode(encoder.encode([field, field], huffman), raw=True)) == [field, field]
+
+    @pytest.mark.parametrize("is_first", [True, False])
+    def test_a_field_that_no_table_may_keep_is_another_one_than_the_same_without_that_mark(
+        self, is_first: bool
+    ) -> None:
+        state = State(is_client=True, header_bytes=1000)
+        (never,) = state.decoder.decode(b"\x10" + block(("x-key", "secret"))[1:], raw=True)
+        (plain,) = state.decoder.decode(block(("x-key", "secret")), raw=True)
+        for other in (plain, tuple(plain)):
+            assert never != other and other != never and not never == other and not other == never  # noqa: PT018,SIM201  # each of them is asked
+            assert len({(never,): 1, (other,): 2}) == 2
+        assert never == NeverIndexed(b"x-key", b"secret") and not never != NeverIndexed(b"x-key", b"secret")  # noqa: PT018,SIM202  # as above
+        assert hash(never) == hash(NeverIndexed(b"x-key", b"secret"))
+        decoder = hpack.Decoder()
+        for field in (never, plain, never, plain) if is_first else (plain, never, plain, never):
+            for _ in range(2):
+                (found,) = decoder.decode(state.encoder.encode([field]), raw=True)
+                assert (found.indexable, tuple(found)) == (field is plain, (b"x-key", b"secret"))
 
     @pytest.mark.parametrize("cut", [b"\x00", b"\x00\x01", b"\x00\x01a", b"\x00\x01a\x02b", b"\x0f", b"\x40\x01a\x7f"])
     def test_one_that_is_cut_off_is_none(self, cut: bytes) -> None:
