@@ -17,7 +17,7 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
 from proxy.engine.http2 import EMPTY_AT_ONCE, PREFACE, Allowance, Connection, Stream, _has_data, _opens_nothing
-from proxy.engine.http2state import MAX_HUFFMAN, MAX_STREAMS, MAX_TABLE, NeverIndexed, State
+from proxy.engine.http2state import MAX_HUFFMAN, MAX_STREAMS, MAX_TABLE, NeverIndexed, State, _Encoder
 from tests.e2e.frames import (
     DATA,
     END_HEADERS,
@@ -424,6 +424,17 @@ class TestBlocks:
         for byte in (b"a", b"\xff", b"a"):
             field = kind(name, byte * size)
             assert list(decoder.decode(encoder.encode([field, field], huffman), raw=True)) == [field, field]
+
+    @pytest.mark.parametrize(("size", "is_kept"), [(100, True), (1500, False)])
+    def test_only_small_lists_are_remembered_however_few_bytes_stand_for_them(self, size: int, is_kept: bool) -> None:
+        decoder, encoder = State(is_client=False, header_bytes=10_000).decoder, _Encoder()
+        decoder.decode(b"\x40" + block(("x", "y" * size))[1:], raw=True)
+        encoder.encode([(b"x", b"y" * size)])
+        fields = [(b"x", b"y" * size)] * 2
+        assert encoder.encode(fields) == b"\xbe\xbe"
+        assert (encoder.encode(fields) is encoder.encode(fields)) is is_kept
+        assert list(decoder.decode(b"\xbe\xbe", raw=True)) == fields
+        assert (decoder.decode(b"\xbe\xbe", raw=True) is decoder.decode(b"\xbe\xbe", raw=True)) is is_kept
 
     @pytest.mark.parametrize("is_first", [True, False])
     def test_a_field_that_no_table_may_keep_is_another_one_than_the_same_without_that_mark(
