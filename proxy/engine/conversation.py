@@ -256,7 +256,7 @@ class Conversation:
     def _unfit(self, upstream: UpstreamStream) -> str | None:
         """Return why a connection cannot carry the request, or None if it can."""
         if self._version is Version.ONLY_HTTP2 and not upstream.is_http2:
-            return "a gRPC call needs HTTP/2, and the upstream speaks only HTTP/1.1"
+            return "a gRPC call needs HTTP/2, and the connection to the upstream is one of HTTP/1.1"
         if self._was_reused or not upstream.heard_early():  # the pool has looked at one that it gave
             return None
         if isinstance(upstream, UpstreamConnection) and upstream.speaks_only_http2:

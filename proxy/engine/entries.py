@@ -15,6 +15,7 @@ import base64
 import contextlib
 import socket
 import struct
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -145,7 +146,7 @@ def original_destination(connection: socket.socket) -> Destination:
     )
 
 
-class _Asker:
+class _Asker(ABC):
     """Stands where an HTTP/1 speaker would, for a CONNECT that came in another way."""
 
     def __init__(self, app: AppSocket) -> None:
@@ -163,13 +164,13 @@ class _Asker:
         self.conversation = connect = Connect(self, request_of(head, None, is_tls=False))
         connect.start()
 
+    @abstractmethod
     def established(self) -> bytes:
         """Return what says that it is open."""
-        raise NotImplementedError
 
+    @abstractmethod
     def refusal(self, response: http.Response) -> bytes:
         """Return what says that it is not."""
-        raise NotImplementedError
 
     def take_rest(self) -> bytes:
         """Take the bytes that came after it."""
@@ -187,7 +188,7 @@ class _Asker:
         if conversation is not None:
             conversation.gone()
 
-    def congested(self, is_congested: bool) -> None:
+    def congested(self, _is_congested: bool) -> None:  # noqa: B027  # nothing is what there is to do, for each
         """Nothing is sent that could be."""
 
 

@@ -23,7 +23,7 @@ from proxy.engine.connect import Connect
 from proxy.engine.conversation import Conversation
 from proxy.engine.http2 import PREFACE
 from proxy.engine.http2app import AppHttp2
-from proxy.engine.messages import request_of, response_head
+from proxy.engine.messages import Entry, aimed, response_head
 from proxy.engine.streams import Version
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from proxy.engine.app import AppSocket, Speaker
     from proxy.engine.clock import ResponseClock
-    from proxy.engine.entries import Redirected, Reverse
 
 MAX_PIPELINED = MAX_HEAD_BYTES
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
@@ -40,7 +39,7 @@ _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 class AppHttp1:
     """Reads requests from an app."""
 
-    def __init__(self, app: AppSocket, tunnel: Exchange | None, entry: Reverse | Redirected | None = None) -> None:
+    def __init__(self, app: AppSocket, tunnel: Exchange | None, entry: Entry | None = None) -> None:
         """Start.
 
         Args:
@@ -115,11 +114,7 @@ class AppHttp1:
             head = read_request_head(stripped[:end])
             if len(head.fields) > limits.header_count:
                 raise Denied(Reason.HEADERS_TOO_LARGE, f"there are more than {limits.header_count} header fields")
-            inside, is_tls, front = self._inside, self.app.tls is not None, None
-            if self._entry is not None:
-                head, inside, front = self._entry.aim(head)
-                is_tls = self._entry.is_https
-            request = request_of(head, inside, is_tls=is_tls, any_scheme=front is not None)
+            head, request, front = aimed(head, self._inside, self._entry, is_tls=self.app.tls is not None)
         except Denied as denied:
             self.refuse(denied)
             return False

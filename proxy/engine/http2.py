@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import h2.config
@@ -97,7 +98,7 @@ def _opens_nothing(frame: bytes) -> bool:
     return len(frame) == _HEADER + 4 and not int.from_bytes(frame[_HEADER:]) & _LAST_ID
 
 
-class Stream:
+class Stream(ABC):
     """One stream: what waits to be sent on it, and what its peer is not yet told to go on for."""
 
     def __init__(self, number: int) -> None:
@@ -115,13 +116,13 @@ class Stream:
         self._owed = 0
         self._holds: set[str] = set()
 
+    @abstractmethod
     def congested(self, is_congested: bool) -> None:
         """Take that nothing more should be sent for now, or again."""
-        raise NotImplementedError
 
 
-class Connection[S: Stream]:
-    """One connection's frames. Who owns it feeds `received`, and sends what `outgoing` gives."""
+class Connection[S: Stream](ABC):
+    """One connection's frames. Who owns it feeds `received`, and is given what is to be sent once a turn."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, is_client: bool, header_bytes: int) -> None:
         self.loop = loop
@@ -135,9 +136,9 @@ class Connection[S: Stream]:
         self._to_begin = 2  # the preface, and the settings that follow it (RFC 9113, section 3.4)
         if is_client:
             self._to_begin = 1
-        self._ready: dict[
-            S, None
-        ] = {}  # what has something to send that its own window lets through; whose turn is next
+        # What has something to send that its own window lets through; whose turn is next comes first.
+        self._ready: dict[S, None] = {}
+        self._flush_waits = False
         self._has_looked = False  # at the header of the frame that is not whole yet
         self._block: int | None = None  # bytes of a header block that has not ended
         self._waits_for_turn = False
@@ -146,14 +147,15 @@ class Connection[S: Stream]:
 
     # -- for who owns it
 
+    @abstractmethod
     def event(self, event: h2.events.Event, stream: S | None) -> None:
         """Take what a frame means; `stream` is the one that it is about, if that is known."""
-        raise NotImplementedError
 
+    @abstractmethod
     def goaway(self, last: int, code: int) -> None:
         """Take that the peer serves no stream above `last`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def broken(self, streams: list[S], why: str) -> None:
         """Take that the connection is to end, with what `outgoing` gives: it is not HTTP/2, or too much of it.
 
@@ -161,21 +163,21 @@ class Connection[S: Stream]:
             streams: those that end with it.
             why: what the peer did.
         """
-        raise NotImplementedError
 
-    def owe(self, is_owed: bool) -> None:
+    def owe(self, is_owed: bool) -> None:  # noqa: B027  # of an upstream, nothing comes of it
         """Take whether the peer has begun something that it must end."""
 
+    @abstractmethod
     def guarded(self, step: Callable[..., None], *arguments: object) -> None:
         """Take a step in a turn of its own."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pause(self, is_paused: bool) -> None:
         """Read nothing more for now, or again."""
-        raise NotImplementedError
 
-    def wants_flush(self) -> None:
-        """Take that there is something to send."""
+    @abstractmethod
+    def write(self, data: bytes) -> None:
+        """Give the socket bytes."""
 
     # -- what comes
 
@@ -225,6 +227,7 @@ class Connection[S: Stream]:
             if not self._waits_for_turn:
                 self.caught_up()
 
+    @abstractmethod
     def caught_up(self) -> None:
         """Take that all that has come is read."""
 
@@ -474,6 +477,7 @@ class Connection[S: Stream]:
         self.streams.pop(stream.number, None)
         self.closed(stream)
 
+    @abstractmethod
     def closed(self, stream: S) -> None:
         """Take that a stream is over."""
 
@@ -512,6 +516,18 @@ class Connection[S: Stream]:
             stream.is_open = False
             stream._waiting.clear()
         return streams
+
+    def wants_flush(self) -> None:
+        """Send at the end of the turn, all at once: what several streams have got meanwhile, too."""
+        if not self._flush_waits:
+            self._flush_waits = True
+            self.loop.call_soon(self.guarded, self.flush_now)
+
+    def flush_now(self) -> None:
+        """Send all that is to be sent."""
+        self._flush_waits = False
+        if data := self.outgoing():
+            self.write(data)
 
     def outgoing(self) -> bytes:
         """Take the bytes to send."""

@@ -29,13 +29,12 @@ from proxy.engine.clock import ResponseClock
 from proxy.engine.conversation import Conversation
 from proxy.engine.http2 import TOO_MANY_RESETS, Connection, Stream
 from proxy.engine.http2state import KEPT_LIST, MAX_STREAMS, NeverIndexed, size_of
-from proxy.engine.messages import request_of
+from proxy.engine.messages import Entry, aimed
 from proxy.engine.streams import Version
 from proxy.log import describe
 
 if TYPE_CHECKING:
     from proxy.engine.app import AppSocket, Speaker
-    from proxy.engine.entries import Redirected, Reverse
 
 logger = logging.getLogger("overcoat")
 
@@ -50,7 +49,7 @@ _PER_FIELD = 32  # RFC 9113, section 6.5.2
 class AppHttp2(Connection["AppHttp2Stream"]):
     """Reads requests from an app that speaks HTTP/2."""
 
-    def __init__(self, app: AppSocket, tunnel: Exchange | None, entry: Reverse | Redirected | None = None) -> None:
+    def __init__(self, app: AppSocket, tunnel: Exchange | None, entry: Entry | None = None) -> None:
         """Start.
 
         Args:
@@ -67,12 +66,11 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         self.is_leaving = False
         self._heads: dict[tuple[tuple[tuple[bytes, bytes], ...], bool], RequestHead] = {}
         self._clocks: list[ResponseClock] = []
-        self._flush_waits = False
         self._late: Denied | None = None
         self._last = 2**31 - 1  # the highest stream that is served
         self._app_has_left = False
         self._has_ended = False
-        app.before_close = self._gather
+        app.before_close = self.flush_now
         self.wants_flush()
         self.owe(True)
         if app.is_congested:
@@ -210,11 +208,7 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         is_whole = event.stream_ended is not None
         try:
             head = self._read_head(tuple(event.headers or ()), is_whole)
-            inside, is_tls, front = self.inside, self.app.tls is not None, None
-            if self.entry is not None:
-                head, inside, front = self.entry.aim(head)
-                is_tls = self.entry.is_https
-            request = request_of(head, inside, is_tls=is_tls, any_scheme=front is not None)
+            head, request, front = aimed(head, self.inside, self.entry, is_tls=self.app.tls is not None)
         except Denied as denied:
             stream.refuse(denied, event.headers or [])
             return
@@ -316,16 +310,9 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         """Read nothing more for now, or again."""
         self.app.hold("turn", is_paused)
 
-    def wants_flush(self) -> None:
-        """Send at the end of the turn, all at once: what several upstreams have answered meanwhile, too."""
-        if not self._flush_waits:
-            self._flush_waits = True
-            self.app.loop.call_soon(self.app.guarded, self._gather)
-
-    def _gather(self) -> None:
-        self._flush_waits = False
-        if data := self.outgoing():
-            self.app.write(data)
+    def write(self, data: bytes) -> None:
+        """Give the socket bytes."""
+        self.app.write(data)
 
 
 class AppHttp2Stream(Stream):

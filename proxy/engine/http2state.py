@@ -76,7 +76,7 @@ class _Memory[K, V]:
     """What the same block, or the same fields, came to, for as long as the table that both refer to stays as it was.
 
     An app that asks for the same again sends the same few bytes, which name entries of the table: reading and writing
-    heads is a quarter of what a small request costs in HTTP/2, and this saves most of it.
+    heads is a fifth of what a small request costs in HTTP/2, and this saves most of it.
     """
 
     def __init__(self, table: hpack.table.HeaderTable) -> None:

@@ -61,7 +61,6 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
         self.idle_since = self.heard = engine.loop.time()
         self._touched: set[Receiver] = set()
         self._why = ""  # the upstream has said that it ends the connection, and be it no more than a number
-        self._flush_waits = False
         self._has_ended = False  # the upstream will say no more
         early = carrier.take_early()
         carrier.carry(self)
@@ -89,7 +88,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
         self.is_leaving = True
         if self.is_idle and not self.is_over:
             self.say_goaway(0, ErrorCodes.NO_ERROR)
-            self._flush_now()
+            self.flush_now()
             self.is_over = True
             self.carrier.finish(self.loop)
 
@@ -135,7 +134,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
 
     def flush(self) -> None:
         """Have each app that something came for sent it."""
-        self._flush_now()
+        self.flush_now()
         touched, self._touched = self._touched, set()
         for receiver in touched:
             receiver.flush()
@@ -189,7 +188,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
 
     def broken(self, streams: list[UpstreamHttp2Stream], why: str) -> None:
         """Close the connection."""
-        self._flush_now()
+        self.flush_now()
         self.engine.pool.forget_shared(self)
         for stream in streams:
             stream.failed(Denied(Reason.UPSTREAM_FAILED, f"the upstream breaks HTTP/2 on its connection: {why}"))
@@ -213,15 +212,9 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
         """Read nothing more for now, or again."""
         self.carrier.hold("turn", is_paused)
 
-    def wants_flush(self) -> None:
-        """Send at the end of the turn, all at once."""
-        if not self._flush_waits:
-            self._flush_waits = True
-            self.loop.call_soon(self.guarded, self._flush_now)
-
-    def _flush_now(self) -> None:
-        self._flush_waits = False
-        if not self.carrier.is_closed and (data := self.outgoing()):
+    def write(self, data: bytes) -> None:
+        """Give the socket bytes."""
+        if not self.carrier.is_closed:
             self.carrier.send(data)
 
 
@@ -240,7 +233,6 @@ class UpstreamHttp2Stream(Stream):
         self._method = b""
         self._asked = 0.0
         self._began = False
-        self._is_final = False
         self._has_body = True
         self._interim = 0
         self._behind: Fields = ()
@@ -385,7 +377,6 @@ class UpstreamHttp2Stream(Stream):
         head = read_http2_response(event.headers or [], is_whole=is_whole, may_have_body=has_body)
         self._has_body = has_body and head.status not in (204, 304)
         self.expected = head.body if head.body >= 0 and self._has_body else None
-        self._is_final = True
         self.receiver.response_head(head)
 
     def _take_data(self, event: h2.events.DataReceived) -> None:

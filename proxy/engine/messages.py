@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import Protocol
 
 from mitmproxy import http
 
@@ -26,6 +27,42 @@ _PORTS = {b"http": HTTP_PORT, b"https": HTTPS_PORT}
 _WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
 _ABSOLUTE = re.compile(rb"([^:/?]*+)://([^/?]*+)(.*+)", re.DOTALL)
 _WEBSOCKET = {b"ws": b"http", b"wss": b"https"}  # what some apps write where they ask for it (RFC 6455, section 3)
+
+
+class Entry(Protocol):
+    """Where requests are meant to go that cannot say so themselves, by the listener that they came to."""
+
+    @property
+    def is_https(self) -> bool:
+        """Whether they are for https, however they came."""
+
+    def aim(self, head: RequestHead) -> tuple[RequestHead, Destination, Destination | None]:
+        """Return a request's head as it goes on, its destination, and what the app takes that for.
+
+        Raises:
+            Denied: the head names no host, or one that is not the listener's.
+        """
+
+
+def aimed(
+    head: RequestHead, inside: Destination | None, entry: Entry | None, *, is_tls: bool
+) -> tuple[RequestHead, http.Request, Destination | None]:
+    """Return a head as it goes on, its request object, and what the app takes its destination for, if for another.
+
+    Args:
+        head: the head that an app sent.
+        inside: the destination of the CONNECT that it came through, or None.
+        entry: says where it is meant to go, if it cannot say so itself.
+        is_tls: whether it came through TLS.
+
+    Raises:
+        Denied: BAD_REQUEST, HOST_MISMATCH: it cannot go on.
+    """
+    front = None
+    if entry is not None:
+        head, inside, front = entry.aim(head)
+        is_tls = entry.is_https
+    return head, request_of(head, inside, is_tls=is_tls, any_scheme=front is not None), front
 
 
 def request_of(

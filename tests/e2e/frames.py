@@ -14,8 +14,10 @@ from enum import IntEnum
 
 from hpack import Decoder
 
+from tests.e2e.app import connect
 from tests.e2e.clients import Accepted, RawClient
-from tests.e2e.http2 import frame
+from tests.e2e.http2 import agree_on_http2, frame
+from tests.e2e.sidecar import Sidecar
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITIZED = 1, 1, 4, 8, 0x20
@@ -208,3 +210,30 @@ class Peer:
         while (more := self.read()) is not None:
             assert more.kind != HEADERS, f"served after GOAWAY: {more}"
         return found
+
+
+def by_hand(sidecar: Sidecar, authority: str) -> Peer:
+    """Begin HTTP/2 frame by frame through a sidecar to a destination, inspected inside CONNECT.
+
+    Args:
+        sidecar: the sidecar.
+        authority: the destination, `host:port`.
+
+    Raises:
+        AssertionError: the sidecar does not speak HTTP/2.
+    """
+    client = connect(sidecar, authority)
+    agree_on_http2(client, authority.partition(":")[0], sidecar.ca_file)
+    return Peer(client, PREFACE + settings())
+
+
+def asked(authority: str, *more: Field, path: str = "/", method: str = "GET") -> bytes:
+    """Return the header block of a request for https.
+
+    Args:
+        authority: its destination, `host:port`.
+        more: fields behind the pseudo-header fields.
+        path: with the query.
+        method: the method.
+    """
+    return block((":method", method), (":scheme", "https"), (":authority", authority), (":path", path), *more)

@@ -31,9 +31,11 @@ from h2.events import (
 )
 from h2.exceptions import ProtocolError
 
+from tests.e2e.app import connect
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import DEADLINE, RawClient
 from tests.e2e.connection import Connection
+from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import TlsUpstream
 
 HeaderList = list[tuple[str, str]]
@@ -49,6 +51,19 @@ def agree_on_http2(client: RawClient, server_name: str, ca_file: Path) -> None:
     context.set_alpn_protocols(["h2"])
     client.start_tls(server_name, context=context)
     assert client._socket.selected_alpn_protocol() == "h2"  # type: ignore[attr-defined]  # it is TLS by now
+
+
+def speak(sidecar: Sidecar, authority: str) -> Http2Client:
+    """Open HTTP/2 through a sidecar to a destination, inspected inside CONNECT.
+
+    Args:
+        sidecar: the sidecar.
+        authority: the destination, `host:port`.
+
+    Raises:
+        AssertionError: the sidecar does not speak HTTP/2.
+    """
+    return Http2Client.open(connect(sidecar, authority), authority.partition(":")[0], sidecar.ca_file)
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:

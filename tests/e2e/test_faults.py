@@ -26,7 +26,7 @@ import pytest
 from tests.e2e.app import careless, connect
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient, curl
-from tests.e2e.frames import END_HEADERS, Peer, block, headers, settings
+from tests.e2e.frames import END_HEADERS, PREFACE, Peer, asked, headers, settings
 from tests.e2e.sidecar import ROOT, Sidecar, overcoat_command
 from tests.e2e.test_workers import wait_until, workers
 from tests.e2e.upstream import TlsUpstream
@@ -169,7 +169,6 @@ def test_a_full_disk_costs_decision_lines_and_no_request(
         }
 
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 LIMIT = 64
 
 
@@ -207,7 +206,7 @@ def test_apps_of_http_2_that_hold_many_servers_leave_descriptors_to_others(
     with Sidecar("", tmp_path, authority=authority, command=command) as sidecar:
         name = f"127.0.0.1:{upstream.port}"
         apps = [Peer(RawClient(sidecar.address), PREFACE + settings()) for _ in range(3)]
-        fields = block((":method", "POST"), (":scheme", "https"), (":authority", name), (":path", "/never-ends"))
+        fields = asked(name, path="/never-ends", method="POST")
         for app in apps:
             for number in range(100):  # as many as may be, each on a connection of its own there
                 app.send(headers(2 * number + 1, fields, END_HEADERS))

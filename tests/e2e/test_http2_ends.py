@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 
 from proxy.engine.conversation import MAX_TRIES
-from tests.e2e.app import connect
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import Accepted, RawClient
 from tests.e2e.frames import (
@@ -29,8 +28,9 @@ from tests.e2e.frames import (
     HEADERS,
     RST_STREAM,
     Code,
-    Peer,
+    asked,
     block,
+    by_hand,
     data,
     goaway,
     headers,
@@ -38,7 +38,7 @@ from tests.e2e.frames import (
     settings,
 )
 from tests.e2e.frameserver import FrameServer, Got, frame_server
-from tests.e2e.http2 import Http2Client, Message, agree_on_http2
+from tests.e2e.http2 import Http2Client, Message, agree_on_http2, speak
 from tests.e2e.sidecar import Sidecar
 
 HOST = "far.example"
@@ -52,20 +52,6 @@ def sidecar(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> I
         yield running
         assert '"level": "error"' not in running.stderr, running.stderr
         assert running.metrics().value("overcoat_hook_failures_total") == 0
-
-
-def speak(sidecar: Sidecar, server: FrameServer) -> Http2Client:
-    return Http2Client.open(connect(sidecar, server.authority), HOST, sidecar.ca_file)
-
-
-def by_hand(sidecar: Sidecar, server: FrameServer) -> Peer:
-    client = connect(sidecar, server.authority)
-    agree_on_http2(client, HOST, sidecar.ca_file)
-    return Peer(client, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings())
-
-
-def asked(server: FrameServer, path: str, method: str = "GET") -> bytes:
-    return block((":method", method), (":scheme", "https"), (":authority", server.authority), (":path", path))
 
 
 def whole(client: Http2Client, server: FrameServer, path: str) -> int:
@@ -98,7 +84,7 @@ class TestGoaway:
                 echo(got)
 
         with frame_server(authority, HOST, answer, began=began) as server:
-            client = speak(sidecar, server)
+            client = speak(sidecar, server.authority)
             streams = {}
             for number in range(60):
                 if number and number % (3 * each) == 0:  # each try serves as many; there are four
@@ -129,7 +115,7 @@ class TestGoaway:
                 echo(first)
 
         with frame_server(authority, HOST, answer) as server:
-            client = speak(sidecar, server)
+            client = speak(sidecar, server.authority)
             streams = [client.send(server.authority, "/1", method="GET")]
             server.wait_for(1)
             streams += [client.send(server.authority, "/2", body=b"two"), client.send(server.authority, "/3")]
@@ -147,7 +133,7 @@ class TestGoaway:
                 echo(got)
 
         with frame_server(authority, HOST, answer) as server:
-            client = speak(sidecar, server)
+            client = speak(sidecar, server.authority)
             first = client.send(server.authority, "/first", method="GET")
             (got,) = server.wait_for(1)
             second = client.send(server.authority, "/second", method="GET")
@@ -160,8 +146,11 @@ class TestGoaway:
 
     def test_an_apps_own_loses_nothing_under_way(self, sidecar: Sidecar, authority: Authority) -> None:
         with frame_server(authority, HOST, lambda _: None) as server:
-            peer = by_hand(sidecar, server)
-            peer.send(headers(1, asked(server, "/1")), headers(3, asked(server, "/3", "POST"), END_HEADERS))
+            peer = by_hand(sidecar, server.authority)
+            peer.send(
+                headers(1, asked(server.authority, path="/1")),
+                headers(3, asked(server.authority, path="/3", method="POST"), END_HEADERS),
+            )
             server.wait(lambda: len(server.requests) == 2)
             peer.send(goaway(0))
             peer.send(data(3, b"the rest", last=True))
@@ -193,7 +182,7 @@ class TestGoaway:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
 
         with frame_server(authority, HOST, answer) as server:
-            client = speak(sidecar, server)
+            client = speak(sidecar, server.authority)
             streams = [client.send(server.authority, f"/{each}", body=b"once") for each in range(count)]
             answers = [client.read(stream) for stream in streams]
             assert [(each.status, each.body) for each in answers] == [(200, b"/%d" % each) for each in range(count)]
@@ -213,14 +202,14 @@ class TestAgain:
                 echo(got)
 
         with frame_server(authority, HOST, answer) as server:
-            client = speak(sidecar, server)
+            client = speak(sidecar, server.authority)
             message = client.read(client.send(server.authority, "/x", method=method, body=b"body"))
             assert (message.status, message.body.decode()) == (200, f"{method} /x body")
             assert [got.body for got in server.wait_for(refusals + 1)] == [b"body"] * (refusals + 1)
 
     def test_but_not_for_ever(self, sidecar: Sidecar, authority: Authority) -> None:
         with frame_server(authority, HOST, lambda got: got.peer.send(reset(got.stream, Code.REFUSED_STREAM))) as server:
-            client = speak(sidecar, server)
+            client = speak(sidecar, server.authority)
             assert_failed(client.read(client.send(server.authority, method="GET")))
             server.wait_for(MAX_TRIES)
 
@@ -237,7 +226,7 @@ class TestAgain:
 
         # The sidecar likes HTTP/1.1 better, and says so; this server does not ask.
         with frame_server(authority, HOST, answer, alpn=("h2", "http/1.1"), http1=http1) as server:
-            client = speak(sidecar, server)
+            client = speak(sidecar, server.authority)
             for path in ("/1", "/2"):
                 message = client.read(whole(client, server, path))
                 assert (message.status, message.body) == (200, b"old")
@@ -267,7 +256,7 @@ class TestAgain:
                 end(got)  # type: ignore[operator]  # one of the functions above
 
         with frame_server(authority, HOST, answer) as server:
-            client = speak(sidecar, server)
+            client = speak(sidecar, server.authority)
             if not is_first:
                 client.read(client.send(server.authority, "/first", method="GET"))
             assert_failed(client.read(client.send(server.authority, "/pay", body=b"1 EUR")))
@@ -281,7 +270,7 @@ class TestAgain:
                 echo(got)
 
         with frame_server(authority, HOST, answer) as server:
-            client = speak(sidecar, server)
+            client = speak(sidecar, server.authority)
             for path in ("/1", "/2"):
                 assert client.read(whole(client, server, path)).body == f"GET {path} ".encode()
             assert [got.peer.number for got in server.wait_for(3)] == [0, 0, 1]
@@ -321,10 +310,10 @@ class TestMalformed:
 
     def ask(self, sidecar: Sidecar, authority: Authority, bad: bytes | None, makes: object) -> Message:
         with frame_server(authority, HOST, lambda _: None) as server:
-            other = speak(sidecar, server)
+            other = speak(sidecar, server.authority)
             under_way = other.send(server.authority, "/other", method="GET")
             (first,) = server.wait_for(1)
-            client = speak(sidecar, server)
+            client = speak(sidecar, server.authority)
             stream = client.send(server.authority, "/bad", method="GET")
             got = server.wait_for(2)[1]
             assert got.peer is first.peer
@@ -366,11 +355,11 @@ class TestMalformed:
                 echo(got)
 
         with frame_server(authority, HOST, answer) as server:
-            peer = by_hand(sidecar, server)
-            peer.send(headers(1, asked(server, "/bad", method)))
+            peer = by_hand(sidecar, server.authority)
+            peer.send(headers(1, asked(server.authority, path="/bad", method=method)))
             found = peer.head(1)
             assert (found.get(":status"), found.is_end) == (status, True)
-            peer.send(headers(3, asked(server, "/next")))
+            peer.send(headers(3, asked(server.authority, path="/next")))
             seen = peer.find(lambda each: each.kind == DATA)
             assert (seen.stream, seen.payload) == (3, b"GET /next ")
             assert len(server.connections) == 1
@@ -382,7 +371,7 @@ class TestAppsGone:
         self, sidecar: Sidecar, authority: Authority, is_reset: bool
     ) -> None:
         with frame_server(authority, HOST, lambda _: None) as server:
-            stays, goes = speak(sidecar, server), speak(sidecar, server)
+            stays, goes = speak(sidecar, server.authority), speak(sidecar, server.authority)
             kept = stays.send(server.authority, "/stays", method="GET")
             (first,) = server.wait_for(1)
             goes.send(server.authority, "/goes", method="GET")
@@ -399,7 +388,7 @@ class TestAppsGone:
 
     def test_one_that_is_given_up_is_cancelled_alone(self, sidecar: Sidecar, authority: Authority) -> None:
         with frame_server(authority, HOST, lambda _: None) as server:
-            client = speak(sidecar, server)
+            client = speak(sidecar, server.authority)
             kept, given_up = (client.send(server.authority, f"/{each}", method="GET") for each in range(2))
             first, second = sorted(server.wait_for(2), key=lambda got: got.path)
             client.give_up(given_up)
@@ -414,7 +403,7 @@ def test_no_more_streams_than_the_upstream_allows(sidecar: Sidecar, authority: A
             got.peer.send(reset(got.stream, Code.REFUSED_STREAM))
 
     with frame_server(authority, HOST, lambda _: None, first=settings((3, 2)), began=began) as server:
-        client = speak(sidecar, server)
+        client = speak(sidecar, server.authority)
         streams = [client.send(server.authority, f"/{number}", method="GET") for number in range(7)]
         server.wait(lambda: len(server.connections) >= 4, "a fourth connection")
         server.wait(lambda: sum(min(2, len(each.requests)) for each in server.connections) == 7, "seven requests")
@@ -433,16 +422,19 @@ def test_what_is_under_way_ends_before_the_sidecar_does(
         Sidecar(POLICY, folder, authority=authority, hosts={HOST: "127.0.0.1"}) as sidecar,
         frame_server(authority, HOST, lambda _: None) as server,
     ):
-        peer = by_hand(sidecar, server)
-        peer.send(headers(1, asked(server, "/1")), headers(3, asked(server, "/3", "POST"), END_HEADERS))
+        peer = by_hand(sidecar, server.authority)
+        peer.send(
+            headers(1, asked(server.authority, path="/1")),
+            headers(3, asked(server.authority, path="/3", method="POST"), END_HEADERS),
+        )
         server.wait(lambda: len(server.requests) == 2)
         sidecar.signal(signal.SIGTERM)
         first = peer.find(lambda each: each.kind == GOAWAY)
         assert (first.last, first.code) == (2**31 - 1, Code.NO_ERROR)
-        peer.send(headers(5, asked(server, "/5")))  # it had not heard of it yet
+        peer.send(headers(5, asked(server.authority, path="/5")))  # it had not heard of it yet
         second = peer.find(lambda each: each.kind == GOAWAY)
         assert (second.last, second.code) == (5, Code.NO_ERROR)
-        peer.send(headers(7, asked(server, "/7")))
+        peer.send(headers(7, asked(server.authority, path="/7")))
         refused = peer.find(lambda each: each.kind == RST_STREAM)
         assert (refused.stream, refused.code) == (7, Code.REFUSED_STREAM)
         peer.send(data(3, b"the rest", last=True))
@@ -492,11 +484,11 @@ class TestReload:
             Sidecar(POLICY, tmp_path, authority=authority, hosts={HOST: "127.0.0.1"}) as sidecar,
             frame_server(authority, HOST, answer) as server,
         ):
-            peer = by_hand(sidecar, server)
+            peer = by_hand(sidecar, server.authority)
             streams = range(1, 2 * AT_ONCE, 2)
             for stream in streams:
                 flags = END_HEADERS if stream % 4 == 3 else END_HEADERS | END_STREAM
-                peer.send(headers(stream, asked(server, f"/{stream}", "POST"), flags))
+                peer.send(headers(stream, asked(server.authority, path=f"/{stream}", method="POST"), flags))
             server.wait_for(AT_ONCE)
             reload(sidecar, f"{POLICY}\n{then}")
             assert peer.find(lambda each: each.kind == GOAWAY).code == Code.NO_ERROR
@@ -506,7 +498,7 @@ class TestReload:
                 if message is not None and reason is not None:
                     assert json.loads(message.body)["reason"] == reason
             else:
-                peer.send(headers(99, asked(server, "/new")))
+                peer.send(headers(99, asked(server.authority, path="/new")))
                 found = peer.find(lambda each: each.kind == HEADERS)
                 assert (found.stream, found.get(":status")) == (99, str(status))
                 if reason is not None:

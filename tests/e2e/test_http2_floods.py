@@ -7,6 +7,7 @@ says so (CVE-2019-9512, -9515, -9518, CVE-2023-44487, CVE-2024-27316, CVE-2025-8
 from __future__ import annotations
 
 import os
+import select
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -30,13 +31,14 @@ from tests.e2e.frames import (
     HEADERS,
     PADDED,
     PING,
-    PREFACE,
     PRIORITY,
     RST_STREAM,
     Code,
     Frame,
     Peer,
+    asked,
     block,
+    by_hand,
     data,
     headers,
     reset,
@@ -44,7 +46,7 @@ from tests.e2e.frames import (
     window_update,
 )
 from tests.e2e.frameserver import FrameServer, Got, frame_server
-from tests.e2e.http2 import Http2Client, agree_on_http2, frame
+from tests.e2e.http2 import Http2Client, frame
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import TlsUpstream
 
@@ -78,16 +80,6 @@ def seconds_used(sidecar: Sidecar) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def by_hand(sidecar: Sidecar, authority: str) -> Peer:
-    client = connect(sidecar, authority)
-    agree_on_http2(client, HOST, sidecar.ca_file)
-    return Peer(client, PREFACE + settings())
-
-
-def asked(authority: str, *more: tuple[str, str], path: str = "/", method: str = "GET") -> bytes:
-    return block((":method", method), (":scheme", "https"), (":authority", authority), (":path", path), *more)
-
-
 class Reader(threading.Thread):
     """Reads what a connection says, so that it never waits for us; keeps resets and the farewell."""
 
@@ -116,6 +108,9 @@ def flood(peer: Peer, frames: Callable[[int], bytes], *, most: int = 48 * MIB) -
         while sent < most:
             piece = b"".join(frames(number + each) for each in range(200))
             number += 200
+            # A send that waits would keep the reader from the connection's TLS, and so from its last words.
+            if not select.select([], [peer.client._socket], [], 5)[1]:
+                break
             peer.send(piece)
             sent += len(piece)
     return sent

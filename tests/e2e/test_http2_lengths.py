@@ -13,9 +13,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.e2e.app import connect
 from tests.e2e.certificates import Authority
-from tests.e2e.http2 import HeaderList, Http2Client, Http2Upstream, Message, Reply
+from tests.e2e.http2 import HeaderList, Http2Client, Http2Upstream, Message, Reply, speak
 from tests.e2e.receiver import Receiver
 from tests.e2e.scripted import Upstream
 from tests.e2e.sidecar import Sidecar
@@ -48,10 +47,6 @@ def far(request: pytest.FixtureRequest, authority: Authority) -> Iterator[Upstre
         made = Upstream(request.param, context)
         stack.callback(made.close)
         yield made
-
-
-def speak(sidecar: Sidecar, authority: str) -> Http2Client:
-    return Http2Client.open(connect(sidecar, authority), authority.partition(":")[0], sidecar.ca_file)
 
 
 def head(authority: str, *fields: tuple[str, str]) -> HeaderList:

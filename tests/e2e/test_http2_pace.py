@@ -15,10 +15,9 @@ import pytest
 
 from proxy.engine.http2state import CONNECTION_WINDOW, STREAM_WINDOW
 from tests.e2e import wire
-from tests.e2e.app import connect
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import Accepted
-from tests.e2e.http2 import Http2Client, Http2Upstream, Message
+from tests.e2e.http2 import Http2Client, Http2Upstream, Message, speak
 from tests.e2e.receiver import Receiver
 from tests.e2e.scripted import Upstream
 from tests.e2e.sidecar import Sidecar
@@ -58,10 +57,6 @@ def far(authority: Authority) -> Iterator[Upstream]:
         made = Upstream("far.example", context)
         stack.callback(made.close)
         yield made
-
-
-def speak(sidecar: Sidecar, authority: str) -> Http2Client:
-    return Http2Client.open(connect(sidecar, authority), authority.partition(":")[0], sidecar.ca_file)
 
 
 def send_in_background(server: Accepted, data: bytes) -> Callable[[], None]:

@@ -37,7 +37,7 @@ from tests.e2e.frames import (
     window_update,
 )
 from tests.e2e.frameserver import FrameServer, Got, Serving, frame_server
-from tests.e2e.http2 import Http2Client, agree_on_http2, frame
+from tests.e2e.http2 import Http2Client, agree_on_http2, frame, speak
 from tests.e2e.listeners import listen
 from tests.e2e.sidecar import Sidecar
 
@@ -51,10 +51,6 @@ def sidecar(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> I
     with Sidecar(policy, folder, authority=authority, hosts={HOST: "127.0.0.1"}) as running:
         yield running
         assert '"level": "error"' not in running.stderr, running.stderr
-
-
-def speak(sidecar: Sidecar, authority: str) -> Http2Client:
-    return Http2Client.open(connect(sidecar, authority), HOST, sidecar.ca_file)
 
 
 class Slow:

@@ -17,12 +17,22 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import wire
-from tests.e2e.app import connect
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import Accepted, RawClient
-from tests.e2e.frames import END_HEADERS, END_STREAM, RST_STREAM, Code, Peer, block, headers, reset, settings
+from tests.e2e.frames import (
+    END_HEADERS,
+    END_STREAM,
+    PREFACE,
+    RST_STREAM,
+    Code,
+    Peer,
+    asked,
+    headers,
+    reset,
+    settings,
+)
 from tests.e2e.frameserver import FrameServer, Got, frame_server
-from tests.e2e.http2 import HeaderList, Http2Client, agree_on_http2
+from tests.e2e.http2 import HeaderList, Http2Client, agree_on_http2, speak
 from tests.e2e.listeners import listen
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.test_gate import hashed
@@ -30,7 +40,6 @@ from tests.e2e.test_reload import reload
 
 HOST, OTHER = "far.example", "other.example"
 TRAILERS: HeaderList = [("te", "trailers")]
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +47,6 @@ def sidecar(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> I
     folder, hosts = tmp_path_factory.mktemp("together"), dict.fromkeys((HOST, OTHER), "127.0.0.1")
     with Sidecar("defaults: {https: inspect}", folder, authority=authority, hosts=hosts) as running:
         yield running
-
-
-def asked(authority: str, path: str, *more: tuple[str, str]) -> bytes:
-    return block((":method", "GET"), (":scheme", "https"), (":authority", authority), (":path", path), *more)
 
 
 @pytest.mark.parametrize("how", ["Negotiate YIIabc", "NTLM TlRM"])
@@ -60,8 +65,8 @@ def test_who_authenticates_a_connection_has_one_alone(
             accepted.send(wire.response(200, b"his"))
 
     with frame_server(authority, HOST, lambda got: got.reply(b"all"), alpn=("h2", "http/1.1"), http1=http1) as server:
-        app = Http2Client.open(connect(sidecar, server.authority), HOST, sidecar.ca_file)
-        other = Http2Client.open(connect(sidecar, server.authority), HOST, sidecar.ca_file)
+        app = speak(sidecar, server.authority)
+        other = speak(sidecar, server.authority)
 
         def ask(client: Http2Client, path: str, more: HeaderList) -> int:
             return client.send(server.authority, path, method="GET", headers=more)
@@ -83,9 +88,9 @@ def test_who_authenticates_a_connection_has_one_alone(
 def test_an_upstream_that_allows_no_stream_harms_no_request_to_another(sidecar: Sidecar, authority: Authority) -> None:
     with frame_server(authority, HOST, lambda _: None) as good, Unwilling(authority) as unwilling:
         app = Peer(RawClient(sidecar.address), PREFACE + settings())
-        app.send(headers(1, asked(good.authority, "/slow"), END_HEADERS | END_STREAM))
+        app.send(headers(1, asked(good.authority, path="/slow"), END_HEADERS | END_STREAM))
         good.wait_for(1)
-        app.send(headers(3, asked(unwilling.authority, "/no", *TRAILERS), END_HEADERS | END_STREAM))
+        app.send(headers(3, asked(unwilling.authority, *TRAILERS, path="/no"), END_HEADERS | END_STREAM))
         line = sidecar.wait_for_decision(lambda line: line["path"] == "/no")
         assert (line["reason"], line["status"]) == ("upstream_failed", 502)
         assert "allows no more streams" in line["detail"]
@@ -167,14 +172,14 @@ def test_who_may_no_longer_use_the_proxy_begins_no_stream_in_an_old_connect(
         if spoke:
             agree_on_http2(client, HOST, sidecar.ca_file)
             app = Peer(client, PREFACE + settings())
-            app.send(headers(1, asked(server.authority, "/open"), END_HEADERS | END_STREAM))
+            app.send(headers(1, asked(server.authority, path="/open"), END_HEADERS | END_STREAM))
             server.wait_for(1)
             number = 3
         reload(sidecar, policy("bob"))
         if not spoke:
             agree_on_http2(client, HOST, sidecar.ca_file)
             app = Peer(client, PREFACE + settings())
-        app.send(headers(number, asked(server.authority, "/new"), END_HEADERS | END_STREAM))
+        app.send(headers(number, asked(server.authority, path="/new"), END_HEADERS | END_STREAM))
         while (found := app.read()) is not None and found.stream != number:
             pass
         assert found is not None

@@ -13,7 +13,7 @@ from contextlib import suppress
 import pytest
 
 from tests.e2e import wire
-from tests.e2e.app import connect, fresh, request
+from tests.e2e.app import fresh, request
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import Accepted, RawClient
 from tests.e2e.frames import (
@@ -23,22 +23,21 @@ from tests.e2e.frames import (
     PING,
     Code,
     Peer,
-    block,
+    asked,
+    by_hand,
     data,
     frame,
     goaway,
     headers,
     reset,
-    settings,
 )
 from tests.e2e.frameserver import Got, frame_server
-from tests.e2e.http2 import HeaderList, Http2Client, Http2Upstream, Message, agree_on_http2
+from tests.e2e.http2 import HeaderList, Http2Upstream, Message, speak
 from tests.e2e.sidecar import Decision, Sidecar
 from tests.e2e.upstream import TlsUpstream
 
 HOST = "far.example"
 GRPC: HeaderList = [("te", "trailers"), ("content-type", "application/grpc")]
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +45,6 @@ def sidecar(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> I
     folder = tmp_path_factory.mktemp("words")
     with Sidecar("defaults: {https: inspect}", folder, authority=authority, hosts={HOST: "127.0.0.1"}) as running:
         yield running
-
-
-def speak(sidecar: Sidecar, authority: str) -> Http2Client:
-    return Http2Client.open(connect(sidecar, authority), HOST, sidecar.ca_file)
-
-
-def by_hand(sidecar: Sidecar, authority: str) -> Peer:
-    client = connect(sidecar, authority)
-    agree_on_http2(client, HOST, sidecar.ca_file)
-    return Peer(client, PREFACE + settings())
 
 
 def line_of(sidecar: Sidecar, path: str) -> Decision:
@@ -194,8 +183,7 @@ class TestApps:
     def test_a_flood_is_the_reason_of_what_was_under_way(self, sidecar: Sidecar, authority: Authority) -> None:
         with frame_server(authority, HOST, lambda _: None) as server:
             peer = by_hand(sidecar, server.authority)
-            fields = [(":method", "GET"), (":scheme", "https"), (":authority", server.authority), (":path", "/slow")]
-            peer.send(headers(1, block(*fields), END_HEADERS | END_STREAM))
+            peer.send(headers(1, asked(server.authority, path="/slow"), END_HEADERS | END_STREAM))
             server.wait_for(1)
             self.end_by_pings(peer)
             line = line_of(sidecar, "/slow")

@@ -230,7 +230,19 @@ class Way(Connection[Stream]):
     def broken(self, streams: list[Stream], why: str) -> None:
         self.ends.append(why)
 
+    def goaway(self, last: int, code: int) -> None:
+        pass
+
+    def caught_up(self) -> None:
+        pass
+
+    def closed(self, stream: Stream) -> None:
+        pass
+
     def pause(self, is_paused: bool) -> None:
+        pass
+
+    def write(self, data: bytes) -> None:
         pass
 
     def guarded(self, step: Callable[..., None], *arguments: object) -> None:
