@@ -86,19 +86,31 @@ class Reader(threading.Thread):
     def __init__(self, peer: Peer) -> None:
         super().__init__(daemon=True)
         self.peer = peer
+        self.lock = LOCKS.setdefault(id(peer.client), threading.Lock())
         self.farewell: Frame | None = None
         self.resets = 0
         self.heads: list[Frame] = []
         self.start()
 
+    def _next(self) -> Frame | None:
+        sock = self.peer.client._socket
+        while not (sock.pending() or select.select([sock], [], [], 0.05)[0]):  # type: ignore[attr-defined]  # it is TLS
+            pass
+        with self.lock:
+            return self.peer.read()
+
     def run(self) -> None:
         with suppress(OSError, ValueError):
-            while (found := self.peer.read()) is not None:
+            while (found := self._next()) is not None:
                 if found.kind == GOAWAY:
                     self.farewell = found
                 self.resets += found.kind == RST_STREAM
                 if found.kind == HEADERS:
                     self.heads.append(found)
+
+
+# Of a connection's TLS, which no two threads may use at once: OpenSSL would fail in one of them.
+LOCKS: dict[int, threading.Lock] = {}
 
 
 def flood(peer: Peer, frames: Callable[[int], bytes], *, most: int = 48 * MIB) -> int:
@@ -111,7 +123,8 @@ def flood(peer: Peer, frames: Callable[[int], bytes], *, most: int = 48 * MIB) -
             # A send that waits would keep the reader from the connection's TLS, and so from its last words.
             if not select.select([], [peer.client._socket], [], 5)[1]:
                 break
-            peer.send(piece)
+            with LOCKS.setdefault(id(peer.client), threading.Lock()):
+                peer.send(piece)
             sent += len(piece)
     return sent
 
