@@ -337,26 +337,41 @@ class TestProxyAuthorization:
 
 
 RAISES = f"""
+import importlib
+
 def raises(*_, **__):
     raise ValueError("{CARD} {BEARER}")
+
+def break_name(module, name):
+    *outer, last = name.split(".")
+    holder = importlib.import_module(module)
+    for part in outer:
+        holder = getattr(holder, part)
+    getattr(holder, last)  # a name that has moved elsewhere: the sidecar doesn't start
+    setattr(holder, last, raises)
 """
 START = "\nfrom proxy.cli import main\nmain()"
 
+
+def _broken(module: str, name: str) -> str:
+    return f"break_name({module!r}, {name!r})"
+
+
 FAULTS = {
-    "in a request hook": "import addons.encryption as a; a.Encryption.request = raises",
-    "in the telemetry": "import addons.telemetry as a; a.Telemetry.response = raises",
-    "in a verification callback": "import addons.pinning as a; a._check = raises",
+    "in a request hook": _broken("addons.encryption", "Encryption.request"),
+    "in the telemetry": _broken("addons.telemetry", "Telemetry.response"),
+    "in a verification callback": _broken("addons.pinning", "_check"),
 }
 FAULTS_IN_HTTP_1 = FAULTS | {
-    "in the reading of a head": "import proxy.engine.http1 as a; a.request_of = raises",
-    "in the reading of a body": "import proxy.engine.conversation as a; a.Conversation.request_data = raises",
-    "in the dialling": "import proxy.engine.upstream as a; a.dial = raises",
-    "in the TLS": "import proxy.engine.tlsstream as a; a.TlsStream.handshake = raises",
-    "in the pool": "import proxy.engine.pool as a; a.Pool.take = raises",
-    "in the response's head": "import proxy.engine.conversation as a; a.Conversation.response_head = raises",
-    "in the response's body": "import proxy.engine.conversation as a; a.Conversation.response_data = raises",
-    "in the response's end": "import proxy.engine.pool as a; a.Pool.give = raises",
-    "in a timer": "import proxy.engine.app as a; a.AppSocket._watch_idle = raises",
+    "in the reading of a head": _broken("proxy.engine.messages", "request_of"),
+    "in the reading of a body": _broken("proxy.engine.conversation", "Conversation.request_data"),
+    "in the dialling": _broken("proxy.engine.upstream", "dial"),
+    "in the TLS": _broken("proxy.engine.tlsstream", "TlsStream.handshake"),
+    "in the pool": _broken("proxy.engine.pool", "Pool.take"),
+    "in the response's head": _broken("proxy.engine.conversation", "Conversation.response_head"),
+    "in the response's body": _broken("proxy.engine.conversation", "Conversation.response_data"),
+    "in the response's end": _broken("proxy.engine.pool", "Pool.give"),
+    "in a timer": _broken("proxy.engine.app", "AppSocket._watch_idle"),
     "in a timer that was set": """
 import proxy.engine.app as a
 original = a.AppSocket._watch_idle
@@ -372,17 +387,17 @@ async def never(*_):
     await a.asyncio.sleep(60)
 c.dial = never
 """,
-    "in a pause": "import proxy.engine.app as a; a.AppSocket.hold = raises",
-    "in the end of a connection": "import proxy.engine.http1 as a; a.AppHttp1.gone = raises",
+    "in a pause": _broken("proxy.engine.app", "AppSocket.hold"),
+    "in the end of a connection": _broken("proxy.engine.http1", "AppHttp1.gone"),
 }
 FAULTS_IN_HTTP_2 = FAULTS | {
-    "in the state of a connection": "import proxy.engine.http2state as a; a.State.receive_data = raises",
-    "in what a frame means": "import proxy.engine.http2app as a; a.AppHttp2.event = raises",
-    "in a stream": "import proxy.engine.http2app as a; a.AppHttp2Stream.data = raises",
-    "in an answer": "import proxy.engine.http2app as a; a.AppHttp2Stream.begin = raises",
-    "in the conversation": "import proxy.engine.conversation as a; a.Conversation.request_end = raises",
-    "in the dialling": "import proxy.engine.upstream as a; a.dial = raises",
-    "in the end of a connection": "import proxy.engine.http2app as a; a.AppHttp2.gone = raises",
+    "in the state of a connection": _broken("proxy.engine.http2state", "State.receive_data"),
+    "in what a frame means": _broken("proxy.engine.http2app", "AppHttp2.event"),
+    "in a stream": _broken("proxy.engine.http2app", "AppHttp2Stream.data"),
+    "in an answer": _broken("proxy.engine.http2app", "AppHttp2Stream.begin"),
+    "in the conversation": _broken("proxy.engine.conversation", "Conversation.request_end"),
+    "in the dialling": _broken("proxy.engine.upstream", "dial"),
+    "in the end of a connection": _broken("proxy.engine.http2app", "AppHttp2.gone"),
 }
 
 
