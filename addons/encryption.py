@@ -19,11 +19,11 @@ from addons import marked
 from addons.exchange import Exchange
 from addons.headers import has_field, values_of
 from addons.sessions import Sessions
-from proxy.core import bodies, responses
 from proxy.core.decisions import Denied, Reason
-from proxy.core.jwe import Sealer, Sealers
-from proxy.core.keys import Key
-from proxy.core.policy import FieldEntry
+from proxy.core.fields import bodies, responses
+from proxy.core.fields.entries import FieldEntry
+from proxy.core.jose.jwe import Sealer, Sealers
+from proxy.core.jose.keys import Key
 
 _PARTIAL = 206
 

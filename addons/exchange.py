@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 
 from mitmproxy import http
 
-from proxy.core.appview import View
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
-from proxy.core.pins import PinVerdict
-from proxy.core.policy import Mode, Policy, Rule
-from proxy.core.problems import (
+from proxy.core.fields.readings import Readings
+from proxy.core.http.problems import (
     JSON_TYPE,
     PAGE_TYPE,
     grpc_fields,
@@ -28,7 +26,9 @@ from proxy.core.problems import (
     proxy_status,
     wants_page,
 )
-from proxy.core.readings import Readings
+from proxy.core.pins import PinVerdict
+from proxy.core.rules.appview import View
+from proxy.core.rules.policy import Mode, Policy, Rule
 
 _OF_TLS = frozenset((Reason.TLS_FAILED, Reason.CERTIFICATE_INVALID))
 

@@ -18,15 +18,15 @@ from mitmproxy import http
 from addons.exchange import Exchange
 from addons.headers import values_of
 from addons.sessions import Session, Sessions
-from proxy.core.clients import check_client
-from proxy.core.credentials import Verifier
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, canonical
-from proxy.core.heads import names_in
-from proxy.core.hsts import KnownHosts
-from proxy.core.names import check_host_fields, check_hosts_in, check_server_name
-from proxy.core.policy import ListenerKind
-from proxy.core.transport import decide_https, decide_plain_http
+from proxy.core.http.heads import names_in
+from proxy.core.http.names import check_host_fields, check_hosts_in, check_server_name
+from proxy.core.rules.hsts import KnownHosts
+from proxy.core.rules.policy import ListenerKind
+from proxy.core.rules.transport import decide_https, decide_plain_http
+from proxy.core.who.clients import check_client
+from proxy.core.who.credentials import Verifier
 
 
 class Gate:

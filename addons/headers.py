@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mitmproxy import http
 
-from proxy.core.heads import names_in
+from proxy.core.http.heads import names_in
 
 
 def values_of(headers: http.Headers, name: bytes) -> list[str]:

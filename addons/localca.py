@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from mitmproxy import http
 
 from addons.sessions import Sessions
+from proxy.core.certificates.localca import Lifetime
 from proxy.core.decisions import Action, Denied
-from proxy.core.localca import Lifetime
-from proxy.core.policy import HTTP_PORT
+from proxy.core.destinations import HTTP_PORT
 
 
 class LocalCaGuard:

@@ -2,7 +2,7 @@
 
 Rules of this module:
 
-- An entry's `when` is asked about every way in which servers may read the request (`proxy.core.readings`).
+- An entry's `when` is asked about every way in which servers may read the request (`proxy.core.fields.readings`).
 - In observe mode nothing is decrypted, and what would be encrypted is counted beside a body that passes as it came.
 """
 
@@ -14,9 +14,9 @@ from mitmproxy import http
 
 from addons.exchange import Exchange
 from addons.headers import has_field, values_of
-from proxy.core import bodies, encodings, readings, signatures
 from proxy.core.decisions import Denied
-from proxy.core.policy import FieldEntry
+from proxy.core.fields import bodies, encodings, readings, signatures
+from proxy.core.fields.entries import FieldEntry
 
 
 def host(exchange: Exchange) -> str:

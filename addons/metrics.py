@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from proxy.core.decisions import Action, Reason
 from proxy.core.pins import PinVerdict
-from proxy.core.policy import Policy
+from proxy.core.rules.policy import Policy
 
 NO_RULE = "-"
 NO_REASON = "-"

@@ -19,12 +19,12 @@ from OpenSSL import SSL, crypto
 
 from addons.exchange import Upstream
 from addons.sessions import Sessions
+from proxy.core.certificates.forms import form_defect
 from proxy.core.decisions import Denied, Reason
-from proxy.core.destinations import Destination
-from proxy.core.forms import form_defect
+from proxy.core.destinations import HTTPS_PORT, Destination
 from proxy.core.pins import PinVerdict, check_pins, spki_pin
-from proxy.core.policy import HTTPS_PORT, Mode, Policy, Rule
-from proxy.core.transport import hint_for_neighbour
+from proxy.core.rules.policy import Mode, Policy, Rule
+from proxy.core.rules.transport import hint_for_neighbour
 
 VerifyCallback = Callable[[SSL.Connection, crypto.X509, int, int, int], bool]
 

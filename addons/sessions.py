@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from mitmproxy import connection, http
 
 from addons.exchange import Exchange, Upstream
-from proxy.core.addresses import network_of
-from proxy.core.appview import View
-from proxy.core.clients import User
 from proxy.core.decisions import Action, Denied, Reason
-from proxy.core.policy import ListenerKind, Policy
-from proxy.core.redirects import Trail
+from proxy.core.http.redirects import Trail
+from proxy.core.rules.appview import View
+from proxy.core.rules.policy import ListenerKind, Policy
+from proxy.core.who.addresses import network_of
+from proxy.core.who.clients import User
 
 _KEY = "overcoat"
 

@@ -22,7 +22,7 @@ from addons.exchange import Exchange, action_of, denies, never_left
 from addons.metrics import NO_REASON, NO_RULE, Metrics
 from addons.sessions import Sessions
 from proxy.core.pins import PinVerdict
-from proxy.core.policy import ListenerKind
+from proxy.core.rules.policy import ListenerKind
 
 
 class Telemetry:

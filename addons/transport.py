@@ -17,16 +17,15 @@ from mitmproxy import http
 from addons.exchange import Exchange, denies
 from addons.headers import values_of
 from addons.sessions import Sessions
-from proxy.core import appview
-from proxy.core.cookies import Cookies, Way, names_sent
 from proxy.core.decisions import Action, Denied, Reason
-from proxy.core.destinations import Destination, parse_authority
-from proxy.core.heads import names_in
-from proxy.core.hops import has_come_through, one_forward_less, without_hop
-from proxy.core.hsts import KnownHosts
-from proxy.core.names import host_field, with_host
-from proxy.core.policy import HTTPS_PORT
-from proxy.core.transport import decide_plain_http
+from proxy.core.destinations import HTTPS_PORT, Destination, parse_authority
+from proxy.core.http.cookies import Cookies, Way, names_sent
+from proxy.core.http.heads import names_in
+from proxy.core.http.hops import has_come_through, one_forward_less, without_hop
+from proxy.core.http.names import host_field, with_host
+from proxy.core.rules import appview
+from proxy.core.rules.hsts import KnownHosts
+from proxy.core.rules.transport import decide_plain_http
 
 _FOR_THE_PROXY = frozenset((b"proxy-connection", b"proxy-authorization"))
 

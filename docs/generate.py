@@ -25,8 +25,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from addons.alerts import alerts_rows, rules_text
 from addons.metrics import Metrics, PolicyMetrics
 from proxy.core.decisions import Action, Reason
-from proxy.core.policy import Policy
-from proxy.model import policy_table, schema_text
+from proxy.core.rules.policy import Policy
+from proxy.policyfile.model import policy_table, schema_text
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent

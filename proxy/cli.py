@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from proxy.secrecy import keep_private
-from proxy.signals import take_over_signals
+from proxy.processes.secrecy import keep_private
+from proxy.processes.signals import take_over_signals
 
 _COMMANDS = {
     "serve": ("proxy.commands.serve", "Run the sidecar."),

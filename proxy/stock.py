@@ -32,16 +32,16 @@ from addons.stock.heads import Heads
 from addons.stock.ways import Ways
 from addons.telemetry import Telemetry
 from addons.transport import Transport
-from proxy.ca import CaError, LocalCa, data_directory
-from proxy.config import PolicyErrors, load_policy
-from proxy.core.cookies import Cookies
-from proxy.core.credentials import Verifier
-from proxy.core.hsts import KnownHosts
-from proxy.core.policy import Policy
+from proxy.core.http.cookies import Cookies
+from proxy.core.rules.hsts import KnownHosts
+from proxy.core.rules.policy import Policy
+from proxy.core.who.credentials import Verifier
+from proxy.disk.ca import CaError, LocalCa, data_directory
+from proxy.disk.preload import is_preloaded
 from proxy.engine.tls import NoRoots, TlsConnections, with_roots
-from proxy.findings import findings
-from proxy.preload import is_preloaded
-from proxy.secrecy import SecretVariables
+from proxy.policyfile.findings import findings
+from proxy.policyfile.load import PolicyErrors, load_policy
+from proxy.processes.secrecy import SecretVariables
 
 if TYPE_CHECKING:
     from mitmproxy.addonmanager import Loader

@@ -7,7 +7,7 @@ from hypothesis import settings
 from mitmproxy import connection
 
 from addons.sessions import Sessions
-from proxy.core.policy import Policy
+from proxy.core.rules.policy import Policy
 
 # A machine that is busy with something else makes an example slow, not wrong; pytest-timeout ends what really hangs.
 settings.register_profile("overcoat", parent=settings(), deadline=None)

@@ -21,10 +21,10 @@ from addons.metrics import Metrics, PolicyMetrics
 from addons.sessions import Sessions
 from addons.telemetry import Telemetry
 from proxy import cli
-from proxy.config import load_policy
 from proxy.core.decisions import Denied, Reason
-from proxy.core.keys import Alg, new_key, to_pem
-from proxy.core.policy import Mode, Policy
+from proxy.core.jose.keys import Alg, new_key, to_pem
+from proxy.core.rules.policy import Mode, Policy
+from proxy.policyfile.load import load_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPERS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

@@ -18,37 +18,28 @@ from datetime import date
 
 import pytest
 
-from proxy.core import (
-    appview,
-    bodies,
-    cookies,
-    credentials,
-    encodings,
-    heads,
-    hops,
-    hsts,
-    jose,
-    names,
-    problems,
-    responses,
-)
-from proxy.core.addresses import parse_ip
 from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination, canonical_host, parse_authority
-from proxy.core.fields import Job, splice
-from proxy.core.framing import BadFraming, ChunkedBody
-from proxy.core.jsontext import find_spans, string_value
-from proxy.core.jwe import JweError, open_token
-from proxy.core.keymaterial import Alg, SecretBytes
-from proxy.core.keys import Bind, Key, KeySet
-from proxy.core.place import Place
-from proxy.core.policy import PathGlob, When
-from proxy.core.readings import readings, with_body
-from proxy.core.redirects import Trail
-from proxy.core.selectors import parse_selector
-from proxy.core.signatures import covering
+from proxy.core.fields import bodies, encodings, responses
+from proxy.core.fields.entries import PathGlob, When
+from proxy.core.fields.jsontext import find_spans, string_value
+from proxy.core.fields.readings import readings, with_body
+from proxy.core.fields.selectors import parse_selector
+from proxy.core.fields.signatures import covering
+from proxy.core.fields.splice import Job, splice
+from proxy.core.http import cookies, heads, hops, names, problems
+from proxy.core.http.framing import BadFraming, ChunkedBody
+from proxy.core.http.redirects import Trail
+from proxy.core.jose import encoding
+from proxy.core.jose.jwe import JweError, open_token
+from proxy.core.jose.keymaterial import Alg, SecretBytes
+from proxy.core.jose.keys import Bind, Key, KeySet
+from proxy.core.jose.place import Place
+from proxy.core.rules import appview, hsts
+from proxy.core.who import credentials
+from proxy.core.who.addresses import parse_ip
+from proxy.engine.apps.sniffing import listen
 from proxy.engine.messages import request_of
-from proxy.engine.sniffing import listen
 from tests.growth import TOO_MUCH, growth
 
 HEAD = 64 * 1024
@@ -120,7 +111,7 @@ def spliced(text: str) -> None:
 
 
 def opened(header: str) -> None:
-    open_token(f"{jose.base64url(header.encode())}.a.a.a.a", KEYS, Place("a", "$"), date(2026, 1, 1))
+    open_token(f"{encoding.base64url(header.encode())}.a.a.a.a", KEYS, Place("a", "$"), date(2026, 1, 1))
 
 
 def response(name: bytes) -> Callable[[str], object]:
@@ -324,7 +315,7 @@ READERS: dict[str, Reader] = {
         units=('"a":1,', '{"a":', "[", "1", "\\u0061", "e", '"kid":"', "[[],"),
     ),
     "a token": Reader(lambda text: open_token(text, KEYS, None, date(2026, 1, 1)), TOKEN, units=("a.", "AAAA", "....")),
-    "what stands in a token": Reader(jose.unbase64url, TOKEN, units=("AAAA", "____")),
+    "what stands in a token": Reader(encoding.unbase64url, TOKEN, units=("AAAA", "____")),
     "a gzip file's members": Reader(members, BODY // 2, ends=("",), units=("a",), is_plain=True),
     "the first bytes": Reader(
         lambda text: listen(field(text)),

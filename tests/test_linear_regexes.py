@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 
-from proxy.core.jsontext import _skipping_others
-from proxy.core.policy import PathGlob
+from proxy.core.fields.entries import PathGlob
+from proxy.core.fields.jsontext import _skipping_others
 from tests.growth import TOO_MUCH, growth
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,8 +31,8 @@ MOST = 64 * 1024
 METHODS = ("match", "fullmatch", "search", "findall", "finditer", "sub", "split")
 GLOBS = ("/v1/**", "/v1/*/a*b*c/**/x*y", "/**/a/**/b/*/**/c", "/*a*a*a*a", "/**/*a*a*/**/*a*a", "/a/**/**/**/b", "/**")
 MADE_INSIDE: dict[tuple[str, str], list[tuple[re.Pattern[Any], str]]] = {
-    ("proxy/core/policy.py", "parse"): [(PathGlob.parse(text).pattern, "fullmatch") for text in GLOBS],
-    ("proxy/core/jsontext.py", "_skipping_others"): [
+    ("proxy/core/fields/entries.py", "parse"): [(PathGlob.parse(text).pattern, "fullmatch") for text in GLOBS],
+    ("proxy/core/fields/jsontext.py", "_skipping_others"): [
         (_skipping_others((b"ssn", b"a", b"", b"\xc3\xa9")).__self__, "match")  # type: ignore[attr-defined]  # a method
     ],
 }
@@ -278,7 +278,11 @@ USES = uses()
 
 
 def test_they_were_found() -> None:
-    for name in ("proxy/core/heads.py:FIELD_LINE", "proxy/core/policy.py:parse", "proxy/core/jsontext.py:_skip_blank"):
+    for name in (
+        "proxy/core/http/heads.py:FIELD_LINE",
+        "proxy/core/fields/entries.py:parse",
+        "proxy/core/fields/jsontext.py:_skip_blank",
+    ):
         assert any(use.where == name for use in USES), name
 
 

@@ -26,10 +26,10 @@ from addons.exchange import Exchange, Upstream
 from addons.pinning import have_expired
 from addons.sessions import Sessions
 from addons.stock.guard import Cut
-from proxy.core.addresses import Address, AddressKind, kind_of, parse_ip
 from proxy.core.decisions import Action, Denied, Reason
-from proxy.core.policy import Policy, Rule
-from proxy.core.transport import forbidden_address, own_listener, unresolved, untaken
+from proxy.core.rules.policy import Policy, Rule
+from proxy.core.rules.transport import forbidden_address, own_listener, unresolved, untaken
+from proxy.core.who.addresses import Address, AddressKind, kind_of, parse_ip
 
 _TOO_LARGE = "exceeds mitmproxy's body_size_limit"
 

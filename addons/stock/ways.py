@@ -23,12 +23,12 @@ from addons.exchange import Exchange
 from addons.sessions import Sessions
 from addons.stock.dials import Dials
 from addons.stock.guard import Closed
-from proxy.core.clients import check_client
+from proxy.core.certificates.localca import Lifetime
 from proxy.core.decisions import Action, Denied, Reason
-from proxy.core.heads import can_become_a_head
-from proxy.core.localca import Lifetime
-from proxy.core.names import check_server_name
-from proxy.core.policy import Policy
+from proxy.core.http.heads import can_become_a_head
+from proxy.core.http.names import check_server_name
+from proxy.core.rules.policy import Policy
+from proxy.core.who.clients import check_client
 
 logger = logging.getLogger("overcoat")
 

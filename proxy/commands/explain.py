@@ -20,7 +20,6 @@ from typing import Any
 
 import click
 
-from proxy.ca import CaError, data_directory, published_lifetime
 from proxy.commands.shared import (
     addresses_texts,
     destination_of,
@@ -34,15 +33,17 @@ from proxy.commands.shared import (
     today,
 )
 from proxy.core.decisions import Action, Decision, Denied, Reason
-from proxy.core.destinations import Destination
-from proxy.core.heads import Fields
-from proxy.core.hsts import KnownHosts
-from proxy.core.jsontext import NotJson, TooMuchSelected, find_spans
-from proxy.core.policy import HTTP_PORT, HTTPS_PORT, FieldEntry, Mode, PlainHttp, Policy, Rule, Signed
-from proxy.core.readings import readings, with_body
-from proxy.core.signatures import covering
-from proxy.core.transport import decide_https, decide_plain_http, denied_by_address
-from proxy.preload import is_preloaded
+from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, Destination
+from proxy.core.fields.entries import FieldEntry, Signed
+from proxy.core.fields.jsontext import NotJson, TooMuchSelected, find_spans
+from proxy.core.fields.readings import readings, with_body
+from proxy.core.fields.signatures import covering
+from proxy.core.http.heads import Fields
+from proxy.core.rules.hsts import KnownHosts
+from proxy.core.rules.policy import Mode, PlainHttp, Policy, Rule
+from proxy.core.rules.transport import decide_https, decide_plain_http, denied_by_address
+from proxy.disk.ca import CaError, data_directory, published_lifetime
+from proxy.disk.preload import is_preloaded
 
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 _URL = re.compile(r"(?:(https?)://)?([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#.*)?", re.DOTALL | re.IGNORECASE)

@@ -27,9 +27,9 @@ import click
 from proxy.commands.failed import Failed
 
 if TYPE_CHECKING:
-    from proxy.core.keys import Alg, Key, KeySet
-    from proxy.core.place import Place
-    from proxy.core.policy import Policy
+    from proxy.core.jose.keys import Alg, Key, KeySet
+    from proxy.core.jose.place import Place
+    from proxy.core.rules.policy import Policy
 
 ALGORITHMS = ("ECDH-ES+A256KW", "RSA-OAEP-256", "A256KW")
 CURVES = ("P-256", "X25519")
@@ -46,9 +46,9 @@ class BadPolicy(Failed):
 def _failures(file: Path | None = None) -> Iterator[None]:
     """Turn what can go wrong with keys, files and tokens into one line."""
     from proxy.core.destinations import BadDestination
-    from proxy.core.jwe import JweError
-    from proxy.core.keys import BadKey
-    from proxy.keyfiles import KeyFileError
+    from proxy.core.jose.jwe import JweError
+    from proxy.core.jose.keys import BadKey
+    from proxy.disk.keyfiles import KeyFileError
 
     try:
         yield
@@ -134,8 +134,8 @@ def new(
     \b
     Example: overcoat keys new --kid pay-2026 --out pay-2026.pem
     """
-    from proxy.core.keys import Alg, new_key
-    from proxy.keyfiles import create_file
+    from proxy.core.jose.keys import Alg, new_key
+    from proxy.disk.keyfiles import create_file
 
     if curve is not None and alg != Alg.ECDH_ES_A256KW:
         raise click.UsageError(f"--curve is for {Alg.ECDH_ES_A256KW} only")
@@ -213,9 +213,9 @@ def seal(source: Source) -> None:
     \b
     Example: echo '"4111"' | overcoat keys seal --key pay.pub.pem --kid pay --host api.pay.example --path '$.card'
     """
-    from proxy.core.jsontext import NotJson, find_spans
-    from proxy.core.jwe import seal as seal_value
-    from proxy.core.keys import Bind
+    from proxy.core.fields.jsontext import NotJson, find_spans
+    from proxy.core.jose.jwe import seal as seal_value
+    from proxy.core.jose.keys import Bind
 
     with _failures(source.file):
         place = _place(source)
@@ -243,8 +243,8 @@ def open_value(source: Source) -> None:
     \b
     Example: overcoat keys open --key pay.pem --kid pay < token
     """
-    from proxy.core.fields import token_of
-    from proxy.core.jwe import JweError, open_token
+    from proxy.core.fields.splice import token_of
+    from proxy.core.jose.jwe import JweError, open_token
 
     with _failures(source.file):
         place = _place(source)
@@ -264,7 +264,7 @@ def open_value(source: Source) -> None:
 
 def _kid_of(token: str) -> str:
     """Return the name that a token calls its key by, as a shell takes it."""
-    from proxy.core.jose import parse_object, unbase64url
+    from proxy.core.jose.encoding import parse_object, unbase64url
 
     kid = parse_object(unbase64url(token.partition(".")[0])).get("kid")
     return shlex.quote(kid) if isinstance(kid, str) and kid.isprintable() else "NAME"
@@ -275,7 +275,7 @@ def _today() -> date:
 
 
 def _encode(key: Key, form: str, *, private: bool) -> bytes:
-    from proxy.core.keys import to_jwk, to_pem
+    from proxy.core.jose.keys import to_jwk, to_pem
 
     if form == "jwk":
         return json.dumps(to_jwk(key, private=private), indent=1).encode("ascii") + b"\n"
@@ -298,8 +298,8 @@ def _explain(key: Key, secret_file: str, public_file: str | None) -> None:
 
 
 def _read_key(file: Path, alg: str | None, kid: str | None, unsafe: bool) -> Key:
-    from proxy.core.keys import Alg, alg_for, load_key
-    from proxy.keyfiles import read_key_file
+    from proxy.core.jose.keys import Alg, alg_for, load_key
+    from proxy.disk.keyfiles import read_key_file
 
     data = read_key_file(file, unsafe_permissions=unsafe)
     chosen: Alg = Alg(alg) if alg else alg_for(data)
@@ -307,8 +307,8 @@ def _read_key(file: Path, alg: str | None, kid: str | None, unsafe: bool) -> Key
 
 
 def _load_policy(option: str | None) -> Policy:
-    from proxy.config import PolicyErrors, find_policy, load_policy
-    from proxy.secrecy import SecretVariables
+    from proxy.policyfile.load import PolicyErrors, find_policy, load_policy
+    from proxy.processes.secrecy import SecretVariables
 
     try:
         return load_policy(find_policy(option, os.environ), os.environ, secrets=SecretVariables())
@@ -318,7 +318,7 @@ def _load_policy(option: str | None) -> Policy:
 
 def _key_set(source: Source) -> KeySet:
     """Return the policy's key set, or one made of the key in the file."""
-    from proxy.core.keys import KeySet
+    from proxy.core.jose.keys import KeySet
 
     if source.file is not None and source.set_name is None:
         if source.policy is not None:
@@ -338,7 +338,7 @@ def _key_set(source: Source) -> KeySet:
 
 def _place(source: Source) -> Place | None:
     from proxy.core.destinations import canonical_host
-    from proxy.core.place import Place, ascii_text
+    from proxy.core.jose.place import Place, ascii_text
 
     if source.host is None and source.path is None:
         return None
@@ -350,7 +350,7 @@ def _place(source: Source) -> Place | None:
 
 
 def _row(key_set: KeySet, key: Key, today: date) -> dict[str, str | bool | None]:
-    from proxy.core.keys import thumbprint
+    from proxy.core.jose.keys import thumbprint
 
     return {
         "set": key_set.name,

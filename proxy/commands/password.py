@@ -17,7 +17,7 @@ def password() -> None:
 
     Example: overcoat password > sidecar-password.hash
     """
-    from proxy.core.clients import hash_password
+    from proxy.core.who.clients import hash_password
 
     if sys.stdin.isatty():
         text = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)

@@ -24,7 +24,8 @@ from proxy.commands.shared import (
     policy_option,
     today,
 )
-from proxy.core.policy import HTTPS_PORT, Policy, Rule
+from proxy.core.destinations import HTTPS_PORT
+from proxy.core.rules.policy import Policy, Rule
 
 if TYPE_CHECKING:
     from cryptography import x509

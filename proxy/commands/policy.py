@@ -29,10 +29,11 @@ from proxy.commands.shared import (
     proxy_url,
     wide_console,
 )
-from proxy.core.addresses import AddressSet
-from proxy.core.policy import Egress, FieldEntry, Https, PlainHttp, Policy, Rule, Signed
-from proxy.findings import Finding, findings
-from proxy.model import schema_text
+from proxy.core.fields.entries import FieldEntry, Signed
+from proxy.core.rules.policy import Egress, Https, PlainHttp, Policy, Rule
+from proxy.core.who.addresses import AddressSet
+from proxy.policyfile.findings import Finding, findings
+from proxy.policyfile.model import schema_text
 
 
 @click.command()
@@ -49,7 +50,7 @@ def check(option: str | None, as_json: bool) -> None:
       overcoat check -p overcoat.yaml
     """
     from proxy.engine.tls import NoRoots, with_roots
-    from proxy.starting import obstacles
+    from proxy.processes.starting import obstacles
 
     policy = load_or_exit(option, as_json=as_json)
     try:

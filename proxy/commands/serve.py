@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from proxy.ca import CaError, LocalCa, data_directory
-from proxy.descriptors import raise_limit, warn_of_limit
+from proxy.disk.ca import CaError, LocalCa, data_directory
+from proxy.engine.descriptors import raise_limit, warn_of_limit
 from proxy.health import Sign, address_text, data_folder
 from proxy.log import say_all_in_one_form
-from proxy.secrecy import SecretVariables
-from proxy.signals import DRAIN, RELOAD, REOPEN, take_over_signals
+from proxy.processes.secrecy import SecretVariables
+from proxy.processes.signals import DRAIN, RELOAD, REOPEN, take_over_signals
 
 if TYPE_CHECKING:
     from addons.metrics import Metrics
-    from proxy.admin import AdminSockets
-    from proxy.core.policy import Policy
+    from proxy.core.rules.policy import Policy
     from proxy.engine.server import Bound, Engine
-    from proxy.reload import Reader
-    from proxy.reminder import Reminder
+    from proxy.processes.admin import AdminSockets
+    from proxy.processes.reload import Reader
+    from proxy.processes.reminder import Reminder
 
 logger = logging.getLogger("overcoat")
 
@@ -52,7 +52,7 @@ def fail(message: str, status: int = 1) -> click.exceptions.Exit:
 
 def or_exit[T](load: Callable[[], T]) -> T:
     """Return what `load` returns, or print everything that is wrong with the policy and exit with status 2."""
-    from proxy.config import PolicyErrors
+    from proxy.policyfile.load import PolicyErrors
 
     try:
         return load()
@@ -88,8 +88,8 @@ def serve(
 
     Example: overcoat serve -p overcoat.yaml
     """
-    from proxy.config import find_policy, load_policy
-    from proxy.reload import Reader
+    from proxy.policyfile.load import find_policy, load_policy
+    from proxy.processes.reload import Reader
 
     given = {"listen": listen, "admin": admin, "probes": probes, "mode": mode}
     overrides = {key: value for key, value in given.items() if value is not None}
@@ -147,7 +147,7 @@ def processors() -> int:
 
 
 def _check_lines(path: Path) -> None:
-    from proxy.lines import open_lines
+    from proxy.processes.lines import open_lines
 
     try:
         os.close(open_lines(path))
@@ -160,9 +160,9 @@ async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitS
     from prometheus_client import CollectorRegistry
 
     from addons.metrics import Metrics, PolicyMetrics
-    from proxy.lines import LineWriter
-    from proxy.reload import log_leaving
-    from proxy.reminder import Reminder
+    from proxy.processes.lines import LineWriter
+    from proxy.processes.reload import log_leaving
+    from proxy.processes.reminder import Reminder
 
     metrics = Metrics(CollectorRegistry())
     lines = LineWriter(path or sys.stdout, metrics.lines_lost.inc)
@@ -208,7 +208,7 @@ def _keep_reminding(engine: Engine, reminder: Reminder) -> None:
 
 def _reload(engine: Engine, reader: Reader, metrics: Metrics) -> None:
     """Take the policy over as it is now; it is read within one turn of the loop, in which nothing else moves."""
-    from proxy.reload import log_read
+    from proxy.processes.reload import log_read
 
     before = engine.policy
     policy = reader.again(before)
@@ -227,15 +227,15 @@ def _serve_together(
     policy: Policy, load: Callable[[], Policy], count: int, closing: contextlib.ExitStack, lines: Path | None
 ) -> int:
     """Serve with several worker processes; return the exit status."""
-    from proxy.metricsfiles import prepare_metrics
+    from proxy.processes.metricsfiles import prepare_metrics
 
     directory = prepare_metrics()
-    from proxy.children import Desk, Equipment, administer, work
     from proxy.engine.server import BindError
     from proxy.engine.tls import NoRoots
-    from proxy.reload import Reader
-    from proxy.reminder import Reminder
-    from proxy.supervisor import Seat, Shared, Supervisor, SupervisorFailed
+    from proxy.processes.children import Desk, Equipment, administer, work
+    from proxy.processes.reload import Reader
+    from proxy.processes.reminder import Reminder
+    from proxy.processes.supervisor import Seat, Shared, Supervisor, SupervisorFailed
 
     try:
         shares = _bind(policy, count)
@@ -279,9 +279,9 @@ def _prepare(policy: Policy, metrics: Metrics, write: Callable[[str], object]) -
 
 
 def _bind_admin(policy: Policy) -> AdminSockets:
-    from proxy.admin import AdminSockets
     from proxy.engine.server import BindError
-    from proxy.starting import bind_own
+    from proxy.processes.admin import AdminSockets
+    from proxy.processes.starting import bind_own
 
     try:
         return AdminSockets(bind_own(policy.admin, "admin"), bind_own(policy.probes, "probes"))
@@ -302,7 +302,7 @@ def _bind(policy: Policy, count: int) -> list[list[Bound]]:
 
 def _announce(policy: Policy, bound: list[Bound], places: AdminSockets, closing: contextlib.ExitStack) -> None:
     """Tell people, programs and `overcoat healthcheck` that it serves."""
-    from proxy.findings import findings, log_findings
+    from proxy.policyfile.findings import findings, log_findings
 
     listen = ["{}:{}".format(*place.socket.getsockname()[:2]) for place in bound]
     logger.info(

@@ -14,12 +14,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from proxy.config import PolicyErrors, find_policy, load_policy
-from proxy.core.addresses import AddressSet
 from proxy.core.destinations import Destination, parse_authority
-from proxy.core.policy import FieldEntry, Policy, Rule, UpstreamProxy
-from proxy.policyvalues import ascii_host
-from proxy.secrecy import SecretVariables
+from proxy.core.fields.entries import FieldEntry
+from proxy.core.rules.policy import Policy, Rule, UpstreamProxy
+from proxy.core.who.addresses import AddressSet
+from proxy.policyfile.load import PolicyErrors, find_policy, load_policy
+from proxy.policyfile.values import ascii_host
+from proxy.processes.secrecy import SecretVariables
 
 _PIPE_WIDTH = 120
 

@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+HTTP_PORT = 80
+HTTPS_PORT = 443
 CACHED = 1024  # an app asks for few hosts, many times; parsing them anew would be a tenth of a request's time
 MAX_HOST_LENGTH = 253  # RFC 1035, section 2.3.4, without the trailing dot
 

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from proxy.core.der import BIT_STRING, SEQUENCE, Element, element, elements, encoded
+from proxy.core.certificates.der import BIT_STRING, SEQUENCE, Element, element, elements, encoded
 from proxy.core.pins import Pin, pin_of_public_key_info, spki_pin
 
 _LABEL = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")

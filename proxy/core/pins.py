@@ -23,7 +23,7 @@ from typing import Literal
 
 from cryptography import x509
 
-from proxy.core.der import to_be_signed
+from proxy.core.certificates.der import to_be_signed
 
 DIGEST_LENGTH = 32  # bytes of SHA-256
 _BASE64_LENGTH = 44  # characters of its base64, the padding included

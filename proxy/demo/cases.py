@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from proxy.core import fields, jwe
-from proxy.core.keys import Alg, KeySet, new_key, to_pem
-from proxy.core.place import Place
-from proxy.core.selectors import parse_selector
+from proxy.core.fields import splice
+from proxy.core.fields.selectors import parse_selector
+from proxy.core.jose import jwe
+from proxy.core.jose.keys import Alg, KeySet, new_key, to_pem
+from proxy.core.jose.place import Place
 from proxy.demo.sidecar import Answer, Sidecar, ask
 from proxy.demo.upstreams import DemoCa, Upstream, start
-from proxy.packaged import config_file
+from proxy.disk.packaged import config_file
 
 BODY = """{
   "amount": 12.50,
@@ -158,7 +159,7 @@ def _fields(upstream: Upstream, answer: Answer, keys: KeySet) -> Case:
     opened = []
 
     def open_value(value: bytes, path: str) -> bytes:
-        token = fields.token_of(value)
+        token = splice.token_of(value)
         if token is None:
             raise ValueError(path)
         plaintext = jwe.open_token(token, keys, Place("localhost", path), datetime.now(UTC).date())
@@ -167,7 +168,7 @@ def _fields(upstream: Upstream, answer: Answer, keys: KeySet) -> Case:
 
     selectors = tuple(parse_selector(text) for text in MARKED)
     try:
-        restored = fields.splice(body, [fields.Job(selectors, open_value)])
+        restored = splice.splice(body, [splice.Job(selectors, open_value)])
     except (ValueError, jwe.JweError):
         failures.append("a marked value did not arrive as a JWE that the receiver's key opens")
     else:

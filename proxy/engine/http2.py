@@ -33,7 +33,7 @@ import h2.settings
 import h2.stream
 from h2.errors import ErrorCodes
 
-from proxy.core.heads import Fields
+from proxy.core.http.heads import Fields
 from proxy.engine.http2state import State, reset_here
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, section 3.4

@@ -211,7 +211,7 @@ class State(h2.connection.H2Connection):
             is_client: whether we are the client.
             header_bytes: how much a header list may have; 32 are counted for each field besides (RFC 9113, 6.5.2).
         """
-        unchecked = h2.config.H2Configuration(  # our own rules are asked: proxy.core.heads2
+        unchecked = h2.config.H2Configuration(  # our own rules are asked: proxy.core.http.heads2
             client_side=is_client,
             header_encoding=None,
             validate_inbound_headers=False,

@@ -2,7 +2,7 @@
 
 Rules of this module:
 
-- A field goes through as it came, unless it is about one connection only (`proxy.core.hops`).
+- A field goes through as it came, unless it is about one connection only (`proxy.core.http.hops`).
 - A target is read by one parser, ours; mitmproxy's takes port 0 for none and decodes A-labels.
 """
 
@@ -16,10 +16,9 @@ from mitmproxy import http
 
 from addons.headers import has_field, values_of
 from proxy.core.decisions import Denied, Reason
-from proxy.core.destinations import CACHED, BadDestination, Destination, parse_authority
-from proxy.core.heads import KEPT, Fields, RequestHead, ResponseHead, names_in
-from proxy.core.hops import without_hop
-from proxy.core.policy import HTTP_PORT, HTTPS_PORT
+from proxy.core.destinations import CACHED, HTTP_PORT, HTTPS_PORT, BadDestination, Destination, parse_authority
+from proxy.core.http.heads import KEPT, Fields, RequestHead, ResponseHead, names_in
+from proxy.core.http.hops import without_hop
 from proxy.engine.flows import new_request, new_response
 
 _OF_THE_CONNECTION = ("negotiate", "ntlm")  # schemes that authenticate a connection instead of a request (RFC 4559)

@@ -22,13 +22,13 @@ from prometheus_client import CollectorRegistry
 
 from addons.exchange import Upstream
 from addons.metrics import Metrics
-from proxy.ca import LocalCa
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
-from proxy.core.policy import ListenerKind, Policy
-from proxy.engine.dialling import connect
+from proxy.core.rules.policy import ListenerKind, Policy
+from proxy.disk.ca import LocalCa
 from proxy.engine.server import Engine
-from proxy.engine.upstream import secure
+from proxy.engine.upstreams.connection import secure
+from proxy.engine.upstreams.dialling import connect
 
 if TYPE_CHECKING:
     from mitmproxy.options import Options

@@ -31,21 +31,21 @@ from addons.pinning import Pinning
 from addons.sessions import Session, Sessions
 from addons.telemetry import Telemetry
 from addons.transport import Transport
-from proxy.ca import LocalCa
-from proxy.core.clients import check_client
-from proxy.core.cookies import Cookies
-from proxy.core.credentials import Verifier
 from proxy.core.decisions import Denied, Reason
-from proxy.core.hsts import KnownHosts
-from proxy.core.policy import Listener, Policy
-from proxy.descriptors import SHORTAGES, AppListener, carried
-from proxy.engine import chaining
-from proxy.engine.app import AppSocket
+from proxy.core.http.cookies import Cookies
+from proxy.core.rules.hsts import KnownHosts
+from proxy.core.rules.policy import Listener, Policy
+from proxy.core.who.clients import check_client
+from proxy.core.who.credentials import Verifier
+from proxy.disk.ca import LocalCa
+from proxy.disk.preload import is_preloaded
+from proxy.engine.apps.socket import AppSocket
+from proxy.engine.descriptors import SHORTAGES, AppListener, carried
 from proxy.engine.dispatch import Dispatcher
-from proxy.engine.pool import Pool
 from proxy.engine.tls import TlsConnections
+from proxy.engine.upstreams import route as chaining
+from proxy.engine.upstreams.pool import Pool
 from proxy.log import describe
-from proxy.preload import is_preloaded
 
 logger = logging.getLogger("overcoat")
 

@@ -16,12 +16,12 @@ from mitmproxy.connection import Server
 
 from addons.exchange import Upstream
 from proxy.core.decisions import Denied
-from proxy.core.heads import Fields, ResponseHead
+from proxy.core.http.heads import Fields, ResponseHead
 
 if TYPE_CHECKING:
-    from proxy.engine.app import AppSocket, Speaker
+    from proxy.engine.apps.socket import AppSocket, Speaker
     from proxy.engine.clock import ResponseClock
-    from proxy.engine.pool import Pool
+    from proxy.engine.upstreams.pool import Pool
 
 
 class Version(Enum):

@@ -27,10 +27,10 @@ from mitmproxy import connection, tls
 from OpenSSL import SSL, crypto
 
 from addons.sessions import Sessions
-from proxy.ca import Leaf, LocalCa
-from proxy.core.bundles import BadBundle, read_bundle
-from proxy.core.policy import Policy, Trust
-from proxy.files import MAX_ROOTS_BYTES, read_regular
+from proxy.core.certificates.bundles import BadBundle, read_bundle
+from proxy.core.rules.policy import Policy, Trust
+from proxy.disk.ca import Leaf, LocalCa
+from proxy.disk.reading import MAX_ROOTS_BYTES, read_regular
 
 # Forward secrecy and AEAD only (RFC 9325, section 4.2); TLS 1.3 suites are all of that kind.
 _CIPHERS_TLS12 = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:@SECLEVEL=2"

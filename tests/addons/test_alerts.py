@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from addons.alerts import ALERTS
 from addons.metrics import Metrics, PolicyMetrics
 from proxy.core.decisions import Reason
-from proxy.core.policy import Policy
+from proxy.core.rules.policy import Policy
 
 RULES = Path(__file__).resolve().parents[2] / "config" / "prometheus" / "overcoat.rules.yml"
 # When the sidecar started; the time of promtool's tests begins at 0, and is 1200 after 80 steps of 15 s.

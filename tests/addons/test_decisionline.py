@@ -16,7 +16,7 @@ from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.pins import PinVerdict
-from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
+from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
 
 RULE = Rule('a "rule"', (HostPattern("exact", "a.example"),), PlainHttp.UPGRADE, Https.TUNNEL)
 DENIED = Denied(Reason.BODY_NOT_JSON, 'a "quoted" detail — and more')

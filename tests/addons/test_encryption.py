@@ -11,13 +11,14 @@ from mitmproxy.test import tflow
 from addons.encryption import Encryption
 from addons.exchange import Exchange
 from addons.sessions import Sessions
-from proxy.core import jwe
 from proxy.core.decisions import Action, Decision, Reason
 from proxy.core.destinations import Destination
-from proxy.core.keys import Alg, Key, KeySet, new_key
-from proxy.core.place import Place
-from proxy.core.policy import FieldEntry, HostPattern, Https, Limits, Mode, PlainHttp, Policy, Rule
-from proxy.core.selectors import parse_selector
+from proxy.core.fields.entries import FieldEntry
+from proxy.core.fields.selectors import parse_selector
+from proxy.core.jose import jwe
+from proxy.core.jose.keys import Alg, Key, KeySet, new_key
+from proxy.core.jose.place import Place
+from proxy.core.rules.policy import HostPattern, Https, Limits, Mode, PlainHttp, Policy, Rule
 
 TODAY = date(2026, 6, 30)
 

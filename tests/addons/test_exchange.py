@@ -14,7 +14,7 @@ from addons.exchange import Exchange, action_of, denies, never_left, problem_res
 from addons.sessions import Sessions
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
-from proxy.core.policy import Mode, Policy
+from proxy.core.rules.policy import Mode, Policy
 
 NewFlow = Callable[..., http.HTTPFlow]
 FIRST = Denied(Reason.PLAIN_HTTP_REJECTED, "first", "a hint")

@@ -12,13 +12,13 @@ from mitmproxy import connection, http
 from addons.exchange import Exchange
 from addons.gate import Gate
 from addons.sessions import Sessions
-from proxy.core.addresses import AddressSet
-from proxy.core.clients import ClientRules, PasswordHash, User
-from proxy.core.credentials import Verifier
 from proxy.core.decisions import Action, Reason
 from proxy.core.destinations import Destination
-from proxy.core.hsts import KnownHosts
-from proxy.core.policy import Defaults, Egress, HostPattern, Https, ListenerKind, Mode, PlainHttp, Policy, Rule
+from proxy.core.rules.hsts import KnownHosts
+from proxy.core.rules.policy import Defaults, Egress, HostPattern, Https, ListenerKind, Mode, PlainHttp, Policy, Rule
+from proxy.core.who.addresses import AddressSet
+from proxy.core.who.clients import ClientRules, PasswordHash, User
+from proxy.core.who.credentials import Verifier
 
 VERIFIER = Verifier(b"", lambda: 0.0)
 KNOWN = KnownHosts(lambda: 0.0, lambda _: False)

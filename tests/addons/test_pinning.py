@@ -25,7 +25,7 @@ from addons.pinning import Pinning, have_expired, is_about_form, verifier, verif
 from addons.sessions import Sessions
 from proxy.core.destinations import Destination
 from proxy.core.pins import Pin, PinSet, PinVerdict, certificate_pin, spki_pin
-from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule, Trust
+from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule, Trust
 
 OK, EXPIRED_CERTIFICATE, UNKNOWN_ISSUER = 0, 10, 20  # X509_V_* of OpenSSL
 ROOT_CA = trustme.CA()

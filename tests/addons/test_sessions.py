@@ -10,7 +10,7 @@ from mitmproxy import connection, http
 
 from addons.sessions import Sessions
 from proxy.core.decisions import Action, Decision, Denied, Reason
-from proxy.core.policy import Mode, Policy
+from proxy.core.rules.policy import Mode, Policy
 
 NewFlow = Callable[..., http.HTTPFlow]
 

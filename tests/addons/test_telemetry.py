@@ -17,7 +17,7 @@ from addons.sessions import Sessions
 from addons.telemetry import Telemetry
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.pins import Pin, PinSet
-from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
+from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
 
 DENIED = Denied(Reason.BODY_NOT_JSON, "why", "how")
 

@@ -11,10 +11,10 @@ from mitmproxy.test import tflow
 from addons.gate import Gate
 from addons.sessions import Sessions
 from addons.transport import Transport
-from proxy.core.cookies import Cookies
-from proxy.core.credentials import Verifier
-from proxy.core.hsts import KnownHosts
-from proxy.core.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
+from proxy.core.http.cookies import Cookies
+from proxy.core.rules.hsts import KnownHosts
+from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
+from proxy.core.who.credentials import Verifier
 
 KNOWN = KnownHosts(lambda: 0.0, lambda _: False)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from addons.alerts import ALERTS
-from proxy.core.keys import Alg, new_key, to_pem
+from proxy.core.jose.keys import Alg, new_key, to_pem
 from tests.containers.engine import evidence_of
 
 ROOT = Path(__file__).resolve().parents[2]

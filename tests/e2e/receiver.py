@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, x25519
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 
-from proxy.core.jwe import open_token, seal
-from proxy.core.keys import Alg, Key, KeySet, SecretBytes, new_key, to_jwk, to_pem
-from proxy.core.place import Place
+from proxy.core.jose.jwe import open_token, seal
+from proxy.core.jose.keys import Alg, Key, KeySet, SecretBytes, new_key, to_jwk, to_pem
+from proxy.core.jose.place import Place
 
 TOKEN = rb"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){4}"
 

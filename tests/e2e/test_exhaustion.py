@@ -155,7 +155,8 @@ class Moved(datetime):
         return datetime.now(zone) + timedelta(days=int(days.read_text()))
 
 from addons import pinning
-from proxy.engine import app, upstream
+from proxy.engine.apps import socket as app
+from proxy.engine.upstreams import connection as upstream
 socket.getaddrinfo = getaddrinfo
 pinning.datetime = Moved
 upstream.FLUSH_SECONDS = 0.5

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from proxy.core.keys import Alg
+from proxy.core.jose.keys import Alg
 from tests.e2e.app import JSON, Way, ask, decision_of, fresh, open_way, request
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import curl, urllib_request

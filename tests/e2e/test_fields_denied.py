@@ -363,10 +363,10 @@ sys.path.insert(0, {tests!r})
 import named_hosts
 named_hosts.install({hosts!r})
 sys.path.append({root!r})
-import proxy.core.fields
+import proxy.core.fields.splice
 def raises(*_):
     raise ValueError("the body was canary-4111")
-proxy.core.fields.splice = raises
+proxy.core.fields.splice.splice = raises
 from proxy.cli import main
 main()
 """

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from proxy.core.keys import Alg
+from proxy.core.jose.keys import Alg
 from tests.e2e import wire
 from tests.e2e.app import Way, ask, decision_of, fresh, open_way, request
 from tests.e2e.certificates import Authority

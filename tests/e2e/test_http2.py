@@ -16,9 +16,9 @@ import pytest
 from h2.errors import ErrorCodes
 from hpack import NeverIndexedHeaderTuple
 
-from proxy.core.keys import Alg
+from proxy.core.jose.keys import Alg
 from proxy.engine.http2 import RESETS_AT_ONCE
-from proxy.engine.upstream import MAX_INTERIM
+from proxy.engine.upstreams.connection import MAX_INTERIM
 from tests.e2e import wire
 from tests.e2e.app import connect, fresh
 from tests.e2e.certificates import Authority

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.engine.conversation import MAX_TRIES
+from proxy.engine.apps.conversation import MAX_TRIES
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import Accepted, RawClient
 from tests.e2e.frames import (

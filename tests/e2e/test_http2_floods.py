@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from proxy.engine.apps.http2 import MAX_DISCARDED
 from proxy.engine.http2 import RESETS_AT_ONCE
-from proxy.engine.http2app import MAX_DISCARDED
 from proxy.engine.http2state import MAX_STREAMS
 from tests.e2e import wire
 from tests.e2e.app import connect, fresh

@@ -18,7 +18,7 @@ from joserfc.jwk import JWKRegistry
 from jwcrypto import jwe as jwcrypto_jwe
 from jwcrypto import jwk as jwcrypto_jwk
 
-from proxy.core.keys import Alg, to_pem
+from proxy.core.jose.keys import Alg, to_pem
 from tests.e2e import wire
 from tests.e2e.app import Way, ask, decision_of, fresh
 from tests.e2e.certificates import Authority
@@ -193,7 +193,7 @@ def _sealed_by_hand(value: bytes, header: dict[str, Any], jwk: dict[str, Any]) -
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 
-    from proxy.core.jose import base64url, unbase64url
+    from proxy.core.jose.encoding import base64url, unbase64url
 
     key, iv = bytes(range(32)), bytes(12)
     protected = base64url(json.dumps(header).encode())

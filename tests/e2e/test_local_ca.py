@@ -18,7 +18,7 @@ from urllib.request import urlopen
 import pytest
 from cryptography import x509
 
-from proxy.ca import LocalCa
+from proxy.disk.ca import LocalCa
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient, curl
 from tests.e2e.sidecar import Sidecar, clean_environment, overcoat_command

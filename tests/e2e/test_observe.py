@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from proxy.core.heads import MAX_HEAD_BYTES
-from proxy.core.keys import Alg
+from proxy.core.http.heads import MAX_HEAD_BYTES
+from proxy.core.jose.keys import Alg
 from tests.e2e import wire
 from tests.e2e.app import JSON, Fields, ask, connect, decision_of, fresh, open_way, request
 from tests.e2e.certificates import Authority

@@ -21,7 +21,7 @@ import jsonschema
 import pytest
 import yaml
 
-from proxy.core.keys import Alg
+from proxy.core.jose.keys import Alg
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.receiver import Receiver

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.core.clients import hash_password
+from proxy.core.who.clients import hash_password
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.receiver import Receiver

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.core.keys import Alg, to_jwk
+from proxy.core.jose.keys import Alg, to_jwk
 from tests.e2e import wire
 from tests.e2e.app import Way, connect, open_way, request
 from tests.e2e.certificates import Authority
@@ -364,40 +364,40 @@ FAULTS = {
 }
 FAULTS_IN_HTTP_1 = FAULTS | {
     "in the reading of a head": _broken("proxy.engine.messages", "request_of"),
-    "in the reading of a body": _broken("proxy.engine.conversation", "Conversation.request_data"),
-    "in the dialling": _broken("proxy.engine.upstream", "dial"),
+    "in the reading of a body": _broken("proxy.engine.apps.conversation", "Conversation.request_data"),
+    "in the dialling": _broken("proxy.engine.upstreams.connection", "dial"),
     "in the TLS": _broken("proxy.engine.tlsstream", "TlsStream.handshake"),
-    "in the pool": _broken("proxy.engine.pool", "Pool.take"),
-    "in the response's head": _broken("proxy.engine.conversation", "Conversation.response_head"),
-    "in the response's body": _broken("proxy.engine.conversation", "Conversation.response_data"),
-    "in the response's end": _broken("proxy.engine.pool", "Pool.give"),
-    "in a timer": _broken("proxy.engine.app", "AppSocket._watch_idle"),
+    "in the pool": _broken("proxy.engine.upstreams.pool", "Pool.take"),
+    "in the response's head": _broken("proxy.engine.apps.conversation", "Conversation.response_head"),
+    "in the response's body": _broken("proxy.engine.apps.conversation", "Conversation.response_data"),
+    "in the response's end": _broken("proxy.engine.upstreams.pool", "Pool.give"),
+    "in a timer": _broken("proxy.engine.apps.socket", "AppSocket._watch_idle"),
     "in a timer that was set": """
-import proxy.engine.app as a
+import proxy.engine.apps.socket as a
 original = a.AppSocket._watch_idle
 def watch_once(self):
     a.AppSocket._watch_idle = raises
     original(self)
 a.AppSocket._watch_idle = watch_once
-import proxy.core.policy as p
+import proxy.core.rules.policy as p
 usual = zip(p.Limits.__match_args__, p.Limits.__init__.__defaults__)
 p.Limits.__init__.__defaults__ = tuple(0.01 if name == "idle_seconds" else value for name, value in usual)
-import proxy.engine.opening as c
+import proxy.engine.upstreams.opening as c
 async def never(*_):
     await a.asyncio.sleep(60)
 c.dial = never
 """,
-    "in a pause": _broken("proxy.engine.app", "AppSocket.hold"),
-    "in the end of a connection": _broken("proxy.engine.http1", "AppHttp1.gone"),
+    "in a pause": _broken("proxy.engine.apps.socket", "AppSocket.hold"),
+    "in the end of a connection": _broken("proxy.engine.apps.http1", "AppHttp1.gone"),
 }
 FAULTS_IN_HTTP_2 = FAULTS | {
     "in the state of a connection": _broken("proxy.engine.http2state", "State.receive_data"),
-    "in what a frame means": _broken("proxy.engine.http2app", "AppHttp2.event"),
-    "in a stream": _broken("proxy.engine.http2app", "AppHttp2Stream.data"),
-    "in an answer": _broken("proxy.engine.http2app", "AppHttp2Stream.begin"),
-    "in the conversation": _broken("proxy.engine.conversation", "Conversation.request_end"),
-    "in the dialling": _broken("proxy.engine.upstream", "dial"),
-    "in the end of a connection": _broken("proxy.engine.http2app", "AppHttp2.gone"),
+    "in what a frame means": _broken("proxy.engine.apps.http2", "AppHttp2.event"),
+    "in a stream": _broken("proxy.engine.apps.http2", "AppHttp2Stream.data"),
+    "in an answer": _broken("proxy.engine.apps.http2", "AppHttp2Stream.begin"),
+    "in the conversation": _broken("proxy.engine.apps.conversation", "Conversation.request_end"),
+    "in the dialling": _broken("proxy.engine.upstreams.connection", "dial"),
+    "in the end of a connection": _broken("proxy.engine.apps.http2", "AppHttp2.gone"),
 }
 
 

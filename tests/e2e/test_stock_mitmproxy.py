@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.core.keys import Alg
+from proxy.core.jose.keys import Alg
 from tests.e2e import wire
 from tests.e2e.app import Way, ask, assert_denied, client_hello, connect, decision_of, request
 from tests.e2e.certificates import Authority, Identity, Variant

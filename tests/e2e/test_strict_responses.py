@@ -15,7 +15,7 @@ from enum import Enum
 
 import pytest
 
-from proxy.engine.upstream import MAX_INTERIM
+from proxy.engine.upstreams.connection import MAX_INTERIM
 from tests.e2e.app import Way, connect, open_way
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient

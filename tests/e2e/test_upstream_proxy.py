@@ -20,7 +20,7 @@ from textwrap import dedent
 import pytest
 from cryptography import x509
 
-from proxy.engine.upstream import MAX_INTERIM
+from proxy.engine.upstreams.connection import MAX_INTERIM
 from tests.e2e.app import Way, ask
 from tests.e2e.certificates import Authority, pin_of
 from tests.e2e.clients import Accepted, RawClient, curl, reset

@@ -17,10 +17,10 @@ import yaml
 from click.testing import CliRunner
 
 from proxy.cli import main
-from proxy.config import PolicyError, PolicyErrors, load_policy
-from proxy.core.keys import Alg, new_key, to_pem
-from proxy.findings import findings
-from tests.proxy.test_config import BAD
+from proxy.core.jose.keys import Alg, new_key, to_pem
+from proxy.policyfile.findings import findings
+from proxy.policyfile.load import PolicyError, PolicyErrors, load_policy
+from tests.proxy.policyfile.test_load import BAD
 
 PIN = "sha256/AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 HEX = bytes(range(32)).hex()

@@ -20,11 +20,11 @@ from OpenSSL import SSL
 from addons.exchange import Exchange
 from addons.stock.dials import Dials, look_up
 from addons.stock.flows import StockSessions
-from proxy.core.addresses import AddressKind, AddressSet
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.pins import Pin, PinSet
-from proxy.core.policy import Egress, HostPattern, Https, Mode, PlainHttp, Policy, Rule
+from proxy.core.rules.policy import Egress, HostPattern, Https, Mode, PlainHttp, Policy, Rule
+from proxy.core.who.addresses import AddressKind, AddressSet
 
 RULE = Rule("one", (HostPattern("exact", "127.0.0.1"),), PlainHttp.UPGRADE, Https.INSPECT)
 OTHER = replace(RULE, name="other")

@@ -15,7 +15,7 @@ from mitmproxy.tls import ClientHelloData, TlsData
 from addons.exchange import Exchange
 from addons.stock.guard import Closed, Guard
 from proxy.core.decisions import Reason
-from proxy.core.policy import Policy
+from proxy.core.rules.policy import Policy
 
 
 def context_of(client: connection.Client) -> Any:

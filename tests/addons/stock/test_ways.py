@@ -19,12 +19,12 @@ from addons.stock.dials import Dials
 from addons.stock.flows import StockSessions
 from addons.stock.guard import Closed
 from addons.stock.ways import Ways
-from proxy.core.addresses import AddressKind, AddressSet
-from proxy.core.clients import ClientRules
+from proxy.core.certificates.localca import Lifetime
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
-from proxy.core.localca import Lifetime
-from proxy.core.policy import Limits, Mode, Policy
+from proxy.core.rules.policy import Limits, Mode, Policy
+from proxy.core.who.addresses import AddressKind, AddressSet
+from proxy.core.who.clients import ClientRules
 
 ASKED = Destination("api.example", 443)
 ENDLESS = Lifetime(datetime(2020, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC))

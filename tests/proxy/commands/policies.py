@@ -8,8 +8,8 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 
 from proxy.cli import main
-from proxy.core.clients import hash_password
-from proxy.core.keys import Alg, new_key, to_jwk
+from proxy.core.jose.keys import Alg, new_key, to_jwk
+from proxy.core.who.clients import hash_password
 
 PIN_A = "sha256/AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 PIN_B = "sha256/ISIjJCUmJygpKissLS4vMDEyMzQ1Njc4OTo7PD0+P0A="

@@ -15,8 +15,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from proxy.commands import keys as command
-from proxy.core.jose import base64url, unbase64url
-from proxy.core.keys import Alg, load_key, thumbprint
+from proxy.core.jose.encoding import base64url, unbase64url
+from proxy.core.jose.keys import Alg, load_key, thumbprint
 
 PLACE = ("--host", "api.pay.example", "--path", "$.card.number")
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from proxy.core.decisions import Denied, Reason, late_response
-from proxy.core.problems import problem_details, proxy_status
+from proxy.core.http.problems import problem_details, proxy_status
 
 
 def test_every_reason_has_a_code_of_its_own() -> None:

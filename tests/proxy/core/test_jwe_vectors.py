@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 
-from proxy.core.jose import base64url, unbase64url
-from proxy.core.jwe import JweError, concat_kdf, open_token
-from proxy.core.keys import Alg, KeySet, load_key, new_key
+from proxy.core.jose.encoding import base64url, unbase64url
+from proxy.core.jose.jwe import JweError, concat_kdf, open_token
+from proxy.core.jose.keys import Alg, KeySet, load_key, new_key
 
 VECTORS = Path(__file__).resolve().parents[3].parent / "shared" / "vectors"
 needs_vectors = pytest.mark.skipif(not VECTORS.is_dir(), reason="the shared test vectors are not beside the checkout")

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat, PublicFormat
 
-from proxy.core.der import encoded
+from proxy.core.certificates.der import encoded
 from proxy.core.pinfiles import pin_of_pem
 from proxy.core.pins import Pin, spki_pin
 

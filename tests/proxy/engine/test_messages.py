@@ -10,7 +10,7 @@ from mitmproxy import http
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
-from proxy.core.heads import read_request_head, read_response_head
+from proxy.core.http.heads import read_request_head, read_response_head
 from proxy.engine.messages import (
     authenticates_connection,
     headers_of,

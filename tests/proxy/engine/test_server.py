@@ -15,12 +15,12 @@ import trustme
 from prometheus_client import CollectorRegistry
 
 from addons.metrics import Metrics
-from proxy.ca import LocalCa
-from proxy.core.policy import Listener, Policy, Trust
-from proxy.engine import dialling, opening
-from proxy.engine.http1 import AppHttp1
+from proxy.core.rules.policy import Listener, Policy, Trust
+from proxy.disk.ca import LocalCa
+from proxy.engine.apps.http1 import AppHttp1
 from proxy.engine.server import BindError, Engine, bind, is_same_machine
 from proxy.engine.tls import NoRoots, find_roots, upstream_context
+from proxy.engine.upstreams import dialling, opening
 
 
 @pytest.mark.parametrize(

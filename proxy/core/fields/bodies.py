@@ -1,0 +1,234 @@
+"""A body as a whole: may its fields be protected, and what it is once they are.
+
+Rules of this module:
+
+- What a receiver might read in another way than we do (another charset, a coding we do not know) is denied.
+- Nothing selected: the very bytes that came are what goes on.
+- One body must not keep all others waiting: what is decoded, and how many fields are worked on, is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from proxy.core.decisions import Denied, Reason
+from proxy.core.fields import encodings, splice
+from proxy.core.fields.entries import FieldEntry, Signed
+from proxy.core.fields.responses import Label, label_of, may_be_json
+from proxy.core.jose import jwe
+from proxy.core.jose.keys import Key
+from proxy.core.jose.place import Place
+
+# Half a second of work at the most: opening takes a private key's operation for each value, and one of a long RSA key
+# takes long.
+MAX_SEALED = 4096
+MAX_OPENED = 512  # with a key whose `opening_cost` is 1
+
+_UTF8 = ("utf-8", "utf8", "us-ascii")
+_WEIGHT_ZERO = re.compile(r"q=0(?:\.0{0,3})?")
+
+type Transform = Callable[[bytes, str], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class BodyHead:
+    """What the header fields say of a body.
+
+    Attributes:
+        content_types: the values of Content-Type.
+        content_encoding: the values of Content-Encoding, joined by commas, or None.
+        signature: what covers the body, so that another one would not fit; see `signatures.covering`.
+    """
+
+    content_types: Sequence[str] = ()
+    content_encoding: str | None = None
+    signature: str | None = None
+
+
+def too_large(limit: int) -> Denied:
+    """Return the denial of a body that is longer than what is held.
+
+    Args:
+        limit: bytes.
+    """
+    return Denied(
+        Reason.BODY_TOO_LARGE,
+        f"the body is longer than the {limit} bytes that are held to protect its fields",
+    )
+
+
+def check_before(head: BodyHead, entries: Sequence[FieldEntry], today: date) -> None:
+    """Check, before a body is there, that its fields can be encrypted.
+
+    Raises:
+        Denied: KEY_UNAVAILABLE or ENCODING_UNSUPPORTED.
+    """
+    for entry in entries:
+        if entry.keys.primary.expired(today):
+            raise Denied(
+                Reason.KEY_UNAVAILABLE,
+                f"key {entry.keys.primary.kid} of key set {entry.keys.name} is past its not_after date",
+                f"give key set {entry.keys.name} a new primary key",
+            )
+    _check_charset(head.content_types)
+    if len(head.content_types) > 1:
+        raise Denied(
+            Reason.ENCODING_UNSUPPORTED, "the body's Content-Type is given more than once", "send one Content-Type"
+        )
+    encodings.parse_encoding(head.content_encoding)
+
+
+def encrypt(
+    body: bytes,
+    head: BodyHead,
+    entries: Sequence[FieldEntry],
+    host: str,
+    *,
+    limit: int,
+    sealer: Callable[[Key], jwe.Sealer] = jwe.Sealer,
+) -> tuple[bytes, int]:
+    """Encrypt the fields that entries select.
+
+    Args:
+        body: the whole body, as it came.
+        head: what its header fields say.
+        entries: what to encrypt, and for whom.
+        host: the canonical destination, which the values are bound to.
+        limit: bytes that it may have, decoded.
+        sealer: returns what seals for a key; see `jwe.Sealers`.
+
+    Returns:
+        The body as it goes on, coded as it came, and how many values were encrypted.
+
+    Raises:
+        Denied: it cannot be done.
+    """
+    try:
+        return _splice(body, head, entries, [_sealing(entry, host, sealer) for entry in entries], limit)
+    except jwe.JweError:  # the one thing that can go wrong in sealing: the token would be too long
+        raise too_large(limit) from None
+
+
+def count_marked(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], limit: int) -> int:
+    """Return how many values `encrypt` would encrypt.
+
+    Raises:
+        Denied: as `encrypt` would.
+    """
+    jobs = [splice.Job(entry.selectors, lambda value, _: value) for entry in entries]
+    return _splice(body, head, entries, jobs, limit)[1]
+
+
+def decrypt(
+    body: bytes, head: BodyHead, entries: Sequence[FieldEntry], host: str, *, limit: int, today: date
+) -> tuple[bytes, int]:
+    """Decrypt the fields that entries select, where they hold a JWE; see `encrypt`.
+
+    A value that is none was never sealed, and stays as it is. So does a body whose label says nothing (see `Label`) and
+    that is no JSON.
+
+    Raises:
+        Denied: DECRYPTION_FAILED, with why.
+    """
+    try:
+        if not body:
+            return body, 0
+        _check_charset(head.content_types)
+        encoding = encodings.parse_encoding(head.content_encoding)
+        text = encodings.decode(body, encoding, limit)
+        if label_of(head.content_types) is Label.NOTHING and not may_be_json(text):
+            return body, 0
+        opener = _Opener(host, today)
+        spliced = splice.splice(text, [opener.job(entry) for entry in entries])
+        return (encodings.encode(spliced.body, encoding), spliced.total) if spliced.total else (body, 0)
+    except Denied as e:
+        why = e.detail
+    except ValueError:  # from the splicer: the sender sealed something else than one value
+        why = "a field opens to something that is not one JSON value"
+    raise Denied(Reason.DECRYPTION_FAILED, f"the response cannot be decrypted: {why}")
+
+
+def _splice(
+    body: bytes, head: BodyHead, entries: Sequence[FieldEntry], jobs: Sequence[splice.Job], limit: int
+) -> tuple[bytes, int]:
+    if not body:
+        return body, 0
+    encoding = encodings.parse_encoding(head.content_encoding)
+    spliced = splice.splice(encodings.decode(body, encoding, limit), jobs, MAX_SEALED)
+    if spliced.total == 0:
+        return body, 0
+    if head.signature is not None:
+        changing = [entry for entry, count in zip(entries, spliced.counts, strict=True) if count]
+        if any(entry.signed is Signed.DENY for entry in changing):
+            raise Denied(Reason.SIGNED_BODY, f"{head.signature} covers the body, whose fields must be encrypted")
+    return encodings.encode(spliced.body, encoding), spliced.total
+
+
+def _sealing(entry: FieldEntry, host: str, sealer: Callable[[Key], jwe.Sealer]) -> splice.Job:
+    seal = sealer(entry.keys.primary).seal
+    return splice.Job(entry.selectors, lambda value, path: splice.sealed_string(seal(value, Place(host, path))))
+
+
+class _Opener:
+    """Opens the tokens of one body, at most as many as `MAX_OPENED` says."""
+
+    def __init__(self, host: str, today: date) -> None:
+        self._host = host
+        self._today = today
+        self._left = float(MAX_OPENED)
+
+    def job(self, entry: FieldEntry) -> splice.Job:
+        return splice.Job(entry.selectors, lambda value, path: self._open(entry, value, path))
+
+    def _open(self, entry: FieldEntry, value: bytes, path: str) -> bytes | None:
+        token = splice.token_of(value)
+        where = ", ".join(selector.text for selector in entry.selectors)  # no place: member names come from the body
+        if token is None or not jwe.is_token(token):
+            if jwe.is_json_serialized(value):
+                raise Denied(Reason.DECRYPTION_FAILED, f"a value at {where} is a JWE, but not in its compact form")
+            return None
+        cost = entry.keys.opening_cost
+        self._left -= cost
+        if self._left < 0:
+            most = int(MAX_OPENED / cost)
+            raise Denied(Reason.BODY_TOO_LARGE, f"the body has more than {most} fields to decrypt with such keys")
+        try:
+            return jwe.open_token(token, entry.keys, Place(self._host, path), self._today)
+        except jwe.JweError as e:
+            raise Denied(
+                Reason.DECRYPTION_FAILED, f"a value at {where} is not opened by key set {entry.keys.name}: {e}"
+            ) from None
+
+
+def _check_charset(content_types: Sequence[str]) -> None:
+    """Refuse a body that its receiver would not read as UTF-8: it would find other names in it than we do."""
+    if any(charset not in _UTF8 for charset in _charsets(";".join(content_types))):
+        raise Denied(
+            Reason.ENCODING_UNSUPPORTED,
+            "the body's Content-Type names another charset than UTF-8",
+            "send JSON in UTF-8, which is all that RFC 8259 knows",
+        )
+
+
+def _charsets(content_type: str) -> Iterator[str]:
+    """Yield whatever some reader may take for the charset: also behind other names, in quotes, in another's value."""
+    for parameter in content_type.lower().split(";"):
+        _, equals, value = parameter.partition("charset")[2].partition("=")
+        if equals:
+            yield value.strip(" \t\"'")
+
+
+def acceptable(offered: str) -> str:
+    """Return what of an Accept-Encoding can be opened here: gzip, or nothing but the bytes themselves.
+
+    Args:
+        offered: the app's value; a coding with a weight of 0 is not offered (RFC 9110, section 12.4.2).
+    """
+    for offer in offered.lower().split(","):
+        coding, _, weight = offer.partition(";")
+        if coding.strip() in ("gzip", "x-gzip") and not _WEIGHT_ZERO.fullmatch(weight.strip()):
+            return "gzip"
+    return "identity"

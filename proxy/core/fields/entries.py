@@ -1,0 +1,121 @@
+"""The entries of a rule's `request` and `response` lists: which values, under which keys, of which requests.
+
+Rules of this module:
+
+- An entry is built when the policy file is read, and can't fail at request time.
+- What servers may read in several ways is meant by a `when` if one of these ways is.
+- A glob takes linear time for a path of any length.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from proxy.core.fields.readings import Readings
+from proxy.core.fields.selectors import Selector
+from proxy.core.jose.keys import KeySet
+
+
+@dataclass(frozen=True, slots=True)
+class PathGlob:
+    """A glob over URL paths: `*` matches within a segment, a segment `**` any number of segments, none included.
+
+    The case of letters makes no difference, as it makes none to some servers.
+    """
+
+    text: str
+    pattern: re.Pattern[str]
+
+    @staticmethod
+    def parse(text: str) -> PathGlob:
+        """Compile a glob.
+
+        `/v1/**` matches `/v1`, too: as with `**.example`, the place itself belongs to what is below it.
+
+        Raises:
+            ValueError: it does not start with `/`, holds a query or a fragment, or `**` is only part of a segment.
+        """
+        if not text.startswith("/"):
+            raise ValueError(f"a path glob starts with '/', not {text[:1]!r}")
+        if "?" in text or "#" in text:
+            raise ValueError("a path glob has no query and no fragment")
+        if set("{}\\") & set(text) or any(character.isspace() for character in text):
+            raise ValueError("a path glob has no braces, backslashes or blanks; '*' stands for what varies")
+        *segments, last = text[1:].split("/")
+        if any(segment in ("", ".", "..", ".*") or segment[0] == ":" for segment in [*segments, last or "/"]):
+            raise ValueError("a path glob has no empty or dot segments, and '*', not ':name' or '.*', for what varies")
+        if "%" in text:
+            raise ValueError(
+                "a path glob is written decoded, without percent-escapes: requests are compared decoded, too"
+            )
+        runs = [""]  # the regexes of what stands between one `**` and the next
+        for segment in text[1:].split("/"):
+            if segment == "**":
+                runs.append("")
+            elif "**" in segment:
+                raise ValueError("'**' stands for whole segments: write it between slashes, as in /v1/**")
+            else:
+                runs[-1] += _segment_regex(segment)
+        first, *later = runs
+        if not later:
+            return PathGlob(text, re.compile(first, re.IGNORECASE))
+        # A run has a fixed number of segments, so the first place where it fits leaves most to the next one. The atomic
+        # group keeps that place: without it, the time for a long path could grow as a power of its length.
+        middle = "".join(f"(?>{_ANY_SEGMENTS}?{run})" for run in later[:-1])
+        return PathGlob(text, re.compile(f"{first}{middle}{_ANY_SEGMENTS}{later[-1]}", re.IGNORECASE))
+
+    def matches(self, path: str) -> bool:
+        """Tell whether a path (without its query) matches."""
+        return self.pattern.fullmatch(path) is not None
+
+
+_ANY_SEGMENTS = "(?:/[^/]*)*"
+
+
+def _segment_regex(segment: str) -> str:
+    first, *later = (re.escape(literal) for literal in segment.split("*"))
+    if not later:
+        return f"/{first}(?=/|\\Z)"
+    middle = "".join(f"(?>[^/]*?{literal})" for literal in later[:-1])
+    return f"/{first}{middle}[^/]*{later[-1]}(?=/|\\Z)"
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """Which requests of a rule a field entry applies to; None means all of them."""
+
+    methods: frozenset[str] | None = None
+    paths: tuple[PathGlob, ...] | None = None
+
+    def applies(self, found: Readings) -> bool:
+        """Tell whether a request is meant, in one of the ways in which it may be read.
+
+        A path that servers read in different ways may be any path, and so may a method.
+
+        Args:
+            found: these ways; see `proxy.core.fields.readings`.
+        """
+        if self.methods is not None and found.methods is not None and self.methods.isdisjoint(found.methods):
+            return False
+        if self.paths is None or found.paths is None:
+            return True
+        return any(glob.matches(path) for glob in self.paths for path in found.paths)
+
+
+class Signed(StrEnum):
+    """What happens to a request whose body is signed, where a field of it must be encrypted."""
+
+    DENY = "deny"
+    PASS = "pass"  # noqa: S105  # no password
+
+
+@dataclass(frozen=True, slots=True)
+class FieldEntry:
+    """One entry of a rule's `request` (encrypt) or `response` (decrypt) list."""
+
+    selectors: tuple[Selector, ...]
+    keys: KeySet
+    when: When = When()
+    signed: Signed = Signed.DENY

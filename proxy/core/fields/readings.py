@@ -1,0 +1,231 @@
+"""How may a server read what a request asks for: under which methods, and which paths?
+
+Rules of this module:
+
+- A request is meant by a `when` if one of the ways in which common servers read it is. What cannot be read in a known
+  number of ways may be anything: closed when in doubt.
+- Methods: the request line's, and those that header fields, the query or the body ask for instead (Rails, Symfony,
+  Laravel, Express, Spring, ASP.NET, WordPress, and whoever follows them). All of them do it for POST only; here it
+  counts for any method, since what else some server does is unknown.
+- Paths: as it was sent, decoded, without what some servers cut off its segments, and those that header fields of
+  proxies and of IIS name instead.
+- Each byte is looked at a few times, whatever it is: what names more than `MOST_NAMED` methods or paths may be any.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from urllib.parse import unquote, unquote_to_bytes
+
+from proxy.core.fields.jsontext import NotJson, TooMuchSelected, find_spans, string_value
+from proxy.core.fields.selectors import parse_selector
+from proxy.core.http.heads import Fields
+
+# Of methods, and of paths, each behind each prefix: an honest request names one or two.
+MOST_NAMED = 16
+
+# Names are compared folded: some servers take `_` (CGI) or any other character (old CGI) for `-`.
+_FOLD = bytes(code + 32 if 65 <= code <= 90 else code if chr(code).isalnum() else 45 for code in range(256))
+_METHOD_FIELDS = frozenset(
+    (b"x-http-method-override", b"x-http-method", b"x-method-override", b"x-original-method", b"x-forwarded-method")
+)
+_PATH_FIELDS = frozenset(
+    (
+        *(b"x-original-url", b"x-rewrite-url", b"x-original-uri", b"x-rewrite-uri", b"x-override-url"),
+        *(b"x-forwarded-uri", b"x-forwarded-url", b"x-forwarded-path", b"x-original-path", b"x-envoy-original-path"),
+        b"x-waws-unencoded-url",
+    )
+)
+_PREFIX_FIELDS = frozenset((b"x-forwarded-prefix", b"x-script-name"))
+_METHOD = re.compile(r"[A-Za-z][A-Za-z-]*+")
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*+://[^/?#]*+")
+
+# What asks for another method in a query or a form: `_method`, or the name of one of the fields. PHP takes dots, blanks
+# and brackets in a name for `_`.
+_PARAMETER = re.compile(
+    rb"(?:\A|[&;])(?:[^a-z0-9&;=]++|[^a-z0-9&;=]*+x[^a-z0-9&;=](?:http[^a-z0-9&;=])?)"
+    rb"method(?:[^a-z0-9&;=]override)?[^a-z0-9&;=]*+(?:=([^&;]*+)|(?=[&;]|\Z))"
+)
+_PART = re.compile(rb"content-disposition[^\r\n]*+(?:\r?+\n[ \t][^\r\n]*+)*+")
+_PART_NAME = re.compile(rb"(?<!file)name\*?+[ \t]*+=[^;\r\n]*+")
+_PART_METHOD = re.compile(
+    rb"(?:[^a-z0-9\"'= \t]|[^a-z0-9]x[^a-z0-9](?:http[^a-z0-9])?)method(?:[^a-z0-9]override)?[^a-z0-9]*+\Z"
+)
+_ESCAPE = re.compile(rb"\\u00([0-7][0-9a-f])")
+_JSON_METHOD = [[parse_selector("$._method")]]
+
+# Empty and dot segments, path parameters, backslashes, control characters, what is no escape, and any of these or a
+# percent sign in an escape: servers differ in what they resolve, strip or cut off, in which order, and how often they
+# decode.
+_AMBIGUOUS = re.compile(
+    r"\A(?!/)|//|/\.\.?(?:/|\Z)|[;\\\x00-\x1f\x7f]|%(?:[01]|2[EeFf5]|3[Bb]|5[Cc]|7[Ff]|(?![0-9A-Fa-f]{2}))"
+)
+_CUT = re.compile(r"[?#]")
+_TRIMMED = " .+"  # at the end of a segment; `+` is a blank to some
+_FORMAT = re.compile(r"\.json\Z", re.IGNORECASE)  # Rails and Spring leave it out where they look for who serves a path
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """All ways in which a request may be read.
+
+    Attributes:
+        methods: upper-case; None for any.
+        paths: without queries, in all spellings; None for any.
+    """
+
+    methods: frozenset[str] | None
+    paths: tuple[str, ...] | None
+
+
+def readings(method: str, path: str, query: str = "", fields: Fields = ()) -> Readings:
+    """Return how a request may be read, as far as its head goes.
+
+    Args:
+        method: its method; the case makes no difference, as it makes none to some servers.
+        path: its path, as it was sent, without the query.
+        query: its query.
+        fields: its header fields, as they go on.
+    """
+    methods: frozenset[str] | None = frozenset((method.upper(),))
+    prefixes, paths, queries = [""], [path], [query]
+    for name, value in fields:
+        folded = name.translate(_FOLD)
+        if not folded.startswith(b"x-"):
+            continue
+        if folded in _METHOD_FIELDS:
+            methods = _either(methods, _methods(value))
+        elif folded in _PATH_FIELDS:
+            url = value.decode("utf-8", "surrogateescape")
+            origin = _ORIGIN.match(url)
+            there, _, more = url[origin.end() if origin else 0 :].partition("?")
+            paths.append(there.partition("#")[0])
+            queries.append(more)
+        elif folded in _PREFIX_FIELDS:
+            prefixes.append(value.decode("utf-8", "surrogateescape").rstrip("/"))
+    for each in queries:
+        if each:
+            methods = _either(methods, _of_form(each.encode("utf-8", "surrogateescape")))
+    if len(prefixes) * len(paths) > MOST_NAMED:
+        return Readings(methods, None)
+    found: list[str] = []
+    for each in dict.fromkeys(prefix + path for prefix in prefixes for path in paths):
+        spelled = spellings(each)
+        if spelled is None:
+            return Readings(methods, None)
+        found += spelled
+    return Readings(methods, tuple(dict.fromkeys(found)))
+
+
+def may_be_any_method(found: Readings) -> Readings:
+    """Return the same for a request whose body may ask for any method."""
+    return replace(found, methods=None)
+
+
+def may_name_method(content_types: Sequence[str]) -> bool:
+    """Tell whether a body is of a kind in which servers look for a method: a form, JSON, or nobody knows what.
+
+    Args:
+        content_types: the values of Content-Type.
+    """
+    kind = ",".join(content_types).lower()
+    return not kind.strip() or any(each in kind for each in ("urlencoded", "multipart", "json")) or "," in kind
+
+
+def with_body(found: Readings, body: bytes, content_types: Sequence[str]) -> Readings:
+    """Return how a request may be read once its body is known.
+
+    Args:
+        found: as its head says.
+        body: decoded.
+        content_types: the values of Content-Type.
+    """
+    lower = body.lower()
+    is_json = "json" in ",".join(content_types).lower()
+    methods = _either(_of_form(body), _of_parts(lower))
+    methods = _either(methods, _of_json(body, lower, is_json=is_json))
+    return replace(found, methods=_either(found.methods, methods))
+
+
+def spellings(path: str) -> tuple[str, ...] | None:
+    """Return the spellings under which servers read a path; None if these differ so that it may be any.
+
+    They are: as it was sent, decoded (as UTF-8), in the compatibility form that some servers map it to, up to an
+    escaped `?` or `#`, without blanks and dots round segments, without a final slash, without `.json`, and without the
+    slash before that. The case of letters is for who compares them.
+
+    Args:
+        path: as it was sent, without the query.
+    """
+    if _AMBIGUOUS.search(path):
+        return None
+    try:
+        decoded = unquote(path, errors="strict")
+    except UnicodeDecodeError:  # not UTF-8, or an overlong form of something else
+        return None
+    found = [path, decoded]
+    if not decoded.isascii():
+        if any(unicodedata.category(each)[0] in "CZ" for each in decoded if each != " "):
+            return None  # it is not seen, and some strip it
+        found.append(unicodedata.normalize("NFKC", decoded))
+    if cut := _CUT.search(decoded):
+        found.append(decoded[: cut.start()])
+    found += ["/".join(part.lstrip(" ").rstrip(_TRIMMED) for part in each.split("/")) for each in found]
+    found += [each.removesuffix("/") or "/" for each in found]
+    found += [_FORMAT.sub("", each) for each in found]
+    found += [each.removesuffix("/") or "/" for each in found]
+    if any(_AMBIGUOUS.search(each) for each in found[1:]):
+        return None
+    return tuple(dict.fromkeys(found))
+
+
+def _either(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
+    if one is None or other is None:
+        return None
+    both = one | other
+    return both if len(both) <= MOST_NAMED else None
+
+
+def _methods(value: bytes) -> frozenset[str] | None:
+    """Return the methods that a value names, several parted by commas."""
+    named = [each.strip() for each in value.decode("latin-1").split(",")]
+    if not all(_METHOD.fullmatch(each) for each in named if each):
+        return None
+    return frozenset(each.upper() for each in named if each)
+
+
+def _all(values: Iterator[bytes]) -> frozenset[str] | None:
+    methods: frozenset[str] | None = frozenset()
+    for value in values:
+        methods = _either(methods, _methods(value))
+    return methods
+
+
+def _of_form(data: bytes) -> frozenset[str] | None:
+    """Return the methods that a query or a form asks for."""
+    text = unquote_to_bytes(data.replace(b"+", b" ")).lower()
+    return _all(found[1] or b"" for found in _PARAMETER.finditer(text))
+
+
+def _of_parts(lower: bytes) -> frozenset[str] | None:
+    """Return the methods that the parts of a multipart body ask for: any, if one has such a name."""
+    for part in _PART.finditer(lower):
+        for name in _PART_NAME.findall(unquote_to_bytes(part[0]).replace(b"\\", b"")):
+            if _PART_METHOD.search(name):
+                return None
+    return frozenset()
+
+
+def _of_json(body: bytes, lower: bytes, *, is_json: bool) -> frozenset[str] | None:
+    """Return the methods that the member `_method` of a JSON object asks for."""
+    if b'"_method"' not in _ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode("ascii")), lower):
+        return frozenset()
+    try:
+        spans = find_spans(body, _JSON_METHOD)
+    except (NotJson, TooMuchSelected):
+        return None if is_json else frozenset()
+    values = [string_value(body[span.start : span.end]) for span in spans]
+    return None if None in values else _all(each.encode() for each in values if each is not None)

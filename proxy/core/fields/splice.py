@@ -1,0 +1,135 @@
+"""Putting other values where the selected ones stand, and the form an encrypted value has in JSON.
+
+Rules of this module:
+
+- Every byte outside the selected values goes through as it came; where nothing is selected the body is the same object.
+- A body is changed only after the whole of it was found to be JSON, and what is put in must be JSON, too.
+- An encrypted value is a JSON string that holds a compact JWE (RFC 7516), without a single escape.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from proxy.core.decisions import Denied, Reason
+from proxy.core.fields.jsontext import MAX_VALUES, NotJson, TooMuchSelected, find_spans, string_value
+from proxy.core.fields.selectors import Selector
+
+_TOKEN = re.compile(r"[A-Za-z0-9_.-]+")
+_TOKEN_STRING = re.compile(rb'"[A-Za-z0-9_.-]*"')  # which needs no parser to be known for one JSON value
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One thing to do with selected values.
+
+    Attributes:
+        selectors: which values.
+        transform: takes a value's exact JSON bytes and its path (`Span.path`), and returns the JSON bytes that take its
+            place, or None where it stays as it is. It raises where the body must not go on.
+    """
+
+    selectors: tuple[Selector, ...]
+    transform: Callable[[bytes, str], bytes | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Spliced:
+    """A body after its jobs.
+
+    Attributes:
+        body: the new body.
+        counts: how many values each job replaced.
+    """
+
+    body: bytes
+    counts: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """How many values were replaced."""
+        return sum(self.counts)
+
+
+def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES) -> Spliced:
+    """Replace the values that jobs select; the first job counts, and of nested values the outermost.
+
+    Args:
+        body: the decoded body.
+        jobs: what to replace, and by what.
+        most: how many values may be replaced; checked before the first one is.
+
+    Raises:
+        Denied: BODY_NOT_JSON where the body is no strict JSON, BODY_TOO_LARGE where too many values are selected.
+        ValueError: a transform returned something that is not JSON.
+    """
+    try:
+        spans = find_spans(body, [job.selectors for job in jobs])
+    except NotJson as problem:
+        raise Denied(
+            Reason.BODY_NOT_JSON,
+            f"the body has fields to protect, but: {problem}",
+            "send one JSON text in UTF-8 (RFC 8259), or narrow the rule's `when`",
+        ) from None
+    except TooMuchSelected as problem:
+        raise Denied(
+            Reason.BODY_TOO_LARGE, f"the body has too many fields to protect: {problem}", "send it in smaller parts"
+        ) from None
+    if len(spans) > most:
+        raise Denied(
+            Reason.BODY_TOO_LARGE,
+            f"the body has {len(spans)} fields to protect, and {most} are the most",
+            "send it in smaller parts",
+        )
+    counts = [0] * len(jobs)
+    if not spans:
+        return Spliced(body, tuple(counts))
+    pieces: list[bytes] = []
+    copied = 0
+    for span in spans:
+        replacement = jobs[span.job].transform(body[span.start : span.end], span.path)
+        if replacement is None:
+            continue
+        _check_replacement(replacement, span.job)
+        pieces += (body[copied : span.start], replacement)
+        copied = span.end
+        counts[span.job] += 1
+    if not pieces:
+        return Spliced(body, tuple(counts))
+    pieces.append(body[copied:])
+    return Spliced(b"".join(pieces), tuple(counts))
+
+
+def _check_replacement(replacement: bytes, job: int) -> None:
+    """Refuse what would not be one value: `1,"admin":true` opened from a JWE must not become a member of the body."""
+    if _TOKEN_STRING.fullmatch(replacement):
+        return
+    try:
+        find_spans(replacement, ())
+    except NotJson:
+        raise ValueError(f"the transform of job {job} returned something that is not one JSON value") from None
+
+
+def sealed_string(token: str) -> bytes:
+    """Return the JSON string that holds a compact JWE.
+
+    Args:
+        token: the JWE.
+
+    Raises:
+        ValueError: it has other characters than base64url's and dots.
+    """
+    if not _TOKEN.fullmatch(token):
+        raise ValueError("a compact JWE consists of base64url characters and dots")
+    return b'"' + token.encode() + b'"'
+
+
+def token_of(value: bytes) -> str | None:
+    """Return what a JSON string holds, its escapes replaced, or None if the value is no string.
+
+    Args:
+        value: the exact bytes of one JSON value, as a job's transform gets them.
+    """
+    return string_value(value)

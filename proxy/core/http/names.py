@@ -1,0 +1,123 @@
+"""Do all the names that a request has for its destination mean the same one? (RFC 9110, section 7.2)
+
+Rules of this module:
+
+- Names are compared in their canonical form; what has none is refused, never guessed.
+- A name that cannot be read is not quoted: it may hold what is secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from functools import lru_cache
+
+from proxy.core.decisions import Denied, Reason
+from proxy.core.destinations import HTTPS_PORT, BadDestination, Destination, canonical_host, parse_authority
+from proxy.core.http.heads import KEPT, Fields
+from proxy.core.who.addresses import parse_ip
+
+
+def read_host_field(value: str, default_port: int) -> Destination:
+    """Read a Host field, or an `:authority`.
+
+    Args:
+        value: its value.
+        default_port: the port where it names none.
+
+    Raises:
+        Denied: BAD_REQUEST.
+    """
+    try:
+        return parse_authority(value, default_port)
+    except BadDestination:
+        raise Denied(
+            Reason.BAD_REQUEST, "the Host field is not a host name or address with, if need be, a port from 1 to 65535"
+        ) from None
+
+
+def check_host_fields(values: Iterable[str], asked: Destination, default_port: int) -> None:
+    """Check that each Host field, or `:authority`, names what was asked for.
+
+    Args:
+        values: their values.
+        asked: the destination that will be dialled.
+        default_port: the port where a value names none.
+
+    Raises:
+        Denied: BAD_REQUEST: one is malformed; HOST_MISMATCH: one names another destination.
+    """
+    for value in values:
+        named = read_host_field(value, default_port)
+        if named != asked:
+            raise Denied(Reason.HOST_MISMATCH, f"the Host field names {named}, but the request is for {asked}")
+
+
+@lru_cache(KEPT)
+def check_hosts_in(fields: Fields, asked: Destination, default_port: int) -> None:
+    """Check the Host fields among a request's fields; see `check_host_fields`. What agrees is not looked at again.
+
+    Raises:
+        Denied: as there.
+    """
+    check_host_fields(_hosts(fields), asked, default_port)
+
+
+def _hosts(fields: Fields) -> list[str]:
+    return [value.decode("utf-8", "surrogateescape") for name, value in fields if name.lower() == b"host"]
+
+
+@lru_cache(KEPT)
+def with_host(fields: Fields, target: Destination) -> Fields:
+    """Return a request's fields with Host naming the https destination that it goes to; as they are where it does.
+
+    Args:
+        fields: name and value; Host names a destination.
+        target: what is dialled.
+    """
+    if all(parse_authority(value, HTTPS_PORT) == target for value in _hosts(fields)):
+        return fields
+    value = host_field(target)
+    return tuple((field[0], value) if field[0].lower() == b"host" else field for field in fields)
+
+
+def host_field(target: Destination) -> bytes:
+    """Return what the Host field of a https request to a destination says."""
+    return (target.url_host if target.port == HTTPS_PORT else target.authority).encode("ascii")
+
+
+def check_server_name(name: str | None, connect: Destination) -> None:
+    """Check that a TLS server name is the host of the CONNECT that the TLS came through.
+
+    Args:
+        name: the name; None if the ClientHello has none (as for an address), "" if it has not exactly one valid name.
+        connect: the destination of the CONNECT.
+
+    Raises:
+        Denied: HOST_MISMATCH.
+    """
+    if name is None:
+        return
+    try:
+        is_same = canonical_host(name) == connect.host
+    except BadDestination:
+        is_same = False
+    if not is_same:
+        raise Denied(Reason.HOST_MISMATCH, f"the TLS server name is not the host of CONNECT {connect}")
+
+
+def is_own_name(host: str, names: Collection[str]) -> bool:
+    """Tell whether a listener of ours may be called so: by an address, a name that nobody can register, or our own.
+
+    A page that a browser shows can reach what its own name leads to, once that name leads here (DNS rebinding). So a
+    name that somebody could register for that is refused, and so is one under .local, for which any machine of the
+    network may answer (RFC 6762), unless it is of a Kubernetes cluster.
+
+    Args:
+        host: what the Host field names, canonical.
+        names: what else the policy says that this sidecar is called, canonical.
+    """
+    try:
+        parse_ip(host)
+    except ValueError:
+        return "." not in host or host.endswith((".localhost", ".svc.cluster.local", ".internal")) or host in names
+    return True

@@ -1,0 +1,368 @@
+"""What keys are made of: reading PEM and JWK, and checking that the material fits its algorithm.
+
+Rules of this module:
+
+- A key is read in one way only: duplicate members, padded or non-canonical base64url, leading zero octets, two keys in
+  one file and members that contradict each other are refused, never guessed.
+- Whatever could fail later, at a request, is refused when the key is read.
+- Key material is in no message and no `repr`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from proxy.core.jose.encoding import base64url, parse_object, unbase64url
+
+SYMMETRIC_BYTES = 32  # AES-256
+MIN_RSA_BITS = 2048  # RFC 7518, section 4.3
+MAX_RSA_BITS = 16384  # OpenSSL encrypts with no longer one
+MIN_RSA_EXPONENT = 65537
+MAX_RSA_EXPONENT_BITS = 64  # OpenSSL encrypts with no longer one once the modulus has more than 3072 bits
+P256_BYTES = 32
+X25519_BYTES = 32
+
+_PEM_BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
+_PUBLIC_PEM = (b"PUBLIC KEY", b"RSA PUBLIC KEY", b"CERTIFICATE")
+_PRIVATE_PEM = (b"PRIVATE KEY", b"EC PRIVATE KEY", b"RSA PRIVATE KEY")
+_SECRET_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+
+
+class Alg(StrEnum):
+    """The key management algorithms of RFC 7518, section 4.1, that Overcoat knows."""
+
+    ECDH_ES_A256KW = "ECDH-ES+A256KW"
+    RSA_OAEP_256 = "RSA-OAEP-256"
+    A256KW = "A256KW"
+
+
+class BadKey(ValueError):
+    """A key that cannot be used. The message says what is wrong and what would be right, without key material."""
+
+
+class SecretBytes:
+    """Bytes that show themselves only when asked to."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: bytes) -> None:
+        self._value = value
+
+    def reveal(self) -> bytes:
+        """Return the bytes themselves."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "SecretBytes(<redacted>)"
+
+
+type PublicMaterial = ec.EllipticCurvePublicKey | X25519PublicKey | rsa.RSAPublicKey
+type PrivateMaterial = ec.EllipticCurvePrivateKey | X25519PrivateKey | rsa.RSAPrivateKey
+type Material = PublicMaterial | PrivateMaterial | SecretBytes
+
+
+def is_public(data: bytes) -> bool:
+    """Tell whether a key file certainly holds nothing secret; what cannot be read counts as secret.
+
+    Args:
+        data: the content of a key file.
+    """
+    if data.lstrip()[:1] == b"{":
+        try:
+            members = parse_object(data)
+        except ValueError:
+            return False
+        return members.get("kty") in ("EC", "OKP", "RSA") and not _SECRET_MEMBERS & members.keys()
+    labels: list[bytes] = _PEM_BEGIN.findall(data)
+    return bool(labels) and all(label in _PUBLIC_PEM for label in labels) and b"PRIVATE" not in data
+
+
+def public_material(material: Material) -> PublicMaterial:
+    """Return the public half.
+
+    Raises:
+        BadKey: the key is symmetric.
+    """
+    match material:
+        case SecretBytes():
+            raise BadKey("a symmetric key has no public half; whoever encrypts needs the secret itself")
+        case ec.EllipticCurvePrivateKey() | X25519PrivateKey() | rsa.RSAPrivateKey():
+            return material.public_key()
+        case _:
+            return material
+
+
+def required_members(material: Material) -> dict[str, str]:
+    """Return the members that RFC 7638, section 3.2, takes the thumbprint of."""
+    if isinstance(material, SecretBytes):
+        return {"kty": "oct", "k": base64url(material.reveal())}
+    public = public_material(material)
+    match public:
+        case ec.EllipticCurvePublicKey():
+            point = public.public_numbers()
+            x, y = (base64url(coordinate.to_bytes(P256_BYTES)) for coordinate in (point.x, point.y))
+            return {"kty": "EC", "crv": "P-256", "x": x, "y": y}
+        case X25519PublicKey():
+            return {"kty": "OKP", "crv": "X25519", "x": base64url(public.public_bytes_raw())}
+        case _:
+            numbers = public.public_numbers()
+            return {"kty": "RSA", "n": encode_integer(numbers.n), "e": encode_integer(numbers.e)}
+
+
+def encode_integer(value: int) -> str:
+    """Encode a positive integer in as few octets as it needs (Base64urlUInt, RFC 7518, section 2)."""
+    return base64url(value.to_bytes((value.bit_length() + 7) // 8))
+
+
+def check_fits(alg: Alg, material: Material) -> None:
+    """Check that an algorithm can be used with this material, and safely (RFC 7518, sections 4.3, 4.4 and 4.6).
+
+    Raises:
+        BadKey: it is of another kind, on another curve, too weak, or unusable.
+    """
+    if alg is Alg.A256KW:
+        if not isinstance(material, SecretBytes):
+            raise BadKey(f"{alg} takes a symmetric key (a JWK with kty oct), not {_kind(material)}")
+        if len(material.reveal()) != SYMMETRIC_BYTES:
+            raise BadKey(f"the key has {len(material.reveal())} bytes; {alg} takes exactly {SYMMETRIC_BYTES}")
+    elif alg is Alg.RSA_OAEP_256:
+        if isinstance(material, rsa.RSAPrivateKey):
+            _check_rsa(material.public_key())
+        elif isinstance(material, rsa.RSAPublicKey):
+            _check_rsa(material)
+        else:
+            raise BadKey(f"{alg} takes an RSA key, not {_kind(material)}")
+    elif isinstance(material, X25519PublicKey):
+        _check_x25519(material)
+    elif isinstance(material, ec.EllipticCurvePublicKey | ec.EllipticCurvePrivateKey):
+        if not isinstance(material.curve, ec.SECP256R1):
+            raise BadKey(f"the key is on curve {material.curve.name}; {alg} takes P-256 or X25519")
+    elif not isinstance(material, X25519PrivateKey):
+        raise BadKey(f"{alg} takes a P-256 or X25519 key, not {_kind(material)}")
+
+
+def _check_x25519(public: X25519PublicKey) -> None:
+    # A point of small order would make every shared secret the same known value (RFC 7748, section 6.1).
+    try:
+        X25519PrivateKey.generate().exchange(public)
+    except ValueError:
+        raise BadKey("the X25519 public key is a point of small order; make a new key") from None
+
+
+def _check_rsa(public: rsa.RSAPublicKey) -> None:
+    numbers = public.public_numbers()
+    if not MIN_RSA_BITS <= public.key_size <= MAX_RSA_BITS:
+        raise BadKey(f"the RSA key has {public.key_size} bits; it must have {MIN_RSA_BITS} to {MAX_RSA_BITS}")
+    if numbers.n % 2 == 0 or numbers.e % 2 == 0:
+        raise BadKey("the RSA modulus and exponent must be odd; make a new key")
+    if numbers.e < MIN_RSA_EXPONENT or numbers.e.bit_length() > MAX_RSA_EXPONENT_BITS:
+        raise BadKey(
+            f"the RSA public exponent must be at least {MIN_RSA_EXPONENT} with at most {MAX_RSA_EXPONENT_BITS} bits"
+        )
+
+
+def _kind(material: Material) -> str:
+    match material:
+        case SecretBytes():
+            return "a symmetric key"
+        case rsa.RSAPublicKey() | rsa.RSAPrivateKey():
+            return "an RSA key"
+        case X25519PublicKey() | X25519PrivateKey():
+            return "an X25519 key"
+        case _:
+            return "an EC key"
+
+
+def read_material(data: bytes) -> tuple[Material, Mapping[str, object]]:
+    """Read a key from PEM or from a JWK.
+
+    Args:
+        data: the content of a key file.
+
+    Returns:
+        The material, and the members of the JWK it came from (none for PEM).
+
+    Raises:
+        BadKey: it is neither, malformed, encrypted, or of a kind that no algorithm here uses.
+    """
+    if data.lstrip()[:1] == b"{":
+        try:
+            members = parse_object(data)
+        except ValueError:
+            raise BadKey("the JWK is not one JSON object in UTF-8 with unique member names") from None
+        return material_of_jwk(members), members
+    if b"-----BEGIN " in data:
+        return _material_of_pem(data), {}
+    raise BadKey("the key is neither PEM (-----BEGIN …) nor a JWK (a JSON object)")
+
+
+def _material_of_pem(data: bytes) -> Material:
+    # `openssl ecparam -genkey` writes the curve's name in a block of its own, before the key that has it, too.
+    begun = [found for found in _PEM_BEGIN.finditer(data) if found[1] != b"EC PARAMETERS"]
+    if len(begun) != 1:
+        raise BadKey(f"the PEM file begins {len(begun)} keys or certificates; it must have exactly one")
+    label: bytes = begun[0][1]
+    last_line = b"-----END %s-----" % label
+    end = data.find(last_line, begun[0].end())
+    if end < 0:
+        raise BadKey("the PEM block is cut short: it has no END line of the same type")
+    block = data[begun[0].start() : end + len(last_line)]
+    if label == b"ENCRYPTED PRIVATE KEY" or b"Proc-Type: 4,ENCRYPTED" in block:
+        raise BadKey("the private key is encrypted with a passphrase; decrypt it first (openssl pkey -in FILE)")
+    if label not in _PUBLIC_PEM + _PRIVATE_PEM:
+        allowed = ", ".join(name.decode() for name in _PUBLIC_PEM + _PRIVATE_PEM)
+        raise BadKey(f"a PEM block of type {label.decode()} is not read here; right would be one of: {allowed}")
+    try:
+        found: object
+        if label == b"CERTIFICATE":
+            found = x509.load_pem_x509_certificate(block).public_key()
+        elif label in _PUBLIC_PEM:
+            found = serialization.load_pem_public_key(block)
+        else:
+            found = serialization.load_pem_private_key(block, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise BadKey(f"the PEM block {label.decode()} is malformed or holds a key that is not valid") from None
+    match found:
+        case ec.EllipticCurvePublicKey() | X25519PublicKey() | rsa.RSAPublicKey():
+            return found
+        case ec.EllipticCurvePrivateKey() | X25519PrivateKey() | rsa.RSAPrivateKey():
+            return found
+        case _:
+            raise BadKey("the PEM key is of a kind that cannot encrypt here; right would be P-256, X25519 or RSA")
+
+
+def material_of_jwk(members: Mapping[str, object]) -> Material:
+    """Return the key that the members of a JWK describe (RFC 7518, section 6; RFC 8037, section 2).
+
+    Args:
+        members: the JWK's members; unknown ones are ignored (RFC 7517, section 4).
+
+    Raises:
+        BadKey: they are malformed, contradict each other, or describe a kind of key that no algorithm here uses.
+    """
+    if "keys" in members:
+        raise BadKey("this is a JWK set; give one JWK, a single member of its keys")
+    kty = members.get("kty")
+    try:
+        match kty:
+            case "oct":
+                return SecretBytes(_octets(members, "k"))
+            case "EC":
+                return _ec_of_jwk(members)
+            case "OKP":
+                return _x25519_of_jwk(members)
+            case "RSA":
+                return _rsa_of_jwk(members)
+            case _:
+                raise BadKey("the JWK's kty must be EC, OKP, RSA or oct")
+    except BadKey:
+        raise
+    except (ValueError, UnsupportedAlgorithm):
+        raise BadKey(f"the JWK's members do not make a valid {kty} key (off the curve, or not matching)") from None
+
+
+def _ec_of_jwk(members: Mapping[str, object]) -> Material:
+    if members.get("crv") != "P-256":
+        raise BadKey("the crv of an EC key must be P-256")
+    x, y = (int.from_bytes(_octets(members, name, P256_BYTES)) for name in ("x", "y"))
+    public = ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1())
+    if "d" not in members:
+        return public.public_key()
+    return ec.EllipticCurvePrivateNumbers(int.from_bytes(_octets(members, "d", P256_BYTES)), public).private_key()
+
+
+def _x25519_of_jwk(members: Mapping[str, object]) -> Material:
+    if members.get("crv") != "X25519":
+        raise BadKey("the crv of an OKP key must be X25519")
+    x = _octets(members, "x", X25519_BYTES)
+    if "d" not in members:
+        return X25519PublicKey.from_public_bytes(x)
+    private = X25519PrivateKey.from_private_bytes(_octets(members, "d", X25519_BYTES))
+    if private.public_key().public_bytes_raw() != x:
+        raise BadKey("the JWK's x is not the public half of its d")
+    return private
+
+
+def _rsa_of_jwk(members: Mapping[str, object]) -> Material:
+    if "oth" in members:
+        raise BadKey("an RSA key of more than two primes (oth) is not read here")
+    public = rsa.RSAPublicNumbers(_integer(members, "e"), _integer(members, "n"))
+    if not _SECRET_MEMBERS & members.keys():
+        return public.public_key()
+    d, p, q, dp, dq, qi = (_integer(members, name) for name in ("d", "p", "q", "dp", "dq", "qi"))
+    return rsa.RSAPrivateNumbers(p, q, d, dp, dq, qi, public).private_key()
+
+
+def _octets(members: Mapping[str, object], name: str, length: int | None = None) -> bytes:
+    text = members.get(name)
+    if not isinstance(text, str):
+        raise BadKey(f"the JWK's member {name} is missing or not a string")
+    try:
+        value = unbase64url(text)
+    except ValueError:
+        raise BadKey(f"the JWK's member {name} must be canonical base64url without padding") from None
+    if length is not None and len(value) != length:
+        raise BadKey(f"the JWK's member {name} has {len(value)} octets; it must have {length}")
+    return value
+
+
+def _integer(members: Mapping[str, object], name: str) -> int:
+    octets = _octets(members, name)
+    if not octets or octets[0] == 0:
+        raise BadKey(f"the JWK's member {name} must be a positive integer without leading zero octets (RFC 7518)")
+    return int.from_bytes(octets)
+
+
+def check_use(members: Mapping[str, object], alg: Alg, material: Material) -> str | None:
+    """Check what a JWK says about its own use (RFC 7517, section 4).
+
+    Args:
+        members: the JWK's members; none for a key from PEM.
+        alg: the algorithm the key is for.
+        material: the key, as it was read.
+
+    Returns:
+        The JWK's kid, or None.
+
+    Raises:
+        BadKey: its `alg`, `use` or `key_ops` forbid that use, or its kid is no string.
+    """
+    if "alg" in members and members["alg"] != alg.value:
+        raise BadKey(f"the JWK's alg is another one; it must be {alg} or absent")
+    if "use" in members and members["use"] != "enc":
+        raise BadKey("the JWK's use must be enc or absent")
+    if "key_ops" in members:
+        _check_operations(members["key_ops"], material)
+    kid = members.get("kid")
+    if "kid" in members and not isinstance(kid, str):
+        raise BadKey("the JWK's kid must be a string")
+    return kid if isinstance(kid, str) else None
+
+
+def _check_operations(operations: object, material: Material) -> None:
+    if not isinstance(operations, list) or not all(isinstance(name, str) for name in operations):
+        raise BadKey("the JWK's key_ops must be a list of strings")
+    if len(set(operations)) != len(operations):
+        raise BadKey("the JWK's key_ops must not name an operation twice")
+    named = set(operations)
+    match material:
+        case SecretBytes():
+            right, fits = "wrapKey and unwrapKey", named >= {"wrapKey", "unwrapKey"}
+        case rsa.RSAPublicKey():
+            right, fits = "encrypt or wrapKey", bool(named & {"encrypt", "wrapKey"})
+        case rsa.RSAPrivateKey():
+            right, fits = "decrypt or unwrapKey", bool(named & {"decrypt", "unwrapKey"})
+        case ec.EllipticCurvePrivateKey() | X25519PrivateKey():
+            right, fits = "deriveKey or deriveBits", bool(named & {"deriveKey", "deriveBits"})
+        case _:  # in Web Crypto the public half of an ECDH key has no operation of its own
+            right, fits = "deriveKey, deriveBits or nothing", not named or bool(named & {"deriveKey", "deriveBits"})
+    if not fits:
+        raise BadKey(f"the JWK's key_ops do not allow what this key is for; they must have {right}")

@@ -1,0 +1,298 @@
+"""Keys for encrypted values: reading, checking, writing and naming them.
+
+Rules of this module:
+
+- A `Key` that exists fits its algorithm: P-256 or X25519 for ECDH-ES, RSA of at least 2048 bits, exactly 256 symmetric
+  bits. Whatever could fail later, at a request, is refused when the key is read.
+- Key material is in no message and no `repr`.
+- `proxy.core.jose.keymaterial` reads the formats; this module gives what it read a name, an algorithm and a last day.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import secrets
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+from typing import Literal
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from proxy.core.jose.encoding import base64url
+from proxy.core.jose.keymaterial import (
+    MIN_RSA_BITS,
+    MIN_RSA_EXPONENT,
+    P256_BYTES,
+    SYMMETRIC_BYTES,
+    Alg,
+    BadKey,
+    Material,
+    SecretBytes,
+    check_fits,
+    check_use,
+    encode_integer,
+    is_public,
+    public_material,
+    read_material,
+    required_members,
+)
+
+__all__ = [
+    "Alg",
+    "BadKey",
+    "Bind",
+    "Key",
+    "KeySet",
+    "SecretBytes",
+    "alg_for",
+    "is_public",
+    "load_key",
+    "new_key",
+    "thumbprint",
+    "to_jwk",
+    "to_pem",
+]
+
+NEW_RSA_BITS = 3072
+MAX_KID_LENGTH = 256
+
+
+class Bind(StrEnum):
+    """How strictly the place in the `cty` of a sealed value must agree with the one that it is opened at."""
+
+    PLACE = "place"  # the same host and the same path
+    HOST = "host"  # the same host
+    NONE = "none"  # anywhere
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Key:
+    """One key, its name and its use. Private and symmetric material compares by identity.
+
+    Attributes:
+        kid: the name that tokens carry, 1 to 256 printable characters.
+        alg: the one algorithm it is used with.
+        material: a public or private key, or 32 secret bytes.
+        not_after: the last day on which it is used, or None.
+
+    Raises:
+        BadKey: the material does not fit the algorithm, or the kid is no usable name.
+    """
+
+    kid: str
+    alg: Alg
+    material: Material
+    not_after: date | None = None
+
+    def __post_init__(self) -> None:
+        if not self.kid or len(self.kid) > MAX_KID_LENGTH or not self.kid.isprintable():
+            raise BadKey(f"the kid must have 1 to {MAX_KID_LENGTH} printable characters")
+        check_fits(self.alg, self.material)
+
+    @property
+    def can_open(self) -> bool:
+        """Whether it decrypts: a private or a symmetric key does."""
+        return not isinstance(self.material, ec.EllipticCurvePublicKey | X25519PublicKey | rsa.RSAPublicKey)
+
+    @property
+    def opening_cost(self) -> float:
+        """How long opening a value takes, in times of what it takes with an RSA key of 2048 bits; 1 for all others."""
+        if isinstance(self.material, rsa.RSAPrivateKey):
+            return math.pow(self.material.key_size / MIN_RSA_BITS, 2.5)  # between the square and the cube, as measured
+        return 1.0
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether the material must be kept from others; of the key kinds here, those are the ones that decrypt."""
+        return self.can_open
+
+    def expired(self, today: date) -> bool:
+        """Tell whether the key is past its last day; that day itself is still good."""
+        return self.not_after is not None and today > self.not_after
+
+    def public(self) -> Key:
+        """Return the public half, with the same kid and date.
+
+        Raises:
+            BadKey: the key is symmetric.
+        """
+        return Key(self.kid, self.alg, public_material(self.material), self.not_after)
+
+    def __repr__(self) -> str:
+        kind = "secret" if self.is_secret else "public"
+        return f"Key(kid={self.kid!r}, alg={self.alg.value!r}, {kind} <redacted>, not_after={self.not_after})"
+
+
+@dataclass(frozen=True, slots=True)
+class KeySet:
+    """The keys of one purpose: one that seals and opens, and older ones that still open.
+
+    Attributes:
+        name: its name in the policy.
+        alg: the algorithm of all its keys.
+        primary: the key that seals.
+        older: keys that only open.
+        bind: how strictly sealed values are bound to their place.
+
+    Raises:
+        BadKey: a key has another algorithm, or two keys have the same kid.
+    """
+
+    name: str
+    alg: Alg
+    primary: Key
+    older: tuple[Key, ...] = ()
+    bind: Bind = Bind.PLACE
+
+    def __post_init__(self) -> None:
+        keys = (self.primary, *self.older)
+        for key in keys:
+            if key.alg is not self.alg:
+                raise BadKey(f"key {key.kid!r} is for {key.alg}; every key of set {self.name!r} must be for {self.alg}")
+        if len({key.kid for key in keys}) != len(keys):
+            raise BadKey(f"two keys of set {self.name!r} have the same kid; each needs its own")
+
+    @property
+    def opening_cost(self) -> float:
+        """That of its slowest key; see `Key`."""
+        return max(key.opening_cost for key in (self.primary, *self.older))
+
+    def by_kid(self, kid: str) -> Key | None:
+        """Return the key of that name, if the set has one."""
+        return next((key for key in (self.primary, *self.older) if key.kid == kid), None)
+
+
+def load_key(data: bytes, *, alg: Alg, kid: str | None = None, not_after: date | None = None) -> Key:
+    """Read a key from PEM or from a JWK.
+
+    Args:
+        data: PEM (SPKI, PKCS#8, SEC 1, PKCS#1, or an X.509 certificate for its public key) or one JWK in JSON
+            (RFC 7517, RFC 8037).
+        alg: the algorithm the key is for.
+        kid: its name; it must equal the JWK's own, if that has one. Without either, the RFC 7638 thumbprint.
+        not_after: the last day on which the key is used.
+
+    Raises:
+        BadKey: it is malformed, encrypted, too weak, or not for this algorithm.
+    """
+    material, members = read_material(data)
+    own_kid = check_use(members, alg, material)
+    if kid is not None and own_kid is not None and kid != own_kid:
+        raise BadKey(f"the JWK's kid is {own_kid!r}, not {kid!r}; name it the same in both places")
+    if kid is None:
+        check_fits(alg, material)  # a thumbprint is defined for what fits only
+        kid = own_kid if own_kid is not None else _thumbprint(material)
+    return Key(kid, alg, material, not_after)
+
+
+def alg_for(data: bytes) -> Alg:
+    """Return the one algorithm that a key file's kind of key is used with.
+
+    Args:
+        data: what `load_key` takes.
+
+    Raises:
+        BadKey: it is malformed or of a kind that no algorithm here uses.
+    """
+    material, _ = read_material(data)
+    match material:
+        case SecretBytes():
+            return Alg.A256KW
+        case rsa.RSAPublicKey() | rsa.RSAPrivateKey():
+            return Alg.RSA_OAEP_256
+        case _:
+            return Alg.ECDH_ES_A256KW
+
+
+def new_key(alg: Alg, *, curve: Literal["P-256", "X25519"] = "P-256", kid: str | None = None) -> Key:
+    """Make a fresh private or symmetric key.
+
+    Args:
+        alg: what it is for.
+        curve: the curve of an ECDH-ES key; the other algorithms have no use for it.
+        kid: its name; None means its RFC 7638 thumbprint.
+
+    Raises:
+        BadKey: the kid is no usable name.
+    """
+    material: Material
+    if alg is Alg.A256KW:
+        material = SecretBytes(secrets.token_bytes(SYMMETRIC_BYTES))
+    elif alg is Alg.RSA_OAEP_256:
+        material = rsa.generate_private_key(public_exponent=MIN_RSA_EXPONENT, key_size=NEW_RSA_BITS)
+    elif curve == "X25519":
+        material = X25519PrivateKey.generate()
+    else:
+        material = ec.generate_private_key(ec.SECP256R1())
+    return Key(kid if kid is not None else _thumbprint(material), alg, material)
+
+
+def thumbprint(key: Key) -> str:
+    """Return the SHA-256 JWK thumbprint in base64url (RFC 7638, RFC 8037); both halves of a pair have the same.
+
+    That of a symmetric key is a digest of a secret, harmless only because the secret is random (RFC 7638, section 7).
+    """
+    return _thumbprint(key.material)
+
+
+def to_jwk(key: Key, *, private: bool) -> dict[str, str]:
+    """Return the key as the members of a JWK (RFC 7517, RFC 7518 section 6, RFC 8037).
+
+    Args:
+        key: the key.
+        private: whether the secret members are wanted.
+
+    Raises:
+        BadKey: they are wanted and the key has none, or they are not wanted and it has nothing else.
+    """
+    if private and not key.is_secret:
+        raise BadKey("this is a public key; its private half is not here")
+    material = key.material if private else public_material(key.material)
+    members = required_members(material)
+    match material:
+        case ec.EllipticCurvePrivateKey():
+            members["d"] = base64url(material.private_numbers().private_value.to_bytes(P256_BYTES))
+        case X25519PrivateKey():
+            members["d"] = base64url(material.private_bytes_raw())
+        case rsa.RSAPrivateKey():
+            n = material.private_numbers()
+            parts = {"d": n.d, "p": n.p, "q": n.q, "dp": n.dmp1, "dq": n.dmq1, "qi": n.iqmp}
+            members |= {name: encode_integer(value) for name, value in parts.items()}
+        case _:
+            pass  # public keys have no more members; a symmetric one's only member is its required one
+    return members | {"use": "enc", "alg": key.alg.value, "kid": key.kid}
+
+
+def to_pem(key: Key, *, private: bool) -> bytes:
+    """Return the key as PEM: unencrypted PKCS#8 for the private half, SPKI for the public one.
+
+    Args:
+        key: the key.
+        private: which half is wanted.
+
+    Raises:
+        BadKey: the key is symmetric, or the private half is wanted of a public key.
+    """
+    if not private:
+        return public_material(key.material).public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    match key.material:
+        case ec.EllipticCurvePrivateKey() | X25519PrivateKey() | rsa.RSAPrivateKey():
+            return key.material.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        case SecretBytes():
+            raise BadKey("PEM has no form for a symmetric key; write it as a JWK")
+        case _:
+            raise BadKey("this is a public key; its private half is not here")
+
+
+def _thumbprint(material: Material) -> str:
+    canonical = json.dumps(required_members(material), sort_keys=True, separators=(",", ":"))
+    return base64url(hashlib.sha256(canonical.encode("ascii")).digest())

@@ -1,0 +1,1 @@
+"""What is on disk: key files, trusted roots, the local CA, the files that come with Overcoat."""

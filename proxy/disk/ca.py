@@ -1,0 +1,282 @@
+"""The local CA: signs the certificates that apps see when their https is inspected.
+
+Rules of this module:
+
+- The CA's key is made once, on this machine, is readable by its owner only, and signs nothing but leaf certificates.
+- Leaves have a key of their own, made anew by each process and never written; they live a week.
+- A damaged or foreign CA is an error with a way out, never replaced in silence: apps trust the old one. Nor is one
+  that has ended: it signs nothing any more (`proxy.core.certificates.localca`), and what needs it not goes on.
+- A leaf never outlives the CA, and is used only while it is valid by the clock as it is now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hmac
+import ipaddress
+import os
+import secrets
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from proxy.core.certificates.localca import Lifetime
+from proxy.disk.reading import read_regular
+from proxy.health import data_folder
+
+KEY_FILE = "ca-key.pem"
+CERTIFICATE_FILE = "ca-cert.pem"
+_MAX_BYTES = 64 * 1024
+_CA_LIFE = timedelta(days=5 * 365)
+_LEAF_LIFE = timedelta(days=7)
+_RENEW_BEFORE = timedelta(days=1)
+_CLOCK_SLACK = timedelta(days=1)  # apps in containers and VMs may have clocks a little behind
+
+
+class CaError(Exception):
+    """The local CA cannot be used. The message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A certificate for one host, its key, and the CA's certificate that signed it."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+    issuer: x509.Certificate
+
+    def is_fresh(self, now: datetime) -> bool:
+        """Tell whether it is valid, and has more than a day to live, or as much as any that the CA could sign now."""
+        end = self.certificate.not_valid_after_utc
+        spare = timedelta() if end == self.issuer.not_valid_after_utc else _RENEW_BEFORE
+        return self.certificate.not_valid_before_utc <= now < end - spare
+
+
+def data_directory(env: Mapping[str, str]) -> Path:
+    """Return where Overcoat keeps its state; see `proxy.health.data_folder`.
+
+    Raises:
+        CaError: the environment names no place, and there is no home directory.
+    """
+    try:
+        return Path(data_folder(env))
+    except RuntimeError as e:
+        raise CaError(str(e)) from None
+
+
+class LocalCa:
+    """A loaded CA."""
+
+    def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+        self.certificate = certificate
+        self._key = key
+        self._leaf_key = ec.generate_private_key(ec.SECP256R1())
+
+    @property
+    def tag(self) -> str:
+        """A short word that only who has the CA's key can know, and that lasts as long as it."""
+        secret = self._key.private_numbers().private_value.to_bytes(32)
+        return hmac.digest(secret, b"overcoat: the mark of cookies", "sha256").hex()[:12]
+
+    @property
+    def lifetime(self) -> Lifetime:
+        """When it may sign."""
+        return Lifetime(self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc)
+
+    @property
+    def pem(self) -> bytes:
+        """The CA's certificate, for apps to trust."""
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    @classmethod
+    def open(cls, directory: Path, now: datetime) -> LocalCa:
+        """Load the CA from a directory, and make it there first if there is none.
+
+        Raises:
+            CaError: the files cannot be read or written, don't fit each other, or are open to others.
+        """
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not (directory / KEY_FILE).exists():
+                _create(directory, now)
+            authority = cls._load(directory)
+            _publish(directory / CERTIFICATE_FILE, authority.pem)
+            return authority
+        except OSError as e:
+            raise _no_access(directory, e) from None
+
+    @classmethod
+    def examine(cls, directory: Path) -> None:
+        """Say what `open` would say, and change nothing.
+
+        Raises:
+            CaError: as there.
+        """
+        try:
+            existing = next(each for each in (directory, *directory.absolute().parents) if os.path.lexists(each))
+            if not existing.is_dir():
+                raise OSError(errno.EEXIST if existing == directory else errno.ENOTDIR, "")
+            has_key = (directory / KEY_FILE).exists()
+            is_written = not has_key or _published(directory / CERTIFICATE_FILE) != cls._load(directory).pem
+            if is_written and not os.access(existing, os.W_OK | os.X_OK):
+                is_read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
+                raise OSError(errno.EROFS if is_read_only else errno.EACCES, "")
+        except OSError as e:
+            raise _no_access(directory, e) from None
+
+    @classmethod
+    def _load(cls, directory: Path) -> LocalCa:
+        key_path = directory / KEY_FILE
+        way_out = f"move {KEY_FILE} out of {directory} to have a new CA made, and make the apps trust that one"
+        # One file for both, so that a half-made CA cannot exist; the certificate file beside it is for the apps.
+        pem = _read_private(key_path)
+        try:
+            key = serialization.load_pem_private_key(pem, None)
+            certificate = x509.load_pem_x509_certificate(pem)
+            constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound):
+            raise CaError(f"{key_path} holds no CA key and certificate: {way_out}") from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise CaError(f"the key in {key_path} is not on the curve P-256: {way_out}")
+        if key.public_key() != certificate.public_key() or not constraints.ca:
+            raise CaError(f"the key and the certificate in {key_path} are not those of one CA: {way_out}")
+        return cls(certificate, key)
+
+    def leaf(self, host: str, now: datetime) -> Leaf:
+        """Sign a certificate for a host.
+
+        Args:
+            host: a canonical host name or IP address.
+            now: the time it starts from, in the CA's life; it lives a week, but never longer than the CA.
+        """
+        try:
+            name: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
+        except ValueError:
+            name = x509.DNSName(host)
+        public_key = self._leaf_key.public_key()
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([]))  # the name stands in the (then critical) subjectAltName: CN stops at 64 bytes
+            .issuer_name(self.certificate.subject)
+            .public_key(public_key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - _CLOCK_SLACK)
+            .not_valid_after(min(now + _LEAF_LIFE, self.certificate.not_valid_after_utc))
+            .add_extension(x509.SubjectAlternativeName([name]), critical=True)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(_key_usage(signs_certificates=False), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        return Leaf(certificate, self._leaf_key, self.certificate)
+
+
+def published_lifetime(directory: Path) -> Lifetime | None:
+    """Return the life of the CA in a directory, as its public certificate says; None if that cannot be read."""
+    try:
+        pem, _ = read_regular(directory / CERTIFICATE_FILE, _MAX_BYTES)
+        certificate = x509.load_pem_x509_certificate(pem)
+    except (OSError, ValueError, x509.InvalidVersion):
+        return None  # there is none yet, or it is not this user's to read; `LocalCa.open` says what is wrong
+    return Lifetime(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+
+
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _create(directory: Path, now: datetime) -> None:
+    """Make a CA. Where two processes do so at once, the first one's stays."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Overcoat local CA {secrets.token_hex(4)}")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _CLOCK_SLACK)
+        .not_valid_after(now + _CA_LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    certificate_pem = certificate.public_bytes(serialization.Encoding.PEM)
+    key_pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    temporary = directory / f".{KEY_FILE}.{secrets.token_hex(8)}"
+    try:
+        _write_new(temporary, key_pem + certificate_pem, 0o600)
+        with contextlib.suppress(FileExistsError):  # another process was first: its CA is the one
+            os.link(temporary, directory / KEY_FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_private(path: Path) -> bytes:
+    """Read a file that only this user may read; looked at and read through one descriptor.
+
+    Raises:
+        CaError: it is not this user's, or open to others.
+        OSError: it cannot be read, or is no regular file.
+    """
+    pem, status = read_regular(path, _MAX_BYTES)
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid not in (0, os.geteuid()):
+        raise CaError(f"{path} is another user's, who could sign for every host: run chown {os.geteuid()} {path}")
+    if mode & 0o077:
+        raise CaError(f"{path} is readable by others (mode {mode:04o}): run chmod 600 {path}")
+    return pem
+
+
+def _no_access(directory: Path, error: OSError) -> CaError:
+    return CaError(
+        f"the local CA in {directory} cannot be read or written: {os.strerror(error.errno or 0)}; "
+        "set OVERCOAT_DATA to a directory that this user owns"
+    )
+
+
+def _published(path: Path) -> bytes:
+    """Return the certificate that apps read; empty if there is none yet."""
+    try:
+        return read_regular(path, _MAX_BYTES)[0]
+    except FileNotFoundError:
+        return b""
+
+
+def _publish(path: Path, pem: bytes) -> None:
+    """Put the certificate where apps read it, if it is not there already."""
+    if _published(path) == pem:
+        return
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    _write_new(temporary, pem, 0o644)
+    temporary.replace(path)
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)

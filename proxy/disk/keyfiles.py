@@ -1,0 +1,91 @@
+"""Key files on disk: read once, checked on what was opened, created but never overwritten.
+
+Rules of this module:
+
+- Type, mode and content come from one open file descriptor, so nothing can be swapped between check and use.
+- A file with secret material that group or others may read or write is refused, unless that is said to be meant.
+- A new file is created exclusively: nothing that exists is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from pathlib import Path
+
+from proxy.core.jose.keys import is_public
+from proxy.disk.reading import NotRegularError, read_regular
+
+MAX_KEY_FILE_BYTES = 64 * 1024
+
+_FOR_OTHERS = stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
+
+
+class KeyFileError(Exception):
+    """A key file that is refused. The message is one line: the path, what is wrong and how to put it right."""
+
+
+def check_permissions(path: Path, mode: int) -> None:
+    """Refuse a secret file that others than its owner may read or write.
+
+    Args:
+        path: its name, for the message.
+        mode: its mode, as `os.fstat` gives it for the open file.
+
+    Raises:
+        KeyFileError: the mode has a read or write bit for group or others.
+    """
+    if mode & _FOR_OTHERS:
+        raise KeyFileError(
+            f"{path}: mode {stat.S_IMODE(mode):04o} lets others at a secret key: chmod 600 {shlex.quote(str(path))}"
+            " (where that cannot be changed, as with mounted Docker or Kubernetes secrets: --unsafe-key-permissions,"
+            " in a policy unsafe_key_permissions: true)"
+        )
+
+
+def read_key_file(path: Path, *, unsafe_permissions: bool) -> bytes:
+    """Read a key file.
+
+    Args:
+        path: the file; a symbolic link is followed.
+        unsafe_permissions: whether secret material may be readable or writable by others.
+
+    Returns:
+        Its content, at most 64 KiB.
+
+    Raises:
+        OSError: it cannot be opened or read.
+        KeyFileError: it is no regular file, too large, or a secret that others have access to.
+    """
+    try:
+        data, status = read_regular(path, MAX_KEY_FILE_BYTES)
+    except NotRegularError:
+        raise KeyFileError(f"{path}: not a regular file; pipes, devices and directories are not read as keys") from None
+    if len(data) > MAX_KEY_FILE_BYTES:
+        raise KeyFileError(f"{path}: larger than {MAX_KEY_FILE_BYTES // 1024} KiB, which no key is")
+    # What is no key at all is refused as that, whoever may read it.
+    may_be_key = b"-----BEGIN" in data or data.lstrip().startswith(b"{")
+    if not unsafe_permissions and may_be_key and not is_public(data):
+        check_permissions(path, status.st_mode)
+    return data
+
+
+def create_file(path: Path, data: bytes, *, mode: int) -> None:
+    """Create a file with this content; on failure nothing of it remains.
+
+    Args:
+        path: a name that must not exist, not even as a dangling symbolic link.
+        data: the whole content.
+        mode: the permission bits, narrowed further by the umask.
+
+    Raises:
+        OSError: it exists already (`FileExistsError`), or cannot be created or written.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+    except OSError:
+        path.unlink()
+        raise

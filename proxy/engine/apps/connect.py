@@ -1,0 +1,297 @@
+"""CONNECT, and what follows it: the first bytes, a tunnel, TLS that is opened here, or nothing.
+
+Rules of this module:
+
+- Only what is understood goes on: TLS to a tunnelled host, TLS or http to an inspected one. Anything else is closed.
+- The TLS server name must be the host of CONNECT, or the policy would have decided on another host than the app meets.
+- One that is refused ends its connection, and nothing more of it is read: a client that did not wait for the answer has
+  sent bytes for the tunnel, and they must not become a request (RFC 9931, section 8).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mitmproxy import http, tls
+
+from addons.exchange import Exchange, Upstream
+from proxy.core.decisions import Action, Denied, Reason
+from proxy.core.destinations import HTTP_PORT
+from proxy.core.http.heads import MAX_HEAD_BYTES, can_become_a_head
+from proxy.core.http.names import check_server_name
+from proxy.engine.apps.sniffing import Heard, Speech, listen
+from proxy.engine.apps.tunnels import Relay
+from proxy.engine.flows import new_flow, new_server
+from proxy.engine.http2 import PREFACE
+from proxy.engine.upstreams.connection import UpstreamConnection, dial
+
+if TYPE_CHECKING:
+    from proxy.engine.apps.socket import AppSocket
+
+
+class Asker(Protocol):
+    """What read a CONNECT, or what comes to the same, and knows how it is answered."""
+
+    app: AppSocket
+    conversation: Any
+
+    def established(self) -> bytes:
+        """Return what says that it is open."""
+
+    def refusal(self, response: http.Response) -> bytes:
+        """Return what says that it is not, and why; it is the last word."""
+
+    def take_rest(self) -> bytes:
+        """Take the bytes that came after it."""
+
+
+class Connect:
+    """A CONNECT request, until it is answered."""
+
+    def __init__(self, asker: Asker, request: http.Request) -> None:
+        """Start.
+
+        Args:
+            asker: what read it.
+            request: the request.
+        """
+        self._asker = asker
+        self._app = asker.app
+        self._engine = asker.app.engine
+        self._flow = new_flow(self._app.client, request)
+        self._dialling: asyncio.Task[None] | None = None
+        self._is_over = False
+
+    def start(self) -> None:
+        """Take it through the addons, and open what it asks for."""
+        flow = self._flow
+        self._engine.dispatch.call("http_connect", flow)
+        exchange = self._engine.sessions.exchange(flow)
+        # The upstream of a tunnel is opened before the 200, so that a failure can still be told. Not at port 80: what
+        # comes may be http to upgrade, for which no plain connection must ever be opened.
+        # In observe mode it is opened for every CONNECT: a server that speaks first must be heard.
+        is_tunnel = exchange.decision is not None and exchange.decision.action is Action.TUNNEL
+        opens_first = exchange.observing or _is_raw(exchange) or (is_tunnel and flow.request.port != HTTP_PORT)
+        if flow.response is not None:
+            self._refuse()
+        elif opens_first:
+            self._dialling = self._app.loop.create_task(self._dial(exchange))
+        else:
+            self._accept(exchange, None)
+
+    async def _dial(self, exchange: Exchange) -> None:
+        request = self._flow.request.data
+        server = new_server((request.host, request.port), tls=False)
+        record = exchange.upstream = Upstream(exchange.policy, exchange.rule)
+        try:
+            upstream = await dial(self._engine, server, None, record, self._app.context)
+        except Denied as denied:
+            record.denied = denied
+            if not self._is_over:
+                exchange.refuse(self._flow, denied)
+                self._app.guarded(self._refuse)
+        except Exception as e:
+            self._app.crash(e)
+        else:
+            if self._is_over:
+                upstream.close()
+            else:
+                self._app.guarded(self._accept, exchange, upstream)
+
+    def _refuse(self) -> None:
+        self._engine.dispatch.call("http_connect_error", self._flow)
+        self._app.session.connect = None  # its line is written, and it opened no tunnel
+        response = self._flow.response
+        assert response is not None
+        self._is_over = True
+        self._asker.conversation = None
+        self._app.write(self._asker.refusal(response))
+        self._app.close()
+
+    def _accept(self, exchange: Exchange, upstream: UpstreamConnection | None) -> None:
+        self._is_over = True
+        self._app.hold("pipelining", False)
+        self._app.write(self._asker.established())
+        self._asker.conversation = None  # its part is over, and it points back here
+        self._app.speaker = speaker = FirstBytes(self._app, exchange, upstream)
+        if rest := self._asker.take_rest():
+            speaker.feed(rest)
+        if self._app.has_ended:  # while it was dialled
+            self._app.speaker.eof()
+
+    def give_up(self, denied: Denied) -> None:
+        """Refuse it: what it asks for was not open in time."""
+        if self._dialling is not None:
+            self._dialling.cancel()
+        self._engine.sessions.exchange(self._flow).refuse(self._flow, denied)
+        self._refuse()
+
+    def overdue(self, seconds: float) -> Denied | None:
+        """Return why it is to end, where nothing has moved for so long: the upstream is still being dialled."""
+        if self._dialling is None or self._is_over:
+            return None
+        return Denied(Reason.UPSTREAM_TIMEOUT, f"no connection was open after {seconds:.0f} s (limits.idle_seconds)")
+
+    def gone(self) -> None:
+        """The app went away before it was answered."""
+        self._is_over = True
+        if self._dialling is not None:
+            self._dialling.cancel()
+
+    def app_congested(self, is_congested: bool) -> None:
+        """Nothing was sent yet that it could be congested by."""
+
+
+class FirstBytes:
+    """Collects an app's first bytes inside CONNECT, until they say what follows."""
+
+    def __init__(self, app: AppSocket, connect: Exchange, upstream: UpstreamConnection | None) -> None:
+        """Start.
+
+        Args:
+            app: the app's socket.
+            connect: the CONNECT.
+            upstream: the connection to what it asked for, if it is open already.
+        """
+        self._app = app
+        self._connect = connect
+        self._upstream = upstream
+        self._data = b""
+        # Where anything may pass, the app may be waiting for the server to speak first.
+        is_open = connect.observing or _is_raw(connect)
+        if not is_open:
+            app.expect(True)
+        if upstream is not None:
+            upstream.carry(Relay(app, upstream, b""))  # what a server says first waits in its socket
+            if not is_open:
+                upstream.transport.pause_reading()
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes, and decide once they are enough."""
+        self._data += data
+        if _is_raw(self._connect):
+            self._relay()
+            return
+        heard = listen(self._data)
+        if heard.speech is Speech.HTTP and self._connect.observing:
+            # `EHLO me` begins like HTTP. Where nothing may be denied, a whole line has to say that it is.
+            has_line = b"\n" in self._data
+            if not has_line and len(self._data) < MAX_HEAD_BYTES:
+                return
+            is_http2 = self._data.startswith(PREFACE[:16])  # its first line
+            if not (has_line and (can_become_a_head(self._data) or is_http2)):
+                heard = Heard(Speech.OTHER)
+        if heard.speech is Speech.UNDECIDED:
+            return
+        self._app.expect(False)
+        if heard.speech is Speech.HTTP:
+            self._speak_http()
+        elif heard.speech is Speech.TLS:
+            self._decide_tls(heard)
+        else:
+            self._deny(
+                Denied(
+                    Reason.NOT_HTTP,
+                    f"what the app sent through CONNECT {self._connect.asked} is neither TLS nor an HTTP request",
+                )
+            )
+
+    def _speak_http(self) -> None:
+        self._leave_upstream()
+        self._app.session.speaks_http = True
+        self._app.speak_http1(self._connect)
+        self._app.speaker.feed(self._data)
+
+    def _decide_tls(self, heard: Heard) -> None:
+        connect = self._connect
+        assert connect.asked is not None
+        assert connect.decision is not None
+        try:
+            if connect.decision.denied is not None:
+                raise connect.decision.denied
+            check_server_name(heard.sni, connect.asked)
+            if connect.decision.action is Action.INSPECT:
+                self._app.engine.local_ca.check(datetime.now(UTC))
+        except Denied as denied:
+            self._deny(denied)
+            return
+        if connect.observing or connect.decision.action is Action.TUNNEL:
+            self._relay()
+        else:
+            self._inspect(heard)
+
+    def _deny(self, denied: Denied) -> None:
+        self._connect.note(denied)
+        if self._connect.observing:
+            self._relay()
+            return
+        self._leave_upstream()
+        self._app.close()
+
+    def _relay(self) -> None:
+        if self._upstream is not None:
+            relay = self._upstream.receiver
+            assert isinstance(relay, Relay)
+            self._app.speaker = relay
+            relay.feed(self._data)
+            relay.splice()
+            if not self._app.is_congested:
+                self._upstream.transport.resume_reading()
+        else:
+            self._app.speaker = relay = Relay(self._app, None, self._data)
+            relay.dial(self._connect)
+
+    def _inspect(self, heard: Heard) -> None:
+        app = self._app
+        app.client.sni = heard.sni
+        app.client.alpn_offers = heard.alpn
+        assert self._connect.asked is not None
+        app.context.server.address = self._connect.asked.host, self._connect.asked.port  # as mitmproxy says it, too
+        data = tls.TlsData(app.client, app.context)
+        app.engine.dispatch.call("tls_start_client", data)
+        assert data.ssl_conn is not None
+        app.start_tls(data.ssl_conn)
+        app.expect(True)  # the rest of the handshake
+        app.speak_http1(self._connect)
+        app.take(self._data)
+
+    def _leave_upstream(self) -> None:
+        if self._upstream is not None:
+            self._upstream.close()
+
+    def too_slow(self) -> None:
+        """The app did not say enough in time."""
+        seconds = self._connect.policy.limits.request_seconds
+        self._deny(Denied(Reason.NOT_HTTP, f"within {seconds} s no whole ClientHello or HTTP request line came"))
+
+    def eof(self) -> None:
+        """The app will say no more; where anything may pass, that is enough, however little it said."""
+        connect = self._connect
+        if connect.observing or _is_raw(connect):
+            self._relay()
+            self._app.speaker.eof()
+        elif self._data:
+            what = f"what the app sent through CONNECT {connect.asked} ended before it was TLS or an HTTP request"
+            self._deny(Denied(Reason.NOT_HTTP, what))
+        else:
+            self._leave_upstream()
+            self._app.close()
+
+    def gone(self) -> None:
+        """The app is gone."""
+        self._leave_upstream()
+
+    def congested(self, is_congested: bool) -> None:
+        """In observe mode a server may speak before the app: read from it only what the app takes."""
+        is_open = self._connect.observing or _is_raw(self._connect)
+        if self._upstream is not None and is_open and not self._upstream.transport.is_closing():
+            if is_congested:
+                self._upstream.transport.pause_reading()
+            else:
+                self._upstream.transport.resume_reading()
+
+
+def _is_raw(connect: Exchange) -> bool:
+    return connect.rule is not None and connect.rule.raw_tcp

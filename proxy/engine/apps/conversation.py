@@ -1,0 +1,596 @@
+"""One request and its response: through the addons, to an upstream, and back.
+
+Theory of operation. A conversation makes mitmproxy's flow objects and calls the hooks that mitmproxy's layers would
+call, in the same order, but without their generators. It knows nothing of the wire: an `AppStream` is where the app has
+asked and is answered, an `UpstreamStream` where the request goes, whichever version of HTTP either of them speaks.
+
+Rules of this module:
+
+- A held body is whole and protected before a connection is even asked for; any other body streams.
+- A denial is answered at once and as problem details; the rest of the request's body is read and thrown away.
+- A request goes out a second time only if it is idempotent, was sent on a reused connection, and not one byte of a
+  response had come (RFC 9110, section 9.2.2); a 408 by which an idle connection ends is none. Whatever it is, it does
+  so a few times where the upstream has said that it did nothing about it (RFC 9113, section 8.7).
+- A response that breaks off is never made to look whole.
+- A connection that may have been authenticated as one app is never given to another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mitmproxy import flow as mitmproxy_flow
+from mitmproxy import http
+
+from addons.exchange import Exchange, Upstream, denies
+from addons.headers import has_field
+from addons.pinning import have_expired
+from proxy.core.decisions import Denied, Reason, late_response
+from proxy.core.fields import bodies
+from proxy.core.http.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead, ResponseHead
+from proxy.core.http.hops import without_framing, without_hop
+from proxy.core.rules.appview import interim_fields
+from proxy.engine.apps.tunnels import Switched, may_switch
+from proxy.engine.flows import new_flow, new_server
+from proxy.engine.messages import authenticates_connection, response_of
+from proxy.engine.streams import Version
+from proxy.engine.upstreams.connection import ONLY_HTTP2, UpstreamConnection
+from proxy.engine.upstreams.opening import open_stream
+
+if TYPE_CHECKING:
+    from proxy.engine.streams import AppStream, UpstreamStream
+
+MAX_DISCARDED = 1024 * 1024
+KEPT_AT_MOST = 64 * 1024  # bytes of a body that streams, to be sent again where the upstream did nothing about them
+MAX_TRIES = 4  # of a request that upstreams do nothing about
+_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))  # RFC 9110, section 9.2.2
+_CONTINUE = http.Response(b"HTTP/1.1", 100, b"Continue", http.Headers(), None, None, 0.0, None)
+
+
+class Conversation:
+    """One request and its response."""
+
+    def __init__(self, stream: AppStream, request: http.Request, head: RequestHead) -> None:
+        """Start.
+
+        Args:
+            stream: where the app has asked.
+            request: what it has asked for.
+            head: the same as it came.
+        """
+        self.stream = stream
+        self.app = stream.app
+        self.engine = stream.app.engine
+        self.head = head
+        self.flow = new_flow(self.app.client, request)
+        self.upstream: UpstreamStream | None = None
+        self.exchange: Exchange | None = None
+        self._mode = "hold"  # hold | stream | discard: what happens to the request's body
+        self._held = bytearray()  # one piece, however small those are that it came in
+        self._size = 0  # of what has come of the request's body, or of what of it is thrown away
+        self._kept: bytearray | None = bytearray()  # of a body that streams: all of it, as long as it is small
+        self._waiting: list[bytes] = []  # of a body that streams, until there is an upstream
+        self._trailers: Fields = ()
+        self._request_is_whole = False
+        self._response_began = False
+        self._response_is_whole = False
+        self._response_held: bytearray | None = None
+        self._response_size = 0
+        self._was_reused = False
+        self._tries = 0
+        self._counts = False  # a connection that is for this request alone
+        self._version = Version.HTTP1
+        self._only_http1 = False  # so the upstream has said
+        self._dialling: asyncio.Task[None] | None = None
+        self._is_over = False
+        self._websocket = False
+        self._expects = False
+        self._awaits_continue = False  # the app may be waiting for the upstream's word before it sends its body
+
+    # -- the request
+
+    def start(self, *, has_body: bool) -> None:
+        """Take the head through the addons."""
+        flow = self.flow
+        self._expects = has_body and has_field(flow.request.headers, b"expect")
+        self.engine.dispatch.call("requestheaders", flow)
+        self.exchange = self.engine.sessions.exchange(flow)
+        if flow.response is not None:
+            self._answer()
+        elif has_body:
+            if flow.request.stream:
+                self._mode = "stream"
+                self._awaits_continue = self._expects
+                self._acquire()
+            elif flow.request.headers.pop("expect", "").lower() == "100-continue":
+                self.stream.interim(_CONTINUE)
+                self._expects = False
+
+    def request_data(self, data: bytes) -> None:
+        """Take a piece of the body."""
+        if self._mode == "hold":
+            self._size += len(data)
+            assert self.exchange is not None
+            if self._size > self.exchange.policy.limits.held_body:
+                self._held.clear()
+                self.exchange.refuse(self.flow, bodies.too_large(self.exchange.policy.limits.held_body))
+                self._answer()
+            else:
+                self._held += data
+        elif self._mode == "stream":
+            self._size += len(data)
+            self._send_piece(self._streamed(data))
+            if self._awaits_continue:
+                self._awaits_continue = False
+                self._count_time()
+        else:
+            self._size += len(data)
+            if self._size > MAX_DISCARDED:
+                self.stream.close()
+
+    def _streamed(self, data: bytes) -> bytes:
+        stream = self.flow.request.stream
+        if not callable(stream):
+            return data
+        piece = stream(data)
+        return piece if isinstance(piece, bytes) else b"".join(piece)
+
+    def _send_piece(self, data: bytes) -> None:
+        if not data:
+            return
+        if self._kept is not None:
+            self._kept += data
+            if len(self._kept) > KEPT_AT_MOST:
+                self._kept = None
+        if self.upstream is not None:
+            self.upstream.send_body(data)
+        else:
+            self._waiting.append(data)
+            self.stream.hold("dialling", True)
+
+    def request_end(self, trailers: Fields = ()) -> None:
+        """Take the end of the request; trailers go on only with a body that was streamed, as it came."""
+        flow = self.flow
+        self._request_is_whole = True
+        if self._mode == "discard":
+            self._maybe_done()
+            return
+        flow.request.timestamp_end = time.time()
+        if self._mode == "stream":
+            self._send_piece(self._streamed(b""))
+        else:
+            flow.request.data.content = bytes(self._held)
+            self._held.clear()
+        self.engine.dispatch.call("request", flow)
+        if flow.error:
+            self._cut_off()
+        elif self._mode == "stream":
+            self._trailers = trailers
+            if self.upstream is not None:
+                self.upstream.end(trailers)
+            self._count_time()
+            self._maybe_done()
+        elif flow.response is not None:
+            self._answer()
+        else:
+            self._acquire()
+
+    # -- the upstream
+
+    @property
+    def takes_trailers(self) -> bool:
+        """Whether the app has said that it takes fields behind a response's body (RFC 9110, section 10.1.4)."""
+        return self.head.is_http2 and any(name == b"te" for name, _ in self.head.fields)
+
+    def _acquire(self, *, fresh: bool = False) -> None:
+        request = self.flow.request.data
+        exchange = self.exchange
+        assert exchange is not None
+        self._tries += 1
+        key = (request.host, request.port, request.scheme, exchange.rule and exchange.rule.name, exchange.policy)
+        self._version = self.stream.version(self.flow.request)
+        version = Version.HTTP1 if self._needs_own_connection() else self._version
+        if not fresh and not have_expired(exchange.rule) and (upstream := self.engine.pool.take(key, version)):
+            self._was_reused = True
+            self._connected(upstream)
+            return
+        self._was_reused = False
+        record = exchange.upstream = Upstream(exchange.policy, exchange.rule)
+        self._dialling = self.app.loop.create_task(self._dial(record, key, version))
+
+    def _needs_own_connection(self) -> bool:
+        """Whether the request must not share a connection: it may authenticate it, or so the upstream has said."""
+        return self._only_http1 or (self.head.is_http2 and authenticates_connection(self.flow.request, None))
+
+    async def _dial(self, record: Upstream, key: object, version: Version) -> None:
+        request, session = self.flow.request.data, self.app.session
+        server = new_server((request.host, request.port), tls=request.scheme == b"https")
+        try:
+            self.engine.check_room(session)
+            self._count(True)
+            session.upstreams[server.id] = record
+            upstream = await open_stream(self.engine, server, key, record, self.app.context, version=version)
+        except Denied as denied:
+            record.denied = denied
+            if not self._is_over:
+                self._take_step(self._unreachable, denied)
+        except Exception as e:
+            self.crashed(e)
+        else:
+            if self._is_over:
+                upstream.close()
+            else:
+                self._take_step(self._connected, upstream)
+        finally:
+            session.upstreams.pop(server.id, None)
+            if self.upstream is None:
+                self._count(False)
+
+    def _count(self, has_one: bool) -> None:
+        """Take note whether there is an upstream connection, or the dial of one, for this request alone."""
+        if has_one != self._counts:
+            self._counts = has_one
+            self.engine.sessions.take(self.app.session, 1 if has_one else -1)
+
+    def _take_step[T](self, step: Callable[[T], None], argument: T) -> None:
+        """Take a step; whatever it raises ends this conversation, and what belongs to it alone."""
+        try:
+            step(argument)
+        except Exception as e:
+            self.crashed(e)
+        self.app.after_step()
+
+    def _unreachable(self, denied: Denied) -> None:
+        assert self.exchange is not None
+        self._waiting.clear()
+        if self._response_began:
+            self.exchange.stop(denied)
+            self._cut_off()
+            return
+        self.exchange.refuse(self.flow, denied)
+        self._answer()
+
+    def _unfit(self, upstream: UpstreamStream) -> str | None:
+        """Return why a connection cannot carry the request, or None if it can."""
+        if self._version is Version.ONLY_HTTP2 and not upstream.is_http2:
+            return "a gRPC call needs HTTP/2, and the connection to the upstream is one of HTTP/1.1"
+        if self._was_reused or not upstream.heard_early():  # the pool has looked at one that it gave
+            return None
+        if isinstance(upstream, UpstreamConnection) and upstream.speaks_only_http2:
+            return ONLY_HTTP2
+        return "the upstream spoke, or closed the connection, before it was asked anything"
+
+    def _connected(self, upstream: UpstreamStream) -> None:
+        assert self.exchange is not None
+        if (why := self._unfit(upstream)) is not None:
+            self.flow.server_conn = upstream.server
+            upstream.close()
+            self._unreachable(Denied(Reason.UPSTREAM_FAILED, why))
+            return
+        self.upstream = upstream
+        self._count(not upstream.is_http2)
+        upstream.hold("app", self.stream.is_congested)
+        self.exchange.upstream = upstream.record
+        self.flow.server_conn = upstream.server
+        self.stream.hold("dialling", False)
+        request, is_streamed = self.flow.request, self._mode == "stream"
+        body = b"".join(self._waiting) if is_streamed else request.data.content or b""
+        self._waiting.clear()
+        self.exchange.has_left = True
+        is_whole, trailers = self._request_is_whole, self._trailers if is_streamed else ()
+        upstream.ask(self, request, body, is_whole=is_whole, trailers=trailers, te=self.takes_trailers)
+        self._count_time()
+
+    @property
+    def _awaits_app(self) -> bool:
+        """Whether it is for the app to go on: to send more, or to read."""
+        is_sending = not self._request_is_whole and not self._awaits_continue
+        is_taken = self._mode == "hold" or (self.upstream is not None and not self.upstream.is_congested)
+        return self.stream.is_congested or (is_sending and is_taken)
+
+    @property
+    def _is_taken(self) -> bool:
+        """Whether the upstream has taken all that was to be sent so far."""
+        return self.upstream is None or not self.upstream.is_congested
+
+    def _count_time(self) -> None:
+        """Let the time for the response run while it is for the upstream to go on; each call begins anew."""
+        assert self.exchange is not None
+        seconds = self.exchange.policy.response_seconds(self.exchange.rule)
+        if self.upstream is None or seconds is None or self._response_began or self._awaits_app:
+            self.stream.clock.stop()
+        else:
+            self.stream.clock.start(self.upstream, seconds, self._upstream_late)
+
+    def _upstream_late(self) -> None:
+        assert self.exchange is not None
+        seconds = self.exchange.policy.response_seconds(self.exchange.rule) or 0
+        self._fail(late_response(seconds, is_taken=self._is_taken))
+
+    # -- the response (as the upstream's Receiver)
+
+    def response_head(self, head: ResponseHead) -> None:
+        """Take the response's head."""
+        flow = self.flow
+        self._response_began = True
+        if head.status < 200 and head.status != 101:
+            if self.head.is_http11:
+                fields = without_framing(without_hop(head.fields))
+                if self.exchange is not None and self.exchange.view is not None:
+                    fields = interim_fields(fields, self.exchange.view)
+                self.stream.interim(response_of(head, fields))
+            self._response_began = False
+            self._awaits_continue = self._awaits_continue and head.status != 100
+            self._count_time()
+            return
+        self.stream.clock.stop()
+        self._kept = None
+        fields = without_hop(head.fields)
+        if head.status in (101, 204):
+            fields = without_framing(fields)
+        has_body = self._has_body(head.status)
+        if (head.body == UNTIL_CLOSE and has_body) or self.engine.is_leaving(self.app.session):
+            self.stream.last()
+        if self._expects and not self._request_is_whole and not self._size:
+            self.stream.last()  # whether its body follows is for the app to choose (RFC 9110, section 10.1.1)
+        if head.body == CHUNKED and not self.head.is_http11:  # RFC 9112, section 6.1: nor where no body follows
+            fields = tuple(field for field in fields if field[0].lower() != b"transfer-encoding")
+        flow.response = response_of(head, fields)
+        if head.status == 101 and not (self._request_is_whole and may_switch(flow.request, flow.response)):
+            self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream switched to a protocol that was not asked for"))
+            return
+        self.engine.dispatch.call("responseheaders", flow)
+        if flow.error:
+            self._cut_off()
+        elif head.status == 101:
+            self._switch()
+        elif (flow.response.stream or not has_body) and not (self.exchange and denies(self.exchange)):
+            flow.response.stream = flow.response.stream or True
+            # What gRPC says in a head alone means something else before an empty body: there it is no trailers.
+            self.stream.begin(flow.response, has_body=has_body and not head.is_all)
+        else:
+            self._response_held = bytearray()
+
+    def _has_body(self, status: int) -> bool:
+        return self.head.method != b"HEAD" and status not in (204, 304)
+
+    def response_data(self, data: bytes) -> None:
+        """Take a piece of the response's body."""
+        if self._is_over:
+            return
+        response = self.flow.response
+        assert response is not None
+        if self._response_held is not None:
+            self._response_size += len(data)
+            assert self.exchange is not None
+            if self._response_size > self.exchange.policy.limits.held_body:
+                self._fail(
+                    Denied(Reason.DECRYPTION_FAILED, bodies.too_large(self.exchange.policy.limits.held_body).detail)
+                )
+                return
+            self._response_held += data
+            return
+        if callable(response.stream):
+            piece = response.stream(data)
+            data = piece if isinstance(piece, bytes) else b"".join(piece)
+        if data:
+            self.stream.send(data)
+
+    def response_end(self, trailers: Fields = ()) -> None:
+        """Take the end of the response; trailers go on only with a body that was streamed, as it came."""
+        upstream = self._release_upstream()
+        if upstream is not None:
+            if authenticates_connection(self.flow.request, self.flow.response):
+                upstream.part()
+            else:
+                upstream.give_back(self.engine.pool)
+        if self._is_over:
+            return
+        response = self.flow.response
+        assert response is not None
+        response.timestamp_end = time.time()
+        held, self._response_held = self._response_held, None
+        if held is not None:
+            response.data.content = bytes(held)
+        else:
+            self.stream.flush()  # what has streamed need not wait for the books
+        self.engine.dispatch.call("response", self.flow)
+        response = self.flow.response
+        assert response is not None
+        if self.flow.error:
+            self._cut_off()
+            return
+        if held is not None:
+            content = response.data.content or b""
+            has_body = self._has_body(response.data.status_code)
+            self.stream.begin(response, has_body=has_body)
+            if content and has_body:
+                self.stream.send(content)
+        self.stream.end(trailers if held is None else ())
+        self._response_is_whole = True
+        self._maybe_done()
+
+    def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
+        """Take that there is no whole response."""
+        self._release_upstream()
+        if self._is_over:
+            return
+        if began or self._response_began:
+            may_retry = False
+        elif is_untouched:
+            can_change = not self._only_http1 or self._version is not Version.ONLY_HTTP2
+            may_retry = can_change and self._tries < MAX_TRIES and (self._mode != "stream" or self._kept is not None)
+        else:
+            may_retry = self._was_reused and self._mode == "hold" and self.head.method in _IDEMPOTENT
+        if is_untouched and self._tries >= MAX_TRIES:
+            denied = Denied(denied.reason, f"{denied.detail}; so it was {self._tries} times", denied.hint)
+        if may_retry:
+            if self._mode == "stream" and self._kept:
+                self._waiting.append(bytes(self._kept))
+            self._acquire(fresh=not is_untouched)
+            return
+        self._fail(denied)
+
+    def wants_http1(self) -> None:
+        """Take that the upstream wants the request in HTTP/1.1."""
+        self._only_http1 = True
+
+    def _fail(self, denied: Denied) -> None:
+        if (upstream := self._release_upstream()) is not None:
+            upstream.close()
+        assert self.exchange is not None
+        streamed = self._websocket or (self.flow.response is not None and bool(self.flow.response.stream))
+        self._response_held = None
+        if streamed:  # the app has its status
+            is_upstreams = denied.reason is Reason.UPSTREAM_FAILED
+            self.exchange.stop(Denied(Reason.UPSTREAM_CUT, denied.detail) if is_upstreams else denied)
+            self._cut_off()
+            return
+        self.exchange.refuse(self.flow, denied)
+        self._answer()
+
+    # -- WebSocket
+
+    def _switch(self) -> None:
+        assert self.flow.response is not None
+        self._websocket = True
+        self.stream.begin(self.flow.response, has_body=False)
+        self.engine.dispatch.call("response", self.flow)
+        speaker = Switched(self)
+        if early := self.stream.switch(speaker):
+            speaker.feed(early)
+
+    def switched(self, data: bytes) -> None:
+        """Take WebSocket bytes from the upstream."""
+        self.stream.send(data)
+
+    # -- back-pressure
+
+    def upstream_congested(self, congested: bool) -> None:
+        """The upstream takes nothing more for now, or again."""
+        self.stream.hold("upstream", congested)
+        self._count_time()
+
+    def app_congested(self, is_congested: bool) -> None:
+        """The app takes nothing more for now, or again."""
+        if self.upstream is not None:
+            self.upstream.hold("app", is_congested)
+            self._count_time()
+
+    def switched_end(self) -> None:
+        """The upstream ended what was switched to."""
+        self._finish_with_error("the upstream closed the connection")
+
+    def flush(self) -> None:
+        """Send the app what was gathered."""
+        self.app.after_upstream()
+
+    def crashed(self, error: Exception) -> None:
+        """Close everything that is for this request alone."""
+        if (upstream := self._release_upstream()) is not None:
+            upstream.close()
+        self.stream.crash(error)
+
+    # -- ends
+
+    def _answer(self) -> None:
+        """Send `flow.response`, made here."""
+        response = self.flow.response
+        assert response is not None
+        response.timestamp_start = response.timestamp_end = time.time()
+        self._mode = "discard"
+        self._size = 0
+        self._waiting.clear()
+        self.stream.hold("dialling", False)
+        self.engine.dispatch.call("response", self.flow)
+        response = self.flow.response
+        assert response is not None
+        self._response_began = self._response_is_whole = True
+        may_send_on = self._expects and not self._request_is_whole
+        if may_send_on:
+            self.stream.last()  # whether its body follows is for the app to choose (RFC 9110, section 10.1.1)
+        if self.engine.is_leaving(self.app.session):
+            self.stream.last()
+        body = b"" if self.head.method == b"HEAD" else response.data.content or b""
+        self.stream.answer(response, body)
+        if may_send_on:
+            self._is_over = True
+            self.stream.close()
+            return
+        self._maybe_done()
+
+    def _maybe_done(self) -> None:
+        if self._is_over or not self._response_is_whole:
+            return
+        if not self._request_is_whole:
+            # The upstream has answered early; what the app still sends is of no use.
+            if self._mode == "stream" and self.stream.is_last:
+                self._is_over = True
+                self.stream.close()  # the app may be waiting for just that
+            self._mode = "discard"
+            self._size = 0
+            return
+        self._is_over = True
+        self.stream.next()
+
+    def _cut_off(self) -> None:
+        """End with neither a response nor the rest of one: the app must not take what it has for the whole."""
+        self.stream.abort()  # before what follows, which would end it in order
+        self._finish_with_error("cut off")
+
+    @property
+    def holds_body(self) -> bool:
+        """Whether the request's body is gathered before anything is sent."""
+        return self._mode == "hold"
+
+    def broken(self) -> None:
+        """The app's body is not framed as its head says."""
+        self.give_up(Denied(Reason.BAD_REQUEST, "the body is not framed as its head says"))
+
+    def overdue(self, seconds: float) -> Denied | None:
+        """Return why it is to be answered, where nothing has moved for so long; None if it can't be any more."""
+        has_begun = self._response_began and self._response_held is None
+        if has_begun or self._response_is_whole or self.stream.is_congested:
+            return None
+        if self._awaits_app:
+            return Denied(Reason.IDLE_TIMEOUT, f"no byte passed for {seconds:.0f} s")
+        return late_response(seconds, "limits.idle_seconds", is_taken=self._is_taken)
+
+    def give_up(self, denied: Denied) -> None:
+        """End it, and the connection: with a denial, as long as nothing of another answer has been sent."""
+        self.stream.last()
+        if not self._response_is_whole:
+            self._leave_upstream()
+            self._fail(denied)
+        self.stream.close()
+
+    def gone(self) -> None:
+        """The app went away."""
+        self._finish_with_error("the app closed the connection")
+
+    def _finish_with_error(self, message: str) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        self._leave_upstream()
+        if not self._response_is_whole:
+            self.flow.error = self.flow.error or mitmproxy_flow.Error(message)
+            self.engine.dispatch.call("error", self.flow)
+        self.stream.close()
+
+    def _release_upstream(self) -> UpstreamStream | None:
+        """Part from the upstream; if it was congested, the app need no longer wait for it."""
+        upstream, self.upstream = self.upstream, None
+        self._count(False)
+        self.stream.clock.stop()
+        self.stream.hold("upstream", False)
+        return upstream
+
+    def _leave_upstream(self) -> None:
+        if (upstream := self._release_upstream()) is not None:
+            upstream.close()
+        if self._dialling is not None and not self._dialling.done():
+            self._dialling.cancel()

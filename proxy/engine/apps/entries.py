@@ -1,0 +1,361 @@
+"""The ways in besides forward: reverse, SOCKS5 and transparent, each brought to what the forward listener knows.
+
+Rules of this module:
+
+- Whatever the way, there is one canonical destination, and the policy is asked about it as ever.
+- A reverse listener speaks for one https host; the app's Host names the listener, and is replaced.
+- A transparent listener takes the port that the app dialled, and the host that it names: what it names is looked up
+  and dialled, never the address that it happened to dial. Without a name it is that address.
+- SOCKS5 (RFC 1928) is CONNECT in another spelling: its commands but CONNECT are refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import socket
+import struct
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mitmproxy import http
+
+from proxy.core.decisions import Denied, Reason
+from proxy.core.destinations import HTTP_PORT, BadDestination, Destination, canonical_host, parse_authority
+from proxy.core.http.heads import Fields, RequestHead, read_request_head
+from proxy.core.http.names import is_own_name, read_host_field
+from proxy.core.rules.policy import ListenerKind
+from proxy.core.who.addresses import parse_ip
+from proxy.engine.apps.connect import Connect
+from proxy.engine.apps.http1 import AppHttp1
+from proxy.engine.apps.sniffing import Speech, listen
+from proxy.engine.messages import request_of
+
+if TYPE_CHECKING:
+    from proxy.engine.apps.socket import AppSocket, Speaker
+
+_SO_ORIGINAL_DST = 80  # <linux/netfilter_ipv4.h>, and the same number for IPv6
+_VERSION = b"\x05"
+_NO_AUTHENTICATION, _PASSWORD, _NONE_FITS = 0, 2, 0xFF
+_SUCCEEDED = b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"
+_REPLIES = {403: 2, 504: 4, 502: 5}  # not allowed by the ruleset, host unreachable, connection refused
+_MAX_EARLY = 64 * 1024  # bytes that come before the answer, and wait
+_GENERAL_FAILURE, _COMMAND_NOT_SUPPORTED, _ADDRESS_NOT_SUPPORTED = 1, 7, 8
+
+
+def entry_for(app: AppSocket) -> Speaker:
+    """Return what speaks with an app that has just connected, by the kind of the listener.
+
+    Raises:
+        Denied: a transparent listener was dialled itself.
+    """
+    listener = app.listener
+    match listener.kind:
+        case ListenerKind.REVERSE:
+            assert listener.to is not None
+            host, port = app.transport.get_extra_info("sockname")[:2]
+            here = Destination(str(parse_ip(host)), port)
+            return AppHttp1(app, None, Reverse(listener.to, here, app.session.policy.names))
+        case ListenerKind.SOCKS5:
+            return Socks5(app)
+        case ListenerKind.TRANSPARENT:
+            return Transparent(app, original_destination(app.transport.get_extra_info("socket")))
+        case ListenerKind.FORWARD:
+            return AppHttp1(app, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Reverse:
+    """Requests in origin form to one https host."""
+
+    to: Destination
+    here: Destination
+    names: frozenset[str]
+    is_https = True
+
+    def aim(self, head: RequestHead) -> tuple[RequestHead, Destination, Destination | None]:
+        """Return a request's head as it goes on, its destination, and what the app takes that for.
+
+        Raises:
+            Denied: BAD_REQUEST: its Host is no host; HOST_MISMATCH: it is one that might be somebody else's.
+        """
+        front = self.here  # what an app of HTTP/1.0 need not say
+        fields: Fields = tuple(field for field in head.fields if field[0].lower() != b"host")
+        if len(fields) < len(head.fields):
+            front = _named(head.fields, HTTP_PORT)
+            if not is_own_name(front.host, self.names):
+                raise Denied(
+                    Reason.HOST_MISMATCH,
+                    f"the Host field names {front}, which is no name of this listener",
+                    "call the listener by an address, localhost, a name without a public domain, or one of the "
+                    "policy's `names` (rebinding attacks come by names of their own)",
+                )
+        host = self.to.url_host if self.to.port == 443 else self.to.authority
+        target = head.target
+        if head.is_http2:  # it names the listener as its Host does (`:authority`), and that is seen to
+            path = target.split(b"/", 3)[3:]
+            target = b"/" + path[0] if path else b"*"
+        return replace(head, target=target, fields=((b"Host", host.encode("ascii")), *fields)), self.to, front
+
+
+@dataclass(frozen=True, slots=True)
+class Redirected:
+    """Requests in origin form that were meant for an address, and name a host."""
+
+    dialled: Destination
+    is_https = False
+
+    def aim(self, head: RequestHead) -> tuple[RequestHead, Destination, Destination | None]:
+        """As `Reverse.aim`.
+
+        Raises:
+            Denied: BAD_REQUEST: its Host is no host.
+        """
+        if not any(name.lower() == b"host" for name, _ in head.fields):
+            return head, self.dialled, None
+        return head, Destination(_named(head.fields, HTTP_PORT).host, self.dialled.port), None
+
+
+def _named(fields: Fields, default_port: int) -> Destination:
+    value = next(value for name, value in fields if name.lower() == b"host")
+    return read_host_field(value.decode("ascii", "replace"), default_port)
+
+
+def original_destination(connection: socket.socket) -> Destination:
+    """Return where an app wanted to connect to before the kernel redirected it here (Linux: REDIRECT, DNAT).
+
+    Raises:
+        Denied: DESTINATION_FORBIDDEN: it was not redirected.
+    """
+    with contextlib.suppress(OSError, BadDestination):
+        if connection.family == socket.AF_INET:
+            raw = connection.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, 16)
+            port, address = struct.unpack_from("!2xH4s", raw)
+            found = Destination(canonical_host(socket.inet_ntop(socket.AF_INET, address)), port)
+        else:
+            raw = connection.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, 28)
+            port, address = struct.unpack_from("!2xH4x16s", raw)
+            found = Destination(canonical_host(f"[{socket.inet_ntop(socket.AF_INET6, address)}]"), port)
+        if (found.host, found.port) != connection.getsockname()[:2]:
+            return found
+    raise Denied(
+        Reason.DESTINATION_FORBIDDEN,
+        "the connection was not redirected here by the kernel, so it has no destination",
+        "redirect the app's connections with nftables or iptables, or give it a forward:// listener",
+    )
+
+
+class _Asker(ABC):
+    """Stands where an HTTP/1 speaker would, for a CONNECT that came in another way."""
+
+    def __init__(self, app: AppSocket) -> None:
+        self.app = app
+        self.conversation: Connect | None = None
+        self._rest = b""
+
+    def ask(self, destination: str, credentials: bytes, rest: bytes) -> None:
+        """Take a CONNECT through the addons."""
+        self._rest = rest
+        authorization = b"Proxy-Authorization: Basic %s\r\n" % credentials if credentials else b""
+        name = destination.encode("ascii")
+        head = read_request_head(b"CONNECT %s HTTP/1.1\r\nHost: %s\r\n%s\r\n" % (name, name, authorization))
+        self.app.session.policy = self.app.engine.policy
+        self.conversation = connect = Connect(self, request_of(head, None, is_tls=False))
+        connect.start()
+
+    @abstractmethod
+    def established(self) -> bytes:
+        """Return what says that it is open."""
+
+    @abstractmethod
+    def refusal(self, response: http.Response) -> bytes:
+        """Return what says that it is not."""
+
+    def take_rest(self) -> bytes:
+        """Take the bytes that came after it."""
+        rest, self._rest = self._rest, b""
+        return rest
+
+    def eof(self) -> None:
+        """The app will send no more."""
+        if self.conversation is None:
+            self.app.close()
+
+    def gone(self) -> None:
+        """The app's connection is over."""
+        conversation, self.conversation = self.conversation, None
+        if conversation is not None:
+            conversation.gone()
+
+    def congested(self, _is_congested: bool) -> None:  # noqa: B027  # nothing is what there is to do, for each
+        """Nothing is sent that could be."""
+
+
+class Socks5(_Asker):
+    """Reads a SOCKS5 greeting, credentials if there are users, and a request to connect."""
+
+    def __init__(self, app: AppSocket) -> None:
+        super().__init__(app)
+        self._data = b""
+        self._step = self._greeting
+        self._credentials = b""
+        app.expect(True)
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes."""
+        if self.conversation is not None:  # it talks before it was answered: that waits
+            self._rest += data
+            self.app.hold("pipelining", len(self._rest) > _MAX_EARLY)
+            return
+        self._data += data
+        while self.conversation is None and not self.app.is_closing and self.app.speaker is self and self._step():
+            pass
+
+    def _take(self, count: int) -> bytes:
+        taken, self._data = self._data[:count], self._data[count:]
+        return taken
+
+    def _greeting(self) -> bool:
+        if self._data[:1] not in (b"", _VERSION):
+            return self._refuse(b"", "what came is no SOCKS5 (RFC 1928)")
+        if len(self._data) < 2 or len(self._data) < 2 + self._data[1]:
+            return False
+        methods = self._take(2 + self._data[1])[2:]
+        method = _PASSWORD if self.app.engine.policy.clients.users else _NO_AUTHENTICATION
+        if method not in methods:
+            wants = "a name and a password (clients.users), which the app does not offer to show"
+            if method != _PASSWORD:
+                wants = "no authentication, and the app insists on some"
+            reason = Reason.PROXY_AUTHENTICATION_REQUIRED if method == _PASSWORD else Reason.BAD_REQUEST
+            return self._refuse(_VERSION + bytes((_NONE_FITS,)), f"this listener wants {wants}", reason)
+        self.app.write(_VERSION + bytes((method,)))
+        self._step = self._password if method == _PASSWORD else self._request
+        return True
+
+    def _password(self) -> bool:
+        """Read a name and a password (RFC 1929)."""
+        data = self._data
+        if data[:1] not in (b"", b"\x01"):
+            return self._refuse(b"\x01\x01", "what came are no credentials (RFC 1929)")
+        if len(data) < 2 or len(data) < 3 + data[1] or len(data) < 3 + data[1] + data[2 + data[1]]:
+            return False
+        name = data[2 : 2 + data[1]]
+        password = data[3 + data[1] : 3 + data[1] + data[2 + data[1]]]
+        self._take(3 + len(name) + len(password))
+        self._credentials = base64.b64encode(name + b":" + password)
+        users = self.app.engine.policy.clients.users
+        value = "Basic " + self._credentials.decode("ascii")
+        try:
+            is_right = b":" not in name and self.app.engine.verifier.verify(users, value, self.app.session.client)
+        except Denied as denied:
+            return self._refuse(b"\x01\x01", denied.detail, denied.reason)
+        if not is_right:
+            reason = Reason.PROXY_AUTHENTICATION_REQUIRED
+            return self._refuse(b"\x01\x01", "the app shows a name or a password that is not the proxy's", reason)
+        self.app.write(b"\x01\x00")
+        self._step = self._request
+        return True
+
+    def _request(self) -> bool:
+        data = self._data
+        if len(data) < 5:
+            return False
+        if data[:1] != _VERSION or data[2] != 0:
+            return self._refuse(_failure(_GENERAL_FAILURE), "what came is no SOCKS5 request")
+        if data[1] != 1:
+            return self._refuse(_failure(_COMMAND_NOT_SUPPORTED), "only the command CONNECT is served")
+        length = {1: 4, 3: 1 + data[4], 4: 16}.get(data[3])
+        if length is None:
+            return self._refuse(_failure(_ADDRESS_NOT_SUPPORTED), "the kind of address is none that is known")
+        if len(data) < 6 + length:
+            return False
+        kind, address, port = data[3], data[4 : 4 + length], int.from_bytes(data[4 + length : 6 + length])
+        self._take(6 + length)
+        try:
+            if kind == 3:
+                host = canonical_host(address[1:].decode("ascii", "replace"))
+            else:
+                family = socket.AF_INET if kind == 1 else socket.AF_INET6
+                text = socket.inet_ntop(family, address)
+                host = canonical_host(text if kind == 1 else f"[{text}]")
+            destination = parse_authority(Destination(host, port).authority)
+        except BadDestination:
+            return self._refuse(_failure(_GENERAL_FAILURE), "the destination is no valid host and port")
+        rest, self._data = self._data, b""
+        self.app.expect(False)
+        self.ask(destination.authority, self._credentials, rest)
+        return False
+
+    def _refuse(self, answer: bytes, detail: str, reason: Reason = Reason.BAD_REQUEST) -> bool:
+        """Answer, note it in a line, and close; `_step` is then over."""
+        self.app.write(answer)
+        self.app.refused(Denied(reason, detail))
+        return False
+
+    def established(self) -> bytes:
+        """Return what says that it is open; the address is nobody's business."""
+        return _SUCCEEDED
+
+    def refusal(self, response: http.Response) -> bytes:
+        """Return what says why it is not, as far as SOCKS has words for it."""
+        return _failure(_REPLIES.get(response.status_code, _GENERAL_FAILURE))
+
+    def too_slow(self) -> None:
+        """Its first messages did not come in time."""
+        self.app.refused(Denied(Reason.REQUEST_TIMEOUT, "the app did not finish its SOCKS5 request in time"))
+
+
+def _failure(code: int) -> bytes:
+    return bytes((5, code, 0, 1, 0, 0, 0, 0, 0, 0))
+
+
+class Transparent(_Asker):
+    """Collects the first bytes of an app that was redirected, until they say what it speaks, and to whom."""
+
+    def __init__(self, app: AppSocket, dialled: Destination) -> None:
+        super().__init__(app)
+        self._dialled = dialled
+        self._data = b""
+        app.expect(True)
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes, and decide once they are enough."""
+        if self.conversation is not None:
+            self._rest += data
+            self.app.hold("pipelining", len(self._rest) > _MAX_EARLY)
+            return
+        self._data += data
+        heard = listen(self._data)
+        if heard.speech is Speech.UNDECIDED:
+            return
+        self.app.expect(False)
+        if heard.speech is Speech.HTTP:
+            self.app.speaker = speaker = AppHttp1(self.app, None, Redirected(self._dialled))
+            speaker.feed(self._data)
+            return
+        if heard.speech is Speech.OTHER:
+            self._refuse()
+            return
+        try:
+            host = self._dialled.host if heard.sni is None else canonical_host(heard.sni)
+        except BadDestination:
+            self.app.refused(Denied(Reason.HOST_MISMATCH, "the TLS server name is not exactly one valid name"))
+            return
+        self.ask(Destination(host, self._dialled.port).authority, b"", self._data)
+
+    def _refuse(self) -> None:
+        detail = f"what the app sent to {self._dialled} is neither TLS nor an HTTP request"
+        self.app.refused(Denied(Reason.NOT_HTTP, detail))
+
+    def established(self) -> bytes:
+        """Return nothing: the app knows of no proxy."""
+        return b""
+
+    def refusal(self, response: http.Response) -> bytes:
+        """Return nothing, as above."""
+        return b""
+
+    def too_slow(self) -> None:
+        """It did not say enough in time."""
+        self._refuse()

@@ -1,0 +1,329 @@
+"""HTTP/1 with an app: requests are read from its byte stream, one after the other.
+
+Rules of this module:
+
+- A head is read strictly, within the policy's limits; what cannot become one is answered at once.
+- The next request is not looked at before the one in hand has its response: pipelining keeps its order.
+- Of very many small chunks that come at once, some are read; the rest has a later turn, after everybody else's.
+- Whether another request may follow on the connection, and where a response ends there, is decided here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from addons.exchange import Exchange, problem_response
+from addons.headers import has_field
+from proxy.core.decisions import Denied, Reason
+from proxy.core.http.framing import BadFraming, Body, body_of, chunk, last_chunk
+from proxy.core.http.heads import MAX_HEAD_BYTES, Fields, HeadEnd, RequestHead, read_request_head
+from proxy.core.http.hops import keeps_alive, trailers_to_relay, wants_to_switch
+from proxy.engine.apps.connect import Connect
+from proxy.engine.apps.conversation import Conversation
+from proxy.engine.apps.http2 import AppHttp2
+from proxy.engine.http2 import PREFACE
+from proxy.engine.messages import Entry, aimed, response_head
+from proxy.engine.streams import Version
+
+if TYPE_CHECKING:
+    from mitmproxy import http
+
+    from proxy.engine.apps.socket import AppSocket, Speaker
+    from proxy.engine.clock import ResponseClock
+
+MAX_PIPELINED = MAX_HEAD_BYTES
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
+
+
+class AppHttp1:
+    """Reads requests from an app."""
+
+    def __init__(self, app: AppSocket, tunnel: Exchange | None, entry: Entry | None = None) -> None:
+        """Start.
+
+        Args:
+            app: the app's socket.
+            tunnel: the CONNECT that it speaks inside of, if any.
+            entry: says where requests are meant to go that cannot say so themselves.
+        """
+        self.app = app
+        self._tunnel = tunnel
+        self._inside = tunnel.asked if tunnel is not None else None
+        self._entry = entry
+        self._is_first = True  # nothing has been asked yet
+        self._is_http11 = True
+        self._is_chunked = False  # the response in hand
+        self.is_last = False  # no other request is served behind the one in hand
+        self.conversation: Conversation | Connect | None = None
+        self._unread = b""
+        self._head_end = HeadEnd(of_request=True)
+        self._body: Body | None = None
+        self._waits_for_turn = False
+        self._has_ended = False
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes."""
+        self._unread = self._unread + data if self._unread else data
+        self.advance()
+
+    def advance(self) -> None:
+        """Read on as far as the bytes go."""
+        self._read_on()
+        app = self.app
+        if app.speaker is self and not app.is_closing:
+            conversation = self.conversation
+            is_held = isinstance(conversation, Conversation) and conversation.holds_body
+            app.expect((self._body is not None and is_held) or (conversation is None and self._unread != b""))
+
+    def _read_on(self) -> None:
+        app = self.app
+        while not app.is_closing and app.speaker is self:
+            if self._body is not None:
+                if not self._read_body(self._body) or self.conversation is None:
+                    return  # where it was answered at once, the next one has a turn of its own: see below
+            elif self.conversation is not None or app.is_congested:
+                # Pipelined requests wait in the kernel's buffer once ours is full.
+                app.hold("pipelining", len(self._unread) > MAX_PIPELINED)
+                return
+            elif not self._read_head():
+                if self._has_ended:
+                    app.close()
+                return
+            elif self.conversation is None:
+                return  # it was answered at once; the next one has a turn of its own, after everybody else's
+
+    def _read_head(self) -> bool:
+        # RFC 9112, section 2.2: empty lines before a request are passed over.
+        if empty_lines := _EMPTY_LINES.match(self._unread):
+            self._unread = self._unread[empty_lines.end() :]
+        stripped = self._unread
+        if stripped in (b"", b"\r"):
+            return False
+        if stripped[:4] == PREFACE[:4] and self._is_first and PREFACE.startswith(stripped[: len(PREFACE)]):
+            if len(stripped) >= len(PREFACE):
+                self.speak_http2(stripped)
+            return False
+        try:
+            limits = self.app.session.policy.limits
+            end = self._head_end.find(stripped, limits.header_bytes)
+            if end is None:
+                return False
+            self._head_end = HeadEnd(of_request=True)
+            self._unread = stripped[end:]
+            head = read_request_head(stripped[:end])
+            if len(head.fields) > limits.header_count:
+                raise Denied(Reason.HEADERS_TOO_LARGE, f"there are more than {limits.header_count} header fields")
+            head, request, front = aimed(head, self._inside, self._entry, is_tls=self.app.tls is not None)
+        except Denied as denied:
+            self.refuse(denied)
+            return False
+        if self._inside is None:
+            self.app.session.policy = self.app.engine.policy  # the one that is in force when the request begins
+        elif self.app.engine.is_leaving(self.app.session):
+            self.app.close()  # a CONNECT keeps its policy, so none of its requests begins after another is in force
+            return False
+        if head.method == b"CONNECT":
+            self.conversation = connect = Connect(self, request)
+            connect.start()
+            return not self.app.is_closing
+        self._begin(head)
+        self.conversation = conversation = Conversation(self, request, head)
+        if front is not None:
+            self.app.engine.sessions.exchange(conversation.flow).front = front
+        self._body = body_of(head.body) if head.body else None
+        conversation.start(has_body=self._body is not None)
+        if self._body is None and not self.app.is_closing:
+            conversation.request_end()
+        return True
+
+    def _begin(self, head: RequestHead) -> None:
+        self._is_first = False
+        self._is_http11 = head.is_http11
+        # RFC 9112, section 9.3: a proxy keeps no connection with an HTTP/1.0 client, whatever that asks for.
+        self.is_last = not (head.is_http11 and keeps_alive(True, head.fields)) or wants_to_switch(head.fields)
+
+    def speak_http2(self, data: bytes = b"") -> None:
+        """Give the connection to what reads HTTP/2, with the bytes that have come of that."""
+        self._unread = b""
+        self.app.speaker = speaker = AppHttp2(self.app, self._tunnel, self._entry)
+        speaker.feed(data)
+
+    def refuse(self, denied: Denied) -> None:
+        """Answer what is no request, or none in time, and close."""
+        response = problem_response(denied, None)
+        self.app.write(response_head(response, is_closing=True) + (response.data.content or b""))
+        self.app.refused(denied, response.status_code)
+
+    def _read_body(self, body: Body) -> bool:
+        conversation = self.conversation
+        assert isinstance(conversation, Conversation)
+        if not self._unread and not body.has_more:
+            return False
+        data, self._unread = self._unread, b""
+        try:
+            piece, rest = body.feed(data)
+        except BadFraming:
+            conversation.broken()
+            return False
+        if piece:
+            conversation.request_data(piece)
+        if rest is None:
+            if body.has_more and not self._waits_for_turn:
+                self._waits_for_turn = True
+                self.app.hold("turn", True)
+                self.app.loop.call_soon(self.app.guarded, self._take_turn)
+            return False
+        self._body, self._unread = None, rest
+        conversation.request_end(trailers_to_relay(body.trailers))
+        return True
+
+    def _take_turn(self) -> None:
+        self._waits_for_turn = False
+        self.app.hold("turn", False)
+        self.advance()
+        if self._has_ended and not self._waits_for_turn and not self.app.is_closing:
+            self.eof()
+
+    # -- as the conversation's side
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the app takes no more for now."""
+        return self.app.is_congested
+
+    @property
+    def clock(self) -> ResponseClock:
+        """How long the upstream may take."""
+        return self.app.clock
+
+    def version(self, _request: http.Request) -> Version:
+        """Return which version a request is to go out in: the one that it came in."""
+        return Version.HTTP1
+
+    def hold(self, why: str, is_held: bool) -> None:
+        """Read nothing from the app while there is any reason not to."""
+        self.app.hold(why, is_held)
+
+    def last(self) -> None:
+        """Serve no other request on this connection."""
+        self.is_last = True
+
+    def interim(self, response: http.Response) -> None:
+        """Send an interim response."""
+        self.app.write(response_head(response, is_closing=False))
+
+    def begin(self, response: http.Response, *, has_body: bool) -> None:
+        """Send a response's head."""
+        self._is_chunked = has_body and has_field(response.headers, b"transfer-encoding")
+        is_switch = response.data.status_code == 101
+        self.app.write(response_head(response, is_closing=self.is_last and not is_switch))
+
+    def send(self, data: bytes) -> None:
+        """Send a piece of its body."""
+        self.app.write(chunk(data) if self._is_chunked else data)
+
+    def end(self, trailers: Fields = ()) -> None:
+        """End it."""
+        if self._is_chunked:
+            self.app.write(last_chunk(trailers))
+
+    def answer(self, response: http.Response, body: bytes) -> None:
+        """Send a response that was made here, whole."""
+        self.app.write(response_head(response, is_closing=self.is_last) + body)
+
+    def flush(self) -> None:
+        """Send at once what was gathered."""
+        self.app.flush()
+
+    def switch(self, speaker: Speaker) -> bytes:
+        """Give the connection to what speaks WebSocket; return what has come of that already."""
+        self.app.speaker = speaker
+        self.app.hold("pipelining", False)
+        return self.take_rest()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.app.close()
+
+    def crash(self, error: Exception) -> None:
+        """Close the connection, since something inside failed."""
+        self.app.crash(error)
+
+    def abort(self) -> None:
+        """Break the connection off."""
+        self.app.flush()
+        self.app.abort()
+
+    def next(self) -> None:
+        """Go on after a conversation."""
+        self.conversation = None
+        if not self.is_last:
+            self.app.hold("pipelining", False)
+            if self._unread or self._has_ended:
+                # Not from within: the end of one request must not deepen the stack for the next.
+                self.app.loop.call_soon(self.app.guarded, self.advance)
+        else:
+            self.app.close()
+
+    def established(self) -> bytes:
+        """Return the answer to a CONNECT that is open."""
+        return b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+    def refusal(self, response: http.Response) -> bytes:
+        """Return the answer to one that is refused."""
+        return response_head(response, is_closing=True) + (response.data.content or b"")
+
+    def take_rest(self) -> bytes:
+        """Take the bytes that came after a CONNECT."""
+        rest, self._unread = self._unread, b""
+        return rest
+
+    def eof(self) -> None:
+        """The app will send no more. A request that is whole still gets its response, and so do those behind it."""
+        self._has_ended = True
+        if self._waits_for_turn:
+            return  # what it has sent is not all read yet
+        if self._body is not None and self.conversation is not None:
+            self.conversation.gone()
+        elif self.conversation is None:
+            self.advance()
+        else:
+            self.app.expect_departure()
+
+    def end_silence(self, seconds: float) -> bool:
+        """Answer the request in hand, where nothing has moved for so long; return whether that can be told."""
+        denied = None if self.conversation is None else self.conversation.overdue(seconds)
+        if denied is not None:
+            self.give_up(denied)
+        return denied is not None
+
+    def too_slow(self) -> None:
+        """The head, or a body that is held, did not come in time."""
+        seconds = self.app.session.policy.limits.request_seconds
+        denied = Denied(Reason.REQUEST_TIMEOUT, f"the app did not send all of it within {seconds} s")
+        if isinstance(self.conversation, Conversation):
+            self.conversation.give_up(denied)
+        else:
+            self.refuse(denied)
+
+    def give_up(self, denied: Denied) -> None:
+        """End the request in hand, if there is one, and the connection."""
+        if self.conversation is not None:
+            self.conversation.give_up(denied)
+        else:
+            self.app.close()
+
+    def gone(self) -> None:
+        """The app's connection is over."""
+        conversation, self.conversation = self.conversation, None
+        if conversation is not None:
+            conversation.gone()
+
+    def congested(self, is_congested: bool) -> None:
+        """Stop reading what the app cannot take."""
+        if self.conversation is not None:
+            self.conversation.app_congested(is_congested)
+        elif not is_congested:
+            self.app.hold("pipelining", False)
+            self.advance()

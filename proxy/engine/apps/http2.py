@@ -1,0 +1,521 @@
+"""HTTP/2 with an app: each stream is a conversation, like a request of HTTP/1.
+
+Rules of this module:
+
+- A stream is decided with the policy that is in force when it begins, however old its connection is.
+- What cannot become a request is answered on its stream, and ends no other.
+- A connection that is to end says so twice: first that no stream need be begun, then which ones are still served.
+- WebSocket over HTTP/2 (RFC 8441) and CONNECT in a stream are not offered, and refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import h2.events
+from h2.errors import ErrorCodes
+from mitmproxy import http
+
+from addons.exchange import Exchange, problem_response
+from addons.headers import has_field, values_of
+from proxy.core.decisions import Denied, Reason
+from proxy.core.http.heads import Fields, RequestHead
+from proxy.core.http.heads2 import read_http2_request, read_http2_trailers
+from proxy.core.http.problems import is_grpc
+from proxy.engine.apps.conversation import Conversation
+from proxy.engine.clock import ResponseClock
+from proxy.engine.http2 import TOO_MANY_RESETS, Connection, Stream
+from proxy.engine.http2state import KEPT_LIST, MAX_STREAMS, NeverIndexed, size_of
+from proxy.engine.messages import Entry, aimed
+from proxy.engine.streams import Version
+from proxy.log import describe
+
+if TYPE_CHECKING:
+    from proxy.engine.apps.socket import AppSocket, Speaker
+
+logger = logging.getLogger("overcoat")
+
+KEPT_HEADS = 64  # of requests that are served, and small
+MAX_DISCARDED = 1024 * 1024  # of a body that nobody wants any more
+STILL_TAKEN = 256 * 1024  # bytes from an app that breaks the rules, so that it can read why it is closed
+LEAVE_SECONDS = 1.0  # for an app to hear that it should begin no other stream
+_NOT_IN_HTTP2 = frozenset((b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection", b"upgrade"))
+_PER_FIELD = 32  # RFC 9113, section 6.5.2
+
+
+class AppHttp2(Connection["AppHttp2Stream"]):
+    """Reads requests from an app that speaks HTTP/2."""
+
+    def __init__(self, app: AppSocket, tunnel: Exchange | None, entry: Entry | None = None) -> None:
+        """Start.
+
+        Args:
+            app: the app's socket.
+            tunnel: the CONNECT that it speaks inside of, if any.
+            entry: says where requests are meant to go that cannot say so themselves.
+        """
+        limits = app.session.policy.limits
+        size = 2 * limits.header_bytes + _PER_FIELD * limits.header_count  # what is too long is answered
+        super().__init__(app.loop, is_client=False, header_bytes=size)
+        self.app = app
+        self.inside = tunnel.asked if tunnel is not None else None
+        self.entry = entry
+        self.is_leaving = False
+        self._heads: dict[tuple[tuple[tuple[bytes, bytes], ...], bool], RequestHead] = {}
+        self._clocks: list[ResponseClock] = []
+        self._late: Denied | None = None
+        self._last = 2**31 - 1  # the highest stream that is served
+        self._app_has_left = False
+        self._has_ended = False
+        app.before_close = self.flush_now
+        self.wants_flush()
+        self.owe(True)
+        if app.is_congested:
+            self.socket_congested(True)
+
+    # -- as the app's speaker
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes."""
+        self.received(data)
+
+    def eof(self) -> None:
+        """The app will send no more. A request that is whole still gets its response."""
+        self._has_ended = True
+        if self.is_behind or self.is_over:
+            return
+        for stream in list(self.streams.values()):
+            if not stream.peer_has_ended:
+                stream.gone()
+        if self._is_idle:
+            self.app.close()
+        else:
+            self.app.expect_departure()
+
+    def caught_up(self) -> None:
+        """Take that all that has come is read."""
+        if self._has_ended and not self.app.is_closing:
+            self.eof()
+
+    def gone(self) -> None:
+        """The app's connection is over."""
+        self.app.before_close = None
+        for stream in self.end():
+            stream.gone()
+        for clock in self._clocks:
+            clock.close()
+        self._clocks.clear()
+
+    def congested(self, is_congested: bool) -> None:
+        """Take that the app reads too slowly, or no longer does: then what asks for more answers is not read either."""
+        self.app.hold("congested", is_congested)
+        self.socket_congested(is_congested)
+
+    def too_slow(self) -> None:
+        """A frame, or a header block, did not end in time."""
+        seconds = self.app.session.policy.limits.request_seconds
+        what = "begin to speak HTTP/2" if self._to_begin else "end a header block or frame"
+        self._late = Denied(Reason.REQUEST_TIMEOUT, f"the app did not {what} within {seconds} s")
+        self.fail(ErrorCodes.ENHANCE_YOUR_CALM, "too slow")
+
+    def end_silence(self, seconds: float) -> bool:
+        """Answer what waits for an upstream that is silent; return whether there was something.
+
+        Args:
+            seconds: how long nothing has moved.
+        """
+        found = False
+        for stream in list(self.streams.values()):
+            denied = stream.conversation.overdue(seconds) if stream.conversation is not None else None
+            if denied is not None and stream.conversation is not None:
+                found = True
+                stream.conversation.give_up(denied)
+        return found
+
+    def give_up(self, denied: Denied) -> None:
+        """End all that is under way, and the connection."""
+        for stream in list(self.streams.values()):
+            if stream.conversation is not None:
+                stream.conversation.give_up(denied)
+        self._leave_now()
+
+    def drain(self, is_fresh: bool) -> None:
+        """Have the app begin no other stream, and close as soon as none is under way."""
+        if self.is_leaving or self.is_over:
+            return
+        if self._is_idle and not is_fresh:
+            self._leave_now()
+            return
+        self.is_leaving = True
+        self.say_goaway(self._last, ErrorCodes.NO_ERROR)
+        self.app.later("leave", LEAVE_SECONDS, self._leave)
+
+    @property
+    def _is_idle(self) -> bool:
+        return not self.streams
+
+    def _leave(self) -> None:
+        """Serve no stream that is not under way by now."""
+        self._last = self.state.highest_inbound_stream_id
+        if self._is_idle:
+            self._leave_now()
+        elif not self.is_over:
+            self.say_goaway(self._last, ErrorCodes.NO_ERROR)
+
+    def _leave_now(self) -> None:
+        if not self.is_over:
+            self._last = self.state.highest_inbound_stream_id
+            self.say_goaway(self._last, ErrorCodes.NO_ERROR)
+        self.app.close()
+
+    # -- as the connection
+
+    def event(self, event: h2.events.Event, stream: AppHttp2Stream | None) -> None:
+        """Take what a frame means."""
+        if isinstance(event, h2.events.RequestReceived):
+            self._begin(event)
+        elif isinstance(event, h2.events.DataReceived):
+            if stream is None:
+                self.ignore_data(event)
+            else:
+                stream.data(self.take_data(stream, event))
+                self.told(stream)
+        elif stream is not None:
+            if isinstance(event, h2.events.StreamEnded):
+                stream.ended()
+            elif isinstance(event, h2.events.TrailersReceived):
+                stream.behind(event.headers or [])
+            elif isinstance(event, h2.events.StreamReset):
+                stream.gone()
+
+    def _begin(self, event: h2.events.RequestReceived) -> None:
+        number = event.stream_id or 0
+        stream = AppHttp2Stream(self, number)
+        self.streams[number] = stream
+        if number > self._last or len(self.streams) > MAX_STREAMS:
+            if not self._resets.take():
+                self.fail(ErrorCodes.ENHANCE_YOUR_CALM, TOO_MANY_RESETS)
+            else:
+                self.reset(stream, ErrorCodes.REFUSED_STREAM)
+            return
+        if self._is_disowned:
+            self.reset(stream, ErrorCodes.REFUSED_STREAM)
+            return
+        self.app.session.policy = self.app.engine.policy  # the one that is in force when the stream begins
+        is_whole = event.stream_ended is not None
+        try:
+            head = self._read_head(tuple(event.headers or ()), is_whole)
+            head, request, front = aimed(head, self.inside, self.entry, is_tls=self.app.tls is not None)
+        except Denied as denied:
+            stream.refuse(denied, event.headers or [])
+            return
+        stream.expected = head.body if head.body >= 0 else None
+        stream.conversation = conversation = Conversation(stream, request, head)
+        if front is not None:
+            self.app.engine.sessions.exchange(conversation.flow).front = front
+        conversation.start(has_body=not is_whole)
+        if not is_whole:
+            stream.watch_held()
+
+    @property
+    def _is_disowned(self) -> bool:
+        """Whether who may use the proxy has changed since the CONNECT round this was let in by name and password."""
+        connect, users = self.app.session.connect, self.app.engine.policy.clients.users
+        return connect is not None and connect.policy.clients.users != users
+
+    def _read_head(self, block: tuple[tuple[bytes, bytes], ...], is_whole: bool) -> RequestHead:
+        """Read a request's head, unless the very same one has come before (5 % of a small request).
+
+        Raises:
+            Denied: it is malformed, or longer than one of HTTP/1 may be.
+        """
+        known = self._heads.get((block, is_whole))
+        head = known or read_http2_request(block, is_whole=is_whole)
+        self.check_limits(head.fields, len(head.method) + len(head.target), "header")
+        if known is None and size_of(block) <= KEPT_LIST:
+            if len(self._heads) >= KEPT_HEADS:
+                self._heads.clear()
+            self._heads[block, is_whole] = head
+        return head
+
+    def clock(self) -> ResponseClock:
+        """Return a clock for a stream, with the timer that another one may have had."""
+        return self._clocks.pop() if self._clocks else ResponseClock(self.app.loop, self.app.guarded)
+
+    def take_clock(self, clock: ResponseClock) -> None:
+        """Take a clock back."""
+        clock.stop()
+        if self.is_over or len(self._clocks) >= MAX_STREAMS:
+            clock.close()
+        else:
+            self._clocks.append(clock)
+
+    def check_limits(self, fields: Fields, before: int, what: str) -> None:
+        """Check that fields are no more, and no longer, than those of a head in HTTP/1 may be.
+
+        Args:
+            fields: of a head, or those behind a body.
+            before: bytes before them.
+            what: they are, in words.
+
+        Raises:
+            Denied: HEADERS_TOO_LARGE.
+        """
+        limits = self.app.session.policy.limits
+        if len(fields) > limits.header_count:
+            raise Denied(Reason.HEADERS_TOO_LARGE, f"there are more than {limits.header_count} {what} fields")
+        if before + sum([len(name) + len(value) + 4 for name, value in fields]) > limits.header_bytes:
+            raise Denied(Reason.HEADERS_TOO_LARGE, f"the {what} fields are longer than {limits.header_bytes} bytes")
+
+    def goaway(self, last: int, code: int) -> None:
+        """Take that the app will begin no other stream: those that it has begun are served."""
+        self._app_has_left = True
+        if self._is_idle:
+            self._leave_now()
+
+    def broken(self, streams: list[AppHttp2Stream], why: str) -> None:
+        """Close the connection, and say why: in the lines of what was under way, or else in one of its own."""
+        denied = self._late or Denied(Reason.BAD_REQUEST, f"Overcoat ended the app's connection of HTTP/2: {why}")
+        asking = [stream for stream in streams if stream.is_asking]
+        for stream in asking:
+            stream.stop(denied)
+        if not asking:
+            self.app.note_refused(denied, None)
+        for stream in streams:
+            stream.gone()
+        self.app.close(still_taken=STILL_TAKEN)
+
+    def closed(self, stream: AppHttp2Stream) -> None:
+        """End the connection where that was the last stream of one that is to end."""
+        stream.over()
+        if self._is_idle and (self._app_has_left or self._has_ended or (self.is_leaving and self._last < 2**31 - 1)):
+            self.app.loop.call_soon(self.app.guarded, self._leave_if_idle)
+
+    def _leave_if_idle(self) -> None:
+        if self._is_idle and not self.app.is_closing:
+            self._leave_now()
+
+    def owe(self, is_owed: bool) -> None:
+        """Take whether the app has begun something that it must end in time."""
+        self.app.expect(is_owed)
+
+    def guarded(self, step: Callable[..., None], *arguments: object) -> None:
+        """Take a step in a turn of its own."""
+        self.app.guarded(step, *arguments)
+
+    def pause(self, is_paused: bool) -> None:
+        """Read nothing more for now, or again."""
+        self.app.hold("turn", is_paused)
+
+    def write(self, data: bytes) -> None:
+        """Give the socket bytes."""
+        self.app.write(data)
+
+
+class AppHttp2Stream(Stream):
+    """One request of an app, and where it is answered; see `AppStream`."""
+
+    is_last = False
+
+    def __init__(self, connection: AppHttp2, number: int) -> None:
+        super().__init__(number)
+        self.app = connection.app
+        self.conversation: Conversation | None = None
+        self.is_congested = connection.is_socket_congested
+        self._connection = connection
+        self._clock: ResponseClock | None = None
+        self._behind: Fields = ()
+        self._discarded = 0
+        self._held_timer: asyncio.TimerHandle | None = None
+
+    # -- what the app sends
+
+    def data(self, data: bytes) -> None:
+        """Take a piece of the request's body."""
+        if self.conversation is None:
+            self._discarded += len(data)
+            if self._discarded > MAX_DISCARDED:
+                self._connection.reset(self, ErrorCodes.NO_ERROR)
+        elif self.expected is not None and self.expected < 0:
+            self.conversation.broken()
+        elif data:
+            self.conversation.request_data(data)
+
+    def behind(self, block: list[tuple[bytes, bytes]]) -> None:
+        """Take the fields behind the body."""
+        try:
+            self._behind = read_http2_trailers(block, Reason.BAD_REQUEST)
+            self._connection.check_limits(self._behind, 0, "trailer")
+        except Denied as denied:
+            if self.conversation is not None:
+                self.conversation.give_up(denied)
+
+    def ended(self) -> None:
+        """Take the end of the request."""
+        if self._held_timer is not None:
+            self._held_timer.cancel()
+        conversation = self.conversation
+        self._connection.peer_ended(self)
+        if conversation is None or not self.is_open:
+            return
+        if self.expected:
+            conversation.broken()
+        else:
+            conversation.request_end(self._behind)
+
+    def gone(self) -> None:
+        """The app has given it up, or is gone."""
+        conversation, self.conversation = self.conversation, None
+        if conversation is not None:
+            conversation.gone()
+        self.over()
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether a request is under way on it whose line is still to be written."""
+        exchange = self.conversation.exchange if self.conversation is not None else None
+        return exchange is not None and not exchange.finished
+
+    def stop(self, denied: Denied) -> None:
+        """Note why it ends without an answer."""
+        if self.conversation is not None and self.conversation.exchange is not None:
+            self.conversation.exchange.stop(denied)
+
+    def over(self) -> None:
+        """Have done with what belongs to it."""
+        clock, self._clock = self._clock, None
+        if clock is not None:
+            self._connection.take_clock(clock)
+        if self._held_timer is not None:
+            self._held_timer.cancel()
+
+    def watch_held(self) -> None:
+        """See that a body that is held is whole in time."""
+        if self.conversation is not None and self.conversation.holds_body:
+            seconds = self.app.session.policy.limits.request_seconds
+            self._held_timer = self.app.loop.call_later(seconds, self.app.guarded, self._too_slow)
+
+    def _too_slow(self) -> None:
+        if self.conversation is not None and self.conversation.holds_body:
+            seconds = self.app.session.policy.limits.request_seconds
+            late = Denied(Reason.REQUEST_TIMEOUT, f"the app did not send all of it within {seconds} s")
+            self.conversation.give_up(late)
+
+    def refuse(self, denied: Denied, block: list[tuple[bytes, bytes]]) -> None:
+        """Answer what is no request; `block` has the fields that it came with."""
+        content_type = next((value for name, value in block if name == b"content-type"), b"")
+        response = problem_response(denied, None, content_type=content_type.decode("ascii", "replace"))
+        self.answer(response, response.data.content or b"")
+        self.app.note_refused(denied, response.status_code)
+
+    # -- as the conversation's side
+
+    @property
+    def clock(self) -> ResponseClock:
+        """How long the upstream may take."""
+        if self._clock is None:
+            self._clock = self._connection.clock()
+        return self._clock
+
+    def version(self, request: http.Request) -> Version:
+        """Return which version a request is to go out in: HTTP/2 where only that can carry what it may bring."""
+        types = values_of(request.headers, b"content-type")
+        if any(is_grpc(each) for each in types):
+            return Version.ONLY_HTTP2
+        is_known = request.data.scheme == b"http" and self._connection.inside is not None
+        if is_known or (self.conversation is not None and self.conversation.takes_trailers):
+            return Version.HTTP2
+        return Version.EITHER
+
+    def hold(self, why: str, is_held: bool) -> None:
+        """Open no window for more of the request's body."""
+        self._connection.hold(self, why, is_held)
+
+    def last(self) -> None:
+        """Nothing here is ambiguous behind a request."""
+
+    def congested(self, is_congested: bool) -> None:
+        """Take that the app takes nothing more of the response for now, or again."""
+        if self.conversation is not None:
+            self.conversation.app_congested(is_congested)
+
+    def interim(self, response: http.Response) -> None:
+        """Send an interim response."""
+        self._connection.send_head(self, _fields(response), is_all=False)
+
+    def begin(self, response: http.Response, *, has_body: bool) -> None:
+        """Send a response's head."""
+        self._connection.send_head(self, _fields(response), is_all=not has_body)
+
+    def send(self, data: bytes) -> None:
+        """Send a piece of its body."""
+        self._connection.send(self, data)
+
+    def end(self, trailers: Fields = ()) -> None:
+        """End it."""
+        self._connection.finish(self, tuple(_like(field, field[0].lower(), field[1]) for field in trailers))
+
+    def answer(self, response: http.Response, body: bytes) -> None:
+        """Send a response that was made here, whole."""
+        fields = _fields(response)
+        if has_field(response.headers, b"grpc-status"):
+            fields, body = _trailers_only(fields), b""
+        self._connection.send_head(self, fields, is_all=not body)
+        if body:
+            self._connection.send(self, body)
+            self._connection.finish(self)
+
+    def flush(self) -> None:
+        """Nothing: what was gathered is sent at the end of the turn, with what other streams have."""
+
+    def switch(self, speaker: Speaker) -> bytes:
+        """Never called: no switch is offered."""
+        raise RuntimeError("a switch of protocols in HTTP/2")
+
+    def next(self) -> None:
+        """Take that the conversation is over, in order."""
+        self.conversation = None
+
+    def close(self) -> None:
+        """End what is left of it: the app need not send on."""
+        self.conversation = None
+        if self.has_ended and not self.is_all_sent:
+            return  # it ends behind what waits; what the app still sends is thrown away
+        self._connection.reset(self, ErrorCodes.NO_ERROR if self.has_ended else ErrorCodes.CANCEL)
+
+    def crash(self, error: Exception) -> None:
+        """End the stream, since something inside failed; the others go on."""
+        logger.error("a stream of a client connection failed, and is ended: %s", describe(error))
+        self.stop(Denied(Reason.INTERNAL_ERROR, "the engine failed"))
+        self.abort()
+        self.gone()
+
+    def abort(self) -> None:
+        """Break it off."""
+        self._connection.reset(self, ErrorCodes.INTERNAL_ERROR)
+
+
+def _fields(response: http.Response) -> list[tuple[bytes, bytes]]:
+    data = response.data
+    fields = [(b":status", b"%d" % data.status_code)]
+    for field in data.headers.fields:
+        name, value = field
+        key = name.lower()
+        if key not in _NOT_IN_HTTP2:
+            fields.append(_like(field, key, value.strip(b" \t")))
+    return fields
+
+
+def _like(field: tuple[bytes, bytes], name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """Return a field in place of another one, which no table may keep if none may keep that."""
+    return NeverIndexed(name, value) if isinstance(field, NeverIndexed) else (name, value)
+
+
+def _trailers_only(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return a denial as gRPC's clients understand it: a head that is all, with status 200 and a type of theirs."""
+    left_out = (b":status", b"content-type", b"content-length")
+    kept = [field for field in fields if field[0] not in left_out]
+    return [(b":status", b"200"), (b"content-type", b"application/grpc"), *kept]

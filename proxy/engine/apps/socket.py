@@ -1,0 +1,475 @@
+"""The app's socket: what it says first goes to HTTP/1; CONNECT may put a tunnel or TLS there, and HTTP/2 may follow.
+
+Theory of operation. Everything is synchronous: bytes come, the speaker (HTTP/1, a tunnel's first bytes, a relay) takes
+them, and what is to be sent is gathered and written once, by `flush`. Only dialling an upstream is a task.
+
+Rules of this module:
+
+- Whatever raises closes the connection and everything opened for it.
+- Back-pressure both ways: nothing is read that cannot be passed on.
+- An app that is answered before it has sent everything still gets to read its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, cast
+
+from mitmproxy.connection import Client, ConnectionState
+from mitmproxy.proxy.context import Context
+from OpenSSL import SSL
+
+from addons.exchange import Exchange
+from addons.sessions import Session
+from proxy.core.decisions import Denied, Reason
+from proxy.core.rules.policy import Listener, ListenerKind
+from proxy.engine.apps.entries import entry_for
+from proxy.engine.apps.http1 import AppHttp1
+from proxy.engine.apps.http2 import AppHttp2
+from proxy.engine.apps.tunnels import Switched
+from proxy.engine.clock import ResponseClock
+from proxy.engine.dispatch import HookFailed
+from proxy.engine.flows import new_client
+from proxy.engine.sockets import Reading
+from proxy.engine.tlsstream import TlsStream
+from proxy.engine.upstreams.connection import RESET
+from proxy.log import describe
+
+if TYPE_CHECKING:
+    from mitmproxy.options import Options
+
+    from proxy.engine.server import Engine
+
+logger = logging.getLogger("overcoat")
+
+HALF_CLOSED_SECONDS = 30.0  # for something to move towards an app that ended its side: it may be gone altogether
+HELD_CHECK_SECONDS = 10.0  # between looks at an app that nothing is read from, so that its end would go unnoticed
+LINGER_SECONDS = 1.0  # for an app to read an answer that came before it had sent everything
+FRESH_SECONDS = 1.0  # for an app that has just connected to send its request, before it is taken for idle
+FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
+_PEER_HAS_ENDED = frozenset((7, 8, 9, 11))  # Linux's TCP_INFO: CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING
+
+
+class Speaker(Protocol):
+    """Takes what the app says."""
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes."""
+
+    def eof(self) -> None:
+        """Take that the app will say no more."""
+
+    def gone(self) -> None:
+        """Take that the app's connection is over."""
+
+    def congested(self, is_congested: bool) -> None:
+        """Take that the app reads too slowly, or no longer does."""
+
+    def too_slow(self) -> None:
+        """Take that the app has not sent what was expected of it in time; see `AppSocket.expect`."""
+
+
+class _Gone:
+    """Stands in for the speaker of a connection that is over: nothing that still comes is of use."""
+
+    def feed(self, _data: bytes) -> None: ...
+
+    def eof(self) -> None: ...
+
+    def gone(self) -> None: ...
+
+    def congested(self, _is_congested: bool) -> None: ...
+
+    def too_slow(self) -> None: ...
+
+
+_GONE = _Gone()
+
+
+class AppSocket(Reading):
+    """One connection from an app."""
+
+    transport: asyncio.Transport
+    client: Client
+    session: Session
+    context: Context
+    speaker: Speaker
+
+    def __init__(self, engine: Engine, listener: Listener) -> None:
+        self.engine = engine
+        self.listener = listener
+        self.loop = engine.loop
+        self.tls: TlsStream | None = None
+        self.has_ended = False  # the app will say no more
+        self._still_taken = math.inf
+        self.is_closing = False  # we said the last word; what still comes is thrown away
+        self.is_over = False
+        self.was_reset = False  # it ended, and not in order
+        self.is_congested = False  # the app reads more slowly than it is sent to
+        self.before_close: Callable[[], None] | None = None  # writes what the speaker has gathered
+        self._plain: list[bytes] = []  # to be encrypted
+        self._out: list[bytes] = []
+        self._holds: set[str] = set()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._idle_limit: float = engine.policy.limits.idle_seconds
+        self._may_be_gone = False
+        self.clock = ResponseClock(self.loop, self.guarded)
+        self._last_activity = self._opened = self.loop.time()
+
+    # -- life
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start."""
+        self.transport = cast(asyncio.Transport, transport)
+        names = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        self.client = new_client(*names, time.time())
+        self.session = self.engine.sessions.open(self.client, self.engine.policy, self.listener.kind)
+        # What carries a client to the hooks has options as well, which no hook here reads.
+        self.context = Context(self.client, cast("Options", None))
+        self.engine.connections.add(self)
+        self.guarded(self._start)
+
+    def _start(self) -> None:
+        self.speaker = _GONE
+        self._watch_idle()
+        self.engine.dispatch.call("client_connected", self.client)
+        try:
+            self.engine.admit(self.session)
+            self.speaker = entry_for(self)
+        except Denied as denied:
+            if self.listener.kind in (ListenerKind.FORWARD, ListenerKind.REVERSE):
+                AppHttp1(self, None).refuse(denied)
+            else:
+                self.refused(denied)
+
+    def refused(self, denied: Denied, status: int | None = None) -> None:
+        """Write a line of what was no request, or came too early or too late to be one, and close.
+
+        Args:
+            denied: why.
+            status: the status that the app was told, if it was told one.
+        """
+        self.note_refused(denied, status)
+        self.close()
+
+    def note_refused(self, denied: Denied, status: int | None) -> None:
+        """Write a line, as `refused` does, of what does not end the connection."""
+        exchange = Exchange(self.session.policy, self.session.client)
+        exchange.stop(denied)
+        self.engine.note_refused(exchange, status)
+
+    def _watch_idle(self) -> None:
+        idle = self.loop.time() - self._last_activity
+        if idle >= self._idle_limit:
+            has_left = self._may_be_gone and isinstance(self.speaker, AppHttp1 | AppHttp2)
+            if not has_left and self._end_silence():
+                idle = 0.0
+            else:
+                if not has_left:  # else nothing was too slow for it
+                    self.session.note_idle(self._idle_limit)
+                self.abort()
+        if not self.is_closing:
+            self._timers["idle"] = self.loop.call_later(self._idle_limit - idle, self.guarded, self._watch_idle)
+
+    def _end_silence(self) -> bool:
+        """Answer what waits for an upstream that is silent; return whether there was something."""
+        speaker = self.speaker
+        if not isinstance(speaker, AppHttp1 | AppHttp2) or not speaker.end_silence(self._idle_limit):
+            return False
+        self.touch()
+        return True
+
+    def expect(self, is_expected: bool) -> None:
+        """Say whether the app owes something that must come within `limits.request_seconds` from now."""
+        if not is_expected:
+            if (timer := self._timers.pop("request", None)) is not None:
+                timer.cancel()
+        elif "request" not in self._timers and not self.is_over:
+            self._timers["request"] = self.loop.call_later(
+                self.session.policy.limits.request_seconds, self.guarded, self._too_slow
+            )
+
+    def _too_slow(self) -> None:
+        self._timers.pop("request", None)
+        if self.is_closing:
+            return
+        if self.tls is not None and not self.tls.is_established:
+            self.session.note_tls_failed()
+            self.close()
+        else:
+            self.speaker.too_slow()
+
+    def later(self, name: str, seconds: float, step: Callable[[], None]) -> None:
+        """Take a step later, unless the connection is over by then."""
+        if not self.is_over:
+            self._timers[name] = self.loop.call_later(seconds, self.guarded, step)
+
+    def expect_departure(self) -> None:
+        """The app ended its side, and may be gone: no TCP tells that apart. What it waits for has a shorter time."""
+        if not self.is_over and not self._may_be_gone:
+            self._may_be_gone = True
+            self._idle_limit = min(self._idle_limit, HALF_CLOSED_SECONDS)
+            self.touch()
+            self._timers["idle"].cancel()
+            self._watch_idle()
+
+    def _watch_held(self) -> None:
+        """See whether an app that nothing is read from is still there, as far as the kernel knows."""
+        if _tcp_state(self.transport.get_extra_info("socket")) in _PEER_HAS_ENDED:
+            self.expect_departure()
+        self._timers["held"] = self.loop.call_later(HELD_CHECK_SECONDS, self.guarded, self._watch_held)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        if self.is_over:
+            return
+        self.is_over = self.is_closing = True
+        self.was_reset = exc is not None
+        self.client.state = ConnectionState.CLOSED
+        self.client.timestamp_end = time.time()
+        for timer in self._timers.values():
+            timer.cancel()
+        self.clock.close()
+        self.engine.connections.discard(self)
+        if self.tls is not None and not self.tls.is_established:
+            self.session.note_tls_failed()
+        try:
+            self.speaker.gone()
+            self.engine.dispatch.call("client_disconnected", self.client)
+        except Exception as e:
+            if not isinstance(e, HookFailed):
+                logger.error("the end of a client connection failed: %s", describe(e))
+        self.engine.sessions.close(self.client)
+        self.speaker = _GONE  # the old one points back here: without the circle, all of it is freed at once
+        self.engine.ended()
+
+    def drain(self) -> None:
+        """Close as soon as no request is under way. The first one of a new connection is, for a moment."""
+        connect = self.session.connect
+        age = self.loop.time() - (self._opened if connect is None else connect.started_monotonic)
+        is_fresh = not self.session.requests and age < FRESH_SECONDS
+        if isinstance(self.speaker, AppHttp2):
+            self.speaker.drain(is_fresh)
+        elif not self.session.is_idle or isinstance(self.speaker, Switched):
+            return
+        elif is_fresh:
+            self._timers["fresh"] = self.loop.call_later(FRESH_SECONDS - age, self.after_step)
+        else:
+            self.close()
+
+    def cut_off(self, denied: Denied) -> None:
+        """End what is under way: with an answer, where the app waits for one and has got nothing of it yet."""
+        if isinstance(self.speaker, AppHttp1 | AppHttp2):
+            self.guarded(self.speaker.give_up, denied)
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """Break the connection off: with a reset, since an end in order could be taken for the end of a response."""
+        self.is_closing = True
+        if not self.transport.is_closing():
+            with contextlib.suppress(OSError):  # the app is gone already
+                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.transport.abort()
+
+    def crash(self, error: Exception) -> None:
+        """Close at once, since something inside failed."""
+        if not isinstance(error, HookFailed):  # the dispatcher has said so already
+            logger.error("a client connection failed, and is closed: %s", describe(error))
+        self.session.failed(Denied(Reason.INTERNAL_ERROR, "the engine failed"))
+        self.abort()
+
+    def guarded(self, step: Callable[..., None], *arguments: object) -> None:
+        """Take a step; whatever it raises closes the connection."""
+        try:
+            step(*arguments)
+        except Exception as e:
+            self.crash(e)
+        self.after_step()
+
+    def touch(self) -> None:
+        """Take note that something moves."""
+        self._last_activity = self.loop.time()
+
+    def after_upstream(self) -> None:
+        """Finish what an upstream's bytes caused."""
+        self.touch()
+        self.after_step()
+
+    def after_step(self) -> None:
+        """Write what was gathered; end if the engine wants to be rid of this connection, and nothing is under way."""
+        self.flush()
+        if not self.is_closing and self.engine.is_leaving(self.session):
+            self.drain()
+
+    # -- reading
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes off the socket."""
+        if self.is_closing:
+            self._still_taken -= len(data)
+            if self._still_taken < 0 and not self.transport.is_closing():
+                # No reset, which would take our last word from it; nor may the kernel take much more for us.
+                self.transport.pause_reading()
+                with contextlib.suppress(OSError):  # the app is gone already
+                    self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            return
+        self._last_activity = self.loop.time()
+        self.guarded(self.take, data)
+
+    def take(self, data: bytes) -> None:
+        """Give the speaker bytes off the socket."""
+        if self.tls is None:
+            self.speaker.feed(data)
+        else:
+            self._take_tls(data)
+
+    def _take_tls(self, data: bytes) -> None:
+        assert self.tls is not None
+        if not self.tls.is_established:
+            try:
+                done = self.tls.handshake(data)
+            except SSL.Error:
+                self._out.append(self.tls.outgoing())
+                self.session.note_tls_failed()
+                self.close()
+                return
+            self._out.append(self.tls.outgoing())
+            if not done:
+                return
+            self.client.tls_version = self.tls.conn.get_protocol_version_name()  # type: ignore[assignment]  # a literal
+            self.client.timestamp_tls_setup = time.time()
+            data = b""
+            self.expect(False)
+            if self.tls.conn.get_alpn_proto_negotiated() == b"h2" and isinstance(self.speaker, AppHttp1):
+                self.client.alpn = b"h2"
+                self.speaker.speak_http2()
+        plain = self.tls.receive(data)
+        if answer := self.tls.outgoing():
+            self._out.append(answer)
+        if plain:
+            self.speaker.feed(plain)
+        if self.tls.has_ended and not self.is_closing:
+            self.speaker.eof()
+
+    def eof_received(self) -> bool:
+        """Take a half-close."""
+        self.has_ended = True
+        if self.is_closing:
+            return False
+        self.guarded(self.speaker.eof)
+        return not self.is_closing
+
+    def speak_http1(self, tunnel: Exchange | None) -> None:
+        """Read HTTP/1 from here on, inside a CONNECT or not."""
+        self.speaker = AppHttp1(self, tunnel)
+
+    def start_tls(self, conn: SSL.Connection) -> None:
+        """Speak TLS from here on."""
+        self.tls = TlsStream(conn)
+        self.client.tls = True
+
+    def hold(self, why: str, is_held: bool) -> None:
+        """Stop reading from the app while there is any reason to."""
+        before = bool(self._holds)
+        if is_held:
+            self._holds.add(why)
+        else:
+            self._holds.discard(why)
+        if bool(self._holds) != before and not self.transport.is_closing():
+            if self._holds:
+                self.transport.pause_reading()
+                self._timers["held"] = self.loop.call_later(HELD_CHECK_SECONDS, self.guarded, self._watch_held)
+            else:
+                self.transport.resume_reading()
+                self._timers.pop("held").cancel()
+
+    # -- writing
+
+    def write(self, data: bytes) -> None:
+        """Send to the app, at the next `flush`."""
+        if self.is_closing:
+            return
+        (self._out if self.tls is None else self._plain).append(data)
+
+    def _encrypt(self) -> None:
+        """Encrypt what was gathered, in as few records as it fits into."""
+        if self._plain and self.tls is not None:
+            data = b"".join(self._plain) if len(self._plain) > 1 else self._plain[0]
+            self._plain.clear()
+            with contextlib.suppress(SSL.Error):  # the app closed the session meanwhile; its end is on the way
+                self.tls.send(data)
+                self._out.append(self.tls.outgoing())
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        self._encrypt()
+        if self._out:
+            data = b"".join(self._out) if len(self._out) > 1 else self._out[0]
+            self._out.clear()
+            if not self.transport.is_closing():
+                self.transport.write(data)
+
+    def pause_writing(self) -> None:
+        """Take that the app reads too slowly."""
+        self.is_congested = True
+        self.guarded(self.speaker.congested, True)
+
+    def resume_writing(self) -> None:
+        """Take that it caught up."""
+        self.is_congested = False
+        self.guarded(self.speaker.congested, False)
+
+    def half_close(self) -> None:
+        """Send an EOF, and read on."""
+        self.flush()
+        if not self.transport.is_closing():
+            with contextlib.suppress(OSError):  # the app is gone already; connection_lost says so
+                self.transport.write_eof()
+
+    def close(self, *, still_taken: float = math.inf) -> None:
+        """Close after what is to be sent, so that the app can still read it (closing with unread input would reset).
+
+        Args:
+            still_taken: how many bytes of what the app still sends are thrown away, for a moment.
+        """
+        if self.is_closing:
+            return
+        self._still_taken = still_taken
+        if self.before_close is not None:
+            self.before_close()
+        self._encrypt()
+        self.is_closing = True
+        if self.tls is not None:
+            self.tls.close()
+            self._out.append(self.tls.outgoing())
+        self.flush()
+        if self.transport.is_closing():
+            return
+        try:
+            self.transport.write_eof()
+        except OSError:  # the app is gone already
+            self.transport.abort()
+            return
+        if self._holds:
+            self._holds.clear()
+            self._timers.pop("held").cancel()
+            self.transport.resume_reading()
+        if self.has_ended:
+            self.transport.close()
+        else:
+            self._timers["linger"] = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        self._timers["flush"] = self.loop.call_later(FLUSH_SECONDS, self.abort)
+
+
+def _tcp_state(connection: socket.socket) -> int | None:
+    """Return the kernel's state of a connection, where it tells (Linux)."""
+    if not hasattr(socket, "TCP_INFO"):
+        return None
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]

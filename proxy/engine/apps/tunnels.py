@@ -1,0 +1,233 @@
+"""Bytes that are not ours to read: a tunnel end to end, and what follows a switch to WebSocket.
+
+Rules of this module:
+
+- A tunnel changes no byte, and keeps its directions apart: one may end long before the other. A reset stays a reset.
+- Nothing is read from one end that the other does not take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mitmproxy import http
+
+from addons.exchange import Exchange, Upstream
+from proxy.core.decisions import Denied, Reason
+from proxy.engine.flows import new_server
+from proxy.engine.sockets import Reading
+from proxy.engine.upstreams.connection import NoResponses, UpstreamConnection, dial
+
+if TYPE_CHECKING:
+    from proxy.engine.apps.conversation import Conversation
+    from proxy.engine.apps.socket import AppSocket
+
+MAX_BACKLOG = 256 * 1024  # bytes from the app that wait while its upstream is dialled
+
+
+class Relay(NoResponses):
+    """Both ends of a tunnel: the app's speaker, and the receiver of what its upstream sends."""
+
+    def __init__(self, app: AppSocket, upstream: UpstreamConnection | None, data: bytes) -> None:
+        self._app = app
+        self._upstream = upstream
+        self._waiting = [data] if data else []
+        self._backlog = len(data)
+        self._dialling: asyncio.Task[None] | None = None
+        self._app_has_ended = False
+        self._upstream_has_ended = False
+
+    def dial(self, connect: Exchange) -> None:
+        """Open the upstream."""
+        self._dialling = self._app.loop.create_task(self._dial(connect))
+
+    async def _dial(self, connect: Exchange) -> None:
+        assert connect.asked is not None
+        record = connect.upstream = Upstream(connect.policy, connect.rule)
+        server = new_server((connect.asked.host, connect.asked.port), tls=False)
+        try:
+            upstream = await dial(self._app.engine, server, None, record, self._app.context)
+        except Denied as denied:
+            record.denied = denied
+            self._app.close()
+        except Exception as e:
+            self._app.crash(e)
+        else:
+            self._app.guarded(self._connected, upstream)
+
+    def _connected(self, upstream: UpstreamConnection) -> None:
+        self._upstream = upstream
+        upstream.carry(self)
+        upstream.send(b"".join(self._waiting))
+        self._waiting.clear()
+        self._app.hold("dialling", False)
+        if self._app_has_ended:
+            self.eof()
+        self.splice()
+
+    def splice(self) -> None:
+        """Let each socket's bytes go straight to the other: of all that carries them, a tunnel needs only that."""
+        upstream = self._upstream
+        assert upstream is not None
+        if not self._app.transport.is_closing() and not upstream.transport.is_closing():
+            self._app.flush()
+            session = self._app.session
+
+            def count_sent(size: int) -> None:
+                session.sent += size
+
+            def count_received(size: int) -> None:
+                session.received += size
+
+            self._app.transport.set_protocol(ShortCut(self._app, self._app, upstream.transport, count_sent))
+            upstream.transport.set_protocol(ShortCut(self._app, upstream, self._app.transport, count_received))
+
+    # -- from the app
+
+    def feed(self, data: bytes) -> None:
+        """Pass bytes on."""
+        self._app.session.sent += len(data)
+        if self._upstream is not None:
+            self._upstream.send(data)
+            return
+        self._waiting.append(data)
+        self._backlog += len(data)
+        self._app.hold("dialling", self._backlog > MAX_BACKLOG)
+
+    def eof(self) -> None:
+        """Pass a half-close on."""
+        self._app_has_ended = True
+        if self._upstream is None:
+            return
+        self._upstream.half_close()
+        if self._upstream_has_ended:
+            self._end()
+
+    def gone(self) -> None:
+        """The app is gone: the upstream still gets what is in the buffer."""
+        if self._dialling is not None:
+            self._dialling.cancel()
+        if self._upstream is not None:
+            if self._app.was_reset:
+                self._upstream.reset()
+            else:
+                self._upstream.finish(self._app.loop)
+
+    def congested(self, is_congested: bool) -> None:
+        """Read from the upstream only what the app takes."""
+        if self._upstream is not None and not self._upstream.transport.is_closing():
+            if is_congested:
+                self._upstream.transport.pause_reading()
+            else:
+                self._upstream.transport.resume_reading()
+
+    def too_slow(self) -> None:
+        """Never called: nothing is owed in a tunnel."""
+        raise RuntimeError("a deadline in a tunnel")
+
+    # -- from the upstream (its Receiver)
+
+    def switched(self, data: bytes) -> None:
+        """Pass bytes on."""
+        self._app.session.received += len(data)
+        self._app.write(data)
+
+    def switched_end(self) -> None:
+        """Pass a half-close on."""
+        self._upstream_has_ended = True
+        self._app.half_close()
+        if self._app_has_ended:
+            self._end()
+
+    def _end(self) -> None:
+        if self._upstream is not None:
+            self._upstream.finish(self._app.loop)
+        self._app.close()
+
+    def upstream_congested(self, congested: bool) -> None:
+        """Read from the app only what the upstream takes."""
+        self._app.hold("upstream", congested)
+
+    def flush(self) -> None:
+        """Send the app what was gathered."""
+        self._app.after_upstream()
+
+    def crashed(self, error: Exception) -> None:
+        """Close everything."""
+        self._app.crash(error)
+
+    def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
+        """The upstream's connection is over, and not in order: an end that looks so would be a lie."""
+        connect = self._app.session.connect
+        if connect is not None and not self._app_has_ended and not self._upstream_has_ended:
+            connect.stop(Denied(Reason.UPSTREAM_CUT, "the upstream broke the tunnel off"))
+        self._app.abort()
+
+
+class ShortCut(Reading):
+    """One end of a tunnel: its bytes go straight to the other end, all else to whom it belongs."""
+
+    def __init__(
+        self,
+        app: AppSocket,
+        owner: AppSocket | UpstreamConnection,
+        other: asyncio.Transport,
+        count: Callable[[int], None],
+    ) -> None:
+        """Start.
+
+        Args:
+            app: the app's socket, which must not be taken for idle while bytes move.
+            owner: whose end this is.
+            other: the transport of the other end.
+            count: called with the number of bytes that pass.
+        """
+        self._touch = app.touch
+        self._write = other.write
+        self._count = count
+        self.pause_writing = owner.pause_writing  # type: ignore[method-assign]  # the very same
+        self.resume_writing = owner.resume_writing  # type: ignore[method-assign]  # the very same
+        self.eof_received = owner.eof_received  # type: ignore[method-assign]  # the very same
+        self.connection_lost = owner.connection_lost  # type: ignore[method-assign]  # the very same
+
+    def data_received(self, data: bytes) -> None:
+        """Pass bytes on."""
+        self._count(len(data))
+        self._touch()
+        self._write(data)
+
+
+def may_switch(request: http.Request, response: http.Response) -> bool:
+    """Tell whether a 101 switches to WebSocket, and the request has asked for that."""
+    asked, answered = (message.headers.get("upgrade", "").lower() for message in (request, response))
+    return bool(asked == answered == "websocket")
+
+
+class Switched:
+    """The app's side of a connection that switched to WebSocket: bytes pass both ways, close codes and all."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+
+    def feed(self, data: bytes) -> None:
+        """Pass bytes on."""
+        if self._conversation.upstream is not None:
+            self._conversation.upstream.send(data)
+
+    def eof(self) -> None:
+        """The app ended it."""
+        self._conversation.gone()
+
+    def gone(self) -> None:
+        """The app is gone."""
+        self._conversation.gone()
+
+    def congested(self, is_congested: bool) -> None:
+        """Pass back-pressure on."""
+        self._conversation.app_congested(is_congested)
+
+    def too_slow(self) -> None:
+        """Never called: nothing is owed after a switch."""
+        raise RuntimeError("a deadline after a switch")

@@ -1,0 +1,1 @@
+"""What speaks with servers: the way to them, the handshake, HTTP of either version, and the pool."""

@@ -1,0 +1,608 @@
+"""One connection to an upstream: dialled, verified, then one HTTP/1 request after the other.
+
+Rules of this module:
+
+- Not one application byte is written before the handshake, with its pin check, is complete.
+- A response is read strictly; whatever is not plain HTTP/1 ends the connection.
+- A connection is reused only after a response that was complete, framed and not followed by anything.
+- What comes before a request has been sent is no answer to it, whatever it looks like, and ends the connection.
+- Of very many small chunks that come at once, some are read; the rest has a later turn, and so has the end behind them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import select
+import socket
+import struct
+import termios
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+from mitmproxy import http, tls
+from mitmproxy.connection import ConnectionState, Server
+from mitmproxy.proxy.context import Context
+from OpenSSL import SSL
+
+from addons.exchange import Upstream
+from addons.headers import has_field
+from proxy.core.decisions import Denied, Reason
+from proxy.core.http.framing import BadFraming, Body, UntilCloseBody, body_of, chunk, last_chunk
+from proxy.core.http.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, HeadEnd, ResponseHead, read_response_head
+from proxy.core.http.hops import keeps_alive, trailers_to_relay
+from proxy.engine.dispatch import HookFailed
+from proxy.engine.messages import frame, request_head
+from proxy.engine.sockets import Reading
+from proxy.engine.streams import Receiver
+from proxy.engine.tlsstream import TlsStream
+from proxy.engine.upstreams.pairs import Ending, ending_of, say_ending
+from proxy.log import describe
+
+if TYPE_CHECKING:
+    from proxy.engine.server import Engine
+    from proxy.engine.upstreams.pool import Pool
+
+logger = logging.getLogger("overcoat")
+
+HANDSHAKE_SECONDS = 10.0
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
+ONLY_HTTP2 = "the upstream seems to speak only HTTP/2, and the app speaks HTTP/1.1"
+MAX_INTERIM = 20  # responses (1xx) to one request, before its final one
+FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
+_TURN = "turn"
+
+
+class NoResponses:
+    """A receiver of bytes that are not read as HTTP."""
+
+    def wants_http1(self) -> None:
+        """Never called."""
+        raise RuntimeError("a version where none is spoken")
+
+    def response_head(self, head: ResponseHead) -> None:
+        """Never called."""
+        raise RuntimeError("a response where none is read")
+
+    def response_data(self, data: bytes) -> None:
+        """Never called."""
+        raise RuntimeError("a response where none is read")
+
+    def response_end(self, trailers: Fields = ()) -> None:
+        """Never called."""
+        raise RuntimeError("a response where none is read")
+
+
+class UpstreamConnection(Reading):
+    """A connection to an upstream."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, server: Server, record: Upstream, connection: socket.socket) -> None:
+        self.server = server
+        self.record = record
+        self._connection = connection
+        self.key: object = None
+        self.tls: TlsStream | None = None
+        self.receiver: Receiver | None = None
+        self.uses = 0
+        self.opened = 0.0
+        self.idle_since = 0.0
+        self.is_congested = False
+        self.on_idle_end: Callable[[UpstreamConnection], None] | None = None
+        self._ready: asyncio.Future[None] | None = None
+        self._unread = b""  # of a head that is not whole yet
+        self._head_end = HeadEnd(of_request=False)
+        self._body: Body | None = None
+        self._holds: set[str] = set()  # why nothing is read for now
+        self._end_then: bool | None = None  # it has ended, and whether broken, while a body has a turn to come
+        self._method = b""
+        self._began = False
+        self._request_done = False
+        self._interim = 0
+        self._is_chunked = False
+        self._can_reuse = True
+        self._switched = False
+        self._flushing: asyncio.TimerHandle | None = None
+        self._is_lost = False
+        self._poll: select.poll | None = None
+        self.is_closed = False
+        self.is_http2 = False
+        self.speaks_only_http2 = False  # as far as it has said anything
+        self._early = b""  # what a peer that speaks HTTP/2 says before anybody listens
+
+    # -- opening
+
+    async def establish(self, ready: asyncio.Future[None]) -> None:
+        """Wait until the handshake, begun by `start_tls`, is complete."""
+        self._ready = ready
+        async with asyncio.timeout(HANDSHAKE_SECONDS):
+            await ready
+
+    def start_tls(self, conn: SSL.Connection) -> None:
+        """Begin the handshake."""
+        self.tls = TlsStream(conn)
+        self._advance_handshake(b"")
+
+    def _advance_handshake(self, data: bytes | memoryview) -> bool:
+        assert self.tls is not None
+        try:
+            done = self.tls.handshake(data)
+        except Exception as e:  # OpenSSL's errors, and whatever the verification callback raised
+            if _refuses_protocols(e):
+                self.record.denied = Denied(Reason.TLS_FAILED, ONLY_HTTP2)
+            if not isinstance(e, SSL.Error):
+                logger.error("a handshake with an upstream failed inside: %s", describe(e))
+            self._write(self.tls.outgoing())
+            self._fail_handshake(e)
+            return False
+        self._write(self.tls.outgoing())
+        if done:
+            self.is_http2 = self.tls.conn.get_alpn_proto_negotiated() == b"h2"
+        if done and self._ready is not None and not self._ready.done():
+            self._ready.set_result(None)
+        return done
+
+    def _fail_handshake(self, error: Exception) -> None:
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(ConnectionError(type(error).__name__))
+
+    # -- the socket
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self.transport = cast(asyncio.Transport, transport)
+
+    def taken(self, view: memoryview) -> None:
+        """Take bytes off the socket: what is TLS goes to OpenSSL from where it lies."""
+        self.guarded(self._received, view if self.tls is not None else bytes(view))
+
+    def guarded(self, step: Callable[..., None], *arguments: object) -> None:
+        """Take a step; whatever it raises ends this connection and the one that it serves."""
+        receiver = self.receiver
+        try:
+            step(*arguments)
+        except Exception as e:
+            self.close()
+            if receiver is None:
+                raise
+            receiver.crashed(e)
+            return
+        if receiver is not None:
+            receiver.flush()
+
+    def _received(self, data: bytes | memoryview) -> None:
+        if self.tls is not None:
+            if not self.tls.is_established:
+                if not self._advance_handshake(data):
+                    return
+                data = b""
+            data = self.tls.receive(data)
+            if answer := self.tls.outgoing():  # key updates
+                self._write(answer)
+        if data:
+            assert isinstance(data, bytes)
+            self._take(data)
+        if self.tls is not None and self.tls.has_ended and not self.is_closed:
+            if self._switched and self.receiver is not None:
+                self.receiver.switched_end()
+            else:
+                self._ended()
+
+    def eof_received(self) -> bool:
+        """Take that nothing more will come."""
+        is_broken = ending_of(self._connection) is Ending.BROKEN
+        if self._switched and self.receiver is not None and not is_broken:
+            self.guarded(self.receiver.switched_end)
+            return not self.transport.is_closing()
+        self.guarded(self._ended, is_broken)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take the end of the socket."""
+        self.is_closed = self._is_lost = True
+        if self._flushing is not None:
+            self._flushing.cancel()
+        if self.tls is not None and not self.tls.is_established:
+            self._fail_handshake(ConnectionResetError())
+        self.guarded(self._ended, exc is not None)
+
+    def pause_writing(self) -> None:
+        """Tell who sends to wait."""
+        self.is_congested = True
+        if self.receiver is not None:
+            self.guarded(self.receiver.upstream_congested, True)
+
+    def resume_writing(self) -> None:
+        """Tell who sends to go on."""
+        self.is_congested = False
+        if self.receiver is not None:
+            self.guarded(self.receiver.upstream_congested, False)
+
+    def _write(self, data: bytes) -> None:
+        if data and not self.transport.is_closing():
+            self.transport.write(data)
+
+    # -- requests
+
+    def begin(self, receiver: Receiver, method: bytes) -> None:
+        """Take the next request's sender as the receiver of its response."""
+        self.receiver = receiver
+        self.uses += 1
+        self._method = method
+        self._began = self._request_done = False
+        self._interim = 0
+        self._body = None
+        self._unread, self._head_end = b"", HeadEnd(of_request=False)
+
+    def ask(
+        self, receiver: Receiver, request: http.Request, body: bytes, *, is_whole: bool, trailers: Fields, te: bool
+    ) -> None:
+        """Send a request; see `UpstreamStream`."""
+        del te  # what comes behind a body is passed on in any case, and said to nobody
+        self.begin(receiver, request.data.method)
+        if request.is_http2:
+            frame(request, len(body) if is_whole else None)
+        self._is_chunked = has_field(request.headers, b"transfer-encoding")
+        out = request_head(request)
+        if body:
+            out += chunk(body) if self._is_chunked else body
+        if is_whole:
+            if self._is_chunked:
+                out += last_chunk(trailers_to_relay(trailers))
+            self._request_done = True
+        self.send(out)
+
+    def send_body(self, data: bytes) -> None:
+        """Send a piece of the request's body."""
+        self.send(chunk(data) if self._is_chunked else data)
+
+    def end(self, trailers: Fields) -> None:
+        """End the request."""
+        if self._is_chunked:
+            self.send(last_chunk(trailers_to_relay(trailers)))
+        self._request_done = True
+
+    def give_back(self, pool: Pool) -> None:
+        """Go back to where another request may find it."""
+        pool.give(self)
+
+    def part(self) -> None:
+        """Serve nobody else."""
+        self.close()
+
+    def send(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        if self.tls is None:
+            self._write(data)
+            return
+        try:
+            self.tls.send(data)
+        except SSL.Error:  # the peer closed the session meanwhile: the response, or its failure, says so
+            return
+        self._write(self.tls.outgoing())
+
+    def hold(self, why: str, is_held: bool) -> None:
+        """Stop reading from the upstream while there is any reason to."""
+        if is_held:
+            self._holds.add(why)
+        else:
+            self._holds.discard(why)
+        if self.transport.is_closing():
+            return
+        if self._holds:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
+
+    def take_early(self) -> bytes:
+        """Take what came before `carry`."""
+        early, self._early = self._early, b""
+        return early
+
+    def carry(self, receiver: Receiver) -> None:
+        """Carry bytes that are not HTTP."""
+        self.receiver = receiver
+        self._switched = True
+
+    def half_close(self) -> None:
+        """Send an EOF, and read on. Over TLS that is a close_notify; many a peer ends everything at an EOF of TCP."""
+        if self.transport.is_closing():
+            return
+        if self.tls is not None:
+            self.tls.close()
+            self._write(self.tls.outgoing())
+            return
+        with contextlib.suppress(OSError):  # the peer is gone already; connection_lost says so
+            self.transport.write_eof()
+
+    def unsent(self) -> int:
+        """Return how many bytes have not reached the upstream yet, those that the kernel holds included (Linux)."""
+        held = 0
+        with contextlib.suppress(OSError, ValueError):  # another system, or the socket is closed
+            (held,) = struct.unpack("i", fcntl.ioctl(self._connection, termios.TIOCOUTQ, bytes(4)))
+        return held + self.transport.get_write_buffer_size()
+
+    def finish(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close once what is in the buffer is sent, but within bounds: the upstream may never take it."""
+        say_ending(self._connection, Ending.GONE)
+        self.receiver = None
+        self.is_closed = True
+        self.transport.close()
+        if self._flushing is None and not self._is_lost:
+            self._flushing = loop.call_later(FLUSH_SECONDS, self.transport.abort)
+
+    def reset(self) -> None:
+        """Break the connection off, so that the upstream cannot take what it has for all there was."""
+        if not self.transport.is_closing():
+            with contextlib.suppress(OSError):  # the upstream is gone already
+                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        say_ending(self._connection, Ending.BROKEN)
+        self.close()
+
+    def close(self) -> None:
+        """Close; nothing is told to anybody any more."""
+        self.receiver = None
+        self.is_closed = True
+        self._drop()
+
+    def _drop(self) -> None:
+        say_ending(self._connection, Ending.GONE)
+        self.transport.abort()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether an idle connection may take a request: nothing has come that no request has asked for."""
+        return not self.transport.is_closing() and not self._has_input()
+
+    def heard_early(self) -> bool:
+        """Tell whether a new connection's peer has spoken, or closed, before it was asked anything; then it is closed.
+
+        What lies in the socket is read first: with TLS it may be no more than a session ticket.
+        """
+        if not self.is_closed and self._has_input():
+            with contextlib.suppress(OSError):  # nothing is there but part of a record, or the end: that is seen later
+                if data := self._connection.recv(MAX_HEAD_BYTES):
+                    self._received(data)
+        return self.is_closed
+
+    def _has_input(self) -> bool:
+        """Tell whether something has come, and be it part of a record, or not yet read from the socket."""
+        if self.tls is not None and not self.tls.is_between_records:
+            return True
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(self._poll.poll(0))
+
+    # -- responses
+
+    def _take(self, data: bytes) -> None:
+        if self.receiver is None:
+            if self.is_http2 and not self._switched:
+                self._early += data
+            else:
+                self.speaks_only_http2 = _begins_http2(data)
+                self._end_idle()  # an idle upstream that speaks is not to be reused
+            return
+        if self._switched:
+            self.receiver.switched(data)
+            return
+        if not self._began and _begins_http2(data):
+            self._fail(Denied(Reason.UPSTREAM_FAILED, ONLY_HTTP2))
+            return
+        self._began = True
+        rest: bytes | None = data
+        try:
+            while rest is not None and self.receiver is not None and not self._switched:
+                rest = self._read_head(rest) if self._body is None else self._read_body(self._body, rest)
+        except Denied as denied:
+            self._fail(denied)
+        except BadFraming:
+            self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream's body is not framed as its head says"))
+
+    def _read_head(self, data: bytes) -> bytes | None:
+        """Read a head; return what follows it, or None if it is not whole yet."""
+        assert self.receiver is not None
+        data = self._unread + data
+        end = self._head_end.find(data)
+        if end is None:
+            self._unread = data
+            return None
+        self._unread, self._head_end = b"", HeadEnd(of_request=False)
+        head, rest = read_response_head(data[:end]), data[end:]
+        if head.status == 101:
+            self._switched = True
+            self.receiver.response_head(head)
+            if rest and self.receiver is not None:
+                self.receiver.switched(rest)
+            return None
+        if head.status < 200:
+            self._interim += 1
+            if self._interim > MAX_INTERIM:
+                raise Denied(Reason.UPSTREAM_FAILED, "the upstream sends interim responses (1xx) without an end")
+            self.receiver.response_head(head)
+            return rest
+        if head.status == 408 and not self._is_answer(head):
+            self._began = False
+            raise Denied(
+                Reason.UPSTREAM_FAILED,
+                "the upstream ended the connection (408) for having been idle, as the request came",
+            )
+        has_body = self._method != b"HEAD" and head.status not in (204, 304)
+        size = head.body if has_body else 0
+        self._body = body_of(size)
+        self._can_reuse = size != UNTIL_CLOSE and keeps_alive(head.is_http11, head.fields)
+        self.receiver.response_head(head)
+        if size == 0 and self.receiver is not None:
+            self._complete(rest)
+            return None
+        return rest
+
+    def _is_answer(self, timeout: ResponseHead) -> bool:
+        """Tell whether a 408 is about the request, and not about the time before it (RFC 9110, section 15.5.9).
+
+        A request that was sent as a whole, on a connection that had been idle, was not late.
+        """
+        is_first = self.uses == 1 or self._interim > 0
+        return is_first or not self._request_done or keeps_alive(timeout.is_http11, timeout.fields)
+
+    def _read_body(self, body: Body, data: bytes) -> bytes | None:
+        assert self.receiver is not None
+        piece, rest = body.feed(data)
+        if piece:
+            self.receiver.response_data(piece)
+        if rest is not None and self.receiver is not None:
+            self._complete(rest, trailers_to_relay(body.trailers))
+        elif body.has_more and _TURN not in self._holds:
+            self.hold(_TURN, True)
+            asyncio.get_running_loop().call_soon(self.guarded, self._take_turn, body)
+        return None
+
+    def _take_turn(self, body: Body) -> None:
+        self.hold(_TURN, False)
+        if self._body is not body or self.receiver is None:
+            return  # nobody wants the rest any more
+        self._take(b"")
+        end, receiver = self._end_then, self.receiver
+        if end is not None and receiver is not None and _TURN not in self._holds:
+            self._end_then = None
+            self._ended(end)
+
+    def _complete(self, rest: bytes, trailers: Fields = ()) -> None:
+        receiver, self.receiver = self.receiver, None
+        assert receiver is not None
+        self._body = None
+        self._can_reuse = self._can_reuse and self._request_done and not rest
+        receiver.response_end(trailers)
+
+    @property
+    def can_reuse(self) -> bool:
+        """Whether, after a response, another request may be sent."""
+        return self._can_reuse and not self.is_congested and not self.transport.is_closing()
+
+    def _ended(self, is_broken: bool = False) -> None:
+        if self.receiver is None:
+            self._end_idle()
+            return
+        if _TURN in self._holds:
+            self._end_then = is_broken or bool(self._end_then)
+            self._can_reuse = False
+            return
+        # Over TLS a body that ends with its connection is whole only if the upstream said so (RFC 9112, section 9.8).
+        is_all = self.tls.was_closed if self.tls is not None else ending_of(self._connection) is Ending.IN_ORDER
+        if isinstance(self._body, UntilCloseBody) and is_all and not is_broken:
+            self._complete(b"")
+            return
+        self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream closed the connection before its response was whole"))
+
+    @property
+    def end_waits(self) -> bool:
+        """Whether it has ended while something of what had come before has a turn to come."""
+        return self._end_then is not None
+
+    def _end_idle(self) -> None:
+        self.is_closed = True
+        if self.on_idle_end is not None:
+            self.on_idle_end(self)
+        self._drop()
+
+    def _fail(self, denied: Denied) -> None:
+        receiver, self.receiver = self.receiver, None
+        self.is_closed = True
+        self._drop()
+        if receiver is not None:
+            receiver.response_failed(denied, self._began)
+
+
+def _begins_http2(data: bytes) -> bool:
+    """Tell whether bytes begin with what a server of HTTP/2 says first: its settings (RFC 9113, section 3.4)."""
+    return data[3:9] == b"\x04\x00\x00\x00\x00\x00"
+
+
+def _refuses_protocols(error: Exception) -> bool:
+    """Tell whether a handshake failed since the peer speaks none of the protocols that were offered (RFC 7301)."""
+    details = error.args[0] if isinstance(error, SSL.Error) and error.args else ()
+    return any("no application protocol" in str(detail) for detail in details)
+
+
+async def dial(engine: Engine, server: Server, key: object, record: Upstream, context: Context) -> UpstreamConnection:
+    """Open a connection: TCP, then TLS if the server is to speak it.
+
+    Args:
+        engine: the engine, for its hooks and its own addresses.
+        server: what to connect to; its `address` and `tls` are set.
+        key: what the pool may reuse it for.
+        record: where the handshake notes what it found.
+        context: the client on whose behalf it is, for the hooks.
+
+    Raises:
+        Denied: it cannot be opened, or what answers is not to be trusted.
+    """
+    assert server.address is not None
+    connection = await engine.reach(*server.address, record, context)
+    upstream = await secure(engine, server, connection, record, context)
+    upstream.key = key
+    return upstream
+
+
+async def secure(
+    engine: Engine, server: Server, connection: socket.socket, record: Upstream, context: Context
+) -> UpstreamConnection:
+    """Make an upstream connection of a connected socket; the other arguments, and errors, are those of `dial`."""
+    assert server.address is not None
+    host, port = server.address
+    try:
+        _, upstream = await engine.loop.create_connection(
+            lambda: UpstreamConnection(server, record, connection), sock=connection
+        )
+    except OSError:
+        connection.close()
+        raise Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} closed the connection at once") from None
+    upstream.opened = engine.loop.time()
+    transport = upstream.transport
+    server.peername = transport.get_extra_info("peername")
+    server.sockname = transport.get_extra_info("sockname")
+    server.timestamp_start = server.timestamp_tcp_setup = time.time()
+    server.state = ConnectionState.OPEN
+    if server.tls:
+        await _secure(engine, upstream, context, connection)
+    return upstream
+
+
+async def _secure(engine: Engine, upstream: UpstreamConnection, context: Context, connection: socket.socket) -> None:
+    of_this = context.fork()
+    of_this.server = upstream.server
+    data = tls.TlsData(upstream.server, of_this)
+    try:
+        engine.dispatch.call("tls_start_server", data)
+        assert data.ssl_conn is not None
+        ready = engine.loop.create_future()
+        upstream._ready = ready
+        upstream.start_tls(data.ssl_conn)
+        await upstream.establish(ready)
+    except HookFailed:
+        upstream.close()
+        raise Denied(Reason.INTERNAL_ERROR, "the handshake could not be prepared") from None
+    except TimeoutError:
+        upstream.close()
+        raise Denied(
+            Reason.UPSTREAM_TIMEOUT, f"{upstream.server.sni} did not complete TLS in {HANDSHAKE_SECONDS:.0f} s"
+        ) from None
+    except ConnectionError:
+        engine.dispatch.call("tls_failed_server", data)
+        denied = upstream.record.denied
+        upstream.receiver = None
+        say_ending(connection, Ending.GONE)
+        upstream.transport.close()  # not abort: the alert that says why must still go out
+        raise denied or Denied(Reason.TLS_FAILED, "the TLS handshake failed") from None
+    except BaseException:
+        upstream.close()
+        raise
+    server = upstream.server
+    assert upstream.tls is not None
+    server.tls_version = upstream.tls.conn.get_protocol_version_name()  # type: ignore[assignment]  # one of its literals
+    server.timestamp_tls_setup = time.time()

@@ -1,0 +1,228 @@
+"""Opening a TCP connection to a destination: which of its addresses may be reached, and which answers first.
+
+Rules of this module:
+
+- The name is looked up once, and the very addresses that were judged are dialled: another answer of the DNS a moment
+  later changes nothing.
+- An address that the policy forbids is never sent a packet; in observe mode it is, and that is noted.
+- Our own listeners are no destination, whatever the policy says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from addons.exchange import Upstream
+from proxy.core.decisions import Denied, Reason
+from proxy.core.rules.policy import Mode
+from proxy.core.rules.transport import denied_by_address, forbidden_address, own_listener, unresolved, untaken
+from proxy.core.who.addresses import AddressKind, kind_of, parse_ip
+from proxy.engine.descriptors import KEPT_FROM_DIALS, SHORTAGES, is_taken, shortage
+
+if TYPE_CHECKING:
+    from proxy.engine.server import Engine
+
+NEXT_SECONDS = 0.25  # before the next address is tried beside one that has not answered yet (RFC 8305, section 5)
+
+
+async def connect(engine: Engine, host: str, port: int, record: Upstream) -> socket.socket:
+    """Open a TCP connection.
+
+    Args:
+        engine: the engine, for its loop and its own addresses.
+        host: the canonical host.
+        port: the port.
+        record: names the policy, which says what is allowed; and takes that observe mode reached what is forbidden.
+
+    Returns:
+        A socket that is connected and does not block.
+
+    Raises:
+        Denied: it cannot be opened, or must not be.
+    """
+    seconds = record.policy.limits.connect_seconds
+    try:
+        async with asyncio.timeout(seconds):
+            await _make_room(engine)
+            connection = await _first(engine.loop, _allowed(await _look_up(engine, host, port), host, record))
+    except TimeoutError:
+        raise Denied(Reason.UPSTREAM_TIMEOUT, f"{host} port {port} took no connection in {seconds} s") from None
+    except socket.gaierror:
+        raise unresolved(host) from None
+    except (OSError, UnicodeError) as e:
+        if isinstance(e, OSError) and e.errno in SHORTAGES:
+            where = f"no descriptor is left for a connection to {host} port {port}"
+            raise Denied(Reason.UPSTREAM_UNREACHABLE, where, "raise the limit of descriptors (ulimit -n)") from None
+        raise untaken(host, port) from None
+    if engine.is_own_address(connection.getsockname()[:2], connection.getpeername()[:2]):
+        connection.close()
+        raise own_listener(f"{host} port {port}")
+    return connection
+
+
+async def _make_room(engine: Engine) -> None:
+    """Give idle connections up where their descriptors are needed."""
+    with tcp_socket(socket.AF_INET) as probe:
+        is_short = is_taken(probe.fileno(), KEPT_FROM_DIALS)
+    if is_short:
+        engine.pool.close()
+        await asyncio.sleep(0)  # a socket is closed in the turn after that which asked for it
+        await asyncio.sleep(0)
+
+
+type _Found = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
+
+
+async def _look_up(engine: Engine, host: str, port: int) -> list[_Found]:
+    """Return the addresses of a host, in the order that the system prefers.
+
+    Raises:
+        OSError: it has none.
+    """
+    try:
+        family = socket.AF_INET if parse_ip(host).version == 4 else socket.AF_INET6
+    except ValueError:
+        # Not by the loop's own executor: at the end that is waited for, and the DNS may take minutes.
+        look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await engine.loop.run_in_executor(engine.resolvers, look_up)
+        return [(family, address) for family, _, _, _, address in found]  # type: ignore[misc]  # other families have others
+    return [(family, (host, port))]
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is a loopback address, or a name that always leads to one."""
+    try:
+        return kind_of(parse_ip(host)) is AddressKind.LOOPBACK
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def local_address_to(host: str) -> str | None:
+    """Return the address that this machine would connect to another one from: to one of its own, that one itself.
+
+    Args:
+        host: an address; for a name, and for what there is no way to, the answer is None.
+    """
+    try:
+        family = socket.AF_INET if parse_ip(host).version == 4 else socket.AF_INET6
+        with socket.socket(family, socket.SOCK_DGRAM) as unused:
+            unused.connect((host, 9))  # sends nothing
+            return str(unused.getsockname()[0])
+    except (ValueError, OSError):
+        return None
+
+
+def check_address(host: str, record: Upstream) -> None:
+    """Check a host that is an address, or always leads to one, where nobody looks up names; any other name passes.
+
+    Raises:
+        Denied: DESTINATION_FORBIDDEN.
+    """
+    denied = denied_by_address(record.policy, record.rule, host)
+    if denied is None:
+        return
+    if record.policy.mode is not Mode.OBSERVE:
+        raise denied
+    record.observed = denied
+
+
+def _allowed(found: Sequence[_Found], host: str, record: Upstream) -> list[_Found]:
+    """Return the addresses that may be dialled.
+
+    Raises:
+        Denied: there is none.
+    """
+    policy = record.policy
+    allowed: list[_Found] = []
+    forbidden: AddressKind | None = None
+    for family, address in found:
+        kind = policy.reachable(record.rule).forbids(parse_ip(address[0]))
+        if record.is_proxy:
+            kind = None  # the policy itself names it
+        if kind is None or policy.mode is Mode.OBSERVE:
+            allowed.append((family, address))
+        forbidden = forbidden or kind
+    if forbidden is not None:
+        denied = forbidden_address(host, forbidden, record.rule)
+        if not allowed:
+            raise denied
+        if policy.mode is Mode.OBSERVE:
+            record.observed = denied
+    return allowed
+
+
+async def _first(loop: asyncio.AbstractEventLoop, addresses: Sequence[_Found]) -> socket.socket:
+    """Return a connection to the first address that takes one; each has a short time alone.
+
+    Raises:
+        OSError: none did.
+    """
+    if len(addresses) == 1:
+        return await _try(loop, *addresses[0])
+    waiting: set[asyncio.Task[socket.socket]] = set()
+    left = _alternating(addresses)
+    error: OSError = ConnectionRefusedError()
+    try:
+        while left or waiting:
+            if left:
+                waiting.add(loop.create_task(_try(loop, *left.pop(0))))
+            done, waiting = await asyncio.wait(
+                waiting, timeout=NEXT_SECONDS if left else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            connected = [task.result() for task in done if task.exception() is None]
+            for superfluous in connected[1:]:
+                superfluous.close()
+            if connected:
+                return connected[0]
+            for task in done:
+                failure = task.exception()
+                if not isinstance(failure, OSError):
+                    raise failure or RuntimeError("a dial without a result")
+                error = failure
+        raise error
+    finally:
+        for task in waiting:
+            task.cancel()
+            task.add_done_callback(_close_result)
+
+
+def _close_result(task: asyncio.Task[socket.socket]) -> None:
+    """Close a connection that came after all."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
+
+
+def _alternating(addresses: Sequence[_Found]) -> list[_Found]:
+    """Return the addresses with their families taking turns, in the order that the system prefers (RFC 8305, 4)."""
+    first = [each for each in addresses if each[0] == addresses[0][0]]
+    other = [each for each in addresses if each[0] != addresses[0][0]]
+    longer, shorter = (first, other) if len(first) >= len(other) else (other, first)
+    turns = [each for pair in zip(first, other, strict=False) for each in pair]
+    return turns + longer[len(shorter) :]
+
+
+def tcp_socket(family: socket.AddressFamily) -> socket.socket:
+    """Return a TCP socket that asyncio knows for one, and that it sends small pieces on without waiting for more.
+
+    Without the protocol's number it does not know, and what follows a head in a write of its own may wait 40 ms.
+    """
+    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+
+
+async def _try(
+    loop: asyncio.AbstractEventLoop, family: socket.AddressFamily, address: tuple[str, int] | tuple[str, int, int, int]
+) -> socket.socket:
+    connection = tcp_socket(family)
+    try:
+        if is_taken(connection.fileno(), KEPT_FROM_DIALS):
+            raise shortage()
+        connection.setblocking(False)
+        await loop.sock_connect(connection, address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection

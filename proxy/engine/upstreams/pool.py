@@ -1,0 +1,204 @@
+"""Upstream connections, shared by all apps: idle ones of HTTP/1, and those of HTTP/2, busy ones too.
+
+Rules of this module:
+
+- A connection is adopted only for the very same destination, TLS, rule (so pins) and policy.
+- One that has anything unread, is closing, or has idled too long is closed, not adopted.
+- Per host and in all there are limits; what is over them is closed at once.
+- Whoever may share a connection that is just being opened waits for it, unless the server speaks HTTP/1 only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from collections.abc import Callable
+
+from addons.exchange import Upstream
+from proxy.engine.streams import UpstreamStream, Version
+from proxy.engine.upstreams.connection import UpstreamConnection
+from proxy.engine.upstreams.http2 import UpstreamHttp2
+
+IDLE_SECONDS = 60.0  # under the keep-alive time-outs of common servers
+MAX_AGE_SECONDS = 600.0  # then its certificate and pins are looked at again
+MAX_IDLE = 256
+MAX_IDLE_PER_KEY = 64
+MAX_SHARED_PER_KEY = 64  # each carries many requests
+MAX_KNOWN = 1024  # destinations of which it is known that they speak HTTP/1 only
+
+
+class Pool:
+    """The pool. Newest first: so that a pool larger than needed shrinks by itself."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, count: Callable[[str], object]) -> None:
+        """Start empty.
+
+        Args:
+            loop: for the time.
+            count: called with `hit`, `miss`, `evicted`.
+        """
+        self._loop = loop
+        self._count = count
+        self._idle: dict[object, collections.deque[UpstreamConnection]] = {}
+        self._size = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._shared: dict[object, list[UpstreamHttp2]] = {}
+        self._opening: dict[object, asyncio.Future[Upstream | None]] = {}
+        self._only_http1: dict[object, float] = {}  # by key and whether HTTP/2 was asked for first; since when
+
+    def take(self, key: object, version: Version = Version.HTTP1) -> UpstreamStream | None:
+        """Adopt an idle connection, or a stream of one that others use, too, if there is one that fits.
+
+        Args:
+            key: what it must have been opened for.
+            version: which versions of HTTP will do.
+        """
+        if version is not Version.HTTP1 and not self.speaks_only_http1(key, version):
+            for shared in self._shared.get(key, ()):
+                if shared.has_room and self._loop.time() - shared.carrier.opened < MAX_AGE_SECONDS:
+                    self._count("hit")
+                    return shared.open()
+        if version.is_of_http2 and not self.speaks_only_http1(key, version):
+            return None
+        return self._take_idle(key)
+
+    def _take_idle(self, key: object) -> UpstreamConnection | None:
+        idle = self._idle.get(key)
+        while idle:
+            upstream = idle.pop()
+            self._size -= 1
+            upstream.on_idle_end = None
+            if not idle:
+                del self._idle[key]
+            now = self._loop.time()
+            is_young = now - upstream.opened < MAX_AGE_SECONDS and now - upstream.idle_since < IDLE_SECONDS
+            if upstream.is_usable and is_young:
+                self._count("hit")
+                return upstream
+            upstream.close()
+            self._count("evicted")
+        return None
+
+    def opens(self) -> None:
+        """Take note that a new connection is being opened."""
+        self._count("miss")
+
+    # -- connections of HTTP/2
+
+    def speaks_only_http1(self, key: object, version: Version = Version.HTTP2) -> bool:
+        """Tell whether a destination is known to speak no HTTP/2 where it is asked for as this version asks."""
+        since = self._only_http1.get((key, version.is_of_http2))
+        return since is not None and self._loop.time() - since < MAX_AGE_SECONDS
+
+    def only_http1(self, key: object, version: Version = Version.HTTP2) -> None:
+        """Take note that a destination has chosen HTTP/1.
+
+        Args:
+            key: which one.
+            version: what it was asked for: where HTTP/1.1 came first, it may still speak HTTP/2 to who wants that.
+        """
+        for is_of_http2 in {False, version.is_of_http2}:
+            while len(self._only_http1) >= 2 * MAX_KNOWN:  # of each, whether it was asked for HTTP/2 first or not
+                del self._only_http1[next(iter(self._only_http1))]
+            self._only_http1[key, is_of_http2] = self._loop.time()
+
+    def opening(self, key: object) -> asyncio.Future[Upstream | None] | None:
+        """Return what ends when a connection that may be shared is open, or given up; None if there is none.
+
+        Its result is the record of an upstream that was denied.
+        """
+        return self._opening.get(key)
+
+    def begin_to_open(self, key: object) -> Callable[[Upstream | None], None]:
+        """Take note that a connection is being opened that may be shared; return what ends that with its result."""
+        opening = self._opening[key] = self._loop.create_future()
+
+        def end(failed: Upstream | None) -> None:
+            if self._opening.get(key) is opening:
+                del self._opening[key]
+            if not opening.done():
+                opening.set_result(failed)
+
+        return end
+
+    def share(self, key: object, shared: UpstreamHttp2) -> None:
+        """Let a connection carry the requests of all who want the very same."""
+        found = self._shared.setdefault(key, [])
+        found.append(shared)
+        if len(found) > MAX_SHARED_PER_KEY:
+            oldest = found[0]
+            self.forget_shared(oldest)
+            oldest.leave()
+        self._look_later()
+
+    def forget_shared(self, shared: UpstreamHttp2) -> None:
+        """Give no other stream to a connection."""
+        found = self._shared.get(shared.carrier.key)
+        if found is not None and shared in found:
+            found.remove(shared)
+            if shared.is_idle:
+                self._count("evicted")
+            if not found:
+                del self._shared[shared.carrier.key]
+
+    # -- idle ones of HTTP/1
+
+    def give(self, upstream: UpstreamConnection) -> None:
+        """Take a connection back after a complete response, or close it."""
+        idle = self._idle.setdefault(upstream.key, collections.deque())
+        if not upstream.can_reuse or self._size >= MAX_IDLE or len(idle) >= MAX_IDLE_PER_KEY:
+            if not idle:
+                del self._idle[upstream.key]
+            upstream.close()
+            return
+        upstream.receiver = None
+        upstream.idle_since = self._loop.time()
+        upstream.on_idle_end = self._forget
+        upstream.hold("app", False)
+        idle.append(upstream)
+        self._size += 1
+        self._look_later()
+
+    def _look_later(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(IDLE_SECONDS, self._expire)
+
+    def _forget(self, upstream: UpstreamConnection) -> None:
+        idle = self._idle.get(upstream.key)
+        if idle is not None and upstream in idle:
+            idle.remove(upstream)
+            self._size -= 1
+            self._count("evicted")
+            if not idle:
+                del self._idle[upstream.key]
+
+    def _expire(self) -> None:
+        self._timer = None
+        deadline = self._loop.time() - IDLE_SECONDS
+        for upstream in [u for idle in self._idle.values() for u in idle if u.idle_since <= deadline]:
+            self._forget(upstream)
+            upstream.on_idle_end = None
+            upstream.close()
+        for shared in [each for found in self._shared.values() for each in found]:
+            is_old = self._loop.time() - shared.carrier.opened >= MAX_AGE_SECONDS
+            if is_old or (shared.is_idle and shared.idle_since <= deadline):
+                self.forget_shared(shared)
+                shared.leave()
+        if self._size or self._shared:
+            self._timer = self._loop.call_later(IDLE_SECONDS / 4, self._expire)
+
+    def close(self) -> None:
+        """Close all that are idle, and each of the others once it is."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for idle in list(self._idle.values()):
+            for upstream in idle:
+                upstream.on_idle_end = None
+                upstream.close()
+        self._idle.clear()
+        self._size = 0
+        for shared in [each for found in self._shared.values() for each in found]:
+            self.forget_shared(shared)
+            shared.leave()
+        self._only_http1.clear()

@@ -1,0 +1,273 @@
+"""The way to an upstream: straight, or through another proxy by CONNECT (`upstream_proxy`).
+
+Theory of operation. Whoever dials gets a connected socket. Through a proxy, that is one end of a socket pair; a `_Link`
+carries bytes between its other end and the connection to the proxy, which may be TLS itself. So nothing above knows
+the difference, and TLS to the destination runs end to end inside.
+
+Rules of this module:
+
+- If the proxy fails or refuses, the request is denied: nothing ever goes straight instead.
+- An https proxy is verified like any upstream, and held to its own pins, in observe mode, too: it sees where we go.
+- The proxy's credentials go to the proxy alone, and only inside TLS if it is an https one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from mitmproxy.connection import Server
+from mitmproxy.proxy.context import Context
+
+from addons.exchange import Upstream
+from proxy.core.decisions import Denied, Reason
+from proxy.core.destinations import Destination
+from proxy.core.http.heads import HeadEnd
+from proxy.core.rules.policy import UpstreamProxy
+from proxy.core.rules.transport import own_listener
+from proxy.engine.sockets import Reading
+from proxy.engine.upstreams.connection import MAX_INTERIM, NoResponses, UpstreamConnection, secure
+from proxy.engine.upstreams.dialling import check_address, connect, is_loopback, local_address_to
+from proxy.engine.upstreams.pairs import Ending, PairedSocket, paired_sockets, say_ending
+
+if TYPE_CHECKING:
+    from proxy.engine.server import Engine
+
+LOOK_SECONDS = 1.0  # between looks whether whoever used a half-closed tunnel is still there
+HALF_CLOSED_SECONDS = 30.0  # for a proxy to end its side of a tunnel whose other side has ended
+_ABOUT_TRUST = frozenset((Reason.CERTIFICATE_INVALID, Reason.PIN_MISMATCH, Reason.PINS_EXPIRED))
+_INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9]{2}[ \r]")
+_STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
+
+
+async def reach(engine: Engine, host: str, port: int, record: Upstream, context: Context) -> socket.socket:
+    """Open a connection to a destination, straight or through the policy's upstream proxy.
+
+    Args:
+        engine: the engine.
+        host: the canonical host.
+        port: the port.
+        record: names the policy; see `proxy.engine.upstreams.dialling.connect`.
+        context: the client on whose behalf it is.
+
+    Raises:
+        Denied: it cannot be opened, or must not be.
+    """
+    through = record.policy.upstream_proxy
+    destination = Destination(host, port)
+    if through is None or not through.serves(destination):
+        return await connect(engine, host, port, record)
+    check_address(host, record)  # a name is for the proxy to look up; an address is known
+    there = "127.0.0.1" if is_loopback(host) else host
+    if (here := local_address_to(there)) is not None and engine.is_own_address((here, 0), (there, port)):
+        raise own_listener(str(destination))
+    seconds = record.policy.limits.connect_seconds
+    try:
+        async with asyncio.timeout(seconds):
+            return await _through(engine, through, destination, record, context)
+    except TimeoutError:
+        raise Denied(
+            Reason.UPSTREAM_PROXY_FAILED, f"the upstream proxy {through.destination} gave no answer in {seconds} s"
+        ) from None
+
+
+async def _through(
+    engine: Engine, proxy: UpstreamProxy, destination: Destination, record: Upstream, context: Context
+) -> socket.socket:
+    host, port = proxy.destination.host, proxy.destination.port
+    server = Server(address=(host, port))
+    server.tls = proxy.is_https
+    of_proxy = Upstream(record.policy, proxy.rule, is_proxy=True)
+    upstreams = engine.sessions.of(context.client).upstreams
+    upstreams[server.id] = of_proxy
+    try:
+        connection = await connect(engine, host, port, of_proxy)
+        outer = await secure(engine, server, connection, of_proxy, context)
+    except Denied as denied:
+        is_about_trust = denied.reason in _ABOUT_TRUST
+        reason = denied.reason if is_about_trust else Reason.UPSTREAM_PROXY_FAILED
+        raise Denied(reason, f"the upstream proxy: {denied.detail}", denied.hint if is_about_trust else "") from None
+    finally:
+        upstreams.pop(server.id, None)
+    ours, theirs = paired_sockets()
+    link: _Link | None = None
+    try:
+        _, link = await engine.loop.create_connection(lambda: _Link(engine.loop, outer, ours), sock=ours)
+        if outer.heard_early():
+            raise Denied(
+                Reason.UPSTREAM_PROXY_FAILED, "the upstream proxy spoke, or closed, before it was asked anything"
+            )
+        outer.carry(link)
+        await link.ask(destination, proxy, _via(engine, record, context))
+    except BaseException:
+        outer.close()
+        ours.close() if link is None else link.transport.abort()
+        theirs.close()
+        raise
+    return theirs
+
+
+def _via(engine: Engine, record: Upstream, context: Context) -> list[str]:
+    """Return what a CONNECT of ours says of the proxies before: without it, a circle of CONNECTs would never end."""
+    connect = engine.sessions.of(context.client).connect
+    before = [] if connect is None else list(connect.via)
+    return before if record.policy.via is None else [*before, f"1.1 {record.policy.via}"]
+
+
+class _Link(NoResponses, Reading):
+    """Asks the proxy for a tunnel, then carries bytes: from the socket pair to the proxy, and back."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, outer: UpstreamConnection, inner: PairedSocket) -> None:
+        self._loop = loop
+        self._outer = outer
+        self._inner = inner
+        self._head = b""
+        self._head_end = HeadEnd(of_request=False)
+        self._interim = 0
+        self._inner_has_ended = False
+        self._outer_has_ended = False
+        self._last_activity = loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._answer: asyncio.Future[None] | None = loop.create_future()
+
+    async def ask(self, destination: Destination, proxy: UpstreamProxy, via: Sequence[str]) -> None:
+        """Ask for a tunnel, and wait for it.
+
+        Raises:
+            Denied: the proxy gives none.
+        """
+        assert self._answer is not None
+        name = destination.authority.encode("ascii")
+        shown = b"".join(b"Via: %s\r\n" % each.encode("utf-8", "surrogateescape") for each in via)
+        if proxy.authorization is not None:
+            shown += b"Proxy-Authorization: %s\r\n" % proxy.authorization.reveal()
+        self._outer.send(b"CONNECT %s HTTP/1.1\r\nHost: %s\r\n%s\r\n" % (name, name, shown))
+        await self._answer
+        self._answer = None
+
+    # -- from the socket pair
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass bytes on."""
+        self._outer.send(data)
+
+    def eof_received(self) -> bool:
+        """Pass an end on."""
+        self._inner_has_ended = True
+        if self._outer_has_ended or self._inner.ending is not Ending.IN_ORDER:
+            return False
+        self._outer.half_close()
+        self._watch_half_closed()
+        return True
+
+    def _watch_half_closed(self) -> None:
+        """Break off if nothing moves any more: whoever used it may be gone altogether, which no EOF tells."""
+        idle = self._loop.time() - self._last_activity
+        if self._inner.ending is not Ending.IN_ORDER:
+            self.transport.abort()
+        elif idle < HALF_CLOSED_SECONDS:
+            self._timer = self._loop.call_later(LOOK_SECONDS, self._watch_half_closed)
+        else:
+            self._break_off()
+
+    def _break_off(self) -> None:
+        say_ending(self._inner, Ending.BROKEN)
+        self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Whoever used it is done."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if exc is not None or self._inner.ending is Ending.BROKEN:
+            self._outer.reset()
+        else:
+            self._outer.finish(self._loop)
+
+    def pause_writing(self) -> None:
+        """Read from the proxy only what is taken here."""
+        if not self._outer.transport.is_closing():
+            self._outer.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Read on."""
+        if not self._outer.transport.is_closing():
+            self._outer.transport.resume_reading()
+
+    # -- from the proxy (its Receiver)
+
+    def switched(self, data: bytes) -> None:
+        """Take the answer to CONNECT, then pass bytes on."""
+        self._last_activity = self._loop.time()
+        if self._answer is None or self._answer.done():
+            self.transport.write(data)
+            return
+        self._head += data
+        try:
+            while (end := self._head_end.find(self._head)) is not None and _INTERIM.match(self._head):
+                self._head, self._head_end = self._head[end:], HeadEnd(of_request=False)
+                self._interim += 1
+                if self._interim > MAX_INTERIM:
+                    self._refuse("sends interim responses (1xx) without an end")
+                    return
+        except Denied:
+            self._refuse("sent a head without an end")
+            return
+        if end is None:
+            return
+        status = _STATUS.match(self._head)
+        if status is None:
+            self._refuse("answered with something that is not HTTP")
+        elif not status[1].startswith(b"2"):
+            hint = ""
+            if status[1] == b"407":
+                hint = "give its name and password in upstream_proxy.credentials"
+            self._refuse(f"answered CONNECT with {status[1].decode('ascii')}", hint)
+        else:
+            self._answer.set_result(None)
+            if rest := self._head[end:]:
+                self.transport.write(rest)
+
+    def _refuse(self, what: str, hint: str = "") -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(Denied(Reason.UPSTREAM_PROXY_FAILED, f"the upstream proxy {what}", hint))
+
+    def switched_end(self) -> None:
+        """Pass an end on."""
+        self._refuse("closed the connection without an answer")
+        self._outer_has_ended = True
+        if self._outer.tls is not None and not self._outer.tls.was_closed:
+            say_ending(self._inner, Ending.CUT)
+        if self._inner_has_ended:
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self.transport.write_eof()
+
+    def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
+        """The proxy's connection broke: that of whoever uses it breaks, too."""
+        self._refuse("closed the connection without an answer")
+        self._break_off()
+
+    def upstream_congested(self, congested: bool) -> None:
+        """Take from the socket pair only what the proxy takes."""
+        if not self.transport.is_closing():
+            if congested:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    def flush(self) -> None:
+        """Nothing is gathered here."""
+
+    def crashed(self, error: Exception) -> None:
+        """Break off."""
+        self._refuse("could not be read")
+        self._break_off()

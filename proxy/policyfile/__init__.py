@@ -1,0 +1,1 @@
+"""The policy file: YAML text to a `Policy`, with all errors at once, and what needs attention about one that is right."""

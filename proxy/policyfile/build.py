@@ -1,0 +1,496 @@
+"""The checked model of a policy file to the core's `Policy`: what takes several values, or other files, to judge.
+
+Rules of this module:
+
+- What the model takes is judged even if it does not take all, so that one run finds all it can (see
+  `proxy.policyfile.usable`). What is already known to be wrong never leads to a second error.
+- Files are read once, with a limit. Relative names are relative to the policy file. No message quotes what they hold.
+- A combination that cannot keep its promise (pins on a tunnel, encryption on plain http) is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import hashlib
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+
+from proxy.core.certificates.bundles import BadBundle, Bundle, read_bundle
+from proxy.core.fields.entries import FieldEntry, Signed, When
+from proxy.core.jose.keymaterial import SecretBytes
+from proxy.core.jose.keys import BadKey, Key, KeySet, load_key
+from proxy.core.pinfiles import pin_of_pem
+from proxy.core.pins import Pin, PinSet
+from proxy.core.rules.policy import (
+    Defaults,
+    HostPattern,
+    Https,
+    Limits,
+    PlainHttp,
+    Policy,
+    Rule,
+    RuleLimits,
+    Trust,
+    UpstreamProxy,
+)
+from proxy.core.who.addresses import address_set
+from proxy.core.who.clients import ClientRules, PasswordHash, User, parse_password_hash
+from proxy.disk.keyfiles import KeyFileError, read_key_file
+from proxy.disk.reading import MAX_ROOTS_BYTES, read_regular
+from proxy.policyfile.model import (
+    SYSTEM_ROOTS,
+    ClientsSection,
+    DecryptEntry,
+    EncryptEntry,
+    KeyEntry,
+    KeySetSection,
+    LimitsSection,
+    PinsSection,
+    PolicyFile,
+    RuleLimitsSection,
+    RuleSection,
+    TrustSection,
+    UpstreamProxySection,
+    WhenSection,
+)
+from proxy.policyfile.places import unreadable
+from proxy.policyfile.usable import usable_part
+from proxy.policyfile.values import KeySource, PinFile
+from proxy.policyfile.yamltext import Document, Problem, Steps, shown
+
+_MAX_PIN_FILE_BYTES = 64 * 1024
+_MAX_PASSWORD_BYTES = 1024
+
+
+@dataclass(slots=True)
+class _HostIndex:
+    """The host patterns of the rules so far, found by the suffixes of a host."""
+
+    patterns: dict[str, list[tuple[HostPattern, str]]] = field(default_factory=dict)
+
+    def add(self, pattern: HostPattern, rule: str) -> None:
+        self.patterns.setdefault(pattern.host, []).append((pattern, rule))
+
+    def covering(self, pattern: HostPattern) -> str | None:
+        """Return the first rule that leaves nothing of a pattern to later rules."""
+        suffix = pattern.host
+        while suffix:
+            for earlier, rule in self.patterns.get(suffix, ()):
+                if earlier.covers(pattern):
+                    return rule
+            suffix = suffix.partition(".")[2]
+        return None
+
+
+class Builder:
+    """Builds the policy of one document.
+
+    Attributes:
+        problems: what is wrong with it, beyond what the model says.
+        remarks: what is no error, and needs attention.
+        files: what was read.
+    """
+
+    def __init__(self, document: Document, folder: Path, env: Mapping[str, str]) -> None:
+        self.problems: list[Problem] = []
+        self.remarks: list[str] = []
+        self.files: list[Path] = []
+        self._content = hashlib.sha256()
+        self._secrets = hashlib.sha256()
+        self._document = document
+        self._usable = usable_part(document.data)
+        self._folder = folder
+        self._env = env
+
+    def build(self) -> Policy:
+        """Return the policy, which counts only if neither the model nor this found a problem."""
+        file = self._usable.file
+        keys = self._key_sets(file.keys)
+        self._check_response_seconds(file)
+        defaults = Defaults(file.defaults.plain_http, file.defaults.https)
+        return Policy(
+            listen=tuple(file.listen),
+            admin=file.admin,
+            probes=file.probes,
+            mode=file.mode,
+            defaults=defaults,
+            trust=self._trust(file.trust),
+            limits=Limits(**file.limits.model_dump()),
+            destinations=address_set(file.destinations.allow or []),
+            egress=file.destinations.egress,
+            clients=self._clients(file.clients),
+            scrapers=address_set(file.clients.admin or []),
+            names=frozenset(file.names or ()),
+            upstream_proxy=self._upstream_proxy(file.upstream_proxy) if file.upstream_proxy else None,
+            hsts_preload=file.hsts_preload,
+            via=file.via,
+            workers=file.workers,
+            drain_wait=file.drain_wait,
+            drain_timeout=file.drain_timeout,
+            keys={name: key_set for name, key_set in keys.items() if key_set is not None},
+            rules=self._rules(file.rules or (), keys, defaults),
+            files=tuple(self.files),
+            remarks=tuple(self.remarks),
+            content=self._content.digest(),
+            secrets=self._secrets.digest(),
+        )
+
+    def note(self, content: bytes, *, is_guessable: bool = False) -> None:
+        """Take note of what the policy is made of.
+
+        Args:
+            content: its text, a file, or a variable.
+            is_guessable: whether a person may have chosen it, so that even a digest would tell it.
+        """
+        (self._secrets if is_guessable else self._content).update(hashlib.sha256(content).digest())
+
+    def _check_response_seconds(self, file: PolicyFile) -> None:
+        """Check that a time that is given for responses can be reached: a silence that long must be possible at all."""
+        places: list[tuple[Steps, LimitsSection | RuleLimitsSection]] = [(("limits",), file.limits)]
+        for index, rule in self._usable.numbered(("rules",), file.rules or ()):
+            if rule.limits is not None:
+                places.append((("rules", index, "limits"), rule.limits))
+        for steps, section in places:
+            seconds, idle = section.response_seconds, file.limits.idle_seconds
+            if "response_seconds" in section.model_fields_set and seconds is not None and seconds > idle:
+                self._problem(
+                    (*steps, "response_seconds"),
+                    f"{seconds} s are never reached, since a connection on which nothing moves ends after "
+                    f"limits.idle_seconds ({idle}): raise that as well",
+                )
+
+    def _problem(self, steps: Steps, message: str) -> None:
+        if self._usable.is_about_wrong(steps):
+            return
+        mark = self._document.mark(steps)
+        self.problems.append(Problem(steps, mark.line, mark.column, message))
+
+    def _file(self, steps: Steps, name: str, limit: int, *, is_guessable: bool = False) -> bytes | None:
+        path = self._folder / name
+        self.files.append(path)
+        try:
+            content, _ = read_regular(path, limit)
+        except OSError as error:
+            self._problem(steps, unreadable(path, error))
+            return None
+        if len(content) > limit:
+            self._problem(steps, f"{path} has more than {limit} bytes")
+            return None
+        self.note(content, is_guessable=is_guessable)
+        return content
+
+    def _trust(self, section: TrustSection) -> Trust:
+        if section.roots == SYSTEM_ROOTS:
+            return Trust(None, section.min_tls, section.strict)
+        steps = ("trust", "roots")
+        path = self._folder / section.roots
+        content = self._file(steps, section.roots, MAX_ROOTS_BYTES)
+        anchors: tuple[bytes, ...] = ()
+        if content is not None:
+            try:
+                anchors = self._anchors(path, read_bundle(content))
+            except BadBundle as error:
+                self._problem(steps, f"{path}: {error}")
+        return Trust(path, section.min_tls, section.strict, anchors)
+
+    def _anchors(self, path: Path, bundle: Bundle) -> tuple[bytes, ...]:
+        for certificate, line in zip(bundle.certificates, bundle.lines, strict=True):
+            try:
+                with warnings.catch_warnings(action="ignore"):  # of oddities, which OpenSSL is to judge
+                    x509.load_der_x509_certificate(certificate)
+            except (ValueError, x509.InvalidVersion):
+                raise BadBundle(f"the certificate that begins in line {line} is damaged, or none (RFC 5280)") from None
+        for label, line in bundle.others:
+            if label.endswith("PRIVATE KEY"):
+                self.remarks.append(
+                    f"trust.roots: {path} holds a private key, in line {line}: who only verifies needs none, and it is "
+                    "of use to whoever reads the file; take it out"
+                )
+            elif label == "X509 CRL":
+                raise BadBundle(f"there is a CRL in line {line}, and CRLs are not consulted: take it out")
+            elif not label.endswith("PARAMETERS"):
+                raise BadBundle(f"there is a {label} in line {line}: only certificates (CERTIFICATE) are taken")
+        return bundle.certificates
+
+    # Clients
+
+    def _clients(self, section: ClientsSection) -> ClientRules:
+        users: dict[str, User] = {}
+        for index, entry in self._usable.numbered(("clients", "users"), section.users or ()):
+            steps: Steps = ("clients", "users", index)
+            if entry.name in users:
+                self._problem((*steps, "name"), f"the user {shown(entry.name)} stands twice")
+            password = self._password((*steps, "password_hash"), entry.password_hash)
+            if password is not None:
+                users[entry.name] = User(entry.name, password)
+        costs = {(each.password.ln, each.password.r, each.password.p) for each in users.values()}
+        if len(costs) > 1:
+            self._problem(
+                ("clients", "users"),
+                "all hashes take the same cost (ln, r, p): else the time that one takes tells names apart",
+            )
+        if section.unsafe_open_listener and (section.allow or section.users):
+            self._problem(
+                ("clients", "unsafe_open_listener"),
+                "this is for listeners without `allow` and `users`: leave it out",
+            )
+        if section.allow is not None:
+            return ClientRules(address_set(section.allow), tuple(users.values()))
+        if section.users is not None or section.unsafe_open_listener:
+            return ClientRules(None, tuple(users.values()))
+        return ClientRules()
+
+    # The upstream proxy
+
+    def _upstream_proxy(self, section: UpstreamProxySection) -> UpstreamProxy:
+        steps: Steps = ("upstream_proxy",)
+        address = section.url
+        if section.pins is not None and not address.is_https:
+            self._problem((*steps, "pins"), "only an https proxy shows a certificate that could be pinned")
+        pins = self._pins((*steps, "pins"), section.pins) if section.pins is not None else None
+        authorization = None
+        if section.credentials is not None:
+            text = self._secret_text((*steps, "credentials"), section.credentials, is_guessable=True)
+            if text is not None and (":" not in text or not text.isprintable()):
+                self._problem((*steps, "credentials"), "what is there is not NAME:PASSWORD in one line")
+            elif text is not None:
+                authorization = SecretBytes(b"Basic " + base64.b64encode(text.encode("utf-8")))
+        rule = Rule("upstream_proxy", (), PlainHttp.REJECT, Https.INSPECT, pins=pins)
+        return UpstreamProxy(address.destination, address.is_https, rule, authorization, tuple(section.direct or ()))
+
+    def _secret_text(self, steps: Steps, source: KeySource, *, is_guessable: bool = False) -> str | None:
+        """Return one line of text that is not to be in the policy itself."""
+        if source.file is not None:
+            content = self._file((*steps, "file"), source.file, _MAX_PASSWORD_BYTES, is_guessable=is_guessable)
+            return None if content is None else content.decode("utf-8", "replace").strip()
+        if source.env in self._env:
+            self.note(os.fsencode(self._env[source.env or ""]), is_guessable=is_guessable)
+            return self._env[source.env or ""].strip()
+        self._problem((*steps, "env"), f"the environment variable {_variable(source.env or '')} is not set")
+        return None
+
+    def _password(self, steps: Steps, entry: PasswordHash | KeySource) -> PasswordHash | None:
+        if isinstance(entry, PasswordHash):
+            return entry
+        text = self._secret_text(steps, entry)
+        if text is None:
+            return None
+        try:
+            return parse_password_hash(text)
+        except ValueError as error:
+            self._problem(steps, str(error))
+            return None
+
+    # Keys
+
+    def _key_sets(self, sections: Mapping[str, KeySetSection]) -> dict[str, KeySet | None]:
+        """Return the key sets; None in place of one that is wrong, so that its name is known nevertheless."""
+        known = {str(steps[1]): None for steps in self._usable.wrong if steps[:1] == ("keys",) and len(steps) == 2}
+        built = {name: self._key_set(name, section) for name, section in sections.items()}
+        whole = {name: None if self._usable.is_about_wrong(("keys", name)) else each for name, each in built.items()}
+        return {**known, **whole}
+
+    def _key_set(self, name: str, section: KeySetSection) -> KeySet | None:
+        steps: Steps = ("keys", name)
+        places: list[tuple[Steps, KeyEntry]] = [((*steps, "primary"), section.primary)]
+        older = self._usable.numbered((*steps, "older"), section.older or ())
+        places += [((*steps, "older", index), entry) for index, entry in older]
+        keys: list[Key] = []
+        complete = True
+        for place, entry in places:
+            key = self._key(place, entry, section)
+            if key is None:
+                complete = False
+            elif any(key.kid == other.kid for other in keys):
+                self._problem(
+                    (*place, "kid") if entry.kid else place,
+                    f"the kid {shown(key.kid)} stands twice in key set {name}; each key needs its own",
+                )
+                complete = False
+            else:
+                keys.append(key)
+        return KeySet(name, section.alg, keys[0], tuple(keys[1:]), section.bind) if complete else None
+
+    def _key(self, steps: Steps, entry: KeyEntry, section: KeySetSection) -> Key | None:
+        file = entry.file or (entry.key.file if entry.key else None)
+        place: Steps = (*steps, "file") if entry.file else (*steps, "key")
+        try:
+            if file is not None:
+                self.files.append(self._folder / file)
+                data = read_key_file(self._folder / file, unsafe_permissions=section.unsafe_key_permissions)
+            else:
+                variable = (entry.key.env if entry.key else None) or ""
+                if variable not in self._env:
+                    self._problem(place, f"the environment variable {_variable(variable)} is not set")
+                    return None
+                data = self._env[variable].encode("utf-8", errors="surrogateescape")
+            self.note(data)
+            return load_key(data, alg=section.alg, kid=entry.kid, not_after=entry.not_after)
+        except OSError as error:
+            self._problem(place, unreadable(self._folder / (file or ""), error))
+        except (KeyFileError, BadKey) as error:
+            self._problem(place, str(error))
+        return None
+
+    # Rules
+
+    def _rules(
+        self, sections: Sequence[RuleSection], keys: Mapping[str, KeySet | None], defaults: Defaults
+    ) -> tuple[Rule, ...]:
+        rules: list[Rule] = []
+        names: dict[str, int] = {}
+        hosts = _HostIndex()
+        for index, section in self._usable.numbered(("rules",), sections):
+            steps: Steps = ("rules", index)
+            if names.setdefault(section.name, index) != index:
+                self._problem((*steps, "name"), f"rules[{names[section.name]}] has the name {section.name} already")
+            self._check_hosts(steps, section, hosts)
+            rules.append(self._rule(steps, section, keys, defaults))
+        return tuple(rules)
+
+    def _check_hosts(self, steps: Steps, section: RuleSection, earlier: _HostIndex) -> None:
+        is_named = not self._usable.is_about_wrong((*steps, "name"))
+        label = f"rule {section.name}" if is_named else f"rules[{steps[-1]}]"
+        covered: list[tuple[int, HostPattern, str]] = []
+        first: dict[HostPattern, int] = {}
+        for index, pattern in self._usable.numbered((*steps, "hosts"), section.hosts):
+            if first.setdefault(pattern, index) != index:
+                self._problem((*steps, "hosts", index), f"hosts[{first[pattern]}] says {pattern} already")
+            rule = earlier.covering(pattern)
+            if rule is not None:
+                covered.append((index, pattern, rule))
+        if len(covered) == len(section.hosts) and not self._usable.is_about_wrong((*steps, "hosts")):
+            names = ", ".join(dict.fromkeys(rule for _, _, rule in covered))
+            self._problem(
+                (*steps, "hosts"),
+                f"this rule is never reached: its hosts are all taken by {names} above, and the first rule that names "
+                "a host counts; move this rule up, or take it out",
+            )
+        else:
+            for index, pattern, rule in covered:
+                self._problem(
+                    (*steps, "hosts", index),
+                    f"{pattern} is never reached here: {rule} above takes it, and the first rule that "
+                    "names a host counts; move this rule up, or take the host out",
+                )
+        for pattern in section.hosts:
+            earlier.add(pattern, label)
+
+    def _rule(self, steps: Steps, section: RuleSection, keys: Mapping[str, KeySet | None], defaults: Defaults) -> Rule:
+        raw_needs = {"pins": section.pins, "encrypt": section.request, "decrypt": section.response}
+        needs = [name for name, value in raw_needs.items() if value is not None]
+        if section.https is Https.TUNNEL and needs:
+            self._problem(
+                (*steps, "https"),
+                f"tunnel carries TLS unopened, but {' and '.join(needs)} of this rule must see inside: leave https out "
+                f"(it is inspect then), or take {' and '.join(needs)} out",
+            )
+        plain_http = section.plain_http or defaults.plain_http
+        protects = [name for name in needs if name != "decrypt"]
+        if plain_http is PlainHttp.ALLOW and protects:
+            self._problem(
+                (*steps, "plain_http") if section.plain_http else steps,
+                f"plain http cannot keep the promise of this rule ({', '.join(protects)}): write plain_http: upgrade "
+                "or plain_http: reject",
+            )
+        is_known = not self._usable.is_about_wrong((*steps, "plain_http"))
+        if plain_http is not PlainHttp.UPGRADE and section.https_port is not None and is_known:
+            self._problem(
+                (*steps, "https_port"),
+                f"https_port is where upgraded requests go, but plain_http is {plain_http} here: leave one of them out",
+            )
+        if section.raw_tcp is not None:
+            self._check_raw_tcp((*steps, "raw_tcp"), section, needs)
+        https = section.https or (Https.INSPECT if needs else Https.TUNNEL if section.raw_tcp else defaults.https)
+        is_known = is_known and not self._usable.is_about_wrong((*steps, "https"))
+        if section.trust is not None and plain_http is PlainHttp.REJECT and https is not Https.INSPECT and is_known:
+            self._problem(
+                (*steps, "trust"),
+                f"no certificate of this rule's hosts is looked at (plain_http: {plain_http}, https: {https}): leave "
+                "trust out",
+            )
+        return Rule(
+            name=section.name,
+            hosts=tuple(section.hosts),
+            plain_http=plain_http,
+            https=https,
+            https_port=section.https_port,
+            pins=self._pins((*steps, "pins"), section.pins) if section.pins else None,
+            encrypt=self._fields((*steps, "request"), section.request or [], keys),
+            decrypt=self._fields((*steps, "response"), section.response or [], keys),
+            raw_tcp=section.raw_tcp is not None,
+            strict=section.trust.strict if section.trust is not None else None,
+            destinations=address_set(section.destinations.allow) if section.destinations is not None else None,
+            limits=RuleLimits(section.limits.response_seconds) if section.limits is not None else None,
+        )
+
+    def _check_raw_tcp(self, steps: Steps, section: RuleSection, needs: Sequence[str]) -> None:
+        """Check that nothing of a rule whose bytes are not looked at takes looking at them."""
+        if needs or section.https in (Https.INSPECT, Https.REJECT):
+            what = " and ".join(needs) or f"https: {section.https}"
+            self._problem(steps, f"what is not looked at cannot have {what}: take one of them out")
+        if any(pattern.port is None for pattern in section.hosts):
+            self._problem(steps, "each of the rule's hosts must name its port: host.example:5432")
+
+    def _pins(self, steps: Steps, section: PinsSection) -> PinSet:
+        pins: dict[Pin, int] = {}
+        for index, entry in self._usable.numbered((*steps, "any_of"), section.any_of):
+            place: Steps = (*steps, "any_of", index)
+            pin = self._pin_of_file(place, entry) if isinstance(entry, PinFile) else entry
+            if pin is not None and pins.setdefault(pin, index) != index:
+                self._problem(place, f"any_of[{pins[pin]}] is the same pin already; a backup is a pin of another key")
+        return PinSet(tuple(pins), section.expires)
+
+    def _pin_of_file(self, steps: Steps, entry: PinFile) -> Pin | None:
+        content = self._file((*steps, "file"), entry.file, _MAX_PIN_FILE_BYTES)
+        if content is None:
+            return None
+        try:
+            return pin_of_pem(content)
+        except ValueError as error:
+            self._problem((*steps, "file"), f"{self._folder / entry.file}: {error}")
+            return None
+
+    def _fields(
+        self, steps: Steps, entries: Sequence[EncryptEntry | DecryptEntry], keys: Mapping[str, KeySet | None]
+    ) -> tuple[FieldEntry, ...]:
+        fields: list[FieldEntry] = []
+        for index, entry in self._usable.numbered(steps, entries):
+            place: Steps = (*steps, index, "key")
+            if entry.key not in keys:
+                near = difflib.get_close_matches(entry.key, keys, n=1)
+                known = ", ".join(keys) if keys else "none"
+                hint = f"; did you mean {near[0]}?" if near else ""
+                self._problem(place, f"there is no key set {entry.key}{hint} (known: {known})")
+                continue
+            key_set = keys[entry.key]
+            if key_set is None:  # reported where the key set is
+                continue
+            selectors = entry.encrypt if isinstance(entry, EncryptEntry) else entry.decrypt
+            if isinstance(entry, DecryptEntry) and not any(key.can_open for key in (key_set.primary, *key_set.older)):
+                self._problem(
+                    place, f"key set {entry.key} has public keys only; decrypting takes a private or symmetric key"
+                )
+            signed = entry.signed if isinstance(entry, EncryptEntry) else Signed.DENY
+            fields.append(FieldEntry(tuple(selectors), key_set, _when(entry.when), signed))
+        return tuple(fields)
+
+
+def _variable(name: str) -> str:
+    """Return a variable's name, unless it may be a secret pasted where its name belongs."""
+    return name if len(name) <= 40 and name.isupper() else "named here"
+
+
+def _when(section: WhenSection | None) -> When:
+    if section is None:
+        return When()
+    return When(
+        frozenset(section.methods) if section.methods else None,
+        tuple(section.paths) if section.paths else None,
+    )

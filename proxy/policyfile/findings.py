@@ -1,0 +1,248 @@
+"""What needs attention about a policy that is right: `check` prints it, `serve` logs it at its start and each reload.
+
+Rules of this module:
+
+- There is one list, in one order and in the same words wherever it is shown.
+- A finding says whom it hits and what to do. No key material is in it.
+- Nothing is dialled, and nothing is changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+from OpenSSL import crypto
+
+from proxy.core.jose.keys import Key, KeySet, SecretBytes
+from proxy.core.pins import PinSet
+from proxy.core.rules.policy import Mode, Policy, Rule, Trust
+from proxy.core.rules.transport import denied_by_address
+from proxy.disk.ca import CaError, data_directory, published_lifetime
+from proxy.disk.mounts import is_mounted_by_itself, is_replaced
+from proxy.policyfile.yamltext import shown
+
+logger = logging.getLogger("overcoat")
+
+SOON = timedelta(days=30)
+"""How long before an end it is warned of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that needs attention.
+
+    Attributes:
+        text: one line.
+        has_failed: whether something does not work any more, and not only may fail some day.
+    """
+
+    text: str
+    has_failed: bool = False
+
+
+def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Finding]:
+    """Return what needs attention.
+
+    Args:
+        policy: the policy; its roots are looked at where they were read (`proxy.engine.tls.with_roots`).
+        env: the environment, for where Overcoat keeps its data.
+        now: the time, in UTC, by which things end.
+    """
+    today = now.date()
+    found: list[Finding] = []
+    if policy.source == "built-in":
+        found.append(
+            Finding("no policy file was named or found (./overcoat.yaml): nothing is pinned, nothing is encrypted")
+        )
+    if policy.mode is Mode.OBSERVE:
+        found.append(
+            Finding(
+                "mode observe protects nothing, plain http stays plain, and fields readable: end it with mode: enforce"
+            )
+        )
+    found += _of_files(policy.files)
+    found += [Finding(remark) for remark in policy.remarks]
+    if policy.trust.anchors is not None:
+        found += _of_roots(policy.trust, now)
+    for rule in policy.rules:
+        found += _of_hosts(policy, rule)
+    for whose, pins, consequence in _all_pins(policy):
+        found += _end_of_pins(whose, pins, today, consequence)
+        if len(pins.any_of) == 1:
+            found.append(Finding(f"{whose}: one pin without a backup; if the upstream's key changes, it is denied"))
+    for key_set in policy.keys.values():
+        found += _of_keys(policy, key_set, today)
+    found += _of_local_ca(policy, env, now)
+    return found
+
+
+def endings(policy: Policy, now: datetime) -> list[Finding]:
+    """Return what of a policy ends within `SOON`, or has ended: the findings that come with time alone.
+
+    Args:
+        policy: the policy.
+        now: the time, in UTC, by which things end.
+    """
+    today = now.date()
+    found: list[Finding] = []
+    for whose, pins, consequence in _all_pins(policy):
+        found += _end_of_pins(whose, pins, today, consequence)
+    for key_set in policy.keys.values():
+        for key in (key_set.primary, *key_set.older):
+            found += _end_of_key(key, key_set, today)
+    return found
+
+
+def log_findings(found: Iterable[Finding]) -> None:
+    """Log what `findings` has found."""
+    for finding in found:
+        logger.log(logging.ERROR if finding.has_failed else logging.WARNING, "%s", finding.text)
+
+
+def _of_writers(directory: Path) -> Iterator[Finding]:
+    """Yield where others than this user and root could put something in the place of what apps are told to trust."""
+    real = Path(os.path.realpath(directory))
+    above = (Path(os.path.realpath(each)) for each in directory.absolute().parents)  # where a link to it may lie
+    for path in dict.fromkeys((real, *real.parents, *above)):
+        try:
+            status = path.stat()
+        except OSError:
+            continue  # it is not there yet, and `serve` makes it for this user alone
+        is_data = path == real
+        others = stat.S_IWGRP | stat.S_IWOTH if is_data else stat.S_IWOTH
+        is_open = status.st_mode & others and (is_data or not status.st_mode & stat.S_ISVTX)
+        if not is_open and status.st_uid in (0, os.geteuid()):
+            continue
+        danger = "put another certificate in the place of the local CA's, which apps are told to trust"
+        if is_open:
+            mode = f"{stat.S_IMODE(status.st_mode):04o}"
+            yield Finding(
+                f"others may write {path} (mode {mode}), and so {danger}: chmod go-w {shlex.quote(str(path))}"
+            )
+        else:
+            owner = f"chown {os.geteuid()} {shlex.quote(str(path))}"
+            yield Finding(f"{path} belongs to another user ({status.st_uid}), who can {danger}: {owner}")
+
+
+def _of_files(files: Sequence[Path]) -> Iterator[Finding]:
+    for number, path in enumerate(dict.fromkeys(files)):
+        if is_replaced(path):
+            yield Finding(
+                f"{path} was replaced or removed outside, and what is mounted here is still the old one: start the "
+                "container anew, and mount its directory in place of the file",
+                has_failed=True,
+            )
+            continue
+        if _may_all_write(path):
+            yield Finding(f"{path} may be changed by everyone on this machine: chmod o-w {shlex.quote(str(path))}")
+        if number == 0 and is_mounted_by_itself(path):
+            yield Finding(
+                f"{path} is mounted as a single file, so that a new one under its name, as editors and deployments "
+                "write it, is not seen here: mount its directory instead"
+            )
+
+
+def _may_all_write(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & stat.S_IWOTH)
+    except OSError:
+        return False  # it was read a moment ago, and is gone
+
+
+def _of_roots(trust: Trust, now: datetime) -> Iterator[Finding]:
+    whose = f"trust.roots: {trust.roots}" if trust.roots is not None else "the system's trusted roots"
+    ends: list[tuple[datetime, str]] = []
+    for anchor in trust.anchors or ():
+        certificate = crypto.load_certificate(crypto.FILETYPE_ASN1, anchor)
+        names = [
+            f"{key.decode('ascii')}={value.decode('utf-8', 'replace')}"
+            for key, value in certificate.get_subject().get_components()
+        ]
+        ends.append((_end_of(certificate), ", ".join(names)))
+    past = [end for end in ends if end[0] < now]
+    if len(past) == len(ends):
+        yield Finding(f"{whose}: all certificates have expired, so that no upstream is trusted", has_failed=True)
+    elif trust.roots is not None:  # the system's bundle is its maker's to tidy up
+        near = [end for end in ends if now <= end[0] <= now + SOON]
+        for when, group in (("expired", past), ("will expire", near)):
+            if group:
+                more = f", and {len(group) - 1} more" if len(group) > 1 else ""
+                first, name = min(group)
+                yield Finding(f"{whose}: {shown(name)} {when} on {first:%Y-%m-%d}{more}")
+
+
+def _end_of(certificate: crypto.X509) -> datetime:
+    text = (certificate.get_notAfter() or b"").decode("ascii")  # OpenSSL has read it, and gives one form only
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
+
+
+def _of_hosts(policy: Policy, rule: Rule) -> Iterator[Finding]:
+    for pattern in rule.hosts:
+        if pattern.kind == "exact" and (denied := denied_by_address(policy, rule, pattern.host)) is not None:
+            yield Finding(f"rule {rule.name}: {pattern} is never reached: {denied.hint}")
+
+
+def _all_pins(policy: Policy) -> Iterator[tuple[str, PinSet, str]]:
+    """Yield whose they are, the pins, and what follows from their end."""
+    proxy = policy.upstream_proxy
+    if proxy is not None and proxy.rule.pins is not None:
+        yield "the upstream proxy", proxy.rule.pins, "nothing leaves"
+    for rule in policy.rules:
+        if rule.pins is not None:
+            yield f"rule {rule.name}", rule.pins, "its hosts are denied"
+
+
+def _end_of_pins(whose: str, pins: PinSet, today: date, consequence: str) -> Iterator[Finding]:
+    if pins.expires is not None and pins.expires < today:
+        yield Finding(f"{whose}: its pins expired on {pins.expires}: {consequence}", has_failed=True)
+    elif pins.expires is not None and pins.expires <= today + SOON:
+        yield Finding(f"{whose}: its pins will expire on {pins.expires}; after that {consequence}")
+
+
+def _of_keys(policy: Policy, key_set: KeySet, today: date) -> Iterator[Finding]:
+    seals = any(entry.keys is key_set for rule in policy.rules for entry in rule.encrypt)
+    opens = any(entry.keys is key_set for rule in policy.rules for entry in rule.decrypt)
+    for key in (key_set.primary, *key_set.older):
+        yield from _end_of_key(key, key_set, today)
+        if seals and not opens and key.can_open and not isinstance(key.material, SecretBytes):
+            yield Finding(
+                f"{_name_of(key, key_set)} is a private key, and this policy only encrypts with it: put its public "
+                "half in its place (overcoat keys public FILE), and keep the private one where the values are opened"
+            )
+
+
+def _end_of_key(key: Key, key_set: KeySet, today: date) -> Iterator[Finding]:
+    whose = _name_of(key, key_set)
+    if key.not_after is not None and key.not_after < today:
+        yield Finding(f"{whose} expired on {key.not_after}: {_without(key, key_set)}", has_failed=True)
+    elif key.not_after is not None and key.not_after <= today + SOON:
+        yield Finding(f"{whose} will expire on {key.not_after}; after that {_without(key, key_set)}")
+
+
+def _name_of(key: Key, key_set: KeySet) -> str:
+    return f"key set {key_set.name}: key {key.kid}"
+
+
+def _without(key: Key, key_set: KeySet) -> str:
+    if key is key_set.primary:
+        return "what it should encrypt is denied"
+    return "what it encrypted is not opened any more"
+
+
+def _of_local_ca(policy: Policy, env: Mapping[str, str], now: datetime) -> Iterator[Finding]:
+    try:
+        directory = data_directory(env)
+    except CaError:  # there is no home directory, which `serve` refuses
+        return
+    yield from _of_writers(directory)
+    lifetime = published_lifetime(directory)
+    warning = lifetime.warning(now) if lifetime is not None else None
+    if lifetime is not None and warning is not None:
+        yield Finding(warning, has_failed=policy.inspects and not lifetime.holds(now))

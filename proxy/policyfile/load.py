@@ -1,0 +1,464 @@
+"""The policy file to a `Policy`: every error of a file in one run, each with its place and what would be right.
+
+Rules of this module:
+
+- Text (`proxy.policyfile.yamltext`), then the model (`proxy.policyfile.model`), then what takes several values or
+  other files to judge. A later step goes on with whatever an earlier one could use, so that one run reports all it can
+  find.
+- Nothing that is wrong becomes a default: a policy is complete and right, or it is refused.
+- Environment variables override the file, and flags override both; what they say is checked in the same way.
+- Key material is read here once, and no message quotes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from types import GenericAlias
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from proxy.core.rules.policy import Listener, ListenerKind, Mode, Policy
+from proxy.core.who.addresses import parse_ip
+from proxy.disk.reading import read_regular
+from proxy.policyfile.build import Builder
+from proxy.policyfile.model import PolicyFile, Section
+from proxy.policyfile.places import DEFAULT_FILE, is_there, nearly_named, what_lies_there, whose
+from proxy.policyfile.values import parse_admin, parse_listener
+from proxy.policyfile.yamltext import (
+    ANY_INDEX,
+    MAX_BYTES,
+    UNUSABLE,
+    Document,
+    Problem,
+    Steps,
+    path_text,
+    read_yaml,
+    shown,
+)
+
+NULLABLE: frozenset[Steps] = frozenset(
+    {("admin",), ("probes",), ("limits", "response_seconds"), ("rules", ANY_INDEX, "limits", "response_seconds")}
+)
+OVERRIDES = ("listen", "admin", "probes", "mode")  # what flags and OVERCOAT_… variables may say
+
+_WITHOUT_CREDENTIALS = (ListenerKind.REVERSE, ListenerKind.TRANSPARENT)
+
+_KINDS: tuple[tuple[type, str], ...] = (
+    (bool, "true or false"),
+    (int, "a number"),
+    (date, "a date"),
+    (str, "text"),
+    (list, "a list"),
+    (dict, "a mapping"),
+)
+_SHOWN_WHOLE = 60  # characters
+_WITH_UNIT = re.compile(r"[0-9]+(?:\.[0-9]+)? ?[A-Za-z]+")
+_EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyError:
+    """One thing that is wrong with a policy.
+
+    Attributes:
+        file: the policy file as it was named, or "" where an environment variable or a flag is meant.
+        line: from 1; 0 where the error is about no place in a file.
+        column: from 1; 0 as above.
+        path: where in the policy, as `rules[0].pins.any_of[1]`, or the variable or flag.
+        message: what is wrong and what would be right.
+    """
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return ": ".join(part for part in (place, self.path, self.message) if part)
+
+
+class PolicyErrors(Exception):
+    """A policy that is refused.
+
+    Attributes:
+        errors: everything that is wrong with it, in the order of the file.
+    """
+
+    def __init__(self, errors: Iterable[PolicyError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__("\n".join(str(error) for error in self.errors))
+
+
+def find_policy(option: str | None, env: Mapping[str, str]) -> Path | None:
+    """Return the policy file to read: the option, else `$OVERCOAT_POLICY`, else `./overcoat.yaml` if it exists.
+
+    Returns:
+        The file, which need not exist where it was named, or None for the built-in default.
+
+    Raises:
+        PolicyErrors: a name was given, and it is empty; or none was, and a file of nearly the default's name is there,
+            which must not be passed over for a policy that protects less.
+    """
+    for label, name in (("--policy", option), ("OVERCOAT_POLICY", env.get("OVERCOAT_POLICY"))):
+        if name == "":
+            raise PolicyErrors([PolicyError("", 0, 0, label, "the name of the policy file is empty")])
+        if name is not None:
+            return Path(name)
+    if is_there(DEFAULT_FILE):
+        return DEFAULT_FILE
+    if found := nearly_named(Path(), DEFAULT_FILE.name):
+        message = (
+            f"there is no such file, but {' and '.join(found)}: rename it, or name it with -p or OVERCOAT_POLICY; the "
+            "built-in default holds only where nothing of the kind is"
+        )
+        raise PolicyErrors([PolicyError(str(DEFAULT_FILE), 0, 0, "", message)])
+    return None
+
+
+def load_policy(
+    path: Path | None,
+    env: Mapping[str, str],
+    overrides: Mapping[str, str] | None = None,
+    secrets: Mapping[str, str] | None = None,
+) -> Policy:
+    """Read a policy file, and every key and pin file that it names.
+
+    Args:
+        path: the file, or None for the built-in default (what config/default.yaml says).
+        env: the environment: `OVERCOAT_LISTEN` and so on for each of `OVERRIDES`, and what `{env: NAME}` refers to,
+            unless `secrets` is given.
+        overrides: what of `OVERRIDES` the command line says; it wins over the environment.
+        secrets: what `{env: NAME}` refers to, by name; see `proxy.processes.secrecy`.
+
+    Returns:
+        The complete policy.
+
+    Raises:
+        PolicyErrors: it cannot be read, or something in it is wrong.
+    """
+    file = "" if path is None else str(path)
+    text = b"" if path is None else _read(path)
+    document = Document(data={"version": 1}) if path is None else read_yaml(text, NULLABLE)
+    problems = list(document.problems)
+    policy: Policy | None = None
+    if document.data is not UNUSABLE:
+        problems += _model_problems(document)
+        builder = Builder(document, path.parent if path else Path(), env if secrets is None else secrets)
+        builder.note(text)
+        builder.files += [path] if path else []
+        policy = replace(builder.build(), source=str(path) if path else "built-in")
+        problems += builder.problems
+    problems.sort(key=lambda problem: (problem.line, problem.column))
+    errors = [PolicyError(file, p.line, p.column, path_text(p.steps), p.message) for p in problems]
+    if policy is None:
+        raise PolicyErrors(errors)
+    texts = _override_texts(env, overrides or {})
+    policy = _overridden(policy, texts, errors)
+    errors += _listener_errors(policy, texts, document, file)
+    if errors:
+        raise PolicyErrors(errors)
+    return policy
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_regular(path, MAX_BYTES)[0]
+    except OSError as error:
+        message = f"the policy cannot be read: {error.strerror}{what_lies_there(path)}{whose(path, error)}"
+        raise PolicyErrors([PolicyError(str(path), 0, 0, "", message)]) from None
+
+
+def _override_texts(env: Mapping[str, str], overrides: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return what overrides the file: for each of `OVERRIDES`, where it was said and what."""
+    texts = {}
+    for name in OVERRIDES:
+        variable = f"OVERCOAT_{name.upper()}"
+        if name in overrides:
+            texts[name] = (f"--{name}", overrides[name])
+        elif variable in env:
+            texts[name] = (variable, env[variable])
+    return texts
+
+
+def _overridden(policy: Policy, texts: Mapping[str, tuple[str, str]], errors: list[PolicyError]) -> Policy:
+    """Apply the overrides; add what is wrong with them to the errors."""
+    for name, (label, text) in texts.items():
+        try:
+            if name == "listen":
+                policy = replace(policy, listen=tuple(parse_listener(part.strip()) for part in text.split(",")))
+            elif name == "mode":
+                policy = replace(policy, mode=_parse_mode(text))
+            else:
+                where = None if text == "off" else _parse_admin(text)
+                policy = replace(policy, admin=where) if name == "admin" else replace(policy, probes=where)
+        except ValueError as error:
+            errors.append(PolicyError("", 0, 0, label, str(error)))
+    return policy
+
+
+def _listener_errors(
+    policy: Policy, texts: Mapping[str, tuple[str, str]], document: Document, file: str
+) -> Iterator[PolicyError]:
+    """Yield an error for each address that stands twice, at its second place, and for each that is open to all."""
+    places: list[tuple[Steps, Listener]] = [(("listen", index), each) for index, each in enumerate(policy.listen)]
+    own = (("admin", policy.admin), ("probes", policy.probes))
+    places += [((name,), each) for name, each in own if each is not None]
+    clients = document.data.get("clients") if isinstance(document.data, dict) else None
+    said = frozenset(clients) if isinstance(clients, dict) else frozenset()
+    seen: set[tuple[str, int]] = set()
+    for steps, listener in places:
+        message = None
+        if listener.port and (listener.host, listener.port) in seen:
+            message = f"{listener.address} stands twice; each listener needs its own address"
+        elif steps[0] == "admin" and "admin" not in said and not _is_loopback(listener.host):
+            message = (
+                f"others can reach {listener.address}, so say who may ask there: clients: {{admin: [private]}} for a "
+                "Prometheus in the same private network; or leave it on 127.0.0.1, and let others ask for /live and "
+                "/ready at `probes`"
+            )
+        elif steps[0] == "listen" and not said - {"admin"} and not _is_loopback(listener.host):
+            message = (
+                f"others can reach {listener}, so say who may use it: clients: {{allow: [private]}} for the containers "
+                "or machines of a private network, or clients.users"
+                + ("" if file else f"; no policy file was named, and ./{DEFAULT_FILE} does not exist")
+            )
+        elif _lets_in_without_credentials(policy, listener) and steps[0] == "listen":
+            message = f"others can reach {listener}, where no app shows credentials: say clients.allow, too"
+        if message is not None:
+            if steps[0] in texts:
+                yield PolicyError("", 0, 0, texts[str(steps[0])][0], message)
+            else:
+                mark = document.mark(steps)
+                place = (mark.line, mark.column) if file else (0, 0)
+                yield PolicyError(file, *place, path_text(steps), message)
+        seen.add((listener.host, listener.port))
+
+
+def _lets_in_without_credentials(policy: Policy, listener: Listener) -> bool:
+    """Tell whether users are to be known by their credentials, and are not asked for any at this listener."""
+    asks_elsewhere = bool(policy.clients.users) and policy.clients.addresses is None
+    return asks_elsewhere and listener.kind in _WITHOUT_CREDENTIALS and not _is_loopback(listener.host)
+
+
+def _is_loopback(host: str) -> bool:
+    """Tell whether only this machine reaches a listener; 0.0.0.0 is of the kind, but means every interface."""
+    if host == "localhost":
+        return True
+    try:
+        address = parse_ip(host)
+    except ValueError:
+        return False
+    return address.is_loopback
+
+
+def _parse_admin(text: str) -> Listener:
+    if not text:
+        raise ValueError("this is empty: write HOST:PORT, or off for no such listener")
+    return parse_admin(text)
+
+
+def _parse_mode(text: str) -> Mode:
+    if text not in list(Mode):
+        raise ValueError(_not_one_of(text, [mode.value for mode in Mode]))
+    return Mode(text)
+
+
+def _not_one_of(text: str, allowed: list[str]) -> str:
+    return f"must be {_either(allowed)}, not {shown(text)}{_did_you_mean(text, allowed)}"
+
+
+def _either(allowed: list[str]) -> str:
+    return f"{', '.join(allowed[:-1])} or {allowed[-1]}" if len(allowed) > 1 else allowed[0]
+
+
+def _did_you_mean(text: str, allowed: Iterable[str]) -> str:
+    by_lower = {each.lower(): each for each in allowed}
+    plain = text[:100].lower()
+    found = [plain] if plain in by_lower else difflib.get_close_matches(plain, by_lower, n=2)
+    near = [by_lower[each] for each in found]
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _model_problems(document: Document) -> list[Problem]:
+    try:
+        PolicyFile.model_validate(document.data)
+    except ValidationError as error:
+        problems = [_model_problem(document, details) for details in error.errors(include_url=False)]
+        return [problem for problem in problems if problem is not None]
+    return []
+
+
+def _model_problem(document: Document, details: ErrorDetails) -> Problem | None:
+    """Return a model error in the words of the policy file; None where the text's own problem says it already."""
+    kind = details["type"]
+    steps: Steps = details["loc"]
+    of_key = kind == "extra_forbidden"
+    if steps[-1:] == ("[key]",):
+        steps, of_key = steps[:-1], True
+    judged = steps[:-1] if kind == "missing" else steps
+    raw = _value_at(document.data, judged)
+    if raw is UNUSABLE or (judged and raw in ({}, [])):
+        return None
+    mark = document.mark(steps, of_key=of_key)
+    return Problem(steps, mark.line, mark.column, _message(details, kind, steps, raw, mark.text))
+
+
+def _value_at(data: Any, steps: Steps) -> object:
+    for step in steps:
+        data = data[step]
+    return data
+
+
+def _message(details: ErrorDetails, kind: str, steps: Steps, raw: object, text: str) -> str:
+    context: dict[str, Any] = details.get("ctx", {})
+    if kind == "extra_forbidden":
+        allowed = list(_section_at(steps[:-1]).model_fields)
+        key = str(steps[-1])
+        return f"unknown key {shown(key)}{_did_you_mean(key, allowed)} (known here: {', '.join(allowed)})"
+    if kind == "missing":
+        description = _section_at(steps[:-1]).model_fields[str(steps[-1])].description
+        return f"this key is missing{': write version: 1' if steps == ('version',) else ''}. {description}"
+    if kind in ("enum", "literal_error"):
+        allowed = re.findall(r"'([^']*)'", context["expected"])
+        if isinstance(raw, str):
+            return _not_one_of(raw, allowed)
+        return f"must be {_either(allowed)}, not {_kind_of(raw)}{_quotes_hint(raw, text, is_meant=text in allowed)}"
+    if kind in _EXPECTED:
+        expected = _EXPECTED[kind]
+        hint = ""
+        if expected == "text" and isinstance(raw, bool | int | date):
+            refusal = _refusal_of(steps, text)  # what is not right in quotes either is no advice
+            hint = _quotes_hint(raw, text) if refusal is None else f"; {refusal}"
+        if expected == "a list" and text:
+            refusal = _refusal_of((*steps, 0), text)
+            hint = f": write {_list_of(text)}" if refusal is None else f"; {_as_list(refusal)}"
+        if expected == "a list" and isinstance(raw, dict) and _takes_mappings(steps):
+            hint = ': put a "- " before its first key, or [ ] round its { }'
+        if expected in ("a whole number", "true or false") and isinstance(raw, str):
+            hint = _no_quotes_hint(steps, text, may_have_unit=kind == "int_type")
+        if kind == "model_type":
+            hint = _only_key_hint(steps, raw)
+        return f"must be {expected}, not {_kind_of(raw)}{hint}"
+    if kind == "greater_than_equal":
+        return f"must be at least {context['ge']}, not {raw}"
+    if kind == "less_than_equal":
+        return f"must be at most {context['le']}, not {raw}"
+    if kind == "value_error":
+        return str(context["error"])
+    return details["msg"]  # of a kind that the model has no use for today
+
+
+def _kind_of(raw: object) -> str:
+    return next((name for kind, name in _KINDS if isinstance(raw, kind)), "nothing")
+
+
+def _quotes_hint(raw: object, text: str, *, is_meant: bool = True) -> str:
+    if not isinstance(raw, bool | int | date):
+        return ""
+    return f": YAML reads {text} as that" + (f'; put it in quotes, "{text}", if text is meant' if is_meant else "")
+
+
+def _no_quotes_hint(steps: Steps, text: str, *, may_have_unit: bool) -> str:
+    """Return the advice on text where a number, or true or false, is wanted."""
+    value = read_yaml(text.encode("utf-8", "replace")).data
+    if isinstance(value, bool | int) and _refusal_of(steps, value) is None:
+        return f": write {text}, without quotes"
+    return "; it stands here alone, without a unit" if may_have_unit and _WITH_UNIT.fullmatch(text) else ""
+
+
+def _takes_mappings(steps: Steps) -> bool:
+    field = _section_at(steps[:-1]).model_fields[str(steps[-1])]
+    return _section_in(field.annotation) is not None
+
+
+def _only_key_hint(steps: Steps, raw: object) -> str:
+    """Return the advice on a value that stands where a mapping is wanted, and would be right as its only key's."""
+    if isinstance(raw, bool):  # it says of none that it is the one that is meant
+        return ""
+    section = _section_at(steps)
+    names = []
+    for name in section.model_fields:
+        with contextlib.suppress(ValidationError):
+            section.model_validate({name: raw})
+            names.append(name)
+    if len(names) != 1:
+        return ""
+    shown_whole = isinstance(raw, str) and len(raw) <= _SHOWN_WHOLE
+    value = _list_of(str(raw))[1:-1] if shown_whole else "[…]" if isinstance(raw, list) else "…"
+    return f": write {{{names[0]}: {value}}}"
+
+
+def _refusal_of(steps: Steps, value: object) -> str | None:
+    """Return what would be said of another value at these steps; None if it would be taken there."""
+    while isinstance(steps[-1], int):
+        value, steps = [value], steps[:-1]
+    try:
+        _taker(_section_at(steps[:-1]), str(steps[-1])).validate_python([value])
+    except ValidationError as error:
+        details = error.errors(include_url=False)[0]
+        expected = _EXPECTED.get(details["type"])
+        cause = details.get("ctx", {}).get("error")
+        return str(cause) if cause is not None else f"it must hold {expected}" if expected else details["msg"]
+    return None
+
+
+@functools.cache
+def _taker(section: type[Section], name: str) -> TypeAdapter[Any]:
+    """Return what takes lists of what one key may have: pydantic gives its settings only to what is no class."""
+    field = section.model_fields[name]
+    kind = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    return TypeAdapter(GenericAlias(list, (kind,)), config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+
+
+def _as_list(refusal: str) -> str:
+    """Return what is said of an item as it is to be said where a list is missing, too."""
+    return re.sub(r"write (\S+)\Z", lambda found: f"write {_list_of(found[1])}", refusal)
+
+
+def _list_of(text: str) -> str:
+    """Return a list that holds this text alone, as YAML: with quotes only where it takes them."""
+    plain = f"[{text}]"
+    return (
+        plain
+        if read_yaml(plain.encode("utf-8", "replace")).data == [text]
+        else f"[{json.dumps(text, ensure_ascii=False)}]"
+    )
+
+
+def _section_at(steps: Steps) -> type[Section]:
+    """Return the model of the mapping at these steps."""
+    section: type[Section] = PolicyFile
+    is_name = False  # the next step is a name that the file's author chose
+    for step in steps:
+        if isinstance(step, int) or is_name:
+            is_name = False
+            continue
+        annotation = section.model_fields[step].annotation
+        is_name = get_origin(annotation) is dict
+        section = _section_in(annotation) or section
+    return section
+
+
+def _section_in(annotation: object) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)

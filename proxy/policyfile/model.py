@@ -1,0 +1,534 @@
+"""The policy file's model: which keys there are, of what type, with which default, and what they mean.
+
+Rules of this module:
+
+- Strict: an unknown key, a wrong type and an unknown value are errors; nothing is converted silently.
+- Every key is read by something. A key that would do nothing is refused.
+- What takes one value to judge is checked here or in `proxy.policyfile.values`; what takes more, in
+  `proxy.policyfile.load`.
+- The JSON Schema and the reference table are made from here, so that they cannot say anything else.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from proxy.core.fields.entries import Signed
+from proxy.core.jose.keys import Alg, Bind
+from proxy.core.rules.policy import Egress, Https, Limits, Mode, PlainHttp, Policy
+from proxy.policyfile.values import (
+    AddressesText,
+    AdminText,
+    Day,
+    FileName,
+    HostName,
+    HostText,
+    KeySourceEntry,
+    Kid,
+    ListenerText,
+    MethodText,
+    Name,
+    PasswordEntry,
+    PathText,
+    PinEntry,
+    ProxyUrl,
+    ResponseSeconds,
+    SelectorText,
+    UserName,
+    Version,
+    ViaName,
+    WorkerCount,
+)
+
+_BUILT_IN = Policy()
+
+SYSTEM_ROOTS = "system"
+
+
+def _choice(default: object, description: str) -> Any:
+    """Return a field whose enum is given by its value, as text."""
+    return Field(default=default, strict=False, description=description)
+
+
+class Section(BaseModel):
+    """One mapping of the policy file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+
+
+class DefaultsSection(Section):
+    """What holds for hosts that no rule names."""
+
+    plain_http: PlainHttp = _choice(
+        _BUILT_IN.defaults.plain_http,
+        "What happens to plain http: `upgrade` sends it as https, `reject` denies it, `allow` passes it on as it came.",
+    )
+    https: Https = _choice(
+        _BUILT_IN.defaults.https,
+        "What happens to https: `tunnel` carries it end to end, untouched; `inspect` opens it, checks it and sends it "
+        "on as https; `reject` denies it.",
+    )
+
+
+class TrustSection(Section):
+    """Whom upstream certificates must come from."""
+
+    roots: FileName = Field(
+        default=SYSTEM_ROOTS,
+        description="The trusted roots: `system` for the system's store, or a PEM file, which then counts alone.",
+    )
+    min_tls: Literal["1.2", "1.3"] = Field(
+        default=_BUILT_IN.trust.min_tls, description="The lowest TLS version accepted from upstreams, in quotes."
+    )
+    strict: bool = Field(
+        default=_BUILT_IN.trust.strict,
+        description="Whether certificates must have the form that RFC 5280 prescribes (OpenSSL's X509_STRICT), as in "
+        "Python 3.13 and newer. Private CAs often fail it.",
+    )
+
+
+class RuleTrustSection(Section):
+    """What holds for a rule's hosts in place of the same key of the policy's `trust`."""
+
+    strict: bool = Field(description="As `trust.strict`, for this rule's hosts.")
+
+
+class LimitsSection(Section):
+    """How much one request, one app and all apps together may take."""
+
+    held_body: int = Field(
+        default=Limits().held_body,
+        ge=1024,
+        le=1024 * 1024 * 1024,
+        description="Bytes of a body, decoded, that is held in memory to protect its fields. A larger one is denied.",
+    )
+    header_bytes: int = Field(
+        default=Limits().header_bytes,
+        ge=1024,
+        le=1024 * 1024,
+        description="Bytes of a request line and its header fields together.",
+    )
+    header_count: int = Field(default=Limits().header_count, ge=8, le=10_000, description="Header fields of a request.")
+    connections: int = Field(
+        default=Limits().connections, ge=1, le=1_000_000, description="Client connections at once, in each worker."
+    )
+    client_connections: int = Field(
+        default=Limits().client_connections,
+        ge=1,
+        le=1_000_000,
+        description="… of these from one address (of IPv6, 64 bits).",
+    )
+    idle_seconds: int = Field(
+        default=Limits().idle_seconds,
+        ge=1,
+        le=86_400,
+        description="Seconds for which a client connection may lie idle, tunnels included.",
+    )
+    request_seconds: int = Field(
+        default=Limits().request_seconds,
+        ge=1,
+        le=86_400,
+        description="Seconds in which an app must have sent a whole head, what it starts with inside CONNECT, and a "
+        "body that is held.",
+    )
+    connect_seconds: int = Field(
+        default=Limits().connect_seconds,
+        ge=1,
+        le=600,
+        description="Seconds in which an upstream's name must be resolved and its TCP connection be open.",
+    )
+    response_seconds: ResponseSeconds = Field(
+        default=Limits().response_seconds,
+        description="Seconds in which an upstream must begin its response once the request is sent, or `null` for as "
+        "long as it takes, within `idle_seconds`.",
+    )
+
+
+class RuleLimitsSection(Section):
+    """Limits that hold for a rule's hosts in place of the policy's."""
+
+    response_seconds: ResponseSeconds = Field(description="As `limits.response_seconds`, for this rule's hosts.")
+
+
+class DestinationsSection(Section):
+    """Where requests may go."""
+
+    allow: Annotated[list[AddressesText], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Addresses that may be reached though they are not public: `loopback`, `private`, `cgnat`, "
+        "`link_local`, `metadata` (where clouds give out credentials), `multicast`, `reserved`, or a network such as "
+        "`10.1.0.0/16`. Judged is the address that is really connected to. Left out: none.",
+    )
+    egress: Egress = _choice(
+        _BUILT_IN.egress, "`any`: hosts that no rule names follow `defaults`; `listed`: they are denied."
+    )
+
+
+class RuleDestinationsSection(Section):
+    """Where requests of one rule may go."""
+
+    allow: Annotated[list[AddressesText], Field(min_length=1)] = Field(
+        description="Addresses that the rule's hosts may be at though they are not public, as in `destinations.allow` "
+        "above, which then does not count for them."
+    )
+
+
+class UserSection(Section):
+    """A user with a password."""
+
+    name: UserName = Field(description="The name, as the app sends it.")
+    password_hash: PasswordEntry = Field(
+        description="What `overcoat password` prints (scrypt), or where it comes from: `{env: NAME}` or `{file: PATH}`."
+    )
+
+
+class ClientsSection(Section):
+    """Who may use the proxy."""
+
+    allow: Annotated[list[AddressesText], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Where apps may connect from: kinds and networks as in `destinations.allow`. Left out: anywhere if "
+        "there are `users`, else `loopback`.",
+    )
+    users: Annotated[list[UserSection], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Who must show a name and a password (`Proxy-Authorization`, RFC 7617). Left out: nobody must.",
+    )
+    admin: Annotated[list[AddressesText], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Where the admin listener may be asked from, beside this machine: kinds and networks as in "
+        "`allow`. Left out: nowhere.",
+    )
+    unsafe_open_listener: bool = Field(
+        default=False,
+        description="Whether a listener that others can reach may serve everybody: without `allow` and `users` it "
+        "would refuse to start.",
+    )
+
+
+class KeyEntry(Section):
+    """One key of a set: where it is, its name, its last day."""
+
+    kid: Kid | None = Field(
+        default=None,
+        description="The key's name, which encrypted values carry. Left out: the JWK's own `kid`, else its RFC 7638 "
+        "thumbprint.",
+    )
+    file: FileName | None = Field(
+        default=None,
+        description="The file that holds the key, PEM or JWK, relative to the policy file. Exactly one of `file` and "
+        "`key` is given.",
+    )
+    key: KeySourceEntry | None = Field(
+        default=None,
+        description="Where the key comes from: `{env: NAME}`, a variable with PEM or JWK text, or `{file: PATH}`.",
+    )
+    not_after: Day | None = Field(
+        default=None, description="The last day (UTC) on which the key is used. Left out: it has no end."
+    )
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if (self.file is None) == (self.key is None):
+            raise ValueError("exactly one of `file: PATH` and `key: {env: NAME}` says where the key comes from")
+        return self
+
+
+class KeySetSection(Section):
+    """A key set: one key that encrypts and decrypts, and older ones that still decrypt."""
+
+    alg: Alg = Field(strict=False, description="The algorithm (RFC 7518, section 4) of all keys of the set.")
+    primary: KeyEntry = Field(description="The key that encrypts, and decrypts if its private half is here.")
+    older: Annotated[list[KeyEntry], Field(min_length=1)] | None = Field(
+        default=None, description="Keys that still decrypt, for rotation. Left out: none."
+    )
+    bind: Bind = _choice(
+        Bind.PLACE,
+        "How strictly an encrypted value is bound to where it stood: `place` (same host, same path in the body), "
+        "`host`, or `none`.",
+    )
+    unsafe_key_permissions: bool = Field(
+        default=False,
+        description="Whether secret key files of this set may be readable by others, as mounted container secrets "
+        "often are.",
+    )
+
+
+class PinsSection(Section):
+    """Which keys the upstream's verified certificate chain must contain one of."""
+
+    any_of: Annotated[list[PinEntry], Field(min_length=1)] = Field(
+        description="The pins: `sha256/…` of a public key (RFC 7469), `cert-sha256/…` of a certificate, or "
+        "`{file: NAME.pem}`. One of them must be in the verified chain; have a second one as a backup."
+    )
+    expires: Day | None = Field(
+        default=None,
+        description="The last day (UTC) on which the pins count; afterwards the host is denied. Left out: no end.",
+    )
+
+
+class WhenSection(Section):
+    """Which requests a field entry applies to."""
+
+    methods: Annotated[list[MethodText], Field(min_length=1)] | None = Field(
+        default=None,
+        description="The methods, upper-case; those that the request asks for in other ways count, too. Left out: all.",
+    )
+    paths: Annotated[list[PathText], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Globs over the path without its query: `*` within a segment, `**` across; a final `/**` also "
+        "matches without it. Every spelling that a server may read counts. Left out: all paths.",
+    )
+
+
+class EncryptEntry(Section):
+    """Fields of request bodies to encrypt."""
+
+    encrypt: Annotated[list[SelectorText], Field(min_length=1)] = Field(
+        description="The fields: RFC 9535 JSONPath made of names, indexes, `*` and `..`."
+    )
+    key: Name = Field(description="The key set, by its name under `keys`; its primary key encrypts.")
+    signed: Signed = _choice(
+        Signed.DENY,
+        "What happens to a request whose body is signed, or covered by a digest, where a field must be encrypted: "
+        "`deny` it, or let it `pass`, where the server does not look at that, or what signs comes behind Overcoat.",
+    )
+    when: WhenSection | None = Field(default=None, description="Which requests are meant. Left out: all of the rule.")
+
+
+class DecryptEntry(Section):
+    """Fields of response bodies to decrypt."""
+
+    decrypt: Annotated[list[SelectorText], Field(min_length=1)] = Field(
+        description="The fields: RFC 9535 JSONPath made of names, indexes, `*` and `..`."
+    )
+    key: Name = Field(description="The key set, by its name under `keys`; one of its keys must be able to decrypt.")
+    when: WhenSection | None = Field(
+        default=None, description="Which requests' responses are meant. Left out: all of the rule."
+    )
+
+
+class RuleSection(Section):
+    """What holds for some hosts. The first rule that names a host is the one that counts."""
+
+    name: Name = Field(description="The rule's name in denials, decision lines and metrics.")
+    hosts: Annotated[list[HostText], Field(min_length=1)] = Field(
+        description="`name`, `*.name` (exactly one label more), `**.name` (the name itself and everything below it), "
+        "or an IP address; each with or without `:port`."
+    )
+    plain_http: PlainHttp | None = _choice(
+        None, "`upgrade`, `reject` or `allow`. Left out: `defaults.plain_http`. Never `allow` with pins or `encrypt`."
+    )
+    https: Https | None = _choice(
+        None,
+        "`tunnel`, `inspect` or `reject`. Left out: `inspect` if the rule has pins, `encrypt` or `decrypt`, else "
+        "`defaults.https`.",
+    )
+    https_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="The port that upgraded requests go to. Left out: 443 for port 80, and any other port stays.",
+    )
+    raw_tcp: Literal["allow"] | None = Field(
+        default=None,
+        description="`allow` lets anything pass through CONNECT to the rule's hosts, which must each name a port: "
+        "protocols other than HTTP and TLS. Nothing of it is looked at. Left out: only HTTP and TLS pass.",
+    )
+    trust: RuleTrustSection | None = Field(
+        default=None, description="What is trusted of this rule's hosts, if not what the policy's `trust` says."
+    )
+    destinations: RuleDestinationsSection | None = Field(
+        default=None,
+        description="Which addresses that are not public the rule's hosts may be at. Left out: the policy's "
+        "`destinations.allow`.",
+    )
+    limits: RuleLimitsSection | None = Field(
+        default=None, description="Limits for this rule's hosts, if not the policy's `limits`."
+    )
+    pins: PinsSection | None = Field(default=None, description="The upstream's pins. Left out: any valid certificate.")
+    request: Annotated[list[EncryptEntry], Field(min_length=1)] | None = Field(
+        default=None, description="What is encrypted in request bodies. Left out: nothing."
+    )
+    response: Annotated[list[DecryptEntry], Field(min_length=1)] | None = Field(
+        default=None, description="What is decrypted in response bodies. Left out: nothing."
+    )
+
+
+class UpstreamProxySection(Section):
+    """A proxy through which everything leaves, by CONNECT."""
+
+    url: ProxyUrl = Field(description="Where it is: `http://HOST:PORT`, or `https://HOST:PORT` for TLS to the proxy.")
+    credentials: KeySourceEntry | None = Field(
+        default=None,
+        description="Where its `NAME:PASSWORD` comes from: `{env: NAME}` or `{file: PATH}`. Left out: it wants none.",
+    )
+    pins: PinsSection | None = Field(
+        default=None, description="The pins of an https proxy, which hold in observe mode, too. Left out: none."
+    )
+    direct: Annotated[list[HostText], Field(min_length=1)] | None = Field(
+        default=None, description="Hosts that are reached straight, as in a rule's `hosts`. Left out: none."
+    )
+
+
+class PolicyFile(Section):
+    """Overcoat's policy file."""
+
+    version: Version = Field(description="The version of the file's format.")
+    listen: Annotated[list[ListenerText], Field(min_length=1)] = Field(
+        default_factory=lambda: list(_BUILT_IN.listen),
+        json_schema_extra={"default": [str(listener) for listener in _BUILT_IN.listen]},
+        description="Where apps reach the proxy: `forward://HOST:PORT`, `socks5://HOST:PORT`, "
+        "`reverse://HOST:PORT?to=https://HOST` for apps that can only be given a base URL, "
+        "`transparent://HOST:PORT` for those that the kernel redirects (Linux). Port 0 lets the system choose.",
+    )
+    admin: AdminText = Field(
+        default_factory=lambda: _BUILT_IN.admin,
+        json_schema_extra={"default": str(_BUILT_IN.admin).removeprefix("forward://")},
+        description="Where `/metrics`, `/live` and `/ready` are served: `HOST:PORT`, or `null` for nowhere. Where "
+        "others can reach it, `clients.admin` says who may ask.",
+    )
+    probes: AdminText = Field(
+        default=None,
+        json_schema_extra={"default": None},
+        description="Where `/live` and `/ready` are served and nothing else: `HOST:PORT`, such as `0.0.0.0:9465`. They "
+        "tell nothing that is secret, and anybody who reaches it is answered.",
+    )
+    mode: Mode = _choice(
+        _BUILT_IN.mode, "`enforce` carries decisions out; `observe` decides, counts and logs, but changes nothing."
+    )
+    defaults: DefaultsSection = Field(
+        default_factory=DefaultsSection, description="What holds for hosts that no rule names."
+    )
+    trust: TrustSection = Field(default_factory=TrustSection, description="Whom upstream certificates must come from.")
+    limits: LimitsSection = Field(default_factory=LimitsSection, description="How much requests and apps may take.")
+    destinations: DestinationsSection = Field(
+        default_factory=DestinationsSection, description="Which addresses and hosts may be reached."
+    )
+    clients: ClientsSection = Field(default_factory=ClientsSection, description="Who may use the proxy.")
+    names: Annotated[list[HostName], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Names by which the admin listener and reverse listeners are called, beside addresses and names "
+        "without a public domain (`localhost`, `overcoat`, `….svc.cluster.local`): others may be those of an attack by "
+        "DNS rebinding. Left out: none.",
+    )
+    via: ViaName | None = Field(
+        default=None,
+        description="What `Via` calls this proxy (RFC 9110, section 7.6.3), in requests and responses; a request that "
+        "has it already is a loop. Left out: no `Via` is added.",
+    )
+    hsts_preload: bool = Field(
+        default=False,
+        description="Whether hosts on the browsers' HSTS preload list are upgraded where `plain_http` is `allow`, as "
+        "those are whose Strict-Transport-Security was seen.",
+    )
+    upstream_proxy: UpstreamProxySection | None = Field(
+        default=None,
+        description="A proxy through which everything leaves. If it fails, nothing goes past it. Left out: none.",
+    )
+    workers: WorkerCount = Field(
+        default=_BUILT_IN.workers,
+        description="How many processes share the listeners, 1 to 64, or `auto`: one a processor.",
+    )
+    drain_wait: int = Field(
+        default=_BUILT_IN.drain_wait,
+        ge=0,
+        le=3600,
+        description="Seconds for which the sidecar, told to end, goes on taking connections while `/ready` says 503: "
+        "until those who send to it have noticed.",
+    )
+    drain_timeout: int = Field(
+        default=_BUILT_IN.drain_timeout,
+        ge=0,
+        le=3600,
+        description="Seconds that what is under way then has to come to its own end. What is left is cut off, and the "
+        "exit status is 1. Whoever stops the sidecar must wait longer: `drain_wait` + `drain_timeout` + 2.",
+    )
+    keys: dict[Name, KeySetSection] = Field(
+        default_factory=dict, json_schema_extra={"additionalProperties": False}, description="The key sets, by name."
+    )
+    rules: Annotated[list[RuleSection], Field(min_length=1)] | None = Field(
+        default=None, description="The rules; the first whose hosts match counts. Left out: none."
+    )
+
+
+class _SchemaWithoutNull(GenerateJsonSchema):
+    """A field that may be left out is not one that may be null: an empty `pins:` must not mean "no pins"."""
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        if "default" in schema and schema["default"] is None:
+            return self.generate_inner(schema["schema"])
+        return super().default_schema(schema)
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def policy_schema() -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of the policy file."""
+    schema = PolicyFile.model_json_schema(schema_generator=_SchemaWithoutNull)
+    for definition in schema["$defs"].values():
+        del definition["title"]  # the name of a Python class
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Overcoat policy"}
+
+
+def schema_text() -> str:
+    """Return the JSON Schema as it is printed and committed."""
+    return json.dumps(policy_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def policy_table() -> str:
+    """Return the reference table of all keys of the policy file, in Markdown."""
+    schema = policy_schema()
+    lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for path, node, required in _rows(schema, schema["$defs"], ""):
+        default = "required" if required else f"`{json.dumps(node['default'])}`" if "default" in node else "–"
+        description = node.get("description", "").replace("|", "\\|")
+        lines.append(f"| `{path}` | {_type_text(node, schema['$defs'])} | {default} | {description} |")
+    return "\n".join(lines) + "\n"
+
+
+def _resolved(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" not in node:
+        return node
+    return {**definitions[node["$ref"].rpartition("/")[2]], **node}
+
+
+def _rows(node: dict[str, Any], definitions: dict[str, Any], prefix: str) -> list[tuple[str, dict[str, Any], bool]]:
+    rows = []
+    for name, unresolved in node["properties"].items():
+        field = _resolved(unresolved, definitions)
+        path = f"{prefix}{name}"
+        rows.append((path, field, name in node.get("required", ())))
+        item, below = field, path
+        if field.get("type") == "array":
+            item, below = _resolved(field["items"], definitions), f"{path}[]"
+        elif "patternProperties" in field:
+            (value,) = field["patternProperties"].values()
+            item, below = _resolved(value, definitions), f"{path}.NAME"
+        if "properties" in item and "description" in item:  # what is one of two short forms has no description
+            rows += _rows(item, definitions, f"{below}.")
+    return rows
+
+
+def _type_text(node: dict[str, Any], definitions: dict[str, Any]) -> str:
+    node = _resolved(node, definitions)
+    if "enum" in node:
+        return " \\| ".join(f"`{value}`" for value in node["enum"])
+    if "const" in node:
+        return f"`{node['const']}`"
+    if "anyOf" in node:
+        return " or ".join(_type_text(choice, definitions) for choice in node["anyOf"])
+    if node["type"] == "array":
+        return f"list of {_type_text(node['items'], definitions)}"
+    if node["type"] == "string":
+        return "date" if node.get("format") == "date" else "text"
+    return {"integer": "number", "boolean": "`true` \\| `false`", "object": "mapping", "null": "`null`"}[node["type"]]

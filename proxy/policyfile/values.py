@@ -1,0 +1,427 @@
+"""The leaves of the policy file: one value's text to what the core works with.
+
+Rules of this module:
+
+- A leaf is parsed right where the model validates it, so that every wrong leaf of a file is found in one pass.
+- Each refusal says what would be right. What may hold a secret by mistake (a key pasted as a file name) is not quoted.
+- Nothing is converted silently: text stays text, and `True` is no 1.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Annotated, Any, Literal
+
+import idna
+from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from proxy.core.destinations import HTTPS_PORT, Destination, canonical_host, parse_authority
+from proxy.core.fields.entries import PathGlob
+from proxy.core.fields.selectors import Selector, parse_selector
+from proxy.core.jose.keys import MAX_KID_LENGTH
+from proxy.core.pins import Pin, parse_pin
+from proxy.core.rules.policy import HostPattern, Listener, ListenerKind
+from proxy.core.who.addresses import AddressKind, Network, parse_addresses
+from proxy.core.who.clients import PasswordHash, parse_password_hash, parse_user_name
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_VIA = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")
+_METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]+")  # a token (RFC 9110, section 5.6.2) without lower case
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PORT = re.compile(r"0|[1-9][0-9]{0,4}")
+_SCHEME = re.compile(r"\A([A-Za-z][A-Za-z0-9+.-]*+)://")
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_OFF = frozenset({"", "null", "none", "off", "no", "false", "~"})
+_MAX_PATH_LENGTH = 4096
+MAX_PORT = 65535
+MAX_WORKERS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PinFile:
+    """A pin to be made of the certificate or key in a PEM file."""
+
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeySource:
+    """Where a key comes from: exactly one of an environment variable and a file."""
+
+    env: str | None = None
+    file: str | None = None
+
+
+def parse_host_pattern(text: str) -> HostPattern:
+    """Read one entry of a rule's `hosts`.
+
+    Args:
+        text: `name`, `*.name`, `**.name` or an IP address, each with or without `:port`; international names are
+            mapped to A-labels first (UTS 46).
+
+    Raises:
+        ValueError: it is none of these; the message says what would be right.
+    """
+    if text in ("*", "**"):
+        raise ValueError("a rule for every host is what `defaults` is for; name a domain after the stars")
+    scheme = _SCHEME.match(text)
+    if scheme:
+        raise ValueError(f"only the host is named here: leave {scheme[0]} out, and any path")
+    if "/" in text:
+        raise ValueError("only the host is named here; paths go into `when.paths`")
+    kind: Literal["exact", "one_label", "any_depth"] = "exact"
+    rest = text
+    if text.startswith("**."):
+        kind, rest = "any_depth", text[3:]
+    elif text.startswith("*."):
+        kind, rest = "one_label", text[2:]
+    if "*" in rest:
+        raise ValueError("a star stands only as the whole first label: `*.name` (one label) or `**.name` (any depth)")
+    host, port = _split_port(rest)
+    canonical = canonical_host(ascii_host(host))
+    if kind != "exact" and (":" in canonical or canonical.replace(".", "").isdigit()):
+        raise ValueError("an address has no labels that a star could stand for")
+    return HostPattern(kind, canonical, port)
+
+
+def _parse_host_name(text: str) -> str:
+    pattern = parse_host_pattern(text)
+    if pattern.kind != "exact" or pattern.port is not None:
+        raise ValueError("a name of this sidecar is one whole host name, without stars and without a port")
+    return pattern.host
+
+
+def _split_port(text: str) -> tuple[str, int | None]:
+    """Split `host[:port]`; a bare IPv6 address is all host."""
+    closing = text.rfind("]")
+    colon = text.rfind(":")
+    if colon < 0 or colon < closing or (closing < 0 and text.count(":") > 1):
+        return text, None
+    return text[:colon], _port(text[colon + 1 :], lowest=1)
+
+
+def _port(text: str, *, lowest: int) -> int:
+    if not _PORT.fullmatch(text) or not lowest <= int(text) <= MAX_PORT:
+        raise ValueError(f"the port is a number from {lowest} to 65535")
+    return int(text)
+
+
+def ascii_host(host: str) -> str:
+    """Return an international host name as A-labels (UTS 46, RFC 5891); an ASCII one as it is, unchecked.
+
+    Raises:
+        ValueError: it is no valid international host name.
+    """
+    if host.isascii():
+        return host
+    try:
+        return idna.encode(host, uts46=True).decode("ascii")
+    except idna.IDNAError:
+        raise ValueError("this is no valid international host name (UTS 46, RFC 5891)") from None
+
+
+def parse_address(text: str) -> Listener:
+    """Read `HOST:PORT`, an address to listen on; port 0 lets the system choose.
+
+    Raises:
+        ValueError: it is malformed; the message says what would be right.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or (":" in host and not host.startswith("[")):
+        right = f": write 127.0.0.1:{text}" if _is_port(text) else ", such as 127.0.0.1:8080 or [::1]:8080"
+        raise ValueError(f"an address is HOST:PORT{right}")
+    if not host:
+        raise ValueError(
+            "the host is empty: put 127.0.0.1 before the colon for this machine alone, or 0.0.0.0 where others are to "
+            "reach it"
+        )
+    return Listener(canonical_host(host), _port(port, lowest=0))
+
+
+def _is_port(text: str) -> bool:
+    return _PORT.fullmatch(text) is not None and int(text) <= MAX_PORT
+
+
+def _address_in(text: str) -> str | None:
+    """Return the address that a text holds, which is no listener as it stands; None if there is none."""
+    rest = _SCHEME.sub("", text, count=1).partition("/")[0]
+    rest = f"127.0.0.1:{rest}" if _is_port(rest) else rest
+    try:
+        parse_address(rest)
+    except ValueError:
+        return None
+    return rest
+
+
+def parse_listener(text: str) -> Listener:
+    """Read `forward://HOST:PORT`, `socks5://…`, `transparent://…`, or `reverse://HOST:PORT?to=https://HOST`.
+
+    Raises:
+        ValueError: it is malformed or of another kind; the message says what would be right.
+    """
+    scheme = _SCHEME.match(text)
+    address_in = _address_in(text)
+    if not scheme:
+        right = f": write forward://{address_in}" if address_in else ", such as forward://127.0.0.1:8080"
+        raise ValueError(f"a listener is forward://HOST:PORT{right}")
+    if scheme[1] not in list(ListenerKind):
+        right = f"; for apps that know a proxy write forward://{address_in}" if address_in else ""
+        raise ValueError(f"a listener is forward://, reverse://, socks5:// or transparent://, not {scheme[0]}{right}")
+    kind = ListenerKind(scheme[1])
+    address, has_query, query = text.removeprefix(scheme[0]).partition("?")
+    if kind is not ListenerKind.REVERSE:
+        if has_query:
+            raise ValueError(f"a {kind} listener has no ?…; only reverse:// has, for where it leads")
+        return replace(parse_address(address), kind=kind)
+    name, _, url = query.partition("=")
+    if name != "to" or not url.startswith("https://"):
+        raise ValueError(
+            "a reverse listener says which https host it stands for: reverse://127.0.0.1:9001?to=https://api.example"
+        )
+    authority = url.removeprefix("https://").removesuffix("/")
+    if "/" in authority:
+        raise ValueError("a reverse listener stands for a whole host: write no path; the app's own is sent on")
+    to = parse_authority(ascii_host(authority), HTTPS_PORT)
+    return replace(parse_address(address), kind=kind, to=to)
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyAddress:
+    """Where a proxy is."""
+
+    destination: Destination
+    is_https: bool
+
+
+def _parse_proxy_url(text: str) -> ProxyAddress:
+    scheme = _SCHEME.match(text)
+    if not scheme or scheme[1] not in ("http", "https"):
+        raise ValueError("a proxy is http://HOST:PORT or https://HOST:PORT")
+    rest = text.removeprefix(scheme[0]).removesuffix("/")
+    if "@" in rest:
+        raise ValueError("credentials do not stand in the URL: say where they come from in `credentials`")
+    return ProxyAddress(parse_authority(ascii_host(rest)), scheme[1] == "https")
+
+
+def parse_admin(text: str) -> Listener:
+    """Read the admin listener's address, which differs from other ports in that it has no scheme.
+
+    Raises:
+        ValueError: it is malformed; the message says what would be right.
+    """
+    if _SCHEME.match(text):
+        raise ValueError(f"the admin listener has no scheme: write {_address_in(text) or 'HOST:PORT'}")
+    return parse_address(text)
+
+
+def _parse_name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError("a name is 1 to 63 of a-z, 0-9, '_' and '-', and starts with a letter or digit")
+    return text
+
+
+def _parse_via(text: str) -> str:
+    if not _VIA.fullmatch(text):
+        raise ValueError("a name for Via is a token of 1 to 64 characters (RFC 9110, section 5.6.2), without a comment")
+    return text
+
+
+def _parse_kid(text: str) -> str:
+    if not 1 <= len(text) <= MAX_KID_LENGTH or not text.isprintable():
+        raise ValueError(f"a kid has 1 to {MAX_KID_LENGTH} printable characters")
+    return text
+
+
+def _parse_path(text: str) -> str:
+    if "-----BEGIN" in text or text.lstrip().startswith("{"):
+        raise ValueError("this is a key, not the name of a file that holds one; move it into a file")
+    if not 1 <= len(text) <= _MAX_PATH_LENGTH:
+        raise ValueError(f"a file name has 1 to {_MAX_PATH_LENGTH} characters")
+    return text
+
+
+def _parse_variable(text: str) -> str:
+    if not _VARIABLE.fullmatch(text):
+        raise ValueError("this is no name of an environment variable: letters, digits and '_' only")
+    return text
+
+
+def _parse_method(text: str) -> str:
+    if text.upper() in ("*", "CONNECT", "ALL", "ANY"):
+        raise ValueError(f"{text} is no method that a body comes with; leave methods out to mean all of them")
+    if _METHOD.fullmatch(text):
+        return text
+    if _METHOD.fullmatch(text.upper()):
+        raise ValueError(f"methods are exact and upper-case: write {text.upper()}")
+    raise ValueError("this is no HTTP method (a token, RFC 9110, section 9.1)")
+
+
+def _parse_visible_selector(text: str) -> Selector:
+    for character in text:
+        if unicodedata.category(character) in ("Cf", "Zs", "Co", "Cn") and character != " ":
+            raise ValueError(f"the character U+{ord(character):04X} cannot be seen; write it as an escape in ['…']")
+    return parse_selector(text)
+
+
+def _parsed[T](parse: Callable[[str], T]) -> PlainValidator:
+    """Return the validator of a leaf that is text in the file and a `T` afterwards."""
+
+    def validate(value: object) -> T:
+        if not isinstance(value, str):
+            raise PydanticCustomError("string_type", "must be text")
+        return parse(value)
+
+    return PlainValidator(validate)
+
+
+def _parse_version(value: object) -> Literal[1]:
+    if type(value) is int and value == 1:  # `True == 1`, too
+        return 1
+    raise ValueError("this must be 1, the only version there is, without quotes")
+
+
+def _parse_day(value: object) -> date:
+    if type(value) is date:
+        return value
+    if isinstance(value, str) and _DAY.fullmatch(value):
+        try:
+            return date.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f"there is no such day as {value}") from None
+    raise ValueError("a day is written YYYY-MM-DD, such as 2027-06-30")
+
+
+def _parse_admin_entry(value: object) -> Listener | None:
+    if value is None:
+        return None
+    if value is False or (isinstance(value, str) and value.lower() in _OFF):
+        raise ValueError("write null, without quotes, to have no such listener")
+    if not isinstance(value, str):
+        raise PydanticCustomError("string_type", "must be text")
+    return parse_admin(value)
+
+
+def _parse_pin_entry(value: object) -> Pin | PinFile:
+    if isinstance(value, str):
+        return parse_pin(value)
+    if isinstance(value, dict) and list(value) == ["file"] and isinstance(value["file"], str):
+        return PinFile(_parse_path(value["file"]))
+    raise ValueError("a pin is text such as sha256/…, or {file: NAME.pem} with a certificate or a key in PEM")
+
+
+def _parse_key_source(value: object) -> KeySource:
+    if isinstance(value, dict) and len(value) == 1:
+        if isinstance(value.get("env"), str):
+            return KeySource(env=_parse_variable(value["env"]))
+        if isinstance(value.get("file"), str):
+            return KeySource(file=_parse_path(value["file"]))
+    raise ValueError(
+        "where a key comes from is {env: NAME} or {file: PATH}, one of them; a key never stands here itself"
+    )
+
+
+def _parse_password_entry(value: object) -> PasswordHash | KeySource:
+    if isinstance(value, str):
+        return parse_password_hash(value)
+    try:
+        return _parse_key_source(value)
+    except ValueError:
+        raise ValueError(
+            "this is the text that `overcoat password` prints, or {env: NAME} or {file: PATH} of it; never the password"
+        ) from None
+
+
+def _parse_workers(value: object) -> int:
+    if value == "auto":
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_WORKERS:
+        raise PydanticCustomError("workers", f"write a number from 1 to {MAX_WORKERS}, or auto for one a processor")
+    return value
+
+
+def _text_schema(**keywords: Any) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", **keywords})
+
+
+def _one_of_these(**properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "minProperties": 1,
+        "maxProperties": 1,
+        "additionalProperties": False,
+    }
+
+
+Name = Annotated[str, _parsed(_parse_name), _text_schema(pattern=f"^{_NAME.pattern}$")]
+WorkerCount = Annotated[
+    int,
+    PlainValidator(_parse_workers),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_WORKERS}, {"const": "auto"}]}),
+]
+Version = Annotated[Literal[1], PlainValidator(_parse_version), WithJsonSchema({"const": 1})]
+ViaName = Annotated[str, _parsed(_parse_via), _text_schema(pattern=f"^{_VIA.pattern}$")]
+Kid = Annotated[str, _parsed(_parse_kid), _text_schema(minLength=1, maxLength=MAX_KID_LENGTH)]
+FileName = Annotated[str, _parsed(_parse_path), _text_schema(minLength=1, maxLength=_MAX_PATH_LENGTH)]
+Variable = Annotated[str, _parsed(_parse_variable), _text_schema(pattern=f"^{_VARIABLE.pattern}$")]
+Day = Annotated[date, PlainValidator(_parse_day), _text_schema(format="date")]
+ListenerText = Annotated[
+    Listener,
+    _parsed(parse_listener),
+    _text_schema(pattern=r"^((forward|socks5|transparent)://.+:[0-9]+|reverse://.+:[0-9]+\?to=https://.+)$"),
+]
+HostName = Annotated[str, _parsed(_parse_host_name), _text_schema(minLength=1, pattern="^[^*/]+$")]
+HostText = Annotated[HostPattern, _parsed(parse_host_pattern), _text_schema(minLength=1)]
+ProxyUrl = Annotated[ProxyAddress, _parsed(_parse_proxy_url), _text_schema(pattern="^https?://[^@/]+:[0-9]+/?$")]
+SelectorText = Annotated[Selector, _parsed(_parse_visible_selector), _text_schema(pattern=r"^\$")]
+PathText = Annotated[PathGlob, _parsed(PathGlob.parse), _text_schema(pattern="^/[^?#]*$")]
+MethodText = Annotated[str, _parsed(_parse_method), _text_schema(pattern=f"^{_METHOD.pattern}$")]
+
+AddressesText = Annotated[AddressKind | Network, _parsed(parse_addresses), _text_schema(minLength=1)]
+UserName = Annotated[str, _parsed(parse_user_name), _text_schema(minLength=1, maxLength=64, pattern="^[^:]+$")]
+
+AdminText = Annotated[
+    Listener | None,
+    PlainValidator(_parse_admin_entry),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": "^.+:[0-9]+$"}, {"type": "null"}]}),
+]
+ResponseSeconds = Annotated[
+    Annotated[int, Field(ge=1, le=86_400)] | None,
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 86_400}, {"type": "null"}]}),
+]
+PinEntry = Annotated[
+    Pin | PinFile,
+    PlainValidator(_parse_pin_entry),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": "^(sha256[/:]|pin-sha256=|cert-sha256/)"},
+                _one_of_these(file={"type": "string", "minLength": 1, "maxLength": _MAX_PATH_LENGTH}),
+            ]
+        }
+    ),
+]
+_SOURCE = _one_of_these(
+    env={
+        "type": "string",
+        "pattern": f"^{_VARIABLE.pattern}$",
+        "description": "The environment variable that holds it.",
+    },
+    file={
+        "type": "string",
+        "minLength": 1,
+        "maxLength": _MAX_PATH_LENGTH,
+        "description": "The file that holds it.",
+    },
+)
+KeySourceEntry = Annotated[KeySource, PlainValidator(_parse_key_source), WithJsonSchema(_SOURCE)]
+PasswordEntry = Annotated[
+    PasswordHash | KeySource,
+    PlainValidator(_parse_password_entry),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": r"^\$scrypt\$"}, _SOURCE]}),
+]

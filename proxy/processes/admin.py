@@ -1,0 +1,312 @@
+"""The admin listener, with `/metrics`, `/live` and `/ready`, and the probes listener, with the last two alone.
+
+Rules of this module:
+
+- They answer GET and HEAD on these paths and nothing else, and tell nothing that a request or a key contained.
+- `/live` is 200 while the process serves; `/ready` is 200 from when every listener is bound until draining starts.
+- The admin listener answers this machine, and beyond it whom the policy's `clients.admin` names; and only where it is
+  called by a name that nobody else can let lead here, or a page in a browser on this machine could read what it says.
+- The probes listener answers anybody who reaches it, by whatever name: what it says is no secret.
+- They run in threads of their own, so that a slow scraper costs the proxy nothing. There are only so many at once, and
+  the oldest has to go for one more.
+- They answer also where no descriptor is left: one is kept for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import socketserver
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import IO, TYPE_CHECKING, Any, cast
+from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from proxy.core.decisions import Denied
+from proxy.core.destinations import HTTP_PORT
+from proxy.core.http.names import is_own_name, read_host_field
+from proxy.core.rules.policy import Policy
+from proxy.core.who.clients import may_ask
+from proxy.engine.descriptors import SHORTAGES, shortage
+from proxy.log import describe
+
+if TYPE_CHECKING:
+    from _typeshed import OptExcInfo
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+SOCKET_SECONDS = 10
+MAX_OPEN = 16
+MAX_REQUEST_LINE = 65536
+POLL_SECONDS = 0.1  # how long `close` may have to wait
+
+logger = logging.getLogger("overcoat")
+
+
+class _ThreadingServer(socketserver.ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, bound: socket.socket) -> None:
+        self._spare: int | None = None
+        self._open: dict[socket.socket, None] = {}  # from the oldest to the newest
+        super().__init__(bound.getsockname(), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = bound
+        # Not HTTPServer's: that looks up the host's name in the DNS, which may take seconds.
+        self.server_name, self.server_port = bound.getsockname()[:2]
+        self.setup_environ()
+        self.server_activate()
+        self.service_actions()
+
+    def service_actions(self) -> None:
+        """Keep a descriptor, again and again."""
+        if self._spare is None:
+            with contextlib.suppress(OSError):
+                self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Take a connection; where no descriptor is left for it, with the one that was kept."""
+        try:
+            return super().get_request()
+        except OSError as e:
+            if e.errno not in SHORTAGES:
+                raise
+        if self._spare is None:
+            time.sleep(POLL_SECONDS)  # it would be asked again at once, and in vain
+            raise shortage()
+        os.close(self._spare)
+        self._spare = None
+        return super().get_request()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own."""
+        if len(self._open) >= MAX_OPEN:
+            with contextlib.suppress(OSError, StopIteration):  # it ended meanwhile
+                next(iter(self._open)).shutdown(socket.SHUT_RDWR)
+        self._open[request] = None
+        super().process_request(request, client_address)
+
+    def close_request(self, request: Any) -> None:
+        """Forget it, and close it."""
+        self._open.pop(request, None)
+        super().close_request(request)
+
+    def server_close(self) -> None:
+        """Stop, and give the kept descriptor back."""
+        super().server_close()
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say in one line that a scraper went away or was too slow; socketserver's own way is a traceback."""
+        _say_ended(sys.exception())
+
+
+def _say_ended(error: BaseException | None) -> None:
+    logger.info("a request to the admin listener ended early: %s", type(error).__name__)
+
+
+class _Answer(ServerHandler):
+    request_handler: WSGIRequestHandler  # what is not in its stub
+
+    def log_exception(self, exc_info: OptExcInfo) -> None:
+        """Say in one line what was raised in answering, or that the scraper took too long to read."""
+        error = exc_info[1]
+        if isinstance(error, TimeoutError):
+            _say_ended(error)
+        elif error is not None:
+            logger.error("a request to the admin listener could not be answered: %s", describe(error))
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = SOCKET_SECONDS
+
+    def handle(self) -> None:
+        """Answer one request. WSGIRequestHandler's own way writes tracebacks to standard error."""
+        self.raw_requestline = self.rfile.readline(MAX_REQUEST_LINE + 1)
+        if len(self.raw_requestline) > MAX_REQUEST_LINE:
+            self.requestline, self.request_version, self.command = "", "", ""
+            self.send_error(HTTPStatus.REQUEST_URI_TOO_LONG)
+        elif self.parse_request():
+            reader, writer = cast(IO[bytes], self.rfile), cast(IO[bytes], self.wfile)
+            answer = _Answer(reader, writer, self.get_stderr(), self.get_environ())
+            answer.request_handler = self
+            answer.run(cast("WSGIApplication", cast(WSGIServer, self.server).get_app()))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: scrapes are not requests of the app."""
+
+
+def bind_admin(host: str, port: int) -> socket.socket:
+    """Bind where the admin listener is to listen.
+
+    Args:
+        host: an address, or a name.
+        port: the port; 0 for a free one.
+
+    Raises:
+        OSError: it cannot be bound.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+class Admin:
+    """A running listener of this kind."""
+
+    def __init__(self, bound: socket.socket, app: WSGIApplication, name: str = "admin") -> None:
+        """Start.
+
+        Args:
+            bound: see `bind_admin`.
+            app: what it answers: `admin_app`, or `probes_app`.
+            name: what it is called.
+        """
+        self._server = _ThreadingServer(bound)
+        self._server.set_app(app)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(POLL_SECONDS,), name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The address that is bound."""
+        return self._server.server_name, self._server.server_port
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@dataclass(frozen=True, slots=True)
+class AdminSockets:
+    """Where the two are bound; None for one that the policy does not have."""
+
+    admin: socket.socket | None
+    probes: socket.socket | None
+
+    @property
+    def all(self) -> list[socket.socket]:
+        """Those that there are."""
+        return [each for each in (self.admin, self.probes) if each is not None]
+
+    def start(
+        self, registry: CollectorRegistry, is_ready: Callable[[], bool], policy: Callable[[], Policy]
+    ) -> list[Admin]:
+        """Start answering there; the arguments are those of `admin_app`."""
+        started = []
+        if self.admin is not None:
+            started.append(Admin(self.admin, admin_app(registry, is_ready, policy)))
+        if self.probes is not None:
+            started.append(Admin(self.probes, probes_app(is_ready), "probes"))
+        return started
+
+
+def admin_app(
+    registry: CollectorRegistry, is_ready: Callable[[], bool], policy: Callable[[], Policy]
+) -> WSGIApplication:
+    """Return what the admin listener answers.
+
+    Args:
+        registry: what `/metrics` shows.
+        is_ready: what `/ready` says.
+        policy: returns the policy in force.
+    """
+    metrics = make_wsgi_app(registry)
+
+    def show(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        asked = {**environ, "REQUEST_METHOD": "GET"}
+        try:
+            return cast("Iterable[bytes]", metrics(asked, start_response))
+        except (TypeError, ValueError):  # prometheus-client cannot read the Accept field: it is as if there were none
+            asked.pop("HTTP_ACCEPT", None)
+            return cast("Iterable[bytes]", metrics(asked, start_response))
+
+    answer = _app({"/metrics": show, **_probes(is_ready)})
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        refused = _refused(environ, policy())
+        if refused is None:
+            return answer(environ, start_response)
+        return _without_body_of_head(environ, _text(start_response, *refused))
+
+    return app
+
+
+def probes_app(is_ready: Callable[[], bool]) -> WSGIApplication:
+    """Return what the probes listener answers.
+
+    Args:
+        is_ready: what `/ready` says.
+    """
+    return _app(_probes(is_ready))
+
+
+def _refused(environ: WSGIEnvironment, policy: Policy) -> tuple[str, str] | None:
+    """Return the status and the text for a request that is not to be answered; None for any other."""
+    if not may_ask(policy.scrapers, environ["REMOTE_ADDR"]):
+        return "403 Forbidden", "the policy's clients.admin does not name your address, so it may not ask here"
+    host = environ.get("HTTP_HOST")
+    if host is None:
+        return None  # a browser always names one, and only a browser can be led here
+    try:
+        is_ours = is_own_name(read_host_field(host, HTTP_PORT).host, policy.names)
+    except Denied:
+        is_ours = False
+    if is_ours:
+        return None
+    return "421 Misdirected Request", (
+        "the Host field names no host that this listener is called by: call it by its address, or by a name without a "
+        "public domain, or add the name to `names` in the policy"
+    )
+
+
+def _probes(is_ready: Callable[[], bool]) -> Mapping[str, WSGIApplication]:
+    def live(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return _text(start_response, "200 OK", "live")
+
+    def ready(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if is_ready():
+            return _text(start_response, "200 OK", "ready")
+        return _text(start_response, "503 Service Unavailable", "not ready")
+
+    return {"/live": live, "/ready": ready}
+
+
+def _app(pages: Mapping[str, WSGIApplication]) -> WSGIApplication:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return _without_body_of_head(environ, get(environ, start_response))
+
+    def get(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
+            return _text(start_response, "405 Method Not Allowed", "only GET and HEAD are answered here")
+        page = pages.get(environ.get("PATH_INFO", ""))
+        if page is None:
+            return _text(start_response, "404 Not Found", f"there is {', '.join(pages)}")
+        return page(environ, start_response)
+
+    return app
+
+
+def _without_body_of_head(environ: WSGIEnvironment, answer: Iterable[bytes]) -> Iterable[bytes]:
+    return [] if environ.get("REQUEST_METHOD") == "HEAD" else answer
+
+
+def _text(start_response: StartResponse, status: str, text: str) -> list[bytes]:
+    start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")])
+    return [text.encode() + b"\n"]

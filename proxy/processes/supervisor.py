@@ -1,0 +1,477 @@
+"""Several workers behind the same listeners, one admin endpoint, and a parent that keeps them running.
+
+Theory of operation. The parent binds every listener once a worker (SO_REUSEPORT) and forks; it keeps the sockets open,
+so that connections wait in a dead worker's queue for the one that takes its place. It has no thread and no asyncio: a
+process that forks again and again should have neither. It waits in one place, for signals and for what its children
+tell it, and acts in turns. The admin endpoint is a child, too, and adds up
+the metrics that all the others keep in files (prometheus-client's multiprocess mode). Each child has a wire to the
+parent; the end of either is the end of the wire.
+
+Rules of this module:
+
+- A child that dies is replaced and counted; one that cannot even start, at the start, ends the whole.
+- It is ready while every child serves.
+- Signals are for the parent alone (`proxy.processes.signals`). Told to drain, it goes on for `drain_wait` without
+  being ready,
+  then tells all workers; a second signal ends everything at once, and so does a worker that is not over in time.
+  Nothing that the parent waits for keeps it from seeing a signal. The status is 1 where something was cut off.
+- SIGHUP reads the policy again. The parent checks it and hands it to every child, and to every one that it starts
+  later; a child that does not say in time that it has taken it over is ended, and replaced by one that has.
+- Children notice when their parent is gone, and drain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import math
+import mmap
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import mark_process_dead
+
+from addons.metrics import Metrics
+from proxy.core.rules.policy import Policy
+from proxy.processes import wires
+from proxy.processes.metricsfiles import take_place
+from proxy.processes.reload import log_leaving, log_read
+from proxy.processes.secrecy import name_process
+from proxy.processes.signals import DRAIN, RELOAD, REOPEN, take_over_signals
+from proxy.processes.wires import SERVES, TAKEN, framed, new_wire, pack, unframed
+
+logger = logging.getLogger("overcoat")
+
+CANNOT_START = 3  # a worker's exit status; its one line of error is out already
+QUICK_SECONDS = 1.0  # a child that lives shorter than this is replaced only after a pause of the same length
+TAKE_SECONDS = 10.0  # for a child to take a policy over
+SPARE_SECONDS = 4.0  # beyond what a worker gives itself to drain
+
+
+class SupervisorFailed(Exception):
+    """The workers cannot be started. The message is one line."""
+
+
+@dataclass(slots=True)
+class Seat:
+    """What a child has, and its successor will have, but for the wire.
+
+    Attributes:
+        name: what it is, in words.
+        drains: whether it is asked to drain, and waited for; the others end last.
+        place: where it keeps its metrics; see `proxy.processes.metricsfiles`.
+        sockets: the bound sockets that it takes connections from.
+        work: its whole life; it returns when it has drained, and raises SystemExit if it cannot start.
+        wire: the child's own end, to be used in the child alone; see `proxy.processes.wires`.
+    """
+
+    name: str
+    drains: bool
+    place: str
+    sockets: list[socket.socket]
+    work: Callable[[Seat, Policy], None]
+    wire: socket.socket = field(init=False)
+    child: Child | None = None
+    due: float = 0.0  # when it may be started again
+
+
+@dataclass(slots=True)
+class Child:
+    """A process.
+
+    Attributes:
+        wire: the parent's end.
+        serves: whether it has said that it does.
+        owes: how many policies it was sent and has not said to have taken; until when it must is in `deadline`.
+        unsent: what the wire has not taken yet.
+    """
+
+    pid: int
+    wire: socket.socket
+    started: float
+    serves: bool = False
+    owes: int = 0
+    deadline: float = math.inf
+    unsent: bytes = b""
+    heard: bytearray = field(default_factory=bytearray)
+
+
+class Shared:
+    """A flag that all processes see."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 1)
+
+    def __bool__(self) -> bool:
+        return bool(self._memory[0])
+
+    def set(self, value: bool) -> None:
+        """Set it."""
+        self._memory[0] = value
+
+
+class Supervisor:
+    """The parent."""
+
+    def __init__(
+        self,
+        seats: list[Seat],
+        is_ready: Shared,
+        directory: Path,
+        policy: Policy,
+        reread: Callable[[Policy], Policy | None],
+        *,
+        remind: Callable[[Policy, datetime], float],
+    ) -> None:
+        """Prepare.
+
+        Args:
+            seats: the children to have.
+            is_ready: set while every child serves, and nothing is drained.
+            directory: what `proxy.processes.metricsfiles.prepare_metrics` made.
+            policy: the policy to begin with.
+            reread: reads the policy again, and checks it; see `proxy.processes.reload.Reader.again`.
+            remind: says what is to be said now and then; given the policy in force and the time, returns after how many
+                seconds to come back.
+        """
+        self._seats = seats
+        self._is_ready = is_ready
+        self._directory = directory
+        self._policy = policy
+        self._said = policy  # the one that all children are known to have
+        self._reread = reread
+        self._remind = remind
+        self._reminding_time = time.monotonic()
+        self._has_started = False
+        self._is_leaving = False  # told to drain, be it that `drain_wait` still lasts
+        self._is_draining = False
+        self._is_reloading = False
+        self._draining_time = math.inf
+        self._to_tell: list[Seat] = []  # of a policy, once all others have taken it
+        self._killing_time = math.inf
+        self._status = 0
+        self._selector = selectors.DefaultSelector()
+        self._signals = take_over_signals()
+
+    def run(self, announce: Callable[[], None]) -> int:
+        """Run until told to stop; return the exit status.
+
+        Args:
+            announce: called once every child serves.
+
+        Raises:
+            SupervisorFailed: a child cannot start.
+        """
+        self._signals.at_second = lambda: None  # there are children to end: see `_turn`
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # that it comes is enough to wake us
+        self._selector.register(self._signals.descriptor, selectors.EVENT_READ)
+        gc.freeze()  # what is loaded stays shared with the children
+        take_place("parent")
+        self._metrics = Metrics(CollectorRegistry())
+        try:
+            for seat in self._seats:
+                self._start_first(seat)
+            while (status := self._turn()) is None:
+                if not self._has_started and not self._is_leaving and self._all_serve():
+                    self._has_started = True
+                    self._is_ready.set(True)
+                    announce()
+            return status
+        finally:
+            self._end()
+
+    # -- one turn after the other
+
+    def _turn(self) -> int | None:
+        """Wait until there is something to do, and do it; return the exit status once it is over."""
+        for key, events in self._selector.select(self._patience()):
+            if key.data is not None and events & selectors.EVENT_WRITE:
+                self._flush(key.data)
+            if key.data is not None and events & selectors.EVENT_READ:
+                self._hear(key.data)
+        for number in self._signals.take():
+            if number == RELOAD:
+                self._reload()
+            elif number == REOPEN:
+                self._tell_workers(wires.REOPEN)
+            elif number in DRAIN and not self._is_leaving:
+                self._leave()
+        if self._signals.has_second:
+            return 1
+        for pid, status in _reap():
+            self._ended(pid, status)
+        self._keep_time()
+        if self._is_reloading and not any(child.owes for child in self._children()):
+            self._handed_over()
+        self._is_ready.set(self._has_started and not self._is_leaving and self._all_serve())
+        if self._is_draining and not any(seat.child for seat in self._seats if seat.drains):
+            return self._status
+        return None
+
+    def _children(self) -> list[Child]:
+        return [seat.child for seat in self._seats if seat.child is not None]
+
+    def _all_serve(self) -> bool:
+        return all(seat.child is not None and seat.child.serves for seat in self._seats)
+
+    def _patience(self) -> float | None:
+        """Return how long to wait at most, in seconds."""
+        times = [child.deadline for child in self._children()]
+        times += [self._draining_time, self._killing_time, self._reminding_time]
+        if not self._is_draining:
+            times += [seat.due for seat in self._seats if seat.child is None]
+        first = min(times)
+        return None if first == math.inf else max(0.0, first - time.monotonic())
+
+    def _keep_time(self) -> None:
+        """Start what is due, and end what is overdue."""
+        now = time.monotonic()
+        if now >= self._draining_time:
+            self._draining_time = math.inf
+            self._drain()
+        for seat in self._seats:
+            if seat.child is None and not self._is_draining and now >= seat.due:
+                try:
+                    self._start(seat)
+                except OSError as e:
+                    logger.error("%s", _no_process(seat, e))
+                    seat.due = now + QUICK_SECONDS
+            elif seat.child is not None and now >= seat.child.deadline:
+                logger.error("%s does not take the policy over, and is ended", seat.name)
+                self._kill(seat, signal.SIGKILL)
+        if now >= self._reminding_time:
+            self._reminding_time = now + self._remind(self._policy, datetime.now(UTC))
+        if now >= self._killing_time:
+            self._killing_time = math.inf
+            logger.error("a worker is not over in time, and is ended")
+            for seat in self._seats:
+                if seat.drains:
+                    self._kill(seat, signal.SIGKILL)
+
+    # -- children
+
+    def _start_first(self, seat: Seat) -> None:
+        try:
+            self._start(seat)
+        except OSError as e:
+            raise SupervisorFailed(_no_process(seat, e)) from None
+
+    def _start(self, seat: Seat) -> None:
+        """Start a child.
+
+        Raises:
+            OSError: the system gives no process.
+        """
+        _flush_output()
+        ours, theirs = new_wire()
+        with theirs:
+            # Or the child might act on one that is meant for the parent.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                pid = os.fork()
+                if not pid:
+                    ours.close()
+                    seat.wire = theirs
+                    self._live(seat, before)
+            except OSError:
+                ours.close()
+                raise
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        ours.setblocking(False)
+        seat.child = Child(pid, ours, time.monotonic())
+        self._selector.register(ours, selectors.EVENT_READ, seat)
+
+    def _live(self, seat: Seat, mask: Iterable[int]) -> NoReturn:
+        """Live a child's life, and end without running anything of the parent's."""
+        status = 1
+        try:
+            self._selector.close()
+            self._signals.leave_to_parent()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            name_process(f"overcoat-{'worker' if seat.drains else 'admin'}")
+            for child in self._children():
+                child.wire.close()  # or nobody would notice the parent's end
+            for other in self._seats:
+                if other is not seat:
+                    for bound in other.sockets:
+                        bound.close()
+            take_place(seat.place)
+            seat.work(seat, self._policy)
+            status = 0
+        except SystemExit as e:
+            status = e.code if isinstance(e.code, int) else 1
+        except BaseException as e:
+            logger.error("%s failed: %s", seat.name, type(e).__name__)
+        finally:
+            _flush_output()
+            os._exit(status)
+
+    def _hear(self, seat: Seat) -> None:
+        """Take what a child says. That it is gone is said by a signal as well; then nothing is left to be heard."""
+        child = seat.child
+        if child is None:
+            return
+        try:
+            data = child.wire.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._selector.unregister(child.wire)
+            return
+        child.heard += data
+        for message in unframed(child.heard):
+            child.serves = child.serves or message == SERVES
+            child.owes -= message == TAKEN
+            if not child.owes:
+                child.deadline = math.inf
+
+    def _flush(self, seat: Seat) -> None:
+        """Send a child what waits for it, as far as the wire takes it."""
+        child = seat.child
+        if child is None:
+            return
+        try:
+            child.unsent = child.unsent[child.wire.send(child.unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError:  # it is gone, and a signal says so
+            child.unsent = b""
+        if child.wire in self._selector.get_map():
+            writing = selectors.EVENT_WRITE if child.unsent else 0
+            self._selector.modify(child.wire, selectors.EVENT_READ | writing, seat)
+
+    def _kill(self, seat: Seat, number: signal.Signals) -> None:
+        if seat.child is not None:
+            seat.child.deadline = math.inf
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                os.kill(seat.child.pid, number)
+
+    def _ended(self, pid: int, status: int) -> None:
+        seat = next((seat for seat in self._seats if seat.child is not None and seat.child.pid == pid), None)
+        if seat is None or seat.child is None:
+            return  # a child of somebody else's that we were given
+        child, seat.child = seat.child, None
+        if child.wire in self._selector.get_map():
+            self._selector.unregister(child.wire)
+        child.wire.close()
+        seat.due = child.started + QUICK_SECONDS
+        mark_process_dead(seat.place, str(self._directory))  # type: ignore[no-untyped-call]  # untyped there
+        if self._is_draining:
+            self._status = self._status or int(seat.drains and status != 0)
+        elif not self._has_started:
+            why = "could not start" if status == CANNOT_START else f"{_ending(status)} at the start"
+            raise SupervisorFailed(f"{seat.name} {why}")
+        else:
+            logger.error("%s %s, and is replaced", seat.name, _ending(status))
+            self._metrics.worker_restarts.inc()
+
+    # -- what signals ask for
+
+    def _leave(self) -> None:
+        self._is_leaving = True
+        self._draining_time = time.monotonic() + self._policy.drain_wait
+        log_leaving(self._policy)
+
+    def _drain(self) -> None:
+        self._is_draining = True
+        self._killing_time = time.monotonic() + self._policy.drain_timeout + SPARE_SECONDS
+        for seat in self._seats:
+            if seat.drains:
+                for bound in seat.sockets:
+                    bound.close()  # or the kernel would go on taking connections for it
+        self._tell_workers(wires.DRAIN)
+
+    def _tell_workers(self, order: bytes) -> None:
+        for seat in self._seats:
+            if seat.drains and seat.child is not None:
+                seat.child.unsent += framed(order)
+                self._flush(seat)
+
+    def _reload(self) -> None:
+        if self._is_leaving:
+            return
+        policy = self._reread(self._policy)
+        self._metrics.policy_refused.set(policy is None)
+        if policy is None:
+            self._metrics.reloads.labels("refused").inc()
+        elif policy is not self._policy:
+            self._policy = policy
+            self._is_reloading = True
+            self._hand_over([seat for seat in self._seats if seat.drains])
+            self._to_tell = [seat for seat in self._seats if not seat.drains]
+        elif not self._is_reloading:  # else it is said once it is in force
+            self._metrics.reloads.labels("unchanged").inc()
+            log_read(policy, policy)
+
+    def _handed_over(self) -> None:
+        """Go on, since all who were told have the policy: the admin endpoint, which tells of it, comes last."""
+        if self._to_tell:
+            seats, self._to_tell = self._to_tell, []
+            self._hand_over(seats)
+            return
+        self._is_reloading = False
+        self._metrics.reloads.labels("taken").inc()
+        log_read(self._policy, self._said)
+        self._said = self._policy
+
+    def _hand_over(self, seats: list[Seat]) -> None:
+        message = framed(pack(self._policy))
+        for seat in seats:
+            if seat.child is not None:
+                seat.child.owes += 1
+                seat.child.deadline = min(seat.child.deadline, time.monotonic() + TAKE_SECONDS)
+                seat.child.unsent += message
+                self._flush(seat)
+
+    def _end(self) -> None:
+        for seat in self._seats:
+            self._kill(seat, signal.SIGKILL)
+            if seat.child is not None:
+                with contextlib.suppress(ChildProcessError):  # it was reaped just now
+                    os.waitpid(seat.child.pid, 0)
+        signal.set_wakeup_fd(-1)
+
+
+def _flush_output() -> None:
+    """Leave nothing in a buffer that two processes would have. A stream that was closed before we began is None."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def _no_process(seat: Seat, error: OSError) -> str:
+    return f"no process for {seat.name}: {os.strerror(error.errno or 0).lower()}"
+
+
+def _reap() -> list[tuple[int, int]]:
+    """Return the children that have ended, and their exit statuses (negative: a signal)."""
+    ended = []
+    with contextlib.suppress(ChildProcessError):  # there is no child at all
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                break
+            ended.append((pid, os.waitstatus_to_exitcode(status)))
+    return ended
+
+
+def _ending(status: int) -> str:
+    """Return how a child ended: its exit status, or the signal that killed it (9, where memory ran out)."""
+    if status >= 0:
+        return f"ended with status {status}"
+    return f"was killed by signal {-status} ({signal.strsignal(-status)})"

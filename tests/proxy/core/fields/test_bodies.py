@@ -1,0 +1,253 @@
+"""A body as a whole: what is denied before it is there, what comes out, and what is bounded."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from datetime import date
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from proxy.core.decisions import Denied, Reason
+from proxy.core.fields.bodies import (
+    MAX_OPENED,
+    MAX_SEALED,
+    BodyHead,
+    acceptable,
+    check_before,
+    count_marked,
+    decrypt,
+    encrypt,
+    too_large,
+)
+from proxy.core.fields.entries import FieldEntry, Signed
+from proxy.core.fields.selectors import parse_selector
+from proxy.core.jose import jwe
+from proxy.core.jose.keys import Alg, Key, KeySet, new_key
+from proxy.core.jose.place import Place
+
+TODAY = date(2026, 11, 23)
+KEY = new_key(Alg.A256KW, kid="one")
+KEYS = KeySet("app", Alg.A256KW, KEY)
+ENTRY = FieldEntry((parse_selector("$..ssn"),), KEYS)
+HOST = "api.example"
+LIMIT = 1 << 20
+PLAIN = BodyHead(["application/json"])
+
+
+def reason_of(denied: pytest.ExceptionInfo[Denied]) -> Reason:
+    return denied.value.reason
+
+
+class TestBefore:
+    def test_an_ordinary_body_may_come(self) -> None:
+        check_before(PLAIN, [ENTRY], TODAY)
+        check_before(BodyHead([], "gzip"), [ENTRY], TODAY)
+
+    @pytest.mark.parametrize(
+        "content_type",
+        [
+            "application/json; charset=utf-7",
+            "application/json;CHARSET = 'utf-16'",
+            "application/json; charset=utf-8; charset=latin-1",
+            "text/plain; charset*=utf-16",
+        ],
+    )
+    def test_another_charset_is_denied(self, content_type: str) -> None:
+        with pytest.raises(Denied) as denied:
+            check_before(BodyHead([content_type]), [ENTRY], TODAY)
+        assert reason_of(denied) is Reason.ENCODING_UNSUPPORTED
+
+    @pytest.mark.parametrize("charset", ["utf-8", "UTF-8", '"utf-8"', "us-ascii", "utf8 "])
+    def test_utf_8_by_any_of_its_names_is_not(self, charset: str) -> None:
+        check_before(BodyHead([f"application/json; charset={charset}"]), [ENTRY], TODAY)
+
+    def test_two_content_types_are_denied(self) -> None:
+        with pytest.raises(Denied):
+            check_before(BodyHead(["application/json", "application/json"]), [ENTRY], TODAY)
+
+    def test_a_coding_that_cannot_be_undone_is_denied(self) -> None:
+        with pytest.raises(Denied) as denied:
+            check_before(BodyHead([], "br"), [ENTRY], TODAY)
+        assert reason_of(denied) is Reason.ENCODING_UNSUPPORTED
+
+    def test_an_expired_key_is_denied_by_its_name(self) -> None:
+        old = new_key(Alg.A256KW, kid="old")
+        expired = type(old)(old.kid, old.alg, old.material, date(2026, 11, 22))
+        entry = FieldEntry(ENTRY.selectors, KeySet("app", Alg.A256KW, expired))
+        with pytest.raises(Denied, match="key old of key set app") as denied:
+            check_before(PLAIN, [entry], TODAY)
+        assert reason_of(denied) is Reason.KEY_UNAVAILABLE
+
+
+class TestEncrypting:
+    @pytest.mark.parametrize("coding", [None, "gzip"])
+    def test_what_is_encrypted_opens_again_to_the_very_bytes(self, coding: str | None) -> None:
+        body = b'{"ssn" : "078",  "x":1}'
+        sent = gzip.compress(body, mtime=0) if coding else body
+        head = BodyHead(["application/json"], coding)
+        protected, count = encrypt(sent, head, [ENTRY], HOST, limit=LIMIT)
+        assert count == 1
+        assert b"078" not in (gzip.decompress(protected) if coding else protected)
+        opened, opened_count = decrypt(protected, head, [ENTRY], HOST, limit=LIMIT, today=TODAY)
+        assert (gzip.decompress(opened) if coding else opened) == body
+        assert opened_count == 1
+
+    def test_a_packed_body_with_nothing_marked_is_not_packed_anew(self) -> None:
+        packed = gzip.compress(b"[1]", 1) + gzip.compress(b" ")
+        head = BodyHead(["application/json"], "gzip")
+        assert encrypt(packed, head, [ENTRY], HOST, limit=LIMIT) == (packed, 0)
+        assert decrypt(packed, head, [ENTRY], HOST, limit=LIMIT, today=TODAY) == (packed, 0)
+
+    @pytest.mark.parametrize("body", [b"", b'{"x":1}', b" []"])
+    def test_a_body_with_nothing_marked_is_the_same_object(self, body: bytes) -> None:
+        protected, count = encrypt(body, PLAIN, [ENTRY], HOST, limit=LIMIT)
+        assert protected is body
+        assert count == 0
+
+    def test_a_signature_over_what_changes_is_denied_and_over_what_does_not_passes(self) -> None:
+        head = BodyHead(signature="the field X")
+        passing = replace(ENTRY, signed=Signed.PASS)
+        with pytest.raises(Denied, match="the field X covers the body") as denied:
+            encrypt(b'{"ssn":1}', head, [ENTRY], HOST, limit=LIMIT)
+        assert reason_of(denied) is Reason.SIGNED_BODY
+        assert encrypt(b'{"ssn":1}', head, [passing], HOST, limit=LIMIT)[1] == 1
+        assert encrypt(b'{"ssn":1}', head, [passing, ENTRY], HOST, limit=LIMIT)[1] == 1  # the first entry's
+        with pytest.raises(Denied, match="covers the body"):
+            count_marked(b'{"ssn":1}', head, [ENTRY, passing], LIMIT)
+        assert encrypt(b'{"x":1}', head, [ENTRY], HOST, limit=LIMIT) == (b'{"x":1}', 0)
+
+    def test_as_many_fields_as_are_allowed_and_one_more(self) -> None:
+        def body(count: int) -> bytes:
+            return json.dumps([{"ssn": 1}] * count).encode()
+
+        assert count_marked(body(MAX_SEALED), PLAIN, [ENTRY], LIMIT) == MAX_SEALED
+        with pytest.raises(Denied) as denied:
+            encrypt(body(MAX_SEALED + 1), PLAIN, [ENTRY], HOST, limit=LIMIT)
+        assert reason_of(denied) is Reason.BODY_TOO_LARGE
+
+    def test_a_value_too_long_for_a_token_is_too_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(jwe, "MAX_TOKEN_CHARACTERS", 100)
+        with pytest.raises(Denied) as denied:
+            encrypt(b'{"ssn":"078"}', PLAIN, [ENTRY], HOST, limit=LIMIT)
+        assert reason_of(denied) is Reason.BODY_TOO_LARGE
+        assert denied.value.detail == too_large(LIMIT).detail
+
+    def test_counting_changes_nothing_and_counts_the_same(self) -> None:
+        body = b'{"ssn":1,"a":[{"ssn":2}]}'
+        assert count_marked(body, PLAIN, [ENTRY], LIMIT) == 2
+
+
+class TestDecrypting:
+    @staticmethod
+    def sealed(value: bytes, place: str = "$.ssn", host: str = HOST) -> bytes:
+        return b'{"ssn":"' + jwe.seal(value, KEY, Place(host, place)).encode() + b'"}'
+
+    def test_what_was_sealed_elsewhere_opens(self) -> None:
+        assert decrypt(self.sealed(b"1e2"), PLAIN, [ENTRY], HOST, limit=LIMIT, today=TODAY) == (b'{"ssn":1e2}', 1)
+
+    @pytest.mark.parametrize(
+        ("body", "why"),
+        [
+            (b'{"ssn":"e30.e30.AAAAAAAAAAAAAAAA.AA.AAAAAAAAAAAAAAAAAAAAAA"}', "cannot be decrypted"),
+            (
+                b'{"ssn":{"protected":"e30","ciphertext":"AA"}}',
+                r"a value at \$\.\.ssn is a JWE, but not in its compact",
+            ),
+            (b'{"ssn":', "cannot be decrypted"),
+            (b"<html>", "cannot be decrypted"),
+        ],
+    )
+    def test_what_does_not_open_is_denied(self, body: bytes, why: str) -> None:
+        with pytest.raises(Denied, match=why) as denied:
+            decrypt(body, PLAIN, [ENTRY], HOST, limit=LIMIT, today=TODAY)
+        assert reason_of(denied) is Reason.DECRYPTION_FAILED
+
+    def test_the_detail_names_the_key_set_and_the_selectors_but_nothing_of_the_body(self) -> None:
+        body = (
+            b'{"canary":{"ssn":"%s"}}' % jwe.seal(b"1", replace(KEY, kid="new"), Place(HOST, "$.canary.ssn")).encode()
+        )
+        with pytest.raises(Denied) as denied:
+            decrypt(body, PLAIN, [ENTRY], HOST, limit=LIMIT, today=TODAY)
+        assert denied.value.detail == (
+            "the response cannot be decrypted: a value at $..ssn is not opened by key set app: "
+            "header parameter kid: names no key of this set"
+        )
+
+    def test_a_value_sealed_for_another_place_or_host_is_denied(self) -> None:
+        for body in (self.sealed(b"1", place="$.other"), self.sealed(b"1", host="other.example")):
+            with pytest.raises(Denied) as denied:
+                decrypt(body, PLAIN, [ENTRY], HOST, limit=LIMIT, today=TODAY)
+            assert reason_of(denied) is Reason.DECRYPTION_FAILED
+
+    def test_what_opens_to_more_than_one_value_is_denied(self) -> None:
+        with pytest.raises(Denied, match="not one JSON value"):
+            decrypt(self.sealed(b'1,"admin":true'), PLAIN, [ENTRY], HOST, limit=LIMIT, today=TODAY)
+
+    def test_another_charset_is_denied(self) -> None:
+        with pytest.raises(Denied) as denied:
+            decrypt(b"{}", BodyHead(["application/json; charset=utf-7"]), [ENTRY], HOST, limit=LIMIT, today=TODAY)
+        assert reason_of(denied) is Reason.DECRYPTION_FAILED
+
+    def test_more_tokens_than_can_be_opened_in_short_time_are_denied_and_plain_values_are_no_tokens(self) -> None:
+        item, plain = self.sealed(b"1", place="$[*].ssn"), b'{"ssn":null}'
+
+        def opened(tokens: int) -> tuple[bytes, int]:
+            body = b"[" + b",".join([item] * tokens + [plain] * (MAX_OPENED + 1)) + b"]"
+            return decrypt(body, PLAIN, [ENTRY], HOST, limit=4 * LIMIT, today=TODAY)
+
+        assert opened(MAX_OPENED)[1] == MAX_OPENED
+        with pytest.raises(Denied, match=f"more than {MAX_OPENED} fields"):
+            opened(MAX_OPENED + 1)
+
+    @pytest.mark.parametrize(("bits", "most"), [(2048, MAX_OPENED), (4096, 90)])
+    def test_of_those_for_a_long_rsa_key_fewer_are_opened_in_the_same_time(self, bits: int, most: int) -> None:
+        private = rsa.generate_private_key(65537, bits)
+        key = Key("rsa", Alg.RSA_OAEP_256, private)
+        older = Key("short", Alg.RSA_OAEP_256, rsa.generate_private_key(65537, 2048))
+        entry = replace(ENTRY, keys=KeySet("app", Alg.RSA_OAEP_256, older, (key,)))
+        item = b'{"ssn":"%s"}' % jwe.seal(b"1", key.public(), Place(HOST, "$[*].ssn")).encode()
+
+        def opened(tokens: int) -> int:
+            body = b"[" + b",".join([item] * tokens) + b"]"
+            return decrypt(body, PLAIN, [entry], HOST, limit=4 * LIMIT, today=TODAY)[1]
+
+        assert opened(most) == most
+        with pytest.raises(Denied, match=f"more than {most} fields"):
+            opened(most + 1)
+
+    @pytest.mark.parametrize("value", [b"null", b"4111", b"true", b'"4111"', b"{}", b"[1]", b'{"ciphertext":1}'])
+    def test_what_was_never_sealed_stays_the_very_same_body(self, value: bytes) -> None:
+        body = b'{"ssn":%s}' % value
+        got, count = decrypt(body, PLAIN, [ENTRY], HOST, limit=LIMIT, today=TODAY)
+        assert (got is body, count) == (True, 0)
+
+    @pytest.mark.parametrize("types", [(), ("application/json", "text/plain"), ("text/plain", "x")])
+    def test_a_body_whose_label_says_nothing_is_looked_at(self, types: tuple[str, ...]) -> None:
+        head = BodyHead(types)
+        opened = decrypt(self.sealed(b"1", place="$.ssn"), head, [ENTRY], HOST, limit=LIMIT, today=TODAY)
+        assert opened == (b'{"ssn":1}', 1)
+        for packed in (gzip.compress(b"{canary"), gzip.compress(b"\xff\xfe{\x00")):
+            with pytest.raises(Denied, match="cannot be decrypted"):
+                decrypt(packed, BodyHead(types, "gzip"), [ENTRY], HOST, limit=LIMIT, today=TODAY)
+
+    def test_a_body_without_a_label_that_is_no_json_stays_as_it_is(self) -> None:
+        for body, coding in ((b"not found", None), (gzip.compress(b"\x89PNG"), "gzip"), (b"", "br")):
+            assert decrypt(body, BodyHead((), coding), [ENTRY], HOST, limit=LIMIT, today=TODAY) == (body, 0)
+
+
+@pytest.mark.parametrize(
+    ("offered", "acceptable_here"),
+    [
+        ("gzip, br", "gzip"),
+        ("br", "identity"),
+        ("", "identity"),
+        ("x-gzip;q=0.5", "gzip"),
+        ("gzip;q=0", "identity"),
+        ("GZIP ; q=0.000", "identity"),
+    ],
+)
+def test_what_of_an_offer_can_be_opened_here(offered: str, acceptable_here: str) -> None:
+    assert acceptable(offered) == acceptable_here

@@ -1,0 +1,225 @@
+"""Keys: names, dates, sets, thumbprints, both written forms, and what they never show."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pprint
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
+
+import pytest
+
+from proxy.core.jose.encoding import unbase64url
+from proxy.core.jose.keys import (
+    Alg,
+    BadKey,
+    Bind,
+    Key,
+    KeySet,
+    SecretBytes,
+    load_key,
+    new_key,
+    thumbprint,
+    to_jwk,
+    to_pem,
+)
+
+ECDH, RSA, AES = Alg.ECDH_ES_A256KW, Alg.RSA_OAEP_256, Alg.A256KW
+
+KEYS = {
+    "P-256": new_key(ECDH, kid="p"),
+    "X25519": new_key(ECDH, curve="X25519", kid="x"),
+    "RSA": new_key(RSA, kid="r"),
+    "oct": new_key(AES, kid="a"),
+}
+PAIRS = [KEYS["P-256"], KEYS["X25519"], KEYS["RSA"]]
+ALL = list(KEYS.values())
+
+
+def _kind(key: Key) -> str:
+    return key.kid
+
+
+@pytest.mark.parametrize("key", ALL, ids=_kind)
+def test_a_new_key_opens_and_is_secret(key: Key) -> None:
+    assert key.can_open
+    assert key.is_secret
+
+
+def test_two_new_keys_differ() -> None:
+    assert thumbprint(new_key(AES)) != thumbprint(new_key(AES))
+
+
+def test_new_keys_are_of_the_kind_that_was_asked_for() -> None:
+    assert to_jwk(KEYS["P-256"], private=False)["crv"] == "P-256"
+    assert to_jwk(KEYS["X25519"], private=False)["crv"] == "X25519"
+    assert KEYS["RSA"].material.key_size == 3072  # type: ignore[union-attr]  # an RSA key, which the test is about
+    assert len(KEYS["oct"].material.reveal()) == 32  # type: ignore[union-attr]  # SecretBytes, likewise
+
+
+@pytest.mark.parametrize("key", PAIRS, ids=_kind)
+def test_the_public_half_seals_but_does_not_open_and_keeps_name_and_date(key: Key) -> None:
+    public = replace(key, not_after=date(2027, 1, 31)).public()
+    assert not public.can_open
+    assert not public.is_secret
+    assert (public.kid, public.alg, public.not_after) == (key.kid, key.alg, date(2027, 1, 31))
+    assert public.public() == public
+
+
+def test_a_symmetric_key_has_no_public_half() -> None:
+    with pytest.raises(BadKey, match="no public half"):
+        KEYS["oct"].public()
+
+
+@pytest.mark.parametrize("key", PAIRS, ids=_kind)
+def test_both_halves_have_the_same_thumbprint(key: Key) -> None:
+    assert thumbprint(key) == thumbprint(key.public())
+
+
+@pytest.mark.parametrize("key", ALL, ids=_kind)
+def test_a_key_without_a_name_is_called_by_its_thumbprint(key: Key) -> None:
+    members = to_jwk(key, private=True)
+    del members["kid"]
+    assert load_key(json.dumps(members).encode(), alg=key.alg).kid == thumbprint(key)
+    assert new_key(AES).kid not in ("", "a")
+
+
+def test_the_thumbprint_of_the_example_in_rfc_7638_is_the_one_given_there() -> None:
+    modulus = (
+        "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3"
+        "oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdA"
+        "ZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-"
+        "kEgU8awapJzKnqDKgw"
+    )
+    key = load_key(json.dumps({"kty": "RSA", "n": modulus, "e": "AQAB"}).encode(), alg=RSA)
+    assert thumbprint(key) == "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"
+
+
+@pytest.mark.parametrize(
+    ("key", "canonical"),
+    [
+        (KEYS["P-256"], '{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}'),
+        (KEYS["X25519"], '{{"crv":"X25519","kty":"OKP","x":"{x}"}}'),  # RFC 8037, appendix A.3
+        (KEYS["oct"], '{{"k":"{k}","kty":"oct"}}'),
+    ],
+    ids=["P-256", "X25519", "oct"],
+)
+def test_a_thumbprint_is_the_digest_of_the_required_members_in_order(key: Key, canonical: str) -> None:
+    text = canonical.format(**to_jwk(key, private=True))
+    assert unbase64url(thumbprint(key)) == hashlib.sha256(text.encode()).digest()
+
+
+@pytest.mark.parametrize("key", ALL, ids=_kind)
+def test_a_private_key_comes_back_from_its_jwk(key: Key) -> None:
+    members = to_jwk(key, private=True)
+    again = load_key(json.dumps(members).encode(), alg=key.alg)
+    assert again.can_open
+    assert to_jwk(again, private=True) == members
+
+
+@pytest.mark.parametrize("key", PAIRS, ids=_kind)
+def test_a_private_key_comes_back_from_its_pem(key: Key) -> None:
+    again = load_key(to_pem(key, private=True), alg=key.alg, kid=key.kid)
+    assert to_jwk(again, private=True) == to_jwk(key, private=True)
+
+
+@pytest.mark.parametrize("key", PAIRS, ids=_kind)
+def test_a_public_key_comes_back_from_both_forms_without_secret_members(key: Key) -> None:
+    members = to_jwk(key, private=False)
+    assert not {"d", "p", "q", "dp", "dq", "qi"} & members.keys()
+    assert load_key(json.dumps(members).encode(), alg=key.alg) == key.public()
+    assert load_key(to_pem(key, private=False), alg=key.alg, kid=key.kid) == key.public()
+
+
+@pytest.mark.parametrize("write", [to_jwk, to_pem])
+def test_a_public_key_cannot_be_written_as_a_private_one(write: Callable[..., object]) -> None:
+    with pytest.raises(BadKey, match="private half is not here"):
+        write(KEYS["P-256"].public(), private=True)
+
+
+@pytest.mark.parametrize("write", [to_jwk, to_pem])
+def test_a_symmetric_key_cannot_be_written_as_a_public_one(write: Callable[..., object]) -> None:
+    with pytest.raises(BadKey, match="no public half"):
+        write(KEYS["oct"], private=False)
+
+
+def test_a_symmetric_key_has_no_pem_form() -> None:
+    with pytest.raises(BadKey, match="write it as a JWK"):
+        to_pem(KEYS["oct"], private=True)
+
+
+def test_the_given_name_counts_where_the_key_has_none() -> None:
+    assert load_key(to_pem(KEYS["P-256"], private=False), alg=ECDH, kid="pay").kid == "pay"
+
+
+def test_the_name_in_the_jwk_and_the_given_one_must_agree() -> None:
+    data = json.dumps(to_jwk(KEYS["oct"], private=True)).encode()
+    assert load_key(data, alg=AES, kid="a").kid == "a"
+    with pytest.raises(BadKey, match="kid is 'a', not 'b'"):
+        load_key(data, alg=AES, kid="b")
+
+
+@pytest.mark.parametrize("kid", ["", "k" * 257, "a\nb", "\ud800", "\x00"])
+def test_a_name_that_is_empty_too_long_or_not_printable_is_refused(kid: str) -> None:
+    with pytest.raises(BadKey, match="1 to 256 printable"):
+        new_key(AES, kid=kid)
+
+
+def test_a_name_of_256_characters_is_accepted() -> None:
+    assert new_key(AES, kid="ü" * 256).kid == "ü" * 256
+
+
+def test_a_key_is_good_on_its_last_day_and_no_longer() -> None:
+    key = replace(KEYS["oct"], not_after=date(2027, 1, 31))
+    assert not key.expired(date(2027, 1, 31))
+    assert key.expired(date(2027, 2, 1))
+
+
+def test_a_key_without_a_last_day_never_expires() -> None:
+    assert not KEYS["oct"].expired(date.max)
+
+
+def test_material_that_does_not_fit_the_algorithm_makes_no_key() -> None:
+    with pytest.raises(BadKey, match="takes an RSA key"):
+        Key("k", RSA, SecretBytes(bytes(32)))
+
+
+def test_a_key_set_finds_its_keys_by_name() -> None:
+    older = new_key(AES, kid="old")
+    keys = KeySet("app", AES, KEYS["oct"], (older,))
+    assert keys.by_kid("a") is KEYS["oct"]
+    assert keys.by_kid("old") is older
+    assert keys.by_kid("other") is None
+    assert keys.bind is Bind.PLACE
+
+
+def test_a_key_set_has_keys_of_one_algorithm_only() -> None:
+    with pytest.raises(BadKey, match="'p' is for ECDH-ES\\+A256KW; every key of set 'app' must be for A256KW"):
+        KeySet("app", AES, KEYS["oct"], (KEYS["P-256"],))
+
+
+def test_a_key_set_has_no_two_keys_of_the_same_name() -> None:
+    with pytest.raises(BadKey, match="same kid"):
+        KeySet("app", AES, KEYS["oct"], (new_key(AES, kid="a"),))
+
+
+@pytest.mark.parametrize("key", ALL, ids=_kind)
+def test_nothing_that_prints_a_key_shows_its_secret(key: Key) -> None:
+    secrets = [
+        value for name, value in to_jwk(key, private=True).items() if name in ("d", "k", "p", "q", "dp", "dq", "qi")
+    ]
+    raw = key.material.reveal() if isinstance(key.material, SecretBytes) else b"\0" * 32
+    keys = KeySet("set", key.alg, key)
+    try:
+        raise RuntimeError(key, keys)
+    except RuntimeError as error:
+        trace = "".join(traceback.TracebackException.from_exception(error, capture_locals=False).format())
+    shown = f"{key} {key!r} {keys} {keys!r} {[key]} {key.material!r} {pprint.pformat(keys)} {trace}"
+    assert "redacted" in repr(key)
+    assert secrets
+    assert not [secret for secret in secrets if secret in shown]
+    assert repr(raw)[2:-1] not in shown
+    assert raw.hex() not in shown

@@ -1,0 +1,196 @@
+"""What needs attention about a policy: what is found, on which day, and what is not."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from proxy.core.jose.keys import Alg, new_key, to_pem
+from proxy.core.rules.policy import Policy
+from proxy.policyfile.findings import Finding, findings, log_findings
+from proxy.policyfile.load import load_policy
+from tests.proxy.commands.policies import JWK, PIN_A, PIN_B, POLICY
+
+TODAY = date(2027, 1, 15)
+NOW = datetime(2027, 1, 15, 23, 59, tzinfo=UTC)
+TWO_PINS = f'["{PIN_A}", "{PIN_B}"]'
+
+
+def found(folder: Path, text: str) -> list[Finding]:
+    """Return what is found about the policy of this text, with its files in a folder."""
+    (folder / "policy.yaml").write_text(textwrap.dedent(text))
+    return findings(load_policy(folder / "policy.yaml", {"APP_KEY": JWK}), {}, NOW)
+
+
+@pytest.mark.parametrize(
+    ("expires", "not_after", "pins", "expected"),
+    [
+        ("2999-06-30", "2999-01-01", TWO_PINS, []),
+        (str(TODAY + timedelta(31)), str(TODAY + timedelta(31)), TWO_PINS, []),
+        (str(TODAY + timedelta(30)), "2999-01-01", TWO_PINS, ["rule pay: its pins will expire on 2027-02-14; after"]),
+        (str(TODAY), "2999-01-01", TWO_PINS, ["rule pay: its pins will expire on 2027-01-15; after"]),
+        ("2027-01-14", "2999-01-01", TWO_PINS, ["! rule pay: its pins expired on 2027-01-14: its hosts are denied"]),
+        ("2999-06-30", "2027-02-14", TWO_PINS, ["key set app: key app-1 will expire on 2027-02-14; after"]),
+        ("2999-06-30", str(TODAY), TWO_PINS, ["key set app: key app-1 will expire on 2027-01-15; after"]),
+        ("2999-06-30", "2027-01-14", TWO_PINS, ["! key set app: key app-1 expired on 2027-01-14: what it should"]),
+        ("2999-06-30", "2999-01-01", f'["{PIN_A}"]', ["rule pay: one pin without a backup"]),
+    ],
+)
+def test_ends_that_are_near_or_past(
+    tmp_path: Path, expires: str, not_after: str, pins: str, expected: list[str]
+) -> None:
+    text = POLICY.replace("2999-06-30", expires).replace("2999-01-01", not_after)
+    said = found(tmp_path, text.replace(TWO_PINS, pins))
+    assert len(said) == len(expected)
+    for finding, start in zip(said, expected, strict=True):
+        assert f"{'! ' if finding.has_failed else ''}{finding.text}".startswith(start)
+
+
+def test_the_pins_of_the_upstream_proxy_end_like_all_others(tmp_path: Path) -> None:
+    policy = f"""\
+        version: 1
+        upstream_proxy: {{url: "https://proxy.example:3128", pins: {{any_of: {TWO_PINS}, expires: DAY}}}}
+    """
+    assert found(tmp_path, policy.replace("DAY", "2999-01-01")) == []
+    (soon,) = found(tmp_path, policy.replace("DAY", "2027-02-14"))
+    assert soon == Finding("the upstream proxy: its pins will expire on 2027-02-14; after that nothing leaves")
+    (past,) = found(tmp_path, policy.replace("DAY", "2027-01-14"))
+    assert past == Finding("the upstream proxy: its pins expired on 2027-01-14: nothing leaves", has_failed=True)
+
+
+def test_an_older_key_that_has_ended_opens_nothing(tmp_path: Path) -> None:
+    (tmp_path / "old.jwk").write_text(JWK)
+    (tmp_path / "old.jwk").chmod(0o600)
+    older = "not_after: 2999-01-01}, older: [{kid: app-1, file: old.jwk, not_after: 2026-12-31}]}"
+    new = JWK.replace("app-1", "app-2")
+    text = POLICY.replace("kid: app-1", "kid: app-2").replace("not_after: 2999-01-01}}", older)
+    (tmp_path / "policy.yaml").write_text(text)
+    (finding,) = findings(load_policy(tmp_path / "policy.yaml", {"APP_KEY": new}), {}, NOW)
+    assert finding.has_failed
+    assert finding.text.startswith("key set app: key app-1 expired on 2026-12-31: what it encrypted is not opened")
+
+
+@pytest.mark.parametrize(
+    ("alg", "half", "entries", "is_found"),
+    [
+        (Alg.ECDH_ES_A256KW, "private", 'request: [{encrypt: ["$.a"], key: k}]', True),
+        (Alg.RSA_OAEP_256, "private", 'request: [{encrypt: ["$.a"], key: k}]', True),
+        (Alg.ECDH_ES_A256KW, "public", 'request: [{encrypt: ["$.a"], key: k}]', False),
+        (Alg.ECDH_ES_A256KW, "private", 'response: [{decrypt: ["$.a"], key: k}]', False),
+        (
+            Alg.ECDH_ES_A256KW,
+            "private",
+            'request: [{encrypt: ["$.a"], key: k}], response: [{decrypt: ["$.a"], key: k}]',
+            False,
+        ),
+        (Alg.ECDH_ES_A256KW, "private", "plain_http: upgrade", False),  # a set for `keys open` alone
+    ],
+)
+def test_a_private_key_where_only_the_public_half_is_needed(
+    tmp_path: Path, alg: Alg, half: str, entries: str, is_found: bool
+) -> None:
+    (tmp_path / "k.pem").write_bytes(to_pem(new_key(alg), private=half == "private"))
+    (tmp_path / "k.pem").chmod(0o600)
+    said = found(
+        tmp_path,
+        f"""\
+        version: 1
+        keys: {{k: {{alg: {alg}, primary: {{kid: pay-1, file: k.pem}}}}}}
+        rules: [{{name: a, hosts: [a.example], {entries}}}]
+        """,
+    )
+    assert [finding.text.partition(",")[0] for finding in said] == ["key set k: key pay-1 is a private key"] * is_found
+    assert not any(finding.has_failed for finding in said)
+
+
+def test_a_symmetric_key_has_no_other_half(tmp_path: Path) -> None:
+    text = POLICY.partition("    response:")[0]
+    assert found(tmp_path, text) == []
+
+
+def test_hosts_that_are_out_of_reach(tmp_path: Path) -> None:
+    said = found(
+        tmp_path,
+        """\
+        version: 1
+        destinations: {allow: [192.168.1.0/24]}
+        rules: [{name: a, hosts: [192.168.1.2, "192.168.2.2:81", "[::1]", 93.184.216.34, name.example]}]
+        """,
+    )
+    first, second = (finding.text for finding in said)
+    assert first.startswith("rule a: 192.168.2.2:81 is never reached: if 192.168.2.2 is a neighbour of the app's")
+    assert "write destinations: {allow: [private]} (or just its network) in rule a" in first
+    assert second.startswith("rule a: [::1] is never reached: that is where Overcoat runs")
+
+
+def test_the_built_in_policy_protects_little() -> None:
+    (finding,) = findings(Policy(), {}, NOW)
+    assert finding.text.startswith("no policy file was named or found")
+
+
+def test_that_nothing_is_protected_while_it_observes(tmp_path: Path) -> None:
+    (finding,) = found(tmp_path, "version: 1\nmode: observe\n")
+    assert finding.text.startswith("mode observe protects nothing")
+    assert not finding.has_failed
+    assert found(tmp_path, "version: 1\nmode: enforce\n") == []
+
+
+def test_what_has_failed_is_logged_as_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    log_findings([Finding("may fail"), Finding("has failed", has_failed=True)])
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", "may fail"),
+        ("ERROR", "has failed"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "above", "danger"),
+    [
+        (0o700, 0o755, ""),
+        (0o755, 0o775, ""),  # above, a group is its owner's business
+        (0o700, 0o1777, ""),  # where nobody moves what is another's
+        (0o720, 0o755, "others may write {data} (mode 0720)"),
+        (0o702, 0o755, "others may write {data} (mode 0702)"),
+        (0o1777, 0o755, "others may write {data} (mode 1777)"),
+        (0o700, 0o777, "others may write {above} (mode 0777)"),
+        (None, 0o777, "others may write {above} (mode 0777)"),  # it is not there yet
+    ],
+)
+def test_who_may_put_something_in_the_data_directory(tmp_path: Path, mode: int | None, above: int, danger: str) -> None:
+    folder = tmp_path / "above"
+    data = folder / "data"
+    folder.mkdir()
+    if mode is not None:
+        data.mkdir()
+        data.chmod(mode)
+    folder.chmod(above)
+    link = tmp_path / "link"
+    link.symlink_to(data)
+    for named in (data, link):
+        said = [each.text for each in findings(replace(Policy(), source="p.yaml"), {"OVERCOAT_DATA": str(named)}, NOW)]
+        assert [each.partition(",")[0] for each in said] == [danger.format(data=data, above=folder)] * bool(danger)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a folder to another user")
+def test_a_data_directory_of_another_user(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    os.chown(data, 65534, -1)
+    (finding,) = findings(replace(Policy(), source="p.yaml"), {"OVERCOAT_DATA": str(data)}, NOW)
+    assert finding.text.startswith(f"{data} belongs to another user (65534)")
+
+
+def test_a_file_that_everyone_may_change(tmp_path: Path) -> None:
+    (tmp_path / "k.pem").write_bytes(to_pem(new_key(Alg.ECDH_ES_A256KW), private=False))
+    text = "version: 1\nkeys: {k: {alg: ECDH-ES+A256KW, primary: {file: k.pem}}}\n"
+    for mode, is_found in ((0o644, False), (0o664, False), (0o666, True)):
+        (tmp_path / "k.pem").chmod(mode)
+        said = [each.text for each in found(tmp_path, text)]
+        assert [each.partition(":")[0] for each in said] == [
+            f"{tmp_path / 'k.pem'} may be changed by everyone on this machine"
+        ] * is_found
