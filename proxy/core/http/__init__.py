@@ -1,1 +1,1 @@
-"""HTTP as it stands on the wire: heads, where bodies end, fields that concern one connection, redirects, cookies, errors."""
+"""HTTP as it stands on the wire: heads, where bodies end, fields of one connection, redirects, cookies, errors."""

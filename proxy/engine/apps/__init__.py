@@ -1,1 +1,1 @@
-"""What speaks with apps: a socket, HTTP of either version on it, CONNECT, tunnels, and a conversation for each request."""
+"""What speaks with apps: a socket, HTTP of either version on it, CONNECT, tunnels, a conversation for each request."""
