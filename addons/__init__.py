@@ -1,1 +1,21 @@
-"""One mitmproxy addon a protection, in pipeline order: gate, transport, pinning, encryption, telemetry."""
+"""The protections, one mitmproxy addon a file. In the order in which they see a request: gate, transport, pinning,
+encryption, telemetry.
+
+The engine calls their hooks (`proxy.engine.dispatch`); so does stock mitmproxy (`addons.stock`). An addon reads what it
+needs from the flow, asks the core for a decision, and writes that into the flow. `exchange` and `sessions` hold what
+addons and engine know of one request and of one client connection.
+
+Offers:
+
+- `decisionline`: done; which bytes a request and its response came to
+- `encryption`: Encryption; encrypts fields of requests, decrypts those of responses
+- `exchange`: Exchange, Upstream, denies, problem_response; what is known of one request, and how it is denied
+- `gate`: Gate; lets in who may ask for what, and finds the destination
+- `headers`: has_field, values_of; header fields by name
+- `localca`: LocalCaGuard; no certificate from a local CA that has ended
+- `metrics`: Metrics, PolicyMetrics; what is counted
+- `pinning`: Pinning, have_expired; pins, in the handshake
+- `sessions`: Session, Sessions; what is known of one client connection
+- `telemetry`: Telemetry; one decision line for each request
+- `transport`: Transport; upgrades plain http
+"""

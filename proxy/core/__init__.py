@@ -1,1 +1,15 @@
-"""The decisions, as pure functions on plain values: no I/O, no clock of its own, no mitmproxy."""
+"""The core: it decides, and never acts. Pure functions and frozen dataclasses, which everything else calls.
+
+Nothing in the core reads a file or a socket, asks for the time or imports mitmproxy; who calls it passes everything in.
+So all of it can be tested with plain values. Directly in this folder is what several rooms need: what a destination is,
+which decisions there are, and certificate pins.
+
+Offers:
+
+- `decisions`: Action, Decision, Denied, Reason, late_response; what may happen to a request, and why it is denied
+- `destinations`: CACHED, HTTPS_PORT, HTTP_PORT, BadDestination, Destination, canonical, canonical_host, is_local,
+  is_local_name, parse_authority; host and port in one spelling
+- `pinfiles`: pin_of_pem; the pin of a certificate or key in a file
+- `pins`: Pin, PinSet, PinVerdict, certificate_pin, check_pins, matching_pins, parse_pin, spki_pin; whether a server's
+  certificates match what the policy expects
+"""

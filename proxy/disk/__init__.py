@@ -1,1 +1,13 @@
-"""What is on disk: key files, trusted roots, the local CA, the files that come with Overcoat."""
+"""Files: key files, trusted roots, the local CA's folder, and the data that comes with Overcoat.
+
+The policy file's reader, the engine and the commands call it whenever something is read from or written to disk.
+
+Offers:
+
+- `ca`: CaError, Leaf, LocalCa, data_directory, published_lifetime; the local CA and its folder
+- `keyfiles`: KeyFileError, create_file, read_key_file; files with secrets, and their permissions
+- `mounts`: is_mounted_by_itself, is_replaced; files that a container runtime mounts one by one
+- `packaged`: config_file; files that come with Overcoat
+- `preload`: is_preloaded; the browsers' list of hosts that speak https only
+- `reading`: MAX_ROOTS_BYTES, NotRegularError, read_regular; reads a file that may be no regular one or too long
+"""

@@ -1,1 +1,13 @@
-"""The policy file: YAML text to a `Policy`, all errors at once, and what needs attention about one that is right."""
+"""The policy file: reads its YAML text, reports all errors at once, and builds a `Policy`.
+
+The commands call it at the start, `proxy.processes` at each reload. Four steps: `yamltext` parses the text and knows
+the line and column of each value, `model` checks keys and types, `build` makes the `Policy` and reads the files that
+it names, and `findings` names what is right but needs attention, such as a pin that expires soon.
+
+Offers:
+
+- `findings`: Finding, endings, findings, log_findings; what needs attention about a right policy
+- `load`: PolicyErrors, find_policy, load_policy; from a path to a `Policy`, or to all errors
+- `model`: schema_text; the JSON Schema
+- `values`: ascii_host; a host name as ASCII
+"""

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from OpenSSL import crypto
 
-from proxy.core.jose.keys import Key, KeySet, SecretBytes
+from proxy.core.jose.keymaterial import SecretBytes
+from proxy.core.jose.keys import Key, KeySet
 from proxy.core.pins import PinSet
 from proxy.core.rules.policy import Mode, Policy, Rule, Trust
 from proxy.core.rules.transport import denied_by_address

@@ -1,1 +1,18 @@
-"""The processes: what starts, watches, reloads and ends them, and what they tell the one who runs them."""
+"""The processes of `overcoat serve`: how they start, what signals do, reload, and what they write for their operator.
+
+`proxy.commands.serve` calls it. With one worker, the process that was started serves. With several, it becomes the
+parent: it listens, starts the workers, replaces those that end, and hands each new policy to all of them.
+
+Offers:
+
+- `admin`: AdminSockets; the admin address: metrics, `/live` and `/ready`
+- `children`: Desk, Equipment, administer, work; what a worker and the process for the admin address do
+- `lines`: LineWriter, open_lines; writes decision lines
+- `metricsfiles`: prepare_metrics; where several workers keep their metrics
+- `reload`: Reader, log_leaving, log_read; reads the policy again
+- `reminder`: Reminder; warns while a sidecar runs of what ends soon
+- `secrecy`: SecretVariables, keep_private; keeps memory and environment from other users
+- `signals`: DRAIN, RELOAD, REOPEN, take_over_signals; what each signal asks for
+- `starting`: bind_own, obstacles; whether the addresses can be listened on
+- `supervisor`: Seat, Shared, Supervisor, SupervisorFailed; the parent
+"""

@@ -1,1 +1,12 @@
-"""Certificates as octets: their form, what a file of them holds, and how long the local CA lives."""
+"""Certificates: their form, the files that hold many of them, and how long the local CA lives.
+
+The pins read keys out of certificates with it; `proxy.policyfile` and `proxy.engine` read files of trusted roots; the
+addon for pinning checks the form of a server's certificate.
+
+Offers:
+
+- `bundles`: BadBundle, Bundle, read_bundle; a PEM file of trusted roots
+- `der`: BIT_STRING, SEQUENCE, Element, element, elements, encoded, to_be_signed; the parts of a DER structure
+- `forms`: form_defect; what is wrong with the form of a certificate
+- `localca`: Lifetime; until when the local CA may sign, and when to warn of its end
+"""

@@ -1,1 +1,19 @@
-"""The marked fields: which values of which bodies, where they stand, and how others are put in their place."""
+"""Marked fields: which values of a body a rule wants encrypted or decrypted, where they are, and how they are replaced.
+
+The addon `addons.encryption` calls it for each request and response that has such a rule. A body goes through in four
+steps: `readings` says whether a rule's entry applies, `encodings` takes the content encoding off, `jsontext` finds the
+values that the `selectors` mean, and `splice` puts other values in their place. Every other byte stays as it came.
+
+Offers:
+
+- `bodies`: BodyHead, acceptable, check_before, count_marked, decrypt, encrypt, too_large; one body, from start to end
+- `encodings`: decode, parse_encoding; content encodings such as gzip
+- `entries`: FieldEntry, PathGlob, Signed, When; one entry of a rule's `request` or `response` list
+- `jsontext`: NotJson, TooMuchSelected, find_spans; where values stand in JSON text
+- `readings`: Readings, may_be_any_method, may_name_method, readings, with_body; all methods and paths that a server may
+  read in a request
+- `responses`: Label, asked, label_of, told; which responses may hold fields, and their header fields afterwards
+- `selectors`: Selector, parse_selector; JSONPath selectors
+- `signatures`: covering; whether a request's body is signed
+- `splice`: Job, splice, token_of; replacing values without touching other bytes
+"""

@@ -1,1 +1,21 @@
-"""HTTP as it stands on the wire: heads, where bodies end, fields of one connection, redirects, cookies, errors."""
+"""HTTP messages: reading and checking heads, where bodies end, and header fields with a meaning for a proxy.
+
+The engine calls it for each message of HTTP/1 and HTTP/2, and the addons for the fields that they look at. All of it
+works on bytes and tuples of fields, never on a socket.
+
+Offers:
+
+- `cookies`: Cookies, Way, names_sent; which cookies of a server the app keeps
+- `digests`: is_digest; fields that hold a digest of the body
+- `framing`: MAX_TRAILERS, BadFraming, Body, UntilCloseBody, body_of, chunk, last_chunk; where a body of HTTP/1 ends
+- `heads`: CHUNKED, KEPT, MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, HeadEnd, RequestHead, ResponseHead, can_become_a_head,
+  names_in, read_request_head, read_response_head; heads of HTTP/1
+- `heads2`: read_http2_request, read_http2_response, read_http2_trailers; heads of HTTP/2
+- `hops`: has_come_through, keeps_alive, one_forward_less, trailers_to_relay, wants_to_switch, without_framing,
+  without_hop; fields about one connection only
+- `names`: check_host_fields, check_hosts_in, check_server_name, host_field, is_own_name, read_host_field, with_host;
+  whether Host, SNI and destination agree
+- `problems`: JSON_TYPE, PAGE_TYPE, grpc_fields, is_grpc, problem_details, problem_page, proxy_status, wants_page; what
+  an app is told about a denial
+- `redirects`: Trail; redirects that lead in a circle
+"""

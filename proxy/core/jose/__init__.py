@@ -1,1 +1,14 @@
-"""Keys and the tokens that are made with them (RFC 7516 to 7518)."""
+"""Keys and tokens: reads keys, and makes and opens JWEs (RFC 7516 to 7518).
+
+`proxy.core.fields` seals and opens the values of bodies with it, `proxy.policyfile` reads keys with it, and the command
+`overcoat keys` does both by hand.
+
+Offers:
+
+- `encoding`: parse_object, unbase64url; base64url, and JSON objects without duplicate members
+- `jwe`: JweError, Sealer, Sealers, is_json_serialized, is_token, open_token, seal; tokens
+- `keymaterial`: SecretBytes; a secret that is never printed
+- `keys`: MAX_KID_LENGTH, Alg, BadKey, Bind, Key, KeySet, alg_for, is_public, load_key, new_key, thumbprint, to_jwk,
+  to_pem; keys, and the sets of them that a policy names
+- `place`: Place, ascii_text; how a token says which host and field it belongs to
+"""

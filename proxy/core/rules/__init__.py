@@ -1,1 +1,15 @@
-"""What the rules say: the policy as it is in force, and what is decided under it without looking into a body."""
+"""The policy as it is in force, and what it decides about a request without looking into the body.
+
+`proxy.policyfile` builds the `Policy`; the addons ask for a decision on each request; the engine asks which addresses
+may be dialled.
+
+Offers:
+
+- `appview`: View, interim_fields, renamed, request_fields, response_fields, upgraded; what an app that was upgraded to
+  https must not notice
+- `hsts`: KnownHosts; hosts that have asked for https only (RFC 6797)
+- `policy`: Defaults, Egress, HostPattern, Https, Limits, Listener, ListenerKind, Mode, PlainHttp, Policy, Rule,
+  RuleLimits, Trust, UpstreamProxy; the policy and its parts
+- `transport`: decide_https, decide_plain_http, denied_by_address, forbidden_address, hint_for_neighbour, own_listener,
+  unresolved, untaken; upgrade, reject or allow; which addresses may be reached
+"""
