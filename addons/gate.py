@@ -4,7 +4,8 @@ Rules of this addon:
 
 - Who may not use the proxy learns nothing else from it, in any mode.
 - One canonical destination a request. It is what the policy is asked about and what is dialled.
-- CONNECT authority, Host (or `:authority`) and the request target must name the same destination (DESIGN rule 4).
+- CONNECT authority, Host (or `:authority`) and the request target must name the same destination
+  (ARCHITECTURE.md, rule 4).
 - A request that was not meant for a proxy is refused: guessing its destination from the Host header would let the
   app's input choose it.
 """

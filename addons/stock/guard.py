@@ -1,4 +1,4 @@
-"""Calls the addons' hooks inside stock mitmproxy, closed when in doubt.
+"""Calls the addons' hooks inside stock mitmproxy, and fails closed.
 
 mitmproxy logs what a hook raises and lets the flow go on. So it gets one addon, `Guard`, which calls all of ours.
 

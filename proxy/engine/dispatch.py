@@ -28,7 +28,7 @@ class HookFailed(Exception):
 
 
 class Dispatcher:
-    """Calls the addons' hooks, closed when in doubt."""
+    """Calls the addons' hooks, and fails closed."""
 
     def __init__(self, addons: Iterable[object], sessions: Sessions, count_failure: Callable[[], object]) -> None:
         self._addons = tuple(addons)

@@ -1,4 +1,7 @@
-"""The gate: one canonical destination, named alike by target, Host, `:authority`, CONNECT and SNI (DESIGN rule 4)."""
+"""The gate: one canonical destination, named alike by target, Host, `:authority`, CONNECT and SNI.
+
+Proves ARCHITECTURE's rule 4 (decide on the real destination).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verification callback: what it notes and what it lets pass (DESIGN rule 8).
+"""The verification callback: what it notes and what it lets pass (ARCHITECTURE.md, rule 8).
 
 OpenSSL calls it from the root to the leaf; here a test does.
 """

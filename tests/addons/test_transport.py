@@ -1,4 +1,4 @@
-"""The transport decision, carried out on the request (DESIGN rules 2 and 5)."""
+"""The transport decision, carried out on the request (ARCHITECTURE.md, rules 2 and 5)."""
 
 from __future__ import annotations
 

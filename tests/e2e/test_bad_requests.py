@@ -1,6 +1,6 @@
 """What is not one well-formed request, or names two hosts, is answered here and never reaches an upstream.
 
-Proves DESIGN rules 1 (closed when in doubt), 4 (decide on the real destination: Host, SNI and target agree) and 7 (say
+Proves ARCHITECTURE's rules 1 (fail closed), 4 (decide on the real destination: Host, SNI and target agree) and 7 (say
 why: the reason in the response is the reason in the decision line).
 """
 

@@ -1,8 +1,8 @@
 """Certificates whose form is not right, anchors that are no roots, and names that only look right.
 
-Proves DESIGN rule 8 (never weaker than without it) against its yardstick: what `ssl.create_default_context()` of
-Python 3.13 refuses is refused, and what it takes is taken. Each defect stands alone: the same certificates without it,
-and the same with `strict: false`, are fine.
+Proves ARCHITECTURE's rule 8 (never weaker than without it) against its yardstick: what `ssl.create_default_context()`
+of Python 3.13 refuses is refused, and what it takes is taken. Each defect stands alone: the same certificates without
+it, and the same with `strict: false`, are fine.
 """
 
 from __future__ import annotations

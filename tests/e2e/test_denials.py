@@ -1,6 +1,6 @@
 """Whatever is denied, the app, or the person before it, is told what to change: in problem details, and on the page.
 
-Proves DESIGN rule 7 (say why) for denials as they really happen, each for a cause of its own.
+Proves ARCHITECTURE's rule 7 (say why) for denials as they really happen, each for a cause of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The process: starting, draining, failing hooks, leaks, back-pressure, and its own ports.
 
-Proves DESIGN rules 1 (an exception in any hook denies the flow) and 6 (no secret is ever written, not even by what
-fails), and what section 1's rules rest on: that the process neither stops nor grows under what is thrown at it.
+Proves ARCHITECTURE's rules 1 (an exception in any hook denies the flow) and 6 (no secret is ever written, not even by
+what fails), and what all rules rest on: that the process neither stops nor grows under what is thrown at it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The ways in besides forward: reverse, SOCKS5 and transparent.
 
-Proves that whatever the way, the same holds: https only, pins, marked fields encrypted, one destination (DESIGN rules 2
-to 4), and that what a way in does not understand is closed.
+Proves that whatever the way, the same holds: https only, pins, marked fields encrypted, one destination
+(ARCHITECTURE.md, rules 2 to 4), and that what a way in does not understand is closed.
 """
 
 from __future__ import annotations

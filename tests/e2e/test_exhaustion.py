@@ -1,8 +1,8 @@
 """What one app or one upstream can make the process hold, wait for or forget: each within bounds, and at its own cost.
 
-Proves DESIGN rule 8 in time (pins that expire hold for connections opened before), rule 5 where bytes come in an order
-of their own, and that an app which sends without reading, an upstream which takes nothing, and names which nobody
-resolves take neither memory, nor sockets, nor another app's turn.
+Proves ARCHITECTURE's rule 8 in time (pins that expire hold for connections opened before), rule 5 where bytes come in
+an order of their own, and that an app which sends without reading, an upstream which takes nothing, and names which
+nobody resolves take neither memory, nor sockets, nor another app's turn.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What goes wrong round the process: dying workers and upstreams, a full disk, no descriptors left, a clock that jumps.
 
-Proves DESIGN rules 1 and 2 where the machine fails: a request is answered rightly, denied with a reason or broken off,
-never half of it taken for the whole; and when the fault is over, so is its effect.
+Proves ARCHITECTURE's rules 1 and 2 where the machine fails: a request is answered rightly, denied with a reason or
+broken off, never half of it taken for the whole; and when the fault is over, so is its effect.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Marked fields of requests arrive as JWEs that their receiver opens, and every other byte as it was sent.
 
-Proves DESIGN rule 3 (nothing leaves early: a body that must be encrypted is never streamed) and rule 5 (touch only what
-is marked), and the wire format of section 4. What must be refused instead is in `test_fields_denied`.
+Proves ARCHITECTURE's rule 3 (nothing leaves early: a body that must be encrypted is never streamed) and rule 5 (touch
+only what is marked), and the wire format that docs/keys.md describes. What must be refused instead is in
+`test_fields_denied`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A body whose fields cannot be protected for certain is denied, and not one byte reaches the upstream.
 
-Proves DESIGN rule 1 (closed when in doubt), rule 3 (nothing leaves early) and rule 7 (one reason code, the same in the
+Proves ARCHITECTURE's rule 1 (fail closed), rule 3 (nothing leaves early) and rule 7 (one reason code, the same in the
 response, the decision line and the metric). Each refused body differs from one that passes in one property.
 """
 

@@ -1,6 +1,6 @@
 """Marked fields of responses are opened on their way to the app; what cannot be opened does not reach it.
 
-Proves DESIGN rule 1 (closed when in doubt) and rule 5 (touch only what is marked) for responses.
+Proves ARCHITECTURE's rule 1 (fail closed) and rule 5 (touch only what is marked) for responses.
 """
 
 from __future__ import annotations

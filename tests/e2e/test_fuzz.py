@@ -1,7 +1,7 @@
 """Arbitrary bytes, cut at arbitrary places, at every way in: nothing of them reaches an upstream in plain text.
 
-Proves DESIGN rules 1 to 3 against what nobody thought of: after each input the process lives, its memory is bounded,
-and the upstream's plain port has received nothing. The inputs are the same each time.
+Proves ARCHITECTURE's rules 1 to 3 against what nobody thought of: after each input the process lives, its memory is
+bounded, and the upstream's plain port has received nothing. The inputs are the same each time.
 """
 
 from __future__ import annotations

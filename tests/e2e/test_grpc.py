@@ -1,7 +1,7 @@
 """gRPC works unmodified: a real client and a real server, with TLS that is inspected, and in plain text, upgraded.
 
-Proves DESIGN rules 1 to 3, 5 and 7 where an app speaks gRPC. What the upstream gets is compared with what it gets from
-the same client without a sidecar.
+Proves ARCHITECTURE's rules 1 to 3, 5 and 7 where an app speaks gRPC. What the upstream gets is compared with what it
+gets from the same client without a sidecar.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """HTTP/1 between an app and an upstream, byte for byte: both ends are raw sockets that the test holds in its own hands.
 
-Proves DESIGN rules 3 (nothing leaves early), 5 (what is not marked goes through as it came) and 1 (what breaks off is
-never made to look whole), and RFC 9110 and 9112 where a proxy has a part of its own.
+Proves ARCHITECTURE's rules 3 (nothing leaves early), 5 (what is not marked goes through as it came) and 1 (what breaks
+off is never made to look whole), and RFC 9110 and 9112 where a proxy has a part of its own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """An app that speaks HTTP/2 inside CONNECT is protected as any other, whatever the upstream speaks.
 
-Proves DESIGN rules 1 to 5 once more where streams take the place of connections.
+Proves ARCHITECTURE's rules 1 to 5 once more where streams take the place of connections.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Ordinary clients of HTTP/2: curl, httpx, Node and Go, each against a server of either version.
 
-Proves DESIGN rules 1 to 5 where an app speaks HTTP/2. What a client cannot show (Python's shows no trailers) is not
-asked of it; what the server received is looked at in any case.
+Proves ARCHITECTURE's rules 1 to 5 where an app speaks HTTP/2. What a client cannot show (Python's shows no trailers) is
+not asked of it; what the server received is looked at in any case.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What ends in HTTP/2 ends alone: a stream, a connection, an app, a policy; and what was not begun is begun elsewhere.
 
-Proves DESIGN rule 1 (nothing leaves twice, nothing is lost silently) where many requests share a connection.
+Proves ARCHITECTURE's rule 1 (nothing leaves twice, nothing is lost silently) where many requests share a connection.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What costs its sender nothing is not taken without end, from apps and from upstreams; others are served meanwhile.
 
-Proves DESIGN rule 1 (within bounds) for all of HTTP/2 that carries nothing, and for streams that are reset, whoever
-says so (CVE-2019-9512, -9515, -9518, CVE-2023-44487, CVE-2024-27316, CVE-2025-8671).
+Proves ARCHITECTURE's rule 1 (within bounds) for all of HTTP/2 that carries nothing, and for streams that are reset,
+whoever says so (CVE-2019-9512, -9515, -9518, CVE-2023-44487, CVE-2024-27316, CVE-2025-8671).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A message of HTTP/2 is as long as its head says, or it is none: its end is a frame, but what reads on reads lengths.
 
-Proves DESIGN rule 1 (closed when in doubt) where the end of a stream and a Content-Length contradict each other
+Proves ARCHITECTURE's rule 1 (fail closed) where the end of a stream and a Content-Length contradict each other
 (RFC 9113, section 8.1.1), which is how requests are smuggled into HTTP/1 ("H2.CL").
 """
 

@@ -1,6 +1,6 @@
 """HTTP/2 takes no more than it can pass on, and what stalls one stream stalls no other.
 
-Proves DESIGN rule 1 (fail closed, within bounds) where windows take the place of a socket that is not read.
+Proves ARCHITECTURE's rule 1 (fail closed, within bounds) where windows take the place of a socket that is not read.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """HTTP/2 in plain text, with prior knowledge (RFC 9113, section 3.3): decided, upgraded, pinned and lined like HTTP/1.
 
-Proves DESIGN rules 2 to 4 and 7 for such apps, whichever way they come.
+Proves ARCHITECTURE's rules 2 to 4 and 7 for such apps, whichever way they come.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What a server does with each frame that RFC 9113 or RFC 7541 has a word on: bytes in, and what must come of them.
 
-Proves DESIGN rule 1 (fail closed) for HTTP/2: the cases are those that h2spec has for servers, and some more; they are
-as strict as that is. What is about one stream ends no other: a request on the same connection follows, and is served.
+Proves ARCHITECTURE's rule 1 (fail closed) for HTTP/2: the cases are those that h2spec has for servers, and some more;
+they are as strict as that is. What is about one stream ends no other: a request on the same connection follows, and is
+served.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Several apps on one connection to an upstream: what is one's never comes to another, nor holds it up.
 
-Proves DESIGN rule 1 (fail closed) where requests of apps that know nothing of each other share what carries them.
+Proves ARCHITECTURE's rule 1 (fail closed) where requests of apps that know nothing of each other share what carries
+them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What an app begins on a connection of HTTP/2 it must end in time; what it has not begun may take as long as it likes.
 
-Proves DESIGN rules 1 (fail closed, within bounds) and 7 (say why): who holds a connection open with half of something
-is closed, with a line that says so.
+Proves ARCHITECTURE's rules 1 (fail closed, within bounds) and 7 (say why): who holds a connection open with half of
+something is closed, with a line that says so.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Requests that share a connection share nothing else: not who is let in, not who was authenticated, not what breaks.
 
-Proves DESIGN rule 1 where one connection of an app, or of an upstream, carries the requests of many.
+Proves ARCHITECTURE's rule 1 where one connection of an app, or of an upstream, carries the requests of many.
 """
 
 from __future__ import annotations

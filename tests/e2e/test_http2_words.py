@@ -1,6 +1,6 @@
 """Who is on call reads off lines and metrics what went wrong in HTTP/2, and who did it.
 
-Proves DESIGN rule 7 (say why) where a connection carries many requests and either end may break it.
+Proves ARCHITECTURE's rule 7 (say why) where a connection carries many requests and either end may break it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tokens cross the border: libraries of others open what the sidecar seals, and it opens what they seal.
 
-Proves DESIGN section 4 (the wire format of an encrypted value): every library here is used as its own manual shows it,
+Proves the wire format of an encrypted value (docs/keys.md): every library here is used as its own manual shows it,
 with none of its checks switched off. joserfc refuses header members that it does not know; jwcrypto does not.
 """
 

@@ -1,6 +1,6 @@
 """The local CA's last day: warned of in time, said plainly, and no end of what needs no CA.
 
-Proves DESIGN rules 1 (closed when in doubt) and 7 (say why). A CA that has ended, or ends soon, is made by the product
+Proves ARCHITECTURE's rules 1 (fail closed) and 7 (say why). A CA that has ended, or ends soon, is made by the product
 itself with another time.
 """
 

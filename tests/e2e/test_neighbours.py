@@ -1,7 +1,7 @@
 """A stack beside the sidecar: what its rules let the app reach near by, and what the rest is told.
 
-Proves what a rule's own `destinations` promise (DESIGN rule 4): for its hosts alone, judged on the address that is
-really dialled, whatever the way in and the way out; and that who is denied is told what is right there.
+Proves what a rule's own `destinations` promise (ARCHITECTURE.md, rule 4): for its hosts alone, judged on the address
+that is really dialled, whatever the way in and the way out; and that who is denied is told what is right there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Observe mode changes nothing and denies nothing, and says of each request what enforcing would have done.
 
-Proves DESIGN rule 7 (say why) for a policy that is being tried out: the same requests are sent to an enforcing twin of
-the same policy, and what the observing one announced is what the enforcing one does.
+Proves ARCHITECTURE's rule 7 (say why) for a policy that is being tried out: the same requests are sent to an enforcing
+twin of the same policy, and what the observing one announced is what the enforcing one does.
 """
 
 from __future__ import annotations

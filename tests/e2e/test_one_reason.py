@@ -1,7 +1,7 @@
 """One reason for what did not come to its end: the app's, the line's and the metric's, in any mode and by any way in.
 
-Proves DESIGN rule 7 (say why) where two reasons meet: in observe mode, what would have been denied, and what then
-really failed; and that a response which the upstream cut is no success.
+Proves ARCHITECTURE's rule 7 (say why) where two reasons meet: in observe mode, what would have been denied, and what
+then really failed; and that a response which the upstream cut is no success.
 """
 
 from __future__ import annotations

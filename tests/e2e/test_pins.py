@@ -1,8 +1,8 @@
 """Pins: a server that does not have a pinned key gets an alert, and not one application byte.
 
-Proves DESIGN rules 2 (never a fallback to plain text), 3 (nothing leaves early), 7 (say why) and 8 (never weaker than
-without it) for pinned hosts. The wrong servers here are wrong in one way only: their certificate is valid, names the
-host and comes from the trusted authority; only the key is another one.
+Proves ARCHITECTURE's rules 2 (never a fallback to plain text), 3 (nothing leaves early), 7 (say why) and 8 (never
+weaker than without it) for pinned hosts. The wrong servers here are wrong in one way only: their certificate is valid,
+names the host and comes from the trusted authority; only the key is another one.
 """
 
 from __future__ import annotations

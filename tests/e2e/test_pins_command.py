@@ -1,6 +1,7 @@
 """`overcoat pins fetch`: it shows the keys that the sidecar would see, and what it shows makes a rule that works.
 
-Proves DESIGN rules 2, 3 and 8 for a command that dials on its own: verified chains only, nothing sent but a handshake.
+Proves ARCHITECTURE's rules 2, 3 and 8 for a command that dials on its own: verified chains only, nothing sent but a
+handshake.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The policy file as its author meets it: everything that is wrong in one run, at its place, and nothing started.
 
-Proves the strictness of DESIGN section 3 on the installed command, for `check` and `serve` alike, and what overrides
-the file.
+Proves the strictness that docs/policy.md promises, on the installed command, for `check` and `serve` alike, and what
+overrides the file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Idle upstream connections are shared by all apps, and a connection never serves what it was not checked for.
 
-Proves that sharing costs none of DESIGN's rules: pins hold for every request (rule 3), a failed connection is never
-papered over where a request could be done twice (rule 1), and a reused one is known to be whole.
+Proves that sharing costs none of ARCHITECTURE's rules: pins hold for every request (rule 3), a failed connection is
+never papered over where a request could be done twice (rule 1), and a reused one is known to be whole.
 """
 
 from __future__ import annotations

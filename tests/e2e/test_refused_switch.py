@@ -1,7 +1,7 @@
 """A CONNECT or an Upgrade that is refused is the last request of its connection: nothing behind it is ever read.
 
 A client that does not wait for the answer has sent bytes for the tunnel, which somebody else may have chosen: read as a
-request, they would be one of the app's, with its rights (RFC 9931, sections 4.1 and 8; DESIGN rules 1 and 3).
+request, they would be one of the app's, with its rights (RFC 9931, sections 4.1 and 8; ARCHITECTURE.md, rules 1 and 3).
 """
 
 from __future__ import annotations

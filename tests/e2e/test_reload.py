@@ -1,7 +1,7 @@
 """SIGHUP: the policy is read again and taken over whole, or not at all; nothing that runs is harmed.
 
-Proves DESIGN section 2 (a policy is swapped whole; a flow keeps the one it started with) and rule 1 (a policy that
-cannot be read takes no protection away).
+Proves that a policy is swapped whole, that a request keeps the one it began with, and ARCHITECTURE's rule 1: a policy
+that cannot be read takes no protection away.
 """
 
 from __future__ import annotations

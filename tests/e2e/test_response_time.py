@@ -1,7 +1,7 @@
 """An upstream that does not begin to answer is a 504 in time, and nobody is made to wait without a word.
 
-Proves DESIGN rule 7 (say why) for whoever waits: what the upstream owes is `upstream_timeout`, what the app owes is a
-408, and neither is a connection that is closed in silence.
+Proves ARCHITECTURE's rule 7 (say why) for whoever waits: what the upstream owes is `upstream_timeout`, what the app
+owes is a 408, and neither is a connection that is closed in silence.
 """
 
 from __future__ import annotations

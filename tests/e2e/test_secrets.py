@@ -1,8 +1,8 @@
 """No secret is ever written: not to standard output or error, not to a metric, not into a denial.
 
-Proves DESIGN rule 6. Every request of `SCENARIOS` carries canaries where an app carries secrets; whatever becomes of
-it, none of them is found in anything that Overcoat itself says. What an upstream answers is its own to say, so answers
-that are passed on are not searched, and each scenario checks that it has the outcome it is meant to have.
+Proves ARCHITECTURE's rule 6. Every request of `SCENARIOS` carries canaries where an app carries secrets; whatever
+becomes of it, none of them is found in anything that Overcoat itself says. What an upstream answers is its own to say,
+so answers that are passed on are not searched, and each scenario checks that it has the outcome it is meant to have.
 """
 
 from __future__ import annotations

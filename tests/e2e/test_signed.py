@@ -1,7 +1,7 @@
 """A body that is signed is not changed behind the signer's back: the request is denied before anything of it leaves.
 
-Proves DESIGN rules 1, 3 and 7 for what would only be found out by the server. Each denied request differs from one that
-passes in the signature alone, or in what that says that it covers.
+Proves ARCHITECTURE's rules 1, 3 and 7 for what would only be found out by the server. Each denied request differs from
+one that passes in the signature alone, or in what that says that it covers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A response is read as strictly whichever version of HTTP its app speaks, and what is no plain one reaches no app.
 
-Proves DESIGN rules 1 (closed when in doubt) and 7 (say why). An app of HTTP/2 must not be told by frames, as certain,
+Proves ARCHITECTURE's rules 1 (fail closed) and 7 (say why). An app of HTTP/2 must not be told by frames, as certain,
 what was guessed from a head that two readers could read in two ways (RFC 9112, section 11.1).
 """
 

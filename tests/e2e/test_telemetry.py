@@ -1,6 +1,6 @@
 """One decision line a request, whatever becomes of it; metrics that agree with the lines and stay bounded.
 
-Proves DESIGN rule 7 (say why) and the part of rule 6 that concerns paths: a query is never written.
+Proves ARCHITECTURE's rule 7 (say why) and the part of rule 6 that concerns paths: a query is never written.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Transport: what leaves is https, or does not leave.
 
-Proves DESIGN rules 2 (never a fallback to plain text), 3 (nothing leaves early), 5 (touch only what is marked) and
-8 (never weaker than without it), for the transport decision and for the certificate checks that need no pins.
+Proves ARCHITECTURE's rules 2 (never a fallback to plain text), 3 (nothing leaves early), 5 (touch only what is marked)
+and 8 (never weaker than without it), for the transport decision and for the certificate checks that need no pins.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What an upstream says before it was asked is no answer: not to the request that comes next, nor to any other.
 
-Proves DESIGN rules 1 (closed when in doubt) and 3: a response belongs to the request that it follows, or to none
+Proves ARCHITECTURE's rules 1 (fail closed) and 3: a response belongs to the request that it follows, or to none
 (RFC 9110, sections 9.2.2 and 15.5.9).
 """
 

@@ -1,6 +1,7 @@
 """Through a corporate proxy: CONNECT only, with its own credentials and pins, and nothing past it when it fails.
 
-Proves DESIGN rules 2, 3 and 6 where there is another proxy in the way: it sees names and ciphertext, never a request.
+Proves ARCHITECTURE's rules 2, 3 and 6 where there is another proxy in the way: it sees names and ciphertext, never a
+request.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`when` cannot be walked round: what a server may read as a marked request is one, whatever the request line says.
 
-Proves DESIGN rule 1 (closed when in doubt) for `when`: in each case the marked field arrives sealed or not at all. The
+Proves ARCHITECTURE's rule 1 (fail closed) for `when`: in each case the marked field arrives sealed or not at all. The
 policy marks PUT requests to one path; an nginx, a Symfony, a Rails, an Express or an IIS takes each of these for one.
 """
 

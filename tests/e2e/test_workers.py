@@ -1,7 +1,7 @@
 """Several workers: one set of listeners, one admin endpoint, one orderly end; and one that dies is replaced.
 
-Proves that what holds for one process holds for several (DESIGN rules 1 and 7), from outside: the processes are found
-and killed by their ids.
+Proves that what holds for one process holds for several (ARCHITECTURE.md, rules 1 and 7), from outside: the processes
+are found and killed by their ids.
 """
 
 from __future__ import annotations

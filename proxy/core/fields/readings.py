@@ -3,7 +3,7 @@
 Rules of this module:
 
 - A request is meant by a `when` if one of the ways in which common servers read it is. What cannot be read in a known
-  number of ways may be anything: closed when in doubt.
+  number of ways may be anything: fail closed.
 - Methods: the request line's, and those that header fields, the query or the body ask for instead (Rails, Symfony,
   Laravel, Express, Spring, ASP.NET, WordPress, and whoever follows them). All of them do it for POST only; here it
   counts for any method, since what else some server does is unknown.

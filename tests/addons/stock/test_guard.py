@@ -1,4 +1,4 @@
-"""Inside stock mitmproxy: whatever raises denies (DESIGN rule 1), in each hook."""
+"""Inside stock mitmproxy: whatever raises denies (ARCHITECTURE.md, rule 1), in each hook."""
 
 from __future__ import annotations
 

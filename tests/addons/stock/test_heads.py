@@ -1,4 +1,4 @@
-"""Inside stock mitmproxy: heads are held to the core's rules, whatever mitmproxy has taken (DESIGN rule 1)."""
+"""Inside stock mitmproxy: heads are held to the core's rules, whatever mitmproxy has taken (ARCHITECTURE.md, rule 1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inside stock mitmproxy: who is let in, and what is spoken (DESIGN rules 1 and 4)."""
+"""Inside stock mitmproxy: who is let in, and what is spoken (ARCHITECTURE.md, rules 1 and 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Hooks: called in order, and closed when one raises (DESIGN rule 1), without a word of what it raised (rule 6)."""
+"""Hooks: called in order; one that raises fails closed, and nothing of what it raised is said.
+
+Proves ARCHITECTURE's rules 1 (fail closed) and 6 (no secret is ever written).
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Between the wire and mitmproxy's messages: targets, fields that end here, and heads.
 
-Proves DESIGN rule 4: the destination is what the target says, read by one parser.
+Proves ARCHITECTURE's rule 4: the destination is what the target says, read by one parser.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def _errors(folder: Path, text: str | bytes, **env: str) -> tuple[PolicyError, .
     return caught.value.errors
 
 
-DESIGN_EXAMPLE = f"""\
+WHOLE_EXAMPLE = f"""\
 version: 1
 listen: [forward://127.0.0.1:8080]
 admin: 127.0.0.1:9464
@@ -121,7 +121,7 @@ rules:
 
 
 def test_the_whole_of_a_policy_is_read(folder: Path) -> None:
-    policy = _load(folder, DESIGN_EXAMPLE)
+    policy = _load(folder, WHOLE_EXAMPLE)
     assert policy.listen == (Listener("127.0.0.1", 8080),)
     assert policy.admin == Listener("127.0.0.1", 9464)
     assert policy.mode is Mode.ENFORCE
@@ -193,7 +193,7 @@ def test_the_default_and_every_example_fit_the_json_schema(file: Path) -> None:
 
 
 def test_the_whole_policy_fits_the_json_schema() -> None:
-    jsonschema.validate(_plain(yaml.safe_load(DESIGN_EXAMPLE)), policy_schema())
+    jsonschema.validate(_plain(yaml.safe_load(WHOLE_EXAMPLE)), policy_schema())
 
 
 @pytest.mark.parametrize(
@@ -735,7 +735,7 @@ def test_the_bad_policies_have_names_of_their_own() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [RULE, HOST.format("'[::1]:8443'"), PIN.format(PIN_A), KEYS, PUBLIC, DESIGN_EXAMPLE, USERS.format(HASH, HASH)],
+    [RULE, HOST.format("'[::1]:8443'"), PIN.format(PIN_A), KEYS, PUBLIC, WHOLE_EXAMPLE, USERS.format(HASH, HASH)],
     ids=range(7),
 )
 def test_what_the_bad_policies_are_made_of_is_right(text: str, folder: Path) -> None:
@@ -1102,7 +1102,7 @@ def _places(tree: Any) -> list[tuple[Any, Any]]:
 @_some
 @given(st.data())
 def test_no_mutation_of_a_right_policy_makes_the_reader_raise(folder: Path, data: st.DataObject) -> None:
-    tree = yaml.safe_load(DESIGN_EXAMPLE)
+    tree = yaml.safe_load(WHOLE_EXAMPLE)
     for _ in range(data.draw(st.integers(1, 3))):
         container, key = data.draw(st.sampled_from(_places(tree)))
         if data.draw(st.booleans()):

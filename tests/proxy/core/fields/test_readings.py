@@ -1,6 +1,6 @@
 """Readings: what servers take a request for, whatever its request line says, and what they do not.
 
-Proves DESIGN rule 1 for `when`: what may be read as a marked request is one.
+Proves ARCHITECTURE's rule 1 for `when`: what may be read as a marked request is one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Bodies of HTTP/1, however they are cut: where they end, what is in them, and what is no body.
 
-Proves DESIGN rule 4 for bodies: what is read here is what every other reader reads, or it is refused.
+Proves ARCHITECTURE's rule 4 for bodies: what is read here is what every other reader reads, or it is refused.
 """
 
 from __future__ import annotations

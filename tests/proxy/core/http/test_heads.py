@@ -1,6 +1,6 @@
 """Heads: the one plain form passes and is read, and everything that two parsers could read in two ways is refused.
 
-Proves DESIGN rule 1 for what comes first of every message, from both sides.
+Proves ARCHITECTURE's rule 1 for what comes first of every message, from both sides.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Heads of HTTP/2: what is accepted is the head of one HTTP/1.1 message, and everything else is refused.
 
-Proves DESIGN rule 1 where a head comes field by field: nothing passes that HTTP/1.1 would read in another way.
+Proves ARCHITECTURE's rule 1 where a head comes field by field: nothing passes that HTTP/1.1 would read in another way.
 """
 
 from __future__ import annotations

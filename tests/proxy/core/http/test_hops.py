@@ -1,4 +1,4 @@
-"""What ends at a proxy, and what goes through as it came (DESIGN rule 5)."""
+"""What ends at a proxy, and what goes through as it came (ARCHITECTURE.md, rule 5)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Idle upstream connections: what is adopted, what is closed, and where the limits are.
 
-Proves that a connection serves only what it was opened for (DESIGN rule 3), and that the pool stays within its bounds.
+Proves that a connection serves only what it was opened for (ARCHITECTURE.md, rule 3), and that the pool stays within
+its bounds.
 """
 
 from __future__ import annotations
