@@ -27,7 +27,7 @@ from proxy.core.rules.policy import Mode, Policy
 from proxy.policyfile.load import load_policy
 
 ROOT = Path(__file__).resolve().parents[1]
-PAPERS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAPERS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NAMES = [str(paper.relative_to(ROOT)) for paper in PAPERS]
 
 FENCE = re.compile(r"^```(?P<language>\S*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -243,31 +243,104 @@ def test_the_decision_line_table_has_exactly_the_fields_of_a_line() -> None:
     assert sorted(documented) == sorted(json.loads(lines[0]))
 
 
-def where_rows() -> list[tuple[str, str]]:
-    """Return the rows of the architecture's index: the names that decide, and their file."""
-    section = (ROOT / "ARCHITECTURE.md").read_text("utf-8").partition("## Where is it decided?")[2].partition("## ")[0]
-    return re.findall(r"^\| [^|]+ \| (`[^|]+`) \| \[[^]]+\]\(([^)]+)\) \|$", section, re.MULTILINE)
+def where_rows() -> list[tuple[str, str, str]]:
+    """Return the rows of the index of decisions: the question, the names that decide, and the files that have them."""
+    text = (ROOT / "docs" / "where.md").read_text("utf-8")
+    return re.findall(r"^\| ([^|]+) \| ([^|]*`[^|]+) \| (\[.+\)) \|$", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("names", "file"), where_rows())
-def test_each_name_in_the_index_of_decisions_is_defined_in_its_file(names: str, file: str) -> None:
-    tree = ast.parse((ROOT / file).read_text("utf-8"))
-    defined = {
-        node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-    }
-    defined |= {
-        target.id
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-    assert set(INLINE.findall(names)) <= defined
+def defined_in(file: Path) -> set[str]:
+    """Return the names of a source's functions and classes, of methods also as `Class.method`, and of its constants."""
+    tree = ast.parse(file.read_text("utf-8"))
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
+    defined = {node.name for node in ast.walk(tree) if isinstance(node, functions | ast.ClassDef)}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            defined |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, functions)}
+        elif isinstance(node, ast.Assign):
+            defined |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return defined
 
 
-def test_the_index_of_decisions_was_found_and_names_the_pins() -> None:
-    assert ("`check_pins`", "proxy/core/pins.py") in where_rows()
-    assert len(where_rows()) > 20
+@pytest.mark.parametrize(("question", "names", "files"), where_rows())
+def test_each_name_in_the_index_of_decisions_is_defined_in_its_files(question: str, names: str, files: str) -> None:
+    found = [defined_in(ROOT / "docs" / file) for file in LINK.findall(files)]
+    assert set(INLINE.findall(names)) <= set().union(*found), question
+
+
+def test_the_index_of_decisions_answers_what_a_newcomer_asks_first() -> None:
+    rows = {question: names for question, names, _ in where_rows()}
+    assert len(rows) > 70
+    for asked, name in {
+        "Where is a pin decided": "check_pins",
+        "take a connection from the pool": "Pool",
+        "where would another be added": "Encoding",
+        "What happens when a hook raises": "Dispatcher",
+        "Where does a policy error get its line and column from": "Document.mark",
+    }.items():
+        assert any(asked in question and f"`{name}`" in names for question, names in rows.items()), asked
+
+
+def steps_of_a_request() -> list[tuple[str, str]]:
+    """Return the names and files in the picture of a request's way."""
+    picture = (ROOT / "ARCHITECTURE.md").read_text("utf-8").partition("```text\n")[2].partition("```")[0]
+    return re.findall(r"([A-Za-z_.0-9]+) +((?:proxy|addons)/[\w/]+\.py)", picture)
+
+
+@pytest.mark.parametrize(("name", "file"), steps_of_a_request())
+def test_each_step_in_the_picture_is_defined_in_its_file(name: str, file: str) -> None:
+    assert name in defined_in(ROOT / file)
+
+
+def test_the_picture_was_found() -> None:
+    assert ("Gate", "addons/gate.py") in steps_of_a_request()
+    assert len(steps_of_a_request()) > 15
+
+
+def test_rules_are_cited_by_numbers_that_there_are() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    rules = re.findall(r"^(\d)\. \*\*", text.partition("## The rules")[2].partition("## ")[0], re.MULTILINE)
+    assert rules == list("12345678")
+    cited = re.compile(r"ARCHITECTURE(?:\.md,|'s) +rules? +(\d+)")
+    sources = [path for folder in ("proxy", "addons", "tests") for path in (ROOT / folder).rglob("*.py")]
+    numbers = {found for path in sources for found in cited.findall(path.read_text("utf-8"))}
+    assert numbers <= set(rules)
+    assert len(numbers) > 4
+
+
+def decisions() -> list[Path]:
+    """Return the files of decisions."""
+    return sorted(path for path in (ROOT / "docs" / "decisions").glob("*.md") if path.name != "README.md")
+
+
+@pytest.mark.parametrize("paper", decisions(), ids=lambda path: path.stem)
+def test_each_decision_says_what_was_weighed_and_what_would_change_it(paper: Path) -> None:
+    text = paper.read_text("utf-8")
+    assert re.findall(r"^(?:# |\*\*)([^*\n]+?)(?:\.\*\* |$)", text, re.MULTILINE)[1:] == [
+        "Context",
+        "What we do",
+        "What was weighed",
+        "What would change our mind",
+    ]
+
+
+def test_the_index_of_decisions_has_each_by_its_title() -> None:
+    text = (paper := ROOT / "docs" / "decisions" / "README.md").read_text("utf-8")
+    listed = dict(re.findall(r"^- \[(.+)\]\(([\w-]+\.md)\)$", text, re.MULTILINE))
+    assert listed == {path.read_text("utf-8").splitlines()[0][2:]: path.name for path in decisions()}, paper
+
+
+def test_every_page_of_docs_is_in_their_index() -> None:
+    listed = set(LINK.findall((ROOT / "docs" / "README.md").read_text("utf-8")))
+    pages = {path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"}
+    assert pages | {"decisions/README.md"} <= listed
+
+
+def test_every_file_that_contributors_are_sent_to_is_there() -> None:
+    text = prose(ROOT / "CONTRIBUTING.md")
+    paths = {path for path in INLINE.findall(text) if re.fullmatch(r"[\w./-]+/[\w./-]+", path)}
+    assert len(paths) > 20
+    assert {path for path in paths if not (ROOT / path).exists()} == set()
 
 
 def compose_snippets() -> list[tuple[str, str]]:
