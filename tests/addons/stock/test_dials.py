@@ -1,4 +1,4 @@
-"""Inside stock mitmproxy: what may be dialled, and which connection carries a request (ARCHITECTURE.md, rules 3 and 4)."""
+"""What stock mitmproxy may dial, and which connection carries a request (ARCHITECTURE.md, rules 3 and 4)."""
 
 from __future__ import annotations
 

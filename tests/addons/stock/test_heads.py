@@ -1,4 +1,4 @@
-"""Inside stock mitmproxy: heads are held to the core's rules, whatever mitmproxy has taken (ARCHITECTURE.md, rule 1)."""
+"""Heads in stock mitmproxy are held to the core's rules, whatever it has taken (ARCHITECTURE.md, rule 1)."""
 
 from __future__ import annotations
 
