@@ -27,8 +27,9 @@ from proxy.core.destinations import Destination
 from proxy.core.rules.policy import ListenerKind, Policy
 from proxy.disk.ca import LocalCa
 from proxy.engine.server import Engine
-from proxy.engine.upstreams.connection import secure
 from proxy.engine.upstreams.dialling import connect
+from proxy.engine.upstreams.handshake import secure
+from proxy.engine.upstreams.route import reach
 
 if TYPE_CHECKING:
     from mitmproxy.options import Options
@@ -77,10 +78,10 @@ async def probe(policy: Policy, destination: Destination) -> Shown:
     )
     session.upstreams[server.id] = record
     if record.is_proxy:
-        connection = await connect(engine, destination.host, destination.port, record)
+        connection = await connect(engine.services, destination.host, destination.port, record)
     else:
-        connection = await engine.reach(destination.host, destination.port, record, context)
-    upstream = await secure(engine, server, connection, record, context)
+        connection = await reach(engine.services, destination.host, destination.port, record, context)
+    upstream = await secure(engine.services, server, connection, record, context)
     assert upstream.tls is not None
     chain = upstream.tls.conn.get_verified_chain(as_cryptography=True)
     upstream.close()

@@ -43,8 +43,8 @@ from proxy.engine.apps.socket import AppSocket
 from proxy.engine.descriptors import SHORTAGES, AppListener, carried
 from proxy.engine.dispatch import Dispatcher
 from proxy.engine.tls import TlsConnections
-from proxy.engine.upstreams import route as chaining
 from proxy.engine.upstreams.pool import Pool
+from proxy.engine.upstreams.services import Services
 from proxy.log import describe
 
 logger = logging.getLogger("overcoat")
@@ -174,11 +174,10 @@ class Engine:
         self._tls.prepare(policy)
         self.loop = asyncio.get_running_loop()
         # Names are looked up in threads; of these there must be more than one app can keep busy with slow names.
-        self.resolvers = ThreadPoolExecutor(RESOLVERS, "resolver")
+        resolvers = ThreadPoolExecutor(RESOLVERS, "resolver")
         self.loop.set_exception_handler(_Reports())
         self.policy = policy
         self.connections: set[AppSocket] = set()
-        self.reach = functools.partial(chaining.reach, self)
         found = functools.cache(metrics.pool.labels)  # what it returns for the same label is always the same
         self.pool = Pool(self.loop, lambda result: found(result).inc())
         self.is_draining = False
@@ -202,6 +201,7 @@ class Engine:
             self.sessions,
             metrics.hook_failures.inc,
         )
+        self.services = Services(self.loop, resolvers, self.sessions, self.dispatch, self.is_own_address, self.pool)
 
     async def listen(self, places: Iterable[Bound]) -> None:
         """Take connections from bound sockets; see `bind`."""

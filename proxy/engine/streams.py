@@ -21,7 +21,6 @@ from proxy.core.http.heads import Fields, ResponseHead
 if TYPE_CHECKING:
     from proxy.engine.apps.socket import AppSocket, Speaker
     from proxy.engine.clock import ResponseClock
-    from proxy.engine.upstreams.pool import Pool
 
 
 class Version(Enum):
@@ -179,7 +178,7 @@ class UpstreamStream(Protocol):
     def unsent(self) -> int:
         """Return how many bytes of the request have not reached the upstream yet, as far as that can be told."""
 
-    def give_back(self, pool: Pool) -> None:
+    def give_back(self) -> None:
         """Take that the response was whole: another request may be sent, where that is possible."""
 
     def part(self) -> None:

@@ -365,7 +365,7 @@ FAULTS = {
 FAULTS_IN_HTTP_1 = FAULTS | {
     "in the reading of a head": _broken("proxy.engine.messages", "request_of"),
     "in the reading of a body": _broken("proxy.engine.apps.conversation", "Conversation.request_data"),
-    "in the dialling": _broken("proxy.engine.upstreams.connection", "dial"),
+    "in the dialling": _broken("proxy.engine.upstreams.route", "dial"),
     "in the TLS": _broken("proxy.engine.tlsstream", "TlsStream.handshake"),
     "in the pool": _broken("proxy.engine.upstreams.pool", "Pool.take"),
     "in the response's head": _broken("proxy.engine.apps.conversation", "Conversation.response_head"),
@@ -396,7 +396,7 @@ FAULTS_IN_HTTP_2 = FAULTS | {
     "in a stream": _broken("proxy.engine.apps.http2", "AppHttp2Stream.data"),
     "in an answer": _broken("proxy.engine.apps.http2", "AppHttp2Stream.begin"),
     "in the conversation": _broken("proxy.engine.apps.conversation", "Conversation.request_end"),
-    "in the dialling": _broken("proxy.engine.upstreams.connection", "dial"),
+    "in the dialling": _broken("proxy.engine.upstreams.route", "dial"),
     "in the end of a connection": _broken("proxy.engine.apps.http2", "AppHttp2.gone"),
 }
 

@@ -25,7 +25,8 @@ from proxy.engine.apps.sniffing import Heard, Speech, listen
 from proxy.engine.apps.tunnels import Relay
 from proxy.engine.flows import new_flow, new_server
 from proxy.engine.http2 import PREFACE
-from proxy.engine.upstreams.connection import UpstreamConnection, dial
+from proxy.engine.upstreams.connection import UpstreamConnection
+from proxy.engine.upstreams.route import dial
 
 if TYPE_CHECKING:
     from proxy.engine.apps.socket import AppSocket
@@ -86,7 +87,7 @@ class Connect:
         server = new_server((request.host, request.port), tls=False)
         record = exchange.upstream = Upstream(exchange.policy, exchange.rule)
         try:
-            upstream = await dial(self._engine, server, None, record, self._app.context)
+            upstream = await dial(self._engine.services, server, None, record, self._app.context)
         except Denied as denied:
             record.denied = denied
             if not self._is_over:

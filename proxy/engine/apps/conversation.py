@@ -212,7 +212,7 @@ class Conversation:
             self.engine.check_room(session)
             self._count(True)
             session.upstreams[server.id] = record
-            upstream = await open_stream(self.engine, server, key, record, self.app.context, version=version)
+            upstream = await open_stream(self.engine.services, server, key, record, self.app.context, version=version)
         except Denied as denied:
             record.denied = denied
             if not self._is_over:
@@ -386,7 +386,7 @@ class Conversation:
             if authenticates_connection(self.flow.request, self.flow.response):
                 upstream.part()
             else:
-                upstream.give_back(self.engine.pool)
+                upstream.give_back()
         if self._is_over:
             return
         response = self.flow.response

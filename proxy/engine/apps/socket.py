@@ -36,9 +36,8 @@ from proxy.engine.apps.tunnels import Switched
 from proxy.engine.clock import ResponseClock
 from proxy.engine.dispatch import HookFailed
 from proxy.engine.flows import new_client
-from proxy.engine.sockets import Reading
+from proxy.engine.sockets import RESET, Reading
 from proxy.engine.tlsstream import TlsStream
-from proxy.engine.upstreams.connection import RESET
 from proxy.log import describe
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.engine.flows import new_server
 from proxy.engine.sockets import Reading
-from proxy.engine.upstreams.connection import NoResponses, UpstreamConnection, dial
+from proxy.engine.upstreams.connection import NoResponses, UpstreamConnection
+from proxy.engine.upstreams.route import dial
 
 if TYPE_CHECKING:
     from proxy.engine.apps.conversation import Conversation
@@ -48,7 +49,7 @@ class Relay(NoResponses):
         record = connect.upstream = Upstream(connect.policy, connect.rule)
         server = new_server((connect.asked.host, connect.asked.port), tls=False)
         try:
-            upstream = await dial(self._app.engine, server, None, record, self._app.context)
+            upstream = await dial(self._app.engine.services, server, None, record, self._app.context)
         except Denied as denied:
             record.denied = denied
             self._app.close()

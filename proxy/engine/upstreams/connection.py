@@ -19,13 +19,11 @@ import select
 import socket
 import struct
 import termios
-import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
-from mitmproxy import http, tls
-from mitmproxy.connection import ConnectionState, Server
-from mitmproxy.proxy.context import Context
+from mitmproxy import http
+from mitmproxy.connection import Server
 from OpenSSL import SSL
 
 from addons.exchange import Upstream
@@ -34,22 +32,16 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.http.framing import BadFraming, Body, UntilCloseBody, body_of, chunk, last_chunk
 from proxy.core.http.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, HeadEnd, ResponseHead, read_response_head
 from proxy.core.http.hops import keeps_alive, trailers_to_relay
-from proxy.engine.dispatch import HookFailed
 from proxy.engine.messages import frame, request_head
-from proxy.engine.sockets import Reading
+from proxy.engine.sockets import RESET, Reading
 from proxy.engine.streams import Receiver
 from proxy.engine.tlsstream import TlsStream
 from proxy.engine.upstreams.pairs import Ending, ending_of, say_ending
 from proxy.log import describe
 
-if TYPE_CHECKING:
-    from proxy.engine.server import Engine
-    from proxy.engine.upstreams.pool import Pool
-
 logger = logging.getLogger("overcoat")
 
 HANDSHAKE_SECONDS = 10.0
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER for no time at all
 ONLY_HTTP2 = "the upstream seems to speak only HTTP/2, and the app speaks HTTP/1.1"
 MAX_INTERIM = 20  # responses (1xx) to one request, before its final one
 FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
@@ -76,6 +68,13 @@ class NoResponses:
         raise RuntimeError("a response where none is read")
 
 
+class Home(Protocol):
+    """Where a connection goes between two requests: see `proxy.engine.upstreams.pool`."""
+
+    def give(self, upstream: UpstreamConnection) -> None:
+        """Take a connection whose response was complete, or close it."""
+
+
 class UpstreamConnection(Reading):
     """A connection to an upstream."""
 
@@ -86,6 +85,7 @@ class UpstreamConnection(Reading):
         self.record = record
         self._connection = connection
         self.key: object = None
+        self.home: Home | None = None
         self.tls: TlsStream | None = None
         self.receiver: Receiver | None = None
         self.uses = 0
@@ -266,9 +266,12 @@ class UpstreamConnection(Reading):
             self.send(last_chunk(trailers_to_relay(trailers)))
         self._request_done = True
 
-    def give_back(self, pool: Pool) -> None:
+    def give_back(self) -> None:
         """Go back to where another request may find it."""
-        pool.give(self)
+        if self.home is None:
+            self.close()
+        else:
+            self.home.give(self)
 
     def part(self) -> None:
         """Serve nobody else."""
@@ -527,82 +530,3 @@ def _refuses_protocols(error: Exception) -> bool:
     """Tell whether a handshake failed since the peer speaks none of the protocols that were offered (RFC 7301)."""
     details = error.args[0] if isinstance(error, SSL.Error) and error.args else ()
     return any("no application protocol" in str(detail) for detail in details)
-
-
-async def dial(engine: Engine, server: Server, key: object, record: Upstream, context: Context) -> UpstreamConnection:
-    """Open a connection: TCP, then TLS if the server is to speak it.
-
-    Args:
-        engine: the engine, for its hooks and its own addresses.
-        server: what to connect to; its `address` and `tls` are set.
-        key: what the pool may reuse it for.
-        record: where the handshake notes what it found.
-        context: the client on whose behalf it is, for the hooks.
-
-    Raises:
-        Denied: it cannot be opened, or what answers is not to be trusted.
-    """
-    assert server.address is not None
-    connection = await engine.reach(*server.address, record, context)
-    upstream = await secure(engine, server, connection, record, context)
-    upstream.key = key
-    return upstream
-
-
-async def secure(
-    engine: Engine, server: Server, connection: socket.socket, record: Upstream, context: Context
-) -> UpstreamConnection:
-    """Make an upstream connection of a connected socket; the other arguments, and errors, are those of `dial`."""
-    assert server.address is not None
-    host, port = server.address
-    try:
-        _, upstream = await engine.loop.create_connection(
-            lambda: UpstreamConnection(server, record, connection), sock=connection
-        )
-    except OSError:
-        connection.close()
-        raise Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} closed the connection at once") from None
-    upstream.opened = engine.loop.time()
-    transport = upstream.transport
-    server.peername = transport.get_extra_info("peername")
-    server.sockname = transport.get_extra_info("sockname")
-    server.timestamp_start = server.timestamp_tcp_setup = time.time()
-    server.state = ConnectionState.OPEN
-    if server.tls:
-        await _secure(engine, upstream, context, connection)
-    return upstream
-
-
-async def _secure(engine: Engine, upstream: UpstreamConnection, context: Context, connection: socket.socket) -> None:
-    of_this = context.fork()
-    of_this.server = upstream.server
-    data = tls.TlsData(upstream.server, of_this)
-    try:
-        engine.dispatch.call("tls_start_server", data)
-        assert data.ssl_conn is not None
-        ready = engine.loop.create_future()
-        upstream._ready = ready
-        upstream.start_tls(data.ssl_conn)
-        await upstream.establish(ready)
-    except HookFailed:
-        upstream.close()
-        raise Denied(Reason.INTERNAL_ERROR, "the handshake could not be prepared") from None
-    except TimeoutError:
-        upstream.close()
-        raise Denied(
-            Reason.UPSTREAM_TIMEOUT, f"{upstream.server.sni} did not complete TLS in {HANDSHAKE_SECONDS:.0f} s"
-        ) from None
-    except ConnectionError:
-        engine.dispatch.call("tls_failed_server", data)
-        denied = upstream.record.denied
-        upstream.receiver = None
-        say_ending(connection, Ending.GONE)
-        upstream.transport.close()  # not abort: the alert that says why must still go out
-        raise denied or Denied(Reason.TLS_FAILED, "the TLS handshake failed") from None
-    except BaseException:
-        upstream.close()
-        raise
-    server = upstream.server
-    assert upstream.tls is not None
-    server.tls_version = upstream.tls.conn.get_protocol_version_name()  # type: ignore[assignment]  # one of its literals
-    server.timestamp_tls_setup = time.time()

@@ -14,7 +14,6 @@ import asyncio
 import functools
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from addons.exchange import Upstream
 from proxy.core.decisions import Denied, Reason
@@ -22,18 +21,17 @@ from proxy.core.rules.policy import Mode
 from proxy.core.rules.transport import denied_by_address, forbidden_address, own_listener, unresolved, untaken
 from proxy.core.who.addresses import AddressKind, kind_of, parse_ip
 from proxy.engine.descriptors import KEPT_FROM_DIALS, SHORTAGES, is_taken, shortage
-
-if TYPE_CHECKING:
-    from proxy.engine.server import Engine
+from proxy.engine.sockets import tcp_socket
+from proxy.engine.upstreams.services import Services
 
 NEXT_SECONDS = 0.25  # before the next address is tried beside one that has not answered yet (RFC 8305, section 5)
 
 
-async def connect(engine: Engine, host: str, port: int, record: Upstream) -> socket.socket:
+async def connect(services: Services, host: str, port: int, record: Upstream) -> socket.socket:
     """Open a TCP connection.
 
     Args:
-        engine: the engine, for its loop and its own addresses.
+        services: for the loop, the look-ups, the pool, and our own addresses.
         host: the canonical host.
         port: the port.
         record: names the policy, which says what is allowed; and takes that observe mode reached what is forbidden.
@@ -47,8 +45,8 @@ async def connect(engine: Engine, host: str, port: int, record: Upstream) -> soc
     seconds = record.policy.limits.connect_seconds
     try:
         async with asyncio.timeout(seconds):
-            await _make_room(engine)
-            connection = await _first(engine.loop, _allowed(await _look_up(engine, host, port), host, record))
+            await _make_room(services)
+            connection = await _first(services.loop, _allowed(await _look_up(services, host, port), host, record))
     except TimeoutError:
         raise Denied(Reason.UPSTREAM_TIMEOUT, f"{host} port {port} took no connection in {seconds} s") from None
     except socket.gaierror:
@@ -58,18 +56,18 @@ async def connect(engine: Engine, host: str, port: int, record: Upstream) -> soc
             where = f"no descriptor is left for a connection to {host} port {port}"
             raise Denied(Reason.UPSTREAM_UNREACHABLE, where, "raise the limit of descriptors (ulimit -n)") from None
         raise untaken(host, port) from None
-    if engine.is_own_address(connection.getsockname()[:2], connection.getpeername()[:2]):
+    if services.is_own_address(connection.getsockname()[:2], connection.getpeername()[:2]):
         connection.close()
         raise own_listener(f"{host} port {port}")
     return connection
 
 
-async def _make_room(engine: Engine) -> None:
+async def _make_room(services: Services) -> None:
     """Give idle connections up where their descriptors are needed."""
     with tcp_socket(socket.AF_INET) as probe:
         is_short = is_taken(probe.fileno(), KEPT_FROM_DIALS)
     if is_short:
-        engine.pool.close()
+        services.pool.close()
         await asyncio.sleep(0)  # a socket is closed in the turn after that which asked for it
         await asyncio.sleep(0)
 
@@ -77,7 +75,7 @@ async def _make_room(engine: Engine) -> None:
 type _Found = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
 
 
-async def _look_up(engine: Engine, host: str, port: int) -> list[_Found]:
+async def _look_up(services: Services, host: str, port: int) -> list[_Found]:
     """Return the addresses of a host, in the order that the system prefers.
 
     Raises:
@@ -88,7 +86,7 @@ async def _look_up(engine: Engine, host: str, port: int) -> list[_Found]:
     except ValueError:
         # Not by the loop's own executor: at the end that is waited for, and the DNS may take minutes.
         look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-        found = await engine.loop.run_in_executor(engine.resolvers, look_up)
+        found = await services.loop.run_in_executor(services.resolvers, look_up)
         return [(family, address) for family, _, _, _, address in found]  # type: ignore[misc]  # other families have others
     return [(family, (host, port))]
 
@@ -203,14 +201,6 @@ def _alternating(addresses: Sequence[_Found]) -> list[_Found]:
     longer, shorter = (first, other) if len(first) >= len(other) else (other, first)
     turns = [each for pair in zip(first, other, strict=False) for each in pair]
     return turns + longer[len(shorter) :]
-
-
-def tcp_socket(family: socket.AddressFamily) -> socket.socket:
-    """Return a TCP socket that asyncio knows for one, and that it sends small pieces on without waiting for more.
-
-    Without the protocol's number it does not know, and what follows a head in a write of its own may wait 40 ms.
-    """
-    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
 
 
 async def _try(

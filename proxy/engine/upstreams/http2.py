@@ -13,7 +13,6 @@ Rules of this module:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import h2.events
 from h2.errors import ErrorCodes
@@ -28,10 +27,7 @@ from proxy.engine.http2 import Connection, Stream, name_of
 from proxy.engine.http2state import MAX_STREAMS, NeverIndexed
 from proxy.engine.streams import Receiver
 from proxy.engine.upstreams.connection import MAX_INTERIM, NoResponses, UpstreamConnection
-
-if TYPE_CHECKING:
-    from proxy.engine.server import Engine
-    from proxy.engine.upstreams.pool import Pool
+from proxy.engine.upstreams.services import Services
 
 SILENT_SECONDS = 5.0  # without a byte, before who gives a request up has a reason that others have, too
 MAX_STREAM_ID = 2**30  # then another connection is opened: there are twice as many
@@ -46,19 +42,19 @@ _ENDED = "the upstream closed the connection before its response was whole"
 class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
     """A connection to an upstream that speaks HTTP/2, as the receiver of its bytes."""
 
-    def __init__(self, engine: Engine, carrier: UpstreamConnection) -> None:
+    def __init__(self, services: Services, carrier: UpstreamConnection) -> None:
         """Start.
 
         Args:
-            engine: the engine, for its loop and its pool.
+            services: for the loop and the pool.
             carrier: the connection, whose handshake is complete.
         """
         # As large as an upstream's head may be in HTTP/1, and what a list counts besides.
-        super().__init__(engine.loop, is_client=True, header_bytes=2 * MAX_HEAD_BYTES)
-        self.engine = engine
+        super().__init__(services.loop, is_client=True, header_bytes=2 * MAX_HEAD_BYTES)
+        self._pool = services.pool
         self.carrier = carrier
         self.is_leaving = False  # no stream is begun any more
-        self.idle_since = self.heard = engine.loop.time()
+        self.idle_since = self.heard = services.loop.time()
         self._touched: set[Receiver] = set()
         self._why = ""  # the upstream has said that it ends the connection, and be it no more than a number
         self._has_ended = False  # the upstream will say no more
@@ -92,6 +88,16 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
             self.is_over = True
             self.carrier.finish(self.loop)
 
+    def part(self) -> None:
+        """Serve nobody else who has not begun yet."""
+        self._pool.forget_shared(self)
+        self.leave()
+
+    def doubt(self) -> None:
+        """Begin no other stream: the upstream may be gone."""
+        self._pool.forget_shared(self)
+        self.is_leaving = True
+
     def open(self) -> UpstreamHttp2Stream:
         """Return a stream that is yet to begin."""
         return UpstreamHttp2Stream(self)
@@ -108,7 +114,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
         """Take that nothing more will come; what has come is read to its end."""
         if self.is_behind:
             self._has_ended = self.is_leaving = True
-            self.engine.pool.forget_shared(self)
+            self._pool.forget_shared(self)
         else:
             self._lost()
 
@@ -125,7 +131,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
         if not self.is_over:
             for stream in self.end():
                 stream.failed(Denied(Reason.UPSTREAM_FAILED, _ENDED + self._why))
-        self.engine.pool.forget_shared(self)
+        self._pool.forget_shared(self)
         self.carrier.close()
 
     def upstream_congested(self, congested: bool) -> None:
@@ -148,7 +154,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
         for stream in self.end():
             if stream.receiver is not None:
                 stream.receiver.crashed(error)
-        self.engine.pool.forget_shared(self)
+        self._pool.forget_shared(self)
 
     # -- as the connection
 
@@ -174,7 +180,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
         self.is_leaving = True
         if code != ErrorCodes.NO_ERROR:
             self._why = f" (GOAWAY, {name_of(code)})"
-        self.engine.pool.forget_shared(self)
+        self._pool.forget_shared(self)
         for stream in [each for each in self.streams.values() if each.number > last]:
             self.reset(stream, ErrorCodes.CANCEL)
             stream.failed(
@@ -189,7 +195,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
     def broken(self, streams: list[UpstreamHttp2Stream], why: str) -> None:
         """Close the connection."""
         self.flush_now()
-        self.engine.pool.forget_shared(self)
+        self._pool.forget_shared(self)
         for stream in streams:
             stream.failed(Denied(Reason.UPSTREAM_FAILED, f"the upstream breaks HTTP/2 on its connection: {why}"))
         self.carrier.finish(self.loop)
@@ -298,15 +304,14 @@ class UpstreamHttp2Stream(Stream):
         """Return how many bytes wait for the upstream's windows, and in the socket."""
         return self.connection.unsent(self) + self.connection.carrier.unsent()
 
-    def give_back(self, pool: Pool) -> None:
+    def give_back(self) -> None:
         """Nothing: the connection has not left the pool. What the request still has is of no use."""
         self.close()
 
     def part(self) -> None:
         """Give no other stream to this connection."""
         self.close()
-        self.connection.engine.pool.forget_shared(self.connection)
-        self.connection.leave()
+        self.connection.part()
 
     def close(self) -> None:
         """Give the request up."""
@@ -317,8 +322,7 @@ class UpstreamHttp2Stream(Stream):
             and self._asked
             and connection.loop.time() - max(self._asked, connection.heard) > SILENT_SECONDS
         ):
-            connection.engine.pool.forget_shared(connection)
-            connection.is_leaving = True
+            connection.doubt()
         connection.reset(self, ErrorCodes.CANCEL)
 
     # -- what comes

@@ -11,7 +11,6 @@ Rules of this module:
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from mitmproxy.connection import Server
 from mitmproxy.proxy.context import Context
@@ -19,11 +18,10 @@ from mitmproxy.proxy.context import Context
 from addons.exchange import Upstream
 from proxy.core.decisions import Denied
 from proxy.engine.streams import UpstreamStream, Version
-from proxy.engine.upstreams.connection import UpstreamConnection, dial
+from proxy.engine.upstreams.connection import UpstreamConnection
 from proxy.engine.upstreams.http2 import UpstreamHttp2
-
-if TYPE_CHECKING:
-    from proxy.engine.server import Engine
+from proxy.engine.upstreams.route import dial
+from proxy.engine.upstreams.services import Services
 
 _OFFERS = {
     Version.HTTP1: (b"http/1.1",),
@@ -34,12 +32,12 @@ _OFFERS = {
 
 
 async def open_stream(
-    engine: Engine, server: Server, key: object, record: Upstream, context: Context, *, version: Version
+    services: Services, server: Server, key: object, record: Upstream, context: Context, *, version: Version
 ) -> UpstreamStream:
     """Open a way to an upstream.
 
     Args:
-        engine: the engine.
+        services: what every upstream connection needs.
         server: what to connect to; its `address` and `tls` are set.
         key: what the pool may reuse it for.
         record: where the handshake notes what it found.
@@ -49,10 +47,10 @@ async def open_stream(
     Raises:
         Denied: it cannot be opened, or what answers is not to be trusted.
     """
-    pool = engine.pool
+    pool = services.pool
     is_plain = not server.tls and not version.is_of_http2
     if version is Version.HTTP1 or is_plain or pool.speaks_only_http1(key, version):
-        return await _dial(engine, server, key, record, context)
+        return await _dial(services, server, key, record, context)
     while (opening := pool.opening(key)) is not None:
         await asyncio.wait((opening,))  # not the future itself, which ends for all if one waits no longer
         if (other := opening.result()) is not None:
@@ -61,14 +59,14 @@ async def open_stream(
         if (found := pool.take(key, version)) is not None:
             return found
         if pool.speaks_only_http1(key, version):
-            return await _dial(engine, server, key, record, context)
+            return await _dial(services, server, key, record, context)
     end = pool.begin_to_open(key)
     failed: Upstream | None = None
     try:
         record.alpn = _OFFERS[version]
-        upstream = await _dial(engine, server, key, record, context)
+        upstream = await _dial(services, server, key, record, context)
         if upstream.is_http2 or not server.tls:
-            return _share(engine, upstream)
+            return _share(services, upstream)
         pool.only_http1(key, version)
         return upstream
     except Denied as denied:
@@ -78,9 +76,11 @@ async def open_stream(
         end(failed)
 
 
-async def _dial(engine: Engine, server: Server, key: object, record: Upstream, context: Context) -> UpstreamConnection:
-    engine.pool.opens()
-    return await dial(engine, server, key, record, context)
+async def _dial(
+    services: Services, server: Server, key: object, record: Upstream, context: Context
+) -> UpstreamConnection:
+    services.pool.opens()
+    return await dial(services, server, key, record, context)
 
 
 def _again(denied: Denied | None) -> Denied:
@@ -89,9 +89,9 @@ def _again(denied: Denied | None) -> Denied:
     return Denied(denied.reason, denied.detail, denied.hint, denied.proxy_error)
 
 
-def _share(engine: Engine, upstream: UpstreamConnection) -> UpstreamStream:
-    shared = UpstreamHttp2(engine, upstream)
+def _share(services: Services, upstream: UpstreamConnection) -> UpstreamStream:
+    shared = UpstreamHttp2(services, upstream)
     stream = shared.open()
     if not shared.is_over:
-        engine.pool.share(upstream.key, shared)
+        services.pool.share(upstream.key, shared)
     return stream

@@ -13,11 +13,10 @@ from __future__ import annotations
 import asyncio
 import collections
 from collections.abc import Callable
+from typing import Any, Protocol
 
 from addons.exchange import Upstream
-from proxy.engine.streams import UpstreamStream, Version
-from proxy.engine.upstreams.connection import UpstreamConnection
-from proxy.engine.upstreams.http2 import UpstreamHttp2
+from proxy.engine.streams import Receiver, UpstreamStream, Version
 
 IDLE_SECONDS = 60.0  # under the keep-alive time-outs of common servers
 MAX_AGE_SECONDS = 600.0  # then its certificate and pins are looked at again
@@ -25,6 +24,55 @@ MAX_IDLE = 256
 MAX_IDLE_PER_KEY = 64
 MAX_SHARED_PER_KEY = 64  # each carries many requests
 MAX_KNOWN = 1024  # destinations of which it is known that they speak HTTP/1 only
+
+
+class IdleConnection(UpstreamStream, Protocol):
+    """What the pool knows of a connection of HTTP/1: see `proxy.engine.upstreams.connection`."""
+
+    key: object
+    opened: float
+    idle_since: float
+    receiver: Receiver | None
+    on_idle_end: Callable[[Any], None] | None  # called with the connection itself
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it may take a request."""
+
+    @property
+    def can_reuse(self) -> bool:
+        """Whether, after a response, another request may be sent."""
+
+
+class Carrier(Protocol):
+    """What the pool knows of the connection that a shared one speaks on."""
+
+    key: object
+    opened: float
+
+
+class SharedConnection(Protocol):
+    """What the pool knows of a connection of HTTP/2: see `proxy.engine.upstreams.http2`."""
+
+    idle_since: float
+
+    @property
+    def carrier(self) -> Carrier:
+        """The connection that it speaks on."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another stream may be begun."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no stream is under way."""
+
+    def leave(self) -> None:
+        """Begin no other stream, and close once none is under way."""
+
+    def open(self) -> UpstreamStream:
+        """Return a stream that is yet to begin."""
 
 
 class Pool:
@@ -39,10 +87,10 @@ class Pool:
         """
         self._loop = loop
         self._count = count
-        self._idle: dict[object, collections.deque[UpstreamConnection]] = {}
+        self._idle: dict[object, collections.deque[IdleConnection]] = {}
         self._size = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._shared: dict[object, list[UpstreamHttp2]] = {}
+        self._shared: dict[object, list[SharedConnection]] = {}
         self._opening: dict[object, asyncio.Future[Upstream | None]] = {}
         self._only_http1: dict[object, float] = {}  # by key and whether HTTP/2 was asked for first; since when
 
@@ -62,7 +110,7 @@ class Pool:
             return None
         return self._take_idle(key)
 
-    def _take_idle(self, key: object) -> UpstreamConnection | None:
+    def _take_idle(self, key: object) -> IdleConnection | None:
         idle = self._idle.get(key)
         while idle:
             upstream = idle.pop()
@@ -121,7 +169,7 @@ class Pool:
 
         return end
 
-    def share(self, key: object, shared: UpstreamHttp2) -> None:
+    def share(self, key: object, shared: SharedConnection) -> None:
         """Let a connection carry the requests of all who want the very same."""
         found = self._shared.setdefault(key, [])
         found.append(shared)
@@ -131,7 +179,7 @@ class Pool:
             oldest.leave()
         self._look_later()
 
-    def forget_shared(self, shared: UpstreamHttp2) -> None:
+    def forget_shared(self, shared: SharedConnection) -> None:
         """Give no other stream to a connection."""
         found = self._shared.get(shared.carrier.key)
         if found is not None and shared in found:
@@ -143,7 +191,7 @@ class Pool:
 
     # -- idle ones of HTTP/1
 
-    def give(self, upstream: UpstreamConnection) -> None:
+    def give(self, upstream: IdleConnection) -> None:
         """Take a connection back after a complete response, or close it."""
         idle = self._idle.setdefault(upstream.key, collections.deque())
         if not upstream.can_reuse or self._size >= MAX_IDLE or len(idle) >= MAX_IDLE_PER_KEY:
@@ -163,7 +211,7 @@ class Pool:
         if self._timer is None:
             self._timer = self._loop.call_later(IDLE_SECONDS, self._expire)
 
-    def _forget(self, upstream: UpstreamConnection) -> None:
+    def _forget(self, upstream: IdleConnection) -> None:
         idle = self._idle.get(upstream.key)
         if idle is not None and upstream in idle:
             idle.remove(upstream)

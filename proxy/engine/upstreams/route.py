@@ -17,7 +17,7 @@ import asyncio
 import re
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from mitmproxy.connection import Server
 from mitmproxy.proxy.context import Context
@@ -29,12 +29,11 @@ from proxy.core.http.heads import HeadEnd
 from proxy.core.rules.policy import UpstreamProxy
 from proxy.core.rules.transport import own_listener
 from proxy.engine.sockets import Reading
-from proxy.engine.upstreams.connection import MAX_INTERIM, NoResponses, UpstreamConnection, secure
+from proxy.engine.upstreams.connection import MAX_INTERIM, NoResponses, UpstreamConnection
 from proxy.engine.upstreams.dialling import check_address, connect, is_loopback, local_address_to
+from proxy.engine.upstreams.handshake import secure
 from proxy.engine.upstreams.pairs import Ending, PairedSocket, paired_sockets, say_ending
-
-if TYPE_CHECKING:
-    from proxy.engine.server import Engine
+from proxy.engine.upstreams.services import Services
 
 LOOK_SECONDS = 1.0  # between looks whether whoever used a half-closed tunnel is still there
 HALF_CLOSED_SECONDS = 30.0  # for a proxy to end its side of a tunnel whose other side has ended
@@ -43,11 +42,33 @@ _INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9]{2}[ \r]")
 _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
 
 
-async def reach(engine: Engine, host: str, port: int, record: Upstream, context: Context) -> socket.socket:
+async def dial(
+    services: Services, server: Server, key: object, record: Upstream, context: Context
+) -> UpstreamConnection:
+    """Open a connection: TCP, then TLS if the server is to speak it.
+
+    Args:
+        services: what every upstream connection needs.
+        server: what to connect to; its `address` and `tls` are set.
+        key: what the pool may reuse it for.
+        record: where the handshake notes what it found.
+        context: the client on whose behalf it is, for the hooks.
+
+    Raises:
+        Denied: it cannot be opened, or what answers is not to be trusted.
+    """
+    assert server.address is not None
+    connection = await reach(services, *server.address, record, context)
+    upstream = await secure(services, server, connection, record, context)
+    upstream.key, upstream.home = key, services.pool
+    return upstream
+
+
+async def reach(services: Services, host: str, port: int, record: Upstream, context: Context) -> socket.socket:
     """Open a connection to a destination, straight or through the policy's upstream proxy.
 
     Args:
-        engine: the engine.
+        services: what every upstream connection needs.
         host: the canonical host.
         port: the port.
         record: names the policy; see `proxy.engine.upstreams.dialling.connect`.
@@ -59,15 +80,15 @@ async def reach(engine: Engine, host: str, port: int, record: Upstream, context:
     through = record.policy.upstream_proxy
     destination = Destination(host, port)
     if through is None or not through.serves(destination):
-        return await connect(engine, host, port, record)
+        return await connect(services, host, port, record)
     check_address(host, record)  # a name is for the proxy to look up; an address is known
     there = "127.0.0.1" if is_loopback(host) else host
-    if (here := local_address_to(there)) is not None and engine.is_own_address((here, 0), (there, port)):
+    if (here := local_address_to(there)) is not None and services.is_own_address((here, 0), (there, port)):
         raise own_listener(str(destination))
     seconds = record.policy.limits.connect_seconds
     try:
         async with asyncio.timeout(seconds):
-            return await _through(engine, through, destination, record, context)
+            return await _through(services, through, destination, record, context)
     except TimeoutError:
         raise Denied(
             Reason.UPSTREAM_PROXY_FAILED, f"the upstream proxy {through.destination} gave no answer in {seconds} s"
@@ -75,17 +96,17 @@ async def reach(engine: Engine, host: str, port: int, record: Upstream, context:
 
 
 async def _through(
-    engine: Engine, proxy: UpstreamProxy, destination: Destination, record: Upstream, context: Context
+    services: Services, proxy: UpstreamProxy, destination: Destination, record: Upstream, context: Context
 ) -> socket.socket:
     host, port = proxy.destination.host, proxy.destination.port
     server = Server(address=(host, port))
     server.tls = proxy.is_https
     of_proxy = Upstream(record.policy, proxy.rule, is_proxy=True)
-    upstreams = engine.sessions.of(context.client).upstreams
+    upstreams = services.sessions.of(context.client).upstreams
     upstreams[server.id] = of_proxy
     try:
-        connection = await connect(engine, host, port, of_proxy)
-        outer = await secure(engine, server, connection, of_proxy, context)
+        connection = await connect(services, host, port, of_proxy)
+        outer = await secure(services, server, connection, of_proxy, context)
     except Denied as denied:
         is_about_trust = denied.reason in _ABOUT_TRUST
         reason = denied.reason if is_about_trust else Reason.UPSTREAM_PROXY_FAILED
@@ -95,13 +116,13 @@ async def _through(
     ours, theirs = paired_sockets()
     link: _Link | None = None
     try:
-        _, link = await engine.loop.create_connection(lambda: _Link(engine.loop, outer, ours), sock=ours)
+        _, link = await services.loop.create_connection(lambda: _Link(services.loop, outer, ours), sock=ours)
         if outer.heard_early():
             raise Denied(
                 Reason.UPSTREAM_PROXY_FAILED, "the upstream proxy spoke, or closed, before it was asked anything"
             )
         outer.carry(link)
-        await link.ask(destination, proxy, _via(engine, record, context))
+        await link.ask(destination, proxy, _via(services, record, context))
     except BaseException:
         outer.close()
         ours.close() if link is None else link.transport.abort()
@@ -110,9 +131,9 @@ async def _through(
     return theirs
 
 
-def _via(engine: Engine, record: Upstream, context: Context) -> list[str]:
+def _via(services: Services, record: Upstream, context: Context) -> list[str]:
     """Return what a CONNECT of ours says of the proxies before: without it, a circle of CONNECTs would never end."""
-    connect = engine.sessions.of(context.client).connect
+    connect = services.sessions.of(context.client).connect
     before = [] if connect is None else list(connect.via)
     return before if record.policy.via is None else [*before, f"1.1 {record.policy.via}"]
 

@@ -1,0 +1,97 @@
+"""From a connected socket to an upstream connection: TLS, its hooks, and why it failed if it did.
+
+`route` calls `secure`, for the destination and for a proxy on the way there; `probe` does, to see what a server shows.
+
+Rules of this module:
+
+- The hook that prepares the handshake sets what is verified, the pins included: where it fails there is no handshake.
+- A handshake that failed says why: with the denial that the verification noted, if it noted one.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+
+from mitmproxy import tls
+from mitmproxy.connection import ConnectionState, Server
+from mitmproxy.proxy.context import Context
+
+from addons.exchange import Upstream
+from proxy.core.decisions import Denied, Reason
+from proxy.engine.dispatch import HookFailed
+from proxy.engine.upstreams.connection import HANDSHAKE_SECONDS, UpstreamConnection
+from proxy.engine.upstreams.pairs import Ending, say_ending
+from proxy.engine.upstreams.services import Services
+
+
+async def secure(
+    services: Services, server: Server, connection: socket.socket, record: Upstream, context: Context
+) -> UpstreamConnection:
+    """Make an upstream connection of a connected socket: with TLS, if the server is to speak it.
+
+    Args:
+        services: for the loop and the hooks.
+        server: who is at the other end; its `address` and `tls` are set.
+        connection: the socket.
+        record: where the handshake notes what it found.
+        context: the client on whose behalf it is, for the hooks.
+
+    Raises:
+        Denied: the handshake failed, or who answers is not to be trusted.
+    """
+    assert server.address is not None
+    host, port = server.address
+    try:
+        _, upstream = await services.loop.create_connection(
+            lambda: UpstreamConnection(server, record, connection), sock=connection
+        )
+    except OSError:
+        connection.close()
+        raise Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} closed the connection at once") from None
+    upstream.opened = services.loop.time()
+    transport = upstream.transport
+    server.peername = transport.get_extra_info("peername")
+    server.sockname = transport.get_extra_info("sockname")
+    server.timestamp_start = server.timestamp_tcp_setup = time.time()
+    server.state = ConnectionState.OPEN
+    if server.tls:
+        await _secure(services, upstream, context, connection)
+    return upstream
+
+
+async def _secure(
+    services: Services, upstream: UpstreamConnection, context: Context, connection: socket.socket
+) -> None:
+    of_this = context.fork()
+    of_this.server = upstream.server
+    data = tls.TlsData(upstream.server, of_this)
+    try:
+        services.dispatch.call("tls_start_server", data)
+        assert data.ssl_conn is not None
+        ready = services.loop.create_future()
+        upstream._ready = ready
+        upstream.start_tls(data.ssl_conn)
+        await upstream.establish(ready)
+    except HookFailed:
+        upstream.close()
+        raise Denied(Reason.INTERNAL_ERROR, "the handshake could not be prepared") from None
+    except TimeoutError:
+        upstream.close()
+        raise Denied(
+            Reason.UPSTREAM_TIMEOUT, f"{upstream.server.sni} did not complete TLS in {HANDSHAKE_SECONDS:.0f} s"
+        ) from None
+    except ConnectionError:
+        services.dispatch.call("tls_failed_server", data)
+        denied = upstream.record.denied
+        upstream.receiver = None
+        say_ending(connection, Ending.GONE)
+        upstream.transport.close()  # not abort: the alert that says why must still go out
+        raise denied or Denied(Reason.TLS_FAILED, "the TLS handshake failed") from None
+    except BaseException:
+        upstream.close()
+        raise
+    server = upstream.server
+    assert upstream.tls is not None
+    server.tls_version = upstream.tls.conn.get_protocol_version_name()  # type: ignore[assignment]  # one of its literals
+    server.timestamp_tls_setup = time.time()
