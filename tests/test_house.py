@@ -21,12 +21,6 @@ CIRCLE = {
     "proxy.engine.apps.tunnels",
     "proxy.engine.server",
     "proxy.engine.streams",
-    "proxy.engine.upstreams.connection",
-    "proxy.engine.upstreams.dialling",
-    "proxy.engine.upstreams.http2",
-    "proxy.engine.upstreams.opening",
-    "proxy.engine.upstreams.pool",
-    "proxy.engine.upstreams.route",
 }
 
 

@@ -7,7 +7,7 @@ Offers:
 
 - `clock`: ResponseClock; time limits of a response
 - `descriptors`: KEPT_FROM_DIALS, SHORTAGES, is_taken, raise_limit, shortage, warn_of_limit; the limit of open sockets
-- `dispatch`: HookFailed; a hook has raised
+- `dispatch`: Dispatcher, HookFailed; calls the addons' hooks; a hook has raised
 - `flows`: new_client, new_flow, new_server; mitmproxy's objects, made at low cost
 - `http2`: PREFACE, TOO_MANY_RESETS, Connection, Stream, name_of; what both sides of HTTP/2 do alike
 - `http2state`: KEPT_LIST, MAX_STREAMS, NeverIndexed, size_of; h2's connection state, with stricter checks
@@ -15,7 +15,8 @@ Offers:
   of the core to mitmproxy's messages and back
 - `probe`: probe; which certificates a server shows, for `overcoat pins fetch`
 - `server`: BindError, Bound, Engine, bind; the engine, and the sockets it listens on
-- `sockets`: Reading; reads a socket into one buffer
+- `sockets`: RESET, Reading, tcp_socket; reads a socket into one buffer, makes one, breaks one off
+- `streams`: Receiver, UpstreamStream, Version; where one request goes, and who takes its response
 - `tls`: NoRoots, TlsConnections, with_roots; TLS contexts and connections
 - `tlsstream`: TlsStream; TLS over a socket of the event loop
 """
