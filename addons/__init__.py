@@ -1,9 +1,7 @@
 """The protections, one mitmproxy addon a file. In the order in which they see a request: gate, transport, pinning,
-encryption, telemetry.
-
-The engine calls their hooks (`proxy.engine.dispatch`); so does stock mitmproxy (`addons.stock`). An addon reads what it
-needs from the flow, asks the core for a decision, and writes that into the flow. `exchange` and `sessions` hold what
-addons and engine know of one request and of one client connection.
+encryption, telemetry. The engine calls their hooks (`proxy.engine.dispatch`); so does stock mitmproxy (`addons.stock`).
+An addon reads what it needs from the flow, asks the core for a decision, and writes that into the flow. `exchange` and
+`sessions` hold what addons and engine know of one request and of one client connection.
 
 Offers:
 

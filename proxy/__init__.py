@@ -1,7 +1,6 @@
-"""Overcoat itself: the command `overcoat`, and a folder for each part of it.
-
-The launcher in `overcoat/` and stock mitmproxy (`config/mitmproxy_addon.py`) start here. What each folder is for stands
-in ARCHITECTURE.md, under "The house".
+"""Overcoat itself: the command `overcoat`, and a folder for each part of it. The launcher in `overcoat/` and stock
+mitmproxy (`config/mitmproxy_addon.py`) start here. What each folder is for stands in ARCHITECTURE.md, under "The
+house".
 
 Offers:
 

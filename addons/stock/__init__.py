@@ -1,7 +1,6 @@
-"""The same protections inside stock mitmproxy (docs/mitmproxy.md).
-
-`proxy.stock` puts them together. What our engine does round the addons is done here with mitmproxy's own hooks, so far
-as they allow it: what goes wrong in a hook denies, only allowed addresses are dialled, only strict heads pass.
+"""The same protections inside stock mitmproxy (docs/mitmproxy.md). `proxy.stock` puts them together. What our engine
+does round the addons is done here with mitmproxy's own hooks, so far as they allow it: what goes wrong in a hook
+denies, only allowed addresses are dialled, only strict heads pass.
 
 Offers:
 

@@ -1,10 +1,11 @@
-"""What Overcoat decided about a request, and why.
+"""The decisions about a request, and every reason for which one can be denied. Nearly all modules use it: the core
+raises `Denied`, the engine and the addons answer it, and the decision line and the metrics name its reason.
 
 Rules of this module:
 
 - Every denial has exactly one `Reason`; the response, the decision line and the metric all carry its code.
-- Reasons are a closed enum, so that a metric label can never be chosen by a client.
-- A denial is answered as problem details (RFC 9457) with a `Proxy-Status` field (RFC 9209).
+- The reasons are a closed enum, so no client can choose the value of a metric label.
+- A denial is answered with problem details (RFC 9457) and a `Proxy-Status` field (RFC 9209).
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from proxy.core.destinations import Destination
 
 
 class Action(StrEnum):
-    """What was done with a request (or, in observe mode, would have been)."""
+    """What Overcoat did with a request or, in observe mode, what it would have done."""
 
     UPGRADE = "upgrade"  # plain http from the app, https to the upstream
-    ALLOW = "allow"  # plain http passed on as it came, because the policy says so
-    INSPECT = "inspect"  # https that Overcoat opens, checks and sends on as https
-    TUNNEL = "tunnel"  # https carried end to end, untouched
+    ALLOW = "allow"  # plain http, passed on unchanged because the policy allows it
+    INSPECT = "inspect"  # https that Overcoat decrypts, checks, and sends on as https
+    TUNNEL = "tunnel"  # https that passes end to end, unchanged
     DENY = "deny"
 
 
@@ -322,7 +323,7 @@ class Reason(Enum):
         "see Overcoat's log for the place, and report it",
     )
 
-    def __init__(  # noqa: PLR0917  # an enum gives its values so
+    def __init__(  # noqa: PLR0917  # an enum passes its values by position
         self, code: str, status: int, proxy_error: str, title: str, meaning: str, hint: str
     ) -> None:
         self.code = code
@@ -334,13 +335,13 @@ class Reason(Enum):
 
 
 class Denied(Exception):
-    """Raised by the core where a request must not go on.
+    """A request must not go on. The core raises it; the engine and the addons answer it.
 
     Attributes:
         reason: the one reason code.
-        detail: one sentence on what was found, free of secrets and of body contents.
-        hint: one sentence on what to change: the reason's own, where nothing better is known.
-        proxy_error: the error type of RFC 9209, section 2.3: the reason's own, where another does not fit better.
+        detail: one sentence on what was found, without secrets and without body contents.
+        hint: one sentence on what to change; the reason's own hint, unless a better one is given.
+        proxy_error: the error type (RFC 9209, section 2.3); the reason's own, unless a better one is given.
     """
 
     def __init__(self, reason: Reason, detail: str, hint: str = "", proxy_error: str = "") -> None:
@@ -352,12 +353,13 @@ class Denied(Exception):
 
 
 def late_response(seconds: float, key: str = "limits.response_seconds", *, is_taken: bool = True) -> Denied:
-    """Return why a request is denied whose upstream has not begun to answer.
+    """Return the denial of a request whose upstream did not begin to answer in time.
 
     Args:
-        seconds: how long was waited.
-        key: the policy's key that says so.
-        is_taken: whether the upstream took all that there was to send; a body may have filled what lies between.
+        seconds: how long Overcoat waited.
+        key: the policy key that sets this limit.
+        is_taken: whether the upstream read all of the request that was ready to send. If not, a body may have filled
+            the buffers in between.
     """
     begun = "the request was sent, and the upstream" if is_taken else "the upstream took no more of the request, and"
     return Denied(
@@ -370,13 +372,13 @@ def late_response(seconds: float, key: str = "limits.response_seconds", *, is_ta
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the transport rules say about one request.
+    """What the transport rules decided about one request.
 
     Attributes:
         action: what to do.
-        target: the destination to dial; None where nothing is dialled.
-        denied: why not, where the action is DENY.
-        is_by_hsts: whether it is an upgrade for the reason alone that the host is known to want https only.
+        target: the destination to dial; None if nothing is to be dialled.
+        denied: the denial, if the action is DENY.
+        is_by_hsts: whether the only reason for this upgrade is that the host is known to want https only.
     """
 
     action: Action

@@ -1,11 +1,12 @@
-"""Where a request wants to go, in one canonical form.
+"""Destinations: a host and a port, always in one canonical spelling. Whatever compares hosts or looks up a rule calls
+this first: the addons, the engine, the policy file's reader and the commands.
 
 Rules of this module:
 
 - One destination has one spelling: lower-case A-labels without a trailing dot, dotted-quad IPv4, compressed IPv6
-  without brackets; an IPv4-mapped IPv6 address is its IPv4 address. Policy look-ups, pins and comparisons use it only.
-- What could be read in two ways (`0x7f.1`, `127.1`, `2130706433`, userinfo, a zone id, percent-escapes) is refused,
-  never guessed: the resolver might read it differently from the policy.
+  without brackets; an IPv4-mapped IPv6 address is its IPv4 address. Policy look-ups, pins and comparisons use only it.
+- An ambiguous spelling (`0x7f.1`, `127.1`, `2130706433`, userinfo, a zone id, percent-escapes) is refused, never
+  guessed: the resolver might read it differently from the policy.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from functools import lru_cache
 
 HTTP_PORT = 80
 HTTPS_PORT = 443
-CACHED = 1024  # an app asks for few hosts, many times; parsing them anew would be a tenth of a request's time
+CACHED = 1024  # apps ask for few hosts, many times; without the cache, parsing takes a tenth of a request's time
 MAX_HOST_LENGTH = 253  # RFC 1035, section 2.3.4, without the trailing dot
 
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
@@ -25,7 +26,7 @@ _LOOKS_NUMERIC = re.compile(r"(0x[0-9a-f]*|[0-9]+)")
 _PORT = re.compile(r"[0-9]{1,5}")
 _LOCAL_SUFFIXES = (
     *(".localhost", ".local", ".home.arpa"),  # RFC 6761, RFC 6762, RFC 8375
-    *(".internal", ".home", ".corp", ".lan", ".intranet", ".private"),  # what the DNS's root will not delegate
+    *(".internal", ".home", ".corp", ".lan", ".intranet", ".private"),  # names that the DNS root will never delegate
 )
 
 
@@ -61,7 +62,7 @@ class Destination:
 
 @lru_cache(maxsize=CACHED)
 def canonical(host: str, port: int) -> Destination:
-    """Return the destination that a host, in any of its spellings, and a port are.
+    """Return the canonical destination of a port and a host in any spelling.
 
     Raises:
         BadDestination: as for `canonical_host`.
@@ -77,7 +78,7 @@ def canonical_host(text: str) -> str:
         text: a name (A-labels), an IPv4 address, or an IPv6 address with or without brackets.
 
     Raises:
-        BadDestination: it is empty, too long, malformed, or a numeric form that resolvers read in different ways.
+        BadDestination: the host is empty, too long, malformed, or a numeric form that resolvers read differently.
     """
     host = text
     if host.startswith("["):
@@ -95,7 +96,7 @@ def canonical_host(text: str) -> str:
         raise BadDestination(f"{text!r} is not ASCII; international names travel as A-labels (xn--…, RFC 5890)")
     host = host.lower()
     labels = host.split(".")
-    # WHATWG URL and inet_aton read any host whose last label is numeric as an address; we take only the plain form.
+    # WHATWG URL and inet_aton take any host with a numeric last label for an address. Only the plain form passes here.
     if _LOOKS_NUMERIC.fullmatch(labels[-1]):
         try:
             return str(ipaddress.IPv4Address(host))
@@ -110,12 +111,12 @@ def canonical_host(text: str) -> str:
 
 
 def is_local(host: str) -> bool:
-    """Tell whether a canonical host is an address, or a name that means something in one network only."""
+    """Tell whether a canonical host is an IP address, or a name that is known in one network only."""
     return _is_address(host) or is_local_name(host)
 
 
 def is_local_name(host: str) -> bool:
-    """Tell whether a canonical host is a name that means something in one network only, such as a container's."""
+    """Tell whether a canonical host is a name that is known in one network only, such as a container's."""
     return not _is_address(host) and ("." not in host or host.endswith(_LOCAL_SUFFIXES))
 
 
@@ -139,10 +140,10 @@ def parse_authority(text: str, default_port: int | None = None) -> Destination:
 
     Args:
         text: the authority, for example from CONNECT or the Host header.
-        default_port: the port where none is given; None makes a missing port an error.
+        default_port: the port to use if the text has none; with None, a missing port is an error.
 
     Raises:
-        BadDestination: it is malformed, ambiguous, or the port is not 1 to 65535.
+        BadDestination: the authority is malformed or ambiguous, or its port is not 1 to 65535.
     """
     if "@" in text:
         raise BadDestination("the authority carries userinfo (RFC 9110, section 4.2.4)")

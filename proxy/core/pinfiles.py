@@ -1,12 +1,13 @@
-"""Pins that are made of PEM files: of a certificate, a public key, or a private key.
+"""Computes the pin of a PEM file that holds a certificate, a public key or a private key. The policy file's reader
+calls it for a pin that is given as `{file: …}`.
 
 Rules of this module:
 
-- What is hashed is the SubjectPublicKeyInfo that the server's certificate has, octet for octet. A library that reads a
-  key and writes it again may write another one: it leaves out the parameters of an RSA-PSS key, and writes the points
-  and curves of elliptic keys in one form only.
-- So a public key counts as it stands in its file. Of a private key that holds for what the file says of its public half
-  (its algorithm with the parameters, an elliptic key's curve and point), since whoever makes a certificate copies it.
+- The hash is over the SubjectPublicKeyInfo as the server's certificate has it, octet for octet. A library that reads a
+  key and writes it again may change these octets: it drops the parameters of an RSA-PSS key, and knows only one form of
+  an elliptic curve and its points.
+- So a public key is hashed as it stands in its file. From a private key file, the algorithm with its parameters and an
+  elliptic key's curve and point are taken as they stand, because the certificate is made from them.
 - No message quotes key material.
 """
 
@@ -39,7 +40,7 @@ def pin_of_pem(data: bytes) -> Pin:
     """Return the public-key pin of the one certificate, public key or private key in a PEM file (RFC 7468).
 
     Raises:
-        ValueError: there is no such PEM block, more than one, or it cannot be read. No key material is quoted.
+        ValueError: there is no such PEM block, there are several, or it cannot be read. No key material is quoted.
     """
     labels = [label.decode("ascii") for label in _LABEL.findall(data) if label != b"EC PARAMETERS"]
     if not labels:
@@ -55,18 +56,18 @@ def pin_of_pem(data: bytes) -> Pin:
         if label.endswith("PUBLIC KEY"):
             return pin_of_public_key_info(_of_public_key(data, label))
         return pin_of_public_key_info(_of_private_key(load_pem_private_key(data, password=None), data, label))
-    except TypeError:  # what cryptography raises where a password is needed
+    except TypeError:  # cryptography raises this if a password is needed
         raise ValueError("the private key is encrypted; put its public half into a file and name that") from None
     except (
         ValueError,
         UnsupportedAlgorithm,
         x509.InvalidVersion,
-    ):  # messages not passed on: they may describe the key
+    ):  # its message is not passed on: it may describe the key
         raise ValueError(f"the PEM block {label} cannot be read: it is damaged or of an unknown kind") from None
 
 
 def _contents(data: bytes, label: str) -> bytes:
-    """Return the DER of the PEM block with a label, which a library has read already."""
+    """Return the DER in the PEM block with this label. A library has already read the block, so it is well-formed."""
     _, _, rest = data.partition(f"-----BEGIN {label}-----".encode("ascii"))
     text, _, _ = rest.partition(f"-----END {label}-----".encode("ascii"))
     return base64.b64decode(b"".join(text.split()))
@@ -76,7 +77,7 @@ def _of_public_key(data: bytes, label: str) -> bytes:
     key = load_pem_public_key(data)
     if label == "PUBLIC KEY":
         return _contents(data, label)
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # PKCS #1 has nothing that could vary
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # PKCS #1 has only one encoding
 
 
 def _of_private_key(key: PrivateKeyTypes, data: bytes, label: str) -> bytes:
@@ -98,14 +99,14 @@ def _of_private_key(key: PrivateKeyTypes, data: bytes, label: str) -> bytes:
 
 
 def _of_elliptic_key(der: bytes, key: Element) -> tuple[bytes, bytes]:
-    """Return an ECPrivateKey's curve and its point; nothing for what is not there."""
+    """Return an ECPrivateKey's curve and its point; b"" for one that is missing."""
     curve = point = b""
     for field in elements(der, key):
         if field.tag == _CURVE:
             curve = der[field.start : field.end]
         elif field.tag == _POINT:
             bits = element(der, field.start, field.end)
-            point = der[bits.start + 1 : bits.end]  # behind the count of unused bits
+            point = der[bits.start + 1 : bits.end]  # after the octet that counts unused bits
     return curve, point
 
 

@@ -1,12 +1,14 @@
-"""Certificate pins: reading them, making them, and checking a verified chain against them.
+"""Certificate pins: reads them, computes them, and checks a server's verified chain against them. The policy file's
+reader calls `parse_pin`; the addon `addons.pinning` calls `check_pins` in the TLS handshake; `overcoat pins` prints
+pins.
 
 Rules of this module:
 
 - A pin is SHA-256 over the DER SubjectPublicKeyInfo (RFC 7469, section 2.4) or, as `cert-sha256/`, over a whole
-  certificate. No other hash is read, and a digest that is not exactly 32 bytes is refused, never padded or cut.
+  certificate. No other hash is accepted, and a digest that is not exactly 32 bytes is refused, never padded or cut.
 - The SubjectPublicKeyInfo is hashed as it stands in the certificate, not re-encoded: two encoders could disagree.
-- Expired pins vouch for nothing, so they fail before anything is compared.
-- Pins narrow what is trusted. They are checked on the chain that was verified, never on what the peer merely sent.
+- Expired pins match nothing, so the date is checked before anything is compared.
+- Pins narrow what is trusted. They are checked on the chain that was verified, never on what the server merely sent.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 
 
 class PinVerdict(StrEnum):
-    """What checking a chain against a pin set came to."""
+    """The result of checking a chain against a pin set."""
 
     MATCH = "match"
     MISMATCH = "mismatch"
@@ -86,7 +88,7 @@ def parse_pin(text: str) -> Pin:
             `cert-sha256/HEX` with or without colons.
 
     Raises:
-        ValueError: it is none of these; the message says what would be right. Pins are public, so it may quote them.
+        ValueError: the text is none of these. The message says what would be right; it may quote pins: they are public.
     """
     directive = _HPKP_DIRECTIVE.fullmatch(text)
     if directive:
@@ -96,7 +98,7 @@ def parse_pin(text: str) -> Pin:
     prefix = _SPKI_PREFIX.match(text)
     if prefix:
         digits = text[prefix.end() :]
-        if prefix[0] == "sha256/" and len(digits) != _BASE64_LENGTH:  # '/' is a digit, too: "sha256//AAA…=" may be ours
+        if prefix[0] == "sha256/" and len(digits) != _BASE64_LENGTH:  # '/' is base64, too: "sha256//AAA…=" may be a pin
             digits = digits.removeprefix("/")
         return Pin("spki", _digest_of_base64(digits))
     other = _OTHER_HASH.match(text)
@@ -145,7 +147,7 @@ def _digest_of_base64(text: str) -> bytes:
 
 
 def _check_digest(digest: bytes) -> None:
-    """Refuse what is no digest of any key or certificate, before it is said how else to write it."""
+    """Refuse a digest that belongs to no key or certificate; called before a message shows how else to write it."""
     if digest == _OF_NOTHING:
         raise ValueError("this is the digest of no bytes at all: the command that made it was given nothing to read")
     if len(set(digest)) == 1:
@@ -164,22 +166,22 @@ def spki_pin(certificate_der: bytes) -> Pin:
     """Return the pin of a certificate's public key (RFC 7469, section 2.4).
 
     Raises:
-        ValueError: it is not one DER certificate (RFC 5280).
+        ValueError: the bytes are not one DER certificate (RFC 5280).
     """
     _require_certificate(certificate_der)
     return pin_of_public_key_info(_subject_public_key_info(certificate_der))
 
 
 def pin_of_public_key_info(der: bytes) -> Pin:
-    """Return the pin of a SubjectPublicKeyInfo (RFC 5280, section 4.1), which is not looked into."""
+    """Return the pin of a SubjectPublicKeyInfo (RFC 5280, section 4.1) without parsing it."""
     return Pin("spki", hashlib.sha256(der).digest())
 
 
 def certificate_pin(certificate_der: bytes) -> Pin:
-    """Return the pin of a whole certificate: what `openssl x509 -fingerprint -sha256` prints.
+    """Return the pin of a whole certificate, the same that `openssl x509 -fingerprint -sha256` prints.
 
     Raises:
-        ValueError: it is not one DER certificate (RFC 5280).
+        ValueError: the bytes are not one DER certificate (RFC 5280).
     """
     _require_certificate(certificate_der)
     return Pin("certificate", hashlib.sha256(certificate_der).digest())
@@ -196,14 +198,17 @@ def _subject_public_key_info(certificate_der: bytes) -> bytes:
     """Cut the SubjectPublicKeyInfo out of a certificate.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no certificate.
     """
     found = to_be_signed(certificate_der)[5]
     return certificate_der[found.at : found.end]
 
 
 def matching_pins(pins: PinSet, certificate_der: bytes) -> tuple[Pin, ...]:
-    """Return the pins that a certificate has: of its key, of itself, or both. A certificate that is none has none."""
+    """Return those pins of a set that a certificate matches: by its key, by itself, or by both.
+
+    Bytes that are no certificate match none.
+    """
     try:
         found = {spki_pin(certificate_der), certificate_pin(certificate_der)}
     except ValueError:
@@ -216,12 +221,12 @@ def check_pins(pins: PinSet, verified_chain: Sequence[bytes], today: date) -> Pi
 
     Args:
         pins: the rule's pins.
-        verified_chain: DER certificates, leaf to root, as verification accepted them.
-        today: the current day in UTC; the day in `expires` itself is still good.
+        verified_chain: the DER certificates that verification accepted, from leaf to root.
+        today: the current day in UTC; pins still count on the day `expires` itself.
 
     Returns:
-        EXPIRED, whatever the chain, once the pins are past their day; MATCH if any certificate has one of the pins;
-        else MISMATCH, which includes an empty chain and certificates that cannot be read.
+        EXPIRED after the pins' last day, whatever the chain; MATCH if any certificate has one of the pins; otherwise
+        MISMATCH, also for an empty chain and for certificates that cannot be read.
     """
     if pins.expires is not None and today > pins.expires:
         return PinVerdict.EXPIRED

@@ -1,5 +1,4 @@
 """The demo: it starts servers and a sidecar on this machine, sends requests through them, and checks what arrived.
-
 `overcoat demo` calls it.
 
 Offers:

@@ -1,6 +1,5 @@
-"""Files: key files, trusted roots, the local CA's folder, and the data that comes with Overcoat.
-
-The policy file's reader, the engine and the commands call it whenever something is read from or written to disk.
+"""Files: key files, trusted roots, the local CA's folder, and the data that comes with Overcoat. The policy file's
+reader, the engine and the commands call it whenever something is read from or written to disk.
 
 Offers:
 

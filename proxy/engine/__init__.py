@@ -1,5 +1,4 @@
 """The engine: sockets, TLS, HTTP/1 and HTTP/2. It speaks with apps and with servers, and calls the addons' hooks.
-
 `proxy.processes` and `overcoat serve` start it (`server.Engine`). `apps` holds what speaks with apps, `upstreams` what
 speaks with servers; directly in this folder is what both use.
 

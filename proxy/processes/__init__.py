@@ -1,5 +1,4 @@
 """The processes of `overcoat serve`: how they start, what signals do, reload, and what they write for their operator.
-
 `proxy.commands.serve` calls it. With one worker, the process that was started serves. With several, it becomes the
 parent: it listens, starts the workers, replaces those that end, and hands each new policy to all of them.
 

@@ -1,7 +1,6 @@
-"""Certificates: their form, the files that hold many of them, and how long the local CA lives.
-
-The pins read keys out of certificates with it; `proxy.policyfile` and `proxy.engine` read files of trusted roots; the
-addon for pinning checks the form of a server's certificate.
+"""Certificates: their form, the files that hold many of them, and how long the local CA lives. The pins read keys out
+of certificates with it; `proxy.policyfile` and `proxy.engine` read files of trusted roots; the addon for pinning checks
+the form of a server's certificate.
 
 Offers:
 

@@ -1,8 +1,9 @@
-"""What a file of trusted roots holds: its certificates, and what else lies in it.
+"""Reads a PEM file of trusted roots: finds its certificates, and names what else is in it. The policy file's reader
+calls it to check the file, and the engine to load it.
 
 Rules of this module:
 
-- A block that is cut off or damaged is an error, never left out: who trusts a list trusts the whole of it.
+- A block that is cut off or damaged is an error, and is never skipped: a list of roots is trusted as a whole.
 - Text around the blocks means nothing (RFC 7468, section 2).
 - The time is linear in the length of the text.
 """
@@ -20,17 +21,17 @@ _CERTIFICATE = (b"CERTIFICATE", b"X509 CERTIFICATE")
 
 
 class BadBundle(ValueError):
-    """A bundle that is refused. The message says in which line, and what is wrong there."""
+    """The file is refused. The message names the line and says what is wrong there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What was found.
+    """The content of a file of trusted roots.
 
     Attributes:
-        certificates: in DER, in the order of the file; none of them was looked into.
-        lines: where each begins, from 1.
-        others: the labels of all other blocks, and the lines where they begin.
+        certificates: the certificates in DER, in the order of the file; they are not parsed.
+        lines: the line, from 1, in which each certificate begins.
+        others: the label of each other block, and the line in which it begins.
     """
 
     certificates: tuple[bytes, ...]

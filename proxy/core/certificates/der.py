@@ -1,10 +1,11 @@
-"""Finding one's way in DER (X.690), without taking a copy of anything.
+"""Reads DER (X.690): finds elements and their positions, without copying them. The pins and the check of a
+certificate's form call it.
 
 Rules of this module:
 
-- Lengths are definite, and every element ends within the one that it is in; tags have one octet. Anything else is no
-  DER of a certificate or a key, and a ValueError.
-- What is read stays as it stands: what is hashed are the octets that came, never those that an encoder would write.
+- Lengths are definite, each element ends within the one around it, and tags have one octet. Anything else is no DER of
+  a certificate or a key, and raises ValueError.
+- Nothing is re-encoded: callers hash the octets that came, never those that an encoder would write.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 SEQUENCE, BOOLEAN, BIT_STRING = 0x30, 0x01, 0x03
-_LONGEST_LENGTH = 4  # octets: what they count is longer than anything that is read here
+_LONGEST_LENGTH = 4  # octets: enough to count more than anything that is read here
 
 
 class Element(NamedTuple):
-    """One element: its tag's octet, where it begins, and where its contents start and end."""
+    """One element: its tag, the position where it begins, and where its contents start and end."""
 
     tag: int
     at: int
@@ -26,15 +27,15 @@ class Element(NamedTuple):
 
 
 def element(der: bytes, at: int, limit: int) -> Element:
-    """Return the element that begins at a place.
+    """Return the element that begins at a position.
 
     Args:
-        der: what holds it.
-        at: where.
-        limit: where it must end at the latest.
+        der: the octets that hold it.
+        at: its position.
+        limit: the position by which it must end.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no element.
     """
     start = at + 2
     if start > limit:
@@ -52,10 +53,10 @@ def element(der: bytes, at: int, limit: int) -> Element:
 
 
 def elements(der: bytes, inside: Element) -> Iterator[Element]:
-    """Yield the elements inside one.
+    """Yield the elements inside another one.
 
     Raises:
-        ValueError: one of them is none.
+        ValueError: the contents are not a sequence of elements.
     """
     at = inside.start
     while at < inside.end:
@@ -65,10 +66,10 @@ def elements(der: bytes, inside: Element) -> Iterator[Element]:
 
 
 def encoded(tag: int, contents: bytes) -> bytes:
-    """Return an element.
+    """Return a new element as octets.
 
     Args:
-        tag: its tag's octet.
+        tag: its tag.
         contents: its contents.
     """
     length = len(contents)
@@ -81,10 +82,10 @@ def encoded(tag: int, contents: bytes) -> bytes:
 def to_be_signed(certificate_der: bytes) -> list[Element]:
     """Return the fields of a certificate's TBSCertificate (RFC 5280, section 4.1), without its version.
 
-    In turn: serialNumber, signature, issuer, validity, subject, subjectPublicKeyInfo, and what is optional behind them.
+    In this order: serialNumber, signature, issuer, validity, subject, subjectPublicKeyInfo, and then optional fields.
 
     Raises:
-        ValueError: it is no certificate.
+        ValueError: the octets are no certificate.
     """
     certificate = element(certificate_der, 0, len(certificate_der))
     fields = list(elements(certificate_der, element(certificate_der, certificate.start, certificate.end)))

@@ -1,7 +1,9 @@
-"""The form of certificates: what OpenSSL's X509_STRICT looked at up to version 3, and does not since 4.0.
+"""Checks the form of a server's certificate more strictly than OpenSSL 4.0 does. The addon `addons.pinning` calls it in
+the handshake if the policy says `trust.strict`.
 
-OpenSSL 4.0 takes extensions that RFC 5280 wants critical and that are not, since it understands them either way. What
-`ssl.create_default_context()` of Python 3.13 refuses is refused here whatever version of OpenSSL is below.
+RFC 5280 wants two extensions marked critical. OpenSSL up to version 3 checks that under X509_STRICT; version 4.0
+accepts certificates without the mark, since it understands these extensions anyway. With this module, Overcoat refuses
+what `ssl.create_default_context()` of Python 3.13 refuses, with any version of OpenSSL.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ def form_defect(certificate_der: bytes) -> str | None:
     """Return what is wrong with the form of a certificate in a chain of two or more; None if nothing is.
 
     Args:
-        certificate_der: one that OpenSSL has taken.
+        certificate_der: a certificate that OpenSSL has accepted.
     """
     try:
         return _defect(certificate_der)
@@ -33,7 +35,7 @@ def _defect(der: bytes) -> str | None:
             continue
         for extension in elements(der, element(der, field.start, field.end)):
             name, *rest = elements(der, extension)
-            if len(rest) == 1:  # `critical` is left out where it is false
+            if len(rest) == 1:  # `critical` is left out if it is false
                 uncritical[der[name.start : name.end]] = rest[0].start, rest[0].end
     if _BASIC_CONSTRAINTS in uncritical and _is_ca(der, *uncritical[_BASIC_CONSTRAINTS]):
         return "Basic Constraints of CA cert not marked critical"  # RFC 5280, section 4.2.1.9

@@ -1,9 +1,10 @@
-"""The local CA's life: when it may sign, when its end is spoken of, and what is said.
+"""The local CA's lifetime: whether it may sign now, when to warn of its end, and the text of the warning. The addon
+`addons.localca` checks it before a handshake with an app; `proxy.processes` and the commands print the warnings.
 
 Rules of this module:
 
-- Outside its life nothing is signed: an app that saw the certificate would refuse it, and could not say why.
-- What needs no certificate of the CA's (upgrades, tunnels, reverse listeners) goes on.
+- Outside its lifetime the CA signs nothing: an app would refuse the certificate, and could not say why.
+- Whatever needs no certificate from the CA (upgrades, tunnels, reverse listeners) goes on.
 """
 
 from __future__ import annotations
@@ -14,30 +15,30 @@ from datetime import datetime, timedelta
 from proxy.core.decisions import Denied, Reason
 
 SOON = timedelta(days=30)
-"""How long before its end it is warned of."""
+"""How long before the CA's end warnings begin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """From when until when a CA's certificate is valid, in UTC.
+    """The time in which a CA's certificate is valid, in UTC.
 
     Attributes:
-        begins: the first moment.
-        ends: the moment from which on it is not valid any more.
+        begins: the first moment of validity.
+        ends: the first moment after it.
     """
 
     begins: datetime
     ends: datetime
 
     def holds(self, now: datetime) -> bool:
-        """Tell whether it is valid at a time."""
+        """Tell whether the CA is valid at a time."""
         return self.begins <= now < self.ends
 
     def check(self, now: datetime) -> None:
         """Check that a certificate can be made for an app now.
 
         Raises:
-            Denied: LOCAL_CA_EXPIRED: it has ended, or has not begun by this machine's clock.
+            Denied: LOCAL_CA_EXPIRED: the CA has ended or, by this machine's clock, has not begun.
         """
         if now < self.begins:
             raise Denied(
@@ -49,7 +50,7 @@ class Lifetime:
             raise Denied(Reason.LOCAL_CA_EXPIRED, f"the local CA ended on {self.ends:%Y-%m-%d}")
 
     def warning(self, now: datetime) -> str | None:
-        """Return what is to be said of it at a time; None while there is nothing."""
+        """Return the warning that is due at a time; None if none is."""
         try:
             self.check(now)
         except Denied as denied:
@@ -62,6 +63,6 @@ class Lifetime:
         )
 
     def until_change(self, now: datetime) -> timedelta | None:
-        """Return how long it takes until something else is to be said of it; None if nothing ever will be."""
+        """Return the time until the warning changes; None if it never will."""
         changes = (self.begins, self.ends - SOON, self.ends)
         return min((change - now for change in changes if change > now), default=None)

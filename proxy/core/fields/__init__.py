@@ -1,5 +1,4 @@
 """Marked fields: which values of a body a rule wants encrypted or decrypted, where they are, and how they are replaced.
-
 The addon `addons.encryption` calls it for each request and response that has such a rule. A body goes through in four
 steps: `readings` says whether a rule's entry applies, `encodings` takes the content encoding off, `jsontext` finds the
 values that the `selectors` mean, and `splice` puts other values in their place. Every other byte stays as it came.

@@ -1,10 +1,11 @@
-"""A body as a whole: may its fields be protected, and what it is once they are.
+"""Encrypts or decrypts the marked fields of one body, from the bytes that came to the bytes that go on; or says why
+that is denied. The addon `addons.encryption` calls it with each body that it holds.
 
 Rules of this module:
 
-- What a receiver might read in another way than we do (another charset, a coding we do not know) is denied.
-- Nothing selected: the very bytes that came are what goes on.
-- One body must not keep all others waiting: what is decoded, and how many fields are worked on, is bounded.
+- A body that its receiver might read differently than we do (another charset, an unknown coding) is denied.
+- If nothing is selected, the body goes on unchanged, byte for byte.
+- One body must not make all others wait: the decoded length and the number of fields are limited.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from proxy.core.jose import jwe
 from proxy.core.jose.keys import Key
 from proxy.core.jose.place import Place
 
-# Half a second of work at the most: opening takes a private key's operation for each value, and one of a long RSA key
-# takes long.
+# Half a second of work at most: opening a value takes one operation with the private key, which is slow with a long RSA
+# key.
 MAX_SEALED = 4096
-MAX_OPENED = 512  # with a key whose `opening_cost` is 1
+MAX_OPENED = 512  # for a key whose `opening_cost` is 1
 
 _UTF8 = ("utf-8", "utf8", "us-ascii")
 _WEIGHT_ZERO = re.compile(r"q=0(?:\.0{0,3})?")
@@ -35,12 +36,12 @@ type Transform = Callable[[bytes, str], bytes]
 
 @dataclass(frozen=True, slots=True)
 class BodyHead:
-    """What the header fields say of a body.
+    """What a message's header fields say about its body.
 
     Attributes:
         content_types: the values of Content-Type.
         content_encoding: the values of Content-Encoding, joined by commas, or None.
-        signature: what covers the body, so that another one would not fit; see `signatures.covering`.
+        signature: what covers the body and would break if the body changed; see `signatures.covering`.
     """
 
     content_types: Sequence[str] = ()
@@ -49,10 +50,10 @@ class BodyHead:
 
 
 def too_large(limit: int) -> Denied:
-    """Return the denial of a body that is longer than what is held.
+    """Return the denial of a body that is too long to be held.
 
     Args:
-        limit: bytes.
+        limit: the greatest length in bytes.
     """
     return Denied(
         Reason.BODY_TOO_LARGE,
@@ -61,7 +62,7 @@ def too_large(limit: int) -> Denied:
 
 
 def check_before(head: BodyHead, entries: Sequence[FieldEntry], today: date) -> None:
-    """Check, before a body is there, that its fields can be encrypted.
+    """Check, before the body comes, whether its fields can be encrypted at all.
 
     Raises:
         Denied: KEY_UNAVAILABLE or ENCODING_UNSUPPORTED.
@@ -95,20 +96,20 @@ def encrypt(
     Args:
         body: the whole body, as it came.
         head: what its header fields say.
-        entries: what to encrypt, and for whom.
-        host: the canonical destination, which the values are bound to.
-        limit: bytes that it may have, decoded.
-        sealer: returns what seals for a key; see `jwe.Sealers`.
+        entries: which fields to encrypt, and with which key.
+        host: the canonical destination, to which the values are bound.
+        limit: the greatest length of the decoded body in bytes.
+        sealer: returns the sealer for a key; see `jwe.Sealers`.
 
     Returns:
-        The body as it goes on, coded as it came, and how many values were encrypted.
+        The body to send, in the same coding as it came, and the number of values that were encrypted.
 
     Raises:
-        Denied: it cannot be done.
+        Denied: the fields cannot be encrypted.
     """
     try:
         return _splice(body, head, entries, [_sealing(entry, host, sealer) for entry in entries], limit)
-    except jwe.JweError:  # the one thing that can go wrong in sealing: the token would be too long
+    except jwe.JweError:  # sealing fails for one reason only: the token would be too long
         raise too_large(limit) from None
 
 
@@ -125,13 +126,13 @@ def count_marked(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], lim
 def decrypt(
     body: bytes, head: BodyHead, entries: Sequence[FieldEntry], host: str, *, limit: int, today: date
 ) -> tuple[bytes, int]:
-    """Decrypt the fields that entries select, where they hold a JWE; see `encrypt`.
+    """Decrypt the fields that entries select, if they hold a JWE; see `encrypt`.
 
-    A value that is none was never sealed, and stays as it is. So does a body whose label says nothing (see `Label`) and
-    that is no JSON.
+    A value that is no JWE was never sealed, and stays as it is. So does a body that is no JSON, if its label says
+    nothing about it (see `Label`).
 
     Raises:
-        Denied: DECRYPTION_FAILED, with why.
+        Denied: DECRYPTION_FAILED; the detail says why.
     """
     try:
         if not body:
@@ -146,7 +147,7 @@ def decrypt(
         return (encodings.encode(spliced.body, encoding), spliced.total) if spliced.total else (body, 0)
     except Denied as e:
         why = e.detail
-    except ValueError:  # from the splicer: the sender sealed something else than one value
+    except ValueError:  # raised by splice: the sender sealed something that is not one JSON value
         why = "a field opens to something that is not one JSON value"
     raise Denied(Reason.DECRYPTION_FAILED, f"the response cannot be decrypted: {why}")
 
@@ -173,7 +174,7 @@ def _sealing(entry: FieldEntry, host: str, sealer: Callable[[Key], jwe.Sealer]) 
 
 
 class _Opener:
-    """Opens the tokens of one body, at most as many as `MAX_OPENED` says."""
+    """Opens the tokens of one body, at most `MAX_OPENED` of them."""
 
     def __init__(self, host: str, today: date) -> None:
         self._host = host
@@ -185,7 +186,7 @@ class _Opener:
 
     def _open(self, entry: FieldEntry, value: bytes, path: str) -> bytes | None:
         token = splice.token_of(value)
-        where = ", ".join(selector.text for selector in entry.selectors)  # no place: member names come from the body
+        where = ", ".join(selector.text for selector in entry.selectors)  # no path: names come from the body
         if token is None or not jwe.is_token(token):
             if jwe.is_json_serialized(value):
                 raise Denied(Reason.DECRYPTION_FAILED, f"a value at {where} is a JWE, but not in its compact form")
@@ -204,7 +205,7 @@ class _Opener:
 
 
 def _check_charset(content_types: Sequence[str]) -> None:
-    """Refuse a body that its receiver would not read as UTF-8: it would find other names in it than we do."""
+    """Refuse a body that its receiver would not read as UTF-8: the receiver would find other names in it than we do."""
     if any(charset not in _UTF8 for charset in _charsets(";".join(content_types))):
         raise Denied(
             Reason.ENCODING_UNSUPPORTED,
@@ -214,7 +215,9 @@ def _check_charset(content_types: Sequence[str]) -> None:
 
 
 def _charsets(content_type: str) -> Iterator[str]:
-    """Yield whatever some reader may take for the charset: also behind other names, in quotes, in another's value."""
+    """Yield everything that some reader may take for the charset, even under another name, in quotes, or within a
+    value.
+    """
     for parameter in content_type.lower().split(";"):
         _, equals, value = parameter.partition("charset")[2].partition("=")
         if equals:
@@ -222,10 +225,10 @@ def _charsets(content_type: str) -> Iterator[str]:
 
 
 def acceptable(offered: str) -> str:
-    """Return what of an Accept-Encoding can be opened here: gzip, or nothing but the bytes themselves.
+    """Return the Accept-Encoding to send instead of the app's: gzip if the app offers it, otherwise identity.
 
     Args:
-        offered: the app's value; a coding with a weight of 0 is not offered (RFC 9110, section 12.4.2).
+        offered: the app's value; a coding with weight 0 is not offered (RFC 9110, section 12.4.2).
     """
     for offer in offered.lower().split(","):
         coding, _, weight = offer.partition(";")

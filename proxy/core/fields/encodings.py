@@ -1,11 +1,12 @@
-"""Content-Encoding of bodies whose fields are protected: as it is, or gzip.
+"""Takes the content encoding off a body and puts it on again: none, or gzip. `proxy.core.fields.bodies` calls it before
+and after it replaces fields.
 
 Rules of this module:
 
-- What is not exactly one of the two codings is refused. A body that we cannot read is not one that we may pass.
-- Decoding takes the whole body or fails: every member of a gzip file (RFC 1952, section 2.2), each with its checksum,
-  nothing cut off and nothing behind it.
-- No body is inflated beyond the limit: a small body must not fill the memory.
+- A body with any other coding is refused: a body that we cannot read must not pass.
+- A body is decoded as a whole, or not at all: every member of a gzip file (RFC 1952, section 2.2) with its checksum,
+  nothing missing, and nothing after the last one.
+- No body is decompressed beyond the limit: a small body must not fill the memory.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from enum import StrEnum
 
 from proxy.core.decisions import Denied, Reason
 
-_GZIP_ONLY = 16 + zlib.MAX_WBITS  # zlib's way to ask for a gzip header and trailer, and no other
+_GZIP_ONLY = 16 + zlib.MAX_WBITS  # tells zlib to use the gzip format only
 _LEVEL = 6
-# What follows a member is copied once a member, so a body of very many tiny members is fed in small pieces.
+# zlib copies the bytes after each member. So a body is fed in small pieces: it may consist of very many tiny members.
 _PIECE = 4096
 _HINT = "send the body as it is, or with Content-Encoding: gzip"
 
 
 class Encoding(StrEnum):
-    """How a body is coded on its way."""
+    """How a body is coded in the message."""
 
     IDENTITY = "identity"
     GZIP = "gzip"
@@ -33,7 +34,7 @@ _ENCODINGS = {
     "": Encoding.IDENTITY,
     "identity": Encoding.IDENTITY,
     "gzip": Encoding.GZIP,
-    "x-gzip": Encoding.GZIP,  # the same (RFC 9110, section 8.4.1.3)
+    "x-gzip": Encoding.GZIP,  # another name of gzip (RFC 9110, section 8.4.1.3)
 }
 
 
@@ -41,7 +42,7 @@ def parse_encoding(value: str | None) -> Encoding:
     """Return the coding that a Content-Encoding field names.
 
     Args:
-        value: the field's value, several lines joined by commas; None where there is no such field.
+        value: the field's value, several lines joined by commas; None if there is no such field.
 
     Raises:
         Denied: ENCODING_UNSUPPORTED for any other coding, and for more than one.
@@ -53,16 +54,16 @@ def parse_encoding(value: str | None) -> Encoding:
 
 
 def decode(body: bytes, encoding: Encoding, limit: int) -> bytes:
-    """Return the body without its coding.
+    """Return the decoded body.
 
     Args:
         body: the whole body as it came.
         encoding: its coding.
-        limit: the most bytes that it may have when decoded.
+        limit: the greatest length of the decoded body in bytes.
 
     Raises:
-        Denied: BODY_TOO_LARGE beyond the limit; ENCODING_UNSUPPORTED for what is no gzip, damaged, cut off or followed
-            by something else.
+        Denied: BODY_TOO_LARGE beyond the limit; ENCODING_UNSUPPORTED for a body that is no gzip, damaged, cut off, or
+            followed by something else.
     """
     if encoding is Encoding.GZIP:
         return _gunzip(body, limit)
@@ -72,11 +73,11 @@ def decode(body: bytes, encoding: Encoding, limit: int) -> bytes:
 
 
 def encode(body: bytes, encoding: Encoding) -> bytes:
-    """Return the body with a coding put on; the same body always gives the same bytes.
+    """Return the encoded body; the same body always gives the same bytes.
 
     Args:
         body: the decoded body.
-        encoding: the coding.
+        encoding: the coding to use.
     """
     if encoding is Encoding.GZIP:
         return zlib.compress(body, _LEVEL, _GZIP_ONLY)  # zlib writes no time and no name into the header
@@ -92,7 +93,7 @@ def _gunzip(body: bytes, limit: int) -> bytes:
             if member.eof:
                 member = zlib.decompressobj(_GZIP_ONLY)
             try:
-                # One byte more than allowed tells that there is more; never 0, which would mean no limit.
+                # One byte more than allowed shows that there is more. The number is never 0, which would mean no limit.
                 decoded += member.decompress(piece, limit - len(decoded) + 1)
             except zlib.error:
                 raise Denied(Reason.ENCODING_UNSUPPORTED, "the body is no intact gzip file", _HINT) from None

@@ -1,10 +1,11 @@
-"""The entries of a rule's `request` and `response` lists: which values, under which keys, of which requests.
+"""The entries of a rule's `request` and `response` lists: which values are encrypted or decrypted, with which keys, and
+in which requests. The policy file's reader makes them; `addons.encryption` asks them for each request.
 
 Rules of this module:
 
-- An entry is built when the policy file is read, and can't fail at request time.
-- What servers may read in several ways is meant by a `when` if one of these ways is.
-- A glob takes linear time for a path of any length.
+- An entry is complete when the policy file has been read: it cannot fail at request time.
+- A request that servers may read in several ways matches a `when` if one of these readings does.
+- Matching a glob takes linear time, whatever the length of the path.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from proxy.core.jose.keys import KeySet
 
 @dataclass(frozen=True, slots=True)
 class PathGlob:
-    """A glob over URL paths: `*` matches within a segment, a segment `**` any number of segments, none included.
+    """A glob over URL paths: `*` matches within one segment, and `**` matches any number of whole segments, also none.
 
-    The case of letters makes no difference, as it makes none to some servers.
+    It ignores the case of letters, as some servers do.
     """
 
     text: str
@@ -32,10 +33,10 @@ class PathGlob:
     def parse(text: str) -> PathGlob:
         """Compile a glob.
 
-        `/v1/**` matches `/v1`, too: as with `**.example`, the place itself belongs to what is below it.
+        `/v1/**` matches `/v1`, too, just as `**.example` matches `example` itself.
 
         Raises:
-            ValueError: it does not start with `/`, holds a query or a fragment, or `**` is only part of a segment.
+            ValueError: it does not start with `/`, has a query or a fragment, or `**` is only part of a segment.
         """
         if not text.startswith("/"):
             raise ValueError(f"a path glob starts with '/', not {text[:1]!r}")
@@ -50,7 +51,7 @@ class PathGlob:
             raise ValueError(
                 "a path glob is written decoded, without percent-escapes: requests are compared decoded, too"
             )
-        runs = [""]  # the regexes of what stands between one `**` and the next
+        runs = [""]  # the regexes of the segments between one `**` and the next
         for segment in text[1:].split("/"):
             if segment == "**":
                 runs.append("")
@@ -61,13 +62,13 @@ class PathGlob:
         first, *later = runs
         if not later:
             return PathGlob(text, re.compile(first, re.IGNORECASE))
-        # A run has a fixed number of segments, so the first place where it fits leaves most to the next one. The atomic
-        # group keeps that place: without it, the time for a long path could grow as a power of its length.
+        # A run has a fixed number of segments, so its first match leaves most of the path to the next run. The atomic
+        # group keeps that match: without it, the time could grow as a power of the path's length.
         middle = "".join(f"(?>{_ANY_SEGMENTS}?{run})" for run in later[:-1])
         return PathGlob(text, re.compile(f"{first}{middle}{_ANY_SEGMENTS}{later[-1]}", re.IGNORECASE))
 
     def matches(self, path: str) -> bool:
-        """Tell whether a path (without its query) matches."""
+        """Tell whether a path, without its query, matches."""
         return self.pattern.fullmatch(path) is not None
 
 
@@ -84,18 +85,18 @@ def _segment_regex(segment: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class When:
-    """Which requests of a rule a field entry applies to; None means all of them."""
+    """Which requests of a rule an entry applies to; None means all of them."""
 
     methods: frozenset[str] | None = None
     paths: tuple[PathGlob, ...] | None = None
 
     def applies(self, found: Readings) -> bool:
-        """Tell whether a request is meant, in one of the ways in which it may be read.
+        """Tell whether the entry applies to a request in one of its readings.
 
-        A path that servers read in different ways may be any path, and so may a method.
+        If servers read a path or a method in too many ways, it may be any path or method, and the entry applies.
 
         Args:
-            found: these ways; see `proxy.core.fields.readings`.
+            found: the readings of the request; see `proxy.core.fields.readings`.
         """
         if self.methods is not None and found.methods is not None and self.methods.isdisjoint(found.methods):
             return False
@@ -108,7 +109,7 @@ class Signed(StrEnum):
     """What happens to a request whose body is signed, where a field of it must be encrypted."""
 
     DENY = "deny"
-    PASS = "pass"  # noqa: S105  # no password
+    PASS = "pass"  # noqa: S105  # not a password
 
 
 @dataclass(frozen=True, slots=True)

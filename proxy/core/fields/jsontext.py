@@ -1,21 +1,23 @@
-"""Where in a JSON text the selected values stand: a strict scanner that changes nothing and never recurses.
+"""Finds where the selected values stand in a JSON text: a strict scanner that changes nothing and never recurses.
+`proxy.core.fields.splice` calls it for each body, and replaces the values that it finds.
 
 Rules of this module:
 
-- A text is RFC 8259 JSON in UTF-8, exactly: no byte order mark, no NaN, no comments, no leading zeros, nothing behind
-  it. Whatever another parser might read as another name is refused, not guessed: half a surrogate pair in a name, and
-  NUL, at which parsers in C end it (`"ssn\\u0000x"` is `ssn` to them).
-- Names are compared decoded (`"\\u0073sn"` is `ssn`). Of duplicate names every one is selected, since one parser takes
-  the first and another the last.
-- Of nested selected values only the outermost counts; of several jobs that select the same value the first.
-- Work and memory grow linearly with the text, whatever it holds and however deep it nests: containers lie on a stack
-  of our own, no regular expression backtracks, and what is selected has a limit, as the path of each value may be long.
+- A text must be exactly RFC 8259 JSON in UTF-8: no byte order mark, no NaN, no comments, no leading zeros, nothing
+  after it. A name that another parser might read differently is refused, not guessed: one with half a surrogate pair,
+  and one with NUL, where parsers in C end it (they read `"ssn\\u0000x"` as `ssn`).
+- Names are compared decoded (`"\\u0073sn"` is `ssn`). If a name comes twice, both members are selected: some parsers
+  take the first, others the last.
+- If selected values are nested, only the outermost counts; if several jobs select the same value, the first.
+- Work and memory grow linearly with the text, whatever its content and depth: open containers are kept on a stack of
+  our own, no regular expression backtracks, and the selected values are limited, since each path may be long.
 - No error quotes a byte of the text.
 
-How it works. The selectors become one bit-parallel automaton. Each selector of n segments owns n + 1 neighbouring bits;
-bit k is set at a value when the selector's first k segments lead there, and the last bit says that it is selected. A
-step down to a child is `((bits & those whose next segment accepts the child) << 1) | (bits & those with '..' next)`.
-Where no bit accepts any child, whole runs of children are checked by one regular expression.
+How it works. The selectors become one bit-parallel automaton. A selector of n segments owns n + 1 neighbouring bits.
+Bit k is set at a value if the selector's first k segments lead there; the last bit means that the value is selected.
+The step down to a child is
+`((bits & those whose next segment accepts the child) << 1) | (bits & those with '..' next)`.
+If no bit accepts any child, one regular expression checks whole runs of children.
 """
 
 from __future__ import annotations
@@ -32,11 +34,11 @@ from proxy.core.fields.selectors import Every, Selector
 from proxy.core.jose.place import ascii_text
 
 MAX_VALUES = 100_000  # selected values in one text
-MAX_DEPTH = 128 * 1024  # containers in one another; an honest body has a dozen, and deciding must stay quick
-MAX_PATHS = 4 * 1024 * 1024  # characters that their paths hold together; an honest one has a hundred
+MAX_DEPTH = 128 * 1024  # nested containers; an honest body has a dozen, and scanning must stay quick
+MAX_PATHS = 4 * 1024 * 1024  # characters in all their paths together; an honest body has a hundred
 
-# What an open container keeps: the current member's decoded name in UTF-8 (an object), the current index (an array), or
-# None, which stands for the text itself, below all containers.
+# For each open container: the decoded name of the current member in UTF-8 (an object), or the current index (an array).
+# None stands for the text itself, outside all containers.
 type _Place = bytes | int | None
 
 _QUOTE, _COMMA, _OPEN_ARRAY, _CLOSE_ARRAY, _CLOSE_OBJECT = b'",[]}'
@@ -46,17 +48,17 @@ _BLANK = rb"[ \t\n\r]*+"
 _PLAIN = rb'[^"\\\x00-\x1f]++'
 _HEX = rb"[0-9A-Fa-f]"
 _STRING = rb'"(?:%s|\\(?:["\\/bfnrt]|u%s{4}))*+"' % (_PLAIN, _HEX)
-# In a name, \uD800 to \uDBFF must be followed by \uDC00 to \uDFFF, and those must follow such a one; \u0000 is refused.
+# In a name, \uD800 to \uDBFF and \uDC00 to \uDFFF must come as a pair, in this order; \u0000 is refused.
 _PAIR = rb"[Dd][89ABab]%s{2}\\u[Dd][C-Fc-f]%s{2}" % (_HEX, _HEX)
 _UNIT = rb"(?!0000)(?:[0-9A-CEFa-cef]%s|[Dd][0-7])%s{2}" % (_HEX, _HEX)
 _NAME_TEXT = rb'(?:%s|\\(?:["\\/bfnrt]|u(?:%s|%s)))*+' % (_PLAIN, _UNIT, _PAIR)
 _NUMBER = rb"-?+(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?+[0-9]++)?+"
 _EMPTY = rb"\[%s\]|\{%s\}" % (_BLANK, _BLANK)
-# A value that holds no other value. Empty containers are among them, so an open container has at least one item.
+# A value without values inside. Empty containers count as such, so an open container has at least one item.
 _SIMPLE = rb"(?:%s|%s|true|false|null|%s)" % (_STRING, _NUMBER, _EMPTY)
 _MEMBER_START = rb'"%s"%s:%s' % (_NAME_TEXT, _BLANK, _BLANK)
 
-# These match at any place, if only nothing, and so return a match always.
+# These match at every position, even if only the empty string; so they always return a match.
 type _AlwaysMatch = Callable[[bytes, int], re.Match[bytes]]
 _skip_blank = cast(_AlwaysMatch, re.compile(_BLANK).match)
 _skip_elements = cast(_AlwaysMatch, re.compile(rb"(?:%s%s,%s)*+" % (_SIMPLE, _BLANK, _BLANK)).match)
@@ -68,7 +70,7 @@ _find_structure = re.compile(rb"%s|\[%s\]|[\[\]{},]" % (_STRING + rb"?+", _BLANK
 _string_pattern = re.compile(_STRING)
 _is_name = re.compile(rb'"%s"' % _NAME_TEXT).fullmatch
 
-# A member whose name stands there as it is, without escapes, and is none of those that begin behind the lookahead.
+# A member whose name has no escapes, and is none of the names in the lookahead.
 _OTHER_MEMBER = rb'"(?!(?:%s)")(?:%s)?+"%s:%s%s%s,%s'
 
 _is_shorthand = re.compile(r"[A-Za-z_][A-Za-z0-9_]*").fullmatch
@@ -76,7 +78,7 @@ _PATH_ESCAPES = {ord(character): "\\" + letter for character, letter in zip("\b\
 
 
 class NotJson(ValueError):
-    """The text is not JSON as RFC 8259 defines it, or not unambiguously.
+    """The text is not JSON as RFC 8259 defines it, or is ambiguous.
 
     Attributes:
         offset: the byte at which the problem begins, from 0.
@@ -88,7 +90,7 @@ class NotJson(ValueError):
 
 
 class TooMuchSelected(ValueError):
-    """More than `MAX_VALUES` values are selected, or their paths hold more than `MAX_PATHS` characters."""
+    """More than `MAX_VALUES` values are selected, or their paths have more than `MAX_PATHS` characters in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +99,9 @@ class Span:
 
     Attributes:
         start: the offset of its first byte.
-        end: the offset behind its last byte.
-        path: where it stands: a normalized path (RFC 9535, section 2.7) with `*` for each array index, names in dot
-            form where ASCII letters, digits and `_` suffice, and all beyond printable ASCII as `\\uXXXX`:
-            `$.items[*].secret`.
+        end: the offset after its last byte.
+        path: its normalized path (RFC 9535, section 2.7), with `*` for each array index, names of ASCII letters, digits
+            and `_` in dot form, and all characters beyond printable ASCII as `\\uXXXX`: `$.items[*].secret`.
         job: the number of the first job that selects it.
     """
 
@@ -128,18 +129,18 @@ def find_spans(text: bytes, selectors: Sequence[Sequence[Selector]]) -> list[Spa
     automaton = _automaton(tuple(map(tuple, selectors)))
     if not automaton.by_index_from_end:
         return _scan(text, automaton, None)
-    _scan(text, _NOTHING, None)  # the lengths are counted by a simpler reader, which may rely on the text being JSON
+    _scan(text, _NOTHING, None)  # a simpler reader counts the lengths; it relies on the text being JSON
     return _scan(text, automaton, _array_lengths(text))
 
 
 def string_value(value: bytes) -> str | None:
-    """Return what a JSON string stands for.
+    """Return the text that a JSON string stands for.
 
     Args:
         value: the exact bytes of one JSON value, without blanks round it.
 
     Returns:
-        The text with all escapes replaced, or None if the value is no string, or none in UTF-8.
+        The text with all escapes replaced; None if the value is no string, or cannot be written in UTF-8.
     """
     if not _string_pattern.fullmatch(value) or _not_utf8_at(value) is not None:
         return None
@@ -236,7 +237,7 @@ _NOTHING = _automaton(())
 
 
 def _check_encoding(text: bytes) -> None:
-    """Refuse what is not UTF-8 without a byte order mark (RFC 8259, section 8.1)."""
+    """Refuse a text that is not UTF-8, or has a byte order mark (RFC 8259, section 8.1)."""
     if text.isascii():
         return
     if text.startswith(b"\xef\xbb\xbf"):
@@ -247,7 +248,7 @@ def _check_encoding(text: bytes) -> None:
 
 
 def _not_utf8_at(text: bytes) -> int | None:
-    """Return the offset of the first byte that is not UTF-8; a value, since an exception would carry the text along."""
+    """Return the offset of the first byte that is not UTF-8. (UnicodeDecodeError would carry the text along.)"""
     try:
         text.decode()
     except UnicodeDecodeError as error:
@@ -260,7 +261,7 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
 
     Args:
         text: valid UTF-8.
-        automaton: what to select.
+        automaton: the selectors.
         lengths: the length of each array that is not empty, in the order of their opening brackets; None if no
             selector counts from the end.
     """
@@ -271,19 +272,19 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
     in_object, in_array, selected = automaton.in_object, automaton.in_array, automaton.selected
     skip_others = automaton.skip_others
     next_length = iter(lengths or ()).__next__
-    # The innermost open container: its place, the bits that are alive in it, its length (arrays, where lengths are
-    # known). The three lists hold the same of the containers round it.
+    # The innermost open container: its current name or index, its live bits, and its length (for an array, if lengths
+    # are known). The three lists hold the same for the containers round it.
     place: _Place = None
     alive = length = 0
     places: list[_Place] = []
     all_alive: list[int] = []
     all_lengths: list[int] = []
-    steps: list[str] = []  # how the first of the places are written, as far as that was asked
-    # A selected container that is open: how many containers are round it, where it starts, and its path and job.
-    # Inside it nothing is alive, so there is never a second one.
+    steps: list[str] = []  # the outer steps as written in a path, as far as they were needed
+    # A selected container that is open: the number of containers round it, its start, its path and its job. Inside it
+    # no bit is alive, so there is never a second one.
     held_depth, held_start, held_path, held_job = -1, 0, "", 0
 
-    data = text + b"\0"  # a sentinel that fits nowhere: looking at data[position] needs no check for the end
+    data = text + b"\0"  # a sentinel that matches nothing: data[position] needs no check for the end
     position = 0
     if data[position] <= _SPACE:
         position = _skip_blank(data, position).end()
@@ -304,11 +305,11 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
                 raise TooMuchSelected(
                     f"more than {MAX_VALUES} values are selected, or their paths hold more than {MAX_PATHS} characters"
                 )
-        if token.lastindex:  # a value without values in it
+        if token.lastindex:  # a value without values inside
             if hit:
                 spans.append(Span(position, token.end(1), path, job))
             position = token.end()
-            # What ends here may end containers, too.
+            # Containers may end here, too.
             while (byte := data[position]) != _COMMA or place is None:
                 if place is None:
                     if position != len(text):
@@ -344,8 +345,8 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
                 place, alive = b"", bits & (in_object | stay)
             position = token.end()
 
-        # The next item of the innermost container begins at `position`. Where none of them can be accepted, those
-        # without values in them cannot matter, nor does their number.
+        # The next item of the innermost container begins at `position`. If no bit accepts any item, then items without
+        # values inside are skipped, without counting them.
         if isinstance(place, bytes):
             if not alive & in_object:
                 position = _skip_members(data, position).end()
@@ -376,7 +377,7 @@ def _array_lengths(text: bytes) -> array[int]:
         text: a JSON text that `_scan` has accepted.
     """
     lengths = array("Q")
-    open_containers: list[int] = []  # where an array's length is kept; -1 for an object
+    open_containers: list[int] = []  # the index of each array's length; -1 for an object
     for token in _find_structure(text):
         what = token[0]
         if what == b"[":
@@ -393,7 +394,7 @@ def _array_lengths(text: bytes) -> array[int]:
 
 
 def _unescaped(name: bytes) -> bytes:
-    """Decode a member name that holds escapes, none of them half a surrogate pair."""
+    """Decode a member name with escapes, none of which is half a surrogate pair."""
     decoded: str = json.loads('"' + name.decode() + '"')
     return decoded.encode()
 
@@ -408,7 +409,7 @@ def _path_step(place: _Place) -> str:
 
 
 def _no_value(data: bytes, position: int) -> NotJson:
-    """Say what is wrong where a value should begin; `data` has the sentinel."""
+    """Return the error for a position where a value should begin; `data` ends with the sentinel."""
     if position == len(data) - 1:
         return NotJson("the text ends where a value should begin,", position)
     if data[position] == _QUOTE:
@@ -419,7 +420,7 @@ def _no_value(data: bytes, position: int) -> NotJson:
 
 
 def _no_member(data: bytes, position: int) -> NotJson:
-    """Say what is wrong where a member should begin; `data` has the sentinel."""
+    """Return the error for a position where a member should begin; `data` ends with the sentinel."""
     name = _string_pattern.match(data, position)
     if name is None:
         return NotJson("expected a member name, a string without control characters and unknown escapes,", position)

@@ -1,15 +1,17 @@
-"""How may a server read what a request asks for: under which methods, and which paths?
+"""Collects the readings of a request: all methods and all paths that common servers may read in it. `addons.exchange`
+and `addons.marked` call it, so that a rule's entry cannot be avoided by a request that Overcoat and the server read
+differently.
 
 Rules of this module:
 
-- A request is meant by a `when` if one of the ways in which common servers read it is. What cannot be read in a known
-  number of ways may be anything: fail closed.
-- Methods: the request line's, and those that header fields, the query or the body ask for instead (Rails, Symfony,
-  Laravel, Express, Spring, ASP.NET, WordPress, and whoever follows them). All of them do it for POST only; here it
-  counts for any method, since what else some server does is unknown.
-- Paths: as it was sent, decoded, without what some servers cut off its segments, and those that header fields of
-  proxies and of IIS name instead.
-- Each byte is looked at a few times, whatever it is: what names more than `MOST_NAMED` methods or paths may be any.
+- A request matches a `when` if one of its readings does. If the number of readings is not known, the request may be
+  anything, and so it matches (fail closed).
+- Methods: the one in the request line, and those that header fields, the query or the body ask for instead (Rails,
+  Symfony, Laravel, Express, Spring, ASP.NET, WordPress, and frameworks that follow them). All of these obey them for
+  POST only; here they count for every method, because other servers may do otherwise.
+- Paths: as sent, decoded, without the parts that some servers cut off, and those that header fields of proxies and of
+  IIS name instead.
+- Each byte is looked at a few times at most. A request that names more than `MOST_NAMED` methods or paths may be any.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ from proxy.core.fields.jsontext import NotJson, TooMuchSelected, find_spans, str
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.http.heads import Fields
 
-# Of methods, and of paths, each behind each prefix: an honest request names one or two.
+# The greatest number of methods, and of paths (each after each prefix). An honest request names one or two.
 MOST_NAMED = 16
 
-# Names are compared folded: some servers take `_` (CGI) or any other character (old CGI) for `-`.
+# Maps names to one form before they are compared: some servers take `_` (CGI) or other characters (old CGI) for `-`.
 _FOLD = bytes(code + 32 if 65 <= code <= 90 else code if chr(code).isalnum() else 45 for code in range(256))
 _METHOD_FIELDS = frozenset(
     (b"x-http-method-override", b"x-http-method", b"x-method-override", b"x-original-method", b"x-forwarded-method")
@@ -43,8 +45,8 @@ _PREFIX_FIELDS = frozenset((b"x-forwarded-prefix", b"x-script-name"))
 _METHOD = re.compile(r"[A-Za-z][A-Za-z-]*+")
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*+://[^/?#]*+")
 
-# What asks for another method in a query or a form: `_method`, or the name of one of the fields. PHP takes dots, blanks
-# and brackets in a name for `_`.
+# The parameter of a query or a form that asks for another method: `_method`, or the name of one of the header fields.
+# PHP takes dots, blanks and brackets in a name for `_`.
 _PARAMETER = re.compile(
     rb"(?:\A|[&;])(?:[^a-z0-9&;=]++|[^a-z0-9&;=]*+x[^a-z0-9&;=](?:http[^a-z0-9&;=])?)"
     rb"method(?:[^a-z0-9&;=]override)?[^a-z0-9&;=]*+(?:=([^&;]*+)|(?=[&;]|\Z))"
@@ -57,24 +59,24 @@ _PART_METHOD = re.compile(
 _ESCAPE = re.compile(rb"\\u00([0-7][0-9a-f])")
 _JSON_METHOD = [[parse_selector("$._method")]]
 
-# Empty and dot segments, path parameters, backslashes, control characters, what is no escape, and any of these or a
-# percent sign in an escape: servers differ in what they resolve, strip or cut off, in which order, and how often they
-# decode.
+# Empty and dot segments, path parameters, backslashes, control characters, malformed escapes, and escapes of any of
+# these or of a percent sign. Servers differ in which of them they resolve, strip or cut off, in which order, and in how
+# often they decode.
 _AMBIGUOUS = re.compile(
     r"\A(?!/)|//|/\.\.?(?:/|\Z)|[;\\\x00-\x1f\x7f]|%(?:[01]|2[EeFf5]|3[Bb]|5[Cc]|7[Ff]|(?![0-9A-Fa-f]{2}))"
 )
 _CUT = re.compile(r"[?#]")
-_TRIMMED = " .+"  # at the end of a segment; `+` is a blank to some
-_FORMAT = re.compile(r"\.json\Z", re.IGNORECASE)  # Rails and Spring leave it out where they look for who serves a path
+_TRIMMED = " .+"  # at the end of a segment; some servers take `+` for a blank
+_FORMAT = re.compile(r"\.json\Z", re.IGNORECASE)  # Rails and Spring ignore it when they choose a handler
 
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """All ways in which a request may be read.
+    """All methods and paths that servers may read in a request.
 
     Attributes:
-        methods: upper-case; None for any.
-        paths: without queries, in all spellings; None for any.
+        methods: in upper case; None if it may be any.
+        paths: without queries, in all spellings; None if it may be any.
     """
 
     methods: frozenset[str] | None
@@ -82,11 +84,11 @@ class Readings:
 
 
 def readings(method: str, path: str, query: str = "", fields: Fields = ()) -> Readings:
-    """Return how a request may be read, as far as its head goes.
+    """Return the readings of a request, as far as its head tells.
 
     Args:
-        method: its method; the case makes no difference, as it makes none to some servers.
-        path: its path, as it was sent, without the query.
+        method: its method, in any case: some servers ignore the case.
+        path: its path as sent, without the query.
         query: its query.
         fields: its header fields, as they go on.
     """
@@ -121,12 +123,12 @@ def readings(method: str, path: str, query: str = "", fields: Fields = ()) -> Re
 
 
 def may_be_any_method(found: Readings) -> Readings:
-    """Return the same for a request whose body may ask for any method."""
+    """Return the readings of a request whose body may ask for any method."""
     return replace(found, methods=None)
 
 
 def may_name_method(content_types: Sequence[str]) -> bool:
-    """Tell whether a body is of a kind in which servers look for a method: a form, JSON, or nobody knows what.
+    """Tell whether servers may look for a method in a body of this kind: a form, JSON, or an unknown kind.
 
     Args:
         content_types: the values of Content-Type.
@@ -136,11 +138,11 @@ def may_name_method(content_types: Sequence[str]) -> bool:
 
 
 def with_body(found: Readings, body: bytes, content_types: Sequence[str]) -> Readings:
-    """Return how a request may be read once its body is known.
+    """Return the readings of a request once its body is known.
 
     Args:
-        found: as its head says.
-        body: decoded.
+        found: the readings as its head tells.
+        body: the decoded body.
         content_types: the values of Content-Type.
     """
     lower = body.lower()
@@ -151,25 +153,25 @@ def with_body(found: Readings, body: bytes, content_types: Sequence[str]) -> Rea
 
 
 def spellings(path: str) -> tuple[str, ...] | None:
-    """Return the spellings under which servers read a path; None if these differ so that it may be any.
+    """Return the spellings in which servers read a path; None if they differ so much that it may be any path.
 
-    They are: as it was sent, decoded (as UTF-8), in the compatibility form that some servers map it to, up to an
-    escaped `?` or `#`, without blanks and dots round segments, without a final slash, without `.json`, and without the
-    slash before that. The case of letters is for who compares them.
+    These are: as sent, decoded (as UTF-8), in the compatibility form that some servers map it to, cut at an escaped `?`
+    or `#`, without blanks and dots round segments, without a final slash, without `.json`, and without the slash before
+    that. Callers ignore the case of letters.
 
     Args:
-        path: as it was sent, without the query.
+        path: as sent, without the query.
     """
     if _AMBIGUOUS.search(path):
         return None
     try:
         decoded = unquote(path, errors="strict")
-    except UnicodeDecodeError:  # not UTF-8, or an overlong form of something else
+    except UnicodeDecodeError:  # not UTF-8, or an overlong form of another character
         return None
     found = [path, decoded]
     if not decoded.isascii():
         if any(unicodedata.category(each)[0] in "CZ" for each in decoded if each != " "):
-            return None  # it is not seen, and some strip it
+            return None  # an invisible character, which some servers strip
         found.append(unicodedata.normalize("NFKC", decoded))
     if cut := _CUT.search(decoded):
         found.append(decoded[: cut.start()])
@@ -190,7 +192,7 @@ def _either(one: frozenset[str] | None, other: frozenset[str] | None) -> frozens
 
 
 def _methods(value: bytes) -> frozenset[str] | None:
-    """Return the methods that a value names, several parted by commas."""
+    """Return the methods in a value, which are separated by commas."""
     named = [each.strip() for each in value.decode("latin-1").split(",")]
     if not all(_METHOD.fullmatch(each) for each in named if each):
         return None
@@ -211,7 +213,7 @@ def _of_form(data: bytes) -> frozenset[str] | None:
 
 
 def _of_parts(lower: bytes) -> frozenset[str] | None:
-    """Return the methods that the parts of a multipart body ask for: any, if one has such a name."""
+    """Return the methods that the parts of a multipart body ask for: any method, if a part has such a name."""
     for part in _PART.finditer(lower):
         for name in _PART_NAME.findall(unquote_to_bytes(part[0]).replace(b"\\", b"")):
             if _PART_METHOD.search(name):

@@ -1,12 +1,14 @@
-"""Which JSON values a policy means: a subset of JSONPath (RFC 9535), parsed once.
+"""Parses the selectors of a policy: expressions of a subset of JSONPath (RFC 9535) that name values in JSON. The policy
+file's reader calls it; `proxy.core.fields.jsontext` then finds the values in a body.
 
 Rules of this module:
 
-- The subset is what names places without computing: `$`, names (dot and bracket form), indexes (also negative),
-  `*`, the descendant segment `..`, and several of these in one bracket. Filters, slices and functions are refused.
-- Inside the subset the grammar is exactly RFC 9535's: a selector that another implementation would refuse, or
-  understand differently, is refused here, and the message says at which character and what would be right. So is a
-  name with NUL: no body that has one passes (`proxy.core.fields.jsontext`).
+- The subset has everything that names values without computing: `$`, names (dot and bracket form), indexes (also
+  negative), `*`, the descendant segment `..`, and several of these in one bracket. Filters, slices and functions are
+  refused.
+- Inside the subset the grammar is exactly RFC 9535's. A selector that another implementation would refuse or understand
+  differently is refused, and the message names the character and what would be right. A name with NUL is refused, too:
+  no body with such a name passes (`proxy.core.fields.jsontext`).
 - A name is compared as decoded Unicode text, without normalisation and with regard to case (RFC 9535, section 2.3.1).
 """
 
@@ -16,7 +18,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-MAX_INDEX = 2**53 - 1  # RFC 9535, section 2.1: an index lies within I-JSON's range of exact integers (RFC 7493)
+MAX_INDEX = 2**53 - 1  # RFC 9535, section 2.1: indexes lie within I-JSON's range of exact integers (RFC 7493)
 
 
 class Every(Enum):
@@ -32,7 +34,7 @@ class BadSelector(ValueError):
     """A selector that is malformed or outside the subset.
 
     Attributes:
-        position: where in the selector, counted in characters from 0; the message counts from 1.
+        position: the character of the selector where the problem is, counted from 0; the message counts from 1.
     """
 
     def __init__(self, problem: str, text: str, position: int) -> None:
@@ -45,8 +47,8 @@ class Segment:
     """One step from a value to values inside it.
 
     Attributes:
-        descendant: whether the step may start at any depth (`..`) or at the value itself only.
-        choices: the children that it selects: by member name, by index (negative from the end), or every one.
+        descendant: whether the step starts at any depth (`..`), or only at the value itself.
+        choices: the children that it selects: by member name, by index (a negative one from the end), or all.
     """
 
     descendant: bool
@@ -55,10 +57,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """A parsed selector; `parse_selector` makes them.
+    """A parsed selector, made by `parse_selector`.
 
     Attributes:
-        text: as the policy spells it.
+        text: the selector as the policy spells it.
         segments: the steps from the root; none for `$`.
     """
 
@@ -93,13 +95,13 @@ def parse_selector(text: str) -> Selector:
         text: for example `$.card.number`, `$..ssn`, `$.items[*]['card number']`, `$.history[-1]`.
 
     Raises:
-        BadSelector: it is malformed, or uses a filter, a slice or a function.
+        BadSelector: the text is malformed, or uses a filter, a slice or a function.
     """
     return _Parser(text).selector()
 
 
 class _Parser:
-    """A cursor over one selector; each method takes what it names and leaves the cursor behind it."""
+    """A cursor over one selector. Each method reads what its name says, and leaves the cursor after it."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -139,7 +141,7 @@ class _Parser:
         return name[0]
 
     def bracket(self) -> tuple[Choice, ...]:
-        """Take the choices of a bracket whose `[` is taken already."""
+        """Read the choices in a bracket, after its `[`."""
         choices: list[Choice] = []
         while True:
             self.skip_blank()
@@ -167,13 +169,13 @@ class _Parser:
             raise self.refusal(
                 "expected a quoted name, '*' or an index; an index has no '+', no leading zero and is never -0"
             )
-        if len(number[0]) > 17 or abs(int(number[0])) > MAX_INDEX:  # 17: never convert an endless run of digits
+        if len(number[0]) > 17 or abs(int(number[0])) > MAX_INDEX:  # 17: a very long run of digits is never converted
             raise self.refusal(f"an index lies between -{MAX_INDEX} and {MAX_INDEX}")
         self.position = number.end()
         return int(number[0])
 
     def quoted(self, quote: str) -> str:
-        """Take the rest of a quoted name whose opening quote is taken already."""
+        """Read the rest of a quoted name, after its opening quote."""
         parts: list[str] = []
         while not self.take(quote):
             plain = _PLAIN_TEXT.match(self.text, self.position)
@@ -182,7 +184,7 @@ class _Parser:
                 self.position = plain.end()
             elif self.take("\\"):
                 parts.append(self.escaped(quote))
-            elif self.next_is("'") or self.next_is('"'):  # the quote that does not close this name
+            elif self.next_is("'") or self.next_is('"'):  # the other kind of quote, which does not close this name
                 parts.append(self.text[self.position])
                 self.position += 1
             elif self.position == len(self.text):
@@ -194,7 +196,7 @@ class _Parser:
         return "".join(parts)
 
     def escaped(self, quote: str) -> str:
-        """Take the rest of an escape whose backslash is taken already."""
+        """Read the rest of an escape, after its backslash."""
         if self.take(quote):
             return quote
         if not self.take("u"):

@@ -1,15 +1,16 @@
-"""Signatures of requests that cover the body: encrypting a field would break them, and the server would refuse.
+"""Recognises requests whose body is signed. Encrypting a field would break the signature, and the server would refuse
+the request; so `addons.marked` asks this module first.
 
 Rules of this module:
 
-- What is known to cover the body counts, and so does what looks like it: a field whose name says that it is a
-  signature, of a kind that nobody has listed. What says of itself that it leaves the body out does not.
-- No message has a value of a field in it.
+- Everything counts that is known to cover the body, and also a field whose name says that it is a signature, of a kind
+  that is not listed here. A signature that says it leaves the body out does not count.
+- No message quotes a field's value.
 - Everything is read in linear time.
 
-Known are: AWS Signature Version 4 and its like in `Authorization` and in the query, HTTP Message Signatures (RFC 9421)
-and the drafts before them (draft-cavage-http-signatures), JWS with the payload left out (RFC 7515, appendix F), OAuth
-1.0 body hashes, Hawk payload hashes, and the HMAC fields of webhooks and of banks' and exchanges' interfaces.
+Known are: AWS Signature Version 4 and similar ones, in `Authorization` and in the query; HTTP Message Signatures (RFC
+9421) and the drafts before them (draft-cavage-http-signatures); JWS with a detached payload (RFC 7515, appendix F);
+OAuth 1.0 body hashes; Hawk payload hashes; and the HMAC fields of webhooks, banks and exchanges.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from urllib.parse import unquote
 from proxy.core.http.digests import is_digest
 from proxy.core.http.heads import Fields
 
-_MAX_REMEMBERED = 64  # characters of a name whose kind is remembered
-_MIN_SIGNATURE = 16  # characters: an HMAC of 128 bits takes more; `true` and `v2` are none
+_MAX_REMEMBERED = 64  # characters: the kind of a longer name is not cached
+_MIN_SIGNATURE = 16  # characters: an HMAC of 128 bits is longer; `true` and `v2` are no signatures
 _UNSIGNED = b"unsigned-payload"
 _WORDS = re.compile(r"[-_]")
-# What stands beside a signature and tells of it: X-Signature-Timestamp.
+# Words in the names of fields that only describe a signature: X-Signature-Timestamp.
 _COMPANIONS = frozenset(
     (
         "agent",
@@ -52,7 +53,7 @@ _COMPANIONS = frozenset(
         "version",
     )
 )
-_NO_SIGNATURES = frozenset(("accept-signature",))  # RFC 9421, section 5.1: it asks for one
+_NO_SIGNATURES = frozenset(("accept-signature",))  # RFC 9421, section 5.1: it asks for a signature
 _BY_NAME = frozenset(
     (
         "plaid-verification",  # a JWT with the hash of the body
@@ -65,32 +66,32 @@ _BY_NAME = frozenset(
 _SIGNING_SCHEME = re.compile(r"hmac|sha[0-9]|ecdsa|rsa[0-9-]|\Asharedkey\Z")
 _SIGNED_HEADERS = re.compile(r"signedheaders=([^,& \t]*+)")
 _CAVAGE_HEADERS = re.compile(r'headers[ \t]*+=[ \t]*+"([^"]*+)"')
-# A string that is not closed is taken to the end, so that the next one is not looked for in it.
+# A string that is not closed goes on to the end; nothing inside it counts.
 _STRING_OR_PAREN = re.compile(r'(=?)"((?:[^"\\]|\\.)*+)(?:"|\\?+\Z)|[()]', re.DOTALL)
 _DETACHED_JWS = re.compile(r"[ \t]*+eyJ[A-Za-z0-9_-]*+\.\.[A-Za-z0-9_-]++[ \t]*+")
 _IN_QUERY = frozenset(("x-amz-signature", "x-goog-signature", "bodysha256"))
 
 
 class _Kind(Enum):
-    """What a field's name says of it."""
+    """What a field's name says about the field."""
 
     NOTHING = auto()
     COVERS = auto()  # a digest
-    SIGNATURE = auto()  # if it is long enough for one
+    SIGNATURE = auto()  # a signature, if the value is long enough
     AUTHORIZATION = auto()
     MESSAGE_SIGNATURE = auto()
     CAVAGE = auto()
 
 
 def covering(fields: Fields, query: str = "") -> str | None:
-    """Return what of a request covers its body, so that another body would be refused, or None.
+    """Return what covers a request's body, so that a changed body would be refused; None if nothing does.
 
     Args:
         fields: the header fields.
-        query: the query of the target, as it was sent.
+        query: the query of the target, as sent.
 
     Returns:
-        The field's name as it was sent, or the parameter of the query, in words.
+        The field's name as sent, or the parameter of the query, in words.
     """
     beside = _Beside(fields)
     for name, value in fields:
@@ -103,7 +104,7 @@ def covering(fields: Fields, query: str = "") -> str | None:
     return f"{parameter} in the query" if parameter else None
 
 
-@lru_cache(maxsize=512)  # the same few names come again and again
+@lru_cache(maxsize=512)  # a few names come again and again
 def _kind(name: bytes) -> _Kind:
     lower = name.lower().decode("latin-1")
     if is_digest(name):
@@ -118,7 +119,7 @@ def _kind(name: bytes) -> _Kind:
 
 
 class _Beside:
-    """What the other fields say of a signature: looked for once, however many signatures there are."""
+    """What the other fields say about a signature; looked up once, whatever the number of signatures."""
 
     def __init__(self, fields: Fields) -> None:
         self._fields = fields
@@ -163,18 +164,18 @@ def _authorization_covers(value: str, beside: _Beside) -> bool:
 
 
 def _says_unsigned(fields: Fields) -> bool:
-    """Tell whether a signer says that it left the body out (`x-amz-content-sha256: UNSIGNED-PAYLOAD` and its like)."""
+    """Tell whether the signer says that the body is left out (`x-amz-content-sha256: UNSIGNED-PAYLOAD`, say)."""
     said = {value.strip().lower() for name, value in fields if name.lower().endswith(b"-content-sha256")}
     return said == {_UNSIGNED}
 
 
 def _covers(names: Sequence[str]) -> bool:
-    """Tell whether one of these header fields would not fit another body."""
+    """Tell whether one of these header fields would not match a changed body."""
     return any(name.endswith("content-sha256") for name in names) or _covers_by_name(names)
 
 
 def _covers_by_name(names: Sequence[str]) -> bool:
-    """Tell so of fields whose value need not be looked at: a hash may say that there is none."""
+    """Tell the same for fields whose value makes no difference; the value of a hash may say that there is none."""
     return any(name == "content-length" or is_digest(name.encode("latin-1", "replace")) for name in names)
 
 
@@ -184,17 +185,19 @@ def _signature_covers(value: str) -> bool:
 
 
 def _cavage_covers(parameters: str) -> bool:
-    """Tell so of the parameters of draft-cavage-http-signatures; without `headers`, only Date is signed."""
+    """Tell whether the parameters of draft-cavage-http-signatures cover the body; without `headers`, they sign only
+    Date.
+    """
     return any(_covers(found.split()) for found in _CAVAGE_HEADERS.findall(parameters))
 
 
 def _message_signature_covers(value: str) -> bool:
-    """Tell whether a Signature-Input names a component that would not fit (RFC 9421, section 4.1)."""
+    """Tell whether a Signature-Input names a component that covers the body (RFC 9421, section 4.1)."""
     depth, components = 0, []
     for found in _STRING_OR_PAREN.finditer(value):
         if found[0] in ("(", ")"):
             depth += 1 if found[0] == "(" else -1
-        elif depth > 0 and not found[1]:  # and no parameter's value
+        elif depth > 0 and not found[1]:  # not a parameter's value
             components.append(found[2].lower())
     return _covers(components)
 

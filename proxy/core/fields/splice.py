@@ -1,10 +1,11 @@
-"""Putting other values where the selected ones stand, and the form an encrypted value has in JSON.
+"""Replaces selected values of a JSON text, and knows the form of an encrypted value in JSON. `proxy.core.fields.bodies`
+calls it to encrypt and decrypt.
 
 Rules of this module:
 
-- Every byte outside the selected values goes through as it came; where nothing is selected the body is the same object.
-- A body is changed only after the whole of it was found to be JSON, and what is put in must be JSON, too.
-- An encrypted value is a JSON string that holds a compact JWE (RFC 7516), without a single escape.
+- Every byte outside the selected values stays as it came; if nothing is selected, the body is the same object.
+- A body is changed only if the whole of it is JSON; and each replacement must be JSON, too.
+- An encrypted value is a JSON string that holds a compact JWE (RFC 7516), without any escapes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from proxy.core.fields.jsontext import MAX_VALUES, NotJson, TooMuchSelected, fin
 from proxy.core.fields.selectors import Selector
 
 _TOKEN = re.compile(r"[A-Za-z0-9_.-]+")
-_TOKEN_STRING = re.compile(rb'"[A-Za-z0-9_.-]*"')  # which needs no parser to be known for one JSON value
+_TOKEN_STRING = re.compile(rb'"[A-Za-z0-9_.-]*"')  # such a string is one JSON value: no parser is needed to check it
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,8 @@ class Job:
 
     Attributes:
         selectors: which values.
-        transform: takes a value's exact JSON bytes and its path (`Span.path`), and returns the JSON bytes that take its
-            place, or None where it stays as it is. It raises where the body must not go on.
+        transform: takes a value's exact JSON bytes and its path (`Span.path`); returns the JSON bytes that replace it,
+            or None if it stays as it is. It raises if the body must not go on.
     """
 
     selectors: tuple[Selector, ...]
@@ -37,7 +38,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Spliced:
-    """A body after its jobs.
+    """The result of `splice`.
 
     Attributes:
         body: the new body.
@@ -49,20 +50,21 @@ class Spliced:
 
     @property
     def total(self) -> int:
-        """How many values were replaced."""
+        """The number of values that were replaced."""
         return sum(self.counts)
 
 
 def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES) -> Spliced:
-    """Replace the values that jobs select; the first job counts, and of nested values the outermost.
+    """Replace the values that jobs select. If several jobs select a value, the first counts; of nested values, the
+    outermost.
 
     Args:
         body: the decoded body.
-        jobs: what to replace, and by what.
-        most: how many values may be replaced; checked before the first one is.
+        jobs: what to replace, and with what.
+        most: the greatest number of values, which is checked before the first is replaced.
 
     Raises:
-        Denied: BODY_NOT_JSON where the body is no strict JSON, BODY_TOO_LARGE where too many values are selected.
+        Denied: BODY_NOT_JSON if the body is not strict JSON, BODY_TOO_LARGE if too many values are selected.
         ValueError: a transform returned something that is not JSON.
     """
     try:
@@ -103,7 +105,7 @@ def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES) -> Spliced:
 
 
 def _check_replacement(replacement: bytes, job: int) -> None:
-    """Refuse what would not be one value: `1,"admin":true` opened from a JWE must not become a member of the body."""
+    """Refuse a replacement that is not one value: `1,"admin":true` from a JWE must not become a member of the body."""
     if _TOKEN_STRING.fullmatch(replacement):
         return
     try:
@@ -119,7 +121,7 @@ def sealed_string(token: str) -> bytes:
         token: the JWE.
 
     Raises:
-        ValueError: it has other characters than base64url's and dots.
+        ValueError: the token has characters other than base64url's and dots.
     """
     if not _TOKEN.fullmatch(token):
         raise ValueError("a compact JWE consists of base64url characters and dots")
@@ -127,7 +129,7 @@ def sealed_string(token: str) -> bytes:
 
 
 def token_of(value: bytes) -> str | None:
-    """Return what a JSON string holds, its escapes replaced, or None if the value is no string.
+    """Return the text of a JSON string, with its escapes replaced; None if the value is no string.
 
     Args:
         value: the exact bytes of one JSON value, as a job's transform gets them.

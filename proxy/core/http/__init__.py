@@ -1,7 +1,6 @@
-"""HTTP messages: reading and checking heads, where bodies end, and header fields with a meaning for a proxy.
-
-The engine calls it for each message of HTTP/1 and HTTP/2, and the addons for the fields that they look at. All of it
-works on bytes and tuples of fields, never on a socket.
+"""HTTP messages: reading and checking heads, where bodies end, and header fields with a meaning for a proxy. The engine
+calls it for each message of HTTP/1 and HTTP/2, and the addons for the fields that they look at. All of it works on
+bytes and tuples of fields, never on a socket.
 
 Offers:
 

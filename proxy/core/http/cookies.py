@@ -1,19 +1,21 @@
-"""Cookies of servers that speak https, in the jar of an app that speaks http.
+"""Translates cookies between a server that speaks https and an app that speaks http to it. Such an app's cookie jar
+drops, or sends to the wrong host, what the server meant for https; so the name of such a cookie gets a mark (a prefix)
+towards the app, and loses it towards the server. The addon `addons.transport` calls it for each request and response.
 
 Rules of this module (RFC 6265bis):
 
-- A cookie that is only for https keeps that, though the jar cannot: where the policy lets plain http pass to any host,
-  its name gets a mark, with which it goes back to servers over TLS only, by its own name. From what leaves as plain
-  http it is taken out. Where no plain http passes, nothing has to be marked for that.
-- A cookie whose name begins with `__Host-` or `__Secure-` gets the mark in any case: without Secure, no jar takes that.
-- Where a reverse listener stands for a server, all its cookies have a mark of that server's: the jar knows it only by
-  the listener's address, which others may share (a jar does not tell ports apart), and must not give one server's to
-  another.
-- What no browser would take (`__Host-` with a Domain, or over plain http) is not taken here either, and no cookie of
-  plain http stands in for one that is only for https.
-- A mark is of those who may set the cookie: of one host, or of a domain. It cannot be guessed, but whoever gets the
-  cookie sees it, in tunnels, too. So one of a domain lets its hosts do what they could do anyway, and no `__Host-`
-  name ever comes of it; and from servers that are answered here nobody can set one.
+- A cookie that is only for https stays only for https, although the jar cannot ensure that. If the policy lets plain
+  http pass to any host, the cookie's name gets a mark. It goes back by its own name to servers over TLS, and is taken
+  out of all requests that leave as plain http. If the policy lets no plain http pass, this needs no mark.
+- A cookie whose name begins with `__Host-` or `__Secure-` always gets a mark: no jar accepts it without Secure.
+- If a reverse listener stands for a server, all cookies of that server get a mark of its own. The jar knows the server
+  only by the listener's address, which several servers may share (a jar does not tell ports apart), and must not send
+  the cookies of one to another.
+- What no browser accepts (`__Host-` with a Domain, or over plain http) is not accepted here either; and no cookie that
+  came over plain http replaces one that is only for https.
+- A mark belongs to whoever may set the cookie: one host, or one domain. It cannot be guessed, but whoever receives the
+  cookie sees it, also in tunnels. So a domain's mark allows its hosts only what they could do anyway, and never makes a
+  `__Host-` name. Servers whose responses pass here cannot set a cookie with a mark themselves.
 """
 
 from __future__ import annotations
@@ -41,9 +43,9 @@ class Way:
 
     Attributes:
         over_tls: whether it leaves over TLS.
-        is_translated: whether the app asked for it over plain http, so that its jar knows nothing of https.
+        is_translated: whether the app asked for it over plain http, so that its jar does not know that https is used.
         host: the canonical host that it goes to.
-        behind: the host that a reverse listener stands for, if the app knows it by the listener's name only.
+        behind: the host that a reverse listener stands for, if the app knows that host by the listener's name only.
         may_be_plain: whether the policy lets plain http pass to any host.
     """
 
@@ -55,28 +57,28 @@ class Way:
 
 
 class Cookies:
-    """Translates cookies by marks in their names."""
+    """Translates cookies by putting marks before their names."""
 
     def __init__(self, tag: str) -> None:
         """Start.
 
         Args:
-            tag: letters and digits, the same for as long as jars last, and known to nobody else.
+            tag: letters and digits, which stay the same as long as jars keep cookies, and which nobody else knows.
         """
         self._tag = tag.encode("ascii")
 
     def _mark(self, kind: str, host: str) -> str:
-        """Return the mark of what is a host's, a domain's, or set by the host behind a reverse listener."""
+        """Return the mark of a host, of a domain, or of the host behind a reverse listener."""
         return f"_oc{hmac.digest(self._tag, f'{kind} {host}'.encode(), 'sha256').hex()[:16]}_"
 
     def _mark_set(self, way: Way, domain: str) -> str:
-        """Return the mark of a cookie that a server sets, for itself or for a domain."""
+        """Return the mark for a cookie that a server sets, for itself or for a domain."""
         if way.behind is not None:
             return self._mark("behind", way.behind)
         return self._mark("domain", domain) if domain else self._mark("host", way.host)
 
     def _marks_of(self, way: Way) -> dict[str, bool]:
-        """Return the marks of cookies that may go with a request, and whether any name may come of each."""
+        """Return the marks of cookies that may go with a request, each with whether it may stand before any name."""
         if not way.over_tls:
             return {}
         if way.behind is not None:
@@ -89,12 +91,12 @@ class Cookies:
         return marks
 
     def received(self, fields: Fields, way: Way, jar: AbstractSet[str] = frozenset()) -> Fields:
-        """Return a response's fields with its cookies as the app's jar keeps them.
+        """Return a response's fields, with the cookies as the app's jar is to keep them.
 
         Args:
             fields: name and value.
             way: how the request went.
-            jar: the names of the cookies that came with it; see `names_sent`.
+            jar: the names of the cookies that came with the request; see `names_sent`.
         """
         found: list[tuple[bytes, bytes]] = []
         for field in fields:
@@ -107,31 +109,31 @@ class Cookies:
         return tuple(found)
 
     def _kept(self, value: str, way: Way, jar: AbstractSet[str]) -> list[str]:
-        """Return what the jar is to be told instead of one Set-Cookie value."""
+        """Return the Set-Cookie values for the jar that replace one value of the server."""
         pair, *attributes = value.split(";")
         said = dict(_attribute(each) for each in attributes)
         name, text = _cookie(pair)
-        # Without a name, the jar sends the value alone, and that would be read as name and value.
-        effective = _UNSEEN.sub("", name or text).lower()  # some jars strip what others keep
+        # A cookie without a name comes back as its value alone, which would be read as name and value.
+        effective = _UNSEEN.sub("", name or text).lower()  # some jars strip characters that others keep
         if _MARKED.match(effective):
             return []
         if way.over_tls and not way.is_translated:
-            return [value]  # the app's jar knows all that counts
+            return [value]  # the app speaks https itself: its jar does all this
         if _CONTROL.search(value) or (effective.startswith(_PREFIXES) and not _may_have_prefix(name, said, way)):
             return []
         if not way.is_translated:
             return [value]
         is_marked = way.behind is not None or effective.startswith(_PREFIXES) or ("secure" in said and way.may_be_plain)
         if is_marked and not name:
-            return []  # there is nothing to mark
+            return []  # there is no name to mark
         domain = said.get("domain", "").strip(".")
         if is_marked and not domain.isascii():
-            return []  # who knows how the jar spells it
+            return []  # jars differ in how they spell it
         mark = self._mark_set(way, domain)
         not_its_own = () if way.behind is None else ("domain",)
         kept = [each for each in attributes if not _is_for_tls(each) and _attribute(each)[0] not in not_its_own]
         told = [";".join([mark + pair.lstrip(" \t") if is_marked else pair, *kept])]
-        # To the server it is one cookie, secure or not; the jar has it by the other name, if it has it already.
+        # To the server, the marked and the unmarked name are one cookie. If the jar has the other one, it is deleted.
         twin = name if is_marked else mark + name
         if twin in jar:
             where = [each for each in kept if _attribute(each)[0] in ("path", "domain")]
@@ -139,7 +141,7 @@ class Cookies:
         return told
 
     def sent(self, fields: Fields, way: Way) -> Fields:
-        """Return a request's fields with its cookies as the server set them, or without those for TLS only.
+        """Return a request's fields, with the cookies as the server set them, and without those that must not go there.
 
         Args:
             fields: name and value.
@@ -167,8 +169,8 @@ def _as_set(pair: str, marks: Mapping[str, bool], hidden: AbstractSet[str]) -> s
 
     Args:
         pair: name and value, as the app's jar has them.
-        marks: the marks that count, and whether any name may come of each.
-        hidden: the names that cookies with such a mark have; one without is somebody else's.
+        marks: the marks that may go there, each with whether it may stand before any name.
+        hidden: the names of the cookies with such a mark; an unmarked cookie of such a name is somebody else's.
     """
     found = _MARKED.match(pair)
     if found is None:
@@ -201,13 +203,13 @@ def _may_have_prefix(name: str, said: Mapping[str, str], way: Way) -> bool:
 
 
 def _cookie(pair: str) -> tuple[str, str]:
-    """Return name and value; what has no `=` is a value without a name."""
+    """Return name and value of a cookie; text without `=` is a value without a name."""
     name, equals, value = pair.partition("=")
     return (name.strip(" \t"), value.strip(" \t")) if equals else ("", name.strip(" \t"))
 
 
 def _attribute(attribute: str) -> tuple[str, str]:
-    """Return name and value in lower case, which for what is asked of them makes no difference."""
+    """Return name and value of an attribute in lower case; case makes no difference to those that are looked at."""
     name, _, value = attribute.lower().partition("=")
     return name.strip(" \t"), value.strip(" \t")
 

@@ -1,15 +1,15 @@
-"""Header fields that hold a digest over a message's content.
+"""Knows which header fields hold a digest over a message's content. `proxy.core.fields` asks it before it changes a
+body.
 
 Rules of this module:
 
-- A digest over content that was changed is never passed on as if it held: a request with one is denied, and from a
-  response it goes.
+- A digest never goes on with content that was changed: a request with a digest is denied, and a response loses it.
 """
 
 from __future__ import annotations
 
-# RFC 9530 (content-digest, repr-digest, unencoded-digest is its sibling), RFC 3230, RFC 1864, and what stores of
-# objects have of their own.
+# RFC 9530 (content-digest, repr-digest; unencoded-digest is their sibling), RFC 3230, RFC 1864, and the fields of
+# object stores.
 _NAMES = frozenset(
     (
         b"content-digest",

@@ -1,11 +1,12 @@
-"""Where does a body of HTTP/1 end, and what is in it? Read from the bytes, as they come.
+"""Reads bodies of HTTP/1: finds where a body ends, and takes it out of its chunks, while the bytes come. The engine
+feeds it with what it receives from apps and from servers.
 
 Rules of this module (RFC 9112, sections 6 and 7):
 
-- As for heads, only the plain form passes: two readers that see different chunks are how requests are smuggled.
-- Chunk extensions and trailers have a limit. Extensions end here: they are for this hop alone.
-- Each byte is looked at once, however small the pieces are that it comes in; and of chunks that are small themselves,
-  only so many at once are read (`Body.has_more`).
+- Requests are smuggled where two readers see different chunks. So, as for heads, only the plain form passes.
+- Chunk extensions and trailers have a limit. Extensions are dropped: they are for one connection only.
+- Each byte is looked at once, however small the pieces are. If the chunks are small themselves, only so many are read
+  at once (`Body.has_more`).
 """
 
 from __future__ import annotations
@@ -15,24 +16,25 @@ from typing import Protocol
 
 from proxy.core.http.heads import CHUNKED, FIELD_LINE, MAX_HEAD_BYTES, UNTIL_CLOSE, Fields
 
-MAX_TRAILERS = 100  # fields behind a body
-MAX_CHUNK_LINE = 4096  # bytes of a chunk's size and extensions
-CHUNKS_AT_ONCE = 1024  # some 4 ms; what is read off a socket at once may hold forty times as many
+MAX_TRAILERS = 100  # fields after a body
+MAX_CHUNK_LINE = 4096  # bytes of the line with a chunk's size and extensions
+CHUNKS_AT_ONCE = 1024  # about 4 ms of work; one read of a socket may bring forty times as many
 
-# Possessive, so that no line takes more than one look at each byte.
+# Possessive, so that each byte of a line is looked at once.
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16}+)[ \t]*+(?:;[^\x00-\x08\x0a-\x1f\x7f]*+)?\r\n")
 
 
 class BadFraming(Exception):
-    """A body is not framed as its head says."""
+    """The body does not come as its head says."""
 
 
 class Body(Protocol):
     """Reads one body out of a stream of bytes.
 
     Attributes:
-        trailers: name and value of the fields behind it, once it has ended (RFC 9110, section 6.5).
-        has_more: whether what was fed holds more, to be asked for with `feed(b"")`, when others have had their turn.
+        trailers: name and value of the fields after the body, once it has ended (RFC 9110, section 6.5).
+        has_more: whether bytes that were fed are still to be read: call `feed(b"")` after other connections had their
+            turn.
     """
 
     trailers: Fields
@@ -42,10 +44,10 @@ class Body(Protocol):
         """Take bytes.
 
         Returns:
-            What of the body is in them, and what follows it; None while it goes on.
+            The part of the body in these bytes, and the bytes after the body; None for these while the body goes on.
 
         Raises:
-            BadFraming: it is not framed as its head says.
+            BadFraming: the body does not come as its head says.
         """
 
 
@@ -73,10 +75,10 @@ class ChunkedBody:
         self.trailers: Fields = ()
         self.has_more = False
         self._unread = b""
-        self._line = bytearray()  # what has come of a line that is not whole yet
-        self._remaining = 0  # bytes of the chunk in hand
-        self._is_after_chunk = False  # its CRLF is still to come
-        self._trailer: int | None = None  # bytes of the trailer section so far, once that has begun
+        self._line = bytearray()  # the beginning of a line that is not complete
+        self._remaining = 0  # bytes of the current chunk
+        self._is_after_chunk = False  # the CRLF after the chunk has not come
+        self._trailer: int | None = None  # length of the trailer section so far; None before it
         self._fields: list[tuple[bytes, bytes]] = []
 
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
@@ -136,7 +138,7 @@ class ChunkedBody:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces), rest
 
     def _read_trailer(self, data: bytes, at: int) -> tuple[int, bool]:
-        """Read whole lines; return the position behind them, and whether the last one was empty."""
+        """Read complete lines; return the position after them, and whether the last one was empty."""
         assert self._trailer is not None
         while (end := data.find(b"\r\n", at)) > at:
             field = FIELD_LINE.fullmatch(data, at, end)
@@ -153,7 +155,7 @@ class ChunkedBody:
         return (at + 2, True) if has_ended else (at, False)
 
     def _check_line(self) -> None:
-        """Check that a line that is not whole yet is not too long already."""
+        """Check that an incomplete line is not too long already."""
         if self._trailer is not None:
             self._check_trailer(len(self._line))
         elif len(self._line) > MAX_CHUNK_LINE:
@@ -166,7 +168,7 @@ class ChunkedBody:
 
 
 class UntilCloseBody:
-    """A body that ends where its connection does (RFC 9112, section 6.3)."""
+    """A body that ends when its connection is closed (RFC 9112, section 6.3)."""
 
     trailers: Fields = ()
     has_more = False
@@ -177,17 +179,17 @@ class UntilCloseBody:
 
 
 def body_of(size: int) -> Body:
-    """Return what reads a body of `size` bytes, or `CHUNKED`, or `UNTIL_CLOSE`."""
+    """Return a reader for a body of `size` bytes, or of size `CHUNKED` or `UNTIL_CLOSE`."""
     if size == CHUNKED:
         return ChunkedBody()
     return UntilCloseBody() if size == UNTIL_CLOSE else LengthBody(size)
 
 
 def chunk(data: bytes) -> bytes:
-    """Return a chunk of the chunked transfer coding (RFC 9112, section 7.1)."""
+    """Return the data as one chunk (RFC 9112, section 7.1)."""
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
 def last_chunk(trailers: Fields) -> bytes:
-    """Return what ends a body in chunks: the chunk of no length, and the trailer section."""
+    """Return the end of a body in chunks: the chunk of length 0, and the trailer section."""
     return b"0\r\n" + b"".join(b"%s: %s\r\n" % field for field in trailers) + b"\r\n"

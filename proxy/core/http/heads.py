@@ -1,10 +1,11 @@
-r"""Is this the head of one well-formed HTTP/1 message? Read from the bytes, once, by one parser.
+"""Reads the head of an HTTP/1 request or response from its bytes, and refuses every head that is not well-formed. The
+engine calls it for each message; so does `addons.stock` inside stock mitmproxy.
 
 Rules of this module (RFC 9112):
 
-- Two parsers that read one message differently are how requests are smuggled, so only the plain form passes:
-  CRLF line ends, no folding, no space before a colon, no control characters, one Host, one framing.
-- What is refused is named, with the line, but never quoted: header values may be credentials.
+- Requests are smuggled where two parsers read one message differently. So only the plain form passes: CRLF line ends,
+  no folding, no space before a colon, no control characters, one Host, one framing.
+- An error names what is wrong, and in which line, but never quotes it: header values may be credentials.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from proxy.core.decisions import Denied, Reason
 
 MAX_HEAD_BYTES = 64 * 1024
 BAD_REQUEST_LINE = "the request line is not `METHOD target HTTP/1.x` with single spaces and visible ASCII characters"
-_OTHER_PROTOCOLS = {  # by their first byte: RFC 8446, section 5.1; RFC 1928, section 3
+_OTHER_PROTOCOLS = {  # by the first byte: RFC 8446, section 5.1; RFC 1928, section 3
     b"\x16": "TLS came where http is spoken: write http:// for this address, in HTTPS_PROXY, too",
     b"\x05": "SOCKS came where http is spoken: give such apps the address of a socks5:// listener",
     b"\x04": "SOCKS 4 came where http is spoken: give such apps the address of a socks5:// listener, and version 5",
@@ -31,16 +32,16 @@ _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]++) HTTP/1\.([01])"
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\x00-\x08\x0a-\x1f\x7f]*+))?")
 _TOKEN_START = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
 _VALUE = rb"[\t -~\x80-\xff]*+"
-# Possessive, so that no line takes more than one look at each byte: blanks may stand in the value, too.
+# Possessive, so that each byte of a line is looked at once, although blanks may stand in the value, too.
 FIELD_LINE = re.compile(rb"(" + _TOKEN + rb"):[ \t]*+(" + _VALUE + rb")")
-# The same for all lines at once: whether each is a field, and then, where each line begins, which.
+# The same for all lines at once: the first tells whether each line is a field, the second finds the fields.
 _FIELDS = re.compile(rb"(?:" + _TOKEN + rb":" + _VALUE + rb"\r\n)*+")
 _EACH_FIELD = re.compile(rb"(?m)^([^:\n]++):[ \t]*+(.*)\r\n")
-_LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")  # a leading zero is octal to some readers
+_LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")  # some readers take a leading zero for octal
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _TWO_LENGTHS = "the length of the body is given more than once (RFC 9112, section 6.3)"
 _SEEN = frozenset((b"host", b"content-length", b"transfer-encoding"))
-KEPT, _KEPT_BYTES = 32, 1024  # an app's heads, and those of its servers, are mostly the same again from the second on
+KEPT, _KEPT_BYTES = 32, 1024  # heads to keep, and the longest of them: most heads of an app and its servers come again
 
 type Fields = tuple[tuple[bytes, bytes], ...]
 
@@ -50,9 +51,9 @@ class RequestHead:
     """The head of a request.
 
     Attributes:
-        fields: name and value of each header field, in order and as sent, white space round the value removed.
-        body: the body's length in bytes, or `CHUNKED`, which in HTTP/2 is said of one whose length is not known.
-        is_http2: whether it came in a header block of HTTP/2, and only reads as one of HTTP/1.1.
+        fields: name and value of each header field, in order and as sent, without white space round the value.
+        body: the body's length in bytes, or `CHUNKED`; in HTTP/2, `CHUNKED` means that the length is not known.
+        is_http2: whether it came in a header block of HTTP/2, and was then written like one of HTTP/1.1.
     """
 
     method: bytes
@@ -71,7 +72,7 @@ class ResponseHead:
         fields: as in a request.
         body: the body's length in bytes, `CHUNKED` or `UNTIL_CLOSE`; for a response that can have a body.
         is_http2: as in a request.
-        is_all: whether the response ended with it, so that not even trailers can follow.
+        is_all: whether the response ended with its head, so that no body and no trailers follow.
     """
 
     status: int
@@ -85,12 +86,12 @@ class ResponseHead:
 
 @lru_cache(KEPT)
 def names_in(fields: Fields) -> frozenset[bytes]:
-    """Return the names of the fields that are there, in lower case."""
+    """Return the names of the fields, in lower case."""
     return frozenset([name.lower() for name, _ in fields])
 
 
 def can_become_a_head(data: bytes) -> bool:
-    """Tell whether a request head may still come of these first bytes, so that another protocol is answered at once.
+    """Tell whether these first bytes may still become a request head. If not, another protocol can be answered at once.
 
     Args:
         data: the first bytes of what should be a request, at least one.
@@ -102,38 +103,39 @@ def can_become_a_head(data: bytes) -> bool:
 
 
 class HeadEnd:
-    """Finds where a head ends while its bytes come. Each is looked at once, however small the pieces are."""
+    """Finds where a head ends, while its bytes come. It looks at each byte once, however small the pieces are."""
 
     def __init__(self, *, of_request: bool) -> None:
         """Start.
 
         Args:
-            of_request: whether it is a request's, whose first line is looked at as soon as it is there, so that another
-                protocol is answered at once.
+            of_request: whether it is a request's head. Then the first line is checked as soon as it is there, so that
+                another protocol is answered at once.
         """
         self._of_request = of_request
         self._has_line = not of_request
         self._looked = 0
 
     def find(self, data: bytes, most: int = MAX_HEAD_BYTES) -> int | None:
-        """Return the position behind the empty line; None while that has not come.
+        """Return the position after the empty line; None until that line has come.
 
         Args:
-            data: all that has come since the head began: at each call the same, and what has come since.
-            most: bytes that the head may have, without that line.
+            data: everything that has come since the head began; each call passes the bytes of the call before and new
+                ones.
+            most: the greatest length of the head in bytes, without the empty line.
 
         Raises:
-            Denied: BAD_REQUEST, HEADERS_TOO_LARGE; of a response UPSTREAM_FAILED.
+            Denied: BAD_REQUEST or HEADERS_TOO_LARGE; for a response, UPSTREAM_FAILED.
         """
         looked, self._looked = self._looked, len(data)
         end = data.find(b"\r\n\r\n", max(looked - 3, 0))
-        if (end if end >= 0 else len(data) - 3) > most:  # of four bytes that end it, three may be there
+        if (end if end >= 0 else len(data) - 3) > most:  # up to three of the four bytes that end it may be there
             raise self._denied(f"head is longer than {most} bytes", Reason.HEADERS_TOO_LARGE)
         if end >= 0:
             return end + 4
         if not self._has_line and not self._can_have_line(data, looked):
             raise Denied(Reason.BAD_REQUEST, _OTHER_PROTOCOLS.get(data[:1], BAD_REQUEST_LINE))
-        if _BARE_LF.search(data, looked):  # if that is the last line, its end would be waited for in vain
+        if _BARE_LF.search(data, looked):  # if this is the last line, the head would never end
             raise self._denied("head holds a line that ends in a bare LF", Reason.BAD_REQUEST)
         return None
 
@@ -157,7 +159,7 @@ def read_request_head(head: bytes) -> RequestHead:
         head: the bytes, ending in CRLF CRLF.
 
     Raises:
-        Denied: BAD_REQUEST, with the line number and what is wrong with it.
+        Denied: BAD_REQUEST; the detail says what is wrong, and in which line.
     """
     return _kept_request(head) if len(head) <= _KEPT_BYTES else _read_request(head)
 
@@ -194,7 +196,7 @@ def read_response_head(head: bytes) -> ResponseHead:
         head: the bytes, ending in CRLF CRLF.
 
     Raises:
-        Denied: UPSTREAM_FAILED, with the line number and what is wrong with it.
+        Denied: UPSTREAM_FAILED; the detail says what is wrong, and in which line.
     """
     return _kept_response(head) if len(head) <= _KEPT_BYTES else _read_response(head)
 
@@ -212,7 +214,7 @@ def _read_response(head: bytes) -> ResponseHead:
 
 
 def _read_fields(head: bytes, start: int, reason: Reason) -> tuple[Fields, dict[bytes, list[bytes]]]:
-    """Read the fields of a head, which begin there; also return the values of those that are looked at here."""
+    """Read the fields that begin at a position; also return the values of those that this module checks."""
     section = head[start:-2]
     found = _kept_section(section) if len(section) <= _KEPT_BYTES else _read_section(section)
     if found is None:
@@ -221,7 +223,7 @@ def _read_fields(head: bytes, start: int, reason: Reason) -> tuple[Fields, dict[
 
 
 def _read_section(section: bytes) -> tuple[Fields, dict[bytes, list[bytes]]] | None:
-    """Read all lines of a header section, each with its end; None if one is no field."""
+    """Read all lines of a header section, including their line ends; None if one of them is no field."""
     if not _FIELDS.fullmatch(section):
         return None
     fields: Fields = tuple(_EACH_FIELD.findall(section))
@@ -234,13 +236,14 @@ def _read_section(section: bytes) -> tuple[Fields, dict[bytes, list[bytes]]] | N
     return fields, seen
 
 
-# Whole heads are the same for who asks again; sections for who asks for something else. What is refused is not kept.
+# Heads are kept as a whole, since the same request comes again; and header sections, since only its first line may
+# differ. What is refused is not kept.
 _kept_request, _kept_response = lru_cache(KEPT)(_read_request), lru_cache(KEPT)(_read_response)
 _kept_section = lru_cache(KEPT)(_read_section)
 
 
 def _no_field(head: bytes, reason: Reason) -> Denied:
-    """Say which line is the first that is no field."""
+    """Return the denial that names the first line that is no field."""
     lines = enumerate(head[:-4].split(b"\r\n"))
     number, line = next((number, line) for number, line in lines if number and not FIELD_LINE.fullmatch(line))
     return Denied(reason, f"line {number + 1} of the head is no valid header field: {_what_is_wrong(line)}")
@@ -281,11 +284,11 @@ def read_length(lengths: Sequence[bytes], reason: Reason) -> int | None:
     """Return the number of bytes that a message's Content-Length fields name; None if there is no such field.
 
     Args:
-        lengths: their values.
-        reason: why the message is refused if they are not right.
+        lengths: the values of these fields.
+        reason: the reason of the denial if they are not right.
 
     Raises:
-        Denied: there are several, or it is no plain number.
+        Denied: there are several values, or one is no plain number.
     """
     if not lengths:
         return None

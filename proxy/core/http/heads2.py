@@ -1,10 +1,12 @@
-"""Is this the head of one well-formed HTTP/2 message? Read from the fields that its header block holds.
+"""Reads the head of an HTTP/2 request or response from the fields of its header block, and refuses every head that is
+not well-formed. The engine calls it for each stream of HTTP/2; so does `addons.stock` inside stock mitmproxy.
 
 Rules of this module (RFC 9113, section 8):
 
-- A head becomes what it would be in HTTP/1.1, and is judged like one: what is ambiguous there passes nowhere.
-- What only one connection is told (`Connection` and its like) is malformed; `te` may say `trailers`, and nothing else.
-- What is refused is named, but never quoted: header values may be credentials.
+- A head is turned into what it would be in HTTP/1.1, and checked like that: what is ambiguous there is refused here,
+  too.
+- A field about one connection only (`Connection` and the like) is malformed; `te` may say `trailers` and nothing else.
+- An error names what is wrong, but never quotes it: header values may be credentials.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ _VALUE = re.compile(rb"(?:[^\x00-\x08\x0a-\x1f\x7f \t](?:[^\x00-\x08\x0a-\x1f\x7
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++")
 _VISIBLE = re.compile(rb"[\x21-\x7e]++")
 _SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+\-.]*+")  # RFC 3986, section 3.1
-_AUTHORITY = re.compile(rb"[^\x00-\x20\x7f-\xff/?#@\\]++")  # neither part of a path nor a user, in a target
+_AUTHORITY = re.compile(rb"[^\x00-\x20\x7f-\xff/?#@\\]++")  # without characters that begin a path or end a user name
 _STATUS = re.compile(rb"[1-9][0-9]{2}")
 _OF_A_CONNECTION = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
 _OF_REQUESTS = frozenset((b":method", b":scheme", b":authority", b":path"))
@@ -28,14 +30,14 @@ _OF_RESPONSES = frozenset((b":status",))
 
 
 def read_http2_request(block: Iterable[tuple[bytes, bytes]], *, is_whole: bool) -> RequestHead:
-    """Read the head of a request as that of an HTTP/1.1 request with an absolute target and a Host field.
+    """Read the head of a request, as if it were an HTTP/1.1 request with an absolute target and a Host field.
 
     Args:
-        block: name and value of each field, pseudo-header fields among them, in their order.
+        block: name and value of each field, in order; pseudo-header fields are among them.
         is_whole: whether the request ends with its head.
 
     Raises:
-        Denied: BAD_REQUEST, with what is wrong.
+        Denied: BAD_REQUEST; the detail says what is wrong.
     """
     pseudo, fields = _split(block, _OF_REQUESTS, Reason.BAD_REQUEST)
     method = pseudo.get(b":method", b"")
@@ -56,7 +58,7 @@ def read_http2_request(block: Iterable[tuple[bytes, bytes]], *, is_whole: bool) 
     if not _AUTHORITY.fullmatch(named):
         raise _malformed("it has neither an :authority nor a Host field that names a host", "section 8.3.1")
     kept = [field for field in fields if field[0] not in (b"host", b"cookie")]
-    if len(kept) + len(hosts) < len(fields):  # section 8.2.3: crumbs are one field in HTTP/1.1
+    if len(kept) + len(hosts) < len(fields):  # section 8.2.3: in HTTP/1.1, all cookies are one field
         kept.append((b"cookie", b"; ".join(value for name, value in fields if name == b"cookie" and value)))
     length = read_length(_values(fields, b"content-length"), Reason.BAD_REQUEST)
     if is_whole and length:
@@ -72,10 +74,10 @@ def read_http2_response(block: Iterable[tuple[bytes, bytes]], *, is_whole: bool,
     Args:
         block: as of a request.
         is_whole: whether the response ends with its head.
-        may_have_body: whether its request asks for one (no HEAD).
+        may_have_body: whether a response to this request can have a body (not to HEAD).
 
     Raises:
-        Denied: UPSTREAM_FAILED, with what is wrong.
+        Denied: UPSTREAM_FAILED; the detail says what is wrong.
     """
     pseudo, fields = _split(block, _OF_RESPONSES, Reason.UPSTREAM_FAILED)
     text = pseudo.get(b":status", b"")
@@ -90,11 +92,11 @@ def read_http2_response(block: Iterable[tuple[bytes, bytes]], *, is_whole: bool,
 
 
 def read_http2_trailers(block: Iterable[tuple[bytes, bytes]], reason: Reason) -> Fields:
-    """Read the fields behind a body.
+    """Read the fields that follow a body.
 
     Args:
-        block: name and value of each.
-        reason: why the message is refused if they are not right.
+        block: name and value of each field.
+        reason: the reason of the denial if they are malformed.
 
     Raises:
         Denied: they are malformed.
@@ -105,7 +107,8 @@ def read_http2_trailers(block: Iterable[tuple[bytes, bytes]], reason: Reason) ->
 def _split(
     block: Iterable[tuple[bytes, bytes]], known: frozenset[bytes], reason: Reason
 ) -> tuple[dict[bytes, bytes], Fields]:
-    """Return the pseudo-header fields, and the others as they are: one that no table may keep says so by its type.
+    """Return the pseudo-header fields, and the others unchanged. (The type of a field may say that no table may keep
+    it.)
 
     Raises:
         Denied: they are malformed.

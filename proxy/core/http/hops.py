@@ -1,10 +1,11 @@
-"""Which fields of a message are about one connection only, and end here? (RFC 9110, section 7.6)
+"""Finds the header fields that are about one connection only, and removes them (RFC 9110, section 7.6); also decides
+whether a connection stays open. The engine calls it for each message that it passes on, and the addons for Via and
+Max-Forwards.
 
 Rules of this module:
 
-- What is not about one connection stays as it came.
-- Of all offers to switch to another protocol only that of WebSocket passes: what follows any other could not be
-  checked.
+- All other fields stay as they came.
+- Of all offers to switch to another protocol only WebSocket's passes: Overcoat could not check what follows any other.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from proxy.core.http.heads import KEPT, Fields
 
 _OF_THIS_HOP = frozenset((b"connection", b"keep-alive", b"te", b"proxy-connection"))
 _OF_AN_OFFER = frozenset((b"upgrade", b"http2-settings"))
-# Framing and destination are not for the app to take away; its credentials end here, but are looked at before.
+# Connection may not name these: framing and destination must stay, and credentials are checked before they are removed.
 _NEVER_LISTED = frozenset((b"host", b"content-length", b"transfer-encoding", b"proxy-authorization"))
 _BEFORE_THE_BODY = re.compile(
     rb"(?i)host|te|trailer|connection|keep-alive|upgrade|http2-settings|transfer-encoding|expect|max-forwards|via|"
@@ -33,11 +34,11 @@ _RECEIVED_BY = re.compile(r"(?:^|,)[ \t]*[^ \t,]+[ \t]+([^ \t,(:]+)")  # RFC 911
 
 @lru_cache(KEPT)
 def without_hop(fields: Fields, *, may_offer: bool = True) -> Fields:
-    """Return a message's fields without those that are about one connection only; an offer of WebSocket stays.
+    """Return a message's fields without those about one connection only; an offer of WebSocket stays.
 
     Args:
         fields: name and value, as they came.
-        may_offer: whether it is of a version that has offers; HTTP/1.0 has none (RFC 9110, section 7.8).
+        may_offer: whether the message's version knows such offers; HTTP/1.0 does not (RFC 9110, section 7.8).
     """
     listed: set[bytes] = set()
     offers: list[bytes] = []
@@ -66,14 +67,14 @@ def _options(value: bytes) -> set[bytes]:
 
 
 def trailers_to_relay(fields: Fields, *, stays_apart: bool = False) -> Fields:
-    """Return the trailers that go on: those that mean the same behind a body as they would before it.
+    """Return the trailers that may go on: those that mean the same after a body as before it.
 
-    Where one is merged into the header section, nothing that says how a message is framed, routed, authenticated or
-    read must come so late (RFC 9110, section 6.5.1). In HTTP/2 no hop merges them, and nobody takes `_` for `-`.
+    A receiver may merge trailers into the header section. So none may say how a message is framed, routed,
+    authenticated or read (RFC 9110, section 6.5.1). In HTTP/2 nobody merges them, and nobody takes `_` for `-`.
 
     Args:
         fields: name and value, as they came.
-        stays_apart: whether they come and go in HTTP/2.
+        stays_apart: whether they are received and sent in HTTP/2.
     """
     return tuple(
         field
@@ -83,16 +84,16 @@ def trailers_to_relay(fields: Fields, *, stays_apart: bool = False) -> Fields:
 
 
 def without_framing(fields: Fields) -> Fields:
-    """Remove what a response without a body must not have (RFC 9112, sections 6.1 and 6.2)."""
+    """Remove the fields that a response without a body must not have (RFC 9112, sections 6.1 and 6.2)."""
     return tuple(field for field in fields if field[0].lower() not in (b"content-length", b"transfer-encoding"))
 
 
 @lru_cache(KEPT)
 def keeps_alive(is_http11: bool, fields: Fields) -> bool:
-    """Tell whether a message lets the connection live on (RFC 9112, section 9.3).
+    """Tell whether a connection stays open after a message (RFC 9112, section 9.3).
 
     Args:
-        is_http11: whether it is of HTTP/1.1, not of HTTP/1.0.
+        is_http11: whether the message is of HTTP/1.1; if not, it is of HTTP/1.0.
         fields: name and value, as they came.
     """
     options: set[bytes] = set()
@@ -104,11 +105,11 @@ def keeps_alive(is_http11: bool, fields: Fields) -> bool:
 
 @lru_cache(KEPT)
 def wants_to_switch(fields: Fields) -> bool:
-    """Tell whether an app may go on in another protocol behind a request, without waiting for the answer.
+    """Tell whether an app may send another protocol right after a request, without waiting for the answer.
 
-    If no switch follows, such bytes must not be read as a request (RFC 9931, section 4.1). An offer of h2c alone, which
-    some clients send with each first request to a host, is harmless: what would follow begins with a preface that was
-    made to be no request (RFC 9113, section 3.4), and as none it is refused.
+    If no switch follows, these bytes must not be read as a request (RFC 9931, section 4.1). An offer of h2c alone,
+    which some clients send with the first request to a host, is harmless: the bytes would begin with a preface that is
+    made to be no valid request (RFC 9113, section 3.4), and is refused as one.
 
     Args:
         fields: name and value, as they came.
@@ -118,10 +119,11 @@ def wants_to_switch(fields: Fields) -> bool:
 
 
 def one_forward_less(fields: Fields) -> tuple[Fields, bool]:
-    """Return the fields of a TRACE or OPTIONS as they go on, and whether it may (RFC 9110, section 7.6.2).
+    """Return the fields of a TRACE or OPTIONS with a lower Max-Forwards, and whether it may go on (RFC 9110, section
+    7.6.2).
 
     Args:
-        fields: name and value, as they came. A Max-Forwards that is no number, or stands there twice, means nothing.
+        fields: name and value, as they came. A Max-Forwards that is no number, or comes twice, is ignored.
     """
     found = [at for at, (name, _) in enumerate(fields) if name.lower() == b"max-forwards"]
     if len(found) != 1 or not _FORWARDS.fullmatch(fields[found[0]][1]):
@@ -133,10 +135,10 @@ def one_forward_less(fields: Fields) -> tuple[Fields, bool]:
 
 
 def has_come_through(via: Iterable[str], name: str) -> bool:
-    """Tell whether a request has come through a proxy of this name before.
+    """Tell whether a request has passed a proxy of this name before.
 
     Args:
         via: the values of its Via fields.
-        name: the name.
+        name: the proxy's name.
     """
     return any(name.lower() in _RECEIVED_BY.findall(value.lower()) for value in via)

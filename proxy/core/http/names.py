@@ -1,9 +1,10 @@
-"""Do all the names that a request has for its destination mean the same one? (RFC 9110, section 7.2)
+"""Checks that all names in a request name the same destination: the request target, Host, `:authority` and the TLS
+server name (RFC 9110, section 7.2). The addon `addons.gate` and the engine call it.
 
 Rules of this module:
 
-- Names are compared in their canonical form; what has none is refused, never guessed.
-- A name that cannot be read is not quoted: it may hold what is secret.
+- Names are compared in their canonical form. A name without one is refused, never guessed.
+- A name that cannot be read is not quoted: it may hold a secret.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def read_host_field(value: str, default_port: int) -> Destination:
 
     Args:
         value: its value.
-        default_port: the port where it names none.
+        default_port: the port to use if the value names none.
 
     Raises:
         Denied: BAD_REQUEST.
@@ -36,15 +37,15 @@ def read_host_field(value: str, default_port: int) -> Destination:
 
 
 def check_host_fields(values: Iterable[str], asked: Destination, default_port: int) -> None:
-    """Check that each Host field, or `:authority`, names what was asked for.
+    """Check that each Host field, or `:authority`, names the destination of the request.
 
     Args:
-        values: their values.
+        values: the values of these fields.
         asked: the destination that will be dialled.
-        default_port: the port where a value names none.
+        default_port: the port to use if a value names none.
 
     Raises:
-        Denied: BAD_REQUEST: one is malformed; HOST_MISMATCH: one names another destination.
+        Denied: BAD_REQUEST if a value is malformed; HOST_MISMATCH if one names another destination.
     """
     for value in values:
         named = read_host_field(value, default_port)
@@ -54,7 +55,8 @@ def check_host_fields(values: Iterable[str], asked: Destination, default_port: i
 
 @lru_cache(KEPT)
 def check_hosts_in(fields: Fields, asked: Destination, default_port: int) -> None:
-    """Check the Host fields among a request's fields; see `check_host_fields`. What agrees is not looked at again.
+    """Check the Host fields among a request's fields; see `check_host_fields`. Fields that agree are cached, not
+    checked again.
 
     Raises:
         Denied: as there.
@@ -68,11 +70,11 @@ def _hosts(fields: Fields) -> list[str]:
 
 @lru_cache(KEPT)
 def with_host(fields: Fields, target: Destination) -> Fields:
-    """Return a request's fields with Host naming the https destination that it goes to; as they are where it does.
+    """Return a request's fields with a Host that names the https destination; unchanged if it does so already.
 
     Args:
         fields: name and value; Host names a destination.
-        target: what is dialled.
+        target: the destination that is dialled.
     """
     if all(parse_authority(value, HTTPS_PORT) == target for value in _hosts(fields)):
         return fields
@@ -81,15 +83,16 @@ def with_host(fields: Fields, target: Destination) -> Fields:
 
 
 def host_field(target: Destination) -> bytes:
-    """Return what the Host field of a https request to a destination says."""
+    """Return the value of Host in an https request to a destination."""
     return (target.url_host if target.port == HTTPS_PORT else target.authority).encode("ascii")
 
 
 def check_server_name(name: str | None, connect: Destination) -> None:
-    """Check that a TLS server name is the host of the CONNECT that the TLS came through.
+    """Check that a TLS server name is the host of the CONNECT in which the TLS came.
 
     Args:
-        name: the name; None if the ClientHello has none (as for an address), "" if it has not exactly one valid name.
+        name: the name; None if the ClientHello has none (as for an address), "" if it does not have exactly one valid
+            name.
         connect: the destination of the CONNECT.
 
     Raises:
@@ -106,15 +109,16 @@ def check_server_name(name: str | None, connect: Destination) -> None:
 
 
 def is_own_name(host: str, names: Collection[str]) -> bool:
-    """Tell whether a listener of ours may be called so: by an address, a name that nobody can register, or our own.
+    """Tell whether a request to one of our listeners may call it so: by an address, a name that nobody can register, or
+    our own.
 
-    A page that a browser shows can reach what its own name leads to, once that name leads here (DNS rebinding). So a
-    name that somebody could register for that is refused, and so is one under .local, for which any machine of the
-    network may answer (RFC 6762), unless it is of a Kubernetes cluster.
+    A web page may send requests to its own name, and its owner may let that name lead here (DNS rebinding). So a name
+    that somebody could register for that is refused, and so is one under .local, for which any machine of the network
+    may answer (RFC 6762), unless it is of a Kubernetes cluster.
 
     Args:
-        host: what the Host field names, canonical.
-        names: what else the policy says that this sidecar is called, canonical.
+        host: the host in the Host field, canonical.
+        names: further names of this sidecar according to the policy, canonical.
     """
     try:
         parse_ip(host)

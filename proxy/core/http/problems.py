@@ -1,10 +1,11 @@
-"""What an app, or the person before it, is told of a denial.
+"""Writes what an app, or the person in front of it, is told about a denial: problem details, a page, or gRPC's fields.
+The module `addons.exchange` calls it for each response that Overcoat makes itself.
 
 Rules of this module:
 
-- The same reason, detail, rule and hint in every form; nothing of the request is quoted.
-- A page is for who asks for pages: everybody else gets problem details (RFC 9457).
-- gRPC has a status and a message of its own, in fields: its clients show nothing else.
+- Every form has the same reason, detail, rule and hint; none quotes the request.
+- Clients that ask for pages get a page; all others get problem details (RFC 9457).
+- gRPC clients show only gRPC's own status and message, which are fields; so they get these.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from proxy.core.decisions import Denied
 JSON_TYPE = "application/problem+json"
 PAGE_TYPE = "text/html; charset=utf-8"
 _GRPC_TYPE = re.compile(r"application/grpc(?:[+; ]|$)", re.IGNORECASE)  # gRPC-Web is another protocol
-# What gRPC makes of an HTTP status (its http-grpc-status-mapping), so that the same is retried as without the fields.
+# How gRPC maps an HTTP status (http-grpc-status-mapping): with the fields, a client retries the same as without them.
 _GRPC_STATUS = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
 _GRPC_UNKNOWN = 2
-_GRPC_UNQUOTED = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"  # of what is visible, all but the percent sign
+_GRPC_UNQUOTED = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"  # all visible characters but the percent sign
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -56,7 +57,7 @@ def problem_details(denied: Denied, rule: str | None) -> bytes:
 
 
 def problem_page(denied: Denied, rule: str | None) -> bytes:
-    """Return the same as a small page, UTF-8 HTML without scripts; the arguments are those of `problem_details`."""
+    """Return the same as a small page, UTF-8 HTML without scripts. The arguments are those of `problem_details`."""
     more = f"<p>What to do: {escape(denied.hint)}.</p>\n"
     if rule is not None:
         more += f"<p>The rule that counts is <code>{escape(rule)}</code>.</p>\n"
@@ -71,7 +72,7 @@ def problem_page(denied: Denied, rule: str | None) -> bytes:
 
 
 def wants_page(accept: str) -> bool:
-    """Tell whether an Accept field asks for pages, as browsers' do, and for no JSON (RFC 9110, section 12.5.1).
+    """Tell whether an Accept field asks for pages, as browsers do, and not for JSON (RFC 9110, section 12.5.1).
 
     Args:
         accept: the field's value, or "".
@@ -84,12 +85,12 @@ def wants_page(accept: str) -> bool:
 
 
 def is_grpc(content_type: str) -> bool:
-    """Tell whether a request with this Content-Type is a gRPC call, which only HTTP/2 can carry."""
+    """Tell whether a request with this Content-Type is a gRPC call. Only HTTP/2 can carry one."""
     return _GRPC_TYPE.match(content_type) is not None
 
 
 def grpc_fields(denied: Denied, content_type: str) -> dict[str, str]:
-    """Return the fields by which a gRPC client shows a denial; none for other clients.
+    """Return the fields that make a gRPC client show a denial; none for other clients.
 
     Args:
         denied: the reason and detail.

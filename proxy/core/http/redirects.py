@@ -1,10 +1,12 @@
-"""Redirects that an upgraded app follows: do they lead anywhere?
+"""Detects redirects that lead an upgraded app in a circle: the server redirects http to https, but the app's http was
+https already. The addon `addons.transport` passes it each response of an upgraded request.
 
 Rules of this module:
 
-- A redirect to the very request that was upgraded already is cut at once: it would be the same the next time.
-- Where something might be another the next time (a cookie, a URL between), it is followed a few times, then cut.
-- One that is relative, or says when to come back, is never cut: the server means it, whatever it was asked over.
+- A redirect to the very request that was upgraded is denied at once: the answer would be the same each time.
+- If something may differ the next time (a cookie, a URL in between), the app may follow a few times, and is then
+  denied.
+- A redirect that is relative, or that says when to come back, is never denied: the server means it, over http or https.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import HTTP_PORT, BadDestination, Destination, parse_authority
 from proxy.core.http.heads import Fields
 
-MAX_VISITS = 5  # how often one URL may redirect within one chain; common clients follow 10 to 50 redirects
-MAX_URLS = 50  # of one chain are remembered
+MAX_VISITS = 5  # times that one URL may redirect within one chain; common clients follow 10 to 50 redirects
+MAX_URLS = 50  # URLs of one chain that are remembered
 
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _REPEATS_METHOD = frozenset((307, 308))
@@ -26,24 +28,24 @@ _ORIGIN = re.compile(r"http://(?P<authority>[^/?#]+)", re.IGNORECASE)
 
 
 class Trail:
-    """The redirects that come one right after the other on one app connection, each asked for by the one before."""
+    """A chain of redirects on one app connection, in which each request follows the redirect before it."""
 
     def __init__(self) -> None:
         self._next: int | None = None
-        self._visits: Counter[int] = Counter()  # by hashes, since a URL may be long
+        self._visits: Counter[int] = Counter()  # keyed by hashes, since a URL may be long
 
     def follow(self, method: str, status: int, asked: Destination, path: str, fields: Fields) -> None:
         """Take a response.
 
         Args:
-            method: the request's.
-            status: the response's.
-            asked: the destination that the app asked for, as it spells it.
+            method: the request's method.
+            status: the response's status.
+            asked: the destination that the app asked for, in the app's spelling.
             path: the path that it asked for, with the query.
             fields: the response's fields, as the app will see them.
 
         Raises:
-            Denied: REDIRECT_LOOP: it leads round in a circle.
+            Denied: REDIRECT_LOOP: the redirect leads in a circle.
         """
         if status not in _REDIRECTS:
             self._forget()
@@ -53,7 +55,7 @@ class Trail:
         try:
             here = _normal(f"http://{asked}{path}")
             there = _normal(urljoin(here, location)) if location else None
-        except ValueError:  # no URL at all
+        except ValueError:  # not a URL
             there = None
         if there is None:
             self._forget()
@@ -80,7 +82,7 @@ class Trail:
 
 
 def _normal(url: str) -> str:
-    """Return a URL without its fragment, and with its authority spelled in the one way."""
+    """Return a URL without its fragment, and with its authority in canonical form."""
 
     def one_way(found: re.Match[str]) -> str:
         try:

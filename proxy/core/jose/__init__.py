@@ -1,7 +1,5 @@
-"""Keys and tokens: reads keys, and makes and opens JWEs (RFC 7516 to 7518).
-
-`proxy.core.fields` seals and opens the values of bodies with it, `proxy.policyfile` reads keys with it, and the command
-`overcoat keys` does both by hand.
+"""Keys and tokens: reads keys, and makes and opens JWEs (RFC 7516 to 7518). `proxy.core.fields` seals and opens the
+values of bodies with it, `proxy.policyfile` reads keys with it, and the command `overcoat keys` does both by hand.
 
 Offers:
 

@@ -1,9 +1,10 @@
-"""The encodings that keys and tokens share: base64url (RFC 7515) and strict JSON objects.
+"""Reads and writes base64url (RFC 7515) and strict JSON objects, of which keys and tokens are made. The other modules
+of `proxy.core.jose` and the command `overcoat keys` call it.
 
 Rules of this module:
 
 - Every value has one accepted spelling: no padding, no stray bits, no member name twice, no NaN, UTF-8 only.
-- What is refused is not quoted: it may be key material.
+- An error never quotes its input, which may be key material.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ def base64url(data: bytes) -> str:
 
 
 def unbase64url(text: str) -> bytes:
-    """Decode base64url without padding (RFC 7515, section 2), accepting the one canonical spelling only.
+    """Decode base64url without padding (RFC 7515, section 2), in its one canonical spelling only.
 
     Raises:
-        ValueError: padding, characters of another alphabet, an impossible length, or unused bits that are not zero.
+        ValueError: there is padding, a character outside the alphabet, an impossible length, or an unused bit that is
+            set.
     """
     if _BASE64URL.fullmatch(text) and len(text) % 4 != 1:
         data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
@@ -40,7 +42,7 @@ def parse_object(data: bytes) -> dict[str, object]:
     """Parse one JSON object (RFC 8259) in UTF-8, with no member name twice at any depth.
 
     Raises:
-        ValueError: it is anything else. The message has none of its content.
+        ValueError: it is anything else. The message quotes none of it.
     """
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)

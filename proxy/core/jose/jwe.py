@@ -1,16 +1,17 @@
-"""Sealing and opening one value: compact JWE (RFC 7516) with the few algorithms Overcoat allows.
+"""Seals and opens single values as compact JWEs (RFC 7516), with the few algorithms that Overcoat allows.
+`proxy.core.fields` calls it for the fields of bodies, and `overcoat keys` by hand.
 
 Rules of this module:
 
-- `enc` is A256GCM; `alg` is the key set's, never the token's choice.
-- Every value has a content key and an IV of its own. With key agreement, one agreement (one ephemeral key) serves the
+- `enc` is A256GCM. The key set decides `alg`; the token never does.
+- Every value has its own content key and its own IV. With key agreement, one agreement (one ephemeral key) serves all
   values of `SEALER_SECONDS`: see `Sealers`.
-- A token is read in one way only: five parts, canonical base64url, a header without duplicate names.
-- All cryptographic failures end in one and the same error, after the same steps: a content key that cannot be recovered
-  is replaced by a random one, and it is the tag that fails (RFC 7516, section 11.5).
-- `cty` binds a value to its place: what was sealed for one host or field does not open at another.
-- A header member that nobody here knows is ignored (RFC 7516, section 4). Refused is what changes how a token is read,
-  and what brings a key along, or says where one is. The header is authenticated as the octets that came.
+- A token can be read in one way only: five parts, canonical base64url, a header without duplicate names.
+- All cryptographic failures end in the same error, after the same steps: if a content key cannot be recovered, a random
+  one is used, and the tag fails (RFC 7516, section 11.5).
+- `cty` binds a value to its place: a value that was sealed for one host or field does not open at another.
+- Unknown header members are ignored (RFC 7516, section 4). Refused are members that change how a token is read, that
+  bring a key along, or that say where one is. The header is authenticated as the octets that came.
 - No message quotes a token.
 """
 
@@ -41,37 +42,37 @@ from proxy.core.jose.place import JSON_TYPES, Place, read_media_type
 ENC = "A256GCM"
 SEALER_SECONDS = 1.0
 _REMEMBERED = 64
-_STOCK = 64  # content keys that are made and wrapped at once
+_STOCK = 64  # content keys that are made and wrapped in one go
 MAX_TOKEN_CHARACTERS = 16 * 1024 * 1024
 
 _CEK_BYTES = 32
 _IV_BYTES = 12
 _TAG_BYTES = 16
-_WRAPPED_CEK_BYTES = _CEK_BYTES + 8  # RFC 3394: one 64-bit block more
+_WRAPPED_CEK_BYTES = _CEK_BYTES + 8  # RFC 3394 adds one 64-bit block
 _BASE64URL_TEXT = re.compile(r"[A-Za-z0-9_-]*+")
 _CANNOT_OPEN = "the token cannot be opened with this key"
 _AGREEMENT_PARAMETERS = frozenset({"epk", "apu", "apv"})
 _PARAMETERS_REFUSED = ("crit", "zip", "jwk", "jku", "x5u", "x5c")
-# RFC 7518, section 4.6.1.1: the coordinates are what counts; descriptive members may be ignored. Nothing private.
+# RFC 7518, section 4.6.1.1: only coordinates count; descriptive members may be ignored. No private members.
 _EPK_MEMBERS = frozenset({"kty", "crv", "x", "y", "kid", "use", "alg", "key_ops"})
 
 
 class JweError(Exception):
-    """A value that cannot be sealed, or a token that is refused. The message has no content of either."""
+    """A value cannot be sealed, or a token is refused. The message quotes neither."""
 
 
 class Sealer:
     """Encrypts values for the holder of one key.
 
-    With key agreement, one ephemeral key serves all of them: RFC 7518, section 4.6, asks for a new one at each
-    agreement, and there is one. Every value still has a content key and an IV of its own.
+    With key agreement, one ephemeral key serves all values: RFC 7518, section 4.6, asks for a new one at each
+    agreement, and there is one agreement. Every value still has its own content key and IV.
     """
 
     def __init__(self, key: Key) -> None:
         """Start.
 
         Args:
-            key: a public, private or symmetric key; whether it has expired is for the caller to check.
+            key: a public, private or symmetric key; the caller has checked that it has not expired.
         """
         self._header: dict[str, object] = {"alg": key.alg.value, "enc": ENC, "kid": key.kid}
         self._agreement: dict[str, object] = {}
@@ -95,7 +96,7 @@ class Sealer:
 
         Args:
             plaintext: the value's exact JSON bytes.
-            place: what the token is bound to; with None, its `cty` is `json` and names none.
+            place: the host and path that the token is bound to; with None, its `cty` is `json`, without a place.
 
         Returns:
             A compact JWE (RFC 7516, section 7.1).
@@ -113,7 +114,7 @@ class Sealer:
         return token
 
     def _protect(self, place: Place | None) -> str:
-        """Return the protected header for a place, and remember it: `$.items[*].secret` comes again and again."""
+        """Return the protected header for a place, from a cache: the same places come again and again."""
         header = self._header | {"cty": "json" if place is None else place.media_type} | self._agreement
         protected = base64url(json.dumps(header, separators=(",", ":")).encode("ascii"))
         if len(self._protected) < _REMEMBERED:
@@ -121,7 +122,7 @@ class Sealer:
         return protected
 
     def _content_key(self) -> tuple[bytes, bytes, bytes]:
-        """Return a content key and an IV that were never used, and how the key is sent."""
+        """Return a content key and an IV that were never used, and the encrypted key for the token."""
         if self._rsa is not None:
             cek = secrets.token_bytes(_CEK_BYTES)
             return cek, secrets.token_bytes(_IV_BYTES), self._rsa.encrypt(cek, _oaep())
@@ -130,7 +131,7 @@ class Sealer:
         return self._stock.pop()
 
     def _new_stock(self) -> list[tuple[bytes, bytes, bytes]]:
-        """Make content keys and IVs, several at once: asking the system for randomness and wrapping both cost calls."""
+        """Make several content keys and IVs in one go: each call for randomness and each call of AES costs time."""
         noise = secrets.token_bytes(_STOCK * (_CEK_BYTES + _IV_BYTES))
         ivs_at = _STOCK * _CEK_BYTES
         ceks = [noise[at : at + _CEK_BYTES] for at in range(0, ivs_at, _CEK_BYTES)]
@@ -139,11 +140,11 @@ class Sealer:
 
 
 class Sealers:
-    """The sealers in use, one a key.
+    """The sealers in use, one for each key.
 
-    Agreeing on a key takes several times as long as sealing a value. So each agreement serves, for `SEALER_SECONDS`,
-    all values that are sealed for the key: as if they stood in one body. Who learns the ephemeral key learns that much;
-    for this, they must read this process's memory, where the values themselves are.
+    Agreeing on a key takes several times as long as sealing a value. So each agreement serves all values that are
+    sealed for the key within `SEALER_SECONDS`, as if they stood in one body. Whoever learns the ephemeral key can open
+    these values; but for that they must read this process's memory, where the values are, too.
     """
 
     def __init__(self) -> None:
@@ -153,13 +154,13 @@ class Sealers:
         """Return the sealer for a key.
 
         Args:
-            key: the very object of the policy: another one, and be it equal, has a sealer of its own.
+            key: a key of the policy. It is compared by identity: an equal key in another object has its own sealer.
             now: monotonic seconds.
         """
         made = self._made.get(id(key))
         if made is not None and 0 <= now - made[2] < SEALER_SECONDS:
             return made[1]
-        # Those past their time go, and the secrets in them.
+        # Forget the old sealers, and the secrets in them.
         self._made = {id(k): (k, sealer, at) for k, sealer, at in self._made.values() if 0 <= now - at < SEALER_SECONDS}
         sealer = Sealer(key)
         self._made[id(key)] = (key, sealer, now)
@@ -167,7 +168,7 @@ class Sealers:
 
 
 def seal(plaintext: bytes, key: Key, place: Place | None) -> str:
-    """Encrypt one value, with an agreement of its own; see `Sealer`."""
+    """Encrypt one value, with its own key agreement; see `Sealer`."""
     return Sealer(key).seal(plaintext, place)
 
 
@@ -177,14 +178,14 @@ def open_token(token: str, keys: KeySet, place: Place | None, today: date) -> by
     Args:
         token: a compact JWE.
         keys: the key set that may open it. A token without `kid` is tried with the primary key only.
-        place: where the token stands, compared with its `cty` as `keys.bind` says; None compares nothing.
-        today: the day against which the keys' `not_after` is held.
+        place: where the token stands; compared with its `cty` as `keys.bind` says. None compares nothing.
+        today: the current day, for the keys' `not_after`.
 
     Returns:
         The plaintext.
 
     Raises:
-        JweError: it is malformed, uses anything that is not allowed, names no usable key, was sealed for another
+        JweError: the token is malformed, uses anything that is not allowed, names no usable key, was sealed for another
             place, or does not decrypt.
     """
     protected, wrapped, iv, ciphertext, tag = _split(token)
@@ -193,7 +194,7 @@ def open_token(token: str, keys: KeySet, place: Place | None, today: date) -> by
         raise JweError(f"{ENC} has an IV of {_IV_BYTES} bytes and a tag of {_TAG_BYTES}")
     key = _choose_key(header, keys, today)
     _check_type(header, keys.bind, place)
-    # Made before it is known whether it is needed, so that failing takes no step more than succeeding.
+    # Made even if it is not needed, so that failure and success take the same steps.
     spare = secrets.token_bytes(_CEK_BYTES)
     cek = _unwrap(wrapped, key.material, header)
     if cek is None or len(cek) != _CEK_BYTES:
@@ -205,16 +206,17 @@ def open_token(token: str, keys: KeySet, place: Place | None, today: date) -> by
 
 
 def is_token(text: str) -> bool:
-    """Tell whether a text is meant as a compact JWE, whole or not: as one that is to be opened, or refused.
+    """Tell whether a text is meant as a compact JWE, complete or not: such a text is opened or refused, never passed
+    on.
 
-    Text of five parts that looks like one by chance (a host's name, a version) must have a header, or an IV and a tag
-    of the right length; a token that was cut off is known by its header.
+    Five parts may also come by chance (the name of a host, a version). So such a text must also have a JWE header, or
+    an IV and a tag of the right length. A token that was cut off is recognised by its header.
     """
     protected, dot, rest = text.partition(".")
     if not dot or not _BASE64URL_TEXT.fullmatch(protected):
         return False
     parts = rest.split(".", 4)
-    whole = protected[:-1] if len(protected) % 4 == 1 else protected  # one character alone is no byte
+    whole = protected[:-1] if len(protected) % 4 == 1 else protected  # a single last character is less than a byte
     header = base64.urlsafe_b64decode(whole + "=" * (-len(whole) % 4))
     if len(parts) == 4 and (header.lstrip()[:1] == b"{" or (len(parts[1]), len(parts[3])) == (16, 22)):
         return True
@@ -225,7 +227,7 @@ def is_token(text: str) -> bool:
 
 
 def is_json_serialized(value: bytes) -> bool:
-    """Tell whether a JSON value is a JWE in JSON serialization (RFC 7516, section 7.2), which is not opened here."""
+    """Tell whether a JSON value is a JWE in JSON serialization (RFC 7516, section 7.2), which is never opened here."""
     if not value.startswith(b"{"):
         return False
     try:
@@ -240,8 +242,8 @@ def concat_kdf(shared: bytes, algorithm: str, length: int, apu: bytes = b"", apv
 
     Args:
         shared: the shared secret Z.
-        algorithm: the AlgorithmID; with key wrapping the value of `alg`.
-        length: how many bytes of key.
+        algorithm: the AlgorithmID; with key wrapping, the value of `alg`.
+        length: the length of the key in bytes.
         apu: PartyUInfo, decoded.
         apv: PartyVInfo, decoded.
     """
@@ -276,7 +278,7 @@ def _unwrap(wrapped: bytes, material: Material, header: Mapping[str, object]) ->
         wrapping_key: bytes | None = material.reveal()
     else:
         wrapping_key = _agree(material, header)
-    # The length first: unwrapping takes time in proportion to it.
+    # The length is checked first: unwrapping takes time in proportion to it.
     if wrapping_key is None or len(wrapped) != _WRAPPED_CEK_BYTES:
         return None
     try:
@@ -286,13 +288,13 @@ def _unwrap(wrapped: bytes, material: Material, header: Mapping[str, object]) ->
 
 
 def _agree(material: Material, header: Mapping[str, object]) -> bytes | None:
-    """Derive the wrapping key from our private and the token's ephemeral key; None if they share no secret."""
+    """Derive the wrapping key from our private key and the token's ephemeral key; None if they share no secret."""
     ephemeral = _ephemeral_key(header)
     apu, apv = (_party_info(header, name) for name in ("apu", "apv"))
     if isinstance(material, X25519PrivateKey) and isinstance(ephemeral, X25519PublicKey):
         try:
             shared = material.exchange(ephemeral)
-        except ValueError:  # all zero: a point of small order (RFC 7748, section 6.1; RFC 8037, section 3.2.1)
+        except ValueError:  # all zero, from a point of small order (RFC 7748, section 6.1; RFC 8037, section 3.2.1)
             return None
     elif isinstance(material, ec.EllipticCurvePrivateKey) and isinstance(ephemeral, ec.EllipticCurvePublicKey):
         shared = material.exchange(ec.ECDH(), ephemeral)
@@ -367,7 +369,7 @@ def _choose_key(header: Mapping[str, object], keys: KeySet, today: date) -> Key:
 
 
 def _check_type(header: Mapping[str, object], bind: Bind, place: Place | None) -> None:
-    """Check that a token holds JSON, and was sealed for this place; None is any place."""
+    """Check that a token holds JSON, and was sealed for this place; None stands for any place."""
     try:
         media_type, parameters = read_media_type(str(header.get("cty", "json")))
     except ValueError:

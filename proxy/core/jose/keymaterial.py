@@ -1,11 +1,12 @@
-"""What keys are made of: reading PEM and JWK, and checking that the material fits its algorithm.
+"""Reads the material of keys from PEM and JWK, and checks that it fits its algorithm. `proxy.core.jose.keys` calls it
+and makes a `Key` of it.
 
 Rules of this module:
 
-- A key is read in one way only: duplicate members, padded or non-canonical base64url, leading zero octets, two keys in
-  one file and members that contradict each other are refused, never guessed.
+- A key can be read in one way only. Duplicate members, padded or non-canonical base64url, leading zero octets, two keys
+  in one file and contradictory members are refused, never guessed.
 - Whatever could fail later, at a request, is refused when the key is read.
-- Key material is in no message and no `repr`.
+- No message and no `repr` has key material in it.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from proxy.core.jose.encoding import base64url, parse_object, unbase64url
 
 SYMMETRIC_BYTES = 32  # AES-256
 MIN_RSA_BITS = 2048  # RFC 7518, section 4.3
-MAX_RSA_BITS = 16384  # OpenSSL encrypts with no longer one
+MAX_RSA_BITS = 16384  # the longest with which OpenSSL encrypts
 MIN_RSA_EXPONENT = 65537
-MAX_RSA_EXPONENT_BITS = 64  # OpenSSL encrypts with no longer one once the modulus has more than 3072 bits
+MAX_RSA_EXPONENT_BITS = 64  # the same, for a modulus of more than 3072 bits
 P256_BYTES = 32
 X25519_BYTES = 32
 
@@ -45,11 +46,11 @@ class Alg(StrEnum):
 
 
 class BadKey(ValueError):
-    """A key that cannot be used. The message says what is wrong and what would be right, without key material."""
+    """The key cannot be used. The message says what is wrong and what would be right, without key material."""
 
 
 class SecretBytes:
-    """Bytes that show themselves only when asked to."""
+    """Bytes that are shown only on request (`reveal`), never by `repr`."""
 
     __slots__ = ("_value",)
 
@@ -57,7 +58,7 @@ class SecretBytes:
         self._value = value
 
     def reveal(self) -> bytes:
-        """Return the bytes themselves."""
+        """Return the bytes."""
         return self._value
 
     def __repr__(self) -> str:
@@ -70,7 +71,7 @@ type Material = PublicMaterial | PrivateMaterial | SecretBytes
 
 
 def is_public(data: bytes) -> bool:
-    """Tell whether a key file certainly holds nothing secret; what cannot be read counts as secret.
+    """Tell whether a key file certainly holds nothing secret; a file that cannot be read counts as secret.
 
     Args:
         data: the content of a key file.
@@ -101,7 +102,7 @@ def public_material(material: Material) -> PublicMaterial:
 
 
 def required_members(material: Material) -> dict[str, str]:
-    """Return the members that RFC 7638, section 3.2, takes the thumbprint of."""
+    """Return the members that make up the thumbprint (RFC 7638, section 3.2)."""
     if isinstance(material, SecretBytes):
         return {"kty": "oct", "k": base64url(material.reveal())}
     public = public_material(material)
@@ -118,15 +119,15 @@ def required_members(material: Material) -> dict[str, str]:
 
 
 def encode_integer(value: int) -> str:
-    """Encode a positive integer in as few octets as it needs (Base64urlUInt, RFC 7518, section 2)."""
+    """Encode a positive integer in as few octets as possible (Base64urlUInt, RFC 7518, section 2)."""
     return base64url(value.to_bytes((value.bit_length() + 7) // 8))
 
 
 def check_fits(alg: Alg, material: Material) -> None:
-    """Check that an algorithm can be used with this material, and safely (RFC 7518, sections 4.3, 4.4 and 4.6).
+    """Check that an algorithm can be used safely with this material (RFC 7518, sections 4.3, 4.4 and 4.6).
 
     Raises:
-        BadKey: it is of another kind, on another curve, too weak, or unusable.
+        BadKey: the material is of another kind, on another curve, too weak, or unusable.
     """
     if alg is Alg.A256KW:
         if not isinstance(material, SecretBytes):
@@ -150,7 +151,7 @@ def check_fits(alg: Alg, material: Material) -> None:
 
 
 def _check_x25519(public: X25519PublicKey) -> None:
-    # A point of small order would make every shared secret the same known value (RFC 7748, section 6.1).
+    # With a point of small order, every shared secret would be the same known value (RFC 7748, section 6.1).
     try:
         X25519PrivateKey.generate().exchange(public)
     except ValueError:
@@ -188,10 +189,10 @@ def read_material(data: bytes) -> tuple[Material, Mapping[str, object]]:
         data: the content of a key file.
 
     Returns:
-        The material, and the members of the JWK it came from (none for PEM).
+        The material, and the members of its JWK (none for PEM).
 
     Raises:
-        BadKey: it is neither, malformed, encrypted, or of a kind that no algorithm here uses.
+        BadKey: the data is neither, is malformed or encrypted, or is a kind of key that no algorithm here uses.
     """
     if data.lstrip()[:1] == b"{":
         try:
@@ -205,7 +206,7 @@ def read_material(data: bytes) -> tuple[Material, Mapping[str, object]]:
 
 
 def _material_of_pem(data: bytes) -> Material:
-    # `openssl ecparam -genkey` writes the curve's name in a block of its own, before the key that has it, too.
+    # `openssl ecparam -genkey` writes the curve's name twice: in a block of its own, and in the key after it.
     begun = [found for found in _PEM_BEGIN.finditer(data) if found[1] != b"EC PARAMETERS"]
     if len(begun) != 1:
         raise BadKey(f"the PEM file begins {len(begun)} keys or certificates; it must have exactly one")
@@ -246,7 +247,7 @@ def material_of_jwk(members: Mapping[str, object]) -> Material:
         members: the JWK's members; unknown ones are ignored (RFC 7517, section 4).
 
     Raises:
-        BadKey: they are malformed, contradict each other, or describe a kind of key that no algorithm here uses.
+        BadKey: the members are malformed, contradict each other, or describe a kind of key that no algorithm here uses.
     """
     if "keys" in members:
         raise BadKey("this is a JWK set; give one JWK, a single member of its keys")
@@ -322,12 +323,12 @@ def _integer(members: Mapping[str, object], name: str) -> int:
 
 
 def check_use(members: Mapping[str, object], alg: Alg, material: Material) -> str | None:
-    """Check what a JWK says about its own use (RFC 7517, section 4).
+    """Check that a JWK allows the use that is made of it (RFC 7517, section 4).
 
     Args:
         members: the JWK's members; none for a key from PEM.
         alg: the algorithm the key is for.
-        material: the key, as it was read.
+        material: the key's material.
 
     Returns:
         The JWK's kid, or None.
@@ -362,7 +363,7 @@ def _check_operations(operations: object, material: Material) -> None:
             right, fits = "decrypt or unwrapKey", bool(named & {"decrypt", "unwrapKey"})
         case ec.EllipticCurvePrivateKey() | X25519PrivateKey():
             right, fits = "deriveKey or deriveBits", bool(named & {"deriveKey", "deriveBits"})
-        case _:  # in Web Crypto the public half of an ECDH key has no operation of its own
+        case _:  # Web Crypto gives the public half of an ECDH key no operation
             right, fits = "deriveKey, deriveBits or nothing", not named or bool(named & {"deriveKey", "deriveBits"})
     if not fits:
         raise BadKey(f"the JWK's key_ops do not allow what this key is for; they must have {right}")

@@ -1,11 +1,12 @@
-"""Keys for encrypted values: reading, checking, writing and naming them.
+"""Keys for encrypted values: reads, checks, writes and names them. The policy file's reader makes the key sets of a
+policy with it; the commands `overcoat keys` and `overcoat demo` make and write keys.
 
 Rules of this module:
 
-- A `Key` that exists fits its algorithm: P-256 or X25519 for ECDH-ES, RSA of at least 2048 bits, exactly 256 symmetric
-  bits. Whatever could fail later, at a request, is refused when the key is read.
-- Key material is in no message and no `repr`.
-- `proxy.core.jose.keymaterial` reads the formats; this module gives what it read a name, an algorithm and a last day.
+- A `Key` always fits its algorithm: P-256 or X25519 for ECDH-ES, RSA of at least 2048 bits, exactly 256 symmetric bits.
+  Whatever could fail later, at a request, is refused when the key is read.
+- No message and no `repr` has key material in it.
+- `proxy.core.jose.keymaterial` reads the formats; this module adds a name, an algorithm and a last day.
 """
 
 from __future__ import annotations
@@ -72,11 +73,11 @@ class Bind(StrEnum):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Key:
-    """One key, its name and its use. Private and symmetric material compares by identity.
+    """One key, with its name and its use. Private and symmetric material is compared by identity.
 
     Attributes:
         kid: the name that tokens carry, 1 to 256 printable characters.
-        alg: the one algorithm it is used with.
+        alg: the one algorithm that it is used with.
         material: a public or private key, or 32 secret bytes.
         not_after: the last day on which it is used, or None.
 
@@ -96,23 +97,23 @@ class Key:
 
     @property
     def can_open(self) -> bool:
-        """Whether it decrypts: a private or a symmetric key does."""
+        """Whether the key decrypts: private and symmetric keys do."""
         return not isinstance(self.material, ec.EllipticCurvePublicKey | X25519PublicKey | rsa.RSAPublicKey)
 
     @property
     def opening_cost(self) -> float:
-        """How long opening a value takes, in times of what it takes with an RSA key of 2048 bits; 1 for all others."""
+        """The time to open a value, as a multiple of the time with an RSA key of 2048 bits; 1 for all other keys."""
         if isinstance(self.material, rsa.RSAPrivateKey):
-            return math.pow(self.material.key_size / MIN_RSA_BITS, 2.5)  # between the square and the cube, as measured
+            return math.pow(self.material.key_size / MIN_RSA_BITS, 2.5)  # measured: between the square and the cube
         return 1.0
 
     @property
     def is_secret(self) -> bool:
-        """Whether the material must be kept from others; of the key kinds here, those are the ones that decrypt."""
+        """Whether the material must be kept secret; so it is for the keys that decrypt."""
         return self.can_open
 
     def expired(self, today: date) -> bool:
-        """Tell whether the key is past its last day; that day itself is still good."""
+        """Tell whether the key is past its last day; it is still used on that day."""
         return self.not_after is not None and today > self.not_after
 
     def public(self) -> Key:
@@ -130,7 +131,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class KeySet:
-    """The keys of one purpose: one that seals and opens, and older ones that still open.
+    """The keys for one purpose: one that seals and opens, and older ones that still open.
 
     Attributes:
         name: its name in the policy.
@@ -159,11 +160,11 @@ class KeySet:
 
     @property
     def opening_cost(self) -> float:
-        """That of its slowest key; see `Key`."""
+        """The opening cost of its slowest key; see `Key`."""
         return max(key.opening_cost for key in (self.primary, *self.older))
 
     def by_kid(self, kid: str) -> Key | None:
-        """Return the key of that name, if the set has one."""
+        """Return the key with that name; None if the set has none."""
         return next((key for key in (self.primary, *self.older) if key.kid == kid), None)
 
 
@@ -173,31 +174,32 @@ def load_key(data: bytes, *, alg: Alg, kid: str | None = None, not_after: date |
     Args:
         data: PEM (SPKI, PKCS#8, SEC 1, PKCS#1, or an X.509 certificate for its public key) or one JWK in JSON
             (RFC 7517, RFC 8037).
-        alg: the algorithm the key is for.
-        kid: its name; it must equal the JWK's own, if that has one. Without either, the RFC 7638 thumbprint.
+        alg: the algorithm that the key is for.
+        kid: its name; it must equal the JWK's kid, if that has one. If neither is given, the RFC 7638 thumbprint is
+            used.
         not_after: the last day on which the key is used.
 
     Raises:
-        BadKey: it is malformed, encrypted, too weak, or not for this algorithm.
+        BadKey: the key is malformed, encrypted, too weak, or not for this algorithm.
     """
     material, members = read_material(data)
     own_kid = check_use(members, alg, material)
     if kid is not None and own_kid is not None and kid != own_kid:
         raise BadKey(f"the JWK's kid is {own_kid!r}, not {kid!r}; name it the same in both places")
     if kid is None:
-        check_fits(alg, material)  # a thumbprint is defined for what fits only
+        check_fits(alg, material)  # a key that does not fit has no thumbprint
         kid = own_kid if own_kid is not None else _thumbprint(material)
     return Key(kid, alg, material, not_after)
 
 
 def alg_for(data: bytes) -> Alg:
-    """Return the one algorithm that a key file's kind of key is used with.
+    """Return the one algorithm that this kind of key is used with.
 
     Args:
-        data: what `load_key` takes.
+        data: as for `load_key`.
 
     Raises:
-        BadKey: it is malformed or of a kind that no algorithm here uses.
+        BadKey: the key is malformed, or no algorithm here uses its kind.
     """
     material, _ = read_material(data)
     match material:
@@ -210,11 +212,11 @@ def alg_for(data: bytes) -> Alg:
 
 
 def new_key(alg: Alg, *, curve: Literal["P-256", "X25519"] = "P-256", kid: str | None = None) -> Key:
-    """Make a fresh private or symmetric key.
+    """Make a new private or symmetric key.
 
     Args:
-        alg: what it is for.
-        curve: the curve of an ECDH-ES key; the other algorithms have no use for it.
+        alg: the algorithm that it is for.
+        curve: the curve of an ECDH-ES key; ignored for the other algorithms.
         kid: its name; None means its RFC 7638 thumbprint.
 
     Raises:
@@ -233,9 +235,10 @@ def new_key(alg: Alg, *, curve: Literal["P-256", "X25519"] = "P-256", kid: str |
 
 
 def thumbprint(key: Key) -> str:
-    """Return the SHA-256 JWK thumbprint in base64url (RFC 7638, RFC 8037); both halves of a pair have the same.
+    """Return the SHA-256 JWK thumbprint in base64url (RFC 7638, RFC 8037); both halves of a key pair have the same.
 
-    That of a symmetric key is a digest of a secret, harmless only because the secret is random (RFC 7638, section 7).
+    The thumbprint of a symmetric key is a digest of a secret; it is harmless because the secret is random (RFC 7638,
+    section 7).
     """
     return _thumbprint(key.material)
 
@@ -245,10 +248,10 @@ def to_jwk(key: Key, *, private: bool) -> dict[str, str]:
 
     Args:
         key: the key.
-        private: whether the secret members are wanted.
+        private: whether to include the secret members.
 
     Raises:
-        BadKey: they are wanted and the key has none, or they are not wanted and it has nothing else.
+        BadKey: `private` is true and the key has no secret members, or it is false and the key has no others.
     """
     if private and not key.is_secret:
         raise BadKey("this is a public key; its private half is not here")
@@ -264,7 +267,7 @@ def to_jwk(key: Key, *, private: bool) -> dict[str, str]:
             parts = {"d": n.d, "p": n.p, "q": n.q, "dp": n.dmp1, "dq": n.dmq1, "qi": n.iqmp}
             members |= {name: encode_integer(value) for name, value in parts.items()}
         case _:
-            pass  # public keys have no more members; a symmetric one's only member is its required one
+            pass  # a public key has no more members; a symmetric key has only its required one
     return members | {"use": "enc", "alg": key.alg.value, "kid": key.kid}
 
 
@@ -273,10 +276,10 @@ def to_pem(key: Key, *, private: bool) -> bytes:
 
     Args:
         key: the key.
-        private: which half is wanted.
+        private: which half to return.
 
     Raises:
-        BadKey: the key is symmetric, or the private half is wanted of a public key.
+        BadKey: the key is symmetric, or is public and has no private half.
     """
     if not private:
         return public_material(key.material).public_bytes(

@@ -1,9 +1,9 @@
-"""AES Key Wrap (RFC 3394) of many keys at once.
+"""Wraps many keys at once with AES Key Wrap (RFC 3394). `proxy.core.jose.jwe` calls it for the content keys of tokens.
 
 Rules of this module:
 
-- The result for each key is the one of RFC 3394, section 2.2.1; only the order of work differs: each of the 24 steps is
-  made for all keys in one call of AES. In Python it is the calls that take the time.
+- The result for each key is that of RFC 3394, section 2.2.1. Only the order of work differs: each of the 24 steps is
+  done for all keys in one call of AES, because in Python the calls take most of the time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 KEY_BYTES = 32
-_HALF = 8  # bytes; what RFC 3394 calls a semiblock, half a block of AES
+_HALF = 8  # bytes: half a block of AES, a semiblock in RFC 3394
 _SEMIBLOCKS = KEY_BYTES // _HALF
 _ROUNDS = 6
 _INITIAL_VALUE = b"\xa6" * _HALF  # RFC 3394, section 2.2.3.1
@@ -38,12 +38,12 @@ def wrap_all(wrapping_key: bytes, keys: Sequence[bytes]) -> list[bytes]:
     """
     if any(len(key) != KEY_BYTES for key in keys):
         raise ValueError(f"a key to be wrapped has {KEY_BYTES} bytes")
-    encrypt = Cipher(AES(wrapping_key), ECB()).encryptor().update  # noqa: S305  # what RFC 3394 is made of
+    encrypt = Cipher(AES(wrapping_key), ECB()).encryptor().update  # noqa: S305  # RFC 3394 is built on it
     parts = array("Q", b"".join(keys))
     registers = [parts[part::_SEMIBLOCKS] for part in range(_SEMIBLOCKS)]
     size = _HALF * len(keys)
     checks = array("Q", _INITIAL_VALUE * len(keys))
-    ones = int.from_bytes((1).to_bytes(_HALF) * len(keys))  # what the step's number is multiplied with, for every key
+    ones = int.from_bytes((1).to_bytes(_HALF) * len(keys))  # multiplied by a step's number: that number for every key
     blocks = array("Q", bytes(2 * size))
     for step in range(_STEPS):
         part = step % _SEMIBLOCKS

@@ -1,14 +1,15 @@
-"""Where a sealed value stands, and how its token says so: in the parameters of the header member `cty`.
+"""The place of a sealed value (its host and its path in the body), and how the token names it: in the parameters of the
+header member `cty`. `proxy.core.jose.jwe` writes and checks it; `proxy.core.fields` knows the places.
 
-`cty` is the media type of what is sealed (RFC 7516, section 4.1.12), and a media type has parameters. Libraries that
-refuse header members which they do not know take it, so that a place needs no member of its own:
+`cty` is the media type of what is sealed (RFC 7516, section 4.1.12), and a media type has parameters. Even libraries
+that refuse unknown header members accept these, so a place needs no header member of its own:
 `application/json;host="api.pay.example";path="$.items[*].secret"`.
 
 Rules of this module:
 
-- A place has one spelling, in printable ASCII: the canonical host, and the path that `ascii_text` leaves as it is.
-- A media type is read in one way only: a parameter that stands twice, or anything behind the last one, is refused.
-- Reading takes linear time: no pattern here goes back.
+- A place has one spelling, in printable ASCII: the canonical host, and the path in the form that `ascii_text` returns.
+- A media type can be read in one way only: a parameter that comes twice, or text after the last one, is refused.
+- Reading takes linear time: no pattern here backtracks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # noqa: S105  # RFC 9110's token, no secret
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # noqa: S105  # RFC 9110's token, not a secret
 _QUOTED = r'"(?:[\t !#-\[\]-~]|\\[\t -~])*+"'
 _TYPE = re.compile(rf"(?:{_TOKEN}/)?+{_TOKEN}")
 _PARAMETER = re.compile(rf"[ \t]*+;[ \t]*+(?:({_TOKEN})=({_TOKEN}|{_QUOTED}))?+")
@@ -24,7 +25,7 @@ _PAIR = re.compile(r"\\(.)")
 _TO_PAIRS = str.maketrans({'"': '\\"', "\\": "\\\\"})
 _NOT_PRINTABLE_ASCII = re.compile(r"[^ -~]")
 
-JSON_TYPES = frozenset({"json", "application/json"})  # the same: `application/` may be left out where no `/` follows
+JSON_TYPES = frozenset({"json", "application/json"})  # equal: `application/` may be left out if no other `/` is in it
 
 
 class Place(NamedTuple):
@@ -32,7 +33,7 @@ class Place(NamedTuple):
 
     Attributes:
         host: the canonical destination.
-        path: the normalised path in the body, array indexes as `*`: `$.items[*].secret`.
+        path: the normalised path in the body, with `*` for each array index: `$.items[*].secret`.
     """
 
     host: str
@@ -40,15 +41,16 @@ class Place(NamedTuple):
 
     @property
     def media_type(self) -> str:
-        """The `cty` of a value that stands here."""
+        """The `cty` of a value at this place."""
         return f"application/json;host={_quoted(self.host)};path={_quoted(self.path)}"
 
 
 def ascii_text(text: str) -> str:
-    r"""Return a text with all beyond printable ASCII as `\uXXXX`, in lower case, two for what is beyond 16 bits.
+    r"""Return a text with each character beyond printable ASCII as `\uXXXX` in lower case, or as two of these beyond 16
+    bits.
 
     Args:
-        text: a path, in which such an escape means the same (RFC 9535, section 2.3.1.2).
+        text: a path; such an escape in it means the same (RFC 9535, section 2.3.1.2).
     """
 
     def escape(found: re.Match[str]) -> str:
@@ -68,7 +70,7 @@ def read_media_type(text: str) -> tuple[str, dict[str, str]]:
         The type in lower case, and the parameters: names in lower case, values without their quotes.
 
     Raises:
-        ValueError: it is none, or a parameter stands twice. The message has nothing of it.
+        ValueError: the value is no media type, or a parameter comes twice. The message quotes nothing.
     """
     found = _TYPE.match(text)
     if found is None:
@@ -78,7 +80,7 @@ def read_media_type(text: str) -> tuple[str, dict[str, str]]:
     while parameter := _PARAMETER.match(text, position):
         position = parameter.end()
         name, value = parameter.groups()
-        if name is None:  # an empty one, as in `a/b;`
+        if name is None:  # an empty parameter, as in `a/b;`
             continue
         if name.lower() in parameters:
             raise ValueError("a media type whose parameter stands twice")

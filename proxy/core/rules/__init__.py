@@ -1,7 +1,5 @@
-"""The policy as it is in force, and what it decides about a request without looking into the body.
-
-`proxy.policyfile` builds the `Policy`; the addons ask for a decision on each request; the engine asks which addresses
-may be dialled.
+"""The policy as it is in force, and what it decides about a request without looking into the body. `proxy.policyfile`
+builds the `Policy`; the addons ask for a decision on each request; the engine asks which addresses may be dialled.
 
 Offers:
 

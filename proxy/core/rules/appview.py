@@ -1,16 +1,18 @@
-"""An upgraded app must not notice: it asked for http://host, and what comes back must fit that.
+"""Translates header fields between an app and a server that know each other by different URLs: the app asked for
+http://host, or for a reverse listener, and the server is https://host. The app must not notice. The addon
+`addons.transport` calls it for each request and response.
 
 Rules of this module:
 
-- Of a URL only scheme and authority change; every other byte stays, and what cannot be read stays as it came. Cookies
-  are in `proxy.core.http.cookies`, redirects that lead nowhere in `proxy.core.http.redirects`.
-- A https URL is shown to the app as http only if the policy would upgrade that http URL to the very same place, and
-  will, whatever is learned of hosts, or forgotten, meanwhile. So nothing that the app asks for next, through here, is
-  less safe than what it was told.
-- A local host is one that apps often reach in another way than through here: it is shown as http only if it is the one
-  that was asked for, above or below it, or named by a rule.
-- The other way round, what the app says of an origin that would be shown to it so is told to the server as the server
-  knows it; and what the server grants to that origin is granted to the app's.
+- In a URL only scheme and authority change. All other bytes stay, and a value that cannot be read stays as a whole.
+  Cookies are in `proxy.core.http.cookies`, redirects in a circle in `proxy.core.http.redirects`.
+- A https URL is shown to the app as http only if the policy would upgrade that http URL to exactly this https URL, now
+  and later, whatever is learned or forgotten about hosts (RFC 6797). So the app's next request through Overcoat is
+  never less safe than the server meant.
+- Apps often reach local hosts without Overcoat. So a local host is shown as http only if it is the host that was asked
+  for, is above or below it, or is named by a rule.
+- In the other direction: if the app sends an origin that would be shown to it as http, the server is told the https
+  origin; and what the server grants to that origin is granted to the app's.
 """
 
 from __future__ import annotations
@@ -29,16 +31,16 @@ from proxy.core.rules.transport import decide_plain_http
 type Translate = Callable[[Destination], Destination | None]
 
 _PORTS = {"http": HTTP_PORT, "https": HTTPS_PORT}
-# Nothing but what every reader takes for the whole authority: some find its end at other characters.
+# Only authorities that all readers end at the same character; some readers know more characters that end one.
 _ORIGIN = r"://(?P<authority>[A-Za-z0-9._\[\]:-]+)(?=[/?#]|$)"
 _HTTP_URL = re.compile(rf"(?P<scheme>http){_ORIGIN}", re.IGNORECASE)
 _HTTPS_URL = re.compile(rf"(?P<scheme>https){_ORIGIN}", re.IGNORECASE)
-# HTML, "shared declarative refresh steps": a time, then perhaps `url=` and a quote.
+# HTML, "shared declarative refresh steps": a time, then optionally `url=` and a quote.
 _REFRESH = re.compile(
     r"(?P<before>[ \t]*[0-9.]+[ \t]*[;, \t][ \t]*(?:url[ \t]*=[ \t]*)?)(?P<quote>[\"']?)(?P<url>.*)",
     re.IGNORECASE | re.DOTALL,
 )
-# A quoted string that does not end takes the rest, or each of its quotes would be looked at as the start of another.
+# A quoted string without an end takes the rest of the value: else each quote in it would be tried as a new start.
 _LINK_TARGET = re.compile(r'"(?:[^"\\]++|\\.)*+"?+|<(?P<target>[^<>"]*+)>')
 _FORWARDED_PROTO = re.compile(r"(?i)((?:^|[;,])[ \t]*proto[ \t]*=[ \t]*)(\"?)http\2(?=[ \t]*(?:[;,]|$))")
 _OFF = re.compile(r"(?i)off")
@@ -48,12 +50,13 @@ _UPGRADES = "upgrade-insecure-requests"
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How an app names what a server names otherwise.
+    """How an app names destinations that a server names differently.
 
     Attributes:
-        asked: what the app asked for, in its own words.
-        to_server: tells of a plain http destination in the app's words which https destination it is, if one.
-        to_app: the other way round.
+        asked: the destination that the app asked for, as the app names it.
+        to_server: returns the https destination for a plain http destination as the app names it; None if there is
+            none.
+        to_app: returns the plain http destination for a https destination; None if there is none.
     """
 
     asked: Destination
@@ -68,9 +71,9 @@ def upgraded(
 
     Args:
         policy: the policy in force.
-        asked: what the app asked for, before it was upgraded.
+        asked: the destination that the app asked for, before the upgrade.
         known: as for `decide_plain_http`.
-        lasting: what of it is known at any time.
+        lasting: those of the known hosts that are never forgotten.
     """
 
     def leads_to(named: Destination, hosts: KnownHosts | None) -> Destination | None:
@@ -98,11 +101,11 @@ def _is_near(one: str, other: str) -> bool:
 
 
 def renamed(front: Destination, to: Destination) -> View:
-    """Return the view of an app to which a reverse listener is the server.
+    """Return the view of an app for which a reverse listener is the server.
 
     Args:
         front: the listener, as the app names it.
-        to: the https host that it stands for.
+        to: the https host that the listener stands for.
     """
     return View(front, {front: to}.get, {to: front}.get)
 
@@ -112,7 +115,7 @@ def request_fields(fields: Fields, view: View) -> Fields:
 
     Args:
         fields: name and value, as the app sent them.
-        view: the app's.
+        view: the view of the app.
     """
     return _changed(fields, _OF_REQUESTS, view, "")
 
@@ -122,7 +125,7 @@ def response_fields(fields: Fields, view: View, app_origin: str = "") -> Fields:
 
     Args:
         fields: name and value, as the server sent them.
-        view: the app's.
+        view: the view of the app.
         app_origin: the Origin that the app sent with the request; "" for none.
     """
     return _changed(fields, _OF_RESPONSES, view, app_origin)
@@ -133,9 +136,9 @@ def interim_fields(fields: Fields, view: View) -> Fields:
 
     Args:
         fields: name and value, as the server sent them.
-        view: the app's.
+        view: the view of the app.
     """
-    # Cookies of interim responses are those of no response that an app could tell apart: none takes them.
+    # No client accepts cookies from interim responses, so they are left alone here.
     return tuple(field for field in response_fields(fields, view) if field[0].lower() != b"set-cookie")
 
 
@@ -203,7 +206,7 @@ def _translated(value: str, pattern: re.Pattern[str], scheme: str, translate: Tr
 
 
 def _without_upgrade(value: str) -> str | None:
-    """Return a Content-Security-Policy without the directive that sends a browser to https; None if nothing is left."""
+    """Return a Content-Security-Policy without the directive that sends browsers to https; None if nothing is left."""
     policies = []
     for policy in value.split(","):
         kept = [directive for directive in policy.split(";") if directive.strip().lower() != _UPGRADES]
@@ -212,7 +215,7 @@ def _without_upgrade(value: str) -> str | None:
     return ",".join(policies) or None
 
 
-# What is made of a field's value, from that, the app's view and the Origin that it sent; None for nothing.
+# Changes a field's value, given the app's view and the Origin that it sent; None removes the field.
 type _Change = Callable[[str, View, str], str | None]
 _OF_REQUESTS: dict[bytes, _Change] = {
     b"origin": _url_for_server,

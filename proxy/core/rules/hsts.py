@@ -1,11 +1,12 @@
-"""HTTP Strict Transport Security (RFC 6797), kept for apps that cannot keep it themselves.
+"""HTTP Strict Transport Security (RFC 6797), on behalf of apps that do not keep it themselves: remembers which hosts
+want https only. The addon `addons.transport` teaches it, and `decide_plain_http` asks it.
 
 Rules of this module:
 
-- Only what came over verified TLS is learned: whoever calls `learn` says so by calling it.
-- A host that is known is asked over https only, also where the policy would let plain http pass.
-- An address is never known (section 8.1.1), and of a field that is not plain nothing is learned (section 6.1).
-- What is remembered is bounded: the host that was learned longest ago gives way.
+- Callers call `learn` only with fields that came over verified TLS.
+- A known host is asked over https only, even if the policy lets plain http pass.
+- An address is never known (section 8.1.1), and a malformed field is ignored (section 6.1).
+- Memory is limited: the host that was learned longest ago is forgotten first.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def parse_field(value: str) -> tuple[int, bool] | None:
         value: the first such field's value.
 
     Returns:
-        `max-age` in seconds, and whether subdomains are included; None if the field says nothing that counts.
+        `max-age` in seconds, and whether subdomains are included; None if the field is to be ignored.
     """
     found: dict[str, str] = {}
     for part in value.split(";"):
@@ -46,29 +47,31 @@ def parse_field(value: str) -> tuple[int, bool] | None:
 
 
 class KnownHosts:
-    """The hosts that are to be asked over https only."""
+    """The hosts that must be asked over https only."""
 
     def __init__(self, clock: Callable[[], float], is_preloaded: Callable[[str], bool]) -> None:
-        """Start with none.
+        """Start without any learned host.
 
         Args:
-            clock: seconds, as `time.time` counts them.
-            is_preloaded: tells whether the browsers' list has a host; asked only where the policy wants it.
+            clock: returns seconds, as `time.time` does.
+            is_preloaded: tells whether the browsers' list has a host; called only if the policy uses that list.
         """
         self._clock = clock
         self._is_preloaded = is_preloaded
         self._learned: OrderedDict[str, tuple[float, bool]] = OrderedDict()
 
     def lasting(self) -> KnownHosts:
-        """Return those that are known at any time, and in every worker: none that was learned."""
+        """Return the hosts that are known always, and in every worker: those of the browsers' list, and no learned
+        ones.
+        """
         return KnownHosts(self._clock, self._is_preloaded)
 
     def learn(self, host: str, value: str) -> None:
-        """Take a host's field, that came over verified TLS.
+        """Take a field from a response that came over verified TLS.
 
         Args:
             host: the canonical host.
-            value: the first Strict-Transport-Security field of its response.
+            value: the first Strict-Transport-Security field of the response.
         """
         said = parse_field(value)
         if said is None:
@@ -81,7 +84,7 @@ class KnownHosts:
                 self._learned.popitem(last=False)
 
     def knows(self, host: str, *, uses_preload: bool) -> bool:
-        """Tell whether a host is to be asked over https only.
+        """Tell whether a host must be asked over https only.
 
         Args:
             host: the canonical host.

@@ -1,10 +1,10 @@
-"""What was worked out once under a policy, and need not be for each request.
+"""A cache for results that depend on a policy and a key alone. `proxy.core.rules.transport` keeps its decisions in one.
 
 Rules of this module:
 
-- It is kept as long as its policy is in force for anything, and goes with it; another policy knows nothing of it.
-- It is bounded: what was kept first gives way. So nobody can fill the memory by asking for ever new hosts.
-- What is kept must not lead back to the policy, or that would never go.
+- A value lives as long as its policy is in use anywhere, and is never seen under another policy.
+- The cache is limited: the oldest value is dropped first. So nobody can fill the memory by asking for new hosts.
+- A value must not refer to its policy, or neither would ever be freed.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from proxy.core.rules.policy import Policy
 
 
 class Kept[K: Hashable, V]:
-    """Values by keys, for each policy apart."""
+    """Values by keys, separate for each policy."""
 
     def __init__(self, most: int = CACHED) -> None:
-        """Start with none.
+        """Start empty.
 
         Args:
-            most: how many are kept for one policy.
+            most: the greatest number of values for one policy.
         """
         self._most = most
         self._of: WeakKeyDictionary[Policy, dict[K, V]] = WeakKeyDictionary()
 
     def get(self, policy: Policy, key: K) -> V | None:
-        """Return what is kept for a key under a policy, if anything is."""
+        """Return the value that is kept for a key under a policy; None if there is none."""
         kept = self._of.get(policy)
         return None if kept is None else kept.get(key)
 

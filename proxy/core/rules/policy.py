@@ -1,10 +1,11 @@
-"""The policy, as the pipeline sees it: frozen, complete, every key loaded, every pattern parsed.
+"""The policy in force: frozen and complete, with every key loaded and every pattern parsed. The policy file's reader
+builds it (`proxy.policyfile.load`); engine and addons look things up in it for each request.
 
 Rules of this module:
 
-- A `Policy` is built once from the policy file (`proxy.policyfile.load`) and never changes; a reload swaps it whole.
-- The first rule whose hosts match is the one that counts.
-- Nothing here can fail at request time: whatever can be wrong with a policy was refused when it was read.
+- A `Policy` never changes after it was built; a reload replaces it as a whole.
+- The first rule whose hosts match counts.
+- Nothing here fails at request time: whatever can be wrong with a policy was refused when it was read.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ class HostPattern:
     """One entry of a rule's `hosts`.
 
     Attributes:
-        kind: `exact` (a name or an address), `one_label` (`*.example`: exactly one label more) or
-            `any_depth` (`**.example`: the apex and every name below it).
+        kind: `exact` (a name or an address), `one_label` (`*.example`: exactly one label more) or `any_depth`
+            (`**.example`: the apex and every name below it).
         host: the canonical host, without the stars.
-        port: the port it is limited to, or None for any.
+        port: the only port that it matches, or None for any.
     """
 
     kind: Literal["exact", "one_label", "any_depth"]
@@ -63,7 +64,7 @@ class HostPattern:
     port: int | None = None
 
     def matches(self, destination: Destination) -> bool:
-        """Tell whether a destination is one that this pattern names."""
+        """Tell whether this pattern names a destination."""
         if self.port is not None and self.port != destination.port:
             return False
         return self._matches_host(destination.host)
@@ -79,7 +80,7 @@ class HostPattern:
         return self.kind == "any_depth" or "." not in head
 
     def covers(self, other: HostPattern) -> bool:
-        """Tell whether every destination of `other` is one of this pattern, too."""
+        """Tell whether this pattern names every destination that `other` names."""
         if self.port is not None and self.port != other.port:
             return False
         if other.kind == "exact":
@@ -105,15 +106,15 @@ class RuleLimits:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule. Values that the file left out hold the policy's default already.
+    """One rule. Keys that the file left out have the policy's default here already.
 
     Attributes:
         https_port: the port that upgraded requests go to; None maps 80 to 443 and keeps any other (RFC 6797, 8.3).
-        https: TUNNEL, INSPECT or REJECT; INSPECT wherever the rule needs the plaintext.
-        raw_tcp: whether anything may pass through CONNECT, in both directions, without being looked at.
-        strict: what holds here in place of the policy's `Trust.strict`; None for that.
-        destinations: which addresses that are not public its hosts may be at; None for those of the policy.
-        limits: what holds here in place of the same limits of the policy; None for those.
+        https: TUNNEL, INSPECT or REJECT; always INSPECT if the rule needs the plaintext.
+        raw_tcp: whether any protocol may pass through CONNECT unchecked, in both directions.
+        strict: replaces the policy's `Trust.strict` for these hosts; None keeps it.
+        destinations: the non-public addresses at which its hosts may be; None for those of the policy.
+        limits: replaces the same limits of the policy; None keeps them.
     """
 
     name: str
@@ -131,20 +132,20 @@ class Rule:
 
     @property
     def needs_plaintext(self) -> bool:
-        """Whether Overcoat must see inside the TLS of this rule's hosts."""
+        """Whether Overcoat must decrypt the TLS of this rule's hosts."""
         return self.pins is not None or bool(self.encrypt) or bool(self.decrypt)
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamProxy:
-    """A proxy through which everything leaves, by CONNECT.
+    """Another proxy, through which everything leaves by CONNECT.
 
     Attributes:
-        destination: where it is.
-        is_https: whether TLS is spoken with it.
-        rule: stands for its pins.
-        authorization: the value of Proxy-Authorization, if it wants one.
-        direct: hosts that are reached straight.
+        destination: its address.
+        is_https: whether it is spoken to over TLS.
+        rule: holds its pins.
+        authorization: the value of Proxy-Authorization, if it needs one.
+        direct: hosts that are reached without it.
     """
 
     destination: Destination
@@ -154,20 +155,20 @@ class UpstreamProxy:
     direct: tuple[HostPattern, ...] = ()
 
     def serves(self, destination: Destination) -> bool:
-        """Tell whether the way to a destination leads through it."""
+        """Tell whether a destination is reached through this proxy."""
         return not any(pattern.matches(destination) for pattern in self.direct)
 
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What holds for destinations that no rule names."""
+    """What applies to destinations that no rule names."""
 
     plain_http: PlainHttp = PlainHttp.UPGRADE
     https: Https = Https.TUNNEL
 
 
 class ListenerKind(StrEnum):
-    """What an app speaks at a listener."""
+    """What apps speak at a listener."""
 
     FORWARD = "forward"
     REVERSE = "reverse"
@@ -184,12 +185,12 @@ class Egress(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Whom upstream certificates must come from.
+    """Which upstream certificates are trusted.
 
     Attributes:
         roots: a PEM bundle, or None for the system's store.
-        min_tls: the lowest TLS version accepted from upstreams.
-        strict: whether certificates must have the form that RFC 5280 prescribes, as Python 3.13 and newer wants it.
+        min_tls: the lowest TLS version that upstreams may use.
+        strict: whether certificates must have the form that RFC 5280 prescribes, as Python 3.13 and newer demand.
         anchors: the certificates of the bundle in DER, once it was read; see `proxy.engine.tls.with_roots`.
     """
 
@@ -201,18 +202,19 @@ class Trust:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one request, one app and all apps together may take. Times are in seconds.
+    """How much one request, one app and all apps together may use. All times are in seconds.
 
     Attributes:
-        held_body: bytes of a body, decoded, that is held to protect its fields.
-        header_bytes: of a request line and its header fields.
-        header_count: of header fields.
-        connections: client connections, in each worker.
-        client_connections: of them from one address.
-        idle_seconds: without a byte moving on a client connection.
-        request_seconds: for an app to send a whole head, the first bytes inside CONNECT, or a body that is held.
-        connect_seconds: for name resolution and a TCP connection to an upstream.
-        response_seconds: for an upstream to begin its response, once the request is sent; None for as long as it takes.
+        held_body: the greatest length in bytes, decoded, of a body that is held to protect its fields.
+        header_bytes: the greatest length in bytes of a request line and its header fields.
+        header_count: the greatest number of header fields.
+        connections: the greatest number of client connections, in each worker.
+        client_connections: the same, from one address.
+        idle_seconds: how long a client connection may be silent in both directions.
+        request_seconds: how long an app may take to send a whole head, the first bytes inside CONNECT, or a held body.
+        connect_seconds: how long name resolution and the TCP connection to an upstream may take.
+        response_seconds: how long an upstream may take to begin its response, once the request is sent; None for no
+            limit.
     """
 
     held_body: int = 1024 * 1024
@@ -228,10 +230,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """An address to listen on; port 0 asks the system for a free one.
+    """An address to listen on; port 0 asks the system for a free port.
 
     Attributes:
-        kind: what is spoken there.
+        kind: what apps speak there.
         to: the https host that a reverse listener stands for.
     """
 
@@ -242,7 +244,7 @@ class Listener:
 
     @property
     def address(self) -> str:
-        """`HOST:PORT`."""
+        """The address as `HOST:PORT`."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def __str__(self) -> str:
@@ -252,26 +254,26 @@ class Listener:
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Policy:
-    """The whole policy. Each one read is another, and be it the same to the letter: connections are kept apart by it.
+    """The whole policy. Policies are compared by identity, even if equal: no connection is shared between two of them.
 
     Attributes:
-        destinations: which addresses that are not public may be reached, where no rule says otherwise.
+        destinations: which non-public addresses may be reached, unless a rule says otherwise.
         egress: whether hosts that no rule names may be reached.
-        probes: where `/live` and `/ready` alone are served; None for nowhere.
+        probes: the listener that serves `/live` and `/ready` only; None for none.
         clients: who may use the proxy.
-        scrapers: who beyond this machine may ask the admin listener.
-        names: what this sidecar's own listeners are called, beside what `is_own_name` takes anyway; canonical.
-        via: what Via fields call this proxy (RFC 9110, section 7.6.3); None for none.
+        scrapers: clients on other machines that may use the admin listener.
+        names: names of this sidecar's own listeners, beside those that `is_own_name` accepts anyway; canonical.
+        via: the name of this proxy in Via fields (RFC 9110, section 7.6.3); None for no such field.
         hsts_preload: whether the browsers' list of https-only hosts counts.
-        upstream_proxy: through what everything leaves; None for straight.
-        workers: how many processes share the listeners; 0 for as many as the machine lends processors.
-        drain_wait: how long to go on as before once told to end, though not ready any more, in seconds.
-        drain_timeout: how long what is under way then has to come to its own end, in seconds.
+        upstream_proxy: the proxy through which everything leaves; None for none.
+        workers: the number of processes that share the listeners; 0 for as many as the machine has processors for them.
+        drain_wait: seconds to serve as before after the signal to end, while no longer ready.
+        drain_timeout: seconds that requests under way then have to finish.
         source: the file's name, or `built-in`.
         files: the names of all files that were read for it, its own first.
-        remarks: what its files hold that is no error, and needs attention.
-        content: SHA-256 over its text and all files that it names, but for secrets that people may have chosen.
-        secrets: SHA-256 over these; never shown, since what people choose can be guessed.
+        remarks: what in its files is no error but needs attention.
+        content: SHA-256 over its text and all files that it names, without secrets that people may have chosen.
+        secrets: SHA-256 over those secrets; never shown, since people choose guessable ones.
     """
 
     listen: tuple[Listener, ...] = (Listener("127.0.0.1", 8080),)
@@ -291,7 +293,7 @@ class Policy:
     via: str | None = None
     workers: int = 1
     drain_wait: int = 0
-    drain_timeout: int = 8  # `docker stop` kills after 10
+    drain_timeout: int = 8  # `docker stop` kills after 10 seconds
     keys: dict[str, KeySet] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
     source: str = "built-in"
@@ -302,7 +304,7 @@ class Policy:
     _by_host: dict[str, list[tuple[int, HostPattern]]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Index the rules: a policy may have thousands of hosts, and is asked several times for each request."""
+        """Index the rules: a policy may have thousands of hosts, and each request looks up several times."""
         by_host: dict[str, list[tuple[int, HostPattern]]] = {}
         for number, rule in enumerate(self.rules):
             for pattern in rule.hosts:
@@ -311,7 +313,7 @@ class Policy:
 
     @property
     def short_hash(self) -> str:
-        """Its content, in twelve hexadecimal digits: the same for the same text and files, wherever they lie."""
+        """A hash of the content in twelve hexadecimal digits; equal for equal text and files, wherever these are."""
         return self.content.hex()[:12]
 
     def says_the_same_as(self, other: Policy) -> bool:
@@ -320,37 +322,37 @@ class Policy:
 
     @property
     def lets_plain_http_pass(self) -> bool:
-        """Whether there may be a host whose plain http passes as it is."""
+        """Whether there may be a host to which plain http passes unchanged."""
         return PlainHttp.ALLOW in (self.defaults.plain_http, *(rule.plain_http for rule in self.rules))
 
     @property
     def inspects(self) -> bool:
-        """Whether there may be a host whose https is opened."""
+        """Whether there may be a host whose https is decrypted."""
         return Https.INSPECT in (self.defaults.https, *(rule.https for rule in self.rules))
 
     @property
     def trusts(self) -> frozenset[Trust]:
-        """All that `trust_for` may return."""
+        """Everything that `trust_for` may return."""
         return frozenset(self.trust_for(rule) for rule in (None, *self.rules))
 
     def trust_for(self, rule: Rule | None) -> Trust:
-        """Return whom certificates must come from where a rule counts, or none does."""
+        """Return which certificates are trusted under a rule, or under none."""
         if rule is None or rule.strict is None:
             return self.trust
         return replace(self.trust, strict=rule.strict)
 
     def response_seconds(self, rule: Rule | None) -> int | None:
-        """Return how long an upstream may take to begin its response under a rule, or under none."""
+        """Return how many seconds an upstream may take to begin its response under a rule, or under none."""
         return (self.limits if rule is None or rule.limits is None else rule.limits).response_seconds
 
     @property
     def shortest_wait(self) -> int:
-        """The shortest of the times in which an app must have sent something, or an upstream have begun to answer."""
+        """The shortest of the time limits for an app to send and for an upstream to answer, in seconds."""
         times = (self.response_seconds(rule) for rule in (None, *self.rules))
         return min(self.limits.request_seconds, *(seconds for seconds in times if seconds is not None), 86_400)
 
     def reachable(self, rule: Rule | None) -> AddressSet:
-        """Return which addresses that are not public may be reached under a rule, or under none."""
+        """Return which non-public addresses may be reached under a rule, or under none."""
         return self.destinations if rule is None or rule.destinations is None else rule.destinations
 
     def rule_for(self, destination: Destination) -> Rule | None:
@@ -360,8 +362,8 @@ class Policy:
     def rule_for_plain_http(self, destination: Destination) -> Rule | None:
         """Return the rule for a plain http destination.
 
-        A rule counts if it names the port that was asked for or, unless it lets plain http pass, the one that an
-        upgrade leads to, so that a rule limited to `host:443` also protects what arrives as `http://host/`.
+        A rule counts if it names the port that was asked for. It also counts if it names the port that an upgrade leads
+        to, unless the rule lets plain http pass. So a rule for `host:443` also protects requests to `http://host/`.
         """
 
         def names(rule: Rule, pattern: HostPattern) -> bool:
@@ -375,7 +377,9 @@ class Policy:
         return self._first(destination.host, names)
 
     def _first(self, host: str, names: Callable[[Rule, HostPattern], bool]) -> Rule | None:
-        """Return the first rule with a pattern that is about a host, by the suffixes that such a pattern may have."""
+        """Return the first rule with a pattern for a host, looked up by the suffixes of the host that a pattern may
+        have.
+        """
         found = len(self.rules)
         while host:
             for number, pattern in self._by_host.get(host, ()):
@@ -386,7 +390,7 @@ class Policy:
 
 
 def upgraded(destination: Destination, https_port: int | None) -> Destination:
-    """Return where an upgraded request goes: the given port, else 80 becomes 443 and others stay (RFC 6797, 8.3)."""
+    """Return where an upgraded request goes: to the given port; else 80 becomes 443, others stay (RFC 6797, 8.3)."""
     if https_port is None:
         https_port = HTTPS_PORT if destination.port == HTTP_PORT else destination.port
     return Destination(destination.host, https_port)

@@ -1,11 +1,13 @@
-"""Upgrade, reject, allow, tunnel or inspect: the transport rules.
+"""The transport rules: whether plain http is upgraded, rejected or allowed, and https tunnelled, inspected or rejected;
+and which addresses may be dialled. The addons `addons.gate` and `addons.pinning`, the engine and `overcoat explain`
+call it.
 
 Rules of this module:
 
 - A decision is made on the destination that was asked for, before anything is dialled.
-- A failed upgrade stays failed: nothing here, and nothing that calls it, ever goes back to plain http.
-- What depends on policy and destination alone is decided once and kept. What is known of hosts (RFC 6797) may change
-  at any time, so it is asked each time; a denial is made anew each time, since it is raised.
+- A failed upgrade stays failed: nothing here, and no caller, ever falls back to plain http.
+- A decision that depends on policy and destination alone is made once and cached. What is known about hosts (RFC 6797)
+  may change at any time, so it is asked each time. A denial is never cached, since it is raised as an exception.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ def decide_plain_http(
     Args:
         policy: the policy in force.
         asked: the destination in the request's own authority.
-        known: the hosts that are to be asked over https only, whatever the policy lets pass (RFC 6797).
+        known: the hosts that must be asked over https only, even if the policy lets plain http pass (RFC 6797).
 
     Returns:
         The rule that counts, if any, and UPGRADE or ALLOW with the target to dial, or DENY.
@@ -74,7 +76,7 @@ def _decide_plain_http(policy: Policy, asked: Destination) -> _Decided:
 
 
 def _upgrade(policy: Policy, rule: Rule | None, asked: Destination) -> tuple[Rule | None, Decision]:
-    """Decide on an upgrade: what is dialled has a say, too, and nothing that either rule protects may get lost."""
+    """Decide on an upgrade. The rule for the target counts, too: nothing that either rule protects may get lost."""
     target = upgraded(asked, rule.https_port if rule else None)
     there = policy.rule_for(target)
     if there is not None and there.https is Https.REJECT:
@@ -126,12 +128,13 @@ def _decide_https(policy: Policy, asked: Destination) -> _Decided:
 
 
 def denied_by_address(policy: Policy, rule: Rule | None, host: str) -> Denied | None:
-    """Return why a host must not be reached that is an address, or always leads to one.
+    """Return the denial of a host that is a forbidden address, or a name that always leads to one; None for other
+    hosts.
 
     Args:
         policy: the policy in force.
         rule: the rule that counts.
-        host: the canonical host. What is known of any other name is what a look-up says: see `forbidden_address`.
+        host: the canonical host. Other names must be resolved first: see `forbidden_address`.
     """
     address = _known_address(host)
     kind = policy.reachable(rule).forbids(address) if address is not None else None
@@ -139,15 +142,15 @@ def denied_by_address(policy: Policy, rule: Rule | None, host: str) -> Denied | 
 
 
 def forbidden_address(host: str, kind: AddressKind, rule: Rule | None) -> Denied:
-    """Return why a host at an address of a kind that the policy does not allow is not reached.
+    """Return the denial of a host at a kind of address that the policy does not allow.
 
     Args:
         host: the canonical host.
-        kind: what its address is.
+        kind: the kind of its address.
         rule: the rule that counts.
     """
     detail = f"{host} is at a {kind} address, where the policy lets nothing go"
-    where = "address" if kind is AddressKind.METADATA else "network"  # a network of many does not include it
+    where = "address" if kind is AddressKind.METADATA else "network"  # no wider network includes it
     allow = f"destinations: {{allow: [{kind}]}} (or just its {where})"
     way = f"give it a rule of its own with {allow}" if rule is None else f"write {allow} in rule {rule.name}"
     if kind not in _NEARBY and (kind is AddressKind.METADATA or not is_local_name(host)):
@@ -171,7 +174,7 @@ def _reach_directly(host: str) -> str:
 
 
 def _known_address(host: str) -> Address | None:
-    """Return the address that a host is, or always leads to."""
+    """Return the address that a host is, or that its name always leads to; None for other names."""
     if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, section 6.3
         host = "127.0.0.1"
     try:
@@ -181,11 +184,11 @@ def _known_address(host: str) -> Address | None:
 
 
 def hint_for_neighbour(host: str, rule: Rule | None) -> str:
-    """Return what is right for a host nearby, which mostly speaks no TLS and wants no proxy; nothing for any other.
+    """Return the hint for a host nearby, which mostly speaks no TLS and needs no proxy; "" for any other host.
 
     Args:
         host: the canonical host.
-        rule: the rule that counts; one that protects its hosts was not written for such a neighbour.
+        rule: the rule that counts. One that protects its hosts was not written for such a neighbour.
     """
     address = _known_address(host)
     kind = AddressKind.PRIVATE if address is None else kind_of(address)
@@ -199,20 +202,20 @@ def hint_for_neighbour(host: str, rule: Rule | None) -> str:
 
 
 def unresolved(host: str) -> Denied:
-    """Return why a host is not reached whose name leads nowhere."""
+    """Return the denial of a host whose name cannot be resolved."""
     hint = f"{_reach_directly(host)}; or let Overcoat share a network with it" if is_local_name(host) else ""
     return Denied(Reason.UPSTREAM_UNREACHABLE, f"the name {host} cannot be resolved", hint)
 
 
 def untaken(host: str, port: int) -> Denied:
-    """Return why a host is not reached at whose address and port nobody listens."""
+    """Return the denial of a host at whose address and port nobody listens."""
     address = _known_address(host)
     is_own = address is not None and kind_of(address) is AddressKind.LOOPBACK
     return Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} takes no connection", _REACH_OWN if is_own else "")
 
 
 def own_listener(where: str) -> Denied:
-    """Return why one of the sidecar's own listeners is not reached."""
+    """Return the denial of a destination that is one of the sidecar's own listeners."""
     return Denied(
         Reason.DESTINATION_FORBIDDEN,
         f"{where} is one of Overcoat's own listeners",

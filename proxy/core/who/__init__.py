@@ -1,6 +1,5 @@
-"""Who is asking: network addresses, the clients that a policy lets in, and their passwords.
-
-The addon `addons.gate` calls it for each connection and request; `proxy.policyfile` reads addresses and users with it.
+"""Who is asking: network addresses, the clients that a policy lets in, and their passwords. The addon `addons.gate`
+calls it for each connection and request; `proxy.policyfile` reads addresses and users with it.
 
 Offers:
 

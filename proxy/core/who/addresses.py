@@ -1,11 +1,12 @@
-"""Which IP addresses are what: public, or of a kind that an app must not reach, or that must not reach the proxy.
+"""IP addresses: whether one is public, or of a kind that an app must not reach or that must not use the proxy. The
+transport rules, the engine and the policy file's reader call it.
 
 Rules of this module:
 
-- An address that carries an IPv4 address inside is judged by it where packets go there without anybody's doing
-  (IPv4-mapped), and where a translator may send them there (NAT64) only a public one is public. Ways of tunnelling that
-  nobody needs any more (6to4, Teredo) are reserved, wherever they lead.
-- The addresses where clouds answer with credentials are a kind of their own: neither a wider kind nor a wider network
+- An address with an IPv4 address inside is judged by that one if packets always go there (IPv4-mapped). If a translator
+  may send packets there (NAT64), it is public only if the IPv4 address is. Obsolete tunnels (6to4, Teredo) are
+  reserved, wherever they lead.
+- Addresses at which clouds give out credentials are a kind of their own (metadata). No wider kind and no wider network
   includes them.
 """
 
@@ -23,7 +24,7 @@ CACHED = 1024
 
 
 class AddressKind(StrEnum):
-    """What is no public address."""
+    """The kinds of addresses that are not public."""
 
     LOOPBACK = "loopback"
     PRIVATE = "private"
@@ -38,7 +39,7 @@ def _networks(*texts: str) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(text) for text in texts)
 
 
-# The first that holds an address counts. From IANA's special-purpose registries (RFC 6890), and clouds' documentation.
+# The first entry with the address counts. Taken from IANA's special-purpose registries (RFC 6890) and clouds' manuals.
 _KINDS: tuple[tuple[AddressKind, tuple[Network, ...]], ...] = (
     (
         AddressKind.METADATA,
@@ -73,7 +74,7 @@ _KINDS: tuple[tuple[AddressKind, tuple[Network, ...]], ...] = (
             "::ffff:0:0:0/96",  # IPv4-translated (RFC 2765)
             "64:ff9b:1::/48",
             "100::/64",
-            "2001::/23",  # Teredo is in there
+            "2001::/23",  # includes Teredo
             "2001:db8::/32",
             "2002::/16",  # 6to4
             "3fff::/20",
@@ -86,13 +87,13 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 @lru_cache(maxsize=CACHED)
 def parse_ip(text: str) -> Address:
-    """Return the address that packets to `text` go to; one in IPv4-mapped form is its IPv4 address.
+    """Return the address to which packets for `text` go; for an IPv4-mapped address, that is the IPv4 address.
 
     Args:
-        text: an address as the system gives it; a zone id is left out.
+        text: an address as the system gives it; a zone id is ignored.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no address.
     """
     address = ipaddress.ip_address(text.partition("%")[0])
     return getattr(address, "ipv4_mapped", None) or address
@@ -100,7 +101,7 @@ def parse_ip(text: str) -> Address:
 
 @lru_cache(maxsize=CACHED)
 def network_of(text: str) -> str:
-    """Return what one client has for sure: its IPv4 address, or 64 bits of IPv6 addresses (RFC 4291, section 2.5.4).
+    """Return the network that one client has to itself: an IPv4 address, or 64 bits of IPv6 (RFC 4291, section 2.5.4).
 
     Args:
         text: its address, as for `parse_ip`.
@@ -111,7 +112,7 @@ def network_of(text: str) -> str:
 
 @lru_cache(maxsize=CACHED)
 def kind_of(address: Address) -> AddressKind | None:
-    """Return what kind of address this is; None for a public one."""
+    """Return the kind of an address; None for a public one."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return kind_of(address.ipv4_mapped)
@@ -124,10 +125,10 @@ def kind_of(address: Address) -> AddressKind | None:
 
 @dataclass(frozen=True, slots=True)
 class AddressSet:
-    """Kinds of addresses, and networks.
+    """A set of addresses.
 
     Attributes:
-        kinds: whole kinds.
+        kinds: kinds that are in it as a whole.
         networks: networks, or single addresses.
     """
 
@@ -135,7 +136,7 @@ class AddressSet:
     networks: tuple[Network, ...] = ()
 
     def holds(self, address: Address) -> bool:
-        """Tell whether an address is meant."""
+        """Tell whether an address is in the set."""
         kind = kind_of(address)
         if kind in self.kinds:
             return True
@@ -145,7 +146,7 @@ class AddressSet:
         )
 
     def forbids(self, address: Address) -> AddressKind | None:
-        """Return the kind that makes an address forbidden as a destination; None if it is public, or in this set."""
+        """Return the kind because of which an address is forbidden; None if it is public, or in this set."""
         kind = kind_of(address)
         return None if self.holds(address) else kind
 
@@ -154,7 +155,7 @@ def parse_addresses(text: str) -> AddressKind | Network:
     """Read a kind, a network (`10.0.0.0/8`) or an address.
 
     Raises:
-        ValueError: it is none of these; the message says what would be right.
+        ValueError: the text is none of these; the message says what would be right.
     """
     if text in list(AddressKind):
         return AddressKind(text)
@@ -173,7 +174,7 @@ def parse_addresses(text: str) -> AddressKind | Network:
 
 
 def address_set(entries: list[AddressKind | Network]) -> AddressSet:
-    """Return the set of what `parse_addresses` gave."""
+    """Return the set of entries that `parse_addresses` returned."""
     return AddressSet(
         frozenset(entry for entry in entries if isinstance(entry, AddressKind)),
         tuple(entry for entry in entries if not isinstance(entry, AddressKind)),

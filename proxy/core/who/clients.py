@@ -1,9 +1,10 @@
-"""Who may use the proxy: by address, by name and password (RFC 7617), or both.
+"""Who may use the proxy: by address, by name and password (RFC 7617), or both. The addon `addons.gate` asks it about
+each app; the policy file's reader parses users with it.
 
 Rules of this module:
 
 - Only hashes of passwords are kept (scrypt, RFC 7914), in the PHC string format that other tools write, too.
-- How what an app shows is compared with them is in `proxy.core.who.credentials`.
+- How credentials are checked is in `proxy.core.who.credentials`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from proxy.core.who.addresses import Address, AddressKind, AddressSet, parse_ip
 
 _PHC = re.compile(r"\$scrypt\$ln=([0-9]{1,2}),r=([0-9]{1,2}),p=([0-9]{1,2})\$([A-Za-z0-9+/]+)\$([A-Za-z0-9+/]+)")
 _USER = re.compile(r"[^:\x00-\x1f\x7f]{1,64}")
-_LN, _R, _P = 14, 8, 1  # 16 MiB and some 40 ms: enough for what a person types, little enough for a start
+_LN, _R, _P = 14, 8, 1  # 16 MiB and about 40 ms: slow enough to guess, fast enough to check
 _MAX_MEMORY = 16 * 1024 * 1024
 
 
@@ -29,7 +30,7 @@ class PasswordHash:
     """A password's hash.
 
     Attributes:
-        ln: the logarithm to base 2 of scrypt's cost.
+        ln: the base-2 logarithm of scrypt's cost.
         r: its block size.
         p: its parallelisation.
         salt: at least 8 bytes.
@@ -43,7 +44,7 @@ class PasswordHash:
     digest: bytes
 
     def matches(self, password: bytes) -> bool:
-        """Tell whether this is the password's hash; takes as long whether it is or not."""
+        """Tell whether this is the hash of a password; takes equally long in both cases."""
         return hmac.compare_digest(_scrypt(password, self.salt, self.ln, self.r, self.p), self.digest)
 
     def __str__(self) -> str:
@@ -72,7 +73,7 @@ def parse_password_hash(text: str) -> PasswordHash:
     """Read a hash in the PHC string format.
 
     Raises:
-        ValueError: it is none, or it is too weak or too costly; the message does not quote it.
+        ValueError: the text is no such hash, or is too weak or too costly. The message does not quote it.
     """
     found = _PHC.fullmatch(text)
     if found is None:
@@ -91,7 +92,7 @@ def parse_password_hash(text: str) -> PasswordHash:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who may use the proxy with a password."""
+    """A user with a password who may use the proxy."""
 
     name: str
     password: PasswordHash
@@ -116,8 +117,8 @@ class ClientRules:
     """Who may use the proxy.
 
     Attributes:
-        addresses: where an app may connect from; None for anywhere.
-        users: whose credentials are taken; empty for no need of any.
+        addresses: the addresses that an app may connect from; None for any.
+        users: the users whose credentials are accepted; empty if none are needed.
     """
 
     addresses: AddressSet | None = LOOPBACK
@@ -129,11 +130,11 @@ class ClientRules:
 
 
 def may_ask(scrapers: AddressSet, client: str) -> bool:
-    """Tell whether a client of the admin listener may be answered: from this machine anybody, else as the policy says.
+    """Tell whether a client may use the admin listener: clients on this machine may, others as the policy says.
 
     Args:
-        scrapers: the policy's.
-        client: the address, as the system gives it.
+        scrapers: the clients on other machines that the policy allows.
+        client: the client's address, as the system gives it.
     """
     address = parse_ip(client)
     return LOOPBACK.holds(address) or scrapers.holds(address)
@@ -143,8 +144,8 @@ def check_client(rules: ClientRules, client: str) -> None:
     """Check that an app may connect from its address.
 
     Args:
-        rules: the policy's.
-        client: the address, as the system gives it.
+        rules: the client rules of the policy.
+        client: the app's address, as the system gives it.
 
     Raises:
         Denied: CLIENT_FORBIDDEN.

@@ -1,13 +1,14 @@
-"""What an app shows to be let in (RFC 7617), compared slowly, and not too often.
+"""Checks the credentials that an app sends (RFC 7617), and limits how fast anybody can guess passwords. The addon
+`addons.gate` calls it for each request that needs credentials.
 
 Rules of this module:
 
 - A wrong name takes as long as a wrong password.
-- Guesses are limited for each network that they come from. Who has guessed wrong of late shares a part of all that may
-  be tried, so that some is always left for who has not.
-- No answer helps to guess faster than that: what is known to be right counts only where it was shown before, and there
-  only while nobody guesses.
-- What an app sends as its credentials is in no message, and is remembered only as a keyed digest.
+- Guesses are limited for each network. All networks that have guessed wrong recently share a part of the attempts, so
+  that some are always left for others.
+- No answer allows faster guessing. Credentials that were found right are remembered only for the network that sent
+  them, and only while nobody there guesses.
+- Credentials are in no message, and are remembered only as a keyed digest.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.who.addresses import network_of
 from proxy.core.who.clients import PasswordHash, User
 
-TRIED_A_SECOND = 5  # of all, since each takes some 50 ms in which nothing else moves; what is known takes none
-TRIED_OF_SUSPECTS = 3  # … of all together that have guessed wrong in the last SUSPECT_SECONDS
-GUESSES_OF_ONE = 2  # … of one network
+TRIED_A_SECOND = 5  # in all: each takes some 50 ms, in which nothing else runs; remembered ones take no time
+TRIED_OF_SUSPECTS = 3  # for all networks that guessed wrong within SUSPECT_SECONDS
+GUESSES_OF_ONE = 2  # for one network
 SUSPECT_SECONDS = 60.0
 _REMEMBERED = 1024
 _MAX_CREDENTIALS = 1024
 
 
 def read_basic(value: str) -> tuple[str, bytes] | None:
-    """Read the value of an Authorization or Proxy-Authorization field with the Basic scheme.
+    """Read an Authorization or Proxy-Authorization field with the Basic scheme.
 
     Returns:
-        The name and the password, or None if it is anything else.
+        The name and the password; None if the value is anything else.
     """
     scheme, _, token = value.partition(" ")
     if scheme.lower() != "basic" or len(token) > _MAX_CREDENTIALS:
@@ -41,18 +42,18 @@ def read_basic(value: str) -> tuple[str, bytes] | None:
     try:
         name, colon, password = base64.b64decode(token.strip(" "), validate=True).partition(b":")
         return (name.decode("utf-8"), password) if colon else None
-    except ValueError:  # no base64, or no UTF-8
+    except ValueError:  # not base64, or not UTF-8
         return None
 
 
 class _Recent[T]:
-    """Remembers the last things that it was told, and when."""
+    """Remembers the last items that were added, and when."""
 
     def __init__(self) -> None:
         self._times: OrderedDict[T, float] = OrderedDict()
 
     def add(self, each: T, now: float = 0.0) -> None:
-        """Remember one; the one that was added or used longest ago is forgotten for it."""
+        """Remember an item; if there are too many, forget the one that was added or used longest ago."""
         self._times[each] = now
         self._times.move_to_end(each)
         if len(self._times) > _REMEMBERED:
@@ -65,7 +66,7 @@ class _Recent[T]:
         return len(self._times)
 
     def age(self, each: T, now: float) -> float:
-        """Return how long ago one was added."""
+        """Return the time in seconds since an item was added."""
         return now - self._times.get(each, float("-inf"))
 
 
@@ -73,14 +74,14 @@ type _Pair = tuple[PasswordHash, bytes]
 
 
 class Verifier:
-    """Verifies credentials, and remembers what it found, since finding out takes long on purpose."""
+    """Verifies credentials, and remembers results, since verifying is slow on purpose."""
 
     def __init__(self, secret: bytes, clock: Callable[[], float]) -> None:
         """Start.
 
         Args:
-            secret: random bytes, for the digests that are kept.
-            clock: seconds, as `time.monotonic` counts them.
+            secret: random bytes, for the keyed digests.
+            clock: returns seconds, as `time.monotonic` does.
         """
         self._secret = secret
         self._clock = clock
@@ -92,15 +93,15 @@ class Verifier:
         self._guesses: Counter[str] = Counter()
 
     def verify(self, users: tuple[User, ...], value: str, client: str) -> bool:
-        """Tell whether a field's value are the credentials of one of the users.
+        """Tell whether a field holds the credentials of one of the users.
 
         Args:
-            users: at least one.
-            value: as `read_basic` reads it.
+            users: at least one user.
+            value: the field's value; see `read_basic`.
             client: the app's address.
 
         Raises:
-            Denied: TOO_MANY_ATTEMPTS: it cannot be told now.
+            Denied: TOO_MANY_ATTEMPTS: no more can be checked now.
         """
         credentials = read_basic(value)
         if credentials is None:
@@ -108,13 +109,13 @@ class Verifier:
         name, password = credentials
         user = next((user for user in users if hmac.compare_digest(user.name.encode(), name.encode())), None)
         held_against = (user or users[0]).password
-        # The name as well: what is known of one must tell nothing of another that is held against the same.
+        # With the name: a result for one user must say nothing about another user with the same hash.
         pair = (held_against, hmac.digest(self._secret, name.encode() + b":" + password, "sha256"))
         if pair in self._wrong:
             return False
         network = network_of(client)
         self._check_guesses(network)
-        self._guesses[network] += 1  # also if it is not looked at: so nothing is learned from what is
+        self._guesses[network] += 1  # also for remembered credentials: the limit must not tell which are remembered
         if (network, pair) not in self._right:
             self._check_tries(network)
             self._tried += 1

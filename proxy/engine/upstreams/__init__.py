@@ -1,4 +1,4 @@
-"""What speaks with servers: the way to them, the handshake, HTTP of either version, and the pool.
+"""What speaks with servers: the route to them, the handshake, HTTP of either version, and the pool.
 
 Theory of operation. `opening` gives a request the way to its server: a connection of its own, or a stream of one that
 is shared. Under it, `route` goes straight (`dialling`) or through another proxy, and `handshake` makes of a connected
