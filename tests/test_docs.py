@@ -16,6 +16,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from addons.alerts import ALERTS
 from addons.exchange import Exchange
 from addons.metrics import Metrics, PolicyMetrics
 from addons.sessions import Sessions
@@ -334,6 +335,48 @@ def test_every_page_of_docs_is_in_their_index() -> None:
     listed = set(LINK.findall((ROOT / "docs" / "README.md").read_text("utf-8")))
     pages = {path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"}
     assert pages | {"decisions/README.md"} <= listed
+
+
+def trouble(section: str) -> str:
+    """Return a section of the page that starts from what a person sees."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    found = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    assert found, section
+    return found
+
+
+def test_every_reason_is_found_from_the_status_that_an_app_gets() -> None:
+    rows = re.findall(r"^\| (\d+|–) \| (`[^|]+`) \|", trouble("The app gets a status"), re.MULTILINE)
+    found = {(code, status) for status, codes in rows for code in INLINE.findall(codes)}
+    assert found == {(r.code, "–" if r is Reason.APP_TLS_FAILED else str(r.status)) for r in Reason}
+
+
+def test_every_alert_is_found_from_its_name() -> None:
+    found = INLINE.findall("".join(re.findall(r"^\| ([^|]+) \|", trouble("An alert fires"), re.MULTILINE)))
+    assert found == [alert.name for alert in ALERTS]
+
+
+def test_every_message_in_the_page_of_troubles_is_one_that_there_is() -> None:
+    """A message has `…` where something else may stand; what is between these is in the sources as it stands."""
+    sections = ("A command ends with an error", "A message in the log", "A container is unhealthy, or not ready")
+    messages = re.findall(r"^\| `([^`|]*…[^`|]*)` \|", "".join(trouble(each) for each in sections), re.MULTILINE)
+    assert len(messages) > 20
+    said, wrong = list(said_in_the_sources()), []
+    for message in messages:
+        pieces = [piece for piece in re.split("…|^error:|^[a-z.]+:3:7: mode:", message) if len(piece) > 4]
+        missing = [piece for piece in pieces if not any(piece.strip() in each for each in said)]
+        wrong += [(message, missing)] if missing else []
+    assert wrong == []
+
+
+def said_in_the_sources() -> Iterator[str]:
+    """Yield each text of the sources, with a line feed where something else is put in."""
+    for path in [*(ROOT / "proxy").rglob("*.py"), *(ROOT / "addons").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(str(each.value) if isinstance(each, ast.Constant) else "\n" for each in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield re.sub(r"%[sd]", "\n", node.value)
 
 
 def test_every_file_that_contributors_are_sent_to_is_there() -> None:
