@@ -1,12 +1,15 @@
-"""The local CA: signs the certificates that apps see when their https is inspected.
+"""The local CA: creates and loads it, and signs the certificates that apps see when their https is inspected. The
+engine calls it for handshakes with apps; `overcoat ca` prints its certificate.
 
 Rules of this module:
 
-- The CA's key is made once, on this machine, is readable by its owner only, and signs nothing but leaf certificates.
-- Leaves have a key of their own, made anew by each process and never written; they live a week.
-- A damaged or foreign CA is an error with a way out, never replaced in silence: apps trust the old one. Nor is one
-  that has ended: it signs nothing any more (`proxy.core.certificates.localca`), and what needs it not goes on.
-- A leaf never outlives the CA, and is used only while it is valid by the clock as it is now.
+- The CA's key is made once, on this machine; only its owner can read it; and it signs nothing but leaf certificates.
+- Leaf certificates use a separate key, which each process makes anew and never writes to disk. They are valid for a
+  week.
+- A damaged or foreign CA is an error that says what to do; it is never replaced silently, because apps trust the old
+  one. The same holds for a CA that has ended: it signs nothing (`proxy.core.certificates.localca`), while everything
+  that needs no certificate goes on.
+- A leaf certificate never outlives the CA, and is used only while it is valid by the current time.
 """
 
 from __future__ import annotations
@@ -39,23 +42,23 @@ _MAX_BYTES = 64 * 1024
 _CA_LIFE = timedelta(days=5 * 365)
 _LEAF_LIFE = timedelta(days=7)
 _RENEW_BEFORE = timedelta(days=1)
-_CLOCK_SLACK = timedelta(days=1)  # apps in containers and VMs may have clocks a little behind
+_CLOCK_SLACK = timedelta(days=1)  # the clocks of apps in containers and VMs may be a little slow
 
 
 class CaError(Exception):
-    """The local CA cannot be used. The message says why and what to do."""
+    """The local CA cannot be used. The message says why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A certificate for one host, its key, and the CA's certificate that signed it."""
+    """A certificate for one host, its key, and the certificate of the CA that signed it."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
     issuer: x509.Certificate
 
     def is_fresh(self, now: datetime) -> bool:
-        """Tell whether it is valid, and has more than a day to live, or as much as any that the CA could sign now."""
+        """Tell whether it is valid, and for more than a day; or for as long as the CA could sign one now."""
         end = self.certificate.not_valid_after_utc
         spare = timedelta() if end == self.issuer.not_valid_after_utc else _RENEW_BEFORE
         return self.certificate.not_valid_before_utc <= now < end - spare
@@ -65,7 +68,7 @@ def data_directory(env: Mapping[str, str]) -> Path:
     """Return where Overcoat keeps its state; see `proxy.health.data_folder`.
 
     Raises:
-        CaError: the environment names no place, and there is no home directory.
+        CaError: the environment names no folder, and there is no home directory.
     """
     try:
         return Path(data_folder(env))
@@ -83,13 +86,13 @@ class LocalCa:
 
     @property
     def tag(self) -> str:
-        """A short word that only who has the CA's key can know, and that lasts as long as it."""
+        """A short word that only holders of the CA's key can know, and that stays the same as long as the CA."""
         secret = self._key.private_numbers().private_value.to_bytes(32)
         return hmac.digest(secret, b"overcoat: the mark of cookies", "sha256").hex()[:12]
 
     @property
     def lifetime(self) -> Lifetime:
-        """When it may sign."""
+        """The time in which it may sign."""
         return Lifetime(self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc)
 
     @property
@@ -99,10 +102,10 @@ class LocalCa:
 
     @classmethod
     def open(cls, directory: Path, now: datetime) -> LocalCa:
-        """Load the CA from a directory, and make it there first if there is none.
+        """Load the CA from a directory; create it there first if there is none.
 
         Raises:
-            CaError: the files cannot be read or written, don't fit each other, or are open to others.
+            CaError: the files cannot be read or written, do not match each other, or can be read by others.
         """
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -116,10 +119,10 @@ class LocalCa:
 
     @classmethod
     def examine(cls, directory: Path) -> None:
-        """Say what `open` would say, and change nothing.
+        """Check what `open` would check, and change nothing.
 
         Raises:
-            CaError: as there.
+            CaError: as for `open`.
         """
         try:
             existing = next(each for each in (directory, *directory.absolute().parents) if os.path.lexists(each))
@@ -137,7 +140,8 @@ class LocalCa:
     def _load(cls, directory: Path) -> LocalCa:
         key_path = directory / KEY_FILE
         way_out = f"move {KEY_FILE} out of {directory} to have a new CA made, and make the apps trust that one"
-        # One file for both, so that a half-made CA cannot exist; the certificate file beside it is for the apps.
+        # Key and certificate are in one file, so that no half-made CA can exist. The certificate file beside it is for
+        # apps.
         pem = _read_private(key_path)
         try:
             key = serialization.load_pem_private_key(pem, None)
@@ -156,7 +160,8 @@ class LocalCa:
 
         Args:
             host: a canonical host name or IP address.
-            now: the time it starts from, in the CA's life; it lives a week, but never longer than the CA.
+            now: the time from which it is valid, within the CA's lifetime. It ends after a week, or earlier with the
+                CA.
         """
         try:
             name: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
@@ -165,7 +170,7 @@ class LocalCa:
         public_key = self._leaf_key.public_key()
         certificate = (
             x509.CertificateBuilder()
-            .subject_name(x509.Name([]))  # the name stands in the (then critical) subjectAltName: CN stops at 64 bytes
+            .subject_name(x509.Name([]))  # the name is in a critical subjectAltName: CN allows 64 bytes only
             .issuer_name(self.certificate.subject)
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
@@ -183,12 +188,12 @@ class LocalCa:
 
 
 def published_lifetime(directory: Path) -> Lifetime | None:
-    """Return the life of the CA in a directory, as its public certificate says; None if that cannot be read."""
+    """Return the lifetime of the CA in a directory, from its public certificate; None if that cannot be read."""
     try:
         pem, _ = read_regular(directory / CERTIFICATE_FILE, _MAX_BYTES)
         certificate = x509.load_pem_x509_certificate(pem)
     except (OSError, ValueError, x509.InvalidVersion):
-        return None  # there is none yet, or it is not this user's to read; `LocalCa.open` says what is wrong
+        return None  # there is none, or this user may not read it; `LocalCa.open` says what is wrong
     return Lifetime(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
 
@@ -207,7 +212,7 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _create(directory: Path, now: datetime) -> None:
-    """Make a CA. Where two processes do so at once, the first one's stays."""
+    """Make a CA. If two processes do so at once, the first one's is kept."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Overcoat local CA {secrets.token_hex(4)}")])
     certificate = (
@@ -230,17 +235,17 @@ def _create(directory: Path, now: datetime) -> None:
     temporary = directory / f".{KEY_FILE}.{secrets.token_hex(8)}"
     try:
         _write_new(temporary, key_pem + certificate_pem, 0o600)
-        with contextlib.suppress(FileExistsError):  # another process was first: its CA is the one
+        with contextlib.suppress(FileExistsError):  # another process was first: its CA is used
             os.link(temporary, directory / KEY_FILE)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _read_private(path: Path) -> bytes:
-    """Read a file that only this user may read; looked at and read through one descriptor.
+    """Read a file that only this user may read; it is checked and read through one descriptor.
 
     Raises:
-        CaError: it is not this user's, or open to others.
+        CaError: it is not this user's, or others may read it.
         OSError: it cannot be read, or is no regular file.
     """
     pem, status = read_regular(path, _MAX_BYTES)
@@ -260,7 +265,7 @@ def _no_access(directory: Path, error: OSError) -> CaError:
 
 
 def _published(path: Path) -> bytes:
-    """Return the certificate that apps read; empty if there is none yet."""
+    """Return the certificate that apps read; empty if there is none."""
     try:
         return read_regular(path, _MAX_BYTES)[0]
     except FileNotFoundError:
@@ -268,7 +273,7 @@ def _published(path: Path) -> bytes:
 
 
 def _publish(path: Path, pem: bytes) -> None:
-    """Put the certificate where apps read it, if it is not there already."""
+    """Write the certificate that apps read, unless it is there already."""
     if _published(path) == pem:
         return
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")

@@ -1,10 +1,12 @@
-"""Key files on disk: read once, checked on what was opened, created but never overwritten.
+"""Reads and creates key files, and checks who may read them. The policy file's reader and the command `overcoat keys`
+call it.
 
 Rules of this module:
 
 - Type, mode and content come from one open file descriptor, so nothing can be swapped between check and use.
-- A file with secret material that group or others may read or write is refused, unless that is said to be meant.
-- A new file is created exclusively: nothing that exists is ever overwritten.
+- A file with secret material that group or others may read or write is refused, unless the policy says that this is
+  meant.
+- A new file is created exclusively: an existing file is never overwritten.
 """
 
 from __future__ import annotations
@@ -23,15 +25,15 @@ _FOR_OTHERS = stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
 
 
 class KeyFileError(Exception):
-    """A key file that is refused. The message is one line: the path, what is wrong and how to put it right."""
+    """The key file is refused. The message is one line: the path, what is wrong, and how to correct it."""
 
 
 def check_permissions(path: Path, mode: int) -> None:
-    """Refuse a secret file that others than its owner may read or write.
+    """Refuse a secret file that users other than its owner may read or write.
 
     Args:
         path: its name, for the message.
-        mode: its mode, as `os.fstat` gives it for the open file.
+        mode: its mode, from `os.fstat` of the open file.
 
     Raises:
         KeyFileError: the mode has a read or write bit for group or others.
@@ -49,14 +51,14 @@ def read_key_file(path: Path, *, unsafe_permissions: bool) -> bytes:
 
     Args:
         path: the file; a symbolic link is followed.
-        unsafe_permissions: whether secret material may be readable or writable by others.
+        unsafe_permissions: whether others may read or write a file with secret material.
 
     Returns:
         Its content, at most 64 KiB.
 
     Raises:
         OSError: it cannot be opened or read.
-        KeyFileError: it is no regular file, too large, or a secret that others have access to.
+        KeyFileError: it is no regular file, too large, or a secret that others may read or write.
     """
     try:
         data, status = read_regular(path, MAX_KEY_FILE_BYTES)
@@ -64,7 +66,7 @@ def read_key_file(path: Path, *, unsafe_permissions: bool) -> bytes:
         raise KeyFileError(f"{path}: not a regular file; pipes, devices and directories are not read as keys") from None
     if len(data) > MAX_KEY_FILE_BYTES:
         raise KeyFileError(f"{path}: larger than {MAX_KEY_FILE_BYTES // 1024} KiB, which no key is")
-    # What is no key at all is refused as that, whoever may read it.
+    # A file that is no key gets that error, whatever its permissions.
     may_be_key = b"-----BEGIN" in data or data.lstrip().startswith(b"{")
     if not unsafe_permissions and may_be_key and not is_public(data):
         check_permissions(path, status.st_mode)
@@ -72,12 +74,12 @@ def read_key_file(path: Path, *, unsafe_permissions: bool) -> bytes:
 
 
 def create_file(path: Path, data: bytes, *, mode: int) -> None:
-    """Create a file with this content; on failure nothing of it remains.
+    """Create a file with this content; if that fails, nothing of it remains.
 
     Args:
         path: a name that must not exist, not even as a dangling symbolic link.
         data: the whole content.
-        mode: the permission bits, narrowed further by the umask.
+        mode: the permission bits, which the umask may narrow.
 
     Raises:
         OSError: it exists already (`FileExistsError`), or cannot be created or written.

@@ -1,4 +1,6 @@
-"""Where the files of `config/` are: beside the packages in a checkout, inside them in a wheel."""
+"""Finds the files of `config/` that come with Overcoat: beside the packages in a checkout, inside them in a wheel. The
+demo calls it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ def config_file(name: str) -> Path:
     """Return the path of a file of `config/`.
 
     Raises:
-        FileNotFoundError: there is none of that name.
+        FileNotFoundError: there is no file with that name.
     """
     for directory in (_PROXY / "files", _PROXY.parent / "config"):
         if (directory / name).is_file():

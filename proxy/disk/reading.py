@@ -1,9 +1,10 @@
-"""Reading files that somebody else may have put there.
+"""Reads files that somebody else may have put there: only regular ones, and only up to a limit. The policy file's
+reader, the engine (trusted roots) and the other modules of this folder call it.
 
 Rules of this module:
 
 - Kind, mode and content come from one open file descriptor, so nothing can be swapped between check and use.
-- Only regular files are read: a pipe or a device may have no end, or keep a process that serves waiting for ever.
+- Only regular files are read: a pipe or a device may have no end, or block a serving process for ever.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ MAX_ROOTS_BYTES = 16 * 1024 * 1024
 
 
 class NotRegularError(OSError):
-    """It is a pipe, a device, a socket or a directory, or something else that must be waited for."""
+    """The file is a pipe, a device, a socket, a directory, or anything else that may block."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(errno.EINVAL, "it is no regular file, and pipes, devices and directories are not read", path)
@@ -28,15 +29,15 @@ def read_regular(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
 
     Args:
         path: the file.
-        limit: how many bytes it may have.
+        limit: the greatest length in bytes.
 
     Returns:
-        Its content, or of a larger one the first `limit` + 1 bytes; and what the system says of it.
+        Its content, or the first `limit` + 1 bytes of a longer file; and its status from the system.
 
     Raises:
         OSError: it cannot be opened or read, or is no regular file (`NotRegularError`).
     """
-    # O_NONBLOCK: opening a pipe without a writer would wait for ever. It means nothing for a regular file.
+    # O_NONBLOCK: opening a pipe without a writer would block for ever. For a regular file it has no effect.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
@@ -46,6 +47,6 @@ def read_regular(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
             content: bytes | None = file.read(limit + 1)
     finally:
         os.close(descriptor)
-    if content is None:  # the kernel has files that say they are regular, and must be waited for all the same
+    if content is None:  # some files of the kernel call themselves regular, and block all the same
         raise NotRegularError(path)
     return content, status

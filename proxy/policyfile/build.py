@@ -1,11 +1,13 @@
-"""The checked model of a policy file to the core's `Policy`: what takes several values, or other files, to judge.
+"""Builds the core's `Policy` from the model of a policy file, reads the files that it names, and makes the checks that
+need several values at once. `proxy.policyfile.load` calls it after the model.
 
 Rules of this module:
 
-- What the model takes is judged even if it does not take all, so that one run finds all it can (see
-  `proxy.policyfile.usable`). What is already known to be wrong never leads to a second error.
-- Files are read once, with a limit. Relative names are relative to the policy file. No message quotes what they hold.
-- A combination that cannot keep its promise (pins on a tunnel, encryption on plain http) is refused.
+- If the model refuses part of the file, the rest is checked all the same, so that one run finds as many errors as
+  possible (see `proxy.policyfile.usable`). A known error never leads to a second one.
+- Each file is read once, up to a limit. Relative names are relative to the policy file. No message quotes their
+  content.
+- A combination that cannot do what it promises (pins on a tunnel, encryption on plain http) is refused.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ _MAX_PASSWORD_BYTES = 1024
 
 @dataclass(slots=True)
 class _HostIndex:
-    """The host patterns of the rules so far, found by the suffixes of a host."""
+    """The host patterns of the rules so far, indexed by the suffixes of a host."""
 
     patterns: dict[str, list[tuple[HostPattern, str]]] = field(default_factory=dict)
 
@@ -78,7 +80,9 @@ class _HostIndex:
         self.patterns.setdefault(pattern.host, []).append((pattern, rule))
 
     def covering(self, pattern: HostPattern) -> str | None:
-        """Return the first rule that leaves nothing of a pattern to later rules."""
+        """Return the first rule that matches all hosts of a pattern, so that later rules never see them; None if there
+        is none.
+        """
         suffix = pattern.host
         while suffix:
             for earlier, rule in self.patterns.get(suffix, ()):
@@ -92,9 +96,9 @@ class Builder:
     """Builds the policy of one document.
 
     Attributes:
-        problems: what is wrong with it, beyond what the model says.
-        remarks: what is no error, and needs attention.
-        files: what was read.
+        problems: the errors that this step has found.
+        remarks: what is no error but needs attention.
+        files: the files that were read.
     """
 
     def __init__(self, document: Document, folder: Path, env: Mapping[str, str]) -> None:
@@ -109,7 +113,7 @@ class Builder:
         self._env = env
 
     def build(self) -> Policy:
-        """Return the policy, which counts only if neither the model nor this found a problem."""
+        """Return the policy; it is valid only if neither the model nor this step has found an error."""
         file = self._usable.file
         keys = self._key_sets(file.keys)
         self._check_response_seconds(file)
@@ -142,16 +146,16 @@ class Builder:
         )
 
     def note(self, content: bytes, *, is_guessable: bool = False) -> None:
-        """Take note of what the policy is made of.
+        """Add to the hash of what the policy is made of.
 
         Args:
-            content: its text, a file, or a variable.
-            is_guessable: whether a person may have chosen it, so that even a digest would tell it.
+            content: the policy's text, or the content of a file or variable.
+            is_guessable: whether a person may have chosen it, so that it could be guessed from a hash.
         """
         (self._secrets if is_guessable else self._content).update(hashlib.sha256(content).digest())
 
     def _check_response_seconds(self, file: PolicyFile) -> None:
-        """Check that a time that is given for responses can be reached: a silence that long must be possible at all."""
+        """Check that a time limit for responses can be reached: the idle limit must allow so long a silence."""
         places: list[tuple[Steps, LimitsSection | RuleLimitsSection]] = [(("limits",), file.limits)]
         for index, rule in self._usable.numbered(("rules",), file.rules or ()):
             if rule.limits is not None:
@@ -202,7 +206,7 @@ class Builder:
     def _anchors(self, path: Path, bundle: Bundle) -> tuple[bytes, ...]:
         for certificate, line in zip(bundle.certificates, bundle.lines, strict=True):
             try:
-                with warnings.catch_warnings(action="ignore"):  # of oddities, which OpenSSL is to judge
+                with warnings.catch_warnings(action="ignore"):  # about oddities: OpenSSL decides on them
                     x509.load_der_x509_certificate(certificate)
             except (ValueError, x509.InvalidVersion):
                 raise BadBundle(f"the certificate that begins in line {line} is damaged, or none (RFC 5280)") from None
@@ -265,7 +269,7 @@ class Builder:
         return UpstreamProxy(address.destination, address.is_https, rule, authorization, tuple(section.direct or ()))
 
     def _secret_text(self, steps: Steps, source: KeySource, *, is_guessable: bool = False) -> str | None:
-        """Return one line of text that is not to be in the policy itself."""
+        """Return one line of text from outside the policy file; None if it cannot be read."""
         if source.file is not None:
             content = self._file((*steps, "file"), source.file, _MAX_PASSWORD_BYTES, is_guessable=is_guessable)
             return None if content is None else content.decode("utf-8", "replace").strip()
@@ -290,7 +294,7 @@ class Builder:
     # Keys
 
     def _key_sets(self, sections: Mapping[str, KeySetSection]) -> dict[str, KeySet | None]:
-        """Return the key sets; None in place of one that is wrong, so that its name is known nevertheless."""
+        """Return the key sets by name; None for one that is wrong, so that its name is known all the same."""
         known = {str(steps[1]): None for steps in self._usable.wrong if steps[:1] == ("keys",) and len(steps) == 2}
         built = {name: self._key_set(name, section) for name, section in sections.items()}
         whole = {name: None if self._usable.is_about_wrong(("keys", name)) else each for name, each in built.items()}
@@ -431,7 +435,7 @@ class Builder:
         )
 
     def _check_raw_tcp(self, steps: Steps, section: RuleSection, needs: Sequence[str]) -> None:
-        """Check that nothing of a rule whose bytes are not looked at takes looking at them."""
+        """Check that a rule whose bytes pass unchecked (`raw_tcp`) needs no check of them."""
         if needs or section.https in (Https.INSPECT, Https.REJECT):
             what = " and ".join(needs) or f"https: {section.https}"
             self._problem(steps, f"what is not looked at cannot have {what}: take one of them out")
@@ -470,7 +474,7 @@ class Builder:
                 self._problem(place, f"there is no key set {entry.key}{hint} (known: {known})")
                 continue
             key_set = keys[entry.key]
-            if key_set is None:  # reported where the key set is
+            if key_set is None:  # the error is reported at the key set
                 continue
             selectors = entry.encrypt if isinstance(entry, EncryptEntry) else entry.decrypt
             if isinstance(entry, DecryptEntry) and not any(key.can_open for key in (key_set.primary, *key_set.older)):
@@ -483,7 +487,7 @@ class Builder:
 
 
 def _variable(name: str) -> str:
-    """Return a variable's name, unless it may be a secret pasted where its name belongs."""
+    """Return a variable's name for a message, unless it may be a secret that was pasted there."""
     return name if len(name) <= 40 and name.isupper() else "named here"
 
 

@@ -1,9 +1,10 @@
-"""What needs attention about a policy that is right: `check` prints it, `serve` logs it at its start and each reload.
+"""Lists what needs attention about a policy that is right, such as a pin or key that ends soon. `overcoat check` prints
+the list; `overcoat serve` logs it at its start, at each reload, and when something new ends.
 
 Rules of this module:
 
-- There is one list, in one order and in the same words wherever it is shown.
-- A finding says whom it hits and what to do. No key material is in it.
+- There is one list, with the same order and words wherever it is shown.
+- A finding says what it affects and what to do. It quotes no key material.
 - Nothing is dialled, and nothing is changed.
 """
 
@@ -32,7 +33,7 @@ from proxy.policyfile.yamltext import shown
 logger = logging.getLogger("overcoat")
 
 SOON = timedelta(days=30)
-"""How long before an end it is warned of."""
+"""How long before an end warnings begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Finding:
 
     Attributes:
         text: one line.
-        has_failed: whether something does not work any more, and not only may fail some day.
+        has_failed: whether something fails already; if not, it may fail some day.
     """
 
     text: str
@@ -52,9 +53,9 @@ def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Find
     """Return what needs attention.
 
     Args:
-        policy: the policy; its roots are looked at where they were read (`proxy.engine.tls.with_roots`).
-        env: the environment, for where Overcoat keeps its data.
-        now: the time, in UTC, by which things end.
+        policy: the policy; its roots are checked if they were read (`proxy.engine.tls.with_roots`).
+        env: the environment, which says where Overcoat keeps its data.
+        now: the current time in UTC.
     """
     today = now.date()
     found: list[Finding] = []
@@ -85,11 +86,11 @@ def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Find
 
 
 def endings(policy: Policy, now: datetime) -> list[Finding]:
-    """Return what of a policy ends within `SOON`, or has ended: the findings that come with time alone.
+    """Return what ends within `SOON`, or has ended: the findings that appear just because time passes.
 
     Args:
         policy: the policy.
-        now: the time, in UTC, by which things end.
+        now: the current time in UTC.
     """
     today = now.date()
     found: list[Finding] = []
@@ -102,20 +103,22 @@ def endings(policy: Policy, now: datetime) -> list[Finding]:
 
 
 def log_findings(found: Iterable[Finding]) -> None:
-    """Log what `findings` has found."""
+    """Log findings."""
     for finding in found:
         logger.log(logging.ERROR if finding.has_failed else logging.WARNING, "%s", finding.text)
 
 
 def _of_writers(directory: Path) -> Iterator[Finding]:
-    """Yield where others than this user and root could put something in the place of what apps are told to trust."""
+    """Yield a finding for each folder in which users other than this one and root could replace what apps are told to
+    trust.
+    """
     real = Path(os.path.realpath(directory))
-    above = (Path(os.path.realpath(each)) for each in directory.absolute().parents)  # where a link to it may lie
+    above = (Path(os.path.realpath(each)) for each in directory.absolute().parents)  # a link to it may be here
     for path in dict.fromkeys((real, *real.parents, *above)):
         try:
             status = path.stat()
         except OSError:
-            continue  # it is not there yet, and `serve` makes it for this user alone
+            continue  # it does not exist; `serve` creates it for this user only
         is_data = path == real
         others = stat.S_IWGRP | stat.S_IWOTH if is_data else stat.S_IWOTH
         is_open = status.st_mode & others and (is_data or not status.st_mode & stat.S_ISVTX)
@@ -154,7 +157,7 @@ def _may_all_write(path: Path) -> bool:
     try:
         return bool(path.stat().st_mode & stat.S_IWOTH)
     except OSError:
-        return False  # it was read a moment ago, and is gone
+        return False  # it was read a moment ago, and has been removed
 
 
 def _of_roots(trust: Trust, now: datetime) -> Iterator[Finding]:
@@ -170,7 +173,7 @@ def _of_roots(trust: Trust, now: datetime) -> Iterator[Finding]:
     past = [end for end in ends if end[0] < now]
     if len(past) == len(ends):
         yield Finding(f"{whose}: all certificates have expired, so that no upstream is trusted", has_failed=True)
-    elif trust.roots is not None:  # the system's bundle is its maker's to tidy up
+    elif trust.roots is not None:  # the system's bundle is not the user's to change
         near = [end for end in ends if now <= end[0] <= now + SOON]
         for when, group in (("expired", past), ("will expire", near)):
             if group:
@@ -180,7 +183,7 @@ def _of_roots(trust: Trust, now: datetime) -> Iterator[Finding]:
 
 
 def _end_of(certificate: crypto.X509) -> datetime:
-    text = (certificate.get_notAfter() or b"").decode("ascii")  # OpenSSL has read it, and gives one form only
+    text = (certificate.get_notAfter() or b"").decode("ascii")  # OpenSSL has only one form
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
 
 
@@ -191,7 +194,7 @@ def _of_hosts(policy: Policy, rule: Rule) -> Iterator[Finding]:
 
 
 def _all_pins(policy: Policy) -> Iterator[tuple[str, PinSet, str]]:
-    """Yield whose they are, the pins, and what follows from their end."""
+    """Yield for each pin set: whose it is, the pins, and what happens when they end."""
     proxy = policy.upstream_proxy
     if proxy is not None and proxy.rule.pins is not None:
         yield "the upstream proxy", proxy.rule.pins, "nothing leaves"
@@ -240,7 +243,7 @@ def _without(key: Key, key_set: KeySet) -> str:
 def _of_local_ca(policy: Policy, env: Mapping[str, str], now: datetime) -> Iterator[Finding]:
     try:
         directory = data_directory(env)
-    except CaError:  # there is no home directory, which `serve` refuses
+    except CaError:  # there is no home directory; `serve` reports that itself
         return
     yield from _of_writers(directory)
     lifetime = published_lifetime(directory)

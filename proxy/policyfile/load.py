@@ -1,13 +1,14 @@
-"""The policy file to a `Policy`: every error of a file in one run, each with its place and what would be right.
+"""Reads a policy file into a `Policy`, or reports every error of the file in one run, each with its position and with
+what would be right. The commands call it at the start, and `proxy.processes.reload` each time the policy is read again.
 
 Rules of this module:
 
-- Text (`proxy.policyfile.yamltext`), then the model (`proxy.policyfile.model`), then what takes several values or
-  other files to judge. A later step goes on with whatever an earlier one could use, so that one run reports all it can
-  find.
-- Nothing that is wrong becomes a default: a policy is complete and right, or it is refused.
-- Environment variables override the file, and flags override both; what they say is checked in the same way.
-- Key material is read here once, and no message quotes it.
+- There are three steps: the text (`proxy.policyfile.yamltext`), the model (`proxy.policyfile.model`), and then checks
+  that need several values or other files (`proxy.policyfile.build`). Each step goes on with whatever the one before
+  could use, so that one run finds as many errors as possible.
+- A wrong value is never replaced by a default: a policy is complete and right, or it is refused.
+- Environment variables override the file, and flags override both; their values are checked in the same way.
+- Key material is read once, here, and no message quotes it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from proxy.policyfile.yamltext import (
 NULLABLE: frozenset[Steps] = frozenset(
     {("admin",), ("probes",), ("limits", "response_seconds"), ("rules", ANY_INDEX, "limits", "response_seconds")}
 )
-OVERRIDES = ("listen", "admin", "probes", "mode")  # what flags and OVERCOAT_… variables may say
+OVERRIDES = ("listen", "admin", "probes", "mode")  # keys that flags and OVERCOAT_… variables may set
 
 _WITHOUT_CREDENTIALS = (ListenerKind.REVERSE, ListenerKind.TRANSPARENT)
 
@@ -61,7 +62,7 @@ _KINDS: tuple[tuple[type, str], ...] = (
     (list, "a list"),
     (dict, "a mapping"),
 )
-_SHOWN_WHOLE = 60  # characters
+_SHOWN_WHOLE = 60  # characters: longer text is shown in part
 _WITH_UNIT = re.compile(r"[0-9]+(?:\.[0-9]+)? ?[A-Za-z]+")
 _EXPECTED = {
     "string_type": "text",
@@ -75,13 +76,13 @@ _EXPECTED = {
 
 @dataclass(frozen=True, slots=True)
 class PolicyError:
-    """One thing that is wrong with a policy.
+    """One error in a policy.
 
     Attributes:
-        file: the policy file as it was named, or "" where an environment variable or a flag is meant.
-        line: from 1; 0 where the error is about no place in a file.
+        file: the policy file as it was named; "" for an error in an environment variable or a flag.
+        line: from 1; 0 if the error has no position in a file.
         column: from 1; 0 as above.
-        path: where in the policy, as `rules[0].pins.any_of[1]`, or the variable or flag.
+        path: the key or entry, such as `rules[0].pins.any_of[1]`; or the variable or flag.
         message: what is wrong and what would be right.
     """
 
@@ -97,7 +98,7 @@ class PolicyError:
 
 
 class PolicyErrors(Exception):
-    """A policy that is refused.
+    """The policy is refused.
 
     Attributes:
         errors: everything that is wrong with it, in the order of the file.
@@ -112,11 +113,11 @@ def find_policy(option: str | None, env: Mapping[str, str]) -> Path | None:
     """Return the policy file to read: the option, else `$OVERCOAT_POLICY`, else `./overcoat.yaml` if it exists.
 
     Returns:
-        The file, which need not exist where it was named, or None for the built-in default.
+        The file, which need not exist if it was named; None for the built-in default.
 
     Raises:
-        PolicyErrors: a name was given, and it is empty; or none was, and a file of nearly the default's name is there,
-            which must not be passed over for a policy that protects less.
+        PolicyErrors: the name that was given is empty; or none was given, and there is a file with nearly the default's
+            name. Such a file must not be ignored for a policy that protects less.
     """
     for label, name in (("--policy", option), ("OVERCOAT_POLICY", env.get("OVERCOAT_POLICY"))):
         if name == "":
@@ -143,17 +144,17 @@ def load_policy(
     """Read a policy file, and every key and pin file that it names.
 
     Args:
-        path: the file, or None for the built-in default (what config/default.yaml says).
-        env: the environment: `OVERCOAT_LISTEN` and so on for each of `OVERRIDES`, and what `{env: NAME}` refers to,
-            unless `secrets` is given.
-        overrides: what of `OVERRIDES` the command line says; it wins over the environment.
-        secrets: what `{env: NAME}` refers to, by name; see `proxy.processes.secrecy`.
+        path: the file, or None for the built-in default (the content of config/default.yaml).
+        env: the environment: `OVERCOAT_LISTEN` and so on for each of `OVERRIDES`; and the variables that `{env: NAME}`
+            means, unless `secrets` is given.
+        overrides: the values of `OVERRIDES` from the command line, which win over the environment.
+        secrets: the variables that `{env: NAME}` means, by name; see `proxy.processes.secrecy`.
 
     Returns:
         The complete policy.
 
     Raises:
-        PolicyErrors: it cannot be read, or something in it is wrong.
+        PolicyErrors: the file cannot be read, or something in it is wrong.
     """
     file = "" if path is None else str(path)
     text = b"" if path is None else _read(path)
@@ -188,7 +189,7 @@ def _read(path: Path) -> bytes:
 
 
 def _override_texts(env: Mapping[str, str], overrides: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Return what overrides the file: for each of `OVERRIDES`, where it was said and what."""
+    """Return the overrides: for each key of `OVERRIDES`, its source (a variable or flag) and its text."""
     texts = {}
     for name in OVERRIDES:
         variable = f"OVERCOAT_{name.upper()}"
@@ -200,7 +201,7 @@ def _override_texts(env: Mapping[str, str], overrides: Mapping[str, str]) -> dic
 
 
 def _overridden(policy: Policy, texts: Mapping[str, tuple[str, str]], errors: list[PolicyError]) -> Policy:
-    """Apply the overrides; add what is wrong with them to the errors."""
+    """Apply the overrides; append their errors to the list."""
     for name, (label, text) in texts.items():
         try:
             if name == "listen":
@@ -218,7 +219,9 @@ def _overridden(policy: Policy, texts: Mapping[str, tuple[str, str]], errors: li
 def _listener_errors(
     policy: Policy, texts: Mapping[str, tuple[str, str]], document: Document, file: str
 ) -> Iterator[PolicyError]:
-    """Yield an error for each address that stands twice, at its second place, and for each that is open to all."""
+    """Yield an error for each address that comes twice, at its second position, and for each listener open to
+    everybody.
+    """
     places: list[tuple[Steps, Listener]] = [(("listen", index), each) for index, each in enumerate(policy.listen)]
     own = (("admin", policy.admin), ("probes", policy.probes))
     places += [((name,), each) for name, each in own if each is not None]
@@ -254,13 +257,15 @@ def _listener_errors(
 
 
 def _lets_in_without_credentials(policy: Policy, listener: Listener) -> bool:
-    """Tell whether users are to be known by their credentials, and are not asked for any at this listener."""
+    """Tell whether the policy wants credentials, and this listener does not ask for any."""
     asks_elsewhere = bool(policy.clients.users) and policy.clients.addresses is None
     return asks_elsewhere and listener.kind in _WITHOUT_CREDENTIALS and not _is_loopback(listener.host)
 
 
 def _is_loopback(host: str) -> bool:
-    """Tell whether only this machine reaches a listener; 0.0.0.0 is of the kind, but means every interface."""
+    """Tell whether only this machine reaches a listener. (0.0.0.0 is a loopback address by kind, but means every
+    interface.)
+    """
     if host == "localhost":
         return True
     try:
@@ -308,7 +313,7 @@ def _model_problems(document: Document) -> list[Problem]:
 
 
 def _model_problem(document: Document, details: ErrorDetails) -> Problem | None:
-    """Return a model error in the words of the policy file; None where the text's own problem says it already."""
+    """Return a model error in the policy file's terms; None if the text has reported a problem there already."""
     kind = details["type"]
     steps: Steps = details["loc"]
     of_key = kind == "extra_forbidden"
@@ -346,7 +351,7 @@ def _message(details: ErrorDetails, kind: str, steps: Steps, raw: object, text: 
         expected = _EXPECTED[kind]
         hint = ""
         if expected == "text" and isinstance(raw, bool | int | date):
-            refusal = _refusal_of(steps, text)  # what is not right in quotes either is no advice
+            refusal = _refusal_of(steps, text)  # do not advise quotes if the text is wrong with them, too
             hint = _quotes_hint(raw, text) if refusal is None else f"; {refusal}"
         if expected == "a list" and text:
             refusal = _refusal_of((*steps, 0), text)
@@ -364,7 +369,7 @@ def _message(details: ErrorDetails, kind: str, steps: Steps, raw: object, text: 
         return f"must be at most {context['le']}, not {raw}"
     if kind == "value_error":
         return str(context["error"])
-    return details["msg"]  # of a kind that the model has no use for today
+    return details["msg"]  # a kind of error that the model does not raise today
 
 
 def _kind_of(raw: object) -> str:
@@ -378,7 +383,7 @@ def _quotes_hint(raw: object, text: str, *, is_meant: bool = True) -> str:
 
 
 def _no_quotes_hint(steps: Steps, text: str, *, may_have_unit: bool) -> str:
-    """Return the advice on text where a number, or true or false, is wanted."""
+    """Return the advice for text where a number, or true or false, is expected."""
     value = read_yaml(text.encode("utf-8", "replace")).data
     if isinstance(value, bool | int) and _refusal_of(steps, value) is None:
         return f": write {text}, without quotes"
@@ -391,8 +396,8 @@ def _takes_mappings(steps: Steps) -> bool:
 
 
 def _only_key_hint(steps: Steps, raw: object) -> str:
-    """Return the advice on a value that stands where a mapping is wanted, and would be right as its only key's."""
-    if isinstance(raw, bool):  # it says of none that it is the one that is meant
+    """Return the advice for a value where a mapping is expected, if it would be right as the value of its only key."""
+    if isinstance(raw, bool):  # true or false does not tell which key is meant
         return ""
     section = _section_at(steps)
     names = []
@@ -408,7 +413,7 @@ def _only_key_hint(steps: Steps, raw: object) -> str:
 
 
 def _refusal_of(steps: Steps, value: object) -> str | None:
-    """Return what would be said of another value at these steps; None if it would be taken there."""
+    """Return the error for another value at these steps; None if that value would be accepted."""
     while isinstance(steps[-1], int):
         value, steps = [value], steps[:-1]
     try:
@@ -423,19 +428,21 @@ def _refusal_of(steps: Steps, value: object) -> str | None:
 
 @functools.cache
 def _taker(section: type[Section], name: str) -> TypeAdapter[Any]:
-    """Return what takes lists of what one key may have: pydantic gives its settings only to what is no class."""
+    """Return the validator of lists of one key's values; pydantic applies its settings only to types that are no
+    classes.
+    """
     field = section.model_fields[name]
     kind = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     return TypeAdapter(GenericAlias(list, (kind,)), config=ConfigDict(strict=True, arbitrary_types_allowed=True))
 
 
 def _as_list(refusal: str) -> str:
-    """Return what is said of an item as it is to be said where a list is missing, too."""
+    """Return the error of an item, worded for a value that should have been a list."""
     return re.sub(r"write (\S+)\Z", lambda found: f"write {_list_of(found[1])}", refusal)
 
 
 def _list_of(text: str) -> str:
-    """Return a list that holds this text alone, as YAML: with quotes only where it takes them."""
+    """Return a list with this text as its only item, as YAML; with quotes only if it needs them."""
     plain = f"[{text}]"
     return (
         plain
@@ -447,7 +454,7 @@ def _list_of(text: str) -> str:
 def _section_at(steps: Steps) -> type[Section]:
     """Return the model of the mapping at these steps."""
     section: type[Section] = PolicyFile
-    is_name = False  # the next step is a name that the file's author chose
+    is_name = False  # whether the next step is a name that the file's author chose
     for step in steps:
         if isinstance(step, int) or is_name:
             is_name = False

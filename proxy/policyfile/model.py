@@ -1,12 +1,11 @@
-"""The policy file's model: which keys there are, of what type, with which default, and what they mean.
+"""The model of the policy file: its keys, their types and defaults, and what they mean. The policy file's reader
+validates files with it; the JSON Schema and the reference table in docs/policy.md are generated from it.
 
 Rules of this module:
 
-- Strict: an unknown key, a wrong type and an unknown value are errors; nothing is converted silently.
-- Every key is read by something. A key that would do nothing is refused.
-- What takes one value to judge is checked here or in `proxy.policyfile.values`; what takes more, in
-  `proxy.policyfile.load`.
-- The JSON Schema and the reference table are made from here, so that they cannot say anything else.
+- It is strict: an unknown key, a wrong type and an unknown value are errors; nothing is converted silently.
+- Every key has an effect. A key that would do nothing is refused.
+- A check of one value is here or in `proxy.policyfile.values`; a check of several is in `proxy.policyfile.build`.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ SYSTEM_ROOTS = "system"
 
 
 def _choice(default: object, description: str) -> Any:
-    """Return a field whose enum is given by its value, as text."""
+    """Return a field for an enum, given by its value as text."""
     return Field(default=default, strict=False, description=description)
 
 
@@ -476,12 +475,12 @@ def policy_schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of the policy file."""
     schema = PolicyFile.model_json_schema(schema_generator=_SchemaWithoutNull)
     for definition in schema["$defs"].values():
-        del definition["title"]  # the name of a Python class
+        del definition["title"]  # it is the name of a Python class
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Overcoat policy"}
 
 
 def schema_text() -> str:
-    """Return the JSON Schema as it is printed and committed."""
+    """Return the JSON Schema as text, as it is printed and committed."""
     return json.dumps(policy_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
@@ -514,7 +513,7 @@ def _rows(node: dict[str, Any], definitions: dict[str, Any], prefix: str) -> lis
         elif "patternProperties" in field:
             (value,) = field["patternProperties"].values()
             item, below = _resolved(value, definitions), f"{path}.NAME"
-        if "properties" in item and "description" in item:  # what is one of two short forms has no description
+        if "properties" in item and "description" in item:  # one of two short forms has no description
             rows += _rows(item, definitions, f"{below}.")
     return rows
 

@@ -1,9 +1,10 @@
-"""What lies where a policy file, or one that it names, was looked for: a name of nearly the same, a folder, or nothing.
+"""Finds out what is there instead, if a policy file, or a file that it names, cannot be opened: a file with a similar
+name, a folder, or nothing. The policy file's reader calls it to say so in its error.
 
 Rules of this module:
 
-- It looks for words to say only. Nothing that is found here is ever read in place of the file that was named.
-- A folder is looked through so far and no further: it may be anybody's, and hold anything.
+- It only makes messages better. A file that it finds is never read instead of the one that was named.
+- It reads a limited number of a folder's entries: the folder may be anybody's, and hold anything.
 """
 
 from __future__ import annotations
@@ -18,30 +19,30 @@ from pathlib import Path
 DEFAULT_FILE = Path("overcoat.yaml")
 _LIKELY = ("policy.yaml", "policy.yml")
 _ENDINGS = (".yaml", ".yml")
-_ALIKE = 0.82  # of two names that only a typing error, an ending or a case tells apart
+_ALIKE = 0.82  # likeness of two names that differ in a typing error, an ending, or upper and lower case
 _MAX_LOOKED_AT = 2000
 _MAX_NAME = 40
 _SHOWN = 5
 
 
 def is_there(path: Path) -> bool:
-    """Tell whether there is something of this name, be it a link that leads nowhere, or out of sight."""
+    """Tell whether this name exists, even as a dangling link, or where this process may not look."""
     try:
         os.lstat(path)
     except FileNotFoundError:
         return False
     except OSError:
-        return True  # whoever reads it is told what is wrong
+        return True  # reading it will tell what is wrong
     return True
 
 
 def nearly_named(folder: Path, name: str, likely: Sequence[str] = _LIKELY) -> list[str]:
-    """Return the names in a folder that may be meant by another, the likeliest first.
+    """Return the names in a folder that may have been meant instead of another name, the likeliest first.
 
     Args:
-        folder: the folder; one that cannot be read has none.
+        folder: the folder; if it cannot be read, there are none.
         name: the name that was looked for.
-        likely: names in lower case that may be meant however unlike they are; without more, those of a policy.
+        likely: names in lower case that may be meant even if they are not similar; by default, those of a policy.
     """
     found = {}
     for each in _names(folder):
@@ -55,7 +56,9 @@ def nearly_named(folder: Path, name: str, likely: Sequence[str] = _LIKELY) -> li
 
 
 def what_lies_there(path: Path) -> str:
-    """Return, as the end of a message, what there is in place of a policy file that cannot be opened; else nothing."""
+    """Return what is there instead of a policy file that cannot be opened, as the end of a message; "" if
+    nothing is.
+    """
     inside = path / DEFAULT_FILE
     if path.is_dir():
         if is_there(inside):
@@ -80,10 +83,10 @@ def what_lies_there(path: Path) -> str:
 
 
 def unreadable(path: Path, error: OSError) -> str:
-    """Return the message on a file that a policy names and that cannot be read, with what there is instead.
+    """Return the message about a file that a policy names and that cannot be read, with what is there instead.
 
     Args:
-        path: the file, as the policy and its folder give it.
+        path: the file, as the policy and its folder name it.
         error: why it cannot be read.
     """
     told = f"{path} cannot be read: {error.strerror}{whose(path, error)}"
@@ -98,7 +101,7 @@ def unreadable(path: Path, error: OSError) -> str:
 
 
 def whose(path: Path, error: OSError) -> str:
-    """Return, as the end of a message, whose a file is that this process may not read; else nothing.
+    """Return who owns a file that this process may not read, as the end of a message; "" for other errors.
 
     Args:
         path: the file.

@@ -1,10 +1,11 @@
-"""What of a policy file is right, where not all is: so that one run finds all that is wrong with it.
+"""Finds the usable part of a policy file that has errors, so that one run can report the errors in the rest, too. The
+policy file's reader calls it after the model has refused the file.
 
 Rules of this module:
 
-- What the model refuses is taken out, as little of it as can be, until the model takes the rest.
-- Who judges the rest can tell what was taken out, and speaks of places as they are in the file.
-- Nothing of this is ever used as a policy: it is refused already.
+- Whatever the model refuses is taken out, as little as possible, until the model accepts the rest.
+- Later checks can ask what was taken out, and report positions as they are in the file.
+- The rest is never used as a policy: the file is refused already.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from pydantic_core import ErrorDetails
 from proxy.policyfile.model import PolicyFile
 from proxy.policyfile.yamltext import Steps
 
-# Stands for what is needed, and wrong, where more can be said of what is beside it. Nothing is ever said of these.
+# Stand-ins for required values that are wrong, so that their neighbours can be checked. They cause no errors
+# themselves.
 _PLACEHOLDERS: dict[str | int, object] = {
     "version": 1,
     "name": "unnamed",
@@ -35,12 +37,12 @@ _PLACEHOLDERS: dict[str | int, object] = {
 
 @dataclass(slots=True)
 class Usable:
-    """The right part of a policy file.
+    """The usable part of a policy file.
 
     Attributes:
-        file: what the model takes.
-        wrong: what it does not, by its place in the file.
-        kept: of each list of which something was taken out, the places that the rest has in the file.
+        file: the part that the model accepts.
+        wrong: the positions in the file of what it refuses.
+        kept: for each list that lost an entry, the positions in the file of the entries that are left.
     """
 
     file: PolicyFile
@@ -48,23 +50,23 @@ class Usable:
     kept: dict[Steps, list[int]] = field(default_factory=dict)
 
     def is_about_wrong(self, steps: Steps) -> bool:
-        """Tell whether something at these steps was taken out, or is part of what was."""
+        """Tell whether the value at these steps was taken out, or is part of one that was."""
         return any(each[: len(steps)] == steps[: len(each)] for each in self.wrong)
 
     def in_file(self, place: Steps, step: str | int) -> str | int:
-        """Return the step in the file that a step from this place is."""
+        """Return the step in the file for a step in the usable part."""
         return self.kept[place][step] if isinstance(step, int) and place in self.kept else step
 
     def numbered[T](self, steps: Steps, items: Sequence[T]) -> Iterator[tuple[int, T]]:
-        """Yield the items of the list at these steps, each with its place in the file."""
+        """Yield the items of the list at these steps, each with its number in the file."""
         return zip(self.kept.get(steps, range(len(items))), items, strict=True)
 
 
 def usable_part(data: object) -> Usable:
-    """Return the right part of a policy file's data.
+    """Return the usable part of a policy file's data.
 
     Args:
-        data: what the YAML says, as `proxy.policyfile.yamltext` reads it.
+        data: the data that `proxy.policyfile.yamltext` has read.
     """
     usable = Usable(PolicyFile(version=1))
     rest = _copied(data) if isinstance(data, dict) else {}
@@ -79,12 +81,12 @@ def usable_part(data: object) -> Usable:
 
 
 def _to_take_out(errors: list[ErrorDetails]) -> list[Steps]:
-    """Return the steps of what is wrong, so ordered that what is taken out does not move what still is to be."""
+    """Return the steps of all wrong values, in an order in which removing one does not move those that follow."""
     found = set()
     for error in errors:
         steps = tuple(step for step in error["loc"] if step != "[key]")
         is_missing = error["type"] == "missing" and steps[-1] not in _PLACEHOLDERS
-        found.add(steps[:-1] if is_missing else steps)  # there is nothing to be said of what lacks it
+        found.add(steps[:-1] if is_missing else steps)  # without it, the mapping round it cannot be checked
     outermost = (steps for steps in found if not any(steps[:end] in found for end in range(len(steps))))
     return sorted(outermost, key=lambda steps: [(isinstance(step, int), step) for step in steps], reverse=True)
 

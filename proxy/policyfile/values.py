@@ -1,10 +1,12 @@
-"""The leaves of the policy file: one value's text to what the core works with.
+"""Parses the single values of the policy file, from text into the core's types. The model (`proxy.policyfile.model`)
+calls it for each value.
 
 Rules of this module:
 
-- A leaf is parsed right where the model validates it, so that every wrong leaf of a file is found in one pass.
-- Each refusal says what would be right. What may hold a secret by mistake (a key pasted as a file name) is not quoted.
-- Nothing is converted silently: text stays text, and `True` is no 1.
+- A value is parsed while the model validates it, so that one run finds all wrong values of a file.
+- Each error says what would be right. A value that may be a secret by mistake (a key pasted as a file name) is not
+  quoted.
+- Nothing is converted silently: text stays text, and `True` is not 1.
 """
 
 from __future__ import annotations
@@ -44,14 +46,14 @@ MAX_WORKERS = 64
 
 @dataclass(frozen=True, slots=True)
 class PinFile:
-    """A pin to be made of the certificate or key in a PEM file."""
+    """A pin that is computed from the certificate or key in a PEM file."""
 
     file: str
 
 
 @dataclass(frozen=True, slots=True)
 class KeySource:
-    """Where a key comes from: exactly one of an environment variable and a file."""
+    """The source of a key: either an environment variable or a file."""
 
     env: str | None = None
     file: str | None = None
@@ -65,7 +67,7 @@ def parse_host_pattern(text: str) -> HostPattern:
             mapped to A-labels first (UTS 46).
 
     Raises:
-        ValueError: it is none of these; the message says what would be right.
+        ValueError: the text is none of these; the message says what would be right.
     """
     if text in ("*", "**"):
         raise ValueError("a rule for every host is what `defaults` is for; name a domain after the stars")
@@ -97,7 +99,7 @@ def _parse_host_name(text: str) -> str:
 
 
 def _split_port(text: str) -> tuple[str, int | None]:
-    """Split `host[:port]`; a bare IPv6 address is all host."""
+    """Split `host[:port]`; an IPv6 address without brackets is a host without a port."""
     closing = text.rfind("]")
     colon = text.rfind(":")
     if colon < 0 or colon < closing or (closing < 0 and text.count(":") > 1):
@@ -112,7 +114,7 @@ def _port(text: str, *, lowest: int) -> int:
 
 
 def ascii_host(host: str) -> str:
-    """Return an international host name as A-labels (UTS 46, RFC 5891); an ASCII one as it is, unchecked.
+    """Return an international host name as A-labels (UTS 46, RFC 5891), and an ASCII name unchanged and unchecked.
 
     Raises:
         ValueError: it is no valid international host name.
@@ -148,7 +150,7 @@ def _is_port(text: str) -> bool:
 
 
 def _address_in(text: str) -> str | None:
-    """Return the address that a text holds, which is no listener as it stands; None if there is none."""
+    """Return the address inside a text that is not a listener; None if there is none."""
     rest = _SCHEME.sub("", text, count=1).partition("/")[0]
     rest = f"127.0.0.1:{rest}" if _is_port(rest) else rest
     try:
@@ -192,7 +194,7 @@ def parse_listener(text: str) -> Listener:
 
 @dataclass(frozen=True, slots=True)
 class ProxyAddress:
-    """Where a proxy is."""
+    """The address of a proxy, from its URL."""
 
     destination: Destination
     is_https: bool
@@ -209,7 +211,7 @@ def _parse_proxy_url(text: str) -> ProxyAddress:
 
 
 def parse_admin(text: str) -> Listener:
-    """Read the admin listener's address, which differs from other ports in that it has no scheme.
+    """Read the admin listener's address, which has no scheme, unlike those of other listeners.
 
     Raises:
         ValueError: it is malformed; the message says what would be right.
@@ -269,7 +271,7 @@ def _parse_visible_selector(text: str) -> Selector:
 
 
 def _parsed[T](parse: Callable[[str], T]) -> PlainValidator:
-    """Return the validator of a leaf that is text in the file and a `T` afterwards."""
+    """Return the validator for a value that is text in the file and a `T` once it is parsed."""
 
     def validate(value: object) -> T:
         if not isinstance(value, str):
@@ -280,7 +282,7 @@ def _parsed[T](parse: Callable[[str], T]) -> PlainValidator:
 
 
 def _parse_version(value: object) -> Literal[1]:
-    if type(value) is int and value == 1:  # `True == 1`, too
+    if type(value) is int and value == 1:  # without the type, True would pass: `True == 1`
         return 1
     raise ValueError("this must be 1, the only version there is, without quotes")
 

@@ -1,14 +1,15 @@
-"""YAML text to plain data that knows where each value stood.
+"""Reads YAML text into plain data, with the line and column of each key and value. The policy file's reader calls it
+first.
 
 Rules of this module:
 
-- Only what a policy needs is read: mappings with text keys, lists, text, whole decimal numbers, true/false, dates.
-  Anchors, aliases, merge keys, tags and further documents are refused, so the text is what it looks like, and nothing
-  can grow while it is read.
-- A key that stands twice is refused: readers disagree on which of the two counts.
-- What YAML 1.1 reads differently from how people read it (`1.2`, `0123`, `12:30`, `no`) is refused or kept with its
-  source text, so that the message can say "write it in quotes".
-- Size and depth are bounded, and nothing recurses. No text makes the reader raise: it returns problems.
+- Only what a policy needs is accepted: mappings with text keys, lists, text, whole decimal numbers, true/false, dates.
+  Anchors, aliases, merge keys, tags and further documents are refused. So the text means what it looks like, and no
+  data can be larger than its text.
+- A key that comes twice is refused: readers disagree on which of the two counts.
+- Text that YAML 1.1 reads differently from people (`1.2`, `0123`, `12:30`, `no`) is refused, or kept with its source
+  text, so that the message can say "write it in quotes".
+- Size and depth are limited, and nothing recurses. No text makes the reader raise: it returns problems.
 """
 
 from __future__ import annotations
@@ -27,23 +28,23 @@ MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 16
 
 Steps = tuple[str | int, ...]
-"""Where a value stands: the keys and list positions that lead to it."""
+"""The path to a value: the keys and list positions that lead to it."""
 
-ANY_INDEX: Final = -1  # stands for each position of a list
+ANY_INDEX: Final = -1  # stands for every position of a list
 
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-# Line breaks that editors do not show as such, and controls of the writing direction: what reads as a comment to a
-# person would be a key to YAML, or the other way round.
+# Line breaks that editors do not show, and controls of the writing direction: with these, a person could see a comment
+# where YAML reads a key, or the reverse.
 _HIDDEN = re.compile("[\x85\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
-_DROPPED = "\0"  # starts the step of a value that goes nowhere: no usable key does, so its marks hide no other's
+_DROPPED = "\0"  # begins the step of a value that is dropped; no usable key begins so, so its marks hide no others
 _EMPTY = "the file is empty; `version: 1` is the least it needs"
 _TRUE = frozenset({"true", "yes", "on"})
 
 
 class Unusable:
-    """What stands in the data where the text could not be used; the problem is reported already."""
+    """Replaces text that could not be used; its problem has been reported."""
 
 
 UNUSABLE: Final = Unusable()
@@ -51,7 +52,7 @@ UNUSABLE: Final = Unusable()
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A place in the text, and a scalar's own text.
+    """A position in the text, and the text of a scalar there.
 
     Attributes:
         line: from 1.
@@ -76,13 +77,13 @@ class Problem:
 
 @dataclass(slots=True)
 class Document:
-    """What was read.
+    """The result of reading.
 
     Attributes:
         data: dicts, lists, str, int, bool, None, date and `UNUSABLE`.
-        values: where each value starts.
-        keys: where each mapping key starts, by the steps of its value.
-        problems: everything found wrong, in the order of the text.
+        values: the start of each value.
+        keys: the start of each mapping key, by the steps of its value.
+        problems: everything that is wrong with the text, in its order.
     """
 
     data: object = UNUSABLE
@@ -91,7 +92,9 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
     def mark(self, steps: Steps, *, of_key: bool = False) -> Mark:
-        """Return where a value (or its key) stands; for one that is missing, its nearest container."""
+        """Return the position of a value (or its key); for one that is missing, the position of its nearest
+        container.
+        """
         if of_key and steps in self.keys:
             return self.keys[steps]
         while steps and steps not in self.values:
@@ -100,7 +103,7 @@ class Document:
 
 
 class _Fatal(Exception):
-    """Reading cannot go on; the problem is noted."""
+    """Reading cannot go on; the problem has been added."""
 
 
 @dataclass(slots=True)
@@ -109,8 +112,8 @@ class _Frame:
 
     steps: Steps
     container: dict[str, object] | list[object]
-    key: str | None = None  # a mapping's key whose value comes next
-    dropped: bool = False  # that value goes nowhere: its key is unusable or stood here before
+    key: str | None = None  # a mapping's key, if its value comes next
+    dropped: bool = False  # that value is dropped: its key is unusable, or came before
 
 
 def read_yaml(source: bytes, nullable: frozenset[Steps] = frozenset()) -> Document:
@@ -121,7 +124,7 @@ def read_yaml(source: bytes, nullable: frozenset[Steps] = frozenset()) -> Docume
         nullable: the steps of the values that may be null, with `ANY_INDEX` for the number of an entry.
 
     Returns:
-        The data with all its marks, and the problems. After a problem of syntax the data is `UNUSABLE`.
+        The data with all its marks, and the problems. After a syntax error the data is `UNUSABLE`.
     """
     document = Document()
     try:
@@ -179,7 +182,7 @@ class _Reader:
         try:
             loader = yaml.SafeLoader(self.text)
             while loader.check_event():
-                yield loader.get_event()  # type: ignore[no-untyped-call]  # the stubs leave it untyped
+                yield loader.get_event()  # type: ignore[no-untyped-call]  # untyped in the stubs
         except yaml.reader.ReaderError as error:
             line, column = _position(self.text[: error.position])
             self._problem((), Mark(line, column), "this character is not allowed in YAML")
@@ -188,7 +191,7 @@ class _Reader:
             line, column, words = yaml_words(error, self.text)
             self._problem((), Mark(line, column), f"this is not valid YAML: {words}")
             raise _Fatal from None
-        except (yaml.YAMLError, ValueError, OverflowError):  # PyYAML lets chr() and int() of an escape raise
+        except (yaml.YAMLError, ValueError, OverflowError):  # chr() and int() of an escape raise through PyYAML
             at = loader.get_mark() if loader else None
             mark = Mark(at.line + 1, at.column + 1) if at else Mark(1, 1)
             self._problem((), mark, "this is not valid YAML: an escape or a number is out of range")
@@ -278,7 +281,7 @@ class _Reader:
             return
         if not frame.dropped and frame.key is not None:
             frame.container[frame.key] = value
-        frame.key = None  # a collection goes on in a frame of its own
+        frame.key = None  # a collection continues in its own frame
 
     def _close(self) -> None:
         frame = self.stack.pop()
@@ -295,7 +298,7 @@ class _Reader:
         if event.tag is not None:
             self._problem(steps, mark, f"a tag ({event.tag}) is not accepted here: leave it out")
             return UNUSABLE
-        if _UNPRINTABLE.search(text):  # the text itself is not shown: a key pasted in place of its path ends up here
+        if _UNPRINTABLE.search(text):  # the text is not shown: it may be a key that was pasted instead of its path
             self._problem(
                 steps, mark, "this text holds a line break or a control character; one plain line is expected"
             )
@@ -345,13 +348,13 @@ _RESOLVER = yaml.SafeLoader("")
 
 
 def _resolve(text: str) -> str:
-    """Return what YAML 1.1 takes a plain scalar for: the tag's last part, such as `str`, `int` or `bool`."""
+    """Return the type that YAML 1.1 gives a plain scalar: the last part of the tag, such as `str`, `int` or `bool`."""
     tag: str = _RESOLVER.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]  # in the stubs
     return tag.rpartition(":")[2]
 
 
 def shown(text: str, limit: int = 60) -> str:
-    """Return text in quotes for a message, cut where it is long."""
+    """Return text in quotes for a message, shortened if it is long."""
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
@@ -362,7 +365,7 @@ def _mark(event: yaml.Event) -> Mark:
 
 
 def path_text(steps: Steps) -> str:
-    """Return steps as people write them: `rules[0].pins.any_of[1]`."""
+    """Return steps in the form `rules[0].pins.any_of[1]`."""
     text = ""
     for step in steps:
         if isinstance(step, int):

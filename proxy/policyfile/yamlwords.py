@@ -1,6 +1,6 @@
-"""What is wrong with text that is no YAML, so that who wrote it can mend it at once.
-
-PyYAML says what its grammar wanted, and where it gave up. People look for a tab, a quote, a bracket or a blank.
+"""Explains syntax errors in YAML so that the author can correct them at once. `proxy.policyfile.yamltext` calls it with
+the errors of PyYAML, which say what the grammar expected and where it gave up; people look for a tab, a quote, a
+bracket or a blank.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import yaml
 
 _MAX_SHOWN = 60
-_PLAIN = re.compile(r"[^\s,\[\]{}\"'\\]+")  # what stands as one piece, and would stand in quotes as it is
+_PLAIN = re.compile(r"[^\s,\[\]{}\"'\\]+")  # one word that could be put in quotes unchanged
 
 
 def yaml_words(error: yaml.MarkedYAMLError, text: str) -> tuple[int, int, str]:
