@@ -1,10 +1,10 @@
-"""Writes what the code knows best: in these docs the tables of reason codes, metrics, alerts and keys of the policy
-file, and whole the JSON Schema of that and the alerting rules for Prometheus.
+"""Generates what the code knows best: the tables of reasons, metrics, alerts and policy keys in these papers, the JSON
+Schema of the policy file, and the alerting rules for Prometheus. `make check` runs it with `--check`.
 
 Rules of this module:
 
-- A table stands between `<!-- generated: NAME -->` and `<!-- end -->`; everything else is a person's and stays.
-- What is written depends on the code alone, so that a second run changes nothing.
+- A table stands between `<!-- generated: NAME -->` and `<!-- end -->`; everything else is written by people, and stays.
+- The output depends on the code only, so a second run changes nothing.
 - A missing, doubled or unknown marker is an error: a table that nobody updates is worse than none.
 
 `python docs/generate.py` writes; with `--check` it writes nothing, names the files that are stale and exits with 1.
@@ -39,7 +39,7 @@ _EXPOSED_AS = {"counter": "{}_total", "histogram": "{}_bucket, {}_sum, {}_count"
 
 
 class BadMarkers(Exception):
-    """The markers of a file do not fit the tables there are. The message names the file and what is wrong."""
+    """The markers of a file do not match its tables. The message names the file and what is wrong."""
 
 
 def reasons_table() -> str:
@@ -60,7 +60,7 @@ def reasons_table() -> str:
 def metrics_table() -> str:
     """Return the table of metrics, with the names that a scrape shows."""
     counted = [each for each in vars(Metrics(CollectorRegistry())).values() if isinstance(each, MetricWrapperBase)]
-    families = [(*each.describe(), each._labelnames) for each in counted]  # there is no public way to ask for labels
+    families = [(*each.describe(), each._labelnames) for each in counted]  # there is no public access to labels
     families += [(family, family._labelnames) for family in PolicyMetrics("", Policy, 0).describe()]  # as above
     rows = []
     for family, labels in families:
@@ -103,7 +103,7 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def renewed(name: str, text: str) -> str:
-    """Return a file's text with its tables as they should be.
+    """Return a file's text with its tables up to date.
 
     Args:
         name: the file's name in this folder.

@@ -21,7 +21,7 @@ def main(target: Path) -> None:
         console = Console(record=True, width=150, file=nowhere, force_terminal=True)
         show(cases, console)
     svg = console.export_svg(title="make demo")
-    # The picture must not depend on fonts from elsewhere, and keeps the indentation.
+    # The picture must not need fonts from elsewhere, and must keep the indentation.
     svg = svg.replace("<text ", '<text xml:space="preserve" ')
     target.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL), "utf-8")
 

@@ -1,1 +1,3 @@
-"""The one name that is installed. `proxy` and `addons` lie in here in a wheel, and beside it in a checkout."""
+"""The one name that a wheel installs. In a wheel `proxy` and `addons` are inside this folder, in a checkout
+beside it.
+"""

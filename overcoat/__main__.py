@@ -1,12 +1,13 @@
-"""`overcoat`, and `python -m overcoat`: finds Overcoat's own packages before anything else is looked at.
+"""The launcher, which the command `overcoat` and `python -m overcoat` run: it puts Overcoat's own packages first on the
+import path, and then runs `proxy.cli`.
 
 Rules of this module:
 
-- `proxy` and `addons` are names that others have, too: proxy.py's wheel, a folder on PYTHONPATH or in the working
-  directory. So a wheel has ours inside the package `overcoat`, and the folder that they are in comes first on the path.
-- Nothing of ours, and nothing that is slow to import, is imported before that is done.
-- `overcoat healthcheck` as the image runs it, every few seconds and without options, goes its own short way: what the
-  other commands are made of takes longer to import than it has (see `proxy.health`).
+- `proxy` and `addons` are names that others use, too: proxy.py's wheel, or a folder on PYTHONPATH or in the working
+  directory. So a wheel has ours inside the package `overcoat`, and their folder comes first on the path.
+- Nothing of ours, and nothing that is slow to import, is imported before that.
+- The image runs `overcoat healthcheck` every few seconds, without options. This takes a short path of its own:
+  importing the other commands takes longer than the check may take (see `proxy.health`).
 """
 
 from __future__ import annotations

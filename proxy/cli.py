@@ -1,4 +1,6 @@
-"""The `overcoat` command. Each subcommand lives in a module of `proxy.commands` that is imported when it is used."""
+"""The `overcoat` command. The launcher (`overcoat/__main__.py`) runs it. Each subcommand is in a module of
+`proxy.commands`, which is imported when the subcommand is used.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ _POLICY_FILE = re.compile(r"\.ya?ml\b")
 
 
 class _Commands(click.Group):
-    """A group whose subcommands are imported only when used, so that help is quick."""
+    """A group that imports a subcommand only when it is used, so that help is fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -45,7 +47,7 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] == "serve":
-            take_over_signals()  # before the imports, which take longer than anything else at the start
+            take_over_signals()  # before the imports, the slowest part of the start
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

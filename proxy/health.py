@@ -1,17 +1,18 @@
-"""Is a sidecar on this machine ready? What `overcoat healthcheck` does, and how it finds whom to ask.
+"""Tells whether a sidecar on this machine is ready: what `overcoat healthcheck` does, and how it finds the sidecar. The
+launcher runs it directly; `overcoat serve` leaves the signs that it looks for.
 
-A sidecar that serves leaves a sign in its data directory: a file with the address to ask, which it holds locked as long
-as it lives. The kernel takes the lock off however it ends, so a sign that nobody holds is one of the dead, whatever
-listens at its address by now.
+A serving sidecar leaves a sign in its data directory: a file with the address to ask, which it keeps locked as long as
+it lives. The kernel releases the lock however the sidecar ends. So an unlocked sign belongs to a dead sidecar, whatever
+may listen at its address now.
 
 Rules of this module:
 
-- It is run every few seconds beside the sidecar, on what little processor time both may have. So it imports a handful
-  of modules of the standard library, and never reads the policy, which may also have changed since the start.
-- A sign counts where it was left: in another network namespace (two containers that share a volume) the same address is
-  somebody else's.
-- Nothing is guessed: where no sidecar is found, that is said, and no default address is asked in its place. Only where
-  the data directory is read-only, so that no sign can be left, the environment says whom to ask, if it does.
+- The check runs every few seconds beside the sidecar, and both may have little processor time. So it imports only a few
+  modules of the standard library, and never reads the policy, which may also have changed since the start.
+- A sign counts only in the network namespace in which it was left: in another one (two containers that share a volume)
+  the same address may be somebody else's.
+- Nothing is guessed: if no sidecar is found, the check says so, and asks no default address instead. Only if the data
+  directory is read-only, so that no sign can be left, may the environment name the address.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ import time
 from collections.abc import Iterator, Mapping
 
 FOLDER = "running"
-READY_SECONDS = 5.0  # on a tenth of a processor an answer takes a while
-MAX_BYTES = 8192  # of a sign, and of an answer that is read
+READY_SECONDS = 5.0  # with a tenth of a processor an answer is slow
+MAX_BYTES = 8192  # the longest sign or answer that is read
 BUILT_IN = "built-in"
 
 
 class NotReady(Exception):
-    """No sidecar, or one that is not ready. The message is one line."""
+    """There is no sidecar, or it is not ready. The message is one line."""
 
 
 def data_folder(env: Mapping[str, str]) -> str:
     """Return where Overcoat keeps its state: $OVERCOAT_DATA, else the XDG data directory.
 
     Raises:
-        RuntimeError: the environment names neither, and there is no home directory.
+        RuntimeError: the environment names no folder, and there is no home directory.
     """
     if env.get("OVERCOAT_DATA"):
         return env["OVERCOAT_DATA"]
@@ -56,16 +57,17 @@ def address_text(host: str, port: int) -> str:
 
 
 class Sign:
-    """The sign that a sidecar serves, from when it is made until it is taken away or the process ends."""
+    """The sign that a sidecar serves. It exists from its creation until it is taken away or the process ends."""
 
     def __init__(self, folder: str, address: str, policy: str | None, variable: str | None = None) -> None:
-        """Leave it, and clear away those of the dead.
+        """Leave the sign, and remove those of dead sidecars.
 
         Args:
             folder: the data directory.
-            address: whom to ask whether it is ready, `HOST:PORT`; empty for nobody.
+            address: the address to ask, `HOST:PORT`; empty if there is none.
             policy: the policy file's path; None for the built-in policy.
-            variable: what `OVERCOAT_POLICY` says where it runs: who asks from there means it, whatever its flags say.
+            variable: `OVERCOAT_POLICY` in the sidecar's environment: a check from there means this sidecar, whatever
+                its flags say.
 
         Raises:
             OSError: it cannot be written.
@@ -76,7 +78,7 @@ class Sign:
         for path in _files(signs):
             _clear_away(path)
         self.path = os.path.join(signs, f"{os.getpid()}-{os.urandom(8).hex()}")
-        made = f"{self.path}.new"  # nobody looks at it before it is whole, and locked
+        made = f"{self.path}.new"  # a temporary name, until it is complete and locked
         self._descriptor = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             names = (_policy_text(policy), _policy_text(variable))
@@ -90,8 +92,8 @@ class Sign:
             raise
 
     def take_away(self) -> None:
-        """Take it away."""
-        with contextlib.suppress(OSError):  # whoever cleared the directory did it for us
+        """Remove the sign."""
+        with contextlib.suppress(OSError):  # somebody has removed it already
             os.unlink(self.path)
         os.close(self._descriptor)
 
@@ -102,13 +104,13 @@ def check(
     """Ask every sidecar that is meant.
 
     Args:
-        env: the environment: where the data directory is, and `OVERCOAT_POLICY`.
-        policy: only sidecars with this policy file are meant; else `OVERCOAT_POLICY`, else all of this user's here.
+        env: the environment, with the data directory and `OVERCOAT_POLICY`.
+        policy: check only sidecars with this policy file; else with `OVERCOAT_POLICY`; else all of this user's here.
         address: the one address to ask, `HOST:PORT`, whatever signs there are.
-        seconds: for all of them together.
+        seconds: the time limit for all of them together.
 
     Raises:
-        NotReady: there is none, or not all say in time that they are ready.
+        NotReady: there is none, or not all of them answer in time that they are ready.
     """
     deadline = time.monotonic() + seconds
     for each in [address] if address is not None else _found(env, policy):
@@ -116,7 +118,7 @@ def check(
 
 
 def _found(env: Mapping[str, str], policy: str | None) -> Iterator[str]:
-    """Yield where the sidecars that live are to be asked."""
+    """Yield the addresses of living sidecars."""
     try:
         folder = os.path.join(data_folder(env), FOLDER)
     except RuntimeError as e:
@@ -158,11 +160,11 @@ def _files(folder: str) -> list[str]:
 
 
 def _sign_of_the_living(path: str) -> list[str] | None:
-    """Return address, network and both names of a policy of a sign that is held; None of any other."""
+    """Return the address, the network and both policy names in a sign that is locked; None for any other file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
-        return None  # it ended meanwhile
+        return None  # it has ended meanwhile
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -180,12 +182,12 @@ def _clear_away(path: str) -> None:
 
 
 def _policy_text(policy: str | None) -> str:
-    # Not the real path: where a configuration is mounted by symbolic links, that is another one after each change.
+    # Not the real path: if a configuration is mounted by symbolic links, that path differs after each change.
     return BUILT_IN if policy is None else os.path.abspath(policy)
 
 
 def _network() -> str:
-    """Return what tells network namespaces apart; the same everywhere where there are none."""
+    """Return what identifies the network namespace; the same everywhere on systems without them."""
     try:
         return os.readlink("/proc/self/ns/net")
     except OSError:
@@ -194,7 +196,7 @@ def _network() -> str:
 
 def _ask(address: str, deadline: float) -> None:
     host, _, port = address.rpartition(":")
-    host = host.strip("[]")  # one that stands for all addresses is called at loopback by the system
+    host = host.strip("[]")  # for the address that stands for all, the system dials loopback
     answer = b""
     try:
         with socket.create_connection((host, int(port)), max(deadline - time.monotonic(), 0.01)) as asked:
@@ -215,7 +217,7 @@ def _ask(address: str, deadline: float) -> None:
 
 
 def main() -> int:
-    """Be `overcoat healthcheck` without options: say what was found, and return the exit status."""
+    """Run `overcoat healthcheck` without options: print the result, and return the exit status."""
     try:
         check(os.environ)
     except NotReady as e:

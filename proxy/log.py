@@ -1,11 +1,12 @@
-"""What `overcoat serve` says on standard error: every message with its time, all in one form.
+"""The form of everything that `overcoat serve` writes to standard error: each message with its time.
+`proxy.commands.serve` sets it up; all modules log through it.
 
 Rules of this module:
 
-- On a terminal each message is a line to read; anywhere else it is one JSON object a line, so that who collects the
-  lines never meets two forms.
-- All that would be written there otherwise goes the same way: warnings of libraries, and errors that nobody caught, in
-  any thread. Of an exception its type and place are said, never its message, which may quote what it choked on.
+- On a terminal each message is a line for people; anywhere else it is one JSON object a line. So a program that
+  collects the lines never meets two forms.
+- Whatever else would be written there takes the same form: warnings of libraries, and uncaught errors in any thread. An
+  exception is logged with its type and where it was raised, never with its message, which may quote secrets.
 - A message that cannot be written stops nothing.
 """
 
@@ -26,10 +27,10 @@ logger = logging.getLogger("overcoat")
 
 
 def say_all_in_one_form(stream: TextIO | None) -> None:
-    """Begin to log, and take over what Python would print by itself.
+    """Start logging, and replace what Python would print by itself.
 
     Args:
-        stream: standard error; None where it was closed before this process began.
+        stream: standard error; None if it was closed before this process began.
     """
     logging.raiseExceptions = False
     handler: logging.Handler = logging.NullHandler()
@@ -50,7 +51,7 @@ def _uncaught(kind: type[BaseException], error: BaseException | None, _trace: Tr
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception's type and where it came from, without its message."""
+    """Return an exception's type and where it was raised, without its message."""
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     where = " < ".join(
         f"{frame.name} ({frame.filename.rsplit('/', 1)[-1]}:{frame.lineno})" for frame in reversed(frames)
@@ -66,7 +67,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 class ForPrograms(logging.Formatter):
-    """One JSON object a message: `time` (UTC), `level`, `message`, and what the message is about."""
+    """One JSON object for each message: `time` (UTC), `level`, `message`, and what the message is about."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without its line feed."""
@@ -79,11 +80,11 @@ class ForPrograms(logging.Formatter):
 
 
 class ForPeople(logging.Formatter):
-    """One line a message: the time (UTC), the level, what is said."""
+    """One line for each message: the time (UTC), the level, the text."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without its line feed."""
         time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        # A control character might move the terminal's cursor, and a line feed would begin a line without a time.
+        # A control character could move the cursor; a line feed would begin a line without a time.
         text = "".join(each if each.isprintable() else " " for each in _message(record))
         return f"{time} {record.levelname} {text}"

@@ -1,10 +1,11 @@
-"""Overcoat as an addon of stock mitmproxy: its options, and the pipeline for one policy.
+"""Overcoat as an addon of stock mitmproxy: declares its option, reads the policy, and puts the pipeline together.
+`config/mitmproxy_addon.py`, which mitmproxy loads, makes the addon.
 
 Rules of this module:
 
-- Without a policy that is right, mitmproxy does not start; if it goes on all the same, everything is denied.
-- Options of mitmproxy that would undo what the policy says are refused, at the start and later.
-- The policy is read once. Whoever takes the addon away ends mitmproxy: it would go on without it.
+- Without a right policy, mitmproxy does not start; if it goes on all the same, every request is denied.
+- Options of mitmproxy that would undo the policy are refused, at the start and later.
+- The policy is read once. If somebody removes the addon, mitmproxy ends: it would go on without protection.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("overcoat")
 
-# What is set, since mitmproxy's defaults are others.
+# Options that are set, because mitmproxy's defaults are wrong here.
 _SET: dict[str, Any] = {
-    "connection_strategy": "lazy",  # else a connection to port 80 is open before the request is upgraded
+    "connection_strategy": "lazy",  # else a connection to port 80 opens before the upgrade
     "upstream_cert": False,
-    "rawtcp": False,  # else whatever is not understood passes
-    "onboarding": False,  # it hands out mitmproxy's own CA, which vouches for nothing here
+    "rawtcp": False,  # else unknown protocols pass
+    "onboarding": False,  # it hands out mitmproxy's own CA, which is not used here
 }
-# What must stay as it is by default, and why.
+# Options that must keep their defaults, and why.
 _KEPT: dict[str, tuple[Any, str]] = {
     "ssl_insecure": (False, "upstreams would not be verified"),
     "stream_large_bodies": (None, "bodies would leave before their fields are encrypted"),
@@ -82,12 +83,12 @@ class Overcoat:
         self._is_configured = False
 
     def load(self, loader: Loader) -> None:
-        """Declare the option, and set those of mitmproxy's that must be set."""
+        """Declare the option, and set those options of mitmproxy that must be set."""
         loader.add_option("overcoat_policy", str, "", "Overcoat's policy file, which all traffic is held to.")
         ctx.options.update(**_SET)
 
     def configure(self, updated: Set[str]) -> None:
-        """Read the policy, the first time; refuse later what would undo it.
+        """Read the policy at the first call; later refuse changes that would undo it.
 
         Raises:
             OptionsError: an option was changed that must not be; mitmproxy takes the change back.
@@ -102,17 +103,17 @@ class Overcoat:
         self._is_configured = True
         wrong = wrong or self._begin()
         for each in wrong:
-            logger.error("%s", each)  # mitmproxy ends its start for it
+            logger.error("%s", each)  # mitmproxy stops starting when it sees this
         if wrong:
             logger.error("nothing passes: Overcoat has no policy in force")
 
     def done(self) -> None:
-        """End mitmproxy with this addon."""
+        """End mitmproxy when this addon is removed."""
         self._guard.shut()
         ctx.master.shutdown()
 
     def _begin(self) -> list[str]:
-        """Read the policy and build the pipeline; return what is wrong."""
+        """Read the policy and build the pipeline; return the errors."""
         if not ctx.options.overcoat_policy:
             return ["name Overcoat's policy: --set overcoat_policy=FILE"]
         now = datetime.now(UTC)
@@ -156,7 +157,7 @@ class Overcoat:
 
 
 def _say(line: str) -> None:
-    """Write a decision line where mitmproxy's console, or mitmweb's event log, shows it."""
+    """Write a decision line to mitmproxy's console, or to mitmweb's event log."""
     logger.info("%s", line.rstrip("\n"))
 
 
@@ -172,7 +173,7 @@ def _wrong_options() -> Iterator[str]:
 
 
 def _missing(policy: Policy) -> Iterator[str]:
-    """Yield what a policy says that only Overcoat's own engine does."""
+    """Yield the parts of a policy that only Overcoat's own engine supports."""
     if policy.upstream_proxy is not None:
         yield f"{policy.source}: upstream_proxy is not served inside mitmproxy, which would dial straight"
     for rule in policy.rules:
@@ -188,14 +189,14 @@ def _proxyserver() -> Proxyserver:
 
 
 def _own_ports() -> set[int]:
-    """Return the ports that mitmproxy listens on, that of mitmweb's page included."""
+    """Return the ports that mitmproxy listens on, including that of mitmweb's page."""
     ports = {int(port) for _, port, *_ in _proxyserver().listen_addrs()}
     return ports | ({int(ctx.options.web_port)} if "web_port" in ctx.options else set())
 
 
 def _cut(client: connection.Client, server: connection.Server | None) -> None:
-    """End a client connection, or one of its upstream connections, before another byte of it is written."""
+    """End a client connection, or one of its upstream connections, before another byte is written to it."""
     handler = _proxyserver().connections.get(client.id)
     for each, io in list(handler.transports.items()) if handler is not None else []:
         if (server is None or each is server) and io.writer is not None:
-            io.writer.transport.abort()  # type: ignore[union-attr]  # of TCP, which alone is served, it is asyncio's
+            io.writer.transport.abort()  # type: ignore[union-attr]  # of TCP, the only kind served, it is asyncio's

@@ -1,4 +1,6 @@
-"""`overcoat demo`: the main job on real connections, shown side by side and checked."""
+"""`overcoat demo`: runs the cases of `proxy.demo` on real connections, shows what was sent and what arrived, and checks
+it.
+"""
 
 from __future__ import annotations
 
@@ -49,11 +51,11 @@ def demo(as_json: bool) -> None:
 
 _TELLING = ("what the app sent", "what the upstream received", "what the app was told")
 _STYLES = ("", "cyan", "")
-_WIDE = 110  # columns for all three side by side
+_WIDE = 110  # columns of a terminal that can show all three side by side
 
 
 def show(cases: list[Case], console: Console) -> None:
-    """Print the cases, side by side where there is room, and the verdict."""
+    """Print the cases, side by side if there is room, and the verdict."""
     from rich.text import Text
 
     from proxy.demo.sidecar import client_name

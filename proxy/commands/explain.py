@@ -1,9 +1,9 @@
-"""`overcoat explain`: what a policy does to a request, and why.
+"""`overcoat explain`: says what a policy would do with a request, and why, without sending it.
 
 Rules of this module:
 
-- It asks the functions that decide on real requests, so that it cannot say anything else than they do.
-- Nothing is dialled or looked up, and no value of a body is printed. What depends on that is said with an "if".
+- It calls the same functions that decide on real requests, so it cannot say anything else.
+- Nothing is dialled or looked up, and no value of a body is printed. What depends on these is said with an "if".
 """
 
 from __future__ import annotations
@@ -57,20 +57,20 @@ class Explanation:
         scheme: `http` or `https`, as the app would send it.
         asked: the destination in the request.
         rule: the rule that counts, or None.
-        action: what would be done, before pins and keys are looked at.
+        action: what would be done, before pins and keys are checked.
         why: one sentence.
         dials: the authority that would be dialled, or None.
-        through: the URL of the upstream proxy that the way leads through, or None.
-        allowed: what beside public addresses it may be at, if it is a name.
-        raw_tcp: whether anything passes, unseen.
-        strict: whether certificates must have the form that RFC 5280 prescribes; None where none is looked at.
-        denied: the reason codes for which it would be denied today, as far as can be known without dialling.
-        pins: the pins that the upstream's chain must have one of.
+        through: the URL of the upstream proxy that would be used, or None.
+        allowed: the non-public addresses at which the host may be, if it is a name.
+        raw_tcp: whether any protocol passes unchecked.
+        strict: whether certificates must have the form that RFC 5280 prescribes; None if none is checked.
+        denied: the reason codes with which it would be denied today, as far as can be known without dialling.
+        pins: the pins of which the upstream's chain must have one.
         pins_expire: the last day of these pins.
         encrypt: the entries that apply to the request, as plain values.
         decrypt: the entries that apply to its response.
-        other_entries: the rule's entries that don't apply, because of the method or the path.
-        signed_by: what of the request covers its body, where a field of that may have to be encrypted.
+        other_entries: the rule's entries that do not apply, because of the method or the path.
+        signed_by: what covers the request's body, if a field in it may have to be encrypted.
         places: the places in the given body that would be encrypted, with the key set.
     """
 
@@ -147,7 +147,7 @@ def explain(
 
 
 def _field(text: str) -> tuple[bytes, bytes]:
-    """Return a header field that is written as in curl."""
+    """Return a header field that is written as for curl."""
     name, colon, value = text.partition(":")
     if not colon or not name.isascii() or not name or name != name.strip():
         raise click.BadParameter("write 'NAME: VALUE'", param_hint="--header")
@@ -155,7 +155,7 @@ def _field(text: str) -> tuple[bytes, bytes]:
 
 
 def _requests(url: str) -> tuple[list[tuple[str, Destination]], str, str]:
-    """Return the schemes and destinations that a URL stands for, its path and its query."""
+    """Return the schemes and destinations that a URL means, its path and its query."""
     match = _URL.fullmatch(url)
     if match is None or (match[1] is None and "://" in url):
         raise ValueError("write http://…, https://…, or only a host")
@@ -227,10 +227,10 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
 
 
 def _ca_is_valid() -> bool:
-    """Tell whether the local CA can vouch for a host now, or will be made when it is needed."""
+    """Tell whether the local CA can sign now, or does not exist and would be made when needed."""
     try:
         lifetime = published_lifetime(data_directory(os.environ))
-    except CaError:  # there is no home directory, which `serve` refuses
+    except CaError:  # there is no home directory; `serve` reports that itself
         return True
     return lifetime is None or lifetime.holds(datetime.now(UTC))
 
@@ -246,7 +246,7 @@ def _split(entries: Sequence[FieldEntry], request: _Request) -> tuple[list[Field
 
 
 def _places(entries: Sequence[FieldEntry], body: bytes) -> list[tuple[str, FieldEntry]]:
-    """Return the places that would be encrypted, each with the entry that says so."""
+    """Return the places that would be encrypted, each with its entry."""
     if not entries:
         return []
     try:

@@ -1,4 +1,6 @@
-"""How a command says that its work failed."""
+"""The error with which a command reports that its work failed. `proxy.commands.keys` and `proxy.commands.pins` raise
+it.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ import click
 
 
 class Failed(click.ClickException):
-    """An error of the command's work, as against wrong use: one line, exit status 1."""
+    """The command's work failed (as opposed to wrong use): one line of error, exit status 1."""
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Print the message the way every line of this command's errors looks."""
+        """Print the message in the form of all errors of this command."""
         click.echo(f"error: {self.format_message()}", file=file, err=file is None)

@@ -1,4 +1,4 @@
-"""`overcoat healthcheck`."""
+"""`overcoat healthcheck`, with its options; `proxy.health` does the work."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""`overcoat keys`: make, convert, list and try out the keys of encrypted values.
+"""`overcoat keys`: makes, converts and lists the keys of encrypted values, and seals and opens values by hand.
 
 Rules of this module:
 
-- A key file is never overwritten, and is made with mode 0600 before a byte of it is written.
+- A key file is never overwritten; it is created with mode 0600 before its first byte is written.
 - Secret key files that others may read are refused, as they are in a policy.
-- Values pass as the bytes they are; an error is one line on stderr, with nothing of a key or a value in it.
-- cryptography is imported where it is used, so that `--help` stays fast.
+- Values pass as the exact bytes that they are. An error is one line on stderr, and quotes no key and no value.
+- cryptography is imported where it is used, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ FORMATS = ("pem", "jwk")
 
 
 class BadPolicy(Failed):
-    """The policy has errors: each a line of its own, exit status 2."""
+    """The policy has errors: one line for each, exit status 2."""
 
     exit_code = 2
 
 
 @contextmanager
 def _failures(file: Path | None = None) -> Iterator[None]:
-    """Turn what can go wrong with keys, files and tokens into one line."""
+    """Turn the errors of keys, files and tokens into one line each."""
     from proxy.core.destinations import BadDestination
     from proxy.core.jose.jwe import JweError
     from proxy.core.jose.keys import BadKey
@@ -85,7 +85,7 @@ _policy_option = click.option("-p", "--policy", "policy", metavar="FILE", help="
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Which key is meant, and which place: the options that `seal` and `open` share."""
+    """The key and the place that `seal` and `open` are to use, from their common options."""
 
     file: Path | None
     alg: str | None
@@ -98,7 +98,7 @@ class Source:
 
 
 def _source_options(command: Callable[[Source], None]) -> Callable[..., None]:
-    """Add the options of a `Source`, and pass them on as one."""
+    """Add the options of a `Source` to a command, and pass them to it as one value."""
     options = (
         click.option("--key", "file", type=click.Path(path_type=Path), metavar="FILE", help="A key file, PEM or JWK."),
         _alg_option,
@@ -158,7 +158,7 @@ def new(
         try:
             create_file(public_file, _encode(key, form, private=False), mode=0o644)
         except OSError:
-            out.unlink()  # made above, and of no use to anyone yet
+            out.unlink()  # just made, and not used by anybody yet
             raise
         _explain(key, str(out), str(public_file))
 
@@ -263,7 +263,7 @@ def open_value(source: Source) -> None:
 
 
 def _kid_of(token: str) -> str:
-    """Return the name that a token calls its key by, as a shell takes it."""
+    """Return the key name in a token, quoted for a shell."""
     from proxy.core.jose.encoding import parse_object, unbase64url
 
     kid = parse_object(unbase64url(token.partition(".")[0])).get("kid")
@@ -283,7 +283,7 @@ def _encode(key: Key, form: str, *, private: bool) -> bytes:
 
 
 def _explain(key: Key, secret_file: str, public_file: str | None) -> None:
-    """Say on stderr what to put into which policy; YAML reads JSON's quoted strings."""
+    """Print on stderr what to write into which policy; the strings are quoted as in JSON, which YAML reads."""
 
     def entry(file: str) -> str:
         return f"{{kid: {json.dumps(key.kid)}, file: {json.dumps(file)}}}"
@@ -317,7 +317,7 @@ def _load_policy(option: str | None) -> Policy:
 
 
 def _key_set(source: Source) -> KeySet:
-    """Return the policy's key set, or one made of the key in the file."""
+    """Return the policy's key set, or a key set made of the key in the file."""
     from proxy.core.jose.keys import KeySet
 
     if source.file is not None and source.set_name is None:

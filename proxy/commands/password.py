@@ -1,4 +1,4 @@
-"""`overcoat password`."""
+"""`overcoat password`: prints the hash of a password, for users of the proxy."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""`overcoat pins`: which keys a server has, for people who write pins.
+"""`overcoat pins`: shows the pins of a server's keys, for people who write pins into a policy.
 
 Rules of this module:
 
-- A pin is printed only if the server's chain is valid for its name, by the policy's own roots.
-- Who prints pins is told that they come over the network, and are to be compared before they are trusted.
-- Where the policy has pins and none matches, that may be the very attack that they are for: then no line is printed
-  that could go into the policy as it is, and the exit status is 1.
+- A pin is printed only if the server's chain is valid for its name, according to the policy's roots.
+- The output says that the pins came over the network, and must be compared before they are trusted.
+- If the policy has pins and none matches, this may be the very attack that pins are for. Then nothing is printed that
+  could be pasted into the policy, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _destination(policy: Policy, server: str) -> Destination:
 
 
 def _fetch(policy: Policy, destination: Destination) -> dict[str, Any]:
-    """Return what is to be shown, in plain values."""
+    """Return what to show, as plain values."""
     from proxy.core.decisions import Denied
     from proxy.engine.probe import probe
     from proxy.engine.tls import NoRoots
@@ -125,7 +125,7 @@ def _fetch(policy: Policy, destination: Destination) -> dict[str, Any]:
 
 
 def _rule_of(policy: Policy, destination: Destination) -> Rule | None:
-    """Return what has the pins for a destination: a rule, or the upstream proxy if it is that one itself."""
+    """Return the rule with the pins for a destination; for the upstream proxy itself, the rule that holds its pins."""
     proxy = policy.upstream_proxy
     return proxy.rule if proxy is not None and proxy.destination == destination else policy.rule_for(destination)
 
@@ -150,7 +150,7 @@ def _certificate(certificate: x509.Certificate, pins: PinSet | None) -> dict[str
 def _print(shown: dict[str, Any]) -> None:
     chain = shown["chain"]
     click.echo(f"{shown['server']}, {shown['tls_version']}: its certificate is valid. The keys of its verified chain:")
-    for depth, certificate in enumerate(chain):  # each pin in a line of its own, which nothing breaks over two
+    for depth, certificate in enumerate(chain):  # each pin on its own line, which is never wrapped
         subject = f": {_printable(certificate['subject'])}" if certificate["subject"] else ""
         known = f", {_match_text(certificate)}" if shown["pinned_by"] else ""
         click.echo(f"  {certificate['pin']}")
@@ -175,7 +175,7 @@ def _match_text(certificate: dict[str, Any]) -> str:
 
 
 def _warn_of_mismatch(shown: dict[str, Any]) -> None:
-    """Say what a mismatch may be, and what to do; nothing that could be pasted."""
+    """Print what a mismatch may mean, and what to do; nothing that could be pasted."""
     server = shown["chain"][0]
     count = len(shown["not_in_chain"])
     pins = "the one pin" if count == 1 else f"any of the {count} pins"
@@ -193,5 +193,5 @@ def _warn_of_mismatch(shown: dict[str, Any]) -> None:
 
 
 def _printable(text: str) -> str:
-    """Leave nothing in a name that could steer a terminal."""
+    """Remove from a name all characters that could control a terminal."""
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)

@@ -1,9 +1,10 @@
-"""`overcoat check` and `schema`: what is wrong with a policy, what it does, and what it may hold.
+"""`overcoat check` says what is wrong with a policy and what it does; `overcoat schema` prints the JSON Schema of
+policies.
 
 Rules of this module:
 
-- What `serve` would refuse, `check` refuses, with the same status and in the same words; it also exits with 1 if
-  something in the policy does not work any more.
+- `check` refuses whatever `serve` would refuse, with the same status and in the same words. It also exits with 1 if
+  something in the policy has stopped working.
 - Nothing is dialled, and no key material is printed.
 """
 
@@ -73,7 +74,7 @@ def check(option: str | None, as_json: bool) -> None:
 
 
 def policy_summary(policy: Policy) -> dict[str, Any]:
-    """Return the policy in plain values, for JSON; keys by name only."""
+    """Return the policy as plain values, for JSON; keys only by name."""
     return {
         "source": policy.source,
         "hash": policy.short_hash,

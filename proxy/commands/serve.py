@@ -1,4 +1,6 @@
-"""`overcoat serve` and `overcoat ca`."""
+"""`overcoat serve` runs the sidecar: it reads the policy, binds the listeners, and serves in this process or in several
+workers (`proxy.processes`). `overcoat ca` prints the certificate of the local CA.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,7 @@ def fail(message: str, status: int = 1) -> click.exceptions.Exit:
 
 
 def or_exit[T](load: Callable[[], T]) -> T:
-    """Return what `load` returns, or print everything that is wrong with the policy and exit with status 2."""
+    """Return the result of `load`; if the policy is wrong, print all its errors and exit with status 2."""
     from proxy.policyfile.load import PolicyErrors
 
     try:
@@ -96,7 +98,7 @@ def serve(
     path = or_exit(lambda: find_policy(policy_path, os.environ))
 
     secrets = SecretVariables()
-    os.register_at_fork(after_in_child=secrets.forget)  # the parent alone reads the policy again
+    os.register_at_fork(after_in_child=secrets.forget)  # only the parent reads the policy again
 
     def load() -> Policy:
         return load_policy(path, os.environ, overrides, secrets)
@@ -125,7 +127,7 @@ def serve(
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-    os._exit(status)  # without waiting for a thread that still looks up a name
+    os._exit(status)  # does not wait for threads that still resolve a name
 
 
 class _CannotStart(Exception):
@@ -142,7 +144,7 @@ def _with_roots(policy: Policy) -> Policy:
 
 
 def processors() -> int:
-    """Return how many processors this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -156,7 +158,7 @@ def _check_lines(path: Path) -> None:
 
 
 async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitStack, path: Path | None) -> int:
-    """Serve in this process, with the admin endpoint in a thread of it; return how much was cut off at the end."""
+    """Serve in this process, with the admin listener in a thread; return how much was cut off at the end."""
     from prometheus_client import CollectorRegistry
 
     from addons.metrics import Metrics, PolicyMetrics
@@ -207,7 +209,7 @@ def _keep_reminding(engine: Engine, reminder: Reminder) -> None:
 
 
 def _reload(engine: Engine, reader: Reader, metrics: Metrics) -> None:
-    """Take the policy over as it is now; it is read within one turn of the loop, in which nothing else moves."""
+    """Take over the policy as it is now. It is read in one turn of the event loop, in which nothing else runs."""
     from proxy.processes.reload import log_read
 
     before = engine.policy
@@ -301,7 +303,7 @@ def _bind(policy: Policy, count: int) -> list[list[Bound]]:
 
 
 def _announce(policy: Policy, bound: list[Bound], places: AdminSockets, closing: contextlib.ExitStack) -> None:
-    """Tell people, programs and `overcoat healthcheck` that it serves."""
+    """Tell people, programs and `overcoat healthcheck` that the sidecar serves."""
     from proxy.policyfile.findings import findings, log_findings
 
     listen = ["{}:{}".format(*place.socket.getsockname()[:2]) for place in bound]
@@ -318,7 +320,7 @@ def _announce(policy: Policy, bound: list[Bound], places: AdminSockets, closing:
     except OSError as e:
         told = "unless OVERCOAT_PROBES or OVERCOAT_ADMIN says where it is"
         logger.warning("overcoat healthcheck will not find this sidecar, %s: %s: %s", told, e.filename, e.strerror)
-    # For machines, too, so that a supervisor that asked for free ports learns them.
+    # For programs, too: a supervisor that asked for free ports learns them here.
     facts = {"event": "ready", "listen": listen, "admin": admin, "probes": probes}
     where = (", ".join(listen), admin or "off", probes or "off")
     logger.info("ready: listening on %s, admin %s, probes %s", *where, extra={"facts": facts})

@@ -1,4 +1,6 @@
-"""What several commands have in common: which policy, tables for people, and a policy's parts in plain values."""
+"""What several commands share: loading the policy, tables for people, and parts of a policy as plain values
+for JSON.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 
 
 def load_or_exit(option: str | None, *, as_json: bool) -> Policy:
-    """Load the policy, or print everything that is wrong with it and exit with status 2."""
+    """Load the policy; if it is wrong, print all its errors and exit with status 2."""
     try:
         return load_policy(find_policy(option, os.environ), os.environ, secrets=SecretVariables())
     except PolicyErrors as refused:
@@ -53,12 +55,12 @@ def _refuse(refused: PolicyErrors, *, as_json: bool) -> NoReturn:
 
 
 def wide_console() -> Console:
-    """Return a console for tables. A pipe has no width, and a narrow guess would break names over lines."""
+    """Return a console for tables. A pipe has no width, and a narrow guess would wrap names."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def plain_table(*columns: str) -> Table:
-    """Return a table with these columns and few lines."""
+    """Return a table with these columns and few ruled lines."""
     table = Table(box=box.SIMPLE, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -66,19 +68,19 @@ def plain_table(*columns: str) -> Table:
 
 
 def destination_of(authority: str, default_port: int) -> Destination:
-    """Return the destination that a user names by `host` or `host:port`; the host may be an internationalised name.
+    """Return the destination that a user gives as `host` or `host:port`; the host may be an international name.
 
     Raises:
-        ValueError: it names none.
+        ValueError: it is no destination.
     """
-    if not authority.isascii():  # so it is a name, and its only colon is the port's
+    if not authority.isascii():  # then it is a name, and a colon can only begin the port
         host, colon, port = authority.partition(":")
         authority = ascii_host(host) + colon + port
     return parse_authority(authority, default_port)
 
 
 def entry_summary(entry: FieldEntry) -> dict[str, Any]:
-    """Return a field entry in plain values; its key set by name only."""
+    """Return a field entry as plain values; its key set only by name."""
     return {
         "selectors": [selector.text for selector in entry.selectors],
         "key": entry.keys.name,
@@ -88,18 +90,18 @@ def entry_summary(entry: FieldEntry) -> dict[str, Any]:
 
 
 def encrypt_summary(entry: FieldEntry) -> dict[str, Any]:
-    """Return the same of an entry that encrypts, with what becomes of a body that is signed."""
+    """Return an entry that encrypts as plain values, with what it does to signed bodies."""
     return {**entry_summary(entry), "signed": entry.signed.value}
 
 
 def needs_plaintext(rule: Rule) -> list[str]:
-    """Return what of a rule must see inside https."""
+    """Return the parts of a rule that need the plaintext of https."""
     parts = {"pins": rule.pins, "encrypt": rule.encrypt, "decrypt": rule.decrypt}
     return [name for name, value in parts.items() if value]
 
 
 def addresses_texts(addresses: AddressSet) -> list[str]:
-    """Return kinds and networks as the policy file has them."""
+    """Return kinds and networks as the policy file writes them."""
     hosts = [str(each.network_address) if each.num_addresses == 1 else str(each) for each in addresses.networks]
     return [*sorted(addresses.kinds), *hosts]
 
@@ -110,5 +112,5 @@ def proxy_url(proxy: UpstreamProxy) -> str:
 
 
 def today() -> date:
-    """Return the day by which pins and keys expire."""
+    """Return the current day in UTC, by which pins and keys expire."""
     return datetime.now(UTC).date()

@@ -1,4 +1,6 @@
-"""The cases that the demo shows, each run on real connections and checked against what the upstream recorded."""
+"""The cases of the demo. Each is run on real connections, and checked against what the upstream recorded. `overcoat
+demo` calls `run_cases` and prints the result.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,14 @@ MARKED_VALUES = ("4111 1111 1111 1111", ": 123", "078-05-1120")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One thing to show.
+    """One claim, and what happened.
 
     Attributes:
-        title: what is claimed.
+        title: the claim.
         sent: what the app sent.
-        received: what the upstream really got.
+        received: what the upstream received.
         told: what the app was told.
-        failures: what does not hold; empty if all does.
+        failures: what does not hold; empty if everything does.
     """
 
     title: str
@@ -188,5 +190,5 @@ def _first_lines(head: str) -> str:
 
 
 def _shortened(line: str) -> str:
-    """Cut the JWEs in a line to their ends."""
+    """Shorten the JWEs in a line to their beginnings and ends."""
     return " ".join(f"{word[:12]}…{word[-10:]}" if len(word) > 100 else word for word in line.split(" "))

@@ -1,4 +1,6 @@
-"""The demo's other two processes: the sidecar, and a client that knows nothing but HTTP_PROXY."""
+"""Runs the demo's two other processes: the sidecar, and a client that only knows HTTP_PROXY. `proxy.demo.cases` calls
+it.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +28,16 @@ _URLLIB = (
 
 
 class DemoFailed(Exception):
-    """The demo could not be set up. The message says what failed."""
+    """The demo could not be run. The message says what failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the client got.
+    """The response that the client received.
 
     Attributes:
         status: the HTTP status.
-        body: the JSON body, or {} if it was none.
+        body: the JSON body; {} if there was none.
     """
 
     status: int
@@ -43,10 +45,10 @@ class Answer:
 
 
 class Sidecar:
-    """`overcoat serve` as a process of its own, on free ports."""
+    """`overcoat serve` as a separate process, on free ports."""
 
     def __init__(self, policy: Path, data: Path) -> None:
-        self._process = subprocess.Popen(  # noqa: S603  # our own command
+        self._process = subprocess.Popen(  # noqa: S603  # it is our own command
             [
                 *(sys.executable, "-P", "-m", "overcoat", "serve", "--policy", str(policy)),
                 *("--listen", "forward://127.0.0.1:0", "--admin", "127.0.0.1:0"),
@@ -77,7 +79,7 @@ class Sidecar:
             if '"event": "ready"' in line:
                 self._address = json.loads(line)["listen"][0]
                 self._ready.set()
-        self._ready.set()  # it ended
+        self._ready.set()  # it has ended
 
     def _read_stdout(self) -> None:
         assert self._process.stdout is not None
@@ -86,11 +88,11 @@ class Sidecar:
 
     @property
     def url(self) -> str:
-        """What HTTP_PROXY is set to."""
+        """The value for HTTP_PROXY."""
         return f"http://{self._address}"
 
     def stop(self) -> int:
-        """End it as a supervisor would; return its exit status."""
+        """End it as a supervisor would, and return its exit status."""
         self._process.terminate()
         try:
             status = self._process.wait(_START_SECONDS)
@@ -110,12 +112,12 @@ class Sidecar:
 
 
 def client_name() -> str:
-    """Return which unmodified client the demo drives: curl where it is installed, else Python's urllib."""
+    """Return which client the demo uses: curl if it is installed, otherwise Python's urllib."""
     return "curl" if shutil.which("curl") else "urllib"
 
 
 def ask(proxy_url: str, url: str, body: str | None) -> Answer:
-    """Have the client send a request, with nothing but HTTP_PROXY in its environment.
+    """Let the client send a request, with only HTTP_PROXY set in its environment.
 
     Raises:
         DemoFailed: the client itself failed.
@@ -128,7 +130,7 @@ def ask(proxy_url: str, url: str, body: str | None) -> Answer:
             command += ["-H", "Content-Type: application/json", "--data-binary", body]
     else:
         command = [sys.executable, "-c", _URLLIB, url, *([body] if body is not None else [])]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)  # noqa: S603  # as built above
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)  # noqa: S603  # built above
     if done.returncode != 0:
         raise DemoFailed(f"{client_name()} failed: {done.stderr.strip()}")
     text, _, status = done.stdout.rpartition("\n")

@@ -1,9 +1,10 @@
-"""Upstreams for the demo, on loopback: they record every byte that reaches them, and answer `200`.
+"""The demo's servers, on loopback: they record every byte that they receive, and answer `200`. `proxy.demo.cases`
+starts them.
 
 Rules of this module:
 
-- What is recorded is what came out of the TLS session (or off the plain socket): nothing is inferred.
-- Certificates come from a CA made for one run; its key is never written.
+- The record is what came out of the TLS session (or off the plain socket); nothing is inferred.
+- Certificates come from a CA that is made for one run; its key is never written to disk.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _SECONDS = 10
 
 
 class DemoCa:
-    """A throw-away CA."""
+    """A CA for one run."""
 
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -77,7 +78,9 @@ class DemoCa:
         return builder.sign(self._key, hashes.SHA256())
 
     def write_server(self, directory: Path, name: str) -> Path:
-        """Make a key and a certificate for `localhost`; return the certificate's file. The key's ends in `.key`."""
+        """Make a key and a certificate for `localhost`; return the file of the certificate. The key is beside it, in
+        `.key`.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         certificate = self._sign(
@@ -98,10 +101,10 @@ class Upstream:
     """A recording server.
 
     Attributes:
-        port: where it listens on 127.0.0.1.
-        connections: how many TCP connections came.
-        handshakes: how many TLS handshakes were completed.
-        received: the application bytes that came, over all connections.
+        port: its port on 127.0.0.1.
+        connections: the number of TCP connections.
+        handshakes: the number of completed TLS handshakes.
+        received: the application bytes, over all connections.
     """
 
     port: int
@@ -111,7 +114,7 @@ class Upstream:
 
     @property
     def request(self) -> tuple[str, bytes]:
-        """The head (text) and the body of the one request that came."""
+        """The head (text) and the body of the one request."""
         head, _, body = bytes(self.received).partition(b"\r\n\r\n")
         return head.decode("latin-1"), body
 
@@ -121,7 +124,7 @@ def start(wanted_port: int, certificate: Path | None) -> Upstream:
 
     Args:
         wanted_port: the port to take; another one is taken if it is in use.
-        certificate: PEM file of the server's certificate, its key beside it, or None for plain TCP.
+        certificate: the PEM file of the server's certificate, with its key beside it; None for plain TCP.
     """
     try:
         listener = socket.create_server(("127.0.0.1", wanted_port))
@@ -145,7 +148,7 @@ def _accept(listener: socket.socket, context: ssl.SSLContext | None, upstream: U
 
 def _serve(connection: socket.socket, context: ssl.SSLContext | None, upstream: Upstream) -> None:
     connection.settimeout(_SECONDS)
-    # A peer that hangs up, in the handshake or later, is what the demo shows: the record says how far it came.
+    # A peer may hang up, in the handshake or later: that is what the demo shows. The record says how far it came.
     with connection, contextlib.suppress(OSError):
         stream = connection
         if context is not None:

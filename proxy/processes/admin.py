@@ -1,15 +1,18 @@
-"""The admin listener, with `/metrics`, `/live` and `/ready`, and the probes listener, with the last two alone.
+"""The admin listener, which serves `/metrics`, `/live` and `/ready`, and the probes listener, which serves the last two
+only. `proxy.commands.serve` starts them, or `proxy.processes.children` if there are several workers.
 
 Rules of this module:
 
-- They answer GET and HEAD on these paths and nothing else, and tell nothing that a request or a key contained.
-- `/live` is 200 while the process serves; `/ready` is 200 from when every listener is bound until draining starts.
-- The admin listener answers this machine, and beyond it whom the policy's `clients.admin` names; and only where it is
-  called by a name that nobody else can let lead here, or a page in a browser on this machine could read what it says.
-- The probes listener answers anybody who reaches it, by whatever name: what it says is no secret.
-- They run in threads of their own, so that a slow scraper costs the proxy nothing. There are only so many at once, and
-  the oldest has to go for one more.
-- They answer also where no descriptor is left: one is kept for that.
+- They answer GET and HEAD on these paths and nothing else, and never show anything from a request or a key.
+- `/live` is 200 while the process serves; `/ready` is 200 from the moment when every listener is bound until draining
+  begins.
+- The admin listener answers clients on this machine, and others if the policy's `clients.admin` names them. The request
+  must call it by a name that nobody else can register; otherwise a web page in a browser on this machine could read the
+  answer (DNS rebinding).
+- The probes listener answers anybody, by any name: what it says is no secret.
+- They run in their own threads, so that a slow scraper does not delay the proxy. The number of connections is limited:
+  the oldest is closed for a new one.
+- They answer even if no file descriptor is free: one is kept for that.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
 SOCKET_SECONDS = 10
 MAX_OPEN = 16
 MAX_REQUEST_LINE = 65536
-POLL_SECONDS = 0.1  # how long `close` may have to wait
+POLL_SECONDS = 0.1  # the longest wait of `close`, in seconds
 
 logger = logging.getLogger("overcoat")
 
@@ -56,58 +59,58 @@ class _ThreadingServer(socketserver.ThreadingMixIn, WSGIServer):
 
     def __init__(self, bound: socket.socket) -> None:
         self._spare: int | None = None
-        self._open: dict[socket.socket, None] = {}  # from the oldest to the newest
+        self._open: dict[socket.socket, None] = {}  # open connections, oldest first
         super().__init__(bound.getsockname(), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = bound
-        # Not HTTPServer's: that looks up the host's name in the DNS, which may take seconds.
+        # Replaces HTTPServer's method, which looks up the host's name in the DNS; that may take seconds.
         self.server_name, self.server_port = bound.getsockname()[:2]
         self.setup_environ()
         self.server_activate()
         self.service_actions()
 
     def service_actions(self) -> None:
-        """Keep a descriptor, again and again."""
+        """Take a descriptor to keep, whenever one is free."""
         if self._spare is None:
             with contextlib.suppress(OSError):
                 self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Take a connection; where no descriptor is left for it, with the one that was kept."""
+        """Take a connection; if no descriptor is free for it, use the kept one."""
         try:
             return super().get_request()
         except OSError as e:
             if e.errno not in SHORTAGES:
                 raise
         if self._spare is None:
-            time.sleep(POLL_SECONDS)  # it would be asked again at once, and in vain
+            time.sleep(POLL_SECONDS)  # else it would be tried again at once, without success
             raise shortage()
         os.close(self._spare)
         self._spare = None
         return super().get_request()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread of its own."""
+        """Answer in a separate thread."""
         if len(self._open) >= MAX_OPEN:
-            with contextlib.suppress(OSError, StopIteration):  # it ended meanwhile
+            with contextlib.suppress(OSError, StopIteration):  # it has ended meanwhile
                 next(iter(self._open)).shutdown(socket.SHUT_RDWR)
         self._open[request] = None
         super().process_request(request, client_address)
 
     def close_request(self, request: Any) -> None:
-        """Forget it, and close it."""
+        """Close a connection, and forget it."""
         self._open.pop(request, None)
         super().close_request(request)
 
     def server_close(self) -> None:
-        """Stop, and give the kept descriptor back."""
+        """Stop, and close the kept descriptor."""
         super().server_close()
         if self._spare is not None:
             os.close(self._spare)
             self._spare = None
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say in one line that a scraper went away or was too slow; socketserver's own way is a traceback."""
+        """Log in one line that a scraper went away or was too slow; socketserver itself would write a traceback."""
         _say_ended(sys.exception())
 
 
@@ -116,10 +119,10 @@ def _say_ended(error: BaseException | None) -> None:
 
 
 class _Answer(ServerHandler):
-    request_handler: WSGIRequestHandler  # what is not in its stub
+    request_handler: WSGIRequestHandler  # missing in the stub
 
     def log_exception(self, exc_info: OptExcInfo) -> None:
-        """Say in one line what was raised in answering, or that the scraper took too long to read."""
+        """Log in one line what was raised while answering, or that the scraper was too slow in reading."""
         error = exc_info[1]
         if isinstance(error, TimeoutError):
             _say_ended(error)
@@ -131,7 +134,7 @@ class _Handler(WSGIRequestHandler):
     timeout = SOCKET_SECONDS
 
     def handle(self) -> None:
-        """Answer one request. WSGIRequestHandler's own way writes tracebacks to standard error."""
+        """Answer one request. WSGIRequestHandler itself would write tracebacks to standard error."""
         self.raw_requestline = self.rfile.readline(MAX_REQUEST_LINE + 1)
         if len(self.raw_requestline) > MAX_REQUEST_LINE:
             self.requestline, self.request_version, self.command = "", "", ""
@@ -143,11 +146,11 @@ class _Handler(WSGIRequestHandler):
             answer.run(cast("WSGIApplication", cast(WSGIServer, self.server).get_app()))
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: scrapes are not requests of the app."""
+        """Log nothing: scrapes are not requests of the app."""
 
 
 def bind_admin(host: str, port: int) -> socket.socket:
-    """Bind where the admin listener is to listen.
+    """Bind the address of an admin or probes listener.
 
     Args:
         host: an address, or a name.
@@ -167,15 +170,15 @@ def bind_admin(host: str, port: int) -> socket.socket:
 
 
 class Admin:
-    """A running listener of this kind."""
+    """A running admin or probes listener."""
 
     def __init__(self, bound: socket.socket, app: WSGIApplication, name: str = "admin") -> None:
         """Start.
 
         Args:
-            bound: see `bind_admin`.
-            app: what it answers: `admin_app`, or `probes_app`.
-            name: what it is called.
+            bound: the socket; see `bind_admin`.
+            app: what it serves: `admin_app` or `probes_app`.
+            name: its name, for the log.
         """
         self._server = _ThreadingServer(bound)
         self._server.set_app(app)
@@ -184,7 +187,7 @@ class Admin:
 
     @property
     def address(self) -> tuple[str, int]:
-        """The address that is bound."""
+        """The address that it is bound to."""
         return self._server.server_name, self._server.server_port
 
     def close(self) -> None:
@@ -195,20 +198,20 @@ class Admin:
 
 @dataclass(frozen=True, slots=True)
 class AdminSockets:
-    """Where the two are bound; None for one that the policy does not have."""
+    """The bound sockets of both listeners; None for one that the policy does not have."""
 
     admin: socket.socket | None
     probes: socket.socket | None
 
     @property
     def all(self) -> list[socket.socket]:
-        """Those that there are."""
+        """The sockets that exist."""
         return [each for each in (self.admin, self.probes) if each is not None]
 
     def start(
         self, registry: CollectorRegistry, is_ready: Callable[[], bool], policy: Callable[[], Policy]
     ) -> list[Admin]:
-        """Start answering there; the arguments are those of `admin_app`."""
+        """Start the listeners; the arguments are those of `admin_app`."""
         started = []
         if self.admin is not None:
             started.append(Admin(self.admin, admin_app(registry, is_ready, policy)))
@@ -220,11 +223,11 @@ class AdminSockets:
 def admin_app(
     registry: CollectorRegistry, is_ready: Callable[[], bool], policy: Callable[[], Policy]
 ) -> WSGIApplication:
-    """Return what the admin listener answers.
+    """Return the WSGI application of the admin listener.
 
     Args:
-        registry: what `/metrics` shows.
-        is_ready: what `/ready` says.
+        registry: the metrics for `/metrics`.
+        is_ready: the answer of `/ready`.
         policy: returns the policy in force.
     """
     metrics = make_wsgi_app(registry)
@@ -233,7 +236,7 @@ def admin_app(
         asked = {**environ, "REQUEST_METHOD": "GET"}
         try:
             return cast("Iterable[bytes]", metrics(asked, start_response))
-        except (TypeError, ValueError):  # prometheus-client cannot read the Accept field: it is as if there were none
+        except (TypeError, ValueError):  # prometheus-client cannot read the Accept field: ignore it
             asked.pop("HTTP_ACCEPT", None)
             return cast("Iterable[bytes]", metrics(asked, start_response))
 
@@ -249,21 +252,21 @@ def admin_app(
 
 
 def probes_app(is_ready: Callable[[], bool]) -> WSGIApplication:
-    """Return what the probes listener answers.
+    """Return the WSGI application of the probes listener.
 
     Args:
-        is_ready: what `/ready` says.
+        is_ready: the answer of `/ready`.
     """
     return _app(_probes(is_ready))
 
 
 def _refused(environ: WSGIEnvironment, policy: Policy) -> tuple[str, str] | None:
-    """Return the status and the text for a request that is not to be answered; None for any other."""
+    """Return the status and text for a request that must not be answered; None for all others."""
     if not may_ask(policy.scrapers, environ["REMOTE_ADDR"]):
         return "403 Forbidden", "the policy's clients.admin does not name your address, so it may not ask here"
     host = environ.get("HTTP_HOST")
     if host is None:
-        return None  # a browser always names one, and only a browser can be led here
+        return None  # browsers always send Host, and DNS rebinding needs a browser
     try:
         is_ours = is_own_name(read_host_field(host, HTTP_PORT).host, policy.names)
     except Denied:

@@ -1,9 +1,10 @@
-"""What the parent's children do: a worker serves, and the admin endpoint adds up what all have counted.
+"""What the child processes do: a worker serves requests; the admin process adds up the metrics of all. The parent
+(`proxy.processes.supervisor`) runs these functions in the processes that it forks.
 
 Rules of this module:
 
-- Each says when it serves, and when it has taken a policy over; see `proxy.processes.wires`.
-- Each ends when its parent is gone; a worker drains first.
+- A child tells the parent when it serves, and when it has taken a policy over; see `proxy.processes.wires`.
+- A child ends when its parent is gone; a worker drains first.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ logger = logging.getLogger("overcoat")
 
 @dataclass(frozen=True, slots=True)
 class Equipment:
-    """What a worker works with.
+    """What a worker needs.
 
     Attributes:
-        authority: the local CA, which all share.
-        directory: where they share a lock for the standard output.
-        guarded: the addresses of the admin endpoint.
-        places: what it takes connections from.
-        lines: the file that decision lines go to, if not to standard output.
+        authority: the local CA, which all workers share.
+        directory: the folder with their common lock for standard output.
+        guarded: the addresses of the admin endpoint, which no app may reach.
+        places: the listening sockets.
+        lines: the file for decision lines; None for standard output.
     """
 
     authority: LocalCa
@@ -51,15 +52,15 @@ class Equipment:
 
 
 def work(equipment: Equipment, seat: Seat, policy: Policy) -> None:
-    """Live a worker's life.
+    """Run a worker until it has drained.
 
     Args:
-        equipment: what it works with.
-        seat: for its wire.
+        equipment: what it needs.
+        seat: has its wire.
         policy: the policy to begin with.
 
     Raises:
-        SystemExit: something had to be cut off at the end, or it cannot start.
+        SystemExit: it had to cut something off at the end, or cannot start.
     """
     if asyncio.run(_Worker(equipment, seat, Metrics(CollectorRegistry())).live(policy)):
         raise SystemExit(1)
@@ -73,7 +74,7 @@ class _Worker:
         self._stop = asyncio.Event()
 
     async def live(self, policy: Policy) -> int:
-        """Live, and return how much was cut off at the end."""
+        """Serve until told to end; return how much was cut off at the end."""
         equipment = self._equipment
         loop = asyncio.get_running_loop()
         try:
@@ -96,7 +97,7 @@ class _Worker:
         return cut
 
     def _take_order(self) -> None:
-        """Take a policy over; drain where that cannot be, since to go on with another would be wrong."""
+        """Take a policy over; drain if that fails, because serving with an old policy would be wrong."""
         try:
             message = receive(self._seat.wire)
             if message == REOPEN:
@@ -115,13 +116,13 @@ class _Worker:
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What the admin endpoint works with.
+    """What the admin process needs.
 
     Attributes:
-        directory: where all processes keep their metrics.
-        is_ready: what `/ready` says.
-        started: when the whole started, in seconds since 1970.
-        sockets: where it answers.
+        directory: the folder in which all processes keep their metrics.
+        is_ready: the answer of `/ready`.
+        started: when the sidecar started, in seconds since 1970.
+        sockets: the listening sockets.
     """
 
     directory: Path
@@ -131,17 +132,17 @@ class Desk:
 
 
 def administer(desk: Desk, seat: Seat, policy: Policy) -> None:
-    """Be the admin endpoint.
+    """Run the admin process.
 
     Args:
-        desk: what it works with.
-        seat: for its wire.
+        desk: what it needs.
+        seat: has its wire.
         policy: the policy to begin with.
     """
     registry = CollectorRegistry()
     MultiProcessCollector(registry, path=str(desk.directory))  # type: ignore[no-untyped-call]  # untyped there
     registry.register(PolicyMetrics(version("overcoat"), lambda: policy, desk.started))
-    metrics = Metrics(CollectorRegistry())  # it counts nothing, but is there for what all count
+    metrics = Metrics(CollectorRegistry())  # its own counters stay 0: they define what the others count
     metrics.expect(policy)
     listeners = desk.sockets.start(registry, lambda: bool(desk.is_ready), lambda: policy)
     send(seat.wire, SERVES)

@@ -1,14 +1,15 @@
-"""Writing decision lines without ever making a request wait for whoever reads them.
+"""Writes decision lines in the background, so that no request ever waits for their reader. The engine hands each line
+to it; `proxy.commands.serve` and the workers make the writer.
 
 Rules of this module:
 
-- Lines are handed to a thread of their own. A reader that is slow or gone costs lines, never requests.
-- What waits is bounded; a line that finds no room, or cannot be written, is counted as lost.
-- The log says that lines are lost, and why, when that begins, and how many they were once it is over: a count alone
-  does not tell a full disk from a reader that is gone.
-- At the end there is a short time for what still waits; what is left then is lost like any other line.
-- Of a line that could be written in part nothing stays that the next one would be taken for a part of.
-- A file is opened again when that is asked for, so that it can be renamed; if that fails, the old one is written on.
+- A separate thread writes the lines. If their reader is slow or gone, lines are lost, but no request is delayed.
+- The waiting lines are limited. A line for which there is no room, or that cannot be written, is counted as lost.
+- The log says when lines begin to be lost, and why; and how many were lost, once writing works again. The count alone
+  would not tell a full disk from a reader that is gone.
+- At the end there is a short time to write the lines that still wait; those left then are lost like any others.
+- If only part of a line could be written, the next line never looks like the rest of it.
+- On request the file is opened again, so that it can be renamed; if that fails, writing goes on to the old one.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ from proxy.disk.reading import NotRegularError
 
 logger = logging.getLogger("overcoat")
 
-MAX_WAITING = 1024 * 1024  # bytes; some two thousand lines
+MAX_WAITING = 1024 * 1024  # bytes: about two thousand lines
 LAST_SECONDS = 2.0
 GATHER_SECONDS = 0.005
-PIECE = 4096  # bytes written at once: a pipe takes them whole or not at all, so that it is known what a full one has
-QUIET_SECONDS = 60.0  # between two messages of the same kind: a slow reader loses lines and takes some, in turns
+PIECE = 4096  # bytes written at once: a pipe takes them whole or not at all, so it is known what was written
+QUIET_SECONDS = 60.0  # between two messages of one kind: with a slow reader, losing and writing alternate
 TOO_SLOW = "they are read too slowly"
 
 
 def open_lines(path: Path) -> int:
-    """Open a file to append decision lines to, which others than its owner's group cannot read; return its descriptor.
+    """Open a file to append decision lines to, and return its descriptor. Only its owner and group may read a new file.
 
     Raises:
         OSError: it cannot be opened, or is no regular file.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe's reader is not waited for
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # never waits for a pipe's reader
     descriptor = os.open(path, flags, 0o640)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -51,7 +52,7 @@ def open_lines(path: Path) -> int:
 
 
 class LineWriter:
-    """Writes lines to a stream or a file in the background, in their order."""
+    """Writes decision lines to a stream or a file in the background, in order."""
 
     def __init__(
         self, stream: TextIO | Path | None, count_lost: Callable[[int], object], lock: Path | None = None
@@ -59,10 +60,10 @@ class LineWriter:
         """Start.
 
         Args:
-            stream: where to; None, as Python has it for a standard output that was closed, loses every line.
-            count_lost: called, from another thread, with how many lines could not be written after all.
-            lock: a file to lock while writing, where several processes write to the same stream: a pipe mixes
-                what is longer than 4 KiB.
+            stream: the target; None (Python's value for a closed standard output) loses every line.
+            count_lost: called from another thread with the number of lines that could not be written.
+            lock: a file to lock while writing, if several processes write to the same stream: a pipe mixes writes of
+                more than 4 KiB.
 
         Raises:
             OSError: the file cannot be opened.
@@ -71,16 +72,16 @@ class LineWriter:
         if isinstance(stream, Path):
             self._descriptor: int | None = open_lines(stream)
         else:
-            # Kept as a number, and never taken from a closed stream: that number may be another file's by then.
+            # The number is read once. A closed stream's number may belong to another file later.
             self._descriptor = None if stream is None else stream.fileno()
         self._is_to_reopen = False
         self._count_lost = count_lost
         self._lock = None if lock is None else os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._waiting: list[bytes] = []
         self._size = 0
-        self._rest = memoryview(b"")  # of what is being written
+        self._rest = memoryview(b"")  # the rest of what is being written
         self._is_torn = False
-        self._gap = 0  # lines lost since the log said that they are
+        self._gap = 0  # lines lost since the log said that lines are lost
         self._gap_began = 0.0
         self._is_closing = False
         self._changed = threading.Condition()
@@ -91,7 +92,7 @@ class LineWriter:
         """Take a line, with its line feed, to be written soon; never wait.
 
         Raises:
-            OSError: it is lost: there is nowhere to write, or too much waits already.
+            OSError: the line is lost: there is no target, or too much waits already.
         """
         if self._descriptor is None:
             self._lose(1, "there is no standard output")
@@ -109,7 +110,7 @@ class LineWriter:
             raise BlockingIOError(errno.EAGAIN, "the decision lines are read too slowly")
 
     def reopen(self) -> None:
-        """Open the file again, soon: it was renamed. A standard output cannot be."""
+        """Open the file again soon, because it was renamed. Standard output cannot be opened again."""
         with self._changed:
             self._is_to_reopen = True
             self._changed.notify()
@@ -129,7 +130,7 @@ class LineWriter:
         logger.info("%s was opened again", self._path)
 
     def close(self) -> None:
-        """Write what still waits, for `LAST_SECONDS` at most, and stop."""
+        """Write the lines that wait, for at most `LAST_SECONDS` seconds, and stop."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
@@ -154,7 +155,7 @@ class LineWriter:
                 if is_closing:
                     return
                 continue
-            # Under load many lines are written at once: each change of threads costs as much as the line.
+            # Under load many lines are written at once: a switch of threads costs as much as a line.
             time.sleep(GATHER_SECONDS)
             with self._changed:
                 self._rest = memoryview(b"\n" * self._is_torn + b"".join(self._waiting))
@@ -187,15 +188,15 @@ class LineWriter:
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _mend(self, torn: int) -> None:
-        """See to it that what comes next begins a line, after this many bytes of one that has no end."""
+        """Make the next line begin on a new line, after this many bytes of a line that could not be finished."""
         assert self._descriptor is not None
-        if torn and self._path is not None:  # ours alone, and all that write to it hold the lock
+        if torn and self._path is not None:  # only our processes write to it, and they hold the lock
             os.ftruncate(self._descriptor, os.lseek(self._descriptor, 0, os.SEEK_END) - torn)
         elif torn:
             self._is_torn = True
 
     def _lose(self, count: int, why: str) -> None:
-        """Remember that lines are lost; say so if that is new."""
+        """Count lost lines; log that lines are lost, if that is new."""
         with self._changed:
             is_new = not self._gap
             self._gap += count
@@ -205,7 +206,7 @@ class LineWriter:
             logger.error("decision lines cannot be written, and are lost: %s", why)
 
     def _end_gap(self) -> None:
-        """Say that lines are written again, if they were not for a while."""
+        """Log that lines are written again, if they were not for a while."""
         with self._changed:
             lost = self._gap
             if not lost or time.monotonic() < self._gap_began + QUIET_SECONDS:
@@ -214,7 +215,7 @@ class LineWriter:
         logger.warning("decision lines are written again; lost in between: %d", lost)
 
     def _unwritten(self) -> int:
-        """Return how many lines are not written, or not whole."""
+        """Return the number of lines that are not written, or not completely."""
         rest = bytes(self._rest)
-        # The end of a torn line alone comes with the next one; in a file nothing of that line is left.
+        # In a stream the end of a torn line comes with the next line; in a file, the torn line is removed.
         return (rest if self._path is not None else rest.lstrip(b"\n")).count(b"\n")

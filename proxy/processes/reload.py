@@ -1,11 +1,13 @@
-"""Reading the policy again, at SIGHUP: it is taken over whole, or not at all.
+"""Reads the policy again when SIGHUP comes, and decides whether it may be taken over: as a whole, or not at all.
+`proxy.commands.serve` calls it with one worker, and the parent (`proxy.processes.supervisor`) with several.
 
 Rules of this module:
 
-- It is the file that was read at the start; one that has gone is an error, and never means the built-in policy.
-- What counts is what the file says, and all files that it names: where that is the same, nothing is taken over.
+- It reads the file that was read at the start. If that file is gone, this is an error; the built-in policy never
+  replaces it.
+- If the file and all files that it names have the same content as before, nothing is taken over.
 - A policy with errors changes nothing. Nor does one whose roots cannot be read, or one that changes what is fixed while
-  the process runs: where it listens, and how many workers there are. The log says what is wrong.
+  the process runs: the listeners and the number of workers. The log says what is wrong.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ class Reader:
         """Start.
 
         Args:
-            load: reads it; raises PolicyErrors.
-            policy: what it gave at the start.
+            load: reads the policy; raises PolicyErrors.
+            policy: the policy that was read at the start.
         """
         self._load = load
         self._fixed = _fixed(policy)
@@ -44,7 +46,7 @@ class Reader:
         """Return the policy as it is now: `current` itself if nothing has changed, None if it must not be taken over.
 
         Args:
-            current: the one that is in force.
+            current: the policy in force.
         """
         try:
             policy = with_roots(self._load())
@@ -59,7 +61,7 @@ class Reader:
         except NoRoots as e:
             logger.error("%s: %s", KEPT, e)
             return None
-        except Exception as e:  # whatever it is: what serves must go on serving
+        except Exception as e:  # whatever it is: the sidecar must go on serving
             logger.error("%s: reading it failed with %s", KEPT, type(e).__name__)
             return None
         logger.error("%s: a change of %s takes a restart", KEPT, " and ".join(changed))
@@ -71,11 +73,11 @@ def _fixed(policy: Policy) -> dict[str, object]:
 
 
 def log_read(policy: Policy, before: Policy) -> None:
-    """Say what came of reading the policy again, and what of it needs attention.
+    """Log the result of reading the policy again, and what needs attention about it.
 
     Args:
-        policy: the one that is in force now.
-        before: the one that was; the same one where nothing has changed.
+        policy: the policy in force now.
+        before: the policy before; the same object if nothing has changed.
     """
     if policy.says_the_same_as(before):
         change = "is unchanged"
@@ -90,7 +92,7 @@ def log_read(policy: Policy, before: Policy) -> None:
 
 
 def log_leaving(policy: Policy) -> None:
-    """Say that draining begins, and how long it may take."""
+    """Log that draining begins, and how long it may take."""
     waiting = f"in {policy.drain_wait} s no new connections are taken" if policy.drain_wait else "no new connections"
     logger.info(
         "draining: %s; up to %d s for what runs; a second signal ends it at once", waiting, policy.drain_timeout

@@ -1,9 +1,10 @@
-"""What is said of ends (of the local CA, pins, keys) while a sidecar runs for months: once a day, and when it changes.
+"""Warns of coming ends (of the local CA, pins and keys) while a sidecar runs for months: once a day, and when something
+changes. `proxy.commands.serve` and the parent process call it now and then.
 
 Rules of this module:
 
 - It asks the machine's clock each time, and at least once an hour: clocks are set, and machines sleep.
-- What `serve` says at its start (`proxy.policyfile.findings`) is not said again at once.
+- What `serve` says at its start (`proxy.policyfile.findings`) is not repeated right away.
 """
 
 from __future__ import annotations
@@ -23,28 +24,28 @@ LOOK = timedelta(hours=1)
 
 
 class Reminder:
-    """Reminds of what ends."""
+    """Logs warnings of coming ends."""
 
     def __init__(self, lifetime: Lifetime, policy: Policy, now: datetime) -> None:
         """Start.
 
         Args:
-            lifetime: the CA's.
+            lifetime: the local CA's lifetime.
             policy: the policy in force.
-            now: the time, in UTC, at which what there was to say has been said.
+            now: the current time in UTC; all warnings due now have been logged.
         """
         self._lifetime = lifetime
         self._said = {finding.text: now for finding in self._findings(policy, now)}
 
     def remind(self, policy: Policy, now: datetime) -> float:
-        """Say what is to be said, if it is time.
+        """Log the warnings that are due.
 
         Args:
             policy: the policy in force.
-            now: the time in UTC.
+            now: the current time in UTC.
 
         Returns:
-            After how many seconds to come back.
+            The number of seconds after which to call it again.
         """
         said: dict[str, datetime] = {}
         for finding in self._findings(policy, now):

@@ -1,11 +1,12 @@
-"""What of this process others may not read: secrets in its environment, its memory, and what a crash would leave.
+"""Keeps other users and programs from reading this process's secrets: its memory, its environment, and core dumps. The
+command calls `keep_private` first of all; the policy is read with `SecretVariables`.
 
 Rules of this module:
 
-- No core dump, whatever the system's pattern says; and on Linux a process that is not dumpable: its memory and its
-  environment are open to root alone, not to other programs of the same user. Both pass on to processes that are forked.
-- A secret that comes from an environment variable is taken out of the environment when it is read, and written over
-  where the kernel shows the environment that a process was started with.
+- There is never a core dump, whatever the system's setting. On Linux the process is not dumpable: only root can read
+  its memory and its environment, not other programs of the same user. Forked processes inherit both.
+- A secret in an environment variable is removed from the environment when it is read. Its copy where the kernel shows
+  the environment that a process was started with is overwritten.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _PR_SET_NAME = 15
 
 
 def keep_private() -> None:
-    """Leave no core dump, and let no other program of this user look inside (Linux).
+    """Prevent core dumps, and keep other programs of this user from looking inside (Linux).
 
     Raises:
         OSError: the system refuses it.
@@ -34,17 +35,17 @@ def keep_private() -> None:
 
 
 def name_process(name: str) -> None:
-    """Give this process another name, for `ps` and `top` (Linux): what else tells processes apart is closed to others.
+    """Give this process another name for `ps` and `top` (Linux); its other details are hidden from other users.
 
     Args:
-        name: ASCII, of which 15 characters count.
+        name: ASCII; only the first 15 characters count.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode("ascii"), *map(ctypes.c_ulong, (0, 0, 0)))
 
 
 class SecretVariables(Mapping[str, str]):
-    """The environment's variables; one that is read is taken out of it, and kept here for the next time."""
+    """The environment's variables. One that is read is removed from the environment, and kept here for later reads."""
 
     def __init__(self) -> None:
         self._taken: dict[str, str] = {}
@@ -66,12 +67,12 @@ class SecretVariables(Mapping[str, str]):
         return len({**self._taken, **os.environ})
 
     def forget(self) -> None:
-        """Keep none any longer: for a process that reads no policy again."""
+        """Forget all kept values: for a process that never reads the policy again."""
         self._taken.clear()
 
 
 def _overwrite(name: bytes) -> None:
-    """Write zeros over the value of a variable, at every place where the C library has it."""
+    """Write zeros over the value of a variable, wherever the C library has it."""
     variables = ctypes.POINTER(ctypes.c_void_p).in_dll(ctypes.CDLL(None), "environ")
     index = 0
     while (address := variables[index]) is not None:

@@ -1,12 +1,13 @@
-"""Signals: what each asks for, from the first moment on. None but SIGKILL ends the process without draining.
+"""What each signal asks for, from the first moment of `overcoat serve` on. The command takes the signals over before
+its slow imports; the serving process or the parent acts on them. Only SIGKILL ends the process without draining.
 
 Rules of this module:
 
-- SIGTERM, SIGINT and SIGQUIT drain; a second SIGTERM or SIGINT, in any order, ends at once. SIGHUP and SIGUSR1 ask for
-  something, see below. Every other signal whose default is an end is ignored.
-- A signal is kept until somebody acts on it, however early it came. Nothing is done within a handler but this, and the
-  end that a second one asks for.
-- With several processes the parent alone decides: a terminal, and systemd, send to all of them what is meant for it.
+- SIGTERM, SIGINT and SIGQUIT ask to drain; a second SIGTERM or SIGINT, in any order, ends at once. SIGHUP and SIGUSR1
+  have their own meanings, see below. All other signals that would end the process by default are ignored.
+- A signal is kept until somebody acts on it, however early it came. The handler does nothing else, except that it ends
+  the process at the second one.
+- With several processes only the parent decides: terminals and systemd send a signal to all processes.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ DRAIN = END | {signal.SIGQUIT}
 RELOAD = signal.SIGHUP  # read the policy again
 REOPEN = signal.SIGUSR1  # open the file of decision lines again, after it was renamed
 _HANDLED = DRAIN | {RELOAD, REOPEN}
-# Those that stop, go on, or by default do nothing; and those that nobody can ignore.
+# Signals that stop or continue a process, or do nothing by default; and those that cannot be ignored.
 _LEFT = {"SIGKILL", "SIGSTOP", "SIGCONT", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGCHLD", "SIGURG", "SIGWINCH", "SIGINFO"}
-_FAULTS = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT"}  # the kernel ends a process that really has one, even so
+_FAULTS = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT"}  # a real fault ends the process even so
 
 
 class Signals:
     """The signals that have come.
 
     Attributes:
-        descriptor: readable when there are any; see `take`.
-        at_second: called, in the handler, when a second SIGTERM or SIGINT comes.
+        descriptor: readable if a signal has come; see `take`.
+        at_second: called in the handler when a second SIGTERM or SIGINT comes.
     """
 
     def __init__(self) -> None:
@@ -63,17 +64,17 @@ class Signals:
 
     @property
     def asks_to_drain(self) -> bool:
-        """Whether one that nobody has taken yet asks for the end."""
+        """Whether a signal that has not been taken yet asks to drain."""
         return any(number in DRAIN for number in self._come)
 
     def take(self) -> list[int]:
-        """Return the signals that have come since the last time, in their order."""
+        """Return the signals that have come since the last call, in order."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.descriptor, 4096)
         return [self._come.popleft() for _ in range(len(self._come))]
 
     def leave_to_parent(self) -> None:
-        """Ignore them all: for a child, which is told by its parent what to do."""
+        """Ignore all signals: for a child, whose parent tells it what to do."""
         signal.set_wakeup_fd(-1)
         os.close(self._wake)
         os.close(self.descriptor)
@@ -82,12 +83,12 @@ class Signals:
 
 @cache
 def take_over_signals() -> Signals:
-    """Return the signals of this process, which are taken over at the first call."""
+    """Return the signals of this process. The first call takes them over."""
     return Signals()
 
 
 def _deadly() -> set[int]:
-    """Return the signals whose default is an end, without those that ask for something here."""
+    """Return the signals that would end the process by default, without those that have a meaning here."""
     left = _LEFT | _FAULTS if faulthandler.is_enabled() else _LEFT
     names = {getattr(signal, name) for name in left if hasattr(signal, name)}
     return {int(number) for number in signal.valid_signals() if number not in names | _HANDLED}
@@ -95,5 +96,5 @@ def _deadly() -> set[int]:
 
 def _ignore(numbers: Iterable[int]) -> None:
     for number in numbers:
-        with contextlib.suppress(OSError):  # some libraries keep one for themselves, and the kernel says so
+        with contextlib.suppress(OSError):  # the kernel refuses signals that a C library reserves
             signal.signal(number, signal.SIG_IGN)

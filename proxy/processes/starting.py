@@ -1,10 +1,11 @@
-"""What a start takes beyond a policy that is right: a place for its data with a sound local CA, addresses to listen on.
+"""Checks what a start needs beyond a right policy: a data directory with a sound local CA, and addresses to listen on.
+`overcoat check` calls `obstacles`; `overcoat serve` calls `bind_own`.
 
 Rules of this module:
 
-- `check` asks here what `serve` finds out by doing it, and both say it in the same words.
-- Nothing is made, written or dialled, and no connection is taken.
-- An address that is in use is none of this: the sidecar whose policy is checked may be the one that uses it.
+- `check` finds here what `serve` would find by starting, and both say it in the same words.
+- Nothing is created, written or dialled, and no connection is accepted.
+- An address in use is no obstacle: it may be used by the very sidecar whose policy is checked.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from proxy.processes.admin import bind_admin
 
 
 def obstacles(policy: Policy, env: Mapping[str, str]) -> list[str]:
-    """Return why `serve` would not start here with this policy, one line each.
+    """Return the reasons why `serve` would not start here with this policy, one line each.
 
     Args:
         policy: the policy.
-        env: the environment, for where Overcoat keeps its data.
+        env: the environment, which says where Overcoat keeps its data.
     """
     found = []
     try:
@@ -43,7 +44,7 @@ def obstacles(policy: Policy, env: Mapping[str, str]) -> list[str]:
 
 
 def bind_own(listener: Listener | None, name: str) -> socket.socket | None:
-    """Bind where the admin listener, or that of the probes, is to listen; None if it is to listen nowhere.
+    """Bind the address of the admin or probes listener; return None if the policy has no such listener.
 
     Raises:
         BindError: it cannot be bound.

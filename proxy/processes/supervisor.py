@@ -1,23 +1,23 @@
-"""Several workers behind the same listeners, one admin endpoint, and a parent that keeps them running.
+"""The parent process, if there are several workers: it binds the listeners, forks the workers and the admin process,
+and replaces those that end. `proxy.commands.serve` runs it.
 
-Theory of operation. The parent binds every listener once a worker (SO_REUSEPORT) and forks; it keeps the sockets open,
-so that connections wait in a dead worker's queue for the one that takes its place. It has no thread and no asyncio: a
-process that forks again and again should have neither. It waits in one place, for signals and for what its children
-tell it, and acts in turns. The admin endpoint is a child, too, and adds up
-the metrics that all the others keep in files (prometheus-client's multiprocess mode). Each child has a wire to the
-parent; the end of either is the end of the wire.
+Theory of operation. The parent binds each listener once for each worker (SO_REUSEPORT), and forks. It keeps the sockets
+open, so that the connections in a dead worker's queue wait for its successor. A process that forks again and again
+should have no threads and no asyncio, so the parent has neither. It waits in one call for signals and for messages of
+its children, and acts on them one after the other. The admin process adds up the metrics that all others keep in files
+(prometheus-client's multiprocess mode). A wire connects each child with the parent; if one of the two ends, so does the
+wire.
 
 Rules of this module:
 
-- A child that dies is replaced and counted; one that cannot even start, at the start, ends the whole.
-- It is ready while every child serves.
-- Signals are for the parent alone (`proxy.processes.signals`). Told to drain, it goes on for `drain_wait` without
-  being ready,
-  then tells all workers; a second signal ends everything at once, and so does a worker that is not over in time.
-  Nothing that the parent waits for keeps it from seeing a signal. The status is 1 where something was cut off.
-- SIGHUP reads the policy again. The parent checks it and hands it to every child, and to every one that it starts
-  later; a child that does not say in time that it has taken it over is ended, and replaced by one that has.
-- Children notice when their parent is gone, and drain.
+- A child that dies is counted and replaced. If a child cannot start at the beginning, everything ends.
+- The sidecar is ready while every child serves.
+- Only the parent acts on signals (`proxy.processes.signals`). Asked to drain, it serves for `drain_wait` without being
+  ready, and then tells all workers. A second signal ends everything at once, and so does a worker that is late. Nothing
+  that the parent waits for keeps it from seeing a signal. The exit status is 1 if something was cut off.
+- SIGHUP reads the policy again. The parent checks it and sends it to every child, and to those that it starts later. A
+  child that does not confirm in time is ended, and replaced by one that has the policy.
+- Children notice if their parent is gone, and drain.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ from proxy.processes.wires import SERVES, TAKEN, framed, new_wire, pack, unframe
 
 logger = logging.getLogger("overcoat")
 
-CANNOT_START = 3  # a worker's exit status; its one line of error is out already
-QUICK_SECONDS = 1.0  # a child that lives shorter than this is replaced only after a pause of the same length
-TAKE_SECONDS = 10.0  # for a child to take a policy over
-SPARE_SECONDS = 4.0  # beyond what a worker gives itself to drain
+CANNOT_START = 3  # a worker's exit status; its error is logged already
+QUICK_SECONDS = 1.0  # a child that ends sooner is replaced after a pause of this length
+TAKE_SECONDS = 10.0  # within which a child must take a policy over
+SPARE_SECONDS = 4.0  # added to a worker's own time limit for draining
 
 
 class SupervisorFailed(Exception):
@@ -65,15 +65,15 @@ class SupervisorFailed(Exception):
 
 @dataclass(slots=True)
 class Seat:
-    """What a child has, and its successor will have, but for the wire.
+    """What a child has and hands down to its successor (except for the wire).
 
     Attributes:
-        name: what it is, in words.
-        drains: whether it is asked to drain, and waited for; the others end last.
+        name: its name, for the log.
+        drains: whether it is asked to drain and waited for; the others are ended last.
         place: where it keeps its metrics; see `proxy.processes.metricsfiles`.
-        sockets: the bound sockets that it takes connections from.
-        work: its whole life; it returns when it has drained, and raises SystemExit if it cannot start.
-        wire: the child's own end, to be used in the child alone; see `proxy.processes.wires`.
+        sockets: the bound sockets from which it accepts connections.
+        work: everything that it does; returns when it has drained, and raises SystemExit if it cannot start.
+        wire: the child's end of the wire, used in the child only; see `proxy.processes.wires`.
     """
 
     name: str
@@ -83,18 +83,18 @@ class Seat:
     work: Callable[[Seat, Policy], None]
     wire: socket.socket = field(init=False)
     child: Child | None = None
-    due: float = 0.0  # when it may be started again
+    due: float = 0.0  # the time at which it may be started again
 
 
 @dataclass(slots=True)
 class Child:
-    """A process.
+    """A running child.
 
     Attributes:
-        wire: the parent's end.
-        serves: whether it has said that it does.
-        owes: how many policies it was sent and has not said to have taken; until when it must is in `deadline`.
-        unsent: what the wire has not taken yet.
+        wire: the parent's end of the wire.
+        serves: whether it has reported that it serves.
+        owes: the number of policies that were sent to it and that it has not confirmed; it must do so by `deadline`.
+        unsent: bytes that the wire has not taken yet.
     """
 
     pid: int
@@ -108,7 +108,7 @@ class Child:
 
 
 class Shared:
-    """A flag that all processes see."""
+    """A flag that all processes share."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 1)
@@ -122,7 +122,7 @@ class Shared:
 
 
 class Supervisor:
-    """The parent."""
+    """The parent process."""
 
     def __init__(
         self,
@@ -137,35 +137,35 @@ class Supervisor:
         """Prepare.
 
         Args:
-            seats: the children to have.
-            is_ready: set while every child serves, and nothing is drained.
-            directory: what `proxy.processes.metricsfiles.prepare_metrics` made.
+            seats: one for each child.
+            is_ready: set while every child serves and nothing drains.
+            directory: the result of `proxy.processes.metricsfiles.prepare_metrics`.
             policy: the policy to begin with.
-            reread: reads the policy again, and checks it; see `proxy.processes.reload.Reader.again`.
-            remind: says what is to be said now and then; given the policy in force and the time, returns after how many
-                seconds to come back.
+            reread: reads and checks the policy again; see `proxy.processes.reload.Reader.again`.
+            remind: logs the warnings that are due, given the policy in force and the time; returns the number of
+                seconds after which to call it again.
         """
         self._seats = seats
         self._is_ready = is_ready
         self._directory = directory
         self._policy = policy
-        self._said = policy  # the one that all children are known to have
+        self._said = policy  # the policy that all children are known to have
         self._reread = reread
         self._remind = remind
         self._reminding_time = time.monotonic()
         self._has_started = False
-        self._is_leaving = False  # told to drain, be it that `drain_wait` still lasts
+        self._is_leaving = False  # asked to drain; `drain_wait` may still be running
         self._is_draining = False
         self._is_reloading = False
         self._draining_time = math.inf
-        self._to_tell: list[Seat] = []  # of a policy, once all others have taken it
+        self._to_tell: list[Seat] = []  # seats that get the policy once all others have confirmed it
         self._killing_time = math.inf
         self._status = 0
         self._selector = selectors.DefaultSelector()
         self._signals = take_over_signals()
 
     def run(self, announce: Callable[[], None]) -> int:
-        """Run until told to stop; return the exit status.
+        """Run until asked to end; return the exit status.
 
         Args:
             announce: called once every child serves.
@@ -173,10 +173,10 @@ class Supervisor:
         Raises:
             SupervisorFailed: a child cannot start.
         """
-        self._signals.at_second = lambda: None  # there are children to end: see `_turn`
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # that it comes is enough to wake us
+        self._signals.at_second = lambda: None  # `_turn` ends the children
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # its arrival alone wakes the wait
         self._selector.register(self._signals.descriptor, selectors.EVENT_READ)
-        gc.freeze()  # what is loaded stays shared with the children
+        gc.freeze()  # loaded objects stay in memory that the children share
         take_place("parent")
         self._metrics = Metrics(CollectorRegistry())
         try:
@@ -191,10 +191,10 @@ class Supervisor:
         finally:
             self._end()
 
-    # -- one turn after the other
+    # -- the loop
 
     def _turn(self) -> int | None:
-        """Wait until there is something to do, and do it; return the exit status once it is over."""
+        """Wait for something to do, and do it; return the exit status once everything has ended."""
         for key, events in self._selector.select(self._patience()):
             if key.data is not None and events & selectors.EVENT_WRITE:
                 self._flush(key.data)
@@ -226,7 +226,7 @@ class Supervisor:
         return all(seat.child is not None and seat.child.serves for seat in self._seats)
 
     def _patience(self) -> float | None:
-        """Return how long to wait at most, in seconds."""
+        """Return the longest time to wait, in seconds."""
         times = [child.deadline for child in self._children()]
         times += [self._draining_time, self._killing_time, self._reminding_time]
         if not self._is_draining:
@@ -235,7 +235,7 @@ class Supervisor:
         return None if first == math.inf else max(0.0, first - time.monotonic())
 
     def _keep_time(self) -> None:
-        """Start what is due, and end what is overdue."""
+        """Start the children that are due, and end those that are late."""
         now = time.monotonic()
         if now >= self._draining_time:
             self._draining_time = math.inf
@@ -271,12 +271,12 @@ class Supervisor:
         """Start a child.
 
         Raises:
-            OSError: the system gives no process.
+            OSError: the system allows no further process.
         """
         _flush_output()
         ours, theirs = new_wire()
         with theirs:
-            # Or the child might act on one that is meant for the parent.
+            # Else the child might act on a signal that is meant for the parent.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             try:
                 pid = os.fork()
@@ -294,7 +294,7 @@ class Supervisor:
         self._selector.register(ours, selectors.EVENT_READ, seat)
 
     def _live(self, seat: Seat, mask: Iterable[int]) -> NoReturn:
-        """Live a child's life, and end without running anything of the parent's."""
+        """Run in the child: do its work, and end without running anything of the parent's."""
         status = 1
         try:
             self._selector.close()
@@ -303,7 +303,7 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             name_process(f"overcoat-{'worker' if seat.drains else 'admin'}")
             for child in self._children():
-                child.wire.close()  # or nobody would notice the parent's end
+                child.wire.close()  # else nobody would notice the parent's end
             for other in self._seats:
                 if other is not seat:
                     for bound in other.sockets:
@@ -320,7 +320,7 @@ class Supervisor:
             os._exit(status)
 
     def _hear(self, seat: Seat) -> None:
-        """Take what a child says. That it is gone is said by a signal as well; then nothing is left to be heard."""
+        """Read what a child sends. A signal tells when a child has ended; then there is nothing left to read."""
         child = seat.child
         if child is None:
             return
@@ -341,7 +341,7 @@ class Supervisor:
                 child.deadline = math.inf
 
     def _flush(self, seat: Seat) -> None:
-        """Send a child what waits for it, as far as the wire takes it."""
+        """Send a child the bytes that wait for it, as many as the wire takes."""
         child = seat.child
         if child is None:
             return
@@ -349,7 +349,7 @@ class Supervisor:
             child.unsent = child.unsent[child.wire.send(child.unsent) :]
         except BlockingIOError:
             pass
-        except OSError:  # it is gone, and a signal says so
+        except OSError:  # it has ended, and a signal will tell
             child.unsent = b""
         if child.wire in self._selector.get_map():
             writing = selectors.EVENT_WRITE if child.unsent else 0
@@ -358,13 +358,13 @@ class Supervisor:
     def _kill(self, seat: Seat, number: signal.Signals) -> None:
         if seat.child is not None:
             seat.child.deadline = math.inf
-            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
                 os.kill(seat.child.pid, number)
 
     def _ended(self, pid: int, status: int) -> None:
         seat = next((seat for seat in self._seats if seat.child is not None and seat.child.pid == pid), None)
         if seat is None or seat.child is None:
-            return  # a child of somebody else's that we were given
+            return  # not our child: one that we inherited
         child, seat.child = seat.child, None
         if child.wire in self._selector.get_map():
             self._selector.unregister(child.wire)
@@ -380,7 +380,7 @@ class Supervisor:
             logger.error("%s %s, and is replaced", seat.name, _ending(status))
             self._metrics.worker_restarts.inc()
 
-    # -- what signals ask for
+    # -- acting on signals
 
     def _leave(self) -> None:
         self._is_leaving = True
@@ -393,7 +393,7 @@ class Supervisor:
         for seat in self._seats:
             if seat.drains:
                 for bound in seat.sockets:
-                    bound.close()  # or the kernel would go on taking connections for it
+                    bound.close()  # else the kernel would accept more connections for it
         self._tell_workers(wires.DRAIN)
 
     def _tell_workers(self, order: bytes) -> None:
@@ -414,12 +414,12 @@ class Supervisor:
             self._is_reloading = True
             self._hand_over([seat for seat in self._seats if seat.drains])
             self._to_tell = [seat for seat in self._seats if not seat.drains]
-        elif not self._is_reloading:  # else it is said once it is in force
+        elif not self._is_reloading:  # else it is logged once it is in force
             self._metrics.reloads.labels("unchanged").inc()
             log_read(policy, policy)
 
     def _handed_over(self) -> None:
-        """Go on, since all who were told have the policy: the admin endpoint, which tells of it, comes last."""
+        """Go on once all children have confirmed the policy. The admin process, which shows it, gets it last."""
         if self._to_tell:
             seats, self._to_tell = self._to_tell, []
             self._hand_over(seats)
@@ -442,13 +442,13 @@ class Supervisor:
         for seat in self._seats:
             self._kill(seat, signal.SIGKILL)
             if seat.child is not None:
-                with contextlib.suppress(ChildProcessError):  # it was reaped just now
+                with contextlib.suppress(ChildProcessError):  # it has been reaped just now
                     os.waitpid(seat.child.pid, 0)
         signal.set_wakeup_fd(-1)
 
 
 def _flush_output() -> None:
-    """Leave nothing in a buffer that two processes would have. A stream that was closed before we began is None."""
+    """Flush buffers that two processes would have after a fork. A stream that was closed before the start is None."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
@@ -461,7 +461,7 @@ def _no_process(seat: Seat, error: OSError) -> str:
 def _reap() -> list[tuple[int, int]]:
     """Return the children that have ended, and their exit statuses (negative: a signal)."""
     ended = []
-    with contextlib.suppress(ChildProcessError):  # there is no child at all
+    with contextlib.suppress(ChildProcessError):  # there are no children
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
@@ -471,7 +471,7 @@ def _reap() -> list[tuple[int, int]]:
 
 
 def _ending(status: int) -> str:
-    """Return how a child ended: its exit status, or the signal that killed it (9, where memory ran out)."""
+    """Return how a child ended, in words: its exit status, or the signal that killed it (9 if memory ran out)."""
     if status >= 0:
         return f"ended with status {status}"
     return f"was killed by signal {-status} ({signal.strsignal(-status)})"

@@ -1,11 +1,12 @@
-"""Messages between the parent and its children: each child has a socket pair with it.
+"""Messages between the parent process and its children, over one socket pair for each child.
+`proxy.processes.supervisor` and `proxy.processes.children` use it.
 
 Rules of this module:
 
-- A message comes whole or not at all. The end of the other process is the end of the wire.
-- A policy is pickled: the one way to hand over the very policy that the parent has checked, keys and all, instead of
-  reading files again that may have changed. Only parent and child hold the wire, and only the parent's policies are
-  unpickled. Nothing that comes from a network or a file ever is.
+- A message arrives as a whole or not at all. If one process ends, the wire ends.
+- A policy is pickled. Only so can the parent hand over exactly the policy that it has checked, including its keys;
+  files may have changed when a child would read them. Only parent and child hold the wire, and only the parent's
+  policies are unpickled: never anything from a network or a file.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 
 from proxy.core.rules.policy import Policy
 
-SERVES = b"serves"  # from a child, once it does what it is there for
-TAKEN = b"taken"  # from a child, once the policy it was sent is in force
-DRAIN = b"drain"  # to a worker: take no new connection, let what runs end, and end
+SERVES = b"serves"  # from a child, once it does its work
+TAKEN = b"taken"  # from a child, once the policy that it was sent is in force
+DRAIN = b"drain"  # to a worker: accept no more connections, finish what runs, and end
 REOPEN = b"reopen"  # to a worker: open the file of decision lines again
-SECONDS = 5.0  # for the other process to take or to send the rest of a message
+SECONDS = 5.0  # within which the other process must take or send the rest of a message
 _LENGTH = struct.Struct("!Q")
 
 
@@ -40,12 +41,12 @@ def new_wire() -> tuple[socket.socket, socket.socket]:
 
 
 def framed(message: bytes) -> bytes:
-    """Return a message as it is sent."""
+    """Return a message in the form in which it is sent."""
     return _LENGTH.pack(len(message)) + message
 
 
 def unframed(data: bytearray) -> Iterator[bytes]:
-    """Take every whole message off what has come."""
+    """Take all complete messages out of the received bytes."""
     while len(data) >= _LENGTH.size:
         end = _LENGTH.size + _LENGTH.unpack_from(data)[0]
         if len(data) < end:
@@ -64,10 +65,10 @@ def send(wire: socket.socket, message: bytes) -> None:
 
 
 def receive(wire: socket.socket) -> bytes | None:
-    """Return the next message, or None if the other process is gone.
+    """Return the next message; None if the other process is gone.
 
     Raises:
-        TimeoutError: there is none, or not the whole of one.
+        TimeoutError: no message, or only a part of one, has come.
     """
     try:
         length = _receive_exactly(wire, _LENGTH.size)
@@ -101,10 +102,10 @@ def unpack(message: bytes) -> Policy:
 
 
 class _Packer(pickle.Pickler):
-    """Packs keys, too, which do not offer it themselves."""
+    """Pickles keys, too, which do not support it themselves."""
 
     def reducer_override(self, value: object) -> Any:
-        """Return how to make a key again; everything else is done as usual."""
+        """Return how to rebuild a key; everything else is pickled as usual."""
         match value:
             case ec.EllipticCurvePublicKey() | X25519PublicKey() | rsa.RSAPublicKey():
                 der = value.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
