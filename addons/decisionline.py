@@ -19,6 +19,7 @@ from mitmproxy import http
 
 from addons.exchange import Exchange, action_of, denies, would_deny
 from proxy.core.decisions import Action
+from proxy.core.destinations import Destination
 
 MAX_PATH = 2048  # characters of a path in a line: nobody hides what he sends by making lines too long to be written
 
@@ -50,13 +51,18 @@ def line_of(exchange: Exchange, status: int | None, flow: http.HTTPFlow | None, 
     return (
         f'{{"time": "{_date(second)}.{millisecond:03d}+00:00", "client": {_known(exchange.client)}, '
         f'"method": {_known(exchange.method)}, '
-        f'"destination": {_known(exchange.asked.authority) if exchange.asked else "null"}, '
+        f'"destination": {_authority(exchange.asked) if exchange.asked else "null"}, '
         f'"path": {_encode(path)}, {verdict}, '
         f'"encrypted": {0 if is_observing else exchange.fields_encrypted}, "decrypted": {exchange.fields_decrypted}, '
         f'"status": {"null" if status is None else status}, '
         f'"bytes_sent": {exchange.bytes_sent}, "bytes_received": {exchange.bytes_received}, '
         f'"seconds": {seconds:.6f}{_more(exchange, status)}}}\n'
     )
+
+
+@lru_cache(256)
+def _authority(asked: Destination) -> str:
+    return _encode(asked.authority)
 
 
 @lru_cache(4)

@@ -77,6 +77,7 @@ class Exchange:
         holds_request: whether the request's body is held until its fields are encrypted.
         holds_response: whether the response's body is held until its fields are decrypted.
         finished: whether its decision line has been written.
+        observing: whether decisions are only noted.
     """
 
     policy: Policy
@@ -107,11 +108,10 @@ class Exchange:
     bytes_sent: int = 0
     bytes_received: int = 0
     finished: bool = False
+    observing: bool = field(init=False)
 
-    @property
-    def observing(self) -> bool:
-        """Whether decisions are only noted."""
-        return self.policy.mode is Mode.OBSERVE
+    def __post_init__(self) -> None:
+        self.observing = self.policy.mode is Mode.OBSERVE
 
     @property
     def rule_name(self) -> str | None:

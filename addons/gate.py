@@ -40,10 +40,10 @@ class Gate:
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """Decide on a CONNECT."""
-        exchange = self.sessions.exchange(flow)
-        self.sessions.of(flow.client_conn).connect = exchange
+        exchange, session = self.sessions.exchange(flow), self.sessions.of(flow.client_conn)
+        session.connect = exchange
         try:
-            self._admit(flow, exchange)
+            self._admit(flow, exchange, session)
             exchange.asked = _canonical(flow)
             exchange.rule, exchange.decision = decide_https(exchange.policy, exchange.asked)
             # RFC 9110, section 9.3.6: the Host field of a CONNECT repeats its target.
@@ -54,9 +54,9 @@ class Gate:
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Decide on a request."""
-        exchange = self.sessions.exchange(flow)
+        exchange, session = self.sessions.exchange(flow), self.sessions.of(flow.client_conn)
         try:
-            self._admit(flow, exchange)
+            self._admit(flow, exchange, session)
             exchange.asked = _canonical(flow)
             _check_path(flow.request)
             is_https = flow.request.data.scheme == b"https"
@@ -68,20 +68,20 @@ class Gate:
             if exchange.decision.action is Action.TUNNEL:  # an https:// target outside CONNECT: its TLS is ours
                 exchange.decision = Decision(Action.INSPECT, exchange.asked)
             _check_host(flow, exchange.asked, 443 if is_https else 80)
-            self._check_tunnel(flow)
+            if session.connect is not None and session.connect.asked is not None:
+                check_server_name(flow.client_conn.sni, session.connect.asked)
             if not flow.request.is_http2:
                 flow.request.data.authority = b""  # upstreams get the origin form (RFC 9112, section 3.2.1)
         except Denied as denied:
             _stop(flow, exchange, denied)
 
-    def _admit(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
+    def _admit(self, flow: http.HTTPFlow, exchange: Exchange, session: Session) -> None:
         """Check who is asking.
 
         Raises:
             Denied: CLIENT_FORBIDDEN, PROXY_AUTHENTICATION_REQUIRED.
         """
         clients = exchange.policy.clients
-        session = self.sessions.of(flow.client_conn)
         if session.admitted_by is not exchange.policy:  # the policy may be another one by now
             check_client(clients, exchange.client)
             session.admitted_by = exchange.policy
@@ -103,11 +103,6 @@ class Gate:
         """Tell whether this is where an app shows them: not where it knows of no proxy, nor again inside CONNECT."""
         knows = session.entry in (ListenerKind.FORWARD, ListenerKind.SOCKS5)
         return knows and (session.connect is None or session.connect is exchange)
-
-    def _check_tunnel(self, flow: http.HTTPFlow) -> None:
-        connect = self.sessions.of(flow.client_conn).connect
-        if connect is not None and connect.asked is not None:
-            check_server_name(flow.client_conn.sni, connect.asked)
 
 
 def _check_listed(exchange: Exchange, asked: Destination) -> None:
@@ -163,7 +158,7 @@ def _check_path(request: http.Request) -> None:
         Denied: BAD_REQUEST.
     """
     path = request.data.path
-    if not path.startswith(b"/") and not (path == b"*" and request.method == "OPTIONS"):
+    if path[:1] != b"/" and not (path == b"*" and request.method == "OPTIONS"):
         raise Denied(Reason.BAD_REQUEST, "the request's path does not begin with a slash (RFC 9113, section 8.3.1)")
 
 

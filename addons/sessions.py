@@ -156,9 +156,13 @@ class Sessions:
 
     def exchange(self, flow: http.HTTPFlow) -> Exchange:
         """Return the exchange of a flow, made at its first use."""
-        exchange: Exchange | None = flow.metadata.get(_KEY)
-        if exchange is not None:
-            return exchange
+        try:
+            exchange: Exchange = flow.metadata[_KEY]
+        except KeyError:
+            return self._begin(flow)
+        return exchange
+
+    def _begin(self, flow: http.HTTPFlow) -> Exchange:
         session = self.of(flow.client_conn)
         data = flow.request.data
         path = data.path.partition(b"?")[0].decode("utf-8", "surrogateescape")

@@ -50,21 +50,21 @@ class Telemetry:
         """Close the books on a request that has its response."""
         exchange = self.sessions.exchange(flow)
         if flow.response is not None:
-            if not denies(exchange):  # our own answers are no bytes of an upstream's
-                exchange.bytes_received = exchange.bytes_received or len(flow.response.data.content or b"")
-            self._close(flow, flow.response.status_code)
+            if not exchange.bytes_received and not denies(exchange):  # our own answers are no bytes of an upstream's
+                exchange.bytes_received = len(flow.response.data.content or b"")
+            self._close(flow, exchange, flow.response.data.status_code)
 
     def error(self, flow: http.HTTPFlow) -> None:
         """Close the books on a request that ended without a whole response."""
-        self._close(flow, None)
+        self._close(flow, self.sessions.exchange(flow), None)
 
     def http_connect_error(self, flow: http.HTTPFlow) -> None:
         """Close the books on a refused CONNECT. Where it stands for another way in, the app is told no status."""
         is_told = self.sessions.of(flow.client_conn).entry is ListenerKind.FORWARD
-        self._close(flow, flow.response.status_code if flow.response and is_told else None)
+        status = flow.response.status_code if flow.response and is_told else None
+        self._close(flow, self.sessions.exchange(flow), status)
 
-    def _close(self, flow: http.HTTPFlow, status: int | None) -> None:
-        exchange = self.sessions.exchange(flow)
+    def _close(self, flow: http.HTTPFlow, exchange: Exchange, status: int | None) -> None:
         self.finish(exchange, status, flow)
         self.sessions.of(flow.client_conn).unfinished.discard(exchange)
 
@@ -92,12 +92,13 @@ class Telemetry:
             return
         exchange.finished = True
         upstream = exchange.upstream
-        if upstream is not None and upstream.denied is not None:
-            exchange.note(upstream.denied)
-        if upstream is not None and upstream.observed is not None:
-            exchange.note(upstream.observed)
-            exchange.observed = exchange.observed or upstream.observed
-        if never_left(exchange):
+        if upstream is not None:
+            if upstream.denied is not None:
+                exchange.note(upstream.denied)
+            if upstream.observed is not None:
+                exchange.note(upstream.observed)
+                exchange.observed = exchange.observed or upstream.observed
+        if exchange.denied is not None and never_left(exchange):
             exchange.bytes_sent = exchange.fields_encrypted = 0
         seconds = time.monotonic() - exchange.started_monotonic
         self._count(exchange, seconds)

@@ -56,20 +56,22 @@ class Transport:
         exchange = self.sessions.exchange(flow)
         if flow.response is not None:
             return
-        _deny_if_decided(flow, exchange)
-        headers = flow.request.headers
+        decision = exchange.decision
+        if decision is not None and decision.denied is not None:
+            exchange.deny(flow, decision.denied)
+        data, policy = flow.request.data, exchange.policy
+        headers = data.headers
         names = names_in(headers.fields)
         if not names.isdisjoint(_FOR_THE_PROXY):
             headers.fields = tuple(field for field in headers.fields if field[0].lower() not in _FOR_THE_PROXY)
-        decision = exchange.decision
-        if _is_upgraded(exchange) and decision is not None and decision.target is not None:
+        if decision is not None and decision.target is not None and _is_upgraded(exchange):
             # The fields behind the setters: those rewrite Host by their own idea of the default port.
-            flow.request.data.scheme = b"https"
-            flow.request.data.port = decision.target.port
+            data.scheme = b"https"
+            data.port = decision.target.port
             _follow(flow.request, decision.target)
-        if exchange.policy.via is not None and not exchange.observing:
-            _check_via(flow, exchange, exchange.policy.via)
-            headers.fields += ((b"Via", _version(flow.request) + b" " + exchange.policy.via.encode()),)
+        if policy.via is not None and not exchange.observing:
+            _check_via(flow, exchange, policy.via)
+            headers.fields += ((b"Via", _version(flow.request) + b" " + policy.via.encode()),)
         if exchange.method in ("OPTIONS", "TRACE") and not exchange.observing:
             headers.fields, may_go_on = one_forward_less(headers.fields)
             if not may_go_on:
@@ -89,34 +91,32 @@ class Transport:
         response, view = flow.response, exchange.view
         if response is None:
             return
-        names, is_https = names_in(response.headers.fields), flow.request.data.scheme == b"https"
-        if exchange.policy.via is not None and not exchange.observing:
-            name = exchange.policy.via.encode("ascii")
-            response.headers.fields += ((b"Via", _version(response) + b" " + name),)
+        headers, policy = response.data.headers, exchange.policy
+        names, is_https = names_in(headers.fields), flow.request.data.scheme == b"https"
+        if policy.via is not None and not exchange.observing:
+            headers.fields += ((b"Via", _version(response) + b" " + policy.via.encode("ascii")),)
         if b"strict-transport-security" in names and is_https and exchange.asked is not None:
-            self._known.learn(exchange.asked.host, values_of(response.headers, b"strict-transport-security")[0])
+            self._known.learn(exchange.asked.host, values_of(headers, b"strict-transport-security")[0])
         if denies(exchange):
             return
-        if (
-            response.data.http_version != b"HTTP/2.0" and flow.request.is_http2
-        ):  # elsewhere, they ended with the head that they were in
-            response.headers.fields = without_hop(response.headers.fields)
+        if flow.request.is_http2 and not response.is_http2:  # elsewhere, they ended with the head that they were in
+            headers.fields = without_hop(headers.fields)
         if b"alt-svc" in names and is_https and not exchange.observing:  # an invitation past this proxy (RFC 7838)
-            response.headers.fields = tuple(each for each in response.headers.fields if each[0].lower() != b"alt-svc")
-        fields = response.headers.fields
+            headers.fields = tuple(each for each in headers.fields if each[0].lower() != b"alt-svc")
+        fields = headers.fields
         if b"set-cookie" in names:
             fields = self._cookies.received(fields, _way(flow, exchange), exchange.jar)
         if view is None:
-            response.headers.fields = fields
+            headers.fields = fields
             return
         asked = view.asked
         fields = appview.response_fields(fields, view, exchange.origin)
         trail = self.sessions.of(flow.client_conn).trail
         try:
-            trail.follow(exchange.method, response.status_code, asked, flow.request.path, fields)
+            trail.follow(exchange.method, response.data.status_code, asked, flow.request.path, fields)
         except Denied as denied:
             exchange.note(denied)  # unless it is only observed, another answer takes this one's place: see `response`
-        response.headers.fields = fields
+        headers.fields = fields
 
     def _view(self, flow: http.HTTPFlow, exchange: Exchange) -> appview.View | None:
         if exchange.asked is None:

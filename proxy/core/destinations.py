@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 HTTP_PORT = 80
 HTTPS_PORT = 443
@@ -34,9 +34,8 @@ class BadDestination(ValueError):
     """A host or authority that is malformed or ambiguous. The message says what is wrong with it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """A canonical host and a TCP port.
+class Destination(NamedTuple):
+    """A canonical host and a TCP port. A tuple, since it is the key of many a look-up in each request.
 
     Attributes:
         host: canonical name or address, as `canonical_host` returns it.

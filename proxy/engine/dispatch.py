@@ -36,11 +36,9 @@ class Dispatcher:
         self._count_failure = count_failure
         self._table: dict[str, tuple[Callable[..., object], ...]] = {}
 
-    def _hooks(self, name: str) -> tuple[Callable[..., object], ...]:
-        hooks = self._table.get(name)
-        if hooks is None:
-            found = (getattr(addon, name, None) for addon in self._addons)
-            hooks = self._table[name] = tuple(hook for hook in found if hook is not None)
+    def _find(self, name: str) -> tuple[Callable[..., object], ...]:
+        found = (getattr(addon, name, None) for addon in self._addons)
+        hooks = self._table[name] = tuple(hook for hook in found if hook is not None)
         return hooks
 
     def call(self, hook: str, subject: object) -> None:
@@ -53,7 +51,7 @@ class Dispatcher:
         Raises:
             HookFailed: one raised, and there is no HTTP flow to deny.
         """
-        for function in self._hooks(hook):
+        for function in self._table.get(hook) or self._find(hook):
             try:
                 function(subject)
             except Exception as e:
