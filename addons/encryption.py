@@ -44,6 +44,10 @@ class Encryption:
         exchange = self.sessions.exchange(flow)
         if flow.response is not None:
             return
+        rule = exchange.rule
+        if rule is None or not (rule.encrypt or rule.decrypt):
+            flow.request.stream = exchange.count_sent
+            return
         marked.read_head(exchange, flow.request)
         entries = marked.encrypting(exchange)
         if not entries and not exchange.looks_inside:
@@ -104,8 +108,9 @@ class Encryption:
         response = flow.response
         if response is None or (exchange.denied is not None and not exchange.observing):
             return
-        # 101: what follows is no body.
-        if not marked.decrypting(exchange) or response.status_code == 101 or not _may_hold_fields(response):
+        rule = exchange.rule
+        has_fields = rule is not None and rule.decrypt and marked.decrypting(exchange)
+        if not has_fields or response.status_code == 101 or not _may_hold_fields(response):  # 101: it has no body
             response.stream = exchange.count_received
             return
         exchange.holds_response = True

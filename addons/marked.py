@@ -28,7 +28,7 @@ def host(exchange: Exchange) -> str:
 
 def read_head(exchange: Exchange, request: http.Request) -> None:
     """Find out how the request may be read by its head, and whether its body may change that."""
-    if exchange.rule is None or not (exchange.rule.encrypt or exchange.rule.decrypt):
+    if exchange.rule is None:
         return
     query = request.path.partition("?")[2]
     found = exchange.readings = readings.readings(exchange.method, exchange.path, query, request.headers.fields)

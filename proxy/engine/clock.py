@@ -11,6 +11,7 @@ Rules of this module:
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -37,6 +38,7 @@ class ResponseClock:
         self._loop = loop
         self._guarded = guarded
         self._timer: asyncio.TimerHandle | None = None
+        self._looks_at = math.inf
         self._strike: Callable[[], None] | None = None
         self._taker: Taker | None = None
         self._seconds = self._since = 0.0
@@ -51,9 +53,10 @@ class ResponseClock:
             strike: called when that is over.
         """
         self._taker, self._seconds, self._strike = taker, seconds, strike
-        self._since = self._loop.time()
+        self._since = now = self._loop.time()
         self._unsent = 0
-        self._look_in(seconds / LOOKS)
+        if now + seconds / LOOKS < self._looks_at:  # else it looks before, and sees how much is left
+            self._look_in(seconds / LOOKS)
 
     def stop(self) -> None:
         """Run no more."""
@@ -62,19 +65,21 @@ class ResponseClock:
     def close(self) -> None:
         """Never run again."""
         self.stop()
+        self._cancel()
+
+    def _cancel(self) -> None:
+        self._looks_at = math.inf
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _look_in(self, seconds: float) -> None:
-        if self._timer is not None:
-            if self._timer.when() <= self._loop.time() + seconds:
-                return  # it looks then, and sees how much is left
-            self._timer.cancel()
+        self._cancel()
         self._timer = self._loop.call_later(seconds, self._guarded, self._look)
+        self._looks_at = self._timer.when()
 
     def _look(self) -> None:
-        self._timer = None
+        self._cancel()
         if self._strike is None or self._taker is None:
             return
         now, unsent = self._loop.time(), self._taker.unsent()

@@ -78,6 +78,24 @@ def request_of(
     Raises:
         Denied: BAD_REQUEST: the target is not one that a proxy can be sent there.
     """
+    host, port, scheme, authority, path, version, fields = _meant(head, inside, is_tls, any_scheme)
+    return new_request(
+        host,
+        port,
+        head.method,
+        scheme=scheme,
+        authority=authority,
+        path=path,
+        version=version,
+        headers=headers_of(fields),
+    )
+
+
+@lru_cache(KEPT)
+def _meant(
+    head: RequestHead, inside: Destination | None, is_tls: bool, any_scheme: bool
+) -> tuple[str, int, bytes, bytes, bytes, bytes, Fields]:
+    """Return what a request's head comes to: host, port, scheme, authority, path, version and fields."""
     target = head.target
     if head.method != b"CONNECT" and head.method.upper() == b"CONNECT":
         raise Denied(Reason.BAD_REQUEST, "a method is upper-case where it is CONNECT (RFC 9110, section 9.1)")
@@ -122,16 +140,7 @@ def request_of(
         named = Destination(host, port)  # what goes on is HTTP/1.1, where the field is needed (RFC 9112, section 3.2)
         value = named.url_host if port == _PORTS[scheme] else named.authority
         fields = ((b"Host", value.encode("ascii")), *fields)
-    return new_request(
-        host,
-        port,
-        head.method,
-        scheme=scheme,
-        authority=authority,
-        path=path,
-        version=version,
-        headers=headers_of(fields),
-    )
+    return host, port, scheme, authority, path, version, fields
 
 
 def response_of(head: ResponseHead, fields: Fields) -> http.Response:
@@ -147,9 +156,13 @@ def response_of(head: ResponseHead, fields: Fields) -> http.Response:
 
 def authenticates_connection(request: http.Request, response: http.Response | None) -> bool:
     """Tell whether the upstream may take whoever comes next on the same connection for the one who came now."""
-    offers = values_of(request.headers, b"authorization")
-    if response is not None:
-        offers += values_of(response.headers, b"www-authenticate")
+    asked = request.data.headers
+    said = None if response is None else response.data.headers
+    if not has_field(asked, b"authorization") and (said is None or not has_field(said, b"www-authenticate")):
+        return False
+    offers = values_of(asked, b"authorization")
+    if said is not None:
+        offers += values_of(said, b"www-authenticate")
     return any(offer.lower().lstrip().startswith(_OF_THE_CONNECTION) for offer in offers)
 
 
