@@ -10,26 +10,11 @@ from tests.house import Place, Tree, circle, offers, places, wrong_imports, wron
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# The one circle that is left. It opens module by module; each one that is out of it leaves this list, too.
-CIRCLE = {
-    "proxy.engine.apps.connect",
-    "proxy.engine.apps.conversation",
-    "proxy.engine.apps.entries",
-    "proxy.engine.apps.http1",
-    "proxy.engine.apps.http2",
-    "proxy.engine.apps.socket",
-    "proxy.engine.apps.tunnels",
-    "proxy.engine.server",
-    "proxy.engine.streams",
-}
-
 
 @pytest.fixture(scope="module")
 def house() -> Tree:
-    """The sources of the product, without the imports within the circle that is left."""
-    tree = Tree(ROOT, ["overcoat", "proxy", "addons"])
-    tree.imports = [each for each in tree.imports if not {each.importer, each.target} <= CIRCLE]
-    return tree
+    """The sources of the product."""
+    return Tree(ROOT, ["overcoat", "proxy", "addons"])
 
 
 def made_up(folder: Path, **files: str) -> Tree:
@@ -46,12 +31,6 @@ def made_up(folder: Path, **files: str) -> Tree:
 def test_no_modules_import_each_other_in_a_circle(house: Tree) -> None:
     path = circle(house.graph())
     assert not path, " → ".join(path)
-
-
-def test_the_circle_that_is_left_is_still_there() -> None:
-    graph = Tree(ROOT, ["proxy"]).graph()
-    within = {name: graph[name] & CIRCLE for name in CIRCLE & set(graph)}
-    assert circle(within), "the circle is open: delete the list"
 
 
 def test_modules_import_only_what_the_architecture_allows(house: Tree) -> None:

@@ -39,6 +39,8 @@ from proxy.core.who.clients import check_client
 from proxy.core.who.credentials import Verifier
 from proxy.disk.ca import LocalCa
 from proxy.disk.preload import is_preloaded
+from proxy.engine.apps.entries import meet
+from proxy.engine.apps.house import OpenConnection
 from proxy.engine.apps.socket import AppSocket
 from proxy.engine.descriptors import SHORTAGES, AppListener, carried
 from proxy.engine.dispatch import Dispatcher
@@ -177,7 +179,7 @@ class Engine:
         resolvers = ThreadPoolExecutor(RESOLVERS, "resolver")
         self.loop.set_exception_handler(_Reports())
         self.policy = policy
-        self.connections: set[AppSocket] = set()
+        self.connections: set[OpenConnection] = set()
         found = functools.cache(metrics.pool.labels)  # what it returns for the same label is always the same
         self.pool = Pool(self.loop, lambda result: found(result).inc())
         self.is_draining = False
@@ -206,7 +208,7 @@ class Engine:
     async def listen(self, places: Iterable[Bound]) -> None:
         """Take connections from bound sockets; see `bind`."""
         for listener, bound in places:
-            protocol = functools.partial(AppSocket, self, listener)
+            protocol = functools.partial(AppSocket, self, listener, meet)
             server = await self.loop.create_server(protocol, sock=bound, backlog=ACCEPTED_AT_ONCE)
             bound.listen(BACKLOG)  # asyncio has one number for both
             self._servers.append(server)
@@ -273,8 +275,13 @@ class Engine:
             where = "the app has several upstream connections already, and few descriptors are left for the others"
             raise Denied(Reason.TOO_MANY_CONNECTIONS, where, "raise the limit of descriptors (ulimit -n)")
 
-    def ended(self) -> None:
-        """Take note that a client connection is over."""
+    def began(self, connection: OpenConnection) -> None:
+        """Take note of a client connection that was just accepted."""
+        self.connections.add(connection)
+
+    def ended(self, connection: OpenConnection) -> None:
+        """Take note that one is over."""
+        self.connections.discard(connection)
         if self.is_draining and not self.connections:
             self._nobody_left.set()
 

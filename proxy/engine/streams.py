@@ -1,4 +1,7 @@
-"""What a conversation needs of the wire on either side, whichever version of HTTP is spoken there.
+"""What a conversation and an upstream need of each other, whichever version of HTTP is spoken.
+
+`apps.conversation` sends each request on an `UpstreamStream`, and is the `Receiver` of its response. What it needs of
+the app's side is in `apps.appstream`.
 
 Rules of this module:
 
@@ -9,7 +12,7 @@ Rules of this module:
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from mitmproxy import http
 from mitmproxy.connection import Server
@@ -17,10 +20,6 @@ from mitmproxy.connection import Server
 from addons.exchange import Upstream
 from proxy.core.decisions import Denied
 from proxy.core.http.heads import Fields, ResponseHead
-
-if TYPE_CHECKING:
-    from proxy.engine.apps.socket import AppSocket, Speaker
-    from proxy.engine.clock import ResponseClock
 
 
 class Version(Enum):
@@ -35,66 +34,6 @@ class Version(Enum):
     def is_of_http2(self) -> bool:
         """Whether HTTP/2 is what it should be."""
         return self in (Version.HTTP2, Version.ONLY_HTTP2)
-
-
-class AppStream(Protocol):
-    """Where an app has asked, and is answered: all of a connection of HTTP/1 for a while, or a stream of HTTP/2."""
-
-    app: AppSocket
-
-    @property
-    def is_congested(self) -> bool:
-        """Whether the app takes no more of the response for now."""
-
-    @property
-    def is_last(self) -> bool:
-        """Whether no other request is served behind this one."""
-
-    @property
-    def clock(self) -> ResponseClock:
-        """How long the upstream may take."""
-
-    def version(self, request: http.Request) -> Version:
-        """Return which version a request is to go out in."""
-
-    def hold(self, why: str, is_held: bool) -> None:
-        """Take no more of the request's body while there is any reason not to."""
-
-    def last(self) -> None:
-        """Serve no other request behind this one, where that would be ambiguous or is not wanted."""
-
-    def interim(self, response: http.Response) -> None:
-        """Send an interim response, if the app can take one."""
-
-    def begin(self, response: http.Response, *, has_body: bool) -> None:
-        """Send a response's head; no body follows where it has none."""
-
-    def send(self, data: bytes) -> None:
-        """Send a piece of its body."""
-
-    def end(self, trailers: Fields = ()) -> None:
-        """End it."""
-
-    def answer(self, response: http.Response, body: bytes) -> None:
-        """Send a response that was made here, whole."""
-
-    def flush(self) -> None:
-        """Send at once what was gathered."""
-
-    def switch(self, speaker: Speaker) -> bytes:
-        """Give the connection to what speaks WebSocket; return what has come of that already."""
-
-    def next(self) -> None:
-        """Take that the conversation is over, in order."""
-
-    def close(self) -> None:
-        """End what is left of it, once what was sent has arrived."""
-
-    def crash(self, error: Exception) -> None:
-        """End it, since something inside failed."""
-
-    def abort(self) -> None:
-        """Break it off, so that the app cannot take what it has for all there was."""
 
 
 class Receiver(Protocol):

@@ -11,8 +11,9 @@ Rules of this module:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from mitmproxy import http, tls
 
@@ -22,14 +23,15 @@ from proxy.core.destinations import HTTP_PORT
 from proxy.core.http.heads import MAX_HEAD_BYTES, can_become_a_head
 from proxy.core.http.names import check_server_name
 from proxy.engine.apps.sniffing import Heard, Speech, listen
+from proxy.engine.apps.socket import AppSocket
+from proxy.engine.apps.speaker import Speaker
 from proxy.engine.apps.tunnels import Relay
 from proxy.engine.flows import new_flow, new_server
 from proxy.engine.http2 import PREFACE
 from proxy.engine.upstreams.connection import UpstreamConnection
 from proxy.engine.upstreams.route import dial
 
-if TYPE_CHECKING:
-    from proxy.engine.apps.socket import AppSocket
+type Inside = Callable[[AppSocket, Exchange], Speaker]  # makes what reads the requests inside a CONNECT
 
 
 class Asker(Protocol):
@@ -51,16 +53,18 @@ class Asker(Protocol):
 class Connect:
     """A CONNECT request, until it is answered."""
 
-    def __init__(self, asker: Asker, request: http.Request) -> None:
+    def __init__(self, asker: Asker, request: http.Request, inside: Inside) -> None:
         """Start.
 
         Args:
             asker: what read it.
             request: the request.
+            inside: makes what reads requests inside.
         """
+        self._inside = inside
         self._asker = asker
         self._app = asker.app
-        self._engine = asker.app.engine
+        self._house = asker.app.house
         self._flow = new_flow(self._app.client, request)
         self._dialling: asyncio.Task[None] | None = None
         self._is_over = False
@@ -68,8 +72,8 @@ class Connect:
     def start(self) -> None:
         """Take it through the addons, and open what it asks for."""
         flow = self._flow
-        self._engine.dispatch.call("http_connect", flow)
-        exchange = self._engine.sessions.exchange(flow)
+        self._house.dispatch.call("http_connect", flow)
+        exchange = self._house.sessions.exchange(flow)
         # The upstream of a tunnel is opened before the 200, so that a failure can still be told. Not at port 80: what
         # comes may be http to upgrade, for which no plain connection must ever be opened.
         # In observe mode it is opened for every CONNECT: a server that speaks first must be heard.
@@ -87,7 +91,7 @@ class Connect:
         server = new_server((request.host, request.port), tls=False)
         record = exchange.upstream = Upstream(exchange.policy, exchange.rule)
         try:
-            upstream = await dial(self._engine.services, server, None, record, self._app.context)
+            upstream = await dial(self._house.services, server, None, record, self._app.context)
         except Denied as denied:
             record.denied = denied
             if not self._is_over:
@@ -102,7 +106,7 @@ class Connect:
                 self._app.guarded(self._accept, exchange, upstream)
 
     def _refuse(self) -> None:
-        self._engine.dispatch.call("http_connect_error", self._flow)
+        self._house.dispatch.call("http_connect_error", self._flow)
         self._app.session.connect = None  # its line is written, and it opened no tunnel
         response = self._flow.response
         assert response is not None
@@ -116,7 +120,7 @@ class Connect:
         self._app.hold("pipelining", False)
         self._app.write(self._asker.established())
         self._asker.conversation = None  # its part is over, and it points back here
-        self._app.speaker = speaker = FirstBytes(self._app, exchange, upstream)
+        self._app.speaker = speaker = FirstBytes(self._app, exchange, upstream, self._inside)
         if rest := self._asker.take_rest():
             speaker.feed(rest)
         if self._app.has_ended:  # while it was dialled
@@ -126,7 +130,7 @@ class Connect:
         """Refuse it: what it asks for was not open in time."""
         if self._dialling is not None:
             self._dialling.cancel()
-        self._engine.sessions.exchange(self._flow).refuse(self._flow, denied)
+        self._house.sessions.exchange(self._flow).refuse(self._flow, denied)
         self._refuse()
 
     def overdue(self, seconds: float) -> Denied | None:
@@ -145,17 +149,19 @@ class Connect:
         """Nothing was sent yet that it could be congested by."""
 
 
-class FirstBytes:
+class FirstBytes(Speaker):
     """Collects an app's first bytes inside CONNECT, until they say what follows."""
 
-    def __init__(self, app: AppSocket, connect: Exchange, upstream: UpstreamConnection | None) -> None:
+    def __init__(self, app: AppSocket, connect: Exchange, upstream: UpstreamConnection | None, inside: Inside) -> None:
         """Start.
 
         Args:
             app: the app's socket.
             connect: the CONNECT.
             upstream: the connection to what it asked for, if it is open already.
+            inside: makes what reads requests inside.
         """
+        self._inside = inside
         self._app = app
         self._connect = connect
         self._upstream = upstream
@@ -202,8 +208,8 @@ class FirstBytes:
     def _speak_http(self) -> None:
         self._leave_upstream()
         self._app.session.speaks_http = True
-        self._app.speak_http1(self._connect)
-        self._app.speaker.feed(self._data)
+        self._app.speaker = speaker = self._inside(self._app, self._connect)
+        speaker.feed(self._data)
 
     def _decide_tls(self, heard: Heard) -> None:
         connect = self._connect
@@ -214,7 +220,7 @@ class FirstBytes:
                 raise connect.decision.denied
             check_server_name(heard.sni, connect.asked)
             if connect.decision.action is Action.INSPECT:
-                self._app.engine.local_ca.check(datetime.now(UTC))
+                self._app.house.local_ca.check(datetime.now(UTC))
         except Denied as denied:
             self._deny(denied)
             return
@@ -251,11 +257,11 @@ class FirstBytes:
         assert self._connect.asked is not None
         app.context.server.address = self._connect.asked.host, self._connect.asked.port  # as mitmproxy says it, too
         data = tls.TlsData(app.client, app.context)
-        app.engine.dispatch.call("tls_start_client", data)
+        app.house.dispatch.call("tls_start_client", data)
         assert data.ssl_conn is not None
         app.start_tls(data.ssl_conn)
         app.expect(True)  # the rest of the handshake
-        app.speak_http1(self._connect)
+        app.speaker = self._inside(app, self._connect)
         app.take(self._data)
 
     def _leave_upstream(self) -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from mitmproxy import flow as mitmproxy_flow
 from mitmproxy import http
@@ -33,15 +32,13 @@ from proxy.core.fields import bodies
 from proxy.core.http.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead, ResponseHead
 from proxy.core.http.hops import without_framing, without_hop
 from proxy.core.rules.appview import interim_fields
-from proxy.engine.apps.tunnels import Switched, may_switch
+from proxy.engine.apps.appstream import AppStream
+from proxy.engine.apps.websocket import Switched, may_switch
 from proxy.engine.flows import new_flow, new_server
 from proxy.engine.messages import authenticates_connection, response_of
-from proxy.engine.streams import Version
+from proxy.engine.streams import UpstreamStream, Version
 from proxy.engine.upstreams.connection import ONLY_HTTP2, UpstreamConnection
 from proxy.engine.upstreams.opening import open_stream
-
-if TYPE_CHECKING:
-    from proxy.engine.streams import AppStream, UpstreamStream
 
 MAX_DISCARDED = 1024 * 1024
 KEPT_AT_MOST = 64 * 1024  # bytes of a body that streams, to be sent again where the upstream did nothing about them
@@ -63,7 +60,7 @@ class Conversation:
         """
         self.stream = stream
         self.app = stream.app
-        self.engine = stream.app.engine
+        self.house = stream.app.house
         self.head = head
         self.flow = new_flow(self.app.client, request)
         self.upstream: UpstreamStream | None = None
@@ -96,8 +93,8 @@ class Conversation:
         """Take the head through the addons."""
         flow = self.flow
         self._expects = has_body and has_field(flow.request.headers, b"expect")
-        self.engine.dispatch.call("requestheaders", flow)
-        self.exchange = self.engine.sessions.exchange(flow)
+        self.house.dispatch.call("requestheaders", flow)
+        self.exchange = self.house.sessions.exchange(flow)
         if flow.response is not None:
             self._answer()
         elif has_body:
@@ -164,7 +161,7 @@ class Conversation:
         else:
             flow.request.data.content = bytes(self._held)
             self._held.clear()
-        self.engine.dispatch.call("request", flow)
+        self.house.dispatch.call("request", flow)
         if flow.error:
             self._cut_off()
         elif self._mode == "stream":
@@ -193,7 +190,7 @@ class Conversation:
         key = (request.host, request.port, request.scheme, exchange.rule and exchange.rule.name, exchange.policy)
         self._version = self.stream.version(self.flow.request)
         version = Version.HTTP1 if self._needs_own_connection() else self._version
-        if not fresh and not have_expired(exchange.rule) and (upstream := self.engine.pool.take(key, version)):
+        if not fresh and not have_expired(exchange.rule) and (upstream := self.house.pool.take(key, version)):
             self._was_reused = True
             self._connected(upstream)
             return
@@ -209,10 +206,10 @@ class Conversation:
         request, session = self.flow.request.data, self.app.session
         server = new_server((request.host, request.port), tls=request.scheme == b"https")
         try:
-            self.engine.check_room(session)
+            self.house.check_room(session)
             self._count(True)
             session.upstreams[server.id] = record
-            upstream = await open_stream(self.engine.services, server, key, record, self.app.context, version=version)
+            upstream = await open_stream(self.house.services, server, key, record, self.app.context, version=version)
         except Denied as denied:
             record.denied = denied
             if not self._is_over:
@@ -233,7 +230,7 @@ class Conversation:
         """Take note whether there is an upstream connection, or the dial of one, for this request alone."""
         if has_one != self._counts:
             self._counts = has_one
-            self.engine.sessions.take(self.app.session, 1 if has_one else -1)
+            self.house.sessions.take(self.app.session, 1 if has_one else -1)
 
     def _take_step[T](self, step: Callable[[T], None], argument: T) -> None:
         """Take a step; whatever it raises ends this conversation, and what belongs to it alone."""
@@ -332,7 +329,7 @@ class Conversation:
         if head.status in (101, 204):
             fields = without_framing(fields)
         has_body = self._has_body(head.status)
-        if (head.body == UNTIL_CLOSE and has_body) or self.engine.is_leaving(self.app.session):
+        if (head.body == UNTIL_CLOSE and has_body) or self.house.is_leaving(self.app.session):
             self.stream.last()
         if self._expects and not self._request_is_whole and not self._size:
             self.stream.last()  # whether its body follows is for the app to choose (RFC 9110, section 10.1.1)
@@ -342,7 +339,7 @@ class Conversation:
         if head.status == 101 and not (self._request_is_whole and may_switch(flow.request, flow.response)):
             self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream switched to a protocol that was not asked for"))
             return
-        self.engine.dispatch.call("responseheaders", flow)
+        self.house.dispatch.call("responseheaders", flow)
         if flow.error:
             self._cut_off()
         elif head.status == 101:
@@ -397,7 +394,7 @@ class Conversation:
             response.data.content = bytes(held)
         else:
             self.stream.flush()  # what has streamed need not wait for the books
-        self.engine.dispatch.call("response", self.flow)
+        self.house.dispatch.call("response", self.flow)
         response = self.flow.response
         assert response is not None
         if self.flow.error:
@@ -458,7 +455,7 @@ class Conversation:
         assert self.flow.response is not None
         self._websocket = True
         self.stream.begin(self.flow.response, has_body=False)
-        self.engine.dispatch.call("response", self.flow)
+        self.house.dispatch.call("response", self.flow)
         speaker = Switched(self)
         if early := self.stream.switch(speaker):
             speaker.feed(early)
@@ -505,14 +502,14 @@ class Conversation:
         self._size = 0
         self._waiting.clear()
         self.stream.hold("dialling", False)
-        self.engine.dispatch.call("response", self.flow)
+        self.house.dispatch.call("response", self.flow)
         response = self.flow.response
         assert response is not None
         self._response_began = self._response_is_whole = True
         may_send_on = self._expects and not self._request_is_whole
         if may_send_on:
             self.stream.last()  # whether its body follows is for the app to choose (RFC 9110, section 10.1.1)
-        if self.engine.is_leaving(self.app.session):
+        if self.house.is_leaving(self.app.session):
             self.stream.last()
         body = b"" if self.head.method == b"HEAD" else response.data.content or b""
         self.stream.answer(response, body)
@@ -578,7 +575,7 @@ class Conversation:
         self._leave_upstream()
         if not self._response_is_whole:
             self.flow.error = self.flow.error or mitmproxy_flow.Error(message)
-            self.engine.dispatch.call("error", self.flow)
+            self.house.dispatch.call("error", self.flow)
         self.stream.close()
 
     def _release_upstream(self) -> UpstreamStream | None:

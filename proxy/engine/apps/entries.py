@@ -15,9 +15,8 @@ import base64
 import contextlib
 import socket
 import struct
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from mitmproxy import http
 
@@ -30,10 +29,9 @@ from proxy.core.who.addresses import parse_ip
 from proxy.engine.apps.connect import Connect
 from proxy.engine.apps.http1 import AppHttp1
 from proxy.engine.apps.sniffing import Speech, listen
+from proxy.engine.apps.socket import AppSocket
+from proxy.engine.apps.speaker import Speaker
 from proxy.engine.messages import request_of
-
-if TYPE_CHECKING:
-    from proxy.engine.apps.socket import AppSocket, Speaker
 
 _SO_ORIGINAL_DST = 80  # <linux/netfilter_ipv4.h>, and the same number for IPv6
 _VERSION = b"\x05"
@@ -44,8 +42,20 @@ _MAX_EARLY = 64 * 1024  # bytes that come before the answer, and wait
 _GENERAL_FAILURE, _COMMAND_NOT_SUPPORTED, _ADDRESS_NOT_SUPPORTED = 1, 7, 8
 
 
-def entry_for(app: AppSocket) -> Speaker:
-    """Return what speaks with an app that has just connected, by the kind of the listener.
+def meet(app: AppSocket) -> None:
+    """Let an app that has just connected speak, as the kind of its listener says, or refuse it."""
+    try:
+        app.house.admit(app.session)
+        app.speaker = _speaker_for(app)
+    except Denied as denied:
+        if app.listener.kind in (ListenerKind.FORWARD, ListenerKind.REVERSE):
+            AppHttp1(app, None).refuse(denied)
+        else:
+            app.refused(denied)
+
+
+def _speaker_for(app: AppSocket) -> Speaker:
+    """Return what speaks first with an app.
 
     Raises:
         Denied: a transparent listener was dialled itself.
@@ -146,7 +156,7 @@ def original_destination(connection: socket.socket) -> Destination:
     )
 
 
-class _Asker(ABC):
+class _Asker(Speaker):
     """Stands where an HTTP/1 speaker would, for a CONNECT that came in another way."""
 
     def __init__(self, app: AppSocket) -> None:
@@ -160,8 +170,8 @@ class _Asker(ABC):
         authorization = b"Proxy-Authorization: Basic %s\r\n" % credentials if credentials else b""
         name = destination.encode("ascii")
         head = read_request_head(b"CONNECT %s HTTP/1.1\r\nHost: %s\r\n%s\r\n" % (name, name, authorization))
-        self.app.session.policy = self.app.engine.policy
-        self.conversation = connect = Connect(self, request_of(head, None, is_tls=False))
+        self.app.session.policy = self.app.house.policy
+        self.conversation = connect = Connect(self, request_of(head, None, is_tls=False), AppHttp1)
         connect.start()
 
     @abstractmethod
@@ -188,7 +198,7 @@ class _Asker(ABC):
         if conversation is not None:
             conversation.gone()
 
-    def congested(self, _is_congested: bool) -> None:  # noqa: B027  # nothing is what there is to do, for each
+    def congested(self, _is_congested: bool) -> None:
         """Nothing is sent that could be."""
 
 
@@ -222,7 +232,7 @@ class Socks5(_Asker):
         if len(self._data) < 2 or len(self._data) < 2 + self._data[1]:
             return False
         methods = self._take(2 + self._data[1])[2:]
-        method = _PASSWORD if self.app.engine.policy.clients.users else _NO_AUTHENTICATION
+        method = _PASSWORD if self.app.house.policy.clients.users else _NO_AUTHENTICATION
         if method not in methods:
             wants = "a name and a password (clients.users), which the app does not offer to show"
             if method != _PASSWORD:
@@ -244,10 +254,10 @@ class Socks5(_Asker):
         password = data[3 + data[1] : 3 + data[1] + data[2 + data[1]]]
         self._take(3 + len(name) + len(password))
         self._credentials = base64.b64encode(name + b":" + password)
-        users = self.app.engine.policy.clients.users
+        users = self.app.house.policy.clients.users
         value = "Basic " + self._credentials.decode("ascii")
         try:
-            is_right = b":" not in name and self.app.engine.verifier.verify(users, value, self.app.session.client)
+            is_right = b":" not in name and self.app.house.verifier.verify(users, value, self.app.session.client)
         except Denied as denied:
             return self._refuse(b"\x01\x01", denied.detail, denied.reason)
         if not is_right:

@@ -11,7 +11,8 @@ Rules of this module:
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+
+from mitmproxy import http
 
 from addons.exchange import Exchange, problem_response
 from addons.headers import has_field
@@ -22,22 +23,21 @@ from proxy.core.http.hops import keeps_alive, trailers_to_relay, wants_to_switch
 from proxy.engine.apps.connect import Connect
 from proxy.engine.apps.conversation import Conversation
 from proxy.engine.apps.http2 import AppHttp2
+from proxy.engine.apps.socket import AppSocket
+from proxy.engine.apps.speaker import Speaker
+from proxy.engine.clock import ResponseClock
 from proxy.engine.http2 import PREFACE
 from proxy.engine.messages import Entry, aimed, response_head
 from proxy.engine.streams import Version
-
-if TYPE_CHECKING:
-    from mitmproxy import http
-
-    from proxy.engine.apps.socket import AppSocket, Speaker
-    from proxy.engine.clock import ResponseClock
 
 MAX_PIPELINED = MAX_HEAD_BYTES
 _EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 
 
-class AppHttp1:
+class AppHttp1(Speaker):
     """Reads requests from an app."""
+
+    answers = True
 
     def __init__(self, app: AppSocket, tunnel: Exchange | None, entry: Entry | None = None) -> None:
         """Start.
@@ -119,18 +119,18 @@ class AppHttp1:
             self.refuse(denied)
             return False
         if self._inside is None:
-            self.app.session.policy = self.app.engine.policy  # the one that is in force when the request begins
-        elif self.app.engine.is_leaving(self.app.session):
+            self.app.session.policy = self.app.house.policy  # the one that is in force when the request begins
+        elif self.app.house.is_leaving(self.app.session):
             self.app.close()  # a CONNECT keeps its policy, so none of its requests begins after another is in force
             return False
         if head.method == b"CONNECT":
-            self.conversation = connect = Connect(self, request)
+            self.conversation = connect = Connect(self, request, AppHttp1)
             connect.start()
             return not self.app.is_closing
         self._begin(head)
         self.conversation = conversation = Conversation(self, request, head)
         if front is not None:
-            self.app.engine.sessions.exchange(conversation.flow).front = front
+            self.app.house.sessions.exchange(conversation.flow).front = front
         self._body = body_of(head.body) if head.body else None
         conversation.start(has_body=self._body is not None)
         if self._body is None and not self.app.is_closing:
@@ -307,12 +307,13 @@ class AppHttp1:
         else:
             self.refuse(denied)
 
-    def give_up(self, denied: Denied) -> None:
+    def give_up(self, denied: Denied) -> bool:
         """End the request in hand, if there is one, and the connection."""
         if self.conversation is not None:
             self.conversation.give_up(denied)
         else:
             self.app.close()
+        return True
 
     def gone(self) -> None:
         """The app's connection is over."""

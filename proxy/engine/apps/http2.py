@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import h2.events
 from h2.errors import ErrorCodes
@@ -26,15 +25,14 @@ from proxy.core.http.heads import Fields, RequestHead
 from proxy.core.http.heads2 import read_http2_request, read_http2_trailers
 from proxy.core.http.problems import is_grpc
 from proxy.engine.apps.conversation import Conversation
+from proxy.engine.apps.socket import AppSocket
+from proxy.engine.apps.speaker import Speaker
 from proxy.engine.clock import ResponseClock
 from proxy.engine.http2 import TOO_MANY_RESETS, Connection, Stream
 from proxy.engine.http2state import KEPT_LIST, MAX_STREAMS, NeverIndexed, size_of
 from proxy.engine.messages import Entry, aimed
 from proxy.engine.streams import Version
 from proxy.log import describe
-
-if TYPE_CHECKING:
-    from proxy.engine.apps.socket import AppSocket, Speaker
 
 logger = logging.getLogger("overcoat")
 
@@ -46,8 +44,10 @@ _NOT_IN_HTTP2 = frozenset((b"transfer-encoding", b"connection", b"keep-alive", b
 _PER_FIELD = 32  # RFC 9113, section 6.5.2
 
 
-class AppHttp2(Connection["AppHttp2Stream"]):
+class AppHttp2(Connection["AppHttp2Stream"], Speaker):
     """Reads requests from an app that speaks HTTP/2."""
+
+    answers = True
 
     def __init__(self, app: AppSocket, tunnel: Exchange | None, entry: Entry | None = None) -> None:
         """Start.
@@ -135,23 +135,25 @@ class AppHttp2(Connection["AppHttp2Stream"]):
                 stream.conversation.give_up(denied)
         return found
 
-    def give_up(self, denied: Denied) -> None:
+    def give_up(self, denied: Denied) -> bool:
         """End all that is under way, and the connection."""
         for stream in list(self.streams.values()):
             if stream.conversation is not None:
                 stream.conversation.give_up(denied)
         self._leave_now()
+        return True
 
-    def drain(self, is_fresh: bool) -> None:
+    def drain(self, is_fresh: bool) -> bool:
         """Have the app begin no other stream, and close as soon as none is under way."""
         if self.is_leaving or self.is_over:
-            return
+            return True
         if self._is_idle and not is_fresh:
             self._leave_now()
-            return
+            return True
         self.is_leaving = True
         self.say_goaway(self._last, ErrorCodes.NO_ERROR)
         self.app.later("leave", LEAVE_SECONDS, self._leave)
+        return True
 
     @property
     def _is_idle(self) -> bool:
@@ -204,7 +206,7 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         if self._is_disowned:
             self.reset(stream, ErrorCodes.REFUSED_STREAM)
             return
-        self.app.session.policy = self.app.engine.policy  # the one that is in force when the stream begins
+        self.app.session.policy = self.app.house.policy  # the one that is in force when the stream begins
         is_whole = event.stream_ended is not None
         try:
             head = self._read_head(tuple(event.headers or ()), is_whole)
@@ -215,7 +217,7 @@ class AppHttp2(Connection["AppHttp2Stream"]):
         stream.expected = head.body if head.body >= 0 else None
         stream.conversation = conversation = Conversation(stream, request, head)
         if front is not None:
-            self.app.engine.sessions.exchange(conversation.flow).front = front
+            self.app.house.sessions.exchange(conversation.flow).front = front
         conversation.start(has_body=not is_whole)
         if not is_whole:
             stream.watch_held()
@@ -223,7 +225,7 @@ class AppHttp2(Connection["AppHttp2Stream"]):
     @property
     def _is_disowned(self) -> bool:
         """Whether who may use the proxy has changed since the CONNECT round this was let in by name and password."""
-        connect, users = self.app.session.connect, self.app.engine.policy.clients.users
+        connect, users = self.app.session.connect, self.app.house.policy.clients.users
         return connect is not None and connect.policy.clients.users != users
 
     def _read_head(self, block: tuple[tuple[bytes, bytes], ...], is_whole: bool) -> RequestHead:

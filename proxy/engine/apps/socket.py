@@ -1,7 +1,8 @@
-"""The app's socket: what it says first goes to HTTP/1; CONNECT may put a tunnel or TLS there, and HTTP/2 may follow.
+"""The app's socket: gives what it says to the one who speaks with it, and writes what is to be sent.
 
-Theory of operation. Everything is synchronous: bytes come, the speaker (HTTP/1, a tunnel's first bytes, a relay) takes
-them, and what is to be sent is gathered and written once, by `flush`. Only dialling an upstream is a task.
+`server` makes one for each connection that it accepts. Everything is synchronous: bytes come, the speaker (HTTP/1, a
+tunnel's first bytes, a relay; see `speaker`) takes them, and what is to be sent is gathered and written once, by
+`flush`. Only dialling an upstream is a task.
 
 Rules of this module:
 
@@ -19,7 +20,7 @@ import math
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from mitmproxy.connection import Client, ConnectionState
 from mitmproxy.proxy.context import Context
@@ -28,11 +29,9 @@ from OpenSSL import SSL
 from addons.exchange import Exchange
 from addons.sessions import Session
 from proxy.core.decisions import Denied, Reason
-from proxy.core.rules.policy import Listener, ListenerKind
-from proxy.engine.apps.entries import entry_for
-from proxy.engine.apps.http1 import AppHttp1
-from proxy.engine.apps.http2 import AppHttp2
-from proxy.engine.apps.tunnels import Switched
+from proxy.core.rules.policy import Listener
+from proxy.engine.apps.house import House
+from proxy.engine.apps.speaker import GONE, Speaker
 from proxy.engine.clock import ResponseClock
 from proxy.engine.dispatch import HookFailed
 from proxy.engine.flows import new_client
@@ -42,8 +41,6 @@ from proxy.log import describe
 
 if TYPE_CHECKING:
     from mitmproxy.options import Options
-
-    from proxy.engine.server import Engine
 
 logger = logging.getLogger("overcoat")
 
@@ -55,42 +52,6 @@ FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buf
 _PEER_HAS_ENDED = frozenset((7, 8, 9, 11))  # Linux's TCP_INFO: CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING
 
 
-class Speaker(Protocol):
-    """Takes what the app says."""
-
-    def feed(self, data: bytes) -> None:
-        """Take bytes."""
-
-    def eof(self) -> None:
-        """Take that the app will say no more."""
-
-    def gone(self) -> None:
-        """Take that the app's connection is over."""
-
-    def congested(self, is_congested: bool) -> None:
-        """Take that the app reads too slowly, or no longer does."""
-
-    def too_slow(self) -> None:
-        """Take that the app has not sent what was expected of it in time; see `AppSocket.expect`."""
-
-
-class _Gone:
-    """Stands in for the speaker of a connection that is over: nothing that still comes is of use."""
-
-    def feed(self, _data: bytes) -> None: ...
-
-    def eof(self) -> None: ...
-
-    def gone(self) -> None: ...
-
-    def congested(self, _is_congested: bool) -> None: ...
-
-    def too_slow(self) -> None: ...
-
-
-_GONE = _Gone()
-
-
 class AppSocket(Reading):
     """One connection from an app."""
 
@@ -100,10 +61,18 @@ class AppSocket(Reading):
     context: Context
     speaker: Speaker
 
-    def __init__(self, engine: Engine, listener: Listener) -> None:
-        self.engine = engine
+    def __init__(self, house: House, listener: Listener, meet: Callable[[AppSocket], None]) -> None:
+        """Start.
+
+        Args:
+            house: what all connections share.
+            listener: where it was accepted.
+            meet: puts the first speaker in its place, or refuses the app.
+        """
+        self.house = house
         self.listener = listener
-        self.loop = engine.loop
+        self.loop = house.loop
+        self._meet = meet
         self.tls: TlsStream | None = None
         self.has_ended = False  # the app will say no more
         self._still_taken = math.inf
@@ -116,7 +85,7 @@ class AppSocket(Reading):
         self._out: list[bytes] = []
         self._holds: set[str] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._idle_limit: float = engine.policy.limits.idle_seconds
+        self._idle_limit: float = house.policy.limits.idle_seconds
         self._may_be_gone = False
         self.clock = ResponseClock(self.loop, self.guarded)
         self._last_activity = self._opened = self.loop.time()
@@ -128,24 +97,17 @@ class AppSocket(Reading):
         self.transport = cast(asyncio.Transport, transport)
         names = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         self.client = new_client(*names, time.time())
-        self.session = self.engine.sessions.open(self.client, self.engine.policy, self.listener.kind)
+        self.session = self.house.sessions.open(self.client, self.house.policy, self.listener.kind)
         # What carries a client to the hooks has options as well, which no hook here reads.
         self.context = Context(self.client, cast("Options", None))
-        self.engine.connections.add(self)
+        self.house.began(self)
         self.guarded(self._start)
 
     def _start(self) -> None:
-        self.speaker = _GONE
+        self.speaker = GONE
         self._watch_idle()
-        self.engine.dispatch.call("client_connected", self.client)
-        try:
-            self.engine.admit(self.session)
-            self.speaker = entry_for(self)
-        except Denied as denied:
-            if self.listener.kind in (ListenerKind.FORWARD, ListenerKind.REVERSE):
-                AppHttp1(self, None).refuse(denied)
-            else:
-                self.refused(denied)
+        self.house.dispatch.call("client_connected", self.client)
+        self._meet(self)
 
     def refused(self, denied: Denied, status: int | None = None) -> None:
         """Write a line of what was no request, or came too early or too late to be one, and close.
@@ -161,13 +123,14 @@ class AppSocket(Reading):
         """Write a line, as `refused` does, of what does not end the connection."""
         exchange = Exchange(self.session.policy, self.session.client)
         exchange.stop(denied)
-        self.engine.note_refused(exchange, status)
+        self.house.note_refused(exchange, status)
 
     def _watch_idle(self) -> None:
         idle = self.loop.time() - self._last_activity
         if idle >= self._idle_limit:
-            has_left = self._may_be_gone and isinstance(self.speaker, AppHttp1 | AppHttp2)
-            if not has_left and self._end_silence():
+            has_left = self._may_be_gone and self.speaker.answers
+            if not has_left and self.speaker.end_silence(self._idle_limit):
+                self.touch()
                 idle = 0.0
             else:
                 if not has_left:  # else nothing was too slow for it
@@ -175,14 +138,6 @@ class AppSocket(Reading):
                 self.abort()
         if not self.is_closing:
             self._timers["idle"] = self.loop.call_later(self._idle_limit - idle, self.guarded, self._watch_idle)
-
-    def _end_silence(self) -> bool:
-        """Answer what waits for an upstream that is silent; return whether there was something."""
-        speaker = self.speaker
-        if not isinstance(speaker, AppHttp1 | AppHttp2) or not speaker.end_silence(self._idle_limit):
-            return False
-        self.touch()
-        return True
 
     def expect(self, is_expected: bool) -> None:
         """Say whether the app owes something that must come within `limits.request_seconds` from now."""
@@ -235,38 +190,36 @@ class AppSocket(Reading):
         for timer in self._timers.values():
             timer.cancel()
         self.clock.close()
-        self.engine.connections.discard(self)
         if self.tls is not None and not self.tls.is_established:
             self.session.note_tls_failed()
         try:
             self.speaker.gone()
-            self.engine.dispatch.call("client_disconnected", self.client)
+            self.house.dispatch.call("client_disconnected", self.client)
         except Exception as e:
             if not isinstance(e, HookFailed):
                 logger.error("the end of a client connection failed: %s", describe(e))
-        self.engine.sessions.close(self.client)
-        self.speaker = _GONE  # the old one points back here: without the circle, all of it is freed at once
-        self.engine.ended()
+        self.house.sessions.close(self.client)
+        self.speaker = GONE  # the old one points back here: without the circle, all of it is freed at once
+        self.house.ended(self)
 
     def drain(self) -> None:
         """Close as soon as no request is under way. The first one of a new connection is, for a moment."""
         connect = self.session.connect
         age = self.loop.time() - (self._opened if connect is None else connect.started_monotonic)
         is_fresh = not self.session.requests and age < FRESH_SECONDS
-        if isinstance(self.speaker, AppHttp2):
-            self.speaker.drain(is_fresh)
-        elif not self.session.is_idle or isinstance(self.speaker, Switched):
+        if self.speaker.drain(is_fresh) or not self.session.is_idle:
             return
-        elif is_fresh:
+        if is_fresh:
             self._timers["fresh"] = self.loop.call_later(FRESH_SECONDS - age, self.after_step)
         else:
             self.close()
 
     def cut_off(self, denied: Denied) -> None:
         """End what is under way: with an answer, where the app waits for one and has got nothing of it yet."""
-        if isinstance(self.speaker, AppHttp1 | AppHttp2):
-            self.guarded(self.speaker.give_up, denied)
-        else:
+        self.guarded(self._cut_off, denied)
+
+    def _cut_off(self, denied: Denied) -> None:
+        if not self.speaker.give_up(denied):
             self.abort()
 
     def abort(self) -> None:
@@ -304,7 +257,7 @@ class AppSocket(Reading):
     def after_step(self) -> None:
         """Write what was gathered; end if the engine wants to be rid of this connection, and nothing is under way."""
         self.flush()
-        if not self.is_closing and self.engine.is_leaving(self.session):
+        if not self.is_closing and self.house.is_leaving(self.session):
             self.drain()
 
     # -- reading
@@ -346,7 +299,7 @@ class AppSocket(Reading):
             self.client.timestamp_tls_setup = time.time()
             data = b""
             self.expect(False)
-            if self.tls.conn.get_alpn_proto_negotiated() == b"h2" and isinstance(self.speaker, AppHttp1):
+            if self.tls.conn.get_alpn_proto_negotiated() == b"h2":
                 self.client.alpn = b"h2"
                 self.speaker.speak_http2()
         plain = self.tls.receive(data)
@@ -364,10 +317,6 @@ class AppSocket(Reading):
             return False
         self.guarded(self.speaker.eof)
         return not self.is_closing
-
-    def speak_http1(self, tunnel: Exchange | None) -> None:
-        """Read HTTP/1 from here on, inside a CONNECT or not."""
-        self.speaker = AppHttp1(self, tunnel)
 
     def start_tls(self, conn: SSL.Connection) -> None:
         """Speak TLS from here on."""

@@ -1,4 +1,6 @@
-"""Bytes that are not ours to read: a tunnel end to end, and what follows a switch to WebSocket.
+"""A tunnel: bytes between an app and its upstream that are not ours to read.
+
+`connect` makes one for a CONNECT whose host the policy has tunnelled, or where anything may pass.
 
 Rules of this module:
 
@@ -10,25 +12,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from mitmproxy import http
 
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Denied, Reason
+from proxy.engine.apps.socket import AppSocket
+from proxy.engine.apps.speaker import Speaker
 from proxy.engine.flows import new_server
 from proxy.engine.sockets import Reading
 from proxy.engine.upstreams.connection import NoResponses, UpstreamConnection
 from proxy.engine.upstreams.route import dial
 
-if TYPE_CHECKING:
-    from proxy.engine.apps.conversation import Conversation
-    from proxy.engine.apps.socket import AppSocket
-
 MAX_BACKLOG = 256 * 1024  # bytes from the app that wait while its upstream is dialled
 
 
-class Relay(NoResponses):
+class Relay(Speaker, NoResponses):
     """Both ends of a tunnel: the app's speaker, and the receiver of what its upstream sends."""
 
     def __init__(self, app: AppSocket, upstream: UpstreamConnection | None, data: bytes) -> None:
@@ -49,7 +46,7 @@ class Relay(NoResponses):
         record = connect.upstream = Upstream(connect.policy, connect.rule)
         server = new_server((connect.asked.host, connect.asked.port), tls=False)
         try:
-            upstream = await dial(self._app.engine.services, server, None, record, self._app.context)
+            upstream = await dial(self._app.house.services, server, None, record, self._app.context)
         except Denied as denied:
             record.denied = denied
             self._app.close()
@@ -198,37 +195,3 @@ class ShortCut(Reading):
         self._count(len(data))
         self._touch()
         self._write(data)
-
-
-def may_switch(request: http.Request, response: http.Response) -> bool:
-    """Tell whether a 101 switches to WebSocket, and the request has asked for that."""
-    asked, answered = (message.headers.get("upgrade", "").lower() for message in (request, response))
-    return bool(asked == answered == "websocket")
-
-
-class Switched:
-    """The app's side of a connection that switched to WebSocket: bytes pass both ways, close codes and all."""
-
-    def __init__(self, conversation: Conversation) -> None:
-        self._conversation = conversation
-
-    def feed(self, data: bytes) -> None:
-        """Pass bytes on."""
-        if self._conversation.upstream is not None:
-            self._conversation.upstream.send(data)
-
-    def eof(self) -> None:
-        """The app ended it."""
-        self._conversation.gone()
-
-    def gone(self) -> None:
-        """The app is gone."""
-        self._conversation.gone()
-
-    def congested(self, is_congested: bool) -> None:
-        """Pass back-pressure on."""
-        self._conversation.app_congested(is_congested)
-
-    def too_slow(self) -> None:
-        """Never called: nothing is owed after a switch."""
-        raise RuntimeError("a deadline after a switch")
