@@ -5,7 +5,7 @@ An addon reads what it needs from the flow, asks the core for a decision, and wr
 
 Offers:
 
-- `decisionline`: done; which bytes a request and its response came to
+- `decisionline`: done; what was really done with a request
 - `encryption`: Encryption; encrypts fields of requests, decrypts those of responses
 - `exchange`: Exchange, Upstream, denies, problem_response; what is known of one request, and how it is denied
 - `gate`: Gate; lets in who may ask for what, and finds the destination

@@ -1,10 +1,11 @@
-"""The alerts for Prometheus, of which `config/prometheus/overcoat.rules.yml` and the table in metrics.md are made.
+"""The alerts for Prometheus. `docs/generate.py` makes `config/prometheus/overcoat.rules.yml` and the table in
+docs/metrics.md from them.
 
 Rules of this module:
 
-- An event that is counted fires its alert, be it one or many between two scrapes. `increase` sees it from a sample that
-  was there before; what Prometheus has not seen so counts, too (see `events`).
-- Every metric and every reason in here exists; a test says so, and another that each alert fires.
+- An event that is counted fires its alert, whether it happened once or many times between two scrapes. `increase` sees
+  it only if there was an earlier sample; events without one count, too (see `events`).
+- Every metric and every reason in here exists, and each alert fires: tests say so.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 from proxy.core.decisions import Reason
 
-WINDOW = "15m"  # for which an event keeps its alert firing; many scrapes long, so that some may fail
+WINDOW = "15m"  # how long an event keeps its alert firing: many scrapes, so that some may fail
 _WINDOW_SECONDS = 15 * 60
 
 
@@ -23,12 +24,12 @@ class Alert:
     """One alert.
 
     Attributes:
-        name: in CamelCase, as Prometheus has them.
-        expr: PromQL; it fires for each series that there is.
-        severity: `critical` (somebody may be attacking, or what is to be kept is not), `warning`, `info`.
+        name: in CamelCase, as is usual in Prometheus.
+        expr: PromQL; the alert fires for each series in the result.
+        severity: `critical` (there may be an attack, or a protection does not hold), `warning`, `info`.
         summary: one line, with templates for labels.
         description: what to do.
-        wait: how long it must be so.
+        wait: how long the expression must hold.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Alert:
 
 
 def events(counter: str, by: Sequence[str] = ()) -> str:
-    """Return how often something happened within the window, as PromQL that has no series where it did not.
+    """Return PromQL for how often something happened within the window, with no series if it did not happen.
 
     Args:
         counter: the series that count it.
@@ -50,11 +51,11 @@ def events(counter: str, by: Sequence[str] = ()) -> str:
     since_start = f"(time() - overcoat_start_timestamp_seconds) < {_WINDOW_SECONDS}"
     return (
         f"sum by ({labels}) (\n"
-        # Seen to happen: a sample before, a sample after, or a restart between the two.
+        # There are samples before and after the event, perhaps with a restart in between.
         f"  increase({counter}[{WINDOW}]) > 0\n"
-        # A series that was not there before, of a sidecar or a rule that is new: it began at 0.
+        # The series is new, because the sidecar or the rule is: it began at 0.
         f"  or ({counter} > 0 unless {counter} offset {WINDOW})\n"
-        # A restart, after which as much happened before the first scrape as ever before: no sample tells that.
+        # After a restart, as much happened before the first scrape as before the restart: no sample shows it.
         f"  or ({counter} > 0 and on (job, instance) {since_start})\n"
         ")"
     )
@@ -70,7 +71,7 @@ _DENIED = ("rule", "reason")
 
 
 def share(*reasons: Reason, above: float) -> str:
-    """Return which share of a rule's requests ended for one of these reasons within the window, where it is above this.
+    """Return PromQL for the share of a rule's requests that ended for one of these reasons, if it is above a limit.
 
     One event is no alert here: apps and servers come and go.
     """

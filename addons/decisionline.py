@@ -1,12 +1,12 @@
-"""The decision line: what it says of a request that is over.
+"""Writes the decision line of a request that is over: one JSON object on one line. The addon `addons.telemetry` calls
+it.
 
 Rules of this module:
 
-- It is one JSON object on one line of ASCII, byte for byte as `json.dumps` would write it, but for the zeros at the end
-  of `seconds`; it is put together here, since that takes a third of the time, a twelfth of all that a small request
-  costs.
+- The line is ASCII, byte for byte what `json.dumps` would write, except for the zeros at the end of `seconds`. It is
+  built here by hand, because that takes a third of the time, which is a twelfth of the cost of a small request.
 - Whatever a peer chose (path, method) and every sentence goes through the JSON encoder; nothing else needs it.
-- No header value, query or body ever reaches it.
+- No header value, query or body ever gets into it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from addons.exchange import Exchange, action_of, denies, would_deny
 from proxy.core.decisions import Action
 from proxy.core.destinations import Destination
 
-MAX_PATH = 2048  # characters of a path in a line: nobody hides what he sends by making lines too long to be written
+MAX_PATH = 2048  # characters of a path in a line: nobody can hide a request by making its line too long to be written
 
 _encode = json.JSONEncoder().encode
-_known = lru_cache(256)(_encode)  # of what there are few of, and which are the same again in the next line
+_known = lru_cache(256)(_encode)  # for values of which there are few, and which come again in the next line
 
 
 def line_of(exchange: Exchange, status: int | None, flow: http.HTTPFlow | None, seconds: float) -> str:
-    """Return the line of an exchange that is over, with its line feed.
+    """Return the decision line of an exchange that is over, with its line feed.
 
     Args:
         exchange: the exchange.
-        status: the status that the app was told; None for none.
-        flow: its flow, if there was one to the end.
+        status: the status that the app was told; None if it was told none.
+        flow: its flow, if it had one to the end.
         seconds: how long it took.
     """
     path = exchange.path if len(exchange.path) <= MAX_PATH else f"{exchange.path[:MAX_PATH]}…"
@@ -71,7 +71,7 @@ def _date(second: int) -> str:
 
 
 @lru_cache(256)
-def _verdict(  # noqa: PLR0917  # in the order in which they stand in the line
+def _verdict(  # noqa: PLR0917  # in their order in the line
     rule: str | None,
     mode: str,
     action: str,
@@ -80,7 +80,7 @@ def _verdict(  # noqa: PLR0917  # in the order in which they stand in the line
     tls: str | None,
     pin: str | None,
 ) -> str:
-    """Return what is the same for most requests of a rule."""
+    """Return the part that is the same for most requests of a rule."""
     said = {
         "rule": rule,
         "mode": mode,
@@ -94,7 +94,7 @@ def _verdict(  # noqa: PLR0917  # in the order in which they stand in the line
 
 
 def _more(exchange: Exchange, status: int | None) -> str:
-    """Return what only some lines have."""
+    """Return the parts that only some lines have."""
     more: dict[str, object] = {}
     if exchange.observing:
         more["would"] = action_of(exchange).value
@@ -110,7 +110,7 @@ def _more(exchange: Exchange, status: int | None) -> str:
 
 
 def done(exchange: Exchange) -> Action:
-    """Return what was really done: in observe mode, nothing but passing on."""
+    """Return what was really done; in observe mode, a request is only passed on."""
     if denies(exchange):
         return Action.DENY
     if not exchange.observing:

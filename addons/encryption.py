@@ -1,9 +1,10 @@
-"""Encryption: marked fields of request bodies become JWEs, marked fields of responses become plaintext.
+"""The addon for field encryption: marked fields of request bodies become JWEs, and marked fields of responses become
+plaintext. `proxy.core.fields` does the work; `addons.marked` says which entries apply.
 
 Rules of this addon:
 
-- A body with fields to protect is held until it is whole and protected; any other body streams through.
-- What should be protected and can't be is denied, before anything of it has left.
+- A body with fields to protect is held until it is complete and protected; any other body streams through.
+- A body that should be protected and cannot be is denied before any of it has left.
 - In observe mode a body passes as it came, and what would have been done to it is only counted.
 """
 
@@ -29,7 +30,7 @@ _PARTIAL = 206
 
 
 class Encryption:
-    """Decides which bodies are held, and has their fields replaced."""
+    """Decides which bodies are held, and replaces their fields."""
 
     def __init__(self, sessions: Sessions, today: Callable[[], date] = lambda: datetime.now(UTC).date()) -> None:
         self.sessions = sessions
@@ -40,7 +41,7 @@ class Encryption:
         return self._sealers.get(key, time.monotonic())
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
-        """Hold a body that has fields to encrypt; let any other stream."""
+        """Hold a body that has fields to encrypt; let any other body stream."""
         exchange = self.sessions.exchange(flow)
         if flow.response is not None:
             return
@@ -62,7 +63,7 @@ class Encryption:
             elif flow.response is None:
                 exchange.holds_request = True
         if marked.decrypting(exchange):
-            # The response must come in an encoding that can be opened here (RFC 9110, section 12.5.3).
+            # The response must come in an encoding that can be decoded here (RFC 9110, section 12.5.3).
             offered = flow.request.headers.get("accept-encoding", "")
             flow.request.headers["accept-encoding"] = bodies.acceptable(offered)
             flow.request.headers.fields = responses.asked(flow.request.headers.fields)
@@ -87,7 +88,7 @@ class Encryption:
         body, limit = flow.request.data.content or b"", exchange.policy.limits.held_body
         try:
             marked.read_body(exchange, flow.request, body)
-            if not (entries := marked.encrypting(exchange)):  # it was looked at, and asks for no other method
+            if not (entries := marked.encrypting(exchange)):  # it was held only to look for another method
                 exchange.bytes_sent = len(body)
                 return
             head = marked.signed_head(flow.request)
@@ -103,7 +104,7 @@ class Encryption:
         _replace_body(flow.request, protected)
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
-        """Hold a response that may have fields to decrypt; let any other stream."""
+        """Hold a response that may have fields to decrypt; let any other response stream."""
         exchange = self.sessions.exchange(flow)
         response = flow.response
         if response is None or (exchange.denied is not None and not exchange.observing):
@@ -114,7 +115,7 @@ class Encryption:
             response.stream = exchange.count_received
             return
         exchange.holds_response = True
-        if exchange.method == "HEAD" or response.status_code in (204, 304):  # what it tells is of a body not here
+        if exchange.method == "HEAD" or response.status_code in (204, 304):  # its fields are about another body
             response.headers.fields = responses.told(response.headers.fields, with_length=False)
 
     def response(self, flow: http.HTTPFlow) -> None:
@@ -150,7 +151,7 @@ def _may_hold_fields(response: http.Response) -> bool:
 
 
 def _replace_body(message: http.Message, body: bytes) -> None:
-    """Set the body as it goes on the wire, and its length where a length is what frames it."""
+    """Set the body to send, and its Content-Length if the message has one."""
     if message.data.content is body:
         return
     message.data.content = body

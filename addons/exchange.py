@@ -1,10 +1,11 @@
-"""What the pipeline knows about one request, and about one connection to an upstream.
+"""The state of one request (`Exchange`) and of one connection to an upstream (`Upstream`), for all addons and the
+engine; and how a request is denied. The addons' hooks read and write it; the engine reads it.
 
 Rules of this module:
 
-- An addon reads and writes the `Exchange` of its flow; it keeps no state of its own about requests.
-- `Exchange.deny` is the one way to stop a request; in observe mode it only notes what would have happened.
-- A flow keeps the policy snapshot that it started with; all that a CONNECT carries, the one of the CONNECT.
+- An addon keeps what it knows about a request in the `Exchange` of its flow, and has no such state of its own.
+- Every denial goes through `Exchange.deny`; in observe mode it only notes what would have happened.
+- A flow keeps the policy with which it began; everything inside a CONNECT keeps the CONNECT's.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ _OF_TLS = frozenset((Reason.TLS_FAILED, Reason.CERTIFICATE_INVALID))
 
 @dataclass(slots=True)
 class Upstream:
-    """One connection to an upstream: the rule it was opened for, and what its handshake showed.
+    """One connection to an upstream: the rule for which it was opened, and what its handshake showed.
 
     Attributes:
-        policy: the policy that it was opened under.
-        rule: the rule whose pins it is held to; a request of another rule never uses this connection.
+        policy: the policy under which it was opened.
+        rule: the rule whose pins it must match; a request of another rule never uses this connection.
         denied: why it could not be used.
-        observed: in observe mode, why it would not have been.
+        observed: in observe mode, why it could not have been used.
         is_proxy: whether it leads to the policy's upstream proxy.
-        alpn: the protocols to offer there, in the order of preference (RFC 7301).
+        alpn: the protocols to offer there, in order of preference (RFC 7301).
     """
 
     policy: Policy
@@ -57,27 +58,27 @@ class Upstream:
 
 @dataclass(slots=True, eq=False)
 class Exchange:
-    """One request on its way through the pipeline.
+    """One request in the pipeline.
 
     Attributes:
         asked: the canonical destination that the app asked for.
-        front: what the app takes the destination for, where a reverse listener stands for it.
-        decision: what the transport rules say.
-        view: how the app sees the server, if not as it is.
+        front: the destination as the app knows it, if a reverse listener stands for it.
+        decision: the decision of the transport rules.
+        view: the app's view of the server, if it differs from the server's.
         origin: the Origin that the app sent.
         jar: the names of the cookies that the app sent.
-        via: the proxies that a CONNECT has come through.
-        denied: why the request was stopped, or in observe mode would have been, as long as nothing else stops it.
-        is_refused: whether it was really stopped for that, as in observe mode only what cannot go on is.
-        observed: in observe mode, why it would have been stopped that was then stopped for another reason.
+        via: the proxies that a CONNECT has passed.
+        denied: why the request is denied; in observe mode, why it would be, unless something else really denies it.
+        is_refused: whether it is really denied for that reason. In observe mode, this is so only for requests that
+            cannot go on.
+        observed: in observe mode, why it would have been denied, if it was really denied for another reason.
         upstream: the connection that carries it, or that could not be opened.
-        has_left: whether anything of it was sent there.
-        readings: how its method and path may be read, once that was asked.
-        looks_inside: whether its body may ask for another method, by which an entry would apply.
+        has_left: whether any of it was sent to the upstream.
+        readings: how servers may read its method and path, once that was asked.
+        looks_inside: whether its body may ask for another method, to which an entry would apply.
         holds_request: whether the request's body is held until its fields are encrypted.
         holds_response: whether the response's body is held until its fields are decrypted.
         finished: whether its decision line has been written.
-        observing: whether decisions are only noted.
     """
 
     policy: Policy
@@ -119,28 +120,28 @@ class Exchange:
         return self.rule.name if self.rule else None
 
     def count_sent(self, data: bytes) -> bytes:
-        """Count a piece of a streamed request body on its way."""
+        """Count a piece of a streamed request body, and return it."""
         self.bytes_sent += len(data)
         return data
 
     def count_received(self, data: bytes) -> bytes:
-        """Count a piece of a streamed response body on its way."""
+        """Count a piece of a streamed response body, and return it."""
         self.bytes_received += len(data)
         return data
 
     def note(self, denied: Denied) -> None:
-        """Remember why the request is denied; the first reason stays."""
+        """Remember why the request is denied, without denying it; the first reason stays."""
         if self.denied is None:
             self.denied = denied
 
     def deny(self, flow: http.HTTPFlow, denied: Denied) -> None:
-        """Stop the request with problem details; in observe mode, only note it."""
+        """Answer with problem details; in observe mode, only note the reason."""
         self.note(denied)
         if not self.observing:
             self.refuse(flow, denied)
 
     def stop(self, denied: Denied) -> None:
-        """Remember why what was asked for is not done, whatever the mode; the first such reason stays."""
+        """Remember why the request ends, in any mode, without an answer; the first such reason stays."""
         if not self.is_refused:
             self._stopped(denied)
 
@@ -151,21 +152,21 @@ class Exchange:
         self.is_refused = True
 
     def refuse(self, flow: http.HTTPFlow, denied: Denied) -> None:
-        """Answer the flow with problem details, whatever the mode: for what cannot go on at all."""
+        """Answer with problem details in any mode: for a request that cannot go on at all."""
         if self.decision is not None and self.decision.is_by_hsts and denied.reason in _OF_TLS:
             why = "upgraded though plain_http is allow, since its Strict-Transport-Security says https only"
             denied = Denied(denied.reason, f"{denied.detail}; {why}", denied.hint)
-        self._stopped(denied)  # what the app is told now is the one reason
+        self._stopped(denied)  # the app is told this reason, so it is the one that counts
         fields = flow.request.headers
         accept, content_type = fields.get("accept", ""), fields.get("content-type", "")
         flow.response = problem_response(denied, self.rule_name, accept, content_type)
-        # A streamed request is answered at once, and what is left of its body is discarded; see the engine's Stream.
+        # With `stream`, the answer is sent at once, and the rest of the request's body is discarded.
         flow.request.stream = True
         flow.request.headers.pop("expect", None)
 
 
 def problem_response(denied: Denied, rule: str | None, accept: str = "", content_type: str = "") -> http.Response:
-    """Return the response to a denied request (RFC 9457, RFC 9209), or a page for who accepts only pages.
+    """Return the response to a denied request (RFC 9457, RFC 9209), or a page for clients that ask for pages.
 
     Args:
         denied: the reason.
@@ -192,11 +193,12 @@ def problem_response(denied: Denied, rule: str | None, accept: str = "", content
 
 
 def denies(exchange: Exchange) -> bool:
-    """Whether the exchange is stopped (and not only would be)."""
+    """Tell whether the exchange is really denied (not only in observe mode)."""
     return exchange.denied is not None and (exchange.is_refused or not exchange.observing)
 
 
-# What an upstream's failure is called. In observe mode, where plain http stays plain, it says nothing of enforcing.
+# Failures of upstreams. In observe mode plain http stays plain, so a failure there does not tell what enforcing would
+# do.
 _FAILURES = frozenset(
     (
         Reason.UPSTREAM_UNREACHABLE,
@@ -209,18 +211,18 @@ _FAILURES = frozenset(
 
 
 def would_deny(exchange: Exchange) -> bool:
-    """Whether enforcing would have denied what observing let pass."""
+    """Tell whether enforcing the policy would have denied what observe mode let pass."""
     found = (exchange.denied, exchange.observed)
     return exchange.observing and any(denied is not None and denied.reason not in _FAILURES for denied in found)
 
 
 def never_left(exchange: Exchange) -> bool:
-    """Whether the request was stopped before anything of it had reached the upstream."""
+    """Tell whether the request was denied before any of it had reached the upstream."""
     return denies(exchange) and not exchange.has_left
 
 
 def action_of(exchange: Exchange) -> Action:
-    """Return what the policy says of an exchange: the label of its line and its metrics."""
+    """Return what the policy decides about an exchange: the action in its decision line and metrics."""
     if exchange.decision is None or (exchange.denied is not None and (would_deny(exchange) or not exchange.observing)):
         return Action.DENY
     return exchange.decision.action

@@ -1,13 +1,14 @@
-"""The gate: who is asking for what, and do all its names agree?
+"""The addon that sees a request first: checks who is asking and for which destination, that all names in the request
+agree, and asks the transport rules for a decision, which later addons carry out.
 
 Rules of this addon:
 
-- Who may not use the proxy learns nothing else from it, in any mode.
-- One canonical destination a request. It is what the policy is asked about and what is dialled.
-- CONNECT authority, Host (or `:authority`) and the request target must name the same destination
-  (ARCHITECTURE.md, rule 4).
-- A request that was not meant for a proxy is refused: guessing its destination from the Host header would let the
-  app's input choose it.
+- Clients that may not use the proxy learn nothing else from it, in any mode.
+- Each request has one canonical destination. The policy is asked about it, and it is dialled.
+- CONNECT authority, Host (or `:authority`) and the request target must name the same destination (ARCHITECTURE.md, rule
+  4).
+- A request that was not meant for a proxy is refused. If its destination were guessed from Host, the app's input could
+  choose it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from proxy.core.who.credentials import Verifier
 
 
 class Gate:
-    """Finds the destination, checks that the request's names agree, and asks the policy."""
+    """Finds the destination of requests, checks their names, and asks the policy."""
 
     def __init__(self, sessions: Sessions, verifier: Verifier, known: KnownHosts) -> None:
         self.sessions = sessions
@@ -60,36 +61,36 @@ class Gate:
             exchange.asked = _canonical(flow)
             _check_path(flow.request)
             is_https = flow.request.data.scheme == b"https"
-            # Before the names are compared, so that the rule is known of a mismatch, too.
+            # Before the names are compared, so that a mismatch has a rule, too.
             if is_https:
                 exchange.rule, exchange.decision = decide_https(exchange.policy, exchange.asked)
             else:
                 exchange.rule, exchange.decision = decide_plain_http(exchange.policy, exchange.asked, self._known)
-            if exchange.decision.action is Action.TUNNEL:  # an https:// target outside CONNECT: its TLS is ours
+            if exchange.decision.action is Action.TUNNEL:  # an https:// target outside CONNECT: Overcoat makes the TLS
                 exchange.decision = Decision(Action.INSPECT, exchange.asked)
             _check_host(flow, exchange.asked, 443 if is_https else 80)
             if session.connect is not None and session.connect.asked is not None:
                 check_server_name(flow.client_conn.sni, session.connect.asked)
             if not flow.request.is_http2:
-                flow.request.data.authority = b""  # upstreams get the origin form (RFC 9112, section 3.2.1)
+                flow.request.data.authority = b""  # upstreams get a target in origin form (RFC 9112, section 3.2.1)
         except Denied as denied:
             _stop(flow, exchange, denied)
 
     def _admit(self, flow: http.HTTPFlow, exchange: Exchange, session: Session) -> None:
-        """Check who is asking.
+        """Check that the client may use the proxy.
 
         Raises:
             Denied: CLIENT_FORBIDDEN, PROXY_AUTHENTICATION_REQUIRED.
         """
         clients = exchange.policy.clients
-        if session.admitted_by is not exchange.policy:  # the policy may be another one by now
+        if session.admitted_by is not exchange.policy:  # the policy may have changed
             check_client(clients, exchange.client)
             session.admitted_by = exchange.policy
         if not clients.users or not self._shows_credentials(session, exchange):
             return
         shown = values_of(flow.request.headers, b"proxy-authorization")
         if len(shown) == 1 and (clients.users, shown[0]) == session.verified:
-            return  # whoever guesses from the same address keeps no connection out that is in
+            return  # others who guess from this address must not disturb a connection that was let in
         if len(shown) != 1 or not self._verifier.verify(clients.users, shown[0], exchange.client):
             raise Denied(
                 Reason.PROXY_AUTHENTICATION_REQUIRED,
@@ -100,13 +101,16 @@ class Gate:
         session.verified = (clients.users, shown[0])
 
     def _shows_credentials(self, session: Session, exchange: Exchange) -> bool:
-        """Tell whether this is where an app shows them: not where it knows of no proxy, nor again inside CONNECT."""
+        """Tell whether an app sends credentials here: not if it does not know of a proxy, and not again inside
+        CONNECT.
+        """
         knows = session.entry in (ListenerKind.FORWARD, ListenerKind.SOCKS5)
         return knows and (session.connect is None or session.connect is exchange)
 
 
 def _check_listed(exchange: Exchange, asked: Destination) -> None:
-    """Check that a rule names what CONNECT asks for, if that is wanted; another may speak of plain http inside it.
+    """Check that a rule names the destination of a CONNECT, if the policy wants that. A rule for plain http inside
+    counts.
 
     Raises:
         Denied: DESTINATION_FORBIDDEN.
@@ -114,12 +118,14 @@ def _check_listed(exchange: Exchange, asked: Destination) -> None:
     denied = exchange.decision.denied if exchange.decision is not None else None
     is_unlisted = denied is not None and denied.reason is Reason.DESTINATION_FORBIDDEN
     if is_unlisted and exchange.policy.rule_for_plain_http(asked) is None:
-        raise denied  # type: ignore[misc]  # is_unlisted says that it is there
+        raise denied  # type: ignore[misc]  # is_unlisted says that there is a denial
 
 
 def _stop(flow: http.HTTPFlow, exchange: Exchange, denied: Denied) -> None:
-    """Deny what observe mode lets pass; refuse in any mode what names no destination at all, and who may not ask."""
-    if exchange.asked is None:  # for the line
+    """Deny a request. In observe mode it passes, except if it names no destination, or the client may not use the
+    proxy.
+    """
+    if exchange.asked is None:  # for the decision line
         with contextlib.suppress(Denied):
             exchange.asked = _canonical(flow)
     if denied.reason in (Reason.HOST_MISMATCH, Reason.DESTINATION_FORBIDDEN):
@@ -129,7 +135,7 @@ def _stop(flow: http.HTTPFlow, exchange: Exchange, denied: Denied) -> None:
 
 
 def _canonical(flow: http.HTTPFlow) -> Destination:
-    """Return the destination of a request, and make it the one that will be dialled.
+    """Return the canonical destination of a request, and set it as the one to dial.
 
     Raises:
         Denied: BAD_REQUEST.
@@ -147,12 +153,13 @@ def _canonical(flow: http.HTTPFlow) -> Destination:
         raise Denied(Reason.BAD_REQUEST, f"the request's destination is not valid: {e}") from None
     if not 1 <= destination.port <= 65535:
         raise Denied(Reason.BAD_REQUEST, f"port {destination.port} is not a number from 1 to 65535")
-    request.data.host = destination.host  # not through the setter, which would rewrite the Host header
+    request.data.host = destination.host  # not with the setter, which would rewrite Host
     return destination
 
 
 def _check_path(request: http.Request) -> None:
-    """Check that the path is one. `:path` may hold anything, even a whole URL, which no glob of a policy would match.
+    """Check that the path is a path. `:path` may hold anything, even a whole URL, which no glob of a policy would
+    match.
 
     Raises:
         Denied: BAD_REQUEST.
@@ -173,5 +180,5 @@ def _check_host(flow: http.HTTPFlow, destination: Destination, default_port: int
         raise Denied(Reason.BAD_REQUEST, "the request has neither `:authority` nor a Host field")
     check_hosts_in(fields, destination, default_port)
     if authority:
-        # `:authority`, or an absolute-form target inside CONNECT. Not by the property, which decodes A-labels.
+        # `:authority`, or an absolute target inside CONNECT. The property is not used: it decodes A-labels.
         check_host_fields([authority.decode("ascii", "replace")], destination, default_port)

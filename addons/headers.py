@@ -1,7 +1,5 @@
-"""Looking at header fields as they came.
-
-mitmproxy's own look-ups decode and join every value on several generic layers, and take six times as long; there are a
-dozen in each request.
+"""Looks up header fields in mitmproxy's header objects, as they came. Addons and engine call it a dozen times for each
+request; mitmproxy's own look-ups decode and join every value in several layers, and take six times as long.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from proxy.core.http.heads import names_in
 
 
 def values_of(headers: http.Headers, name: bytes) -> list[str]:
-    """Return the values of a field, one for each time that it stands there.
+    """Return all values of a field.
 
     Args:
         headers: the header fields.
@@ -24,7 +22,7 @@ def values_of(headers: http.Headers, name: bytes) -> list[str]:
 
 
 def has_field(headers: http.Headers, *names: bytes) -> bool:
-    """Tell whether one of these fields is there.
+    """Tell whether one of these fields exists.
 
     Args:
         headers: the header fields.

@@ -1,9 +1,10 @@
-"""The local CA's end: where it could vouch for nothing, a CONNECT whose https would be opened is denied.
+"""The addon that denies a CONNECT whose https would be decrypted, if the local CA has ended: apps would not accept its
+certificates.
 
 Rules of this addon:
 
-- It is said in answer to CONNECT, while the app can still read why. A CONNECT to port 80 is mostly for plain http (a
-  WebSocket, say), which needs no certificate: there, what is asked inside it decides (`FirstBytes`).
+- CONNECT itself is denied, while the app can still read why. A CONNECT to port 80 is mostly for plain http (a
+  WebSocket, for instance), which needs no certificate; there, the bytes inside it decide (`FirstBytes`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from proxy.core.destinations import HTTP_PORT
 
 
 class LocalCaGuard:
-    """Denies what would take a certificate that nobody would believe. Stands behind the gate, which decides."""
+    """Denies requests that need a certificate which no app would accept. Comes after the gate, whose decision
+    it needs.
+    """
 
     def __init__(self, sessions: Sessions, lifetime: Lifetime) -> None:
         self._sessions = sessions

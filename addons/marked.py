@@ -1,9 +1,11 @@
-"""What of a request and its response is marked: by which entries, and what their heads say of the bodies.
+"""Says which entries of a rule apply to a request and its response, and collects what the heads say about the bodies.
+The addon `addons.encryption` calls it.
 
 Rules of this module:
 
-- An entry's `when` is asked about every way in which servers may read the request (`proxy.core.fields.readings`).
-- In observe mode nothing is decrypted, and what would be encrypted is counted beside a body that passes as it came.
+- An entry's `when` is asked about all readings of the request that servers may have (`proxy.core.fields.readings`).
+- In observe mode nothing is decrypted; and values that would be encrypted are counted, while the body passes as it
+  came.
 """
 
 from __future__ import annotations
@@ -20,14 +22,14 @@ from proxy.core.fields.entries import FieldEntry
 
 
 def host(exchange: Exchange) -> str:
-    """Return the canonical destination, which sealed values are bound to."""
+    """Return the canonical destination, to which sealed values are bound."""
     if exchange.asked is None:
         raise RuntimeError("no destination was decided before the body")
     return exchange.asked.host
 
 
 def read_head(exchange: Exchange, request: http.Request) -> None:
-    """Find out how the request may be read by its head, and whether its body may change that."""
+    """Find the readings of a request by its head, and whether its body may add to them."""
     if exchange.rule is None:
         return
     query = request.path.partition("?")[2]
@@ -44,7 +46,7 @@ def read_body(exchange: Exchange, request: http.Request, body: bytes) -> None:
     """Find out whether a request's body asks for another method.
 
     Raises:
-        Denied: it cannot be read.
+        Denied: the body cannot be read.
     """
     if not exchange.looks_inside or exchange.readings is None:
         return
@@ -54,18 +56,18 @@ def read_body(exchange: Exchange, request: http.Request, body: bytes) -> None:
 
 
 def encrypting(exchange: Exchange) -> tuple[FieldEntry, ...]:
-    """Return the entries by which the request's fields are encrypted."""
+    """Return the entries whose fields are to be encrypted in the request."""
     entries = exchange.rule.encrypt if exchange.rule else ()
     return tuple(entry for entry in entries if entry.when.applies(_found(exchange)))
 
 
 def decrypting(exchange: Exchange) -> tuple[FieldEntry, ...]:
-    """Return the entries by which the response's fields are decrypted: none in observe mode."""
+    """Return the entries whose fields are to be decrypted in the response; none in observe mode."""
     entries = exchange.rule.decrypt if exchange.rule and not exchange.observing else ()
     if not entries:
         return ()
     found = _found(exchange)
-    if exchange.method == "HEAD" and found.methods is not None:  # it is answered as GET is (RFC 9110, section 9.3.2)
+    if exchange.method == "HEAD" and found.methods is not None:  # servers answer it like GET (RFC 9110, section 9.3.2)
         found = replace(found, methods=found.methods | {"GET"})
     return tuple(entry for entry in entries if entry.when.applies(found))
 
@@ -75,19 +77,19 @@ def _found(exchange: Exchange) -> readings.Readings:
 
 
 def head(message: http.Message) -> bodies.BodyHead:
-    """Return what a message's header fields say of its body."""
+    """Return what a message's header fields say about its body."""
     codings = values_of(message.headers, b"content-encoding")
     return bodies.BodyHead(values_of(message.headers, b"content-type"), ", ".join(codings) if codings else None)
 
 
 def signed_head(request: http.Request) -> bodies.BodyHead:
-    """Return the same of a request whose body is there, with what signs that."""
+    """Return the same for a request whose body has come, with what signs it."""
     query = request.data.path.partition(b"?")[2].decode("latin-1")
     return replace(head(request), signature=signatures.covering(request.headers.fields, query))
 
 
 class Tee:
-    """Passes a body on untouched and counts, in observe mode, what would have been encrypted in it."""
+    """Passes a body on unchanged and, in observe mode, counts the values that would have been encrypted."""
 
     def __init__(self, exchange: Exchange, request: http.Request) -> None:
         self.exchange = exchange
@@ -95,7 +97,7 @@ class Tee:
         self.held = bytearray()
 
     def __call__(self, data: bytes) -> bytes:
-        """Take a piece of the body, or its end, which is an empty one."""
+        """Take a piece of the body, or its end, which is an empty piece."""
         exchange, limit = self.exchange, self.exchange.policy.limits.held_body
         if data:
             exchange.count_sent(data)

@@ -1,11 +1,12 @@
-"""The metrics: what is counted as requests pass, and what the policy in force says by itself.
+"""The metrics: counters that addons and engine increase, and gauges that are read from the policy at each scrape.
+`proxy.processes.admin` serves them as `/metrics`.
 
 Rules of this module:
 
-- Labels are bounded by the policy and by our own enums, never by what a client sends.
-- What a policy says is read from it at each scrape, so that nothing of an earlier policy can be left over.
-- What can be counted is shown from the start, and from each reload on, at 0: a rate or an increase is seen only from a
-  sample that was there before. The alerts of `addons.alerts` rest on this.
+- Labels are limited by the policy and by our own enums, never chosen by a client.
+- What depends on the policy is read from it at each scrape, so nothing of an earlier policy remains.
+- Whatever can be counted is shown as 0 from the start, and from each reload on: rates and increases need an earlier
+  sample. The alerts of `addons.alerts` rely on this.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ NO_REASON = "-"
 RELOADS = ("taken", "unchanged", "refused")
 CONNECTIONS = ("hit", "miss", "evicted")
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series, and several workers have none
+disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the series; several workers have none
 
 
 class Metrics:
-    """The process's metrics, in a registry of their own."""
+    """The counters of this process, in a registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
@@ -71,7 +72,7 @@ class Metrics:
             "overcoat_local_ca_expiry_timestamp_seconds",
             "When the local CA ends, which signs the certificates of inspected hosts.",
             registry=registry,
-            multiprocess_mode="max",  # all workers have the same one; what has none says 0
+            multiprocess_mode="max",  # all workers have the same value; processes without one show 0
         )
         self.worker_restarts = Counter(
             "overcoat_worker_restarts",
@@ -85,7 +86,7 @@ class Metrics:
             "overcoat_policy_refused",
             "1 while the policy, as it was last read, is refused and an earlier one in force; else 0.",
             registry=registry,
-            multiprocess_mode="max",  # one process says so for all
+            multiprocess_mode="max",  # one process sets it for all
         )
         self.lines_lost = Counter(
             "overcoat_decision_lines_lost", "Decision lines that could not be written.", registry=registry
@@ -98,9 +99,9 @@ class Metrics:
         )
 
     def expect(self, policy: Policy) -> None:
-        """Show what can be counted under a policy from now on, not only from when it first happens.
+        """Show everything that can be counted under a policy from now on, as 0, before it first happens.
 
-        With several workers, one process does so for all of them.
+        With several workers, one process does this for all of them.
         """
         for rule in (NO_RULE, *(rule.name for rule in policy.rules)):
             for action in Action:
@@ -124,13 +125,13 @@ class Metrics:
 
 
 class PolicyMetrics(Collector):
-    """What depends on the policy in force alone, made anew at each scrape."""
+    """The metrics that depend on the policy in force only, computed at each scrape."""
 
     def __init__(self, version: str, policy: Callable[[], Policy], started: float) -> None:
         """Start.
 
         Args:
-            version: Overcoat's.
+            version: Overcoat's version.
             policy: returns the policy in force.
             started: when the counters began at 0, in seconds since 1970.
         """
@@ -139,7 +140,7 @@ class PolicyMetrics(Collector):
         self._started = started
 
     def describe(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
-        """Return the families without their samples."""
+        """Return the families without samples."""
         return (
             GaugeMetricFamily(
                 "overcoat_pins_expire_timestamp_seconds", "When the pins of a rule expire.", labels=["rule"]
@@ -159,7 +160,7 @@ class PolicyMetrics(Collector):
         expiry, info, content, start = self.describe()
         for rule in policy.rules:
             if rule.pins is not None and rule.pins.expires is not None:
-                # The day named is the last good one, in UTC.
+                # The date is the last valid day, in UTC.
                 end = datetime.combine(rule.pins.expires, datetime.max.time(), UTC)
                 expiry.add_metric([rule.name], int(end.timestamp()))
         info.add_metric([self._version, policy.mode.value], 1)

@@ -1,10 +1,11 @@
-"""Pinning: the upstream's verified chain is held against the rule's pins, inside the handshake.
+"""The addon for certificate pinning: it gives each TLS handshake with an upstream a callback that checks the verified
+chain against the rule's pins, and it names the reason of each failed handshake.
 
 Rules of this addon:
 
-- The decision falls at depth 0 of OpenSSL's verification, before our Finished message, so a refused upstream gets an
-  alert and not one application byte.
-- Only what OpenSSL verified counts, leaf to root; what the peer merely sent does not.
+- The decision is made at depth 0 of OpenSSL's verification, before our Finished message. So a refused upstream gets an
+  alert, and not one byte of the application.
+- Only the chain that OpenSSL has verified counts, from leaf to root, not what the server merely sent.
 - OpenSSL's own verdict is never overruled: a failed verification stays failed, whatever the pins say.
 """
 
@@ -30,21 +31,21 @@ VerifyCallback = Callable[[SSL.Connection, crypto.X509, int, int, int], bool]
 
 
 class Pinning:
-    """Puts the verification callback on every upstream handshake, and names the reason when one fails."""
+    """Sets the callback for each handshake with an upstream, and names the reason if one fails."""
 
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
 
     def tls_start_server(self, data: tls.TlsData) -> None:
-        """Hold the handshake that is about to start to the rule's pins."""
+        """Set the callback for a handshake that is about to start."""
         upstream = self.sessions.of(data.context.client).upstreams[data.conn.id]
         if data.ssl_conn is None:
             raise RuntimeError("the engine made no TLS connection object")
-        # On the connection: the context behind it is shared by handshakes with other pins.
+        # On the connection, not its context: handshakes with other pins share that.
         data.ssl_conn.set_verify(SSL.VERIFY_PEER, verifier(upstream.policy, upstream, _destination(data)))
 
     def tls_failed_server(self, data: tls.TlsData) -> None:
-        """Name the reason of a failed handshake that the callback did not name."""
+        """Name the reason of a failed handshake, unless the callback has done so."""
         upstream = self.sessions.of(data.context.client).upstreams[data.conn.id]
         if upstream.denied is None:
             where = _destination(data)
@@ -63,7 +64,7 @@ def _destination(data: tls.TlsData) -> Destination:
 
 
 def have_expired(rule: Rule | None) -> bool:
-    """Tell whether a rule's pins are past their date: then no connection may be used on that was opened before."""
+    """Tell whether a rule's pins have ended. Then even a connection that was opened before must not be used."""
     expires = rule.pins.expires if rule is not None and rule.pins is not None else None
     return expires is not None and datetime.now(UTC).date() > expires
 
@@ -72,7 +73,7 @@ def verifier(policy: Policy, upstream: Upstream, destination: Destination) -> Ve
     """Return OpenSSL's verification callback for one handshake.
 
     It notes its verdict in `upstream`. OpenSSL calls it from the root (highest depth) to the leaf (depth 0), and with
-    `ok=0` for each error it finds.
+    `ok=0` for each error that it finds.
     """
     chain: dict[int, bytes] = {}
     is_strict = policy.trust_for(upstream.rule).strict
@@ -80,7 +81,7 @@ def verifier(policy: Policy, upstream: Upstream, destination: Destination) -> Ve
     def verify(_conn: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
         try:
             return judge(certificate, error, depth, ok)
-        except Exception as e:  # it would end in the binding, as a handshake that failed for no reason
+        except Exception as e:  # the binding would swallow it, and the handshake would fail without a reason
             upstream.denied = Denied(Reason.INTERNAL_ERROR, f"checking the certificate raised {type(e).__name__}")
             return False
 
@@ -134,13 +135,13 @@ def _check(policy: Policy, upstream: Upstream, verified_chain: list[bytes], dest
     return False
 
 
-# <openssl/x509_vfy.h>: what X509_V_FLAG_X509_STRICT alone looks at.
+# <openssl/x509_vfy.h>: errors that only X509_V_FLAG_X509_STRICT finds.
 _OF_STRICT = frozenset((78, *range(80, 95)))
 _INVALID_CA = 79
 
 
 def is_about_form(error: int, certificate: crypto.X509) -> bool:
-    """Tell whether a certificate is refused for its form alone, which `strict: false` lets pass.
+    """Tell whether a certificate is refused only for its form, which `strict: false` accepts.
 
     Args:
         error: OpenSSL's X.509 verification error code.
@@ -151,7 +152,7 @@ def is_about_form(error: int, certificate: crypto.X509) -> bool:
 
 
 def _lenience(upstream: Upstream) -> str:
-    """Return what to do about a certificate whose form is not right."""
+    """Return what to do about a certificate with a wrong form."""
     where = f"in rule {upstream.rule.name}" if upstream.rule is not None else "in a rule for this host"
     if upstream.is_proxy:
         where = "at the policy's top level"

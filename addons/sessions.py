@@ -1,9 +1,10 @@
-"""What the pipeline knows about one client connection, and about all of them.
+"""The state of each client connection (`Session`), and of all of them together (`Sessions`). The engine opens and
+closes sessions; the addons look them up in their hooks.
 
 Rules of this module:
 
-- A session keeps the policy snapshot that what begins on its connection is decided with.
-- A flow has one exchange, found here by the flow alone.
+- A session keeps the policy for whatever begins on its connection.
+- Each flow has one exchange, which is found here by the flow alone.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ class Session:
     """One client connection.
 
     Attributes:
-        policy: the snapshot that what begins on this connection is decided with.
-        entry: the kind of listener that it came through.
+        policy: the policy for whatever begins on this connection.
+        entry: the kind of listener through which it came.
         connect: the CONNECT request that opened a tunnel on it, if any.
-        is_admitted: whether it counts among those that there may be only so many of.
-        admitted_by: the policy that was last asked whether its client may use the proxy, and said yes.
-        verified: the users whom this connection has shown the credentials of one, and these credentials.
-        view: how its app saw the last host that was upgraded for it, and the policy under which that is so.
+        is_admitted: whether it is counted among the connections whose number is limited.
+        admitted_by: the policy that last allowed its client to use the proxy.
+        verified: the users, and the credentials of one of them that this connection has sent.
+        view: the app's view of the last host that was upgraded for it, and the policy under which it was.
         speaks_http: whether plain http came inside that tunnel, whose requests are read here.
         trail: the redirects that an upgraded app follows on it.
-        upstreams: what is known of each upstream connection that is being opened, by mitmproxy's connection id.
-        busy: how many upstream connections it has, or has dialled, for single requests.
-        unfinished: the exchanges whose decision line is still to be written.
-        requests: how many requests were seen, CONNECT not counted.
-        sent: bytes that went to upstreams on this connection's behalf, TLS and all.
-        received: bytes that came back.
+        upstreams: the upstream connections that are being opened, by mitmproxy's connection id.
+        busy: the number of upstream connections that it uses, or dials, for single requests.
+        unfinished: the exchanges whose decision lines are not written yet.
+        requests: the number of requests, without CONNECT.
+        sent: bytes sent to upstreams for this connection, including TLS.
+        received: bytes received from them.
     """
 
     policy: Policy
@@ -65,7 +66,7 @@ class Session:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is under way. A CONNECT whose requests are read here is not: they count."""
+        """Whether nothing is under way. A CONNECT whose requests are read here does not count: its requests do."""
         return not self._under_way
 
     @property
@@ -92,18 +93,18 @@ class Session:
             self.connect.stop(Denied(Reason.APP_TLS_FAILED, "the app did not complete TLS with the local CA"))
 
     def note_idle(self, seconds: float) -> None:
-        """Note that what is under way, if anything, ends because nothing has moved."""
+        """Note that everything under way ends because nothing has moved."""
         self.cut_off(Denied(Reason.IDLE_TIMEOUT, f"no byte passed for {seconds:.0f} s"))
 
     def cut_off(self, denied: Denied) -> int:
-        """Note why all that is under way ends here; return how much that is."""
+        """Note why everything under way ends here; return how much that is."""
         cut = [exchange for exchange in self._under_way if not exchange.finished]
         for exchange in cut:
             exchange.stop(denied)
         return len(cut)
 
     def failed(self, denied: Denied) -> None:
-        """Note that something inside has failed: of the requests, or where there are none, of the CONNECT."""
+        """Note that something inside has failed: for the requests under way or, if there are none, for the CONNECT."""
         if not self.cut_off(denied) and self.connect is not None and not self.requests:
             self.connect.stop(denied)
 
@@ -115,7 +116,7 @@ class Sessions:
         self._by_id: dict[str, Session] = {}
         self._counts: Counter[str] = Counter()
         self.admitted = 0
-        self.busy = 0  # of all of them together; see `Session`
+        self.busy = 0  # the sum over all sessions; see `Session`
 
     def open(self, client: connection.Client, policy: Policy, entry: ListenerKind = ListenerKind.FORWARD) -> Session:
         """Start a session."""
@@ -123,13 +124,13 @@ class Sessions:
         return session
 
     def admit(self, session: Session) -> None:
-        """Count a session from now on, among all and among those of its client's address."""
+        """Count a session from now on: in all, and for its client's address."""
         session.is_admitted = True
         self._counts[network_of(session.client)] += 1
         self.admitted += 1
 
     def take(self, session: Session, count: int) -> None:
-        """Take note that a session has so many upstream connections more, or fewer, for itself alone."""
+        """Add to the number of upstream connections that a session uses; a negative count subtracts."""
         session.busy += count
         self.busy += count
 
@@ -143,19 +144,19 @@ class Sessions:
                 del self._counts[network_of(session.client)]
 
     def count(self, client: str) -> int:
-        """Return how many are admitted of a client's address, or of its network (IPv6)."""
+        """Return the number of admitted sessions of a client's address, or of its network (IPv6)."""
         return self._counts[network_of(client)]
 
     def of(self, client: connection.Client) -> Session:
         """Return the session of a client connection.
 
         Raises:
-            KeyError: the connection has none: the flow is not from one of our listeners.
+            KeyError: it has none: it did not come from one of our listeners.
         """
         return self._by_id[client.id]
 
     def exchange(self, flow: http.HTTPFlow) -> Exchange:
-        """Return the exchange of a flow, made at its first use."""
+        """Return the exchange of a flow; it is made at the first call."""
         try:
             exchange: Exchange = flow.metadata[_KEY]
         except KeyError:
@@ -166,7 +167,7 @@ class Sessions:
         session = self.of(flow.client_conn)
         data = flow.request.data
         path = data.path.partition(b"?")[0].decode("utf-8", "surrogateescape")
-        # The method's own bytes: mitmproxy's property upper-cases, and `connect` is not CONNECT.
+        # The bytes of the method: mitmproxy's property turns them to upper case, and `connect` is not CONNECT.
         method = data.method.decode("ascii", "replace")
         exchange = Exchange(session.policy, session.client, method, path)
         flow.metadata[_KEY] = exchange

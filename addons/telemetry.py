@@ -1,10 +1,10 @@
-"""Telemetry: one decision line a request, and counters for Prometheus.
+"""The addon that comes last: when a request is over, it writes the decision line and counts the request for Prometheus.
 
 Rules of this addon:
 
-- Exactly one line a request, when it is over; a tunnel is one request.
-- Metric labels are bounded by the policy and by our own enums (rule, action, reason), never by what a client sends.
-- No header value, query or body ever reaches a line.
+- There is exactly one decision line for each request, when it is over; a tunnel is one request.
+- Metric labels are limited by the policy and by our own enums (rule, action, reason), never chosen by a client.
+- No header value, query or body ever gets into a line.
 - A line that cannot be written is counted; it never stops a request that was decided.
 """
 
@@ -26,18 +26,18 @@ from proxy.core.rules.policy import ListenerKind
 
 
 class Telemetry:
-    """Writes the decision lines and counts."""
+    """Writes decision lines, and counts."""
 
     def __init__(self, sessions: Sessions, metrics: Metrics, write: Callable[[str], object]) -> None:
         self.sessions = sessions
         self.metrics = metrics
         self.write = write
-        # What `labels` returns for the same labels is always the same, and finding it takes long.
+        # `labels` always returns the same object for the same labels, and is slow; so the objects are kept.
         self._of_all = cache(self._counted_of_all)
         self._fields, self._pins = cache(metrics.fields.labels), cache(metrics.pins.labels)
 
     def _counted_of_all(self, rule: str, action: str, reason: str) -> tuple[Counter, Histogram, Counter, Counter]:
-        """Return what is counted of each request: requests, their times, bytes sent and received."""
+        """Return the counters of every request: requests, their times, bytes sent and received."""
         metrics = self.metrics
         sent, received = (metrics.bytes.labels(rule, way) for way in ("sent", "received"))
         return metrics.requests.labels(rule, action, reason), metrics.seconds.labels(rule), sent, received
@@ -47,19 +47,21 @@ class Telemetry:
         self.metrics.clients.inc()
 
     def response(self, flow: http.HTTPFlow) -> None:
-        """Close the books on a request that has its response."""
+        """Finish a request that has its response."""
         exchange = self.sessions.exchange(flow)
         if flow.response is not None:
-            if not exchange.bytes_received and not denies(exchange):  # our own answers are no bytes of an upstream's
+            if not exchange.bytes_received and not denies(exchange):  # our own answers did not come from an upstream
                 exchange.bytes_received = len(flow.response.data.content or b"")
             self._close(flow, exchange, flow.response.data.status_code)
 
     def error(self, flow: http.HTTPFlow) -> None:
-        """Close the books on a request that ended without a whole response."""
+        """Finish a request that ended without a complete response."""
         self._close(flow, self.sessions.exchange(flow), None)
 
     def http_connect_error(self, flow: http.HTTPFlow) -> None:
-        """Close the books on a refused CONNECT. Where it stands for another way in, the app is told no status."""
+        """Finish a denied CONNECT. If it stands for a connection through another kind of listener, the app got no
+        status.
+        """
         is_told = self.sessions.of(flow.client_conn).entry is ListenerKind.FORWARD
         status = flow.response.status_code if flow.response and is_told else None
         self._close(flow, self.sessions.exchange(flow), status)
@@ -69,25 +71,25 @@ class Telemetry:
         self.sessions.of(flow.client_conn).unfinished.discard(exchange)
 
     def tls_failed_client(self, data: tls.TlsData) -> None:
-        """Remember that the app did not accept our certificate."""
+        """Note that the app did not accept our certificate."""
         self.sessions.of(data.context.client).note_tls_failed()
 
     def client_disconnected(self, client: connection.Client) -> None:
-        """Close the books on a tunnel, and on an inspected connection that carried no request."""
+        """Finish a tunnel, and an inspected connection that carried no request."""
         self.metrics.clients.dec()
         session = self.sessions.of(client)
         for exchange in session.unfinished:
             if exchange is session.connect:
                 carried_requests = session.requests > 0 and exchange.denied is None
                 if carried_requests or exchange.finished:
-                    continue  # their lines say it all
+                    continue  # the lines of its requests say everything
                 exchange.bytes_sent, exchange.bytes_received = session.sent, session.received
                 exchange.has_left = session.sent > 0
             self.finish(exchange, None, None)
         self.sessions.close(client)
 
     def finish(self, exchange: Exchange, status: int | None, flow: http.HTTPFlow | None) -> None:
-        """Write the line and count, once."""
+        """Write the decision line of an exchange and count it, once."""
         if exchange.finished:
             return
         exchange.finished = True

@@ -1,13 +1,14 @@
-"""Transport: plain http becomes https, is rejected, or passes, as the gate decided.
+"""The addon that carries out the gate's decision: it upgrades plain http to https, rejects it, or lets it pass; and it
+translates header fields so that an upgraded app does not notice.
 
 Rules of this addon:
 
-- An upgraded request is dialled over TLS, on the rule's port; nothing later in the line can turn that back.
-- The Host field follows the destination that is dialled; every other field of the app goes through as it came.
-- What is meant for the proxy itself (`Proxy-*`) ends here.
-- To the app an upgraded host is one that speaks plain http, and to the server the app is one that speaks https: where
-  they tell each other of URLs, origins and cookies, that is translated. A redirect that would lead back to the very
-  same request is cut.
+- An upgraded request is dialled over TLS, on the rule's port; nothing later in the pipeline can undo that.
+- The Host field names the destination that is dialled; all other fields of the app go on as they came.
+- Fields for the proxy itself (`Proxy-*`) are removed here.
+- An upgraded app believes that the server speaks plain http, and the server that the app speaks https. Where they tell
+  each other about URLs, origins and cookies, that is translated. A redirect that would lead back to the very same
+  request is denied.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _FOR_THE_PROXY = frozenset((b"proxy-connection", b"proxy-authorization"))
 
 
 class Transport:
-    """Carries out the transport decision on the request."""
+    """Carries out the transport decision on requests and responses."""
 
     def __init__(self, sessions: Sessions, known: KnownHosts, cookies: Cookies) -> None:
         self.sessions = sessions
@@ -42,12 +43,12 @@ class Transport:
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """Deny a CONNECT to a host whose https is rejected."""
         exchange = self.sessions.exchange(flow)
-        # A tunnel to another port than 443 may be meant for plain http, which has a rule of its own.
+        # A CONNECT to a port other than 443 may be for plain http, which may have another rule.
         if exchange.asked is not None:
             inside = decide_plain_http(exchange.policy, exchange.asked, self._known)[1]
             if exchange.asked.port == HTTPS_PORT or inside.denied is not None:
                 _deny_if_decided(flow, exchange)
-        exchange.via = tuple(values_of(flow.request.headers, b"via"))  # for another proxy, if one is asked in turn
+        exchange.via = tuple(values_of(flow.request.headers, b"via"))  # for the upstream proxy, if there is one
         if exchange.policy.via is not None:
             _check_via(flow, exchange, exchange.policy.via)
 
@@ -65,7 +66,7 @@ class Transport:
         if not names.isdisjoint(_FOR_THE_PROXY):
             headers.fields = tuple(field for field in headers.fields if field[0].lower() not in _FOR_THE_PROXY)
         if decision is not None and decision.target is not None and _is_upgraded(exchange):
-            # The fields behind the setters: those rewrite Host by their own idea of the default port.
+            # Not with the setters: they rewrite Host with their own default port.
             data.scheme = b"https"
             data.port = decision.target.port
             _follow(flow.request, decision.target)
@@ -86,7 +87,7 @@ class Transport:
             headers.fields = self._cookies.sent(headers.fields, _way(flow, exchange))
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
-        """Show the app an upgraded host's response as one of plain http."""
+        """Translate an upgraded host's response for an app that asked over plain http."""
         exchange = self.sessions.exchange(flow)
         response, view = flow.response, exchange.view
         if response is None:
@@ -99,9 +100,9 @@ class Transport:
             self._known.learn(exchange.asked.host, values_of(headers, b"strict-transport-security")[0])
         if denies(exchange):
             return
-        if flow.request.is_http2 and not response.is_http2:  # elsewhere, they ended with the head that they were in
+        if flow.request.is_http2 and not response.is_http2:  # elsewhere, they were removed with the rest of their head
             headers.fields = without_hop(headers.fields)
-        if b"alt-svc" in names and is_https and not exchange.observing:  # an invitation past this proxy (RFC 7838)
+        if b"alt-svc" in names and is_https and not exchange.observing:  # it leads past this proxy (RFC 7838)
             headers.fields = tuple(each for each in headers.fields if each[0].lower() != b"alt-svc")
         fields = headers.fields
         if b"set-cookie" in names:
@@ -115,7 +116,7 @@ class Transport:
         try:
             trail.follow(exchange.method, response.data.status_code, asked, flow.request.path, fields)
         except Denied as denied:
-            exchange.note(denied)  # unless it is only observed, another answer takes this one's place: see `response`
+            exchange.note(denied)  # unless in observe mode, `response` replaces the response
         headers.fields = fields
 
     def _view(self, flow: http.HTTPFlow, exchange: Exchange) -> appview.View | None:
@@ -133,14 +134,14 @@ class Transport:
         return view
 
     def response(self, flow: http.HTTPFlow) -> None:
-        """Answer instead of a redirect that leads nowhere."""
+        """Answer instead of a redirect that leads in a circle."""
         exchange = self.sessions.exchange(flow)
         if exchange.denied is not None and exchange.denied.reason is Reason.REDIRECT_LOOP and not exchange.observing:
             exchange.refuse(flow, exchange.denied)
 
 
 def _way(flow: http.HTTPFlow, exchange: Exchange) -> Way:
-    """Return how cookies go with this request, and come back."""
+    """Return how this request goes to its server, for the translation of cookies."""
     host = exchange.asked.host if exchange.asked is not None else ""
     return Way(
         over_tls=flow.request.scheme == "https",
@@ -152,7 +153,7 @@ def _way(flow: http.HTTPFlow, exchange: Exchange) -> Way:
 
 
 def _check_via(flow: http.HTTPFlow, exchange: Exchange, name: str) -> None:
-    """Refuse a request that has come through here before."""
+    """Refuse a request that has passed this proxy before."""
     if has_come_through(values_of(flow.request.headers, b"via"), name):
         exchange.deny(
             flow,
@@ -178,7 +179,7 @@ def _deny_if_decided(flow: http.HTTPFlow, exchange: Exchange) -> None:
 
 
 def _follow(request: http.Request, target: Destination) -> None:
-    """Make Host and `:authority` name the target; leave them as they are where they already do."""
+    """Make Host and `:authority` name the target; leave them unchanged if they do so already."""
     request.headers.fields = with_host(request.headers.fields, target)
     if request.is_http2 and request.authority and parse_authority(request.authority, HTTPS_PORT) != target:
         request.data.authority = host_field(target)

@@ -1,13 +1,15 @@
-"""Upstream connections inside stock mitmproxy, which dials by itself.
+"""The addon that controls upstream connections inside stock mitmproxy, which dials by itself: it lets mitmproxy dial
+only where a request was let through, and cuts connections to forbidden addresses. `proxy.stock` puts it into the
+pipeline.
 
 Rules of this addon:
 
-- Nothing is dialled that no request was let through to: `requestheaders`, behind all that decides, notes where one may
-  go, and under which rule; `server_connect` refuses any other address.
-- A connection serves no request of another rule than that whose pins it was opened under. mitmproxy matches address and
-  TLS only, so of two rules that lead to one address, a client connection can use one.
-- A name is looked up, and judged, before mitmproxy looks it up once more. So the address that it has really reached is
-  judged again, and if it is forbidden the connection is cut before a byte is sent.
+- Nothing is dialled for which no request was let through. `requestheaders`, which runs after all addons that decide,
+  notes where a request may go, and under which rule; `server_connect` refuses any other address.
+- A connection serves only requests of the rule whose pins it was opened with. mitmproxy compares only address and TLS;
+  so if two rules lead to one address, a client connection can use only one of them.
+- A name is looked up and judged here, and then mitmproxy looks it up again. So the address that it has really reached
+  is judged again; if it is forbidden, the connection is cut before a byte is sent.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ _TOO_LARGE = "exceeds mitmproxy's body_size_limit"
 
 
 class Target(NamedTuple):
-    """Where a connection goes, and whether TLS is spoken there."""
+    """The address of a connection, and whether it speaks TLS."""
 
     host: str
     port: int
@@ -47,9 +49,9 @@ class _Ways:
     """What may be dialled for one client connection.
 
     Attributes:
-        let_through: the first request that was let through to each target.
-        carried: the CONNECT whose bytes are carried as they are.
-        last: what is known of the connection dialled last to each target.
+        let_through: for each target, the first request that was let through to it.
+        carried: the CONNECT whose bytes are carried unchanged.
+        last: for each target, what is known of the connection that was dialled last.
     """
 
     let_through: dict[Target, Exchange] = field(default_factory=dict)
@@ -58,7 +60,7 @@ class _Ways:
 
 
 class Dials:
-    """Says what mitmproxy may dial. Stands behind all that decides, and before `Telemetry`."""
+    """Decides what mitmproxy may dial. It comes after all addons that decide, and before `Telemetry`."""
 
     def __init__(self, sessions: Sessions, own_ports: Callable[[], Collection[int]], cut: Cut) -> None:
         """Start.
@@ -66,7 +68,7 @@ class Dials:
         Args:
             sessions: the live sessions.
             own_ports: returns the ports that mitmproxy itself listens on.
-            cut: ends a connection before another byte of it is written.
+            cut: ends a connection before another byte is written to it.
         """
         self._sessions = sessions
         self._own_ports = own_ports
@@ -74,28 +76,28 @@ class Dials:
         self._ways: dict[str, _Ways] = {}
 
     def client_connected(self, client: connection.Client) -> None:
-        """Begin with nothing that may be dialled."""
+        """Start with nothing that may be dialled."""
         self._ways[client.id] = _Ways()
 
     def client_disconnected(self, client: connection.Client) -> None:
-        """Forget about a connection."""
+        """Forget a connection."""
         self._ways.pop(client.id, None)
 
     def carry(self, client: connection.Client, connect: Exchange) -> None:
-        """Let the bytes of a CONNECT be carried to where it leads."""
+        """Let the bytes of a CONNECT be carried to its destination."""
         self._ways[client.id].carried = connect
 
-    # -- before anything is dialled
+    # -- before dialling
 
     async def http_connect(self, flow: http.HTTPFlow) -> None:
-        """Judge the destination of a tunnel, while the app can still be told."""
+        """Judge the destination of a tunnel while the app can still be told."""
         exchange = self._sessions.exchange(flow)
         is_tunnel = exchange.decision is not None and exchange.decision.action is Action.TUNNEL
         if flow.response is None and is_tunnel and exchange.asked is not None:
             await self._judge_flow(flow, exchange, exchange.asked.host, exchange.asked.port)
 
     async def requestheaders(self, flow: http.HTTPFlow) -> None:
-        """Let a request through to its target, and to no other."""
+        """Let a request go to its target, and to no other."""
         exchange = self._sessions.exchange(flow)
         if flow.response is not None or flow.error is not None:
             return
@@ -109,11 +111,11 @@ class Dials:
             )
             return
         if target.is_tls and have_expired(exchange.rule) and not exchange.observing:
-            # An open connection would be used on.
+            # Else mitmproxy would go on using an open connection.
             expired = Denied(Reason.PINS_EXPIRED, f"the pins of rule {exchange.rule_name} have expired")
             exchange.deny(flow, expired)
             return
-        if target not in ways.let_through:  # else it was judged, and will be again where it is dialled again
+        if target not in ways.let_through:  # else it was judged, and will be again at the next dial
             await self._judge_flow(flow, exchange, target.host, target.port)
         if flow.response is None:
             ways.let_through[target] = first
@@ -128,7 +130,7 @@ class Dials:
                 exchange.deny(flow, observed)
 
     async def _judge(self, policy: Policy, rule: Rule | None, host: str, port: int) -> Denied | None:
-        """Look a host up; return why the policy lets nobody reach what is there.
+        """Look a host up; return why the policy forbids all its addresses, or None.
 
         Raises:
             Denied: it cannot be reached at all, or must not be in any mode.
@@ -140,10 +142,10 @@ class Dials:
         kind = next((kind for each in found if (kind := allowed.forbids(each)) is not None), None)
         return None if kind is None else forbidden_address(host, kind, rule)
 
-    # -- while it is dialled
+    # -- while dialling
 
     async def server_connect(self, data: ServerConnectionHookData) -> None:
-        """Refuse what no request was let through to."""
+        """Refuse a connection for which no request was let through."""
         server, ways = data.server, self._ways[data.client.id]
         if server.address is None or server.via is not None:
             raise RuntimeError("an upstream without an address, or through another proxy")
@@ -152,7 +154,7 @@ class Dials:
         exchange = ways.carried or ways.let_through.get(target)
         if exchange is None or (ways.carried and (exchange.asked is None or (host, port) != _of(exchange))):
             raise RuntimeError("an upstream that no request was let through to")
-        # HTTP/2 upstream only where the app speaks it as well, in whose streams mitmproxy then has trailers, too.
+        # HTTP/2 upstream only if the app speaks it, too: only then does mitmproxy pass trailers on.
         alpn = (b"h2", b"http/1.1") if data.client.alpn == b"h2" else (b"http/1.1",)
         record = Upstream(exchange.policy, exchange.rule, alpn=alpn)
         self._sessions.of(data.client).upstreams[server.id] = ways.last[target] = record
@@ -168,7 +170,7 @@ class Dials:
             server.error = f"{denied.reason.code}: {denied.detail}"
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
-        """Cut a connection to where the look-up did not lead."""
+        """Cut a connection that did not lead where the look-up said."""
         server = data.server
         record = self._sessions.of(data.client).upstreams[server.id]
         if server.peername is None or server.sockname is None or server.address is None:
@@ -184,25 +186,25 @@ class Dials:
             self._cut(data.client, server)
 
     def server_connect_error(self, data: ServerConnectionHookData) -> None:
-        """Name the reason where nobody took the connection."""
+        """Name the reason if nobody accepted the connection."""
         record = self._sessions.of(data.client).upstreams.get(data.server.id)
         if record is not None and record.denied is None and data.server.address is not None:
             record.denied = untaken(*data.server.address[:2])
 
     def tls_start_server(self, data: tls.TlsData) -> None:
-        """Begin no handshake on a connection that was cut."""
+        """Start no handshake on a connection that was cut."""
         if self._sessions.of(data.context.client).upstreams[data.conn.id].denied is not None:
             data.ssl_conn = None
             raise AddonHalt
 
-    # -- what became of it
+    # -- afterwards
 
     def response(self, flow: http.HTTPFlow) -> None:
         """Find the connection that carried a request."""
         self._find(flow)
 
     def error(self, flow: http.HTTPFlow) -> None:
-        """Find the connection that carried a request, or failed to, and name the reason that only mitmproxy knows."""
+        """Find the connection that carried a request, or failed to; and name the reason if only mitmproxy knows it."""
         self._find(flow)
         exchange, upstream = self._sessions.exchange(flow), self._sessions.exchange(flow).upstream
         if exchange.denied is None and (upstream is None or upstream.denied is None) and flow.error is not None:
@@ -226,7 +228,7 @@ def _listens(flow: http.HTTPFlow) -> bool:
 
 
 def _reason_of(message: str, is_upstreams_fault: bool, has_begun: bool) -> Denied | None:
-    """Return what an error of mitmproxy's is called; None where the app has ended it."""
+    """Return the denial for an error of mitmproxy; None if the app has ended the request."""
     if _TOO_LARGE in message:
         reason = Reason.BODY_TOO_LARGE if message.startswith("Request") else Reason.UPSTREAM_FAILED
         return Denied(reason, f"the body {_TOO_LARGE}")
@@ -247,7 +249,7 @@ async def look_up(host: str, port: int, seconds: float) -> list[Address]:
     Args:
         host: the canonical host.
         port: the port.
-        seconds: how long it may take.
+        seconds: the time limit.
 
     Raises:
         Denied: UPSTREAM_UNREACHABLE, UPSTREAM_TIMEOUT.

@@ -1,9 +1,10 @@
-"""mitmproxy's flows as it keeps, shows and answers them.
+"""Adapts exchanges and denials to the way in which stock mitmproxy keeps, shows and answers flows. `addons.stock.guard`
+calls these parts before and after all other addons.
 
 Rules of this module:
 
-- What mitmproxy saves, copies and shows are plain values: an exchange stands beside its flow.
-- A denial takes the place of a response wherever mitmproxy has put something of the upstream's there.
+- mitmproxy saves, copies and shows flows as plain values. So an exchange is kept beside its flow, not in it.
+- A denial replaces a response wherever mitmproxy has put something from the upstream there.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ _PROTECTED = ":lock:"
 
 
 class StockSessions(Sessions):
-    """Sessions whose exchanges stand beside their flows: a flow that was copied or loaded is another one."""
+    """Sessions whose exchanges are kept beside their flows: a flow that was copied or loaded counts as another one."""
 
     def __init__(self) -> None:
         super().__init__()
         self._exchanges: WeakKeyDictionary[http.HTTPFlow, Exchange] = WeakKeyDictionary()
 
     def exchange(self, flow: http.HTTPFlow) -> Exchange:
-        """Return the exchange of a flow, made at its first use.
+        """Return the exchange of a flow; it is made at the first call.
 
         Raises:
             KeyError: its client connection has no session.
@@ -46,13 +47,13 @@ class StockSessions(Sessions):
 
 
 class Answers:
-    """Stands before all others, and puts a denial where mitmproxy has filled in the upstream's body meanwhile."""
+    """Comes before all other addons; puts a denial back if mitmproxy has filled in the upstream's body meanwhile."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
     def response(self, flow: http.HTTPFlow) -> None:
-        """Answer instead of the upstream, unless it has been streamed already."""
+        """Answer instead of the upstream, unless its response has been streamed already."""
         exchange = self._sessions.exchange(flow)
         if flow.response is None or flow.response.data.content is None:
             return
@@ -62,30 +63,32 @@ class Answers:
 
 
 class Shown:
-    """Stands behind all others: sees to it that mitmproxy can give the answer, and shows what the policy did."""
+    """Comes after all other addons; makes sure that mitmproxy can send the answer, and shows what the policy did."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
-        """End a connection with the refusal: what a client that did not wait has sent is no request (RFC 9931)."""
+        """End the connection after a denied CONNECT: bytes from a client that did not wait are no request (RFC
+        9931).
+        """
         if flow.response is not None:
             flow.response.headers["connection"] = "close"
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
-        """Let a denied body be read first: mitmproxy cannot answer what it streams."""
+        """Let a denied body be read first: mitmproxy cannot answer a request that it streams."""
         if flow.response is not None:
             flow.request.stream = False
 
     def response(self, flow: http.HTTPFlow) -> None:
-        """Show what became of a request, and keep the body of a denial from who asked for none."""
+        """Show what became of a request; and remove the body of a denial if the request cannot have one."""
         exchange, response = self._sessions.exchange(flow), flow.response
         if exchange.method == "HEAD" and denies(exchange) and response is not None and response.data.content:
-            response.data.content = b""  # its length stays (RFC 9110, section 9.3.2)
+            response.data.content = b""  # Content-Length stays (RFC 9110, section 9.3.2)
         self._show(flow)
 
     def error(self, flow: http.HTTPFlow) -> None:
-        """Show why it has no whole response."""
+        """Show why a request has no complete response."""
         self._show(flow)
 
     def _show(self, flow: http.HTTPFlow) -> None:

@@ -1,15 +1,14 @@
-"""Calls the addons' hooks inside stock mitmproxy, and fails closed.
-
-mitmproxy logs what a hook raises and lets the flow go on. So it gets one addon, `Guard`, which calls all of ours.
+"""Calls our addons' hooks inside stock mitmproxy, and fails closed. mitmproxy logs what a hook raises, and lets the
+flow go on; so it gets only one addon, `Guard`, which calls all others. `proxy.stock` makes it.
 
 Rules of this module:
 
-- Whatever a hook raises, what it was called for does not go on: a request is answered with `internal_error`, or killed
-  where an answer is not possible any more; of anything else the client connection is broken, and stays so.
-- A client connection that was never seen to open (from before this addon was loaded, or a flow that is replayed) has no
+- If a hook raises, whatever it was called for does not go on. A request is answered with `internal_error`, or killed if
+  no answer is possible any more. For anything else, the client connection is broken, and stays so.
+- A client connection that was not seen to open (it is older than this addon, or belongs to a replayed flow) has no
   session, so each of its hooks raises.
-- What mitmproxy or other addons would fill in where ours has said no is kept back with `AddonHalt`.
-- An exception's message is never logged: it may quote what it choked on.
+- `AddonHalt` keeps mitmproxy and other addons from filling in what ours have denied.
+- An exception's message is never logged: it may quote secrets.
 """
 
 from __future__ import annotations
@@ -36,23 +35,20 @@ Cut = Callable[[connection.Client, connection.Server | None], object]
 
 
 class Closed(layer.Layer):
-    """Stands where nothing may follow."""
+    """A layer behind which nothing follows."""
 
     def _handle_event(self, _event: events.Event) -> layer.CommandGenerator[None]:
         yield commands.CloseConnection(self.context.client)
 
 
 class Guard:
-    """The one addon that mitmproxy knows; its stages are called in their order.
-
-    Until it has stages, everything is denied.
-    """
+    """The one addon that mitmproxy knows. It calls its stages in order; while it has none, it denies everything."""
 
     def __init__(self, cut: Cut) -> None:
         """Start.
 
         Args:
-            cut: ends a client connection, or one to an upstream, before another byte of it is written.
+            cut: ends a client connection, or one to an upstream, before another byte is written to it.
         """
         self.sessions = StockSessions()
         self._cut = cut
@@ -62,7 +58,7 @@ class Guard:
         self._broken: set[str] = set()
 
     def open(self, stages: Iterable[object], count_failure: Callable[[], object]) -> None:
-        """Begin to let through what these stages do.
+        """Start to let through what these stages allow.
 
         Args:
             stages: the addons, in the order of the pipeline.
@@ -75,7 +71,7 @@ class Guard:
         self._stages = ()
 
     async def _call(self, name: str, subject: Any) -> bool:
-        """Call a hook of every stage; return whether none raised."""
+        """Call a hook of every stage; return whether none of them raised."""
         is_fine = True
         for stage in (self._first, *(self._stages or (_Unready(),)), self._last):
             try:
@@ -96,7 +92,7 @@ class Guard:
     def _deny_or_kill(self, name: str, flow: http.HTTPFlow) -> None:
         try:
             self._deny(name, flow)
-        except Exception as e:  # of whatever it could not make sense: mitmproxy would let it go on
+        except Exception as e:  # whatever it was: mitmproxy would let the flow go on
             _kill(flow)
             if not isinstance(e, KeyError):
                 logger.error("a request was killed that could not be denied: %s", describe(e))
@@ -105,7 +101,7 @@ class Guard:
         denied = Denied(Reason.INTERNAL_ERROR, f"the {name} stage failed")
         response, exchange = flow.response, self.sessions.exchange(flow)
         exchange.stop(denied)
-        # A streamed body is not kept; one that is whole here, and be it empty, can still be held back.
+        # A streamed body is not kept. A body that is complete here, even an empty one, can still be held back.
         is_on_its_way = (
             (name == "request" and flow.request.data.content is None)
             or name == "responseheaders"
@@ -128,7 +124,7 @@ class Guard:
         await self._call("http_connect", flow)
 
     async def http_connect_error(self, flow: http.HTTPFlow) -> None:
-        """A CONNECT was refused."""
+        """A CONNECT was denied."""
         await self._call("http_connect_error", flow)
 
     async def requestheaders(self, flow: http.HTTPFlow) -> None:
@@ -138,7 +134,7 @@ class Guard:
         await self._call("requestheaders", flow)
 
     async def request(self, flow: http.HTTPFlow) -> None:
-        """A request is whole."""
+        """A request is complete."""
         await self._call("request", flow)
 
     async def responseheaders(self, flow: http.HTTPFlow) -> None:
@@ -146,11 +142,11 @@ class Guard:
         await self._call("responseheaders", flow)
 
     async def response(self, flow: http.HTTPFlow) -> None:
-        """A response is whole."""
+        """A response is complete."""
         await self._call("response", flow)
 
     async def error(self, flow: http.HTTPFlow) -> None:
-        """A request ended without a whole response."""
+        """A request ended without a complete response."""
         await self._call("error", flow)
 
     def _is_broken(self, flow: http.HTTPFlow) -> bool:
@@ -168,19 +164,19 @@ class Guard:
             client.error = client.error or Reason.INTERNAL_ERROR.code
 
     async def client_disconnected(self, client: connection.Client) -> None:
-        """An app is gone."""
+        """An app has disconnected."""
         await self._call("client_disconnected", client)
         self._broken.discard(client.id)
 
     async def next_layer(self, data: layer.NextLayer) -> None:
-        """Decide what is spoken."""
+        """Decide which protocol is spoken."""
         client = data.context.client
         if client.id in self._broken or not await self._call("next_layer", data):
             self._break(client)
             data.layer = Closed(data.context)
 
     async def tls_clienthello(self, data: tls.ClientHelloData) -> None:
-        """Decide whether an app's TLS is opened."""
+        """Decide whether an app's TLS is decrypted."""
         if not await self._call("tls_clienthello", data):
             data.ignore_connection = False
             self._break(data.context.client)
@@ -197,7 +193,7 @@ class Guard:
         client = data.context.client
         if client.id in self._broken or not await self._call(name, data):
             self._break(client)
-            data.ssl_conn = None  # without one, mitmproxy closes the connection; its own addon would make one
+            data.ssl_conn = None  # without it, mitmproxy closes the connection; its own addon would make one
             raise AddonHalt
 
     async def tls_failed_client(self, data: tls.TlsData) -> None:
@@ -215,39 +211,39 @@ class Guard:
             data.server.error = data.server.error or Reason.INTERNAL_ERROR.code
 
     async def server_connected(self, data: ServerConnectionHookData) -> None:
-        """Look at what was dialled."""
+        """Check the address that was dialled."""
         if not await self._call("server_connected", data):
             self._break(data.client)
             try:
                 self._cut(data.client, data.server)
-            except Exception as e:  # mitmproxy would use the connection; a task that is cancelled uses nothing
+            except Exception as e:  # mitmproxy would use the connection; a cancelled task uses nothing
                 logger.error("a connection could not be cut, and is left alone: %s", describe(e))
                 raise asyncio.CancelledError from None
 
     async def server_connect_error(self, data: ServerConnectionHookData) -> None:
-        """An upstream was not dialled, or took no connection."""
+        """An upstream was not dialled, or accepted no connection."""
         await self._call("server_connect_error", data)
 
     async def server_disconnected(self, data: ServerConnectionHookData) -> None:
-        """A connection to an upstream is over."""
+        """A connection to an upstream has ended."""
         await self._call("server_disconnected", data)
 
-    # -- what there is no policy for
+    # -- protocols without a policy
 
     def tcp_start(self, flow: mitmproxy_flow.Flow) -> None:
-        """Nothing that is not understood passes."""
+        """Let no unknown protocol pass."""
         self._cut(flow.client_conn, None)
 
     udp_start = dns_request = tcp_start
 
 
 def _kill(flow: http.HTTPFlow) -> None:
-    """End a flow without an answer, whatever its state: mitmproxy's own `kill` refuses some."""
+    """End a flow without an answer, in any state: mitmproxy's own `kill` refuses some states."""
     flow.error = mitmproxy_flow.Error(mitmproxy_flow.Error.KILLED_MESSAGE)
 
 
 class _Unready:
-    """Stands where there are no stages, and raises at whatever it is asked."""
+    """Used while there are no stages: raises whenever it is asked for a hook."""
 
     def __getattr__(self, _name: str) -> Callable[[object], None]:
         raise RuntimeError("there is no policy in force")

@@ -1,11 +1,12 @@
-"""Heads inside stock mitmproxy: looked at again by the core's rules, since mitmproxy's parser has read them.
+"""The addon that checks heads inside stock mitmproxy with the core's rules, after mitmproxy's own parser has accepted
+them. `proxy.stock` puts it before all others.
 
 Rules of this addon:
 
-- It stands before all others. What mitmproxy has taken though two parsers may read it in two ways is refused.
-- It makes a request what our engine would have made of it: without the fields that are about one connection only.
-- What mitmproxy itself refuses has a reason, too.
-- An upstream connection is not used again after a response that was refused, or was its last.
+- A head that mitmproxy has accepted, although two parsers may read it differently, is refused.
+- A request becomes what our engine would have made of it: fields about one connection only are removed.
+- A head that mitmproxy itself refuses gets a reason, too.
+- An upstream connection is not used again after a response that was refused, or that was its last.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _INVALID = Denied(Reason.BAD_REQUEST, "mitmproxy does not take the request's hea
 
 
 class Heads:
-    """Checks heads, and takes out of them what ends here."""
+    """Checks heads, and removes the fields that must not go on."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
@@ -38,8 +39,8 @@ class Heads:
         self._check(flow, flow.request.data.authority)
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
-        """Check the head of a request, and tidy it."""
-        if flow.error is not None:  # it gets mitmproxy's answer, whatever is done here
+        """Check the head of a request, and remove fields that must not go on."""
+        if flow.error is not None:  # mitmproxy answers it, whatever happens here
             self._sessions.exchange(flow).stop(_INVALID)
             return
         self._check(flow, flow.request.data.path)
@@ -48,7 +49,7 @@ class Heads:
             return
         is_http11 = request.data.http_version == b"HTTP/1.1"
         fields = without_hop(request.headers.fields, may_offer=is_http11)
-        if not is_http11:  # it has no expectations (RFC 9110, section 10.1.1), and needs no Host field
+        if not is_http11:  # HTTP/1.0 has no Expect (RFC 9110, section 10.1.1), and needs no Host
             fields = tuple(field for field in fields if field[0].lower() != b"expect")
         if not has_field(request.headers, b"host"):
             named = Destination(request.host, request.port)
@@ -71,7 +72,7 @@ class Heads:
             exchange.refuse(flow, denied)
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
-        """Check the head of a response, and tidy it."""
+        """Check the head of a response, and remove fields that must not go on."""
         exchange, response = self._sessions.exchange(flow), flow.response
         if response is None or exchange.is_refused:
             return
@@ -85,16 +86,16 @@ class Heads:
                 raise _INTERIM
         except Denied as denied:
             exchange.refuse(flow, denied)
-            response.headers["connection"] = "close"  # what mitmproxy asks whether it may use the connection again
+            response.headers["connection"] = "close"  # else mitmproxy would use the connection again
             return
         fields = without_hop(response.headers.fields)
         if not response.is_http2 and fields is not response.headers.fields:
-            flow.response = response.copy()  # the same question is asked of the original
+            flow.response = response.copy()  # mitmproxy looks at the original
             flow.response.headers.fields = fields
 
 
 def check_size(request: http.Request, limits: Limits) -> None:
-    """Check that a head is not larger than the policy lets it be.
+    """Check that a head is not larger than the policy allows.
 
     Raises:
         Denied: HEADERS_TOO_LARGE.
@@ -107,7 +108,7 @@ def check_size(request: http.Request, limits: Limits) -> None:
 
 
 def block_of(request: http.Request) -> Fields:
-    """Return the fields of an HTTP/2 request as they came, as far as mitmproxy has kept them apart."""
+    """Return the fields of an HTTP/2 request as they came, as far as mitmproxy keeps them apart."""
     data = request.data
     pseudo = ((b":method", data.method), (b":scheme", data.scheme), (b":path", data.path))
     named = ((b":authority", data.authority),) if data.authority else ()

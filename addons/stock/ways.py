@@ -1,11 +1,13 @@
-"""What comes through a client connection inside stock mitmproxy: requests, a tunnel, TLS that is opened, or nothing.
+"""The addon that decides what a client connection carries inside stock mitmproxy: requests, a tunnel, TLS that is
+decrypted, or nothing. It picks the layer of mitmproxy for that. `proxy.stock` puts it into the pipeline.
 
 Rules of this addon:
 
-- Only what is understood goes on: TLS to a tunnelled host, TLS or http to an inspected one. mitmproxy would take
-  anything else for raw TCP, for DNS, or for http.
-- Nothing is decided before there are enough bytes: a ClientHello may come in pieces.
-- The TLS server name must be the host of CONNECT, or the policy would have decided on another host than the app meets.
+- Only known protocols go on: TLS to a tunnelled host; TLS or http to an inspected one. mitmproxy would take anything
+  else for raw TCP, DNS or http.
+- Nothing is decided before enough bytes have come: a ClientHello may come in pieces.
+- The TLS server name must be the host of CONNECT; otherwise the policy would have decided on a host other than the one
+  that the app reaches.
 """
 
 from __future__ import annotations
@@ -32,12 +34,12 @@ from proxy.core.who.clients import check_client
 
 logger = logging.getLogger("overcoat")
 
-_ENOUGH = 3  # bytes that tell a TLS record
+_ENOUGH = 3  # bytes that are enough to recognise a TLS record
 _SERVER_NAME = 0  # RFC 6066, section 3
 
 
 class Ways:
-    """Lets apps in, and decides what is spoken on their connections."""
+    """Lets apps in, and decides which protocol is spoken on their connections."""
 
     def __init__(self, sessions: Sessions, policy: Policy, dials: Dials, lifetime: Lifetime) -> None:
         self._sessions = sessions
@@ -47,7 +49,7 @@ class Ways:
         self._refused: set[str] = set()
 
     def client_connected(self, client: connection.Client) -> None:
-        """Start a session, and refuse who may not connect, or is one too many."""
+        """Start a session; refuse a client that may not connect, or that is one too many."""
         session = self._sessions.open(client, self._policy)
         try:
             check_client(self._policy.clients, session.client)
@@ -64,11 +66,11 @@ class Ways:
             self._sessions.admit(session)
 
     def client_disconnected(self, client: connection.Client) -> None:
-        """Forget about a connection."""
+        """Forget a connection."""
         self._refused.discard(client.id)
 
     def next_layer(self, data: layer.NextLayer) -> None:
-        """Decide what is spoken from here on."""
+        """Decide which protocol is spoken from here on."""
         context = data.context
         if not any(isinstance(each, layers.HttpLayer) for each in context.layers):
             data.layer = layers.HttpLayer(context, HTTPMode.regular)
@@ -82,7 +84,7 @@ class Ways:
             return
         first = data.data_client()
         if len(first) < _ENOUGH:
-            raise AddonHalt  # mitmproxy asks again once there are more
+            raise AddonHalt  # mitmproxy asks again when more bytes have come
         if starts_like_tls_record(first):
             outside = layers.ServerTLSLayer(context)
             outside.child_layer = layers.ClientTLSLayer(context)
@@ -100,7 +102,7 @@ class Ways:
         return layers.TCPLayer(data.context, ignore=True)
 
     def tls_clienthello(self, data: tls.ClientHelloData) -> None:
-        """Open an app's TLS, carry it, or end it."""
+        """Decrypt an app's TLS, carry it unchanged, or end it."""
         client = data.context.client
         connect = self._sessions.of(client).connect
         if connect is None or connect.asked is None or connect.decision is None:
@@ -122,7 +124,7 @@ class Ways:
             data.ignore_connection = True
 
     def tls_start_client(self, data: tls.TlsData) -> None:
-        """End TLS that was refused. Must stand before whoever makes the connection object."""
+        """End TLS that was refused. This must run before any addon that makes the connection object."""
         if data.context.client.id in self._refused:
             raise AddonHalt
 
