@@ -4,7 +4,7 @@ engine; and how a request is denied. The addons' hooks read and write it; the en
 Rules of this module:
 
 - An addon keeps what it knows about a request in the `Exchange` of its flow, and has no such state of its own.
-- Every denial goes through `Exchange.deny`; in observe mode it only notes what would have happened.
+- An addon denies a request with `Exchange.deny`; in observe mode this only notes what would have happened.
 - A flow keeps the policy with which it began; everything inside a CONNECT keeps the CONNECT's.
 """
 
@@ -79,6 +79,7 @@ class Exchange:
         holds_request: whether the request's body is held until its fields are encrypted.
         holds_response: whether the response's body is held until its fields are decrypted.
         finished: whether its decision line has been written.
+        observing: whether denials are only noted, not carried out (observe mode).
     """
 
     policy: Policy
