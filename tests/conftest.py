@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Settings and fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mitmproxy import connection
 from addons.sessions import Sessions
 from proxy.core.rules.policy import Policy
 
-# A machine that is busy with something else makes an example slow, not wrong; pytest-timeout ends what really hangs.
+# On a busy machine an example may be slow without being wrong; pytest-timeout ends tests that really hang.
 settings.register_profile("overcoat", parent=settings(), deadline=None)
 settings.load_profile("overcoat")
 

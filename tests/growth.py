@@ -1,11 +1,13 @@
-"""Does the cost of reading something grow with its length, or faster?
+"""Measures whether the cost of reading something grows linearly with its length, or faster.
+`tests/test_linear_readers.py` and `tests/test_linear_regexes.py` call it.
 
 Rules of this module:
 
-- The cost is the processor time of this thread, the best of several: other work on the machine does not count.
-- What costs next to nothing at the greatest size that comes does not matter, however it grows.
-- Twice the text takes about twice the time where time is linear, and four times where it is quadratic. The line is
-  drawn between the two, and whoever is over it is looked at again before it counts.
+- The cost is the processor time of this thread, the lowest of several runs, so other work on the machine does not
+  count.
+- If even the longest input costs next to nothing, its growth does not matter.
+- Twice the text takes twice the time if reading is linear, and four times if it is quadratic. The limit is between the
+  two; a result above it is measured again before it counts.
 """
 
 from __future__ import annotations
@@ -13,13 +15,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-FLOOR = 0.004  # seconds that do not matter
+FLOOR = 0.004  # seconds: less than this does not matter
 TOO_MUCH = 3.0  # times the cost, for twice the text
 LOOKS = 4
 
 
 def seconds(step: Callable[[], object], repeats: int = 1) -> float:
-    """Return the least time that a step takes."""
+    """Return the shortest time that a step takes, in seconds of processor time."""
     best = float("inf")
     for _ in range(repeats):
         start = time.thread_time()
@@ -29,14 +31,14 @@ def seconds(step: Callable[[], object], repeats: int = 1) -> float:
 
 
 def growth[T](read: Callable[[T], object], make: Callable[[int], T], most: int) -> float:
-    """Return how many times the cost of a text of length n a text of length 2 n costs; 0 where it does not matter.
+    """Return the cost of a text of length 2 n as a multiple of that of length n; 0 if it does not matter.
 
     Args:
-        read: what is looked at. It may raise what it likes at the text, but must take it.
+        read: the reader. It may raise any error about the text, but must accept it.
         make: makes a text of about a given length.
-        most: the greatest length that comes.
+        most: the greatest length.
     """
-    for length in (most // 16, most):  # so that what is quadratic is found where it does not take so long yet
+    for length in (most // 16, most):  # the short length first, where a quadratic reader does not take so long yet
         text = make(length)
         if seconds(lambda text=text: read(text)) >= FLOOR and seconds(lambda text=text: read(text), 2) >= FLOOR:
             break

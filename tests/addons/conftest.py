@@ -1,4 +1,4 @@
-"""What tests of addons have in common: a flow on the client connection."""
+"""Fixtures for the tests of addons: a flow on the client connection."""
 
 from __future__ import annotations
 

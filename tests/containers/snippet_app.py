@@ -1,6 +1,6 @@
 """The app of the README's snippet, as its test has it: asks everything once, writes the answers as JSON, and stays.
 
-It knows of the sidecar by its environment alone, and of the ways to look whether it is up by its name.
+It knows the sidecar only from its environment, and checks whether the sidecar is up by its name.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""An app, as the sidecar sees it: one request at a time, byte for byte, through the way that a test names.
+"""An app for end-to-end tests: it sends one request at a time, byte for byte, as plain http, inside CONNECT, or as a
+test says, and checks what the sidecar says about it.
 
 answer = ask(sidecar, upstream, "pay.example", "/v1/charges", body=b'{"card": 1}')
 assert answer.status == 200
@@ -24,7 +25,9 @@ _ports_used: set[int] = set()
 
 
 def fresh[U: TlsUpstream | PlainUpstream](make: Callable[[], U]) -> U:
-    """Return an upstream on a port that no test of this process had before, so that its port tells its decisions."""
+    """Return an upstream on a port that no test of this process used before, so that the port identifies its decision
+    lines.
+    """
     while (upstream := make()).port in _ports_used:
         pass
     _ports_used.add(upstream.port)
@@ -122,7 +125,7 @@ def decision_of(sidecar: Sidecar, upstream: TlsUpstream | PlainUpstream) -> Deci
 
 
 def assert_denied(sidecar: Sidecar, upstream: TlsUpstream | PlainUpstream, answer: Answer, reason: str) -> None:
-    """Check all that a denial before the upstream is: problem details, a decision line, not one byte sent on."""
+    """Check everything about a denial before the upstream: problem details, a decision line, not one byte sent on."""
     assert answer.headers.get("content-type") == "application/problem+json", answer
     problem = answer.json()
     assert (problem["reason"], problem["status"]) == (reason, answer.status)
@@ -133,7 +136,7 @@ def assert_denied(sidecar: Sidecar, upstream: TlsUpstream | PlainUpstream, answe
 
 
 def careless() -> ssl.SSLContext:
-    """Return a context that says any name and accepts any certificate."""
+    """Return a TLS context that accepts any name and any certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -141,7 +144,7 @@ def careless() -> ssl.SSLContext:
 
 
 def client_hello(name: str | None = None) -> bytes:
-    """Return a ClientHello, as an app sends it to a name, or to an address."""
+    """Return a ClientHello for a name, or for an address."""
     outgoing = ssl.MemoryBIO()
     with pytest.raises(ssl.SSLWantReadError):
         careless().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name).do_handshake()

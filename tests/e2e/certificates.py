@@ -71,7 +71,7 @@ class Identity:
 
     def load_into(self, context: ssl.SSLContext) -> None:
         """Let a server context present this identity."""
-        # ssl reads keys from files only (https://github.com/python/cpython/issues/60691)
+        # ssl reads keys only from files (https://github.com/python/cpython/issues/60691)
         with trustme.Blob(self.key_pem + b"".join(self.chain_pem)).tempfile() as path:
             context.load_cert_chain(path)
 
@@ -144,7 +144,7 @@ def pin_of(certificate: x509.Certificate) -> str:
 
 def _self_signed(names: tuple[str, ...], not_before: datetime, not_after: datetime) -> Identity:
     key = ec.generate_private_key(ec.SECP256R1())
-    # trustme's own reading of names and addresses, so that this variant differs in its issuer only
+    # read names and addresses as trustme does, so that this variant differs only in its issuer
     template = x509.load_pem_x509_certificate(trustme.CA().issue_cert(*names).cert_chain_pems[0].bytes())
     builder = (
         x509.CertificateBuilder()

@@ -58,7 +58,7 @@ class Answer:
     """What a client got.
 
     Attributes:
-        status: the HTTP status, 0 where there was no response.
+        status: the HTTP status; 0 if there was no response.
         headers: the header fields of the last response.
         body: the body, with any chunked coding taken off.
         exit_status: the client program's exit status; 0 for a raw client.
@@ -83,7 +83,7 @@ class Answer:
 
 
 def curl(*arguments: str, proxy: str | None = None, ca_file: Path | None = None) -> Answer:
-    """Run curl; the test is skipped where there is none.
+    """Run curl; the test is skipped if it is not installed.
 
     Args:
         arguments: curl's arguments, the URL among them.
@@ -95,7 +95,7 @@ def curl(*arguments: str, proxy: str | None = None, ca_file: Path | None = None)
         pytest.skip("curl is not installed")
     with tempfile.TemporaryDirectory() as folder:
         head, body = Path(folder, "head"), Path(folder, "body")
-        # The variables, not --proxy: that is how an app would be given its proxy.
+        # With variables, not --proxy: so apps are told of a proxy.
         environment = {} if proxy is None else {"http_proxy": proxy, "https_proxy": proxy}
         trust = [] if ca_file is None else ["--cacert", str(ca_file)]
         options = [
@@ -220,7 +220,7 @@ class RawClient:
         self._socket.sendall(data)
 
     def finish(self) -> None:
-        """Send no more, but go on reading."""
+        """Close the sending side, but go on reading."""
         self._socket.shutdown(socket.SHUT_WR)
 
     def read_until(self, marker: bytes) -> bytes:
@@ -237,7 +237,7 @@ class RawClient:
         return found
 
     def read_ahead(self, size: int) -> bytes:
-        """Return the next `size` bytes, and leave them to be read; errors are those of `read_exactly`."""
+        """Return the next `size` bytes without consuming them; errors as for `read_exactly`."""
         while len(self._buffer) < size:
             assert self._receive(), f"closed before {size} bytes, after {self._buffer!r}"
         return self._buffer[:size]
@@ -270,7 +270,7 @@ class RawClient:
         return Answer(status, message.headers, message.body, trailers=message.trailers)
 
     def read_to_end(self) -> bytes:
-        """Return all that comes until the peer closes; a reset is an end, too.
+        """Return all bytes until the peer closes; a reset counts as the end, too.
 
         Raises:
             TimeoutError: it did not close in time.
@@ -326,7 +326,7 @@ def _http1(status_line: str) -> str:
 
 
 class Accepted(RawClient):
-    """A connection that a test has a socket of already: one that an upstream accepted, say."""
+    """A connection whose socket the test already has: for example one that an upstream accepted."""
 
     def __init__(self, accepted: socket.socket) -> None:
         accepted.settimeout(ACCEPTED_DEADLINE)
@@ -336,11 +336,11 @@ class Accepted(RawClient):
         self._closed_by_peer = False
 
     def read_head(self) -> bytes:
-        """Return a head, up to and with its empty line."""
+        """Return a head, including its empty line."""
         return self.read_until(wire.END_OF_HEAD)
 
     def assert_silent(self, seconds: float = 0.15) -> None:
-        """Fail if anything comes, or the end."""
+        """Fail if anything comes within this time, even the end of the connection."""
         self._socket.settimeout(seconds)
         with pytest.raises(TimeoutError):
             self._receive()

@@ -43,6 +43,6 @@ def tls_upstream(authority: Authority) -> Iterator[Callable[..., TlsUpstream]]:
 
 @pytest.fixture
 def plain_upstream() -> Iterator[PlainUpstream]:
-    """A server that must not hear anything, or whatever a test allows it to."""
+    """A server without TLS, which must receive nothing, or only what a test allows."""
     with PlainUpstream() as upstream:
         yield upstream

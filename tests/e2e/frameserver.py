@@ -1,9 +1,9 @@
-"""An upstream that speaks HTTP/2 as a test says, frame by frame, on each of its connections.
+"""An upstream for tests that speaks HTTP/2 frame by frame, as the test says, on each of its connections.
 
 Rules of this module:
 
 - It keeps what came on which connection, in order, and serves each connection in a thread of its own.
-- What it does with a request is for the test: `answer` is called with each whole request.
+- The test decides what happens to a request: `answer` is called with each complete one.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""A gRPC service for tests, of bytes and without a schema: any server and any client can speak it.
+"""A gRPC service for tests. Its messages are plain bytes without a schema, so any server and any client can speak it.
 
     with Service(identity) as service:
         with channel_to(f"localhost:{service.port}", roots=pem) as channel:
             assert call(channel, "Echo", b"hello") == b"hello"
 
-What a method does is said beside it. Metadata whose names begin with `x-` comes back behind the response.
+Each method says what it does. Metadata whose name begins with `x-` is sent back after the response.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Service:
     Attributes:
         port: where it listens, on 127.0.0.1.
         metadata: of each call, in the order in which they came.
-        ended: the names of the methods whose call the server saw cancelled, or late.
+        ended: the names of the methods whose calls were cancelled, or too late, as the server saw it.
     """
 
     def __init__(self, identity: Identity | None) -> None:
@@ -66,12 +66,12 @@ class Service:
         self._server.stop(None).wait(DEADLINE)
 
     def forget_ends(self) -> None:
-        """Forget which calls have ended before their time."""
+        """Forget which calls ended early."""
         with self._changed:
             self.ended.clear()
 
     def wait_for_end(self, name: str) -> None:
-        """Wait until the server knows that a call of this method is over before its time."""
+        """Wait until the server knows that a call of this method has ended early."""
         with self._changed:
             assert self._changed.wait_for(lambda: name in self.ended, 5.0), f"{name} still runs: {self.ended}"
 
@@ -173,7 +173,7 @@ def channel_to(target: str, *, roots: bytes | None = None, proxy: str | None = N
         roots: the authorities that it trusts, as PEM; without them it speaks plain text.
         proxy: the URL of an HTTP proxy.
     """
-    # What one test has found out of a target is nothing to another.
+    # One test must not use what another has learned about a target.
     options = [*SIZES, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", int(proxy is not None))]
     if proxy is not None:
         options.append(("grpc.http_proxy", proxy))

@@ -2,7 +2,7 @@
 
 Rules of this module:
 
-- Both ends stand on the `h2` package directly; nothing of the product is involved.
+- Both use the `h2` package directly, and nothing of the product.
 - The upstream keeps the record of `TlsUpstream`, every application byte of it, so `assert_no_application_bytes` says
   whether even the connection preface or one frame ever came.
 """
@@ -76,7 +76,7 @@ class Message:
     """A request or a response in a stream.
 
     Attributes:
-        headers: the fields in their order, pseudo-header fields among them.
+        headers: the fields in order, including pseudo-header fields.
         body: the data so far.
         trailers: the fields behind the body.
         ended: whether its end has come.
@@ -114,11 +114,11 @@ class Http2Client:
 
     def __init__(self, client: RawClient) -> None:
         self._client = client
-        # What is wrong with a request is for the test to say, so nothing is checked or changed before it is sent.
+        # A test may send wrong requests, so nothing is checked or changed before it is sent.
         unchecked = H2Configuration(True, "utf-8", validate_outbound_headers=False, normalize_outbound_headers=False)
         self._protocol = H2Connection(unchecked)
         self._protocol.initiate_connection()
-        self._protocol.increment_flow_control_window(64 * 1024 * 1024)  # of all streams together: none stalls others
+        self._protocol.increment_flow_control_window(64 * 1024 * 1024)  # for all streams together: none stalls others
         self._messages: dict[int, Message] = {}
         self._flush()
 
@@ -178,7 +178,7 @@ class Http2Client:
         self._flush()
 
     def send_raw(self, data: bytes) -> None:
-        """Send bytes just as they are; of what is in them, this end takes no note."""
+        """Send bytes unchanged; the state of this client ignores them."""
         self._client.send(data)
 
     def upload(self, stream: int, body: bytes) -> None:

@@ -1,8 +1,7 @@
-"""Listening sockets whose ports no other one of the same process had before.
+"""Listening sockets on ports that this process has not used before. The servers of the tests listen on them.
 
-The kernel gives a free port a second time within some hundred sockets. A sidecar that serves the tests of a whole
-module would then have decision lines, connections and learned facts of an earlier upstream under the name of a later
-one.
+The kernel gives out a free port again within some hundred sockets. A sidecar that serves the tests of a whole module
+would then have decision lines, connections and learned facts of an earlier upstream under the name of a later one.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ _given: set[int] = set()
 def listen(address: str = "127.0.0.1", *, backlog: int = 128) -> socket.socket:
     """Return a socket that listens at an IP address, on a port that this function has not given before."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with contextlib.ExitStack() as refused:  # held meanwhile, so that none of them comes again
+    with contextlib.ExitStack() as refused:  # kept open meanwhile, so that the kernel does not give them again
         while True:
             listener = socket.create_server((address, 0), family=family, backlog=backlog)
             port: int = listener.getsockname()[1]

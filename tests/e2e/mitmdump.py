@@ -2,7 +2,7 @@
 
 Rules of this module:
 
-- What is started is mitmproxy's own command, beside this Python, with no option but those that a user would give.
+- It starts mitmproxy's own command, beside this Python, with only those options that a user would give.
 - A test names hosts by loopback addresses, 127.0.0.2 and so on: nothing is changed in how mitmproxy looks names up.
 """
 

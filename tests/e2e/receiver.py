@@ -4,7 +4,7 @@ Rules of this module:
 
 - `Receiver.open` stands on `cryptography` and the standard library alone and shares no line with the product, so that
   what it opens is proof of the wire format (RFC 7516), and not of an agreement of the product with itself.
-- It knows one form only, the one that the design fixes; whatever differs fails the test.
+- It knows only the one form of tokens that Overcoat promises (docs/keys.md); a different token fails the test.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Receiver:
         """Open a token twice, by the product's core and by this module alone, and check its header.
 
         Raises:
-            AssertionError: the header is not exactly what the design says, or the two disagree.
+            AssertionError: the header is not exactly what Overcoat promises, or the two disagree.
         """
         header, value = self.open_alone(token)
         epk = {"epk"} if self.key.alg is Alg.ECDH_ES_A256KW else set()

@@ -1,4 +1,4 @@
-"""An upstream that does what a test says, byte for byte."""
+"""An upstream for tests that sends and receives exactly the bytes that a test says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEADLINE = 5.0
 
 
 class Upstream:
-    """A listening socket. What it accepts, the test serves."""
+    """A listening socket; the test serves the connections that it accepts."""
 
     def __init__(self, host: str, tls: ssl.SSLContext | None) -> None:
         self.host = host
@@ -53,7 +53,7 @@ class Upstream:
         return head.encode("ascii")
 
     def expected(self, path: str = "/", more: str = "", method: str = "GET") -> bytes:
-        """Return the same head as it must come here."""
+        """Return the same head as it must arrive at this upstream."""
         return f"{method} {path} HTTP/1.1\r\nHost: {self.authority}\r\n{more}\r\n".encode("ascii")
 
 

@@ -50,7 +50,7 @@ SHOWN = 8_000  # characters of its standard error that a failing test shows
 Decision = dict[str, Any]
 
 
-# What the log says of exceptions that nobody has foreseen.
+# What the log says about unforeseen exceptions.
 INSIDE = re.compile(
     r"a client connection failed, and is closed|the end of a client connection failed|the event loop met an error|"
     r"a handshake with an upstream failed inside|a stream of a client connection failed|the \w+ hook failed"

@@ -190,7 +190,7 @@ class _Upstream:
         if self._closing:
             return
         self._closing = True
-        self._probe()  # closing the listener would not wake its accept() everywhere
+        self._probe()  # closing the listener does not wake its accept() on all systems
         self._acceptor.join(DEADLINE)
         self._listener.close()
         for sock, _, thread in list(self._sockets.values()):
@@ -238,7 +238,7 @@ class _Upstream:
     def _serve(self, connection: Connection, sock: socket.socket, lock: threading.Lock) -> None:
         try:
             self._converse(connection, sock, lock)
-        except OSError as error:  # the peer went away; that is for the test to judge
+        except OSError as error:  # the peer went away; the test decides whether that is right
             connection.broken = connection.broken or str(error)
         except BaseException as error:  # kept, and raised in the test's own thread by __exit__
             self._failures.append(error)
@@ -255,7 +255,7 @@ class _Upstream:
         reader = RequestReader(connection)
         while not connection.closed:
             _readable(sock, None)
-            with lock:  # from the read to the record nobody else may look: see settle
+            with lock:  # nobody may look between reading and recording: see settle
                 data = sock.recv(65536)
                 connection.wire += data
                 plain = channel.feed(data)
@@ -283,7 +283,7 @@ class _Upstream:
         for piece in (answer,) if isinstance(answer, bytes) else answer:
             sent += piece
             _send(sock, channel.seal(piece))
-        head = wire.read_head(sent) if sent.startswith(b"HTTP/1.") else None  # a test may send what is no HTTP
+        head = wire.read_head(sent) if sent.startswith(b"HTTP/1.") else None  # a test may send bytes that are no HTTP
         if head is not None and wire.status_of(head.start_line) == 101:
             reader.stop()
         last = head is not None and "close" in head.headers.tokens("Connection")

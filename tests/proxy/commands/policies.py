@@ -1,4 +1,4 @@
-"""Policies that the commands are shown, and how these are run."""
+"""Policies for the tests of commands, and a function that runs a command with one."""
 
 from __future__ import annotations
 
