@@ -41,7 +41,7 @@ async def serve(port: int, pem: bytes) -> None:
         return json.dumps({"calls": calls, "seconds": time.process_time()}).encode("ascii")
 
     server = grpc.aio.server()
-    handlers = {
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "Echo": grpc.unary_unary_rpc_method_handler(echo),
         "Count": grpc.unary_unary_rpc_method_handler(count),
     }
@@ -66,8 +66,8 @@ async def load(options: argparse.Namespace) -> dict[str, float]:
         else grpc.aio.insecure_channel(options.target, arguments)
     )
     async with channel:
-        echo = channel.unary_unary(f"/{SERVICE}/Echo")
-        count = channel.unary_unary(f"/{SERVICE}/Count")
+        echo: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/Echo")
+        count: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/Count")
         took: list[float] = []
         before = json.loads(await count(b"", timeout=DEADLINE))
         used = time.process_time()

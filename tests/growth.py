@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 FLOOR = 0.004  # seconds: less than this does not matter
 TOO_MUCH = 3.0  # times the cost, for twice the text
@@ -39,8 +40,8 @@ def growth[T](read: Callable[[T], object], make: Callable[[int], T], most: int) 
         most: the greatest length.
     """
     for length in (most // 16, most):  # the short length first, where a quadratic reader does not take so long yet
-        text = make(length)
-        if seconds(lambda text=text: read(text)) >= FLOOR and seconds(lambda text=text: read(text), 2) >= FLOOR:
+        step = partial(read, make(length))
+        if seconds(step) >= FLOOR and seconds(step, 2) >= FLOOR:
             break
     else:
         return 0.0

@@ -100,7 +100,7 @@ def test_markers_that_fit_no_table_are_refused(generate: ModuleType, file: str, 
 
 def test_the_reasons_table_has_every_reason(generate: ModuleType) -> None:
     table = generate.reasons_table()
-    assert [re.match(r"\| `(\w+)`", line)[1] for line in table.splitlines()[2:]] == [r.code for r in Reason]  # type: ignore[index] # a row without a code fails here
+    assert re.findall(r"^\| (?:`(\w+)`)?", table, re.M)[2:] == [r.code for r in Reason]  # "" for a row without a code
 
 
 def test_the_metrics_table_has_the_names_that_a_scrape_shows(generate: ModuleType) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 
 import pytest
 
@@ -359,6 +360,11 @@ for _name in (
 READS_NOTHING_OF = (Denied, BadFraming, JweError, ValueError)
 
 
+def repeated(lead: str, unit: str, end: str, length: int) -> str:
+    """Return a text in which a unit is repeated until it is this long."""
+    return lead + unit * (length // len(unit) + 1) + end
+
+
 def texts(reader: Reader) -> Iterator[tuple[str, Callable[[int], str]]]:
     """Yield texts, as functions of their length: a reader's own units in all ways, and the common ones in two."""
     shapes = list(itertools.product(reader.leads, reader.units, reader.ends))
@@ -367,7 +373,7 @@ def texts(reader: Reader) -> Iterator[tuple[str, Callable[[int], str]]]:
     for lead, unit, end in dict.fromkeys(shapes):
         yield (
             f"{lead!r} {unit!r} {end!r}",
-            lambda length, lead=lead, unit=unit, end=end: lead + unit * (length // len(unit) + 1) + end,
+            partial(repeated, lead, unit, end),
         )
 
 

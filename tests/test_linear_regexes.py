@@ -271,7 +271,8 @@ def run(pattern: re.Pattern[Any], method: str) -> Callable[[Any], object]:
         return lambda text: pattern.sub(lambda _: text[:0], text)
     if method == "finditer":
         return lambda text: sum(1 for _ in pattern.finditer(text))
-    return getattr(pattern, method)  # type: ignore[no-any-return]
+    use: Callable[[Any], object] = getattr(pattern, method)
+    return use
 
 
 USES = uses()

@@ -209,8 +209,7 @@ class TlsConnections:
 
 def expect_name(conn: SSL.Connection, host: str) -> None:
     """Make OpenSSL verify that the certificate names this host, in a subjectAltName (RFC 9525), and set SNI."""
-    # pyOpenSSL has no public call for the host name of a verification.
-    lib = SSL._lib  # type: ignore[attr-defined]
+    lib = SSL._lib  # type: ignore[attr-defined]  # pyOpenSSL has no public call for the host name of a verification
     parameters = lib.SSL_get0_param(conn._ssl)
     lib.X509_VERIFY_PARAM_set_hostflags(
         parameters, lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -99,22 +100,20 @@ def test_observe_mode_says_what_would_have_been() -> None:
 
 def test_two_lines_that_differ_in_one_thing_do_so_in_their_text() -> None:
     """What was put together for one is not taken for another."""
-    lines = {
-        line_of(exchange(**{"started": 0.0, **more}), status, None, 1.0)
-        for more, status in [
-            ({}, 200),
-            ({}, 201),
-            ({"rule": RULE}, 200),
-            ({"denied": DENIED}, 200),
-            ({"client": "127.0.0.2"}, 200),
-            ({"asked": Destination("a.example", 80)}, 200),
-            ({"asked": Destination("a.example", 81)}, 200),
-            ({"policy": Policy(mode=Mode.OBSERVE)}, 200),
-            ({"decision": Decision(Action.ALLOW)}, 200),
-            ({"started": 0.001}, 200),
-            ({"started": 1.0}, 200),
-        ]
-    }
+    facts: list[tuple[dict[str, Any], int]] = [
+        ({}, 200),
+        ({}, 201),
+        ({"rule": RULE}, 200),
+        ({"denied": DENIED}, 200),
+        ({"client": "127.0.0.2"}, 200),
+        ({"asked": Destination("a.example", 80)}, 200),
+        ({"asked": Destination("a.example", 81)}, 200),
+        ({"policy": Policy(mode=Mode.OBSERVE)}, 200),
+        ({"decision": Decision(Action.ALLOW)}, 200),
+        ({"started": 0.001}, 200),
+        ({"started": 1.0}, 200),
+    ]
+    lines = {line_of(exchange(**{"started": 0.0, **more}), status, None, 1.0) for more, status in facts}
     assert len(lines) == 11
 
 

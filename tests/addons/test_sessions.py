@@ -75,7 +75,8 @@ class TestSessions:
         session = sessions.of(client)
         session.note_tls_failed()
         connect = session.connect = sessions.exchange(new_flow("CONNECT", ""))
-        assert connect.denied is None
+        before = connect.denied
+        assert before is None
         session.note_tls_failed()
         assert connect.denied is not None
         assert connect.denied.reason is Reason.APP_TLS_FAILED

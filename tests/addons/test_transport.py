@@ -252,7 +252,8 @@ class TestWhatIsKeptOfAConnection:
                 addon.requestheaders(flow)
             flow.response = http.Response.make(302, headers=http.Headers(location=url))
             addons[1].responseheaders(flow)
-            return flow.response.headers["location"]
+            told: str = flow.response.headers["location"]
+            return told
 
         for _ in range(2):
             assert location("api.example", "https://api.example/x") == "http://api.example/x"

@@ -32,7 +32,8 @@ pytestmark = [pytest.mark.containers, pytest.mark.timeout(1200)]
 def block(paper: str, word: str) -> str:
     """Return the first YAML block of a paper that begins with a word."""
     text = (ROOT / paper).read_text(encoding="utf-8")
-    return next(code for code in re.findall(r"^```yaml\n(.*?)^```$", text, re.M | re.S) if code.startswith(word))
+    blocks: list[str] = re.findall(r"^```yaml\n(.*?)^```$", text, re.M | re.S)
+    return next(code for code in blocks if code.startswith(word))
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,35 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Iterable
 from enum import Enum
+from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from tests.e2e.clients import Answer, RawClient
-from tests.e2e.sidecar import Decision, Sidecar
+from tests.e2e.sidecar import Decision
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
 Fields = tuple[tuple[str, str], ...]
 JSON: Fields = (("Content-Type", "application/json"),)
+
+
+class Proxy(Protocol):
+    """What an app has for its proxy: a `Sidecar`, or a `Mitmdump` with the addon."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+
+    @property
+    def ca_file(self) -> Path:
+        """The certificate of the local authority."""
+
+    def decisions(self) -> list[Decision]:
+        """Return the decision lines so far."""
+
+    def wait_for_decision(self, predicate: Callable[[Decision], bool] = ...) -> Decision:
+        """Return the first decision line that the predicate is true of, once it is written."""
 
 
 _ports_used: set[int] = set()
@@ -69,30 +89,30 @@ def request(
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
-def connect(sidecar: Sidecar, authority: str) -> RawClient:
-    """Open a tunnel through the sidecar.
+def connect(proxy: Proxy, authority: str) -> RawClient:
+    """Open a tunnel through the proxy.
 
     Raises:
         AssertionError: it was not granted.
     """
-    client = RawClient(sidecar.address)
+    client = RawClient(proxy.address)
     client.send(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode("ascii"))
     answer = client.read_response(method="CONNECT")
     assert answer.status == 200, f"CONNECT was answered {answer.status}"
     return client
 
 
-def open_way(sidecar: Sidecar, host: str, port: int, way: Way = Way.HTTP) -> RawClient:
+def open_way(proxy: Proxy, host: str, port: int, way: Way = Way.HTTP) -> RawClient:
     """Return a connection on which a request for this host may be sent."""
     if way is Way.HTTP:
-        return RawClient(sidecar.address)
-    client = connect(sidecar, f"{host}:{port}")
-    client.start_tls(host, sidecar.ca_file)
+        return RawClient(proxy.address)
+    client = connect(proxy, f"{host}:{port}")
+    client.start_tls(host, proxy.ca_file)
     return client
 
 
 def ask(
-    sidecar: Sidecar,
+    proxy: Proxy,
     upstream: TlsUpstream | PlainUpstream,
     host: str,
     path: str = "/",
@@ -106,31 +126,31 @@ def ask(
     """Send one request and return its answer; see `request`."""
     authority = f"{host}:{upstream.port}"
     target = f"http://{authority}{path}" if way is Way.HTTP else path
-    with open_way(sidecar, host, upstream.port, way) as client:
+    with open_way(proxy, host, upstream.port, way) as client:
         client.send(request(target, authority, method=method, headers=headers, body=body, chunks=chunks))
         return client.read_response(method=method)
 
 
-def decision_of(sidecar: Sidecar, upstream: TlsUpstream | PlainUpstream) -> Decision:
+def decision_of(proxy: Proxy, upstream: TlsUpstream | PlainUpstream) -> Decision:
     """Return the decision line of the one request that was meant for an upstream, which is a `fresh` one.
 
     Raises:
         AssertionError: there is none, or more than one, a CONNECT whose requests were seen not counted.
     """
     port = f":{upstream.port}"
-    found = sidecar.wait_for_decision(lambda decision: (decision["destination"] or "").endswith(port))
-    lines = [line for line in sidecar.decisions() if (line["destination"] or "").endswith(port)]
+    found = proxy.wait_for_decision(lambda decision: (decision["destination"] or "").endswith(port))
+    lines = [line for line in proxy.decisions() if (line["destination"] or "").endswith(port)]
     assert len(lines) == 1, f"more than one decision line: {lines!r}"
     return found
 
 
-def assert_denied(sidecar: Sidecar, upstream: TlsUpstream | PlainUpstream, answer: Answer, reason: str) -> None:
+def assert_denied(proxy: Proxy, upstream: TlsUpstream | PlainUpstream, answer: Answer, reason: str) -> None:
     """Check everything about a denial before the upstream: problem details, a decision line, not one byte sent on."""
     assert answer.headers.get("content-type") == "application/problem+json", answer
     problem = answer.json()
     assert (problem["reason"], problem["status"]) == (reason, answer.status)
     assert f'details="{reason}"' in (answer.headers.get("proxy-status") or "")
-    line = decision_of(sidecar, upstream)
+    line = decision_of(proxy, upstream)
     assert (line["action"], line["reason"], line["status"]) == ("deny", reason, answer.status)
     upstream.assert_no_application_bytes()
 

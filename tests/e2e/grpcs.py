@@ -75,7 +75,7 @@ class Service:
         with self._changed:
             assert self._changed.wait_for(lambda: name in self.ended, 5.0), f"{name} still runs: {self.ended}"
 
-    def _handlers(self) -> dict[str, Any]:
+    def _handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         return {
             "Echo": grpc.unary_unary_rpc_method_handler(self._noted(_echo)),
             "Fail": grpc.unary_unary_rpc_method_handler(self._noted(_fail)),
@@ -174,7 +174,8 @@ def channel_to(target: str, *, roots: bytes | None = None, proxy: str | None = N
         proxy: the URL of an HTTP proxy.
     """
     # One test must not use what another has learned about a target.
-    options = [*SIZES, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", int(proxy is not None))]
+    options: list[tuple[str, int | str]] = [*SIZES, ("grpc.use_local_subchannel_pool", 1)]
+    options.append(("grpc.enable_http_proxy", int(proxy is not None)))
     if proxy is not None:
         options.append(("grpc.http_proxy", proxy))
     if roots is None:
@@ -185,3 +186,23 @@ def channel_to(target: str, *, roots: bytes | None = None, proxy: str | None = N
 def path_of(name: str) -> str:
     """Return the path of a method."""
     return f"/{SERVICE}/{name}"
+
+
+def unary_unary(channel: grpc.Channel, name: str) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
+    """Return what calls a method with a message, and is answered with one."""
+    return channel.unary_unary(path_of(name))
+
+
+def unary_stream(channel: grpc.Channel, name: str) -> grpc.UnaryStreamMultiCallable[bytes, bytes]:
+    """Return what calls a method with a message, and is answered with any number of them."""
+    return channel.unary_stream(path_of(name))
+
+
+def stream_unary(channel: grpc.Channel, name: str) -> grpc.StreamUnaryMultiCallable[bytes, bytes]:
+    """Return what calls a method with any number of messages, and is answered with one."""
+    return channel.stream_unary(path_of(name))
+
+
+def stream_stream(channel: grpc.Channel, name: str) -> grpc.StreamStreamMultiCallable[bytes, bytes]:
+    """Return what calls a method with any number of messages, and is answered with any number of them."""
+    return channel.stream_stream(path_of(name))

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -30,6 +31,7 @@ from h2.events import (
     TrailersReceived,
 )
 from h2.exceptions import ProtocolError
+from hpack import NeverIndexedHeaderTuple
 
 from tests.e2e.app import connect
 from tests.e2e.certificates import Authority
@@ -51,6 +53,11 @@ def agree_on_http2(client: RawClient, server_name: str, ca_file: Path) -> None:
     context.set_alpn_protocols(["h2"])
     client.start_tls(server_name, context=context)
     assert client._socket.selected_alpn_protocol() == "h2"  # type: ignore[attr-defined]  # it is TLS by now
+
+
+def never_indexed(name: str, value: str) -> tuple[str, str]:
+    """Return a field that no table may keep (RFC 7541, section 6.2.3), as it stands in a `HeaderList`."""
+    return cast("tuple[str, str]", NeverIndexedHeaderTuple(name, value))
 
 
 def speak(sidecar: Sidecar, authority: str) -> Http2Client:
@@ -384,7 +391,7 @@ def _take(
     if isinstance(event, RequestReceived | ResponseReceived):
         message = messages.setdefault(event.stream_id, Message())
         message.headers = [(str(k), str(v)) for k, v in event.headers]
-        message.kept_out = [str(each[0]) for each in event.headers if not each.indexable]
+        message.kept_out = [str(each[0]) for each in event.headers if isinstance(each, NeverIndexedHeaderTuple)]
     elif isinstance(event, DataReceived):
         messages[event.stream_id].body += event.data
         if acknowledging is None or event.stream_id in acknowledging:

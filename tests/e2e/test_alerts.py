@@ -25,6 +25,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -178,8 +179,10 @@ class Prometheus:
     def wait_for_scrapes(self, *sidecars: Sidecar) -> None:
         """Wait until each was scraped twice."""
         for sidecar in sidecars:
-            of = f'up{{instance="{instance_of(sidecar)}"}}'
-            self.wait("two scrapes", lambda of=of: self.value(f"sum_over_time({of}[1m])") >= 2)
+            self.wait("two scrapes", partial(self._was_scraped, sidecar, 2))
+
+    def _was_scraped(self, sidecar: Sidecar, times: int) -> bool:
+        return self.value(f'sum_over_time(up{{instance="{instance_of(sidecar)}"}}[1m])') >= times
 
 
 def instance_of(sidecar: Sidecar) -> str:

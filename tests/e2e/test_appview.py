@@ -440,7 +440,7 @@ class TestCookiesWhereNoPlainHttpPasses:
                 return wire.response(200, headers=(("Set-Cookie", own),))
             learned = re.search(r"(_oc[0-9a-f]{16}_)__Secure-t=1", request.headers.get("cookie") or "")
             if learned is None:
-                cookies = ("__Secure-t=1; Domain=shop.example; Secure",)
+                cookies: tuple[str, ...] = ("__Secure-t=1; Domain=shop.example; Secure",)
             else:
                 cookies = (f"{learned[1]}__Host-sid=evil; Domain=shop.example", f"{learned[1]}b=2; Domain=shop.example")
             return wire.response(200, headers=tuple(("Set-Cookie", cookie) for cookie in cookies))

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from tests.e2e.app import careless, connect
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient, curl
 from tests.e2e.frames import END_HEADERS, PREFACE, Peer, asked, headers, settings
-from tests.e2e.sidecar import ROOT, Sidecar, overcoat_command
+from tests.e2e.sidecar import ROOT, Decision, Sidecar, overcoat_command
 from tests.e2e.test_workers import wait_until, workers
 from tests.e2e.upstream import TlsUpstream
 
@@ -43,6 +44,10 @@ def upstream(authority: Authority) -> Iterator[TlsUpstream]:
 def request(upstream: TlsUpstream, path: str = "/", method: str = "GET", body: bytes = b"") -> bytes:
     head = f"{method} {upstream.url(path)} HTTP/1.1\r\nHost: 127.0.0.1:{upstream.port}\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def is_of(path: str, line: Decision) -> bool:
+    return bool(line["path"] == path)
 
 
 def ask(sidecar: Sidecar, upstream: TlsUpstream, path: str = "/") -> int:
@@ -318,7 +323,7 @@ def test_a_clock_that_jumps_harms_no_request_for_longer_than_it_is_wrong(
                 client.start_tls("127.0.0.1", context=careless())  # its dates may be far from the app's
                 client.send(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{upstream.port}\r\n\r\n".encode())
                 assert client.read_response().status == 200
-            line = sidecar.wait_for_decision(lambda line, moved=moved: line["path"] == f"/{moved}")
+            line = sidecar.wait_for_decision(partial(is_of, f"/{moved}"))
             assert 0 <= line["seconds"] < 10
             assert abs(datetime.fromisoformat(line["time"]).timestamp() - moved - datetime.now(UTC).timestamp()) < 60
         assert sidecar.metrics().value("overcoat_hook_failures_total") == 0

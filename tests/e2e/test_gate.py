@@ -22,11 +22,12 @@ from tests.e2e import wire
 from tests.e2e.app import Way, ask, client_hello, connect, open_way
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import Accepted, Answer, RawClient, curl
+from tests.e2e.connection import RecordedRequest
 from tests.e2e.http2 import Http2Client
 from tests.e2e.sidecar import Sidecar, SidecarFailed, overcoat_command
 from tests.e2e.test_exhaustion import send_until_blocked
 from tests.e2e.test_http1 import is_open
-from tests.e2e.upstream import RecordedRequest, TlsUpstream, echo
+from tests.e2e.upstream import TlsUpstream, echo
 
 NAMES = {
     "api.example": "127.0.0.1",
@@ -688,7 +689,8 @@ class TestLimits:
         more = [socket.create_connection(limited.address, 5, ("127.0.0.3", 0)) for _ in range(6)]
         time.sleep(0.2)
         assert reason_of(get(limited, upstream, source="127.0.0.2")) == (503, "too_many_connections")
-        for client in (*held, *more):
+        open_ones: list[RawClient | socket.socket] = [*held, *more]
+        for client in open_ones:
             client.close()
         time.sleep(0.2)
         assert get(limited, upstream).status == 200

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from h2.errors import ErrorCodes
-from hpack import NeverIndexedHeaderTuple
 
 from proxy.core.jose.keys import Alg
 from proxy.engine.http2 import RESETS_AT_ONCE
@@ -24,7 +23,7 @@ from tests.e2e.app import connect, fresh
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import curl
 from tests.e2e.connection import RecordedRequest
-from tests.e2e.http2 import Http2Client, Http2Upstream, Message, Reply
+from tests.e2e.http2 import Http2Client, Http2Upstream, Message, Reply, never_indexed
 from tests.e2e.receiver import Marked, Receiver, assert_only_marked_changed, plain
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import TlsUpstream
@@ -471,10 +470,10 @@ class TestToHttp2:
         self, sidecar: Sidecar, h2_upstream: Callable[..., Http2Upstream]
     ) -> None:
         """RFC 7541, section 7.1.3: whoever sends such a field on does so in the same representation."""
-        answered = [(":status", "200"), ("location", "https://pay.example/"), NeverIndexedHeaderTuple("x-token", "t-1")]
+        answered = [(":status", "200"), ("location", "https://pay.example/"), never_indexed("x-token", "t-1")]
         upstream = h2_upstream(answer=lambda _: Reply(answered, b"ok"))
         client = speak(sidecar, upstream, "pay.example")
-        asked = [("x-open", "o-1"), NeverIndexedHeaderTuple("x-key", "k-1")]
+        asked = [("x-open", "o-1"), never_indexed("x-key", "k-1")]
         for _ in range(3):
             message = client.read(client.send(f"pay.example:{upstream.port}", method="GET", headers=asked))
             assert message.get("x-token") == "t-1"

@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -85,7 +85,7 @@ class TestGoaway:
 
         with frame_server(authority, HOST, answer, began=began) as server:
             client = speak(sidecar, server.authority)
-            streams = {}
+            streams: dict[str, tuple[int, str]] = {}
             for number in range(60):
                 if number and number % (3 * each) == 0:  # each try serves as many; there are four
                     for stream, _ in streams.values():
@@ -277,7 +277,8 @@ class TestAgain:
 
 
 OK = block((":status", "200"))
-MALFORMED = {
+type Makes = Callable[[int], bytes]
+MALFORMED: dict[str, Makes] = {
     "no status": lambda n: headers(n, block(("a", "b"))),
     "an upper-case name": lambda n: headers(n, OK + block(("A", "b"))),
     "a line in a value": lambda n: headers(n, OK + block(("a", "b\r\nc: d"))),
@@ -293,7 +294,7 @@ MALFORMED = {
     "a length and no body": lambda n: headers(n, OK + block(("content-length", "1"))),
     "two lengths": lambda n: headers(n, OK + 2 * block(("content-length", "0"))),
 }
-BROKEN_OFF = {
+BROKEN_OFF: dict[str, Makes] = {
     "an interim head behind it": lambda n: headers(n, block((":status", "103")), 4),
     "another head": lambda n: headers(n, OK, 4),
     "another head that ends": lambda n: headers(n, OK),
@@ -308,7 +309,7 @@ BROKEN_OFF = {
 class TestMalformed:
     """Of one response, while another is under way on the same connection."""
 
-    def ask(self, sidecar: Sidecar, authority: Authority, bad: bytes | None, makes: object) -> Message:
+    def ask(self, sidecar: Sidecar, authority: Authority, makes: Makes) -> Message:
         with frame_server(authority, HOST, lambda _: None) as server:
             other = speak(sidecar, server.authority)
             under_way = other.send(server.authority, "/other", method="GET")
@@ -317,7 +318,7 @@ class TestMalformed:
             stream = client.send(server.authority, "/bad", method="GET")
             got = server.wait_for(2)[1]
             assert got.peer is first.peer
-            got.peer.send((bad or b"").replace(b"STREAM", b"") + makes(got.stream))  # type: ignore[operator]
+            got.peer.send(makes(got.stream))
             message = client.read(stream)
             echo(first)
             assert other.read(under_way).body == b"GET /other "
@@ -330,16 +331,16 @@ class TestMalformed:
             return message
 
     @pytest.mark.parametrize("makes", MALFORMED.values(), ids=MALFORMED)
-    def test_it_ends_its_stream_alone(self, sidecar: Sidecar, authority: Authority, makes: object) -> None:
-        assert_failed(self.ask(sidecar, authority, None, makes))
+    def test_it_ends_its_stream_alone(self, sidecar: Sidecar, authority: Authority, makes: Makes) -> None:
+        assert_failed(self.ask(sidecar, authority, makes))
 
     @pytest.mark.parametrize("makes", BROKEN_OFF.values(), ids=BROKEN_OFF)
-    def test_so_it_does_behind_a_head(self, sidecar: Sidecar, authority: Authority, makes: object) -> None:
+    def test_so_it_does_behind_a_head(self, sidecar: Sidecar, authority: Authority, makes: Makes) -> None:
         def behind(number: int) -> bytes:
             head = headers(number, OK + block(("content-length", "2")), END_HEADERS)
-            return head + data(number, b"x") + makes(number)  # type: ignore[operator]  # one of the functions above
+            return head + data(number, b"x") + makes(number)
 
-        message = self.ask(sidecar, authority, None, behind)
+        message = self.ask(sidecar, authority, behind)
         assert (message.reset, message.ended) == (Code.INTERNAL_ERROR, False)
         assert message.body in (b"", b"x")  # and nothing beyond the length
 

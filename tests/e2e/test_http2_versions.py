@@ -253,7 +253,7 @@ class Http1Far(Http1End):
 
 App = Http2App | Http1App
 Far = Http2Far | Http1Far
-PAIRS = {
+PAIRS: dict[str, tuple[type[App], type[Far]]] = {
     "2 to 2": (Http2App, Http2Far),
     "2 to 1.1": (Http2App, Http1Far),
     "1.1 to 1.1": (Http1App, Http1Far),
@@ -296,7 +296,7 @@ def wired(sidecar: Sidecar, authority: Authority, app: type[App], far: type[Far]
         upstream.close()
 
 
-@pytest.fixture(params=PAIRS.values(), ids=PAIRS)
+@pytest.fixture(params=PAIRS.values(), ids=list(PAIRS))
 def ends(request: pytest.FixtureRequest, sidecar: Sidecar, authority: Authority) -> Iterator[Wire]:
     """Each pair of versions."""
     app, far = request.param

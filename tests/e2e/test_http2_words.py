@@ -26,13 +26,12 @@ from tests.e2e.frames import (
     asked,
     by_hand,
     data,
-    frame,
     goaway,
     headers,
     reset,
 )
 from tests.e2e.frameserver import Got, frame_server
-from tests.e2e.http2 import HeaderList, Http2Upstream, Message, speak
+from tests.e2e.http2 import HeaderList, Http2Upstream, Message, frame, speak
 from tests.e2e.sidecar import Decision, Sidecar
 from tests.e2e.upstream import TlsUpstream
 

@@ -63,7 +63,8 @@ def jwcrypto_open(token: str, jwk: dict[str, Any]) -> tuple[dict[str, Any], byte
 
 
 def jwcrypto_seal(value: bytes, header: dict[str, Any], jwk: dict[str, Any]) -> str:
-    sealed = jwcrypto_jwe.JWE(value, json.dumps(header), recipient=jwcrypto_jwk.JWK(**jwk))
+    sealed = jwcrypto_jwe.JWE(value, json.dumps(header))
+    sealed.add_recipient(jwcrypto_jwk.JWK(**jwk))
     text: str = sealed.serialize(compact=True)
     return text
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,14 @@ def wait_until(reached: Callable[[], bool], what: str, deadline: float = 10.0) -
         time.sleep(0.02)
 
 
+def was_read_again(sidecar: Sidecar, times: int) -> bool:
+    return sidecar.stderr.count("the policy was read again") == times
+
+
+def says_no(file: Path) -> bool:
+    return file.exists() and file.read_text() == "0"
+
+
 def send_card(sidecar: Sidecar, upstream: TlsUpstream) -> bytes:
     with RawClient(sidecar.address) as client:
         head = (
@@ -77,7 +86,7 @@ def test_it_is_in_no_environment_and_a_reload_has_it_still(
         assert b"eyJ" in send_card(sidecar, upstream)
         for number in (1, 2):
             sidecar.signal(signal.SIGHUP)
-            wait_until(lambda n=number: sidecar.stderr.count("the policy was read again") == n, "it was read again")  # type: ignore[misc]
+            wait_until(partial(was_read_again, sidecar, number), "it was read again")
         assert b"eyJ" in send_card(sidecar, upstream)
         for pid in processes(sidecar)[1:]:
             os.kill(pid, signal.SIGKILL)  # and those that take their places
@@ -129,8 +138,7 @@ def test_no_process_lets_others_of_its_user_look_in(authority: Authority, tmp_pa
     command = [sys.executable, "-P", str(tmp_path / "asking.py"), root, str(tmp_path)]
     with Sidecar(policy(count), tmp_path, authority=authority, command=command, env={"APP_KEY": jwk()}) as sidecar:
         for pid in processes(sidecar):
-            said = tmp_path / f"dumpable-{pid}"
-            wait_until(lambda said=said: said.exists() and said.read_text() == "0", f"{pid} is closed")  # type: ignore[misc]
+            wait_until(partial(says_no, tmp_path / f"dumpable-{pid}"), f"{pid} is closed")
 
 
 def test_commands_that_read_keys_are_as_careful(tmp_path: Path) -> None:

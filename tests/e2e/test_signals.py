@@ -18,9 +18,10 @@ import pytest
 from tests.e2e import wire
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
+from tests.e2e.connection import RecordedRequest
 from tests.e2e.scripted import scripted_upstream
 from tests.e2e.sidecar import Sidecar, clean_environment, overcoat_command
-from tests.e2e.upstream import PlainUpstream, RecordedRequest, TlsUpstream
+from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
 ALLOW = "defaults: {plain_http: allow}"
 COUNTS = pytest.mark.parametrize("count", [1, 2], ids=["one process", "two workers"])

@@ -658,9 +658,9 @@ def test_in_observe_mode_nothing_changes_and_all_is_noted(authority: Authority, 
         with PlainUpstream() as upstream, connect(mitm, f"{TUNNELLED}:{upstream.port}") as client:
             client.send(b"\r\n what is neither TLS nor HTTP")
             upstream.wait_for_bytes(b"neither")
-        with TlsUpstream(authority) as upstream:
-            assert curl(upstream.url(scheme="https"), proxy=mitm.proxy_url, ca_file=roots).status == 200
-            assert decision_of(mitm, upstream)["action"] == "tunnel"
+        with TlsUpstream(authority) as secure:
+            assert curl(secure.url(scheme="https"), proxy=mitm.proxy_url, ca_file=roots).status == 200
+            assert decision_of(mitm, secure)["action"] == "tunnel"
 
 
 class TestWhatAPersonSees:

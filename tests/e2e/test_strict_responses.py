@@ -83,7 +83,7 @@ class App:
         return read
 
     def _read(self, client: RawClient) -> tuple[list[int], bytes]:
-        statuses = []
+        statuses: list[int] = []
         while not statuses or statuses[-1] < 200:
             answer = client.read_response()
             statuses.append(answer.status)

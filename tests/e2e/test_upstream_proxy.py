@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import select
+import signal
 import socket
 import ssl
 import threading
@@ -539,7 +540,7 @@ class TestPins:
         with serve(rest="destinations: {allow: [loopback]}") as sidecar:
             text = sidecar.policy_file.read_text().replace("proxy.example", "straight.example")
             sidecar.policy_file.write_text(text)
-            sidecar.signal(1)
+            sidecar.signal(signal.SIGHUP)
             for _ in range(100):
                 if "is in force" in sidecar.stderr:
                     break

@@ -169,7 +169,7 @@ class TestDenied:
     ) -> None:
         body = b"x=" + b"a" * (1024 * 1024)
         sent = {"chunks": [body]} if chunked else {"body": body}
-        answer = ask(sidecar, upstream, HOST, "/v1/pay", headers=FORM, **sent)  # type: ignore[arg-type]  # one of both
+        answer = ask(sidecar, upstream, HOST, "/v1/pay", headers=FORM, **sent)  # one of both
         assert_denied(sidecar, upstream, answer, "body_too_large")
 
 

@@ -122,6 +122,28 @@ def data_folder(write: Callable[[Path], object]) -> Callable[[Path], object]:
     return prepare
 
 
+def with_folder(name: str, mode: int) -> Callable[[Path], object]:
+    """Return what makes a folder of this mode."""
+
+    def prepare(folder: Path) -> None:
+        (folder / name).mkdir()
+        (folder / name).chmod(mode)
+
+    return prepare
+
+
+def with_link_to_folder(folder: Path) -> None:
+    """Make `data` a link to a folder."""
+    (folder / "real").mkdir(0o700)
+    (folder / "data").symlink_to("real")
+
+
+def with_folder_for_certificate(data: Path) -> None:
+    """Put a folder where the CA's certificate was."""
+    (data / "ca-cert.pem").unlink()
+    (data / "ca-cert.pem").mkdir()
+
+
 def with_mode(name: str, mode: int) -> Callable[[Path], object]:
     return lambda folder: (folder / name).chmod(mode)
 
@@ -258,21 +280,21 @@ CASES = [
         "a link to a data directory",
         0,
         "",
-        prepare=lambda folder: ((folder / "real").mkdir(0o700), (folder / "data").symlink_to("real")),
+        prepare=with_link_to_folder,
         starts=True,
     ),
     Case(
         "a data directory that all may write",
         0,
         "others may write",
-        prepare=lambda folder: ((folder / "data").mkdir(), (folder / "data").chmod(0o777)),
+        prepare=with_folder("data", 0o777),
         starts=True,
     ),
     Case(
         "one where all may put another",
         0,
         "others may write",
-        prepare=lambda folder: ((folder / "open").mkdir(), (folder / "open").chmod(0o777)),
+        prepare=with_folder("open", 0o777),
         env={"OVERCOAT_DATA": "open/data"},
         starts=True,
     ),
@@ -298,7 +320,7 @@ CASES = [
         "a folder for the CA's certificate",
         1,
         "cannot be read or written",
-        prepare=data_folder(lambda data: ((data / "ca-cert.pem").unlink(), (data / "ca-cert.pem").mkdir())),
+        prepare=data_folder(with_folder_for_certificate),
     ),
     # Addresses
     Case(

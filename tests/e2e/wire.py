@@ -10,6 +10,7 @@ Rules of this module:
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 END_OF_HEAD = b"\r\n\r\n"
@@ -46,7 +47,7 @@ class Headers:
     def __contains__(self, name: str) -> bool:
         return bool(self.all(name))
 
-    def tokens(self, name: str) -> frozenset[str]:
+    def tokens(self, name: str) -> Set[str]:
         """Return the comma-separated tokens of a field in lower case, such as those of `Connection`."""
         return frozenset(
             token.strip().lower() for value in self.all(name) for token in value.split(",") if token.strip()

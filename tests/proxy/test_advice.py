@@ -60,7 +60,9 @@ def errors(folder: Path, text: str) -> tuple[PolicyError, ...]:
 def with_advice(text: str, error: PolicyError, right: str) -> str:
     """Return the text with something else in the place that an error is about."""
     place = (error.line - 1, error.column - 1)
-    nodes = [yaml.compose(text)]
+    root = yaml.compose(text)
+    assert root is not None
+    nodes: list[yaml.Node] = [root]
     while nodes:
         node = nodes.pop()
         pairs = node.value if isinstance(node, yaml.MappingNode) else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_where_none_can_be_left_the_environment_says_whom_to_ask(
     env = {"OVERCOAT_DATA": str(tmp_path), **told}
     with pytest.raises(NotReady, match="no sidecar has left"):  # one could have been left, and was not
         list(health._found(env, None))
-    monkeypatch.setattr(health.os, "access", lambda path, mode: path != str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: path != str(tmp_path))
     if asked is None:
         with pytest.raises(NotReady, match="no sidecar has left"):
             list(health._found(env, None))
@@ -135,7 +136,7 @@ def test_an_address_that_is_none_is_no_answer(address: str) -> None:
 
 
 def test_without_a_home_there_is_nowhere_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health.os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(RuntimeError, match="set OVERCOAT_DATA"):
         data_folder({})
     with pytest.raises(NotReady, match="set OVERCOAT_DATA"):

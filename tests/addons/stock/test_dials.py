@@ -135,7 +135,7 @@ class TestLetThrough:
 
     def test_pins_that_have_expired_end_the_use_of_open_connections(self) -> None:
         line = Line()
-        pins = PinSet((Pin("sha256", b"x" * 32),), date(2020, 1, 1))
+        pins = PinSet((Pin("spki", b"x" * 32),), date(2020, 1, 1))
         assert reason(line.ask(replace(RULE, pins=pins))) is Reason.PINS_EXPIRED
 
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 import pytest
 
 from proxy.core.rules.policy import Limits, Policy
-from proxy.engine import descriptors
 from proxy.engine.descriptors import KEPT_FROM_APPS, AppListener, carried, is_taken, raise_limit, warn_of_limit
 
 
@@ -42,8 +41,8 @@ def test_where_the_system_gives_less_than_it_says_it_becomes_what_it_gives(monke
             raise ValueError("not so many")
 
     with monkeypatch.context() as patched:
-        patched.setattr(descriptors.resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
-        patched.setattr(descriptors.resource, "setrlimit", limited)
+        patched.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+        patched.setattr(resource, "setrlimit", limited)
         raise_limit()
     assert asked == [(resource.RLIM_INFINITY,) * 2, (10_240, resource.RLIM_INFINITY)]
 

@@ -133,7 +133,7 @@ def test_no_handshake_begins_with_a_host_that_would_not_be_verified(
 ) -> None:
     conn = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD))
     expect_name(conn, host)
-    monkeypatch.setattr(SSL, "_lib", _Refusing(SSL._lib, call, result))  # type: ignore[attr-defined]
+    monkeypatch.setattr(SSL, "_lib", _Refusing(SSL._lib, call, result))  # type: ignore[attr-defined]  # it is no public name
     with pytest.raises(RuntimeError, match="does not take the host"):
         expect_name(conn, host)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -24,7 +25,7 @@ def roots(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("change", [{"content": b"other"}, {"secrets": b"other"}])
-def test_what_changes_nothing_that_is_fixed_is_taken_over(change: dict[str, bytes]) -> None:
+def test_what_changes_nothing_that_is_fixed_is_taken_over(change: dict[str, Any]) -> None:
     policy = replace(Policy(), mode=Mode.OBSERVE, source="other.yaml", **change)
     taken = Reader(lambda: policy, FIRST).again(FIRST)
     assert taken is not None

@@ -18,9 +18,14 @@ def test_those_of_serve_are_taken_over_before_its_imports_and_no_others(
 ) -> None:
     done: list[str] = []
     commands = {"serve": ("proxy.commands.serve", ""), "check": ("proxy.commands.policy", "")}
+
+    def imported(name: str) -> SimpleNamespace:
+        done.append(name)
+        return holder
+
     holder = SimpleNamespace(serve=click.Command("serve"), check=click.Command("check"))
     monkeypatch.setattr(cli, "_COMMANDS", commands)
     monkeypatch.setattr(cli, "take_over_signals", lambda: done.append("signals"))
-    monkeypatch.setattr(cli, "importlib", SimpleNamespace(import_module=lambda name: done.append(name) or holder))
+    monkeypatch.setattr(cli, "importlib", SimpleNamespace(import_module=imported))
     cli.main.resolve_command(click.Context(cli.main), [name])
     assert done == order

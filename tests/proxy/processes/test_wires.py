@@ -26,7 +26,12 @@ def wire() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def test_messages_keep_their_bounds(wire: tuple[socket.socket, socket.socket]) -> None:
     big = bytes(range(256)) * 8192  # more than a socket holds
-    sender = threading.Thread(target=lambda: [send(wire[0], each) for each in (b"a", b"", big, b"b")])
+
+    def send_all() -> None:
+        for each in (b"a", b"", big, b"b"):
+            send(wire[0], each)
+
+    sender = threading.Thread(target=send_all)
     sender.start()
     assert [receive(wire[1]) for _ in range(4)] == [b"a", b"", big, b"b"]
     sender.join()

@@ -185,7 +185,7 @@ class TestMethods:
         assert with_body(readings("POST", "/v1/pay"), body, [JSON]).methods == methods
 
     def test_what_is_no_json_and_does_not_say_so_asks_for_nothing(self) -> None:
-        assert with_body(readings("POST", "/"), b'a="_method"', [FORM]).methods == {"POST"}
+        assert with_body(readings("POST", "/"), b'a="_method"', [FORM]).methods == frozenset({"POST"})
 
     def test_where_more_are_named_than_anybody_means_it_may_be_any(self) -> None:
         def named(count: int) -> str:

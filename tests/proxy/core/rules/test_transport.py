@@ -301,7 +301,7 @@ def test_what_is_no_neighbour_gets_the_rule_alone(host: str, kind: AddressKind, 
     [
         (RULE, f", and {NO_TLS}"),
         (replace(RULE, plain_http=PlainHttp.ALLOW), ""),
-        (replace(RULE, pins=PinSet((Pin("key", bytes(32)),))), ""),  # where plain http would be refused
+        (replace(RULE, pins=PinSet((Pin("spki", bytes(32)),))), ""),  # where plain http would be refused
     ],
 )
 def test_a_rule_that_is_there_is_named_and_told_only_what_it_lacks(rule: Rule, more: str) -> None:
@@ -315,7 +315,7 @@ def test_what_is_wrong_with_a_neighbour_otherwise_leads_to_the_same(host: str) -
     assert "NO_PROXY" in hint
     assert NO_TLS in hint
     assert hint_for_neighbour(host, RULE).endswith("if it speaks no TLS, write plain_http: allow in rule r")
-    assert hint_for_neighbour(host, replace(RULE, pins=PinSet((Pin("key", bytes(32)),)))) == ""
+    assert hint_for_neighbour(host, replace(RULE, pins=PinSet((Pin("spki", bytes(32)),)))) == ""
     denied = decide_plain_http(replace(_policy(PlainHttp.REJECT, Https.TUNNEL)), Destination(host, 9200))[1].denied
     assert denied is not None
     assert denied.hint == hint

@@ -394,9 +394,10 @@ class TestShared:
     def pool(self, clock: Clock) -> Pool:
         return Pool(cast(Any, clock), lambda _: None)
 
-    def share(self, pool: Pool, clock: Clock, key: object = "key") -> Shared:
-        shared = Shared(clock, key)
-        pool.share(key, cast(Any, shared))
+    def share(self, pool: Pool, clock: Clock, key: object = "key") -> Any:
+        """Put a `Shared` into the pool, where the pool's types want a real connection."""
+        shared: Any = Shared(clock, key)
+        pool.share(key, shared)
         return shared
 
     @pytest.mark.parametrize("version", [Version.EITHER, Version.HTTP2])
