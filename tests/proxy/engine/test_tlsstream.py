@@ -163,11 +163,11 @@ class Counting:
     def __getattr__(self, name: str) -> object:
         return getattr(self._lib, name)
 
-    def SSL_read(self, *arguments: object) -> int:
+    def SSL_read(self, *arguments: object) -> Any:
         self.reads += 1
         return self._lib.SSL_read(*arguments)
 
-    def BIO_read(self, *arguments: object) -> int:
+    def BIO_read(self, *arguments: object) -> Any:
         self.writes += 1
         return self._lib.BIO_read(*arguments)
 
