@@ -361,7 +361,8 @@ def test_every_message_in_the_page_of_troubles_is_one_that_there_is() -> None:
     sections = ("A command ends with an error", "A message in the log", "A container is unhealthy, or not ready")
     messages = re.findall(r"^\| `([^`|]*…[^`|]*)` \|", "".join(trouble(each) for each in sections), re.MULTILINE)
     assert len(messages) > 20
-    said, wrong = list(said_in_the_sources()), []
+    said = list(said_in_the_sources())
+    wrong: list[tuple[str, list[str]]] = []
     for message in messages:
         pieces = [piece for piece in re.split("…|^error:|^[a-z.]+:3:7: mode:", message) if len(piece) > 4]
         missing = [piece for piece in pieces if not any(piece.strip() in each for each in said)]
