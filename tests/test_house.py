@@ -81,6 +81,12 @@ def test_a_relative_import_of_a_room_above_is_found(tmp_path: Path) -> None:
     assert circle(tree.graph()) == ["p.a", "p.r.b", "p.a"]
 
 
+def test_a_package_that_imports_its_own_module_is_found(tmp_path: Path) -> None:
+    made_up(tmp_path, r__b="X = 0")
+    (tmp_path / "p" / "r" / "__init__.py").write_text("from .b import X", "utf-8")
+    assert Tree(tmp_path, ["p"]).graph()["p.r"] == {"p.r.b"}
+
+
 def rows(*lines: str) -> list[Place]:
     """Return the places of a table with these lines."""
     head = "## The house\n\n| place | what lives there | may import |\n| --- | --- | --- |\n"
@@ -98,6 +104,11 @@ def test_the_table_is_read() -> None:
 
 TWO_ROOMS = {"top__a": "from p.low.b import X\nfrom p.top import c", "top__c": "import json", "low__b": "import click"}
 TOP, LOW, REST = "| `p/top` | … | `p/low` |", "| `p/low` | … | `click` |", "| `p` | … | – |"
+
+
+def test_a_folder_is_no_row_of_another_whose_name_begins_like_its_own(tmp_path: Path) -> None:
+    tree = made_up(tmp_path, top__a="import json", topmost__b="import json")
+    assert wrong_imports(tree, rows("| `p/top` | … | – |")) == ["p/topmost/b.py: in no row"]
 
 
 @pytest.mark.parametrize(
