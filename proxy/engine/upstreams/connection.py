@@ -1,4 +1,7 @@
-"""One connection to an upstream: dialled, verified, then one HTTP/1 request after the other.
+"""One connection to an upstream: verified, then one HTTP/1 request after the other.
+
+`handshake` makes it, `opening` and the pool give it to a request, `apps` asks on it. Where it stands is one state, and
+what may happen to it then is in the table of `state`; whatever else does raises, and so ends the connection.
 
 Rules of this module:
 
@@ -37,15 +40,34 @@ from proxy.engine.sockets import RESET, Reading
 from proxy.engine.streams import Receiver
 from proxy.engine.tlsstream import TlsStream
 from proxy.engine.upstreams.pairs import Ending, ending_of, say_ending
+from proxy.engine.upstreams.state import AFTER, CLOSED, Event, State
 from proxy.log import describe
 
 logger = logging.getLogger("overcoat")
 
-HANDSHAKE_SECONDS = 10.0
 ONLY_HTTP2 = "the upstream seems to speak only HTTP/2, and the app speaks HTTP/1.1"
 MAX_INTERIM = 20  # responses (1xx) to one request, before its final one
 FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
 _TURN = "turn"
+# What each step leads to, by the state that it is taken in; looked up once here, since it is by each request.
+_ANSWER = AFTER[Event.ANSWER]
+_ASK = AFTER[Event.ASK]
+_ASK_WHOLE = AFTER[Event.ASK_WHOLE]
+_CARRY = AFTER[Event.CARRY]
+_CLOSE = AFTER[Event.CLOSE]
+_COMPLETE = AFTER[Event.COMPLETE]
+_COMPLETE_LAST = AFTER[Event.COMPLETE_LAST]
+_DISREGARD = AFTER[Event.DISREGARD]
+_END = AFTER[Event.END]
+_LOSE = AFTER[Event.LOSE]
+_REST = AFTER[Event.REST]
+_SECURE = AFTER[Event.SECURE]
+_SENT = AFTER[Event.SENT]
+_START_TLS = AFTER[Event.START_TLS]
+_SWITCH = AFTER[Event.SWITCH]
+_TAKE = AFTER[Event.TAKE]
+_CARRYING = State.CARRYING
+_UNANSWERED = (State.SENDING, State.WAITING)
 
 
 class NoResponses:
@@ -74,6 +96,9 @@ class Home(Protocol):
     def give(self, upstream: UpstreamConnection) -> None:
         """Take a connection whose response was complete, or close it."""
 
+    def forget(self, upstream: UpstreamConnection) -> None:
+        """Take that one which it has is over."""
+
 
 class UpstreamConnection(Reading):
     """A connection to an upstream."""
@@ -81,6 +106,7 @@ class UpstreamConnection(Reading):
     transport: asyncio.Transport
 
     def __init__(self, server: Server, record: Upstream, connection: socket.socket) -> None:
+        self.state = State.READY
         self.server = server
         self.record = record
         self._connection = connection
@@ -92,38 +118,33 @@ class UpstreamConnection(Reading):
         self.opened = 0.0
         self.idle_since = 0.0
         self.is_congested = False
-        self.on_idle_end: Callable[[UpstreamConnection], None] | None = None
         self._ready: asyncio.Future[None] | None = None
         self._unread = b""  # of a head that is not whole yet
         self._head_end = HeadEnd(of_request=False)
         self._body: Body | None = None
         self._holds: set[str] = set()  # why nothing is read for now
-        self._end_then: bool | None = None  # it has ended, and whether broken, while a body has a turn to come
+        self._is_broken = False  # it has ended, and not in order
         self._method = b""
-        self._began = False
-        self._request_done = False
         self._interim = 0
-        self._is_chunked = False
-        self._can_reuse = True
-        self._switched = False
+        self._is_chunked = False  # the request's body is
+        self._keeps_alive = True  # so the response's head says
         self._flushing: asyncio.TimerHandle | None = None
-        self._is_lost = False
         self._poll: select.poll | None = None
-        self.is_closed = False
         self.is_http2 = False
         self.speaks_only_http2 = False  # as far as it has said anything
         self._early = b""  # what a peer that speaks HTTP/2 says before anybody listens
 
     # -- opening
 
-    async def establish(self, ready: asyncio.Future[None]) -> None:
-        """Wait until the handshake, begun by `start_tls`, is complete."""
-        self._ready = ready
-        async with asyncio.timeout(HANDSHAKE_SECONDS):
-            await ready
+    def start_tls(self, conn: SSL.Connection, ready: asyncio.Future[None]) -> None:
+        """Begin the handshake.
 
-    def start_tls(self, conn: SSL.Connection) -> None:
-        """Begin the handshake."""
+        Args:
+            conn: OpenSSL's connection, prepared to verify who answers.
+            ready: ends when it is complete, or with a ConnectionError.
+        """
+        self.state = _START_TLS[self.state]
+        self._ready = ready
         self.tls = TlsStream(conn)
         self._advance_handshake(b"")
 
@@ -141,6 +162,7 @@ class UpstreamConnection(Reading):
             return False
         self._write(self.tls.outgoing())
         if done:
+            self.state = _SECURE[self.state]
             self.is_http2 = self.tls.conn.get_alpn_proto_negotiated() == b"h2"
         if done and self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
@@ -187,7 +209,7 @@ class UpstreamConnection(Reading):
             assert isinstance(data, bytes)
             self._take(data)
         if self.tls is not None and self.tls.has_ended and not self.is_closed:
-            if self._switched and self.receiver is not None:
+            if self.state is _CARRYING and self.receiver is not None:
                 self.receiver.switched_end()
             else:
                 self._ended()
@@ -195,7 +217,7 @@ class UpstreamConnection(Reading):
     def eof_received(self) -> bool:
         """Take that nothing more will come."""
         is_broken = ending_of(self._connection) is Ending.BROKEN
-        if self._switched and self.receiver is not None and not is_broken:
+        if self.state is _CARRYING and self.receiver is not None and not is_broken:
             self.guarded(self.receiver.switched_end)
             return not self.transport.is_closing()
         self.guarded(self._ended, is_broken)
@@ -203,12 +225,14 @@ class UpstreamConnection(Reading):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the end of the socket."""
-        self.is_closed = self._is_lost = True
-        if self._flushing is not None:
-            self._flushing.cancel()
-        if self.tls is not None and not self.tls.is_established:
+        if self.state is State.HANDSHAKE:
             self._fail_handshake(ConnectionResetError())
-        self.guarded(self._ended, exc is not None)
+        try:
+            self.guarded(self._ended, exc is not None)
+        finally:
+            self.state = _LOSE[self.state]
+            if self._flushing is not None:
+                self._flushing.cancel()
 
     def pause_writing(self) -> None:
         """Tell who sends to wait."""
@@ -228,32 +252,26 @@ class UpstreamConnection(Reading):
 
     # -- requests
 
-    def begin(self, receiver: Receiver, method: bytes) -> None:
-        """Take the next request's sender as the receiver of its response."""
-        self.receiver = receiver
-        self.uses += 1
-        self._method = method
-        self._began = self._request_done = False
-        self._interim = 0
-        self._body = None
-        self._unread, self._head_end = b"", HeadEnd(of_request=False)
-
     def ask(
         self, receiver: Receiver, request: http.Request, body: bytes, *, is_whole: bool, trailers: Fields, te: bool
     ) -> None:
         """Send a request; see `UpstreamStream`."""
         del te  # what comes behind a body is passed on in any case, and said to nobody
-        self.begin(receiver, request.data.method)
+        self.state = (_ASK_WHOLE if is_whole else _ASK)[self.state]
+        self.receiver = receiver
+        self.uses += 1
+        self._method = request.data.method
+        self._interim = 0
+        self._body = None
+        self._unread, self._head_end = b"", HeadEnd(of_request=False)
         if request.is_http2:
             frame(request, len(body) if is_whole else None)
         self._is_chunked = has_field(request.headers, b"transfer-encoding")
         out = request_head(request)
         if body:
             out += chunk(body) if self._is_chunked else body
-        if is_whole:
-            if self._is_chunked:
-                out += last_chunk(trailers_to_relay(trailers))
-            self._request_done = True
+        if is_whole and self._is_chunked:
+            out += last_chunk(trailers_to_relay(trailers))
         self.send(out)
 
     def send_body(self, data: bytes) -> None:
@@ -262,9 +280,9 @@ class UpstreamConnection(Reading):
 
     def end(self, trailers: Fields) -> None:
         """End the request."""
+        self.state = _SENT[self.state]
         if self._is_chunked:
             self.send(last_chunk(trailers_to_relay(trailers)))
-        self._request_done = True
 
     def give_back(self) -> None:
         """Go back to where another request may find it."""
@@ -272,6 +290,16 @@ class UpstreamConnection(Reading):
             self.close()
         else:
             self.home.give(self)
+
+    def rest(self, now: float) -> None:
+        """Wait in the pool, from now on, for another request."""
+        self.state = _REST[self.state]
+        self.idle_since = now
+        self.hold("app", False)
+
+    def wake(self) -> None:
+        """Leave the pool for a request."""
+        self.state = _TAKE[self.state]
 
     def part(self) -> None:
         """Serve nobody else."""
@@ -308,8 +336,8 @@ class UpstreamConnection(Reading):
 
     def carry(self, receiver: Receiver) -> None:
         """Carry bytes that are not HTTP."""
+        self.state = _CARRY[self.state]
         self.receiver = receiver
-        self._switched = True
 
     def half_close(self) -> None:
         """Send an EOF, and read on. Over TLS that is a close_notify; many a peer ends everything at an EOF of TCP."""
@@ -333,9 +361,9 @@ class UpstreamConnection(Reading):
         """Close once what is in the buffer is sent, but within bounds: the upstream may never take it."""
         say_ending(self._connection, Ending.GONE)
         self.receiver = None
-        self.is_closed = True
+        self.state = _CLOSE[self.state]
         self.transport.close()
-        if self._flushing is None and not self._is_lost:
+        if self._flushing is None and self.state is not State.LOST:
             self._flushing = loop.call_later(FLUSH_SECONDS, self.transport.abort)
 
     def reset(self) -> None:
@@ -349,12 +377,17 @@ class UpstreamConnection(Reading):
     def close(self) -> None:
         """Close; nothing is told to anybody any more."""
         self.receiver = None
-        self.is_closed = True
+        self.state = _CLOSE[self.state]
         self._drop()
 
     def _drop(self) -> None:
         say_ending(self._connection, Ending.GONE)
         self.transport.abort()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self.state in CLOSED
 
     @property
     def is_usable(self) -> bool:
@@ -385,22 +418,23 @@ class UpstreamConnection(Reading):
 
     def _take(self, data: bytes) -> None:
         if self.receiver is None:
-            if self.is_http2 and not self._switched:
+            if self.is_http2 and self.state is State.READY:
                 self._early += data
             else:
                 self.speaks_only_http2 = _begins_http2(data)
                 self._end_idle()  # an idle upstream that speaks is not to be reused
             return
-        if self._switched:
+        if self.state is _CARRYING:
             self.receiver.switched(data)
             return
-        if not self._began and _begins_http2(data):
-            self._fail(Denied(Reason.UPSTREAM_FAILED, ONLY_HTTP2))
-            return
-        self._began = True
+        if self.state in _UNANSWERED:
+            if _begins_http2(data):
+                self._fail(Denied(Reason.UPSTREAM_FAILED, ONLY_HTTP2))
+                return
+            self.state = _ANSWER[self.state]
         rest: bytes | None = data
         try:
-            while rest is not None and self.receiver is not None and not self._switched:
+            while rest is not None and self.receiver is not None:
                 rest = self._read_head(rest) if self._body is None else self._read_body(self._body, rest)
         except Denied as denied:
             self._fail(denied)
@@ -418,7 +452,7 @@ class UpstreamConnection(Reading):
         self._unread, self._head_end = b"", HeadEnd(of_request=False)
         head, rest = read_response_head(data[:end]), data[end:]
         if head.status == 101:
-            self._switched = True
+            self.state = _SWITCH[self.state]
             self.receiver.response_head(head)
             if rest and self.receiver is not None:
                 self.receiver.switched(rest)
@@ -430,7 +464,7 @@ class UpstreamConnection(Reading):
             self.receiver.response_head(head)
             return rest
         if head.status == 408 and not self._is_answer(head):
-            self._began = False
+            self.state = _DISREGARD[self.state]
             raise Denied(
                 Reason.UPSTREAM_FAILED,
                 "the upstream ended the connection (408) for having been idle, as the request came",
@@ -438,7 +472,7 @@ class UpstreamConnection(Reading):
         has_body = self._method != b"HEAD" and head.status not in (204, 304)
         size = head.body if has_body else 0
         self._body = body_of(size)
-        self._can_reuse = size != UNTIL_CLOSE and keeps_alive(head.is_http11, head.fields)
+        self._keeps_alive = size != UNTIL_CLOSE and keeps_alive(head.is_http11, head.fields)
         self.receiver.response_head(head)
         if size == 0 and self.receiver is not None:
             self._complete(rest)
@@ -451,7 +485,7 @@ class UpstreamConnection(Reading):
         A request that was sent as a whole, on a connection that had been idle, was not late.
         """
         is_first = self.uses == 1 or self._interim > 0
-        return is_first or not self._request_done or keeps_alive(timeout.is_http11, timeout.fields)
+        return is_first or self.state is State.EARLY or keeps_alive(timeout.is_http11, timeout.fields)
 
     def _read_body(self, body: Body, data: bytes) -> bytes | None:
         assert self.receiver is not None
@@ -470,30 +504,29 @@ class UpstreamConnection(Reading):
         if self._body is not body or self.receiver is None:
             return  # nobody wants the rest any more
         self._take(b"")
-        end, receiver = self._end_then, self.receiver
-        if end is not None and receiver is not None and _TURN not in self._holds:
-            self._end_then = None
-            self._ended(end)
+        if self.end_waits and _TURN not in self._holds:
+            self._ended(self._is_broken)
 
     def _complete(self, rest: bytes, trailers: Fields = ()) -> None:
         receiver, self.receiver = self.receiver, None
         assert receiver is not None
         self._body = None
-        self._can_reuse = self._can_reuse and self._request_done and not rest
+        keeps_alive = self._keeps_alive and not rest
+        self.state = (_COMPLETE if keeps_alive else _COMPLETE_LAST)[self.state]
         receiver.response_end(trailers)
 
     @property
     def can_reuse(self) -> bool:
         """Whether, after a response, another request may be sent."""
-        return self._can_reuse and not self.is_congested and not self.transport.is_closing()
+        return self.state is State.DONE and not self.is_congested and not self.transport.is_closing()
 
     def _ended(self, is_broken: bool = False) -> None:
         if self.receiver is None:
             self._end_idle()
             return
         if _TURN in self._holds:
-            self._end_then = is_broken or bool(self._end_then)
-            self._can_reuse = False
+            self.state = _END[self.state]
+            self._is_broken = self._is_broken or is_broken
             return
         # Over TLS a body that ends with its connection is whole only if the upstream said so (RFC 9112, section 9.8).
         is_all = self.tls.was_closed if self.tls is not None else ending_of(self._connection) is Ending.IN_ORDER
@@ -505,20 +538,21 @@ class UpstreamConnection(Reading):
     @property
     def end_waits(self) -> bool:
         """Whether it has ended while something of what had come before has a turn to come."""
-        return self._end_then is not None
+        return self.state in (State.ENDED, State.LOST) and self.receiver is not None
 
     def _end_idle(self) -> None:
-        self.is_closed = True
-        if self.on_idle_end is not None:
-            self.on_idle_end(self)
+        was_idle, self.state = self.state is State.IDLE, _CLOSE[self.state]
+        if was_idle and self.home is not None:
+            self.home.forget(self)
         self._drop()
 
     def _fail(self, denied: Denied) -> None:
         receiver, self.receiver = self.receiver, None
-        self.is_closed = True
+        began = self.state not in _UNANSWERED
+        self.state = _CLOSE[self.state]
         self._drop()
         if receiver is not None:
-            receiver.response_failed(denied, self._began)
+            receiver.response_failed(denied, began)
 
 
 def _begins_http2(data: bytes) -> bool:

@@ -10,6 +10,7 @@ Rules of this module:
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 
@@ -20,9 +21,10 @@ from mitmproxy.proxy.context import Context
 from addons.exchange import Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.engine.dispatch import HookFailed
-from proxy.engine.upstreams.connection import HANDSHAKE_SECONDS, UpstreamConnection
-from proxy.engine.upstreams.pairs import Ending, say_ending
+from proxy.engine.upstreams.connection import UpstreamConnection
 from proxy.engine.upstreams.services import Services
+
+HANDSHAKE_SECONDS = 10.0
 
 
 async def secure(
@@ -56,13 +58,11 @@ async def secure(
     server.timestamp_start = server.timestamp_tcp_setup = time.time()
     server.state = ConnectionState.OPEN
     if server.tls:
-        await _secure(services, upstream, context, connection)
+        await _secure(services, upstream, context)
     return upstream
 
 
-async def _secure(
-    services: Services, upstream: UpstreamConnection, context: Context, connection: socket.socket
-) -> None:
+async def _secure(services: Services, upstream: UpstreamConnection, context: Context) -> None:
     of_this = context.fork()
     of_this.server = upstream.server
     data = tls.TlsData(upstream.server, of_this)
@@ -70,9 +70,9 @@ async def _secure(
         services.dispatch.call("tls_start_server", data)
         assert data.ssl_conn is not None
         ready = services.loop.create_future()
-        upstream._ready = ready
-        upstream.start_tls(data.ssl_conn)
-        await upstream.establish(ready)
+        upstream.start_tls(data.ssl_conn, ready)
+        async with asyncio.timeout(HANDSHAKE_SECONDS):
+            await ready
     except HookFailed:
         upstream.close()
         raise Denied(Reason.INTERNAL_ERROR, "the handshake could not be prepared") from None
@@ -83,11 +83,8 @@ async def _secure(
         ) from None
     except ConnectionError:
         services.dispatch.call("tls_failed_server", data)
-        denied = upstream.record.denied
-        upstream.receiver = None
-        say_ending(connection, Ending.GONE)
-        upstream.transport.close()  # not abort: the alert that says why must still go out
-        raise denied or Denied(Reason.TLS_FAILED, "the TLS handshake failed") from None
+        upstream.finish(services.loop)  # not at once: the alert that says why must still go out
+        raise upstream.record.denied or Denied(Reason.TLS_FAILED, "the TLS handshake failed") from None
     except BaseException:
         upstream.close()
         raise

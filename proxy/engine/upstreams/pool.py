@@ -13,10 +13,10 @@ from __future__ import annotations
 import asyncio
 import collections
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from addons.exchange import Upstream
-from proxy.engine.streams import Receiver, UpstreamStream, Version
+from proxy.engine.streams import UpstreamStream, Version
 
 IDLE_SECONDS = 60.0  # under the keep-alive time-outs of common servers
 MAX_AGE_SECONDS = 600.0  # then its certificate and pins are looked at again
@@ -32,8 +32,6 @@ class IdleConnection(UpstreamStream, Protocol):
     key: object
     opened: float
     idle_since: float
-    receiver: Receiver | None
-    on_idle_end: Callable[[Any], None] | None  # called with the connection itself
 
     @property
     def is_usable(self) -> bool:
@@ -42,6 +40,12 @@ class IdleConnection(UpstreamStream, Protocol):
     @property
     def can_reuse(self) -> bool:
         """Whether, after a response, another request may be sent."""
+
+    def rest(self, now: float) -> None:
+        """Wait in the pool, from now on, for another request."""
+
+    def wake(self) -> None:
+        """Leave the pool for a request."""
 
 
 class Carrier(Protocol):
@@ -115,12 +119,12 @@ class Pool:
         while idle:
             upstream = idle.pop()
             self._size -= 1
-            upstream.on_idle_end = None
             if not idle:
                 del self._idle[key]
             now = self._loop.time()
             is_young = now - upstream.opened < MAX_AGE_SECONDS and now - upstream.idle_since < IDLE_SECONDS
             if upstream.is_usable and is_young:
+                upstream.wake()
                 self._count("hit")
                 return upstream
             upstream.close()
@@ -199,10 +203,7 @@ class Pool:
                 del self._idle[upstream.key]
             upstream.close()
             return
-        upstream.receiver = None
-        upstream.idle_since = self._loop.time()
-        upstream.on_idle_end = self._forget
-        upstream.hold("app", False)
+        upstream.rest(self._loop.time())
         idle.append(upstream)
         self._size += 1
         self._look_later()
@@ -211,7 +212,8 @@ class Pool:
         if self._timer is None:
             self._timer = self._loop.call_later(IDLE_SECONDS, self._expire)
 
-    def _forget(self, upstream: IdleConnection) -> None:
+    def forget(self, upstream: IdleConnection) -> None:
+        """Take that an idle connection is over."""
         idle = self._idle.get(upstream.key)
         if idle is not None and upstream in idle:
             idle.remove(upstream)
@@ -224,8 +226,7 @@ class Pool:
         self._timer = None
         deadline = self._loop.time() - IDLE_SECONDS
         for upstream in [u for idle in self._idle.values() for u in idle if u.idle_since <= deadline]:
-            self._forget(upstream)
-            upstream.on_idle_end = None
+            self.forget(upstream)
             upstream.close()
         for shared in [each for found in self._shared.values() for each in found]:
             is_old = self._loop.time() - shared.carrier.opened >= MAX_AGE_SECONDS
@@ -242,7 +243,6 @@ class Pool:
             self._timer = None
         for idle in list(self._idle.values()):
             for upstream in idle:
-                upstream.on_idle_end = None
                 upstream.close()
         self._idle.clear()
         self._size = 0

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
+from mitmproxy import http
 from mitmproxy.connection import Server
 
 from addons.exchange import Upstream
@@ -70,6 +71,9 @@ class Socket:
     def is_closing(self) -> bool:
         return self.closing
 
+    def write(self, data: bytes) -> None:
+        pass
+
     def abort(self) -> None:
         self.closing = True
 
@@ -81,14 +85,23 @@ class Socket:
         self.theirs.close()
 
 
-def connection(key: object = "key") -> UpstreamConnection:
-    """Return a connection that has just served a request to its end."""
-    transport = Socket()
-    made = UpstreamConnection(Server(address=("api.example", 443)), Upstream(Policy(), None), transport.ours)
-    made.key = key
-    made.connection_made(cast(asyncio.BaseTransport, transport))
-    made.opened = 1000.0
-    return made
+class Receiver:
+    """Takes a response, and makes nothing of it."""
+
+    def __getattr__(self, _name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+REQUEST = http.Request.make("GET", "https://api.example/")
+ONE_OF_MANY = b"HTTP/1.1 204 No Content\r\n\r\n"
+THE_LAST = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
+
+
+def serve(one: UpstreamConnection, response: bytes = ONE_OF_MANY) -> UpstreamConnection:
+    """Have a connection serve a request to its end."""
+    one.ask(cast(Any, Receiver()), REQUEST, b"", is_whole=True, trailers=(), te=False)
+    one.taken(memoryview(response))
+    return one
 
 
 def is_open(upstream: UpstreamConnection) -> bool:
@@ -100,6 +113,15 @@ class World:
         self.clock = Clock()
         self.counts: list[str] = []
         self.pool = Pool(cast(asyncio.AbstractEventLoop, self.clock), self.counts.append)
+
+    def connection(self, key: object = "key", response: bytes = ONE_OF_MANY) -> UpstreamConnection:
+        """Return a connection that has just served a request to its end."""
+        transport = Socket()
+        made = UpstreamConnection(Server(address=("api.example", 443)), Upstream(Policy(), None), transport.ours)
+        made.key, made.home = key, self.pool
+        made.connection_made(cast(asyncio.BaseTransport, transport))
+        made.opened = 1000.0
+        return serve(made, response)
 
 
 @pytest.fixture
@@ -115,7 +137,7 @@ class TestAdopting:
         assert world.counts == ["miss"]
 
     def test_what_was_given_is_taken_once(self, world: World) -> None:
-        one = connection()
+        one = world.connection()
         world.pool.give(one)
         assert world.pool.take("key") is one
         assert world.pool.take("key") is None
@@ -135,20 +157,20 @@ class TestAdopting:
     )
     def test_every_part_of_the_key_must_fit(self, world: World, other: object) -> None:
         own = ("a.example", 443, b"https", "rule", 1)
-        one = connection(own)
+        one = world.connection(own)
         world.pool.give(one)
         assert world.pool.take(other) is None
         assert world.pool.take(own) is one
 
     def test_the_newest_is_taken_first(self, world: World) -> None:
-        old, new = connection(), connection()
+        old, new = world.connection(), world.connection()
         world.pool.give(old)
         world.clock.advance(1)
         world.pool.give(new)
         assert [world.pool.take("key"), world.pool.take("key")] == [new, old]
 
     def test_an_idle_connection_reads_so_that_its_end_is_noticed(self, world: World) -> None:
-        one = connection()
+        one = world.connection()
         world.pool.give(one)
         assert cast(Any, one.transport).paused is False
         assert one.receiver is None
@@ -156,15 +178,14 @@ class TestAdopting:
 
 class TestWhatIsNotKept:
     def test_one_that_cannot_be_reused_is_closed(self, world: World) -> None:
-        one = connection()
-        one._can_reuse = False
+        one = world.connection(response=THE_LAST)
         world.pool.give(one)
         assert not is_open(one)
         assert world.pool.take("key") is None
 
     def test_one_that_still_has_a_request_in_its_buffer_is_closed(self, world: World) -> None:
         """Its upstream has answered early, and may never read on: the next request would wait behind that one."""
-        one, other = connection(), connection()
+        one, other = world.connection(), world.connection()
         for each in (one, other):
             each.pause_writing()
         other.resume_writing()
@@ -174,7 +195,7 @@ class TestWhatIsNotKept:
         assert world.pool.take("key") is other
 
     def test_one_that_died_meanwhile_is_not_adopted_but_the_one_below_it_is(self, world: World) -> None:
-        alive, dead = connection(), connection()
+        alive, dead = world.connection(), world.connection()
         world.pool.give(alive)
         world.pool.give(dead)
         cast(Any, dead.transport).closing = True
@@ -182,7 +203,7 @@ class TestWhatIsNotKept:
         assert world.counts == ["evicted", "hit"]
 
     def test_one_with_something_unread_in_its_socket_is_not_adopted(self, world: World) -> None:
-        spoken_to, quiet = connection(), connection()
+        spoken_to, quiet = world.connection(), world.connection()
         world.pool.give(quiet)
         world.pool.give(spoken_to)
         cast(Any, spoken_to.transport).theirs.send(b"H")
@@ -190,7 +211,7 @@ class TestWhatIsNotKept:
         assert not is_open(spoken_to)
 
     def test_one_that_speaks_while_idle_is_closed_and_forgotten(self, world: World) -> None:
-        one = connection()
+        one = world.connection()
         world.pool.give(one)
         one.taken(memoryview(b"HTTP/1.1 408 Request Timeout\r\n\r\n"))
         assert not is_open(one)
@@ -201,7 +222,7 @@ class TestWhatIsNotKept:
     @pytest.mark.parametrize("is_alone", [True, False])
     def test_its_end_is_told_twice_and_counts_once(self, world: World, is_alone: bool) -> None:
         """By what it said, and by its socket, which was closed for that."""
-        one, other = connection(), connection()
+        one, other = world.connection(), world.connection()
         world.pool.give(one)
         if not is_alone:
             world.pool.give(other)
@@ -212,7 +233,7 @@ class TestWhatIsNotKept:
 
     @pytest.mark.parametrize("end", ["eof_received", "connection_lost"])
     def test_one_that_ends_while_idle_is_forgotten(self, world: World, end: str) -> None:
-        one, other = connection(), connection()
+        one, other = world.connection(), world.connection()
         world.pool.give(one)
         world.pool.give(other)
         one.eof_received() if end == "eof_received" else one.connection_lost(None)
@@ -220,7 +241,7 @@ class TestWhatIsNotKept:
         assert world.pool.take("key") is None
 
     def test_one_that_was_adopted_no_longer_tells_the_pool_of_its_end(self, world: World) -> None:
-        one, other = connection(), connection()
+        one, other = world.connection(), world.connection()
         world.pool.give(one)
         assert world.pool.take("key") is one
         world.pool.give(other)
@@ -230,7 +251,7 @@ class TestWhatIsNotKept:
 
 class TestTime:
     def test_one_that_idled_too_long_is_not_adopted(self, world: World) -> None:
-        one = connection()
+        one = world.connection()
         world.pool.give(one)
         world.clock.now += IDLE_SECONDS  # before any timer could do it
         assert world.pool.take("key") is None
@@ -238,7 +259,7 @@ class TestTime:
         assert world.counts == ["evicted"]
 
     def test_one_moment_before_it_is(self, world: World) -> None:
-        one = connection()
+        one = world.connection()
         world.pool.give(one)
         world.clock.now += IDLE_SECONDS - 0.001
         assert world.pool.take("key") is one
@@ -246,18 +267,19 @@ class TestTime:
     def test_one_that_is_in_use_all_the_time_is_still_parted_with_so_that_its_pins_are_looked_at_again(
         self, world: World
     ) -> None:
-        one = connection()
+        one = world.connection()
         for _ in range(int(MAX_AGE_SECONDS / 30) - 1):
             world.pool.give(one)
             world.clock.now += 30
             assert world.pool.take("key") is one
+            serve(one)
         world.pool.give(one)
         world.clock.now += 30
         assert world.pool.take("key") is None
         assert not is_open(one)
 
     def test_nothing_that_nobody_takes_stays(self, world: World) -> None:
-        first, second = connection("a"), connection("b")
+        first, second = world.connection("a"), world.connection("b")
         world.pool.give(first)
         world.clock.advance(IDLE_SECONDS / 2)
         world.pool.give(second)
@@ -271,9 +293,9 @@ class TestTime:
         assert world.counts == ["evicted", "evicted"]
 
     def test_a_pool_that_was_empty_watches_again(self, world: World) -> None:
-        world.pool.give(connection())
+        world.pool.give(world.connection())
         world.clock.advance(IDLE_SECONDS)
-        one = connection()
+        one = world.connection()
         world.pool.give(one)
         world.clock.advance(IDLE_SECONDS)
         assert not is_open(one)
@@ -281,10 +303,10 @@ class TestTime:
 
 class TestLimits:
     def test_each_key_has_its_limit(self, world: World) -> None:
-        kept = [connection() for _ in range(MAX_IDLE_PER_KEY)]
+        kept = [world.connection() for _ in range(MAX_IDLE_PER_KEY)]
         for one in kept:
             world.pool.give(one)
-        more, elsewhere = connection(), connection("another")
+        more, elsewhere = world.connection(), world.connection("another")
         world.pool.give(more)
         world.pool.give(elsewhere)
         assert all(is_open(one) for one in kept)
@@ -292,22 +314,21 @@ class TestLimits:
         assert is_open(elsewhere)
 
     def test_all_keys_together_have_theirs(self, world: World) -> None:
-        kept = [connection(number) for number in range(MAX_IDLE)]
+        kept = [world.connection(number) for number in range(MAX_IDLE)]
         for one in kept:
             world.pool.give(one)
-        more = connection("more")
+        more = world.connection("more")
         world.pool.give(more)
         assert not is_open(more)
         assert world.pool.take(0) is kept[0]
-        once_again = connection("more")
+        once_again = world.connection("more")
         world.pool.give(once_again)
         assert is_open(once_again)
 
     @pytest.mark.parametrize("leave", ["taken", "ended", "expired", "not kept", "closed"])
     def test_a_key_without_connections_is_forgotten(self, world: World, leave: str) -> None:
         """It holds a policy: what one had opened must not keep it alive."""
-        one = connection()
-        one._can_reuse = leave != "not kept"
+        one = world.connection(response=THE_LAST if leave == "not kept" else ONE_OF_MANY)
         world.pool.give(one)
         if leave == "taken":
             world.pool.take("key")
@@ -320,15 +341,14 @@ class TestLimits:
         assert world.pool._idle == {}
 
     def test_one_that_is_not_kept_changes_nothing_for_others(self, world: World) -> None:
-        kept, other = connection(), connection()
+        kept, other = world.connection(), world.connection(response=THE_LAST)
         world.pool.give(kept)
-        other._can_reuse = False
         world.pool.give(other)
         assert world.pool.take("key") is kept
 
     @pytest.mark.parametrize("leave", ["taken", "ended", "expired"])
     def test_whatever_leaves_makes_room(self, world: World, leave: str) -> None:
-        kept = [connection(number) for number in range(MAX_IDLE)]
+        kept = [world.connection(number) for number in range(MAX_IDLE)]
         for one in kept:
             world.pool.give(one)
         if leave == "taken":
@@ -337,13 +357,13 @@ class TestLimits:
             kept[0].connection_lost(None)
         else:
             world.clock.advance(IDLE_SECONDS)
-        one = connection("more")
+        one = world.connection("more")
         world.pool.give(one)
         assert is_open(one)
 
 
 def test_closing_it_closes_all_and_stops_its_timer(world: World) -> None:
-    kept = [connection(), connection(), connection("another")]
+    kept = [world.connection(), world.connection(), world.connection("another")]
     for one in kept:
         world.pool.give(one)
     (timer,) = world.clock.timers  # one for all
