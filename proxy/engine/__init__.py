@@ -18,4 +18,5 @@ Offers:
 - `streams`: Receiver, UpstreamStream, Version; where one request goes, and who takes its response
 - `tls`: NoRoots, TlsConnections, with_roots; TLS contexts and connections
 - `tlsstream`: TlsStream; TLS over a socket of the event loop
+- `transitions`: table; the states of a thing with a life of its own, and what leads from one to the next
 """

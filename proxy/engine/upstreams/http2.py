@@ -28,6 +28,7 @@ from proxy.engine.http2state import MAX_STREAMS, NeverIndexed
 from proxy.engine.streams import Receiver
 from proxy.engine.upstreams.connection import MAX_INTERIM, NoResponses, UpstreamConnection
 from proxy.engine.upstreams.services import Services
+from proxy.engine.upstreams.state import SHARED_AFTER, Sharing, SharingEvent
 
 SILENT_SECONDS = 5.0  # without a byte, before who gives a request up has a reason that others have, too
 MAX_STREAM_ID = 2**30  # then another connection is opened: there are twice as many
@@ -53,11 +54,10 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
         super().__init__(services.loop, is_client=True, header_bytes=2 * MAX_HEAD_BYTES)
         self._pool = services.pool
         self.carrier = carrier
-        self.is_leaving = False  # no stream is begun any more
+        self.sharing = Sharing.OPEN
         self.idle_since = self.heard = services.loop.time()
         self._touched: set[Receiver] = set()
         self._why = ""  # the upstream has said that it ends the connection, and be it no more than a number
-        self._has_ended = False  # the upstream will say no more
         early = carrier.take_early()
         carrier.carry(self)
         if carrier.is_congested:
@@ -70,9 +70,14 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
     @property
     def has_room(self) -> bool:
         """Whether another stream may be begun."""
-        if self.is_over or self.is_leaving or self.carrier.is_closed:
-            return False
-        return len(self.streams) < min(MAX_STREAMS, self.state.remote_settings.max_concurrent_streams)
+        return self.takes_streams and len(self.streams) < min(
+            MAX_STREAMS, self.state.remote_settings.max_concurrent_streams
+        )
+
+    @property
+    def takes_streams(self) -> bool:
+        """Whether others than those that are under way may be begun at all."""
+        return self.sharing is Sharing.OPEN and not self.is_over and not self.carrier.is_closed
 
     @property
     def is_idle(self) -> bool:
@@ -81,7 +86,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
 
     def leave(self) -> None:
         """Begin no other stream, and close once none is under way."""
-        self.is_leaving = True
+        self.sharing = SHARED_AFTER[SharingEvent.LEAVE][self.sharing]
         if self.is_idle and not self.is_over:
             self.say_goaway(0, ErrorCodes.NO_ERROR)
             self.flush_now()
@@ -96,7 +101,15 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
     def doubt(self) -> None:
         """Begin no other stream: the upstream may be gone."""
         self._pool.forget_shared(self)
-        self.is_leaving = True
+        self.sharing = SHARED_AFTER[SharingEvent.LEAVE][self.sharing]
+
+    def begin(self, stream: UpstreamHttp2Stream) -> None:
+        """Give a stream its number, and carry it."""
+        self.sharing = SHARED_AFTER[SharingEvent.BEGIN][self.sharing]
+        stream.number = self.state.get_next_available_stream_id()
+        self.streams[stream.number] = stream
+        if stream.number > MAX_STREAM_ID:
+            self.sharing = SHARED_AFTER[SharingEvent.LEAVE][self.sharing]
 
     def open(self) -> UpstreamHttp2Stream:
         """Return a stream that is yet to begin."""
@@ -113,14 +126,14 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
     def switched_end(self) -> None:
         """Take that nothing more will come; what has come is read to its end."""
         if self.is_behind:
-            self._has_ended = self.is_leaving = True
+            self.sharing = SHARED_AFTER[SharingEvent.END][self.sharing]
             self._pool.forget_shared(self)
         else:
             self._lost()
 
     def caught_up(self) -> None:
         """Take that all that has come is read."""
-        if self._has_ended or self.carrier.end_waits:
+        if self.sharing is Sharing.ENDED or self.carrier.end_waits:
             self._lost()
 
     def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
@@ -177,7 +190,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
 
     def goaway(self, last: int, code: int) -> None:
         """Take that no stream is served above `last`."""
-        self.is_leaving = True
+        self.sharing = SHARED_AFTER[SharingEvent.LEAVE][self.sharing]
         if code != ErrorCodes.NO_ERROR:
             self._why = f" (GOAWAY, {name_of(code)})"
         self._pool.forget_shared(self)
@@ -203,11 +216,11 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
     def closed(self, stream: UpstreamHttp2Stream) -> None:
         """Close the connection where that was its last stream, and it is to end."""
         self.idle_since = self.loop.time()
-        if self.is_leaving:
+        if self.sharing is not Sharing.OPEN:
             self.loop.call_soon(self.guarded, self._leave_if_idle)
 
     def _leave_if_idle(self) -> None:
-        if self.is_leaving and self.is_idle and not self.is_over:
+        if self.sharing is not Sharing.OPEN and self.is_idle and not self.is_over:
             self.leave()
 
     def guarded(self, step: Callable[..., None], *arguments: object) -> None:
@@ -256,17 +269,14 @@ class UpstreamHttp2Stream(Stream):
         connection = self.connection
         if not connection.has_room:
             self.is_open = False
-            is_full = not (connection.is_over or connection.is_leaving or connection.carrier.is_closed)
+            is_full = connection.takes_streams
             denied = Denied(Reason.UPSTREAM_FAILED, _FULL if is_full else _ENDED)
             connection.loop.call_soon(connection.guarded, lambda: self._never_begun(receiver, denied))
             return
         self.receiver = receiver
-        self.number = connection.state.get_next_available_stream_id()
         self._method = request.data.method
         self._asked = connection.loop.time()
-        connection.streams[self.number] = self
-        if self.number > MAX_STREAM_ID:
-            connection.is_leaving = True
+        connection.begin(self)
         behind = trailers_to_relay(trailers, stays_apart=True)
         connection.send_head(self, _fields(request, te=te), is_all=is_whole and not body and not behind)
         if body:

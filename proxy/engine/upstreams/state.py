@@ -1,5 +1,6 @@
 """The life of a connection to an upstream: its states, and what leads from one to the next.
 
+`http2.UpstreamHttp2`, which speaks HTTP/2 on such a connection, has a state of its own, `Sharing`.
 `connection.UpstreamConnection` has one of these states at any time, and goes on with `AFTER[event][state]`. As many
 rules of that side as possible are in this table, where they can be read and tested without a socket:
 
@@ -112,3 +113,35 @@ AFTER = table(
     Event,
 )
 CLOSED = frozenset((State.ENDED, State.CLOSING, State.LOST))  # nothing can be sent any more
+
+
+@unique
+class Sharing(IntEnum):
+    """Which streams a connection of HTTP/2 carries. That it is over is for `proxy.engine.http2.Connection` to say."""
+
+    OPEN = auto()  # those that are under way, and others that are begun
+    LEAVING = auto()  # only those that are under way
+    ENDED = auto()  # the upstream has ended; some of what came before is still to be read
+
+
+@unique
+class SharingEvent(IntEnum):
+    """What happens to it."""
+
+    BEGIN = auto()  # a stream is begun
+    LEAVE = auto()  # either side wants no other stream to be begun
+    END = auto()  # the upstream has ended, and some of what it sent is not read yet
+
+
+SHARED_AFTER = table(
+    {
+        Sharing.OPEN: {
+            SharingEvent.BEGIN: Sharing.OPEN,
+            SharingEvent.LEAVE: Sharing.LEAVING,
+            SharingEvent.END: Sharing.ENDED,
+        },
+        Sharing.LEAVING: {SharingEvent.LEAVE: Sharing.LEAVING, SharingEvent.END: Sharing.ENDED},
+        Sharing.ENDED: {SharingEvent.LEAVE: Sharing.ENDED, SharingEvent.END: Sharing.ENDED},
+    },
+    SharingEvent,
+)

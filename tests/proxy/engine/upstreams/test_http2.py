@@ -15,7 +15,9 @@ from proxy.engine.flows import new_request
 from proxy.engine.http2 import FRAMES_A_TURN
 from proxy.engine.http2state import MAX_STREAMS
 from proxy.engine.messages import headers_of
+from proxy.engine.transitions import IllegalTransition
 from proxy.engine.upstreams.http2 import UpstreamHttp2, _fields
+from proxy.engine.upstreams.state import SHARED_AFTER, Sharing, SharingEvent
 
 
 def request(*fields: tuple[bytes, bytes]) -> http.Request:
@@ -124,7 +126,7 @@ class TestRoom:
     def connection(*, streams: int = 0, allowed: int = 2**31, **other: bool) -> UpstreamHttp2:
         made = UpstreamHttp2.__new__(UpstreamHttp2)
         made.is_over = other.get("is_over", False)
-        made.is_leaving = other.get("is_leaving", False)
+        made.sharing = Sharing.LEAVING if other.get("is_leaving") else Sharing.OPEN
         made.carrier = cast(Any, SimpleNamespace(is_closed=other.get("is_closed", False)))
         made.state = cast(Any, SimpleNamespace(remote_settings=SimpleNamespace(max_concurrent_streams=allowed)))
         made.streams = cast(Any, dict.fromkeys(range(streams)))
@@ -139,3 +141,24 @@ class TestRoom:
     @pytest.mark.parametrize("why", ["is_over", "is_leaving", "is_closed"])
     def test_there_is_none_where_it_ends(self, why: str) -> None:
         assert not self.connection(**{why: True}).has_room
+
+
+class TestSharing:
+    """Which streams a connection carries, state by state."""
+
+    @pytest.mark.parametrize("before", Sharing)
+    def test_each_step_leads_on_as_it_is_written_here_and_any_other_raises(self, before: Sharing) -> None:
+        assert SHARED_AFTER[SharingEvent.LEAVE][before] is (Sharing.LEAVING if before is Sharing.OPEN else before)
+        assert SHARED_AFTER[SharingEvent.END][before] is Sharing.ENDED
+        if before is Sharing.OPEN:
+            assert SHARED_AFTER[SharingEvent.BEGIN][before] is Sharing.OPEN
+        else:
+            with pytest.raises(IllegalTransition, match=f"^BEGIN in {before.name}$"):
+                SHARED_AFTER[SharingEvent.BEGIN][before]
+
+    def test_a_stream_that_may_not_be_begun_is_not_sent(self) -> None:
+        """As if it were asked for without a look whether there is room."""
+        made = TestRoom.connection(is_leaving=True)
+        with pytest.raises(IllegalTransition):
+            made.begin(cast(Any, SimpleNamespace(number=0)))
+        assert made.streams == {}
