@@ -220,6 +220,8 @@ class State(h2.connection.H2Connection):
             normalize_outbound_headers=False,
         )
         super().__init__(unchecked)
+        self._is_client = is_client
+        self._swept_at = 0  # how many streams there are when those that are over are looked for again
         codes = h2.settings.SettingCodes
         settings: dict[h2.settings.SettingCodes, int] = {
             codes.INITIAL_WINDOW_SIZE: SHARED_STREAM_WINDOW if is_client else STREAM_WINDOW,
@@ -237,6 +239,17 @@ class State(h2.connection.H2Connection):
         self.local_settings.acknowledge()
         window = MAX_STREAMS * SHARED_STREAM_WINDOW if is_client else CONNECTION_WINDOW
         self.increment_flow_control_window(window - self.inbound_flow_control_window)
+
+    def _open_streams(self, remainder: int) -> int:
+        """Return how many streams are open; forget those that are over.
+
+        h2 looks at every stream whenever one begins. Its count of an app's streams is of no use: the limit is ours.
+        """
+        if not self._is_client and len(self.streams) < self._swept_at:
+            return 0
+        count = super()._open_streams(remainder)
+        self._swept_at = 2 * len(self.streams) + 16
+        return count
 
     def _begin_new_stream(self, stream_id: int, allowed_ids: h2.connection.AllowedStreamIDs) -> h2.stream.H2Stream:
         stream = super()._begin_new_stream(stream_id, allowed_ids)
