@@ -360,7 +360,7 @@ class Connection[S: Stream](ABC):
     def send_head(self, stream: S, fields: list[tuple[bytes, bytes]], *, is_all: bool) -> None:
         """Send a head."""
         if stream.is_open:
-            self.state.send_headers(stream.number, fields, end_stream=is_all)
+            self.state.send_head(stream.number, fields, is_all=is_all)
             if is_all:
                 self._ended(stream)
             self.wants_flush()
@@ -426,7 +426,7 @@ class Connection[S: Stream](ABC):
             stream._waiting.popleft()
             stream._sent = 0
         is_last = stream.has_ended and not stream._waiting and not stream._trailers
-        self.state.send_data(stream.number, data, end_stream=is_last)
+        self.state.send_piece(stream.number, data, is_last=is_last)
         self._empty.earn(EMPTY_A_FRAME * min(1.0, size / PAID_BY) if is_cut else EMPTY_A_FRAME)
         if is_last:
             self._ended(stream)

@@ -13,7 +13,7 @@ Rules of this module:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import h2.config
@@ -24,7 +24,9 @@ import h2.settings
 import h2.stream
 import hpack
 import hyperframe.frame
+from h2.connection import ConnectionInputs
 from h2.errors import ErrorCodes
+from h2.stream import StreamInputs
 from hpack.hpack import INDEX_INCREMENTAL, INDEX_NEVER, decode_integer, encode_integer
 from hpack.huffman_table import decode_huffman
 
@@ -40,6 +42,8 @@ MAX_HUFFMAN = 128  # bytes of a string that is shortened by itself: what that co
 type _Frames = list[hyperframe.frame.Frame]
 type _Events = list[h2.events.Event]
 _NO_LIMIT = 2**31 - 1
+_DATA, _HEADERS, _CONTINUATION = 0x0, 0x1, 0x9  # types of frames (RFC 9113, section 6)
+_END_STREAM, _END_HEADERS = 0x1, 0x4  # their flags
 
 
 def size_of(fields: Iterable[tuple[bytes, bytes]]) -> int:
@@ -259,6 +263,52 @@ class State(h2.connection.H2Connection):
             setattr(stream, name, functools.partial(_receive, stream, getattr(stream, name)))
         return stream
 
+    def send_head(self, number: int, fields: Sequence[tuple[bytes, bytes]], *, is_all: bool) -> None:
+        """Send a head. That of a final response is written here: h2 would look through its fields four times.
+
+        Args:
+            number: the stream's; it is open.
+            fields: the pseudo-header fields first, names in lower case.
+            is_all: whether nothing follows on the stream.
+        """
+        first, status = fields[0]
+        if first != b":status" or status < b"200":
+            self.send_headers(number, fields, end_stream=is_all)
+            return
+        states = self.streams[number].state_machine
+        self.state_machine.process_input(ConnectionInputs.SEND_HEADERS)
+        states.process_input(StreamInputs.SEND_HEADERS)
+        if is_all:
+            states.process_input(StreamInputs.SEND_END_STREAM)
+        block, most = self.encoder.encode(fields), self.max_outbound_frame_size
+        kind, flags = _HEADERS, _END_STREAM if is_all else 0
+        while len(block) > most:
+            self._data_to_send += _frame(kind, flags, number, block[:most])
+            kind, flags, block = _CONTINUATION, 0, block[most:]
+        self._data_to_send += _frame(kind, flags | _END_HEADERS, number, block)
+
+    def send_piece(self, number: int, data: bytes, *, is_last: bool) -> None:
+        """Send a frame of a body; h2 would make an object of it, and ask for each window three times.
+
+        Args:
+            number: the stream's; it is open.
+            data: no more than its window, the connection's and a frame have room for.
+            is_last: whether nothing follows on the stream.
+
+        Raises:
+            h2.exceptions.FlowControlError: there is no room for it.
+        """
+        stream, size = self.streams[number], len(data)
+        left, left_of_all = stream.outbound_flow_control_window - size, self.outbound_flow_control_window - size
+        if left < 0 or left_of_all < 0 or size > self.max_outbound_frame_size:
+            raise h2.exceptions.FlowControlError("there is no room for so much")
+        self.state_machine.process_input(ConnectionInputs.SEND_DATA)
+        stream.state_machine.process_input(StreamInputs.SEND_DATA)
+        if is_last:
+            stream.state_machine.process_input(StreamInputs.SEND_END_STREAM)
+        stream.outbound_flow_control_window, self.outbound_flow_control_window = left, left_of_all
+        self._data_to_send += _frame(_DATA, _END_STREAM if is_last else 0, number, data)
+
     @property
     def work(self) -> int:
         """How many bytes all header blocks came to so far: a few of a block may name much that the table has."""
@@ -271,6 +321,11 @@ class State(h2.connection.H2Connection):
         if changes := encoder.table_size_changes:  # RFC 7541, section 4.2: the smallest one and the last one are told
             encoder.table_size_changes = sorted({min(changes), encoder.header_table_size})
             encoder.header_table.resized = True  # hpack forgets it where the last two are the same
+
+
+def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
+    """Return a frame (RFC 9113, section 4.1)."""
+    return b"%b%c%c%b%b" % (len(payload).to_bytes(3), kind, flags, number.to_bytes(4), payload)
 
 
 def _leave_lengths_alone(_fields: object) -> None:

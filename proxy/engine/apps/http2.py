@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import lru_cache
 
 import h2.events
 from h2.errors import ErrorCodes
@@ -21,7 +22,7 @@ from mitmproxy import http
 from addons.exchange import Exchange, problem_response
 from addons.headers import has_field, values_of
 from proxy.core.decisions import Denied, Reason
-from proxy.core.http.heads import Fields, RequestHead
+from proxy.core.http.heads import KEPT, Fields, RequestHead
 from proxy.core.http.heads2 import read_http2_request, read_http2_trailers
 from proxy.core.http.problems import is_grpc
 from proxy.engine.apps.conversation import Conversation
@@ -502,13 +503,14 @@ class AppHttp2Stream(Stream):
 
 def _fields(response: http.Response) -> list[tuple[bytes, bytes]]:
     data = response.data
-    fields = [(b":status", b"%d" % data.status_code)]
-    for field in data.headers.fields:
-        name, value = field
-        key = name.lower()
-        if key not in _NOT_IN_HTTP2:
-            fields.append(_like(field, key, value.strip(b" \t")))
-    return fields
+    return [(b":status", b"%d" % data.status_code), *_lower(data.headers.fields)]
+
+
+@lru_cache(KEPT)
+def _lower(fields: Fields) -> Fields:
+    """Return the fields of a response as HTTP/2 has them."""
+    found = ((field, field[0].lower()) for field in fields)
+    return tuple(_like(field, key, field[1].strip(b" \t")) for field, key in found if key not in _NOT_IN_HTTP2)
 
 
 def _like(field: tuple[bytes, bytes], name: bytes, value: bytes) -> tuple[bytes, bytes]:
