@@ -1,5 +1,5 @@
-"""The addon for field encryption: marked fields of request bodies become JWEs, and marked fields of responses become
-plaintext. `proxy.core.fields` does the work; `addons.marked` says which entries apply.
+"""The addon for field encryption, whose hooks the engine calls: marked fields of request bodies become JWEs, and marked
+fields of responses become plaintext. `proxy.core.fields` does the work; `addons.marked` says which entries apply.
 
 Rules of this addon:
 

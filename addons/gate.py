@@ -1,5 +1,5 @@
-"""The addon that sees a request first: checks who is asking and for which destination, that all names in the request
-agree, and asks the transport rules for a decision, which later addons carry out.
+"""The addon whose hooks the engine calls first for each request: checks who is asking and for which destination, that
+all names in the request agree, and asks the transport rules for a decision, which later addons carry out.
 
 Rules of this addon:
 

@@ -1,5 +1,5 @@
-"""The addon that denies a CONNECT whose https would be decrypted, if the local CA has ended: apps would not accept its
-certificates.
+"""The addon, called by the engine after the gate, that denies a CONNECT whose https would be decrypted, if the local CA
+has ended: apps would not accept its certificates.
 
 Rules of this addon:
 

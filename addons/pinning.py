@@ -1,5 +1,5 @@
-"""The addon for certificate pinning: it gives each TLS handshake with an upstream a callback that checks the verified
-chain against the rule's pins, and it names the reason of each failed handshake.
+"""The addon for certificate pinning, called by the engine round each handshake with an upstream: it gives the handshake
+a callback that checks the verified chain against the rule's pins, and it names the reason if it fails.
 
 Rules of this addon:
 

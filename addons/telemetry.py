@@ -1,4 +1,5 @@
-"""The addon that comes last: when a request is over, it writes the decision line and counts the request for Prometheus.
+"""The addon that the engine calls last: when a request is over, it writes the decision line and counts the request for
+Prometheus.
 
 Rules of this addon:
 

@@ -1,5 +1,5 @@
-"""The addon that carries out the gate's decision: it upgrades plain http to https, rejects it, or lets it pass; and it
-translates header fields so that an upgraded app does not notice.
+"""The addon that the engine calls after the gate, to carry out its decision: it upgrades plain http to https, rejects
+it, or lets it pass; and it translates header fields so that an upgraded app does not notice.
 
 Rules of this addon:
 

@@ -1,5 +1,5 @@
-"""Finds the usable part of a policy file that has errors, so that one run can report the errors in the rest, too. The
-policy file's reader calls it after the model has refused the file.
+"""Finds the usable part of a policy file that has errors, so that one run can report the errors in the rest, too.
+`proxy.policyfile.build` calls it if the model refuses the file.
 
 Rules of this module:
 

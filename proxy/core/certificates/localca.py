@@ -1,5 +1,6 @@
 """The local CA's lifetime: whether it may sign now, when to warn of its end, and the text of the warning. The addon
-`addons.localca` checks it before a handshake with an app; `proxy.processes` and the commands print the warnings.
+`addons.localca` checks it before a handshake with an app; `proxy.policyfile.findings` and `proxy.processes.reminder`
+report the warnings.
 
 Rules of this module:
 

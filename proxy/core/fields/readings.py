@@ -1,6 +1,6 @@
-"""Collects the readings of a request: all methods and all paths that common servers may read in it. `addons.exchange`
-and `addons.marked` call it, so that a rule's entry cannot be avoided by a request that Overcoat and the server read
-differently.
+"""Collects the readings of a request: all methods and all paths that common servers may read in it. `addons.marked` and
+`overcoat explain` call it, so that no request can avoid an entry of a rule by being read differently by Overcoat and
+the server.
 
 Rules of this module:
 
