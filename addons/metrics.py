@@ -11,6 +11,7 @@ Rules of this module:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
@@ -122,6 +123,47 @@ class Metrics:
             self.reloads.labels(result)
         for result in CONNECTIONS:
             self.pool.labels(result)
+
+
+class RequestCounts:
+    """Counts the requests of one rule, action and reason.
+
+    It adds to the values that prometheus-client keeps behind its counters. The counters' own methods check at each call
+    that the counter has no labels left to fill in, which takes as long as all the adding.
+    """
+
+    def __init__(self, metrics: Metrics, rule: str, action: str, reason: str) -> None:
+        """Find the values.
+
+        Args:
+            metrics: the metrics that they belong to.
+            rule: the rule's name, or `NO_RULE`.
+            action: what the policy says of the requests.
+            reason: the code of why they are denied, or `NO_REASON`.
+        """
+        seconds = metrics.seconds.labels(rule)
+        self._request = metrics.requests.labels(rule, action, reason)._value.inc
+        self._seconds = seconds._sum.inc
+        self._bounds = seconds._upper_bounds
+        self._buckets = [bucket.inc for bucket in seconds._buckets]
+        self._sent = metrics.bytes.labels(rule, "sent")._value.inc
+        self._received = metrics.bytes.labels(rule, "received")._value.inc
+
+    def add(self, seconds: float, sent: int, received: int) -> None:
+        """Count a request that is over.
+
+        Args:
+            seconds: how long it took.
+            sent: bytes of its body that went to the upstream.
+            received: bytes of the response's body that came back.
+        """
+        self._request(1)
+        self._seconds(seconds)
+        self._buckets[bisect_left(self._bounds, seconds)](1)
+        if sent:
+            self._sent(sent)
+        if received:
+            self._received(received)
 
 
 class PolicyMetrics(Collector):

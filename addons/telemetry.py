@@ -11,16 +11,15 @@ Rules of this addon:
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
-from functools import cache
 
 from mitmproxy import connection, http, tls
-from prometheus_client import Counter, Histogram
 
 from addons.decisionline import line_of
 from addons.exchange import Exchange, action_of, denies, never_left
-from addons.metrics import NO_REASON, NO_RULE, Metrics
+from addons.metrics import NO_REASON, NO_RULE, Metrics, RequestCounts
 from addons.sessions import Sessions
 from proxy.core.pins import PinVerdict
 from proxy.core.rules.policy import ListenerKind
@@ -34,14 +33,8 @@ class Telemetry:
         self.metrics = metrics
         self.write = write
         # `labels` always returns the same object for the same labels, and is slow; so the objects are kept.
-        self._of_all = cache(self._counted_of_all)
-        self._fields, self._pins = cache(metrics.fields.labels), cache(metrics.pins.labels)
-
-    def _counted_of_all(self, rule: str, action: str, reason: str) -> tuple[Counter, Histogram, Counter, Counter]:
-        """Return the counters of every request: requests, their times, bytes sent and received."""
-        metrics = self.metrics
-        sent, received = (metrics.bytes.labels(rule, way) for way in ("sent", "received"))
-        return metrics.requests.labels(rule, action, reason), metrics.seconds.labels(rule), sent, received
+        self._requests = functools.cache(functools.partial(RequestCounts, metrics))
+        self._fields, self._pins = functools.cache(metrics.fields.labels), functools.cache(metrics.pins.labels)
 
     def client_connected(self, _client: connection.Client) -> None:
         """Count a client connection."""
@@ -113,13 +106,7 @@ class Telemetry:
     def _count(self, exchange: Exchange, seconds: float) -> None:
         rule = exchange.rule_name or NO_RULE
         reason = exchange.denied.reason.code if exchange.denied else NO_REASON
-        requests, times, sent, received = self._of_all(rule, action_of(exchange), reason)
-        requests.inc()
-        times.observe(seconds)
-        if exchange.bytes_sent:
-            sent.inc(exchange.bytes_sent)
-        if exchange.bytes_received:
-            received.inc(exchange.bytes_received)
+        self._requests(rule, action_of(exchange), reason).add(seconds, exchange.bytes_sent, exchange.bytes_received)
         if not exchange.observing and exchange.fields_encrypted:
             self._fields(rule, "encrypted").inc(exchange.fields_encrypted)
         if exchange.fields_decrypted:

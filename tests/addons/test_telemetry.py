@@ -7,12 +7,14 @@ from collections.abc import Callable
 from datetime import date
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mitmproxy.test import tflow
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 
 from addons.decisionline import done
 from addons.exchange import Exchange
-from addons.metrics import Metrics, PolicyMetrics
+from addons.metrics import Metrics, PolicyMetrics, RequestCounts
 from addons.sessions import Sessions
 from addons.telemetry import Telemetry
 from proxy.core.decisions import Action, Decision, Denied, Reason
@@ -146,3 +148,17 @@ def test_a_held_response_is_counted_by_what_came_and_a_missing_body_is_none() ->
     flow.response.data.content = None
     addon.response(flow)
     assert json.loads(lines[0])["bytes_received"] == 0
+
+
+@given(st.lists(st.floats(0, 20, allow_nan=False) | st.sampled_from((0.005, 0.01, 7.5, 10.0)), max_size=20))
+def test_requests_are_counted_as_the_library_itself_counts_them(times: list[float]) -> None:
+    ours, theirs = Metrics(CollectorRegistry()), Metrics(CollectorRegistry())
+    counts, _ = (RequestCounts(metrics, "pay", "upgrade", "-") for metrics in (ours, theirs))
+    for number, seconds in enumerate(times):
+        sent, received = number % 3, number % 2
+        counts.add(seconds, sent, received)
+        theirs.requests.labels("pay", "upgrade", "-").inc()
+        theirs.seconds.labels("pay").observe(seconds)
+        theirs.bytes.labels("pay", "sent").inc(sent)
+        theirs.bytes.labels("pay", "received").inc(received)
+    assert generate_latest(ours.registry) == generate_latest(theirs.registry)
