@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from proxy.core.decisions import Reason
 
-WINDOW = "15m"  # how long an event keeps its alert firing: many scrapes, so that some may fail
-_WINDOW_SECONDS = 15 * 60
+_WINDOW_MINUTES = 15
+WINDOW = f"{_WINDOW_MINUTES}m"  # how long an event keeps its alert firing: many scrapes, so that some may fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def events(counter: str, by: Sequence[str] = ()) -> str:
         by: the labels to tell apart, beside `job` and `instance`.
     """
     labels = ", ".join(("job", "instance", *by))
-    since_start = f"(time() - overcoat_start_timestamp_seconds) < {_WINDOW_SECONDS}"
+    since_start = f"(time() - overcoat_start_timestamp_seconds) < {_WINDOW_MINUTES * 60}"
     return (
         f"sum by ({labels}) (\n"
         # There are samples before and after the event, perhaps with a restart in between.

@@ -5,6 +5,13 @@ house".
 Offers:
 
 - `cli`: main; the command, for the launcher
-- `health`: READY_SECONDS, NotReady, Sign, address_text, check, data_folder, main; whether a running sidecar is ready
+- `health`: NotReady, Sign, address_text, check, data_folder, main; whether a running sidecar is ready
 - `log`: describe, say_all_in_one_form; how messages and errors are written to stderr
+- `timelimits`: ADMIN_CHECK_SECONDS, ADMIN_SOCKET_SECONDS, CA_SECONDS, CLOCK_SLACK_SECONDS, DEMO_CERTIFICATE_SECONDS,
+  DEMO_SECONDS, DEMO_SOCKET_SECONDS, DRAIN_SPARE_SECONDS, FLUSH_SECONDS, FRESH_SECONDS, GATHER_SECONDS,
+  HALF_CLOSED_SECONDS, HANDSHAKE_SECONDS, HELD_CHECK_SECONDS, HSTS_SECONDS, LAST_LINES_SECONDS, LEAF_RENEW_SECONDS,
+  LEAF_SECONDS, LEAVE_SECONDS, LINGER_SECONDS, LOST_LINES_LOG_SECONDS, NEXT_ADDRESS_SECONDS, POOL_AGE_SECONDS,
+  POOL_IDLE_SECONDS, QUICK_END_SECONDS, READY_SECONDS, REMIND_CHECK_SECONDS, REMIND_SECONDS, SEALER_SECONDS,
+  SHORTAGE_LOG_SECONDS, SILENT_SECONDS, SOON_SECONDS, SUSPECT_SECONDS, TAKE_POLICY_SECONDS, TUNNEL_CHECK_SECONDS,
+  WIRE_SECONDS; every time limit that no policy sets
 """

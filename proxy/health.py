@@ -25,8 +25,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 
+from proxy import timelimits
+
 FOLDER = "running"
-READY_SECONDS = 5.0  # with a tenth of a processor an answer is slow
 MAX_BYTES = 8192  # the longest sign or answer that is read
 BUILT_IN = "built-in"
 
@@ -99,7 +100,10 @@ class Sign:
 
 
 def check(
-    env: Mapping[str, str], policy: str | None = None, address: str | None = None, seconds: float = READY_SECONDS
+    env: Mapping[str, str],
+    policy: str | None = None,
+    address: str | None = None,
+    seconds: float = timelimits.READY_SECONDS,
 ) -> None:
     """Ask every sidecar that is meant.
 
@@ -194,15 +198,19 @@ def _network() -> str:
         return ""
 
 
+def _left(deadline: float) -> float:
+    return max(deadline - time.monotonic(), timelimits.LEAST_READ_SECONDS)
+
+
 def _ask(address: str, deadline: float) -> None:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")  # for the address that stands for all, the system dials loopback
     answer = b""
     try:
-        with socket.create_connection((host, int(port)), max(deadline - time.monotonic(), 0.01)) as asked:
+        with socket.create_connection((host, int(port)), _left(deadline)) as asked:
             asked.sendall(f"GET /ready HTTP/1.0\r\nHost: {address_text(host, int(port))}\r\n\r\n".encode())
             while b"\r\n" not in answer and len(answer) < MAX_BYTES:
-                asked.settimeout(max(deadline - time.monotonic(), 0.01))
+                asked.settimeout(_left(deadline))
                 piece = asked.recv(MAX_BYTES)
                 if not piece:
                     break

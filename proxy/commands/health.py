@@ -6,14 +6,20 @@ import os
 
 import click
 
-from proxy.health import READY_SECONDS, NotReady, check
+from proxy import timelimits
+from proxy.health import NotReady, check
 
 
 @click.command()
 @click.option("-p", "--policy", metavar="FILE", help="Ask only sidecars with this policy file; else $OVERCOAT_POLICY.")
 @click.option("--address", metavar="HOST:PORT", help="Ask at this address, of `probes` or the admin listener.")
 @click.option(
-    "--timeout", "seconds", type=float, default=READY_SECONDS, show_default=True, help="Seconds to wait for an answer."
+    "--timeout",
+    "seconds",
+    type=float,
+    default=timelimits.READY_SECONDS,
+    show_default=True,
+    help="Seconds to wait for an answer.",
 )
 def healthcheck(policy: str | None, address: str | None, seconds: float) -> None:
     """Exit with 0 if the sidecar on this machine is ready, with 1 if not.

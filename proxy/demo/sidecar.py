@@ -15,13 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-_START_SECONDS = 20
+from proxy import timelimits
+
 _URLLIB = (
     "import sys, urllib.request, urllib.error\n"
     "data = sys.argv[2].encode() if len(sys.argv) > 2 else None\n"
     "headers = {'Content-Type': 'application/json'} if data else {}\n"
     "request = urllib.request.Request(sys.argv[1], data, headers)\n"
-    "try:\n    response = urllib.request.urlopen(request, timeout=20)\n"
+    f"try:\n    response = urllib.request.urlopen(request, timeout={timelimits.DEMO_SECONDS})\n"
     "except urllib.error.HTTPError as e:\n    response = e\n"
     "sys.stdout.write(response.read().decode() + '\\n%d' % response.status)\n"
 )
@@ -68,7 +69,7 @@ class Sidecar:
         ]
         for reader in self._readers:
             reader.start()
-        if not self._ready.wait(_START_SECONDS) or not self._address:
+        if not self._ready.wait(timelimits.DEMO_SECONDS) or not self._address:
             self.stop()
             raise DemoFailed("the sidecar did not start:\n" + "".join(self._said))
 
@@ -95,12 +96,12 @@ class Sidecar:
         """End it as a supervisor would, and return its exit status."""
         self._process.terminate()
         try:
-            status = self._process.wait(_START_SECONDS)
+            status = self._process.wait(timelimits.DEMO_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             status = self._process.wait()
         for reader in self._readers:
-            reader.join(_START_SECONDS)
+            reader.join(timelimits.DEMO_SECONDS)
         return status
 
     def __enter__(self) -> Self:

@@ -22,8 +22,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from proxy import timelimits
+
 _ANSWER = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n{"ok": true}'
-_SECONDS = 10
 
 
 class DemoCa:
@@ -53,8 +54,8 @@ class DemoCa:
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(hours=12))
+            .not_valid_before(now - timedelta(seconds=timelimits.CLOCK_SLACK_SECONDS))
+            .not_valid_after(now + timedelta(seconds=timelimits.DEMO_CERTIFICATE_SECONDS))
             .add_extension(constraints, critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
@@ -147,7 +148,7 @@ def _accept(listener: socket.socket, context: ssl.SSLContext | None, upstream: U
 
 
 def _serve(connection: socket.socket, context: ssl.SSLContext | None, upstream: Upstream) -> None:
-    connection.settimeout(_SECONDS)
+    connection.settimeout(timelimits.DEMO_SOCKET_SECONDS)
     # A peer may hang up, in the handshake or later: that is what the demo shows. The record says how far it came.
     with connection, contextlib.suppress(OSError):
         stream = connection

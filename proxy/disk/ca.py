@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from proxy import timelimits
 from proxy.core.certificates.localca import Lifetime
 from proxy.disk.reading import read_regular
 from proxy.health import data_folder
@@ -39,10 +40,6 @@ from proxy.health import data_folder
 KEY_FILE = "ca-key.pem"
 CERTIFICATE_FILE = "ca-cert.pem"
 _MAX_BYTES = 64 * 1024
-_CA_LIFE = timedelta(days=5 * 365)
-_LEAF_LIFE = timedelta(days=7)
-_RENEW_BEFORE = timedelta(days=1)
-_CLOCK_SLACK = timedelta(days=1)  # the clocks of apps in containers and VMs may be a little slow
 
 
 class CaError(Exception):
@@ -60,7 +57,9 @@ class Leaf:
     def is_fresh(self, now: datetime) -> bool:
         """Tell whether it is valid, and for more than a day; or for as long as the CA could sign one now."""
         end = self.certificate.not_valid_after_utc
-        spare = timedelta() if end == self.issuer.not_valid_after_utc else _RENEW_BEFORE
+        spare = (
+            timedelta() if end == self.issuer.not_valid_after_utc else timedelta(seconds=timelimits.LEAF_RENEW_SECONDS)
+        )
         return self.certificate.not_valid_before_utc <= now < end - spare
 
 
@@ -174,8 +173,10 @@ class LocalCa:
             .issuer_name(self.certificate.subject)
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _CLOCK_SLACK)
-            .not_valid_after(min(now + _LEAF_LIFE, self.certificate.not_valid_after_utc))
+            .not_valid_before(now - timedelta(seconds=timelimits.CLOCK_SLACK_SECONDS))
+            .not_valid_after(
+                min(now + timedelta(seconds=timelimits.LEAF_SECONDS), self.certificate.not_valid_after_utc)
+            )
             .add_extension(x509.SubjectAlternativeName([name]), critical=True)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -221,8 +222,8 @@ def _create(directory: Path, now: datetime) -> None:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _CLOCK_SLACK)
-        .not_valid_after(now + _CA_LIFE)
+        .not_valid_before(now - timedelta(seconds=timelimits.CLOCK_SLACK_SECONDS))
+        .not_valid_after(now + timedelta(seconds=timelimits.CA_SECONDS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(signs_certificates=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)

@@ -31,6 +31,7 @@ from addons.pinning import Pinning
 from addons.sessions import Session, Sessions
 from addons.telemetry import Telemetry
 from addons.transport import Transport
+from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.core.http.cookies import Cookies
 from proxy.core.rules.hsts import KnownHosts
@@ -54,7 +55,6 @@ logger = logging.getLogger("overcoat")
 BACKLOG = 1024
 ACCEPTED_AT_ONCE = 32  # also how often asyncio tries, and fails, where no descriptor is left
 RESOLVERS = 64
-SHORTAGE_SECONDS = 10.0
 SHARE_OF_MORE = 0.75  # of what descriptors carry: for upstream connections beyond the first of a client connection
 
 
@@ -140,10 +140,10 @@ class _Reports:
         self._shortage = -math.inf
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Log one error; of the many that a shortage causes, one in `SHORTAGE_SECONDS`."""
+        """Log one error; of the many that a shortage causes, one in `SHORTAGE_LOG_SECONDS`."""
         error = context.get("exception")
         if isinstance(error, OSError) and error.errno in SHORTAGES and "socket" in context:
-            if loop.time() - self._shortage >= SHORTAGE_SECONDS:
+            if loop.time() - self._shortage >= timelimits.SHORTAGE_LOG_SECONDS:
                 self._shortage = loop.time()
                 logger.error(
                     "a new connection must wait: %s; raise the limit (ulimit -n) or let fewer apps connect",

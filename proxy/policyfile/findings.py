@@ -21,6 +21,7 @@ from pathlib import Path
 
 from OpenSSL import crypto
 
+from proxy import timelimits
 from proxy.core.jose.keymaterial import SecretBytes
 from proxy.core.jose.keys import Key, KeySet
 from proxy.core.pins import PinSet
@@ -31,9 +32,6 @@ from proxy.disk.mounts import is_mounted_by_itself, is_replaced
 from proxy.policyfile.yamltext import shown
 
 logger = logging.getLogger("overcoat")
-
-SOON = timedelta(days=30)
-"""How long before an end warnings begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +84,7 @@ def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Find
 
 
 def endings(policy: Policy, now: datetime) -> list[Finding]:
-    """Return what ends within `SOON`, or has ended: the findings that appear just because time passes.
+    """Return what ends within `SOON_SECONDS`, or has ended: the findings that appear just because time passes.
 
     Args:
         policy: the policy.
@@ -174,7 +172,7 @@ def _of_roots(trust: Trust, now: datetime) -> Iterator[Finding]:
     if len(past) == len(ends):
         yield Finding(f"{whose}: all certificates have expired, so that no upstream is trusted", has_failed=True)
     elif trust.roots is not None:  # the system's bundle is not the user's to change
-        near = [end for end in ends if now <= end[0] <= now + SOON]
+        near = [end for end in ends if now <= end[0] <= now + timedelta(seconds=timelimits.SOON_SECONDS)]
         for when, group in (("expired", past), ("will expire", near)):
             if group:
                 more = f", and {len(group) - 1} more" if len(group) > 1 else ""
@@ -206,7 +204,7 @@ def _all_pins(policy: Policy) -> Iterator[tuple[str, PinSet, str]]:
 def _end_of_pins(whose: str, pins: PinSet, today: date, consequence: str) -> Iterator[Finding]:
     if pins.expires is not None and pins.expires < today:
         yield Finding(f"{whose}: its pins expired on {pins.expires}: {consequence}", has_failed=True)
-    elif pins.expires is not None and pins.expires <= today + SOON:
+    elif pins.expires is not None and pins.expires <= today + timedelta(seconds=timelimits.SOON_SECONDS):
         yield Finding(f"{whose}: its pins will expire on {pins.expires}; after that {consequence}")
 
 
@@ -226,7 +224,7 @@ def _end_of_key(key: Key, key_set: KeySet, today: date) -> Iterator[Finding]:
     whose = _name_of(key, key_set)
     if key.not_after is not None and key.not_after < today:
         yield Finding(f"{whose} expired on {key.not_after}: {_without(key, key_set)}", has_failed=True)
-    elif key.not_after is not None and key.not_after <= today + SOON:
+    elif key.not_after is not None and key.not_after <= today + timedelta(seconds=timelimits.SOON_SECONDS):
         yield Finding(f"{whose} will expire on {key.not_after}; after that {_without(key, key_set)}")
 
 

@@ -33,6 +33,7 @@ from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from proxy import timelimits
 from proxy.core.decisions import Denied
 from proxy.core.destinations import HTTP_PORT
 from proxy.core.http.names import is_own_name, read_host_field
@@ -45,10 +46,8 @@ if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-SOCKET_SECONDS = 10
 MAX_OPEN = 16
 MAX_REQUEST_LINE = 65536
-POLL_SECONDS = 0.1  # the longest wait of `close`, in seconds
 
 logger = logging.getLogger("overcoat")
 
@@ -83,7 +82,7 @@ class _ThreadingServer(socketserver.ThreadingMixIn, WSGIServer):
             if e.errno not in SHORTAGES:
                 raise
         if self._spare is None:
-            time.sleep(POLL_SECONDS)  # else it would be tried again at once, without success
+            time.sleep(timelimits.ADMIN_CHECK_SECONDS)  # else it would be tried again at once, without success
             raise shortage()
         os.close(self._spare)
         self._spare = None
@@ -131,7 +130,7 @@ class _Answer(ServerHandler):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = SOCKET_SECONDS
+    timeout = timelimits.ADMIN_SOCKET_SECONDS
 
     def handle(self) -> None:
         """Answer one request. WSGIRequestHandler itself would write tracebacks to standard error."""
@@ -182,7 +181,9 @@ class Admin:
         """
         self._server = _ThreadingServer(bound)
         self._server.set_app(app)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(POLL_SECONDS,), name=name, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(timelimits.ADMIN_CHECK_SECONDS,), name=name, daemon=True
+        )
         self._thread.start()
 
     @property

@@ -25,15 +25,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from proxy import timelimits
 from proxy.disk.reading import NotRegularError
 
 logger = logging.getLogger("overcoat")
 
 MAX_WAITING = 1024 * 1024  # bytes: about two thousand lines
-LAST_SECONDS = 2.0
-GATHER_SECONDS = 0.005
 PIECE = 4096  # bytes written at once: a pipe takes them whole or not at all, so it is known what was written
-QUIET_SECONDS = 60.0  # between two messages of one kind: with a slow reader, losing and writing alternate
 TOO_SLOW = "they are read too slowly"
 
 
@@ -130,11 +128,11 @@ class LineWriter:
         logger.info("%s was opened again", self._path)
 
     def close(self) -> None:
-        """Write the lines that wait, for at most `LAST_SECONDS` seconds, and stop."""
+        """Write the lines that wait, for at most `LAST_LINES_SECONDS` seconds, and stop."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
-        self._thread.join(LAST_SECONDS)
+        self._thread.join(timelimits.LAST_LINES_SECONDS)
         with self._changed:
             left = len(self._waiting) + self._unwritten()
         if left:
@@ -156,7 +154,7 @@ class LineWriter:
                     return
                 continue
             # Under load many lines are written at once: a switch of threads costs as much as a line.
-            time.sleep(GATHER_SECONDS)
+            time.sleep(timelimits.GATHER_SECONDS)
             with self._changed:
                 self._rest = memoryview(b"\n" * self._is_torn + b"".join(self._waiting))
                 self._waiting, self._size = [], 0
@@ -209,7 +207,7 @@ class LineWriter:
         """Log that lines are written again, if they were not for a while."""
         with self._changed:
             lost = self._gap
-            if not lost or time.monotonic() < self._gap_began + QUIET_SECONDS:
+            if not lost or time.monotonic() < self._gap_began + timelimits.LOST_LINES_LOG_SECONDS:
                 return
             self._gap = 0
         logger.warning("decision lines are written again; lost in between: %d", lost)

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 
+from proxy import timelimits
 from proxy.core.certificates.localca import Lifetime
 from proxy.core.rules.policy import Policy
 from proxy.policyfile.findings import Finding, endings, log_findings
 
 logger = logging.getLogger("overcoat")
-
-REPEAT = timedelta(days=1)
-LOOK = timedelta(hours=1)
 
 
 class Reminder:
@@ -50,13 +48,14 @@ class Reminder:
         said: dict[str, datetime] = {}
         for finding in self._findings(policy, now):
             when = self._said.get(finding.text)
-            if when is None or abs(now - when) >= REPEAT:
+            if when is None or abs(now - when).total_seconds() >= timelimits.REMIND_SECONDS:
                 log_findings([finding])
                 when = now
             said[finding.text] = when
         self._said = said
         change = self._lifetime.until_change(now)
-        return min(LOOK, change or LOOK).total_seconds()
+        soon = timelimits.REMIND_CHECK_SECONDS
+        return min(soon, change.total_seconds()) if change else soon
 
     def _findings(self, policy: Policy, now: datetime) -> Iterator[Finding]:
         if (warning := self._lifetime.warning(now)) is not None:

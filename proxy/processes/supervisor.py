@@ -43,6 +43,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import mark_process_dead
 
 from addons.metrics import Metrics
+from proxy import timelimits
 from proxy.core.rules.policy import Policy
 from proxy.processes import wires
 from proxy.processes.metricsfiles import take_place
@@ -54,9 +55,6 @@ from proxy.processes.wires import SERVES, TAKEN, framed, new_wire, pack, unframe
 logger = logging.getLogger("overcoat")
 
 CANNOT_START = 3  # a worker's exit status; its error is logged already
-QUICK_SECONDS = 1.0  # a child that ends sooner is replaced after a pause of this length
-TAKE_SECONDS = 10.0  # within which a child must take a policy over
-SPARE_SECONDS = 4.0  # added to a worker's own time limit for draining
 
 
 class SupervisorFailed(Exception):
@@ -246,7 +244,7 @@ class Supervisor:
                     self._start(seat)
                 except OSError as e:
                     logger.error("%s", _no_process(seat, e))
-                    seat.due = now + QUICK_SECONDS
+                    seat.due = now + timelimits.QUICK_END_SECONDS
             elif seat.child is not None and now >= seat.child.deadline:
                 logger.error("%s does not take the policy over, and is ended", seat.name)
                 self._kill(seat, signal.SIGKILL)
@@ -369,7 +367,7 @@ class Supervisor:
         if child.wire in self._selector.get_map():
             self._selector.unregister(child.wire)
         child.wire.close()
-        seat.due = child.started + QUICK_SECONDS
+        seat.due = child.started + timelimits.QUICK_END_SECONDS
         mark_process_dead(seat.place, str(self._directory))  # type: ignore[no-untyped-call]  # untyped there
         if self._is_draining:
             self._status = self._status or int(seat.drains and status != 0)
@@ -389,7 +387,7 @@ class Supervisor:
 
     def _drain(self) -> None:
         self._is_draining = True
-        self._killing_time = time.monotonic() + self._policy.drain_timeout + SPARE_SECONDS
+        self._killing_time = time.monotonic() + self._policy.drain_timeout + timelimits.DRAIN_SPARE_SECONDS
         for seat in self._seats:
             if seat.drains:
                 for bound in seat.sockets:
@@ -434,7 +432,7 @@ class Supervisor:
         for seat in seats:
             if seat.child is not None:
                 seat.child.owes += 1
-                seat.child.deadline = min(seat.child.deadline, time.monotonic() + TAKE_SECONDS)
+                seat.child.deadline = min(seat.child.deadline, time.monotonic() + timelimits.TAKE_POLICY_SECONDS)
                 seat.child.unsent += message
                 self._flush(seat)
 

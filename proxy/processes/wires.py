@@ -22,13 +22,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
+from proxy import timelimits
 from proxy.core.rules.policy import Policy
 
 SERVES = b"serves"  # from a child, once it does its work
 TAKEN = b"taken"  # from a child, once the policy that it was sent is in force
 DRAIN = b"drain"  # to a worker: accept no more connections, finish what runs, and end
 REOPEN = b"reopen"  # to a worker: open the file of decision lines again
-SECONDS = 5.0  # within which the other process must take or send the rest of a message
 _LENGTH = struct.Struct("!Q")
 
 
@@ -36,7 +36,7 @@ def new_wire() -> tuple[socket.socket, socket.socket]:
     """Return both ends of a wire."""
     ends = socket.socketpair()
     for end in ends:
-        end.settimeout(SECONDS)
+        end.settimeout(timelimits.WIRE_SECONDS)
     return ends
 
 

@@ -155,13 +155,13 @@ class Moved(datetime):
         return datetime.now(zone) + timedelta(days=int(days.read_text()))
 
 from addons import pinning
-from proxy.engine.apps import socket as app
+from proxy import timelimits
 from proxy.engine.upstreams import connection as upstream
 socket.getaddrinfo = getaddrinfo
 pinning.datetime = Moved
-upstream.FLUSH_SECONDS = 0.5
-app.HALF_CLOSED_SECONDS = 1.0
-app.HELD_CHECK_SECONDS = 0.2
+timelimits.FLUSH_SECONDS = 0.5
+timelimits.HALF_CLOSED_SECONDS = 1.0
+timelimits.HELD_CHECK_SECONDS = 0.2
 connection_made = upstream.UpstreamConnection.connection_made
 
 def never_congested(self, transport):  # so that the app is still read from, and its end is seen

@@ -17,7 +17,7 @@ import hpack
 import pytest
 from h2.exceptions import ProtocolError
 
-from proxy.engine.upstreams.http2 import SILENT_SECONDS
+from proxy.timelimits import SILENT_SECONDS
 from tests.e2e.app import connect
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient

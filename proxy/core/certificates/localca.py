@@ -13,10 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
-
-SOON = timedelta(days=30)
-"""How long before the CA's end warnings begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ class Lifetime:
             self.check(now)
         except Denied as denied:
             return f"{denied.detail}: inspected hosts are denied ({denied.reason.code}); {denied.hint}"
-        if now < self.ends - SOON:
+        if now < self.ends - timedelta(seconds=timelimits.SOON_SECONDS):
             return None
         return (
             f"the local CA ends on {self.ends:%Y-%m-%d}, and from then on inspected hosts are denied; "
@@ -65,5 +63,5 @@ class Lifetime:
 
     def until_change(self, now: datetime) -> timedelta | None:
         """Return the time until the warning changes; None if it never will."""
-        changes = (self.begins, self.ends - SOON, self.ends)
+        changes = (self.begins, self.ends - timedelta(seconds=timelimits.SOON_SECONDS), self.ends)
         return min((change - now for change in changes if change > now), default=None)

@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap
 
+from proxy import timelimits
 from proxy.core.jose.encoding import base64url, parse_object, unbase64url
 from proxy.core.jose.keymaterial import Material, PublicMaterial, material_of_jwk, public_material, required_members
 from proxy.core.jose.keys import Alg, BadKey, Bind, Key, KeySet, SecretBytes
@@ -40,7 +41,6 @@ from proxy.core.jose.keywrap import wrap_all
 from proxy.core.jose.place import JSON_TYPES, Place, read_media_type
 
 ENC = "A256GCM"
-SEALER_SECONDS = 1.0
 _REMEMBERED = 64
 _STOCK = 64  # content keys that are made and wrapped in one go
 MAX_TOKEN_CHARACTERS = 16 * 1024 * 1024
@@ -158,10 +158,11 @@ class Sealers:
             now: monotonic seconds.
         """
         made = self._made.get(id(key))
-        if made is not None and 0 <= now - made[2] < SEALER_SECONDS:
+        if made is not None and 0 <= now - made[2] < timelimits.SEALER_SECONDS:
             return made[1]
         # Forget the old sealers, and the secrets in them.
-        self._made = {id(k): (k, sealer, at) for k, sealer, at in self._made.values() if 0 <= now - at < SEALER_SECONDS}
+        fresh = [made for made in self._made.values() if 0 <= now - made[2] < timelimits.SEALER_SECONDS]
+        self._made = {id(made[0]): made for made in fresh}
         sealer = Sealer(key)
         self._made[id(key)] = (key, sealer, now)
         return sealer

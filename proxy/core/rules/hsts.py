@@ -16,11 +16,12 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
+from proxy import timelimits
+
 MAX_HOSTS = 10_000
-MAX_AGE_SECONDS = 2 * 365 * 86_400
 
 _DIRECTIVE = re.compile(r"""[ \t]*([!#$%&'*+\-.^_`|~0-9A-Za-z]+)[ \t]*(?:=[ \t]*("[^"]*"|[^" \t;]+)[ \t]*)?""")
-_SECONDS = re.compile(r"[0-9]{1,15}")
+_NUMBER = re.compile(r"[0-9]{1,15}")
 
 
 def parse_field(value: str) -> tuple[int, bool] | None:
@@ -41,9 +42,9 @@ def parse_field(value: str) -> tuple[int, bool] | None:
             return None
         found[directive[1].lower()] = (directive[2] or "").strip('"')
     seconds = found.get("max-age", "")
-    if not _SECONDS.fullmatch(seconds):
+    if not _NUMBER.fullmatch(seconds):
         return None
-    return min(int(seconds), MAX_AGE_SECONDS), "includesubdomains" in found
+    return min(int(seconds), timelimits.HSTS_SECONDS), "includesubdomains" in found
 
 
 class KnownHosts:

@@ -18,14 +18,14 @@ import hmac
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
+from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.core.who.addresses import network_of
 from proxy.core.who.clients import PasswordHash, User
 
 TRIED_A_SECOND = 5  # in all: each takes some 50 ms, in which nothing else runs; remembered ones take no time
-TRIED_OF_SUSPECTS = 3  # for all networks that guessed wrong within SUSPECT_SECONDS
+TRIED_OF_SUSPECTS = 3  # for all networks that guessed wrong within `SUSPECT_SECONDS`
 GUESSES_OF_ONE = 2  # for one network
-SUSPECT_SECONDS = 60.0
 _REMEMBERED = 1024
 _MAX_CREDENTIALS = 1024
 
@@ -150,7 +150,7 @@ class Verifier:
         Raises:
             Denied: TOO_MANY_ATTEMPTS.
         """
-        is_suspect = self._suspects.age(network, self._clock()) < SUSPECT_SECONDS
+        is_suspect = self._suspects.age(network, self._clock()) < timelimits.SUSPECT_SECONDS
         if self._tried >= (TRIED_OF_SUSPECTS if is_suspect else TRIED_A_SECOND):
             raise _too_many()
 

@@ -21,6 +21,7 @@ from mitmproxy import http
 
 from addons.exchange import Exchange, problem_response
 from addons.headers import has_field, values_of
+from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.core.http.heads import KEPT, Fields, RequestHead
 from proxy.core.http.heads2 import read_http2_request, read_http2_trailers
@@ -40,7 +41,6 @@ logger = logging.getLogger("overcoat")
 KEPT_HEADS = 64  # of requests that are served, and small
 MAX_DISCARDED = 1024 * 1024  # of a body that nobody wants any more
 STILL_TAKEN = 256 * 1024  # bytes from an app that breaks the rules, so that it can read why it is closed
-LEAVE_SECONDS = 1.0  # for an app to hear that it should begin no other stream
 _NOT_IN_HTTP2 = frozenset((b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection", b"upgrade"))
 _PER_FIELD = 32  # RFC 9113, section 6.5.2
 
@@ -153,7 +153,7 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
             return True
         self.is_leaving = True
         self.say_goaway(self._last, ErrorCodes.NO_ERROR)
-        self.app.later("leave", LEAVE_SECONDS, self._leave)
+        self.app.later("leave", timelimits.LEAVE_SECONDS, self._leave)
         return True
 
     @property

@@ -28,6 +28,7 @@ from OpenSSL import SSL
 
 from addons.exchange import Exchange
 from addons.sessions import Session
+from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.core.rules.policy import Listener
 from proxy.engine.apps.house import House
@@ -44,11 +45,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("overcoat")
 
-HALF_CLOSED_SECONDS = 30.0  # for something to move towards an app that ended its side: it may be gone altogether
-HELD_CHECK_SECONDS = 10.0  # between looks at an app that nothing is read from, so that its end would go unnoticed
-LINGER_SECONDS = 1.0  # for an app to read an answer that came before it had sent everything
-FRESH_SECONDS = 1.0  # for an app that has just connected to send its request, before it is taken for idle
-FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
 _PEER_HAS_ENDED = frozenset((7, 8, 9, 11))  # Linux's TCP_INFO: CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING
 
 
@@ -168,7 +164,7 @@ class AppSocket(Reading):
         """The app ended its side, and may be gone: no TCP tells that apart. What it waits for has a shorter time."""
         if not self.is_over and not self._may_be_gone:
             self._may_be_gone = True
-            self._idle_limit = min(self._idle_limit, HALF_CLOSED_SECONDS)
+            self._idle_limit = min(self._idle_limit, timelimits.HALF_CLOSED_SECONDS)
             self.touch()
             self._timers["idle"].cancel()
             self._watch_idle()
@@ -177,7 +173,7 @@ class AppSocket(Reading):
         """See whether an app that nothing is read from is still there, as far as the kernel knows."""
         if _tcp_state(self.transport.get_extra_info("socket")) in _PEER_HAS_ENDED:
             self.expect_departure()
-        self._timers["held"] = self.loop.call_later(HELD_CHECK_SECONDS, self.guarded, self._watch_held)
+        self._timers["held"] = self.loop.call_later(timelimits.HELD_CHECK_SECONDS, self.guarded, self._watch_held)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
@@ -206,11 +202,11 @@ class AppSocket(Reading):
         """Close as soon as no request is under way. The first one of a new connection is, for a moment."""
         connect = self.session.connect
         age = self.loop.time() - (self._opened if connect is None else connect.started_monotonic)
-        is_fresh = not self.session.requests and age < FRESH_SECONDS
+        is_fresh = not self.session.requests and age < timelimits.FRESH_SECONDS
         if self.speaker.drain(is_fresh) or not self.session.is_idle:
             return
         if is_fresh:
-            self._timers["fresh"] = self.loop.call_later(FRESH_SECONDS - age, self.after_step)
+            self._timers["fresh"] = self.loop.call_later(timelimits.FRESH_SECONDS - age, self.after_step)
         else:
             self.close()
 
@@ -333,7 +329,9 @@ class AppSocket(Reading):
         if bool(self._holds) != before and not self.transport.is_closing():
             if self._holds:
                 self.transport.pause_reading()
-                self._timers["held"] = self.loop.call_later(HELD_CHECK_SECONDS, self.guarded, self._watch_held)
+                self._timers["held"] = self.loop.call_later(
+                    timelimits.HELD_CHECK_SECONDS, self.guarded, self._watch_held
+                )
             else:
                 self.transport.resume_reading()
                 self._timers.pop("held").cancel()
@@ -412,8 +410,8 @@ class AppSocket(Reading):
         if self.has_ended:
             self.transport.close()
         else:
-            self._timers["linger"] = self.loop.call_later(LINGER_SECONDS, self.transport.close)
-        self._timers["flush"] = self.loop.call_later(FLUSH_SECONDS, self.abort)
+            self._timers["linger"] = self.loop.call_later(timelimits.LINGER_SECONDS, self.transport.close)
+        self._timers["flush"] = self.loop.call_later(timelimits.FLUSH_SECONDS, self.abort)
 
 
 def _tcp_state(connection: socket.socket) -> int | None:

@@ -31,6 +31,7 @@ from OpenSSL import SSL
 
 from addons.exchange import Upstream
 from addons.headers import has_field
+from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.core.http.framing import BadFraming, Body, UntilCloseBody, body_of, chunk, last_chunk
 from proxy.core.http.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, HeadEnd, ResponseHead, read_response_head
@@ -47,7 +48,6 @@ logger = logging.getLogger("overcoat")
 
 ONLY_HTTP2 = "the upstream seems to speak only HTTP/2, and the app speaks HTTP/1.1"
 MAX_INTERIM = 20  # responses (1xx) to one request, before its final one
-FLUSH_SECONDS = 30.0  # for a closed connection to take what is still in its buffer
 _TURN = "turn"
 # What each step leads to, by the state that it is taken in; looked up once here, since it is by each request.
 _ANSWER = AFTER[Event.ANSWER]
@@ -364,7 +364,7 @@ class UpstreamConnection(Reading):
         self.state = _CLOSE[self.state]
         self.transport.close()
         if self._flushing is None and self.state is not State.LOST:
-            self._flushing = loop.call_later(FLUSH_SECONDS, self.transport.abort)
+            self._flushing = loop.call_later(timelimits.FLUSH_SECONDS, self.transport.abort)
 
     def reset(self) -> None:
         """Break the connection off, so that the upstream cannot take what it has for all there was."""

@@ -16,6 +16,7 @@ import socket
 from collections.abc import Sequence
 
 from addons.exchange import Upstream
+from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.core.rules.policy import Mode
 from proxy.core.rules.transport import denied_by_address, forbidden_address, own_listener, unresolved, untaken
@@ -23,8 +24,6 @@ from proxy.core.who.addresses import AddressKind, kind_of, parse_ip
 from proxy.engine.descriptors import KEPT_FROM_DIALS, SHORTAGES, is_taken, shortage
 from proxy.engine.sockets import tcp_socket
 from proxy.engine.upstreams.services import Services
-
-NEXT_SECONDS = 0.25  # before the next address is tried beside one that has not answered yet (RFC 8305, section 5)
 
 
 async def connect(services: Services, host: str, port: int, record: Upstream) -> socket.socket:
@@ -169,7 +168,7 @@ async def _first(loop: asyncio.AbstractEventLoop, addresses: Sequence[_Found]) -
             if left:
                 waiting.add(loop.create_task(_try(loop, *left.pop(0))))
             done, waiting = await asyncio.wait(
-                waiting, timeout=NEXT_SECONDS if left else None, return_when=asyncio.FIRST_COMPLETED
+                waiting, timeout=timelimits.NEXT_ADDRESS_SECONDS if left else None, return_when=asyncio.FIRST_COMPLETED
             )
             connected = [task.result() for task in done if task.exception() is None]
             for superfluous in connected[1:]:

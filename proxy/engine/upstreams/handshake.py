@@ -19,12 +19,11 @@ from mitmproxy.connection import ConnectionState, Server
 from mitmproxy.proxy.context import Context
 
 from addons.exchange import Upstream
+from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.engine.dispatch import HookFailed
 from proxy.engine.upstreams.connection import UpstreamConnection
 from proxy.engine.upstreams.services import Services
-
-HANDSHAKE_SECONDS = 10.0
 
 
 async def secure(
@@ -71,7 +70,7 @@ async def _secure(services: Services, upstream: UpstreamConnection, context: Con
         assert data.ssl_conn is not None
         ready = services.loop.create_future()
         upstream.start_tls(data.ssl_conn, ready)
-        async with asyncio.timeout(HANDSHAKE_SECONDS):
+        async with asyncio.timeout(timelimits.HANDSHAKE_SECONDS):
             await ready
     except HookFailed:
         upstream.close()
@@ -79,7 +78,8 @@ async def _secure(services: Services, upstream: UpstreamConnection, context: Con
     except TimeoutError:
         upstream.close()
         raise Denied(
-            Reason.UPSTREAM_TIMEOUT, f"{upstream.server.sni} did not complete TLS in {HANDSHAKE_SECONDS:.0f} s"
+            Reason.UPSTREAM_TIMEOUT,
+            f"{upstream.server.sni} did not complete TLS in {timelimits.HANDSHAKE_SECONDS:.0f} s",
         ) from None
     except ConnectionError:
         services.dispatch.call("tls_failed_server", data)

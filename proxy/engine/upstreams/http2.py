@@ -18,6 +18,7 @@ import h2.events
 from h2.errors import ErrorCodes
 from mitmproxy import http
 
+from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.core.http.framing import MAX_TRAILERS
 from proxy.core.http.heads import MAX_HEAD_BYTES, Fields
@@ -30,7 +31,6 @@ from proxy.engine.upstreams.connection import MAX_INTERIM, NoResponses, Upstream
 from proxy.engine.upstreams.services import Services
 from proxy.engine.upstreams.state import SHARED_AFTER, Sharing, SharingEvent
 
-SILENT_SECONDS = 5.0  # without a byte, before who gives a request up has a reason that others have, too
 MAX_STREAM_ID = 2**30  # then another connection is opened: there are twice as many
 _NOT_IN_HTTP2 = frozenset(
     (b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"host", b"te")
@@ -330,7 +330,7 @@ class UpstreamHttp2Stream(Stream):
         if (
             self.is_open
             and self._asked
-            and connection.loop.time() - max(self._asked, connection.heard) > SILENT_SECONDS
+            and connection.loop.time() - max(self._asked, connection.heard) > timelimits.SILENT_SECONDS
         ):
             connection.doubt()
         connection.reset(self, ErrorCodes.CANCEL)

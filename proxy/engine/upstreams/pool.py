@@ -16,10 +16,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from addons.exchange import Upstream
+from proxy import timelimits
 from proxy.engine.streams import UpstreamStream, Version
 
-IDLE_SECONDS = 60.0  # under the keep-alive time-outs of common servers
-MAX_AGE_SECONDS = 600.0  # then its certificate and pins are looked at again
 MAX_IDLE = 256
 MAX_IDLE_PER_KEY = 64
 MAX_SHARED_PER_KEY = 64  # each carries many requests
@@ -107,7 +106,7 @@ class Pool:
         """
         if version is not Version.HTTP1 and not self.speaks_only_http1(key, version):
             for shared in self._shared.get(key, ()):
-                if shared.has_room and self._loop.time() - shared.carrier.opened < MAX_AGE_SECONDS:
+                if shared.has_room and self._loop.time() - shared.carrier.opened < timelimits.POOL_AGE_SECONDS:
                     self._count("hit")
                     return shared.open()
         if version.is_of_http2 and not self.speaks_only_http1(key, version):
@@ -122,8 +121,8 @@ class Pool:
             if not idle:
                 del self._idle[key]
             now = self._loop.time()
-            is_young = now - upstream.opened < MAX_AGE_SECONDS and now - upstream.idle_since < IDLE_SECONDS
-            if upstream.is_usable and is_young:
+            is_young = now - upstream.opened < timelimits.POOL_AGE_SECONDS
+            if upstream.is_usable and is_young and now - upstream.idle_since < timelimits.POOL_IDLE_SECONDS:
                 upstream.wake()
                 self._count("hit")
                 return upstream
@@ -140,7 +139,7 @@ class Pool:
     def speaks_only_http1(self, key: object, version: Version = Version.HTTP2) -> bool:
         """Tell whether a destination is known to speak no HTTP/2 where it is asked for as this version asks."""
         since = self._only_http1.get((key, version.is_of_http2))
-        return since is not None and self._loop.time() - since < MAX_AGE_SECONDS
+        return since is not None and self._loop.time() - since < timelimits.POOL_AGE_SECONDS
 
     def only_http1(self, key: object, version: Version = Version.HTTP2) -> None:
         """Take note that a destination has chosen HTTP/1.
@@ -210,7 +209,7 @@ class Pool:
 
     def _look_later(self) -> None:
         if self._timer is None:
-            self._timer = self._loop.call_later(IDLE_SECONDS, self._expire)
+            self._timer = self._loop.call_later(timelimits.POOL_IDLE_SECONDS, self._expire)
 
     def forget(self, upstream: IdleConnection) -> None:
         """Take that an idle connection is over."""
@@ -224,17 +223,17 @@ class Pool:
 
     def _expire(self) -> None:
         self._timer = None
-        deadline = self._loop.time() - IDLE_SECONDS
+        deadline = self._loop.time() - timelimits.POOL_IDLE_SECONDS
         for upstream in [u for idle in self._idle.values() for u in idle if u.idle_since <= deadline]:
             self.forget(upstream)
             upstream.close()
         for shared in [each for found in self._shared.values() for each in found]:
-            is_old = self._loop.time() - shared.carrier.opened >= MAX_AGE_SECONDS
+            is_old = self._loop.time() - shared.carrier.opened >= timelimits.POOL_AGE_SECONDS
             if is_old or (shared.is_idle and shared.idle_since <= deadline):
                 self.forget_shared(shared)
                 shared.leave()
         if self._size or self._shared:
-            self._timer = self._loop.call_later(IDLE_SECONDS / 4, self._expire)
+            self._timer = self._loop.call_later(timelimits.POOL_IDLE_SECONDS / 4, self._expire)
 
     def close(self) -> None:
         """Close all that are idle, and each of the others once it is."""

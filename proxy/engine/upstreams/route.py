@@ -23,6 +23,7 @@ from mitmproxy.connection import Server
 from mitmproxy.proxy.context import Context
 
 from addons.exchange import Upstream
+from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.http.heads import HeadEnd
@@ -35,8 +36,6 @@ from proxy.engine.upstreams.handshake import secure
 from proxy.engine.upstreams.pairs import Ending, PairedSocket, paired_sockets, say_ending
 from proxy.engine.upstreams.services import Services
 
-LOOK_SECONDS = 1.0  # between looks whether whoever used a half-closed tunnel is still there
-HALF_CLOSED_SECONDS = 30.0  # for a proxy to end its side of a tunnel whose other side has ended
 _ABOUT_TRUST = frozenset((Reason.CERTIFICATE_INVALID, Reason.PIN_MISMATCH, Reason.PINS_EXPIRED))
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9]{2}[ \r]")
 _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
@@ -195,8 +194,8 @@ class _Link(NoResponses, Reading):
         idle = self._loop.time() - self._last_activity
         if self._inner.ending is not Ending.IN_ORDER:
             self.transport.abort()
-        elif idle < HALF_CLOSED_SECONDS:
-            self._timer = self._loop.call_later(LOOK_SECONDS, self._watch_half_closed)
+        elif idle < timelimits.HALF_CLOSED_SECONDS:
+            self._timer = self._loop.call_later(timelimits.TUNNEL_CHECK_SECONDS, self._watch_half_closed)
         else:
             self._break_off()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy import timelimits
 from proxy.processes import lines
 from proxy.processes.lines import LineWriter
 
@@ -59,7 +60,7 @@ def test_a_line_that_finds_no_room_is_lost_and_nobody_waits(
     pipe: tuple[FileIO, TextIOWrapper], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lines, "MAX_WAITING", 1000)
-    monkeypatch.setattr(lines, "LAST_SECONDS", 0.1)
+    monkeypatch.setattr(timelimits, "LAST_LINES_SECONDS", 0.1)
     reader, stream = pipe
     writer = LineWriter(stream, lambda _: None)
     line = "x" * 99 + "\n"
@@ -118,7 +119,7 @@ def test_where_there_is_no_stream_that_is_said_too(caplog: pytest.LogCaptureFixt
 def test_what_a_reader_has_not_taken_by_the_end_is_counted_and_said(
     pipe: tuple[FileIO, TextIOWrapper], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(lines, "LAST_SECONDS", 0.1)
+    monkeypatch.setattr(timelimits, "LAST_LINES_SECONDS", 0.1)
     reader, stream = pipe
     lost: list[int] = []
     writer = LineWriter(stream, lost.append)
@@ -162,7 +163,7 @@ def test_a_full_disk_tears_no_line_and_is_over_once_there_is_room(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(lines, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(timelimits, "LOST_LINES_LOG_SECONDS", 0.0)
     reader, stream = pipe
     path = tmp_path / "lines"
     lost: list[int] = []

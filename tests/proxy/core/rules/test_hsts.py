@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from proxy.core.decisions import Action
 from proxy.core.destinations import Destination
 from proxy.core.rules import hsts
-from proxy.core.rules.hsts import MAX_AGE_SECONDS, KnownHosts, parse_field
+from proxy.core.rules.hsts import KnownHosts, parse_field
 from proxy.core.rules.policy import Defaults, Https, PlainHttp, Policy
 from proxy.core.rules.transport import decide_plain_http
+from proxy.timelimits import HSTS_SECONDS
 
 
 class Clock:
@@ -36,7 +37,7 @@ def known(*preloaded: str) -> tuple[KnownHosts, Clock]:
         ("MAX-AGE=60; INCLUDESUBDOMAINS", (60, True)),
         ("max-age=0", (0, False)),
         (";max-age=1;;", (1, False)),
-        ("max-age=999999999999999", (MAX_AGE_SECONDS, False)),
+        ("max-age=999999999999999", (HSTS_SECONDS, False)),
         ("includeSubDomains; max-age=60; new=thing", (60, True)),
         ("", None),
         ("includeSubDomains", None),

@@ -15,12 +15,12 @@ from proxy.core.who.clients import PasswordHash, User
 from proxy.core.who.credentials import (
     _MAX_CREDENTIALS,
     GUESSES_OF_ONE,
-    SUSPECT_SECONDS,
     TRIED_A_SECOND,
     TRIED_OF_SUSPECTS,
     Verifier,
     read_basic,
 )
+from proxy.timelimits import SUSPECT_SECONDS
 
 
 def cheap(password: bytes, salt: bytes = b"8 bytes.") -> PasswordHash:

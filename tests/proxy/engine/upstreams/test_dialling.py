@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from addons.exchange import Upstream
+from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.core.rules.policy import Limits, Mode, Policy
 from proxy.core.who.addresses import AddressKind, AddressSet
@@ -155,7 +156,7 @@ def test_one_that_does_not_answer_is_not_waited_for_alone(
         return await original(loop, family, address)
 
     monkeypatch.setattr(dialling, "_try", silent)
-    monkeypatch.setattr(dialling, "NEXT_SECONDS", 0.01)
+    monkeypatch.setattr(timelimits, "NEXT_ADDRESS_SECONDS", 0.01)
     assert connect(server.getsockname()[1], Policy(destinations=LOOPBACK))[0] == "127.0.0.1"
 
 

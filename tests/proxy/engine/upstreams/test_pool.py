@@ -19,7 +19,8 @@ from addons.exchange import Upstream
 from proxy.core.rules.policy import Policy
 from proxy.engine.streams import Version
 from proxy.engine.upstreams.connection import UpstreamConnection
-from proxy.engine.upstreams.pool import IDLE_SECONDS, MAX_AGE_SECONDS, MAX_IDLE, MAX_IDLE_PER_KEY, MAX_KNOWN, Pool
+from proxy.engine.upstreams.pool import MAX_IDLE, MAX_IDLE_PER_KEY, MAX_KNOWN, Pool
+from proxy.timelimits import POOL_AGE_SECONDS, POOL_IDLE_SECONDS
 
 
 class Clock:
@@ -253,7 +254,7 @@ class TestTime:
     def test_one_that_idled_too_long_is_not_adopted(self, world: World) -> None:
         one = world.connection()
         world.pool.give(one)
-        world.clock.now += IDLE_SECONDS  # before any timer could do it
+        world.clock.now += POOL_IDLE_SECONDS  # before any timer could do it
         assert world.pool.take("key") is None
         assert not is_open(one)
         assert world.counts == ["evicted"]
@@ -261,14 +262,14 @@ class TestTime:
     def test_one_moment_before_it_is(self, world: World) -> None:
         one = world.connection()
         world.pool.give(one)
-        world.clock.now += IDLE_SECONDS - 0.001
+        world.clock.now += POOL_IDLE_SECONDS - 0.001
         assert world.pool.take("key") is one
 
     def test_one_that_is_in_use_all_the_time_is_still_parted_with_so_that_its_pins_are_looked_at_again(
         self, world: World
     ) -> None:
         one = world.connection()
-        for _ in range(int(MAX_AGE_SECONDS / 30) - 1):
+        for _ in range(int(POOL_AGE_SECONDS / 30) - 1):
             world.pool.give(one)
             world.clock.now += 30
             assert world.pool.take("key") is one
@@ -281,23 +282,23 @@ class TestTime:
     def test_nothing_that_nobody_takes_stays(self, world: World) -> None:
         first, second = world.connection("a"), world.connection("b")
         world.pool.give(first)
-        world.clock.advance(IDLE_SECONDS / 2)
+        world.clock.advance(POOL_IDLE_SECONDS / 2)
         world.pool.give(second)
-        world.clock.advance(IDLE_SECONDS / 2)
+        world.clock.advance(POOL_IDLE_SECONDS / 2)
         assert not is_open(first)
         assert is_open(second)
         for _ in range(8):
-            world.clock.advance(IDLE_SECONDS / 4)
+            world.clock.advance(POOL_IDLE_SECONDS / 4)
         assert not is_open(second)
         assert world.clock.timers == []  # an empty pool wakes nobody
         assert world.counts == ["evicted", "evicted"]
 
     def test_a_pool_that_was_empty_watches_again(self, world: World) -> None:
         world.pool.give(world.connection())
-        world.clock.advance(IDLE_SECONDS)
+        world.clock.advance(POOL_IDLE_SECONDS)
         one = world.connection()
         world.pool.give(one)
-        world.clock.advance(IDLE_SECONDS)
+        world.clock.advance(POOL_IDLE_SECONDS)
         assert not is_open(one)
 
 
@@ -335,7 +336,7 @@ class TestLimits:
         elif leave == "ended":
             one.connection_lost(None)
         elif leave == "expired":
-            world.clock.advance(IDLE_SECONDS)
+            world.clock.advance(POOL_IDLE_SECONDS)
         elif leave == "closed":
             world.pool.close()
         assert world.pool._idle == {}
@@ -356,7 +357,7 @@ class TestLimits:
         elif leave == "ended":
             kept[0].connection_lost(None)
         else:
-            world.clock.advance(IDLE_SECONDS)
+            world.clock.advance(POOL_IDLE_SECONDS)
         one = world.connection("more")
         world.pool.give(one)
         assert is_open(one)
@@ -371,7 +372,7 @@ def test_closing_it_closes_all_and_stops_its_timer(world: World) -> None:
     assert timer.is_cancelled
     assert not any(is_open(one) for one in kept)
     assert world.pool.take("key") is None
-    world.clock.advance(IDLE_SECONDS)
+    world.clock.advance(POOL_IDLE_SECONDS)
     assert world.counts == []
 
 
@@ -438,14 +439,14 @@ class TestShared:
 
     def test_one_that_is_old_is_given_to_nobody(self, pool: Pool, clock: Clock) -> None:
         shared = self.share(pool, clock)
-        clock.now += MAX_AGE_SECONDS - 1
+        clock.now += POOL_AGE_SECONDS - 1
         assert pool.take("key", Version.EITHER) is shared
         clock.now += 1
         assert pool.take("key", Version.EITHER) is None
 
     def test_one_that_is_old_is_left_though_it_is_busy(self, pool: Pool, clock: Clock) -> None:
         shared = self.share(pool, clock)
-        while clock.now < shared.carrier.opened + MAX_AGE_SECONDS - 20:
+        while clock.now < shared.carrier.opened + POOL_AGE_SECONDS - 20:
             clock.advance(15)
         assert not shared.has_left
         for _ in range(3):
@@ -454,13 +455,13 @@ class TestShared:
 
     def test_one_that_idles_is_left(self, pool: Pool, clock: Clock) -> None:
         shared = self.share(pool, clock)
-        clock.advance(IDLE_SECONDS)
+        clock.advance(POOL_IDLE_SECONDS)
         assert not shared.has_left  # it is busy
         shared.is_idle, shared.idle_since = True, clock.now
-        clock.advance(IDLE_SECONDS / 4)
+        clock.advance(POOL_IDLE_SECONDS / 4)
         assert not shared.has_left
         for _ in range(4):
-            clock.advance(IDLE_SECONDS / 4)
+            clock.advance(POOL_IDLE_SECONDS / 4)
         assert shared.has_left
         assert pool.take("key", Version.EITHER) is None
 
@@ -474,7 +475,7 @@ class TestShared:
         pool.only_http1("key")
         shared = self.share(pool, clock)
         assert pool.take("key", Version.HTTP2) is None
-        clock.now += MAX_AGE_SECONDS
+        clock.now += POOL_AGE_SECONDS
         shared.carrier.opened = clock.now
         assert pool.take("key", Version.HTTP2) is shared
 
