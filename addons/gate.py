@@ -104,7 +104,7 @@ class Gate:
         """Tell whether an app sends credentials here: not if it does not know of a proxy, and not again inside
         CONNECT.
         """
-        knows = session.entry in (ListenerKind.FORWARD, ListenerKind.SOCKS5)
+        knows = session.listener_kind in (ListenerKind.FORWARD, ListenerKind.SOCKS5)
         return knows and (session.connect is None or session.connect is exchange)
 
 

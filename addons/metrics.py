@@ -110,8 +110,8 @@ class Metrics:
             for reason in Reason:
                 self.requests.labels(rule, Action.DENY.value, reason.code)
             self.seconds.labels(rule)
-            for way in ("sent", "received"):
-                self.bytes.labels(rule, way)
+            for direction in ("sent", "received"):
+                self.bytes.labels(rule, direction)
         for each in policy.rules:
             for direction, entries in (("encrypted", each.encrypt), ("decrypted", each.decrypt)):
                 if entries:

@@ -114,9 +114,9 @@ def _check(policy: Policy, upstream: Upstream, verified_chain: list[bytes], dest
     upstream.pin = check_pins(rule.pins, verified_chain, datetime.now(UTC).date())
     if upstream.pin is PinVerdict.MATCH:
         return True
-    whose, place = f"rule {rule.name}", "the rule's pins.any_of"
+    whose, where = f"rule {rule.name}", "the rule's pins.any_of"
     if upstream.is_proxy:
-        whose, place = "upstream_proxy", "upstream_proxy.pins.any_of"
+        whose, where = "upstream_proxy", "upstream_proxy.pins.any_of"
     if upstream.pin is PinVerdict.EXPIRED:
         denied = Denied(Reason.PINS_EXPIRED, f"the pins of {whose} expired on {rule.pins.expires}")
     else:
@@ -125,7 +125,7 @@ def _check(policy: Policy, upstream: Upstream, verified_chain: list[bytes], dest
             Reason.PIN_MISMATCH,
             f"{whose} pins {destination.host}, and no key of its verified chain matches; "
             f"the server's key is {spki_pin(verified_chain[0])}",
-            f"if the server's operator confirms that key, add it to {place}; "
+            f"if the server's operator confirms that key, add it to {where}; "
             f"run overcoat pins fetch {shown} for all keys of the chain",
         )
     if policy.mode is Mode.OBSERVE and not upstream.is_proxy:

@@ -31,7 +31,7 @@ class Session:
 
     Attributes:
         policy: the policy for whatever begins on this connection.
-        entry: the kind of listener through which it came.
+        listener_kind: the kind of listener through which it came.
         connect: the CONNECT request that opened a tunnel on it, if any.
         is_admitted: whether it is counted among the connections whose number is limited.
         admitted_by: the policy that last allowed its client to use the proxy.
@@ -49,7 +49,7 @@ class Session:
 
     policy: Policy
     client: str
-    entry: ListenerKind = ListenerKind.FORWARD
+    listener_kind: ListenerKind = ListenerKind.FORWARD
     connect: Exchange | None = None
     is_admitted: bool = False
     admitted_by: Policy | None = None
@@ -118,9 +118,11 @@ class Sessions:
         self.admitted = 0
         self.busy = 0  # the sum over all sessions; see `Session`
 
-    def open(self, client: connection.Client, policy: Policy, entry: ListenerKind = ListenerKind.FORWARD) -> Session:
+    def open(
+        self, client: connection.Client, policy: Policy, listener_kind: ListenerKind = ListenerKind.FORWARD
+    ) -> Session:
         """Start a session."""
-        session = self._by_id[client.id] = Session(policy, client.peername[0], entry)
+        session = self._by_id[client.id] = Session(policy, client.peername[0], listener_kind)
         return session
 
     def admit(self, session: Session) -> None:

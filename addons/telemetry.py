@@ -56,7 +56,7 @@ class Telemetry:
         """Finish a denied CONNECT. If it stands for a connection through another kind of listener, the app got no
         status.
         """
-        is_told = self.sessions.of(flow.client_conn).entry is ListenerKind.FORWARD
+        is_told = self.sessions.of(flow.client_conn).listener_kind is ListenerKind.FORWARD
         status = flow.response.status_code if flow.response and is_told else None
         self._close(flow, self.sessions.exchange(flow), status)
 

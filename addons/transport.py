@@ -20,7 +20,7 @@ from addons.headers import values_of
 from addons.sessions import Sessions
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import HTTPS_PORT, Destination, parse_authority
-from proxy.core.http.cookies import Cookies, Way, names_sent
+from proxy.core.http.cookies import Cookies, Delivery, names_sent
 from proxy.core.http.heads import names_in
 from proxy.core.http.hops import has_come_through, one_forward_less, without_hop
 from proxy.core.http.names import host_field, with_host
@@ -84,7 +84,7 @@ class Transport:
             headers.fields = appview.request_fields(headers.fields, exchange.view)
         if b"cookie" in names:
             exchange.jar = names_sent(headers.fields)
-            headers.fields = self._cookies.sent(headers.fields, _way(flow, exchange))
+            headers.fields = self._cookies.sent(headers.fields, _delivery(flow, exchange))
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         """Translate an upgraded host's response for an app that asked over plain http."""
@@ -106,7 +106,7 @@ class Transport:
             headers.fields = tuple(each for each in headers.fields if each[0].lower() != b"alt-svc")
         fields = headers.fields
         if b"set-cookie" in names:
-            fields = self._cookies.received(fields, _way(flow, exchange), exchange.jar)
+            fields = self._cookies.received(fields, _delivery(flow, exchange), exchange.jar)
         if view is None:
             headers.fields = fields
             return
@@ -140,10 +140,10 @@ class Transport:
             exchange.refuse(flow, exchange.denied)
 
 
-def _way(flow: http.HTTPFlow, exchange: Exchange) -> Way:
+def _delivery(flow: http.HTTPFlow, exchange: Exchange) -> Delivery:
     """Return how this request goes to its server, for the translation of cookies."""
     host = exchange.asked.host if exchange.asked is not None else ""
-    return Way(
+    return Delivery(
         over_tls=flow.request.scheme == "https",
         is_translated=exchange.view is not None,
         host=host,

@@ -27,10 +27,10 @@ from addons.gate import Gate
 from addons.localca import LocalCaGuard
 from addons.metrics import Metrics
 from addons.pinning import Pinning
+from addons.stock.apps import Apps
 from addons.stock.dials import Dials
 from addons.stock.guard import Guard
 from addons.stock.heads import Heads
-from addons.stock.ways import Ways
 from addons.telemetry import Telemetry
 from addons.transport import Transport
 from proxy.core.http.cookies import Cookies
@@ -143,7 +143,7 @@ class Overcoat:
         dials = Dials(sessions, _own_ports, _cut)
         stages = (
             Heads(sessions),
-            Ways(sessions, policy, dials, authority.lifetime),
+            Apps(sessions, policy, dials, authority.lifetime),
             connections,
             Gate(sessions, Verifier(os.urandom(32), time.monotonic), known),
             LocalCaGuard(sessions, authority.lifetime),

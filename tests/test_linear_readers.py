@@ -48,7 +48,7 @@ BODY = 1024 * 1024
 TOKEN = 1024 * 1024
 A, B = Destination("a.example", 80), Destination("a.example", 443)
 VIEW = appview.View(A, lambda _: B, lambda _: A)
-WAY = cookies.Way(over_tls=True, is_translated=True, host="a.b.c.d.example")
+DELIVERY = cookies.Delivery(over_tls=True, is_translated=True, host="a.b.c.d.example")
 KEY = Key("k", Alg.A256KW, SecretBytes(bytes(32)))
 KEYS = KeySet("keys", Alg.A256KW, KEY, (), Bind.PLACE)
 GLOBS = tuple(PathGlob.parse(text) for text in ("/v1/**/a*b*c/**/x*y", "/**/a/*/**/b", "/a/**/**/c*c*c", "/*a*a*a"))
@@ -224,12 +224,12 @@ READERS: dict[str, Reader] = {
         lambda text: hops.has_come_through([text], "a"), units=("1.1 a,", "1.1 (", "1 a a"), leads=("", "1.1 ")
     ),
     "Set-Cookie": Reader(
-        lambda text: cookies.Cookies("tag").received(((b"Set-Cookie", field(text)),), WAY, frozenset(("a",))),
+        lambda text: cookies.Cookies("tag").received(((b"Set-Cookie", field(text)),), DELIVERY, frozenset(("a",))),
         leads=("", "a=b;", "__Host-a=b; Secure; ", "a=b; domain=", "_oc0123456789abcdef_"),
         units=("secure;", "domain=a;", "path=/;", "_oc", "__Host-"),
     ),
     "Cookie": Reader(
-        lambda text: cookies.Cookies("tag").sent(((b"Cookie", field(f"_oc;{text}")),), WAY),
+        lambda text: cookies.Cookies("tag").sent(((b"Cookie", field(f"_oc;{text}")),), DELIVERY),
         leads=("", "_oc0123456789abcdef_"),
         units=("_oc0123456789abcdef_a=b;", "_oc;"),
     ),
@@ -397,8 +397,8 @@ class TestManyFields:
         def read(fields: heads.Fields) -> None:
             with suppress(*READS_NOTHING_OF):
                 hops.without_hop(fields)
-                cookies.Cookies("tag").received(fields, WAY)
-                appview.response_fields(cookies.Cookies("tag").sent(fields, WAY), VIEW)
+                cookies.Cookies("tag").received(fields, DELIVERY)
+                appview.response_fields(cookies.Cookies("tag").sent(fields, DELIVERY), VIEW)
                 heads.read_request_head(
                     b"GET / HTTP/1.1\r\n" + b"".join(b"%s: %s\r\n" % each for each in fields) + b"\r\n"
                 )

@@ -4,8 +4,8 @@ denies, only allowed addresses are dialled, only strict heads pass.
 
 Offers:
 
+- `apps`: Apps; who is let in, and what may be spoken inside CONNECT
 - `dials`: Dials; which addresses mitmproxy may dial
 - `guard`: Guard; the one addon that mitmproxy knows: it calls ours, and denies if one raises
 - `heads`: Heads; heads read as strictly as in our engine
-- `ways`: Ways; what may be spoken inside CONNECT
 """

@@ -45,7 +45,7 @@ class Target(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Ways:
+class _MayDial:
     """What may be dialled for one client connection.
 
     Attributes:
@@ -73,19 +73,19 @@ class Dials:
         self._sessions = sessions
         self._own_ports = own_ports
         self._cut = cut
-        self._ways: dict[str, _Ways] = {}
+        self._may_dial: dict[str, _MayDial] = {}
 
     def client_connected(self, client: connection.Client) -> None:
         """Start with nothing that may be dialled."""
-        self._ways[client.id] = _Ways()
+        self._may_dial[client.id] = _MayDial()
 
     def client_disconnected(self, client: connection.Client) -> None:
         """Forget a connection."""
-        self._ways.pop(client.id, None)
+        self._may_dial.pop(client.id, None)
 
     def carry(self, client: connection.Client, connect: Exchange) -> None:
         """Let the bytes of a CONNECT be carried to its destination."""
-        self._ways[client.id].carried = connect
+        self._may_dial[client.id].carried = connect
 
     # -- before dialling
 
@@ -102,8 +102,8 @@ class Dials:
         if flow.response is not None or flow.error is not None:
             return
         target = Target(flow.request.host, flow.request.port, flow.request.scheme == "https")
-        ways = self._ways[flow.client_conn.id]
-        first = ways.let_through.get(target, exchange)
+        may_dial = self._may_dial[flow.client_conn.id]
+        first = may_dial.let_through.get(target, exchange)
         if first.rule is not exchange.rule:
             what = f"this connection has led to {target.host} port {target.port} under another rule already"
             exchange.refuse(
@@ -115,10 +115,10 @@ class Dials:
             expired = Denied(Reason.PINS_EXPIRED, f"the pins of rule {exchange.rule_name} have expired")
             exchange.deny(flow, expired)
             return
-        if target not in ways.let_through:  # else it was judged, and will be again at the next dial
+        if target not in may_dial.let_through:  # else it was judged, and will be again at the next dial
             await self._judge_flow(flow, exchange, target.host, target.port)
         if flow.response is None:
-            ways.let_through[target] = first
+            may_dial.let_through[target] = first
 
     async def _judge_flow(self, flow: http.HTTPFlow, exchange: Exchange, host: str, port: int) -> None:
         try:
@@ -138,27 +138,27 @@ class Dials:
         found = await look_up(host, port, policy.limits.connect_seconds)
         if port in self._own_ports() and any(kind_of(each) is AddressKind.LOOPBACK for each in found):
             raise own_listener(f"{host} port {port}")
-        allowed = policy.reachable(rule)
-        kind = next((kind for each in found if (kind := allowed.forbids(each)) is not None), None)
+        reachable = policy.reachable(rule)
+        kind = next((kind for each in found if (kind := reachable.forbids(each)) is not None), None)
         return None if kind is None else forbidden_address(host, kind, rule)
 
     # -- while dialling
 
     async def server_connect(self, data: ServerConnectionHookData) -> None:
         """Refuse a connection for which no request was let through."""
-        server, ways = data.server, self._ways[data.client.id]
+        server, may_dial = data.server, self._may_dial[data.client.id]
         if server.address is None or server.via is not None:
             raise RuntimeError("an upstream without an address, or through another proxy")
         host, port = server.address[:2]
         target = Target(host, port, server.tls)
-        exchange = ways.carried or ways.let_through.get(target)
-        if exchange is None or (ways.carried and (exchange.asked is None or (host, port) != _of(exchange))):
+        exchange = may_dial.carried or may_dial.let_through.get(target)
+        if exchange is None or (may_dial.carried and (exchange.asked is None or (host, port) != _of(exchange))):
             raise RuntimeError("an upstream that no request was let through to")
         # HTTP/2 upstream only if the app speaks it, too: only then does mitmproxy pass trailers on.
         alpn = (b"h2", b"http/1.1") if data.client.alpn == b"h2" else (b"http/1.1",)
         record = Upstream(exchange.policy, exchange.rule, alpn=alpn)
-        self._sessions.of(data.client).upstreams[server.id] = ways.last[target] = record
-        if ways.carried is not None:
+        self._sessions.of(data.client).upstreams[server.id] = may_dial.last[target] = record
+        if may_dial.carried is not None:
             exchange.upstream = record
         try:
             found = await self._judge(record.policy, record.rule, host, port)
@@ -215,10 +215,10 @@ class Dials:
     def _find(self, flow: http.HTTPFlow) -> None:
         exchange, server = self._sessions.exchange(flow), flow.server_conn
         target = Target(flow.request.host, flow.request.port, flow.request.scheme == "https")
-        ways = self._ways[flow.client_conn.id]
+        may_dial = self._may_dial[flow.client_conn.id]
         known = self._sessions.of(flow.client_conn).upstreams.get(server.id)
-        if target in ways.let_through:
-            exchange.upstream = known or (None if exchange.is_refused else ways.last.get(target))
+        if target in may_dial.let_through:
+            exchange.upstream = known or (None if exchange.is_refused else may_dial.last.get(target))
         is_open = server.timestamp_tls_setup if server.tls else server.timestamp_tcp_setup
         exchange.has_left = exchange.has_left or is_open is not None
 

@@ -102,12 +102,12 @@ class Guard:
         response, exchange = flow.response, self.sessions.exchange(flow)
         exchange.stop(denied)
         # A streamed body is not kept. A body that is complete here, even an empty one, can still be held back.
-        is_on_its_way = (
+        is_leaving = (
             (name == "request" and flow.request.data.content is None)
             or name == "responseheaders"
             or (name == "response" and response is not None and response.data.content is None)
         )
-        if is_on_its_way:
+        if is_leaving:
             _kill(flow)
         elif name in ("http_connect", "requestheaders", "request", "response"):
             exchange.refuse(flow, denied)

@@ -175,7 +175,7 @@ def _print_summary(policy: Policy) -> None:
     click.echo(f"policy    {policy.source}, mode {policy.mode}, hash {policy.short_hash}")
     click.echo(f"listen    {', '.join(summary['listen'])}; {_own_listeners_text(policy)}")
     click.echo(f"clients   {_clients_text(policy)}")
-    click.echo(f"reaches   {_reached(policy.destinations)}{_way_text(policy)}")
+    click.echo(f"reaches   {_reached(policy.destinations)}{_route_text(policy)}")
     for rule in policy.rules:
         if rule.destinations is not None:
             click.echo(f"          rule {rule.name}: {_reached(rule.destinations)}")
@@ -236,7 +236,7 @@ def _reached(addresses: AddressSet) -> str:
     return ", ".join(["public addresses", *addresses_texts(addresses)])
 
 
-def _way_text(policy: Policy) -> str:
+def _route_text(policy: Policy) -> str:
     proxy = policy.upstream_proxy
     if proxy is None:
         return ""

@@ -172,13 +172,13 @@ async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitS
     is_ready = False
     engine, sockets = _prepare(policy, metrics, lines.write)
     metrics.registry.register(PolicyMetrics(version("overcoat"), lambda: engine.policy, time.time()))
-    places = _bind_admin(policy)
-    listeners = places.start(metrics.registry, lambda: is_ready, lambda: engine.policy)
+    admin_sockets = _bind_admin(policy)
+    listeners = admin_sockets.start(metrics.registry, lambda: is_ready, lambda: engine.policy)
     for listener in listeners:
         engine.guard(listener.address)
     await engine.listen(sockets)
     is_ready = True
-    _announce(policy, sockets, places, closing)
+    _announce(policy, sockets, admin_sockets, closing)
     _keep_reminding(engine, Reminder(engine.local_ca, policy, datetime.now(UTC)))
     stop = asyncio.Event()
 
@@ -241,8 +241,8 @@ def _serve_together(
 
     try:
         shares = _bind(policy, count)
-        places = _bind_admin(policy)
-        guarded = tuple(each.getsockname()[:2] for each in places.all)
+        admin_sockets = _bind_admin(policy)
+        guarded = tuple(each.getsockname()[:2] for each in admin_sockets.all)
         authority = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
         is_ready = Shared()
         seats = [
@@ -250,18 +250,18 @@ def _serve_together(
                 "a worker",
                 True,
                 str(number),
-                [place.socket for place in share],
+                [each.socket for each in share],
                 partial(work, Equipment(authority, directory, guarded, share, lines)),
             )
             for number, share in enumerate(shares)
         ]
-        if places.all:
-            answer = partial(administer, Desk(directory, is_ready, time.time(), places))
-            seats.append(Seat("the admin endpoint", False, "admin", places.all, answer))
+        if admin_sockets.all:
+            answer = partial(administer, Desk(directory, is_ready, time.time(), admin_sockets))
+            seats.append(Seat("the admin endpoint", False, "admin", admin_sockets.all, answer))
         reminder = Reminder(authority.lifetime, policy, datetime.now(UTC))
         reread = Reader(load, policy).again
         supervisor = Supervisor(seats, is_ready, directory, policy, reread, remind=reminder.remind)
-        status = supervisor.run(lambda: _announce(policy, shares[0], places, closing))
+        status = supervisor.run(lambda: _announce(policy, shares[0], admin_sockets, closing))
     except (BindError, CaError, NoRoots, SupervisorFailed) as e:
         raise _CannotStart(str(e)) from None
     finally:
@@ -302,17 +302,19 @@ def _bind(policy: Policy, count: int) -> list[list[Bound]]:
     return shares
 
 
-def _announce(policy: Policy, bound: list[Bound], places: AdminSockets, closing: contextlib.ExitStack) -> None:
+def _announce(policy: Policy, bound: list[Bound], admin_sockets: AdminSockets, closing: contextlib.ExitStack) -> None:
     """Tell people, programs and `overcoat healthcheck` that the sidecar serves."""
     from proxy.policyfile.findings import findings, log_findings
 
-    listen = ["{}:{}".format(*place.socket.getsockname()[:2]) for place in bound]
+    listen = ["{}:{}".format(*each.socket.getsockname()[:2]) for each in bound]
     logger.info(
         "policy %s: rules %d, mode %s, hash %s", policy.source, len(policy.rules), policy.mode, policy.short_hash
     )
     log_findings(findings(policy, os.environ, datetime.now(UTC)))
     warn_of_limit(policy)
-    admin, probes = (each and address_text(*each.getsockname()[:2]) for each in (places.admin, places.probes))
+    admin, probes = (
+        each and address_text(*each.getsockname()[:2]) for each in (admin_sockets.admin, admin_sockets.probes)
+    )
     try:
         policy_file = None if policy.source == "built-in" else policy.source
         sign = Sign(data_folder(os.environ), probes or admin or "", policy_file, os.environ.get("OVERCOAT_POLICY"))

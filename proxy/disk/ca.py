@@ -138,7 +138,7 @@ class LocalCa:
     @classmethod
     def _load(cls, directory: Path) -> LocalCa:
         key_path = directory / KEY_FILE
-        way_out = f"move {KEY_FILE} out of {directory} to have a new CA made, and make the apps trust that one"
+        remedy = f"move {KEY_FILE} out of {directory} to have a new CA made, and make the apps trust that one"
         # Key and certificate are in one file, so that no half-made CA can exist. The certificate file beside it is for
         # apps.
         pem = _read_private(key_path)
@@ -147,11 +147,11 @@ class LocalCa:
             certificate = x509.load_pem_x509_certificate(pem)
             constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
         except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound):
-            raise CaError(f"{key_path} holds no CA key and certificate: {way_out}") from None
+            raise CaError(f"{key_path} holds no CA key and certificate: {remedy}") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-            raise CaError(f"the key in {key_path} is not on the curve P-256: {way_out}")
+            raise CaError(f"the key in {key_path} is not on the curve P-256: {remedy}")
         if key.public_key() != certificate.public_key() or not constraints.ca:
-            raise CaError(f"the key and the certificate in {key_path} are not those of one CA: {way_out}")
+            raise CaError(f"the key and the certificate in {key_path} are not those of one CA: {remedy}")
         return cls(certificate, key)
 
     def leaf(self, host: str, now: datetime) -> Leaf:

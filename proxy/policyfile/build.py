@@ -61,7 +61,7 @@ from proxy.policyfile.model import (
     UpstreamProxySection,
     WhenSection,
 )
-from proxy.policyfile.places import unreadable
+from proxy.policyfile.nearby import unreadable
 from proxy.policyfile.usable import usable_part
 from proxy.policyfile.values import KeySource, PinFile
 from proxy.policyfile.yamltext import Document, Problem, Steps, shown
@@ -156,11 +156,11 @@ class Builder:
 
     def _check_response_seconds(self, file: PolicyFile) -> None:
         """Check that a time limit for responses can be reached: the idle limit must allow so long a silence."""
-        places: list[tuple[Steps, LimitsSection | RuleLimitsSection]] = [(("limits",), file.limits)]
+        listed: list[tuple[Steps, LimitsSection | RuleLimitsSection]] = [(("limits",), file.limits)]
         for index, rule in self._usable.numbered(("rules",), file.rules or ()):
             if rule.limits is not None:
-                places.append((("rules", index, "limits"), rule.limits))
-        for steps, section in places:
+                listed.append((("rules", index, "limits"), rule.limits))
+        for steps, section in listed:
             seconds, idle = section.response_seconds, file.limits.idle_seconds
             if "response_seconds" in section.model_fields_set and seconds is not None and seconds > idle:
                 self._problem(
@@ -302,18 +302,18 @@ class Builder:
 
     def _key_set(self, name: str, section: KeySetSection) -> KeySet | None:
         steps: Steps = ("keys", name)
-        places: list[tuple[Steps, KeyEntry]] = [((*steps, "primary"), section.primary)]
+        listed: list[tuple[Steps, KeyEntry]] = [((*steps, "primary"), section.primary)]
         older = self._usable.numbered((*steps, "older"), section.older or ())
-        places += [((*steps, "older", index), entry) for index, entry in older]
+        listed += [((*steps, "older", index), entry) for index, entry in older]
         keys: list[Key] = []
         complete = True
-        for place, entry in places:
-            key = self._key(place, entry, section)
+        for at, entry in listed:
+            key = self._key(at, entry, section)
             if key is None:
                 complete = False
             elif any(key.kid == other.kid for other in keys):
                 self._problem(
-                    (*place, "kid") if entry.kid else place,
+                    (*at, "kid") if entry.kid else at,
                     f"the kid {shown(key.kid)} stands twice in key set {name}; each key needs its own",
                 )
                 complete = False
@@ -323,7 +323,7 @@ class Builder:
 
     def _key(self, steps: Steps, entry: KeyEntry, section: KeySetSection) -> Key | None:
         file = entry.file or (entry.key.file if entry.key else None)
-        place: Steps = (*steps, "file") if entry.file else (*steps, "key")
+        at: Steps = (*steps, "file") if entry.file else (*steps, "key")
         try:
             if file is not None:
                 self.files.append(self._folder / file)
@@ -331,15 +331,15 @@ class Builder:
             else:
                 variable = (entry.key.env if entry.key else None) or ""
                 if variable not in self._env:
-                    self._problem(place, f"the environment variable {_variable(variable)} is not set")
+                    self._problem(at, f"the environment variable {_variable(variable)} is not set")
                     return None
                 data = self._env[variable].encode("utf-8", errors="surrogateescape")
             self.note(data)
             return load_key(data, alg=section.alg, kid=entry.kid, not_after=entry.not_after)
         except OSError as error:
-            self._problem(place, unreadable(self._folder / (file or ""), error))
+            self._problem(at, unreadable(self._folder / (file or ""), error))
         except (KeyFileError, BadKey) as error:
-            self._problem(place, str(error))
+            self._problem(at, str(error))
         return None
 
     # Rules
@@ -445,10 +445,10 @@ class Builder:
     def _pins(self, steps: Steps, section: PinsSection) -> PinSet:
         pins: dict[Pin, int] = {}
         for index, entry in self._usable.numbered((*steps, "any_of"), section.any_of):
-            place: Steps = (*steps, "any_of", index)
-            pin = self._pin_of_file(place, entry) if isinstance(entry, PinFile) else entry
+            at: Steps = (*steps, "any_of", index)
+            pin = self._pin_of_file(at, entry) if isinstance(entry, PinFile) else entry
             if pin is not None and pins.setdefault(pin, index) != index:
-                self._problem(place, f"any_of[{pins[pin]}] is the same pin already; a backup is a pin of another key")
+                self._problem(at, f"any_of[{pins[pin]}] is the same pin already; a backup is a pin of another key")
         return PinSet(tuple(pins), section.expires)
 
     def _pin_of_file(self, steps: Steps, entry: PinFile) -> Pin | None:
@@ -466,12 +466,12 @@ class Builder:
     ) -> tuple[FieldEntry, ...]:
         fields: list[FieldEntry] = []
         for index, entry in self._usable.numbered(steps, entries):
-            place: Steps = (*steps, index, "key")
+            at: Steps = (*steps, index, "key")
             if entry.key not in keys:
                 near = difflib.get_close_matches(entry.key, keys, n=1)
                 known = ", ".join(keys) if keys else "none"
                 hint = f"; did you mean {near[0]}?" if near else ""
-                self._problem(place, f"there is no key set {entry.key}{hint} (known: {known})")
+                self._problem(at, f"there is no key set {entry.key}{hint} (known: {known})")
                 continue
             key_set = keys[entry.key]
             if key_set is None:  # the error is reported at the key set
@@ -479,7 +479,7 @@ class Builder:
             selectors = entry.encrypt if isinstance(entry, EncryptEntry) else entry.decrypt
             if isinstance(entry, DecryptEntry) and not any(key.can_open for key in (key_set.primary, *key_set.older)):
                 self._problem(
-                    place, f"key set {entry.key} has public keys only; decrypting takes a private or symmetric key"
+                    at, f"key set {entry.key} has public keys only; decrypting takes a private or symmetric key"
                 )
             signed = entry.signed if isinstance(entry, EncryptEntry) else Signed.DENY
             fields.append(FieldEntry(tuple(selectors), key_set, _when(entry.when), signed))

@@ -33,7 +33,7 @@ from proxy.core.who.addresses import parse_ip
 from proxy.disk.reading import read_regular
 from proxy.policyfile.build import Builder
 from proxy.policyfile.model import PolicyFile, Section
-from proxy.policyfile.places import DEFAULT_FILE, is_there, nearly_named, what_lies_there, whose
+from proxy.policyfile.nearby import DEFAULT_FILE, is_there, nearly_named, what_lies_there, whose
 from proxy.policyfile.values import parse_admin, parse_listener
 from proxy.policyfile.yamltext import (
     ANY_INDEX,
@@ -93,8 +93,8 @@ class PolicyError:
     message: str
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
-        return ": ".join(part for part in (place, self.path, self.message) if part)
+        position = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return ": ".join(part for part in (position, self.path, self.message) if part)
 
 
 class PolicyErrors(Exception):
@@ -222,13 +222,13 @@ def _listener_errors(
     """Yield an error for each address that comes twice, at its second position, and for each listener open to
     everybody.
     """
-    places: list[tuple[Steps, Listener]] = [(("listen", index), each) for index, each in enumerate(policy.listen)]
+    listeners: list[tuple[Steps, Listener]] = [(("listen", index), each) for index, each in enumerate(policy.listen)]
     own = (("admin", policy.admin), ("probes", policy.probes))
-    places += [((name,), each) for name, each in own if each is not None]
+    listeners += [((name,), each) for name, each in own if each is not None]
     clients = document.data.get("clients") if isinstance(document.data, dict) else None
     said = frozenset(clients) if isinstance(clients, dict) else frozenset()
     seen: set[tuple[str, int]] = set()
-    for steps, listener in places:
+    for steps, listener in listeners:
         message = None
         if listener.port and (listener.host, listener.port) in seen:
             message = f"{listener.address} stands twice; each listener needs its own address"
@@ -251,8 +251,8 @@ def _listener_errors(
                 yield PolicyError("", 0, 0, texts[str(steps[0])][0], message)
             else:
                 mark = document.mark(steps)
-                place = (mark.line, mark.column) if file else (0, 0)
-                yield PolicyError(file, *place, path_text(steps), message)
+                position = (mark.line, mark.column) if file else (0, 0)
+                yield PolicyError(file, *position, path_text(steps), message)
         seen.add((listener.host, listener.port))
 
 

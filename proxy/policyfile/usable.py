@@ -53,9 +53,9 @@ class Usable:
         """Tell whether the value at these steps was taken out, or is part of one that was."""
         return any(each[: len(steps)] == steps[: len(each)] for each in self.wrong)
 
-    def in_file(self, place: Steps, step: str | int) -> str | int:
+    def in_file(self, at: Steps, step: str | int) -> str | int:
         """Return the step in the file for a step in the usable part."""
-        return self.kept[place][step] if isinstance(step, int) and place in self.kept else step
+        return self.kept[at][step] if isinstance(step, int) and at in self.kept else step
 
     def numbered[T](self, steps: Steps, items: Sequence[T]) -> Iterator[tuple[int, T]]:
         """Yield the items of the list at these steps, each with its number in the file."""
@@ -93,21 +93,21 @@ def _to_take_out(errors: list[ErrorDetails]) -> list[Steps]:
 
 def _take_out(rest: Any, steps: Steps, usable: Usable) -> None:
     container = rest
-    place: Steps = ()
+    at: Steps = ()
     for step in steps[:-1]:
-        place = (*place, usable.in_file(place, step))
+        at = (*at, usable.in_file(at, step))
         container = container[step]
     last = steps[-1]
-    place_of_it = (*place, usable.in_file(place, last))
-    usable.wrong.add(place_of_it)
+    leaf = (*at, usable.in_file(at, last))
+    usable.wrong.add(leaf)
     if isinstance(last, int):
-        usable.kept.setdefault(place, list(range(len(container)))).pop(last)
+        usable.kept.setdefault(at, list(range(len(container)))).pop(last)
         del container[last]
     elif last in container:
         del container[last]
     else:
         container[last] = _PLACEHOLDERS[last]
-        usable.kept.pop(place_of_it, None)
+        usable.kept.pop(leaf, None)
 
 
 def _copied(data: object) -> Any:

@@ -40,14 +40,14 @@ class Equipment:
         authority: the local CA, which all workers share.
         directory: the folder with their common lock for standard output.
         guarded: the addresses of the admin endpoint, which no app may reach.
-        places: the listening sockets.
+        bound: the listening sockets.
         lines: the file for decision lines; None for standard output.
     """
 
     authority: LocalCa
     directory: Path
     guarded: tuple[tuple[str, int], ...]
-    places: list[Bound]
+    bound: list[Bound]
     lines: Path | None
 
 
@@ -87,7 +87,7 @@ class _Worker:
             raise SystemExit(CANNOT_START) from None
         for address in equipment.guarded:
             self._engine.guard(address)
-        await self._engine.listen(equipment.places)
+        await self._engine.listen(equipment.bound)
         loop.add_reader(self._seat.wire, self._take_order)
         send(self._seat.wire, SERVES)
         await self._stop.wait()

@@ -20,7 +20,7 @@ _NAME = "overcoat-metrics-"
 _BEGUN = "overcoat-begun-"
 _LOCK = "in-use"
 
-_place = ["none"]
+_seat = ["none"]
 
 
 def prepare_metrics() -> Path:
@@ -30,7 +30,7 @@ def prepare_metrics() -> Path:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
     from prometheus_client import values  # noqa: PLC0415  # it reads the environment when it is imported
 
-    values.ValueClass = values.MultiProcessValue(lambda: _place[0])  # type: ignore[no-untyped-call]  # untyped there
+    values.ValueClass = values.MultiProcessValue(lambda: _seat[0])  # type: ignore[no-untyped-call]  # untyped there
     return directory
 
 
@@ -73,10 +73,10 @@ def _clear_away(directory: Path) -> None:
         os.close(lock)
 
 
-def take_place(place: str) -> None:
+def take_seat(name: str) -> None:
     """Count in the files of this seat from now on; no two running processes may have the same seat.
 
     Args:
-        place: letters and digits.
+        name: letters and digits.
     """
-    _place[0] = place
+    _seat[0] = name

@@ -64,7 +64,7 @@ def _bindings(policy: Policy) -> Iterator[Callable[[], list[socket.socket]]]:
 
 
 def _sockets_of(listener: Listener) -> list[socket.socket]:
-    return [place.socket for share in bind(listener, 1) for place in share]
+    return [bound.socket for share in bind(listener, 1) for bound in share]
 
 
 def _own_sockets_of(listener: Listener | None, name: str) -> list[socket.socket]:

@@ -46,7 +46,7 @@ from addons.metrics import Metrics
 from proxy import timelimits
 from proxy.core.rules.policy import Policy
 from proxy.processes import wires
-from proxy.processes.metricsfiles import take_place
+from proxy.processes.metricsfiles import take_seat
 from proxy.processes.reload import log_leaving, log_read
 from proxy.processes.secrecy import name_process
 from proxy.processes.signals import DRAIN, RELOAD, REOPEN, take_over_signals
@@ -68,7 +68,7 @@ class Seat:
     Attributes:
         name: its name, for the log.
         drains: whether it is asked to drain and waited for; the others are ended last.
-        place: where it keeps its metrics; see `proxy.processes.metricsfiles`.
+        metrics: the name of its metrics files; see `proxy.processes.metricsfiles`.
         sockets: the bound sockets from which it accepts connections.
         work: everything that it does; returns when it has drained, and raises SystemExit if it cannot start.
         wire: the child's end of the wire, used in the child only; see `proxy.processes.wires`.
@@ -76,7 +76,7 @@ class Seat:
 
     name: str
     drains: bool
-    place: str
+    metrics: str
     sockets: list[socket.socket]
     work: Callable[[Seat, Policy], None]
     wire: socket.socket = field(init=False)
@@ -175,7 +175,7 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)  # its arrival alone wakes the wait
         self._selector.register(self._signals.descriptor, selectors.EVENT_READ)
         gc.freeze()  # loaded objects stay in memory that the children share
-        take_place("parent")
+        take_seat("parent")
         self._metrics = Metrics(CollectorRegistry())
         try:
             for seat in self._seats:
@@ -306,7 +306,7 @@ class Supervisor:
                 if other is not seat:
                     for bound in other.sockets:
                         bound.close()
-            take_place(seat.place)
+            take_seat(seat.metrics)
             seat.work(seat, self._policy)
             status = 0
         except SystemExit as e:
@@ -368,7 +368,7 @@ class Supervisor:
             self._selector.unregister(child.wire)
         child.wire.close()
         seat.due = child.started + timelimits.QUICK_END_SECONDS
-        mark_process_dead(seat.place, str(self._directory))  # type: ignore[no-untyped-call]  # untyped there
+        mark_process_dead(seat.metrics, str(self._directory))  # type: ignore[no-untyped-call]  # untyped there
         if self._is_draining:
             self._status = self._status or int(seat.drains and status != 0)
         elif not self._has_started:

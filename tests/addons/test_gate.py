@@ -92,10 +92,10 @@ class TestCredentials:
     USERS = (User("app", PasswordHash(10, 1, 1, SALT, hashlib.scrypt(b"one", salt=SALT, n=1024, r=1, p=1, dklen=32))),)
 
     def flow(
-        self, client: connection.Client, *shown: tuple[bytes, bytes], entry: ListenerKind = ListenerKind.FORWARD
+        self, client: connection.Client, *shown: tuple[bytes, bytes], kind: ListenerKind = ListenerKind.FORWARD
     ) -> tuple[Sessions, http.HTTPFlow]:
         sessions = Sessions()
-        sessions.open(client, replace(POLICY, clients=ClientRules(users=self.USERS)), entry)
+        sessions.open(client, replace(POLICY, clients=ClientRules(users=self.USERS)), kind)
         flow = new_flow(client)
         flow.request.headers.fields += shown
         return sessions, flow
@@ -109,25 +109,25 @@ class TestCredentials:
             ((RIGHT, RIGHT), "carries a name or a password that is not the proxy's"),
         ],
     )
-    @pytest.mark.parametrize("entry", [ListenerKind.FORWARD, ListenerKind.SOCKS5])
+    @pytest.mark.parametrize("kind", [ListenerKind.FORWARD, ListenerKind.SOCKS5])
     def test_without_one_users_own_nothing_passes(
-        self, client: connection.Client, entry: ListenerKind, shown: tuple[tuple[bytes, bytes], ...], said: str
+        self, client: connection.Client, kind: ListenerKind, shown: tuple[tuple[bytes, bytes], ...], said: str
     ) -> None:
-        sessions, flow = self.flow(client, *shown, entry=entry)
+        sessions, flow = self.flow(client, *shown, kind=kind)
         assert refused(sessions, flow) is Reason.PROXY_AUTHENTICATION_REQUIRED
         denied = sessions.exchange(flow).denied
         assert denied is not None
         assert said in denied.detail
 
-    @pytest.mark.parametrize("entry", [ListenerKind.FORWARD, ListenerKind.SOCKS5])
-    def test_with_them_it_passes(self, client: connection.Client, entry: ListenerKind) -> None:
-        passed(*self.flow(client, self.RIGHT, entry=entry))
+    @pytest.mark.parametrize("kind", [ListenerKind.FORWARD, ListenerKind.SOCKS5])
+    def test_with_them_it_passes(self, client: connection.Client, kind: ListenerKind) -> None:
+        passed(*self.flow(client, self.RIGHT, kind=kind))
 
-    @pytest.mark.parametrize("entry", [ListenerKind.REVERSE, ListenerKind.TRANSPARENT])
+    @pytest.mark.parametrize("kind", [ListenerKind.REVERSE, ListenerKind.TRANSPARENT])
     def test_where_an_app_knows_of_no_proxy_none_are_asked_for(
-        self, client: connection.Client, entry: ListenerKind
+        self, client: connection.Client, kind: ListenerKind
     ) -> None:
-        passed(*self.flow(client, entry=entry))
+        passed(*self.flow(client, kind=kind))
 
     def test_inside_connect_they_are_not_asked_for_again(self, client: connection.Client) -> None:
         sessions, flow = self.flow(client)

@@ -70,7 +70,7 @@ from addons.encryption import Encryption
 from addons.gate import Gate
 from addons.pinning import Pinning
 from addons.stock.dials import Dials
-from addons.stock.ways import Ways
+from addons.stock.apps import Apps
 from addons.transport import Transport
 from proxy.engine.tls import TlsConnections
 
@@ -89,7 +89,7 @@ def break_at(kind, name):
 
 
 for kind, name in (
-    (Ways, "client_connected"), (Gate, "http_connect"), (Ways, "next_layer"), (Ways, "tls_clienthello"),
+    (Apps, "client_connected"), (Gate, "http_connect"), (Apps, "next_layer"), (Apps, "tls_clienthello"),
     (TlsConnections, "tls_start_client"), (Gate, "requestheaders"), (Encryption, "request"), (Dials, "server_connect"),
     (Dials, "server_connected"), (Pinning, "tls_start_server"), (Transport, "responseheaders"),
     (Encryption, "response"),
@@ -529,10 +529,10 @@ class TestDestinations:
 
 # Where a hook raises, and whether the request has reached the upstream by then.
 BROKEN = {
-    "Ways.client_connected": False,
+    "Apps.client_connected": False,
     "Gate.http_connect": False,
-    "Ways.next_layer": False,
-    "Ways.tls_clienthello": False,
+    "Apps.next_layer": False,
+    "Apps.tls_clienthello": False,
     "TlsConnections.tls_start_client": False,
     "Gate.requestheaders": False,
     "Encryption.request": False,

@@ -39,7 +39,7 @@ MAX_PATHS = 4 * 1024 * 1024  # characters in all their paths together; an honest
 
 # For each open container: the decoded name of the current member in UTF-8 (an object), or the current index (an array).
 # None stands for the text itself, outside all containers.
-type _Place = bytes | int | None
+type _Step = bytes | int | None
 
 _QUOTE, _COMMA, _OPEN_ARRAY, _CLOSE_ARRAY, _CLOSE_OBJECT = b'",[]}'
 _SPACE = 0x20
@@ -274,12 +274,12 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
     next_length = iter(lengths or ()).__next__
     # The innermost open container: its current name or index, its live bits, and its length (for an array, if lengths
     # are known). The three lists hold the same for the containers round it.
-    place: _Place = None
+    step: _Step = None
     alive = length = 0
-    places: list[_Place] = []
+    outer: list[_Step] = []
     all_alive: list[int] = []
     all_lengths: list[int] = []
-    steps: list[str] = []  # the outer steps as written in a path, as far as they were needed
+    written: list[str] = []  # the outer steps as they are written in a path, as far as they were needed
     # A selected container that is open: the number of containers round it, its start, its path and its job. Inside it
     # no bit is alive, so there is never a second one.
     held_depth, held_start, held_path, held_job = -1, 0, "", 0
@@ -297,8 +297,8 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
         hit = bits & selected
         path, job = "", 0
         if hit:
-            steps += map(_path_step, places[len(steps) :])
-            path = "$" + "".join(steps) + _path_step(place)
+            written += map(_path_step, outer[len(written) :])
+            path = "$" + "".join(written) + _path_step(step)
             job = automaton.job_of[hit & -hit]  # the lowest bit is the first job's
             path_characters += len(path)
             if len(spans) >= MAX_VALUES or path_characters > MAX_PATHS:
@@ -310,19 +310,19 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
                 spans.append(Span(position, token.end(1), path, job))
             position = token.end()
             # Containers may end here, too.
-            while (byte := data[position]) != _COMMA or place is None:
-                if place is None:
+            while (byte := data[position]) != _COMMA or step is None:
+                if step is None:
                     if position != len(text):
                         raise NotJson("something follows the JSON text", position)
                     return spans
-                if byte != (_CLOSE_OBJECT if isinstance(place, bytes) else _CLOSE_ARRAY):
-                    kind = "an object" if isinstance(place, bytes) else "an array"
+                if byte != (_CLOSE_OBJECT if isinstance(step, bytes) else _CLOSE_ARRAY):
+                    kind = "an object" if isinstance(step, bytes) else "an array"
                     raise NotJson(f"expected a comma or the end of {kind}", position)
-                place, alive, length = places.pop(), all_alive.pop(), all_lengths.pop()
-                if len(steps) > len(places):
-                    steps.pop()
+                step, alive, length = outer.pop(), all_alive.pop(), all_lengths.pop()
+                if len(written) > len(outer):
+                    written.pop()
                 position += 1
-                if len(places) == held_depth:
+                if len(outer) == held_depth:
                     spans.append(Span(held_start, position, held_path, held_job))
                     held_depth = -1
                 if data[position] <= _SPACE:
@@ -332,22 +332,22 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
                 position = _skip_blank(data, position).end()
         else:  # a container opens
             if hit:
-                held_depth, held_start, held_path, held_job = len(places), position, path, job
+                held_depth, held_start, held_path, held_job = len(outer), position, path, job
                 bits = 0
-            if len(places) >= MAX_DEPTH:
+            if len(outer) >= MAX_DEPTH:
                 raise NotJson(f"more than {MAX_DEPTH} arrays and objects are nested in one another", position)
-            places.append(place)
+            outer.append(step)
             all_alive.append(alive)
             all_lengths.append(length)
             if data[position] == _OPEN_ARRAY:
-                place, alive, length = -1, bits & (in_array | stay), next_length() if lengths else 0
+                step, alive, length = -1, bits & (in_array | stay), next_length() if lengths else 0
             else:
-                place, alive = b"", bits & (in_object | stay)
+                step, alive = b"", bits & (in_object | stay)
             position = token.end()
 
         # The next item of the innermost container begins at `position`. If no bit accepts any item, then items without
         # values inside are skipped, without counting them.
-        if isinstance(place, bytes):
+        if isinstance(step, bytes):
             if not alive & in_object:
                 position = _skip_members(data, position).end()
             elif not alive & any_name:
@@ -355,18 +355,18 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
             token = _match_member_start(data, position)
             if token is None:
                 raise _no_member(data, position)
-            place = token[1]
-            if b"\\" in place:
-                place = _unescaped(place)
-            accepting = by_name.get(place, any_name)
+            step = token[1]
+            if b"\\" in step:
+                step = _unescaped(step)
+            accepting = by_name.get(step, any_name)
             position = token.end()
         else:
             if not alive & in_array:
                 position = _skip_elements(data, position).end()
-            place += 1
-            accepting = by_index.get(place, any_index)
+            step += 1
+            accepting = by_index.get(step, any_index)
             if lengths:
-                accepting |= by_index_from_end.get(place - length, 0)
+                accepting |= by_index_from_end.get(step - length, 0)
         bits = (alive & accepting) << 1 | alive & stay
 
 
@@ -399,12 +399,12 @@ def _unescaped(name: bytes) -> bytes:
     return decoded.encode()
 
 
-def _path_step(place: _Place) -> str:
-    if place is None:
+def _path_step(step: _Step) -> str:
+    if step is None:
         return ""
-    if isinstance(place, int):
+    if isinstance(step, int):
         return "[*]"
-    name = place.decode()
+    name = step.decode()
     return f".{name}" if _is_shorthand(name) else f"['{ascii_text(name.translate(_PATH_ESCAPES))}']"
 
 

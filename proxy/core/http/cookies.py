@@ -38,7 +38,7 @@ _GONE = "Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT"
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Delivery:
     """How a request goes to its server.
 
     Attributes:
@@ -71,31 +71,31 @@ class Cookies:
         """Return the mark of a host, of a domain, or of the host behind a reverse listener."""
         return f"_oc{hmac.digest(self._tag, f'{kind} {host}'.encode(), 'sha256').hex()[:16]}_"
 
-    def _mark_set(self, way: Way, domain: str) -> str:
+    def _mark_set(self, delivery: Delivery, domain: str) -> str:
         """Return the mark for a cookie that a server sets, for itself or for a domain."""
-        if way.behind is not None:
-            return self._mark("behind", way.behind)
-        return self._mark("domain", domain) if domain else self._mark("host", way.host)
+        if delivery.behind is not None:
+            return self._mark("behind", delivery.behind)
+        return self._mark("domain", domain) if domain else self._mark("host", delivery.host)
 
-    def _marks_of(self, way: Way) -> dict[str, bool]:
+    def _marks_of(self, delivery: Delivery) -> dict[str, bool]:
         """Return the marks of cookies that may go with a request, each with whether it may stand before any name."""
-        if not way.over_tls:
+        if not delivery.over_tls:
             return {}
-        if way.behind is not None:
-            return {self._mark("behind", way.behind): True}
-        marks = {self._mark("host", way.host): True}
-        domain = way.host
+        if delivery.behind is not None:
+            return {self._mark("behind", delivery.behind): True}
+        marks = {self._mark("host", delivery.host): True}
+        domain = delivery.host
         while domain:
             marks[self._mark("domain", domain)] = False
             domain = domain.partition(".")[2]
         return marks
 
-    def received(self, fields: Fields, way: Way, jar: AbstractSet[str] = frozenset()) -> Fields:
+    def received(self, fields: Fields, delivery: Delivery, jar: AbstractSet[str] = frozenset()) -> Fields:
         """Return a response's fields, with the cookies as the app's jar is to keep them.
 
         Args:
             fields: name and value.
-            way: how the request went.
+            delivery: how the request went.
             jar: the names of the cookies that came with the request; see `names_sent`.
         """
         found: list[tuple[bytes, bytes]] = []
@@ -104,11 +104,11 @@ class Cookies:
             if name.lower() != b"set-cookie":
                 found.append(field)
                 continue
-            for cookie in self._kept(value.decode("utf-8", "surrogateescape"), way, jar):
+            for cookie in self._kept(value.decode("utf-8", "surrogateescape"), delivery, jar):
                 found.append((name, cookie.encode("utf-8", "surrogateescape")))
         return tuple(found)
 
-    def _kept(self, value: str, way: Way, jar: AbstractSet[str]) -> list[str]:
+    def _kept(self, value: str, delivery: Delivery, jar: AbstractSet[str]) -> list[str]:
         """Return the Set-Cookie values for the jar that replace one value of the server."""
         pair, *attributes = value.split(";")
         said = dict(_attribute(each) for each in attributes)
@@ -117,20 +117,24 @@ class Cookies:
         effective = _UNSEEN.sub("", name or text).lower()  # some jars strip characters that others keep
         if _MARKED.match(effective):
             return []
-        if way.over_tls and not way.is_translated:
+        if delivery.over_tls and not delivery.is_translated:
             return [value]  # the app speaks https itself: its jar does all this
-        if _CONTROL.search(value) or (effective.startswith(_PREFIXES) and not _may_have_prefix(name, said, way)):
+        if _CONTROL.search(value) or (effective.startswith(_PREFIXES) and not _may_have_prefix(name, said, delivery)):
             return []
-        if not way.is_translated:
+        if not delivery.is_translated:
             return [value]
-        is_marked = way.behind is not None or effective.startswith(_PREFIXES) or ("secure" in said and way.may_be_plain)
+        is_marked = (
+            delivery.behind is not None
+            or effective.startswith(_PREFIXES)
+            or ("secure" in said and delivery.may_be_plain)
+        )
         if is_marked and not name:
             return []  # there is no name to mark
         domain = said.get("domain", "").strip(".")
         if is_marked and not domain.isascii():
             return []  # jars differ in how they spell it
-        mark = self._mark_set(way, domain)
-        not_its_own = () if way.behind is None else ("domain",)
+        mark = self._mark_set(delivery, domain)
+        not_its_own = () if delivery.behind is None else ("domain",)
         kept = [each for each in attributes if not _is_for_tls(each) and _attribute(each)[0] not in not_its_own]
         told = [";".join([mark + pair.lstrip(" \t") if is_marked else pair, *kept])]
         # To the server, the marked and the unmarked name are one cookie. If the jar has the other one, it is deleted.
@@ -140,16 +144,16 @@ class Cookies:
             told.append(";".join([f"{twin}=", *where, f" {_GONE}"]))
         return told
 
-    def sent(self, fields: Fields, way: Way) -> Fields:
+    def sent(self, fields: Fields, delivery: Delivery) -> Fields:
         """Return a request's fields, with the cookies as the server set them, and without those that must not go there.
 
         Args:
             fields: name and value.
-            way: how the request goes.
+            delivery: how the request goes.
         """
         if not any(name.lower() == b"cookie" and _STEM in value for name, value in fields):
             return fields
-        marks = self._marks_of(way)
+        marks = self._marks_of(delivery)
         hidden = {each[2] for name in names_sent(fields) if (each := _MARKED.match(name)) and each[1] in marks}
         found = []
         for field in fields:
@@ -195,9 +199,9 @@ def names_sent(fields: Fields) -> frozenset[str]:
     )
 
 
-def _may_have_prefix(name: str, said: Mapping[str, str], way: Way) -> bool:
+def _may_have_prefix(name: str, said: Mapping[str, str], delivery: Delivery) -> bool:
     """Tell whether a cookie may be called `__Secure-…` or, as it is here, `__Host-…`."""
-    if not way.over_tls or "secure" not in said:
+    if not delivery.over_tls or "secure" not in said:
         return False
     return not name.lower().startswith("__host-") or ("domain" not in said and said.get("path") == "/")
 

@@ -84,11 +84,11 @@ class Trail:
 def _normal(url: str) -> str:
     """Return a URL without its fragment, and with its authority in canonical form."""
 
-    def one_way(found: re.Match[str]) -> str:
+    def spelled_alike(found: re.Match[str]) -> str:
         try:
             return f"http://{parse_authority(found['authority'], HTTP_PORT)}"
         except BadDestination:
             return found[0]
 
-    url = _ORIGIN.sub(one_way, urldefrag(url).url, count=1)
+    url = _ORIGIN.sub(spelled_alike, urldefrag(url).url, count=1)
     return url if url.count("/") > 2 else f"{url}/"

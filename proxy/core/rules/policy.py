@@ -371,8 +371,8 @@ class Policy:
                 return True
             if rule.plain_http is PlainHttp.ALLOW:
                 return False
-            ways = (upgraded(destination, rule.https_port), upgraded(destination, None))
-            return any(pattern.matches(way) for way in ways)
+            targets = (upgraded(destination, rule.https_port), upgraded(destination, None))
+            return any(pattern.matches(target) for target in targets)
 
         return self._first(destination.host, names)
 

@@ -152,13 +152,13 @@ def forbidden_address(host: str, kind: AddressKind, rule: Rule | None) -> Denied
     detail = f"{host} is at a {kind} address, where the policy lets nothing go"
     where = "address" if kind is AddressKind.METADATA else "network"  # no wider network includes it
     allow = f"destinations: {{allow: [{kind}]}} (or just its {where})"
-    way = f"give it a rule of its own with {allow}" if rule is None else f"write {allow} in rule {rule.name}"
+    remedy = f"give it a rule of its own with {allow}" if rule is None else f"write {allow} in rule {rule.name}"
     if kind not in _NEARBY and (kind is AddressKind.METADATA or not is_local_name(host)):
-        return Denied(Reason.DESTINATION_FORBIDDEN, detail, f"if the app is to reach it, {way}")
+        return Denied(Reason.DESTINATION_FORBIDDEN, detail, f"if the app is to reach it, {remedy}")
     if rule is None or not (rule.plain_http is PlainHttp.ALLOW or rule.needs_plaintext):
-        way += ", and plain_http: allow if it speaks no TLS"
-    own = f"{_REACH_OWN}; if what is beside Overcoat is meant, {way}"
-    other = f"{_reach_directly(host)}; or, if Overcoat is to carry it, {way}"
+        remedy += ", and plain_http: allow if it speaks no TLS"
+    own = f"{_REACH_OWN}; if what is beside Overcoat is meant, {remedy}"
+    other = f"{_reach_directly(host)}; or, if Overcoat is to carry it, {remedy}"
     return Denied(Reason.DESTINATION_FORBIDDEN, detail, own if kind is AddressKind.LOOPBACK else other)
 
 

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.http.cookies import Cookies, Way, names_sent
+from proxy.core.http.cookies import Cookies, Delivery, names_sent
 
 COOKIES = Cookies("tag")
 
 
 HOST = "a.site.example"
-UPGRADED = Way(over_tls=True, is_translated=True, host=HOST)
-PLAIN = Way(over_tls=False, host=HOST)
-INSPECTED = Way(over_tls=True, host=HOST)
+UPGRADED = Delivery(over_tls=True, is_translated=True, host=HOST)
+PLAIN = Delivery(over_tls=False, host=HOST)
+INSPECTED = Delivery(over_tls=True, host=HOST)
 
 
 def mark(kind: str, host: str) -> str:
@@ -41,7 +41,7 @@ def unmarked(text: str) -> str:
     return text
 
 
-def told(value: str, way: Way = UPGRADED, jar: frozenset[str] = frozenset()) -> list[str]:
+def told(value: str, way: Delivery = UPGRADED, jar: frozenset[str] = frozenset()) -> list[str]:
     fields = ((b"A", b"1"), (b"Set-Cookie", marked(value).encode("utf-8", "surrogateescape")))
     found = COOKIES.received(fields, way, frozenset(map(marked, jar)))
     assert found[0] == fields[0]
@@ -49,13 +49,13 @@ def told(value: str, way: Way = UPGRADED, jar: frozenset[str] = frozenset()) -> 
     return [unmarked(cookie.decode("utf-8", "surrogateescape")) for _, cookie in found[1:]]
 
 
-def received(value: str, way: Way = UPGRADED) -> str | None:
+def received(value: str, way: Delivery = UPGRADED) -> str | None:
     cookies = told(value, way)
     assert len(cookies) <= 1
     return cookies[0] if cookies else None
 
 
-def sent(value: str, way: Way) -> str | None:
+def sent(value: str, way: Delivery) -> str | None:
     found = COOKIES.sent(((b"A", b"1;2"), (b"cOOKIE", marked(value).encode())), way)
     assert found[0] == (b"A", b"1;2")
     return unmarked(found[1][1].decode()) if len(found) > 1 else None
@@ -125,7 +125,7 @@ def test_a_policy_that_comes_to_let_plain_http_pass_changes_the_name() -> None:
 
 
 def test_an_app_that_knows_the_server_by_another_name_keeps_no_domain() -> None:
-    behind = Way(over_tls=True, is_translated=True, behind="api.example")
+    behind = Delivery(over_tls=True, is_translated=True, behind="api.example")
     kept = received("a=b; Domain=x.example; Path=/", behind)
     assert kept is not None
     assert kept == f"{mark('behind', 'api.example')}a=b; Path=/"
@@ -188,7 +188,7 @@ def test_what_came_in_another_field_does_not_stand_in_for_a_secure_cookie_either
 
 @pytest.mark.parametrize("secure", ["; Secure", ""])
 def test_what_is_one_servers_goes_to_no_other_behind_the_same_address(secure: str) -> None:
-    one, other = (Way(over_tls=True, is_translated=True, behind=host) for host in ("one.example", "other.example"))
+    one, other = (Delivery(over_tls=True, is_translated=True, behind=host) for host in ("one.example", "other.example"))
     kept = received(f"a=b{secure}", one)
     assert kept is not None
     assert sent(kept, one) == "a=b"

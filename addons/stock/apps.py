@@ -38,7 +38,7 @@ _ENOUGH = 3  # bytes that are enough to recognise a TLS record
 _SERVER_NAME = 0  # RFC 6066, section 3
 
 
-class Ways:
+class Apps:
     """Lets apps in, and decides which protocol is spoken on their connections."""
 
     def __init__(self, sessions: Sessions, policy: Policy, dials: Dials, lifetime: Lifetime) -> None:

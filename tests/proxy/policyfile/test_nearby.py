@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.policyfile.places import is_there, nearly_named, unreadable, what_lies_there
+from proxy.policyfile.nearby import is_there, nearly_named, unreadable, what_lies_there
 
 
 @pytest.mark.parametrize(

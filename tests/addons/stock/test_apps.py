@@ -15,10 +15,10 @@ from mitmproxy.proxy.layers.http import HTTPMode
 from mitmproxy.tls import ClientHelloData, TlsData
 
 from addons.exchange import Exchange
+from addons.stock.apps import Apps
 from addons.stock.dials import Dials
 from addons.stock.flows import StockSessions
 from addons.stock.guard import Closed
-from addons.stock.ways import Ways
 from proxy.core.certificates.localca import Lifetime
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
@@ -40,14 +40,14 @@ class Setting:
         self.policy = policy or Policy()
         self.sessions = StockSessions()
         self.dials = Dials(self.sessions, set, lambda *_: None)
-        self.ways = Ways(self.sessions, self.policy, self.dials, lifetime)
+        self.apps = Apps(self.sessions, self.policy, self.dials, lifetime)
         self.client = self.connect()
         self.asked = Exchange(self.policy, "127.0.0.1", "CONNECT", asked=ASKED, decision=Decision(action, ASKED))
         self.sessions.of(self.client).connect = self.asked
 
     def connect(self, address: str = "127.0.0.1") -> connection.Client:
         client = connection.Client(peername=(address, 5), sockname=("127.0.0.1", 8080))
-        self.ways.client_connected(client)
+        self.apps.client_connected(client)
         self.dials.client_connected(client)
         return client
 
@@ -56,7 +56,7 @@ class Setting:
         hello: Any = SimpleNamespace(sni=name, extensions=extensions)
         context: Any = SimpleNamespace(client=self.client)
         data = ClientHelloData(context, hello)
-        self.ways.tls_clienthello(data)
+        self.apps.tls_clienthello(data)
         return data
 
     def next(self, first: bytes) -> Any:
@@ -65,14 +65,14 @@ class Setting:
             client=self.client, server=connection.Server(address=None), layers=[inside], options=None
         )
         data: Any = SimpleNamespace(context=context, layer=None, data_client=lambda: first)
-        self.ways.next_layer(data)
+        self.apps.next_layer(data)
         return data.layer
 
     @property
     def is_refused(self) -> bool:
         context: Any = SimpleNamespace(client=self.client)
         try:
-            self.ways.tls_start_client(TlsData(self.client, context))
+            self.apps.tls_start_client(TlsData(self.client, context))
         except AddonHalt:
             return True
         return False
@@ -154,7 +154,7 @@ class TestNextLayer:
             client=setting.client, server=connection.Server(address=None), layers=[], options=None
         )
         data: Any = SimpleNamespace(context=context, layer=None)
-        setting.ways.next_layer(data)
+        setting.apps.next_layer(data)
         assert isinstance(data.layer, layers.HttpLayer)
         assert data.layer.mode is HTTPMode.regular
 
