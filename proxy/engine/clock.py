@@ -1,11 +1,12 @@
-"""How long may an upstream take to begin its answer? One clock for each app's connection, for one request at a time.
+"""Measures how long an upstream takes to begin its response, and strikes when its time is over. Each conversation with
+an app has one clock; the speakers for HTTP/1 and HTTP/2 own it.
 
 Rules of this module:
 
-- It runs only while the upstream is waited for; that is for who starts and stops it to say. What shows that the
-  upstream lives starts it anew.
-- An upstream that takes a request slowly is not one that hangs: while bytes of it move, the clock does not strike.
-- Nearly no request ever hears it, so starting it costs no timer of its own.
+- The clock runs only while Overcoat waits for the upstream; callers start and stop it. Any sign of life of the upstream
+  starts it anew.
+- A slow upstream is not a dead one: while bytes of the request move, the clock does not strike.
+- Nearly no request needs the clock to strike, so starting it sets no timer of its own.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-LOOKS = 4.0  # at what has been taken, in the time that there is
+LOOKS = 4.0  # how often it checks, within the time limit, what the upstream has taken
 
 
 class Taker(Protocol):
-    """What a request is sent to."""
+    """The side that a request is sent to."""
 
     def unsent(self) -> int:
-        """Return how many bytes have not reached the peer yet."""
+        """Return the number of bytes that have not reached the peer yet."""
 
 
 class ResponseClock:
-    """The clock."""
+    """The clock for one request at a time."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, guarded: Callable[..., None]) -> None:
-        """Start with none running.
+        """Start without a running clock.
 
         Args:
             loop: the event loop.
-            guarded: calls a step, and sees to what it raises.
+            guarded: calls a step, and handles what it raises.
         """
         self._loop = loop
         self._guarded = guarded
@@ -45,25 +46,25 @@ class ResponseClock:
         self._unsent = 0
 
     def start(self, taker: Taker, seconds: float, strike: Callable[[], None]) -> None:
-        """Run from now on, whatever ran before.
+        """Run from now on, and forget what ran before.
 
         Args:
-            taker: where the request goes.
-            seconds: how long there is.
-            strike: called when that is over.
+            taker: the side that the request is sent to.
+            seconds: the time limit.
+            strike: called when the time is over.
         """
         self._taker, self._seconds, self._strike = taker, seconds, strike
         self._since = now = self._loop.time()
         self._unsent = 0
-        if now + seconds / LOOKS < self._looks_at:  # else it looks before, and sees how much is left
+        if now + seconds / LOOKS < self._looks_at:  # else the next check comes earlier, and sees how much time is left
             self._look_in(seconds / LOOKS)
 
     def stop(self) -> None:
-        """Run no more."""
+        """Stop running."""
         self._strike = self._taker = None
 
     def close(self) -> None:
-        """Never run again."""
+        """Stop, for good."""
         self.stop()
         self._cancel()
 

@@ -1,12 +1,13 @@
-"""How many sockets and files this process may have open, and who may have the last of them.
+"""Limits how many sockets and files this process opens, and keeps the last descriptors for its own needs. The server
+and `upstreams.dialling` ask it before they open connections; `overcoat serve` raises the limit at its start.
 
 Rules of this module:
 
-- The soft limit is raised to the hard one, which is what the machine's owner has set.
-- What apps cause, connections from them and to their servers, never takes the last descriptors: those are kept for the
-  admin listener, a reload, the file of decision lines. Connections from apps stop first, so that those that are open
-  can still reach their servers.
-- The system gives the lowest number that is free (POSIX), so that a number tells how many there are.
+- The soft limit is raised to the hard one, which the owner of the machine has set.
+- Connections from apps and to their servers never take the last descriptors: those are kept for the admin listener, a
+  reload and the file of decision lines. New connections from apps are stopped first, so that open ones can still reach
+  their servers.
+- The system always gives the lowest free number (POSIX), so the number of a descriptor tells how many are in use.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from proxy.core.rules.policy import Policy
 
 KEPT_FROM_DIALS = 32
 KEPT_FROM_APPS = 64
-_ENOUGH = 512  # of fewer descriptors fewer are kept
+_ENOUGH = 512  # with fewer descriptors than this, fewer are kept
 SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
-_OPEN_MAX = 10_240  # of macOS, where the hard limit may say more than the system gives
+_OPEN_MAX = 10_240  # for macOS, whose hard limit may be higher than what the system gives
 
 logger = logging.getLogger("overcoat")
 
 
 def raise_limit() -> None:
-    """Raise the soft limit to the hard one, as far as the system lets it be."""
+    """Raise the soft limit to the hard one, as far as the system allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in (hard, _OPEN_MAX if hard == resource.RLIM_INFINITY else min(hard, _OPEN_MAX)):
         if soft != resource.RLIM_INFINITY and (wanted == resource.RLIM_INFINITY or wanted > soft):
@@ -40,7 +41,7 @@ def raise_limit() -> None:
 
 
 def carried() -> float:
-    """Return how many connections from apps this process carries, each with one to its server."""
+    """Return how many app connections this process can carry, each with one connection to its server."""
     return (_limit() - _kept(KEPT_FROM_APPS)) // 2
 
 
@@ -54,7 +55,7 @@ def _limit() -> float:
 
 
 def warn_of_limit(policy: Policy) -> None:
-    """Say what of the policy's limits cannot be carried."""
+    """Warn of limits in the policy that are higher than this process can carry."""
     if policy.limits.connections > carried():
         logger.warning(
             "limits.connections is %d, but %d descriptors carry %d connections, each with one to its server: what is "
@@ -66,20 +67,22 @@ def warn_of_limit(policy: Policy) -> None:
 
 
 def is_taken(number: int, kept: int) -> bool:
-    """Tell whether a descriptor of this number is one of the last, of which so many are kept (of few, fewer)."""
+    """Tell whether a descriptor number is among the last ones, of which `kept` are kept free (fewer if there
+    are few).
+    """
     return number >= _limit() - _kept(kept)
 
 
 def shortage() -> OSError:
-    """Return the error of a process that has all descriptors that it may have."""
+    """Return the error of a process that has used up its descriptors."""
     return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 class AppListener(socket.socket):
-    """A listening socket for apps: while only the last descriptors are left, who connects has to wait."""
+    """A listening socket for apps: while only the last descriptors are free, new connections wait."""
 
     def accept(self) -> tuple[socket.socket, object]:
-        """Take a connection.
+        """Accept a connection.
 
         Raises:
             OSError: there is none, or (EMFILE) no descriptor for it.

@@ -1,11 +1,12 @@
-"""Hooks are called here, and a hook that raises denies the flow.
+"""Calls the addons' hooks, and fails closed: if a hook raises, the flow is denied. The speakers, the conversations and
+`upstreams.handshake` call it.
 
 Rules of this module:
 
-- The table of hooks is built once, in pipeline order; a hook is a plain function call.
-- Whatever a hook raises, the flow it was called for does not go on: it is answered with `internal_error` where an
-  answer is still possible, and cut off where it is not. mitmproxy's own dispatcher would log and forward it.
-- An exception's message is never logged: it may quote what it choked on.
+- The table of hooks is built once, in the order of the pipeline; calling a hook is a plain function call.
+- If a hook raises, its flow does not go on: it is answered with `internal_error` if an answer is still possible, and
+  broken off if not. mitmproxy's own dispatcher would log the error and forward the flow.
+- An exception's message is never logged: it may quote secrets.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ logger = logging.getLogger("overcoat")
 
 
 class HookFailed(Exception):
-    """A hook that is not about an HTTP flow raised: the whole client connection must be closed."""
+    """A hook that is not about an HTTP flow has raised: the whole client connection must be closed."""
 
 
 class Dispatcher:
@@ -42,14 +43,14 @@ class Dispatcher:
         return hooks
 
     def call(self, hook: str, subject: object) -> None:
-        """Call a hook on every addon that has it.
+        """Call a hook of every addon that has it.
 
         Args:
-            hook: mitmproxy's name of it.
-            subject: what it is about, its only argument.
+            hook: its name in mitmproxy.
+            subject: its only argument: what it is about.
 
         Raises:
-            HookFailed: one raised, and there is no HTTP flow to deny.
+            HookFailed: one has raised, and there is no HTTP flow to deny.
         """
         for function in self._table.get(hook) or self._find(hook):
             try:
@@ -69,7 +70,7 @@ class Dispatcher:
             flow.error = mitmproxy_flow.Error(mitmproxy_flow.Error.KILLED_MESSAGE)
             return
         exchange.stop(denied)
-        # A streamed body is not kept; one that is whole here, and be it empty, can still be held back.
+        # A streamed body is not kept. A body that is complete here, even an empty one, can still be held back.
         message_is_on_its_way = (
             (name == "request" and flow.request.data.content is None)
             or name == "responseheaders"

@@ -1,15 +1,16 @@
-"""mitmproxy's flow, connection and message objects, made for every request without what that costs there.
+"""Makes mitmproxy's flow, connection and message objects for each request, at a fraction of the cost of mitmproxy's own
+constructors. The conversations and `messages` call it.
 
 Rules of this module:
 
-- What is made is an object of mitmproxy's own class with every attribute that its constructor sets, and nothing else
-  of it is changed: `tests/proxy/engine/test_flows.py` compares them one by one.
-- Identifiers are counted: unique within the process, which they never leave. None looks like the UUIDs of objects that
-  mitmproxy makes itself.
-- Nothing is checked here. The values come from our own code, whose types mypy checks.
+- Each object has mitmproxy's own class and every attribute that its constructor sets; nothing else about it differs:
+  `tests/proxy/engine/test_flows.py` compares them one by one.
+- Identifiers are counted. They are unique within the process, which they never leave, and none looks like the UUIDs of
+  objects that mitmproxy makes itself.
+- Nothing is checked here: the values come from our own code, whose types mypy checks.
 
-For one request, mitmproxy's constructors take some 120 µs, most of it for looking up the type of each field of each
-message, and for a random UUID for each flow and connection, which is a system call. This takes 3 µs.
+For one request, mitmproxy's constructors take some 120 µs: most of it for looking up the type of each field of each
+message, and for random UUIDs, each of which is a system call. This module takes 3 µs.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ def _next_id() -> str:
 
 
 def new_flow(client: Client, request: http.Request) -> http.HTTPFlow:
-    """Return a live flow of a request, which has no upstream yet.
+    """Return a live flow for a request, without an upstream yet.
 
     Args:
-        client: the connection that the request came on.
+        client: the connection on which the request came.
         request: the request.
     """
-    # One by one, which takes half as long as filling its dictionary does.
+    # One by one: that takes half as long as filling the dictionary.
     flow = http.HTTPFlow.__new__(http.HTTPFlow)
     flow.id = _next_id()
     flow.client_conn = client
@@ -60,7 +61,7 @@ def new_client(peername: tuple[str, int], sockname: tuple[str, int], started: fl
 
     Args:
         peername: the client's address and port.
-        sockname: ours.
+        sockname: our address and port.
         started: when it was accepted, in seconds since 1970.
     """
     client = Client.__new__(Client)
@@ -69,11 +70,11 @@ def new_client(peername: tuple[str, int], sockname: tuple[str, int], started: fl
 
 
 def new_server(address: tuple[str, int], *, tls: bool) -> Server:
-    """Return a connection to an upstream that is still to be opened.
+    """Return a connection to an upstream that is not open yet.
 
     Args:
         address: the upstream's host and port.
-        tls: whether TLS is to be spoken on it.
+        tls: whether it will use TLS.
     """
     server = Server.__new__(Server)
     vars(server).update(_SERVER, id=_next_id(), address=address, tls=tls)
@@ -91,16 +92,16 @@ def new_request(
     version: bytes,
     headers: http.Headers,
 ) -> http.Request:
-    """Return a request that begins now, without a body yet.
+    """Return a request that begins now, with no body yet.
 
     Args:
-        host: the canonical host that it is meant for.
+        host: its canonical host.
         port: 1 to 65535.
         method: as sent.
         scheme: `http`, `https`, or empty for CONNECT.
-        authority: of an absolute-form target or a CONNECT; empty for origin form.
+        authority: the authority of an absolute-form target or of a CONNECT; empty for origin form.
         path: with the query; empty for CONNECT.
-        version: as mitmproxy writes it: `HTTP/1.1`, `HTTP/2.0`.
+        version: in mitmproxy's spelling: `HTTP/1.1`, `HTTP/2.0`.
         headers: the header fields.
     """
     data = http.RequestData.__new__(http.RequestData)
@@ -120,7 +121,7 @@ def new_request(
 
 
 def new_response(version: bytes, status: int, reason: bytes, headers: http.Headers) -> http.Response:
-    """Return a response that begins now, without a body yet.
+    """Return a response that begins now, with no body yet.
 
     Args:
         version: as for a request.

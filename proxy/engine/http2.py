@@ -1,20 +1,22 @@
-"""One HTTP/2 connection, as far as an app's and an upstream's are alike: frames, windows, turns, bounds.
+"""One HTTP/2 connection, as far as both sides are alike: frames, windows, turns and limits. `apps.http2` and
+`upstreams.http2` subclass it.
 
-Theory of operation. h2 keeps the state of the protocol (RFC 9113) and does no I/O: it is fed one frame after the other
-and says what they mean. What it would decide for everybody on a connection is decided for one stream: header fields and
-lengths are judged by our own rules, so that a malformed message ends its stream alone (`http2state`), and GOAWAY is
-read and written here, since to h2 it is the end of everything, where it only says which streams are still served.
+Theory of operation. h2 keeps the state of the protocol (RFC 9113) and does no I/O: it gets one frame after the other,
+and says what each means. Some errors would make h2 end the whole connection, with all its streams. So header fields and
+lengths are judged by our own rules, and a malformed message ends only its stream (`http2state`). GOAWAY is read and
+written here, because h2 takes it for the end of everything, while it only says which streams are still served.
 
-A peer is told to go on (WINDOW_UPDATE) when what it has sent has left. No connection is ever left unread for that,
-since it carries other streams, and the window updates that end the wait.
+A peer may send more (WINDOW_UPDATE) when what it has sent has been passed on. The connection itself is always read,
+since it carries other streams, and the window updates that end a wait.
 
 Rules of this module:
 
-- What is received and not passed on is bounded by the windows, for each stream and for each connection; what waits to
-  be sent on a stream is bounded by whoever sends, which is told.
-- However small its frames are, one connection does not hold up the others.
-- Frames that carry nothing (PING, SETTINGS, an empty DATA, …) are paid for by those that do, or by time; so are resets.
-- What waits is sent at the end of a turn, in rotation: of a window that is too small for all, each stream has its part.
+- The bytes that are received and not yet passed on are limited by the windows, for each stream and for each connection.
+  The bytes that wait to be sent on a stream are limited by the sender, which is told when to wait.
+- One connection never holds up the others, however small its frames are.
+- Frames that carry nothing (PING, SETTINGS, an empty DATA, …) are allowed in proportion to those that carry something,
+  and to time; so are resets.
+- Waiting bytes are sent at the end of a turn, in rotation: if a window is too small for all, each stream gets its part.
 """
 
 from __future__ import annotations
@@ -37,21 +39,21 @@ from proxy.core.http.heads import Fields
 from proxy.engine.http2state import State, reset_here
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, section 3.4
-OWED_AT_MOST = 64 * 1024  # before a stream's sender is told to go on
-UNSENT_AT_MOST = 64 * 1024  # of a stream, before its sender is told to wait
+OWED_AT_MOST = 64 * 1024  # received bytes after which a stream's peer is told that it may send more
+UNSENT_AT_MOST = 64 * 1024  # waiting bytes of a stream after which its sender is told to wait
 FRAMES_A_TURN = 32
-WORK_A_TURN = 32 * 1024  # bytes that header blocks come to; one that is longer is a turn's last
-MAX_BLOCK = 128 * 1024  # bytes of a header block; for what it decodes to there is the policy's limit
-RESETS_AT_ONCE = 100  # of streams of one connection; more than a browser gives up with a page
+WORK_A_TURN = 32 * 1024  # bytes of decoded header blocks; a longer block is the last of its turn
+MAX_BLOCK = 128 * 1024  # bytes of an encoded header block; the policy limits the decoded one
+RESETS_AT_ONCE = 100  # resets of streams on one connection; more than a browser sends when it leaves a page
 RESETS_A_SECOND = 10  # … after that
-EMPTY_AT_ONCE = 1000  # frames that carry nothing
+EMPTY_AT_ONCE = 1000  # frames without content
 EMPTY_A_SECOND = 100  # … after that
-EMPTY_A_FRAME = 4  # … for each frame of a body, either way: it opens windows, and is measured by PINGs
-PAID_BY = 2048  # bytes of one that a window has cut short: it pays for so many frames only with so much
+EMPTY_A_FRAME = 4  # … for each frame of a body in either direction: it causes window updates and PINGs
+PAID_BY = 2048  # bytes that a frame cut short by a window must have to allow as many
 
 TOO_MANY_RESETS = "too many streams that were reset"
 _HEADER = 9  # RFC 9113, section 4.1
-_MAX_FRAME = 16384  # … section 4.2: we ask for no other
+_MAX_FRAME = 16384  # … section 4.2: the default, which we never raise
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE = 0, 1, 3, 4, 5  # … section 6
 _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 7, 8, 9
 _END_STREAM, _ACK, _END_HEADERS, _PADDED = 1, 1, 4, 8
@@ -59,12 +61,12 @@ _LAST_ID = 2**31 - 1
 
 
 def name_of(code: int) -> str:
-    """Return the name of an error code (RFC 9113, section 7), or its number where it has none."""
+    """Return the name of an error code (RFC 9113, section 7), or its number if it has none."""
     return ErrorCodes(code).name if code in ErrorCodes.__members__.values() else str(code)
 
 
 class Allowance:
-    """So much at once, and so much in a second after that."""
+    """An allowance: so many at once, and so many a second after that."""
 
     __slots__ = ("_a_second", "_at_once", "_left", "_since")
 
@@ -74,7 +76,7 @@ class Allowance:
         self._since = time.monotonic()
 
     def take(self) -> bool:
-        """Take one; return whether it was there."""
+        """Take one; return whether there was one left."""
         if self._left < 1:
             now = time.monotonic()
             self._left = min(self._at_once, self._left + (now - self._since) * self._a_second)
@@ -83,7 +85,7 @@ class Allowance:
         return self._left >= 0
 
     def earn(self, count: float) -> None:
-        """Have so many more."""
+        """Add so many to the allowance."""
         self._left = min(self._at_once, self._left + count)
 
 
@@ -94,23 +96,25 @@ def _has_data(flags: int, frame: bytes) -> bool:
 
 
 def _opens_nothing(frame: bytes) -> bool:
-    """Tell whether a WINDOW_UPDATE has no increment, which on a stream is wrong of that alone (RFC 9113, 6.9)."""
+    """Tell whether a WINDOW_UPDATE has an increment of 0, which on a stream is an error of that stream only (RFC 9113,
+    6.9).
+    """
     return len(frame) == _HEADER + 4 and not int.from_bytes(frame[_HEADER:]) & _LAST_ID
 
 
 class Stream(ABC):
-    """One stream: what waits to be sent on it, and what its peer is not yet told to go on for."""
+    """One stream: the bytes that wait to be sent on it, and those received for which its peer may not send more yet."""
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.is_open = True  # until both have ended it, or one has reset it
+        self.is_open = True  # until both sides have ended it, or one has reset it
         self.peer_has_ended = False
-        self.has_ended = False  # we have said, or will say behind what waits, that this is all
+        self.has_ended = False  # we have ended it, or will after the bytes that wait
         self.is_all_sent = False
         self.is_congested = False
-        self.expected: int | None = None  # bytes of the body that are still to come, where a length was said
+        self.expected: int | None = None  # bytes of the body still to come, if its length is known
         self._waiting: collections.deque[bytes] = collections.deque()
-        self._sent = 0  # bytes of the first of what waits
+        self._sent = 0  # bytes of the first waiting piece that are sent
         self._unsent = 0
         self._trailers: Fields = ()
         self._owed = 0
@@ -118,11 +122,11 @@ class Stream(ABC):
 
     @abstractmethod
     def congested(self, is_congested: bool) -> None:
-        """Take that nothing more should be sent for now, or again."""
+        """Called when nothing more should be sent for now, and when it may be again."""
 
 
 class Connection[S: Stream](ABC):
-    """One connection's frames. Who owns it feeds `received`, and is given what is to be sent once a turn."""
+    """The frames of one connection. Its owner feeds it with `received`, and sends `outgoing` once each turn."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, is_client: bool, header_bytes: int) -> None:
         self.loop = loop
@@ -136,50 +140,50 @@ class Connection[S: Stream](ABC):
         self._to_begin = 2  # the preface, and the settings that follow it (RFC 9113, section 3.4)
         if is_client:
             self._to_begin = 1
-        # What has something to send that its own window lets through; whose turn is next comes first.
+        # Streams with something to send that their own windows allow; the first one is next.
         self._ready: dict[S, None] = {}
         self._flush_waits = False
-        self._has_looked = False  # at the header of the frame that is not whole yet
-        self._block: int | None = None  # bytes of a header block that has not ended
+        self._has_looked = False  # at the header of a frame that is not complete
+        self._block: int | None = None  # bytes of an unfinished header block; None if there is none
         self._waits_for_turn = False
         self._empty = Allowance(EMPTY_AT_ONCE, EMPTY_A_SECOND)
         self._resets = Allowance(RESETS_AT_ONCE, RESETS_A_SECOND)
 
-    # -- for who owns it
+    # -- for its owner
 
     @abstractmethod
     def event(self, event: h2.events.Event, stream: S | None) -> None:
-        """Take what a frame means; `stream` is the one that it is about, if that is known."""
+        """Handle what a frame means; `stream` is the stream that it is about, if known."""
 
     @abstractmethod
     def goaway(self, last: int, code: int) -> None:
-        """Take that the peer serves no stream above `last`."""
+        """Called when the peer says that it serves no stream above `last`."""
 
     @abstractmethod
     def broken(self, streams: list[S], why: str) -> None:
-        """Take that the connection is to end, with what `outgoing` gives: it is not HTTP/2, or too much of it.
+        """Called when the connection must end, after `outgoing` is sent: the peer broke the protocol, or did too much.
 
         Args:
-            streams: those that end with it.
+            streams: the streams that end with it.
             why: what the peer did.
         """
 
-    def owe(self, is_owed: bool) -> None:  # noqa: B027  # of an upstream, nothing comes of it
-        """Take whether the peer has begun something that it must end."""
+    def owe(self, is_owed: bool) -> None:  # noqa: B027  # upstreams need not do anything
+        """Called when the peer has begun something that it must finish, and when it has finished."""
 
     @abstractmethod
     def guarded(self, step: Callable[..., None], *arguments: object) -> None:
-        """Take a step in a turn of its own."""
+        """Run a step in a turn of its own, and handle what it raises."""
 
     @abstractmethod
     def pause(self, is_paused: bool) -> None:
-        """Read nothing more for now, or again."""
+        """Stop reading for now, or go on."""
 
     @abstractmethod
     def write(self, data: bytes) -> None:
-        """Give the socket bytes."""
+        """Write bytes to the socket."""
 
-    # -- what comes
+    # -- receiving
 
     def received(self, data: bytes) -> None:
         """Take bytes."""
@@ -229,15 +233,15 @@ class Connection[S: Stream](ABC):
 
     @abstractmethod
     def caught_up(self) -> None:
-        """Take that all that has come is read."""
+        """Called when everything that has come is read."""
 
     @property
     def is_behind(self) -> bool:
-        """Whether something has come that has a turn to come."""
+        """Whether bytes have come that wait for a later turn."""
         return self._waits_for_turn
 
     def _look(self, kind: int, flags: int, size: int) -> bool:
-        """Look at a frame's header as soon as it is there; return whether it may go on."""
+        """Check a frame's header as soon as it is there; return whether the frame may go on."""
         self._has_looked = True
         if kind in (_HEADERS, _PUSH_PROMISE, _CONTINUATION):
             before = (self._block or 0) if kind == _CONTINUATION else 0
@@ -251,7 +255,9 @@ class Connection[S: Stream](ABC):
         return not self.is_over
 
     def _note_owed(self, *, has_ended: bool) -> None:
-        """Note whether the peer owes the rest of something; a header block is one thing, whatever its frames are."""
+        """Note whether the peer owes the rest of a frame or a header block; the frames of one block count as
+        one thing.
+        """
         unread = self._unread
         is_body = len(unread) >= _HEADER and unread[3] == _DATA
         is_owed = self._to_begin > 0 or self._block is not None or (len(unread) > 0 and not is_body)
@@ -280,11 +286,11 @@ class Connection[S: Stream](ABC):
         self._feed(frame)
         if kind == _SETTINGS and not self.is_over:
             self.state.bound_table()
-            for each in self.streams.values():  # whose windows may have grown
+            for each in self.streams.values():  # their windows may have grown
                 self._may_go_on(each)
 
     def _carries(self, kind: int, flags: int, number: int, stream: S | None) -> bool:
-        """Tell whether a frame has something of a message."""
+        """Tell whether a frame carries a part of a message."""
         if kind == _HEADERS:
             return stream is not None or (not self._is_client and number > self.state.highest_inbound_stream_id)
         if kind == _DATA:
@@ -294,7 +300,7 @@ class Connection[S: Stream](ABC):
     def _feed(self, data: bytes) -> bool:
         try:
             events = self.state.receive_data(data)
-        except h2.exceptions.ProtocolError as e:  # whose GOAWAY is ready
+        except h2.exceptions.ProtocolError as e:  # its GOAWAY is ready to be sent
             self._end(f"a frame that may not be, or not now ({name_of(int(e.error_code))})")
             return False
         for event in events:
@@ -324,7 +330,7 @@ class Connection[S: Stream](ABC):
             self.event(event, stream)
 
     def take_data(self, stream: S, event: h2.events.DataReceived) -> bytes:
-        """Take note of what a stream's peer is to be told to go on for; return the data."""
+        """Count data for which the stream's peer is to be told that it may send more; return the data."""
         stream._owed += event.flow_controlled_length or 0
         data = event.data or b""
         if stream.expected is not None:
@@ -332,11 +338,11 @@ class Connection[S: Stream](ABC):
         return data
 
     def ignore_data(self, event: h2.events.DataReceived) -> None:
-        """Open the connection's window for data of a stream that nobody knows any more."""
+        """Open the window of the connection for data on a stream that is forgotten."""
         self.state.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id)
 
     def told(self, stream: S) -> None:
-        """Tell a stream's peer to go on, if there is enough to tell, and nobody waits."""
+        """Tell a stream's peer that it may send more, if there is enough to tell, and no reason to wait."""
         if stream._owed > OWED_AT_MOST and not stream._holds:
             self._acknowledge(stream)
 
@@ -347,7 +353,7 @@ class Connection[S: Stream](ABC):
             self.wants_flush()
 
     def hold(self, stream: S, why: str, is_held: bool) -> None:
-        """Do not tell a stream's peer to go on while there is any reason not to."""
+        """Let a stream's peer send no more while there is any reason to wait."""
         if is_held:
             stream._holds.add(why)
         elif why in stream._holds:
@@ -355,7 +361,7 @@ class Connection[S: Stream](ABC):
             if not stream._holds:
                 self._acknowledge(stream)
 
-    # -- what is sent
+    # -- sending
 
     def send_head(self, stream: S, fields: list[tuple[bytes, bytes]], *, is_all: bool) -> None:
         """Send a head."""
@@ -366,7 +372,7 @@ class Connection[S: Stream](ABC):
             self.wants_flush()
 
     def send(self, stream: S, data: bytes) -> None:
-        """Send a piece of a body at the end of the turn, as far as the windows go; the rest waits."""
+        """Send a piece of a body at the end of the turn, as far as the windows allow; the rest waits."""
         if not stream.is_open:
             return
         stream._waiting.append(data)
@@ -377,7 +383,7 @@ class Connection[S: Stream](ABC):
         self.wants_flush()
 
     def finish(self, stream: S, trailers: Fields = ()) -> None:
-        """End a stream, behind all that waits."""
+        """End a stream, after everything that waits."""
         if not stream.is_open or stream.has_ended:
             return
         stream.has_ended = True
@@ -390,8 +396,8 @@ class Connection[S: Stream](ABC):
             self._ready[stream] = None
 
     def _send_what_waits(self) -> None:
-        """Send what the windows allow, a frame of each stream in turn; who is sent one goes to the end."""
-        stopped: list[S] = []  # by the connection's window: they are the next ones, in their order
+        """Send what the windows allow: one frame of each stream in turn."""
+        stopped: list[S] = []  # stopped by the connection's window: they come next, in this order
         while self._ready and not self.is_over:
             stream = next(iter(self._ready))
             del self._ready[stream]
@@ -413,10 +419,10 @@ class Connection[S: Stream](ABC):
             self._ready = dict.fromkeys(stopped) | self._ready
 
     def _send_frame(self, stream: S, room: int) -> None:
-        """Send a frame of what waits, and no more than fits into `room`."""
+        """Send one frame of the waiting bytes, of at most `room` bytes."""
         first, at = stream._waiting[0], stream._sent
         left = len(first) - at
-        size = min(left, room, _MAX_FRAME)  # also of a peer that takes larger ones: others wait for their turn
+        size = min(left, room, _MAX_FRAME)  # even if the peer accepts larger ones: other streams wait for their turn
         is_cut = size < left
         data = first[at : at + size] if at or is_cut else first
         stream._unsent -= size
@@ -444,7 +450,7 @@ class Connection[S: Stream](ABC):
             self._close(stream)
 
     def socket_congested(self, is_congested: bool) -> None:
-        """Take that the socket takes no more for now, or again."""
+        """Called when the socket takes no more for now, and when it does again."""
         self.is_socket_congested = is_congested
         for stream in list(self.streams.values()):
             self._note_congestion(stream)
@@ -456,19 +462,19 @@ class Connection[S: Stream](ABC):
             stream.congested(is_congested)
 
     def unsent(self, stream: S) -> int:
-        """Return how many bytes of a stream wait for its windows."""
+        """Return how many bytes of a stream wait to be sent."""
         return stream._unsent
 
     # -- ends
 
     def peer_ended(self, stream: S) -> None:
-        """Take note that a stream's peer has sent all."""
+        """Note that the peer has ended its side of a stream."""
         stream.peer_has_ended = True
         if stream.is_all_sent:
             self._close(stream)
 
     def _close(self, stream: S) -> None:
-        """Forget a stream. What it has sent counts for the whole connection as well."""
+        """Forget a stream. The data that it has received still counts for the window of the connection."""
         stream.is_open = False
         stream._waiting.clear()
         stream._unsent = 0
@@ -479,25 +485,25 @@ class Connection[S: Stream](ABC):
 
     @abstractmethod
     def closed(self, stream: S) -> None:
-        """Take that a stream is over."""
+        """Called when a stream is over."""
 
     def reset(self, stream: S, code: ErrorCodes) -> None:
-        """Give a stream up."""
+        """Reset a stream."""
         if stream.is_open and not self.is_over:
             known = self.state.streams.get(stream.number)
-            if known is not None and not known.closed:  # by what has just come, and is not looked at yet
+            if known is not None and not known.closed:  # h2 may have closed it for a frame that we have not handled yet
                 self.state.reset_stream(stream.number, code)
             self._close(stream)
             self.wants_flush()
 
     def say_goaway(self, last: int, code: ErrorCodes) -> None:
-        """Say that no stream above `last` is served. h2 knows nothing of it: to it, that would be the end."""
+        """Send a GOAWAY: no stream above `last` is served. h2 is not told, because it would take that for the end."""
         self._out.append(self.state.data_to_send())
         self._out.append(b"\x00\x00\x08\x07\x00\x00\x00\x00\x00" + last.to_bytes(4) + int(code).to_bytes(4))
         self.wants_flush()
 
     def fail(self, code: ErrorCodes, why: str) -> None:
-        """End the connection for what its peer does, which `why` says."""
+        """End the connection because of what its peer did, which `why` says."""
         self.say_goaway(self.state.highest_inbound_stream_id, code)
         self._end(f"{why} ({code.name})")
 
@@ -506,7 +512,7 @@ class Connection[S: Stream](ABC):
         self.broken(self.end(), why)
 
     def end(self) -> list[S]:
-        """Have done with it; return the streams that were under way."""
+        """End it; return the streams that were under way."""
         self.is_over = True
         self._unread.clear()
         self.owe(False)
@@ -518,13 +524,13 @@ class Connection[S: Stream](ABC):
         return streams
 
     def wants_flush(self) -> None:
-        """Send at the end of the turn, all at once: what several streams have got meanwhile, too."""
+        """Send at the end of the turn: everything at once, also what other streams add meanwhile."""
         if not self._flush_waits:
             self._flush_waits = True
             self.loop.call_soon(self.guarded, self.flush_now)
 
     def flush_now(self) -> None:
-        """Send all that is to be sent."""
+        """Send everything that is to be sent."""
         self._flush_waits = False
         if data := self.outgoing():
             self.write(data)

@@ -1,12 +1,13 @@
-"""h2's state of one HTTP/2 connection, without what it does to all streams for the sake of one.
+"""h2's state of one HTTP/2 connection, changed so that the error of one stream does not end all others.
+`http2.Connection` has one.
 
 Rules of this module:
 
-- All that is overridden of h2 and hpack stands here; `tests/proxy/engine/test_http2.py` fails when it moves.
-- What a stream's peer does wrong ends that stream. A header block that cannot be read is the end of the connection,
-  since nobody knows its table any more (RFC 9113, section 4.3).
-- What is remembered of header blocks is forgotten with each change of the table that they refer to.
-- Header blocks are read and written in linear time, which hpack does not do: its Huffman coder makes one number of a
+- Everything that we override in h2 and hpack is here; `tests/proxy/engine/test_http2.py` fails if those parts change.
+- If a peer does something wrong on a stream, only that stream ends. If a header block cannot be decoded, the connection
+  ends, since the state of the peer's table is unknown from then on (RFC 9113, section 4.3).
+- Cached header blocks are dropped whenever the table that they refer to changes.
+- Header blocks are read and written in linear time. hpack does not do that: its Huffman coder makes one number of a
   whole string, and its decoder copies the rest of the block for each literal.
 """
 
@@ -32,13 +33,13 @@ from hpack.huffman_table import decode_huffman
 
 STREAM_WINDOW = 1024 * 1024
 CONNECTION_WINDOW = 8 * 1024 * 1024
-SHARED_STREAM_WINDOW = 256 * 1024  # of an upstream's connection, which several apps share
+SHARED_STREAM_WINDOW = 256 * 1024  # of a stream on a connection to an upstream, which several apps share
 MAX_STREAMS = 100  # at once
-KEPT_BLOCK = 1024  # bytes of a header block that is remembered
-KEPT_LIST = 2048  # … of what it comes to, which may be a thousand times as much, and 32 for each field
+KEPT_BLOCK = 1024  # bytes of the longest header block that is cached
+KEPT_LIST = 2048  # … of its decoded size, 32 for each field included; it may be a thousand times as long
 KEPT_BLOCKS = 64
 MAX_TABLE = 4096  # bytes of the table by which field names and values are shortened (RFC 7541, section 4.2)
-MAX_HUFFMAN = 128  # bytes of a string that is shortened by itself: what that costs grows with the square
+MAX_HUFFMAN = 128  # bytes of the longest string that is Huffman-coded: the cost grows with the square
 type _Frames = list[hyperframe.frame.Frame]
 type _Events = list[h2.events.Event]
 _NO_LIMIT = 2**31 - 1
@@ -54,8 +55,8 @@ def size_of(fields: Iterable[tuple[bytes, bytes]]) -> int:
 class NeverIndexed(hpack.NeverIndexedHeaderTuple):
     """A field that no table may keep (RFC 7541, section 7.1.3).
 
-    hpack's own is equal to the same field without the mark, so that whatever is remembered by fields would stand for
-    both, and the mark be lost on the way.
+    hpack's own class is equal to the same field without this mark. Then a cache keyed by fields would mix up the two,
+    and the mark could get lost.
     """
 
     __slots__ = ()
@@ -71,30 +72,30 @@ class NeverIndexed(hpack.NeverIndexedHeaderTuple):
 
 
 class _Undecodable(h2.exceptions.ProtocolError):
-    """What is no header block leaves the table of them unknown (RFC 9113, section 4.3); to h2 it is any error."""
+    """The header block cannot be decoded, so the table is unknown from now on (RFC 9113, section 4.3)."""
 
     error_code = ErrorCodes.COMPRESSION_ERROR
 
 
 class _Memory[K, V]:
-    """What the same block, or the same fields, came to, for as long as the table that both refer to stays as it was.
+    """A cache of decoded blocks, or of encoded fields, as long as the table that they refer to does not change.
 
-    An app that asks for the same again sends the same few bytes, which name entries of the table: reading and writing
-    heads is a fifth of what a small request costs in HTTP/2, and this saves most of it.
+    An app that asks for the same again sends the same few bytes, which refer to entries of the table. Reading and
+    writing heads is a fifth of the cost of a small request in HTTP/2; this saves most of it.
     """
 
     def __init__(self, table: hpack.table.HeaderTable) -> None:
         self._table = table
-        self._newest: object = None  # by which each change of the table's entries is seen
+        self._newest: object = None  # the table's newest entry: it tells whether the table has changed
         self._size = self._most = 0
         self._kept: dict[K, V] = {}
 
     def get(self, key: K) -> V | None:
-        """Return what is known of a key."""
+        """Return the value for a key, if there is one."""
         return self._kept.get(key) if self._is_as_it_was() else None
 
     def keep(self, key: K, value: V, *, size: int) -> None:
-        """Keep what a key came to, unless that has changed the table, or there is too much of it."""
+        """Keep the value for a key, unless making it has changed the table, or it is too large."""
         if self._is_as_it_was() and size <= KEPT_LIST and len(self._kept) < KEPT_BLOCKS:
             self._kept[key] = value
 
@@ -111,7 +112,7 @@ class _Memory[K, V]:
 class _Decoder(hpack.Decoder):
     def __init__(self, header_bytes: int) -> None:
         super().__init__(header_bytes)
-        self.work = 0  # bytes of all that was decoded
+        self.work = 0  # bytes of everything decoded so far
         self._memory: _Memory[bytes, tuple[tuple[hpack.HeaderTuple, ...], int]] = _Memory(self.header_table)
 
     def decode(self, data: bytes, raw: bool = False) -> Iterable[hpack.HeaderTuple]:
@@ -132,7 +133,7 @@ class _Decoder(hpack.Decoder):
         return fields
 
     def _decode_literal(self, data: bytes | memoryview, should_index: bool) -> tuple[hpack.HeaderTuple, int]:
-        """Read a literal field (RFC 7541, section 6.2) from where it begins, and copy nothing of what is behind it."""
+        """Read a literal field (RFC 7541, section 6.2) from its position, without copying the bytes after it."""
         first = data[0]
         bits = 6 if should_index else 4
         index, at = decode_integer(data, bits)
@@ -149,7 +150,7 @@ class _Decoder(hpack.Decoder):
 
 
 def _read_string(data: bytes | memoryview, at: int) -> tuple[bytes, int]:
-    """Read a string (RFC 7541, section 5.2); return it, and where it ends."""
+    """Read a string (RFC 7541, section 5.2); return it and the position after it."""
     rest = data[at:]
     length, consumed = decode_integer(rest, 7)
     found = bytes(rest[consumed : consumed + length])
@@ -175,7 +176,9 @@ class _Encoder(hpack.Encoder):
         return block
 
     def add(self, to_add: tuple[bytes, bytes], sensitive: bool, huffman: bool = False) -> bytes:
-        """Write a field; one that no table may keep says so even where the table has the same without that mark."""
+        """Write a field. One that no table may keep is marked so, even if the table has the same field without the
+        mark.
+        """
         if not sensitive:
             return super().add(to_add, sensitive, huffman)
         name, value = to_add
@@ -193,7 +196,7 @@ class _Encoder(hpack.Encoder):
         return bytes(prefix) + self._string(value, huffman)
 
     def _string(self, text: bytes, huffman: bool) -> bytes:
-        """Return a string literal (RFC 7541, section 5.2), in Huffman code where it is short."""
+        """Return a string literal (RFC 7541, section 5.2), Huffman-coded if it is short."""
         if not huffman or len(text) > MAX_HUFFMAN:
             return bytes(encode_integer(len(text), 7)) + text
         coded = self.huffman_coder.encode(text)
@@ -203,19 +206,19 @@ class _Encoder(hpack.Encoder):
 
 
 class State(h2.connection.H2Connection):
-    """h2's state of a connection, without what it does to all streams for the sake of one."""
+    """h2's state of a connection, in which the error of one stream does not end all others."""
 
     def __init__(self, *, is_client: bool, header_bytes: int) -> None:
         """Start.
 
-        As a client we serve several apps, none of which may take the others' part of the connection's window: it has
-        room for that of each stream.
+        As a client we serve several apps on one connection, and none of them may use up its window: so the window of
+        the connection has room for that of every stream.
 
         Args:
             is_client: whether we are the client.
-            header_bytes: how much a header list may have; 32 are counted for each field besides (RFC 9113, 6.5.2).
+            header_bytes: the greatest size of a header list; 32 bytes are added for each field (RFC 9113, 6.5.2).
         """
-        unchecked = h2.config.H2Configuration(  # our own rules are asked: proxy.core.http.heads2
+        unchecked = h2.config.H2Configuration(  # our own rules check messages: proxy.core.http.heads2
             client_side=is_client,
             header_encoding=None,
             validate_inbound_headers=False,
@@ -225,7 +228,7 @@ class State(h2.connection.H2Connection):
         )
         super().__init__(unchecked)
         self._is_client = is_client
-        self._swept_at = 0  # how many streams there are when those that are over are looked for again
+        self._swept_at = 0  # the number of streams at which finished ones are next looked for
         codes = h2.settings.SettingCodes
         settings: dict[h2.settings.SettingCodes, int] = {
             codes.INITIAL_WINDOW_SIZE: SHARED_STREAM_WINDOW if is_client else STREAM_WINDOW,
@@ -238,16 +241,18 @@ class State(h2.connection.H2Connection):
         self.decoder = self._blocks = _Decoder(header_bytes)
         self.encoder = _Encoder()
         self.initiate_connection()
-        # We refuse a stream too many: h2 would end the connection, even of who has not heard of the limit yet.
+        # We refuse streams over the limit ourselves: h2 would end the connection, even if the peer cannot know the
+        # limit yet.
         self.local_settings.max_concurrent_streams = _NO_LIMIT
         self.local_settings.acknowledge()
         window = MAX_STREAMS * SHARED_STREAM_WINDOW if is_client else CONNECTION_WINDOW
         self.increment_flow_control_window(window - self.inbound_flow_control_window)
 
     def _open_streams(self, remainder: int) -> int:
-        """Return how many streams are open; forget those that are over.
+        """Return the number of open streams; forget the finished ones.
 
-        h2 looks at every stream whenever one begins. Its count of an app's streams is of no use: the limit is ours.
+        h2 looks through all streams whenever one begins. Its count of an app's streams is not needed: we have our own
+        limit.
         """
         if not self._is_client and len(self.streams) < self._swept_at:
             return 0
@@ -257,18 +262,18 @@ class State(h2.connection.H2Connection):
 
     def _begin_new_stream(self, stream_id: int, allowed_ids: h2.connection.AllowedStreamIDs) -> h2.stream.H2Stream:
         stream = super()._begin_new_stream(stream_id, allowed_ids)
-        # h2 ends the connection where a body is not as long as was said; here, that is seen to for each stream.
+        # h2 ends the connection if a body differs from its Content-Length; we check that for each stream.
         setattr(stream, "_initialize_content_length", _leave_lengths_alone)  # noqa: B010  # mypy minds an assignment
         for name in ("receive_headers", "receive_data"):
             setattr(stream, name, functools.partial(_receive, stream, getattr(stream, name)))
         return stream
 
     def send_head(self, number: int, fields: Sequence[tuple[bytes, bytes]], *, is_all: bool) -> None:
-        """Send a head. That of a final response is written here: h2 would look through its fields four times.
+        """Send a head. The head of a final response is written here: h2 would go through its fields four times.
 
         Args:
-            number: the stream's; it is open.
-            fields: the pseudo-header fields first, names in lower case.
+            number: the number of the stream, which is open.
+            fields: the pseudo-header fields first; names in lower case.
             is_all: whether nothing follows on the stream.
         """
         first, status = fields[0]
@@ -288,11 +293,11 @@ class State(h2.connection.H2Connection):
         self._data_to_send += _frame(kind, flags | _END_HEADERS, number, block)
 
     def send_piece(self, number: int, data: bytes, *, is_last: bool) -> None:
-        """Send a frame of a body; h2 would make an object of it, and ask for each window three times.
+        """Send one frame of a body. h2 would make an object for it, and look up each window three times.
 
         Args:
-            number: the stream's; it is open.
-            data: no more than its window, the connection's and a frame have room for.
+            number: the number of the stream, which is open.
+            data: at most as many bytes as its window, the connection's window and a frame have room for.
             is_last: whether nothing follows on the stream.
 
         Raises:
@@ -311,16 +316,20 @@ class State(h2.connection.H2Connection):
 
     @property
     def work(self) -> int:
-        """How many bytes all header blocks came to so far: a few of a block may name much that the table has."""
+        """The number of bytes that all header blocks came to so far, decoded: a short block may refer to long
+        entries.
+        """
         return self._blocks.work
 
     def bound_table(self) -> None:
-        """Use a small table for our header fields, whatever the peer would hold: it is searched from end to end."""
+        """Use a small table for our own header fields, even if the peer allows a large one: it is searched from end to
+        end.
+        """
         encoder = self.encoder
         encoder.header_table_size = min(encoder.header_table_size, MAX_TABLE)
-        if changes := encoder.table_size_changes:  # RFC 7541, section 4.2: the smallest one and the last one are told
+        if changes := encoder.table_size_changes:  # RFC 7541, section 4.2: the smallest and the last size are sent
             encoder.table_size_changes = sorted({min(changes), encoder.header_table_size})
-            encoder.header_table.resized = True  # hpack forgets it where the last two are the same
+            encoder.header_table.resized = True  # hpack would not send it if the last two sizes are equal
 
 
 def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
@@ -329,13 +338,13 @@ def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
 
 
 def _leave_lengths_alone(_fields: object) -> None:
-    """Stand in for h2's look at Content-Length."""
+    """Replaces h2's check of Content-Length."""
 
 
 def _receive(
     stream: h2.stream.H2Stream, receive: Callable[..., tuple[_Frames, _Events]], *arguments: object
 ) -> tuple[_Frames, _Events]:
-    """Have h2 take a frame of a stream; one that may not come now is the end of the stream, not of the connection."""
+    """Let h2 handle a frame of a stream. A frame that is not allowed now ends the stream, not the connection."""
     try:
         return receive(*arguments)
     except h2.exceptions.StreamClosedError:
@@ -350,7 +359,7 @@ def _receive(
 
 
 def reset_here(number: int, code: ErrorCodes) -> h2.events.StreamReset:
-    """Return what says that a stream was reset by us, for what its peer did."""
+    """Return the event of a stream that we have reset for what its peer did."""
     event = h2.events.StreamReset(stream_id=number)
     event.error_code = code
     event.remote_reset = False

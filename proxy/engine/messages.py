@@ -1,9 +1,10 @@
-"""Between HTTP/1 on the wire and mitmproxy's message objects: pure functions.
+"""Converts between heads of the core and mitmproxy's message objects, with pure functions. The speakers, the
+conversations and the upstream connections call it.
 
 Rules of this module:
 
-- A field goes through as it came, unless it is about one connection only (`proxy.core.http.hops`).
-- A target is read by one parser, ours; mitmproxy's takes port 0 for none and decodes A-labels.
+- A field goes on as it came, unless it is about one connection only (`proxy.core.http.hops`).
+- A request target is read by our parser only; mitmproxy's takes port 0 for none, and decodes A-labels.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from proxy.core.http.heads import KEPT, Fields, RequestHead, ResponseHead, names
 from proxy.core.http.hops import without_hop
 from proxy.engine.flows import new_request, new_response
 
-_OF_THE_CONNECTION = ("negotiate", "ntlm")  # schemes that authenticate a connection instead of a request (RFC 4559)
+_OF_THE_CONNECTION = ("negotiate", "ntlm")  # schemes that authenticate a connection, not a request (RFC 4559)
 _PORTS = {b"http": HTTP_PORT, b"https": HTTPS_PORT}
 _WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
 _ABSOLUTE = re.compile(rb"([^:/?]*+)://([^/?]*+)(.*+)", re.DOTALL)
-_WEBSOCKET = {b"ws": b"http", b"wss": b"https"}  # what some apps write where they ask for it (RFC 6455, section 3)
+_WEBSOCKET = {b"ws": b"http", b"wss": b"https"}  # schemes that some apps use to ask for WebSocket (RFC 6455, section 3)
 
 
 class Entry(Protocol):
-    """Where requests are meant to go that cannot say so themselves, by the listener that they came to."""
+    """Says where a request goes that does not name a proxy destination itself, by the listener that it came through."""
 
     @property
     def is_https(self) -> bool:
@@ -113,7 +114,7 @@ def _meant(
             if not path:  # RFC 9112, section 3.2.4
                 path = b"*" if head.method == b"OPTIONS" else b"/"
             host, port = destination.host, destination.port
-    except BadDestination:  # whose message quotes the target, which may hold a query or credentials
+    except BadDestination:  # its message quotes the target, which may hold a query or credentials
         raise Denied(
             Reason.BAD_REQUEST,
             "the request target is not valid: it needs a host, a port from 1 to 65535, and http or https",
@@ -131,7 +132,7 @@ def _meant(
             "set this address as the app's HTTP_PROXY or HTTPS_PROXY instead of calling it directly",
         )
     elif head.method != b"CONNECT":
-        authority = b""  # mitmproxy's sign for origin form, which is what upstreams are sent
+        authority = b""  # mitmproxy's sign for origin form, in which upstreams get targets
     version = b"HTTP/2.0" if head.is_http2 else b"HTTP/1.1" if head.is_http11 else b"HTTP/1.0"
     fields = without_hop(head.fields, may_offer=head.is_http11)
     if not head.is_http11:  # it has no expectations, and what goes on is HTTP/1.1, which has (RFC 9110, section 10.1.1)
@@ -155,7 +156,7 @@ def response_of(head: ResponseHead, fields: Fields) -> http.Response:
 
 
 def authenticates_connection(request: http.Request, response: http.Response | None) -> bool:
-    """Tell whether the upstream may take whoever comes next on the same connection for the one who came now."""
+    """Tell whether the upstream may take the next request on this connection for one of the same user."""
     asked = request.data.headers
     said = None if response is None else response.data.headers
     if not has_field(asked, b"authorization") and (said is None or not has_field(said, b"www-authenticate")):
@@ -167,7 +168,9 @@ def authenticates_connection(request: http.Request, response: http.Response | No
 
 
 def headers_of(fields: Fields) -> http.Headers:
-    """Return mitmproxy's headers object for fields that were read here: its own constructor copies and checks them."""
+    """Return mitmproxy's headers object for fields that we have read: its constructor would copy and check
+    them again.
+    """
     headers = http.Headers.__new__(http.Headers)
     headers.fields = fields
     return headers
@@ -198,14 +201,14 @@ def _origin(scheme: bytes, authority: bytes) -> tuple[bytes, Destination]:
 
 
 def response_head(response: http.Response, *, is_closing: bool) -> bytes:
-    """Return a response's head as it is sent to the app."""
+    """Return the head of a response in the form in which it is sent to the app."""
     data = response.data
     end = b"Connection: close\r\n\r\n" if is_closing else b"\r\n"
     return b"HTTP/1.1 %d %s\r\n%s%s" % (data.status_code, data.reason, _lines(data.headers.fields), end)
 
 
 def request_head(request: http.Request) -> bytes:
-    """Return a request's head as it is sent to an upstream."""
+    """Return the head of a request in the form in which it is sent to an upstream."""
     data = request.data
     return b"%s %s HTTP/1.1\r\n%s\r\n" % (data.method, data.path, _lines(data.headers.fields))
 

@@ -1,9 +1,10 @@
-"""What a server shows in a TLS handshake, on the way that requests take: the policy's roots, destinations and proxy.
+"""Shakes hands with a server, and returns the certificates that it shows; `overcoat pins fetch` calls it. It uses the
+policy's roots, allowed destinations and upstream proxy, as requests do.
 
 Rules of this module:
 
 - Nothing but the handshake is sent.
-- What cannot be verified is not shown: a key from an unverified chain is nobody's.
+- A chain that cannot be verified is not shown: its key may be anybody's.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a server showed.
+    """The result of a handshake.
 
     Attributes:
         tls_version: such as `TLSv1.3`.
@@ -49,31 +50,31 @@ class Shown:
 
 
 async def probe(policy: Policy, destination: Destination) -> Shown:
-    """Shake hands with a server as the sidecar would, held to no pins, and close.
+    """Shake hands with a server as the sidecar would, but without pins, and close.
 
     Args:
-        policy: names whom to trust, the least TLS version, the permitted destinations and the upstream proxy. That
-            proxy itself can be asked, too, where it speaks TLS.
+        policy: has the roots, the lowest TLS version, the allowed destinations and the upstream proxy. The destination
+            may be that proxy itself, if it speaks TLS.
         destination: the server.
 
     Raises:
-        Denied: it cannot be reached, or what answers is not to be trusted.
-        proxy.engine.tls.NoRoots: the roots to trust cannot be found or read.
+        Denied: it cannot be reached, or its certificate is not trusted.
+        proxy.engine.tls.NoRoots: the trusted roots cannot be found or read.
     """
-    with tempfile.TemporaryDirectory() as folder:  # for a CA that signs nothing
+    with tempfile.TemporaryDirectory() as folder:  # for a CA that is needed, and signs nothing
         authority = LocalCa.open(Path(folder), datetime.now(UTC))
     engine = Engine(policy, authority, Metrics(CollectorRegistry()), lambda _line: None)
     here = ("127.0.0.1", 0)
     client = Client(peername=here, sockname=here, timestamp_start=time.time(), state=ConnectionState.OPEN)
     session = engine.sessions.open(client, policy, ListenerKind.FORWARD)
-    context = Context(client, cast("Options", None))  # which no hook here reads
+    context = Context(client, cast("Options", None))  # no hook here reads the options
     server = Server(address=(destination.host, destination.port))
     server.tls = True
     through = policy.upstream_proxy
     rule = policy.rule_for(destination)
     record = Upstream(
         policy,
-        replace(rule, pins=None) if rule is not None else None,  # the rule says where it may be, and what is trusted
+        replace(rule, pins=None) if rule is not None else None,  # it says what is allowed and trusted
         is_proxy=through is not None and through.destination == destination,
     )
     session.upstreams[server.id] = record

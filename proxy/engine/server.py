@@ -1,9 +1,11 @@
-"""The engine: listeners, the addons in their order, readiness, draining.
+"""The engine put together: it listens, has the addons in their order, and starts, reloads and drains. `overcoat serve`
+and the worker processes make one `Engine` each.
 
 Rules of this module:
 
-- It is ready only when every listener is bound; a listener that can't be bound ends the start.
-- `drain` takes no new connection, and lets running requests end; what has not ended in time is cut off, and counted.
+- It is ready only when every listener is bound; a listener that cannot be bound ends the start.
+- `drain` accepts no new connections and lets running requests finish; what has not finished in time is cut off, and
+  counted.
 """
 
 from __future__ import annotations
@@ -53,9 +55,9 @@ from proxy.log import describe
 logger = logging.getLogger("overcoat")
 
 BACKLOG = 1024
-ACCEPTED_AT_ONCE = 32  # also how often asyncio tries, and fails, where no descriptor is left
+ACCEPTED_AT_ONCE = 32  # connections; asyncio also tries so often, and fails, if no descriptor is left
 RESOLVERS = 64
-SHARE_OF_MORE = 0.75  # of what descriptors carry: for upstream connections beyond the first of a client connection
+SHARE_OF_MORE = 0.75  # of the connections that descriptors allow: for upstream connections beyond a client's first
 
 
 _BIND_HINTS = {
@@ -66,7 +68,7 @@ _BIND_HINTS = {
 
 
 class BindError(Exception):
-    """A listener cannot be bound. The message is one line that says which and why.
+    """A listener cannot be bound. The message is one line that says which one, and why.
 
     Attributes:
         number: the system's number of the error.
@@ -79,7 +81,7 @@ class BindError(Exception):
 
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
-    """Return the addresses that a listener's host stands for: itself, unless it is a name."""
+    """Return the addresses that a listener's host stands for: a name may have several."""
     try:
         is_ipv6 = ipaddress.ip_address(host).version == 6
     except ValueError:
@@ -89,7 +91,7 @@ def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
 
 
 class Bound(NamedTuple):
-    """A bound socket, and what is to be spoken there."""
+    """A bound socket, and the listener that it belongs to."""
 
     listener: Listener
     socket: socket.socket
@@ -98,14 +100,14 @@ class Bound(NamedTuple):
 def bind(listener: Listener, count: int) -> list[list[Bound]]:
     """Bind a listener once for each of `count` workers.
 
-    With several, the kernel spreads the connections over them (SO_REUSEPORT).
+    With several workers, the kernel distributes the connections among them (SO_REUSEPORT).
 
     Args:
-        listener: where; a name may stand for several addresses, and port 0 asks for one that is free.
-        count: how many workers.
+        listener: the listener. Its name may stand for several addresses; port 0 asks for a free port.
+        count: the number of workers.
 
     Returns:
-        For each worker its sockets.
+        The sockets of each worker.
 
     Raises:
         BindError: it cannot be bound.
@@ -120,7 +122,7 @@ def bind(listener: Listener, count: int) -> list[list[Bound]]:
                 bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
                     bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                # The first without: another program on that port must be an error, not a sharer.
+                # The first socket without it: another program on that port must be an error, not share the port.
                 if share is not shares[0]:
                     shares[0][-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -134,13 +136,13 @@ def bind(listener: Listener, count: int) -> list[list[Bound]]:
 
 
 class _Reports:
-    """Logs what nothing of ours has caught. asyncio's own report would quote the exception's message."""
+    """Logs exceptions that nothing has caught. asyncio's own report would quote their messages."""
 
     def __init__(self) -> None:
         self._shortage = -math.inf
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Log one error; of the many that a shortage causes, one in `SHORTAGE_LOG_SECONDS`."""
+        """Log an error; a shortage causes many, of which one in `SHORTAGE_SECONDS` is logged."""
         error = context.get("exception")
         if isinstance(error, OSError) and error.errno in SHORTAGES and "socket" in context:
             if loop.time() - self._shortage >= timelimits.SHORTAGE_LOG_SECONDS:
@@ -154,19 +156,19 @@ class _Reports:
 
 
 class Engine:
-    """Runs the pipeline."""
+    """Runs the listeners and the pipeline of this process."""
 
     def __init__(self, policy: Policy, ca: LocalCa, metrics: Metrics, write_line: Callable[[str], object]) -> None:
-        """Build the pipeline. Must be called inside a running event loop.
+        """Build the pipeline. It must be called inside a running event loop.
 
         Args:
             policy: the policy to begin with; see `take_over`.
             ca: signs the certificates that apps see.
-            metrics: what to count with.
-            write_line: takes decision lines.
+            metrics: the counters.
+            write_line: writes a decision line.
 
         Raises:
-            proxy.engine.tls.NoRoots: the roots to trust cannot be found or read.
+            proxy.engine.tls.NoRoots: the trusted roots cannot be found or read.
         """
         self.sessions = Sessions()
         self.verifier = Verifier(os.urandom(32), time.monotonic)
@@ -175,12 +177,12 @@ class Engine:
         self._tls = TlsConnections(self.sessions, ca)
         self._tls.prepare(policy)
         self.loop = asyncio.get_running_loop()
-        # Names are looked up in threads; of these there must be more than one app can keep busy with slow names.
+        # Names are resolved in threads; there must be more of them than one app can keep busy with slow names.
         resolvers = ThreadPoolExecutor(RESOLVERS, "resolver")
         self.loop.set_exception_handler(_Reports())
         self.policy = policy
         self.connections: set[OpenConnection] = set()
-        found = functools.cache(metrics.pool.labels)  # what it returns for the same label is always the same
+        found = functools.cache(metrics.pool.labels)  # it always returns the same object for the same label
         self.pool = Pool(self.loop, lambda result: found(result).inc())
         self.is_draining = False
         self._count_cuts = metrics.drain_cuts.inc
@@ -206,16 +208,16 @@ class Engine:
         self.services = Services(self.loop, resolvers, self.sessions, self.dispatch, self.is_own_address, self.pool)
 
     async def listen(self, places: Iterable[Bound]) -> None:
-        """Take connections from bound sockets; see `bind`."""
+        """Accept connections on bound sockets; see `bind`."""
         for listener, bound in places:
             protocol = functools.partial(AppSocket, self, listener, meet)
             server = await self.loop.create_server(protocol, sock=bound, backlog=ACCEPTED_AT_ONCE)
-            bound.listen(BACKLOG)  # asyncio has one number for both
+            bound.listen(BACKLOG)  # asyncio uses one number for both
             self._servers.append(server)
             self._own.append(bound.getsockname()[:2])
 
     def guard(self, address: tuple[str, int]) -> None:
-        """Name another listener of this process (the admin one) that must not be reached through the proxy."""
+        """Add another listener of this process (the admin listener) that must not be reached through the proxy."""
         self._own.append(address)
 
     def is_own_address(self, local: tuple[str, int], remote: tuple[str, int]) -> bool:
@@ -225,11 +227,11 @@ class Engine:
     def take_over(self, policy: Policy) -> None:
         """Decide every request that begins from now on with another policy.
 
-        What was decided for a CONNECT holds for all that it carries. So where https is inspected, the connection is
-        closed as soon as no request is under way on it; a tunnel lasts as long as it lasts.
+        The decision about a CONNECT holds for everything inside it. So a connection with inspected https is closed as
+        soon as no request is under way on it; a tunnel is left alone.
 
         Raises:
-            proxy.engine.tls.NoRoots: the roots to trust cannot be found or read; then nothing has changed.
+            proxy.engine.tls.NoRoots: the trusted roots cannot be found or read; then nothing has changed.
         """
         self._tls.prepare(policy)
         if policy.lets_plain_http_pass and not self.policy.lets_plain_http_pass:
@@ -241,14 +243,14 @@ class Engine:
                 connection.drain()
 
     def is_leaving(self, session: Session) -> bool:
-        """Whether a client connection is to be closed as soon as no request is under way on it."""
+        """Tell whether a client connection is to be closed as soon as no request is under way on it."""
         return self.is_draining or (session.connect is not None and session.connect.policy is not self.policy)
 
     def admit(self, session: Session) -> None:
-        """Take a client connection that has just been opened, unless it is one too many, or from who may not connect.
+        """Admit a client connection that has just been opened.
 
         Raises:
-            Denied: TOO_MANY_CONNECTIONS, CLIENT_FORBIDDEN.
+            Denied: TOO_MANY_CONNECTIONS; CLIENT_FORBIDDEN if the client may not connect.
         """
         check_client(self.policy.clients, session.client)
         limits = self.policy.limits
@@ -264,9 +266,10 @@ class Engine:
         self.sessions.admit(session)
 
     def check_room(self, session: Session) -> None:
-        """Check that a client connection may have another upstream connection beside the one that each may have.
+        """Check that a client connection may have another upstream connection, beside its first.
 
-        One that speaks HTTP/2 may ask for a hundred: of what descriptors carry, a quarter is left to who comes yet.
+        A connection of HTTP/2 may ask for a hundred. A quarter of the connections that descriptors allow is kept for
+        new clients.
 
         Raises:
             Denied: TOO_MANY_CONNECTIONS.
@@ -276,29 +279,29 @@ class Engine:
             raise Denied(Reason.TOO_MANY_CONNECTIONS, where, "raise the limit of descriptors (ulimit -n)")
 
     def began(self, connection: OpenConnection) -> None:
-        """Take note of a client connection that was just accepted."""
+        """Note a client connection that was just accepted."""
         self.connections.add(connection)
 
     def ended(self, connection: OpenConnection) -> None:
-        """Take note that one is over."""
+        """Note that a client connection is over."""
         self.connections.discard(connection)
         if self.is_draining and not self.connections:
             self._nobody_left.set()
 
     def note_refused(self, exchange: Exchange, status: int | None) -> None:
-        """Write the line of what was no request, and so came to no addon.
+        """Write the decision line of something that was no request, so that no addon has seen it.
 
         Args:
-            exchange: what there is to say of it.
-            status: the status that the app was told, if it was told one.
+            exchange: what is known about it.
+            status: the status that the app was told, if any.
         """
         self._finish(exchange, status, None)
 
     async def drain(self) -> int:
-        """Stop listening, let what runs end, for `drain_timeout` of the policy, then cut off what is left.
+        """Stop listening, let requests finish within the policy's `drain_timeout`, then cut off the rest.
 
         Returns:
-            How many requests and tunnels were cut off.
+            The number of requests and tunnels that were cut off.
         """
         seconds = self.policy.drain_timeout
         self.is_draining = True
@@ -316,7 +319,7 @@ class Engine:
             cut += connection.session.cut_off(denied)
             connection.cut_off(denied)
         self.pool.close()
-        await asyncio.sleep(0)  # connection_lost is called in the next turn
+        await asyncio.sleep(0)  # connection_lost is called in the next turn of the loop
         if cut:
             self._count_cuts(cut)
             logger.error("cut off at the end of draining, after %d s: requests and tunnels %d", seconds, cut)
@@ -324,6 +327,6 @@ class Engine:
 
 
 def is_same_machine(one: tuple[str, int], other: tuple[str, int]) -> bool:
-    """Tell whether two socket addresses are certainly of this machine: equal, or both loopback."""
+    """Tell whether two socket addresses certainly belong to this machine: they are equal, or both loopback."""
     first, second = ipaddress.ip_address(one[0].partition("%")[0]), ipaddress.ip_address(other[0].partition("%")[0])
     return first == second or (first.is_loopback and second.is_loopback)

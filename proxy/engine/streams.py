@@ -1,12 +1,10 @@
-"""What a conversation and an upstream need of each other, whichever version of HTTP is spoken.
-
-`apps.conversation` sends each request on an `UpstreamStream`, and is the `Receiver` of its response. What it needs of
-the app's side is in `apps.appstream`.
+"""The interface between a conversation and an upstream, whatever version of HTTP is spoken: `apps.conversation` sends
+each request on an `UpstreamStream`, and is the `Receiver` of its response. The app's side is in `apps.appstream`.
 
 Rules of this module:
 
-- A head is one decision, whatever the wire; how it is framed there is for the wire to know.
-- Whoever sends is told to wait, and what is received is read no faster than it can be passed on.
+- A head is the same object for both versions; only the connection knows how it is written on the wire.
+- A sender is told when to wait, and nothing is received faster than it can be passed on.
 """
 
 from __future__ import annotations
@@ -23,62 +21,62 @@ from proxy.core.http.heads import Fields, ResponseHead
 
 
 class Version(Enum):
-    """Which version of HTTP a request is to go out in."""
+    """The version of HTTP in which a request is to go out."""
 
-    HTTP1 = "1.1"  # nothing else
-    EITHER = "either"  # which the server prefers
+    HTTP1 = "1.1"  # HTTP/1.1 only
+    EITHER = "either"  # the one that the server prefers
     HTTP2 = "2"  # if the server speaks it
-    ONLY_HTTP2 = "2 or none"  # which alone can carry it
+    ONLY_HTTP2 = "2 or none"  # HTTP/2 only: HTTP/1.1 cannot carry it
 
     @property
     def is_of_http2(self) -> bool:
-        """Whether HTTP/2 is what it should be."""
+        """Whether HTTP/2 is wanted."""
         return self in (Version.HTTP2, Version.ONLY_HTTP2)
 
 
 class Receiver(Protocol):
-    """Takes the response of one request."""
+    """Gets the response of one request."""
 
     def response_head(self, head: ResponseHead) -> None:
-        """Take the head; may be called several times with a 1xx before the final one."""
+        """Called with the head; perhaps several times with a 1xx before the final one."""
 
     def response_data(self, data: bytes) -> None:
-        """Take a piece of the body."""
+        """Called with a piece of the body."""
 
     def response_end(self, trailers: Fields = ()) -> None:
-        """Take the end of the response, with the fields behind its body that may go on."""
+        """Called at the end of the response, with the trailers that may go on."""
 
     def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
-        """Take that there is none, or no more of it.
+        """Called when there is no response, or no more of it.
 
         Args:
             denied: why.
-            began: whether a byte of it had come.
-            is_untouched: whether the upstream has said that it did nothing about the request, so that it may be sent
-                again, whatever it is.
+            began: whether any byte of it had come.
+            is_untouched: whether the upstream has said that it did nothing about the request, so that any request may
+                be sent again.
         """
 
     def wants_http1(self) -> None:
-        """Take that the upstream wants the request in HTTP/1.1; that it has failed is said next."""
+        """Called when the upstream wants the request in HTTP/1.1; `response_failed` follows."""
 
     def switched(self, data: bytes) -> None:
-        """Take bytes of the protocol that a 101 switched to, or of a tunnel."""
+        """Called with bytes of a tunnel, or of the protocol that a 101 switched to."""
 
     def switched_end(self) -> None:
-        """Take that nothing more of them will come."""
+        """Called when no more such bytes will come."""
 
     def upstream_congested(self, congested: bool) -> None:
-        """Pause or resume what is being sent."""
+        """Called when the upstream takes no more for now, and when it does again."""
 
     def flush(self) -> None:
-        """Send on what was gathered from the bytes that came at once."""
+        """Called after all bytes of one read were handled: pass on what was gathered."""
 
     def crashed(self, error: Exception) -> None:
-        """Take that it failed to take something; nothing more will come."""
+        """Called when the receiver itself raised; nothing more will come."""
 
 
 class UpstreamStream(Protocol):
-    """Where one request goes: a connection of HTTP/1 for a while, or a stream of HTTP/2."""
+    """Carries one request to an upstream: a connection of HTTP/1 for a while, or a stream of HTTP/2."""
 
     server: Server
     record: Upstream
@@ -86,7 +84,7 @@ class UpstreamStream(Protocol):
     is_http2: bool
 
     def heard_early(self) -> bool:
-        """Tell whether a new connection's peer has spoken, or closed, before it was asked anything."""
+        """Tell whether the peer of a new connection has sent bytes, or closed, before any request."""
 
     def ask(
         self, receiver: Receiver, request: http.Request, body: bytes, *, is_whole: bool, trailers: Fields, te: bool
@@ -94,34 +92,34 @@ class UpstreamStream(Protocol):
         """Send a request.
 
         Args:
-            receiver: takes the response.
+            receiver: gets the response.
             request: the head.
-            body: what there is of the body so far.
-            is_whole: whether that is all.
-            trailers: the fields behind it, if it is all.
-            te: whether the app takes fields behind a response's body.
+            body: the part of the body that is there.
+            is_whole: whether that is all of it.
+            trailers: the fields after the body, if that is all of it.
+            te: whether the app accepts trailers in the response.
         """
 
     def send_body(self, data: bytes) -> None:
-        """Send a piece of its body."""
+        """Send a piece of the body."""
 
     def end(self, trailers: Fields) -> None:
-        """End it."""
+        """End the request."""
 
     def send(self, data: bytes) -> None:
-        """Send bytes of the protocol that was switched to."""
+        """Send bytes of the protocol that a 101 switched to."""
 
     def hold(self, why: str, is_held: bool) -> None:
-        """Take no more of the response while there is any reason not to."""
+        """Read no more of the response while there is any reason to wait."""
 
     def unsent(self) -> int:
-        """Return how many bytes of the request have not reached the upstream yet, as far as that can be told."""
+        """Return how many bytes of the request have not reached the upstream yet, as far as that is known."""
 
     def give_back(self) -> None:
-        """Take that the response was whole: another request may be sent, where that is possible."""
+        """Called after a complete response: another request may follow, if that is possible."""
 
     def part(self) -> None:
-        """Take that nobody else may be served on the same connection."""
+        """Never serve another conversation on the same connection."""
 
     def close(self) -> None:
         """Give the request up."""

@@ -1,13 +1,14 @@
-"""TLS on both sides: contexts for upstream handshakes, and for apps whose https is inspected.
+"""Makes the TLS connections for both sides: for upstreams, and for apps whose https is decrypted. The engine calls
+`TlsConnections` as its first addon, and inside stock mitmproxy `proxy.stock` does.
 
 Rules of this module:
 
-- Upstreams are verified as a careful direct client would: trusted roots, validity, host name or address, the form that
-  RFC 5280 prescribes, TLS 1.2 or newer with forward secrecy and AEAD ciphers only.
-- Every certificate among the roots is an anchor, be it an intermediate CA's or a server's own, as for curl and Python;
-  the verified chain, which pins are held against, ends at the first one.
-- Upstream sessions are never resumed: a resumed handshake would not run the verification callback, and so no pins.
-- The app gets a certificate for the host it asked CONNECT for, never for a name of its own choosing.
+- Upstreams are verified as a careful direct client would do it: trusted roots, validity, host name or address, the form
+  that RFC 5280 prescribes, TLS 1.2 or newer with forward secrecy and AEAD ciphers only.
+- Every certificate among the roots is an anchor, even an intermediate CA's or a server's own, as in curl and Python.
+  The verified chain, which is checked against the pins, ends at the first anchor.
+- Upstream sessions are never resumed: a resumed handshake calls no verification callback, and so checks no pins.
+- The app gets a certificate for the host that it named in CONNECT, never for another name of its choice.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from proxy.core.rules.policy import Policy, Trust
 from proxy.disk.ca import Leaf, LocalCa
 from proxy.disk.reading import MAX_ROOTS_BYTES, read_regular
 
-# Forward secrecy and AEAD only (RFC 9325, section 4.2); TLS 1.3 suites are all of that kind.
+# Forward secrecy and AEAD only (RFC 9325, section 4.2); all TLS 1.3 suites have both.
 _CIPHERS_TLS12 = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:@SECLEVEL=2"
 _MIN_VERSION = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _LEAF_CACHE = 1000
@@ -45,7 +46,7 @@ _SYSTEM_BUNDLES = (
 
 
 class NoRoots(Exception):
-    """The roots to trust cannot be found or read. The message says where was looked."""
+    """The trusted roots cannot be found or read. The message says where they were looked for."""
 
 
 def find_roots(trust: Trust) -> Path:
@@ -57,7 +58,7 @@ def find_roots(trust: Trust) -> Path:
     if trust.roots is not None:
         return trust.roots
     if named := os.environ.get("SSL_CERT_FILE"):
-        return Path(named)  # or nothing: trusting others than those named would be a guess
+        return Path(named)  # these or none: to trust others would be a guess
     for candidate in (ssl.get_default_verify_paths().cafile, *_SYSTEM_BUNDLES):
         if candidate and Path(candidate).is_file():
             return Path(candidate)
@@ -70,7 +71,7 @@ def read_roots(trust: Trust) -> tuple[bytes, ...]:
     """Read the bundle of trusted roots; return its certificates in DER.
 
     Raises:
-        NoRoots: it cannot be found or read.
+        NoRoots: the bundle cannot be found or read.
     """
     source = find_roots(trust)
     try:
@@ -86,12 +87,13 @@ def read_roots(trust: Trust) -> tuple[bytes, ...]:
 
 
 def with_roots(policy: Policy) -> Policy:
-    """Return the policy with the certificates of its trusted roots, which no later change of their file can touch.
+    """Return the policy with the certificates of its trusted roots in it, so that later changes of their files have no
+    effect.
 
-    Several processes use them, at different times; all must trust the same.
+    Several processes use the policy, at different times, and all must trust the same roots.
 
     Raises:
-        NoRoots: they cannot be found or read.
+        NoRoots: the roots cannot be found or read.
     """
     anchors = policy.trust.anchors if policy.trust.anchors is not None else read_roots(policy.trust)
     upstream_context(replace(policy.trust, anchors=anchors))
@@ -102,7 +104,7 @@ def with_roots(policy: Policy) -> Policy:
 
 
 def upstream_context(trust: Trust) -> SSL.Context:
-    """Return the context that all upstream handshakes with one trust start from.
+    """Return the context for all upstream handshakes with the same `Trust`.
 
     Raises:
         NoRoots: the roots cannot be found or read.
@@ -125,7 +127,7 @@ def upstream_context(trust: Trust) -> SSL.Context:
 
 
 def select_alpn(_conn: SSL.Connection, offers: list[bytes]) -> Any:
-    """Choose the protocol to speak with the app (RFC 7301): HTTP/2 if it can, else HTTP/1.1, else none."""
+    """Choose the protocol for an app (RFC 7301): HTTP/2 if it is offered, else HTTP/1.1, else none."""
     for protocol in (b"h2", b"http/1.1"):
         if protocol in offers:
             return protocol
@@ -146,7 +148,7 @@ def app_context(leaf: Leaf) -> SSL.Context:
 
 
 class TlsConnections:
-    """Makes the OpenSSL connection objects. Stands first in the hook order; `Pinning` adds the callback after it."""
+    """Makes the OpenSSL connection objects. It is the first addon; `Pinning` adds its callback afterwards."""
 
     def __init__(self, sessions: Sessions, ca: LocalCa) -> None:
         self._sessions = sessions
@@ -155,7 +157,7 @@ class TlsConnections:
         self._app_contexts: OrderedDict[str, tuple[Leaf, SSL.Context]] = OrderedDict()
 
     def prepare(self, policy: Policy) -> None:
-        """Make what all upstream handshakes under a policy start from.
+        """Make the contexts for upstream handshakes under a policy.
 
         Raises:
             NoRoots: the roots cannot be found or read.
@@ -163,7 +165,7 @@ class TlsConnections:
         self._upstream[policy] = {trust: upstream_context(trust) for trust in policy.trusts}
 
     def tls_start_client(self, data: tls.TlsData) -> None:
-        """Prepare the handshake with an app whose https is inspected."""
+        """Prepare the handshake with an app whose https is decrypted."""
         connect = self._sessions.of(data.context.client).connect
         if connect is None or connect.asked is None:
             raise RuntimeError("TLS from an app outside CONNECT")
@@ -184,7 +186,7 @@ class TlsConnections:
         return context
 
     def _forget(self, now: datetime) -> None:
-        """Drop the leaves that were not asked for longest, as far as they have ended, or are too many."""
+        """Drop the leaf certificates that have ended, and the least recently used ones if there are too many."""
         while self._app_contexts:
             leaf, _ = next(iter(self._app_contexts.values()))
             if leaf.is_fresh(now) and len(self._app_contexts) <= _LEAF_CACHE:
@@ -192,7 +194,7 @@ class TlsConnections:
             self._app_contexts.popitem(last=False)
 
     def tls_start_server(self, data: tls.TlsData) -> None:
-        """Prepare the handshake with an upstream: its name in SNI and in the verification."""
+        """Prepare the handshake with an upstream: set the name for SNI and for verification."""
         server = data.conn
         assert isinstance(server, connection.Server)
         if server.address is None:
@@ -208,7 +210,7 @@ class TlsConnections:
 
 
 def expect_name(conn: SSL.Connection, host: str) -> None:
-    """Make OpenSSL verify that the certificate names this host, in a subjectAltName (RFC 9525), and set SNI."""
+    """Make OpenSSL check that a subjectAltName of the certificate has this host (RFC 9525), and set SNI."""
     lib = SSL._lib  # type: ignore[attr-defined]  # pyOpenSSL has no public call for the host name of a verification
     parameters = lib.SSL_get0_param(conn._ssl)
     lib.X509_VERIFY_PARAM_set_hostflags(

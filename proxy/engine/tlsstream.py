@@ -1,13 +1,15 @@
-"""TLS over bytes in memory: ciphertext in, plaintext out, and the other way round.
+"""TLS over bytes in memory: ciphertext in, plaintext out, and back. The connections of both sides (`apps.socket`,
+`upstreams.connection`) have one each.
 
 Rules of this module:
 
-- It does no I/O: whoever owns the socket feeds what came and sends what `outgoing` gives.
-- An alert, garbage or a broken record ends the stream; what came before it still counts.
-- OpenSSL is asked only where it can have an answer: each question to it that has none ends in an exception, and there
-  would be two for every message. So the records are counted as they come, and what it may have to send is remembered.
-- Records go to OpenSSL and come from it without pyOpenSSL's methods, which check again what mypy has checked and get
-  memory for each: a twentieth of what a request costs. What fails is left to pyOpenSSL to name.
+- It does no I/O: the owner of the socket feeds it with received bytes, and sends what `outgoing` returns.
+- An alert, garbage or a broken record ends the stream; what came before still counts.
+- OpenSSL is asked only if it can have an answer. A call without one raises an exception, and that would happen twice
+  for each message. So the records are counted as they come, and it is remembered whether OpenSSL may have bytes to
+  send.
+- Records go to and from OpenSSL without pyOpenSSL's methods. Those check again what mypy has checked, and allocate
+  memory each time: a twentieth of the cost of a request. On failure, pyOpenSSL is called, to name the error.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from typing import Any
 
 from OpenSSL import SSL
 
-_CHUNK = 16 * 1024  # a record holds no more (RFC 8446, section 5.1)
-_lib: Any = SSL._lib  # type: ignore[attr-defined]  # what pyOpenSSL itself is made of
+_CHUNK = 16 * 1024  # the most that a record holds (RFC 8446, section 5.1)
+_lib: Any = SSL._lib  # type: ignore[attr-defined]  # the functions on which pyOpenSSL is built
 _ffi: Any = SSL._ffi  # type: ignore[attr-defined]
-_PIECE = _ffi.new("char[]", _CHUNK)  # one for all sessions: what was written here is copied out before anything else
+_PIECE = _ffi.new("char[]", _CHUNK)  # shared by all sessions: its bytes are copied out at once
 _HEADER = 5  # bytes of a record's header (RFC 8446, section 5.1)
 
 
@@ -35,21 +37,23 @@ class TlsStream:
         self.is_established = False
         self.has_ended = False
         self.was_closed = False
-        self._header = b""  # what has come of a record's header (RFC 8446, section 5.1)
-        self._left = 0  # bytes that are still to come of a record
-        self._due = 0  # how often there may be something to read, at most: see `_take`
-        self._may_owe = False  # whether something may wait to be sent
+        self._header = b""  # the part of a record's header that has come (RFC 8446, section 5.1)
+        self._left = 0  # bytes of the current record that are still to come
+        self._due = 0  # the most reads that may return something: see `_take`
+        self._may_owe = False  # whether OpenSSL may have bytes to send
 
     @property
     def is_between_records(self) -> bool:
-        """Whether the peer has ended the last record that it began."""
+        """Whether the peer has finished the last record that it began."""
         return not self._left and not self._header
 
     def _take(self, data: bytes | memoryview) -> None:
-        """Give OpenSSL what came. Of a record it can say something by its header (garbage), and once it is whole."""
+        """Give OpenSSL received bytes. It may answer when a record's header is there (garbage), and when the record is
+        complete.
+        """
         at, size = 0, len(data)
         if not self._left and not self._header and int.from_bytes(data[3:_HEADER]) == size - _HEADER:
-            self._due += 1  # one record, whole, as nearly always
+            self._due += 1  # exactly one record, as nearly always
             at = size
         while at < size:
             if not self._left:
@@ -60,7 +64,7 @@ class TlsStream:
                     break
                 self._left, self._header = int.from_bytes(self._header[3:]), b""
                 self._due += 1
-                if at + self._left <= size:  # all of it is here
+                if at + self._left <= size:  # the record is complete
                     at += self._left
                     self._left = 0
                     continue
@@ -70,16 +74,16 @@ class TlsStream:
             if not self._left:
                 self._due += 1
         if data and _lib.BIO_write(self._into, _ffi.from_buffer(data), size) != size:
-            raise MemoryError("OpenSSL has no room for what came")  # the one reason that a BIO in memory has
+            raise MemoryError("OpenSSL has no room for what came")  # the only reason for which a memory BIO fails
 
     def handshake(self, data: bytes | memoryview) -> bool:
         """Go on with the handshake.
 
         Args:
-            data: ciphertext that came; empty to begin.
+            data: received ciphertext; empty to begin.
 
         Returns:
-            Whether it is complete; plaintext may then be there already (`receive(b"")`).
+            Whether it is complete; then plaintext may be there already (`receive(b"")`).
 
         Raises:
             OpenSSL.SSL.Error: it failed; the alert to send is in `outgoing`.
@@ -95,10 +99,10 @@ class TlsStream:
         return True
 
     def receive(self, data: bytes | memoryview) -> bytes:
-        """Decrypt what came.
+        """Decrypt received bytes.
 
-        Afterwards `has_ended` tells whether more can come, and `was_closed` whether the peer said that this is all
-        (close_notify): without it the end may be an attacker's (RFC 8446, section 6.1).
+        Afterwards `has_ended` tells whether more can come, and `was_closed` whether the peer has said that this is all
+        (close_notify). Without that, an attacker may have caused the end (RFC 8446, section 6.1).
         """
         if data:
             self._take(data)
@@ -110,20 +114,20 @@ class TlsStream:
                 continue
             try:
                 self.conn._raise_ssl_error(self._ssl, size)
-            except SSL.Error as e:  # it was no data; a key update is answered, and so is what cannot be read
+            except SSL.Error as e:  # not data: a key update, say, or garbage, which OpenSSL answers
                 self._due, self._may_owe = 0, True
                 self.was_closed = self.was_closed or isinstance(e, SSL.ZeroReturnError)
                 self.has_ended = self.has_ended or not isinstance(e, SSL.WantReadError)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def send(self, data: bytes) -> None:
-        """Encrypt; the ciphertext waits in `outgoing`.
+        """Encrypt bytes; the ciphertext waits in `outgoing`.
 
         Raises:
             OpenSSL.SSL.Error: the session is over.
         """
         at = 0
-        while at < len(data):  # it takes a record at a time
+        while at < len(data):  # OpenSSL takes one record at a time
             self._may_owe = True
             rest = memoryview(data)[at:] if at else data
             if (sent := _lib.SSL_write(self._ssl, _ffi.from_buffer(rest), len(rest))) <= 0:
@@ -131,10 +135,10 @@ class TlsStream:
             at += sent
 
     def close(self) -> None:
-        """Say that this is all; the close_notify waits in `outgoing`."""
+        """End the session: the close_notify waits in `outgoing`."""
         if self.is_established:
             self._may_owe = True
-            with contextlib.suppress(SSL.Error):  # the session is broken already: there is nobody to tell
+            with contextlib.suppress(SSL.Error):  # the session is broken already: nobody is left to tell
                 self.conn.shutdown()
 
     def outgoing(self) -> bytes:
@@ -144,7 +148,7 @@ class TlsStream:
             if (size := _lib.BIO_read(self._from, _PIECE, _CHUNK)) <= 0:
                 break
             pieces.append(_ffi.buffer(_PIECE, size)[:])
-            if size < _CHUNK:  # all that was there
+            if size < _CHUNK:  # there is no more
                 break
         self._may_owe = False
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)

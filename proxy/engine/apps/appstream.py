@@ -1,7 +1,6 @@
-"""What a conversation needs of the app's side, whichever version of HTTP is spoken there.
-
-`apps.conversation` answers each request on an `AppStream`: `apps.http1` is one for a whole connection, `apps.http2` has
-one for each stream.
+"""The interface between a conversation and the app's side, whatever version of HTTP is spoken: `apps.conversation`
+answers each request on an `AppStream`. `apps.http1` is one for a whole connection, `apps.http2` has one for each
+stream.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from proxy.engine.streams import Version
 
 
 class App(Protocol):
-    """The app's connection, as far as a conversation needs it; `apps.socket.AppSocket` is one."""
+    """The connection of an app, as far as a conversation needs it: `apps.socket.AppSocket`."""
 
     @property
     def house(self) -> House:
@@ -34,25 +33,27 @@ class App(Protocol):
 
     @property
     def client(self) -> Client:
-        """The connection, as the hooks know it."""
+        """The connection, as hooks see it."""
 
     @property
     def context(self) -> Context:
-        """The same, as the hooks of an upstream's handshake know it."""
+        """The same, as hooks of an upstream's handshake see it."""
 
     @property
     def session(self) -> Session:
-        """What the addons know of it."""
+        """What the addons know about it."""
 
     def after_step(self) -> None:
-        """Write what was gathered; end if the connection is to end, and nothing is under way."""
+        """Write what was gathered; close if the connection is to end and nothing is under way."""
 
     def after_upstream(self) -> None:
-        """Do the same, and take note that bytes have moved."""
+        """Do the same, and note that bytes have moved."""
 
 
 class AppStream(Protocol):
-    """Where an app has asked, and is answered: all of a connection of HTTP/1 for a while, or a stream of HTTP/2."""
+    """Where an app has sent a request and gets its response: a connection of HTTP/1 for a while, or a stream
+    of HTTP/2.
+    """
 
     @property
     def app(self) -> App:
@@ -64,50 +65,50 @@ class AppStream(Protocol):
 
     @property
     def is_last(self) -> bool:
-        """Whether no other request is served behind this one."""
+        """Whether no other request follows on the connection."""
 
     @property
     def clock(self) -> ResponseClock:
-        """How long the upstream may take."""
+        """Measures how long the upstream takes."""
 
     def version(self, request: http.Request) -> Version:
-        """Return which version a request is to go out in."""
+        """Return the version of HTTP in which a request is to go out."""
 
     def hold(self, why: str, is_held: bool) -> None:
-        """Take no more of the request's body while there is any reason not to."""
+        """Read no more of the request's body while there is any reason to wait."""
 
     def last(self) -> None:
-        """Serve no other request behind this one, where that would be ambiguous or is not wanted."""
+        """Serve no other request on this connection, if that would be ambiguous or is not wanted."""
 
     def interim(self, response: http.Response) -> None:
         """Send an interim response, if the app can take one."""
 
     def begin(self, response: http.Response, *, has_body: bool) -> None:
-        """Send a response's head; no body follows where it has none."""
+        """Send the head of a response; without `has_body`, no body follows."""
 
     def send(self, data: bytes) -> None:
-        """Send a piece of its body."""
+        """Send a piece of the body."""
 
     def end(self, trailers: Fields = ()) -> None:
-        """End it."""
+        """End the response."""
 
     def answer(self, response: http.Response, body: bytes) -> None:
-        """Send a response that was made here, whole."""
+        """Send a complete response that was made here."""
 
     def flush(self) -> None:
-        """Send at once what was gathered."""
+        """Send what was gathered now."""
 
     def switch(self, speaker: Speaker) -> bytes:
-        """Give the connection to what speaks WebSocket; return what has come of that already."""
+        """Give the connection to a speaker for WebSocket; return the bytes for it that have come already."""
 
     def next(self) -> None:
-        """Take that the conversation is over, in order."""
+        """Called when the conversation has ended in order."""
 
     def close(self) -> None:
-        """End what is left of it, once what was sent has arrived."""
+        """End it, after what was sent has arrived."""
 
     def crash(self, error: Exception) -> None:
-        """End it, since something inside failed."""
+        """End it, because something inside has failed."""
 
     def abort(self) -> None:
-        """Break it off, so that the app cannot take what it has for all there was."""
+        """Break it off, so that the app cannot take what it has for everything."""

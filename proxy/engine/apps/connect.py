@@ -1,10 +1,12 @@
-"""CONNECT, and what follows it: the first bytes, a tunnel, TLS that is opened here, or nothing.
+"""CONNECT and what follows it: a tunnel, TLS that is decrypted here, plain HTTP, or nothing. The speakers for HTTP/1
+and SOCKS5 make a `Connect`; `FirstBytes` then decides by what the app sends.
 
 Rules of this module:
 
-- Only what is understood goes on: TLS to a tunnelled host, TLS or http to an inspected one. Anything else is closed.
-- The TLS server name must be the host of CONNECT, or the policy would have decided on another host than the app meets.
-- One that is refused ends its connection, and nothing more of it is read: a client that did not wait for the answer has
+- Only known protocols go on: TLS to a tunnelled host; TLS or http to an inspected one. Anything else is closed.
+- The TLS server name must be the host of CONNECT; otherwise the policy would have decided on a host other than the one
+  that the app reaches.
+- A denied CONNECT ends its connection, and nothing more of it is read. A client that did not wait for the answer has
   sent bytes for the tunnel, and they must not become a request (RFC 9931, section 8).
 """
 
@@ -31,23 +33,23 @@ from proxy.engine.http2 import PREFACE
 from proxy.engine.upstreams.connection import UpstreamConnection
 from proxy.engine.upstreams.route import dial
 
-type Inside = Callable[[AppSocket, Exchange], Speaker]  # makes what reads the requests inside a CONNECT
+type Inside = Callable[[AppSocket, Exchange], Speaker]  # makes the speaker for the requests inside a CONNECT
 
 
 class Asker(Protocol):
-    """What read a CONNECT, or what comes to the same, and knows how it is answered."""
+    """The speaker that read a CONNECT, or a request that means the same, and knows how to answer it."""
 
     app: AppSocket
     conversation: Any
 
     def established(self) -> bytes:
-        """Return what says that it is open."""
+        """Return the answer that the connection is open."""
 
     def refusal(self, response: http.Response) -> bytes:
-        """Return what says that it is not, and why; it is the last word."""
+        """Return the answer that it is denied, and why; nothing follows it."""
 
     def take_rest(self) -> bytes:
-        """Take the bytes that came after it."""
+        """Take the bytes that came after the request."""
 
 
 class Connect:
@@ -59,7 +61,7 @@ class Connect:
         Args:
             asker: what read it.
             request: the request.
-            inside: makes what reads requests inside.
+            inside: makes the speaker for requests inside.
         """
         self._inside = inside
         self._asker = asker
@@ -70,13 +72,13 @@ class Connect:
         self._is_over = False
 
     def start(self) -> None:
-        """Take it through the addons, and open what it asks for."""
+        """Pass it through the addons, and open what it asks for."""
         flow = self._flow
         self._house.dispatch.call("http_connect", flow)
         exchange = self._house.sessions.exchange(flow)
-        # The upstream of a tunnel is opened before the 200, so that a failure can still be told. Not at port 80: what
-        # comes may be http to upgrade, for which no plain connection must ever be opened.
-        # In observe mode it is opened for every CONNECT: a server that speaks first must be heard.
+        # The upstream of a tunnel is opened before the 200, so that a failure can still be reported. Not at port 80:
+        # the app may send http to upgrade, for which no plain connection must ever be opened.
+        # In observe mode it is opened for every CONNECT: the server may speak first.
         is_tunnel = exchange.decision is not None and exchange.decision.action is Action.TUNNEL
         opens_first = exchange.observing or _is_raw(exchange) or (is_tunnel and flow.request.port != HTTP_PORT)
         if flow.response is not None:
@@ -107,7 +109,7 @@ class Connect:
 
     def _refuse(self) -> None:
         self._house.dispatch.call("http_connect_error", self._flow)
-        self._app.session.connect = None  # its line is written, and it opened no tunnel
+        self._app.session.connect = None  # its decision line is written, and it opened no tunnel
         response = self._flow.response
         assert response is not None
         self._is_over = True
@@ -119,38 +121,38 @@ class Connect:
         self._is_over = True
         self._app.hold("pipelining", False)
         self._app.write(self._asker.established())
-        self._asker.conversation = None  # its part is over, and it points back here
+        self._asker.conversation = None  # it is not needed any more, and refers back to this
         self._app.speaker = speaker = FirstBytes(self._app, exchange, upstream, self._inside)
         if rest := self._asker.take_rest():
             speaker.feed(rest)
-        if self._app.has_ended:  # while it was dialled
+        if self._app.has_ended:  # meanwhile
             self._app.speaker.eof()
 
     def give_up(self, denied: Denied) -> None:
-        """Refuse it: what it asks for was not open in time."""
+        """Deny it: it could not be opened in time."""
         if self._dialling is not None:
             self._dialling.cancel()
         self._house.sessions.exchange(self._flow).refuse(self._flow, denied)
         self._refuse()
 
     def overdue(self, seconds: float) -> Denied | None:
-        """Return why it is to end, where nothing has moved for so long: the upstream is still being dialled."""
+        """Return why it must end after so long a silence: the upstream is still being dialled."""
         if self._dialling is None or self._is_over:
             return None
         return Denied(Reason.UPSTREAM_TIMEOUT, f"no connection was open after {seconds:.0f} s (limits.idle_seconds)")
 
     def gone(self) -> None:
-        """The app went away before it was answered."""
+        """Called when the app went away before the answer."""
         self._is_over = True
         if self._dialling is not None:
             self._dialling.cancel()
 
     def app_congested(self, is_congested: bool) -> None:
-        """Nothing was sent yet that it could be congested by."""
+        """Do nothing: nothing was sent yet."""
 
 
 class FirstBytes(Speaker):
-    """Collects an app's first bytes inside CONNECT, until they say what follows."""
+    """Collects an app's first bytes inside CONNECT, until they tell what follows."""
 
     def __init__(self, app: AppSocket, connect: Exchange, upstream: UpstreamConnection | None, inside: Inside) -> None:
         """Start.
@@ -158,32 +160,32 @@ class FirstBytes(Speaker):
         Args:
             app: the app's socket.
             connect: the CONNECT.
-            upstream: the connection to what it asked for, if it is open already.
-            inside: makes what reads requests inside.
+            upstream: the connection to its destination, if it is open already.
+            inside: makes the speaker for requests inside.
         """
         self._inside = inside
         self._app = app
         self._connect = connect
         self._upstream = upstream
         self._data = b""
-        # Where anything may pass, the app may be waiting for the server to speak first.
+        # If any protocol may pass, the app may be waiting for the server to speak first.
         is_open = connect.observing or _is_raw(connect)
         if not is_open:
             app.expect(True)
         if upstream is not None:
-            upstream.carry(Relay(app, upstream, b""))  # what a server says first waits in its socket
+            upstream.carry(Relay(app, upstream, b""))  # the first bytes of a server wait in its socket
             if not is_open:
                 upstream.transport.pause_reading()
 
     def feed(self, data: bytes) -> None:
-        """Take bytes, and decide once they are enough."""
+        """Collect bytes, and decide once they are enough."""
         self._data += data
         if _is_raw(self._connect):
             self._relay()
             return
         heard = listen(self._data)
         if heard.speech is Speech.HTTP and self._connect.observing:
-            # `EHLO me` begins like HTTP. Where nothing may be denied, a whole line has to say that it is.
+            # `EHLO me` begins like HTTP. If nothing may be denied, only a complete line counts as HTTP.
             has_line = b"\n" in self._data
             if not has_line and len(self._data) < MAX_HEAD_BYTES:
                 return
@@ -255,7 +257,7 @@ class FirstBytes(Speaker):
         app.client.sni = heard.sni
         app.client.alpn_offers = heard.alpn
         assert self._connect.asked is not None
-        app.context.server.address = self._connect.asked.host, self._connect.asked.port  # as mitmproxy says it, too
+        app.context.server.address = self._connect.asked.host, self._connect.asked.port  # as mitmproxy sets it, too
         data = tls.TlsData(app.client, app.context)
         app.house.dispatch.call("tls_start_client", data)
         assert data.ssl_conn is not None
@@ -269,12 +271,12 @@ class FirstBytes(Speaker):
             self._upstream.close()
 
     def too_slow(self) -> None:
-        """The app did not say enough in time."""
+        """End: the app did not send enough in time."""
         seconds = self._connect.policy.limits.request_seconds
         self._deny(Denied(Reason.NOT_HTTP, f"within {seconds} s no whole ClientHello or HTTP request line came"))
 
     def eof(self) -> None:
-        """The app will say no more; where anything may pass, that is enough, however little it said."""
+        """Decide: the app will send no more. If any protocol may pass, that is enough, however little it sent."""
         connect = self._connect
         if connect.observing or _is_raw(connect):
             self._relay()
@@ -287,11 +289,11 @@ class FirstBytes(Speaker):
             self._app.close()
 
     def gone(self) -> None:
-        """The app is gone."""
+        """End: the app is gone."""
         self._leave_upstream()
 
     def congested(self, is_congested: bool) -> None:
-        """In observe mode a server may speak before the app: read from it only what the app takes."""
+        """In observe mode the server may speak first: read from it only as much as the app takes."""
         is_open = self._connect.observing or _is_raw(self._connect)
         if self._upstream is not None and is_open and not self._upstream.transport.is_closing():
             if is_congested:

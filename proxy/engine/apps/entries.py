@@ -1,12 +1,13 @@
-"""The ways in besides forward: reverse, SOCKS5 and transparent, each brought to what the forward listener knows.
+"""The speakers for the listeners besides forward: reverse, SOCKS5 and transparent. Each turns what the app sends into
+what the forward listener knows. `server` calls `meet` for each connection that it accepts.
 
 Rules of this module:
 
-- Whatever the way, there is one canonical destination, and the policy is asked about it as ever.
-- A reverse listener speaks for one https host; the app's Host names the listener, and is replaced.
-- A transparent listener takes the port that the app dialled, and the host that it names: what it names is looked up
-  and dialled, never the address that it happened to dial. Without a name it is that address.
-- SOCKS5 (RFC 1928) is CONNECT in another spelling: its commands but CONNECT are refused.
+- Whatever the listener, a request has one canonical destination, and the policy decides on it.
+- A reverse listener stands for one https host; the app's Host names the listener, and is replaced.
+- A transparent listener takes the port that the app dialled, and the host that the app names: that name is resolved and
+  dialled, never the address that the app happened to dial. Without a name, it is that address.
+- SOCKS5 (RFC 1928) is another form of CONNECT: all other commands are refused.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ from proxy.engine.apps.socket import AppSocket
 from proxy.engine.apps.speaker import Speaker
 from proxy.engine.messages import request_of
 
-_SO_ORIGINAL_DST = 80  # <linux/netfilter_ipv4.h>, and the same number for IPv6
+_SO_ORIGINAL_DST = 80  # <linux/netfilter_ipv4.h>; IPv6 has the same number
 _VERSION = b"\x05"
 _NO_AUTHENTICATION, _PASSWORD, _NONE_FITS = 0, 2, 0xFF
 _SUCCEEDED = b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"
 _REPLIES = {403: 2, 504: 4, 502: 5}  # not allowed by the ruleset, host unreachable, connection refused
-_MAX_EARLY = 64 * 1024  # bytes that come before the answer, and wait
+_MAX_EARLY = 64 * 1024  # bytes that may wait if they come before the answer
 _GENERAL_FAILURE, _COMMAND_NOT_SUPPORTED, _ADDRESS_NOT_SUPPORTED = 1, 7, 8
 
 
 def meet(app: AppSocket) -> None:
-    """Let an app that has just connected speak, as the kind of its listener says, or refuse it."""
+    """Give an app that has just connected its first speaker, by the kind of its listener; or refuse it."""
     try:
         app.house.admit(app.session)
         app.speaker = _speaker_for(app)
@@ -55,10 +56,10 @@ def meet(app: AppSocket) -> None:
 
 
 def _speaker_for(app: AppSocket) -> Speaker:
-    """Return what speaks first with an app.
+    """Return the first speaker for an app.
 
     Raises:
-        Denied: a transparent listener was dialled itself.
+        Denied: the app has connected to a transparent listener directly.
     """
     listener = app.listener
     match listener.kind:
@@ -85,12 +86,13 @@ class Reverse:
     is_https = True
 
     def aim(self, head: RequestHead) -> tuple[RequestHead, Destination, Destination | None]:
-        """Return a request's head as it goes on, its destination, and what the app takes that for.
+        """Return a request's head as it goes on, its destination, and the destination as the app knows it.
 
         Raises:
-            Denied: BAD_REQUEST: its Host is no host; HOST_MISMATCH: it is one that might be somebody else's.
+            Denied: BAD_REQUEST if its Host is no host; HOST_MISMATCH if Host names something that may be somebody
+                else's.
         """
-        front = self.here  # what an app of HTTP/1.0 need not say
+        front = self.here  # HTTP/1.0 needs no Host
         fields: Fields = tuple(field for field in head.fields if field[0].lower() != b"host")
         if len(fields) < len(head.fields):
             front = _named(head.fields, HTTP_PORT)
@@ -103,7 +105,7 @@ class Reverse:
                 )
         host = self.to.url_host if self.to.port == 443 else self.to.authority
         target = head.target
-        if head.is_http2:  # it names the listener as its Host does (`:authority`), and that is seen to
+        if head.is_http2:  # its `:authority` names the listener, too, and is replaced
             path = target.split(b"/", 3)[3:]
             target = b"/" + path[0] if path else b"*"
         return replace(head, target=target, fields=((b"Host", host.encode("ascii")), *fields)), self.to, front
@@ -111,7 +113,7 @@ class Reverse:
 
 @dataclass(frozen=True, slots=True)
 class Redirected:
-    """Requests in origin form that were meant for an address, and name a host."""
+    """Requests in origin form that were sent to an address and redirected, and that name a host."""
 
     dialled: Destination
     is_https = False
@@ -133,7 +135,7 @@ def _named(fields: Fields, default_port: int) -> Destination:
 
 
 def original_destination(connection: socket.socket) -> Destination:
-    """Return where an app wanted to connect to before the kernel redirected it here (Linux: REDIRECT, DNAT).
+    """Return the destination of an app's connection before the kernel redirected it here (Linux: REDIRECT, DNAT).
 
     Raises:
         Denied: DESTINATION_FORBIDDEN: it was not redirected.
@@ -157,7 +159,7 @@ def original_destination(connection: socket.socket) -> Destination:
 
 
 class _Asker(Speaker):
-    """Stands where an HTTP/1 speaker would, for a CONNECT that came in another way."""
+    """Answers a CONNECT that came as SOCKS5 or was redirected, as the speaker for HTTP/1 does for its own."""
 
     def __init__(self, app: AppSocket) -> None:
         self.app = app
@@ -165,7 +167,7 @@ class _Asker(Speaker):
         self._rest = b""
 
     def ask(self, destination: str, credentials: bytes, rest: bytes) -> None:
-        """Take a CONNECT through the addons."""
+        """Pass a CONNECT through the addons."""
         self._rest = rest
         authorization = b"Proxy-Authorization: Basic %s\r\n" % credentials if credentials else b""
         name = destination.encode("ascii")
@@ -176,34 +178,34 @@ class _Asker(Speaker):
 
     @abstractmethod
     def established(self) -> bytes:
-        """Return what says that it is open."""
+        """Return the answer that the connection is open."""
 
     @abstractmethod
     def refusal(self, response: http.Response) -> bytes:
-        """Return what says that it is not."""
+        """Return the answer that it is denied."""
 
     def take_rest(self) -> bytes:
-        """Take the bytes that came after it."""
+        """Take the bytes that came after the request."""
         rest, self._rest = self._rest, b""
         return rest
 
     def eof(self) -> None:
-        """The app will send no more."""
+        """End: the app will send no more."""
         if self.conversation is None:
             self.app.close()
 
     def gone(self) -> None:
-        """The app's connection is over."""
+        """End: the app's connection is over."""
         conversation, self.conversation = self.conversation, None
         if conversation is not None:
             conversation.gone()
 
     def congested(self, _is_congested: bool) -> None:
-        """Nothing is sent that could be."""
+        """Do nothing: nothing was sent yet."""
 
 
 class Socks5(_Asker):
-    """Reads a SOCKS5 greeting, credentials if there are users, and a request to connect."""
+    """Reads a SOCKS5 greeting, credentials if the policy has users, and a request to connect."""
 
     def __init__(self, app: AppSocket) -> None:
         super().__init__(app)
@@ -214,7 +216,7 @@ class Socks5(_Asker):
 
     def feed(self, data: bytes) -> None:
         """Take bytes."""
-        if self.conversation is not None:  # it talks before it was answered: that waits
+        if self.conversation is not None:  # bytes that come before the answer wait
             self._rest += data
             self.app.hold("pipelining", len(self._rest) > _MAX_EARLY)
             return
@@ -298,21 +300,21 @@ class Socks5(_Asker):
         return False
 
     def _refuse(self, answer: bytes, detail: str, reason: Reason = Reason.BAD_REQUEST) -> bool:
-        """Answer, note it in a line, and close; `_step` is then over."""
+        """Answer, write a decision line, and close; the current step is then over."""
         self.app.write(answer)
         self.app.refused(Denied(reason, detail))
         return False
 
     def established(self) -> bytes:
-        """Return what says that it is open; the address is nobody's business."""
+        """Return the answer that the connection is open, without an address: the app need not know it."""
         return _SUCCEEDED
 
     def refusal(self, response: http.Response) -> bytes:
-        """Return what says why it is not, as far as SOCKS has words for it."""
+        """Return the answer with the reason, as far as SOCKS has a code for it."""
         return _failure(_REPLIES.get(response.status_code, _GENERAL_FAILURE))
 
     def too_slow(self) -> None:
-        """Its first messages did not come in time."""
+        """End: the first messages did not come in time."""
         self.app.refused(Denied(Reason.REQUEST_TIMEOUT, "the app did not finish its SOCKS5 request in time"))
 
 
@@ -321,7 +323,7 @@ def _failure(code: int) -> bytes:
 
 
 class Transparent(_Asker):
-    """Collects the first bytes of an app that was redirected, until they say what it speaks, and to whom."""
+    """Collects the first bytes of a redirected app, until they tell what it speaks, and to which host."""
 
     def __init__(self, app: AppSocket, dialled: Destination) -> None:
         super().__init__(app)
@@ -330,7 +332,7 @@ class Transparent(_Asker):
         app.expect(True)
 
     def feed(self, data: bytes) -> None:
-        """Take bytes, and decide once they are enough."""
+        """Collect bytes, and decide once they are enough."""
         if self.conversation is not None:
             self._rest += data
             self.app.hold("pipelining", len(self._rest) > _MAX_EARLY)
@@ -367,5 +369,5 @@ class Transparent(_Asker):
         return b""
 
     def too_slow(self) -> None:
-        """It did not say enough in time."""
+        """End: the app did not send enough in time."""
         self._refuse()

@@ -1,6 +1,5 @@
-"""What every connection of an app needs of the process that it is in.
-
-`server.Engine` is the one `House`; `apps.socket` is given it, and all that speaks with an app uses what it offers.
+"""What every connection of an app needs from its process. `server.Engine` is the one `House`; `apps.socket` gets it,
+and everything on the apps' side uses it.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from proxy.engine.upstreams.services import Services
 
 
 class OpenConnection(Protocol):
-    """A connection of an app, as far as the house ends it."""
+    """A connection of an app, as far as the engine ends it."""
 
     @property
     def session(self) -> Session:
-        """What the addons know of it."""
+        """What the addons know about it."""
 
     def drain(self) -> None:
         """Close as soon as nothing is under way."""
 
     def cut_off(self, denied: Denied) -> None:
-        """End what is under way, for this reason."""
+        """End everything under way, for this reason."""
 
 
 class House(Protocol):
-    """What is there for all connections."""
+    """What all connections share."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -42,40 +41,40 @@ class House(Protocol):
 
     @property
     def policy(self) -> Policy:
-        """The policy that is in force."""
+        """The policy in force."""
 
     @property
     def local_ca(self) -> Lifetime:
-        """How long the CA is valid that signs what apps see."""
+        """When the CA is valid that signs the certificates for apps."""
 
     @property
     def verifier(self) -> Verifier:
-        """Checks the names and passwords that apps show."""
+        """Checks names and passwords of apps."""
 
     @property
     def sessions(self) -> Sessions:
-        """What the addons know of each connection."""
+        """What the addons know about each connection."""
 
     @property
     def dispatch(self) -> Dispatcher:
-        """Calls the addons."""
+        """Calls the addons' hooks."""
 
     @property
     def pool(self) -> Pool:
-        """The upstream connections that may serve again."""
+        """The upstream connections that may be used again."""
 
     @property
     def services(self) -> Services:
-        """What `upstreams` needs to open one."""
+        """What `upstreams` needs to open a connection."""
 
     def began(self, connection: OpenConnection) -> None:
-        """Take note of a connection that was just accepted."""
+        """Note a connection that was just accepted."""
 
     def ended(self, connection: OpenConnection) -> None:
-        """Take note that one is over."""
+        """Note that a connection is over."""
 
     def admit(self, session: Session) -> None:
-        """Count a connection among those that there may be only so many of.
+        """Count a connection among those whose number is limited.
 
         Raises:
             Denied: TOO_MANY_CONNECTIONS, CLIENT_FORBIDDEN.
@@ -89,12 +88,12 @@ class House(Protocol):
         """
 
     def is_leaving(self, session: Session) -> bool:
-        """Whether a connection is to be closed as soon as no request is under way on it."""
+        """Tell whether a connection is to be closed as soon as no request is under way on it."""
 
     def note_refused(self, exchange: Exchange, status: int | None) -> None:
-        """Write the line of what was no request, and so came to no addon.
+        """Write the decision line of something that was no request, so that no addon has seen it.
 
         Args:
-            exchange: what there is to say of it.
-            status: the status that the app was told, if it was told one.
+            exchange: what is known about it.
+            status: the status that the app was told, if any.
         """

@@ -1,11 +1,13 @@
-"""HTTP/1 with an app: requests are read from its byte stream, one after the other.
+"""The speaker for HTTP/1: reads an app's requests one after the other, makes a conversation of each, and writes the
+responses. `apps.socket` gives it the app's bytes.
 
 Rules of this module:
 
-- A head is read strictly, within the policy's limits; what cannot become one is answered at once.
-- The next request is not looked at before the one in hand has its response: pipelining keeps its order.
-- Of very many small chunks that come at once, some are read; the rest has a later turn, after everybody else's.
-- Whether another request may follow on the connection, and where a response ends there, is decided here.
+- A head is read strictly, within the policy's limits. Bytes that cannot become a head are answered at once.
+- The next request is not read before the current one has its response, so pipelined requests keep their order.
+- If very many small chunks come at once, only some are read; the rest waits for a later turn, after all other
+  connections.
+- It is decided here whether another request may follow on the connection, and where a response ends.
 """
 
 from __future__ import annotations
@@ -44,17 +46,17 @@ class AppHttp1(Speaker):
 
         Args:
             app: the app's socket.
-            tunnel: the CONNECT that it speaks inside of, if any.
-            entry: says where requests are meant to go that cannot say so themselves.
+            tunnel: the CONNECT inside which it is spoken, if any.
+            entry: says where requests go that name no destination themselves, by the listener.
         """
         self.app = app
         self._tunnel = tunnel
         self._inside = tunnel.asked if tunnel is not None else None
         self._entry = entry
-        self._is_first = True  # nothing has been asked yet
+        self._is_first = True  # whether no request has come yet
         self._is_http11 = True
-        self._is_chunked = False  # the response in hand
-        self.is_last = False  # no other request is served behind the one in hand
+        self._is_chunked = False  # whether the current response is in chunks
+        self.is_last = False  # whether no other request is served after the current one
         self.conversation: Conversation | Connect | None = None
         self._unread = b""
         self._head_end = HeadEnd(of_request=True)
@@ -63,12 +65,12 @@ class AppHttp1(Speaker):
         self._has_ended = False
 
     def feed(self, data: bytes) -> None:
-        """Take bytes."""
+        """Handle received bytes."""
         self._unread = self._unread + data if self._unread else data
         self.advance()
 
     def advance(self) -> None:
-        """Read on as far as the bytes go."""
+        """Read on, as far as the bytes go."""
         self._read_on()
         app = self.app
         if app.speaker is self and not app.is_closing:
@@ -81,9 +83,9 @@ class AppHttp1(Speaker):
         while not app.is_closing and app.speaker is self:
             if self._body is not None:
                 if not self._read_body(self._body) or self.conversation is None:
-                    return  # where it was answered at once, the next one has a turn of its own: see below
+                    return  # if it was answered at once, the next one has a turn of its own: see below
             elif self.conversation is not None or app.is_congested:
-                # Pipelined requests wait in the kernel's buffer once ours is full.
+                # Pipelined requests wait in the kernel's buffer when ours is full.
                 app.hold("pipelining", len(self._unread) > MAX_PIPELINED)
                 return
             elif not self._read_head():
@@ -91,10 +93,10 @@ class AppHttp1(Speaker):
                     app.close()
                 return
             elif self.conversation is None:
-                return  # it was answered at once; the next one has a turn of its own, after everybody else's
+                return  # it was answered at once; the next one waits for a later turn, after all other connections
 
     def _read_head(self) -> bool:
-        # RFC 9112, section 2.2: empty lines before a request are passed over.
+        # RFC 9112, section 2.2: empty lines before a request are skipped.
         if empty_lines := _EMPTY_LINES.match(self._unread):
             self._unread = self._unread[empty_lines.end() :]
         stripped = self._unread
@@ -119,9 +121,9 @@ class AppHttp1(Speaker):
             self.refuse(denied)
             return False
         if self._inside is None:
-            self.app.session.policy = self.app.house.policy  # the one that is in force when the request begins
+            self.app.session.policy = self.app.house.policy  # the policy in force when the request begins
         elif self.app.house.is_leaving(self.app.session):
-            self.app.close()  # a CONNECT keeps its policy, so none of its requests begins after another is in force
+            self.app.close()  # a CONNECT keeps its policy, so no request begins inside it under another one
             return False
         if head.method == b"CONNECT":
             self.conversation = connect = Connect(self, request, AppHttp1)
@@ -140,17 +142,17 @@ class AppHttp1(Speaker):
     def _begin(self, head: RequestHead) -> None:
         self._is_first = False
         self._is_http11 = head.is_http11
-        # RFC 9112, section 9.3: a proxy keeps no connection with an HTTP/1.0 client, whatever that asks for.
+        # RFC 9112, section 9.3: a proxy keeps no connection open with an HTTP/1.0 client, even if that asks for it.
         self.is_last = not (head.is_http11 and keeps_alive(True, head.fields)) or wants_to_switch(head.fields)
 
     def speak_http2(self, data: bytes = b"") -> None:
-        """Give the connection to what reads HTTP/2, with the bytes that have come of that."""
+        """Give the connection to the speaker for HTTP/2, with its bytes that have come already."""
         self._unread = b""
         self.app.speaker = speaker = AppHttp2(self.app, self._tunnel, self._entry)
         speaker.feed(data)
 
     def refuse(self, denied: Denied) -> None:
-        """Answer what is no request, or none in time, and close."""
+        """Answer bytes that are no request, or a request that did not come in time, and close."""
         response = problem_response(denied, None)
         self.app.write(response_head(response, is_closing=True) + (response.data.content or b""))
         self.app.refused(denied, response.status_code)
@@ -185,7 +187,7 @@ class AppHttp1(Speaker):
         if self._has_ended and not self._waits_for_turn and not self.app.is_closing:
             self.eof()
 
-    # -- as the conversation's side
+    # -- as the `AppStream` of a conversation
 
     @property
     def is_congested(self) -> bool:
@@ -194,15 +196,15 @@ class AppHttp1(Speaker):
 
     @property
     def clock(self) -> ResponseClock:
-        """How long the upstream may take."""
+        """Measures how long the upstream takes."""
         return self.app.clock
 
     def version(self, _request: http.Request) -> Version:
-        """Return which version a request is to go out in: the one that it came in."""
+        """Return the version in which a request is to go out: the one in which it came."""
         return Version.HTTP1
 
     def hold(self, why: str, is_held: bool) -> None:
-        """Read nothing from the app while there is any reason not to."""
+        """Read nothing from the app while there is any reason to wait."""
         self.app.hold(why, is_held)
 
     def last(self) -> None:
@@ -214,30 +216,30 @@ class AppHttp1(Speaker):
         self.app.write(response_head(response, is_closing=False))
 
     def begin(self, response: http.Response, *, has_body: bool) -> None:
-        """Send a response's head."""
+        """Send the head of a response."""
         self._is_chunked = has_body and has_field(response.headers, b"transfer-encoding")
         is_switch = response.data.status_code == 101
         self.app.write(response_head(response, is_closing=self.is_last and not is_switch))
 
     def send(self, data: bytes) -> None:
-        """Send a piece of its body."""
+        """Send a piece of the body."""
         self.app.write(chunk(data) if self._is_chunked else data)
 
     def end(self, trailers: Fields = ()) -> None:
-        """End it."""
+        """End the response."""
         if self._is_chunked:
             self.app.write(last_chunk(trailers))
 
     def answer(self, response: http.Response, body: bytes) -> None:
-        """Send a response that was made here, whole."""
+        """Send a complete response that was made here."""
         self.app.write(response_head(response, is_closing=self.is_last) + body)
 
     def flush(self) -> None:
-        """Send at once what was gathered."""
+        """Send what was gathered now."""
         self.app.flush()
 
     def switch(self, speaker: Speaker) -> bytes:
-        """Give the connection to what speaks WebSocket; return what has come of that already."""
+        """Give the connection to the speaker for WebSocket; return the bytes for it that have come already."""
         self.app.speaker = speaker
         self.app.hold("pipelining", False)
         return self.take_rest()
@@ -247,7 +249,7 @@ class AppHttp1(Speaker):
         self.app.close()
 
     def crash(self, error: Exception) -> None:
-        """Close the connection, since something inside failed."""
+        """Close the connection, because something inside has failed."""
         self.app.crash(error)
 
     def abort(self) -> None:
@@ -261,7 +263,7 @@ class AppHttp1(Speaker):
         if not self.is_last:
             self.app.hold("pipelining", False)
             if self._unread or self._has_ended:
-                # Not from within: the end of one request must not deepen the stack for the next.
+                # Not directly: the end of one request must not deepen the stack of the next.
                 self.app.loop.call_soon(self.app.guarded, self.advance)
         else:
             self.app.close()
@@ -271,7 +273,7 @@ class AppHttp1(Speaker):
         return b"HTTP/1.1 200 Connection established\r\n\r\n"
 
     def refusal(self, response: http.Response) -> bytes:
-        """Return the answer to one that is refused."""
+        """Return the answer to a CONNECT that is denied."""
         return response_head(response, is_closing=True) + (response.data.content or b"")
 
     def take_rest(self) -> bytes:
@@ -280,10 +282,10 @@ class AppHttp1(Speaker):
         return rest
 
     def eof(self) -> None:
-        """The app will send no more. A request that is whole still gets its response, and so do those behind it."""
+        """Called when the app will send no more. Complete requests, also pipelined ones, still get their responses."""
         self._has_ended = True
         if self._waits_for_turn:
-            return  # what it has sent is not all read yet
+            return  # not everything that it has sent is read yet
         if self._body is not None and self.conversation is not None:
             self.conversation.gone()
         elif self.conversation is None:
@@ -292,14 +294,14 @@ class AppHttp1(Speaker):
             self.app.expect_departure()
 
     def end_silence(self, seconds: float) -> bool:
-        """Answer the request in hand, where nothing has moved for so long; return whether that can be told."""
+        """Answer the current request after so long a silence; return whether an answer was possible."""
         denied = None if self.conversation is None else self.conversation.overdue(seconds)
         if denied is not None:
             self.give_up(denied)
         return denied is not None
 
     def too_slow(self) -> None:
-        """The head, or a body that is held, did not come in time."""
+        """Called when the head, or a held body, did not come in time."""
         seconds = self.app.session.policy.limits.request_seconds
         denied = Denied(Reason.REQUEST_TIMEOUT, f"the app did not send all of it within {seconds} s")
         if isinstance(self.conversation, Conversation):
@@ -308,7 +310,7 @@ class AppHttp1(Speaker):
             self.refuse(denied)
 
     def give_up(self, denied: Denied) -> bool:
-        """End the request in hand, if there is one, and the connection."""
+        """End the current request, if there is one, and the connection."""
         if self.conversation is not None:
             self.conversation.give_up(denied)
         else:
@@ -316,7 +318,7 @@ class AppHttp1(Speaker):
         return True
 
     def gone(self) -> None:
-        """The app's connection is over."""
+        """Called when the app's connection is over."""
         conversation, self.conversation = self.conversation, None
         if conversation is not None:
             conversation.gone()

@@ -1,11 +1,12 @@
-"""HTTP/2 with an app: each stream is a conversation, like a request of HTTP/1.
+"""The speaker for HTTP/2: makes a conversation of each stream that an app opens, and answers on that stream. The
+speaker for HTTP/1 gives the connection over to it, after ALPN or when it reads HTTP/2's preface.
 
 Rules of this module:
 
-- A stream is decided with the policy that is in force when it begins, however old its connection is.
-- What cannot become a request is answered on its stream, and ends no other.
-- A connection that is to end says so twice: first that no stream need be begun, then which ones are still served.
-- WebSocket over HTTP/2 (RFC 8441) and CONNECT in a stream are not offered, and refused.
+- A stream is decided by the policy in force when it begins, however old its connection is.
+- A stream that cannot become a request is answered, and ends no other stream.
+- A connection that is to end says so twice: first that no new stream should be begun, then which streams are served.
+- WebSocket over HTTP/2 (RFC 8441) and CONNECT in a stream are not offered, and are refused.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ from proxy.log import describe
 
 logger = logging.getLogger("overcoat")
 
-KEPT_HEADS = 64  # of requests that are served, and small
-MAX_DISCARDED = 1024 * 1024  # of a body that nobody wants any more
-STILL_TAKEN = 256 * 1024  # bytes from an app that breaks the rules, so that it can read why it is closed
+KEPT_HEADS = 64  # small heads of requests that are cached
+MAX_DISCARDED = 1024 * 1024  # bytes of a body that nobody needs any more
+STILL_TAKEN = 256 * 1024  # bytes that are still taken from an app that breaks the rules, so that it can read why
 _NOT_IN_HTTP2 = frozenset((b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection", b"upgrade"))
 _PER_FIELD = 32  # RFC 9113, section 6.5.2
 
@@ -55,11 +56,11 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
 
         Args:
             app: the app's socket.
-            tunnel: the CONNECT that it speaks inside of, if any.
-            entry: says where requests are meant to go that cannot say so themselves.
+            tunnel: the CONNECT inside which it is spoken, if any.
+            entry: says where requests go that name no destination themselves, by the listener.
         """
         limits = app.session.policy.limits
-        size = 2 * limits.header_bytes + _PER_FIELD * limits.header_count  # what is too long is answered
+        size = 2 * limits.header_bytes + _PER_FIELD * limits.header_count  # larger: a head that is too long is answered
         super().__init__(app.loop, is_client=False, header_bytes=size)
         self.app = app
         self.inside = tunnel.asked if tunnel is not None else None
@@ -77,14 +78,14 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
         if app.is_congested:
             self.socket_congested(True)
 
-    # -- as the app's speaker
+    # -- as the `Speaker`
 
     def feed(self, data: bytes) -> None:
-        """Take bytes."""
+        """Handle received bytes."""
         self.received(data)
 
     def eof(self) -> None:
-        """The app will send no more. A request that is whole still gets its response."""
+        """Called when the app will send no more. A complete request still gets its response."""
         self._has_ended = True
         if self.is_behind or self.is_over:
             return
@@ -97,12 +98,12 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
             self.app.expect_departure()
 
     def caught_up(self) -> None:
-        """Take that all that has come is read."""
+        """Called when everything that has come is read."""
         if self._has_ended and not self.app.is_closing:
             self.eof()
 
     def gone(self) -> None:
-        """The app's connection is over."""
+        """Called when the app's connection is over."""
         self.app.before_close = None
         for stream in self.end():
             stream.gone()
@@ -111,19 +112,21 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
         self._clocks.clear()
 
     def congested(self, is_congested: bool) -> None:
-        """Take that the app reads too slowly, or no longer does: then what asks for more answers is not read either."""
+        """Called when the app reads too slowly, and when it has caught up: meanwhile, nothing is read that would cause
+        more answers.
+        """
         self.app.hold("congested", is_congested)
         self.socket_congested(is_congested)
 
     def too_slow(self) -> None:
-        """A frame, or a header block, did not end in time."""
+        """Called when a frame, or a header block, did not end in time."""
         seconds = self.app.session.policy.limits.request_seconds
         what = "begin to speak HTTP/2" if self._to_begin else "end a header block or frame"
         self._late = Denied(Reason.REQUEST_TIMEOUT, f"the app did not {what} within {seconds} s")
         self.fail(ErrorCodes.ENHANCE_YOUR_CALM, "too slow")
 
     def end_silence(self, seconds: float) -> bool:
-        """Answer what waits for an upstream that is silent; return whether there was something.
+        """Answer requests that wait for a silent upstream; return whether there were any.
 
         Args:
             seconds: how long nothing has moved.
@@ -137,7 +140,7 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
         return found
 
     def give_up(self, denied: Denied) -> bool:
-        """End all that is under way, and the connection."""
+        """End everything under way, and the connection."""
         for stream in list(self.streams.values()):
             if stream.conversation is not None:
                 stream.conversation.give_up(denied)
@@ -145,7 +148,7 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
         return True
 
     def drain(self, is_fresh: bool) -> bool:
-        """Have the app begin no other stream, and close as soon as none is under way."""
+        """Tell the app to begin no new stream, and close as soon as none is under way."""
         if self.is_leaving or self.is_over:
             return True
         if self._is_idle and not is_fresh:
@@ -161,7 +164,7 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
         return not self.streams
 
     def _leave(self) -> None:
-        """Serve no stream that is not under way by now."""
+        """Serve no further streams but those that are under way now."""
         self._last = self.state.highest_inbound_stream_id
         if self._is_idle:
             self._leave_now()
@@ -174,10 +177,10 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
             self.say_goaway(self._last, ErrorCodes.NO_ERROR)
         self.app.close()
 
-    # -- as the connection
+    # -- as the `Connection`
 
     def event(self, event: h2.events.Event, stream: AppHttp2Stream | None) -> None:
-        """Take what a frame means."""
+        """Handle what a frame means."""
         if isinstance(event, h2.events.RequestReceived):
             self._begin(event)
         elif isinstance(event, h2.events.DataReceived):
@@ -207,7 +210,7 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
         if self._is_disowned:
             self.reset(stream, ErrorCodes.REFUSED_STREAM)
             return
-        self.app.session.policy = self.app.house.policy  # the one that is in force when the stream begins
+        self.app.session.policy = self.app.house.policy  # the policy in force when the stream begins
         is_whole = event.stream_ended is not None
         try:
             head = self._read_head(tuple(event.headers or ()), is_whole)
@@ -225,15 +228,15 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
 
     @property
     def _is_disowned(self) -> bool:
-        """Whether who may use the proxy has changed since the CONNECT round this was let in by name and password."""
+        """Whether the users of the proxy have changed since this connection was let in by name and password."""
         connect, users = self.app.session.connect, self.app.house.policy.clients.users
         return connect is not None and connect.policy.clients.users != users
 
     def _read_head(self, block: tuple[tuple[bytes, bytes], ...], is_whole: bool) -> RequestHead:
-        """Read a request's head, unless the very same one has come before (5 % of a small request).
+        """Read the head of a request; a head that has come before is cached (5 % of the cost of a small request).
 
         Raises:
-            Denied: it is malformed, or longer than one of HTTP/1 may be.
+            Denied: it is malformed, or longer than a head of HTTP/1 may be.
         """
         known = self._heads.get((block, is_whole))
         head = known or read_http2_request(block, is_whole=is_whole)
@@ -245,7 +248,7 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
         return head
 
     def clock(self) -> ResponseClock:
-        """Return a clock for a stream, with the timer that another one may have had."""
+        """Return a clock for a stream; it may be one that another stream has used."""
         return self._clocks.pop() if self._clocks else ResponseClock(self.app.loop, self.app.guarded)
 
     def take_clock(self, clock: ResponseClock) -> None:
@@ -257,12 +260,12 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
             self._clocks.append(clock)
 
     def check_limits(self, fields: Fields, before: int, what: str) -> None:
-        """Check that fields are no more, and no longer, than those of a head in HTTP/1 may be.
+        """Check that fields are no more, and no longer, than those of a head of HTTP/1 may be.
 
         Args:
-            fields: of a head, or those behind a body.
-            before: bytes before them.
-            what: they are, in words.
+            fields: the fields of a head, or trailers.
+            before: the number of bytes before them.
+            what: their name, for the message.
 
         Raises:
             Denied: HEADERS_TOO_LARGE.
@@ -274,13 +277,15 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
             raise Denied(Reason.HEADERS_TOO_LARGE, f"the {what} fields are longer than {limits.header_bytes} bytes")
 
     def goaway(self, last: int, code: int) -> None:
-        """Take that the app will begin no other stream: those that it has begun are served."""
+        """Called when the app says that it will begin no new stream: those that it has begun are served."""
         self._app_has_left = True
         if self._is_idle:
             self._leave_now()
 
     def broken(self, streams: list[AppHttp2Stream], why: str) -> None:
-        """Close the connection, and say why: in the lines of what was under way, or else in one of its own."""
+        """Close the connection, and write why: in the decision lines of the requests under way, or in one of
+        its own.
+        """
         denied = self._late or Denied(Reason.BAD_REQUEST, f"Overcoat ended the app's connection of HTTP/2: {why}")
         asking = [stream for stream in streams if stream.is_asking]
         for stream in asking:
@@ -292,7 +297,7 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
         self.app.close(still_taken=STILL_TAKEN)
 
     def closed(self, stream: AppHttp2Stream) -> None:
-        """End the connection where that was the last stream of one that is to end."""
+        """Close the connection if this was the last stream, and the connection is to end."""
         stream.over()
         if self._is_idle and (self._app_has_left or self._has_ended or (self.is_leaving and self._last < 2**31 - 1)):
             self.app.loop.call_soon(self.app.guarded, self._leave_if_idle)
@@ -302,19 +307,19 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
             self._leave_now()
 
     def owe(self, is_owed: bool) -> None:
-        """Take whether the app has begun something that it must end in time."""
+        """Called when the app has begun something that it must finish in time, and when it has."""
         self.app.expect(is_owed)
 
     def guarded(self, step: Callable[..., None], *arguments: object) -> None:
-        """Take a step in a turn of its own."""
+        """Run a step in a turn of its own, and handle what it raises."""
         self.app.guarded(step, *arguments)
 
     def pause(self, is_paused: bool) -> None:
-        """Read nothing more for now, or again."""
+        """Stop reading for now, or go on."""
         self.app.hold("turn", is_paused)
 
     def write(self, data: bytes) -> None:
-        """Give the socket bytes."""
+        """Write bytes to the socket."""
         self.app.write(data)
 
 
@@ -334,10 +339,10 @@ class AppHttp2Stream(Stream):
         self._discarded = 0
         self._held_timer: asyncio.TimerHandle | None = None
 
-    # -- what the app sends
+    # -- receiving
 
     def data(self, data: bytes) -> None:
-        """Take a piece of the request's body."""
+        """Handle a piece of the request's body."""
         if self.conversation is None:
             self._discarded += len(data)
             if self._discarded > MAX_DISCARDED:
@@ -348,7 +353,7 @@ class AppHttp2Stream(Stream):
             self.conversation.request_data(data)
 
     def behind(self, block: list[tuple[bytes, bytes]]) -> None:
-        """Take the fields behind the body."""
+        """Handle trailers."""
         try:
             self._behind = read_http2_trailers(block, Reason.BAD_REQUEST)
             self._connection.check_limits(self._behind, 0, "trailer")
@@ -357,7 +362,7 @@ class AppHttp2Stream(Stream):
                 self.conversation.give_up(denied)
 
     def ended(self) -> None:
-        """Take the end of the request."""
+        """Handle the end of the request."""
         if self._held_timer is not None:
             self._held_timer.cancel()
         conversation = self.conversation
@@ -370,7 +375,7 @@ class AppHttp2Stream(Stream):
             conversation.request_end(self._behind)
 
     def gone(self) -> None:
-        """The app has given it up, or is gone."""
+        """Called when the app has reset the stream, or is gone."""
         conversation, self.conversation = self.conversation, None
         if conversation is not None:
             conversation.gone()
@@ -378,7 +383,7 @@ class AppHttp2Stream(Stream):
 
     @property
     def is_asking(self) -> bool:
-        """Whether a request is under way on it whose line is still to be written."""
+        """Whether a request is under way whose decision line is not written yet."""
         exchange = self.conversation.exchange if self.conversation is not None else None
         return exchange is not None and not exchange.finished
 
@@ -388,7 +393,7 @@ class AppHttp2Stream(Stream):
             self.conversation.exchange.stop(denied)
 
     def over(self) -> None:
-        """Have done with what belongs to it."""
+        """Release everything that belongs to it."""
         clock, self._clock = self._clock, None
         if clock is not None:
             self._connection.take_clock(clock)
@@ -396,7 +401,7 @@ class AppHttp2Stream(Stream):
             self._held_timer.cancel()
 
     def watch_held(self) -> None:
-        """See that a body that is held is whole in time."""
+        """Set the time limit for a held body."""
         if self.conversation is not None and self.conversation.holds_body:
             seconds = self.app.session.policy.limits.request_seconds
             self._held_timer = self.app.loop.call_later(seconds, self.app.guarded, self._too_slow)
@@ -408,23 +413,23 @@ class AppHttp2Stream(Stream):
             self.conversation.give_up(late)
 
     def refuse(self, denied: Denied, block: list[tuple[bytes, bytes]]) -> None:
-        """Answer what is no request; `block` has the fields that it came with."""
+        """Answer a head that is no request; `block` has its fields."""
         content_type = next((value for name, value in block if name == b"content-type"), b"")
         response = problem_response(denied, None, content_type=content_type.decode("ascii", "replace"))
         self.answer(response, response.data.content or b"")
         self.app.note_refused(denied, response.status_code)
 
-    # -- as the conversation's side
+    # -- as the `AppStream` of a conversation
 
     @property
     def clock(self) -> ResponseClock:
-        """How long the upstream may take."""
+        """Measures how long the upstream takes."""
         if self._clock is None:
             self._clock = self._connection.clock()
         return self._clock
 
     def version(self, request: http.Request) -> Version:
-        """Return which version a request is to go out in: HTTP/2 where only that can carry what it may bring."""
+        """Return the version in which a request is to go out: HTTP/2 if HTTP/1.1 could not carry everything."""
         types = values_of(request.headers, b"content-type")
         if any(is_grpc(each) for each in types):
             return Version.ONLY_HTTP2
@@ -438,10 +443,10 @@ class AppHttp2Stream(Stream):
         self._connection.hold(self, why, is_held)
 
     def last(self) -> None:
-        """Nothing here is ambiguous behind a request."""
+        """Do nothing: in HTTP/2 nothing after a request is ambiguous."""
 
     def congested(self, is_congested: bool) -> None:
-        """Take that the app takes nothing more of the response for now, or again."""
+        """Called when the app takes no more of the response for now, and when it does again."""
         if self.conversation is not None:
             self.conversation.app_congested(is_congested)
 
@@ -450,19 +455,19 @@ class AppHttp2Stream(Stream):
         self._connection.send_head(self, _fields(response), is_all=False)
 
     def begin(self, response: http.Response, *, has_body: bool) -> None:
-        """Send a response's head."""
+        """Send the head of a response."""
         self._connection.send_head(self, _fields(response), is_all=not has_body)
 
     def send(self, data: bytes) -> None:
-        """Send a piece of its body."""
+        """Send a piece of the body."""
         self._connection.send(self, data)
 
     def end(self, trailers: Fields = ()) -> None:
-        """End it."""
+        """End the response."""
         self._connection.finish(self, tuple(_like(field, field[0].lower(), field[1]) for field in trailers))
 
     def answer(self, response: http.Response, body: bytes) -> None:
-        """Send a response that was made here, whole."""
+        """Send a complete response that was made here."""
         fields = _fields(response)
         if has_field(response.headers, b"grpc-status"):
             fields, body = _trailers_only(fields), b""
@@ -472,25 +477,25 @@ class AppHttp2Stream(Stream):
             self._connection.finish(self)
 
     def flush(self) -> None:
-        """Nothing: what was gathered is sent at the end of the turn, with what other streams have."""
+        """Do nothing: what was gathered is sent at the end of the turn, with the bytes of other streams."""
 
     def switch(self, speaker: Speaker) -> bytes:
         """Never called: no switch is offered."""
         raise RuntimeError("a switch of protocols in HTTP/2")
 
     def next(self) -> None:
-        """Take that the conversation is over, in order."""
+        """Called when the conversation has ended in order."""
         self.conversation = None
 
     def close(self) -> None:
-        """End what is left of it: the app need not send on."""
+        """End it: the app need not send the rest."""
         self.conversation = None
         if self.has_ended and not self.is_all_sent:
-            return  # it ends behind what waits; what the app still sends is thrown away
+            return  # it ends after what waits; bytes from the app are thrown away
         self._connection.reset(self, ErrorCodes.NO_ERROR if self.has_ended else ErrorCodes.CANCEL)
 
     def crash(self, error: Exception) -> None:
-        """End the stream, since something inside failed; the others go on."""
+        """End the stream, because something inside has failed; other streams go on."""
         logger.error("a stream of a client connection failed, and is ended: %s", describe(error))
         self.stop(Denied(Reason.INTERNAL_ERROR, "the engine failed"))
         self.abort()
@@ -508,18 +513,18 @@ def _fields(response: http.Response) -> list[tuple[bytes, bytes]]:
 
 @lru_cache(KEPT)
 def _lower(fields: Fields) -> Fields:
-    """Return the fields of a response as HTTP/2 has them."""
+    """Return the fields of a response in the form of HTTP/2."""
     found = ((field, field[0].lower()) for field in fields)
     return tuple(_like(field, key, field[1].strip(b" \t")) for field, key in found if key not in _NOT_IN_HTTP2)
 
 
 def _like(field: tuple[bytes, bytes], name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """Return a field in place of another one, which no table may keep if none may keep that."""
+    """Return a field that replaces another one; if no table may keep that one, none may keep this."""
     return NeverIndexed(name, value) if isinstance(field, NeverIndexed) else (name, value)
 
 
 def _trailers_only(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Return a denial as gRPC's clients understand it: a head that is all, with status 200 and a type of theirs."""
+    """Return a denial in gRPC's form: a head without a body, with status 200 and gRPC's content type."""
     left_out = (b":status", b"content-type", b"content-length")
     kept = [field for field in fields if field[0] not in left_out]
     return [(b":status", b"200"), (b"content-type", b"application/grpc"), *kept]

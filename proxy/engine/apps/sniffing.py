@@ -1,10 +1,11 @@
-"""What did the app start to speak inside CONNECT? Decided on its first bytes, and only once they are enough.
+"""Recognises what an app speaks inside CONNECT by its first bytes: TLS, HTTP or neither. `apps.connect` calls it, and
+so does the speaker for transparent listeners.
 
 Rules of this module:
 
-- Only a complete, parseable ClientHello is TLS, and only `METHOD SP` is HTTP. Everything else is neither.
-- A server name that cannot be read as exactly one name is not "no name": it is "", which no host matches.
-- Too few bytes are not an answer: a ClientHello cut after one byte must not turn into a raw tunnel.
+- Only a complete ClientHello that can be parsed is TLS, and only `METHOD SP` is HTTP. Everything else is neither.
+- A server name that cannot be read as exactly one name is not "no name": it is "", which matches no host.
+- Too few bytes give no answer: a ClientHello cut after one byte must not become a raw tunnel.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from enum import Enum
 from mitmproxy.net.tls import starts_like_tls_record
 from mitmproxy.tls import ClientHello
 
-MAX_RECORDS = 64  # a ClientHello is in one record, or cut in a few by those who want to be odd
+MAX_RECORDS = 64  # a ClientHello is in one record, or in a few from odd clients
 MAX_CLIENT_HELLO = 64 * 1024  # a ClientHello with post-quantum key shares has about 2 KiB
 
 _SERVER_NAME = 0  # the extension's type (RFC 6066, section 3)
@@ -36,10 +37,10 @@ class Speech(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The verdict on an app's first bytes.
+    """The result for the first bytes of an app.
 
     Attributes:
-        sni: the server name in the ClientHello, if it is TLS and names one; "" if that is not exactly one valid name.
+        sni: the server name in the ClientHello, if it names one; "" if that is not exactly one valid name.
         alpn: the protocols that the ClientHello offers, in its order.
     """
 
@@ -49,10 +50,10 @@ class Heard:
 
 
 def listen(data: bytes) -> Heard:
-    """Judge the first bytes that an app sent through CONNECT."""
+    """Judge the first bytes that an app has sent inside CONNECT."""
     if data[:1] == b"\x16":
         return _listen_to_tls(data)
-    if _HTTP_START.match(data):  # the preface of HTTP/2 as well (RFC 9113, section 3.4): who reads HTTP/1 sees that
+    if _HTTP_START.match(data):  # HTTP/2's preface, too (RFC 9113, section 3.4): the speaker for HTTP/1 recognises it
         return Heard(Speech.HTTP)
     return Heard(Speech.UNDECIDED if _HTTP_MAYBE.fullmatch(data) else Speech.OTHER)
 
@@ -62,7 +63,7 @@ def _listen_to_tls(data: bytes) -> Heard:
         return Heard(Speech.UNDECIDED if data[1:2] in (b"", b"\x03") else Speech.OTHER)
     if not starts_like_tls_record(data):
         return Heard(Speech.OTHER)
-    if data[5:6] not in (b"", b"\x01"):  # a handshake record that is no ClientHello
+    if data[5:6] not in (b"", b"\x01"):  # a handshake record, but no ClientHello
         return Heard(Speech.OTHER)
     try:
         message = _message(data)
@@ -75,17 +76,17 @@ def _listen_to_tls(data: bytes) -> Heard:
 
 
 def _message(data: bytes) -> bytes | None:
-    """Put the content of a ClientHello together out of its records; None as long as it is not whole.
+    """Join the content of a ClientHello from its records; None if it is not complete.
 
-    Until then only the headers are looked at, not all of it again for each byte that comes.
+    Until it is complete, only the records' headers are looked at, so that no byte is read again and again.
 
     Raises:
-        ValueError: it comes in empty records, in more than any honest one, or in other records between its own.
+        ValueError: it comes in empty records, in more than an honest one would, or mixed with other records.
     """
     size = at = 0
-    header = b""  # the message's type and length, which may be spread over records, too
+    header = b""  # the message's type and length, which may be in several records, too
     needed: int | None = None
-    records: list[tuple[int, int]] = []  # where the content of each begins and ends
+    records: list[tuple[int, int]] = []  # begin and end of the content of each
     while at + 5 <= len(data) and (needed is None or size < needed):
         length = int.from_bytes(data[at + 3 : at + 5])
         if length == 0 or len(records) == MAX_RECORDS:
@@ -110,5 +111,5 @@ def _server_name(hello: ClientHello) -> str | None:
     extensions = sum(kind == _SERVER_NAME for kind, _ in hello.extensions)
     if extensions == 0:
         return None
-    # mitmproxy gives the first extension's name, and none where its list holds several or an invalid one.
+    # mitmproxy returns the name of the first extension, and none if its list has several names or an invalid one.
     return hello.sni or "" if extensions == 1 else ""

@@ -1,7 +1,6 @@
-"""What takes an app's bytes off its socket: the interface of all that can be spoken with an app.
-
-`apps.socket` has one speaker at a time, and calls it. HTTP/1 comes first, or what a listener of another kind begins
-with; a speaker that is done puts the next one in its place.
+"""The interface of everything that can be spoken with an app. `apps.socket` gives received bytes to one speaker at a
+time: first to the one for HTTP/1, or for another kind of listener; a speaker that is done puts the next one in its
+place.
 """
 
 from __future__ import annotations
@@ -12,52 +11,52 @@ from proxy.core.decisions import Denied
 
 
 class Speaker(ABC):
-    """Takes what the app says.
+    """Reads what an app sends.
 
     Attributes:
-        answers: whether it reads requests, so that an app which has left waits for nothing.
+        answers: whether it reads requests. If so, an app that has left waits for nothing.
     """
 
     answers = False
 
     @abstractmethod
     def feed(self, data: bytes) -> None:
-        """Take bytes."""
+        """Handle received bytes."""
 
     @abstractmethod
     def eof(self) -> None:
-        """Take that the app will say no more."""
+        """Called when the app will send no more."""
 
     @abstractmethod
     def gone(self) -> None:
-        """Take that the app's connection is over."""
+        """Called when the app's connection is over."""
 
     @abstractmethod
     def congested(self, is_congested: bool) -> None:
-        """Take that the app reads too slowly, or no longer does."""
+        """Called when the app reads too slowly, and when it has caught up."""
 
     @abstractmethod
     def too_slow(self) -> None:
-        """Take that the app has not sent what was expected of it in time; see `AppSocket.expect`."""
+        """Called when the app has not sent in time what it owes; see `AppSocket.expect`."""
 
     def speak_http2(self) -> None:
-        """Take that the app and we have agreed on HTTP/2 (ALPN), which only HTTP/1 can make way for."""
+        """Called when the app and we have agreed on HTTP/2 (ALPN); only the speaker for HTTP/1 allows that."""
         raise RuntimeError("HTTP/2 where it was not offered")
 
     def drain(self, is_fresh: bool) -> bool:
-        """Close as soon as nothing is under way, if that is for the speaker to do.
+        """Close as soon as nothing is under way, if the speaker does that itself.
 
         Args:
-            is_fresh: whether the app has just connected, so that its first request may be on the way.
+            is_fresh: whether the app has just connected, so that its first request may be coming.
 
         Returns:
-            Whether it is; else the socket closes once its session has nothing under way.
+            Whether the speaker does it. If not, the socket closes once its session has nothing under way.
         """
         del is_fresh
         return False
 
     def end_silence(self, seconds: float) -> bool:
-        """Answer what waits for an upstream that is silent; return whether there was something.
+        """Answer requests that wait for a silent upstream; return whether there were any.
 
         Args:
             seconds: how long nothing has moved.
@@ -66,13 +65,13 @@ class Speaker(ABC):
         return False
 
     def give_up(self, denied: Denied) -> bool:
-        """End all that is under way with an answer; return whether the speaker has any, else the socket breaks off."""
+        """End everything under way with an answer; return whether the speaker can. If not, the socket breaks off."""
         del denied
         return False
 
 
 class _Gone(Speaker):
-    """Stands in for the speaker of a connection that has not begun, or is over: nothing that comes is of use."""
+    """Replaces the speaker of a connection that has not begun, or is over: received bytes are ignored."""
 
     def feed(self, _data: bytes) -> None: ...
 

@@ -1,11 +1,10 @@
-"""A tunnel: bytes between an app and its upstream that are not ours to read.
-
-`connect` makes one for a CONNECT whose host the policy has tunnelled, or where anything may pass.
+"""A tunnel: carries bytes between an app and its upstream without reading them. `connect` makes one for a CONNECT whose
+host is tunnelled, or whose rule lets any protocol pass.
 
 Rules of this module:
 
 - A tunnel changes no byte, and keeps its directions apart: one may end long before the other. A reset stays a reset.
-- Nothing is read from one end that the other does not take.
+- Nothing is read from one side faster than the other side takes it.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from proxy.engine.sockets import Reading
 from proxy.engine.upstreams.connection import NoResponses, UpstreamConnection
 from proxy.engine.upstreams.route import dial
 
-MAX_BACKLOG = 256 * 1024  # bytes from the app that wait while its upstream is dialled
+MAX_BACKLOG = 256 * 1024  # bytes from the app that may wait while its upstream is dialled
 
 
 class Relay(Speaker, NoResponses):
-    """Both ends of a tunnel: the app's speaker, and the receiver of what its upstream sends."""
+    """Both ends of a tunnel: the app's speaker, and the receiver of the upstream's bytes."""
 
     def __init__(self, app: AppSocket, upstream: UpstreamConnection | None, data: bytes) -> None:
         self._app = app
@@ -66,7 +65,7 @@ class Relay(Speaker, NoResponses):
         self.splice()
 
     def splice(self) -> None:
-        """Let each socket's bytes go straight to the other: of all that carries them, a tunnel needs only that."""
+        """Pass the bytes of each socket directly to the other socket: a tunnel needs nothing in between."""
         upstream = self._upstream
         assert upstream is not None
         if not self._app.transport.is_closing() and not upstream.transport.is_closing():
@@ -95,7 +94,7 @@ class Relay(Speaker, NoResponses):
         self._app.hold("dialling", self._backlog > MAX_BACKLOG)
 
     def eof(self) -> None:
-        """Pass a half-close on."""
+        """Pass the half-close on."""
         self._app_has_ended = True
         if self._upstream is None:
             return
@@ -104,7 +103,7 @@ class Relay(Speaker, NoResponses):
             self._end()
 
     def gone(self) -> None:
-        """The app is gone: the upstream still gets what is in the buffer."""
+        """End: the app is gone, but the upstream still gets what is in the buffer."""
         if self._dialling is not None:
             self._dialling.cancel()
         if self._upstream is not None:
@@ -114,7 +113,7 @@ class Relay(Speaker, NoResponses):
                 self._upstream.finish(self._app.loop)
 
     def congested(self, is_congested: bool) -> None:
-        """Read from the upstream only what the app takes."""
+        """Read from the upstream only as much as the app takes."""
         if self._upstream is not None and not self._upstream.transport.is_closing():
             if is_congested:
                 self._upstream.transport.pause_reading()
@@ -133,7 +132,7 @@ class Relay(Speaker, NoResponses):
         self._app.write(data)
 
     def switched_end(self) -> None:
-        """Pass a half-close on."""
+        """Pass the half-close on."""
         self._upstream_has_ended = True
         self._app.half_close()
         if self._app_has_ended:
@@ -145,7 +144,7 @@ class Relay(Speaker, NoResponses):
         self._app.close()
 
     def upstream_congested(self, congested: bool) -> None:
-        """Read from the app only what the upstream takes."""
+        """Read from the app only as much as the upstream takes."""
         self._app.hold("upstream", congested)
 
     def flush(self) -> None:
@@ -157,7 +156,7 @@ class Relay(Speaker, NoResponses):
         self._app.crash(error)
 
     def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
-        """The upstream's connection is over, and not in order: an end that looks so would be a lie."""
+        """Break off: the upstream's connection has not ended in order, and the app must see that."""
         connect = self._app.session.connect
         if connect is not None and not self._app_has_ended and not self._upstream_has_ended:
             connect.stop(Denied(Reason.UPSTREAM_CUT, "the upstream broke the tunnel off"))
@@ -165,7 +164,7 @@ class Relay(Speaker, NoResponses):
 
 
 class ShortCut(Reading):
-    """One end of a tunnel: its bytes go straight to the other end, all else to whom it belongs."""
+    """One end of a tunnel: passes its bytes directly to the other end, and everything else to its owner."""
 
     def __init__(
         self,
@@ -177,18 +176,18 @@ class ShortCut(Reading):
         """Start.
 
         Args:
-            app: the app's socket, which must not be taken for idle while bytes move.
-            owner: whose end this is.
-            other: the transport of the other end.
+            app: the app's socket, which must not count as idle while bytes move.
+            owner: the protocol that this one replaces.
+            other: asyncio's transport of the other end.
             count: called with the number of bytes that pass.
         """
         self._touch = app.touch
         self._write = other.write
         self._count = count
-        self.pause_writing = owner.pause_writing  # type: ignore[method-assign]  # the very same
-        self.resume_writing = owner.resume_writing  # type: ignore[method-assign]  # the very same
-        self.eof_received = owner.eof_received  # type: ignore[method-assign]  # the very same
-        self.connection_lost = owner.connection_lost  # type: ignore[method-assign]  # the very same
+        self.pause_writing = owner.pause_writing  # type: ignore[method-assign]  # the same method
+        self.resume_writing = owner.resume_writing  # type: ignore[method-assign]  # the same method
+        self.eof_received = owner.eof_received  # type: ignore[method-assign]  # the same method
+        self.connection_lost = owner.connection_lost  # type: ignore[method-assign]  # the same method
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes on."""

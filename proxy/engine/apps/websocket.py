@@ -1,6 +1,5 @@
-"""WebSocket (RFC 6455): may a connection switch to it, and what passes the app's bytes on from then on.
-
-`conversation` asks `may_switch` about each 101, and then puts a `Switched` in the place of HTTP/1.
+"""WebSocket (RFC 6455): decides whether a connection may switch to it, and passes the app's bytes on afterwards.
+`conversation` asks `may_switch` about each 101, and then replaces the speaker for HTTP/1 with a `Switched`.
 """
 
 from __future__ import annotations
@@ -24,17 +23,19 @@ class Switchable(Protocol):
 
     @property
     def upstream(self) -> UpstreamStream | None:
-        """Where the app's bytes go, as long as it is open."""
+        """The upstream for the app's bytes, while it is open."""
 
     def gone(self) -> None:
-        """Take that the app will send no more."""
+        """Called when the app will send no more."""
 
     def app_congested(self, is_congested: bool) -> None:
-        """Take that the app takes nothing more for now, or again."""
+        """Called when the app takes no more for now, and when it does again."""
 
 
 class Switched(Speaker):
-    """The app's side of a connection that switched to WebSocket: bytes pass both ways, close codes and all."""
+    """The app's side of a connection that has switched to WebSocket: bytes pass in both directions, close codes
+    included.
+    """
 
     def __init__(self, conversation: Switchable) -> None:
         self._conversation = conversation
@@ -46,11 +47,11 @@ class Switched(Speaker):
             upstream.send(data)
 
     def eof(self) -> None:
-        """The app ended it."""
+        """End it: the app has."""
         self._conversation.gone()
 
     def gone(self) -> None:
-        """The app is gone."""
+        """End it: the app is gone."""
         self._conversation.gone()
 
     def congested(self, is_congested: bool) -> None:
@@ -62,5 +63,5 @@ class Switched(Speaker):
         raise RuntimeError("a deadline after a switch")
 
     def drain(self, _is_fresh: bool) -> bool:
-        """Nothing: it lasts until one of its ends closes it."""
+        """Do nothing: the connection lasts until one of its ends closes it."""
         return True

@@ -47,7 +47,7 @@ from proxy.log import describe
 logger = logging.getLogger("overcoat")
 
 ONLY_HTTP2 = "the upstream seems to speak only HTTP/2, and the app speaks HTTP/1.1"
-MAX_INTERIM = 20  # responses (1xx) to one request, before its final one
+MAX_INTERIM = 20  # interim responses (1xx) to one request
 _TURN = "turn"
 # What each step leads to, by the state that it is taken in; looked up once here, since it is by each request.
 _ANSWER = AFTER[Event.ANSWER]
@@ -101,7 +101,7 @@ class Home(Protocol):
 
 
 class UpstreamConnection(Reading):
-    """A connection to an upstream."""
+    """One connection to an upstream."""
 
     transport: asyncio.Transport
 
@@ -119,20 +119,20 @@ class UpstreamConnection(Reading):
         self.idle_since = 0.0
         self.is_congested = False
         self._ready: asyncio.Future[None] | None = None
-        self._unread = b""  # of a head that is not whole yet
+        self._unread = b""  # the beginning of a head that is not complete
         self._head_end = HeadEnd(of_request=False)
         self._body: Body | None = None
-        self._holds: set[str] = set()  # why nothing is read for now
-        self._is_broken = False  # it has ended, and not in order
+        self._holds: set[str] = set()  # the reasons for which nothing is read for now
+        self._is_broken = False  # whether it ended, and not in order
         self._method = b""
         self._interim = 0
-        self._is_chunked = False  # the request's body is
-        self._keeps_alive = True  # so the response's head says
+        self._is_chunked = False  # whether the request's body is in chunks
+        self._keeps_alive = True  # whether the response's head lets it stay open
         self._flushing: asyncio.TimerHandle | None = None
         self._poll: select.poll | None = None
         self.is_http2 = False
-        self.speaks_only_http2 = False  # as far as it has said anything
-        self._early = b""  # what a peer that speaks HTTP/2 says before anybody listens
+        self.speaks_only_http2 = False  # as far as it is known
+        self._early = b""  # bytes that a peer of HTTP/2 sent before `carry`
 
     # -- opening
 
@@ -140,8 +140,8 @@ class UpstreamConnection(Reading):
         """Begin the handshake.
 
         Args:
-            conn: OpenSSL's connection, prepared to verify who answers.
-            ready: ends when it is complete, or with a ConnectionError.
+            conn: OpenSSL's connection, prepared to verify the server.
+            ready: ends when the handshake is complete, or with a ConnectionError.
         """
         self.state = _START_TLS[self.state]
         self._ready = ready
@@ -152,7 +152,7 @@ class UpstreamConnection(Reading):
         assert self.tls is not None
         try:
             done = self.tls.handshake(data)
-        except Exception as e:  # OpenSSL's errors, and whatever the verification callback raised
+        except Exception as e:  # errors of OpenSSL, and whatever the verification callback raised
             if _refuses_protocols(e):
                 self.record.denied = Denied(Reason.TLS_FAILED, ONLY_HTTP2)
             if not isinstance(e, SSL.Error):
@@ -175,15 +175,15 @@ class UpstreamConnection(Reading):
     # -- the socket
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
+        """Keep asyncio's transport: the socket."""
         self.transport = cast(asyncio.Transport, transport)
 
     def taken(self, view: memoryview) -> None:
-        """Take bytes off the socket: what is TLS goes to OpenSSL from where it lies."""
+        """Handle bytes from the socket; TLS records go to OpenSSL directly from the buffer."""
         self.guarded(self._received, view if self.tls is not None else bytes(view))
 
     def guarded(self, step: Callable[..., None], *arguments: object) -> None:
-        """Take a step; whatever it raises ends this connection and the one that it serves."""
+        """Run a step; if it raises, this connection ends, and the one that it serves."""
         receiver = self.receiver
         try:
             step(*arguments)
@@ -215,7 +215,7 @@ class UpstreamConnection(Reading):
                 self._ended()
 
     def eof_received(self) -> bool:
-        """Take that nothing more will come."""
+        """Called when nothing more will come."""
         is_broken = ending_of(self._connection) is Ending.BROKEN
         if self.state is _CARRYING and self.receiver is not None and not is_broken:
             self.guarded(self.receiver.switched_end)
@@ -224,7 +224,7 @@ class UpstreamConnection(Reading):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Take the end of the socket."""
+        """Called when the socket is closed."""
         if self.state is State.HANDSHAKE:
             self._fail_handshake(ConnectionResetError())
         try:
@@ -235,13 +235,13 @@ class UpstreamConnection(Reading):
                 self._flushing.cancel()
 
     def pause_writing(self) -> None:
-        """Tell who sends to wait."""
+        """Tell the sender to wait."""
         self.is_congested = True
         if self.receiver is not None:
             self.guarded(self.receiver.upstream_congested, True)
 
     def resume_writing(self) -> None:
-        """Tell who sends to go on."""
+        """Tell the sender to go on."""
         self.is_congested = False
         if self.receiver is not None:
             self.guarded(self.receiver.upstream_congested, False)
@@ -256,7 +256,7 @@ class UpstreamConnection(Reading):
         self, receiver: Receiver, request: http.Request, body: bytes, *, is_whole: bool, trailers: Fields, te: bool
     ) -> None:
         """Send a request; see `UpstreamStream`."""
-        del te  # what comes behind a body is passed on in any case, and said to nobody
+        del te  # in HTTP/1 trailers are passed on in any case; the upstream is told nothing
         self.state = (_ASK_WHOLE if is_whole else _ASK)[self.state]
         self.receiver = receiver
         self.uses += 1
@@ -285,14 +285,14 @@ class UpstreamConnection(Reading):
             self.send(last_chunk(trailers_to_relay(trailers)))
 
     def give_back(self) -> None:
-        """Go back to where another request may find it."""
+        """Return to the pool, for another request."""
         if self.home is None:
             self.close()
         else:
             self.home.give(self)
 
     def rest(self, now: float) -> None:
-        """Wait in the pool, from now on, for another request."""
+        """Wait in the pool from now on."""
         self.state = _REST[self.state]
         self.idle_since = now
         self.hold("app", False)
@@ -302,22 +302,22 @@ class UpstreamConnection(Reading):
         self.state = _TAKE[self.state]
 
     def part(self) -> None:
-        """Serve nobody else."""
+        """Never serve another conversation."""
         self.close()
 
     def send(self, data: bytes) -> None:
-        """Send bytes as they are."""
+        """Send bytes unchanged."""
         if self.tls is None:
             self._write(data)
             return
         try:
             self.tls.send(data)
-        except SSL.Error:  # the peer closed the session meanwhile: the response, or its failure, says so
+        except SSL.Error:  # the peer has closed the session: the response, or its failure, tells it
             return
         self._write(self.tls.outgoing())
 
     def hold(self, why: str, is_held: bool) -> None:
-        """Stop reading from the upstream while there is any reason to."""
+        """Stop reading from the upstream while there is any reason to wait."""
         if is_held:
             self._holds.add(why)
         else:
@@ -330,35 +330,37 @@ class UpstreamConnection(Reading):
             self.transport.resume_reading()
 
     def take_early(self) -> bytes:
-        """Take what came before `carry`."""
+        """Take the bytes that came before `carry`."""
         early, self._early = self._early, b""
         return early
 
     def carry(self, receiver: Receiver) -> None:
-        """Carry bytes that are not HTTP."""
+        """From now on carry bytes that are not HTTP/1, to this receiver."""
         self.state = _CARRY[self.state]
         self.receiver = receiver
 
     def half_close(self) -> None:
-        """Send an EOF, and read on. Over TLS that is a close_notify; many a peer ends everything at an EOF of TCP."""
+        """Send an EOF, and go on reading. Over TLS that is a close_notify: many peers end everything at an EOF
+        of TCP.
+        """
         if self.transport.is_closing():
             return
         if self.tls is not None:
             self.tls.close()
             self._write(self.tls.outgoing())
             return
-        with contextlib.suppress(OSError):  # the peer is gone already; connection_lost says so
+        with contextlib.suppress(OSError):  # the peer is gone already; connection_lost will tell
             self.transport.write_eof()
 
     def unsent(self) -> int:
-        """Return how many bytes have not reached the upstream yet, those that the kernel holds included (Linux)."""
+        """Return how many bytes have not reached the upstream yet, including those in the kernel (Linux)."""
         held = 0
-        with contextlib.suppress(OSError, ValueError):  # another system, or the socket is closed
+        with contextlib.suppress(OSError, ValueError):  # not Linux, or the socket is closed
             (held,) = struct.unpack("i", fcntl.ioctl(self._connection, termios.TIOCOUTQ, bytes(4)))
         return held + self.transport.get_write_buffer_size()
 
     def finish(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Close once what is in the buffer is sent, but within bounds: the upstream may never take it."""
+        """Close after the buffer is sent, within a time limit: the upstream may never take it."""
         say_ending(self._connection, Ending.GONE)
         self.receiver = None
         self.state = _CLOSE[self.state]
@@ -367,7 +369,7 @@ class UpstreamConnection(Reading):
             self._flushing = loop.call_later(timelimits.FLUSH_SECONDS, self.transport.abort)
 
     def reset(self) -> None:
-        """Break the connection off, so that the upstream cannot take what it has for all there was."""
+        """Break off with a reset, so that the upstream cannot take what it has for everything."""
         if not self.transport.is_closing():
             with contextlib.suppress(OSError):  # the upstream is gone already
                 self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -375,7 +377,7 @@ class UpstreamConnection(Reading):
         self.close()
 
     def close(self) -> None:
-        """Close; nothing is told to anybody any more."""
+        """Close; the receiver is told nothing more."""
         self.receiver = None
         self.state = _CLOSE[self.state]
         self._drop()
@@ -395,18 +397,18 @@ class UpstreamConnection(Reading):
         return not self.transport.is_closing() and not self._has_input()
 
     def heard_early(self) -> bool:
-        """Tell whether a new connection's peer has spoken, or closed, before it was asked anything; then it is closed.
+        """Tell whether the peer of a new connection has sent bytes, or closed, before any request; then it is closed.
 
-        What lies in the socket is read first: with TLS it may be no more than a session ticket.
+        The bytes in the socket are read first: with TLS they may be only a session ticket.
         """
         if not self.is_closed and self._has_input():
-            with contextlib.suppress(OSError):  # nothing is there but part of a record, or the end: that is seen later
+            with contextlib.suppress(OSError):  # there is only a part of a record, or the end, which is handled later
                 if data := self._connection.recv(MAX_HEAD_BYTES):
                     self._received(data)
         return self.is_closed
 
     def _has_input(self) -> bool:
-        """Tell whether something has come, and be it part of a record, or not yet read from the socket."""
+        """Tell whether anything has come, even a part of a record, or bytes not yet read from the socket."""
         if self.tls is not None and not self.tls.is_between_records:
             return True
         if self._poll is None:
@@ -414,7 +416,7 @@ class UpstreamConnection(Reading):
             self._poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
         return bool(self._poll.poll(0))
 
-    # -- responses
+    # -- receiving responses
 
     def _take(self, data: bytes) -> None:
         if self.receiver is None:
@@ -422,7 +424,7 @@ class UpstreamConnection(Reading):
                 self._early += data
             else:
                 self.speaks_only_http2 = _begins_http2(data)
-                self._end_idle()  # an idle upstream that speaks is not to be reused
+                self._end_idle()  # an idle upstream that speaks must not be reused
             return
         if self.state is _CARRYING:
             self.receiver.switched(data)
@@ -442,7 +444,7 @@ class UpstreamConnection(Reading):
             self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream's body is not framed as its head says"))
 
     def _read_head(self, data: bytes) -> bytes | None:
-        """Read a head; return what follows it, or None if it is not whole yet."""
+        """Read a head; return the bytes after it, or None if it is not complete."""
         assert self.receiver is not None
         data = self._unread + data
         end = self._head_end.find(data)
@@ -480,9 +482,9 @@ class UpstreamConnection(Reading):
         return rest
 
     def _is_answer(self, timeout: ResponseHead) -> bool:
-        """Tell whether a 408 is about the request, and not about the time before it (RFC 9110, section 15.5.9).
+        """Tell whether a 408 answers the request, and not the silence before it (RFC 9110, section 15.5.9).
 
-        A request that was sent as a whole, on a connection that had been idle, was not late.
+        A request that was sent completely, on a connection that had been idle, was not late.
         """
         is_first = self.uses == 1 or self._interim > 0
         return is_first or self.state is State.EARLY or keeps_alive(timeout.is_http11, timeout.fields)
@@ -502,7 +504,7 @@ class UpstreamConnection(Reading):
     def _take_turn(self, body: Body) -> None:
         self.hold(_TURN, False)
         if self._body is not body or self.receiver is None:
-            return  # nobody wants the rest any more
+            return  # nobody needs the rest any more
         self._take(b"")
         if self.end_waits and _TURN not in self._holds:
             self._ended(self._is_broken)
@@ -517,7 +519,7 @@ class UpstreamConnection(Reading):
 
     @property
     def can_reuse(self) -> bool:
-        """Whether, after a response, another request may be sent."""
+        """Whether another request may be sent, after a response."""
         return self.state is State.DONE and not self.is_congested and not self.transport.is_closing()
 
     def _ended(self, is_broken: bool = False) -> None:
@@ -528,7 +530,7 @@ class UpstreamConnection(Reading):
             self.state = _END[self.state]
             self._is_broken = self._is_broken or is_broken
             return
-        # Over TLS a body that ends with its connection is whole only if the upstream said so (RFC 9112, section 9.8).
+        # Over TLS, a body that ends with its connection is complete only after a close_notify (RFC 9112, section 9.8).
         is_all = self.tls.was_closed if self.tls is not None else ending_of(self._connection) is Ending.IN_ORDER
         if isinstance(self._body, UntilCloseBody) and is_all and not is_broken:
             self._complete(b"")
@@ -537,7 +539,7 @@ class UpstreamConnection(Reading):
 
     @property
     def end_waits(self) -> bool:
-        """Whether it has ended while something of what had come before has a turn to come."""
+        """Whether it has ended while earlier bytes wait for a later turn."""
         return self.state in (State.ENDED, State.LOST) and self.receiver is not None
 
     def _end_idle(self) -> None:
@@ -556,11 +558,11 @@ class UpstreamConnection(Reading):
 
 
 def _begins_http2(data: bytes) -> bool:
-    """Tell whether bytes begin with what a server of HTTP/2 says first: its settings (RFC 9113, section 3.4)."""
+    """Tell whether bytes begin like the first frame of an HTTP/2 server: its settings (RFC 9113, section 3.4)."""
     return data[3:9] == b"\x04\x00\x00\x00\x00\x00"
 
 
 def _refuses_protocols(error: Exception) -> bool:
-    """Tell whether a handshake failed since the peer speaks none of the protocols that were offered (RFC 7301)."""
+    """Tell whether a handshake failed because the peer speaks none of the offered protocols (RFC 7301)."""
     details = error.args[0] if isinstance(error, SSL.Error) and error.args else ()
     return any("no application protocol" in str(detail) for detail in details)

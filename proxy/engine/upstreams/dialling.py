@@ -1,11 +1,12 @@
-"""Opening a TCP connection to a destination: which of its addresses may be reached, and which answers first.
+"""Opens a TCP connection to a destination: resolves its name, keeps the addresses that the policy allows, and tries
+them. `upstreams.route` calls it, for destinations and for the upstream proxy.
 
 Rules of this module:
 
-- The name is looked up once, and the very addresses that were judged are dialled: another answer of the DNS a moment
-  later changes nothing.
-- An address that the policy forbids is never sent a packet; in observe mode it is, and that is noted.
-- Our own listeners are no destination, whatever the policy says.
+- The name is resolved once, and exactly those addresses are dialled that were checked. Another answer of the DNS a
+  moment later changes nothing.
+- A forbidden address is never sent a packet. In observe mode it is, and that is noted.
+- Our own listeners are never a destination, whatever the policy says.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ async def connect(services: Services, host: str, port: int, record: Upstream) ->
     """Open a TCP connection.
 
     Args:
-        services: for the loop, the look-ups, the pool, and our own addresses.
+        services: has the event loop, the resolvers, the pool, and our own addresses.
         host: the canonical host.
         port: the port.
-        record: names the policy, which says what is allowed; and takes that observe mode reached what is forbidden.
+        record: has the policy, which says what is allowed; in observe mode, it notes that a forbidden address was
+            reached.
 
     Returns:
-        A socket that is connected and does not block.
+        A connected socket that does not block.
 
     Raises:
         Denied: it cannot be opened, or must not be.
@@ -62,12 +64,12 @@ async def connect(services: Services, host: str, port: int, record: Upstream) ->
 
 
 async def _make_room(services: Services) -> None:
-    """Give idle connections up where their descriptors are needed."""
+    """Close idle connections if their descriptors are needed."""
     with tcp_socket(socket.AF_INET) as probe:
         is_short = is_taken(probe.fileno(), KEPT_FROM_DIALS)
     if is_short:
         services.pool.close()
-        await asyncio.sleep(0)  # a socket is closed in the turn after that which asked for it
+        await asyncio.sleep(0)  # asyncio closes a socket in the next turn
         await asyncio.sleep(0)
 
 
@@ -83,7 +85,7 @@ async def _look_up(services: Services, host: str, port: int) -> list[_Found]:
     try:
         family = socket.AF_INET if parse_ip(host).version == 4 else socket.AF_INET6
     except ValueError:
-        # Not by the loop's own executor: at the end that is waited for, and the DNS may take minutes.
+        # Not in the loop's own executor: the process waits for that at its end, and the DNS may take minutes.
         look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         found = await services.loop.run_in_executor(services.resolvers, look_up)
         return [(family, address) for family, _, _, _, address in found]  # type: ignore[misc]  # other families have others
@@ -99,22 +101,23 @@ def is_loopback(host: str) -> bool:
 
 
 def local_address_to(host: str) -> str | None:
-    """Return the address that this machine would connect to another one from: to one of its own, that one itself.
+    """Return the address from which this machine would connect to an address; for one of its own, that address itself.
 
     Args:
-        host: an address; for a name, and for what there is no way to, the answer is None.
+        host: an address. For a name, and for an address that cannot be reached, the result is None.
     """
     try:
         family = socket.AF_INET if parse_ip(host).version == 4 else socket.AF_INET6
         with socket.socket(family, socket.SOCK_DGRAM) as unused:
-            unused.connect((host, 9))  # sends nothing
+            unused.connect((host, 9))  # this sends nothing
             return str(unused.getsockname()[0])
     except (ValueError, OSError):
         return None
 
 
 def check_address(host: str, record: Upstream) -> None:
-    """Check a host that is an address, or always leads to one, where nobody looks up names; any other name passes.
+    """Check a host that is an address, or a name that always leads to one. All other names pass: they are resolved
+    elsewhere.
 
     Raises:
         Denied: DESTINATION_FORBIDDEN.
@@ -131,7 +134,7 @@ def _allowed(found: Sequence[_Found], host: str, record: Upstream) -> list[_Foun
     """Return the addresses that may be dialled.
 
     Raises:
-        Denied: there is none.
+        Denied: there are none.
     """
     policy = record.policy
     allowed: list[_Found] = []
@@ -139,7 +142,7 @@ def _allowed(found: Sequence[_Found], host: str, record: Upstream) -> list[_Foun
     for family, address in found:
         kind = policy.reachable(record.rule).forbids(parse_ip(address[0]))
         if record.is_proxy:
-            kind = None  # the policy itself names it
+            kind = None  # the policy names it
         if kind is None or policy.mode is Mode.OBSERVE:
             allowed.append((family, address))
         forbidden = forbidden or kind
@@ -153,10 +156,10 @@ def _allowed(found: Sequence[_Found], host: str, record: Upstream) -> list[_Foun
 
 
 async def _first(loop: asyncio.AbstractEventLoop, addresses: Sequence[_Found]) -> socket.socket:
-    """Return a connection to the first address that takes one; each has a short time alone.
+    """Return a connection to the first address that accepts one; each gets a head start before the next is tried.
 
     Raises:
-        OSError: none did.
+        OSError: none accepted.
     """
     if len(addresses) == 1:
         return await _try(loop, *addresses[0])
@@ -188,13 +191,15 @@ async def _first(loop: asyncio.AbstractEventLoop, addresses: Sequence[_Found]) -
 
 
 def _close_result(task: asyncio.Task[socket.socket]) -> None:
-    """Close a connection that came after all."""
+    """Close a connection that was made too late."""
     if not task.cancelled() and task.exception() is None:
         task.result().close()
 
 
 def _alternating(addresses: Sequence[_Found]) -> list[_Found]:
-    """Return the addresses with their families taking turns, in the order that the system prefers (RFC 8305, 4)."""
+    """Return the addresses in the order that the system prefers, but with alternating families (RFC 8305,
+    section 4).
+    """
     first = [each for each in addresses if each[0] == addresses[0][0]]
     other = [each for each in addresses if each[0] != addresses[0][0]]
     longer, shorter = (first, other) if len(first) >= len(other) else (other, first)

@@ -1,11 +1,10 @@
-"""From a connected socket to an upstream connection: TLS, its hooks, and why it failed if it did.
-
-`route` calls `secure`, for the destination and for a proxy on the way there; `probe` does, to see what a server shows.
+"""Turns a connected socket into an upstream connection: does the TLS handshake, calls its hooks, and names the reason
+if it fails. `upstreams.route` calls it for destinations and for an upstream proxy, `probe` for `overcoat pins fetch`.
 
 Rules of this module:
 
-- The hook that prepares the handshake sets what is verified, the pins included: where it fails there is no handshake.
-- A handshake that failed says why: with the denial that the verification noted, if it noted one.
+- A hook prepares what is verified, including the pins. If this hook fails, there is no handshake.
+- A failed handshake has a reason: the denial that the verification noted, if it noted one.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ from proxy.engine.upstreams.services import Services
 async def secure(
     services: Services, server: Server, connection: socket.socket, record: Upstream, context: Context
 ) -> UpstreamConnection:
-    """Make an upstream connection of a connected socket: with TLS, if the server is to speak it.
+    """Make an upstream connection of a connected socket, with TLS if the server is to speak it.
 
     Args:
-        services: for the loop and the hooks.
-        server: who is at the other end; its `address` and `tls` are set.
+        services: has the event loop and the hooks.
+        server: the server, with its `address` and `tls`.
         connection: the socket.
-        record: where the handshake notes what it found.
-        context: the client on whose behalf it is, for the hooks.
+        record: notes the result of the handshake.
+        context: the client for which it is made, for the hooks.
 
     Raises:
-        Denied: the handshake failed, or who answers is not to be trusted.
+        Denied: the handshake failed, or the server is not trusted.
     """
     assert server.address is not None
     host, port = server.address
@@ -83,12 +82,12 @@ async def _secure(services: Services, upstream: UpstreamConnection, context: Con
         ) from None
     except ConnectionError:
         services.dispatch.call("tls_failed_server", data)
-        upstream.finish(services.loop)  # not at once: the alert that says why must still go out
+        upstream.finish(services.loop)  # not at once: the alert with the reason must still be sent
         raise upstream.record.denied or Denied(Reason.TLS_FAILED, "the TLS handshake failed") from None
     except BaseException:
         upstream.close()
         raise
     server = upstream.server
     assert upstream.tls is not None
-    server.tls_version = upstream.tls.conn.get_protocol_version_name()  # type: ignore[assignment]  # one of its literals
+    server.tls_version = upstream.tls.conn.get_protocol_version_name()  # type: ignore[assignment]  # one of the literals of that type
     server.timestamp_tls_setup = time.time()

@@ -1,13 +1,15 @@
-"""HTTP/2 with an upstream: one connection for many requests, also of several apps.
+"""HTTP/2 with an upstream: one connection that carries many requests, also of several apps. `upstreams.opening` makes
+it, and the pool gives its streams to conversations.
 
 Rules of this module:
 
-- It carries only requests of the rule and policy that it was opened under, as any connection of the pool.
-- What the upstream has surely not looked at (REFUSED_STREAM, a stream above GOAWAY's last) may be sent again, whatever
-  it is; a stream that ends in any other way is judged like a connection of HTTP/1 that ends.
-- A malformed response ends its stream alone.
-- Once the upstream has said GOAWAY no stream is begun; those that it serves are served to their end.
-- A connection that may be dead is given no other stream: a request was given up on it, and not a byte had come.
+- It carries only requests of the rule and policy for which it was opened, like every connection of the pool.
+- A request that the upstream has surely not handled (REFUSED_STREAM, or a stream above GOAWAY's last) may be sent
+  again, whatever it is. A stream that ends in any other way is treated like a connection of HTTP/1 that ends.
+- A malformed response ends only its stream.
+- After the upstream's GOAWAY no stream is begun; streams that it still serves are served to their end.
+- A connection that may be dead gets no new stream: a request was given up on it, and no byte has come since it was
+  sent.
 """
 
 from __future__ import annotations
@@ -31,33 +33,33 @@ from proxy.engine.upstreams.connection import MAX_INTERIM, NoResponses, Upstream
 from proxy.engine.upstreams.services import Services
 from proxy.engine.upstreams.state import SHARED_AFTER, Sharing, SharingEvent
 
-MAX_STREAM_ID = 2**30  # then another connection is opened: there are twice as many
+MAX_STREAM_ID = 2**30  # half of all numbers; then another connection is opened
 _NOT_IN_HTTP2 = frozenset(
     (b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"host", b"te")
 )
-_SECRET = frozenset((b"authorization", b"cookie"))  # what no table need keep (RFC 7541, section 7.1.3)
+_SECRET = frozenset((b"authorization", b"cookie"))  # fields that no table should keep (RFC 7541, section 7.1.3)
 _FULL = "the upstream allows no more streams, on a new connection either (SETTINGS_MAX_CONCURRENT_STREAMS)"
 _ENDED = "the upstream closed the connection before its response was whole"
 
 
 class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
-    """A connection to an upstream that speaks HTTP/2, as the receiver of its bytes."""
+    """A connection to an upstream that speaks HTTP/2; it is the receiver of the bytes of its carrier."""
 
     def __init__(self, services: Services, carrier: UpstreamConnection) -> None:
         """Start.
 
         Args:
-            services: for the loop and the pool.
-            carrier: the connection, whose handshake is complete.
+            services: has the event loop and the pool.
+            carrier: the connection, after its handshake.
         """
-        # As large as an upstream's head may be in HTTP/1, and what a list counts besides.
+        # As large as an upstream's head may be in HTTP/1, plus the extra bytes that HTTP/2 counts for each field.
         super().__init__(services.loop, is_client=True, header_bytes=2 * MAX_HEAD_BYTES)
         self._pool = services.pool
         self.carrier = carrier
         self.sharing = Sharing.OPEN
         self.idle_since = self.heard = services.loop.time()
         self._touched: set[Receiver] = set()
-        self._why = ""  # the upstream has said that it ends the connection, and be it no more than a number
+        self._why = ""  # why the upstream ends the connection, if it has said so
         early = carrier.take_early()
         carrier.carry(self)
         if carrier.is_congested:
@@ -69,14 +71,14 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
 
     @property
     def has_room(self) -> bool:
-        """Whether another stream may be begun."""
+        """Whether another stream may be begun now."""
         return self.takes_streams and len(self.streams) < min(
             MAX_STREAMS, self.state.remote_settings.max_concurrent_streams
         )
 
     @property
     def takes_streams(self) -> bool:
-        """Whether others than those that are under way may be begun at all."""
+        """Whether new streams may be begun at all."""
         return self.sharing is Sharing.OPEN and not self.is_over and not self.carrier.is_closed
 
     @property
@@ -85,7 +87,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
         return not self.streams
 
     def leave(self) -> None:
-        """Begin no other stream, and close once none is under way."""
+        """Begin no new stream, and close once none is under way."""
         self.sharing = SHARED_AFTER[SharingEvent.LEAVE][self.sharing]
         if self.is_idle and not self.is_over:
             self.say_goaway(0, ErrorCodes.NO_ERROR)
@@ -94,17 +96,17 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
             self.carrier.finish(self.loop)
 
     def part(self) -> None:
-        """Serve nobody else who has not begun yet."""
+        """Serve no new conversation; those under way go on."""
         self._pool.forget_shared(self)
         self.leave()
 
     def doubt(self) -> None:
-        """Begin no other stream: the upstream may be gone."""
+        """Begin no new stream: the upstream may be dead."""
         self._pool.forget_shared(self)
         self.sharing = SHARED_AFTER[SharingEvent.LEAVE][self.sharing]
 
     def begin(self, stream: UpstreamHttp2Stream) -> None:
-        """Give a stream its number, and carry it."""
+        """Give a stream its number, and begin to carry it."""
         self.sharing = SHARED_AFTER[SharingEvent.BEGIN][self.sharing]
         stream.number = self.state.get_next_available_stream_id()
         self.streams[stream.number] = stream
@@ -112,19 +114,19 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
             self.sharing = SHARED_AFTER[SharingEvent.LEAVE][self.sharing]
 
     def open(self) -> UpstreamHttp2Stream:
-        """Return a stream that is yet to begin."""
+        """Return a stream that has not begun."""
         return UpstreamHttp2Stream(self)
 
-    # -- as the receiver of the connection's bytes
+    # -- as the receiver of the carrier's bytes
 
     def switched(self, data: bytes) -> None:
-        """Take bytes."""
+        """Handle received bytes."""
         if not self.is_over:
             self.heard = self.loop.time()
             self.received(data)
 
     def switched_end(self) -> None:
-        """Take that nothing more will come; what has come is read to its end."""
+        """Called when nothing more will come; what has come is read to its end."""
         if self.is_behind:
             self.sharing = SHARED_AFTER[SharingEvent.END][self.sharing]
             self._pool.forget_shared(self)
@@ -132,12 +134,12 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
             self._lost()
 
     def caught_up(self) -> None:
-        """Take that all that has come is read."""
+        """Called when everything that has come is read."""
         if self.sharing is Sharing.ENDED or self.carrier.end_waits:
             self._lost()
 
     def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
-        """Take that the connection is over."""
+        """Called when the connection is over."""
         self._lost()
 
     def _lost(self) -> None:
@@ -148,31 +150,31 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
         self.carrier.close()
 
     def upstream_congested(self, congested: bool) -> None:
-        """Take that the socket takes no more for now, or again."""
+        """Called when the socket takes no more for now, and when it does again."""
         self.socket_congested(congested)
 
     def flush(self) -> None:
-        """Have each app that something came for sent it."""
+        """Let each app for which something has come be sent it."""
         self.flush_now()
         touched, self._touched = self._touched, set()
         for receiver in touched:
             receiver.flush()
 
     def touch(self, receiver: Receiver) -> None:
-        """Take note that something is to be sent to an app."""
+        """Note that something is to be sent to an app."""
         self._touched.add(receiver)
 
     def crashed(self, error: Exception) -> None:
-        """Close everything: what failed is not about one stream."""
+        """Close everything: the failure is not about one stream."""
         for stream in self.end():
             if stream.receiver is not None:
                 stream.receiver.crashed(error)
         self._pool.forget_shared(self)
 
-    # -- as the connection
+    # -- as the `Connection`
 
     def event(self, event: h2.events.Event, stream: UpstreamHttp2Stream | None) -> None:
-        """Take what a frame means."""
+        """Handle what a frame means."""
         if stream is None:
             if isinstance(event, h2.events.DataReceived):
                 self.ignore_data(event)
@@ -181,7 +183,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
             self._touched.add(stream.receiver)
         try:
             stream.take(event)
-        except Exception as e:  # of one app; the others go on
+        except Exception as e:  # it concerns one app; the others go on
             receiver = stream.receiver
             stream.close()
             if receiver is None:
@@ -189,7 +191,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
             receiver.crashed(e)
 
     def goaway(self, last: int, code: int) -> None:
-        """Take that no stream is served above `last`."""
+        """Called when the upstream says that it serves no stream above `last`."""
         self.sharing = SHARED_AFTER[SharingEvent.LEAVE][self.sharing]
         if code != ErrorCodes.NO_ERROR:
             self._why = f" (GOAWAY, {name_of(code)})"
@@ -214,7 +216,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
         self.carrier.finish(self.loop)
 
     def closed(self, stream: UpstreamHttp2Stream) -> None:
-        """Close the connection where that was its last stream, and it is to end."""
+        """Close the connection if this was the last stream, and the connection is to end."""
         self.idle_since = self.loop.time()
         if self.sharing is not Sharing.OPEN:
             self.loop.call_soon(self.guarded, self._leave_if_idle)
@@ -224,26 +226,26 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
             self.leave()
 
     def guarded(self, step: Callable[..., None], *arguments: object) -> None:
-        """Take a step in a turn of its own."""
+        """Run a step in a turn of its own, and handle what it raises."""
         self.carrier.guarded(step, *arguments)
 
     def pause(self, is_paused: bool) -> None:
-        """Read nothing more for now, or again."""
+        """Stop reading for now, or go on."""
         self.carrier.hold("turn", is_paused)
 
     def write(self, data: bytes) -> None:
-        """Give the socket bytes."""
+        """Write bytes to the socket."""
         if not self.carrier.is_closed:
             self.carrier.send(data)
 
 
 class UpstreamHttp2Stream(Stream):
-    """One request, and its response; see `UpstreamStream`."""
+    """One request and its response; see `UpstreamStream`."""
 
     is_http2 = True
 
     def __init__(self, connection: UpstreamHttp2) -> None:
-        super().__init__(0)  # its number is given when it begins
+        super().__init__(0)  # it gets its number when it begins
         self.connection = connection
         self.server = connection.carrier.server
         self.record = connection.carrier.record
@@ -256,10 +258,10 @@ class UpstreamHttp2Stream(Stream):
         self._interim = 0
         self._behind: Fields = ()
 
-    # -- as the conversation's upstream
+    # -- as the `UpstreamStream` of a conversation
 
     def heard_early(self) -> bool:
-        """A peer speaks first, in HTTP/2; what it says in a stream that was not begun is no answer."""
+        """Return False: in HTTP/2 both sides speak at once, and nothing comes on a stream that has not begun."""
         return False
 
     def ask(
@@ -289,11 +291,11 @@ class UpstreamHttp2Stream(Stream):
         receiver.flush()
 
     def send_body(self, data: bytes) -> None:
-        """Send a piece of its body."""
+        """Send a piece of the body."""
         self.connection.send(self, data)
 
     def end(self, trailers: Fields) -> None:
-        """End it."""
+        """End the request."""
         self.connection.finish(self, trailers_to_relay(trailers, stays_apart=True))
 
     def send(self, data: bytes) -> None:
@@ -305,9 +307,9 @@ class UpstreamHttp2Stream(Stream):
         self.connection.hold(self, why, is_held)
 
     def congested(self, is_congested: bool) -> None:
-        """Take that nothing more of the request should be sent for now, or again."""
+        """Called when no more of the request should be sent for now, and when it may be again."""
         if self.receiver is not None:
-            self.connection.touch(self.receiver)  # what tells the app to go on has to be sent
+            self.connection.touch(self.receiver)  # the app must be told that it may send more
             self.receiver.upstream_congested(is_congested)
 
     def unsent(self) -> int:
@@ -315,11 +317,11 @@ class UpstreamHttp2Stream(Stream):
         return self.connection.unsent(self) + self.connection.carrier.unsent()
 
     def give_back(self) -> None:
-        """Nothing: the connection has not left the pool. What the request still has is of no use."""
+        """End the stream; the connection has never left the pool. The rest of the request is not needed."""
         self.close()
 
     def part(self) -> None:
-        """Give no other stream to this connection."""
+        """Begin no new stream on this connection."""
         self.close()
         self.connection.part()
 
@@ -335,20 +337,20 @@ class UpstreamHttp2Stream(Stream):
             connection.doubt()
         connection.reset(self, ErrorCodes.CANCEL)
 
-    # -- what comes
+    # -- receiving
 
     def failed(self, denied: Denied, *, is_untouched: bool = False) -> None:
-        """End without a whole response."""
+        """End without a complete response."""
         receiver, self.receiver = self.receiver, None
         if receiver is not None:
             try:
                 receiver.response_failed(denied, self._began, is_untouched=is_untouched)
-            except Exception as e:  # of one app; the others are still to be told
+            except Exception as e:  # it concerns one app; the others must still be told
                 receiver.crashed(e)
             receiver.flush()
 
     def take(self, event: h2.events.Event) -> None:
-        """Take what a frame means."""
+        """Handle what a frame means."""
         if self.receiver is None:
             if isinstance(event, h2.events.DataReceived):
                 self.connection.take_data(self, event)
@@ -420,12 +422,12 @@ class UpstreamHttp2Stream(Stream):
         what = "reset the stream" if is_peers else "broke the rules of HTTP/2 in its stream"
         denied = Denied(Reason.UPSTREAM_FAILED, f"the upstream {what} ({name_of(code)})")
         is_untouched = is_peers and code == ErrorCodes.REFUSED_STREAM and not self._began
-        self._began = not is_untouched  # it is an answer of a kind: to ask again would be to ask twice
+        self._began = not is_untouched  # the upstream has acted on the request: it must not be sent twice
         self.failed(denied, is_untouched=is_untouched)
 
 
 def _check_size(block: list[tuple[bytes, bytes]], what: str, most: int | None = None) -> None:
-    """Check that a block is no longer than in HTTP/1.
+    """Check that a header block is not longer than a head of HTTP/1 may be.
 
     Raises:
         Denied: UPSTREAM_FAILED.

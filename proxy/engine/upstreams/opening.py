@@ -1,11 +1,12 @@
-"""A way to an upstream for one request: a connection of its own, or a stream of one that is shared.
+"""Opens an upstream stream for one request: a new connection, or a stream on one that is shared. The conversations call
+it when the pool has none that fits.
 
 Rules of this module:
 
-- Where HTTP/2 may come of it, one connection is opened for all who wait, not one for each; and what is wrong with the
-  upstream is found once for all of them.
-- Over TLS the server chooses the version (ALPN, RFC 7301); without, HTTP/2 is spoken only where the app has said by
-  speaking so itself that the server does (prior knowledge, RFC 9113, section 3.3).
+- If the result may be HTTP/2, one connection is opened for all requests that wait, not one for each. An error of the
+  upstream is then found once, and all of them get it.
+- Over TLS the server chooses the version (ALPN, RFC 7301). Without TLS, HTTP/2 is spoken only if the app speaks it with
+  prior knowledge (RFC 9113, section 3.3): so it says that the server does, too.
 """
 
 from __future__ import annotations
@@ -27,32 +28,32 @@ _OFFERS = {
     Version.HTTP1: (b"http/1.1",),
     Version.EITHER: (b"http/1.1", b"h2"),
     Version.HTTP2: (b"h2", b"http/1.1"),
-    Version.ONLY_HTTP2: (b"h2", b"http/1.1"),  # what speaks HTTP/1.1 only can be told of
+    Version.ONLY_HTTP2: (b"h2", b"http/1.1"),  # so a server that speaks HTTP/1.1 only can be reported
 }
 
 
 async def open_stream(
     services: Services, server: Server, key: object, record: Upstream, context: Context, *, version: Version
 ) -> UpstreamStream:
-    """Open a way to an upstream.
+    """Open a stream to an upstream.
 
     Args:
         services: what every upstream connection needs.
-        server: what to connect to; its `address` and `tls` are set.
-        key: what the pool may reuse it for.
-        record: where the handshake notes what it found.
-        context: the client on whose behalf it is, for the hooks.
-        version: which version of HTTP will do.
+        server: the server, with its `address` and `tls`.
+        key: the key under which the pool may reuse it.
+        record: notes the result of the handshake.
+        context: the client for which it is made, for the hooks.
+        version: the version of HTTP that is wanted.
 
     Raises:
-        Denied: it cannot be opened, or what answers is not to be trusted.
+        Denied: it cannot be opened, or the server is not trusted.
     """
     pool = services.pool
     is_plain = not server.tls and not version.is_of_http2
     if version is Version.HTTP1 or is_plain or pool.speaks_only_http1(key, version):
         return await _dial(services, server, key, record, context)
     while (opening := pool.opening(key)) is not None:
-        await asyncio.wait((opening,))  # not the future itself, which ends for all if one waits no longer
+        await asyncio.wait((opening,))  # not the future itself: cancelling one waiter would cancel it for all
         if (other := opening.result()) is not None:
             record.pin, record.observed = other.pin, other.observed
             raise _again(other.denied)
@@ -84,7 +85,9 @@ async def _dial(
 
 
 def _again(denied: Denied | None) -> Denied:
-    """Return a denial for another who waited: an exception that is raised twice keeps all that it has come through."""
+    """Return an equal denial for another request that waited: an exception that is raised twice keeps both
+    tracebacks.
+    """
     assert denied is not None
     return Denied(denied.reason, denied.detail, denied.hint, denied.proxy_error)
 

@@ -1,9 +1,10 @@
-"""Two connected sockets inside the process, each of which can tell the other how it ended.
+"""Two connected sockets within the process, each of which can tell the other how it ended. `upstreams.route` puts such
+a pair between an upstream connection and the tunnel of another proxy.
 
 Rules of this module:
 
-- The kernel knows of no reset between such sockets, and of no missing close_notify: an end says so before it closes,
-  and the other one asks when it reads an EOF.
+- Between such sockets the kernel knows no reset, and no missing close_notify. So a side that ends says how before it
+  closes, and the other side asks when it reads the end.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ class Ending(enum.Enum):
     """How a connection ended."""
 
     IN_ORDER = enum.auto()
-    GONE = enum.auto()  # in order, and whoever was there reads no more
-    CUT = enum.auto()  # nobody broke it off, but nobody said either that this is all (RFC 8446, section 6.1)
+    GONE = enum.auto()  # in order; its user reads no more
+    CUT = enum.auto()  # not broken off, but without the message that this is all (RFC 8446, section 6.1)
     BROKEN = enum.auto()
 
 
@@ -44,11 +45,11 @@ def paired_sockets() -> tuple[PairedSocket, PairedSocket]:
 
 
 def ending_of(connection: socket.socket) -> Ending:
-    """Return how the other end of a socket says that it ended; one that is no pair's leaves that to the kernel."""
+    """Return how the other end of a socket says that it ended. For a socket without a pair, the kernel tells that."""
     return connection.ending if isinstance(connection, PairedSocket) else Ending.IN_ORDER
 
 
 def say_ending(connection: socket.socket, ending: Ending) -> None:
-    """Let the other end know how this one ends, if that is not said yet; does nothing where the kernel says it."""
+    """Tell the other end how this one ends, unless that was said already; does nothing for a socket without a pair."""
     if isinstance(connection, PairedSocket) and connection.other.ending is Ending.IN_ORDER:
         connection.other.ending = ending

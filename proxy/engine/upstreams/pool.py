@@ -1,11 +1,13 @@
-"""Upstream connections, shared by all apps: idle ones of HTTP/1, and those of HTTP/2, busy ones too.
+"""The upstream connections of a process, shared by all apps: idle ones of HTTP/1, and those of HTTP/2, busy or not. The
+conversations take streams from it, and `upstreams.opening` puts new connections in.
 
 Rules of this module:
 
-- A connection is adopted only for the very same destination, TLS, rule (so pins) and policy.
-- One that has anything unread, is closing, or has idled too long is closed, not adopted.
-- Per host and in all there are limits; what is over them is closed at once.
-- Whoever may share a connection that is just being opened waits for it, unless the server speaks HTTP/1 only.
+- A connection is taken only for exactly the same destination, TLS, rule (hence pins) and policy.
+- A connection that has unread bytes, is closing, or has been idle too long is closed, not taken.
+- The number of connections is limited, for each key and in all; those beyond are closed at once.
+- While a connection that may be shared is being opened, all requests that may share it wait for it, unless the server
+  is known to speak only HTTP/1.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ from proxy.engine.streams import UpstreamStream, Version
 
 MAX_IDLE = 256
 MAX_IDLE_PER_KEY = 64
-MAX_SHARED_PER_KEY = 64  # each carries many requests
-MAX_KNOWN = 1024  # destinations of which it is known that they speak HTTP/1 only
+MAX_SHARED_PER_KEY = 64  # connections; each carries many requests
+MAX_KNOWN = 1024  # destinations that are remembered to speak only HTTP/1
 
 
 class IdleConnection(UpstreamStream, Protocol):
-    """What the pool knows of a connection of HTTP/1: see `proxy.engine.upstreams.connection`."""
+    """A connection of HTTP/1, as the pool knows it; see `proxy.engine.upstreams.connection`."""
 
     key: object
     opened: float
@@ -38,30 +40,30 @@ class IdleConnection(UpstreamStream, Protocol):
 
     @property
     def can_reuse(self) -> bool:
-        """Whether, after a response, another request may be sent."""
+        """Whether another request may be sent, after a response."""
 
     def rest(self, now: float) -> None:
-        """Wait in the pool, from now on, for another request."""
+        """Wait in the pool from now on."""
 
     def wake(self) -> None:
         """Leave the pool for a request."""
 
 
 class Carrier(Protocol):
-    """What the pool knows of the connection that a shared one speaks on."""
+    """The connection below a shared one, as the pool knows it."""
 
     key: object
     opened: float
 
 
 class SharedConnection(Protocol):
-    """What the pool knows of a connection of HTTP/2: see `proxy.engine.upstreams.http2`."""
+    """A connection of HTTP/2, as the pool knows it; see `proxy.engine.upstreams.http2`."""
 
     idle_since: float
 
     @property
     def carrier(self) -> Carrier:
-        """The connection that it speaks on."""
+        """The connection below it."""
 
     @property
     def has_room(self) -> bool:
@@ -72,20 +74,20 @@ class SharedConnection(Protocol):
         """Whether no stream is under way."""
 
     def leave(self) -> None:
-        """Begin no other stream, and close once none is under way."""
+        """Begin no new stream, and close once none is under way."""
 
     def open(self) -> UpstreamStream:
-        """Return a stream that is yet to begin."""
+        """Return a stream that has not begun."""
 
 
 class Pool:
-    """The pool. Newest first: so that a pool larger than needed shrinks by itself."""
+    """The pool. The newest connection is taken first, so that a pool that is too large shrinks by itself."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, count: Callable[[str], object]) -> None:
         """Start empty.
 
         Args:
-            loop: for the time.
+            loop: the event loop, for the time.
             count: called with `hit`, `miss`, `evicted`.
         """
         self._loop = loop
@@ -95,14 +97,14 @@ class Pool:
         self._timer: asyncio.TimerHandle | None = None
         self._shared: dict[object, list[SharedConnection]] = {}
         self._opening: dict[object, asyncio.Future[Upstream | None]] = {}
-        self._only_http1: dict[object, float] = {}  # by key and whether HTTP/2 was asked for first; since when
+        self._only_http1: dict[object, float] = {}  # when it was learned, by key and whether HTTP/2 was offered first
 
     def take(self, key: object, version: Version = Version.HTTP1) -> UpstreamStream | None:
-        """Adopt an idle connection, or a stream of one that others use, too, if there is one that fits.
+        """Take an idle connection, or a stream of a shared one; None if none fits.
 
         Args:
-            key: what it must have been opened for.
-            version: which versions of HTTP will do.
+            key: the key for which it must have been opened.
+            version: the versions of HTTP that will do.
         """
         if version is not Version.HTTP1 and not self.speaks_only_http1(key, version):
             for shared in self._shared.get(key, ()):
@@ -131,37 +133,40 @@ class Pool:
         return None
 
     def opens(self) -> None:
-        """Take note that a new connection is being opened."""
+        """Note that a new connection is being opened."""
         self._count("miss")
 
     # -- connections of HTTP/2
 
     def speaks_only_http1(self, key: object, version: Version = Version.HTTP2) -> bool:
-        """Tell whether a destination is known to speak no HTTP/2 where it is asked for as this version asks."""
+        """Tell whether a destination is known to speak no HTTP/2 when it is offered as for this version."""
         since = self._only_http1.get((key, version.is_of_http2))
         return since is not None and self._loop.time() - since < timelimits.POOL_AGE_SECONDS
 
     def only_http1(self, key: object, version: Version = Version.HTTP2) -> None:
-        """Take note that a destination has chosen HTTP/1.
+        """Note that a destination has chosen HTTP/1.
 
         Args:
-            key: which one.
-            version: what it was asked for: where HTTP/1.1 came first, it may still speak HTTP/2 to who wants that.
+            key: its key.
+            version: what was offered. If HTTP/1.1 came first, it may still choose HTTP/2 when that is offered first.
         """
         for is_of_http2 in {False, version.is_of_http2}:
-            while len(self._only_http1) >= 2 * MAX_KNOWN:  # of each, whether it was asked for HTTP/2 first or not
+            while len(self._only_http1) >= 2 * MAX_KNOWN:  # two entries for each: HTTP/2 offered first, or not
                 del self._only_http1[next(iter(self._only_http1))]
             self._only_http1[key, is_of_http2] = self._loop.time()
 
     def opening(self, key: object) -> asyncio.Future[Upstream | None] | None:
-        """Return what ends when a connection that may be shared is open, or given up; None if there is none.
+        """Return a future that ends when a connection that may be shared is open or has failed; None if none is being
+        opened.
 
-        Its result is the record of an upstream that was denied.
+        Its result is the record of an upstream that was denied, or None.
         """
         return self._opening.get(key)
 
     def begin_to_open(self, key: object) -> Callable[[Upstream | None], None]:
-        """Take note that a connection is being opened that may be shared; return what ends that with its result."""
+        """Note that a connection that may be shared is being opened; return a function that ends this with its
+        result.
+        """
         opening = self._opening[key] = self._loop.create_future()
 
         def end(failed: Upstream | None) -> None:
@@ -173,7 +178,7 @@ class Pool:
         return end
 
     def share(self, key: object, shared: SharedConnection) -> None:
-        """Let a connection carry the requests of all who want the very same."""
+        """Let a connection carry all requests with this key."""
         found = self._shared.setdefault(key, [])
         found.append(shared)
         if len(found) > MAX_SHARED_PER_KEY:
@@ -183,7 +188,7 @@ class Pool:
         self._look_later()
 
     def forget_shared(self, shared: SharedConnection) -> None:
-        """Give no other stream to a connection."""
+        """Begin no new stream on a connection."""
         found = self._shared.get(shared.carrier.key)
         if found is not None and shared in found:
             found.remove(shared)
@@ -212,7 +217,7 @@ class Pool:
             self._timer = self._loop.call_later(timelimits.POOL_IDLE_SECONDS, self._expire)
 
     def forget(self, upstream: IdleConnection) -> None:
-        """Take that an idle connection is over."""
+        """Called when an idle connection is over."""
         idle = self._idle.get(upstream.key)
         if idle is not None and upstream in idle:
             idle.remove(upstream)
@@ -236,7 +241,7 @@ class Pool:
             self._timer = self._loop.call_later(timelimits.POOL_IDLE_SECONDS / 4, self._expire)
 
     def close(self) -> None:
-        """Close all that are idle, and each of the others once it is."""
+        """Close all idle connections, and each of the others once it is idle."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

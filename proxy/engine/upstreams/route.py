@@ -1,14 +1,15 @@
-"""The way to an upstream: straight, or through another proxy by CONNECT (`upstream_proxy`).
+"""Connects to a destination along its route: directly, or through another proxy by CONNECT (`upstream_proxy`).
+`upstreams.opening` and the tunnels call `dial`; `probe` calls `reach`.
 
-Theory of operation. Whoever dials gets a connected socket. Through a proxy, that is one end of a socket pair; a `_Link`
-carries bytes between its other end and the connection to the proxy, which may be TLS itself. So nothing above knows
-the difference, and TLS to the destination runs end to end inside.
+Theory of operation. The caller gets a connected socket. Through a proxy, that socket is one end of a pair; a `_Link`
+carries bytes between the other end and the connection to the proxy, which may be TLS itself. So the code above sees no
+difference, and TLS to the destination runs end to end inside.
 
 Rules of this module:
 
-- If the proxy fails or refuses, the request is denied: nothing ever goes straight instead.
-- An https proxy is verified like any upstream, and held to its own pins, in observe mode, too: it sees where we go.
-- The proxy's credentials go to the proxy alone, and only inside TLS if it is an https one.
+- If the proxy fails or refuses, the request is denied: it never goes directly instead.
+- An https proxy is verified like any upstream, and must match its own pins, even in observe mode: it sees where we go.
+- The proxy's credentials go only to the proxy, and only inside TLS if it is an https proxy.
 """
 
 from __future__ import annotations
@@ -48,13 +49,13 @@ async def dial(
 
     Args:
         services: what every upstream connection needs.
-        server: what to connect to; its `address` and `tls` are set.
-        key: what the pool may reuse it for.
-        record: where the handshake notes what it found.
-        context: the client on whose behalf it is, for the hooks.
+        server: the server, with its `address` and `tls`.
+        key: the key under which the pool may reuse it.
+        record: notes the result of the handshake.
+        context: the client for which it is made, for the hooks.
 
     Raises:
-        Denied: it cannot be opened, or what answers is not to be trusted.
+        Denied: it cannot be opened, or the server is not trusted.
     """
     assert server.address is not None
     connection = await reach(services, *server.address, record, context)
@@ -64,14 +65,14 @@ async def dial(
 
 
 async def reach(services: Services, host: str, port: int, record: Upstream, context: Context) -> socket.socket:
-    """Open a connection to a destination, straight or through the policy's upstream proxy.
+    """Open a connection to a destination, directly or through the policy's upstream proxy.
 
     Args:
         services: what every upstream connection needs.
         host: the canonical host.
         port: the port.
-        record: names the policy; see `proxy.engine.upstreams.dialling.connect`.
-        context: the client on whose behalf it is.
+        record: has the policy; see `proxy.engine.upstreams.dialling.connect`.
+        context: the client for which it is made.
 
     Raises:
         Denied: it cannot be opened, or must not be.
@@ -80,7 +81,7 @@ async def reach(services: Services, host: str, port: int, record: Upstream, cont
     destination = Destination(host, port)
     if through is None or not through.serves(destination):
         return await connect(services, host, port, record)
-    check_address(host, record)  # a name is for the proxy to look up; an address is known
+    check_address(host, record)  # the proxy resolves names; an address can be checked here
     there = "127.0.0.1" if is_loopback(host) else host
     if (here := local_address_to(there)) is not None and services.is_own_address((here, 0), (there, port)):
         raise own_listener(str(destination))
@@ -131,14 +132,16 @@ async def _through(
 
 
 def _via(services: Services, record: Upstream, context: Context) -> list[str]:
-    """Return what a CONNECT of ours says of the proxies before: without it, a circle of CONNECTs would never end."""
+    """Return the Via values for our own CONNECT, those of the request included: without them, a circle of CONNECTs
+    would not end.
+    """
     connect = services.sessions.of(context.client).connect
     before = [] if connect is None else list(connect.via)
     return before if record.policy.via is None else [*before, f"1.1 {record.policy.via}"]
 
 
 class _Link(NoResponses, Reading):
-    """Asks the proxy for a tunnel, then carries bytes: from the socket pair to the proxy, and back."""
+    """Asks the proxy for a tunnel, then carries bytes between the socket pair and the proxy."""
 
     transport: asyncio.Transport
 
@@ -173,7 +176,7 @@ class _Link(NoResponses, Reading):
     # -- from the socket pair
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
+        """Keep asyncio's transport: the socket."""
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
@@ -181,7 +184,7 @@ class _Link(NoResponses, Reading):
         self._outer.send(data)
 
     def eof_received(self) -> bool:
-        """Pass an end on."""
+        """Pass the end on."""
         self._inner_has_ended = True
         if self._outer_has_ended or self._inner.ending is not Ending.IN_ORDER:
             return False
@@ -190,7 +193,7 @@ class _Link(NoResponses, Reading):
         return True
 
     def _watch_half_closed(self) -> None:
-        """Break off if nothing moves any more: whoever used it may be gone altogether, which no EOF tells."""
+        """Break off if nothing moves any more: the user of the tunnel may be gone, which an EOF does not tell."""
         idle = self._loop.time() - self._last_activity
         if self._inner.ending is not Ending.IN_ORDER:
             self.transport.abort()
@@ -204,7 +207,7 @@ class _Link(NoResponses, Reading):
         self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Whoever used it is done."""
+        """Called when the user of the tunnel is done."""
         if self._timer is not None:
             self._timer.cancel()
         if exc is not None or self._inner.ending is Ending.BROKEN:
@@ -213,7 +216,7 @@ class _Link(NoResponses, Reading):
             self._outer.finish(self._loop)
 
     def pause_writing(self) -> None:
-        """Read from the proxy only what is taken here."""
+        """Read from the proxy only as much as is taken here."""
         if not self._outer.transport.is_closing():
             self._outer.transport.pause_reading()
 
@@ -225,7 +228,7 @@ class _Link(NoResponses, Reading):
     # -- from the proxy (its Receiver)
 
     def switched(self, data: bytes) -> None:
-        """Take the answer to CONNECT, then pass bytes on."""
+        """Handle the answer to CONNECT, then pass bytes on."""
         self._last_activity = self._loop.time()
         if self._answer is None or self._answer.done():
             self.transport.write(data)
@@ -261,7 +264,7 @@ class _Link(NoResponses, Reading):
             self._answer.set_exception(Denied(Reason.UPSTREAM_PROXY_FAILED, f"the upstream proxy {what}", hint))
 
     def switched_end(self) -> None:
-        """Pass an end on."""
+        """Pass the end on."""
         self._refuse("closed the connection without an answer")
         self._outer_has_ended = True
         if self._outer.tls is not None and not self._outer.tls.was_closed:
@@ -272,12 +275,12 @@ class _Link(NoResponses, Reading):
             self.transport.write_eof()
 
     def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
-        """The proxy's connection broke: that of whoever uses it breaks, too."""
+        """Called when the proxy's connection broke: the connection of its user breaks, too."""
         self._refuse("closed the connection without an answer")
         self._break_off()
 
     def upstream_congested(self, congested: bool) -> None:
-        """Take from the socket pair only what the proxy takes."""
+        """Read from the socket pair only as much as the proxy takes."""
         if not self.transport.is_closing():
             if congested:
                 self.transport.pause_reading()
@@ -285,7 +288,7 @@ class _Link(NoResponses, Reading):
                 self.transport.resume_reading()
 
     def flush(self) -> None:
-        """Nothing is gathered here."""
+        """Do nothing: nothing is gathered here."""
 
     def crashed(self, error: Exception) -> None:
         """Break off."""

@@ -1,7 +1,5 @@
-"""What the upstreams' side needs of the process that it runs in: one value, which `server` builds and hands in.
-
-Whoever opens a connection to an upstream passes it on: `apps`, for a request or a tunnel, and `probe`. So nothing here
-knows the engine, and each module takes from it only what it uses.
+"""What the upstreams' side needs from its process, as one value. `server` builds it; `apps` and `probe` pass it on when
+they open a connection. So nothing here knows the engine, and each module uses only the parts that it needs.
 """
 
 from __future__ import annotations
@@ -18,15 +16,15 @@ from proxy.engine.upstreams.pool import Pool
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What is there for every upstream connection.
+    """What all upstream connections share.
 
     Attributes:
         loop: the event loop.
-        resolvers: the threads in which names are looked up.
-        sessions: who the clients are, on whose behalf connections are opened.
+        resolvers: the threads in which names are resolved.
+        sessions: the clients for which connections are opened.
         dispatch: calls the hooks.
         is_own_address: tells whether a connection from one socket address to another leads to one of our own listeners.
-        pool: the connections that are there already.
+        pool: the connections that exist.
     """
 
     loop: asyncio.AbstractEventLoop
