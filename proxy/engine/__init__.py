@@ -1,21 +1,30 @@
-"""The engine: sockets, TLS, HTTP/1 and HTTP/2. It speaks with apps and with servers, and calls the addons' hooks.
-`proxy.processes` and `overcoat serve` start it (`server.Engine`). `apps` holds what speaks with apps, `upstreams` what
-speaks with servers; directly in this folder is what both use.
+"""The engine: sockets, TLS, HTTP/1 and HTTP/2. It accepts connections of apps, calls the addons' hooks for each
+request, and speaks with servers. `overcoat serve` and the worker processes make one `server.Engine` each. `apps` holds
+what speaks with apps, `upstreams` what speaks with servers; directly in this folder is what both use.
+
+Theory of operation. There is one thread, one asyncio loop and no lock. When bytes come from a socket, everything that
+they cause happens in one synchronous turn of the loop, always in the same order: the app's speaker reads them, a
+conversation calls the hooks as plain functions, and what is to be sent is gathered, and written once at the end of the
+turn. Only opening a connection to an upstream is a task, since it waits. So a hook that takes long holds up all
+connections.
+
+If one side is slow, nothing more is read from the other. If a step raises, the connection that it belongs to is closed,
+with everything that was opened for it; if a hook raises, `dispatch` denies the flow.
 
 Offers:
 
-- `clock`: ResponseClock; time limits of a response
+- `clock`: ResponseClock; the time limit for a response
 - `descriptors`: KEPT_FROM_DIALS, SHORTAGES, is_taken, raise_limit, shortage, warn_of_limit; the limit of open sockets
-- `dispatch`: Dispatcher, HookFailed; calls the addons' hooks; a hook has raised
-- `flows`: new_client, new_flow, new_server; mitmproxy's objects, made at low cost
+- `dispatch`: Dispatcher, HookFailed; calls the addons' hooks, and fails closed
+- `flows`: new_client, new_flow, new_server; makes mitmproxy's objects at low cost
 - `http2`: PREFACE, TOO_MANY_RESETS, Connection, Stream, name_of; what both sides of HTTP/2 do alike
 - `http2state`: KEPT_LIST, MAX_STREAMS, NeverIndexed, size_of; h2's connection state, with stricter checks
 - `messages`: Entry, aimed, authenticates_connection, frame, request_head, request_of, response_head, response_of; heads
   of the core to mitmproxy's messages and back
 - `probe`: probe; which certificates a server shows, for `overcoat pins fetch`
 - `server`: BindError, Bound, Engine, bind; the engine, and the sockets it listens on
-- `sockets`: RESET, Reading, tcp_socket; reads a socket into one buffer, makes one, breaks one off
-- `streams`: Receiver, UpstreamStream, Version; where one request goes, and who takes its response
+- `sockets`: RESET, Reading, tcp_socket; makes sockets, reads from them, breaks them off
+- `streams`: Receiver, UpstreamStream, Version; the interface between a conversation and an upstream
 - `tls`: NoRoots, TlsConnections, with_roots; TLS contexts and connections
 - `tlsstream`: TlsStream; TLS over a socket of the event loop
 - `transitions`: table; the states of a thing with a life of its own, and what leads from one to the next

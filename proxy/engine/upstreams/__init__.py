@@ -1,18 +1,22 @@
-"""What speaks with servers: the route to them, the handshake, HTTP of either version, and the pool.
+"""What speaks with servers: the route to them, the handshake, HTTP/1 and HTTP/2, and the pool. The conversations and
+tunnels of `apps` call it, and `probe`.
 
-Theory of operation. `opening` gives a request the way to its server: a connection of its own, or a stream of one that
-is shared. Under it, `route` goes straight (`dialling`) or through another proxy, and `handshake` makes of a connected
-socket a `connection`, or fails. What has served its request goes back to the `pool`, where the next one finds it.
-What all of this needs of the process is one value, `services.Services`, which `server` hands in: nothing here knows
-the engine, or anything of `apps`.
+Theory of operation. A conversation first asks the `pool` for a connection that was opened for the same destination,
+rule and policy. If there is none, `opening` makes one: `route` connects, directly (`dialling`) or through another
+proxy, and `handshake` does TLS, in which the pins are checked. The result is a `connection`, which carries one request
+of HTTP/1 at a time; if the server has chosen HTTP/2, `http2` carries many streams on it. After a complete response it
+goes back to the pool. Each connection has one state; the tables in `state` say what may happen in each.
+
+Everything here uses its process through one value, `services.Services`, which `server` makes. Nothing here knows the
+engine, or `apps`.
 
 Offers:
 
-- `connection`: ONLY_HTTP2, NoResponses, UpstreamConnection; one connection, as those see it who have one of their own
+- `connection`: ONLY_HTTP2, NoResponses, UpstreamConnection; one connection to a server
 - `dialling`: connect; a TCP connection to an address that may be reached
 - `handshake`: secure; a TLS handshake with a server
-- `opening`: open_stream; the way to a server for one request
-- `pool`: Pool; the connections that are there already
-- `route`: dial, reach; a connection to a server, or a socket to it, straight or through another proxy
-- `services`: Services; what upstream connections need of the process
+- `opening`: open_stream; a stream to a server for one request
+- `pool`: Pool; the connections that may be used again
+- `route`: dial, reach; connects to a server, directly or through another proxy
+- `services`: Services; what upstream connections need from their process
 """
