@@ -1,8 +1,8 @@
-"""Every time limit that Overcoat sets by itself, in seconds, each with its reason.
+"""Every time limit that Overcoat sets itself, in seconds, each with its reason. All other modules read them from here
+each time they need one (`timelimits.FLUSH_SECONDS`), so a test can shorten one in a single place.
 
-Whoever keeps one reads it from here each time (`timelimits.FLUSH_SECONDS`), so a test shortens it in one place. What a
-user may set is a key of the policy instead (`limits`, `drain_timeout`, …). This module imports nothing and holds
-nothing else: `proxy.health`, which must start fast, reads it too.
+Time limits that users can set are keys of the policy (`limits`, `drain_timeout`, …). This module imports nothing and
+has nothing else in it, since `proxy.health`, which must start fast, reads it, too.
 """
 
 _MINUTE = 60.0
@@ -11,101 +11,101 @@ _DAY = 24 * _HOUR
 
 # -- a connection from an app, or to an upstream
 
-# For an app that has just connected to send its request, before it is taken for idle when all is to end.
+# For an app that has just connected to send its request, before it counts as idle when connections are drained.
 FRESH_SECONDS = 1.0
-# For something to move where one end has ended its side: it may be gone altogether, and TCP doesn't tell that apart.
+# For bytes to move after one end has ended its side: it may be gone completely, which TCP does not tell.
 HALF_CLOSED_SECONDS = 30.0
-# Between looks at an app that nothing is read from: its end would go unnoticed.
+# Between checks of an app from which nothing is read: else nobody would notice its end.
 HELD_CHECK_SECONDS = 10.0
-# Between looks at a half-closed way through a proxy: whoever used it may be gone.
+# Between checks of a half-closed tunnel through a proxy: its user may be gone.
 TUNNEL_CHECK_SECONDS = 1.0
-# For an app to read an answer that came before it had sent everything: a reset could take the answer from it.
+# For an app to read an answer that was sent before the app had sent everything: a reset could destroy the answer.
 LINGER_SECONDS = 1.0
-# For an app that speaks HTTP/2 to hear that it should begin no other stream, before it is told which are still served.
+# For an app of HTTP/2 to learn that it should begin no new stream, before it is told which streams are served.
 LEAVE_SECONDS = 1.0
-# For a closed connection to take what is still in its buffer: the other end may never read on.
+# For the rest of the buffer to be sent after a close: the other end may never read it.
 FLUSH_SECONDS = 30.0
-# Between two log messages that say that descriptors are short: the shortage meets each connection that waits.
+# Between two log messages about a shortage of descriptors: it affects each connection that waits.
 SHORTAGE_LOG_SECONDS = 10.0
 
 # -- upstreams
 
-# Before the next address of a host is tried beside one that has not answered yet (RFC 8305, section 5).
+# Before the next address of a host is tried, while one has not answered yet (RFC 8305, section 5).
 NEXT_ADDRESS_SECONDS = 0.25
-# For an upstream to complete TLS: it takes a few round trips, and whoever asked waits.
+# For an upstream to complete TLS: this takes a few round trips, and the app waits.
 HANDSHAKE_SECONDS = 10.0
-# Without a byte on a connection of HTTP/2, before a request that is given up there says something about all others.
+# Of silence on a connection of HTTP/2: if a request is then given up, the connection may be dead.
 SILENT_SECONDS = 5.0
-# For a connection to idle in the pool: less than common servers wait before they close it.
+# For a connection to be idle in the pool: less than common servers wait before they close it.
 POOL_IDLE_SECONDS = 60.0
-# For a connection to be used again: then its certificate and pins are looked at anew.
+# For a connection to be reused: a new one checks certificate and pins again.
 POOL_AGE_SECONDS = 10 * _MINUTE
 
-# -- the admin address, and who asks it
+# -- the admin listener, and its clients
 
-# For who asks the admin address to send its request and to take the answer: there are few threads for it.
+# For a client of the admin listener to send its request and to read the answer: there are few threads.
 ADMIN_SOCKET_SECONDS = 10.0
-# Between looks whether the admin address is to close: it may have to wait for so long.
+# Between checks whether the admin listener is to close: closing may take so long.
 ADMIN_CHECK_SECONDS = 0.1
-# For `overcoat healthcheck` to get its answer: on a tenth of a processor that takes a while.
+# For `overcoat healthcheck` to get its answer: with a tenth of a processor it is slow.
 READY_SECONDS = 5.0
-# The least time that a read of the health check is given: none at all would mean that it must not wait.
+# The shortest time limit for a read of the health check: 0 would mean not to wait at all.
 LEAST_READ_SECONDS = 0.01
 
 # -- decision lines
 
-# For what still waits to be written at the end: a reader that takes nothing must not hold the end up.
+# For the lines that wait at the end: a reader that takes nothing must not delay the end.
 LAST_LINES_SECONDS = 2.0
-# For lines to gather before they are written: one write for many costs less.
+# For lines to gather before they are written: one write for many lines costs less.
 GATHER_SECONDS = 0.005
-# Between two log messages that lines were lost: a slow reader loses some and takes some, in turns.
+# Between two log messages about lost lines: with a slow reader, losing and writing alternate.
 LOST_LINES_LOG_SECONDS = _MINUTE
 
 # -- parent and workers
 
-# A child that lived shorter than this is replaced only after a pause of the same length: it would fail again at once.
+# A child that ends sooner is replaced after a pause of this length: it would probably fail again at once.
 QUICK_END_SECONDS = 1.0
 # For a child to take a policy over: one that does not is replaced.
 TAKE_POLICY_SECONDS = 10.0
-# For a worker to end, beyond the time that it gives itself to drain: then it is killed.
+# Added to the time limit for draining of a worker itself; then the worker is killed.
 DRAIN_SPARE_SECONDS = 4.0
-# For the other process to take, or to send, the rest of a message that it has begun.
+# For the other process to take or send the rest of a message that has begun.
 WIRE_SECONDS = 5.0
 
-# -- what ends, and who is told
+# -- warnings of ends
 
-# What ends within this is said: in `check`, in the log, on the status page. Pins and keys take days to replace.
+# Before an end, `check` and the log warn for so long: pins and keys take days to replace.
 SOON_SECONDS = 30 * _DAY
-# Before what was said of an end is said again: once a day is seen, and fills no log.
+# Before a warning is repeated: once a day is seen, and does not fill the log.
 REMIND_SECONDS = _DAY
-# Between looks whether there is something to say; so much later than its time may it come.
+# Between checks for new warnings: one may come so much too late.
 REMIND_CHECK_SECONDS = _HOUR
 
 # -- certificates of the local CA, and of the demo
 
-# The CA's own life: apps have to be told of each new one.
+# The lifetime of the CA: apps must be told of each new one.
 CA_SECONDS = 5 * 365 * _DAY
-# The life of a certificate that it signs: it is made anew whenever it is needed.
+# The lifetime of a certificate that it signs: a new one is made whenever it is needed.
 LEAF_SECONDS = 7 * _DAY
-# What must be left of such a life, or another is made: a connection may last for long.
+# What must be left of that lifetime, or a new one is made: a connection may last long.
 LEAF_RENEW_SECONDS = _DAY
-# Apps in containers and virtual machines may have clocks a little behind: certificates begin so much earlier.
+# The clocks of apps in containers and virtual machines may be slow: certificates begin so much earlier.
 CLOCK_SLACK_SECONDS = _DAY
-# The life of the demo's own certificates: nobody watches it for longer.
+# The lifetime of the demo's own certificates: nobody watches it for longer.
 DEMO_CERTIFICATE_SECONDS = 12 * _HOUR
 
 # -- the demo
 
 # For its sidecar to start, to answer, and to end.
 DEMO_SECONDS = 20.0
-# For its servers to get a request, and to be read from.
+# For its servers to get a request, and for their answer to be read.
 DEMO_SOCKET_SECONDS = 10.0
 
-# -- the core, which is told the time by its callers
+# -- the core, whose callers tell it the time
 
-# For one agreed key to seal values with: agreeing takes several times as long as sealing, and none should last.
+# For one key agreement to be used: agreeing takes several times as long as sealing, but no key should last.
 SEALER_SECONDS = 1.0
-# For a client that has guessed a password wrong to be tried less often.
+# During which a client that has sent a wrong password may try less often.
 SUSPECT_SECONDS = _MINUTE
-# The longest that a host is known to want https (RFC 6797): what a server says may be any number.
+# The longest time for which a host is remembered to want https (RFC 6797): servers may send any number.
 HSTS_SECONDS = 2 * 365 * 86_400

@@ -1,15 +1,15 @@
-"""One connection to an upstream: verified, then one HTTP/1 request after the other.
-
-`handshake` makes it, `opening` and the pool give it to a request, `apps` asks on it. Where it stands is one state, and
-what may happen to it then is in the table of `state`; whatever else does raises, and so ends the connection.
+"""One connection to an upstream: TLS with its verification, then requests of HTTP/1, one after the other. `handshake`
+makes it, `opening` and the pool give it to conversations. It always has one state; the table in `state` says what may
+happen in each, and anything else raises, and ends the connection.
 
 Rules of this module:
 
-- Not one application byte is written before the handshake, with its pin check, is complete.
-- A response is read strictly; whatever is not plain HTTP/1 ends the connection.
-- A connection is reused only after a response that was complete, framed and not followed by anything.
-- What comes before a request has been sent is no answer to it, whatever it looks like, and ends the connection.
-- Of very many small chunks that come at once, some are read; the rest has a later turn, and so has the end behind them.
+- No byte of the application is written before the handshake, including the check of the pins, is complete.
+- A response is read strictly; bytes that are not plain HTTP/1 end the connection.
+- A connection is reused only after a response that was complete, had a length or chunks, and was followed by nothing.
+- Bytes that come before a request is sent are no answer to it, whatever they look like, and end the connection.
+- If very many small chunks come at once, only some are read; the rest waits for a later turn, and so does the end after
+  them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ logger = logging.getLogger("overcoat")
 ONLY_HTTP2 = "the upstream seems to speak only HTTP/2, and the app speaks HTTP/1.1"
 MAX_INTERIM = 20  # interim responses (1xx) to one request
 _TURN = "turn"
-# What each step leads to, by the state that it is taken in; looked up once here, since it is by each request.
+# The rows of the table that each request needs, looked up only once.
 _ANSWER = AFTER[Event.ANSWER]
 _ASK = AFTER[Event.ASK]
 _ASK_WHOLE = AFTER[Event.ASK_WHOLE]

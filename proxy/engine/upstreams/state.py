@@ -1,13 +1,12 @@
-"""The life of a connection to an upstream: its states, and what leads from one to the next.
+"""The states of a connection to an upstream, and the tables of what leads from one state to the next.
+`connection.UpstreamConnection` and, for HTTP/2, `http2.UpstreamHttp2` have one state each, and go on with
+`AFTER[event][state]`. As many rules as possible are in these tables, where they can be read and tested without a
+socket:
 
-`http2.UpstreamHttp2`, which speaks HTTP/2 on such a connection, has a state of its own, `Sharing`.
-`connection.UpstreamConnection` has one of these states at any time, and goes on with `AFTER[event][state]`. As many
-rules of that side as possible are in this table, where they can be read and tested without a socket:
-
-- Nothing is asked and nothing is carried before the handshake is complete, and no second request before the first one
-  has its whole response.
-- Only a connection whose request and response were both whole goes to the pool, and out of it only by being taken.
-- Whatever happens, it can be closed; what is closed never opens again.
+- Nothing is sent before the handshake is complete, and no second request before the first one has its complete
+  response.
+- A connection goes to the pool only after a complete request and a complete response, and leaves it only for a request.
+- It can be closed at any time, and never opens again.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ from proxy.engine.transitions import table
 
 @unique
 class State(IntEnum):
-    """Where a connection stands."""
+    """The state of a connection."""
 
-    READY = auto()  # it may be asked: it is new, or was just taken from the pool
+    READY = auto()  # a request may be sent: it is new, or was just taken from the pool
     HANDSHAKE = auto()  # TLS is not complete
-    SENDING = auto()  # a request is being sent; nothing of a response has come
-    WAITING = auto()  # a request was sent whole; nothing of its response has come
-    EARLY = auto()  # a response comes while its request is still being sent
-    READING = auto()  # a response comes to a request that was sent whole
-    DONE = auto()  # request and response were whole: another request may follow
-    SPENT = auto()  # the response was whole, but nothing may follow it
+    SENDING = auto()  # a request is being sent; no response has begun
+    WAITING = auto()  # a request was sent completely; no response has begun
+    EARLY = auto()  # a response is coming while its request is still being sent
+    READING = auto()  # a response is coming; its request was sent completely
+    DONE = auto()  # request and response are complete: another request may follow
+    SPENT = auto()  # the response is complete, but no other request may follow
     IDLE = auto()  # in the pool
     CARRYING = auto()  # its bytes are not HTTP/1: HTTP/2, WebSocket, a tunnel
-    ENDED = auto()  # the upstream has ended; some of what came before is still to be read
-    CLOSING = auto()  # closed by us: nothing more is read, what was sent may still go out
-    LOST = auto()  # the socket is gone; as after ENDED, some of what came may still be read
+    ENDED = auto()  # the upstream has ended; some of its bytes are still to be read
+    CLOSING = auto()  # closed by us: nothing more is read; buffered bytes may still be sent
+    LOST = auto()  # the socket is gone; as in ENDED, some bytes may still be read
 
 
 @unique
@@ -46,14 +45,14 @@ class Event(IntEnum):
     ASK_WHOLE = auto()  # all of a request is sent
     SENT = auto()  # the last part of a request is sent
     ANSWER = auto()  # the first byte of a response comes
-    DISREGARD = auto()  # what came is no answer to the request (RFC 9110, section 15.5.9)
-    COMPLETE = auto()  # the response is whole, and leaves the connection open
-    COMPLETE_LAST = auto()  # the response is whole, and nothing may follow it
+    DISREGARD = auto()  # the response does not answer the request (RFC 9110, section 15.5.9)
+    COMPLETE = auto()  # the response is complete, and the connection stays open
+    COMPLETE_LAST = auto()  # the response is complete, and no other may follow
     REST = auto()  # it goes to the pool
     TAKE = auto()  # it leaves the pool for a request
-    CARRY = auto()  # from now on its bytes are not HTTP/1: we say so
-    SWITCH = auto()  # … the upstream says so (101)
-    END = auto()  # the upstream has ended, and some of what it sent is not read yet
+    CARRY = auto()  # we switch to bytes that are not HTTP/1
+    SWITCH = auto()  # … the upstream does (101)
+    END = auto()  # the upstream has ended; some of its bytes are not read yet
     CLOSE = auto()  # we close it
     LOSE = auto()  # the socket is gone
 
@@ -75,7 +74,7 @@ AFTER = table(
         _S.EARLY: {
             _E.SENT: _S.READING,
             _E.DISREGARD: _S.SENDING,
-            _E.COMPLETE: _S.SPENT,  # its request was not whole, and never will be
+            _E.COMPLETE: _S.SPENT,  # its request is incomplete, and stays so
             _E.COMPLETE_LAST: _S.SPENT,
             _E.SWITCH: _S.CARRYING,
             _E.END: _S.ENDED,
@@ -100,7 +99,7 @@ AFTER = table(
             _E.END: _S.ENDED,
             **_ENDS,
         },
-        # A tunnel may be opened over what was closed meanwhile: its end is then told as that of any other.
+        # A connection may have been closed before a tunnel is opened on it: the tunnel then learns of the end as usual.
         _S.CLOSING: {_E.CARRY: _S.CLOSING, **_ENDS},
         _S.LOST: {
             _E.CARRY: _S.LOST,
@@ -117,11 +116,11 @@ CLOSED = frozenset((State.ENDED, State.CLOSING, State.LOST))  # nothing can be s
 
 @unique
 class Sharing(IntEnum):
-    """Which streams a connection of HTTP/2 carries. That it is over is for `proxy.engine.http2.Connection` to say."""
+    """Which streams a connection of HTTP/2 may carry. Its end is a state of `proxy.engine.http2.Connection`."""
 
-    OPEN = auto()  # those that are under way, and others that are begun
-    LEAVING = auto()  # only those that are under way
-    ENDED = auto()  # the upstream has ended; some of what came before is still to be read
+    OPEN = auto()  # those under way, and new ones
+    LEAVING = auto()  # only those under way
+    ENDED = auto()  # the upstream has ended; some of its bytes are still to be read
 
 
 @unique
@@ -129,8 +128,8 @@ class SharingEvent(IntEnum):
     """What happens to it."""
 
     BEGIN = auto()  # a stream is begun
-    LEAVE = auto()  # either side wants no other stream to be begun
-    END = auto()  # the upstream has ended, and some of what it sent is not read yet
+    LEAVE = auto()  # one side wants no new streams
+    END = auto()  # the upstream has ended; some of its bytes are not read yet
 
 
 SHARED_AFTER = table(
