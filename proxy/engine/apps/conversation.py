@@ -1,8 +1,10 @@
 """One request and its response: through the addons, to an upstream, and back.
 
-Theory of operation. A conversation makes mitmproxy's flow objects and calls the hooks that mitmproxy's layers would
-call, in the same order, but without their generators. It knows nothing of the wire: an `AppStream` is where the app has
-asked and is answered, an `UpstreamStream` where the request goes, whichever version of HTTP either of them speaks.
+`http1` and `http2` make a conversation of each request that they have read. A conversation makes mitmproxy's flow
+objects and calls the hooks that mitmproxy's layers would call, in the same order, but without their generators. It
+knows nothing of the wire: an `AppStream` is where the app has asked and is answered, an `UpstreamStream` where the
+request goes, whichever version of HTTP either of them speaks. Where it stands is one state, and what may happen then is
+in the table of `states`.
 
 Rules of this module:
 
@@ -33,6 +35,7 @@ from proxy.core.http.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead, Res
 from proxy.core.http.hops import without_framing, without_hop
 from proxy.core.rules.appview import interim_fields
 from proxy.engine.apps.appstream import AppStream
+from proxy.engine.apps.states import AFTER_CONVERSATION, ConversationEvent, ConversationState
 from proxy.engine.apps.websocket import Switched, may_switch
 from proxy.engine.flows import new_flow, new_server
 from proxy.engine.messages import authenticates_connection, response_of
@@ -45,6 +48,25 @@ KEPT_AT_MOST = 64 * 1024  # bytes of a body that streams, to be sent again where
 MAX_TRIES = 4  # of a request that upstreams do nothing about
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))  # RFC 9110, section 9.2.2
 _CONTINUE = http.Response(b"HTTP/1.1", 100, b"Continue", http.Headers(), None, None, 0.0, None)
+_DISCARDING, _HELD, _HOLDING = ConversationState.DISCARDING, ConversationState.HELD, ConversationState.HOLDING
+_OVER, _STREAMED, _STREAMING = ConversationState.OVER, ConversationState.STREAMED, ConversationState.STREAMING
+_GATHERING = frozenset((ConversationState.GATHERING, ConversationState.EARLY_GATHERING))
+_ANSWERING = frozenset((ConversationState.ANSWERING, ConversationState.EARLY_ANSWERING, ConversationState.SWITCHED))
+_ANSWERED = frozenset((_DISCARDING, _OVER))
+_PASSING_ON = frozenset((_STREAMING, ConversationState.EARLY_ANSWERING, ConversationState.EARLY_GATHERING))
+_WAITING = frozenset((_HELD, _STREAMED, _STREAMING))  # for a response, or for an upstream that could give one
+# What each step leads to, by the state that it is taken in; looked up once here, since it is by each request.
+_ASK = AFTER_CONVERSATION[ConversationEvent.ASK]
+_BEGIN = AFTER_CONVERSATION[ConversationEvent.BEGIN]
+_BREAK = AFTER_CONVERSATION[ConversationEvent.BREAK]
+_COMPLETE = AFTER_CONVERSATION[ConversationEvent.COMPLETE]
+_END = AFTER_CONVERSATION[ConversationEvent.END]
+_GATHER = AFTER_CONVERSATION[ConversationEvent.GATHER]
+_REFUSE = AFTER_CONVERSATION[ConversationEvent.REFUSE]
+_REQUEST_DATA = AFTER_CONVERSATION[ConversationEvent.REQUEST_DATA]
+_RESPONSE_DATA = AFTER_CONVERSATION[ConversationEvent.RESPONSE_DATA]
+_STREAM = AFTER_CONVERSATION[ConversationEvent.STREAM]
+_SWITCH = AFTER_CONVERSATION[ConversationEvent.SWITCH]
 
 
 class Conversation:
@@ -58,6 +80,7 @@ class Conversation:
             request: what it has asked for.
             head: the same as it came.
         """
+        self.state = _HOLDING
         self.stream = stream
         self.app = stream.app
         self.house = stream.app.house
@@ -65,25 +88,18 @@ class Conversation:
         self.flow = new_flow(self.app.client, request)
         self.upstream: UpstreamStream | None = None
         self.exchange: Exchange | None = None
-        self._mode = "hold"  # hold | stream | discard: what happens to the request's body
-        self._held = bytearray()  # one piece, however small those are that it came in
+        self._held = bytearray()  # of the request's body: one piece, however small those are that it came in
         self._size = 0  # of what has come of the request's body, or of what of it is thrown away
         self._kept: bytearray | None = bytearray()  # of a body that streams: all of it, as long as it is small
         self._waiting: list[bytes] = []  # of a body that streams, until there is an upstream
         self._trailers: Fields = ()
-        self._request_is_whole = False
-        self._response_began = False
-        self._response_is_whole = False
-        self._response_held: bytearray | None = None
-        self._response_size = 0
+        self._gathered: bytes | bytearray = b""  # of the response's body
         self._was_reused = False
         self._tries = 0
         self._counts = False  # a connection that is for this request alone
         self._version = Version.HTTP1
         self._only_http1 = False  # so the upstream has said
         self._dialling: asyncio.Task[None] | None = None
-        self._is_over = False
-        self._websocket = False
         self._expects = False
         self._awaits_continue = False  # the app may be waiting for the upstream's word before it sends its body
 
@@ -99,7 +115,7 @@ class Conversation:
             self._answer()
         elif has_body:
             if flow.request.stream:
-                self._mode = "stream"
+                self.state = _STREAM[self.state]
                 self._awaits_continue = self._expects
                 self._acquire()
             elif flow.request.headers.pop("expect", "").lower() == "100-continue":
@@ -108,8 +124,9 @@ class Conversation:
 
     def request_data(self, data: bytes) -> None:
         """Take a piece of the body."""
-        if self._mode == "hold":
-            self._size += len(data)
+        state = _REQUEST_DATA[self.state]
+        self._size += len(data)
+        if state is _HOLDING:
             assert self.exchange is not None
             if self._size > self.exchange.policy.limits.held_body:
                 self._held.clear()
@@ -117,16 +134,13 @@ class Conversation:
                 self._answer()
             else:
                 self._held += data
-        elif self._mode == "stream":
-            self._size += len(data)
+        elif state in _PASSING_ON:
             self._send_piece(self._streamed(data))
             if self._awaits_continue:
                 self._awaits_continue = False
                 self._count_time()
-        else:
-            self._size += len(data)
-            if self._size > MAX_DISCARDED:
-                self.stream.close()
+        elif self._size > MAX_DISCARDED:
+            self.stream.close()
 
     def _streamed(self, data: bytes) -> bytes:
         stream = self.flow.request.stream
@@ -151,25 +165,26 @@ class Conversation:
     def request_end(self, trailers: Fields = ()) -> None:
         """Take the end of the request; trailers go on only with a body that was streamed, as it came."""
         flow = self.flow
-        self._request_is_whole = True
-        if self._mode == "discard":
-            self._maybe_done()
+        before, self.state = self.state, _END[self.state]
+        if self.state is _OVER:
+            if before is _DISCARDING:
+                self.stream.next()
             return
         flow.request.timestamp_end = time.time()
-        if self._mode == "stream":
-            self._send_piece(self._streamed(b""))
-        else:
+        is_held = self.state is _HELD
+        if is_held:
             flow.request.data.content = bytes(self._held)
             self._held.clear()
+        else:
+            self._send_piece(self._streamed(b""))
         self.house.dispatch.call("request", flow)
         if flow.error:
             self._cut_off()
-        elif self._mode == "stream":
+        elif not is_held:
             self._trailers = trailers
             if self.upstream is not None:
                 self.upstream.end(trailers)
             self._count_time()
-            self._maybe_done()
         elif flow.response is not None:
             self._answer()
         else:
@@ -212,12 +227,12 @@ class Conversation:
             upstream = await open_stream(self.house.services, server, key, record, self.app.context, version=version)
         except Denied as denied:
             record.denied = denied
-            if not self._is_over:
+            if self.state is not _OVER:
                 self._take_step(self._unreachable, denied)
         except Exception as e:
             self.crashed(e)
         else:
-            if self._is_over:
+            if self.state is _OVER:
                 upstream.close()
             else:
                 self._take_step(self._connected, upstream)
@@ -243,10 +258,6 @@ class Conversation:
     def _unreachable(self, denied: Denied) -> None:
         assert self.exchange is not None
         self._waiting.clear()
-        if self._response_began:
-            self.exchange.stop(denied)
-            self._cut_off()
-            return
         self.exchange.refuse(self.flow, denied)
         self._answer()
 
@@ -268,25 +279,27 @@ class Conversation:
             self._unreachable(Denied(Reason.UPSTREAM_FAILED, why))
             return
         self.upstream = upstream
+        self.state = _ASK[self.state]
         self._count(not upstream.is_http2)
         upstream.hold("app", self.stream.is_congested)
         self.exchange.upstream = upstream.record
         self.flow.server_conn = upstream.server
         self.stream.hold("dialling", False)
-        request, is_streamed = self.flow.request, self._mode == "stream"
+        request, is_streamed = self.flow.request, self.state is not _HELD
         body = b"".join(self._waiting) if is_streamed else request.data.content or b""
         self._waiting.clear()
         self.exchange.has_left = True
-        is_whole, trailers = self._request_is_whole, self._trailers if is_streamed else ()
+        is_whole, trailers = self.state is not _STREAMING, self._trailers if is_streamed else ()
         upstream.ask(self, request, body, is_whole=is_whole, trailers=trailers, te=self.takes_trailers)
         self._count_time()
 
     @property
     def _awaits_app(self) -> bool:
         """Whether it is for the app to go on: to send more, or to read."""
-        is_sending = not self._request_is_whole and not self._awaits_continue
-        is_taken = self._mode == "hold" or (self.upstream is not None and not self.upstream.is_congested)
-        return self.stream.is_congested or (is_sending and is_taken)
+        if self.stream.is_congested or self.state is _HOLDING:
+            return True
+        is_taken = self.upstream is not None and not self.upstream.is_congested
+        return self.state in _PASSING_ON and not self._awaits_continue and is_taken
 
     @property
     def _is_taken(self) -> bool:
@@ -297,7 +310,7 @@ class Conversation:
         """Let the time for the response run while it is for the upstream to go on; each call begins anew."""
         assert self.exchange is not None
         seconds = self.exchange.policy.response_seconds(self.exchange.rule)
-        if self.upstream is None or seconds is None or self._response_began or self._awaits_app:
+        if self.upstream is None or seconds is None or self.state not in _WAITING or self._awaits_app:
             self.stream.clock.stop()
         else:
             self.stream.clock.start(self.upstream, seconds, self._upstream_late)
@@ -312,14 +325,12 @@ class Conversation:
     def response_head(self, head: ResponseHead) -> None:
         """Take the response's head."""
         flow = self.flow
-        self._response_began = True
         if head.status < 200 and head.status != 101:
             if self.head.is_http11:
                 fields = without_framing(without_hop(head.fields))
                 if self.exchange is not None and self.exchange.view is not None:
                     fields = interim_fields(fields, self.exchange.view)
                 self.stream.interim(response_of(head, fields))
-            self._response_began = False
             self._awaits_continue = self._awaits_continue and head.status != 100
             self._count_time()
             return
@@ -331,12 +342,13 @@ class Conversation:
         has_body = self._has_body(head.status)
         if (head.body == UNTIL_CLOSE and has_body) or self.house.is_leaving(self.app.session):
             self.stream.last()
-        if self._expects and not self._request_is_whole and not self._size:
+        is_whole = self.state is not _STREAMING
+        if self._expects and not is_whole and not self._size:
             self.stream.last()  # whether its body follows is for the app to choose (RFC 9110, section 10.1.1)
         if head.body == CHUNKED and not self.head.is_http11:  # RFC 9112, section 6.1: nor where no body follows
             fields = tuple(field for field in fields if field[0].lower() != b"transfer-encoding")
         flow.response = response_of(head, fields)
-        if head.status == 101 and not (self._request_is_whole and may_switch(flow.request, flow.response)):
+        if head.status == 101 and not (is_whole and may_switch(flow.request, flow.response)):
             self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream switched to a protocol that was not asked for"))
             return
         self.house.dispatch.call("responseheaders", flow)
@@ -345,30 +357,32 @@ class Conversation:
         elif head.status == 101:
             self._switch()
         elif (flow.response.stream or not has_body) and not (self.exchange and denies(self.exchange)):
+            self.state = _BEGIN[self.state]
             flow.response.stream = flow.response.stream or True
             # What gRPC says in a head alone means something else before an empty body: there it is no trailers.
             self.stream.begin(flow.response, has_body=has_body and not head.is_all)
         else:
-            self._response_held = bytearray()
+            self.state = _GATHER[self.state]
+            self._gathered = bytearray()
 
     def _has_body(self, status: int) -> bool:
         return self.head.method != b"HEAD" and status not in (204, 304)
 
     def response_data(self, data: bytes) -> None:
         """Take a piece of the response's body."""
-        if self._is_over:
+        state = _RESPONSE_DATA[self.state]
+        if state is _OVER:
             return
         response = self.flow.response
         assert response is not None
-        if self._response_held is not None:
-            self._response_size += len(data)
+        if state in _GATHERING:
             assert self.exchange is not None
-            if self._response_size > self.exchange.policy.limits.held_body:
+            if len(self._gathered) + len(data) > self.exchange.policy.limits.held_body:
                 self._fail(
                     Denied(Reason.DECRYPTION_FAILED, bodies.too_large(self.exchange.policy.limits.held_body).detail)
                 )
                 return
-            self._response_held += data
+            self._gathered += data
             return
         if callable(response.stream):
             piece = response.stream(data)
@@ -384,14 +398,14 @@ class Conversation:
                 upstream.part()
             else:
                 upstream.give_back()
-        if self._is_over:
+        if self.state is _OVER:
             return
+        is_held, after = self.state in _GATHERING, _COMPLETE[self.state]
         response = self.flow.response
         assert response is not None
         response.timestamp_end = time.time()
-        held, self._response_held = self._response_held, None
-        if held is not None:
-            response.data.content = bytes(held)
+        if is_held:
+            response.data.content, self._gathered = bytes(self._gathered), b""
         else:
             self.stream.flush()  # what has streamed need not wait for the books
         self.house.dispatch.call("response", self.flow)
@@ -400,32 +414,39 @@ class Conversation:
         if self.flow.error:
             self._cut_off()
             return
-        if held is not None:
+        if is_held:
             content = response.data.content or b""
             has_body = self._has_body(response.data.status_code)
             self.stream.begin(response, has_body=has_body)
             if content and has_body:
                 self.stream.send(content)
-        self.stream.end(trailers if held is None else ())
-        self._response_is_whole = True
-        self._maybe_done()
+        self.stream.end(() if is_held else trailers)
+        self.state = after
+        if after is _OVER:
+            self.stream.next()
+        elif self.stream.is_last:  # the app may be waiting for just that before it sends the rest
+            self.state = _BREAK[self.state]
+            self.stream.close()
+        else:
+            self._size = 0
 
     def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
         """Take that there is no whole response."""
         self._release_upstream()
-        if self._is_over:
+        if self.state is _OVER:
             return
-        if began or self._response_began:
+        is_streamed = self.state is not _HELD
+        if began or self.state not in _WAITING:
             may_retry = False
         elif is_untouched:
             can_change = not self._only_http1 or self._version is not Version.ONLY_HTTP2
-            may_retry = can_change and self._tries < MAX_TRIES and (self._mode != "stream" or self._kept is not None)
+            may_retry = can_change and self._tries < MAX_TRIES and (not is_streamed or self._kept is not None)
         else:
-            may_retry = self._was_reused and self._mode == "hold" and self.head.method in _IDEMPOTENT
+            may_retry = self._was_reused and not is_streamed and self.head.method in _IDEMPOTENT
         if is_untouched and self._tries >= MAX_TRIES:
             denied = Denied(denied.reason, f"{denied.detail}; so it was {self._tries} times", denied.hint)
         if may_retry:
-            if self._mode == "stream" and self._kept:
+            if is_streamed and self._kept:
                 self._waiting.append(bytes(self._kept))
             self._acquire(fresh=not is_untouched)
             return
@@ -439,9 +460,8 @@ class Conversation:
         if (upstream := self._release_upstream()) is not None:
             upstream.close()
         assert self.exchange is not None
-        streamed = self._websocket or (self.flow.response is not None and bool(self.flow.response.stream))
-        self._response_held = None
-        if streamed:  # the app has its status
+        self._gathered = b""
+        if self.state in _ANSWERING:  # the app has its status
             is_upstreams = denied.reason is Reason.UPSTREAM_FAILED
             self.exchange.stop(Denied(Reason.UPSTREAM_CUT, denied.detail) if is_upstreams else denied)
             self._cut_off()
@@ -453,7 +473,7 @@ class Conversation:
 
     def _switch(self) -> None:
         assert self.flow.response is not None
-        self._websocket = True
+        self.state = _SWITCH[self.state]
         self.stream.begin(self.flow.response, has_body=False)
         self.house.dispatch.call("response", self.flow)
         speaker = Switched(self)
@@ -495,18 +515,18 @@ class Conversation:
 
     def _answer(self) -> None:
         """Send `flow.response`, made here."""
+        after = _REFUSE[self.state]
         response = self.flow.response
         assert response is not None
         response.timestamp_start = response.timestamp_end = time.time()
-        self._mode = "discard"
         self._size = 0
         self._waiting.clear()
         self.stream.hold("dialling", False)
         self.house.dispatch.call("response", self.flow)
         response = self.flow.response
         assert response is not None
-        self._response_began = self._response_is_whole = True
-        may_send_on = self._expects and not self._request_is_whole
+        self.state = after
+        may_send_on = self._expects and after is _DISCARDING
         if may_send_on:
             self.stream.last()  # whether its body follows is for the app to choose (RFC 9110, section 10.1.1)
         if self.house.is_leaving(self.app.session):
@@ -514,24 +534,10 @@ class Conversation:
         body = b"" if self.head.method == b"HEAD" else response.data.content or b""
         self.stream.answer(response, body)
         if may_send_on:
-            self._is_over = True
+            self.state = _BREAK[self.state]
             self.stream.close()
-            return
-        self._maybe_done()
-
-    def _maybe_done(self) -> None:
-        if self._is_over or not self._response_is_whole:
-            return
-        if not self._request_is_whole:
-            # The upstream has answered early; what the app still sends is of no use.
-            if self._mode == "stream" and self.stream.is_last:
-                self._is_over = True
-                self.stream.close()  # the app may be waiting for just that
-            self._mode = "discard"
-            self._size = 0
-            return
-        self._is_over = True
-        self.stream.next()
+        elif after is _OVER:
+            self.stream.next()
 
     def _cut_off(self) -> None:
         """End with neither a response nor the rest of one: the app must not take what it has for the whole."""
@@ -541,7 +547,7 @@ class Conversation:
     @property
     def holds_body(self) -> bool:
         """Whether the request's body is gathered before anything is sent."""
-        return self._mode == "hold"
+        return self.state is _HOLDING
 
     def broken(self) -> None:
         """The app's body is not framed as its head says."""
@@ -549,8 +555,7 @@ class Conversation:
 
     def overdue(self, seconds: float) -> Denied | None:
         """Return why it is to be answered, where nothing has moved for so long; None if it can't be any more."""
-        has_begun = self._response_began and self._response_held is None
-        if has_begun or self._response_is_whole or self.stream.is_congested:
+        if self.state in _ANSWERING or self.state in _ANSWERED or self.stream.is_congested:
             return None
         if self._awaits_app:
             return Denied(Reason.IDLE_TIMEOUT, f"no byte passed for {seconds:.0f} s")
@@ -559,7 +564,7 @@ class Conversation:
     def give_up(self, denied: Denied) -> None:
         """End it, and the connection: with a denial, as long as nothing of another answer has been sent."""
         self.stream.last()
-        if not self._response_is_whole:
+        if self.state not in _ANSWERED:
             self._leave_upstream()
             self._fail(denied)
         self.stream.close()
@@ -569,11 +574,12 @@ class Conversation:
         self._finish_with_error("the app closed the connection")
 
     def _finish_with_error(self, message: str) -> None:
-        if self._is_over:
+        before = self.state
+        if before is _OVER:
             return
-        self._is_over = True
+        self.state = _BREAK[before]
         self._leave_upstream()
-        if not self._response_is_whole:
+        if before is not _DISCARDING:
             self.flow.error = self.flow.error or mitmproxy_flow.Error(message)
             self.house.dispatch.call("error", self.flow)
         self.stream.close()

@@ -33,6 +33,7 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.rules.policy import Listener
 from proxy.engine.apps.house import House
 from proxy.engine.apps.speaker import GONE, Speaker
+from proxy.engine.apps.states import AFTER_SOCKET, SocketEvent, SocketState
 from proxy.engine.clock import ResponseClock
 from proxy.engine.dispatch import HookFailed
 from proxy.engine.flows import new_client
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("overcoat")
 
+_OVER = frozenset((SocketState.LOST, SocketState.RESET))
+_CLOSING = _OVER | {SocketState.CLOSING, SocketState.ABORTED}
 _PEER_HAS_ENDED = frozenset((7, 8, 9, 11))  # Linux's TCP_INFO: CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING
 
 
@@ -65,16 +68,14 @@ class AppSocket(Reading):
             listener: where it was accepted.
             meet: puts the first speaker in its place, or refuses the app.
         """
+        self.state = SocketState.OPEN
+        self.is_closing = False  # as `state` says: our last word is said, and what still comes is thrown away
         self.house = house
         self.listener = listener
         self.loop = house.loop
         self._meet = meet
         self.tls: TlsStream | None = None
-        self.has_ended = False  # the app will say no more
         self._still_taken = math.inf
-        self.is_closing = False  # we said the last word; what still comes is thrown away
-        self.is_over = False
-        self.was_reset = False  # it ended, and not in order
         self.is_congested = False  # the app reads more slowly than it is sent to
         self.before_close: Callable[[], None] | None = None  # writes what the speaker has gathered
         self._plain: list[bytes] = []  # to be encrypted
@@ -87,6 +88,20 @@ class AppSocket(Reading):
         self._last_activity = self._opened = self.loop.time()
 
     # -- life
+
+    def _go_on(self, event: SocketEvent) -> None:
+        self.state = AFTER_SOCKET[event][self.state]
+        self.is_closing = self.state in _CLOSING
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the app has ended its side, and we have not ended ours."""
+        return self.state is SocketState.ENDED
+
+    @property
+    def was_reset(self) -> bool:
+        """Whether it is over, and ended in no order."""
+        return self.state is SocketState.RESET
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start."""
@@ -140,7 +155,7 @@ class AppSocket(Reading):
         if not is_expected:
             if (timer := self._timers.pop("request", None)) is not None:
                 timer.cancel()
-        elif "request" not in self._timers and not self.is_over:
+        elif "request" not in self._timers and self.state not in _OVER:
             self._timers["request"] = self.loop.call_later(
                 self.session.policy.limits.request_seconds, self.guarded, self._too_slow
             )
@@ -157,12 +172,12 @@ class AppSocket(Reading):
 
     def later(self, name: str, seconds: float, step: Callable[[], None]) -> None:
         """Take a step later, unless the connection is over by then."""
-        if not self.is_over:
+        if self.state not in _OVER:
             self._timers[name] = self.loop.call_later(seconds, self.guarded, step)
 
     def expect_departure(self) -> None:
         """The app ended its side, and may be gone: no TCP tells that apart. What it waits for has a shorter time."""
-        if not self.is_over and not self._may_be_gone:
+        if self.state not in _OVER and not self._may_be_gone:
             self._may_be_gone = True
             self._idle_limit = min(self._idle_limit, timelimits.HALF_CLOSED_SECONDS)
             self.touch()
@@ -177,10 +192,7 @@ class AppSocket(Reading):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
-        if self.is_over:
-            return
-        self.is_over = self.is_closing = True
-        self.was_reset = exc is not None
+        self._go_on(SocketEvent.LOSE if exc is None else SocketEvent.BREAK)
         self.client.state = ConnectionState.CLOSED
         self.client.timestamp_end = time.time()
         for timer in self._timers.values():
@@ -220,7 +232,7 @@ class AppSocket(Reading):
 
     def abort(self) -> None:
         """Break the connection off: with a reset, since an end in order could be taken for the end of a response."""
-        self.is_closing = True
+        self._go_on(SocketEvent.ABORT)
         if not self.transport.is_closing():
             with contextlib.suppress(OSError):  # the app is gone already
                 self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -294,6 +306,7 @@ class AppSocket(Reading):
             self.client.tls_version = self.tls.conn.get_protocol_version_name()  # type: ignore[assignment]  # a literal
             self.client.timestamp_tls_setup = time.time()
             data = b""
+            self._go_on(SocketEvent.SECURE)
             self.expect(False)
             if self.tls.conn.get_alpn_proto_negotiated() == b"h2":
                 self.client.alpn = b"h2"
@@ -308,7 +321,7 @@ class AppSocket(Reading):
 
     def eof_received(self) -> bool:
         """Take a half-close."""
-        self.has_ended = True
+        self._go_on(SocketEvent.END)
         if self.is_closing:
             return False
         self.guarded(self.speaker.eof)
@@ -316,6 +329,7 @@ class AppSocket(Reading):
 
     def start_tls(self, conn: SSL.Connection) -> None:
         """Speak TLS from here on."""
+        self._go_on(SocketEvent.START_TLS)
         self.tls = TlsStream(conn)
         self.client.tls = True
 
@@ -391,7 +405,8 @@ class AppSocket(Reading):
         if self.before_close is not None:
             self.before_close()
         self._encrypt()
-        self.is_closing = True
+        has_ended = self.has_ended
+        self._go_on(SocketEvent.CLOSE)
         if self.tls is not None:
             self.tls.close()
             self._out.append(self.tls.outgoing())
@@ -407,7 +422,7 @@ class AppSocket(Reading):
             self._holds.clear()
             self._timers.pop("held").cancel()
             self.transport.resume_reading()
-        if self.has_ended:
+        if has_ended:
             self.transport.close()
         else:
             self._timers["linger"] = self.loop.call_later(timelimits.LINGER_SECONDS, self.transport.close)
