@@ -49,7 +49,7 @@ RESETS_A_SECOND = 10  # … after that
 EMPTY_AT_ONCE = 1000  # frames without content
 EMPTY_A_SECOND = 100  # … after that
 EMPTY_A_FRAME = 4  # … for each frame of a body in either direction: it causes window updates and PINGs
-PAID_BY = 2048  # bytes that a frame cut short by a window must have to allow as many
+PAID_BY = 2048  # bytes that a frame cut short by a window must have to allow all of these
 
 TOO_MANY_RESETS = "too many streams that were reset"
 _HEADER = 9  # RFC 9113, section 4.1
@@ -318,9 +318,9 @@ class Connection[S: Stream](ABC):
             if stream is not None:
                 self._may_go_on(stream)
         elif isinstance(event, h2.events.StreamReset):
-            # It frees the peer at once, while what its request has set off goes on here (CVE-2023-44487), whether the
-            # peer resets the stream or makes us do so (CVE-2025-8671). An upstream has no more streams to reset than we
-            # begin; which app is to blame for what it resets nobody knows, and the others go on.
+            # A reset frees the peer at once, while its request still causes work here (CVE-2023-44487), whether the
+            # peer resets the stream or makes us do so (CVE-2025-8671). An upstream cannot reset more streams than we
+            # begin; which app causes these resets is not known, and the requests of other apps go on.
             if not self._is_client and not self._resets.take():
                 self.fail(ErrorCodes.ENHANCE_YOUR_CALM, TOO_MANY_RESETS)
             elif stream is not None:

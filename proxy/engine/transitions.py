@@ -1,7 +1,8 @@
-"""Tables of what may happen to a thing in each state it can be in, and where that leads.
+"""Tables of states: for each event and each state, the state that follows. `upstreams.state` and the apps' side have
+one table for each kind of connection or request.
 
-Each thing with a life of its own (a connection, a request) has one state and one such table. What the table doesn't
-have is a mistake of ours: it raises, and whoever guards the step closes what it is about. So a mistake fails closed.
+An event that the table does not have in a state is a mistake of ours. It raises, and the caller that guards the step
+closes the connection or stream. So a mistake fails closed.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from enum import IntEnum
 
 
 class IllegalTransition(RuntimeError):
-    """Something happened that can't, in this state. The message names the event and the state."""
+    """An event has happened that cannot happen in this state. The message names both."""
 
 
 class _Row[State: IntEnum](dict[State, State]):
-    """Where one event leads, from each state in which it may happen."""
+    """The states that follow one event, by the state in which it happens."""
 
     def __init__(self, event: IntEnum) -> None:
         super().__init__()

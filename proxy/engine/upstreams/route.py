@@ -132,8 +132,8 @@ async def _through(
 
 
 def _via(services: Services, record: Upstream, context: Context) -> list[str]:
-    """Return the Via values for our own CONNECT, those of the request included: without them, a circle of CONNECTs
-    would not end.
+    """Return the Via values for our own CONNECT, including those of the app's: without them, a circle of CONNECTs never
+    ends.
     """
     connect = services.sessions.of(context.client).connect
     before = [] if connect is None else list(connect.via)
