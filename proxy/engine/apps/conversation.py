@@ -1,20 +1,19 @@
-"""One request and its response: through the addons, to an upstream, and back.
+"""One request and its response: from the app through the addons to an upstream, and back. The speakers for HTTP/1 and
+HTTP/2 make one conversation of each request that they have read.
 
-`http1` and `http2` make a conversation of each request that they have read. A conversation makes mitmproxy's flow
-objects and calls the hooks that mitmproxy's layers would call, in the same order, but without their generators. It
-knows nothing of the wire: an `AppStream` is where the app has asked and is answered, an `UpstreamStream` where the
-request goes, whichever version of HTTP either of them speaks. Where it stands is one state, and what may happen then is
-in the table of `states`.
+A conversation makes mitmproxy's flow objects, and calls the hooks in the order in which mitmproxy's layers would. It
+knows nothing about the wire: it is answered on an `AppStream`, and sends the request on an `UpstreamStream`, whatever
+version of HTTP each of them speaks. It always has one state; the table in `states` says what may happen in each.
 
 Rules of this module:
 
-- A held body is whole and protected before a connection is even asked for; any other body streams.
-- A denial is answered at once and as problem details; the rest of the request's body is read and thrown away.
-- A request goes out a second time only if it is idempotent, was sent on a reused connection, and not one byte of a
-  response had come (RFC 9110, section 9.2.2); a 408 by which an idle connection ends is none. Whatever it is, it does
-  so a few times where the upstream has said that it did nothing about it (RFC 9113, section 8.7).
-- A response that breaks off is never made to look whole.
-- A connection that may have been authenticated as one app is never given to another.
+- A held body is complete and protected before a connection is even asked for; any other body streams.
+- A denial is answered at once, with problem details; the rest of the request's body is read and thrown away.
+- A request goes out a second time only if it is idempotent, was sent on a reused connection, and no byte of a response
+  has come (RFC 9110, section 9.2.2). A 408 with which an idle connection ends does not count as a response. Any request
+  goes out again, a few times, if the upstream has said that it did nothing about it (RFC 9113, section 8.7).
+- A response that breaks off never looks complete.
+- A connection that may be authenticated for one app is never given to another.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ from proxy.engine.upstreams.connection import ONLY_HTTP2, UpstreamConnection
 from proxy.engine.upstreams.opening import open_stream
 
 MAX_DISCARDED = 1024 * 1024
-KEPT_AT_MOST = 64 * 1024  # bytes of a body that streams, to be sent again where the upstream did nothing about them
-MAX_TRIES = 4  # of a request that upstreams do nothing about
+KEPT_AT_MOST = 64 * 1024  # bytes of a streamed body that are kept, in case it must be sent again
+MAX_TRIES = 4  # attempts for a request that upstreams do nothing about
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))  # RFC 9110, section 9.2.2
 _CONTINUE = http.Response(b"HTTP/1.1", 100, b"Continue", http.Headers(), None, None, 0.0, None)
 _DISCARDING, _HELD, _HOLDING = ConversationState.DISCARDING, ConversationState.HELD, ConversationState.HOLDING
@@ -54,8 +53,8 @@ _GATHERING = frozenset((ConversationState.GATHERING, ConversationState.EARLY_GAT
 _ANSWERING = frozenset((ConversationState.ANSWERING, ConversationState.EARLY_ANSWERING, ConversationState.SWITCHED))
 _ANSWERED = frozenset((_DISCARDING, _OVER))
 _PASSING_ON = frozenset((_STREAMING, ConversationState.EARLY_ANSWERING, ConversationState.EARLY_GATHERING))
-_WAITING = frozenset((_HELD, _STREAMED, _STREAMING))  # for a response, or for an upstream that could give one
-# What each step leads to, by the state that it is taken in; looked up once here, since it is by each request.
+_WAITING = frozenset((_HELD, _STREAMED, _STREAMING))  # states in which a response, or an upstream for one, is awaited
+# The rows of the table that each request needs, looked up only once.
 _ASK = AFTER_CONVERSATION[ConversationEvent.ASK]
 _BEGIN = AFTER_CONVERSATION[ConversationEvent.BEGIN]
 _BREAK = AFTER_CONVERSATION[ConversationEvent.BREAK]
@@ -76,9 +75,9 @@ class Conversation:
         """Start.
 
         Args:
-            stream: where the app has asked.
-            request: what it has asked for.
-            head: the same as it came.
+            stream: where the app has sent it, and gets the response.
+            request: the request.
+            head: its head as it came.
         """
         self.state = _HOLDING
         self.stream = stream
@@ -88,25 +87,25 @@ class Conversation:
         self.flow = new_flow(self.app.client, request)
         self.upstream: UpstreamStream | None = None
         self.exchange: Exchange | None = None
-        self._held = bytearray()  # of the request's body: one piece, however small those are that it came in
-        self._size = 0  # of what has come of the request's body, or of what of it is thrown away
-        self._kept: bytearray | None = bytearray()  # of a body that streams: all of it, as long as it is small
-        self._waiting: list[bytes] = []  # of a body that streams, until there is an upstream
+        self._held = bytearray()  # the request's body so far, in one piece
+        self._size = 0  # bytes of the request's body that have come, or that were thrown away
+        self._kept: bytearray | None = bytearray()  # all of a streamed body so far, while it is small
+        self._waiting: list[bytes] = []  # pieces of a streamed body, until there is an upstream
         self._trailers: Fields = ()
-        self._gathered: bytes | bytearray = b""  # of the response's body
+        self._gathered: bytes | bytearray = b""  # the response's body so far, if it is held
         self._was_reused = False
         self._tries = 0
-        self._counts = False  # a connection that is for this request alone
+        self._counts = False  # whether a connection for this request alone is counted
         self._version = Version.HTTP1
-        self._only_http1 = False  # so the upstream has said
+        self._only_http1 = False  # whether the upstream wants HTTP/1.1
         self._dialling: asyncio.Task[None] | None = None
         self._expects = False
-        self._awaits_continue = False  # the app may be waiting for the upstream's word before it sends its body
+        self._awaits_continue = False  # whether the app may be waiting for a 100 before it sends its body
 
     # -- the request
 
     def start(self, *, has_body: bool) -> None:
-        """Take the head through the addons."""
+        """Pass the head through the addons."""
         flow = self.flow
         self._expects = has_body and has_field(flow.request.headers, b"expect")
         self.house.dispatch.call("requestheaders", flow)
@@ -123,7 +122,7 @@ class Conversation:
                 self._expects = False
 
     def request_data(self, data: bytes) -> None:
-        """Take a piece of the body."""
+        """Handle a piece of the body."""
         state = _REQUEST_DATA[self.state]
         self._size += len(data)
         if state is _HOLDING:
@@ -163,7 +162,7 @@ class Conversation:
             self.stream.hold("dialling", True)
 
     def request_end(self, trailers: Fields = ()) -> None:
-        """Take the end of the request; trailers go on only with a body that was streamed, as it came."""
+        """Handle the end of the request. Trailers go on only with a body that was streamed."""
         flow = self.flow
         before, self.state = self.state, _END[self.state]
         if self.state is _OVER:
@@ -194,7 +193,7 @@ class Conversation:
 
     @property
     def takes_trailers(self) -> bool:
-        """Whether the app has said that it takes fields behind a response's body (RFC 9110, section 10.1.4)."""
+        """Whether the app accepts trailers in the response (RFC 9110, section 10.1.4)."""
         return self.head.is_http2 and any(name == b"te" for name, _ in self.head.fields)
 
     def _acquire(self, *, fresh: bool = False) -> None:
@@ -214,7 +213,7 @@ class Conversation:
         self._dialling = self.app.loop.create_task(self._dial(record, key, version))
 
     def _needs_own_connection(self) -> bool:
-        """Whether the request must not share a connection: it may authenticate it, or so the upstream has said."""
+        """Whether the request must not share a connection: it may authenticate it, or the upstream wants HTTP/1.1."""
         return self._only_http1 or (self.head.is_http2 and authenticates_connection(self.flow.request, None))
 
     async def _dial(self, record: Upstream, key: object, version: Version) -> None:
@@ -242,13 +241,13 @@ class Conversation:
                 self._count(False)
 
     def _count(self, has_one: bool) -> None:
-        """Take note whether there is an upstream connection, or the dial of one, for this request alone."""
+        """Note whether this request has, or dials, an upstream connection for itself alone."""
         if has_one != self._counts:
             self._counts = has_one
             self.house.sessions.take(self.app.session, 1 if has_one else -1)
 
     def _take_step[T](self, step: Callable[[T], None], argument: T) -> None:
-        """Take a step; whatever it raises ends this conversation, and what belongs to it alone."""
+        """Run a step; if it raises, this conversation ends, and everything that belongs to it alone."""
         try:
             step(argument)
         except Exception as e:
@@ -262,10 +261,10 @@ class Conversation:
         self._answer()
 
     def _unfit(self, upstream: UpstreamStream) -> str | None:
-        """Return why a connection cannot carry the request, or None if it can."""
+        """Return why a connection cannot carry the request; None if it can."""
         if self._version is Version.ONLY_HTTP2 and not upstream.is_http2:
             return "a gRPC call needs HTTP/2, and the connection to the upstream is one of HTTP/1.1"
-        if self._was_reused or not upstream.heard_early():  # the pool has looked at one that it gave
+        if self._was_reused or not upstream.heard_early():  # the pool has checked the connections that it gives
             return None
         if isinstance(upstream, UpstreamConnection) and upstream.speaks_only_http2:
             return ONLY_HTTP2
@@ -295,7 +294,7 @@ class Conversation:
 
     @property
     def _awaits_app(self) -> bool:
-        """Whether it is for the app to go on: to send more, or to read."""
+        """Whether the app is to go on: to send more, or to read."""
         if self.stream.is_congested or self.state is _HOLDING:
             return True
         is_taken = self.upstream is not None and not self.upstream.is_congested
@@ -303,11 +302,11 @@ class Conversation:
 
     @property
     def _is_taken(self) -> bool:
-        """Whether the upstream has taken all that was to be sent so far."""
+        """Whether the upstream has taken everything that was to be sent so far."""
         return self.upstream is None or not self.upstream.is_congested
 
     def _count_time(self) -> None:
-        """Let the time for the response run while it is for the upstream to go on; each call begins anew."""
+        """Let the time limit for the response run while the upstream is to go on; each call starts it anew."""
         assert self.exchange is not None
         seconds = self.exchange.policy.response_seconds(self.exchange.rule)
         if self.upstream is None or seconds is None or self.state not in _WAITING or self._awaits_app:
@@ -320,10 +319,10 @@ class Conversation:
         seconds = self.exchange.policy.response_seconds(self.exchange.rule) or 0
         self._fail(late_response(seconds, is_taken=self._is_taken))
 
-    # -- the response (as the upstream's Receiver)
+    # -- the response (as the upstream's `Receiver`)
 
     def response_head(self, head: ResponseHead) -> None:
-        """Take the response's head."""
+        """Handle the head of the response."""
         flow = self.flow
         if head.status < 200 and head.status != 101:
             if self.head.is_http11:
@@ -344,8 +343,8 @@ class Conversation:
             self.stream.last()
         is_whole = self.state is not _STREAMING
         if self._expects and not is_whole and not self._size:
-            self.stream.last()  # whether its body follows is for the app to choose (RFC 9110, section 10.1.1)
-        if head.body == CHUNKED and not self.head.is_http11:  # RFC 9112, section 6.1: nor where no body follows
+            self.stream.last()  # the app may or may not send its body now (RFC 9110, section 10.1.1)
+        if head.body == CHUNKED and not self.head.is_http11:  # RFC 9112, section 6.1: not even without a body
             fields = tuple(field for field in fields if field[0].lower() != b"transfer-encoding")
         flow.response = response_of(head, fields)
         if head.status == 101 and not (is_whole and may_switch(flow.request, flow.response)):
@@ -359,7 +358,7 @@ class Conversation:
         elif (flow.response.stream or not has_body) and not (self.exchange and denies(self.exchange)):
             self.state = _BEGIN[self.state]
             flow.response.stream = flow.response.stream or True
-            # What gRPC says in a head alone means something else before an empty body: there it is no trailers.
+            # For gRPC, fields in a head without a body are trailers; before an empty body they are not.
             self.stream.begin(flow.response, has_body=has_body and not head.is_all)
         else:
             self.state = _GATHER[self.state]
@@ -369,7 +368,7 @@ class Conversation:
         return self.head.method != b"HEAD" and status not in (204, 304)
 
     def response_data(self, data: bytes) -> None:
-        """Take a piece of the response's body."""
+        """Handle a piece of the body of the response."""
         state = _RESPONSE_DATA[self.state]
         if state is _OVER:
             return
@@ -391,7 +390,7 @@ class Conversation:
             self.stream.send(data)
 
     def response_end(self, trailers: Fields = ()) -> None:
-        """Take the end of the response; trailers go on only with a body that was streamed, as it came."""
+        """Handle the end of the response. Trailers go on only with a body that was streamed."""
         upstream = self._release_upstream()
         if upstream is not None:
             if authenticates_connection(self.flow.request, self.flow.response):
@@ -407,7 +406,7 @@ class Conversation:
         if is_held:
             response.data.content, self._gathered = bytes(self._gathered), b""
         else:
-            self.stream.flush()  # what has streamed need not wait for the books
+            self.stream.flush()  # the streamed bytes need not wait for the decision line
         self.house.dispatch.call("response", self.flow)
         response = self.flow.response
         assert response is not None
@@ -424,14 +423,14 @@ class Conversation:
         self.state = after
         if after is _OVER:
             self.stream.next()
-        elif self.stream.is_last:  # the app may be waiting for just that before it sends the rest
+        elif self.stream.is_last:  # the app may be waiting for the end before it sends the rest
             self.state = _BREAK[self.state]
             self.stream.close()
         else:
             self._size = 0
 
     def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
-        """Take that there is no whole response."""
+        """Handle that there is no complete response."""
         self._release_upstream()
         if self.state is _OVER:
             return
@@ -453,7 +452,7 @@ class Conversation:
         self._fail(denied)
 
     def wants_http1(self) -> None:
-        """Take that the upstream wants the request in HTTP/1.1."""
+        """Note that the upstream wants the request in HTTP/1.1."""
         self._only_http1 = True
 
     def _fail(self, denied: Denied) -> None:
@@ -461,7 +460,7 @@ class Conversation:
             upstream.close()
         assert self.exchange is not None
         self._gathered = b""
-        if self.state in _ANSWERING:  # the app has its status
+        if self.state in _ANSWERING:  # the app has the status
             is_upstreams = denied.reason is Reason.UPSTREAM_FAILED
             self.exchange.stop(Denied(Reason.UPSTREAM_CUT, denied.detail) if is_upstreams else denied)
             self._cut_off()
@@ -481,24 +480,24 @@ class Conversation:
             speaker.feed(early)
 
     def switched(self, data: bytes) -> None:
-        """Take WebSocket bytes from the upstream."""
+        """Pass WebSocket bytes from the upstream on."""
         self.stream.send(data)
 
     # -- back-pressure
 
     def upstream_congested(self, congested: bool) -> None:
-        """The upstream takes nothing more for now, or again."""
+        """Called when the upstream takes no more for now, and when it does again."""
         self.stream.hold("upstream", congested)
         self._count_time()
 
     def app_congested(self, is_congested: bool) -> None:
-        """The app takes nothing more for now, or again."""
+        """Called when the app takes no more for now, and when it does again."""
         if self.upstream is not None:
             self.upstream.hold("app", is_congested)
             self._count_time()
 
     def switched_end(self) -> None:
-        """The upstream ended what was switched to."""
+        """Called when the upstream has ended the WebSocket."""
         self._finish_with_error("the upstream closed the connection")
 
     def flush(self) -> None:
@@ -506,7 +505,7 @@ class Conversation:
         self.app.after_upstream()
 
     def crashed(self, error: Exception) -> None:
-        """Close everything that is for this request alone."""
+        """Close everything that belongs to this request alone."""
         if (upstream := self._release_upstream()) is not None:
             upstream.close()
         self.stream.crash(error)
@@ -514,7 +513,7 @@ class Conversation:
     # -- ends
 
     def _answer(self) -> None:
-        """Send `flow.response`, made here."""
+        """Send `flow.response`, which was made here."""
         after = _REFUSE[self.state]
         response = self.flow.response
         assert response is not None
@@ -528,7 +527,7 @@ class Conversation:
         self.state = after
         may_send_on = self._expects and after is _DISCARDING
         if may_send_on:
-            self.stream.last()  # whether its body follows is for the app to choose (RFC 9110, section 10.1.1)
+            self.stream.last()  # the app may or may not send its body now (RFC 9110, section 10.1.1)
         if self.house.is_leaving(self.app.session):
             self.stream.last()
         body = b"" if self.head.method == b"HEAD" else response.data.content or b""
@@ -540,21 +539,21 @@ class Conversation:
             self.stream.next()
 
     def _cut_off(self) -> None:
-        """End with neither a response nor the rest of one: the app must not take what it has for the whole."""
-        self.stream.abort()  # before what follows, which would end it in order
+        """End without the rest of a response: the app must not take what it has for everything."""
+        self.stream.abort()  # first of all: the next steps would end it in order
         self._finish_with_error("cut off")
 
     @property
     def holds_body(self) -> bool:
-        """Whether the request's body is gathered before anything is sent."""
+        """Whether the request's body is held until it is complete."""
         return self.state is _HOLDING
 
     def broken(self) -> None:
-        """The app's body is not framed as its head says."""
+        """Called when the app's body does not come as its head says."""
         self.give_up(Denied(Reason.BAD_REQUEST, "the body is not framed as its head says"))
 
     def overdue(self, seconds: float) -> Denied | None:
-        """Return why it is to be answered, where nothing has moved for so long; None if it can't be any more."""
+        """Return the denial to answer with after so long a silence; None if no answer is possible any more."""
         if self.state in _ANSWERING or self.state in _ANSWERED or self.stream.is_congested:
             return None
         if self._awaits_app:
@@ -562,7 +561,7 @@ class Conversation:
         return late_response(seconds, "limits.idle_seconds", is_taken=self._is_taken)
 
     def give_up(self, denied: Denied) -> None:
-        """End it, and the connection: with a denial, as long as nothing of another answer has been sent."""
+        """End it, and the connection: with a denial, unless another answer has begun."""
         self.stream.last()
         if self.state not in _ANSWERED:
             self._leave_upstream()
@@ -570,7 +569,7 @@ class Conversation:
         self.stream.close()
 
     def gone(self) -> None:
-        """The app went away."""
+        """Called when the app is gone."""
         self._finish_with_error("the app closed the connection")
 
     def _finish_with_error(self, message: str) -> None:
@@ -585,7 +584,7 @@ class Conversation:
         self.stream.close()
 
     def _release_upstream(self) -> UpstreamStream | None:
-        """Part from the upstream; if it was congested, the app need no longer wait for it."""
+        """Let go of the upstream; if it was congested, the app need not wait for it any more."""
         upstream, self.upstream = self.upstream, None
         self._count(False)
         self.stream.clock.stop()

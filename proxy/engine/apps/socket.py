@@ -1,14 +1,14 @@
-"""The app's socket: gives what it says to the one who speaks with it, and writes what is to be sent.
+"""The socket of an app's connection: gives received bytes to its speaker, and writes what is to be sent. `server` makes
+one for each connection that it accepts.
 
-`server` makes one for each connection that it accepts. Everything is synchronous: bytes come, the speaker (HTTP/1, a
-tunnel's first bytes, a relay; see `speaker`) takes them, and what is to be sent is gathered and written once, by
-`flush`. Only dialling an upstream is a task.
+Everything is synchronous. When bytes come, the speaker handles them; what is to be sent is gathered, and written once,
+by `flush`. Only dialling an upstream is a task.
 
 Rules of this module:
 
-- Whatever raises closes the connection and everything opened for it.
-- Back-pressure both ways: nothing is read that cannot be passed on.
-- An app that is answered before it has sent everything still gets to read its answer.
+- If anything raises, the connection is closed, and everything that was opened for it.
+- Back-pressure works in both directions: nothing is read that cannot be passed on.
+- An app that is answered before it has sent everything can still read the answer.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _PEER_HAS_ENDED = frozenset((7, 8, 9, 11))  # Linux's TCP_INFO: CLOSE, CLOSE_WAI
 
 
 class AppSocket(Reading):
-    """One connection from an app."""
+    """One connection of an app."""
 
     transport: asyncio.Transport
     client: Client
@@ -65,20 +65,20 @@ class AppSocket(Reading):
 
         Args:
             house: what all connections share.
-            listener: where it was accepted.
-            meet: puts the first speaker in its place, or refuses the app.
+            listener: the listener that accepted it.
+            meet: sets the first speaker, or refuses the app.
         """
         self.state = SocketState.OPEN
-        self.is_closing = False  # as `state` says: our last word is said, and what still comes is thrown away
+        self.is_closing = False  # same as in `state`: we have sent our last bytes; what comes is thrown away
         self.house = house
         self.listener = listener
         self.loop = house.loop
         self._meet = meet
         self.tls: TlsStream | None = None
         self._still_taken = math.inf
-        self.is_congested = False  # the app reads more slowly than it is sent to
+        self.is_congested = False  # whether the app reads too slowly
         self.before_close: Callable[[], None] | None = None  # writes what the speaker has gathered
-        self._plain: list[bytes] = []  # to be encrypted
+        self._plain: list[bytes] = []  # bytes to encrypt
         self._out: list[bytes] = []
         self._holds: set[str] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -87,7 +87,7 @@ class AppSocket(Reading):
         self.clock = ResponseClock(self.loop, self.guarded)
         self._last_activity = self._opened = self.loop.time()
 
-    # -- life
+    # -- beginning and end
 
     def _go_on(self, event: SocketEvent) -> None:
         self.state = AFTER_SOCKET[event][self.state]
@@ -100,7 +100,7 @@ class AppSocket(Reading):
 
     @property
     def was_reset(self) -> bool:
-        """Whether it is over, and ended in no order."""
+        """Whether it is over, and did not end in order."""
         return self.state is SocketState.RESET
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -109,7 +109,7 @@ class AppSocket(Reading):
         names = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         self.client = new_client(*names, time.time())
         self.session = self.house.sessions.open(self.client, self.house.policy, self.listener.kind)
-        # What carries a client to the hooks has options as well, which no hook here reads.
+        # mitmproxy's context also has options, which no hook here reads.
         self.context = Context(self.client, cast("Options", None))
         self.house.began(self)
         self.guarded(self._start)
@@ -121,17 +121,17 @@ class AppSocket(Reading):
         self._meet(self)
 
     def refused(self, denied: Denied, status: int | None = None) -> None:
-        """Write a line of what was no request, or came too early or too late to be one, and close.
+        """Write the decision line of something that was no request, or did not come in time, and close.
 
         Args:
             denied: why.
-            status: the status that the app was told, if it was told one.
+            status: the status that the app was told, if any.
         """
         self.note_refused(denied, status)
         self.close()
 
     def note_refused(self, denied: Denied, status: int | None) -> None:
-        """Write a line, as `refused` does, of what does not end the connection."""
+        """Write such a decision line, without closing."""
         exchange = Exchange(self.session.policy, self.session.client)
         exchange.stop(denied)
         self.house.note_refused(exchange, status)
@@ -144,14 +144,14 @@ class AppSocket(Reading):
                 self.touch()
                 idle = 0.0
             else:
-                if not has_left:  # else nothing was too slow for it
+                if not has_left:  # else nothing was too slow
                     self.session.note_idle(self._idle_limit)
                 self.abort()
         if not self.is_closing:
             self._timers["idle"] = self.loop.call_later(self._idle_limit - idle, self.guarded, self._watch_idle)
 
     def expect(self, is_expected: bool) -> None:
-        """Say whether the app owes something that must come within `limits.request_seconds` from now."""
+        """Set whether the app owes something that must come within `limits.request_seconds` from now."""
         if not is_expected:
             if (timer := self._timers.pop("request", None)) is not None:
                 timer.cancel()
@@ -171,12 +171,12 @@ class AppSocket(Reading):
             self.speaker.too_slow()
 
     def later(self, name: str, seconds: float, step: Callable[[], None]) -> None:
-        """Take a step later, unless the connection is over by then."""
+        """Run a step later, unless the connection is over by then."""
         if self.state not in _OVER:
             self._timers[name] = self.loop.call_later(seconds, self.guarded, step)
 
     def expect_departure(self) -> None:
-        """The app ended its side, and may be gone: no TCP tells that apart. What it waits for has a shorter time."""
+        """Use a shorter time limit: the app has ended its side, and may be gone, which TCP does not tell."""
         if self.state not in _OVER and not self._may_be_gone:
             self._may_be_gone = True
             self._idle_limit = min(self._idle_limit, timelimits.HALF_CLOSED_SECONDS)
@@ -185,13 +185,13 @@ class AppSocket(Reading):
             self._watch_idle()
 
     def _watch_held(self) -> None:
-        """See whether an app that nothing is read from is still there, as far as the kernel knows."""
+        """Ask the kernel whether an app from which nothing is read is still there."""
         if _tcp_state(self.transport.get_extra_info("socket")) in _PEER_HAS_ENDED:
             self.expect_departure()
         self._timers["held"] = self.loop.call_later(timelimits.HELD_CHECK_SECONDS, self.guarded, self._watch_held)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
+        """Called when the socket is closed."""
         self._go_on(SocketEvent.LOSE if exc is None else SocketEvent.BREAK)
         self.client.state = ConnectionState.CLOSED
         self.client.timestamp_end = time.time()
@@ -207,11 +207,13 @@ class AppSocket(Reading):
             if not isinstance(e, HookFailed):
                 logger.error("the end of a client connection failed: %s", describe(e))
         self.house.sessions.close(self.client)
-        self.speaker = GONE  # the old one points back here: without the circle, all of it is freed at once
+        self.speaker = GONE  # the old one refers back to this; without that circle, both are freed at once
         self.house.ended(self)
 
     def drain(self) -> None:
-        """Close as soon as no request is under way. The first one of a new connection is, for a moment."""
+        """Close as soon as no request is under way. On a new connection, the first request counts as under way for a
+        moment.
+        """
         connect = self.session.connect
         age = self.loop.time() - (self._opened if connect is None else connect.started_monotonic)
         is_fresh = not self.session.requests and age < timelimits.FRESH_SECONDS
@@ -223,7 +225,7 @@ class AppSocket(Reading):
             self.close()
 
     def cut_off(self, denied: Denied) -> None:
-        """End what is under way: with an answer, where the app waits for one and has got nothing of it yet."""
+        """End everything under way: with an answer, if the app waits for one and has got nothing of it."""
         self.guarded(self._cut_off, denied)
 
     def _cut_off(self, denied: Denied) -> None:
@@ -231,7 +233,7 @@ class AppSocket(Reading):
             self.abort()
 
     def abort(self) -> None:
-        """Break the connection off: with a reset, since an end in order could be taken for the end of a response."""
+        """Break off with a reset: an end in order could look like the end of a response."""
         self._go_on(SocketEvent.ABORT)
         if not self.transport.is_closing():
             with contextlib.suppress(OSError):  # the app is gone already
@@ -239,14 +241,14 @@ class AppSocket(Reading):
         self.transport.abort()
 
     def crash(self, error: Exception) -> None:
-        """Close at once, since something inside failed."""
-        if not isinstance(error, HookFailed):  # the dispatcher has said so already
+        """Close at once, because something inside has failed."""
+        if not isinstance(error, HookFailed):  # the dispatcher has logged it already
             logger.error("a client connection failed, and is closed: %s", describe(error))
         self.session.failed(Denied(Reason.INTERNAL_ERROR, "the engine failed"))
         self.abort()
 
     def guarded(self, step: Callable[..., None], *arguments: object) -> None:
-        """Take a step; whatever it raises closes the connection."""
+        """Run a step; if it raises, the connection is closed."""
         try:
             step(*arguments)
         except Exception as e:
@@ -254,16 +256,16 @@ class AppSocket(Reading):
         self.after_step()
 
     def touch(self) -> None:
-        """Take note that something moves."""
+        """Note that bytes move."""
         self._last_activity = self.loop.time()
 
     def after_upstream(self) -> None:
-        """Finish what an upstream's bytes caused."""
+        """Finish a step that an upstream's bytes caused."""
         self.touch()
         self.after_step()
 
     def after_step(self) -> None:
-        """Write what was gathered; end if the engine wants to be rid of this connection, and nothing is under way."""
+        """Write what was gathered; close if the engine wants this connection to end and nothing is under way."""
         self.flush()
         if not self.is_closing and self.house.is_leaving(self.session):
             self.drain()
@@ -271,11 +273,11 @@ class AppSocket(Reading):
     # -- reading
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes off the socket."""
+        """Handle bytes from the socket."""
         if self.is_closing:
             self._still_taken -= len(data)
             if self._still_taken < 0 and not self.transport.is_closing():
-                # No reset, which would take our last word from it; nor may the kernel take much more for us.
+                # No reset: the app could lose our last bytes. And the kernel must not buffer much more.
                 self.transport.pause_reading()
                 with contextlib.suppress(OSError):  # the app is gone already
                     self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -284,7 +286,7 @@ class AppSocket(Reading):
         self.guarded(self.take, data)
 
     def take(self, data: bytes) -> None:
-        """Give the speaker bytes off the socket."""
+        """Give the speaker bytes from the socket."""
         if self.tls is None:
             self.speaker.feed(data)
         else:
@@ -320,7 +322,7 @@ class AppSocket(Reading):
             self.speaker.eof()
 
     def eof_received(self) -> bool:
-        """Take a half-close."""
+        """Handle a half-close."""
         self._go_on(SocketEvent.END)
         if self.is_closing:
             return False
@@ -328,13 +330,13 @@ class AppSocket(Reading):
         return not self.is_closing
 
     def start_tls(self, conn: SSL.Connection) -> None:
-        """Speak TLS from here on."""
+        """Speak TLS from now on."""
         self._go_on(SocketEvent.START_TLS)
         self.tls = TlsStream(conn)
         self.client.tls = True
 
     def hold(self, why: str, is_held: bool) -> None:
-        """Stop reading from the app while there is any reason to."""
+        """Stop reading from the app while there is any reason to wait."""
         before = bool(self._holds)
         if is_held:
             self._holds.add(why)
@@ -353,17 +355,17 @@ class AppSocket(Reading):
     # -- writing
 
     def write(self, data: bytes) -> None:
-        """Send to the app, at the next `flush`."""
+        """Send bytes to the app, at the next `flush`."""
         if self.is_closing:
             return
         (self._out if self.tls is None else self._plain).append(data)
 
     def _encrypt(self) -> None:
-        """Encrypt what was gathered, in as few records as it fits into."""
+        """Encrypt what was gathered, in as few records as possible."""
         if self._plain and self.tls is not None:
             data = b"".join(self._plain) if len(self._plain) > 1 else self._plain[0]
             self._plain.clear()
-            with contextlib.suppress(SSL.Error):  # the app closed the session meanwhile; its end is on the way
+            with contextlib.suppress(SSL.Error):  # the app has closed the session; the end of the socket will follow
                 self.tls.send(data)
                 self._out.append(self.tls.outgoing())
 
@@ -377,27 +379,28 @@ class AppSocket(Reading):
                 self.transport.write(data)
 
     def pause_writing(self) -> None:
-        """Take that the app reads too slowly."""
+        """Called when the app reads too slowly."""
         self.is_congested = True
         self.guarded(self.speaker.congested, True)
 
     def resume_writing(self) -> None:
-        """Take that it caught up."""
+        """Called when the app has caught up."""
         self.is_congested = False
         self.guarded(self.speaker.congested, False)
 
     def half_close(self) -> None:
-        """Send an EOF, and read on."""
+        """Send an EOF, and go on reading."""
         self.flush()
         if not self.transport.is_closing():
-            with contextlib.suppress(OSError):  # the app is gone already; connection_lost says so
+            with contextlib.suppress(OSError):  # the app is gone already; connection_lost will tell
                 self.transport.write_eof()
 
     def close(self, *, still_taken: float = math.inf) -> None:
-        """Close after what is to be sent, so that the app can still read it (closing with unread input would reset).
+        """Close after everything is sent, so that the app can still read it (closing with unread input would send a
+        reset).
 
         Args:
-            still_taken: how many bytes of what the app still sends are thrown away, for a moment.
+            still_taken: how many bytes from the app are still read and thrown away, for a moment.
         """
         if self.is_closing:
             return
@@ -430,7 +433,7 @@ class AppSocket(Reading):
 
 
 def _tcp_state(connection: socket.socket) -> int | None:
-    """Return the kernel's state of a connection, where it tells (Linux)."""
+    """Return the state of a connection in the kernel, if the system tells it (Linux)."""
     if not hasattr(socket, "TCP_INFO"):
         return None
     return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]

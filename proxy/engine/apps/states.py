@@ -1,13 +1,13 @@
-"""The life of an app's connection, and that of one request on it: their states, and what leads from one to the next.
+"""The states of an app's connection and of one request on it, and the tables of what leads from one state to the next.
+`socket.AppSocket` and `conversation.Conversation` have one state each. An event that is not in the table raises, and
+ends the connection or the stream. As many rules as possible are in these tables, where they can be read and tested
+without a socket:
 
-`socket.AppSocket` and `conversation.Conversation` each have one state at any time; what happens leads them to the one
-that is in their table. What is not in it raises, and ends the connection or the stream. As many rules of this side as
-possible are in these tables, where they can be read and tested without a socket:
-
-- A request is sent to an upstream only once it is held whole, or while it streams; never after it was answered here.
-- An app gets one response: nothing follows what was answered, and nothing is answered here once a response has begun.
-- The next request is served only after both this one and its response were whole.
-- Whatever happens, it can end; what has ended never goes on.
+- A request is sent to an upstream only once it is complete, or while it streams; never after it was answered here.
+- An app gets one response: nothing follows an answer that was made here, and no such answer is made once a response has
+  begun.
+- The next request is served only after both this request and its response are complete.
+- It can end at any time, and never goes on after its end.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from proxy.engine.transitions import table
 
 @unique
 class SocketState(IntEnum):
-    """Where an app's connection stands."""
+    """The state of an app's connection."""
 
     OPEN = auto()
     HANDSHAKE = auto()  # TLS with the app is not complete
     ENDED = auto()  # the app has said that it will send no more, and may wait for an answer
-    CLOSING = auto()  # our last word is said, and on its way; what the app still sends is thrown away
+    CLOSING = auto()  # we have sent our last bytes; bytes from the app are thrown away
     ABORTED = auto()  # broken off by us
     LOST = auto()  # the socket is gone
-    RESET = auto()  # … and not in order
+    RESET = auto()  # … after a reset
 
 
 @unique
@@ -37,10 +37,10 @@ class SocketEvent(IntEnum):
     START_TLS = auto()
     SECURE = auto()  # the handshake is complete
     END = auto()  # the app ends its side
-    CLOSE = auto()  # we say our last word
+    CLOSE = auto()  # we send our last bytes, and close
     ABORT = auto()  # we break it off
     LOSE = auto()  # the socket is gone, in order
-    BREAK = auto()  # … or not
+    BREAK = auto()  # … or by a reset
 
 
 _S, _E = SocketState, SocketEvent
@@ -49,7 +49,7 @@ AFTER_SOCKET = table(
     {
         _S.OPEN: {_E.START_TLS: _S.HANDSHAKE, _E.END: _S.ENDED, _E.CLOSE: _S.CLOSING, **_ENDS},
         _S.HANDSHAKE: {_E.SECURE: _S.OPEN, _E.END: _S.ENDED, _E.CLOSE: _S.CLOSING, **_ENDS},
-        # An end is told again each time that reading goes on after a pause.
+        # asyncio reports the end again each time that reading goes on after a pause.
         _S.ENDED: {_E.START_TLS: _S.ENDED, _E.END: _S.ENDED, _E.CLOSE: _S.CLOSING, **_ENDS},
         _S.CLOSING: {_E.END: _S.CLOSING, **_ENDS},
         _S.ABORTED: {_E.END: _S.ABORTED, **_ENDS},
@@ -63,18 +63,18 @@ AFTER_SOCKET = table(
 
 @unique
 class ConversationState(IntEnum):
-    """Where a request and its response stand."""
+    """The state of a request and its response."""
 
-    HOLDING = auto()  # the request comes, and is kept back: nothing of it has left
-    HELD = auto()  # the request is whole, and was kept back until then
-    STREAMING = auto()  # the request is passed on as it comes
-    STREAMED = auto()  # the request is whole, and was passed on as it came
-    EARLY_GATHERING = auto()  # its response is kept back, while the request still streams
-    GATHERING = auto()  # its response is kept back
-    EARLY_ANSWERING = auto()  # the app is sent its response, while the request still streams
-    ANSWERING = auto()  # the app is sent its response
+    HOLDING = auto()  # the request is coming, and is held: nothing of it has left
+    HELD = auto()  # the request is complete, and is held
+    STREAMING = auto()  # the request is coming, and is passed on
+    STREAMED = auto()  # the request is complete, and was passed on
+    EARLY_GATHERING = auto()  # the response is held, while the request still streams
+    GATHERING = auto()  # the response is held
+    EARLY_ANSWERING = auto()  # the response is sent, while the request still streams
+    ANSWERING = auto()  # the response is sent
     SWITCHED = auto()  # WebSocket is spoken
-    DISCARDING = auto()  # the app has its whole response; what still comes of the request is thrown away
+    DISCARDING = auto()  # the response is complete; the rest of the request is thrown away
     OVER = auto()
 
 
@@ -82,17 +82,17 @@ class ConversationState(IntEnum):
 class ConversationEvent(IntEnum):
     """What happens to them."""
 
-    STREAM = auto()  # the request may be passed on as it comes
-    REQUEST_DATA = auto()  # some of its body comes
-    END = auto()  # the request is whole
+    STREAM = auto()  # the request may be passed on while it comes
+    REQUEST_DATA = auto()  # a piece of the body comes
+    END = auto()  # the request is complete
     ASK = auto()  # it goes to an upstream, the first time or again
-    GATHER = auto()  # the response's head has come, and is kept back with its body
+    GATHER = auto()  # the response's head has come, and is held with its body
     BEGIN = auto()  # the response's head goes to the app
-    SWITCH = auto()  # … and is the last that is HTTP (101)
-    RESPONSE_DATA = auto()  # some of its body comes
-    COMPLETE = auto()  # the app has the whole response
-    REFUSE = auto()  # the app is given a response that was made here
-    BREAK = auto()  # it ends in no order
+    SWITCH = auto()  # … and ends HTTP (101)
+    RESPONSE_DATA = auto()  # a piece of the body comes
+    COMPLETE = auto()  # the response is complete
+    REFUSE = auto()  # the app gets a response that was made here
+    BREAK = auto()  # it does not end in order
 
 
 _C, _V = ConversationState, ConversationEvent
@@ -155,7 +155,7 @@ AFTER_CONVERSATION = table(
         _C.ANSWERING: {_V.RESPONSE_DATA: _C.ANSWERING, _V.COMPLETE: _C.OVER, **_BREAKS},
         _C.SWITCHED: _BREAKS,
         _C.DISCARDING: {_V.REQUEST_DATA: _C.DISCARDING, _V.END: _C.OVER, **_BREAKS},
-        # What was in the same bytes as that which it was ended for still comes here, and is thrown away.
+        # The rest of the bytes for which it was ended still comes here, and is thrown away.
         _C.OVER: {_V.REQUEST_DATA: _C.OVER, _V.END: _C.OVER, _V.RESPONSE_DATA: _C.OVER},
     },
     ConversationEvent,
