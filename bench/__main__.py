@@ -40,7 +40,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure(options: argparse.Namespace) -> Iterator[Row]:
-    """Measure row after row. One that fails is named and left out; the others are measured all the same."""
+    """Measure row after row. A row that fails is named and left out; the others are measured all the same."""
     settings = Settings(options.rounds, options.seconds, options.connections, options.scale)
     with Lab(settings, options.overcoat.absolute()) as lab:
         for name in options.only or ROWS:
@@ -74,7 +74,7 @@ def _show(row: Row, seconds: float) -> None:
 
 
 def _run(options: argparse.Namespace) -> list[str]:
-    """Measure, or read what was measured; return the targets that are not met."""
+    """Measure, or read earlier results; return the targets that are not met."""
     if options.report:
         machine, rows = read(options.report)
     else:
@@ -94,7 +94,7 @@ def _run(options: argparse.Namespace) -> list[str]:
 
 
 def main() -> int:
-    """Do as the arguments say; 1 where something is missing or failed, or a target is not met."""
+    """Do what the arguments say; return 1 if something is missing or failed, or a target is not met."""
     try:
         missed = _run(_arguments())
     except LabError as e:

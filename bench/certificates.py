@@ -1,4 +1,4 @@
-"""Throw-away keys and certificates, good for two days."""
+"""Keys and certificates for the benchmarks, valid for two days. `bench.lab` makes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _general_name(host: str) -> x509.GeneralName:
 
 
 def pem(key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate | None = None) -> bytes:
-    """Return a private key, and the certificate that belongs to it, as text."""
+    """Return a private key, and its certificate if given, as text."""
     text = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -32,7 +32,7 @@ def issue(
     issuer: tuple[ec.EllipticCurvePrivateKey, x509.Certificate] | None = None,
     hosts: Sequence[str] = (),
 ) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    """Make a key and a certificate: a CA's if there is no issuer, else a server's for these hosts and addresses."""
+    """Make a key and a certificate: of a CA if there is no issuer, else of a server with these hosts and addresses."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     signer, issuer_name, issuer_key = (

@@ -1,10 +1,11 @@
 """A TCP relay for load generators that know no proxies: for each connection it asks a proxy for a tunnel by CONNECT.
+`bench.measure` starts it.
 
 Rules of this module:
 
-- One thread, and as few system calls as can be: it shares a core with the load generator and the upstream.
-- Whoever does not take what it is sent is read no more from (the other side waits) until it does.
-- It runs as a script of its own, with nothing but the standard library: PORT PROXY-PORT AUTHORITY.
+- One thread, and as few system calls as possible: it shares a core with the load generator and the upstream.
+- If a side does not take what is sent to it, nothing more is read from the other side until it does.
+- It runs as a separate script, with the standard library only: PORT PROXY-PORT AUTHORITY.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class End:
 
     @property
     def is_watching(self) -> bool:
-        """Whether it waits for anything: another one's turn may have ended that."""
+        """Whether it waits for anything: the turn of another socket may have ended that."""
         return self._events != 0
 
     def watch(self, events: int) -> None:
@@ -41,7 +42,7 @@ class End:
             self._events = events
 
     def ready(self, events: int) -> None:
-        """Do what can be done of these events."""
+        """Handle these events as far as possible."""
         try:
             if events & selectors.EVENT_WRITE:
                 self._unsent = self._unsent[self._socket.send(self._unsent) :]
@@ -52,13 +53,13 @@ class End:
                 self.other.send(data)
             else:
                 self._close_both()
-        except BlockingIOError:  # it was ready, and is not any more
+        except BlockingIOError:  # it is not ready any more
             return
         except OSError:
             self._close_both()
 
     def send(self, data: bytes) -> None:
-        """Send, and have the other side wait for what does not fit."""
+        """Send bytes; the other side waits for those that do not fit."""
         try:
             sent = self._socket.send(data)
         except BlockingIOError:
@@ -86,7 +87,7 @@ def _connect(port: int, authority: str) -> socket.socket:
     tunnel.sendall(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode("ascii"))
     answer = b""
     while not answer.endswith(b"\r\n\r\n"):
-        byte = tunnel.recv(1)  # what comes behind the answer is not ours
+        byte = tunnel.recv(1)  # bytes after the answer belong to the tunnel
         if not byte:
             break
         answer += byte

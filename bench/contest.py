@@ -1,4 +1,6 @@
-"""How a row is measured: all contenders checked, then in rounds, each round in another order."""
+"""Runs one row of the benchmark: checks all contenders, then measures them in rounds, each round in another order. The
+rows (`bench.rows`) call it.
+"""
 
 from __future__ import annotations
 

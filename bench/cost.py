@@ -2,11 +2,11 @@
 
 Rules of this module:
 
-- The time is user's and system's of all its processes, as the kernel counts it: what else runs on the machine is not
-  in it. A busy machine makes all dearer (caches), so compare only what one run says.
-- All checkouts run at the same time and are measured in turns, each round in another order. Medians are shown, and of
-  a ratio the median of those taken round by round.
-- It needs no other proxy than Overcoat: nginx, h2load, curl, and the project's own .venv.
+- The time is that of all its processes, user's and system's, as the kernel counts it; other work on the machine is not
+  in it. But a busy machine makes everything slower (caches), so compare only results of one run.
+- All checkouts run at the same time and are measured in turns, each round in another order. The results are medians;
+  for a ratio, the median of the ratios of all rounds.
+- It needs no other proxy than Overcoat: only nginx, h2load, curl, and the project's own .venv.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Entry:
 
     Attributes:
         contender: the process.
-        way: how h2load gets to it; None for the generator of our own.
-        work: what it does, as in `WORK`.
+        way: the relay through which h2load reaches it; None for our own generator.
+        work: its kind of work, a key of `WORK`.
     """
 
     contender: Contender

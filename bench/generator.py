@@ -26,7 +26,7 @@ TIMEOUT = 30.0
 
 
 class Failed(Exception):
-    """The load could not be made as asked for."""
+    """The load could not be made as requested."""
 
 
 class Connection:
@@ -62,7 +62,7 @@ class Connection:
             raise Failed("a request did not fit the socket's buffer")
 
     def receive(self) -> bool:
-        """Take what is there; tell whether an answer is complete."""
+        """Read what is there; tell whether an answer is complete."""
         while True:
             try:
                 data = self.socket.recv(65536)
@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     end = start + options.seconds if options.seconds and not options.rate else float("inf")
     count = int(options.rate * options.seconds) or options.count
     sent = 0
-    is_late = False  # no connection was free when the next request was due
+    is_late = False  # whether no connection was free when the next request was due
     while True:
         now = time.perf_counter()
         may_send = now < end and (not count or sent < count)

@@ -37,7 +37,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from bench.certificates import issue, pem
 
 HOST = "127.0.0.1"
-NAME = "localhost"  # for proxies that cannot make, or check, a certificate for an address
+NAME = "localhost"  # some proxies cannot make, or check, a certificate for an address
 START_SECONDS = 40.0
 STOP_SECONDS = 15.0
 ANSWER = '{"status": "ok", "message": "' + "x" * 160 + '"}'  # the small answer: about 0.2 KB
@@ -91,11 +91,11 @@ http {{
 
 
 class LabError(Exception):
-    """Something is missing, did not start, or did not do the work that was to be measured."""
+    """Something is missing, did not start, or did not do the work to be measured."""
 
 
 class Unavailable(Exception):
-    """The Overcoat at hand cannot do this row's work yet. The message says what it lacks."""
+    """This version of Overcoat cannot do the row's work. The message says what it lacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +103,10 @@ class Settings:
     """How much to measure.
 
     Attributes:
-        rounds: how often each contender is measured.
-        seconds: how long one measurement takes.
-        connections: connections that the load generator holds open at once.
-        scale: what the counted work (requests, bytes) is multiplied by; 1 is what the targets speak of.
+        rounds: the number of measurements of each contender.
+        seconds: the length of one measurement.
+        connections: the number of open connections of the load generator.
+        scale: multiplies the amount of work (requests, bytes); the targets hold for 1.
     """
 
     rounds: int = 5
@@ -212,7 +212,7 @@ class Process:
             except subprocess.TimeoutExpired:
                 self._popen.kill()
                 self._popen.wait()
-        with contextlib.suppress(ProcessLookupError):  # the usual case: it left nothing behind
+        with contextlib.suppress(ProcessLookupError):  # usually nothing is left
             os.killpg(self._popen.pid, signal.SIGKILL)
 
     # -- what the kernel says about it and its children
@@ -221,7 +221,7 @@ class Process:
         """Return its id and those of everything that it started."""
         found = [self.pid]
         for pid in found:
-            with contextlib.suppress(OSError):  # a child that has just ended
+            with contextlib.suppress(OSError):  # a child may have just ended
                 for task in Path(f"/proc/{pid}/task").iterdir():
                     found += [int(child) for child in (task / "children").read_text().split()]
         return found
@@ -257,7 +257,7 @@ class Process:
         return sum(map(_cpu_seconds, self.pids()))
 
     def run_seconds(self) -> float:
-        """Return the same, exact to less than a tick (10 ms), but without that of threads that have ended."""
+        """Return the same more exactly than in ticks (10 ms), but without the time of threads that have ended."""
         return sum(map(_run_seconds, self.pids()))
 
 
@@ -296,7 +296,7 @@ class Lab:
         self.overcoat = overcoat
         self.tools = Path(sys.executable).parent
         self.cores = Cores.of_this_machine()
-        os.sched_setaffinity(0, {int(self.cores.load)})  # what this process itself does is no load on the proxy's core
+        os.sched_setaffinity(0, {int(self.cores.load)})  # this process must not load the proxy's core
         self._processes = contextlib.ExitStack()
         search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
         packages = {**PACKAGES, **(PEER_PACKAGES if has_peers else {})}
@@ -335,7 +335,7 @@ class Lab:
 
     @contextlib.contextmanager
     def row(self) -> Iterator[None]:
-        """End, at its end, everything that was started inside."""
+        """End everything that was started inside, when it is left."""
         outer, self._processes = self._processes, contextlib.ExitStack()
         try:
             yield
@@ -422,7 +422,7 @@ class Upstream:
         self.process.wait_for_port(self.port)
 
     def requests(self) -> int:
-        """Return how many requests it has had, this one not counted."""
+        """Return the number of requests that it has had, without this one."""
         with socket.create_connection((HOST, self._plain_port), 10.0) as connection:
             connection.sendall(f"GET /status HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
             answer = b""
@@ -434,7 +434,7 @@ class Upstream:
         return count - self._asked
 
     def checked(self, identifier: str, wait: float = 2.0) -> list[dict[str, Any]]:
-        """Return what is recorded of the requests to `/check` with this `X-Check` header."""
+        """Return the records of the requests to `/check` with this `X-Check` header."""
         deadline = time.monotonic() + wait
         while True:
             found = [

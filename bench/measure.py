@@ -1,10 +1,10 @@
-"""Measurements, and the checks that come before them.
+"""Measures contenders with load generators, after checking that each does the work. The rows (`bench.rows`) call it.
 
 Rules of this module:
 
-- A contender is measured only after one request through it was seen to arrive as the job asks for.
-- A measurement with a single failed request is no measurement: it ends the row.
-- The upstream's own count must be at least the load generator's: nobody answers out of a cache.
+- A contender is measured only after one request through it has arrived as the job wants it.
+- A single failed request ends the row: a measurement with failures would mean nothing.
+- The upstream must count at least as many requests as the load generator: no answer may come from a cache.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Load:
         p50: the median latency in milliseconds.
         p99: the 99th percentile of it.
         requests: how many were answered.
-        load_seconds: processor time that the load generator took, where that is looked at.
+        load_seconds: the processor time of the load generator, if it was measured.
     """
 
     rate: float
@@ -68,7 +68,7 @@ def wrk(lab: Lab, contender: Contender, *, close: bool = False, body: bool = Fal
 
     Args:
         lab: the lab.
-        contender: whom to load.
+        contender: the contender to load.
         close: use a new client connection for every request.
         body: POST the JSON body instead of GET.
         connections: how many connections, if not as many as the settings say.
@@ -96,7 +96,7 @@ def generator(lab: Lab, contender: Contender, *arguments: str, inspect: bool = F
 
     Args:
         lab: the lab.
-        contender: whom to load.
+        contender: the contender to load.
         arguments: `--seconds`, `--count` or `--rate`, and their values.
         inspect: use CONNECT, and TLS that the contender terminates.
     """
@@ -157,7 +157,7 @@ def h2load(lab: Lab, contender: Contender, way: Way, *, http2: bool, count: int 
 
     Args:
         lab: the lab.
-        contender: whom to load.
+        contender: the contender to load.
         way: the relay that makes the CONNECT.
         http2: one connection with `STREAMS` streams at once; else as many connections of HTTP/1.1, kept alive.
         count: how many requests; 0 for as many as the settings' seconds allow.
@@ -287,6 +287,6 @@ def _check_pins(lab: Lab, contender: Contender) -> None:
     try:
         status = curl(lab, contender, impostor, "-H", f"X-Check: {identifier}", inspect=True)["http_code"]
     except LabError:
-        status = 0  # refused before there was an HTTP answer, which is as good
+        status = 0  # refused before any HTTP answer, which is fine, too
     if status == 200 or lab.upstream.checked(identifier, wait=0.3):
         raise LabError(f"{contender.name}: a request went to a server with another key: pins are not checked")

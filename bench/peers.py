@@ -1,11 +1,11 @@
-"""The contenders: how each proxy is configured and started for a job.
+"""The contenders: configures and starts each proxy for a job. The rows (`bench.rows`) call it.
 
 Rules of this module:
 
 - Each runs on the proxy's core alone, with one worker, and writes no access log; Overcoat's decision lines, which
   cannot be switched off, go to /dev/null.
 - Each verifies the upstream's certificate against the lab's CA and nothing else.
-- What a contender leaves out of the job is said where it is started, and is printed with its figures.
+- The parts of the job that a contender cannot do are listed where it is started, and printed with its figures.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def squid(lab: Lab, job: Job) -> Contender:
     port = free_port()
     folder = lab.directory / f"squid-{port}"
     folder.mkdir(mode=0o777)
-    folder.chmod(0o777)  # Squid gives up root for a user of its own
+    folder.chmod(0o777)  # Squid changes from root to its own user
     lab.directory.chmod(0o755)
     ca_file = None
     listen = f"http_port {HOST}:{port}"
@@ -255,7 +255,7 @@ def squid(lab: Lab, job: Job) -> Contender:
     else:
         lines += [
             f"cache_peer {HOST} parent {lab.upstream.port} 0 no-query no-digest originserver name=upstream tls "
-            f"tls-cafile={lab.ca_file} ssldomain={NAME}",  # it matches names alone, and no addresses
+            f"tls-cafile={lab.ca_file} ssldomain={NAME}",  # it matches names only, not addresses
             "cache_peer_access upstream allow all",
             "never_direct allow all",
         ]

@@ -38,7 +38,7 @@ class Direction:
         while data:
             try:
                 data = self._source.recv(65536)
-            except OSError:  # a reset: the other side sees an end
+            except OSError:  # a reset: the other side sees the end of the stream
                 data = b""
             delay = self._delay if other.has_spoken.is_set() else self._first_delay
             self.has_spoken.set()
@@ -53,7 +53,7 @@ class Direction:
                     self._sink.shutdown(socket.SHUT_WR)
                     return
                 self._sink.sendall(data)
-            except OSError:  # the sink is gone, and with it the use of this direction
+            except OSError:  # the sink is gone, so this direction ends
                 return
 
 

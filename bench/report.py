@@ -4,7 +4,7 @@ Rules of this module:
 
 - Every figure is a median of rounds, and stands with the least and the greatest of them.
 - A ratio is taken round by round, and its median is shown: what disturbs the machine for a while disturbs both.
-- What is not met, not available or left out is said as plainly as what is met.
+- Targets that are not met, and rows that are missing or incomplete, are shown as clearly as targets that are met.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _chart(path: Path, rows: Sequence[Row]) -> None:
             )
         panel.set_xscale("log")
         low, high = panel.get_xlim()
-        stretch = max(1.0, 10 / (high / low)) ** 0.5  # a decade at least, or small differences look great
+        stretch = max(1.0, 10 / (high / low)) ** 0.5  # at least a decade; otherwise small differences would look large
         low, high = low / stretch, high * stretch
         panel.set_xlim(low, high * (high / low) ** 0.15)  # room for the figures beside the dots
         panel.set_yticks(range(len(names)), names, fontsize=9)

@@ -91,13 +91,13 @@ class NoResponses:
 
 
 class Home(Protocol):
-    """Where a connection goes between two requests: see `proxy.engine.upstreams.pool`."""
+    """Where a connection goes between two requests: `proxy.engine.upstreams.pool`."""
 
     def give(self, upstream: UpstreamConnection) -> None:
         """Take a connection whose response was complete, or close it."""
 
     def forget(self, upstream: UpstreamConnection) -> None:
-        """Take that one which it has is over."""
+        """Called when a connection that it has is over."""
 
 
 class UpstreamConnection(Reading):

@@ -1,5 +1,6 @@
 """The upstream connections of a process, shared by all apps: idle ones of HTTP/1, and those of HTTP/2, busy or not. The
-conversations take streams from it, and `upstreams.opening` puts new connections in.
+conversations take streams from it. `upstreams.opening` adds new connections of HTTP/2; one of HTTP/1 comes in after a
+complete response.
 
 Rules of this module:
 
