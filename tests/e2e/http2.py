@@ -339,6 +339,8 @@ class Http2Upstream(TlsUpstream):
                 found = protocol.receive_data(plain) if plain else []
             except ProtocolError as error:
                 connection.malformed = str(error)
+                # Its settings have not gone out yet where what is wrong came together with the handshake's end.
+                sock.sendall(channel.seal(protocol.data_to_send()))
                 return
             for event in found:
                 ended += _take(protocol, streams, event)
