@@ -327,3 +327,31 @@ def test_a_clock_that_jumps_harms_no_request_for_longer_than_it_is_wrong(
             assert 0 <= line["seconds"] < 10
             assert abs(datetime.fromisoformat(line["time"]).timestamp() - moved - datetime.now(UTC).timestamp()) < 60
         assert sidecar.metrics().value("overcoat_hook_failures_total") == 0
+
+
+MISTAKEN = """
+import sys
+sys.path.append(sys.argv.pop(1))
+from proxy.engine.upstreams.state import AFTER, Event, State
+del AFTER[Event.ANSWER][State.WAITING]
+sys.argv[0] = "overcoat"
+from proxy.cli import main
+main()
+"""
+
+
+def test_a_step_that_a_connection_may_not_take_fails_closed(
+    authority: Authority, upstream: TlsUpstream, tmp_path: Path
+) -> None:
+    """As if by a mistake of ours a response came where none may come: here, to a request that was sent whole."""
+    (tmp_path / "mistaken.py").write_text(MISTAKEN)
+    command = [sys.executable, "-P", str(tmp_path / "mistaken.py"), str(ROOT)]
+    with Sidecar("", tmp_path, authority=authority, command=command) as sidecar:
+        for number in (1, 2):  # what is broken is one request, not the sidecar
+            with RawClient(sidecar.address) as client, contextlib.suppress(ConnectionError):
+                client.send(request(upstream))
+                assert client.read_to_end() == b""  # cut off at once, with nothing of the response
+            line = sidecar.wait_for_decisions(number)[-1]
+            assert (line["status"], line["reason"]) == (None, "internal_error")
+        assert "IllegalTransition in __missing__" in sidecar.stderr
+        assert len(upstream.connections) == 2  # each was closed, none was used again
