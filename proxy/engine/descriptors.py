@@ -42,11 +42,13 @@ def raise_limit() -> None:
 
 def carried() -> float:
     """Return how many app connections this process can carry, each with one connection to its server."""
-    return (_limit() - _kept(KEPT_FROM_APPS)) // 2
+    return _free_after(KEPT_FROM_APPS) // 2
 
 
-def _kept(kept: int) -> float:
-    return min(1.0, _limit() / _ENOUGH) * kept
+def _free_after(kept: int) -> float:
+    """Return how many descriptors there are beside `kept` ones; of few descriptors, fewer are kept."""
+    limit = _limit()
+    return limit - min(1.0, limit / _ENOUGH) * kept
 
 
 def _limit() -> float:
@@ -70,7 +72,7 @@ def is_taken(number: int, kept: int) -> bool:
     """Tell whether a descriptor number is among the last ones, of which `kept` are kept free (fewer if there
     are few).
     """
-    return number >= _limit() - _kept(kept)
+    return number >= _free_after(kept)
 
 
 def shortage() -> OSError:

@@ -17,9 +17,14 @@ from __future__ import annotations
 
 import itertools
 import time
+from typing import TYPE_CHECKING, cast
 
 from mitmproxy import http
 from mitmproxy.connection import Client, ConnectionState, Server
+from mitmproxy.proxy.context import Context
+
+if TYPE_CHECKING:
+    from mitmproxy.options import Options
 
 _count = itertools.count(1)
 _CLIENT = vars(Client(peername=("", 0), sockname=("", 0), state=ConnectionState.OPEN, timestamp_start=0.0))
@@ -69,16 +74,30 @@ def new_client(peername: tuple[str, int], sockname: tuple[str, int], started: fl
     return client
 
 
-def new_server(address: tuple[str, int], *, tls: bool) -> Server:
+def new_server(address: tuple[str, int] | None, *, tls: bool) -> Server:
     """Return a connection to an upstream that is not open yet.
 
     Args:
-        address: the upstream's host and port.
+        address: the upstream's host and port; None if they are not known yet.
         tls: whether it will use TLS.
     """
     server = Server.__new__(Server)
     vars(server).update(_SERVER, id=_next_id(), address=address, tls=tls)
     return server
+
+
+def new_context(client: Client) -> Context:
+    """Return what carries a client to the hooks, with an upstream that is not known yet.
+
+    Args:
+        client: the client.
+    """
+    context = Context.__new__(Context)
+    context.client = client
+    context.server = new_server(None, tls=False)
+    context.options = cast("Options", None)  # which no hook here reads
+    context.layers = []
+    return context
 
 
 def new_request(

@@ -14,11 +14,9 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 from cryptography import x509
 from mitmproxy.connection import Client, ConnectionState, Server
-from mitmproxy.proxy.context import Context
 from prometheus_client import CollectorRegistry
 
 from addons.exchange import Upstream
@@ -27,13 +25,11 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.rules.policy import ListenerKind, Policy
 from proxy.disk.ca import LocalCa
+from proxy.engine.flows import new_context
 from proxy.engine.server import Engine
 from proxy.engine.upstreams.dialling import connect
 from proxy.engine.upstreams.handshake import secure
 from proxy.engine.upstreams.route import reach
-
-if TYPE_CHECKING:
-    from mitmproxy.options import Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +63,7 @@ async def probe(policy: Policy, destination: Destination) -> Shown:
     here = ("127.0.0.1", 0)
     client = Client(peername=here, sockname=here, timestamp_start=time.time(), state=ConnectionState.OPEN)
     session = engine.sessions.open(client, policy, ListenerKind.FORWARD)
-    context = Context(client, cast("Options", None))  # no hook here reads the options
+    context = new_context(client)
     server = Server(address=(destination.host, destination.port))
     server.tls = True
     through = policy.upstream_proxy

@@ -20,7 +20,7 @@ import math
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from mitmproxy.connection import Client, ConnectionState
 from mitmproxy.proxy.context import Context
@@ -36,13 +36,10 @@ from proxy.engine.apps.speaker import GONE, Speaker
 from proxy.engine.apps.states import AFTER_SOCKET, SocketEvent, SocketState
 from proxy.engine.clock import ResponseClock
 from proxy.engine.dispatch import HookFailed
-from proxy.engine.flows import new_client
+from proxy.engine.flows import new_client, new_context
 from proxy.engine.sockets import RESET, Reading
 from proxy.engine.tlsstream import TlsStream
 from proxy.log import describe
-
-if TYPE_CHECKING:
-    from mitmproxy.options import Options
 
 logger = logging.getLogger("overcoat")
 
@@ -109,8 +106,7 @@ class AppSocket(Reading):
         names = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         self.client = new_client(*names, time.time())
         self.session = self.house.sessions.open(self.client, self.house.policy, self.listener.kind)
-        # mitmproxy's context also has options, which no hook here reads.
-        self.context = Context(self.client, cast("Options", None))
+        self.context = new_context(self.client)
         self.house.began(self)
         self.guarded(self._start)
 
