@@ -7,7 +7,7 @@ Offers:
 
 - `decisionline`: done; what was really done with a request
 - `encryption`: Encryption; encrypts fields of requests, decrypts those of responses
-- `exchange`: Exchange, Upstream, denies, problem_response; what is known of one request, and how it is denied
+- `exchange`: Exchange, Upstream, is_denied, problem_response; what is known of one request, and how it is denied
 - `gate`: Gate; lets in who may ask for what, and finds the destination
 - `headers`: has_field, values_of; header fields by name
 - `localca`: LocalCaGuard; no certificate from a local CA that has ended

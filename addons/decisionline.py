@@ -17,7 +17,7 @@ from functools import lru_cache
 
 from mitmproxy import http
 
-from addons.exchange import Exchange, action_of, denies, would_deny
+from addons.exchange import Exchange, action_of, is_denied, would_deny
 from proxy.core.decisions import Action
 from proxy.core.destinations import Destination
 
@@ -111,7 +111,7 @@ def _more(exchange: Exchange, status: int | None) -> str:
 
 def done(exchange: Exchange) -> Action:
     """Return what was really done; in observe mode, a request is only passed on."""
-    if denies(exchange):
+    if is_denied(exchange):
         return Action.DENY
     if not exchange.observing:
         return action_of(exchange)

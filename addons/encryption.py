@@ -136,7 +136,7 @@ class Encryption:
                 today=self.today(),
             )
         except Denied as denied:
-            exchange.refuse(flow, denied)
+            exchange.deny_always(flow, denied)
             return
         exchange.fields_decrypted = count
         exchange.bytes_received = len(body)

@@ -69,7 +69,7 @@ class Exchange:
         jar: the names of the cookies that the app sent.
         via: the proxies that a CONNECT has passed.
         denied: why the request is denied; in observe mode, why it would be, unless something else really denies it.
-        is_refused: whether it is really denied for that reason. In observe mode, this is so only for requests that
+        is_carried_out: whether it is really denied for that reason. In observe mode, this is so only for requests that
             cannot go on.
         observed: in observe mode, why it would have been denied, if it was really denied for another reason.
         upstream: the connection that carries it, or that could not be opened.
@@ -97,7 +97,7 @@ class Exchange:
     jar: frozenset[str] = frozenset()
     via: tuple[str, ...] = ()
     denied: Denied | None = None
-    is_refused: bool = False
+    is_carried_out: bool = False
     observed: Denied | None = None
     upstream: Upstream | None = None
     has_left: bool = False
@@ -130,34 +130,34 @@ class Exchange:
         self.bytes_received += len(data)
         return data
 
-    def note(self, denied: Denied) -> None:
+    def note_reason(self, denied: Denied) -> None:
         """Remember why the request is denied, without denying it; the first reason stays."""
         if self.denied is None:
             self.denied = denied
 
     def deny(self, flow: http.HTTPFlow, denied: Denied) -> None:
         """Answer with problem details; in observe mode, only note the reason."""
-        self.note(denied)
+        self.note_reason(denied)
         if not self.observing:
-            self.refuse(flow, denied)
+            self.deny_always(flow, denied)
 
-    def stop(self, denied: Denied) -> None:
+    def break_off(self, denied: Denied) -> None:
         """Remember why the request ends, in any mode, without an answer; the first such reason stays."""
-        if not self.is_refused:
-            self._stopped(denied)
+        if not self.is_carried_out:
+            self._carry_out(denied)
 
-    def _stopped(self, denied: Denied) -> None:
-        if self.observing and not self.is_refused:
+    def _carry_out(self, denied: Denied) -> None:
+        if self.observing and not self.is_carried_out:
             self.observed = self.denied
         self.denied = denied
-        self.is_refused = True
+        self.is_carried_out = True
 
-    def refuse(self, flow: http.HTTPFlow, denied: Denied) -> None:
+    def deny_always(self, flow: http.HTTPFlow, denied: Denied) -> None:
         """Answer with problem details in any mode: for a request that cannot go on at all."""
         if self.decision is not None and self.decision.is_by_hsts and denied.reason in _OF_TLS:
             why = "upgraded though plain_http is allow, since its Strict-Transport-Security says https only"
             denied = Denied(denied.reason, f"{denied.detail}; {why}", denied.hint)
-        self._stopped(denied)  # the app is told this reason, so it is the one that counts
+        self._carry_out(denied)  # the app is told this reason, so it is the one that counts
         fields = flow.request.headers
         accept, content_type = fields.get("accept", ""), fields.get("content-type", "")
         flow.response = problem_response(denied, self.rule_name, accept, content_type)
@@ -193,9 +193,9 @@ def problem_response(denied: Denied, rule: str | None, accept: str = "", content
     return http.Response.make(denied.reason.status, body, headers)
 
 
-def denies(exchange: Exchange) -> bool:
+def is_denied(exchange: Exchange) -> bool:
     """Tell whether the exchange is really denied (not only in observe mode)."""
-    return exchange.denied is not None and (exchange.is_refused or not exchange.observing)
+    return exchange.denied is not None and (exchange.is_carried_out or not exchange.observing)
 
 
 # Failures of upstreams. In observe mode plain http stays plain, so a failure there does not tell what enforcing would
@@ -219,7 +219,7 @@ def would_deny(exchange: Exchange) -> bool:
 
 def never_left(exchange: Exchange) -> bool:
     """Tell whether the request was denied before any of it had reached the upstream."""
-    return denies(exchange) and not exchange.has_left
+    return is_denied(exchange) and not exchange.has_left
 
 
 def action_of(exchange: Exchange) -> Action:

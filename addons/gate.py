@@ -51,7 +51,7 @@ class Gate:
             _check_host(flow, exchange.asked, exchange.asked.port)
             _check_listed(exchange, exchange.asked)
         except Denied as denied:
-            _stop(flow, exchange, denied)
+            _deny(flow, exchange, denied)
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Decide on a request."""
@@ -74,7 +74,7 @@ class Gate:
             if not flow.request.is_http2:
                 flow.request.data.authority = b""  # upstreams get a target in origin form (RFC 9112, section 3.2.1)
         except Denied as denied:
-            _stop(flow, exchange, denied)
+            _deny(flow, exchange, denied)
 
     def _admit(self, flow: http.HTTPFlow, exchange: Exchange, session: Session) -> None:
         """Check that the client may use the proxy.
@@ -121,7 +121,7 @@ def _check_listed(exchange: Exchange, asked: Destination) -> None:
         raise denied  # type: ignore[misc]  # is_unlisted says that there is a denial
 
 
-def _stop(flow: http.HTTPFlow, exchange: Exchange, denied: Denied) -> None:
+def _deny(flow: http.HTTPFlow, exchange: Exchange, denied: Denied) -> None:
     """Deny a request. In observe mode it passes, except if it names no destination, or the client may not use the
     proxy.
     """
@@ -131,7 +131,7 @@ def _stop(flow: http.HTTPFlow, exchange: Exchange, denied: Denied) -> None:
     if denied.reason in (Reason.HOST_MISMATCH, Reason.DESTINATION_FORBIDDEN):
         exchange.deny(flow, denied)
     else:
-        exchange.refuse(flow, denied)
+        exchange.deny_always(flow, denied)
 
 
 def _canonical(flow: http.HTTPFlow) -> Destination:

@@ -112,6 +112,6 @@ class Tee:
             if entries := encrypting(exchange):
                 exchange.fields_encrypted = bodies.count_marked(body, signed_head(self.request), entries, limit)
         except Denied as denied:
-            exchange.note(denied)
+            exchange.note_reason(denied)
         self.held.clear()
         return data

@@ -87,12 +87,12 @@ class Session:
             )
         ]
 
-    def note_tls_failed(self) -> None:
+    def tls_failed(self) -> None:
         """Note that the app did not complete TLS with us."""
         if self.connect is not None:
-            self.connect.stop(Denied(Reason.APP_TLS_FAILED, "the app did not complete TLS with the local CA"))
+            self.connect.break_off(Denied(Reason.APP_TLS_FAILED, "the app did not complete TLS with the local CA"))
 
-    def note_idle(self, seconds: float) -> None:
+    def idled(self, seconds: float) -> None:
         """Note that everything under way ends because nothing has moved."""
         self.cut_off(Denied(Reason.IDLE_TIMEOUT, f"no byte passed for {seconds:.0f} s"))
 
@@ -100,13 +100,13 @@ class Session:
         """Note why everything under way ends here; return how much that is."""
         cut = [exchange for exchange in self._under_way if not exchange.finished]
         for exchange in cut:
-            exchange.stop(denied)
+            exchange.break_off(denied)
         return len(cut)
 
     def failed(self, denied: Denied) -> None:
         """Note that something inside has failed: for the requests under way or, if there are none, for the CONNECT."""
         if not self.cut_off(denied) and self.connect is not None and not self.requests:
-            self.connect.stop(denied)
+            self.connect.break_off(denied)
 
 
 class Sessions:

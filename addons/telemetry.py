@@ -18,7 +18,7 @@ from collections.abc import Callable
 from mitmproxy import connection, http, tls
 
 from addons.decisionline import line_of
-from addons.exchange import Exchange, action_of, denies, never_left
+from addons.exchange import Exchange, action_of, is_denied, never_left
 from addons.metrics import NO_REASON, NO_RULE, Metrics, RequestCounts
 from addons.sessions import Sessions
 from proxy.core.pins import PinVerdict
@@ -44,7 +44,7 @@ class Telemetry:
         """Finish a request that has its response."""
         exchange = self.sessions.exchange(flow)
         if flow.response is not None:
-            if not exchange.bytes_received and not denies(exchange):  # our own answers did not come from an upstream
+            if not exchange.bytes_received and not is_denied(exchange):  # our own answers did not come from an upstream
                 exchange.bytes_received = len(flow.response.data.content or b"")
             self._close(flow, exchange, flow.response.data.status_code)
 
@@ -66,7 +66,7 @@ class Telemetry:
 
     def tls_failed_client(self, data: tls.TlsData) -> None:
         """Note that the app did not accept our certificate."""
-        self.sessions.of(data.context.client).note_tls_failed()
+        self.sessions.of(data.context.client).tls_failed()
 
     def client_disconnected(self, client: connection.Client) -> None:
         """Finish a tunnel, and an inspected connection that carried no request."""
@@ -90,9 +90,9 @@ class Telemetry:
         upstream = exchange.upstream
         if upstream is not None:
             if upstream.denied is not None:
-                exchange.note(upstream.denied)
+                exchange.note_reason(upstream.denied)
             if upstream.observed is not None:
-                exchange.note(upstream.observed)
+                exchange.note_reason(upstream.observed)
                 exchange.observed = exchange.observed or upstream.observed
         if exchange.denied is not None and never_left(exchange):
             exchange.bytes_sent = exchange.fields_encrypted = 0

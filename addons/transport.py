@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from mitmproxy import http
 
-from addons.exchange import Exchange, denies
+from addons.exchange import Exchange, is_denied
 from addons.headers import values_of
 from addons.sessions import Sessions
 from proxy.core.decisions import Action, Denied, Reason
@@ -98,7 +98,7 @@ class Transport:
             headers.fields += ((b"Via", _version(response) + b" " + policy.via.encode("ascii")),)
         if b"strict-transport-security" in names and is_https and exchange.asked is not None:
             self._known.learn(exchange.asked.host, values_of(headers, b"strict-transport-security")[0])
-        if denies(exchange):
+        if is_denied(exchange):
             return
         if flow.request.is_http2 and not response.is_http2:  # elsewhere, they were removed with the rest of their head
             headers.fields = without_hop(headers.fields)
@@ -116,7 +116,7 @@ class Transport:
         try:
             trail.follow(exchange.method, response.data.status_code, asked, flow.request.path, fields)
         except Denied as denied:
-            exchange.note(denied)  # unless in observe mode, `response` replaces the response
+            exchange.note_reason(denied)  # unless in observe mode, `response` replaces the response
         headers.fields = fields
 
     def _view(self, flow: http.HTTPFlow, exchange: Exchange) -> appview.View | None:
@@ -137,7 +137,7 @@ class Transport:
         """Answer instead of a redirect that leads in a circle."""
         exchange = self.sessions.exchange(flow)
         if exchange.denied is not None and exchange.denied.reason is Reason.REDIRECT_LOOP and not exchange.observing:
-            exchange.refuse(flow, exchange.denied)
+            exchange.deny_always(flow, exchange.denied)
 
 
 def _delivery(flow: http.HTTPFlow, exchange: Exchange) -> Delivery:

@@ -236,7 +236,7 @@ def test_the_decision_line_table_has_exactly_the_fields_of_a_line() -> None:
     lines: list[str] = []
     telemetry = Telemetry(Sessions(), Metrics(CollectorRegistry()), lines.append)
     exchange = Exchange(Policy(mode=Mode.OBSERVE), "127.0.0.1")
-    exchange.note(Denied(Reason.NOT_HTTP, "a detail"))
+    exchange.note_reason(Denied(Reason.NOT_HTTP, "a detail"))
     telemetry.finish(exchange, None, None)
     paper = (ROOT / "docs" / "metrics.md").read_text("utf-8")
     section = paper.partition("## Decision lines")[2].partition("## ")[0]

@@ -94,7 +94,7 @@ class Apps:
             data.layer = layers.HttpLayer(context, HTTPMode.transparent)
         else:
             what = f"what the app sent through CONNECT {connect.asked} is neither TLS nor an HTTP request"
-            connect.note(Denied(Reason.NOT_HTTP, what))
+            connect.note_reason(Denied(Reason.NOT_HTTP, what))
             data.layer = self._relay(context.client, connect, data) if connect.observing else Closed(context)
 
     def _relay(self, client: connection.Client, connect: Exchange, data: layer.NextLayer) -> layer.Layer:
@@ -115,10 +115,10 @@ class Apps:
                 self._lifetime.check(datetime.now(UTC))
         except Denied as denied:
             if not connect.observing:
-                connect.stop(denied)
+                connect.break_off(denied)
                 self._refused.add(client.id)
                 return
-            connect.note(denied)
+            connect.note_reason(denied)
         if connect.observing or connect.decision.action is Action.TUNNEL:
             self._dials.carry(client, connect)
             data.ignore_connection = True

@@ -106,7 +106,7 @@ class Dials:
         first = may_dial.let_through.get(target, exchange)
         if first.rule is not exchange.rule:
             what = f"this connection has led to {target.host} port {target.port} under another rule already"
-            exchange.refuse(
+            exchange.deny_always(
                 flow, Denied(Reason.DESTINATION_FORBIDDEN, what, "let one rule name both ports of the host")
             )
             return
@@ -124,7 +124,7 @@ class Dials:
         try:
             observed = await self._judge(exchange.policy, exchange.rule, host, port)
         except Denied as denied:
-            exchange.refuse(flow, denied)
+            exchange.deny_always(flow, denied)
         else:
             if observed is not None:
                 exchange.deny(flow, observed)
@@ -210,7 +210,7 @@ class Dials:
         if exchange.denied is None and (upstream is None or upstream.denied is None) and flow.error is not None:
             found = _reason_of(flow.error.msg, exchange.has_left and _listens(flow), flow.response is not None)
             if found is not None:
-                exchange.stop(found)
+                exchange.break_off(found)
 
     def _find(self, flow: http.HTTPFlow) -> None:
         exchange, server = self._sessions.exchange(flow), flow.server_conn
@@ -218,7 +218,7 @@ class Dials:
         may_dial = self._may_dial[flow.client_conn.id]
         known = self._sessions.of(flow.client_conn).upstreams.get(server.id)
         if target in may_dial.let_through:
-            exchange.upstream = known or (None if exchange.is_refused else may_dial.last.get(target))
+            exchange.upstream = known or (None if exchange.is_carried_out else may_dial.last.get(target))
         is_open = server.timestamp_tls_setup if server.tls else server.timestamp_tcp_setup
         exchange.has_left = exchange.has_left or is_open is not None
 

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from mitmproxy import http
 
 from addons.decisionline import done
-from addons.exchange import Exchange, denies, problem_response
+from addons.exchange import Exchange, is_denied, problem_response
 from addons.sessions import Sessions
 
 _FACTS = "overcoat"  # in a flow's metadata
@@ -57,7 +57,7 @@ class Answers:
         exchange = self._sessions.exchange(flow)
         if flow.response is None or flow.response.data.content is None:
             return
-        if denies(exchange) and exchange.denied is not None:
+        if is_denied(exchange) and exchange.denied is not None:
             accept = flow.request.headers.get("accept", "")
             flow.response = problem_response(exchange.denied, exchange.rule_name, accept)
 
@@ -83,7 +83,7 @@ class Shown:
     def response(self, flow: http.HTTPFlow) -> None:
         """Show what became of a request; and remove the body of a denial if the request cannot have one."""
         exchange, response = self._sessions.exchange(flow), flow.response
-        if exchange.method == "HEAD" and denies(exchange) and response is not None and response.data.content:
+        if exchange.method == "HEAD" and is_denied(exchange) and response is not None and response.data.content:
             response.data.content = b""  # Content-Length stays (RFC 9110, section 9.3.2)
         self._show(flow)
 
@@ -104,7 +104,7 @@ class Shown:
                 facts[what] = count
         flow.metadata[_FACTS] = facts
         flow.comment = "overcoat: " + ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
-        if denies(exchange):
+        if is_denied(exchange):
             flow.marked = _DENIED
         elif exchange.fields_encrypted or exchange.fields_decrypted:
             flow.marked = _PROTECTED

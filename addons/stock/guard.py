@@ -100,7 +100,7 @@ class Guard:
     def _deny(self, name: str, flow: http.HTTPFlow) -> None:
         denied = Denied(Reason.INTERNAL_ERROR, f"the {name} stage failed")
         response, exchange = flow.response, self.sessions.exchange(flow)
-        exchange.stop(denied)
+        exchange.break_off(denied)
         # A streamed body is not kept. A body that is complete here, even an empty one, can still be held back.
         is_leaving = (
             (name == "request" and flow.request.data.content is None)
@@ -110,7 +110,7 @@ class Guard:
         if is_leaving:
             _kill(flow)
         elif name in ("http_connect", "requestheaders", "request", "response"):
-            exchange.refuse(flow, denied)
+            exchange.deny_always(flow, denied)
 
     def _break(self, client: connection.Client) -> None:
         self._broken.add(client.id)

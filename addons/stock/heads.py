@@ -41,7 +41,7 @@ class Heads:
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Check the head of a request, and remove fields that must not go on."""
         if flow.error is not None:  # mitmproxy answers it, whatever happens here
-            self._sessions.exchange(flow).stop(_INVALID)
+            self._sessions.exchange(flow).break_off(_INVALID)
             return
         self._check(flow, flow.request.data.path)
         request = flow.request
@@ -69,12 +69,12 @@ class Heads:
             else:
                 read_request_head(as_http1(request, target))
         except Denied as denied:
-            exchange.refuse(flow, denied)
+            exchange.deny_always(flow, denied)
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         """Check the head of a response, and remove fields that must not go on."""
         exchange, response = self._sessions.exchange(flow), flow.response
-        if response is None or exchange.is_refused:
+        if response is None or exchange.is_carried_out:
             return
         try:
             if response.is_http2:
@@ -85,7 +85,7 @@ class Heads:
             if response.status_code < 200 and response.status_code != 101:
                 raise _INTERIM
         except Denied as denied:
-            exchange.refuse(flow, denied)
+            exchange.deny_always(flow, denied)
             response.headers["connection"] = "close"  # else mitmproxy would use the connection again
             return
         fields = without_hop(response.headers.fields)

@@ -149,7 +149,7 @@ def processors() -> int:
 
 
 def _check_lines(path: Path) -> None:
-    from proxy.processes.lines import open_lines
+    from proxy.processes.decisionlines import open_lines
 
     try:
         os.close(open_lines(path))
@@ -162,7 +162,7 @@ async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitS
     from prometheus_client import CollectorRegistry
 
     from addons.metrics import Metrics, PolicyMetrics
-    from proxy.processes.lines import LineWriter
+    from proxy.processes.decisionlines import LineWriter
     from proxy.processes.reload import log_leaving
     from proxy.processes.reminder import Reminder
 

@@ -19,8 +19,8 @@ Offers:
 - `flows`: new_client, new_context, new_flow, new_server; makes mitmproxy's objects at low cost
 - `http2`: PREFACE, TOO_MANY_RESETS, Connection, Stream, name_of; what both sides of HTTP/2 do alike
 - `http2state`: KEPT_LIST, MAX_STREAMS, NeverIndexed, size_of; h2's connection state, with stricter checks
-- `messages`: Entry, aimed, authenticates_connection, frame, request_head, request_of, response_head, response_of; heads
-  of the core to mitmproxy's messages and back
+- `messages`: ListenerTarget, aimed, authenticates_connection, frame, request_head, request_of, response_head,
+  response_of; heads of the core to mitmproxy's messages and back
 - `probe`: probe; which certificates a server shows, for `overcoat pins fetch`
 - `server`: BindError, Bound, Engine, bind; the engine, and the sockets it listens on
 - `sockets`: RESET, Reading, tcp_socket; makes sockets, reads from them, breaks them off

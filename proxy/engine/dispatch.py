@@ -69,14 +69,14 @@ class Dispatcher:
         except KeyError:
             flow.error = mitmproxy_flow.Error(mitmproxy_flow.Error.KILLED_MESSAGE)
             return
-        exchange.stop(denied)
+        exchange.break_off(denied)
         # A streamed body is not kept. A body that is complete here, even an empty one, can still be held back.
-        message_is_on_its_way = (
+        message_is_leaving = (
             (name == "request" and flow.request.data.content is None)
             or name == "responseheaders"
             or (name == "response" and flow.response is not None and flow.response.data.content is None)
         )
-        if message_is_on_its_way:
+        if message_is_leaving:
             flow.error = mitmproxy_flow.Error(mitmproxy_flow.Error.KILLED_MESSAGE)
         elif name in ("http_connect", "requestheaders", "request", "response"):
-            exchange.refuse(flow, denied)
+            exchange.deny_always(flow, denied)

@@ -29,7 +29,7 @@ _ABSOLUTE = re.compile(rb"([^:/?]*+)://([^/?]*+)(.*+)", re.DOTALL)
 _WEBSOCKET = {b"ws": b"http", b"wss": b"https"}  # schemes that some apps use to ask for WebSocket (RFC 6455, section 3)
 
 
-class Entry(Protocol):
+class ListenerTarget(Protocol):
     """Says where a request goes that does not name a proxy destination itself, by the listener that it came through."""
 
     @property
@@ -45,23 +45,23 @@ class Entry(Protocol):
 
 
 def aimed(
-    head: RequestHead, inside: Destination | None, entry: Entry | None, *, is_tls: bool
+    head: RequestHead, inside: Destination | None, listener_target: ListenerTarget | None, *, is_tls: bool
 ) -> tuple[RequestHead, http.Request, Destination | None]:
     """Return a head as it goes on, its request object, and what the app takes its destination for, if for another.
 
     Args:
         head: the head that an app sent.
         inside: the destination of the CONNECT that it came through, or None.
-        entry: says where it is meant to go, if it cannot say so itself.
+        listener_target: says where it is meant to go, if it cannot say so itself.
         is_tls: whether it came through TLS.
 
     Raises:
         Denied: BAD_REQUEST, HOST_MISMATCH: it cannot go on.
     """
     front = None
-    if entry is not None:
-        head, inside, front = entry.aim(head)
-        is_tls = entry.is_https
+    if listener_target is not None:
+        head, inside, front = listener_target.aim(head)
+        is_tls = listener_target.is_https
     return head, request_of(head, inside, is_tls=is_tls, any_scheme=front is not None), front
 
 

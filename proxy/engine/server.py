@@ -42,8 +42,8 @@ from proxy.core.who.clients import check_client
 from proxy.core.who.credentials import Verifier
 from proxy.disk.ca import LocalCa
 from proxy.disk.preload import is_preloaded
-from proxy.engine.apps.entries import meet
 from proxy.engine.apps.house import OpenConnection
+from proxy.engine.apps.listeners import meet
 from proxy.engine.apps.socket import AppSocket
 from proxy.engine.descriptors import SHORTAGES, AppListener, carried
 from proxy.engine.dispatch import Dispatcher
@@ -207,9 +207,9 @@ class Engine:
         )
         self.services = Services(self.loop, resolvers, self.sessions, self.dispatch, self.is_own_address, self.pool)
 
-    async def listen(self, places: Iterable[Bound]) -> None:
+    async def listen(self, sockets: Iterable[Bound]) -> None:
         """Accept connections on bound sockets; see `bind`."""
-        for listener, bound in places:
+        for listener, bound in sockets:
             protocol = functools.partial(AppSocket, self, listener, meet)
             server = await self.loop.create_server(protocol, sock=bound, backlog=ACCEPTED_AT_ONCE)
             bound.listen(BACKLOG)  # asyncio uses one number for both
@@ -288,7 +288,7 @@ class Engine:
         if self.is_draining and not self.connections:
             self._nobody_left.set()
 
-    def note_refused(self, exchange: Exchange, status: int | None) -> None:
+    def write_denied(self, exchange: Exchange, status: int | None) -> None:
         """Write the decision line of something that was no request, so that no addon has seen it.
 
         Args:

@@ -6,7 +6,7 @@ Offers:
 
 - `admin`: AdminSockets; the admin address: metrics, `/live` and `/ready`
 - `children`: Desk, Equipment, administer, work; what a worker and the process for the admin address do
-- `lines`: LineWriter, open_lines; writes decision lines
+- `decisionlines`: LineWriter, open_lines; writes decision lines
 - `metricsfiles`: prepare_metrics; where several workers keep their metrics
 - `reload`: Reader, log_leaving, log_read; reads the policy again
 - `reminder`: Reminder; warns while a sidecar runs of what ends soon

@@ -25,7 +25,7 @@ from proxy.disk.ca import LocalCa
 from proxy.engine.server import Bound, Engine
 from proxy.engine.tls import NoRoots
 from proxy.processes.admin import AdminSockets
-from proxy.processes.lines import LineWriter
+from proxy.processes.decisionlines import LineWriter
 from proxy.processes.supervisor import CANNOT_START, Seat, Shared
 from proxy.processes.wires import DRAIN, REOPEN, SERVES, TAKEN, receive, send, unpack
 

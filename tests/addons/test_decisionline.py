@@ -93,7 +93,7 @@ def test_observe_mode_says_what_would_have_been() -> None:
     said = read(line_of(it, 200, None, 1.0))
     assert list(said) == [*COMMON, "would", "would_encrypt", "detail"]
     assert (said["encrypted"], said["would"], said["would_encrypt"], said["would_deny"]) == (0, "deny", 5, True)
-    it.stop(Denied(Reason.UPSTREAM_FAILED, "it broke"))
+    it.break_off(Denied(Reason.UPSTREAM_FAILED, "it broke"))
     said = read(line_of(it, 502, None, 1.0))
     assert said["detail"] == "it broke; enforcing would have denied it: body_not_json"
 

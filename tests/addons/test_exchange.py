@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from mitmproxy import connection, http
 
-from addons.exchange import Exchange, action_of, denies, never_left, problem_response, would_deny
+from addons.exchange import Exchange, action_of, is_denied, never_left, problem_response, would_deny
 from addons.sessions import Sessions
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
@@ -24,8 +24,8 @@ SECOND = Denied(Reason.HOST_MISMATCH, "second")
 class TestDenials:
     def test_the_first_reason_stays(self) -> None:
         exchange = Exchange(Policy(), "127.0.0.1")
-        exchange.note(FIRST)
-        exchange.note(SECOND)
+        exchange.note_reason(FIRST)
+        exchange.note_reason(SECOND)
         assert exchange.denied is FIRST
 
     def test_a_denied_flow_has_its_answer_and_is_not_asked_to_continue(
@@ -48,29 +48,29 @@ class TestDenials:
         exchange.deny(flow, FIRST)
         assert not flow.response
         assert exchange.denied is FIRST
-        assert not denies(exchange)
+        assert not is_denied(exchange)
         assert would_deny(exchange)
-        exchange.refuse(flow, SECOND)
+        exchange.deny_always(flow, SECOND)
         assert flow.response
         assert json.loads(flow.response.content or b"")["reason"] == SECOND.reason.code
         assert (exchange.denied, exchange.observed) == (SECOND, FIRST)
-        assert denies(exchange)
+        assert is_denied(exchange)
 
     def test_what_stops_it_in_the_end_stands_in_place_of_what_would_have(self) -> None:
         failed, late = (Denied(reason, "x") for reason in (Reason.UPSTREAM_FAILED, Reason.IDLE_TIMEOUT))
         exchange = Exchange(Policy(mode=Mode.OBSERVE), "127.0.0.1", decision=Decision(Action.UPGRADE))
-        exchange.note(FIRST)
-        exchange.stop(failed)
-        exchange.stop(late)
+        exchange.note_reason(FIRST)
+        exchange.break_off(failed)
+        exchange.break_off(late)
         assert (exchange.denied, exchange.observed) == (failed, FIRST)
         assert would_deny(exchange)  # though the failure itself says nothing of enforcing
         assert action_of(exchange) is Action.DENY
 
     def test_what_would_have_been_outlives_an_answer_that_follows_the_stop(self, new_flow: NewFlow) -> None:
         exchange, flow = Exchange(Policy(mode=Mode.OBSERVE), "127.0.0.1"), new_flow()
-        exchange.note(FIRST)
-        exchange.stop(SECOND)
-        exchange.refuse(flow, SECOND)
+        exchange.note_reason(FIRST)
+        exchange.break_off(SECOND)
+        exchange.deny_always(flow, SECOND)
         assert (exchange.denied, exchange.observed) == (SECOND, FIRST)
 
     def test_nothing_is_observed_where_decisions_are_carried_out(self, sessions: Sessions, new_flow: NewFlow) -> None:
@@ -84,7 +84,7 @@ class TestDenials:
         flow = new_flow()
         exchange = sessions.exchange(flow)
         exchange.deny(flow, FIRST)
-        exchange.refuse(flow, SECOND)
+        exchange.deny_always(flow, SECOND)
         assert flow.response is not None
         assert json.loads(flow.response.content or b"")["reason"] == SECOND.reason.code
         assert exchange.denied is SECOND
@@ -112,7 +112,7 @@ class TestDenials:
 def test_what_the_policy_says_of_an_exchange(decision: Decision | None, denied: Denied | None, action: Action) -> None:
     exchange = Exchange(Policy(), "127.0.0.1", decision=decision, denied=denied)
     assert action_of(exchange) is action
-    assert denies(exchange) is (denied is not None)
+    assert is_denied(exchange) is (denied is not None)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_what_would_be_denied_and_what_has_left(mode: Mode, reason: Reason, woul
     exchange.decision = Decision(Action.UPGRADE)
     assert not would_deny(exchange)
     assert not never_left(exchange)
-    exchange.note(Denied(reason, "x"))
+    exchange.note_reason(Denied(reason, "x"))
     assert would_deny(exchange) is would
     assert never_left(exchange) is is_kept
     exchange.has_left = True
@@ -155,7 +155,7 @@ def test_that_only_the_server_wanted_https_is_said_where_its_tls_fails(
     flow = new_flow()
     exchange = sessions.exchange(flow)
     exchange.decision = None if is_by_hsts is None else Decision(Action.UPGRADE, is_by_hsts=is_by_hsts)
-    exchange.refuse(flow, Denied(reason, "failed"))
+    exchange.deny_always(flow, Denied(reason, "failed"))
     assert exchange.denied is not None
     assert ("Strict-Transport-Security" in exchange.denied.detail) is is_said
 

@@ -48,7 +48,7 @@ def test_what_is_denied_already_keeps_its_reason(sessions: Sessions, new_flow: C
     flow = new_flow("CONNECT")
     exchange = sessions.exchange(flow)
     exchange.decision = Decision(Action.INSPECT, Destination("api.example", 443))
-    exchange.refuse(flow, Denied(Reason.PROXY_AUTHENTICATION_REQUIRED, "who are you?"))
+    exchange.deny_always(flow, Denied(Reason.PROXY_AUTHENTICATION_REQUIRED, "who are you?"))
     LocalCaGuard(sessions, ENDED).http_connect(flow)
     assert exchange.denied is not None
     assert exchange.denied.reason is Reason.PROXY_AUTHENTICATION_REQUIRED

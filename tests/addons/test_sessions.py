@@ -73,11 +73,11 @@ class TestSessions:
         self, sessions: Sessions, client: connection.Client, new_flow: NewFlow
     ) -> None:
         session = sessions.of(client)
-        session.note_tls_failed()
+        session.tls_failed()
         connect = session.connect = sessions.exchange(new_flow("CONNECT", ""))
         before = connect.denied
         assert before is None
-        session.note_tls_failed()
+        session.tls_failed()
         assert connect.denied is not None
         assert connect.denied.reason is Reason.APP_TLS_FAILED
 

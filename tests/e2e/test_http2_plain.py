@@ -22,7 +22,7 @@ from tests.e2e.connection import Channel, Connection, PlainChannel, RecordedRequ
 from tests.e2e.frames import PREFACE
 from tests.e2e.http2 import HeaderList, Http2Client, Http2Upstream, Message
 from tests.e2e.sidecar import ROOT, Decision, Sidecar
-from tests.e2e.test_entries import REDIRECTED
+from tests.e2e.test_listeners import REDIRECTED
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
 HOST, PINNED, REJECTED = "app.example", "pinned.example", "rejected.example"

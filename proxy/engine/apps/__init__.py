@@ -11,7 +11,7 @@ Everything here uses its process through one interface, `house.House`, which the
 
 Offers:
 
-- `entries`: meet; gives an app that has just connected its first speaker
+- `listeners`: meet; gives an app that has just connected its first speaker
 - `house`: OpenConnection; a connection, as far as the engine ends it
 - `socket`: AppSocket; one connection of an app
 """

@@ -36,7 +36,7 @@ from proxy.engine.upstreams.route import dial
 type Inside = Callable[[AppSocket, Exchange], Speaker]  # makes the speaker for the requests inside a CONNECT
 
 
-class Asker(Protocol):
+class ConnectSpeaker(Protocol):
     """The speaker that read a CONNECT, or a request that means the same, and knows how to answer it."""
 
     app: AppSocket
@@ -55,18 +55,18 @@ class Asker(Protocol):
 class Connect:
     """A CONNECT request, until it is answered."""
 
-    def __init__(self, asker: Asker, request: http.Request, inside: Inside) -> None:
+    def __init__(self, speaker: ConnectSpeaker, request: http.Request, inside: Inside) -> None:
         """Start.
 
         Args:
-            asker: what read it.
+            speaker: the speaker that read it.
             request: the request.
             inside: makes the speaker for requests inside.
         """
         self._inside = inside
-        self._asker = asker
-        self._app = asker.app
-        self._house = asker.app.house
+        self._speaker = speaker
+        self._app = speaker.app
+        self._house = speaker.app.house
         self._flow = new_flow(self._app.client, request)
         self._dialling: asyncio.Task[None] | None = None
         self._is_over = False
@@ -82,7 +82,7 @@ class Connect:
         is_tunnel = exchange.decision is not None and exchange.decision.action is Action.TUNNEL
         opens_first = exchange.observing or _is_raw(exchange) or (is_tunnel and flow.request.port != HTTP_PORT)
         if flow.response is not None:
-            self._refuse()
+            self._deny()
         elif opens_first:
             self._dialling = self._app.loop.create_task(self._dial(exchange))
         else:
@@ -97,8 +97,8 @@ class Connect:
         except Denied as denied:
             record.denied = denied
             if not self._is_over:
-                exchange.refuse(self._flow, denied)
-                self._app.guarded(self._refuse)
+                exchange.deny_always(self._flow, denied)
+                self._app.guarded(self._deny)
         except Exception as e:
             self._app.crash(e)
         else:
@@ -107,23 +107,23 @@ class Connect:
             else:
                 self._app.guarded(self._accept, exchange, upstream)
 
-    def _refuse(self) -> None:
+    def _deny(self) -> None:
         self._house.dispatch.call("http_connect_error", self._flow)
         self._app.session.connect = None  # its decision line is written, and it opened no tunnel
         response = self._flow.response
         assert response is not None
         self._is_over = True
-        self._asker.conversation = None
-        self._app.write(self._asker.refusal(response))
+        self._speaker.conversation = None
+        self._app.write(self._speaker.refusal(response))
         self._app.close()
 
     def _accept(self, exchange: Exchange, upstream: UpstreamConnection | None) -> None:
         self._is_over = True
         self._app.hold("pipelining", False)
-        self._app.write(self._asker.established())
-        self._asker.conversation = None  # it is not needed any more, and refers back to this
+        self._app.write(self._speaker.established())
+        self._speaker.conversation = None  # it is not needed any more, and refers back to this
         self._app.speaker = speaker = FirstBytes(self._app, exchange, upstream, self._inside)
-        if rest := self._asker.take_rest():
+        if rest := self._speaker.take_rest():
             speaker.feed(rest)
         if self._app.has_ended:  # meanwhile
             self._app.speaker.eof()
@@ -132,8 +132,8 @@ class Connect:
         """Deny it: it could not be opened in time."""
         if self._dialling is not None:
             self._dialling.cancel()
-        self._house.sessions.exchange(self._flow).refuse(self._flow, denied)
-        self._refuse()
+        self._house.sessions.exchange(self._flow).deny_always(self._flow, denied)
+        self._deny()
 
     def overdue(self, seconds: float) -> Denied | None:
         """Return why it must end after so long a silence: the upstream is still being dialled."""
@@ -232,7 +232,7 @@ class FirstBytes(Speaker):
             self._inspect(heard)
 
     def _deny(self, denied: Denied) -> None:
-        self._connect.note(denied)
+        self._connect.note_reason(denied)
         if self._connect.observing:
             self._relay()
             return

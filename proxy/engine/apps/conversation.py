@@ -25,7 +25,7 @@ from collections.abc import Callable
 from mitmproxy import flow as mitmproxy_flow
 from mitmproxy import http
 
-from addons.exchange import Exchange, Upstream, denies
+from addons.exchange import Exchange, Upstream, is_denied
 from addons.headers import has_field
 from addons.pinning import have_expired
 from proxy.core.decisions import Denied, Reason, late_response
@@ -129,7 +129,7 @@ class Conversation:
             assert self.exchange is not None
             if self._size > self.exchange.policy.limits.held_body:
                 self._held.clear()
-                self.exchange.refuse(self.flow, bodies.too_large(self.exchange.policy.limits.held_body))
+                self.exchange.deny_always(self.flow, bodies.too_large(self.exchange.policy.limits.held_body))
                 self._answer()
             else:
                 self._held += data
@@ -257,7 +257,7 @@ class Conversation:
     def _unreachable(self, denied: Denied) -> None:
         assert self.exchange is not None
         self._waiting.clear()
-        self.exchange.refuse(self.flow, denied)
+        self.exchange.deny_always(self.flow, denied)
         self._answer()
 
     def _unfit(self, upstream: UpstreamStream) -> str | None:
@@ -355,7 +355,7 @@ class Conversation:
             self._cut_off()
         elif head.status == 101:
             self._switch()
-        elif (flow.response.stream or not has_body) and not (self.exchange and denies(self.exchange)):
+        elif (flow.response.stream or not has_body) and not (self.exchange and is_denied(self.exchange)):
             self.state = _BEGIN[self.state]
             flow.response.stream = flow.response.stream or True
             # For gRPC, fields in a head without a body are trailers; before an empty body they are not.
@@ -462,10 +462,10 @@ class Conversation:
         self._gathered = b""
         if self.state in _ANSWERING:  # the app has the status
             is_upstreams = denied.reason is Reason.UPSTREAM_FAILED
-            self.exchange.stop(Denied(Reason.UPSTREAM_CUT, denied.detail) if is_upstreams else denied)
+            self.exchange.break_off(Denied(Reason.UPSTREAM_CUT, denied.detail) if is_upstreams else denied)
             self._cut_off()
             return
-        self.exchange.refuse(self.flow, denied)
+        self.exchange.deny_always(self.flow, denied)
         self._answer()
 
     # -- WebSocket

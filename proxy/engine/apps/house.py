@@ -90,7 +90,7 @@ class House(Protocol):
     def is_leaving(self, session: Session) -> bool:
         """Tell whether a connection is to be closed as soon as no request is under way on it."""
 
-    def note_refused(self, exchange: Exchange, status: int | None) -> None:
+    def write_denied(self, exchange: Exchange, status: int | None) -> None:
         """Write the decision line of something that was no request, so that no addon has seen it.
 
         Args:

@@ -29,7 +29,7 @@ from proxy.engine.apps.socket import AppSocket
 from proxy.engine.apps.speaker import Speaker
 from proxy.engine.clock import ResponseClock
 from proxy.engine.http2 import PREFACE
-from proxy.engine.messages import Entry, aimed, response_head
+from proxy.engine.messages import ListenerTarget, aimed, response_head
 from proxy.engine.streams import Version
 
 MAX_PIPELINED = MAX_HEAD_BYTES
@@ -41,18 +41,18 @@ class AppHttp1(Speaker):
 
     answers = True
 
-    def __init__(self, app: AppSocket, tunnel: Exchange | None, entry: Entry | None = None) -> None:
+    def __init__(self, app: AppSocket, tunnel: Exchange | None, listener_target: ListenerTarget | None = None) -> None:
         """Start.
 
         Args:
             app: the app's socket.
             tunnel: the CONNECT inside which it is spoken, if any.
-            entry: says where requests go that name no destination themselves, by the listener.
+            listener_target: says where requests go that name no destination themselves, by the listener.
         """
         self.app = app
         self._tunnel = tunnel
         self._inside = tunnel.asked if tunnel is not None else None
-        self._entry = entry
+        self._listener_target = listener_target
         self._is_first = True  # whether no request has come yet
         self._is_http11 = True
         self._is_chunked = False  # whether the current response is in chunks
@@ -116,9 +116,9 @@ class AppHttp1(Speaker):
             head = read_request_head(stripped[:end])
             if len(head.fields) > limits.header_count:
                 raise Denied(Reason.HEADERS_TOO_LARGE, f"there are more than {limits.header_count} header fields")
-            head, request, front = aimed(head, self._inside, self._entry, is_tls=self.app.tls is not None)
+            head, request, front = aimed(head, self._inside, self._listener_target, is_tls=self.app.tls is not None)
         except Denied as denied:
-            self.refuse(denied)
+            self.deny(denied)
             return False
         if self._inside is None:
             self.app.session.policy = self.app.house.policy  # the policy in force when the request begins
@@ -148,14 +148,14 @@ class AppHttp1(Speaker):
     def speak_http2(self, data: bytes = b"") -> None:
         """Give the connection to the speaker for HTTP/2, with its bytes that have come already."""
         self._unread = b""
-        self.app.speaker = speaker = AppHttp2(self.app, self._tunnel, self._entry)
+        self.app.speaker = speaker = AppHttp2(self.app, self._tunnel, self._listener_target)
         speaker.feed(data)
 
-    def refuse(self, denied: Denied) -> None:
+    def deny(self, denied: Denied) -> None:
         """Answer bytes that are no request, or a request that did not come in time, and close."""
         response = problem_response(denied, None)
         self.app.write(response_head(response, is_closing=True) + (response.data.content or b""))
-        self.app.refused(denied, response.status_code)
+        self.app.close_denied(denied, response.status_code)
 
     def _read_body(self, body: Body) -> bool:
         conversation = self.conversation
@@ -307,7 +307,7 @@ class AppHttp1(Speaker):
         if isinstance(self.conversation, Conversation):
             self.conversation.give_up(denied)
         else:
-            self.refuse(denied)
+            self.deny(denied)
 
     def give_up(self, denied: Denied) -> bool:
         """End the current request, if there is one, and the connection."""

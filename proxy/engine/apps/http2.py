@@ -33,7 +33,7 @@ from proxy.engine.apps.speaker import Speaker
 from proxy.engine.clock import ResponseClock
 from proxy.engine.http2 import TOO_MANY_RESETS, Connection, Stream
 from proxy.engine.http2state import KEPT_LIST, MAX_STREAMS, NeverIndexed, size_of
-from proxy.engine.messages import Entry, aimed
+from proxy.engine.messages import ListenerTarget, aimed
 from proxy.engine.streams import Version
 from proxy.log import describe
 
@@ -51,20 +51,20 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
 
     answers = True
 
-    def __init__(self, app: AppSocket, tunnel: Exchange | None, entry: Entry | None = None) -> None:
+    def __init__(self, app: AppSocket, tunnel: Exchange | None, listener_target: ListenerTarget | None = None) -> None:
         """Start.
 
         Args:
             app: the app's socket.
             tunnel: the CONNECT inside which it is spoken, if any.
-            entry: says where requests go that name no destination themselves, by the listener.
+            listener_target: says where requests go that name no destination themselves, by the listener.
         """
         limits = app.session.policy.limits
         size = 2 * limits.header_bytes + _PER_FIELD * limits.header_count  # larger: a head that is too long is answered
         super().__init__(app.loop, is_client=False, header_bytes=size)
         self.app = app
         self.inside = tunnel.asked if tunnel is not None else None
-        self.entry = entry
+        self.listener_target = listener_target
         self.is_leaving = False
         self._heads: dict[tuple[tuple[tuple[bytes, bytes], ...], bool], RequestHead] = {}
         self._clocks: list[ResponseClock] = []
@@ -214,9 +214,9 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
         is_whole = event.stream_ended is not None
         try:
             head = self._read_head(tuple(event.headers or ()), is_whole)
-            head, request, front = aimed(head, self.inside, self.entry, is_tls=self.app.tls is not None)
+            head, request, front = aimed(head, self.inside, self.listener_target, is_tls=self.app.tls is not None)
         except Denied as denied:
-            stream.refuse(denied, event.headers or [])
+            stream.deny(denied, event.headers or [])
             return
         stream.expected = head.body if head.body >= 0 else None
         stream.conversation = conversation = Conversation(stream, request, head)
@@ -289,9 +289,9 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
         denied = self._late or Denied(Reason.BAD_REQUEST, f"Overcoat ended the app's connection of HTTP/2: {why}")
         asking = [stream for stream in streams if stream.is_asking]
         for stream in asking:
-            stream.stop(denied)
+            stream.break_off(denied)
         if not asking:
-            self.app.note_refused(denied, None)
+            self.app.write_denied(denied, None)
         for stream in streams:
             stream.gone()
         self.app.close(still_taken=STILL_TAKEN)
@@ -387,10 +387,10 @@ class AppHttp2Stream(Stream):
         exchange = self.conversation.exchange if self.conversation is not None else None
         return exchange is not None and not exchange.finished
 
-    def stop(self, denied: Denied) -> None:
+    def break_off(self, denied: Denied) -> None:
         """Note why it ends without an answer."""
         if self.conversation is not None and self.conversation.exchange is not None:
-            self.conversation.exchange.stop(denied)
+            self.conversation.exchange.break_off(denied)
 
     def over(self) -> None:
         """Release everything that belongs to it."""
@@ -412,12 +412,12 @@ class AppHttp2Stream(Stream):
             late = Denied(Reason.REQUEST_TIMEOUT, f"the app did not send all of it within {seconds} s")
             self.conversation.give_up(late)
 
-    def refuse(self, denied: Denied, block: list[tuple[bytes, bytes]]) -> None:
+    def deny(self, denied: Denied, block: list[tuple[bytes, bytes]]) -> None:
         """Answer a head that is no request; `block` has its fields."""
         content_type = next((value for name, value in block if name == b"content-type"), b"")
         response = problem_response(denied, None, content_type=content_type.decode("ascii", "replace"))
         self.answer(response, response.data.content or b"")
-        self.app.note_refused(denied, response.status_code)
+        self.app.write_denied(denied, response.status_code)
 
     # -- as the `AppStream` of a conversation
 
@@ -497,7 +497,7 @@ class AppHttp2Stream(Stream):
     def crash(self, error: Exception) -> None:
         """End the stream, because something inside has failed; other streams go on."""
         logger.error("a stream of a client connection failed, and is ended: %s", describe(error))
-        self.stop(Denied(Reason.INTERNAL_ERROR, "the engine failed"))
+        self.break_off(Denied(Reason.INTERNAL_ERROR, "the engine failed"))
         self.abort()
         self.gone()
 

@@ -116,21 +116,21 @@ class AppSocket(Reading):
         self.house.dispatch.call("client_connected", self.client)
         self._meet(self)
 
-    def refused(self, denied: Denied, status: int | None = None) -> None:
+    def close_denied(self, denied: Denied, status: int | None = None) -> None:
         """Write the decision line of something that was no request, or did not come in time, and close.
 
         Args:
             denied: why.
             status: the status that the app was told, if any.
         """
-        self.note_refused(denied, status)
+        self.write_denied(denied, status)
         self.close()
 
-    def note_refused(self, denied: Denied, status: int | None) -> None:
+    def write_denied(self, denied: Denied, status: int | None) -> None:
         """Write such a decision line, without closing."""
         exchange = Exchange(self.session.policy, self.session.client)
-        exchange.stop(denied)
-        self.house.note_refused(exchange, status)
+        exchange.break_off(denied)
+        self.house.write_denied(exchange, status)
 
     def _watch_idle(self) -> None:
         idle = self.loop.time() - self._last_activity
@@ -141,7 +141,7 @@ class AppSocket(Reading):
                 idle = 0.0
             else:
                 if not has_left:  # else nothing was too slow
-                    self.session.note_idle(self._idle_limit)
+                    self.session.idled(self._idle_limit)
                 self.abort()
         if not self.is_closing:
             self._timers["idle"] = self.loop.call_later(self._idle_limit - idle, self.guarded, self._watch_idle)
@@ -161,7 +161,7 @@ class AppSocket(Reading):
         if self.is_closing:
             return
         if self.tls is not None and not self.tls.is_established:
-            self.session.note_tls_failed()
+            self.session.tls_failed()
             self.close()
         else:
             self.speaker.too_slow()
@@ -195,7 +195,7 @@ class AppSocket(Reading):
             timer.cancel()
         self.clock.close()
         if self.tls is not None and not self.tls.is_established:
-            self.session.note_tls_failed()
+            self.session.tls_failed()
         try:
             self.speaker.gone()
             self.house.dispatch.call("client_disconnected", self.client)
@@ -295,7 +295,7 @@ class AppSocket(Reading):
                 done = self.tls.handshake(data)
             except SSL.Error:
                 self._out.append(self.tls.outgoing())
-                self.session.note_tls_failed()
+                self.session.tls_failed()
                 self.close()
                 return
             self._out.append(self.tls.outgoing())

@@ -159,7 +159,7 @@ class Relay(Speaker, NoResponses):
         """Break off: the upstream's connection has not ended in order, and the app must see that."""
         connect = self._app.session.connect
         if connect is not None and not self._app_has_ended and not self._upstream_has_ended:
-            connect.stop(Denied(Reason.UPSTREAM_CUT, "the upstream broke the tunnel off"))
+            connect.break_off(Denied(Reason.UPSTREAM_CUT, "the upstream broke the tunnel off"))
         self._app.abort()
 
 

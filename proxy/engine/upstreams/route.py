@@ -239,33 +239,33 @@ class _Link(NoResponses, Reading):
                 self._head, self._head_end = self._head[end:], HeadEnd(of_request=False)
                 self._interim += 1
                 if self._interim > MAX_INTERIM:
-                    self._refuse("sends interim responses (1xx) without an end")
+                    self._deny("sends interim responses (1xx) without an end")
                     return
         except Denied:
-            self._refuse("sent a head without an end")
+            self._deny("sent a head without an end")
             return
         if end is None:
             return
         status = _STATUS.match(self._head)
         if status is None:
-            self._refuse("answered with something that is not HTTP")
+            self._deny("answered with something that is not HTTP")
         elif not status[1].startswith(b"2"):
             hint = ""
             if status[1] == b"407":
                 hint = "give its name and password in upstream_proxy.credentials"
-            self._refuse(f"answered CONNECT with {status[1].decode('ascii')}", hint)
+            self._deny(f"answered CONNECT with {status[1].decode('ascii')}", hint)
         else:
             self._answer.set_result(None)
             if rest := self._head[end:]:
                 self.transport.write(rest)
 
-    def _refuse(self, what: str, hint: str = "") -> None:
+    def _deny(self, what: str, hint: str = "") -> None:
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(Denied(Reason.UPSTREAM_PROXY_FAILED, f"the upstream proxy {what}", hint))
 
     def switched_end(self) -> None:
         """Pass the end on."""
-        self._refuse("closed the connection without an answer")
+        self._deny("closed the connection without an answer")
         self._outer_has_ended = True
         if self._outer.tls is not None and not self._outer.tls.was_closed:
             say_ending(self._inner, Ending.CUT)
@@ -276,7 +276,7 @@ class _Link(NoResponses, Reading):
 
     def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
         """Called when the proxy's connection broke: the connection of its user breaks, too."""
-        self._refuse("closed the connection without an answer")
+        self._deny("closed the connection without an answer")
         self._break_off()
 
     def upstream_congested(self, congested: bool) -> None:
@@ -292,5 +292,5 @@ class _Link(NoResponses, Reading):
 
     def crashed(self, error: Exception) -> None:
         """Break off."""
-        self._refuse("could not be read")
+        self._deny("could not be read")
         self._break_off()

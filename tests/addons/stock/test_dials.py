@@ -148,7 +148,7 @@ class TestAddresses:
         line = Line(Policy(mode=Mode.OBSERVE))
         exchange = line.ask()
         assert reason(exchange) is Reason.DESTINATION_FORBIDDEN
-        assert not exchange.is_refused
+        assert not exchange.is_carried_out
         data = line.dial()
         assert data.server.error is None
         line.reach(data)

@@ -113,7 +113,7 @@ class TestFlows:
 
     def test_what_cannot_even_be_denied_is_killed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         setting = Setting(Raising())
-        monkeypatch.setattr(Exchange, "stop", lambda *_: 1 / 0)
+        monkeypatch.setattr(Exchange, "break_off", lambda *_: 1 / 0)
         flow = setting.flow()
         setting.call("requestheaders", flow)
         assert flow.error is not None

@@ -50,9 +50,9 @@ def meet(app: AppSocket) -> None:
         app.speaker = _speaker_for(app)
     except Denied as denied:
         if app.listener.kind in (ListenerKind.FORWARD, ListenerKind.REVERSE):
-            AppHttp1(app, None).refuse(denied)
+            AppHttp1(app, None).deny(denied)
         else:
-            app.refused(denied)
+            app.close_denied(denied)
 
 
 def _speaker_for(app: AppSocket) -> Speaker:
@@ -158,7 +158,7 @@ def original_destination(connection: socket.socket) -> Destination:
     )
 
 
-class _Asker(Speaker):
+class _ConnectSpeaker(Speaker):
     """Answers a CONNECT that came as SOCKS5 or was redirected, as the speaker for HTTP/1 does for its own."""
 
     def __init__(self, app: AppSocket) -> None:
@@ -204,7 +204,7 @@ class _Asker(Speaker):
         """Do nothing: nothing was sent yet."""
 
 
-class Socks5(_Asker):
+class Socks5(_ConnectSpeaker):
     """Reads a SOCKS5 greeting, credentials if the policy has users, and a request to connect."""
 
     def __init__(self, app: AppSocket) -> None:
@@ -230,7 +230,7 @@ class Socks5(_Asker):
 
     def _greeting(self) -> bool:
         if self._data[:1] not in (b"", _VERSION):
-            return self._refuse(b"", "what came is no SOCKS5 (RFC 1928)")
+            return self._deny(b"", "what came is no SOCKS5 (RFC 1928)")
         if len(self._data) < 2 or len(self._data) < 2 + self._data[1]:
             return False
         methods = self._take(2 + self._data[1])[2:]
@@ -240,7 +240,7 @@ class Socks5(_Asker):
             if method != _PASSWORD:
                 wants = "no authentication, and the app insists on some"
             reason = Reason.PROXY_AUTHENTICATION_REQUIRED if method == _PASSWORD else Reason.BAD_REQUEST
-            return self._refuse(_VERSION + bytes((_NONE_FITS,)), f"this listener wants {wants}", reason)
+            return self._deny(_VERSION + bytes((_NONE_FITS,)), f"this listener wants {wants}", reason)
         self.app.write(_VERSION + bytes((method,)))
         self._step = self._password if method == _PASSWORD else self._request
         return True
@@ -249,7 +249,7 @@ class Socks5(_Asker):
         """Read a name and a password (RFC 1929)."""
         data = self._data
         if data[:1] not in (b"", b"\x01"):
-            return self._refuse(b"\x01\x01", "what came are no credentials (RFC 1929)")
+            return self._deny(b"\x01\x01", "what came are no credentials (RFC 1929)")
         if len(data) < 2 or len(data) < 3 + data[1] or len(data) < 3 + data[1] + data[2 + data[1]]:
             return False
         name = data[2 : 2 + data[1]]
@@ -261,10 +261,10 @@ class Socks5(_Asker):
         try:
             is_right = b":" not in name and self.app.house.verifier.verify(users, value, self.app.session.client)
         except Denied as denied:
-            return self._refuse(b"\x01\x01", denied.detail, denied.reason)
+            return self._deny(b"\x01\x01", denied.detail, denied.reason)
         if not is_right:
             reason = Reason.PROXY_AUTHENTICATION_REQUIRED
-            return self._refuse(b"\x01\x01", "the app shows a name or a password that is not the proxy's", reason)
+            return self._deny(b"\x01\x01", "the app shows a name or a password that is not the proxy's", reason)
         self.app.write(b"\x01\x00")
         self._step = self._request
         return True
@@ -274,12 +274,12 @@ class Socks5(_Asker):
         if len(data) < 5:
             return False
         if data[:1] != _VERSION or data[2] != 0:
-            return self._refuse(_failure(_GENERAL_FAILURE), "what came is no SOCKS5 request")
+            return self._deny(_failure(_GENERAL_FAILURE), "what came is no SOCKS5 request")
         if data[1] != 1:
-            return self._refuse(_failure(_COMMAND_NOT_SUPPORTED), "only the command CONNECT is served")
+            return self._deny(_failure(_COMMAND_NOT_SUPPORTED), "only the command CONNECT is served")
         length = {1: 4, 3: 1 + data[4], 4: 16}.get(data[3])
         if length is None:
-            return self._refuse(_failure(_ADDRESS_NOT_SUPPORTED), "the kind of address is none that is known")
+            return self._deny(_failure(_ADDRESS_NOT_SUPPORTED), "the kind of address is none that is known")
         if len(data) < 6 + length:
             return False
         kind, address, port = data[3], data[4 : 4 + length], int.from_bytes(data[4 + length : 6 + length])
@@ -293,16 +293,16 @@ class Socks5(_Asker):
                 host = canonical_host(text if kind == 1 else f"[{text}]")
             destination = parse_authority(Destination(host, port).authority)
         except BadDestination:
-            return self._refuse(_failure(_GENERAL_FAILURE), "the destination is no valid host and port")
+            return self._deny(_failure(_GENERAL_FAILURE), "the destination is no valid host and port")
         rest, self._data = self._data, b""
         self.app.expect(False)
         self.ask(destination.authority, self._credentials, rest)
         return False
 
-    def _refuse(self, answer: bytes, detail: str, reason: Reason = Reason.BAD_REQUEST) -> bool:
+    def _deny(self, answer: bytes, detail: str, reason: Reason = Reason.BAD_REQUEST) -> bool:
         """Answer, write a decision line, and close; the current step is then over."""
         self.app.write(answer)
-        self.app.refused(Denied(reason, detail))
+        self.app.close_denied(Denied(reason, detail))
         return False
 
     def established(self) -> bytes:
@@ -315,14 +315,14 @@ class Socks5(_Asker):
 
     def too_slow(self) -> None:
         """End: the first messages did not come in time."""
-        self.app.refused(Denied(Reason.REQUEST_TIMEOUT, "the app did not finish its SOCKS5 request in time"))
+        self.app.close_denied(Denied(Reason.REQUEST_TIMEOUT, "the app did not finish its SOCKS5 request in time"))
 
 
 def _failure(code: int) -> bytes:
     return bytes((5, code, 0, 1, 0, 0, 0, 0, 0, 0))
 
 
-class Transparent(_Asker):
+class Transparent(_ConnectSpeaker):
     """Collects the first bytes of a redirected app, until they tell what it speaks, and to which host."""
 
     def __init__(self, app: AppSocket, dialled: Destination) -> None:
@@ -347,18 +347,18 @@ class Transparent(_Asker):
             speaker.feed(self._data)
             return
         if heard.speech is Speech.OTHER:
-            self._refuse()
+            self._deny()
             return
         try:
             host = self._dialled.host if heard.sni is None else canonical_host(heard.sni)
         except BadDestination:
-            self.app.refused(Denied(Reason.HOST_MISMATCH, "the TLS server name is not exactly one valid name"))
+            self.app.close_denied(Denied(Reason.HOST_MISMATCH, "the TLS server name is not exactly one valid name"))
             return
         self.ask(Destination(host, self._dialled.port).authority, b"", self._data)
 
-    def _refuse(self) -> None:
+    def _deny(self) -> None:
         detail = f"what the app sent to {self._dialled} is neither TLS nor an HTTP request"
-        self.app.refused(Denied(Reason.NOT_HTTP, detail))
+        self.app.close_denied(Denied(Reason.NOT_HTTP, detail))
 
     def established(self) -> bytes:
         """Return nothing: the app knows of no proxy."""
@@ -370,4 +370,4 @@ class Transparent(_Asker):
 
     def too_slow(self) -> None:
         """End: the app did not send enough in time."""
-        self._refuse()
+        self._deny()

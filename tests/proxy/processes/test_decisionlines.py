@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from proxy import timelimits
-from proxy.processes import lines
-from proxy.processes.lines import LineWriter
+from proxy.processes import decisionlines
+from proxy.processes.decisionlines import LineWriter
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_what_a_reader_that_is_gone_does_not_get_is_counted(pipe: tuple[FileIO, 
 def test_a_line_that_finds_no_room_is_lost_and_nobody_waits(
     pipe: tuple[FileIO, TextIOWrapper], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "MAX_WAITING", 1000)
+    monkeypatch.setattr(decisionlines, "MAX_WAITING", 1000)
     monkeypatch.setattr(timelimits, "LAST_LINES_SECONDS", 0.1)
     reader, stream = pipe
     writer = LineWriter(stream, lambda _: None)

@@ -589,7 +589,7 @@ def test_a_plain_upstream_is_never_dialled_by_any_way_in(authority: Authority, t
 def test_the_kernels_word_is_asked_for(tmp_path: Path) -> None:
     """A connection that was not redirected has no destination: the listener's own address is none."""
     from proxy.core.decisions import Denied
-    from proxy.engine.apps.entries import original_destination
+    from proxy.engine.apps.listeners import original_destination
 
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()
