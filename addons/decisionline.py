@@ -44,7 +44,7 @@ def line_of(exchange: Exchange, status: int | None, flow: http.HTTPFlow | None, 
         exchange.policy.mode,
         done(exchange),
         exchange.denied.reason.code if exchange.denied else None,
-        would_deny(exchange),
+        is_observing and would_deny(exchange),
         flow.server_conn.tls_version if flow and flow.server_conn else None,
         upstream.pin.value if upstream and upstream.pin else None,
     )

@@ -65,7 +65,8 @@ class Transport:
         names = names_in(headers.fields)
         if not names.isdisjoint(_FOR_THE_PROXY):
             headers.fields = tuple(field for field in headers.fields if field[0].lower() not in _FOR_THE_PROXY)
-        if decision is not None and decision.target is not None and _is_upgraded(exchange):
+        is_upgraded = _is_upgraded(exchange)
+        if is_upgraded and decision is not None and decision.target is not None:
             # Not with the setters: they rewrite Host with their own default port.
             data.scheme = b"https"
             data.port = decision.target.port
@@ -77,7 +78,7 @@ class Transport:
             headers.fields, may_go_on = one_forward_less(headers.fields)
             if not may_go_on:
                 exchange.deny(flow, Denied(Reason.NO_FORWARDS_LEFT, "the request's Max-Forwards is 0"))
-        exchange.view = self._view(flow, exchange)
+        exchange.view = self._view(flow, exchange, is_upgraded=is_upgraded)
         if exchange.view is not None:
             if b"origin" in names:
                 exchange.origin = values_of(headers, b"origin")[0]
@@ -119,12 +120,12 @@ class Transport:
             exchange.note_reason(denied)  # unless in observe mode, `response` replaces the response
         headers.fields = fields
 
-    def _view(self, flow: http.HTTPFlow, exchange: Exchange) -> appview.View | None:
+    def _view(self, flow: http.HTTPFlow, exchange: Exchange, *, is_upgraded: bool) -> appview.View | None:
         if exchange.asked is None:
             return None
         if exchange.front is not None:
             return appview.renamed(exchange.front, exchange.asked)
-        if not _is_upgraded(exchange):
+        if not is_upgraded:
             return None
         session = self.sessions.of(flow.client_conn)
         if session.view is not None and session.view[0] is exchange.policy and session.view[1].asked == exchange.asked:

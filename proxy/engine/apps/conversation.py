@@ -95,6 +95,7 @@ class Conversation:
         self._gathered: bytes | bytearray = b""  # the response's body so far, if it is held
         self._was_reused = False
         self._tries = 0
+        self._holds_app = False  # whether the app waits for an upstream that takes no more for now
         self._counts = False  # whether a connection for this request alone is counted
         self._version = Version.HTTP1
         self._only_http1 = False  # whether the upstream wants HTTP/1.1
@@ -280,13 +281,15 @@ class Conversation:
         self.upstream = upstream
         self.state = _ASK[self.state]
         self._count(not upstream.is_http2)
-        upstream.hold("app", self.stream.is_congested)
+        if self.stream.is_congested:
+            upstream.hold("app", True)
         self.exchange.upstream = upstream.record
         self.flow.server_conn = upstream.server
-        self.stream.hold("dialling", False)
         request, is_streamed = self.flow.request, self.state is not _HELD
         body = b"".join(self._waiting) if is_streamed else request.data.content or b""
-        self._waiting.clear()
+        if self._waiting:
+            self._waiting.clear()
+            self.stream.hold("dialling", False)
         self.exchange.has_left = True
         is_whole, trailers = self.state is not _STREAMING, self._trailers if is_streamed else ()
         upstream.ask(self, request, body, is_whole=is_whole, trailers=trailers, te=self.takes_trailers)
@@ -487,6 +490,7 @@ class Conversation:
 
     def upstream_congested(self, congested: bool) -> None:
         """Called when the upstream takes no more for now, and when it does again."""
+        self._holds_app = congested
         self.stream.hold("upstream", congested)
         self._count_time()
 
@@ -588,7 +592,9 @@ class Conversation:
         upstream, self.upstream = self.upstream, None
         self._count(False)
         self.stream.clock.stop()
-        self.stream.hold("upstream", False)
+        if self._holds_app:
+            self._holds_app = False
+            self.stream.hold("upstream", False)
         return upstream
 
     def _leave_upstream(self) -> None:

@@ -333,6 +333,8 @@ class AppSocket(Reading):
 
     def hold(self, why: str, is_held: bool) -> None:
         """Stop reading from the app while there is any reason to wait."""
+        if is_held is (why in self._holds):
+            return
         before = bool(self._holds)
         if is_held:
             self._holds.add(why)
@@ -358,7 +360,7 @@ class AppSocket(Reading):
 
     def _encrypt(self) -> None:
         """Encrypt what was gathered, in as few records as possible."""
-        if self._plain and self.tls is not None:
+        if self.tls is not None:
             data = b"".join(self._plain) if len(self._plain) > 1 else self._plain[0]
             self._plain.clear()
             with contextlib.suppress(SSL.Error):  # the app has closed the session; the end of the socket will follow
@@ -367,7 +369,8 @@ class AppSocket(Reading):
 
     def flush(self) -> None:
         """Write what was gathered."""
-        self._encrypt()
+        if self._plain:
+            self._encrypt()
         if self._out:
             data = b"".join(self._out) if len(self._out) > 1 else self._out[0]
             self._out.clear()
@@ -403,7 +406,8 @@ class AppSocket(Reading):
         self._still_taken = still_taken
         if self.before_close is not None:
             self.before_close()
-        self._encrypt()
+        if self._plain:
+            self._encrypt()
         has_ended = self.has_ended
         self._go_on(SocketEvent.CLOSE)
         if self.tls is not None:

@@ -318,6 +318,8 @@ class UpstreamConnection(Reading):
 
     def hold(self, why: str, is_held: bool) -> None:
         """Stop reading from the upstream while there is any reason to wait."""
+        if is_held is (why in self._holds):
+            return
         if is_held:
             self._holds.add(why)
         else:

@@ -62,7 +62,7 @@ class Socket:
 
     def __init__(self) -> None:
         self.closing = False
-        self.paused = True
+        self.paused = False
         self.ours, self.theirs = socket.socketpair()
 
     def get_extra_info(self, name: str) -> socket.socket:
@@ -77,6 +77,9 @@ class Socket:
 
     def abort(self) -> None:
         self.closing = True
+
+    def pause_reading(self) -> None:
+        self.paused = True
 
     def resume_reading(self) -> None:
         self.paused = False
@@ -172,6 +175,8 @@ class TestAdopting:
 
     def test_an_idle_connection_reads_so_that_its_end_is_noticed(self, world: World) -> None:
         one = world.connection()
+        one.hold("app", True)
+        assert cast(Any, one.transport).paused
         world.pool.give(one)
         assert cast(Any, one.transport).paused is False
         assert one.receiver is None
