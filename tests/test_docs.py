@@ -309,6 +309,22 @@ def test_rules_are_cited_by_numbers_that_there_are() -> None:
     assert len(numbers) > 4
 
 
+def test_the_names_in_explanations_are_those_of_the_sources() -> None:
+    """A constant or a class that is spoken of is there; one method of a class by `Class.method`."""
+    sources = [path.read_text("utf-8") for folder in ("proxy", "addons") for path in (ROOT / folder).rglob("*.py")]
+    words = set(re.findall(r"\w+", "\n".join(sources))) | {"TlsConfig"}  # mitmproxy's
+    papers = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "engine.md", *decisions()]
+    named = {name for paper in papers for name in INLINE.findall(prose(paper))}
+    names = {
+        name for name in named if re.fullmatch(r"[A-Z]\w*[a-z]\w*[A-Z]\w*(\.\w+)?|[A-Z]+_[A-Z_]+|\w+\.\w+\(?", name)
+    }
+    assert len(names) > 20
+    wrong = {
+        name for name in names if not set(name.split(".")) <= words and not re.search(r"\.(md|py|toml|lock)$", name)
+    }
+    assert wrong == set()
+
+
 def decisions() -> list[Path]:
     """Return the files of decisions."""
     return sorted(path for path in (ROOT / "docs" / "decisions").glob("*.md") if path.name != "README.md")

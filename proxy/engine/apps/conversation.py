@@ -61,7 +61,7 @@ _BREAK = AFTER_CONVERSATION[ConversationEvent.BREAK]
 _COMPLETE = AFTER_CONVERSATION[ConversationEvent.COMPLETE]
 _END = AFTER_CONVERSATION[ConversationEvent.END]
 _GATHER = AFTER_CONVERSATION[ConversationEvent.GATHER]
-_REFUSE = AFTER_CONVERSATION[ConversationEvent.REFUSE]
+_DENY = AFTER_CONVERSATION[ConversationEvent.DENY]
 _REQUEST_DATA = AFTER_CONVERSATION[ConversationEvent.REQUEST_DATA]
 _RESPONSE_DATA = AFTER_CONVERSATION[ConversationEvent.RESPONSE_DATA]
 _STREAM = AFTER_CONVERSATION[ConversationEvent.STREAM]
@@ -518,7 +518,7 @@ class Conversation:
 
     def _answer(self) -> None:
         """Send `flow.response`, which was made here."""
-        after = _REFUSE[self.state]
+        after = _DENY[self.state]
         response = self.flow.response
         assert response is not None
         response.timestamp_start = response.timestamp_end = time.time()

@@ -91,7 +91,7 @@ class ConversationEvent(IntEnum):
     SWITCH = auto()  # … and ends HTTP (101)
     RESPONSE_DATA = auto()  # a piece of the body comes
     COMPLETE = auto()  # the response is complete
-    REFUSE = auto()  # the app gets a response that was made here
+    DENY = auto()  # the app gets a response that was made here
     BREAK = auto()  # it does not end in order
 
 
@@ -103,7 +103,7 @@ AFTER_CONVERSATION = table(
             _V.STREAM: _C.STREAMING,
             _V.REQUEST_DATA: _C.HOLDING,
             _V.END: _C.HELD,
-            _V.REFUSE: _C.DISCARDING,
+            _V.DENY: _C.DISCARDING,
             **_BREAKS,
         },
         _C.HELD: {
@@ -111,7 +111,7 @@ AFTER_CONVERSATION = table(
             _V.GATHER: _C.GATHERING,
             _V.BEGIN: _C.ANSWERING,
             _V.SWITCH: _C.SWITCHED,
-            _V.REFUSE: _C.OVER,
+            _V.DENY: _C.OVER,
             **_BREAKS,
         },
         _C.STREAMING: {
@@ -120,7 +120,7 @@ AFTER_CONVERSATION = table(
             _V.ASK: _C.STREAMING,
             _V.GATHER: _C.EARLY_GATHERING,
             _V.BEGIN: _C.EARLY_ANSWERING,
-            _V.REFUSE: _C.DISCARDING,
+            _V.DENY: _C.DISCARDING,
             **_BREAKS,
         },
         _C.STREAMED: {
@@ -128,7 +128,7 @@ AFTER_CONVERSATION = table(
             _V.GATHER: _C.GATHERING,
             _V.BEGIN: _C.ANSWERING,
             _V.SWITCH: _C.SWITCHED,
-            _V.REFUSE: _C.OVER,
+            _V.DENY: _C.OVER,
             **_BREAKS,
         },
         _C.EARLY_GATHERING: {
@@ -136,13 +136,13 @@ AFTER_CONVERSATION = table(
             _V.END: _C.GATHERING,
             _V.RESPONSE_DATA: _C.EARLY_GATHERING,
             _V.COMPLETE: _C.DISCARDING,
-            _V.REFUSE: _C.DISCARDING,
+            _V.DENY: _C.DISCARDING,
             **_BREAKS,
         },
         _C.GATHERING: {
             _V.RESPONSE_DATA: _C.GATHERING,
             _V.COMPLETE: _C.OVER,
-            _V.REFUSE: _C.OVER,
+            _V.DENY: _C.OVER,
             **_BREAKS,
         },
         _C.EARLY_ANSWERING: {
