@@ -19,11 +19,12 @@ Offers:
 - `flows`: new_client, new_context, new_flow, new_server; makes mitmproxy's objects at low cost
 - `http2`: PREFACE, TOO_MANY_RESETS, Connection, Stream, name_of; what both sides of HTTP/2 do alike
 - `http2state`: KEPT_LIST, MAX_STREAMS, NeverIndexed, size_of; h2's connection state, with stricter checks
+- `life`: Life; an open socket: pauses, time limits, and its ends
 - `messages`: ListenerTarget, aimed, authenticates_connection, frame, request_head, request_of, response_head,
   response_of; heads of the core to mitmproxy's messages and back
 - `probe`: probe; which certificates a server shows, for `overcoat pins fetch`
 - `server`: BindError, Bound, Engine, bind; the engine, and the sockets it listens on
-- `sockets`: RESET, Reading, tcp_socket; makes sockets, reads from them, breaks them off
+- `sockets`: Reading, tcp_socket; makes sockets, and reads from them
 - `streams`: Receiver, UpstreamStream, Version; the interface between a conversation and an upstream
 - `tls`: NoRoots, TlsConnections, with_roots; TLS contexts and connections
 - `tlsstream`: TlsStream; TLS over a socket of the event loop

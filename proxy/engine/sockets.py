@@ -1,5 +1,5 @@
-"""Makes sockets, breaks connections off, and reads from sockets without a new buffer for each read. The connections of
-both sides (`apps.socket`, `upstreams.connection`) subclass `Reading`.
+"""Makes sockets, and reads from sockets without a new buffer for each read. The connections of both sides
+(`apps.socket`, `upstreams.connection`) subclass `Reading`, most of them by way of `life`.
 
 Rules of this module:
 
@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER with 0 seconds: closing sends a reset
 _BUFFER = memoryview(bytearray(256 * 1024))
 
 

@@ -175,7 +175,7 @@ class FirstBytes(Speaker):
         if upstream is not None:
             upstream.carry(Relay(app, upstream, b""))  # the first bytes of a server wait in its socket
             if not is_open:
-                upstream.transport.pause_reading()
+                upstream.hold("first bytes", True)
 
     def feed(self, data: bytes) -> None:
         """Collect bytes, and decide once they are enough."""
@@ -246,8 +246,8 @@ class FirstBytes(Speaker):
             self._app.speaker = relay
             relay.feed(self._data)
             relay.splice()
-            if not self._app.is_congested:
-                self._upstream.transport.resume_reading()
+            self._upstream.hold("app", self._app.is_congested)
+            self._upstream.hold("first bytes", False)
         else:
             self._app.speaker = relay = Relay(self._app, None, self._data)
             relay.dial(self._connect)
@@ -295,11 +295,8 @@ class FirstBytes(Speaker):
     def congested(self, is_congested: bool) -> None:
         """In observe mode the server may speak first: read from it only as much as the app takes."""
         is_open = self._connect.observing or _is_raw(self._connect)
-        if self._upstream is not None and is_open and not self._upstream.transport.is_closing():
-            if is_congested:
-                self._upstream.transport.pause_reading()
-            else:
-                self._upstream.transport.resume_reading()
+        if self._upstream is not None and is_open:
+            self._upstream.hold("app", is_congested)
 
 
 def _is_raw(connect: Exchange) -> bool:

@@ -20,7 +20,6 @@ import math
 import socket
 import time
 from collections.abc import Callable
-from typing import cast
 
 from mitmproxy.connection import Client, ConnectionState
 from mitmproxy.proxy.context import Context
@@ -37,7 +36,7 @@ from proxy.engine.apps.states import AFTER_SOCKET, SocketEvent, SocketState
 from proxy.engine.clock import ResponseClock
 from proxy.engine.dispatch import HookFailed
 from proxy.engine.flows import new_client, new_context
-from proxy.engine.sockets import RESET, Reading
+from proxy.engine.life import Life
 from proxy.engine.tlsstream import TlsStream
 from proxy.log import describe
 
@@ -48,10 +47,9 @@ _CLOSING = _OVER | {SocketState.CLOSING, SocketState.ABORTED}
 _PEER_HAS_ENDED = frozenset((7, 8, 9, 11))  # Linux's TCP_INFO: CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING
 
 
-class AppSocket(Reading):
+class AppSocket(Life):
     """One connection of an app."""
 
-    transport: asyncio.Transport
     client: Client
     session: Session
     context: Context
@@ -65,6 +63,7 @@ class AppSocket(Reading):
             listener: the listener that accepted it.
             meet: sets the first speaker, or refuses the app.
         """
+        super().__init__()
         self.state = SocketState.OPEN
         self.is_closing = False  # same as in `state`: we have sent our last bytes; what comes is thrown away
         self.house = house
@@ -77,8 +76,6 @@ class AppSocket(Reading):
         self.before_close: Callable[[], None] | None = None  # writes what the speaker has gathered
         self._plain: list[bytes] = []  # bytes to encrypt
         self._out: list[bytes] = []
-        self._holds: set[str] = set()
-        self._timers: dict[str, asyncio.TimerHandle] = {}
         self._idle_limit: float = house.policy.limits.idle_seconds
         self._may_be_gone = False
         self.clock = ResponseClock(self.loop, self.guarded)
@@ -102,7 +99,7 @@ class AppSocket(Reading):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start."""
-        self.transport = cast(asyncio.Transport, transport)
+        super().connection_made(transport)
         names = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         self.client = new_client(*names, time.time())
         self.session = self.house.sessions.open(self.client, self.house.policy, self.listener.kind)
@@ -144,7 +141,7 @@ class AppSocket(Reading):
                     self.session.idled(self._idle_limit)
                 self.abort()
         if not self.is_closing:
-            self._timers["idle"] = self.loop.call_later(self._idle_limit - idle, self.guarded, self._watch_idle)
+            self._start_timer("idle", self._idle_limit - idle, self.guarded, self._watch_idle)
 
     def expect(self, is_expected: bool) -> None:
         """Set whether the app owes something that must come within `limits.request_seconds` from now."""
@@ -152,12 +149,10 @@ class AppSocket(Reading):
             if (timer := self._timers.pop("request", None)) is not None:
                 timer.cancel()
         elif "request" not in self._timers and self.state not in _OVER:
-            self._timers["request"] = self.loop.call_later(
-                self.session.policy.limits.request_seconds, self.guarded, self._too_slow
-            )
+            self._start_timer("request", self.session.policy.limits.request_seconds, self.guarded, self._too_slow)
 
     def _too_slow(self) -> None:
-        self._timers.pop("request", None)
+        self._stop_timer("request")
         if self.is_closing:
             return
         if self.tls is not None and not self.tls.is_established:
@@ -169,7 +164,7 @@ class AppSocket(Reading):
     def later(self, name: str, seconds: float, step: Callable[[], None]) -> None:
         """Run a step later, unless the connection is over by then."""
         if self.state not in _OVER:
-            self._timers[name] = self.loop.call_later(seconds, self.guarded, step)
+            self._start_timer(name, seconds, self.guarded, step)
 
     def expect_departure(self) -> None:
         """Use a shorter time limit: the app has ended its side, and may be gone, which TCP does not tell."""
@@ -177,22 +172,20 @@ class AppSocket(Reading):
             self._may_be_gone = True
             self._idle_limit = min(self._idle_limit, timelimits.HALF_CLOSED_SECONDS)
             self.touch()
-            self._timers["idle"].cancel()
             self._watch_idle()
 
     def _watch_held(self) -> None:
         """Ask the kernel whether an app from which nothing is read is still there."""
         if _tcp_state(self.transport.get_extra_info("socket")) in _PEER_HAS_ENDED:
             self.expect_departure()
-        self._timers["held"] = self.loop.call_later(timelimits.HELD_CHECK_SECONDS, self.guarded, self._watch_held)
+        self._start_timer("held", timelimits.HELD_CHECK_SECONDS, self.guarded, self._watch_held)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called when the socket is closed."""
         self._go_on(SocketEvent.LOSE if exc is None else SocketEvent.BREAK)
         self.client.state = ConnectionState.CLOSED
         self.client.timestamp_end = time.time()
-        for timer in self._timers.values():
-            timer.cancel()
+        self._stop_timers()
         self.clock.close()
         if self.tls is not None and not self.tls.is_established:
             self.session.tls_failed()
@@ -216,7 +209,7 @@ class AppSocket(Reading):
         if self.speaker.drain(is_fresh) or not self.session.is_idle:
             return
         if is_fresh:
-            self._timers["fresh"] = self.loop.call_later(timelimits.FRESH_SECONDS - age, self.after_step)
+            self._start_timer("fresh", timelimits.FRESH_SECONDS - age, self.after_step)
         else:
             self.close()
 
@@ -231,9 +224,7 @@ class AppSocket(Reading):
     def abort(self) -> None:
         """Break off with a reset: an end in order could look like the end of a response."""
         self._go_on(SocketEvent.ABORT)
-        if not self.transport.is_closing():
-            with contextlib.suppress(OSError):  # the app is gone already
-                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self._end_with_reset()
         self.transport.abort()
 
     def crash(self, error: Exception) -> None:
@@ -331,24 +322,12 @@ class AppSocket(Reading):
         self.tls = TlsStream(conn)
         self.client.tls = True
 
-    def hold(self, why: str, is_held: bool) -> None:
-        """Stop reading from the app while there is any reason to wait."""
-        if is_held is (why in self._holds):
-            return
-        before = bool(self._holds)
-        if is_held:
-            self._holds.add(why)
+    def _pause(self, is_paused: bool) -> None:
+        super()._pause(is_paused)
+        if is_paused:
+            self._start_timer("held", timelimits.HELD_CHECK_SECONDS, self.guarded, self._watch_held)
         else:
-            self._holds.discard(why)
-        if bool(self._holds) != before and not self.transport.is_closing():
-            if self._holds:
-                self.transport.pause_reading()
-                self._timers["held"] = self.loop.call_later(
-                    timelimits.HELD_CHECK_SECONDS, self.guarded, self._watch_held
-                )
-            else:
-                self.transport.resume_reading()
-                self._timers.pop("held").cancel()
+            self._stop_timer("held")
 
     # -- writing
 
@@ -390,9 +369,7 @@ class AppSocket(Reading):
     def half_close(self) -> None:
         """Send an EOF, and go on reading."""
         self.flush()
-        if not self.transport.is_closing():
-            with contextlib.suppress(OSError):  # the app is gone already; connection_lost will tell
-                self.transport.write_eof()
+        self._end_writing()
 
     def close(self, *, still_taken: float = math.inf) -> None:
         """Close after everything is sent, so that the app can still read it (closing with unread input would send a
@@ -416,20 +393,17 @@ class AppSocket(Reading):
         self.flush()
         if self.transport.is_closing():
             return
-        try:
-            self.transport.write_eof()
-        except OSError:  # the app is gone already
+        if not self._end_writing():  # the app is gone already
             self.transport.abort()
             return
         if self._holds:
             self._holds.clear()
-            self._timers.pop("held").cancel()
-            self.transport.resume_reading()
+            self._pause(False)
         if has_ended:
             self.transport.close()
         else:
-            self._timers["linger"] = self.loop.call_later(timelimits.LINGER_SECONDS, self.transport.close)
-        self._timers["flush"] = self.loop.call_later(timelimits.FLUSH_SECONDS, self.abort)
+            self._start_timer("linger", timelimits.LINGER_SECONDS, self.transport.close)
+        self._limit_flush(self.abort)
 
 
 def _tcp_state(connection: socket.socket) -> int | None:

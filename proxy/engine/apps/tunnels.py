@@ -110,15 +110,12 @@ class Relay(Speaker, NoResponses):
             if self._app.was_reset:
                 self._upstream.reset()
             else:
-                self._upstream.finish(self._app.loop)
+                self._upstream.finish()
 
     def congested(self, is_congested: bool) -> None:
         """Read from the upstream only as much as the app takes."""
-        if self._upstream is not None and not self._upstream.transport.is_closing():
-            if is_congested:
-                self._upstream.transport.pause_reading()
-            else:
-                self._upstream.transport.resume_reading()
+        if self._upstream is not None:
+            self._upstream.hold("app", is_congested)
 
     def too_slow(self) -> None:
         """Never called: nothing is owed in a tunnel."""
@@ -140,7 +137,7 @@ class Relay(Speaker, NoResponses):
 
     def _end(self) -> None:
         if self._upstream is not None:
-            self._upstream.finish(self._app.loop)
+            self._upstream.finish()
         self._app.close()
 
     def upstream_congested(self, congested: bool) -> None:

@@ -23,7 +23,7 @@ import socket
 import struct
 import termios
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Protocol
 
 from mitmproxy import http
 from mitmproxy.connection import Server
@@ -31,13 +31,12 @@ from OpenSSL import SSL
 
 from addons.exchange import Upstream
 from addons.headers import has_field
-from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.core.http.framing import BadFraming, Body, UntilCloseBody, body_of, chunk, last_chunk
 from proxy.core.http.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, HeadEnd, ResponseHead, read_response_head
 from proxy.core.http.hops import keeps_alive, trailers_to_relay
+from proxy.engine.life import Life
 from proxy.engine.messages import frame, request_head
-from proxy.engine.sockets import RESET, Reading
 from proxy.engine.streams import Receiver
 from proxy.engine.tlsstream import TlsStream
 from proxy.engine.upstreams.pairs import Ending, ending_of, say_ending
@@ -100,12 +99,11 @@ class Home(Protocol):
         """Called when a connection that it has is over."""
 
 
-class UpstreamConnection(Reading):
+class UpstreamConnection(Life):
     """One connection to an upstream."""
 
-    transport: asyncio.Transport
-
     def __init__(self, server: Server, record: Upstream, connection: socket.socket) -> None:
+        super().__init__()
         self.state = State.READY
         self.server = server
         self.record = record
@@ -122,13 +120,11 @@ class UpstreamConnection(Reading):
         self._unread = b""  # the beginning of a head that is not complete
         self._head_end = HeadEnd(of_request=False)
         self._body: Body | None = None
-        self._holds: set[str] = set()  # the reasons for which nothing is read for now
         self._is_broken = False  # whether it ended, and not in order
         self._method = b""
         self._interim = 0
         self._is_chunked = False  # whether the request's body is in chunks
         self._keeps_alive = True  # whether the response's head lets it stay open
-        self._flushing: asyncio.TimerHandle | None = None
         self._poll: select.poll | None = None
         self.is_http2 = False
         self.speaks_only_http2 = False  # as far as it is known
@@ -173,10 +169,6 @@ class UpstreamConnection(Reading):
             self._ready.set_exception(ConnectionError(type(error).__name__))
 
     # -- the socket
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep asyncio's transport: the socket."""
-        self.transport = cast(asyncio.Transport, transport)
 
     def taken(self, view: memoryview) -> None:
         """Handle bytes from the socket; TLS records go to OpenSSL directly from the buffer."""
@@ -231,8 +223,7 @@ class UpstreamConnection(Reading):
             self.guarded(self._ended, exc is not None)
         finally:
             self.state = _LOSE[self.state]
-            if self._flushing is not None:
-                self._flushing.cancel()
+            self._stop_timers()
 
     def pause_writing(self) -> None:
         """Tell the sender to wait."""
@@ -316,21 +307,6 @@ class UpstreamConnection(Reading):
             return
         self._write(self.tls.outgoing())
 
-    def hold(self, why: str, is_held: bool) -> None:
-        """Stop reading from the upstream while there is any reason to wait."""
-        if is_held is (why in self._holds):
-            return
-        if is_held:
-            self._holds.add(why)
-        else:
-            self._holds.discard(why)
-        if self.transport.is_closing():
-            return
-        if self._holds:
-            self.transport.pause_reading()
-        else:
-            self.transport.resume_reading()
-
     def take_early(self) -> bytes:
         """Take the bytes that came before `carry`."""
         early, self._early = self._early, b""
@@ -345,14 +321,11 @@ class UpstreamConnection(Reading):
         """Send an EOF, and go on reading. Over TLS that is a close_notify: many peers end everything at an EOF
         of TCP.
         """
-        if self.transport.is_closing():
-            return
-        if self.tls is not None:
+        if self.tls is None:
+            self._end_writing()
+        elif not self.transport.is_closing():
             self.tls.close()
             self._write(self.tls.outgoing())
-            return
-        with contextlib.suppress(OSError):  # the peer is gone already; connection_lost will tell
-            self.transport.write_eof()
 
     def unsent(self) -> int:
         """Return how many bytes have not reached the upstream yet, including those in the kernel (Linux)."""
@@ -361,20 +334,18 @@ class UpstreamConnection(Reading):
             (held,) = struct.unpack("i", fcntl.ioctl(self._connection, termios.TIOCOUTQ, bytes(4)))
         return held + self.transport.get_write_buffer_size()
 
-    def finish(self, loop: asyncio.AbstractEventLoop) -> None:
+    def finish(self) -> None:
         """Close after the buffer is sent, within a time limit: the upstream may never take it."""
         say_ending(self._connection, Ending.GONE)
         self.receiver = None
         self.state = _CLOSE[self.state]
         self.transport.close()
-        if self._flushing is None and self.state is not State.LOST:
-            self._flushing = loop.call_later(timelimits.FLUSH_SECONDS, self.transport.abort)
+        if self.state is not State.LOST:
+            self._limit_flush(self.transport.abort)
 
     def reset(self) -> None:
         """Break off with a reset, so that the upstream cannot take what it has for everything."""
-        if not self.transport.is_closing():
-            with contextlib.suppress(OSError):  # the upstream is gone already
-                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self._end_with_reset()
         say_ending(self._connection, Ending.BROKEN)
         self.close()
 

@@ -82,7 +82,7 @@ async def _secure(services: Services, upstream: UpstreamConnection, context: Con
         ) from None
     except ConnectionError:
         services.dispatch.call("tls_failed_server", data)
-        upstream.finish(services.loop)  # not at once: the alert with the reason must still be sent
+        upstream.finish()  # not at once: the alert with the reason must still be sent
         raise upstream.record.denied or Denied(Reason.TLS_FAILED, "the TLS handshake failed") from None
     except BaseException:
         upstream.close()

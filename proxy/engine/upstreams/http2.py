@@ -93,7 +93,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
             self.say_goaway(0, ErrorCodes.NO_ERROR)
             self.flush_now()
             self.is_over = True
-            self.carrier.finish(self.loop)
+            self.carrier.finish()
 
     def part(self) -> None:
         """Serve no new conversation; those under way go on."""
@@ -213,7 +213,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
         self._pool.forget_shared(self)
         for stream in streams:
             stream.failed(Denied(Reason.UPSTREAM_FAILED, f"the upstream breaks HTTP/2 on its connection: {why}"))
-        self.carrier.finish(self.loop)
+        self.carrier.finish()
 
     def closed(self, stream: UpstreamHttp2Stream) -> None:
         """Close the connection if this was the last stream, and the connection is to end."""

@@ -18,7 +18,6 @@ import asyncio
 import re
 import socket
 from collections.abc import Sequence
-from typing import cast
 
 from mitmproxy.connection import Server
 from mitmproxy.proxy.context import Context
@@ -30,7 +29,7 @@ from proxy.core.destinations import Destination
 from proxy.core.http.heads import HeadEnd
 from proxy.core.rules.policy import UpstreamProxy
 from proxy.core.rules.transport import own_listener
-from proxy.engine.sockets import Reading
+from proxy.engine.life import Life
 from proxy.engine.upstreams.connection import MAX_INTERIM, NoResponses, UpstreamConnection
 from proxy.engine.upstreams.dialling import check_address, connect, is_loopback, local_address_to
 from proxy.engine.upstreams.handshake import secure
@@ -140,12 +139,11 @@ def _via(services: Services, record: Upstream, context: Context) -> list[str]:
     return before if record.policy.via is None else [*before, f"1.1 {record.policy.via}"]
 
 
-class _Link(NoResponses, Reading):
+class _Link(NoResponses, Life):
     """Asks the proxy for a tunnel, then carries bytes between the socket pair and the proxy."""
 
-    transport: asyncio.Transport
-
     def __init__(self, loop: asyncio.AbstractEventLoop, outer: UpstreamConnection, inner: PairedSocket) -> None:
+        super().__init__()
         self._loop = loop
         self._outer = outer
         self._inner = inner
@@ -155,7 +153,6 @@ class _Link(NoResponses, Reading):
         self._inner_has_ended = False
         self._outer_has_ended = False
         self._last_activity = loop.time()
-        self._timer: asyncio.TimerHandle | None = None
         self._answer: asyncio.Future[None] | None = loop.create_future()
 
     async def ask(self, destination: Destination, proxy: UpstreamProxy, via: Sequence[str]) -> None:
@@ -174,10 +171,6 @@ class _Link(NoResponses, Reading):
         self._answer = None
 
     # -- from the socket pair
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep asyncio's transport: the socket."""
-        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes on."""
@@ -198,7 +191,7 @@ class _Link(NoResponses, Reading):
         if self._inner.ending is not Ending.IN_ORDER:
             self.transport.abort()
         elif idle < timelimits.HALF_CLOSED_SECONDS:
-            self._timer = self._loop.call_later(timelimits.TUNNEL_CHECK_SECONDS, self._watch_half_closed)
+            self._start_timer("half-closed", timelimits.TUNNEL_CHECK_SECONDS, self._watch_half_closed)
         else:
             self._break_off()
 
@@ -208,22 +201,19 @@ class _Link(NoResponses, Reading):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called when the user of the tunnel is done."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timers()
         if exc is not None or self._inner.ending is Ending.BROKEN:
             self._outer.reset()
         else:
-            self._outer.finish(self._loop)
+            self._outer.finish()
 
     def pause_writing(self) -> None:
         """Read from the proxy only as much as is taken here."""
-        if not self._outer.transport.is_closing():
-            self._outer.transport.pause_reading()
+        self._outer.hold("user", True)
 
     def resume_writing(self) -> None:
         """Read on."""
-        if not self._outer.transport.is_closing():
-            self._outer.transport.resume_reading()
+        self._outer.hold("user", False)
 
     # -- from the proxy (its Receiver)
 
@@ -271,8 +261,8 @@ class _Link(NoResponses, Reading):
             say_ending(self._inner, Ending.CUT)
         if self._inner_has_ended:
             self.transport.close()
-        elif not self.transport.is_closing():
-            self.transport.write_eof()
+        else:
+            self._end_writing()
 
     def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
         """Called when the proxy's connection broke: the connection of its user breaks, too."""
@@ -281,11 +271,7 @@ class _Link(NoResponses, Reading):
 
     def upstream_congested(self, congested: bool) -> None:
         """Read from the socket pair only as much as the proxy takes."""
-        if not self.transport.is_closing():
-            if congested:
-                self.transport.pause_reading()
-            else:
-                self.transport.resume_reading()
+        self.hold("proxy", congested)
 
     def flush(self) -> None:
         """Do nothing: nothing is gathered here."""
