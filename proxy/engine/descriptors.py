@@ -46,7 +46,7 @@ def carried() -> float:
 
 
 def _free_after(kept: int) -> float:
-    """Return how many descriptors there are beside `kept` ones; of few descriptors, fewer are kept."""
+    """Return the number of descriptors without the last ones: `kept`, or fewer if there are few."""
     limit = _limit()
     return limit - min(1.0, limit / _ENOUGH) * kept
 

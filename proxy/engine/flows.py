@@ -87,7 +87,7 @@ def new_server(address: tuple[str, int] | None, *, tls: bool) -> Server:
 
 
 def new_context(client: Client) -> Context:
-    """Return what carries a client to the hooks, with an upstream that is not known yet.
+    """Return mitmproxy's context object, which hooks get, for a client whose upstream is not known yet.
 
     Args:
         client: the client.
@@ -95,7 +95,7 @@ def new_context(client: Client) -> Context:
     context = Context.__new__(Context)
     context.client = client
     context.server = new_server(None, tls=False)
-    context.options = cast("Options", None)  # which no hook here reads
+    context.options = cast("Options", None)  # no hook here reads the options
     context.layers = []
     return context
 
