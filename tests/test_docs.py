@@ -403,6 +403,15 @@ def test_every_file_that_contributors_are_sent_to_is_there() -> None:
     assert {path for path in paths if not (ROOT / path).exists()} == set()
 
 
+def test_each_test_that_contributors_are_told_to_run_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    runs = re.findall(r"^\.venv/bin/pytest (\S+)(?: -k (\w+))?", text, re.MULTILINE)
+    assert [name for _, name in runs if name]
+    for path, name in runs:
+        tests = [each for each in re.findall(r"def (test_\w+)\(", (ROOT / path).read_text("utf-8")) if name in each]
+        assert tests, (path, name)
+
+
 def compose_snippets() -> list[tuple[str, str]]:
     """Return the papers' compose files, and ours, with the file that each is from."""
     found = [
