@@ -1,6 +1,6 @@
 """The core: it decides, and never acts. Pure functions and frozen dataclasses, which everything else calls. Nothing in
 the core reads a file or a socket, asks for the time or imports mitmproxy; who calls it passes everything in. So all of
-it can be tested with plain values. Directly in this folder is what several rooms need: what a destination is, which
+it can be tested with plain values. Directly in this folder is what several folders need: what a destination is, which
 decisions there are, and certificate pins.
 
 Offers:

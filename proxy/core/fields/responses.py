@@ -5,7 +5,8 @@ Rules of this module:
 
 - A response reaches the app without a look at its body only if its label (Content-Type) says that it is no JSON. If the
   label says nothing, or several things, the body is looked at.
-- A header field that is true only of the server's bytes (a digest, a strong ETag, a length) does not go on with others.
+- A header field that is true only of the body as the server sent it (a digest, a length, a strong ETag) goes with no
+  other body: it is left out, or made weak.
 - Servers are not asked for a part of a body: a token in a part cannot be opened.
 """
 

@@ -3,10 +3,10 @@ it when the pool has none that fits.
 
 Rules of this module:
 
-- If the result may be HTTP/2, one connection is opened for all requests that wait, not one for each. An error of the
+- If the new connection may speak HTTP/2, one is opened for all requests that wait, not one for each. An error of the
   upstream is then found once, and all of them get it.
 - Over TLS the server chooses the version (ALPN, RFC 7301). Without TLS, HTTP/2 is spoken only if the app speaks it with
-  prior knowledge (RFC 9113, section 3.3): so it says that the server does, too.
+  prior knowledge (RFC 9113, section 3.3): then the app knows that the server does, too.
 """
 
 from __future__ import annotations
