@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
@@ -84,7 +84,7 @@ class Socket:
     def resume_reading(self) -> None:
         self.paused = False
 
-    def __del__(self) -> None:
+    def close(self) -> None:
         self.ours.close()
         self.theirs.close()
 
@@ -116,11 +116,13 @@ class World:
     def __init__(self) -> None:
         self.clock = Clock()
         self.counts: list[str] = []
+        self.sockets: list[Socket] = []
         self.pool = Pool(cast(asyncio.AbstractEventLoop, self.clock), self.counts.append)
 
     def connection(self, key: object = "key", response: bytes = ONE_OF_MANY) -> UpstreamConnection:
         """Return a connection that has just served a request to its end."""
         transport = Socket()
+        self.sockets.append(transport)
         made = UpstreamConnection(Server(address=("api.example", 443)), Upstream(Policy(), None), transport.ours)
         made.key, made.home = key, self.pool
         made.connection_made(cast(asyncio.BaseTransport, transport))
@@ -129,8 +131,11 @@ class World:
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    for each in world.sockets:  # there are hundreds in some tests, and tests of another module may use select()
+        each.close()
 
 
 class TestAdopting:
