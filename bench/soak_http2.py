@@ -1,5 +1,7 @@
 """The HTTP/2 of the soak: an app with several streams at once, and an upstream that goes away and resets.
 
+It is longer than 500 lines, because the app and the upstream count the same streams, each from its side.
+
 Rules of this module:
 
 - Both stand on h2, and read nothing of the product's.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,21 @@ def test_a_folder_is_no_row_of_another_whose_name_begins_like_its_own(tmp_path: 
 )
 def test_imports_are_compared_with_the_table(tmp_path: Path, table: list[str], wrong: list[str]) -> None:
     assert wrong_imports(made_up(tmp_path, **TWO_ROOMS), rows(*table)) == wrong
+
+
+LONG = 500  # lines
+LONG_ONES = [
+    path
+    for folder in ("overcoat", "proxy", "addons", "bench", "docs")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if len(path.read_text("utf-8").splitlines()) > LONG
+]
+
+
+@pytest.mark.parametrize("path", LONG_ONES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_that_is_long_says_why(path: Path) -> None:
+    said = " ".join((ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split())
+    assert f"longer than {LONG} lines, because" in said
 
 
 def test_an_offer_is_read() -> None:

@@ -9,6 +9,8 @@ written here, because h2 takes it for the end of everything, while it only says 
 A peer may send more (WINDOW_UPDATE) when what it has sent has been passed on. The connection itself is always read,
 since it carries other streams, and the window updates that end a wait.
 
+It is longer than 500 lines, because windows, turns, limits and ends all keep the books of the same streams.
+
 Rules of this module:
 
 - The bytes that are received and not yet passed on are limited by the windows, for each stream and for each connection.

@@ -1,6 +1,8 @@
 """The model of the policy file: its keys, their types and defaults, and what they mean. The policy file's reader
 validates files with it; the JSON Schema and the reference table in docs/policy.md are generated from it.
 
+It is longer than 500 lines, because all keys of the policy file are found in one place.
+
 Rules of this module:
 
 - It is strict: an unknown key, a wrong type and an unknown value are errors; nothing is converted silently.

@@ -5,6 +5,8 @@ A conversation makes mitmproxy's flow objects, and calls the hooks in the order 
 knows nothing about the wire: it is answered on an `AppStream`, and sends the request on an `UpstreamStream`, whatever
 version of HTTP each of them speaks. It always has one state; the table in `states` says what may happen in each.
 
+It is longer than 500 lines, because the request and the response change each other's state at nearly every step.
+
 Rules of this module:
 
 - A held body is complete and protected before a connection is even asked for; any other body streams.

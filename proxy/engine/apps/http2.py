@@ -1,6 +1,8 @@
 """The speaker for HTTP/2: makes a conversation of each stream that an app opens, and answers on that stream. The
 speaker for HTTP/1 gives the connection over to it, after ALPN or when it reads HTTP/2's preface.
 
+It is longer than 500 lines, because a connection and its streams take turns at nearly every frame.
+
 Rules of this module:
 
 - A stream is decided by the policy in force when it begins, however old its connection is.

@@ -2,6 +2,8 @@
 makes it, `opening` and the pool give it to conversations. It always has one state; the table in `state` says what may
 happen in each, and anything else raises, and ends the connection.
 
+It is longer than 500 lines, because opening, requests, responses and ends are steps between the states of one table.
+
 Rules of this module:
 
 - No byte of the application is written before the handshake, including the check of the pins, is complete.
