@@ -6,7 +6,7 @@ Rules of this module:
 - Labels are limited by the policy and by our own enums, never chosen by a client.
 - What depends on the policy is read from it at each scrape, so nothing of an earlier policy remains.
 - Whatever can be counted is shown as 0 from the start, and from each reload on: rates and increases need an earlier
-  sample. The alerts of `addons.alerts` rely on this.
+  sample. The alerts of `docs.alerts` rely on this.
 """
 
 from __future__ import annotations

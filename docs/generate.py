@@ -22,8 +22,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
-from addons.alerts import alerts_rows, rules_text
 from addons.metrics import Metrics, PolicyMetrics
+from docs.alerts import alerts_rows, rules_text
 from proxy.core.decisions import Action, Reason
 from proxy.core.rules.policy import Policy
 from proxy.policyfile.model import policy_table, schema_text

@@ -16,11 +16,11 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from addons.alerts import ALERTS
 from addons.exchange import Exchange
 from addons.metrics import Metrics, PolicyMetrics
 from addons.sessions import Sessions
 from addons.telemetry import Telemetry
+from docs.alerts import ALERTS
 from proxy import cli
 from proxy.core.decisions import Denied, Reason
 from proxy.core.jose.keys import Alg, new_key, to_pem

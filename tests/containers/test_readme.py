@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from addons.alerts import ALERTS
+from docs.alerts import ALERTS
 from proxy.core.jose.keys import Alg, new_key, to_pem
 from tests.containers.engine import evidence_of
 

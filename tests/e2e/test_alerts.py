@@ -33,7 +33,7 @@ from urllib.parse import quote
 
 import pytest
 
-from addons.alerts import ALERTS
+from docs.alerts import ALERTS
 from proxy.disk.ca import LocalCa
 from tests.e2e.app import request
 from tests.e2e.certificates import Authority

@@ -14,12 +14,12 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from addons.alerts import ALERTS
 from addons.metrics import Metrics, PolicyMetrics
+from docs.alerts import ALERTS
 from proxy.core.decisions import Reason
 from proxy.core.rules.policy import Policy
 
-RULES = Path(__file__).resolve().parents[2] / "config" / "prometheus" / "overcoat.rules.yml"
+RULES = Path(__file__).resolve().parents[1] / "config" / "prometheus" / "overcoat.rules.yml"
 # When the sidecar started; the time of promtool's tests begins at 0, and is 1200 after 80 steps of 15 s.
 LONG_AGO = "-100000x300"
 RESTARTED = "-100000x80 1190x200"
