@@ -28,6 +28,7 @@ from tests.e2e.app import client_hello
 from tests.e2e.certificates import Authority, Identity, Variant
 from tests.e2e.clients import Answer, RawClient, curl, urllib_request
 from tests.e2e.connection import RecordedRequest
+from tests.e2e.listeners import listen
 from tests.e2e.sidecar import ROOT, Sidecar
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
@@ -725,6 +726,20 @@ class TestUpstreamsThatACarefulClientWouldRefuse:
         assert curl(upstream.url(host="open.example"), proxy=sidecar.proxy_url).status == 200
         url = upstream.url(scheme="https", host="inspected.example")
         assert curl(url, proxy=sidecar.proxy_url, ca_file=sidecar.ca_file).status == 200
+
+    @pytest.mark.parametrize("said", [b"", b"\x16\x03\x03\x00\x7a\x02"], ids=["nothing", "part of a record"])
+    def test_one_that_ends_in_the_handshake_is_502_at_once(self, sidecar: Sidecar, said: bytes) -> None:
+        with listen() as listener, RawClient(sidecar.address) as app:
+            listener.settimeout(5)
+            authority = f"open.example:{listener.getsockname()[1]}"
+            app.send(f"GET http://{authority}/ HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode())
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.recv(3) == b"\x16\x03\x01"
+                connection.sendall(said)
+                connection.shutdown(socket.SHUT_WR)  # in order: no reset tells that it is over
+                assert_denied(app.read_response(), 502, "tls_failed")  # far sooner than the handshake's time limit
+        assert decision_about(sidecar, authority, "GET")["reason"] == "tls_failed"
 
     def test_an_upstream_without_tls_is_502_and_hears_no_http(self, sidecar: Sidecar) -> None:
         with _plain_server_that_answers_anything() as (port, heard):

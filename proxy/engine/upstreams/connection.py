@@ -219,8 +219,7 @@ class UpstreamConnection(Life):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called when the socket is closed."""
-        if self.state is State.HANDSHAKE:
-            self._fail_handshake(ConnectionResetError())
+        self._fail_handshake(ConnectionResetError())  # if it still goes on, also after an EOF, which has closed us
         try:
             self.guarded(self._ended, exc is not None)
         finally:
