@@ -57,7 +57,12 @@ async def connect(services: Services, host: str, port: int, record: Upstream) ->
             where = f"no descriptor is left for a connection to {host} port {port}"
             raise Denied(Reason.UPSTREAM_UNREACHABLE, where, "raise the limit of descriptors (ulimit -n)") from None
         raise untaken(host, port) from None
-    if services.is_own_address(connection.getsockname()[:2], connection.getpeername()[:2]):
+    try:
+        is_own = services.is_own_address(connection.getsockname()[:2], connection.getpeername()[:2])
+    except OSError:  # it was reset meanwhile
+        connection.close()
+        raise untaken(host, port) from None
+    if is_own:
         connection.close()
         raise own_listener(f"{host} port {port}")
     return connection

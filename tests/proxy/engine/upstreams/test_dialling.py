@@ -137,6 +137,23 @@ def test_our_own_listener_is_forbidden_whatever_the_policy_says(
         connect(port, policy, own=(port,))
 
 
+def test_one_that_is_reset_as_soon_as_it_is_open_is_unreachable(
+    server: socket.socket, answers: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the kernel does not know the peer any more."""
+    answers(["127.0.0.1"])
+    reset = socket.socket()
+
+    async def first(*_: object) -> socket.socket:
+        return reset
+
+    monkeypatch.setattr(dialling, "_first", first)
+    with pytest.raises(Denied, match="takes no connection") as failed:
+        connect(server.getsockname()[1], Policy(destinations=LOOPBACK))
+    assert failed.value.reason is Reason.UPSTREAM_UNREACHABLE
+    assert reset.fileno() == -1  # closed
+
+
 def test_an_address_that_refuses_gives_way_to_the_next(
     server: socket.socket, answers: Callable[..., list[str]]
 ) -> None:
