@@ -18,6 +18,9 @@ from addons.metrics import Metrics, PolicyMetrics, RequestCounts
 from addons.sessions import Sessions
 from addons.telemetry import Telemetry
 from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.fields.entries import FieldEntry
+from proxy.core.fields.selectors import parse_selector
+from proxy.core.jose.keys import Alg, KeySet, new_key
 from proxy.core.pins import Pin, PinSet
 from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
 
@@ -124,6 +127,17 @@ def test_all_that_can_be_counted_under_a_policy_is_there_at_0_before_it_happens(
     assert value(addon, "overcoat_fields_total", rule="a", direction="encrypted") is None  # it has no such fields
     for result in ("taken", "refused"):
         assert value(addon, "overcoat_policy_reloads_total", result=result) == 0
+
+
+def test_no_metric_is_without_a_series_before_anything_happens() -> None:
+    """A new one has to be in `Metrics.expect`, too, if it has labels."""
+    metrics = Metrics(CollectorRegistry())
+    hosts = (HostPattern("exact", "a.example"),)
+    pins = PinSet((Pin("spki", bytes(32)),), None)
+    entry = FieldEntry((parse_selector("$.card"),), KeySet("k", Alg.A256KW, new_key(Alg.A256KW)))
+    rule = Rule("a", hosts, PlainHttp.UPGRADE, Https.INSPECT, pins=pins, encrypt=(entry,))
+    metrics.expect(Policy(rules=(rule,)))
+    assert [family.name for family in metrics.registry.collect() if not family.samples] == []
 
 
 def test_the_series_are_as_many_as_the_policy_makes_them() -> None:
