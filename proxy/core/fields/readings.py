@@ -4,7 +4,7 @@ the server.
 
 Rules of this module:
 
-- A request matches a `when` if one of its readings does. If the number of readings is not known, the request may be
+- A request matches a `when` if one of its readings does. If it may have readings that are not known here, it may be
   anything, and so it matches (fail closed).
 - Methods: the one in the request line, and those that header fields, the query or the body ask for instead (Rails,
   Symfony, Laravel, Express, Spring, ASP.NET, WordPress, and frameworks that follow them). All of these obey them for
