@@ -1,0 +1,124 @@
+"""A conversation where something goes wrong inside: what may not happen ends it, and nothing leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from mitmproxy import http
+from mitmproxy.test import tflow
+
+from addons.exchange import Exchange, Upstream
+from proxy.core.decisions import Denied, Reason
+from proxy.core.http.heads import RequestHead, ResponseHead
+from proxy.core.rules.policy import Policy
+from proxy.engine.apps.conversation import Conversation
+from proxy.engine.apps.states import ConversationState as State
+from proxy.engine.transitions import IllegalTransition
+
+MAY_ASK = (State.HELD, State.STREAMING, State.STREAMED)
+HEAD = ResponseHead(200, b"OK", True, ((b"Content-Length", b"2"),), 2)
+
+
+class Told:
+    """Stands for whatever a conversation speaks with; what it was told is in `calls`."""
+
+    def __init__(self, **attributes: object) -> None:
+        self.calls: list[str] = []
+        self.error: Exception | None = None
+        vars(self).update(attributes)
+
+    def crash(self, error: Exception) -> None:
+        self.error = error
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: self.calls.append(name)
+
+
+class World:
+    """One conversation, and what is round it."""
+
+    def __init__(self, state: State) -> None:
+        self.hooks: list[str] = []
+        dispatch = SimpleNamespace(call=lambda hook, _: self.hooks.append(hook))
+        house: Any = Told(dispatch=dispatch, sessions=Told(), is_leaving=lambda _: False)
+        app: Any = Told(house=house, client=tflow.tclient_conn(), session=SimpleNamespace())
+        self.stream: Any = Told(app=app, is_congested=False, is_last=False, clock=Told())
+        self.upstream: Any = Told(
+            heard_early=lambda: False, is_http2=False, is_congested=False, server=None, record=Upstream(Policy(), None)
+        )
+        head = RequestHead(b"GET", b"http://a.example/", True, (), 0)
+        self.conversation = Conversation(cast(Any, self.stream), http.Request.make("GET", "http://a.example/"), head)
+        self.conversation.exchange = Exchange(Policy(), "127.0.0.1")
+        self.conversation.state = state
+
+
+@pytest.mark.parametrize("state", MAY_ASK, ids=lambda each: each.name)
+def test_a_request_that_may_be_sent_is_sent(state: State) -> None:
+    world = World(state)
+    world.conversation._take_step(world.conversation._connected, world.upstream)
+    assert world.stream.error is None
+    assert world.upstream.calls == ["ask"]
+
+
+@pytest.mark.parametrize("state", [each for each in State if each not in MAY_ASK], ids=lambda each: each.name)
+def test_nothing_of_another_one_leaves_and_its_upstream_is_closed(state: State) -> None:
+    """As where an upstream was open too late, and the request was answered meanwhile."""
+    world = World(state)
+    world.conversation._take_step(world.conversation._connected, world.upstream)
+    assert isinstance(world.stream.error, IllegalTransition)
+    assert world.upstream.calls == ["close"]
+
+
+@pytest.mark.parametrize("state", [each for each in State if each not in MAY_ASK], ids=lambda each: each.name)
+def test_an_app_is_sent_no_second_response(state: State) -> None:
+    world = World(state)
+    with pytest.raises(IllegalTransition):
+        world.conversation.response_head(HEAD)
+    assert "begin" not in world.stream.calls
+
+
+@pytest.mark.parametrize(
+    "state", [State.HELD, State.STREAMED, State.GATHERING, State.ANSWERING, State.SWITCHED], ids=lambda each: each.name
+)
+def test_nothing_is_taken_behind_the_end_of_a_request(state: State) -> None:
+    world = World(state)
+    world.conversation.upstream = world.upstream
+    with pytest.raises(IllegalTransition):
+        world.conversation.request_data(b"more")
+    with pytest.raises(IllegalTransition):
+        world.conversation.request_end()
+    assert world.upstream.calls == []
+
+
+ANSWERED = (State.DISCARDING, State.OVER)  # the app has a whole response, or will get no more
+
+
+@pytest.mark.parametrize("state", ANSWERED, ids=lambda each: each.name)
+def test_who_has_been_answered_is_given_no_reason_to_end(state: State) -> None:
+    world = World(state)
+    world.conversation.give_up(Denied(Reason.IDLE_TIMEOUT, "no byte passed"))
+    assert world.stream.calls == ["last", "close"]
+    assert world.hooks == []
+    assert world.conversation.exchange is not None
+    assert world.conversation.exchange.denied is None
+
+
+@pytest.mark.parametrize("state", list(State), ids=lambda each: each.name)
+def test_a_silence_is_answered_as_long_as_no_response_has_begun(state: State) -> None:
+    begun = (State.ANSWERING, State.EARLY_ANSWERING, State.SWITCHED, *ANSWERED)
+    denied = World(state).conversation.overdue(30.0)
+    assert (denied is None) == (state in begun)
+
+
+@pytest.mark.parametrize("state", list(State), ids=lambda each: each.name)
+def test_the_addons_hear_of_an_end_once(state: State) -> None:
+    world = World(state)
+    world.conversation.upstream = world.upstream
+    world.conversation.gone()
+    world.conversation.gone()
+    assert world.hooks == ([] if state in ANSWERED else ["error"])
+    assert world.conversation.state is State.OVER
+    assert world.upstream.calls == ([] if state is State.OVER else ["close"])
