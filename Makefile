@@ -74,7 +74,7 @@ check: $(VENV)/installed ## lint, formatting, types, and whether the generated d
 .PHONY: bench
 bench: $(VENV)/installed ## measure beside other proxies (Linux, two cores, about an hour); writes docs/benchmarks.md
 	@.venv-bench/bin/python -c 'import grpc, mitmproxy' 2>/dev/null || { $(BIN)/python -m venv .venv-bench && \
-		.venv-bench/bin/pip install --disable-pip-version-check --quiet mitmproxy==12.2.3 proxy.py joserfc matplotlib grpcio; }
+		.venv-bench/bin/pip install --disable-pip-version-check --quiet mitmproxy==12.2.3 proxy.py joserfc matplotlib grpcio trustme; }
 	.venv-bench/bin/python -m bench
 
 # UV_NO_CONFIG: neither a configuration file nor a folder of wheels on the machine that locks may leak into the locks.

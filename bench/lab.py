@@ -12,9 +12,7 @@ Rules of this module:
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -34,7 +32,7 @@ from typing import Any, Self
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bench.certificates import issue, pem
+from tests.e2e.certificates import Authority
 
 HOST = "127.0.0.1"
 NAME = "localhost"  # some proxies cannot make, or check, a certificate for an address
@@ -369,17 +367,13 @@ class Lab:
     # -- certificates and keys
 
     def _make_certificates(self) -> None:
-        key, certificate = issue("Benchmark CA")
-        self.ca_file = self.directory / "ca.pem"
-        self.ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        authority = Authority()
+        self.ca_file = authority.write_pem(self.directory / "ca.pem")
         for name in ("server", "impostor"):
-            leaf_key, leaf = issue(name, (key, certificate), (HOST, NAME))
-            (self.directory / f"{name}.pem").write_bytes(pem(leaf_key, leaf))
+            identity = authority.issue(HOST, NAME)
+            (self.directory / f"{name}.pem").write_bytes(identity.key_pem + b"".join(identity.chain_pem))
             if name == "server":
-                spki = leaf.public_key().public_bytes(
-                    serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-                )
-                self.pin = "sha256/" + base64.b64encode(hashlib.sha256(spki).digest()).decode("ascii")
+                self.pin = identity.pin
         self.field_key = ec.generate_private_key(ec.SECP256R1())
         self.field_key_file = self.directory / "fields.pub.pem"
         self.field_key_file.write_bytes(
@@ -390,9 +384,9 @@ class Lab:
 
     def authority(self, name: str) -> tuple[Path, Path]:
         """Make a CA for a proxy that has none of its own; return its certificate's and its key's file."""
-        key, certificate = issue(name)
-        (self.directory / f"{name}.key").write_bytes(pem(key))
-        (self.directory / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        authority = Authority()
+        (self.directory / f"{name}.key").write_bytes(authority.key_pem)
+        authority.write_pem(self.directory / f"{name}.pem")
         return self.directory / f"{name}.pem", self.directory / f"{name}.key"
 
 

@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from proxy import timelimits
+from proxy.disk.issuing import ca_certificate, private_pem, server_certificate, valid_from
 
 _ANSWER = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n{"ok": true}'
 
@@ -31,69 +30,26 @@ class DemoCa:
     """A CA for one run."""
 
     def __init__(self) -> None:
+        now = datetime.now(UTC)
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Overcoat demo CA")])
-        self.certificate = self._sign(self._name, self._key, x509.BasicConstraints(ca=True, path_length=0), [])
+        self._lifetime = valid_from(now, now + timedelta(seconds=timelimits.DEMO_CERTIFICATE_SECONDS))
+        self.certificate = ca_certificate("Overcoat demo CA", self._key, self._lifetime)
 
     @property
     def pem(self) -> bytes:
         """The CA's certificate, for the sidecar to trust."""
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
-    def _sign(
-        self,
-        subject: x509.Name,
-        key: ec.EllipticCurvePrivateKey,
-        constraints: x509.BasicConstraints,
-        names: list[x509.GeneralName],
-    ) -> x509.Certificate:
-        now = datetime.now(UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(seconds=timelimits.CLOCK_SLACK_SECONDS))
-            .not_valid_after(now + timedelta(seconds=timelimits.DEMO_CERTIFICATE_SECONDS))
-            .add_extension(constraints, critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
-            .add_extension(
-                x509.KeyUsage(
-                    digital_signature=not constraints.ca,
-                    key_cert_sign=constraints.ca,
-                    crl_sign=constraints.ca,
-                    content_commitment=False,
-                    key_encipherment=False,
-                    data_encipherment=False,
-                    key_agreement=False,
-                    encipher_only=False,
-                    decipher_only=False,
-                ),
-                critical=True,
-            )
-        )
-        if names:
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return builder.sign(self._key, hashes.SHA256())
-
     def write_server(self, directory: Path, name: str) -> Path:
         """Make a key and a certificate for `localhost`; return the file of the certificate. The key is beside it, in
         `.key`.
         """
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = self._sign(
-            subject, key, x509.BasicConstraints(ca=False, path_length=None), [x509.DNSName("localhost")]
-        )
+        certificate = server_certificate("localhost", key.public_key(), self.certificate, self._key, self._lifetime)
         path = directory / f"{name}.pem"
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
         path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         path.with_suffix(".key").touch(mode=0o600)
-        path.with_suffix(".key").write_bytes(pem)
+        path.with_suffix(".key").write_bytes(private_pem(key))
         return path
 
 

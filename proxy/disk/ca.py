@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hmac
-import ipaddress
 import os
 import secrets
 import stat
@@ -28,12 +27,12 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from proxy import timelimits
 from proxy.core.certificates.localca import Lifetime
+from proxy.disk.issuing import ca_certificate, private_pem, server_certificate, valid_from
 from proxy.disk.reading import read_regular
 from proxy.health import data_folder
 
@@ -162,29 +161,9 @@ class LocalCa:
             now: the time from which it is valid, within the CA's lifetime. It ends after a week, or earlier with the
                 CA.
         """
-        try:
-            name: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
-        except ValueError:
-            name = x509.DNSName(host)
+        ends = min(now + timedelta(seconds=timelimits.LEAF_SECONDS), self.certificate.not_valid_after_utc)
         public_key = self._leaf_key.public_key()
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([]))  # the name is in a critical subjectAltName: CN allows 64 bytes only
-            .issuer_name(self.certificate.subject)
-            .public_key(public_key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(seconds=timelimits.CLOCK_SLACK_SECONDS))
-            .not_valid_after(
-                min(now + timedelta(seconds=timelimits.LEAF_SECONDS), self.certificate.not_valid_after_utc)
-            )
-            .add_extension(x509.SubjectAlternativeName([name]), critical=True)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-            .add_extension(_key_usage(signs_certificates=False), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
+        certificate = server_certificate(host, public_key, self.certificate, self._key, valid_from(now, ends))
         return Leaf(certificate, self._leaf_key, self.certificate)
 
 
@@ -198,44 +177,15 @@ def published_lifetime(directory: Path) -> Lifetime | None:
     return Lifetime(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
 
-def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
 def _create(directory: Path, now: datetime) -> None:
     """Make a CA. If two processes do so at once, the first one's is kept."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Overcoat local CA {secrets.token_hex(4)}")])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(seconds=timelimits.CLOCK_SLACK_SECONDS))
-        .not_valid_after(now + timedelta(seconds=timelimits.CA_SECONDS))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(signs_certificates=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    certificate_pem = certificate.public_bytes(serialization.Encoding.PEM)
-    key_pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    lifetime = valid_from(now, now + timedelta(seconds=timelimits.CA_SECONDS))
+    certificate = ca_certificate(f"Overcoat local CA {secrets.token_hex(4)}", key, lifetime)
+    content = private_pem(key) + certificate.public_bytes(serialization.Encoding.PEM)
     temporary = directory / f".{KEY_FILE}.{secrets.token_hex(8)}"
     try:
-        _write_new(temporary, key_pem + certificate_pem, 0o600)
+        _write_new(temporary, content, 0o600)
         with contextlib.suppress(FileExistsError):  # another process was first: its CA is used
             os.link(temporary, directory / KEY_FILE)
     finally:

@@ -92,6 +92,11 @@ class Authority:
         return self._authority.cert_pem.bytes()
 
     @property
+    def key_pem(self) -> bytes:
+        """The authority's private key."""
+        return self._authority.private_key_pem.bytes()
+
+    @property
     def pin(self) -> str:
         """The pin of the authority's key, `sha256/…`."""
         return pin_of(x509.load_pem_x509_certificate(self.pem))
@@ -142,6 +147,13 @@ def pin_of(certificate: x509.Certificate) -> str:
     return "sha256/" + base64.b64encode(hashlib.sha256(public_key_info).digest()).decode("ascii")
 
 
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return a private key as PEM, not encrypted."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
 def _self_signed(names: tuple[str, ...], not_before: datetime, not_after: datetime) -> Identity:
     key = ec.generate_private_key(ec.SECP256R1())
     # read names and addresses as trustme does, so that this variant differs only in its issuer
@@ -160,6 +172,6 @@ def _self_signed(names: tuple[str, ...], not_before: datetime, not_after: dateti
             builder = builder.add_extension(extension.value, extension.critical)
     certificate = builder.sign(key, hashes.SHA256())
     return Identity(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
+        private_pem(key),
         (certificate.public_bytes(serialization.Encoding.PEM),),
     )

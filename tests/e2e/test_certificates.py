@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.e2e.certificates import Authority, Identity, pin_of
+from tests.e2e.certificates import Authority, Identity, pin_of, private_pem
 from tests.e2e.clients import DEADLINE, Answer, curl
 from tests.e2e.sidecar import Sidecar, SidecarFailed
 from tests.e2e.upstream import TlsUpstream
@@ -120,11 +120,7 @@ class Chain:
             )
         signed = [(leaf, middle_key), (middle, root_key), (root, root_key)]
         pems = [builder.sign(key, hashes.SHA256()).public_bytes(PEM) for builder, key in signed]
-        return cls(Identity(_key_pem(leaf_key), (pems[0], pems[1])), pems[2])
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        return cls(Identity(private_pem(leaf_key), (pems[0], pems[1])), pems[2])
 
 
 def _builder(
@@ -242,7 +238,7 @@ class TestForm:
         if program is None:
             pytest.skip("openssl is not installed")
         key = ec.generate_private_key(ec.SECP256R1())
-        (tmp_path / "key.pem").write_bytes(_key_pem(key))
+        (tmp_path / "key.pem").write_bytes(private_pem(key))
         for command in (
             "req -new -key key.pem -subj /CN=old -out old.csr",
             "x509 -req -in old.csr -signkey key.pem -out old.pem",
@@ -258,7 +254,7 @@ class TestForm:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256())
         )
-        upstream = tls_upstream(identity=Identity(_key_pem(server), (leaf.public_bytes(PEM),)))
+        upstream = tls_upstream(identity=Identity(private_pem(server), (leaf.public_bytes(PEM),)))
         assert pythons_verdict(upstream, STRICT, root) == "invalid CA certificate"
         policy = f"trust: {{roots: old.pem}}\nrules: [{{name: l, hosts: [{LENIENT}], trust: {{strict: false}}}}]"
         with Sidecar(policy, tmp_path, hosts=dict.fromkeys((STRICT, LENIENT), "127.0.0.1")) as sidecar:
@@ -400,7 +396,7 @@ def _self_signed(host: str) -> Identity:
     builder = _builder("server", "server", key, is_ca=False, is_critical=False)
     names = x509.SubjectAlternativeName([x509.DNSName(host)])
     certificate = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
-    return Identity(_key_pem(key), (certificate.public_bytes(PEM),))
+    return Identity(private_pem(key), (certificate.public_bytes(PEM),))
 
 
 class TestNames:
