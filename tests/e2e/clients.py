@@ -346,3 +346,18 @@ class Accepted(RawClient):
             self._receive()
         self._socket.settimeout(ACCEPTED_DEADLINE)
         assert self._buffer == b""
+
+
+def send_until_blocked(sock: socket.socket, data: bytes) -> int:
+    """Send as much as the other end takes; return how many bytes that was until it took nothing for a while."""
+    before = sock.gettimeout()
+    sock.settimeout(0.5)
+    sent = 0
+    try:
+        while sent < len(data):
+            sent += sock.send(memoryview(data)[sent : sent + 65536])
+    except TimeoutError:
+        pass  # this is what the caller wants to know
+    finally:
+        sock.settimeout(before)
+    return sent

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.certificates import Authority
-from tests.e2e.upstream import PlainUpstream, TlsUpstream
+from tests.e2e.upstream import PlainUpstream, SlowUpstream, TlsUpstream
 
 
 @pytest.fixture(scope="session")
@@ -45,4 +45,11 @@ def tls_upstream(authority: Authority) -> Iterator[Callable[..., TlsUpstream]]:
 def plain_upstream() -> Iterator[PlainUpstream]:
     """A server without TLS, which must receive nothing, or only what a test allows."""
     with PlainUpstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def slow() -> Iterator[SlowUpstream]:
+    """A plain server that answers when it is told to."""
+    with SlowUpstream() as upstream:
         yield upstream

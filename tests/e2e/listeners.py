@@ -23,3 +23,10 @@ def listen(address: str = "127.0.0.1", *, backlog: int = 128) -> socket.socket:
                 _given.add(port)
                 return listener
             refused.enter_context(listener)
+
+
+def closed_port() -> int:
+    """Return a port of 127.0.0.1 on which nobody listens."""
+    with listen() as unused:
+        port: int = unused.getsockname()[1]
+    return port

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from tests.e2e.clients import Answer, RawClient
 from tests.e2e.sidecar import Sidecar, SidecarFailed
+from tests.waiting import wait_until
 
 
 def own_address() -> str:
@@ -45,10 +45,7 @@ def get(url: str, path: str, host: str | None = "", address: str = "127.0.0.1") 
 
 def wait_for_reload(sidecar: Sidecar, result: str) -> None:
     """Wait until a reload has ended so."""
-    end = time.monotonic() + 10
-    while sidecar.metrics().value("overcoat_policy_reloads_total", result=result) < 1:
-        assert time.monotonic() < end, sidecar.stderr
-        time.sleep(0.02)
+    wait_until(lambda: sidecar.metrics().value("overcoat_policy_reloads_total", result=result) >= 1)
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one worker", "two workers"])

@@ -38,9 +38,11 @@ from proxy.disk.ca import LocalCa
 from tests.e2e.app import request
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
+from tests.e2e.processes import children
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import ROOT, Sidecar, overcoat_command
 from tests.e2e.upstream import TlsUpstream
+from tests.waiting import wait_until
 
 RULES = ROOT / "config" / "prometheus" / "overcoat.rules.yml"
 DEADLINE = 60.0
@@ -200,22 +202,21 @@ def ask(sidecar: Sidecar, authority: str, body: bytes = b"{}") -> int:
 def signal_to_a_worker(sidecar: Sidecar) -> None:
     """Kill a worker, and wait until another has taken its place."""
     before = sidecar.metrics().value("overcoat_worker_restarts_total")
-    children = Path(f"/proc/{sidecar.pid}/task/{sidecar.pid}/children").read_text().split()
-    os.kill(int(children[0]), signal.SIGKILL)
-    end = time.monotonic() + DEADLINE
-    while sidecar.metrics().value("overcoat_worker_restarts_total") == before or sidecar.admin_get("/ready")[0] != 200:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    os.kill(children(sidecar.pid)[0], signal.SIGKILL)
+
+    def is_replaced() -> bool:
+        counted = sidecar.metrics().value("overcoat_worker_restarts_total") != before
+        return counted and sidecar.admin_get("/ready")[0] == 200
+
+    wait_until(is_replaced, seconds=DEADLINE)
 
 
 def reload(sidecar: Sidecar, result: str) -> None:
     """Have the policy read again, and wait for the result."""
     before = sidecar.metrics().value("overcoat_policy_reloads_total", result=result)
     sidecar.signal(signal.SIGHUP)
-    end = time.monotonic() + DEADLINE
-    while sidecar.metrics().value("overcoat_policy_reloads_total", result=result) == before:
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    name = "overcoat_policy_reloads_total"
+    wait_until(lambda: sidecar.metrics().value(name, result=result) != before, seconds=DEADLINE)
 
 
 @pytest.mark.timeout(300)

@@ -21,14 +21,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import wire
 from tests.e2e.certificates import Authority
-from tests.e2e.clients import RawClient, curl
-from tests.e2e.connection import RecordedRequest
+from tests.e2e.clients import RawClient, curl, send_until_blocked
 from tests.e2e.http2 import Http2Client
 from tests.e2e.scripted import scripted_upstream
 from tests.e2e.sidecar import ROOT, Sidecar, SidecarFailed, clean_environment, overcoat_command
-from tests.e2e.upstream import PlainUpstream, TlsUpstream
+from tests.e2e.upstream import PlainUpstream, SlowUpstream, TlsUpstream
+from tests.waiting import wait_until, wait_while_changing
 
 MakeTls = Callable[..., TlsUpstream]
 
@@ -37,13 +36,6 @@ CANARY = "canary-4111111111111111"
 has_proc = pytest.mark.skipif(
     not Path("/proc/self/fd").exists(), reason="open files and memory are read from /proc, which is Linux's"
 )
-
-
-def wait_until(reached: Callable[[], bool], what: str, deadline: float = 5.0) -> None:
-    end = time.monotonic() + deadline
-    while not reached():
-        assert time.monotonic() < end, f"not within {deadline} s: {what}"
-        time.sleep(0.01)
 
 
 class TestStart:
@@ -93,32 +85,6 @@ class TestStart:
         assert failure.value.status in (1, 2)
         assert "roots.pem" in failure.value.stderr
         assert "Traceback" not in failure.value.stderr
-
-
-class SlowUpstream(PlainUpstream):
-    """Answers when it is told to.
-
-    Attributes:
-        release: lets it answer.
-    """
-
-    def __init__(self) -> None:
-        self.release = threading.Event()
-        super().__init__(respond=self._answer_late)
-
-    def _answer_late(self, _: RecordedRequest) -> bytes:
-        self.release.wait(20)
-        return wire.response(200, b'"late"')
-
-    def close(self) -> None:
-        self.release.set()
-        super().close()
-
-
-@pytest.fixture
-def slow() -> Iterator[SlowUpstream]:
-    with SlowUpstream() as upstream:
-        yield upstream
 
 
 def ask(client: RawClient, upstream: PlainUpstream | TlsUpstream, host: str | None = None, path: str = "/") -> None:
@@ -492,7 +458,7 @@ class TestBackPressure:
             with socket.create_connection(sidecar.address, 10) as client:
                 client.sendall(f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
                 assert client.recv(12) == b"HTTP/1.1 200"
-                _wait_while_changing(lambda: sent[0])
+                wait_while_changing(lambda: sent[0])
                 assert sent[0] < self.BOUND
                 assert sidecar.resident_bytes() - before < self.BOUND
                 # The twin: once the app reads, it gets all of it.
@@ -507,12 +473,11 @@ class TestBackPressure:
             port = deaf.getsockname()[1]
             before = sidecar.resident_bytes()
             with socket.create_connection(sidecar.address) as client:
-                client.settimeout(1.0)
                 client.sendall(
                     f"POST http://127.0.0.1:{port}/ HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
                     f"Content-Length: {self.SIZE}\r\n\r\n".encode()
                 )
-                sent = send_until_blocked(client, self.SIZE)
+                sent = send_until_blocked(client, bytes(self.SIZE))
                 assert sent < self.BOUND
                 assert sidecar.resident_bytes() - before < self.BOUND
 
@@ -549,21 +514,3 @@ class TestOwnPorts:
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "self.example"])
     def test_another_port_of_the_same_machine_can(self, own: Sidecar, plain_upstream: PlainUpstream, host: str) -> None:
         assert curl(plain_upstream.url(host=host), proxy=own.proxy_url).status == 200
-
-
-def send_until_blocked(client: socket.socket, size: int) -> int:
-    """Send up to `size` bytes, and return how many there were until the socket took no more."""
-    sent = 0
-    while sent < size:
-        try:
-            sent += client.send(b"x" * 65536)
-        except TimeoutError:
-            break
-    return sent
-
-
-def _wait_while_changing(value: Callable[[], int]) -> None:
-    last = -1
-    while value() != last:
-        last = value()
-        time.sleep(0.4)

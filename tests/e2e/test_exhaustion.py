@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,11 +24,12 @@ import pytest
 from tests.e2e import frames, wire
 from tests.e2e.app import client_hello
 from tests.e2e.certificates import Authority
-from tests.e2e.clients import Accepted, RawClient
+from tests.e2e.clients import Accepted, RawClient, send_until_blocked
 from tests.e2e.http2 import Http2Client, Http2Upstream, frame
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import ROOT, Sidecar
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
+from tests.waiting import wait_until, wait_while_changing
 
 DEADLINE = 5.0
 MIB = 1024 * 1024
@@ -100,35 +101,6 @@ def app(sidecar: Sidecar) -> Iterator[RawClient]:
 def connected(sidecar: Sidecar) -> RawClient:
     """Return an app whose waits are short."""
     return Accepted(socket.create_connection(sidecar.address, DEADLINE))
-
-
-def wait_until(reached: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + DEADLINE
-    while not reached():
-        assert time.monotonic() < end, f"not within {DEADLINE} s: {what}"
-        time.sleep(0.02)
-
-
-def wait_while_changing(value: Callable[[], int]) -> int:
-    last = -1
-    while value() != last:
-        last = value()
-        time.sleep(0.5)
-    return last
-
-
-def send_until_blocked(client: RawClient, size: int) -> int:
-    """Send up to `size` bytes; return how many there were until nothing was taken for a while."""
-    client._socket.settimeout(0.5)
-    sent = 0
-    try:
-        while sent < size:
-            sent += client._socket.send(bytes(min(65536, size - sent)))
-    except TimeoutError:
-        pass  # that is what it was to find out
-    finally:
-        client._socket.settimeout(DEADLINE)
-    return sent
 
 
 # Starts the command with what takes days, minutes or a broken name server under the test's control.
@@ -393,7 +365,7 @@ class TestUpstreamsThatDoNotRead:
         app.send(far.request("/", f"Content-Length: {self.SIZE}\r\n", "POST"))
         server = far.accept()
         server.read_head()
-        sent = send_until_blocked(app, self.SIZE)
+        sent = send_until_blocked(app._socket, bytes(self.SIZE))
         assert sent < self.SIZE
         started = time.monotonic()
         self.end(server, answer, closes=closes)
@@ -448,7 +420,7 @@ class TestUpstreamsThatDoNotRead:
                     assert client.read_to_end() == b""
                     client.finish()
                 else:
-                    assert send_until_blocked(client, 64 * MIB) < 64 * MIB
+                    assert send_until_blocked(client._socket, bytes(64 * MIB)) < 64 * MIB
                     client._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # reset
         wait_until(lambda: controlled.open_files() <= before, "all sockets of the tunnels are closed")
 

@@ -29,8 +29,9 @@ from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient, curl
 from tests.e2e.frames import END_HEADERS, PREFACE, Peer, asked, headers, settings
 from tests.e2e.sidecar import ROOT, Decision, Sidecar, overcoat_command
-from tests.e2e.test_workers import wait_until, workers
+from tests.e2e.test_workers import workers
 from tests.e2e.upstream import TlsUpstream
+from tests.waiting import wait_until
 
 on_linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc, which is Linux's")
 
@@ -84,12 +85,13 @@ def test_a_worker_killed_under_load_loses_only_what_it_had_in_hand(
         time.sleep(0.3)
         victim, _ = workers(sidecar)
         os.kill(victim, signal.SIGKILL)
-        back = wait_until(lambda: len(workers(sidecar)) == 2 and victim not in workers(sidecar))
-        time.sleep(0.3)
-        stop.set()
-        for app in apps:
-            app.join()
-        assert back
+        try:
+            wait_until(lambda: len(workers(sidecar)) == 2 and victim not in workers(sidecar))
+            time.sleep(0.3)
+        finally:
+            stop.set()
+            for app in apps:
+                app.join()
         assert [ask(sidecar, upstream) for _ in range(10)] == [200] * 10
         assert sidecar.metrics().value("overcoat_worker_restarts_total") == 1
     arrived = Counter(got.target for got in upstream.requests)
@@ -165,7 +167,7 @@ def test_a_full_disk_costs_decision_lines_and_no_request(
     with Sidecar(f"workers: {count}\n", tmp_path, authority=authority, command=command) as sidecar:
         assert [ask(sidecar, upstream) for _ in range(20)] == [200] * 20
         lost = "overcoat_decision_lines_lost_total"
-        assert wait_until(lambda: sidecar.metrics().value(lost) == 20)
+        wait_until(lambda: sidecar.metrics().value(lost) == 20)
         assert sidecar.admin_get("/ready")[0] == 200
         said = [json.loads(line) for line in sidecar.stderr.splitlines() if "decision lines" in line]
         assert 1 <= len(said) <= count  # once each, and not for each line
@@ -189,15 +191,15 @@ def test_without_descriptors_new_apps_wait_and_afterwards_all_is_well(
             upstream.wait_for_connections(1)
             for _ in range(2 * LIMIT):
                 crowd.enter_context(socket.create_connection(sidecar.address, 5))
-            assert wait_until(lambda: sidecar.open_files() >= LIMIT * 3 // 4)
+            wait_until(lambda: sidecar.open_files() >= LIMIT * 3 // 4)
             time.sleep(1)  # whoever is refused lingers for so long
             early.send(request(upstream, "/pooled"))  # needs no new descriptor
             assert early.read_response().status == 200
             early.send(request(elsewhere, "/new"))  # takes one of those that apps are not let have
             assert early.read_response().status == 200
             assert [sidecar.admin_get(path)[0] for path in ("/live", "/ready", "/metrics")] == [200] * 3
-        assert wait_until(lambda: sidecar.open_files() < LIMIT // 2)
-        assert wait_until(lambda: ask(sidecar, upstream) == 200)  # who was refused may linger for a moment
+        wait_until(lambda: sidecar.open_files() < LIMIT // 2)
+        wait_until(lambda: ask(sidecar, upstream) == 200)  # who was refused may linger for a moment
         assert [ask(sidecar, upstream) for _ in range(5)] == [200] * 5
         assert sidecar.stderr.count("a new connection must wait: too many open files") <= 1  # and no flood of it
         assert "Traceback" not in sidecar.stderr
@@ -258,7 +260,7 @@ def test_idle_connections_by_the_thousand_silence_nobody(
             assert early.read_response().status == 200
             for _ in range(1100 * count):
                 crowd.enter_context(socket.create_connection(sidecar.address, 5))
-            assert wait_until(lambda: sidecar.metrics().value("overcoat_client_connections") >= 480 * count)
+            wait_until(lambda: sidecar.metrics().value("overcoat_client_connections") >= 480 * count)
             before = processor_seconds(sidecar.pid)
             assert [sidecar.admin_get(path)[0] for path in ("/live", "/ready", "/metrics")] == [200] * 3
             early.send(request(upstream, "/after"))

@@ -21,11 +21,10 @@ import pytest
 from tests.e2e import wire
 from tests.e2e.app import Way, ask, client_hello, connect, open_way
 from tests.e2e.certificates import Authority
-from tests.e2e.clients import Accepted, Answer, RawClient, curl
+from tests.e2e.clients import Accepted, Answer, RawClient, curl, send_until_blocked
 from tests.e2e.connection import RecordedRequest
 from tests.e2e.http2 import Http2Client
 from tests.e2e.sidecar import Sidecar, SidecarFailed, overcoat_command
-from tests.e2e.test_exhaustion import send_until_blocked
 from tests.e2e.test_http1 import is_open
 from tests.e2e.upstream import TlsUpstream, echo
 
@@ -523,10 +522,10 @@ class TestRawTcp:
             server, _ = listener.accept()
             with Accepted(server) as far:
                 assert client.read_response(method="CONNECT").status == 200
-                assert send_until_blocked(far, most) < most
+                assert send_until_blocked(far._socket, bytes(most)) < most
                 client.send(b"GE")
                 assert far.read_exactly(2) == b"GE"
-                assert send_until_blocked(far, most) < most
+                assert send_until_blocked(far._socket, bytes(most)) < most
 
     @pytest.mark.parametrize("said", [b"", b"GE"])
     def test_an_app_that_ends_its_side_while_that_is_dialled_is_passed_on(

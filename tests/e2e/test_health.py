@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import repeat
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.sidecar import ROOT, Sidecar, clean_environment, overcoat_command
+from tests.waiting import wait_until
 
 # What the console script does, and what it took.
 IMPORTS = """
@@ -135,9 +135,7 @@ def test_one_that_drains_is_not_ready(tmp_path: Path) -> None:
     with Sidecar("", tmp_path) as sidecar, socket.create_connection(sidecar.address) as app:
         app.sendall(b"GET http://a.example/ HTTP/1.1\r\n")  # under way, so it is waited for
         sidecar.signal(signal.SIGTERM)
-        deadline = time.monotonic() + 5
-        while "draining" not in sidecar.stderr and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: "draining" in sidecar.stderr)
         status, said = ends_with(sidecar.data)
         assert (status, "503: not ready" in said) == (1, True)
         app.close()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,11 +16,12 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.certificates import Authority
-from tests.e2e.clients import Accepted, RawClient
+from tests.e2e.clients import Accepted, RawClient, send_until_blocked
 from tests.e2e.receiver import Receiver
 from tests.e2e.scripted import Upstream, scripted_upstream
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.wire import END_OF_HEAD
+from tests.waiting import wait_until
 
 DEADLINE = 5.0
 PLAIN, UPGRADED, HELD, REJECTED = "127.0.0.1", "up.example", "held.example", "no.example"
@@ -755,23 +755,7 @@ class TestEndings:
         assert server.read_to_end() == b""
         line = sidecar.wait_for_decision(lambda decision: decision["destination"] == far.authority)
         assert (line["status"], line["reason"]) == (None, None)
-        end = time.monotonic() + DEADLINE
-        while sidecar.metrics().value("overcoat_client_connections") != 0:
-            assert time.monotonic() < end, "a client connection stays"
-            time.sleep(0.01)
-
-
-def send_until_blocked(sock: socket.socket, data: bytes) -> int:
-    """Send as much as the other side takes, and return how much that was."""
-    sock.settimeout(0.5)
-    sent = 0
-    while sent < len(data):
-        try:
-            sent += sock.send(memoryview(data)[sent : sent + 65536])
-        except TimeoutError:
-            break
-    sock.settimeout(DEADLINE)
-    return sent
+        wait_until(lambda: sidecar.metrics().value("overcoat_client_connections") == 0)
 
 
 class TestSlowness:

@@ -23,6 +23,7 @@ from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient, curl
 from tests.e2e.sidecar import Sidecar, clean_environment, overcoat_command
 from tests.e2e.upstream import TlsUpstream
+from tests.waiting import wait_until
 
 MakeTls = Callable[..., TlsUpstream]
 DAY, LIFE = timedelta(days=1), timedelta(days=5 * 365)
@@ -255,9 +256,7 @@ def test_it_may_end_while_a_sidecar_runs(
             refused = curl("--http1.1", url, proxy=sidecar.proxy_url, ca_file=sidecar.ca_file)
             assert (refused.status, refused.exit_status) == (0, 56), refused.error
             sidecar.wait_for_decision(lambda d: d["reason"] == "local_ca_expired")
-            deadline = time.monotonic() + 5
-            while "the local CA ended on " not in sidecar.stderr and time.monotonic() < deadline:
-                time.sleep(0.05)
+            wait_until(lambda: "the local CA ended on " in sidecar.stderr)
             assert sidecar.stderr.count("the local CA ended on ") == 1
             assert curl(upstream.url(host=INSPECTED), proxy=sidecar.proxy_url).status == 200
         return

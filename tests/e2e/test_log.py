@@ -8,13 +8,13 @@ import pty
 import re
 import signal
 import subprocess
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.sidecar import Sidecar, SidecarFailed, clean_environment, overcoat_command
+from tests.waiting import wait_until
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (INFO|WARNING|ERROR) \S.*")
 
@@ -25,9 +25,7 @@ def test_a_whole_life_is_said_in_one_form(tmp_path: Path, count: int) -> None:
     with Sidecar(f"workers: {count}\n", tmp_path) as sidecar:
         sidecar.write_policy("frobnicate: 1")
         sidecar.signal(signal.SIGHUP)
-        deadline = time.monotonic() + 10
-        while "stays in force" not in sidecar.stderr and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: "stays in force" in sidecar.stderr)
     said = [json.loads(line) for line in sidecar.stderr.splitlines()]
     assert all(list(line)[:3] == ["time", "level", "message"] for line in said)
     times = [datetime.fromisoformat(line["time"]) for line in said]

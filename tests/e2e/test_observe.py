@@ -23,11 +23,10 @@ from proxy.core.jose.keys import Alg
 from tests.e2e import wire
 from tests.e2e.app import JSON, Fields, ask, connect, decision_of, fresh, open_way, request
 from tests.e2e.certificates import Authority
-from tests.e2e.clients import Accepted, RawClient
+from tests.e2e.clients import Accepted, RawClient, send_until_blocked
 from tests.e2e.http2 import Http2Client
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Decision, Sidecar
-from tests.e2e.test_exhaustion import send_until_blocked
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
 HOSTS = ("pay.example", "old.example", "no.example", "pinned.example", "opened.example", "other.example")
@@ -338,10 +337,10 @@ class TestHttps:
             with connect(twins.observing, f"pay.example:{port}") as client:
                 server, _ = listener.accept()
                 with Accepted(server) as far:
-                    assert send_until_blocked(far, most) < most
+                    assert send_until_blocked(far._socket, bytes(most)) < most
                     client.send(b"EHLO me\r\n")  # what is spoken is known from here on
                     assert far.read_until(b"\r\n") == b"EHLO me\r\n"
-                    assert send_until_blocked(far, most) < most
+                    assert send_until_blocked(far._socket, bytes(most)) < most
 
     def test_plain_http_is_known_however_it_is_cut(self, twins: Twins, plain: MakePlain) -> None:
         upstream = plain()

@@ -20,6 +20,7 @@ from tests.e2e.app import Way, ask, connect, decision_of, fresh, open_way, reque
 from tests.e2e.certificates import Authority, Variant
 from tests.e2e.clients import RawClient, curl, reset
 from tests.e2e.connection import RecordedRequest
+from tests.e2e.listeners import closed_port
 from tests.e2e.sidecar import Decision, Sidecar
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
@@ -46,12 +47,6 @@ def told(sidecar: Sidecar, port: int, said: bytes) -> tuple[dict[str, object], D
     assert line["detail"].startswith(problem["detail"])
     assert counted(sidecar, str(problem["reason"])) == 1
     return problem, line
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class TestObserve:

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import signal
-import socket
 import stat
 import subprocess
 import time
@@ -24,6 +23,7 @@ import yaml
 from proxy.core.jose.keys import Alg
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
+from tests.e2e.listeners import closed_port
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Sidecar, clean_environment, overcoat_command
 from tests.e2e.upstream import TlsUpstream
@@ -292,17 +292,10 @@ class TestKeyFiles:
         assert [error.split(": ")[1] for error in errors] == [f"keys.{name}.primary.file" for name in names]
 
 
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class TestOverrides:
     def test_variables_override_the_file_and_flags_override_both(self, authority: Authority, tmp_path: Path) -> None:
-        by_file = free_port()
-        by_variable, by_flag = free_port(), free_port()
+        by_file = closed_port()
+        by_variable, by_flag = closed_port(), closed_port()
         policy = f"listen: [forward://127.0.0.1:{by_file}]\nadmin: 127.0.0.1:0\nmode: enforce\nrules:\n"
         policy += "  - {name: a, hosts: [a.example]}\n"
         variables = {"OVERCOAT_LISTEN": f"forward://127.0.0.1:{by_variable}", "OVERCOAT_MODE": "observe"}

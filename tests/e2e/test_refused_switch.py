@@ -6,7 +6,6 @@ request, they would be one of the app's, with its rights (RFC 9931, sections 4.1
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
+from tests.e2e.listeners import closed_port
 from tests.e2e.scripted import Upstream, scripted_upstream
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import PlainUpstream
@@ -50,11 +50,6 @@ def smuggled(bystander: PlainUpstream) -> bytes:
     """Return what a client might have put into its tunnel too early."""
     name = f"127.0.0.1:{bystander.port}"
     return f"POST http://{name}/smuggled HTTP/1.1\r\nHost: {name}\r\nContent-Length: 0\r\n\r\n".encode()
-
-
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        return int(unused.getsockname()[1])
 
 
 def connect(target: str, host: str | None = None, more: str = "", version: str = "1.1") -> bytes:

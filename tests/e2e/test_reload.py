@@ -23,9 +23,11 @@ from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.connection import RecordedRequest
 from tests.e2e.http2 import Http2Client
+from tests.e2e.processes import children
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import TlsUpstream
+from tests.waiting import wait_until
 
 NO_PIN = "sha256/" + "A" * 42 + "E="
 MakeSidecar = Callable[[str], Sidecar]
@@ -66,12 +68,7 @@ def reload(sidecar: Sidecar, text: str, result: str = "taken") -> None:
     before = count()
     sidecar.write_policy(text)
     sidecar.signal(signal.SIGHUP)
-    deadline = threading.Event()
-    for _ in range(200):
-        if count() == before + 1:
-            return
-        deadline.wait(0.05)
-    pytest.fail(f"the policy was not {result}: {sidecar.stderr}")
+    wait_until(lambda: count() == before + 1, f"the policy is {result}")
 
 
 def get(client: RawClient, upstream: TlsUpstream) -> tuple[int, bytes]:
@@ -236,12 +233,7 @@ def test_a_file_that_is_gone_does_not_mean_the_built_in_policy(
     reload(sidecar, policy(workers, NO_PIN))
     sidecar.policy_file.unlink()
     sidecar.signal(signal.SIGHUP)
-    for _ in range(100):
-        if "the one before stays in force" in sidecar.stderr:
-            break
-        threading.Event().wait(0.05)
-    else:
-        pytest.fail("it was not refused")
+    wait_until(lambda: "the one before stays in force" in sidecar.stderr)
     assert ask(sidecar, upstream) == 502
 
 
@@ -261,10 +253,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(
         place.unlink(missing_ok=True)
         os.mkfifo(place)
         sidecar.signal(signal.SIGHUP)
-        for _ in range(100):
-            if "the one before stays in force" in sidecar.stderr:
-                break
-            threading.Event().wait(0.05)
+        wait_until(lambda: "the one before stays in force" in sidecar.stderr)
         assert re.search("(no|not a) regular file", sidecar.stderr)
         assert ask(sidecar, upstream) == 502
         sidecar.signal(signal.SIGTERM)
@@ -327,10 +316,6 @@ def test_a_key_is_changed_like_all_else(authority: Authority, tmp_path: Path, wo
 on_linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in /proc (Linux)")
 
 
-def children(pid: int) -> set[int]:
-    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
-
-
 @on_linux
 def test_the_workers_stay(authority: Authority, tmp_path: Path) -> None:
     with Sidecar(policy(2), tmp_path, authority=authority) as sidecar:
@@ -344,16 +329,18 @@ def test_the_workers_stay(authority: Authority, tmp_path: Path) -> None:
 @on_linux
 def test_a_worker_that_takes_nothing_over_is_replaced_by_one_that_has(authority: Authority, tmp_path: Path) -> None:
     with TlsUpstream(authority) as upstream, Sidecar(policy(3), tmp_path, authority=authority) as sidecar:
-        before = children(sidecar.pid)
+        before = set(children(sidecar.pid))
         (stuck,) = sorted(before)[:1]
         os.kill(stuck, signal.SIGSTOP)
         sidecar.write_policy(policy(3, NO_PIN))
         sidecar.signal(signal.SIGHUP)
-        for _ in range(400):
-            if stuck not in (now := children(sidecar.pid)) and len(now) == 4:
-                break
-            threading.Event().wait(0.05)
-        assert before - children(sidecar.pid) == {stuck}
+
+        def is_replaced() -> bool:
+            now = children(sidecar.pid)
+            return stuck not in now and len(now) == 4
+
+        wait_until(is_replaced, seconds=20)
+        assert before - set(children(sidecar.pid)) == {stuck}
         assert [ask(sidecar, upstream) for _ in range(12)] == [502] * 12
 
 

@@ -18,9 +18,11 @@ import pytest
 from proxy.core.who.clients import hash_password
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
+from tests.e2e.processes import children
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Sidecar, clean_environment, overcoat_command
 from tests.e2e.upstream import TlsUpstream
+from tests.waiting import wait_until
 
 READ = re.compile(r"the policy was read again, and is (.*): hash ([0-9a-f]{12}), rules \d+, mode \w+")
 
@@ -141,7 +143,7 @@ def test_each_file_that_the_policy_names_counts(authority: Authority, tmp_path: 
 def test_no_worker_has_another_policy_than_the_one_that_is_said(authority: Authority, tmp_path: Path) -> None:
     with Sidecar("workers: 2\n", tmp_path, authority=authority) as sidecar:
         first = hash_in_force(sidecar)
-        workers = [int(each) for each in Path(f"/proc/{sidecar.pid}/task/{sidecar.pid}/children").read_text().split()]
+        workers = children(sidecar.pid)
         stuck = workers[0]
         os.kill(stuck, signal.SIGSTOP)
         try:
@@ -152,9 +154,7 @@ def test_no_worker_has_another_policy_than_the_one_that_is_said(authority: Autho
             assert hash_in_force(sidecar) == first
         finally:
             os.kill(stuck, signal.SIGCONT)
-        deadline = time.monotonic() + 10
-        while hash_in_force(sidecar) == first and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: hash_in_force(sidecar) != first)
         assert hash_in_force(sidecar) == checked_hash(sidecar)
         (said,) = (found for message in messages(sidecar) if (found := READ.fullmatch(message)))
         assert said.groups() == (f"in force, in place of {first}", hash_in_force(sidecar))
@@ -204,9 +204,7 @@ def test_what_a_mount_of_a_single_file_does_not_show_is_said(authority: Authorit
         edit(with_rule, with_rule.read_text().replace("a.example", "b.example"))
         before = len(messages(sidecar))
         assert read_again(sidecar) == ("unchanged", second)
-        deadline = time.monotonic() + 5
-        while len(messages(sidecar)) < before + 2 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: len(messages(sidecar)) >= before + 2)
         assert "was replaced or removed outside" in messages(sidecar)[before + 1]
         assert json.loads(sidecar.stderr.splitlines()[before + 1])["level"] == "error"
     assert messages(sidecar).count(warning) == 3

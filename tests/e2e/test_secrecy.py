@@ -8,8 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +16,10 @@ import pytest
 
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
+from tests.e2e.processes import children
 from tests.e2e.sidecar import Sidecar, clean_environment
 from tests.e2e.upstream import TlsUpstream
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc (Linux)")
 COUNTS = pytest.mark.parametrize("count", [1, 2], ids=["one process", "two workers"])
@@ -42,15 +43,7 @@ def jwk() -> str:
 
 
 def processes(sidecar: Sidecar) -> list[int]:
-    children = Path(f"/proc/{sidecar.pid}/task/{sidecar.pid}/children").read_text().split()
-    return [sidecar.pid, *map(int, children)]
-
-
-def wait_until(reached: Callable[[], bool], what: str, deadline: float = 10.0) -> None:
-    end = time.monotonic() + deadline
-    while not reached():
-        assert time.monotonic() < end, f"not within {deadline} s: {what}"
-        time.sleep(0.02)
+    return [sidecar.pid, *children(sidecar.pid)]
 
 
 def was_read_again(sidecar: Sidecar, times: int) -> bool:

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ from tests.e2e import wire
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.connection import RecordedRequest
+from tests.e2e.processes import children, is_alive
 from tests.e2e.scripted import scripted_upstream
 from tests.e2e.sidecar import Sidecar, clean_environment, overcoat_command
-from tests.e2e.upstream import PlainUpstream, TlsUpstream
+from tests.e2e.upstream import PlainUpstream, SlowUpstream, TlsUpstream
+from tests.waiting import wait_until
 
 ALLOW = "defaults: {plain_http: allow}"
 COUNTS = pytest.mark.parametrize("count", [1, 2], ids=["one process", "two workers"])
@@ -30,42 +31,9 @@ NAMES = ["HUP", "USR1", "USR2", "PIPE", "ALRM", "VTALRM", "PROF", "XCPU", "XFSZ"
 HARMLESS = [getattr(signal, f"SIG{name}") for name in NAMES if hasattr(signal, f"SIG{name}")]
 
 
-class SlowUpstream(PlainUpstream):
-    """Answers when it is told to.
-
-    Attributes:
-        release: lets it answer.
-    """
-
-    def __init__(self) -> None:
-        self.release = threading.Event()
-        super().__init__(respond=self._answer_late)
-
-    def _answer_late(self, _: RecordedRequest) -> bytes:
-        self.release.wait(20)
-        return wire.response(200, b'"late"')
-
-    def close(self) -> None:
-        self.release.set()
-        super().close()
-
-
-@pytest.fixture
-def slow() -> Iterator[SlowUpstream]:
-    with SlowUpstream() as upstream:
-        yield upstream
-
-
 def get(url: str) -> bytes:
     authority = url.removeprefix("http://").partition("/")[0]
     return f"GET {url} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode()
-
-
-def wait_until(reached: Callable[[], bool], what: str, deadline: float = 10.0) -> None:
-    end = time.monotonic() + deadline
-    while not reached():
-        assert time.monotonic() < end, f"not within {deadline} s: {what}"
-        time.sleep(0.01)
 
 
 def takes_connections(sidecar: Sidecar) -> bool:
@@ -74,10 +42,6 @@ def takes_connections(sidecar: Sidecar) -> bool:
     except OSError:
         return False
     return True
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @COUNTS
@@ -275,13 +239,6 @@ def test_a_worker_of_a_killed_parent_drains_by_itself(slow: SlowUpstream, tmp_pa
         assert client.read_response().body == b'"late"'
         assert sidecar.wait() == -signal.SIGKILL
         wait_until(lambda: not any(is_alive(pid) for pid in processes), "all children are over")
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 class TestDuringTheStart:

@@ -24,9 +24,11 @@ from tests.e2e.app import Way, ask, client_hello, connect, decision_of, open_way
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.connection import RecordedRequest
+from tests.e2e.processes import children
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Decision, Metrics, Sidecar, SidecarFailed, overcoat_command
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
+from tests.waiting import wait_until
 
 HOSTS = ("pay.example", "never.example", "pinned.example", "plain.example", "other.example")
 NO_PIN = "sha256/" + "A" * 42 + "E="
@@ -359,16 +361,13 @@ class TestMetrics:
         assert value("overcoat_pins_expire_timestamp_seconds", rule="pinned") == end_of_day
 
     def test_open_connections_are_counted(self, sidecar: Sidecar) -> None:
-        def wait_for(count: int) -> None:
-            end = time.monotonic() + 5
-            while sidecar.metrics().value("overcoat_client_connections") != count:
-                assert time.monotonic() < end
-                time.sleep(0.02)
+        def count() -> float:
+            return sidecar.metrics().value("overcoat_client_connections")
 
-        wait_for(0)
+        wait_until(lambda: count() == 0)
         with RawClient(sidecar.address), RawClient(sidecar.address):
-            wait_for(2)
-        wait_for(0)
+            wait_until(lambda: count() == 2)
+        wait_until(lambda: count() == 0)
 
     def test_nothing_that_a_client_chooses_becomes_a_label(self, sidecar: Sidecar) -> None:
         def send(number: int) -> None:
@@ -423,29 +422,23 @@ class TestSeries:
             assert self.denials(sidecar, "b") == {}
             sidecar.write_policy(self.policy(workers, "a", "b"))
             sidecar.signal(signal.SIGHUP)
-            self.wait_until(lambda: sidecar.metrics().value("overcoat_policy_reloads_total", result="taken") == 1)
+            wait_until(lambda: sidecar.metrics().value("overcoat_policy_reloads_total", result="taken") == 1)
             assert self.denials(sidecar, "b") == nothing
             ask(sidecar, upstream, "b.example")
             sidecar.wait_for_decisions(1)
             once = {**nothing, "pin_mismatch": 1}
             assert self.denials(sidecar, "b") == once
             if workers > 1:
-                for child in Path(f"/proc/{sidecar.pid}/task/{sidecar.pid}/children").read_text().split():
-                    os.kill(int(child), signal.SIGKILL)
-                self.wait_until(lambda: sidecar.run("healthcheck", "--timeout", "30") == "ready\n")
+                for child in children(sidecar.pid):
+                    os.kill(child, signal.SIGKILL)
+                wait_until(lambda: self.is_ready(sidecar), seconds=20)
                 assert self.denials(sidecar, "b") == once
 
-    def wait_until(self, is_so: Callable[[], bool]) -> None:
-        """Wait until something is so; what cannot be asked yet is not."""
-        end = time.monotonic() + 20
-        while True:
-            try:
-                if is_so():
-                    return
-            except (OSError, SidecarFailed):
-                pass
-            assert time.monotonic() < end
-            time.sleep(0.02)
+    def is_ready(self, sidecar: Sidecar) -> bool:
+        try:
+            return sidecar.run("healthcheck", "--timeout", "30") == "ready\n"
+        except SidecarFailed:
+            return False
 
 
 class TestAdmin:
@@ -479,10 +472,7 @@ class TestStandardOutput:
 
     def lost(self, sidecar: Sidecar, count: int) -> None:
         """Wait until this many lines are counted as lost."""
-        end = time.monotonic() + 5
-        while (found := sidecar.metrics().value("overcoat_decision_lines_lost_total")) != count:
-            assert time.monotonic() < end, f"{found} lines were counted as lost"
-            time.sleep(0.02)
+        wait_until(lambda: sidecar.metrics().value("overcoat_decision_lines_lost_total") == count)
 
     def test_requests_go_on_where_it_is_closed_and_the_lost_lines_are_counted(
         self, authority: Authority, tls_upstream: Callable[..., TlsUpstream], tmp_path: Path

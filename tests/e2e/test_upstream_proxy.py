@@ -28,6 +28,7 @@ from tests.e2e.certificates import Authority, pin_of
 from tests.e2e.clients import Accepted, RawClient, curl, reset
 from tests.e2e.sidecar import Sidecar, SidecarFailed
 from tests.e2e.upstream import TlsUpstream
+from tests.waiting import wait_until
 
 HOSTS = {"api.example": "127.0.0.1", "straight.example": "127.0.0.1", "proxy.example": "127.0.0.1"}
 INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
@@ -541,10 +542,7 @@ class TestPins:
             text = sidecar.policy_file.read_text().replace("proxy.example", "straight.example")
             sidecar.policy_file.write_text(text)
             sidecar.signal(signal.SIGHUP)
-            for _ in range(100):
-                if "is in force" in sidecar.stderr:
-                    break
-                threading.Event().wait(0.05)
+            wait_until(lambda: "is in force" in sidecar.stderr)
             got = ask(sidecar, upstream, "api.example")
             assert (got.status, json.loads(got.body)["reason"]) == (502, "certificate_invalid")
         assert corporate.heads == []

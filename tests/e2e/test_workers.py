@@ -12,43 +12,25 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
+from tests.e2e.processes import children, is_alive, name_of
 from tests.e2e.sidecar import ROOT, Sidecar, SidecarFailed, overcoat_command
 from tests.e2e.upstream import TlsUpstream
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in /proc (Linux)")
 COUNT = 3
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def workers(sidecar: Sidecar) -> list[int]:
     """Return the worker processes, by their name."""
     return [child for child in children(sidecar.pid) if name_of(child) == "overcoat-worker"]
-
-
-def name_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except FileNotFoundError:
-        return ""  # it has ended meanwhile
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.fixture
@@ -85,7 +67,7 @@ def test_a_worker_that_dies_is_replaced_and_counted_and_no_later_request_fails(
     victim, *others = workers(sidecar)
     os.kill(victim, signal.SIGKILL)
     assert [ask(sidecar, upstream) for _ in range(20)] == [200] * 20  # also those that wait in the dead one's queue
-    assert wait_until(lambda: len(workers(sidecar)) == COUNT)
+    wait_until(lambda: len(workers(sidecar)) == COUNT)
     assert set(others) < set(workers(sidecar))
     assert victim not in workers(sidecar)
     assert "a worker was killed by signal 9 (Killed), and is replaced" in sidecar.stderr
@@ -104,16 +86,16 @@ def test_successors_go_on_counting_in_the_same_files(
             return sidecar.metrics().value("overcoat_requests_total", rule="-", action="upgrade", reason="-")
 
         assert [ask(sidecar, upstream) for _ in range(20)] == [200] * 20
-        assert wait_until(lambda: counted() == 20)
+        wait_until(lambda: counted() == 20)
         files = sorted(temporary.rglob("*.db"))
         for victim in workers(sidecar):
             os.kill(victim, signal.SIGKILL)
-        assert wait_until(lambda: sidecar.metrics().value("overcoat_worker_restarts_total") == 2)
-        assert wait_until(lambda: sidecar.admin_get("/ready")[0] == 200)
+        wait_until(lambda: sidecar.metrics().value("overcoat_worker_restarts_total") == 2)
+        wait_until(lambda: sidecar.admin_get("/ready")[0] == 200)
         assert [ask(sidecar, upstream) for _ in range(20)] == [200] * 20
         assert sorted(temporary.rglob("*.db")) == files
-        assert wait_until(lambda: counted() == 40)
-        assert wait_until(lambda: sidecar.metrics().value("overcoat_client_connections") == 0)
+        wait_until(lambda: counted() == 40)
+        wait_until(lambda: sidecar.metrics().value("overcoat_client_connections") == 0)
     assert list(temporary.iterdir()) == []
 
 
@@ -130,10 +112,10 @@ def test_without_processes_a_dead_worker_is_replaced_later(authority: Authority,
         (tmp_path / "none").touch()
         victim = workers(sidecar)[0]
         os.kill(victim, signal.SIGKILL)
-        assert wait_until(lambda: "no process for a worker" in sidecar.stderr)
+        wait_until(lambda: "no process for a worker" in sidecar.stderr)
         assert sidecar.admin_get("/ready")[0] == 503
         (tmp_path / "none").unlink()
-        assert wait_until(lambda: sidecar.admin_get("/ready")[0] == 200)
+        wait_until(lambda: sidecar.admin_get("/ready")[0] == 200)
         assert len(workers(sidecar)) == 2
 
 
@@ -147,7 +129,7 @@ def test_the_admin_endpoint_is_replaced_where_it_was(sidecar: Sidecar) -> None:
         except OSError:
             return False
 
-    assert wait_until(is_back)
+    wait_until(is_back)
     assert sidecar.metrics().value("overcoat_worker_restarts_total") == 1
 
 
@@ -176,7 +158,7 @@ def test_running_requests_end_before_any_worker_does(authority: Authority, tmp_p
             thread.start()
         upstream.wait_for_requests(6)
         sidecar.signal(signal.SIGTERM)
-        assert wait_until(lambda: sidecar.admin_get("/ready")[0] == 503)
+        wait_until(lambda: sidecar.admin_get("/ready")[0] == 503)
         release.set()
         for thread in asking:
             thread.join(20)
@@ -188,7 +170,7 @@ def test_the_end_does_not_wait_for_workers_that_are_not_there(authority: Authori
     with Sidecar("workers: 2\n", tmp_path, authority=authority) as sidecar:
         for worker in workers(sidecar):
             os.kill(worker, signal.SIGKILL)
-        assert wait_until(lambda: "is replaced" in sidecar.stderr)
+        wait_until(lambda: "is replaced" in sidecar.stderr)
         began = time.monotonic()
         sidecar.signal(signal.SIGTERM)
         assert sidecar.wait() == 0
@@ -198,8 +180,8 @@ def test_the_end_does_not_wait_for_workers_that_are_not_there(authority: Authori
 def test_it_is_not_ready_while_a_worker_is_missing(authority: Authority, tmp_path: Path) -> None:
     with Sidecar("workers: 2\n", tmp_path, authority=authority) as sidecar:
         os.kill(workers(sidecar)[0], signal.SIGKILL)
-        assert wait_until(lambda: sidecar.admin_get("/ready")[0] == 503)
-        assert wait_until(lambda: sidecar.admin_get("/ready")[0] == 200)
+        wait_until(lambda: sidecar.admin_get("/ready")[0] == 503)
+        wait_until(lambda: sidecar.admin_get("/ready")[0] == 200)
 
 
 def test_a_successor_trusts_the_roots_that_the_others_trust(
@@ -209,11 +191,11 @@ def test_a_successor_trusts_the_roots_that_the_others_trust(
         Authority().write_pem(tmp_path / "roots.pem")  # another authority's, which nobody has asked to be taken over
         for worker in workers(sidecar):
             os.kill(worker, signal.SIGKILL)
-        assert wait_until(lambda: sidecar.metrics().value("overcoat_worker_restarts_total") == 2)
-        assert wait_until(lambda: sidecar.admin_get("/ready")[0] == 200)
+        wait_until(lambda: sidecar.metrics().value("overcoat_worker_restarts_total") == 2)
+        wait_until(lambda: sidecar.admin_get("/ready")[0] == 200)
         assert [ask(sidecar, upstream) for _ in range(10)] == [200] * 10
         sidecar.signal(signal.SIGHUP)
-        assert wait_until(lambda: "is in force" in sidecar.stderr)
+        wait_until(lambda: "is in force" in sidecar.stderr)
         assert [ask(sidecar, upstream) for _ in range(10)] == [502] * 10
 
 
@@ -232,7 +214,7 @@ def test_a_worker_that_does_not_drain_is_ended(authority: Authority, tmp_path: P
         stuck = workers(sidecar)[0]
         os.kill(stuck, signal.SIGSTOP)
         sidecar.signal(signal.SIGTERM)
-        assert wait_until(lambda: not is_alive(sidecar.pid), 20)
+        wait_until(lambda: not is_alive(sidecar.pid), seconds=20)
         assert sidecar.wait() == 1  # whatever it had in hand was cut off
         assert not is_alive(stuck)
         assert "a worker is not over in time" in sidecar.stderr
@@ -290,10 +272,10 @@ def test_a_second_signal_ends_all_at_once(authority: Authority, tmp_path: Path) 
         sidecar = Sidecar(f"workers: {COUNT}\n", tmp_path, authority=authority)
         with sidecar, RawClient(sidecar.address) as client:
             client.send(f"GET {upstream.url()} HTTP/1.1\r\nHost: 127.0.0.1:{upstream.port}\r\n\r\n".encode())
-            assert wait_until(lambda: any(c.received for c in upstream.connections))
+            wait_until(lambda: any(c.received for c in upstream.connections))
             pids = children(sidecar.pid)
             sidecar.signal(signal.SIGTERM)
-            assert wait_until(lambda: sidecar.admin_get("/ready")[0] == 503)
+            wait_until(lambda: sidecar.admin_get("/ready")[0] == 503)
             began = time.monotonic()
             sidecar.signal(signal.SIGTERM)
             assert sidecar.wait() == 1
@@ -307,7 +289,7 @@ def test_workers_end_when_their_parent_is_killed(authority: Authority, tmp_path:
         pids = children(sidecar.pid)
         assert len(pids) == COUNT + 1
         sidecar.kill()
-        assert wait_until(lambda: not any(is_alive(pid) for pid in pids))
+        wait_until(lambda: not any(is_alive(pid) for pid in pids))
 
 
 def test_what_a_killed_parent_leaves_behind_goes_at_the_next_start(authority: Authority, tmp_path: Path) -> None:
@@ -318,7 +300,7 @@ def test_what_a_killed_parent_leaves_behind_goes_at_the_next_start(authority: Au
     with first, Sidecar("workers: 2\n", tmp_path, authority=authority, env=env) as other:
         (lives,) = (other_folder for other_folder in temporary.iterdir() if holds(other.pid, other_folder))
         first.kill()
-        assert wait_until(lambda: len(list(temporary.iterdir())) == 2)
+        wait_until(lambda: len(list(temporary.iterdir())) == 2)
         time.sleep(1)  # its workers hold what they use as long as they live
         with Sidecar("workers: 2\n", tmp_path, authority=authority, env=env) as third:
             assert lives in temporary.iterdir()
@@ -335,13 +317,6 @@ def holds(pid: int, folder: Path) -> bool:
         line.split()[4] == str(pid) and line.split()[5].endswith(f":{status.st_ino}")
         for line in Path("/proc/locks").read_text().splitlines()
     )
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize("which", ["listen", "admin"])

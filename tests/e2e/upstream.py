@@ -389,3 +389,23 @@ def _readable(sock: socket.socket, seconds: float | None) -> bool:
 def _send(sock: socket.socket, data: bytes) -> None:
     if data:
         sock.sendall(data)
+
+
+class SlowUpstream(PlainUpstream):
+    """Answers when it is told to.
+
+    Attributes:
+        release: lets it answer.
+    """
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+        super().__init__(respond=self._answer_late)
+
+    def _answer_late(self, _: RecordedRequest) -> bytes:
+        self.release.wait(20)
+        return wire.response(200, b'"late"')
+
+    def close(self) -> None:
+        self.release.set()
+        super().close()

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, Counter
 import proxy.processes.admin
 from proxy.core.rules.policy import Policy
 from proxy.processes.admin import MAX_OPEN, MAX_REQUEST_LINE, Admin, admin_app, bind_admin, probes_app
+from tests.waiting import wait_until
 
 
 @dataclass
@@ -128,9 +129,7 @@ class TestBadScrapers:
         admin = Admin(bind_admin("127.0.0.1", 0), admin_app(registry, lambda: True, Policy))
         with caplog.at_level(logging.INFO), socket.create_connection(admin.address, 5) as client:
             client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-            end = time.monotonic() + 5
-            while "ended early: TimeoutError" not in caplog.text and time.monotonic() < end:
-                time.sleep(0.01)
+            wait_until(lambda: "ended early: TimeoutError" in caplog.text)
         admin.close()
         assert "ended early: TimeoutError" in caplog.text
         assert capfd.readouterr().err == ""
@@ -152,9 +151,7 @@ class TestBadScrapers:
             with socket.create_connection(running.admin.address, 5) as client:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 client.sendall(b"GET /met")
-            deadline = time.monotonic() + 5
-            while not caplog.records and time.monotonic() < deadline:
-                time.sleep(0.01)
+            wait_until(lambda: caplog.records)
         assert [record.getMessage() for record in caplog.records] == [
             "a request to the admin listener ended early: ConnectionResetError"
         ]

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from io import FileIO, TextIOWrapper
 from pathlib import Path
@@ -16,6 +16,7 @@ import pytest
 from proxy import timelimits
 from proxy.processes import decisionlines
 from proxy.processes.decisionlines import LineWriter
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -218,10 +219,3 @@ def losses(lost: list[int], count: int) -> bool:
 
 def holds(path: Path, data: bytes) -> bool:
     return path.read_bytes() == data
-
-
-def wait_until(is_so: Callable[[], object]) -> None:
-    end = time.monotonic() + 5
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.005)
