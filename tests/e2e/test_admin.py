@@ -5,7 +5,6 @@ Proves that metrics are told to nobody whom the policy does not name, and to no 
 
 from __future__ import annotations
 
-import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.clients import Answer, RawClient
+from tests.e2e.reloading import reload
 from tests.e2e.sidecar import Sidecar, SidecarFailed
-from tests.waiting import wait_until
 
 
 def own_address() -> str:
@@ -41,11 +40,6 @@ def get(url: str, path: str, host: str | None = "", address: str = "127.0.0.1") 
     with RawClient((address, int(port))) as client:
         client.send(f"GET {path} HTTP/1.1\r\n{field}\r\n".encode())
         return client.read_response()
-
-
-def wait_for_reload(sidecar: Sidecar, result: str) -> None:
-    """Wait until a reload has ended so."""
-    wait_until(lambda: sidecar.metrics().value("overcoat_policy_reloads_total", result=result) >= 1)
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one worker", "two workers"])
@@ -76,9 +70,7 @@ class TestWhoMayAsk:
         policy = "workers: %d\nadmin: 0.0.0.0:0\nclients: {admin: [%s]}\n"
         with Sidecar(policy % (workers, "10.0.0.0/8"), tmp_path) as sidecar:
             assert get(sidecar.admin_url, "/metrics", address=own_address()).status == 403
-            sidecar.write_policy(policy % (workers, own_address()))
-            sidecar.signal(signal.SIGHUP)
-            wait_for_reload(sidecar, "taken")
+            reload(sidecar, policy % (workers, own_address()))
             assert get(sidecar.admin_url, "/metrics", address=own_address()).status == 200
 
     @pytest.mark.parametrize("admin", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"])
@@ -197,7 +189,5 @@ class TestProbes:
 
     def test_moving_it_takes_a_restart(self, tmp_path: Path) -> None:
         with Sidecar("probes: 127.0.0.1:0", tmp_path) as sidecar:
-            sidecar.write_policy("probes: null")
-            sidecar.signal(signal.SIGHUP)
-            wait_for_reload(sidecar, "refused")
+            reload(sidecar, "probes: null", "refused")
             assert get(sidecar.probes_url, "/ready").status == 200

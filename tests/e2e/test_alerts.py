@@ -40,6 +40,7 @@ from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.processes import children
 from tests.e2e.receiver import Receiver
+from tests.e2e.reloading import reload
 from tests.e2e.sidecar import ROOT, Sidecar, overcoat_command
 from tests.e2e.upstream import TlsUpstream
 from tests.waiting import wait_until
@@ -211,14 +212,6 @@ def signal_to_a_worker(sidecar: Sidecar) -> None:
     wait_until(is_replaced, seconds=DEADLINE)
 
 
-def reload(sidecar: Sidecar, result: str) -> None:
-    """Have the policy read again, and wait for the result."""
-    before = sidecar.metrics().value("overcoat_policy_reloads_total", result=result)
-    sidecar.signal(signal.SIGHUP)
-    name = "overcoat_policy_reloads_total"
-    wait_until(lambda: sidecar.metrics().value(name, result=result) != before, seconds=DEADLINE)
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("count", "workers"), [(1, 1), (1, 2), (20, 2)])
 def test_each_fires_on_one_event_and_on_many_between_two_scrapes(
@@ -270,7 +263,7 @@ def test_each_fires_on_one_event_and_on_many_between_two_scrapes(
                     signal_to_a_worker(main)
             main.policy_file.write_text("version: 1\nrules: wrong\n")
             for _ in range(min(count, 5)):
-                reload(main, "refused")
+                reload(main, result="refused")
         expected = {
             ("OvercoatPinMismatch", instance_of(main), "pinned"),
             ("OvercoatPinsExpired", instance_of(main), "expired"),
@@ -290,7 +283,7 @@ def test_each_fires_on_one_event_and_on_many_between_two_scrapes(
         # A rule that is new, and a sidecar that is, before Prometheus has seen either.
         with prometheus.stopped():
             main.write_policy(policy + LATE.format(pin=PIN))
-            reload(main, "taken")
+            reload(main)
             refused = ("OvercoatReloadRefused", instance_of(main), "")
             expected -= {refused}
             LocalCa.open(folders["early"] / "data", datetime.now(UTC) - CA_LIFE - timedelta(days=1))

@@ -9,7 +9,6 @@ import json
 import signal
 import socket
 import ssl
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -39,6 +38,7 @@ from tests.e2e.frames import (
 )
 from tests.e2e.frameserver import FrameServer, Got, frame_server
 from tests.e2e.http2 import Http2Client, Message, agree_on_http2, speak
+from tests.e2e.reloading import reload
 from tests.e2e.sidecar import Sidecar
 
 HOST = "far.example"
@@ -523,17 +523,6 @@ class TestReload:
             }
             server.wait(lambda: server.connections[0].is_over, "the end of the old connection")
             assert sum(line["status"] == 200 for line in sidecar.decisions()) >= AT_ONCE
-
-
-def reload(sidecar: Sidecar, text: str) -> None:
-    """Write the policy, have it read, and wait until it is."""
-    sidecar.write_policy(text)
-    sidecar.signal(signal.SIGHUP)
-    for _ in range(200):
-        if sidecar.metrics().value("overcoat_policy_reloads_total", result="taken") == 1:
-            return
-        threading.Event().wait(0.05)
-    pytest.fail(f"the policy was not taken: {sidecar.stderr}")
 
 
 def ask_anew(sidecar: Sidecar, server: FrameServer) -> Message | None:

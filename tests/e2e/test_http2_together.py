@@ -34,9 +34,9 @@ from tests.e2e.frames import (
 from tests.e2e.frameserver import FrameServer, Got, frame_server
 from tests.e2e.http2 import HeaderList, Http2Client, agree_on_http2, speak
 from tests.e2e.listeners import listen
+from tests.e2e.reloading import reload
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.test_gate import hashed
-from tests.e2e.test_reload import reload
 
 HOST, OTHER = "far.example", "other.example"
 TRAILERS: HeaderList = [("te", "trailers")]

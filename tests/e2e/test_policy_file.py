@@ -12,7 +12,6 @@ import re
 import signal
 import stat
 import subprocess
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from tests.e2e.listeners import closed_port
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Sidecar, clean_environment, overcoat_command
 from tests.e2e.upstream import TlsUpstream
+from tests.waiting import wait_until
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 PIN = "sha256/" + "A" * 42 + "E="
@@ -242,10 +242,7 @@ class TestWhatNeedsAttention:
 
             assert logged("policy ") == expected
             sidecar.signal(signal.SIGHUP)
-            for _ in range(100):
-                if len(logged("the policy was read again")) >= len(expected):
-                    break
-                time.sleep(0.05)
+            wait_until(lambda: len(logged("the policy was read again")) >= len(expected))
             assert logged("the policy was read again") == expected
 
 

@@ -25,6 +25,7 @@ from tests.e2e.connection import RecordedRequest
 from tests.e2e.http2 import Http2Client
 from tests.e2e.processes import children
 from tests.e2e.receiver import Receiver
+from tests.e2e.reloading import reload
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import TlsUpstream
 from tests.waiting import wait_until
@@ -55,20 +56,6 @@ def sidecar(authority: Authority, tmp_path: Path, workers: int) -> Iterator[Side
 def policy(workers: int, pin: str | None = None, more: str = "") -> str:
     pins = f', pins: {{any_of: ["{pin}"]}}' if pin else ""
     return f'workers: {workers}\nrules:\n  - {{name: here, hosts: ["127.0.0.1"]{pins}}}\n{more}'
-
-
-def reload(sidecar: Sidecar, text: str, result: str = "taken") -> None:
-    """Write the policy and have it read; wait until it was."""
-
-    def count() -> float:
-        metrics = sidecar.metrics()
-        known = [labels["result"] for labels in metrics.labels("overcoat_policy_reloads_total")]
-        return metrics.value("overcoat_policy_reloads_total", result=result) if result in known else 0
-
-    before = count()
-    sidecar.write_policy(text)
-    sidecar.signal(signal.SIGHUP)
-    wait_until(lambda: count() == before + 1, f"the policy is {result}")
 
 
 def get(client: RawClient, upstream: TlsUpstream) -> tuple[int, bytes]:

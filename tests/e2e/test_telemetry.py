@@ -26,6 +26,7 @@ from tests.e2e.clients import RawClient
 from tests.e2e.connection import RecordedRequest
 from tests.e2e.processes import children
 from tests.e2e.receiver import Receiver
+from tests.e2e.reloading import reload
 from tests.e2e.sidecar import Decision, Metrics, Sidecar, SidecarFailed, overcoat_command
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 from tests.waiting import wait_until
@@ -420,9 +421,7 @@ class TestSeries:
         ) as sidecar:
             assert self.denials(sidecar, "a") == self.denials(sidecar, "-") == nothing
             assert self.denials(sidecar, "b") == {}
-            sidecar.write_policy(self.policy(workers, "a", "b"))
-            sidecar.signal(signal.SIGHUP)
-            wait_until(lambda: sidecar.metrics().value("overcoat_policy_reloads_total", result="taken") == 1)
+            reload(sidecar, self.policy(workers, "a", "b"))
             assert self.denials(sidecar, "b") == nothing
             ask(sidecar, upstream, "b.example")
             sidecar.wait_for_decisions(1)

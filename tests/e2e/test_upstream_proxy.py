@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import select
-import signal
 import socket
 import ssl
 import threading
@@ -26,6 +25,7 @@ from proxy.engine.upstreams.connection import MAX_INTERIM
 from tests.e2e.app import Way, ask
 from tests.e2e.certificates import Authority, pin_of
 from tests.e2e.clients import Accepted, RawClient, curl, reset
+from tests.e2e.reloading import reload
 from tests.e2e.sidecar import Sidecar, SidecarFailed
 from tests.e2e.upstream import TlsUpstream
 from tests.waiting import wait_until
@@ -374,11 +374,7 @@ def test_nothing_stays_open_behind_apps_that_have_left(
         corporate.refuse = b"HTTP/1.1 403 No\r\n\r\n"
         for _ in range(10):
             ask(sidecar, upstream, "api.example")
-        for _ in range(80):
-            if sidecar.open_files() <= before + 2:
-                break
-            threading.Event().wait(0.1)
-        assert sidecar.open_files() <= before + 2
+        wait_until(lambda: sidecar.open_files() <= before + 2)
 
 
 def test_a_circle_of_proxies_is_cut(authority: Authority, tmp_path: Path) -> None:
@@ -539,10 +535,7 @@ class TestPins:
         self, serve: MakeSidecar, corporate: Corporate, upstream: TlsUpstream, authority: Authority
     ) -> None:
         with serve(rest="destinations: {allow: [loopback]}") as sidecar:
-            text = sidecar.policy_file.read_text().replace("proxy.example", "straight.example")
-            sidecar.policy_file.write_text(text)
-            sidecar.signal(signal.SIGHUP)
-            wait_until(lambda: "is in force" in sidecar.stderr)
+            reload(sidecar, sidecar.policy_file.read_text().replace("proxy.example", "straight.example"))
             got = ask(sidecar, upstream, "api.example")
             assert (got.status, json.loads(got.body)["reason"]) == (502, "certificate_invalid")
         assert corporate.heads == []
