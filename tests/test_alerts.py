@@ -5,6 +5,7 @@ That each fires in a real Prometheus, with a sidecar, is in tests/e2e/test_alert
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from addons.metrics import Metrics, PolicyMetrics
-from docs.alerts import ALERTS
+from docs.alerts import ALERTS, alerts_rows, rules_text
 from proxy.core.decisions import Reason
 from proxy.core.rules.policy import Policy
 
@@ -39,10 +40,22 @@ def test_promtool_takes_the_rules() -> None:
 
 
 def test_the_file_has_what_is_written_in_the_code() -> None:
-    (group,) = yaml.safe_load(RULES.read_text())["groups"]
+    assert RULES.read_text() == rules_text()
+    (group,) = yaml.safe_load(rules_text())["groups"]
     assert [(each["alert"], each["expr"].strip(), each["labels"]["severity"]) for each in group["rules"]] == [
         (alert.name, alert.expr, alert.severity) for alert in ALERTS
     ]
+    assert [each.get("for", "") for each in group["rules"]] == [alert.wait for alert in ALERTS]
+    assert [each["annotations"] for each in group["rules"]] == [
+        {"summary": alert.summary, "description": alert.description} for alert in ALERTS
+    ]
+
+
+def test_the_table_says_them_without_templates() -> None:
+    rows = alerts_rows()
+    assert [name for name, _, _ in rows] == [f"`{alert.name}`" for alert in ALERTS]
+    assert "{{" not in "".join(itertools.chain.from_iterable(rows))
+    assert all(text[0].isupper() for _, _, text in rows)
 
 
 def test_all_that_they_read_exists_and_is_there_from_the_start() -> None:
