@@ -168,6 +168,9 @@ def test_who_may_no_longer_use_the_proxy_begins_no_stream_in_an_old_connect(
         Sidecar(policy("ann"), tmp_path, authority=authority, hosts={HOST: "127.0.0.1"}) as sidecar,
         frame_server(authority, HOST, answer) as server,
     ):
+        ca_file = (
+            sidecar.ca_file
+        )  # a command makes it; that takes longer than a CONNECT of an old policy may stay silent
         client, number = begin(sidecar, server), 1
         if spoke:
             agree_on_http2(client, HOST, sidecar.ca_file)
@@ -177,7 +180,7 @@ def test_who_may_no_longer_use_the_proxy_begins_no_stream_in_an_old_connect(
             number = 3
         reload(sidecar, policy("bob"))
         if not spoke:
-            agree_on_http2(client, HOST, sidecar.ca_file)
+            agree_on_http2(client, HOST, ca_file)
             app = Peer(client, PREFACE + settings())
         app.send(headers(number, asked(server.authority, path="/new"), END_HEADERS | END_STREAM))
         while (found := app.read()) is not None and found.stream != number:
