@@ -21,7 +21,7 @@ from OpenSSL import SSL
 
 _CHUNK = 16 * 1024  # the most that a record holds (RFC 8446, section 5.1)
 _lib: Any = SSL._lib  # type: ignore[attr-defined]  # the functions on which pyOpenSSL is built
-_ffi: Any = SSL._ffi  # type: ignore[attr-defined]
+_ffi: Any = SSL._ffi  # type: ignore[attr-defined]  # as above
 _PIECE = _ffi.new("char[]", _CHUNK)  # shared by all sessions: its bytes are copied out at once
 _HEADER = 5  # bytes of a record's header (RFC 8446, section 5.1)
 
