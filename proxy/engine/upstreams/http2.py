@@ -268,14 +268,13 @@ class UpstreamHttp2Stream(Stream):
         self, receiver: Receiver, request: http.Request, body: bytes, *, is_whole: bool, trailers: Fields, te: bool
     ) -> None:
         """Send a request."""
-        connection = self.connection
+        connection, self.receiver = self.connection, receiver
         if not connection.has_room:
             self.is_open = False
             is_full = connection.takes_streams
             denied = Denied(Reason.UPSTREAM_FAILED, _FULL if is_full else _ENDED)
-            connection.loop.call_soon(connection.guarded, lambda: self._never_begun(receiver, denied))
+            connection.loop.call_soon(connection.guarded, lambda: self.failed(denied, is_untouched=True))
             return
-        self.receiver = receiver
         self._method = request.data.method
         self._asked = connection.loop.time()
         connection.begin(self)
@@ -285,10 +284,6 @@ class UpstreamHttp2Stream(Stream):
             connection.send(self, body)
         if is_whole:
             connection.finish(self, behind)
-
-    def _never_begun(self, receiver: Receiver, denied: Denied) -> None:
-        receiver.response_failed(denied, False, is_untouched=True)
-        receiver.flush()
 
     def send_body(self, data: bytes) -> None:
         """Send a piece of the body."""

@@ -11,6 +11,7 @@ import hpack
 import pytest
 from mitmproxy import http
 
+from proxy.core.decisions import Denied, Reason
 from proxy.engine.flows import new_request
 from proxy.engine.http2 import FRAMES_A_TURN
 from proxy.engine.http2state import MAX_STREAMS
@@ -141,6 +142,34 @@ class TestRoom:
     @pytest.mark.parametrize("why", ["is_over", "is_leaving", "is_closed"])
     def test_there_is_none_where_it_ends(self, why: str) -> None:
         assert not self.connection(**{why: True}).has_room
+
+
+@pytest.mark.parametrize("is_given_up", [False, True])
+def test_where_there_is_no_room_who_still_waits_is_told_a_turn_later(is_given_up: bool) -> None:
+    told: list[tuple[Reason, bool, bool]] = []
+
+    class Receiver:
+        def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
+            told.append((denied.reason, began, is_untouched))
+
+        def flush(self) -> None:
+            pass
+
+    async def run() -> None:
+        engine: Any = SimpleNamespace(
+            loop=asyncio.get_running_loop(), pool=SimpleNamespace(forget_shared=lambda _: None)
+        )
+        connection = UpstreamHttp2(engine, cast(Any, Carrier()))
+        connection.leave()
+        stream = connection.open()
+        stream.ask(cast(Any, Receiver()), request(), b"", is_whole=True, trailers=(), te=False)
+        assert told == []
+        if is_given_up:
+            stream.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert told == ([] if is_given_up else [(Reason.UPSTREAM_FAILED, False, True)])
 
 
 class TestSharing:
