@@ -160,7 +160,7 @@ def test_where_there_is_no_room_who_still_waits_is_told_a_turn_later(is_given_up
             loop=asyncio.get_running_loop(), pool=SimpleNamespace(forget_shared=lambda _: None)
         )
         connection = UpstreamHttp2(engine, cast(Any, Carrier()))
-        connection.leave()
+        connection.streams.update(dict.fromkeys(range(MAX_STREAMS), cast(Any, None)))
         stream = connection.open()
         stream.ask(cast(Any, Receiver()), request(), b"", is_whole=True, trailers=(), te=False)
         assert told == []
