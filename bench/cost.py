@@ -6,7 +6,7 @@ Rules of this module:
   in it. But a busy machine makes everything slower (caches), so compare only results of one run.
 - All checkouts run at the same time and are measured in turns, each round in another order. The results are medians;
   for a ratio, the median of the ratios of all rounds.
-- It needs no other proxy than Overcoat: only nginx, h2load, curl, and the project's own .venv.
+- It needs no other proxy than Overcoat: only nginx, h2load, wrk, curl, and the project's own .venv.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from pathlib import Path
 from statistics import median
 
 from bench.lab import Lab, LabError, Settings
-from bench.measure import STREAMS, Way, check, connector, generator, h2load
+from bench.measure import STREAMS, Way, check, connector, generator, h2load, wrk
 from bench.peers import Contender, Job, overcoat
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = {
     "http1": "HTTP/1.1 keep-alive, upgraded",
+    "close": "HTTP/1.1, a new connection for each request, upgraded",
+    "fields": "HTTP/1.1 keep-alive, upgraded, four fields of each body encrypted",
     "inspected": "HTTP/1.1 keep-alive, inspected",
     "http2": f"HTTP/2, {STREAMS} streams at once, inspected; HTTP/1.1 to the upstream",
     "http2-both": f"HTTP/2, {STREAMS} streams at once, inspected; HTTP/2 to the upstream, too",
 }
+WRK = {"close": {"close": True}, "fields": {"body": True}}  # wrk makes this load, for a second each time
 USUAL = ("http1", "inspected", "http2")
 
 
@@ -51,13 +54,20 @@ class Entry:
         used = self.contender.running.run_seconds()
         if self.way is not None:
             load = h2load(lab, self.contender, self.way, http2=True, count=count)
+        elif self.work in WRK:
+            load = wrk(lab, self.contender, **WRK[self.work])
         else:
             load = generator(lab, self.contender, "--count", str(count), inspect=self.work == "inspected")
         return (self.contender.running.run_seconds() - used) / load.requests * 1e6
 
 
 def _start(lab: Lab, work: str, checkout: Path) -> Entry:
-    job = Job(inspect=work != "http1", app_http2=work.startswith("http2"), upstream_http2=work.endswith("both"))
+    job = Job(
+        inspect=work not in ("http1", *WRK),
+        fields=work == "fields",
+        app_http2=work.startswith("http2"),
+        upstream_http2=work.endswith("both"),
+    )
     contender = overcoat(lab, job, str(checkout), checkout=checkout)
     check(lab, contender, job)
     port = lab.upstream.http2_port if job.upstream_http2 else lab.upstream.port
@@ -95,7 +105,7 @@ def main() -> int:
     try:
         if lacking:
             raise LabError(f"no checkout of Overcoat: {', '.join(map(str, lacking))}")
-        with Lab(Settings(rounds=options.rounds), Path(sys.executable), has_peers=False) as lab:
+        with Lab(Settings(rounds=options.rounds, seconds=1.0), Path(sys.executable), has_peers=False) as lab:
             for work in options.only or USUAL:
                 _measure(lab, work, checkouts, options.requests)
     except LabError as e:

@@ -39,8 +39,8 @@ NAME = "localhost"  # some proxies cannot make, or check, a certificate for an a
 START_SECONDS = 40.0
 STOP_SECONDS = 15.0
 ANSWER = '{"status": "ok", "message": "' + "x" * 160 + '"}'  # the small answer: about 0.2 KB
-PACKAGES = {"nginx": "nginx-light", "curl": "curl", "h2load": "nghttp2-client"}
-PEER_PACKAGES = {"wrk": "wrk", "haproxy": "haproxy", "squid": "squid-openssl"}
+PACKAGES = {"nginx": "nginx-light", "curl": "curl", "h2load": "nghttp2-client", "wrk": "wrk"}
+PEER_PACKAGES = {"haproxy": "haproxy", "squid": "squid-openssl"}
 
 _NGINX = """\
 daemon off;
