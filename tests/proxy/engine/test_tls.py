@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
+from mitmproxy import connection
 from OpenSSL import SSL, crypto
 
 from addons.pinning import is_about_form
@@ -183,3 +185,38 @@ class TestLeaves:
         for name in ("a", "b", "c", "a", "d"):
             connections._context_for(name)
         assert list(connections._app_contexts) == ["c", "a", "d"]
+
+
+class TestWhatCannotBe:
+    """What no code path leads to raises, so that a mistake fails closed."""
+
+    @pytest.fixture
+    def data(self, tmp_path: Path) -> tuple[TlsConnections, Any]:
+        sessions = Sessions()
+        client = connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2))
+        sessions.open(client, Policy())
+        server = connection.Server(address=None)
+        return TlsConnections(sessions, LocalCa.open(tmp_path, datetime.now(UTC))), SimpleNamespace(
+            context=SimpleNamespace(client=client), conn=server, ssl_conn=None
+        )
+
+    def test_tls_with_an_app_that_has_opened_nothing(self, data: tuple[TlsConnections, Any]) -> None:
+        connections, start = data
+        with pytest.raises(RuntimeError, match="outside CONNECT"):
+            connections.tls_start_client(start)
+        assert start.ssl_conn is None
+
+    def test_tls_with_an_upstream_that_has_no_address(self, data: tuple[TlsConnections, Any]) -> None:
+        connections, start = data
+        with pytest.raises(RuntimeError, match="without an address"):
+            connections.tls_start_server(start)
+        assert start.ssl_conn is None
+
+
+def test_without_roots_nobody_is_trusted() -> None:
+    context = upstream_context(Trust(anchors=()))
+    store = context.get_cert_store()  # it is the context's own, and lives as long as that
+    assert store is not None
+    root = x509.load_pem_x509_certificate(trustme.CA().cert_pem.bytes())
+    with pytest.raises(crypto.X509StoreContextError):
+        crypto.X509StoreContext(store, crypto.X509.from_cryptography(root)).verify_certificate()
