@@ -157,7 +157,12 @@ def main(report: str) -> int:
     """Say what is too low; return the exit status."""
     floors = Floors.read(CONFIGURATION.read_text("utf-8"))
     files = floors.files(ROOT)
-    verdict = judge(floors, files, json.loads(Path(report).read_text("utf-8")))
+    try:
+        found = json.loads(Path(report).read_text("utf-8"))
+    except FileNotFoundError:
+        print(f"{report}: there is no report; the tests were ended before they wrote it")
+        return 1
+    verdict = judge(floors, files, found)
     for line in (*verdict.needless, *verdict.too_low):
         print(line)
     if not verdict.too_low:

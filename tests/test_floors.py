@@ -128,6 +128,11 @@ class TestJudgement:
             judge(Floors.read(TEXT), [], {"meta": {"branch_coverage": False}, "files": {}})
 
 
+def test_without_a_report_nothing_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert floors.main(str(tmp_path / "coverage.json")) == 1
+    assert "there is no report" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("covered", "status"), [(9, 0), (8, 1)])
 def test_the_exit_status_says_whether_all_is_well(
     tmp_path: Path,
