@@ -202,7 +202,7 @@ class TestCrossing:
                 for app, stream, path in asked:
                     message = app.read(stream)
                     assert (message.get("x-of"), message.body.decode()) == (path, f"<{path}{path}>")
-            assert len(server.connections) == 1
+            assert len({got.peer.number for got in server.requests}) == 1
             assert sidecar.open_files() <= before + 1
 
     def test_one_that_is_given_up_and_answered_at_once_comes_to_nobody(
