@@ -103,7 +103,10 @@ def can_become_a_head(data: bytes) -> bool:
 
 
 class HeadEnd:
-    """Finds where a head ends, while its bytes come. It looks at each byte once, however small the pieces are."""
+    """Finds where a head ends, while its bytes come. It looks at each byte once, however small the pieces are.
+
+    Once it has found an end, it begins anew with the next head.
+    """
 
     def __init__(self, *, of_request: bool) -> None:
         """Start.
@@ -132,6 +135,7 @@ class HeadEnd:
         if (end if end >= 0 else len(data) - 3) > most:  # up to three of the four bytes that end it may be there
             raise self._denied(f"head is longer than {most} bytes", Reason.HEADERS_TOO_LARGE)
         if end >= 0:
+            self._has_line, self._looked = not self._of_request, 0
             return end + 4
         if not self._has_line and not self._can_have_line(data, looked):
             raise Denied(Reason.BAD_REQUEST, _OTHER_PROTOCOLS.get(data[:1], BAD_REQUEST_LINE))

@@ -86,7 +86,8 @@ class AppHttp1(Speaker):
                     return  # if it was answered at once, the next one has a turn of its own: see below
             elif self.conversation is not None or app.is_congested:
                 # Pipelined requests wait in the kernel's buffer when ours is full.
-                app.hold("pipelining", len(self._unread) > MAX_PIPELINED)
+                if self._unread:
+                    app.hold("pipelining", len(self._unread) > MAX_PIPELINED)
                 return
             elif not self._read_head():
                 if self._has_ended:
@@ -111,7 +112,6 @@ class AppHttp1(Speaker):
             end = self._head_end.find(stripped, limits.header_bytes)
             if end is None:
                 return False
-            self._head_end = HeadEnd(of_request=True)
             self._unread = stripped[end:]
             head = read_request_head(stripped[:end])
             if len(head.fields) > limits.header_count:

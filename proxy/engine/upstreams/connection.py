@@ -255,7 +255,7 @@ class UpstreamConnection(Life):
         self._method = request.data.method
         self._interim = 0
         self._body = None
-        self._unread, self._head_end = b"", HeadEnd(of_request=False)
+        self._unread = b""
         if request.is_http2:
             frame(request, len(body) if is_whole else None)
         self._is_chunked = has_field(request.headers, b"transfer-encoding")
@@ -425,7 +425,7 @@ class UpstreamConnection(Life):
         if end is None:
             self._unread = data
             return None
-        self._unread, self._head_end = b"", HeadEnd(of_request=False)
+        self._unread = b""
         head, rest = read_response_head(data[:end]), data[end:]
         if head.status == 101:
             self.state = _SWITCH[self.state]

@@ -226,7 +226,7 @@ class _Link(NoResponses, Life):
         self._head += data
         try:
             while (end := self._head_end.find(self._head)) is not None and _INTERIM.match(self._head):
-                self._head, self._head_end = self._head[end:], HeadEnd(of_request=False)
+                self._head = self._head[end:]
                 self._interim += 1
                 if self._interim > MAX_INTERIM:
                     self._deny("sends interim responses (1xx) without an end")

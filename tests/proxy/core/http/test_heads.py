@@ -243,6 +243,16 @@ def find_end(data: bytes, *, of_request: bool, step: int, most: int = MAX_HEAD_B
     return found
 
 
+@pytest.mark.parametrize("cut", [1, 3, 20, 24, 1000])
+def test_a_finder_begins_anew_behind_an_end(cut: int) -> None:
+    head, found = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", HeadEnd(of_request=True)
+    for _ in range(2):
+        pieces = [head[:cut], head] if cut < len(head) else [head]
+        assert [found.find(piece) for piece in pieces][-1] == len(head)
+    with pytest.raises(Denied):  # its first line is looked at again
+        found.find(b"no request\r\n")
+
+
 @pytest.mark.parametrize("step", [1, 2, 3, 5, 1000])
 class TestHeadEnd:
     @pytest.mark.parametrize("head", [GOOD, b"GET / HTTP/1.1\r\n\r\n"])
