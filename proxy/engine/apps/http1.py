@@ -86,8 +86,7 @@ class AppHttp1(Speaker):
                     return  # if it was answered at once, the next one has a turn of its own: see below
             elif self.conversation is not None or app.is_congested:
                 # Pipelined requests wait in the kernel's buffer when ours is full.
-                if self._unread:
-                    app.hold("pipelining", len(self._unread) > MAX_PIPELINED)
+                app.hold("pipelining", len(self._unread) > MAX_PIPELINED)
                 return
             elif not self._read_head():
                 if self._has_ended:
