@@ -227,7 +227,6 @@ class State(h2.connection.H2Connection):
             normalize_outbound_headers=False,
         )
         super().__init__(unchecked)
-        self._is_client = is_client
         self._swept_at = 0  # the number of streams at which finished ones are next looked for
         codes = h2.settings.SettingCodes
         settings: dict[h2.settings.SettingCodes, int] = {
@@ -254,7 +253,7 @@ class State(h2.connection.H2Connection):
         h2 looks through all streams whenever one begins. Its count of an app's streams is not needed: we have our own
         limit.
         """
-        if not self._is_client and len(self.streams) < self._swept_at:
+        if not self.config.client_side and len(self.streams) < self._swept_at:
             return 0
         count = super()._open_streams(remainder)
         self._swept_at = 2 * len(self.streams) + 16

@@ -43,5 +43,5 @@ class Reading(asyncio.BufferedProtocol):
         self.data_received(bytes(view))
 
     def data_received(self, data: bytes) -> None:
-        """Handle bytes that were read."""
+        """Handle bytes that were read. A subclass has this, or `taken`, which then leaves nothing for it."""
         raise NotImplementedError

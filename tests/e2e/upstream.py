@@ -199,6 +199,7 @@ class _Upstream:
             thread.join(DEADLINE)
 
     def _channel(self, connection: Connection) -> Channel:
+        """Return what the bytes go through; each of the servers has its own."""
         raise NotImplementedError
 
     def _probe(self) -> None:
