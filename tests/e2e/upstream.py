@@ -185,6 +185,12 @@ class _Upstream:
         touched = [connection for connection in self.connections if connection.received]
         assert not touched, f"application bytes came: {touched!r}"
 
+    def hang_up(self) -> None:
+        """End the connections that were made, and go on listening."""
+        for sock, _, _ in list(self._sockets.values()):
+            with contextlib.suppress(OSError):  # it is closed already
+                sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """End all connections and stop listening. What was recorded stays."""
         if self._closing:
@@ -193,9 +199,8 @@ class _Upstream:
         self._probe()  # closing the listener does not wake its accept() on all systems
         self._acceptor.join(DEADLINE)
         self._listener.close()
-        for sock, _, thread in list(self._sockets.values()):
-            with contextlib.suppress(OSError):  # it is closed already
-                sock.shutdown(socket.SHUT_RDWR)
+        self.hang_up()
+        for _, _, thread in list(self._sockets.values()):
             thread.join(DEADLINE)
 
     def _channel(self, connection: Connection) -> Channel:
