@@ -71,6 +71,13 @@ def or_exit[T](load: Callable[[], T]) -> T:
 @click.option("--admin", metavar="HOST:PORT", help="The admin listener's address instead.")
 @click.option("--probes", metavar="HOST:PORT", help="Answer /live and /ready alone here instead.")
 @click.option("--mode", type=click.Choice(["enforce", "observe"]), help="The mode instead.")
+@click.option(
+    "--publish-ca",
+    type=click.Path(path_type=Path),
+    envvar="OVERCOAT_PUBLISH_CA",
+    metavar="FOLDER",
+    help="Write ca.pem and ca-bundle.pem there, for apps to trust; else $OVERCOAT_PUBLISH_CA.",
+)
 @click.option("--lines", type=click.Path(path_type=Path), metavar="FILE", help="Append decision lines to FILE.")
 def serve(
     *,
@@ -80,6 +87,7 @@ def serve(
     mode: str | None,
     lines: Path | None,
     probes: str | None,
+    publish_ca: Path | None,
 ) -> None:
     """Run the sidecar until SIGTERM, SIGINT or SIGQUIT; it then lets running requests end. A second SIGTERM or SIGINT
     ends it at once.
@@ -113,6 +121,8 @@ def serve(
         with contextlib.ExitStack() as closing:
             if lines is not None:
                 _check_lines(lines)
+            if publish_ca is not None:
+                _publish_ca(publish_ca)
             if signals.asks_to_drain:
                 status = 0
             elif count == 1:
@@ -155,6 +165,24 @@ def _check_lines(path: Path) -> None:
         os.close(open_lines(path))
     except OSError as e:
         raise _CannotStart(f"decision lines cannot be written to {path}: {(e.strerror or str(e)).lower()}") from None
+
+
+def _publish_ca(folder: Path) -> None:
+    """Write what apps trust. Without roots of the system's own, the bundle is the local CA alone."""
+    from proxy.core.rules.policy import Trust
+    from proxy.disk.publishing import PublishingError, publish_ca
+    from proxy.engine.tls import NoRoots, read_roots
+
+    try:
+        authority = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
+        try:
+            roots = read_roots(Trust())
+        except NoRoots as e:
+            logger.warning("%s holds the local CA alone: %s", folder / "ca-bundle.pem", e)
+            roots = ()
+        publish_ca(folder, authority.pem, roots)
+    except (CaError, PublishingError) as e:
+        raise _CannotStart(str(e)) from None
 
 
 async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitStack, path: Path | None) -> int:

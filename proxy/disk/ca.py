@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from proxy import timelimits
 from proxy.core.certificates.localca import Lifetime
 from proxy.disk.issuing import ca_certificate, private_pem, server_certificate, valid_from
+from proxy.disk.publishing import published, write_public
 from proxy.disk.reading import read_regular
 from proxy.health import data_folder
 
@@ -110,7 +111,7 @@ class LocalCa:
             if not (directory / KEY_FILE).exists():
                 _create(directory, now)
             authority = cls._load(directory)
-            _publish(directory / CERTIFICATE_FILE, authority.pem)
+            write_public(directory / CERTIFICATE_FILE, authority.pem)
             return authority
         except OSError as e:
             raise _no_access(directory, e) from None
@@ -127,7 +128,7 @@ class LocalCa:
             if not existing.is_dir():
                 raise OSError(errno.EEXIST if existing == directory else errno.ENOTDIR, "")
             has_key = (directory / KEY_FILE).exists()
-            is_written = not has_key or _published(directory / CERTIFICATE_FILE) != cls._load(directory).pem
+            is_written = not has_key or published(directory / CERTIFICATE_FILE) != cls._load(directory).pem
             if is_written and not os.access(existing, os.W_OK | os.X_OK):
                 is_read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
                 raise OSError(errno.EROFS if is_read_only else errno.EACCES, "")
@@ -213,23 +214,6 @@ def _no_access(directory: Path, error: OSError) -> CaError:
         f"the local CA in {directory} cannot be read or written: {os.strerror(error.errno or 0)}; "
         "set OVERCOAT_DATA to a directory that this user owns"
     )
-
-
-def _published(path: Path) -> bytes:
-    """Return the certificate that apps read; empty if there is none."""
-    try:
-        return read_regular(path, _MAX_BYTES)[0]
-    except FileNotFoundError:
-        return b""
-
-
-def _publish(path: Path, pem: bytes) -> None:
-    """Write the certificate that apps read, unless it is there already."""
-    if _published(path) == pem:
-        return
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    _write_new(temporary, pem, 0o644)
-    temporary.replace(path)
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:

@@ -26,7 +26,7 @@ Offers:
 - `server`: BindError, Bound, Engine, bind; the engine, and the sockets it listens on
 - `sockets`: Reading, tcp_socket; makes sockets, and reads from them
 - `streams`: Receiver, UpstreamStream, Version; the interface between a conversation and an upstream
-- `tls`: NoRoots, TlsConnections, with_roots; TLS contexts and connections
+- `tls`: NoRoots, TlsConnections, read_roots, with_roots; TLS contexts and connections
 - `tlsstream`: TlsStream; TLS over a socket of the event loop
 - `transitions`: table; the states of a thing with a life of its own, and what leads from one to the next
 """

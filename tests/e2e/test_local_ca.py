@@ -21,7 +21,7 @@ from cryptography import x509
 from proxy.disk.ca import LocalCa
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient, curl
-from tests.e2e.sidecar import Sidecar, clean_environment, overcoat_command
+from tests.e2e.sidecar import Sidecar, SidecarFailed, clean_environment, overcoat_command
 from tests.e2e.upstream import TlsUpstream
 from tests.waiting import wait_until
 
@@ -284,3 +284,39 @@ def test_a_new_one_is_had_as_the_denial_says(authority: Authority, tls_upstream:
         url = upstream.url(scheme="https", host=INSPECTED)
         assert curl("--http1.1", url, proxy=sidecar.proxy_url, ca_file=sidecar.ca_file).status == 200
         assert "the local CA" not in sidecar.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_apps_trust_is_published_before_the_sidecar_is_ready(
+    authority: Authority, tls_upstream: MakeTls, tmp_path: Path, workers: int
+) -> None:
+    """The system's roots are the authority here, so a tunnel to a server of the system's roots is trusted, too."""
+    public, system = tmp_path / "public", authority.write_pem(tmp_path / "system.pem")
+    upstream = tls_upstream(INSPECTED, TUNNELLED)
+    env = {"OVERCOAT_PUBLISH_CA": str(public), "SSL_CERT_FILE": str(system)}
+    with Sidecar(policy(upstream, workers), tmp_path, authority=authority, hosts=HOSTS, env=env) as sidecar:
+        bundle = public / "ca-bundle.pem"
+        assert (public / "ca.pem").read_bytes() == (sidecar.data / "ca-cert.pem").read_bytes()
+        for host in (INSPECTED, TUNNELLED):
+            url = upstream.url(scheme="https", host=host)
+            assert curl("--http1.1", url, proxy=sidecar.proxy_url, ca_file=bundle).status == 200
+        assert b"PRIVATE" not in bundle.read_bytes()
+
+
+def test_without_roots_of_the_system_the_bundle_is_the_local_ca_and_that_is_said(
+    authority: Authority, tmp_path: Path
+) -> None:
+    public, none = tmp_path / "public", tmp_path / "none.pem"
+    env = {"SSL_CERT_FILE": str(none)}
+    arguments = ["--publish-ca", str(public)]
+    with Sidecar("mode: enforce", tmp_path, authority=authority, env=env, arguments=arguments) as sidecar:
+        assert (public / "ca-bundle.pem").read_bytes() == (public / "ca.pem").read_bytes()
+        assert f"{public / 'ca-bundle.pem'} holds the local CA alone: {none} cannot be read" in sidecar.stderr
+
+
+def test_a_folder_that_cannot_be_written_keeps_the_sidecar_from_starting(authority: Authority, tmp_path: Path) -> None:
+    (tmp_path / "public").touch()
+    with pytest.raises(SidecarFailed) as failed:
+        Sidecar("mode: enforce", tmp_path, authority=authority, arguments=["--publish-ca", "public"]).start()
+    assert failed.value.status == 1
+    assert "the local CA's certificate cannot be written to public: file exists" in failed.value.stderr
