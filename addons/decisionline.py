@@ -20,6 +20,7 @@ from mitmproxy import http
 from addons.exchange import Exchange, action_of, is_denied, would_deny
 from proxy.core.decisions import Action
 from proxy.core.destinations import Destination
+from proxy.core.rules.policy import Mode
 
 MAX_PATH = 2048  # characters of a path in a line: nobody can hide a request by making its line too long to be written
 
@@ -41,7 +42,7 @@ def line_of(exchange: Exchange, status: int | None, flow: http.HTTPFlow | None, 
     second, millisecond = divmod(int(exchange.started * 1000), 1000)
     verdict = _verdict(
         exchange.rule_name,
-        exchange.policy.mode,
+        Mode.OBSERVE if is_observing else Mode.ENFORCE,
         done(exchange),
         exchange.denied.reason.code if exchange.denied else None,
         is_observing and would_deny(exchange),
@@ -97,8 +98,11 @@ def _more(exchange: Exchange, status: int | None) -> str:
     """Return the parts that only some lines have."""
     more: dict[str, object] = {}
     if exchange.observing:
-        more["would"] = action_of(exchange).value
+        action = action_of(exchange)
+        more["would"] = action.value
+        more["would_upgrade"] = action is Action.UPGRADE
         more["would_encrypt"] = exchange.fields_encrypted
+        more["would_pin"] = exchange.upstream.pin.value if exchange.upstream and exchange.upstream.pin else None
     if exchange.denied:
         more["detail"] = exchange.denied.detail
         if exchange.observed is not None and exchange.observed is not exchange.denied:

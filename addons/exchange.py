@@ -79,7 +79,7 @@ class Exchange:
         holds_request: whether the request's body is held until its fields are encrypted.
         holds_response: whether the response's body is held until its fields are decrypted.
         finished: whether its decision line has been written.
-        observing: whether denials are only noted, not carried out (observe mode).
+        observing: whether denials are only noted, not carried out: the mode of its rule, or the policy's, is observe.
     """
 
     policy: Policy
@@ -113,7 +113,19 @@ class Exchange:
     observing: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.observing = self.policy.mode is Mode.OBSERVE
+        self.observing = self.policy.observes(self.rule)
+
+    def settle(self, rule: Rule | None, decision: Decision) -> None:
+        """Take what the policy says: the rule that counts, which also says whether it is only observed."""
+        self.rule, self.decision = rule, decision
+        if rule is not None and rule.mode is not None:
+            self.observing = rule.mode is Mode.OBSERVE
+
+    @property
+    def is_observed_whole(self) -> bool:
+        """Of a CONNECT: whether whatever comes inside is only observed, be it https, plain http, or neither."""
+        rule = self.policy.rule_for_plain_http(self.asked) if self.observing and self.asked is not None else None
+        return self.observing and self.policy.observes(rule)
 
     @property
     def rule_name(self) -> str | None:

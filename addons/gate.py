@@ -46,7 +46,7 @@ class Gate:
         try:
             self._admit(flow, exchange, session)
             exchange.asked = _canonical(flow)
-            exchange.rule, exchange.decision = decide_https(exchange.policy, exchange.asked)
+            exchange.settle(*decide_https(exchange.policy, exchange.asked))
             # RFC 9110, section 9.3.6: the Host field of a CONNECT repeats its target.
             _check_host(flow, exchange.asked, exchange.asked.port)
             _check_listed(exchange, exchange.asked)
@@ -63,11 +63,12 @@ class Gate:
             is_https = flow.request.data.scheme == b"https"
             # Before the names are compared, so that a mismatch has a rule, too.
             if is_https:
-                exchange.rule, exchange.decision = decide_https(exchange.policy, exchange.asked)
+                rule, decision = decide_https(exchange.policy, exchange.asked)
             else:
-                exchange.rule, exchange.decision = decide_plain_http(exchange.policy, exchange.asked, self._known)
-            if exchange.decision.action is Action.TUNNEL:  # an https:// target outside CONNECT: Overcoat makes the TLS
-                exchange.decision = Decision(Action.INSPECT, exchange.asked)
+                rule, decision = decide_plain_http(exchange.policy, exchange.asked, self._known)
+            if decision.action is Action.TUNNEL:  # an https:// target outside CONNECT: Overcoat makes the TLS
+                decision = Decision(Action.INSPECT, exchange.asked)
+            exchange.settle(rule, decision)
             _check_host(flow, exchange.asked, 443 if is_https else 80)
             if session.connect is not None and session.connect.asked is not None:
                 check_server_name(flow.client_conn.sni, session.connect.asked)

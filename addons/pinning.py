@@ -24,7 +24,7 @@ from proxy.core.certificates.forms import form_defect
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import HTTPS_PORT, Destination
 from proxy.core.pins import PinVerdict, check_pins, spki_pin
-from proxy.core.rules.policy import Mode, Policy, Rule
+from proxy.core.rules.policy import Policy, Rule
 from proxy.core.rules.transport import hint_for_neighbour
 
 VerifyCallback = Callable[[SSL.Connection, crypto.X509, int, int, int], bool]
@@ -128,7 +128,7 @@ def _check(policy: Policy, upstream: Upstream, verified_chain: list[bytes], dest
             f"if the server's operator confirms that key, add it to {where}; "
             f"run overcoat pins fetch {shown} for all keys of the chain",
         )
-    if policy.mode is Mode.OBSERVE and not upstream.is_proxy:
+    if policy.observes(rule) and not upstream.is_proxy:
         upstream.observed = denied
         return True
     upstream.denied = denied

@@ -45,8 +45,9 @@ class Transport:
         exchange = self.sessions.exchange(flow)
         # A CONNECT to a port other than 443 may be for plain http, which may have another rule.
         if exchange.asked is not None:
-            inside = decide_plain_http(exchange.policy, exchange.asked, self._known)[1]
-            if exchange.asked.port == HTTPS_PORT or inside.denied is not None:
+            rule, inside = decide_plain_http(exchange.policy, exchange.asked, self._known)
+            may_carry_http = inside.denied is None or exchange.policy.observes(rule)
+            if exchange.asked.port == HTTPS_PORT or not may_carry_http:
                 _deny_if_decided(flow, exchange)
         exchange.via = tuple(values_of(flow.request.headers, b"via"))  # for the upstream proxy, if there is one
         if exchange.policy.via is not None:

@@ -95,7 +95,7 @@ class Apps:
         else:
             what = f"what the app sent through CONNECT {connect.asked} is neither TLS nor an HTTP request"
             connect.note_reason(Denied(Reason.NOT_HTTP, what))
-            data.layer = self._relay(context.client, connect, data) if connect.observing else Closed(context)
+            data.layer = self._relay(context.client, connect, data) if connect.is_observed_whole else Closed(context)
 
     def _relay(self, client: connection.Client, connect: Exchange, data: layer.NextLayer) -> layer.Layer:
         self._dials.carry(client, connect)

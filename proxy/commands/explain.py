@@ -57,6 +57,7 @@ class Explanation:
         scheme: `http` or `https`, as the app would send it.
         asked: the destination in the request.
         rule: the rule that counts, or None.
+        mode: `enforce`, or `observe`: it is only decided, counted and logged.
         action: what would be done, before pins and keys are checked.
         why: one sentence.
         dials: the authority that would be dialled, or None.
@@ -77,6 +78,7 @@ class Explanation:
     scheme: str
     asked: str
     rule: str | None
+    mode: str
     action: str
     why: str
     dials: str | None
@@ -142,8 +144,6 @@ def explain(
         return
     for explanation in explanations:
         _print_explanation(explanation, method, path)
-    if policy.mode is Mode.OBSERVE:
-        click.echo("The mode is observe: this is decided, counted and logged, but nothing is changed.")
 
 
 def _field(text: str) -> tuple[bytes, bytes]:
@@ -208,6 +208,7 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
         scheme=scheme,
         asked=str(asked),
         rule=rule.name if rule else None,
+        mode=(Mode.OBSERVE if policy.observes(rule) else Mode.ENFORCE).value,
         action=decision.action.value,
         why=_why(policy, rule, decision, scheme),
         dials=str(target) if target else None,
@@ -298,6 +299,8 @@ def _print_explanation(explanation: Explanation, method: str, path: str) -> None
         ("why", explanation.why),
         ("dials", _dials_text(explanation)),
     ]
+    if explanation.mode == Mode.OBSERVE:
+        lines.insert(1, ("mode", "observe: all this is decided, counted and logged, but nothing is changed"))
     if explanation.raw_tcp:
         lines.append(("raw tcp", "anything passes here, and nothing of it is looked at"))
     if explanation.strict is False:

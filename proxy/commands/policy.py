@@ -140,6 +140,7 @@ def _rule_summary(policy: Policy, rule: Rule) -> dict[str, Any]:
     return {
         "name": rule.name,
         "hosts": [str(pattern) for pattern in rule.hosts],
+        "mode": (rule.mode or policy.mode).value,
         "plain_http": rule.plain_http.value,
         "https": rule.https.value,
         "https_why": _why_inspected(rule),
@@ -196,7 +197,7 @@ def _print_summary(policy: Policy) -> None:
         for rule in policy.rules:
             why = _why_inspected(rule)
             table.add_row(
-                rule.name,
+                rule.name if policy.observes(rule) is policy.observes(None) else f"{rule.name} ({rule.mode})",
                 "\n".join(str(pattern) for pattern in rule.hosts),
                 rule.plain_http + (f" to port {rule.https_port}" if rule.https_port else ""),
                 rule.https + (f": {why}" if why else ""),

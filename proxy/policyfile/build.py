@@ -222,8 +222,6 @@ class Builder:
                 raise BadBundle(f"there is a {label} in line {line}: only certificates (CERTIFICATE) are taken")
         return bundle.certificates
 
-    # Clients
-
     def _clients(self, section: ClientsSection) -> ClientRules:
         users: dict[str, User] = {}
         for index, entry in self._usable.numbered(("clients", "users"), section.users or ()):
@@ -432,6 +430,7 @@ class Builder:
             strict=section.trust.strict if section.trust is not None else None,
             destinations=address_set(section.destinations.allow) if section.destinations is not None else None,
             limits=RuleLimits(section.limits.response_seconds) if section.limits is not None else None,
+            mode=section.mode,
         )
 
     def _check_raw_tcp(self, steps: Steps, section: RuleSection, needs: Sequence[str]) -> None:

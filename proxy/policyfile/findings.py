@@ -61,12 +61,7 @@ def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Find
         found.append(
             Finding("no policy file was named or found (./overcoat.yaml): nothing is pinned, nothing is encrypted")
         )
-    if policy.mode is Mode.OBSERVE:
-        found.append(
-            Finding(
-                "mode observe protects nothing, plain http stays plain, and fields readable: end it with mode: enforce"
-            )
-        )
+    found += _of_modes(policy)
     found += _of_files(policy.files)
     found += [Finding(remark) for remark in policy.remarks]
     if policy.trust.anchors is not None:
@@ -104,6 +99,18 @@ def log_findings(found: Iterable[Finding]) -> None:
     """Log findings."""
     for finding in found:
         logger.log(logging.ERROR if finding.has_failed else logging.WARNING, "%s", finding.text)
+
+
+def _of_modes(policy: Policy) -> Iterator[Finding]:
+    what = "protects nothing, plain http stays plain, and fields readable: end it with mode: enforce"
+    if policy.mode is Mode.OBSERVE:
+        enforced = [rule.name for rule in policy.rules if rule.mode is Mode.ENFORCE]
+        but = f" (but in {', '.join(enforced)})" if enforced else ""
+        yield Finding(f"mode observe{but} {what}")
+    else:
+        for rule in policy.rules:
+            if rule.mode is Mode.OBSERVE:
+                yield Finding(f"rule {rule.name}: mode observe {what}, or take it out")
 
 
 def _of_writers(directory: Path) -> Iterator[Finding]:

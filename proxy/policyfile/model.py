@@ -322,6 +322,11 @@ class RuleSection(Section):
         description="`name`, `*.name` (exactly one label more), `**.name` (the name itself and everything below it), "
         "or an IP address; each with or without `:port`."
     )
+    mode: Mode | None = _choice(
+        None,
+        "`observe` decides, counts and logs for these hosts, but changes nothing; `enforce` carries it out. Left out: "
+        "the policy's `mode`.",
+    )
     plain_http: PlainHttp | None = _choice(
         None, "`upgrade`, `reject` or `allow`. Left out: `defaults.plain_http`. Never `allow` with pins or `encrypt`."
     )

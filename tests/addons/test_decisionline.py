@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -91,11 +92,25 @@ def test_a_denial_says_why() -> None:
 def test_observe_mode_says_what_would_have_been() -> None:
     it = exchange(Mode.OBSERVE, denied=DENIED, fields_encrypted=5)
     said = read(line_of(it, 200, None, 1.0))
-    assert list(said) == [*COMMON, "would", "would_encrypt", "detail"]
+    assert list(said) == [*COMMON, "would", "would_upgrade", "would_encrypt", "would_pin", "detail"]
     assert (said["encrypted"], said["would"], said["would_encrypt"], said["would_deny"]) == (0, "deny", 5, True)
+    assert (said["would_upgrade"], said["would_pin"]) == (False, None)
     it.break_off(Denied(Reason.UPSTREAM_FAILED, "it broke"))
     said = read(line_of(it, 502, None, 1.0))
     assert said["detail"] == "it broke; enforcing would have denied it: body_not_json"
+
+
+@pytest.mark.parametrize(("of_rule", "mode"), [(Mode.OBSERVE, Mode.ENFORCE), (Mode.ENFORCE, Mode.OBSERVE)])
+def test_the_mode_is_that_of_the_rule(of_rule: Mode, mode: Mode) -> None:
+    it = Exchange(Policy(mode=mode), "127.0.0.1", "POST", "/")
+    rule = replace(RULE, mode=of_rule)
+    it.settle(rule, Decision(Action.UPGRADE))
+    it.upstream = Upstream(it.policy, rule, pin=PinVerdict.MISMATCH)
+    said = read(line_of(it, 200, None, 1.0))
+    assert said["mode"] == of_rule.value
+    assert said.get("would_upgrade") is (True if of_rule is Mode.OBSERVE else None)
+    assert said.get("would_pin") == ("mismatch" if of_rule is Mode.OBSERVE else None)
+    assert said["action"] == ("allow" if of_rule is Mode.OBSERVE else "upgrade")
 
 
 def test_two_lines_that_differ_in_one_thing_do_so_in_their_text() -> None:
@@ -108,7 +123,7 @@ def test_two_lines_that_differ_in_one_thing_do_so_in_their_text() -> None:
         ({"client": "127.0.0.2"}, 200),
         ({"asked": Destination("a.example", 80)}, 200),
         ({"asked": Destination("a.example", 81)}, 200),
-        ({"policy": Policy(mode=Mode.OBSERVE)}, 200),
+        ({"observing": True}, 200),
         ({"decision": Decision(Action.ALLOW)}, 200),
         ({"started": 0.001}, 200),
         ({"started": 1.0}, 200),

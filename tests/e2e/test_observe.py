@@ -387,6 +387,120 @@ class TestResponses:
         assert_observed(decision_of(twins.observing, upstream), would="upgrade", status=200)
 
 
+MIXED = """
+    mode: {mode}
+    keys:
+      pay: {{alg: ECDH-ES+A256KW, primary: {{file: {pay}}}}}
+    rules:
+      - {{name: pay, hosts: [pay.example], mode: {of_pay}, request: [{{encrypt: ["$..ssn"], key: pay}}]}}
+      - {{name: never, hosts: [no.example], mode: {of_pay}, plain_http: reject, https: reject}}
+      - {{name: pinned, hosts: [pinned.example], mode: {of_pay}, pins: {{any_of: ["{pin}"]}}}}
+      - {{name: old, hosts: ["old.example:443"]}}
+      - {{name: rest, hosts: [old.example], mode: {of_pay}}}
+      - {{name: odd, hosts: ["opened.example:443"], mode: {of_pay}, plain_http: reject}}
+      - {{name: shut, hosts: [opened.example], https: reject}}
+"""
+
+
+@pytest.fixture(scope="module")
+def seen(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
+    """A sidecar that enforces; only some of its rules observe."""
+    folder = tmp_path_factory.mktemp("seen")
+    key = Receiver("pay").write_public(folder)
+    policy = MIXED.format(mode="enforce", of_pay="observe", pay=key, pin=NO_PIN)
+    with Sidecar(policy, folder, authority=authority, hosts=dict.fromkeys(HOSTS, "127.0.0.1")) as sidecar:
+        yield sidecar
+
+
+@pytest.fixture(scope="module")
+def kept(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
+    """A sidecar that observes; only some of its rules enforce."""
+    folder = tmp_path_factory.mktemp("kept")
+    key = Receiver("pay").write_public(folder)
+    policy = MIXED.format(mode="observe", of_pay="enforce", pay=key, pin=NO_PIN)
+    with Sidecar(policy, folder, authority=authority, hosts=dict.fromkeys(HOSTS, "127.0.0.1")) as sidecar:
+        yield sidecar
+
+
+class TestOneRule:
+    """A rule observes in a policy that enforces, and the other way round."""
+
+    def test_its_plain_http_passes_and_the_line_says_what_would_have_been(
+        self, seen: Sidecar, plain: MakePlain
+    ) -> None:
+        upstream, body = plain(), b'{"ssn":1,"a":{"ssn":2}}'
+        assert ask(seen, upstream, "pay.example", "/v1", body=body).status == 200
+        assert upstream.received == request("/v1", f"pay.example:{upstream.port}", body=body)
+        line = decision_of(seen, upstream)
+        assert_observed(line, would="upgrade", would_upgrade=True, would_encrypt=2, would_pin=None, would_deny=False)
+
+    def test_what_it_would_deny_passes(self, seen: Sidecar, plain: MakePlain) -> None:
+        upstream = plain()
+        assert ask(seen, upstream, "no.example", body=b"{}").status == 200
+        line = decision_of(seen, upstream)
+        assert_observed(line, would="deny", would_upgrade=False, would_deny=True, reason="plain_http_rejected")
+
+    def test_its_https_is_not_opened(
+        self, seen: Sidecar, tls_upstream: Callable[..., TlsUpstream], roots: Path
+    ) -> None:
+        upstream = fresh(lambda: tls_upstream(*HOSTS))
+        with connect(seen, f"pinned.example:{upstream.port}") as client:
+            client.start_tls("pinned.example", roots)
+            client.send(request("/", "pinned.example"))
+            assert client.read_response().status == 200
+        assert_observed(decision_of(seen, upstream), would="inspect", would_deny=False)
+
+    def test_a_handshake_of_ours_tells_whether_a_pin_would_have_matched(
+        self, seen: Sidecar, kept: Sidecar, tls_upstream: Callable[..., TlsUpstream]
+    ) -> None:
+        upstream = fresh(lambda: tls_upstream(*HOSTS))
+        authority = f"pinned.example:{upstream.port}"
+        for sidecar, status in ((seen, 200), (kept, 502)):
+            with RawClient(sidecar.address) as client:  # an https target outside CONNECT
+                client.send(request(f"https://{authority}/", authority))
+                assert client.read_response().status == status
+        line = decision_of(seen, upstream)
+        assert (line["would_pin"], line["would_deny"], line["reason"]) == ("mismatch", True, "pin_mismatch")
+        line = decision_of(kept, upstream)
+        assert (line["pin"], line["action"], line["reason"]) == ("mismatch", "deny", "pin_mismatch")
+        assert "would_pin" not in line
+
+    def test_the_other_hosts_are_protected(self, seen: Sidecar, tls_upstream: Callable[..., TlsUpstream]) -> None:
+        upstream = fresh(lambda: tls_upstream(*HOSTS))
+        assert ask(seen, upstream, "other.example", body=b"{}").status == 200
+        line = decision_of(seen, upstream)
+        assert (line["mode"], line["action"], line["status"]) == ("enforce", "upgrade", 200)
+
+    def test_a_rule_that_enforces_does_so_where_the_policy_observes(
+        self, kept: Sidecar, plain: MakePlain, tls_upstream: Callable[..., TlsUpstream]
+    ) -> None:
+        secure = fresh(lambda: tls_upstream(*HOSTS))
+        assert ask(kept, secure, "pay.example", body=b'{"ssn":1}').status == 200
+        line = decision_of(kept, secure)
+        assert (line["mode"], line["action"], line["encrypted"]) == ("enforce", "upgrade", 1)
+        upstream = plain()
+        assert ask(kept, upstream, "other.example", body=b"{}").status == 200
+        assert_observed(decision_of(kept, upstream), would="upgrade", rule=None)
+
+    def test_a_connect_is_open_to_anything_only_if_plain_http_is_observed_there_too(self, seen: Sidecar) -> None:
+        with connect(seen, "old.example:80") as client:  # nobody listens there, and nobody is asked
+            client.send(b"SSH-2.0-OpenSSH_9.9\r\n")
+            assert client.read_to_end() == b""
+        line = seen.wait_for_decision(lambda line: line["destination"] == "old.example:80")
+        assert (line["rule"], line["action"], line["reason"], line["bytes_sent"]) == ("rest", "deny", "not_http", 0)
+
+    def test_a_connect_for_plain_http_that_is_observed_is_let_in_where_https_is_rejected(self, seen: Sidecar) -> None:
+        with connect(seen, "opened.example:80"):
+            pass  # it was answered with 200
+        with RawClient(seen.address) as client:
+            client.send(b"CONNECT opened.example:81 HTTP/1.1\r\nHost: opened.example:81\r\n\r\n")
+            assert client.read_response(method="CONNECT").status == 403
+
+    def test_it_is_announced(self, seen: Sidecar, kept: Sidecar) -> None:
+        assert "rule pay: mode observe protects nothing" in seen.stderr
+        assert "mode observe (but in pay, never, pinned, rest, odd) protects nothing" in kept.stderr
+
+
 def test_the_mode_is_announced_where_it_can_be_seen(twins: Twins) -> None:
     said = [json.loads(line) for line in twins.observing.stderr.splitlines()]
     assert any(each["level"] == "warning" and "mode observe protects nothing" in each["message"] for each in said)

@@ -115,6 +115,7 @@ class Rule:
         strict: replaces the policy's `Trust.strict` for these hosts; None keeps it.
         destinations: the non-public addresses at which its hosts may be; None for those of the policy.
         limits: replaces the same limits of the policy; None keeps them.
+        mode: replaces the policy's mode for its hosts; None keeps it.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Rule:
     strict: bool | None = None
     destinations: AddressSet | None = None
     limits: RuleLimits | None = None
+    mode: Mode | None = None
 
     @property
     def needs_plaintext(self) -> bool:
@@ -323,12 +325,26 @@ class Policy:
     @property
     def lets_plain_http_pass(self) -> bool:
         """Whether there may be a host to which plain http passes unchanged."""
-        return PlainHttp.ALLOW in (self.defaults.plain_http, *(rule.plain_http for rule in self.rules))
+        return self.observes_any or PlainHttp.ALLOW in (
+            self.defaults.plain_http,
+            *(rule.plain_http for rule in self.rules),
+        )
 
     @property
     def inspects(self) -> bool:
         """Whether there may be a host whose https is decrypted."""
-        return Https.INSPECT in (self.defaults.https, *(rule.https for rule in self.rules))
+        return (self.mode is Mode.ENFORCE and self.defaults.https is Https.INSPECT) or any(
+            rule.https is Https.INSPECT and not self.observes(rule) for rule in self.rules
+        )
+
+    def observes(self, rule: Rule | None) -> bool:
+        """Tell whether what is decided under a rule, or under none, is only noted (observe mode)."""
+        return (self.mode if rule is None or rule.mode is None else rule.mode) is Mode.OBSERVE
+
+    @property
+    def observes_any(self) -> bool:
+        """Whether something is only observed: under a rule, or where there is none."""
+        return self.mode is Mode.OBSERVE or any(self.observes(rule) for rule in self.rules)
 
     @property
     def trusts(self) -> frozenset[Trust]:

@@ -79,6 +79,8 @@ def _upgrade(policy: Policy, rule: Rule | None, asked: Destination) -> tuple[Rul
     """Decide on an upgrade. The rule for the target counts, too: nothing that either rule protects may get lost."""
     target = upgraded(asked, rule.https_port if rule else None)
     there = policy.rule_for(target)
+    if there is not None and policy.observes(there) is not policy.observes(rule):
+        return rule, Decision(Action.UPGRADE, target)  # the one that is carried out must not become one that is not
     if there is not None and there.https is Https.REJECT:
         return there, Decision(Action.DENY, denied=_https_rejected(there, target))
     if there is None or there is rule:

@@ -78,9 +78,9 @@ class Connect:
         exchange = self._house.sessions.exchange(flow)
         # The upstream of a tunnel is opened before the 200, so that a failure can still be reported. Not at port 80:
         # the app may send http to upgrade, for which no plain connection must ever be opened.
-        # In observe mode it is opened for every CONNECT: the server may speak first.
+        # Where all is only observed, it is opened for every CONNECT: the server may speak first.
         is_tunnel = exchange.decision is not None and exchange.decision.action is Action.TUNNEL
-        opens_first = exchange.observing or _is_raw(exchange) or (is_tunnel and flow.request.port != HTTP_PORT)
+        opens_first = exchange.is_observed_whole or _is_raw(exchange) or (is_tunnel and flow.request.port != HTTP_PORT)
         if flow.response is not None:
             self._deny()
         elif opens_first:
@@ -169,12 +169,13 @@ class FirstBytes(Speaker):
         self._upstream = upstream
         self._data = b""
         # If any protocol may pass, the app may be waiting for the server to speak first.
-        is_open = connect.observing or _is_raw(connect)
-        if not is_open:
+        self._is_observed_whole = connect.is_observed_whole
+        self._is_open = self._is_observed_whole or _is_raw(connect)
+        if not self._is_open:
             app.expect(True)
         if upstream is not None:
             upstream.carry(Relay(app, upstream, b""))  # the first bytes of a server wait in its socket
-            if not is_open:
+            if not self._is_open:
                 upstream.hold("first bytes", True)
 
     def feed(self, data: bytes) -> None:
@@ -184,7 +185,7 @@ class FirstBytes(Speaker):
             self._relay()
             return
         heard = listen(self._data)
-        if heard.speech is Speech.HTTP and self._connect.observing:
+        if heard.speech is Speech.HTTP and self._is_observed_whole:
             # `EHLO me` begins like HTTP. If nothing may be denied, only a complete line counts as HTTP.
             has_line = b"\n" in self._data
             if not has_line and len(self._data) < MAX_HEAD_BYTES:
@@ -204,7 +205,8 @@ class FirstBytes(Speaker):
                 Denied(
                     Reason.NOT_HTTP,
                     f"what the app sent through CONNECT {self._connect.asked} is neither TLS nor an HTTP request",
-                )
+                ),
+                is_observed=self._is_observed_whole,
             )
 
     def _speak_http(self) -> None:
@@ -224,18 +226,19 @@ class FirstBytes(Speaker):
             if connect.decision.action is Action.INSPECT:
                 self._app.house.local_ca.check(datetime.now(UTC))
         except Denied as denied:
-            self._deny(denied)
+            self._deny(denied, is_observed=connect.observing)
             return
         if connect.observing or connect.decision.action is Action.TUNNEL:
             self._relay()
         else:
             self._inspect(heard)
 
-    def _deny(self, denied: Denied) -> None:
-        self._connect.note_reason(denied)
-        if self._connect.observing:
+    def _deny(self, denied: Denied, *, is_observed: bool) -> None:
+        if is_observed:
+            self._connect.note_reason(denied)
             self._relay()
             return
+        self._connect.break_off(denied)
         self._leave_upstream()
         self._app.close()
 
@@ -273,17 +276,18 @@ class FirstBytes(Speaker):
     def too_slow(self) -> None:
         """End: the app did not send enough in time."""
         seconds = self._connect.policy.limits.request_seconds
-        self._deny(Denied(Reason.NOT_HTTP, f"within {seconds} s no whole ClientHello or HTTP request line came"))
+        what = f"within {seconds} s no whole ClientHello or HTTP request line came"
+        self._deny(Denied(Reason.NOT_HTTP, what), is_observed=self._is_observed_whole)
 
     def eof(self) -> None:
         """Decide: the app will send no more. If any protocol may pass, that is enough, however little it sent."""
         connect = self._connect
-        if connect.observing or _is_raw(connect):
+        if self._is_open:
             self._relay()
             self._app.speaker.eof()
         elif self._data:
             what = f"what the app sent through CONNECT {connect.asked} ended before it was TLS or an HTTP request"
-            self._deny(Denied(Reason.NOT_HTTP, what))
+            self._deny(Denied(Reason.NOT_HTTP, what), is_observed=False)
         else:
             self._leave_upstream()
             self._app.close()
@@ -293,9 +297,8 @@ class FirstBytes(Speaker):
         self._leave_upstream()
 
     def congested(self, is_congested: bool) -> None:
-        """In observe mode the server may speak first: read from it only as much as the app takes."""
-        is_open = self._connect.observing or _is_raw(self._connect)
-        if self._upstream is not None and is_open:
+        """Where anything passes, the server may speak first: read from it only as much as the app takes."""
+        if self._upstream is not None and self._is_open:
             self._upstream.hold("app", is_congested)
 
 

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from addons.exchange import Upstream
 from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
-from proxy.core.rules.policy import Mode
 from proxy.core.rules.transport import denied_by_address, forbidden_address, own_listener, unresolved, untaken
 from proxy.core.who.addresses import AddressKind, kind_of, parse_ip
 from proxy.engine.descriptors import KEPT_FROM_DIALS, SHORTAGES, is_taken, shortage
@@ -130,7 +129,7 @@ def check_address(host: str, record: Upstream) -> None:
     denied = denied_by_address(record.policy, record.rule, host)
     if denied is None:
         return
-    if record.policy.mode is not Mode.OBSERVE:
+    if not record.policy.observes(record.rule):
         raise denied
     record.observed = denied
 
@@ -141,21 +140,21 @@ def _allowed(found: Sequence[_Found], host: str, record: Upstream) -> list[_Foun
     Raises:
         Denied: there are none.
     """
-    policy = record.policy
+    policy, is_observing = record.policy, record.policy.observes(record.rule)
     allowed: list[_Found] = []
     forbidden: AddressKind | None = None
     for family, address in found:
         kind = policy.reachable(record.rule).forbids(parse_ip(address[0]))
         if record.is_proxy:
             kind = None  # the policy names it
-        if kind is None or policy.mode is Mode.OBSERVE:
+        if kind is None or is_observing:
             allowed.append((family, address))
         forbidden = forbidden or kind
     if forbidden is not None:
         denied = forbidden_address(host, forbidden, record.rule)
         if not allowed:
             raise denied
-        if policy.mode is Mode.OBSERVE:
+        if is_observing:
             record.observed = denied
     return allowed
 

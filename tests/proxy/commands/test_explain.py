@@ -25,6 +25,7 @@ def test_explain_tells_the_whole_way_of_a_plain_http_request() -> None:
         "scheme": "http",
         "asked": "api.pay.example:80",
         "rule": "pay",
+        "mode": "enforce",
         "action": "upgrade",
         "why": "rule pay says plain_http: upgrade",
         "dials": "api.pay.example:8443",
@@ -188,7 +189,7 @@ def test_explain_prints_a_denial_and_the_mode() -> None:
     lines = run("explain", "https://evil.example", policy=policy).stdout.splitlines()
     assert "  dials    nothing" in lines
     assert "  denied   https_rejected" in lines
-    assert lines[-1].startswith("The mode is observe")
+    assert lines[2].startswith("  mode     observe: all this is decided")
     lines = run("explain", "--body", "body.json", "http://printer.lan").stdout.splitlines()
     assert "  in body  nothing to encrypt" in lines
 

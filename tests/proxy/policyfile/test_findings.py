@@ -136,6 +136,15 @@ def test_the_built_in_policy_protects_little() -> None:
 def test_that_nothing_is_protected_while_it_observes(tmp_path: Path) -> None:
     (finding,) = found(tmp_path, "version: 1\nmode: observe\n")
     assert finding.text.startswith("mode observe protects nothing")
+
+
+def test_that_a_rule_only_observes_or_alone_does_not(tmp_path: Path) -> None:
+    rule = "rules: [{name: a, hosts: [a.example], mode: %s}]"
+    (finding,) = found(tmp_path, f"version: 1\n{rule % 'observe'}\n")
+    assert finding.text.startswith("rule a: mode observe protects nothing")
+    (finding,) = found(tmp_path, f"version: 1\nmode: observe\n{rule % 'enforce'}\n")
+    assert finding.text.startswith("mode observe (but in a) protects nothing")
+    assert not found(tmp_path, f"version: 1\n{rule % 'enforce'}\n")
     assert not finding.has_failed
     assert found(tmp_path, "version: 1\nmode: enforce\n") == []
 

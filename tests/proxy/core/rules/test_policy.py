@@ -24,6 +24,7 @@ from proxy.core.rules.policy import (
     Limits,
     Listener,
     ListenerKind,
+    Mode,
     PlainHttp,
     Policy,
     Rule,
@@ -454,3 +455,23 @@ def test_an_upstream_has_the_time_that_the_rule_gives_it_else_the_policys() -> N
     assert policy.shortest_wait == 7
     assert replace(policy, rules=(endless,)).shortest_wait == 30
     assert replace(policy, limits=Limits(response_seconds=None, request_seconds=30), rules=()).shortest_wait == 30
+
+
+@pytest.mark.parametrize(
+    ("mode", "of_rule", "observes", "observes_any"),
+    [
+        (Mode.ENFORCE, None, False, False),
+        (Mode.OBSERVE, None, True, True),
+        (Mode.ENFORCE, Mode.OBSERVE, True, True),
+        (Mode.OBSERVE, Mode.ENFORCE, False, True),
+    ],
+)
+def test_a_rules_mode_wins_over_the_policys(
+    mode: Mode, of_rule: Mode | None, observes: bool, observes_any: bool
+) -> None:
+    rule = replace(_rule("a", EXACT), mode=of_rule, https=Https.INSPECT)
+    policy = Policy(mode=mode, rules=(rule,))
+    assert policy.observes(rule) is observes
+    assert policy.observes(None) is (mode is Mode.OBSERVE)
+    assert policy.observes_any is policy.lets_plain_http_pass is observes_any
+    assert policy.inspects is not observes

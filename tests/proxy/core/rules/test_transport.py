@@ -11,7 +11,7 @@ from proxy.core.decisions import Action, Decision, Reason
 from proxy.core.destinations import Destination
 from proxy.core.pins import Pin, PinSet
 from proxy.core.rules.hsts import KnownHosts
-from proxy.core.rules.policy import Defaults, Egress, HostPattern, Https, PlainHttp, Policy, Rule
+from proxy.core.rules.policy import Defaults, Egress, HostPattern, Https, Mode, PlainHttp, Policy, Rule
 from proxy.core.rules.transport import (
     decide_https,
     decide_plain_http,
@@ -117,6 +117,29 @@ def test_an_upgrade_is_held_to_the_rule_of_the_destination_that_is_dialled() -> 
     assert decision.target == Destination("api.example", 443)
     alone, _ = decide_plain_http(Policy(rules=(asked,)), Destination("api.example", 80))
     assert alone is asked
+
+
+@pytest.mark.parametrize(
+    ("of_asked", "of_dialled", "https", "counts"),
+    [
+        (Mode.ENFORCE, Mode.ENFORCE, Https.INSPECT, "dialled"),
+        (Mode.OBSERVE, Mode.OBSERVE, Https.INSPECT, "dialled"),
+        (Mode.OBSERVE, Mode.ENFORCE, Https.INSPECT, "asked"),  # it stays plain http, and is not dialled there
+        (Mode.ENFORCE, Mode.OBSERVE, Https.INSPECT, "asked"),  # it is upgraded, whatever is only observed there
+        (Mode.OBSERVE, Mode.ENFORCE, Https.REJECT, "asked"),
+        (Mode.ENFORCE, Mode.OBSERVE, Https.REJECT, "asked"),
+    ],
+)
+def test_an_upgrade_has_the_mode_of_the_rule_that_upgrades(
+    of_asked: Mode, of_dialled: Mode, https: Https, counts: str
+) -> None:
+    asked = Rule("asked", (HostPattern("exact", "api.example", 80),), PlainHttp.UPGRADE, Https.TUNNEL, mode=of_asked)
+    dialled = Rule("dialled", (HostPattern("exact", "api.example", 443),), PlainHttp.UPGRADE, https, mode=of_dialled)
+    policy = Policy(rules=(asked, dialled))
+    rule, decision = decide_plain_http(policy, ASKED)
+    assert rule is not None
+    assert (rule.name, decision.action) == (counts, Action.UPGRADE)
+    assert policy.observes(rule) is (of_asked is Mode.OBSERVE)
 
 
 def _rule(name: str, *hosts: str, **more: object) -> Rule:
