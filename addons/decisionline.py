@@ -6,7 +6,8 @@ Rules of this module:
 - The line is ASCII, byte for byte what `json.dumps` would write, except for the zeros at the end of `seconds`. It is
   built here by hand, because that takes a third of the time, which is a twelfth of the cost of a small request.
 - Whatever a peer chose (path, method) and every sentence goes through the JSON encoder; nothing else needs it.
-- No header value, query or body ever gets into it.
+- No header value, query or body ever gets into it. Of a body that is observed, paths of members do, whose names were
+  chosen by a person, not by chance (`proxy.core.fields.shapes`).
 """
 
 from __future__ import annotations
@@ -103,6 +104,8 @@ def _more(exchange: Exchange, status: int | None) -> str:
         more["would_upgrade"] = action is Action.UPGRADE
         more["would_encrypt"] = exchange.fields_encrypted
         more["would_pin"] = exchange.upstream.pin.value if exchange.upstream and exchange.upstream.pin else None
+        if exchange.looks_secret:
+            more["looks_secret"] = exchange.looks_secret
     if exchange.denied:
         more["detail"] = exchange.denied.detail
         if exchange.observed is not None and exchange.observed is not exchange.denied:

@@ -19,6 +19,7 @@ from mitmproxy import http
 from addons import marked
 from addons.exchange import Exchange
 from addons.headers import has_field, values_of
+from addons.observing import Watch
 from addons.sessions import Sessions
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields import bodies, responses
@@ -48,7 +49,13 @@ class Encryption:
         rule = exchange.rule
         if rule is None or not (rule.encrypt or rule.decrypt):
             flow.request.stream = exchange.count_sent
-            return
+        else:
+            self._protect(flow, exchange)
+        if exchange.observing and flow.response is None and callable(flow.request.stream):
+            flow.request.stream = Watch(exchange, flow.request, flow.request.stream)
+
+    def _protect(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
+        """Hold a body that has fields to encrypt, and ask for a response whose fields can be decrypted."""
         marked.read_head(exchange, flow.request)
         entries = marked.encrypting(exchange)
         if not entries and not exchange.looks_inside:

@@ -18,6 +18,7 @@ from mitmproxy import http
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.fields.readings import Readings
+from proxy.core.fields.shapes import Shape
 from proxy.core.http.problems import (
     JSON_TYPE,
     PAGE_TYPE,
@@ -78,6 +79,7 @@ class Exchange:
         looks_inside: whether its body may ask for another method, to which an entry would apply.
         holds_request: whether the request's body is held until its fields are encrypted.
         holds_response: whether the response's body is held until its fields are decrypted.
+        looks_secret: in observe mode, the paths in the request's body whose values look like secrets, and like which.
         finished: whether its decision line has been written.
         observing: whether denials are only noted, not carried out: the mode of its rule, or the policy's, is observe.
     """
@@ -109,6 +111,7 @@ class Exchange:
     fields_decrypted: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    looks_secret: dict[str, Shape] = field(default_factory=dict)
     finished: bool = False
     observing: bool = field(init=False)
 

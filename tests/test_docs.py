@@ -23,6 +23,7 @@ from addons.telemetry import Telemetry
 from docs.alerts import ALERTS
 from proxy import cli
 from proxy.core.decisions import Denied, Reason
+from proxy.core.fields.shapes import Shape
 from proxy.core.jose.keys import Alg, new_key, to_pem
 from proxy.core.rules.policy import Mode, Policy
 from proxy.policyfile.load import load_policy
@@ -237,6 +238,7 @@ def test_the_decision_line_table_has_exactly_the_fields_of_a_line() -> None:
     telemetry = Telemetry(Sessions(), Metrics(CollectorRegistry()), lines.append)
     exchange = Exchange(Policy(mode=Mode.OBSERVE), "127.0.0.1")
     exchange.note_reason(Denied(Reason.NOT_HTTP, "a detail"))
+    exchange.looks_secret = {"$.token": Shape.TOKEN}
     telemetry.finish(exchange, None, None)
     paper = (ROOT / "docs" / "metrics.md").read_text("utf-8")
     section = paper.partition("## Decision lines")[2].partition("## ")[0]

@@ -26,6 +26,7 @@ from proxy.core.fields.entries import PathGlob, When
 from proxy.core.fields.jsontext import find_spans, string_value
 from proxy.core.fields.readings import readings, with_body
 from proxy.core.fields.selectors import parse_selector
+from proxy.core.fields.shapes import shapes
 from proxy.core.fields.signatures import covering
 from proxy.core.fields.splice import Job, splice
 from proxy.core.http import cookies, heads, hops, names, problems
@@ -306,6 +307,28 @@ READERS: dict[str, Reader] = {
         leads=("[", '{"a":['),
         ends=("1]", '{"ssn":1}]', "1"),
         units=('{"ssn":1},', '"\\u0073",', "[", "[[1],", '{"a":'),
+        is_plain=True,
+    ),
+    "what looks like a secret": Reader(
+        lambda text: shapes(text.encode()),
+        HEAD // 2,
+        leads=("", "[", '{"a":', '["', '{"password":"', '["eyJ', '["4'),
+        ends=("", '"]', '"}'),
+        units=(
+            "[",
+            '{"a":',
+            "1",
+            "1 ",
+            "1-",
+            "a",
+            "aB1",
+            "A ",
+            "aB3.",
+            "-",
+            '"a":"4111111111111111",',
+            '"a":[],',
+            "\\\\",
+        ),
         is_plain=True,
     ),
     "a JSON string": Reader(lambda text: string_value(f'"{text}"'.encode()), BODY, units=("\\u0061", "\\n", "\\ud83d")),

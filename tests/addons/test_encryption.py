@@ -176,9 +176,9 @@ def test_observing_keeps_no_more_of_a_body_than_enforcing_would() -> None:
     pieces = [b'{"card":"', *[b"x" * 50] * 20, b'"}']
     for piece in pieces:
         assert tee(piece) == piece
-        assert len(tee.held) <= 100 + 50  # type: ignore[attr-defined]  # what it keeps is what is asked about here
+        assert len(tee._then.held) <= 100 + 50  # type: ignore[attr-defined]  # what it keeps is what is asked about here
     assert tee(b"") == b""
-    assert not tee.held  # type: ignore[attr-defined]  # the same
+    assert not tee._then.held  # type: ignore[attr-defined]  # the same
     assert stage.exchange.denied is not None
     assert stage.exchange.denied.reason is Reason.BODY_TOO_LARGE
     assert stage.exchange.bytes_sent == sum(map(len, pieces))

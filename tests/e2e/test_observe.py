@@ -375,6 +375,75 @@ class TestHttps:
         )
 
 
+class TestLooks:
+    """What looks like a secret is noted by its path; no value gets out, and no name that may be one."""
+
+    VALUES = (
+        *(
+            "4111111111111111",
+            "4242 4242 4242 4242",
+            "737",
+            "hunter2-and-more",
+            "078-05-1120",
+            "DE89370400440532013000",
+        ),
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiI0MiJ9.dozjgNryP4J3jVmNHl0w5N",
+        "5f4dcc3b5aa765d61d8327deb882cf99",
+        "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY",
+    )
+    NAMES = ("Zk3xQ9vB7nM2wR5tYu8", "sk_live_4eC39HqLyjWDarjt", "jane.doe@mail.example", "4012888888881881")
+
+    def body(self) -> bytes:
+        card, spaced, code, password, ssn, iban, jwt, digest, key = self.VALUES
+        first, second, mail, number = self.NAMES
+        return json.dumps(
+            {
+                "card": {"number": card, "cvv": code},
+                "others": [{"number": spaced}],
+                "user": {"password": password, "ssn": ssn, "name": "Jane"},
+                "bank": {"iban": iban},
+                "accessToken": jwt,
+                "digest": digest,
+                "by": {first: {"token": key}, second: key, mail: {"pwd": password}, number: ssn},
+                "amount": 12,
+            }
+        ).encode()
+
+    @pytest.mark.parametrize("host", ["other.example", "pay.example", "opened.example"])
+    def test_its_paths_are_in_the_line_and_no_value_is_anywhere(
+        self, twins: Twins, plain: MakePlain, host: str
+    ) -> None:
+        upstream, body = plain(), self.body()
+        assert ask(twins.observing, upstream, host, "/v1", body=body).status == 200
+        assert upstream.received.endswith(body)
+        line = decision_of(twins.observing, upstream)
+        assert line["looks_secret"] == {
+            "$.card.number": "card_number",
+            "$.card.cvv": "card_code",
+            "$.others[*].number": "card_number",
+            "$.user.password": "password",
+            "$.user.ssn": "national_id",
+            "$.bank.iban": "iban",
+            "$.accessToken": "token",
+            "$.digest": "token",
+            "$.by.*.token": "token",
+            "$.by.*": "token",
+            "$.by.*.pwd": "password",
+        }
+        pages = [twins.observing.admin_get(page)[1] for page in ("/metrics", "/policy", "/")]
+        said = (twins.observing.stdout, twins.observing.stderr, *map(str, pages))
+        assert "$.card.number" in said[0]
+        for secret in (*self.VALUES, *self.NAMES):
+            if len(secret) < 8:
+                continue  # three digits are in many numbers
+            assert not [where for where in said if secret in where], secret
+
+    def test_enforcing_notes_nothing(self, twins: Twins, tls_upstream: Callable[..., TlsUpstream]) -> None:
+        secure = fresh(lambda: tls_upstream(*HOSTS))
+        assert ask(twins.enforcing, secure, "other.example", body=self.body()).status == 200
+        assert "looks_secret" not in decision_of(twins.enforcing, secure)
+
+
 class TestResponses:
     def test_a_sealed_response_is_not_opened_and_the_offer_of_codings_not_narrowed(
         self, twins: Twins, plain: MakePlain

@@ -6,13 +6,14 @@ values that the `selectors` mean, and `splice` puts other values in their place.
 Offers:
 
 - `bodies`: BodyHead, acceptable, check_before, count_marked, decrypt, encrypt, too_large; one body, from start to end
-- `encodings`: decode, parse_encoding; content encodings such as gzip
+- `encodings`: beginning, decode, parse_encoding; content encodings such as gzip
 - `entries`: FieldEntry, PathGlob, Signed, When; one entry of a rule's `request` or `response` list
 - `jsontext`: NotJson, TooMuchSelected, find_spans; where values stand in JSON text
 - `readings`: Readings, may_be_any_method, may_name_method, readings, with_body; all methods and paths that a server may
   read in a request
 - `responses`: Label, asked, label_of, told; which responses may hold fields, and their header fields afterwards
 - `selectors`: Selector, parse_selector; JSONPath selectors
+- `shapes`: MOST_BYTES, Shape, shapes; where a body has values that look like secrets
 - `signatures`: covering; whether a request's body is signed
 - `splice`: Job, splice, token_of; replacing values without touching other bytes
 """

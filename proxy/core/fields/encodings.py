@@ -72,6 +72,22 @@ def decode(body: bytes, encoding: Encoding, limit: int) -> bytes:
     return body
 
 
+def beginning(body: bytes, content_encoding: str, most: int) -> bytes:
+    """Return the beginning of a decoded body, for a look at it that decides nothing; empty if it cannot be read.
+
+    Args:
+        body: the beginning of the body as it came.
+        content_encoding: the values of Content-Encoding, joined by commas; "" for none.
+        most: the greatest length to return, in bytes.
+    """
+    try:
+        if parse_encoding(content_encoding or None) is Encoding.GZIP:
+            return zlib.decompressobj(_GZIP_ONLY).decompress(body, most)
+    except (Denied, zlib.error):
+        return b""
+    return body[:most]
+
+
 def encode(body: bytes, encoding: Encoding) -> bytes:
     """Return the encoded body; the same body always gives the same bytes.
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.fields.encodings import Encoding, decode, encode, parse_encoding
+from proxy.core.fields.encodings import Encoding, beginning, decode, encode, parse_encoding
 
 BODY = b'{"card": {"number": "4111"}}' * 20
 ZIPPED = encode(BODY, Encoding.GZIP)
@@ -157,3 +157,19 @@ def test_a_refusal_quotes_nothing_of_the_body() -> None:
     with pytest.raises(Denied) as denied:
         decode(b"4111111111111111", Encoding.GZIP, 100)
     assert "4111" not in f"{denied.value} {denied.value.hint} {denied.value.__context__!r}"
+
+
+@pytest.mark.parametrize(
+    ("body", "coding", "seen"),
+    [
+        (BODY, "", BODY[:50]),
+        (BODY[:9], "identity", BODY[:9]),
+        (ZIPPED, "gzip", BODY[:50]),
+        (ZIPPED[:-9], "gzip", BODY[:50]),  # only its beginning was kept
+        (BODY, "gzip", b""),
+        (BODY, "br", b""),
+        (b"", "gzip", b""),
+    ],
+)
+def test_a_look_at_the_beginning_takes_what_can_be_read(body: bytes, coding: str, seen: bytes) -> None:
+    assert beginning(body, coding, 50) == seen
