@@ -72,6 +72,13 @@ DRAIN_SPARE_SECONDS = 4.0
 # For the other process to take or send the rest of a message that has begun.
 WIRE_SECONDS = 5.0
 
+# -- files of the policy that change while a sidecar runs
+
+# Between two looks at them. A change counts once two looks find the same: then a file is not being written any more.
+LOOK_SECONDS = 0.5
+# For files to come to rest: one that is written without end must not keep another from being read.
+UNRESTING_SECONDS = 30.0
+
 # -- warnings of ends
 
 # Before an end, `check` and the log warn for so long: pins and keys take days to replace.

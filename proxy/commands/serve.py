@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from proxy import timelimits
 from proxy.disk.ca import CaError, LocalCa, data_directory
+from proxy.disk.reading import Version, noting_files
 from proxy.engine.descriptors import raise_limit, warn_of_limit
 from proxy.health import Sign, address_text, data_folder
 from proxy.log import say_all_in_one_form
@@ -79,6 +81,7 @@ def or_exit[T](load: Callable[[], T]) -> T:
     help="Write ca.pem and ca-bundle.pem there, for apps to trust; else $OVERCOAT_PUBLISH_CA.",
 )
 @click.option("--lines", type=click.Path(path_type=Path), metavar="FILE", help="Append decision lines to FILE.")
+@click.option("--watch/--no-watch", default=True, help="Read the policy again when a file of it changes (the default).")
 def serve(
     *,
     policy_path: str | None,
@@ -88,11 +91,13 @@ def serve(
     lines: Path | None,
     probes: str | None,
     publish_ca: Path | None,
+    watch: bool,
 ) -> None:
     """Run the sidecar until SIGTERM, SIGINT or SIGQUIT; it then lets running requests end. A second SIGTERM or SIGINT
     ends it at once.
 
-    SIGHUP reads the policy file again; one with errors changes nothing. SIGUSR1 opens the file of --lines again.
+    SIGHUP reads the policy file again, and so does a change of it or of a file that it names; one with errors changes
+    nothing. SIGUSR1 opens the file of --lines again.
 
     Decision lines (JSON) go to stdout, everything else to stderr.
 
@@ -112,12 +117,16 @@ def serve(
         return load_policy(path, os.environ, overrides, secrets)
 
     signals = take_over_signals()
-    policy = or_exit(load)
+    versions: dict[Path, Version] = {}
+    with noting_files(versions):
+        policy = or_exit(load)
     say_all_in_one_form(sys.stderr)
     raise_limit()
     count = policy.workers or processors()
     try:
-        policy = _with_roots(policy)
+        with noting_files(versions):
+            policy = _with_roots(policy)
+        reader = Reader(load, policy, versions if watch else None)
         with contextlib.ExitStack() as closing:
             if lines is not None:
                 _check_lines(lines)
@@ -126,9 +135,9 @@ def serve(
             if signals.asks_to_drain:
                 status = 0
             elif count == 1:
-                status = int(asyncio.run(_serve_alone(policy, Reader(load, policy), closing, lines)) > 0)
+                status = int(asyncio.run(_serve_alone(policy, reader, closing, lines)) > 0)
             else:
-                status = _serve_together(policy, load, count, closing, lines)
+                status = _serve_together(policy, reader, count, closing, lines)
     except _CannotStart as e:
         logger.error("%s", e)
         status = 1
@@ -219,6 +228,14 @@ async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitS
             elif number == RELOAD and not stop.is_set():
                 _reload(engine, reader, metrics)
 
+    def look() -> None:
+        if not stop.is_set():
+            if changed := reader.changed():
+                _reload(engine, reader, metrics, changed)
+            engine.loop.call_later(timelimits.LOOK_SECONDS, look)
+
+    if reader.watches:
+        look()
     signals = take_over_signals()
     asyncio.get_running_loop().add_reader(signals.descriptor, act)
     await stop.wait()
@@ -236,12 +253,21 @@ def _keep_reminding(engine: Engine, reminder: Reminder) -> None:
     engine.loop.call_later(reminder.remind(engine.policy, datetime.now(UTC)), _keep_reminding, engine, reminder)
 
 
-def _reload(engine: Engine, reader: Reader, metrics: Metrics) -> None:
-    """Take over the policy as it is now. It is read in one turn of the event loop, in which nothing else runs."""
+def _reload(engine: Engine, reader: Reader, metrics: Metrics, changed: Sequence[Path] = ()) -> None:
+    """Take over the policy as it is now. It is read in one turn of the event loop, in which nothing else runs.
+
+    Args:
+        engine: which takes it over.
+        reader: reads it.
+        metrics: where it is counted.
+        changed: the files whose change is the reason; none if a signal is.
+    """
     from proxy.processes.reload import log_read
 
-    before = engine.policy
+    before, was_refused = engine.policy, reader.is_refused
     policy = reader.again(before)
+    if policy is before and changed and not was_refused:
+        return  # only touched
     metrics.policy_refused.set(policy is None)
     result = "refused"
     if policy is not None and policy is not before:
@@ -249,12 +275,12 @@ def _reload(engine: Engine, reader: Reader, metrics: Metrics) -> None:
         metrics.expect(policy)
     if policy is not None:
         result = "unchanged" if policy is before else "taken"
-        log_read(policy, before)
+        log_read(policy, before, changed)
     metrics.reloads.labels(result).inc()
 
 
 def _serve_together(
-    policy: Policy, load: Callable[[], Policy], count: int, closing: contextlib.ExitStack, lines: Path | None
+    policy: Policy, reader: Reader, count: int, closing: contextlib.ExitStack, lines: Path | None
 ) -> int:
     """Serve with several worker processes; return the exit status."""
     from proxy.processes.metricsfiles import prepare_metrics
@@ -263,7 +289,6 @@ def _serve_together(
     from proxy.engine.server import BindError
     from proxy.engine.tls import NoRoots
     from proxy.processes.children import Desk, Equipment, administer, work
-    from proxy.processes.reload import Reader
     from proxy.processes.reminder import Reminder
     from proxy.processes.supervisor import Seat, Shared, Supervisor, SupervisorFailed
 
@@ -287,8 +312,7 @@ def _serve_together(
             answer = partial(administer, Desk(directory, is_ready, time.time(), admin_sockets))
             seats.append(Seat("the admin endpoint", False, "admin", admin_sockets.all, answer))
         reminder = Reminder(authority.lifetime, policy, datetime.now(UTC))
-        reread = Reader(load, policy).again
-        supervisor = Supervisor(seats, is_ready, directory, policy, reread, remind=reminder.remind)
+        supervisor = Supervisor(seats, is_ready, directory, policy, reader, remind=reminder.remind)
         status = supervisor.run(lambda: _announce(policy, shares[0], admin_sockets, closing))
     except (BindError, CaError, NoRoots, SupervisorFailed) as e:
         raise _CannotStart(str(e)) from None

@@ -10,5 +10,6 @@ Offers:
 - `packaged`: config_file; files that come with Overcoat
 - `preload`: is_preloaded; the browsers' list of hosts that speak https only
 - `publishing`: PublishingError, publish_ca; the local CA's certificate and a bundle, for apps to trust
-- `reading`: MAX_ROOTS_BYTES, NotRegularError, read_regular; reads a file that may be no regular one or too long
+- `reading`: MAX_ROOTS_BYTES, NotRegularError, Version, noting_files, read_regular, version_of; reads a file that
+  may be no regular one or too long, and tells its versions apart
 """

@@ -15,8 +15,9 @@ Rules of this module:
 - Only the parent acts on signals (`proxy.processes.signals`). Asked to drain, it serves for `drain_wait` without being
   ready, and then tells all workers. A second signal ends everything at once, and so does a worker that is late. Nothing
   that the parent waits for keeps it from seeing a signal. The exit status is 1 if something was cut off.
-- SIGHUP reads the policy again. The parent checks it and sends it to every child, and to those that it starts later. A
-  child that does not confirm in time is ended, and replaced by one that has the policy.
+- SIGHUP reads the policy again, and so does a change of its files. The parent checks it and sends it to every child,
+  and to those that it starts later. A child that does not confirm in time is ended, and replaced by one that has the
+  policy. Until all have confirmed, no change of files is looked for.
 - Children notice if their parent is gone, and drain.
 """
 
@@ -33,7 +34,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +48,7 @@ from proxy import timelimits
 from proxy.core.rules.policy import Policy
 from proxy.processes import wires
 from proxy.processes.metricsfiles import take_seat
-from proxy.processes.reload import log_leaving, log_read
+from proxy.processes.reload import Reader, log_leaving, log_read
 from proxy.processes.secrecy import name_process
 from proxy.processes.signals import DRAIN, RELOAD, REOPEN, take_over_signals
 from proxy.processes.wires import SERVES, TAKEN, framed, new_wire, pack, unframed
@@ -128,7 +129,7 @@ class Supervisor:
         is_ready: Shared,
         directory: Path,
         policy: Policy,
-        reread: Callable[[Policy], Policy | None],
+        reader: Reader,
         *,
         remind: Callable[[Policy, datetime], float],
     ) -> None:
@@ -139,7 +140,7 @@ class Supervisor:
             is_ready: set while every child serves and nothing drains.
             directory: the result of `proxy.processes.metricsfiles.prepare_metrics`.
             policy: the policy to begin with.
-            reread: reads and checks the policy again; see `proxy.processes.reload.Reader.again`.
+            reader: reads and checks the policy again.
             remind: logs the warnings that are due, given the policy in force and the time; returns the number of
                 seconds after which to call it again.
         """
@@ -148,7 +149,9 @@ class Supervisor:
         self._directory = directory
         self._policy = policy
         self._said = policy  # the policy that all children are known to have
-        self._reread = reread
+        self._reader = reader
+        self._looking_time = time.monotonic() if reader.watches else math.inf
+        self._changed: Sequence[Path] = ()  # the files whose change led to the policy that is handed over
         self._remind = remind
         self._reminding_time = time.monotonic()
         self._has_started = False
@@ -226,7 +229,7 @@ class Supervisor:
     def _patience(self) -> float | None:
         """Return the longest time to wait, in seconds."""
         times = [child.deadline for child in self._children()]
-        times += [self._draining_time, self._killing_time, self._reminding_time]
+        times += [self._draining_time, self._killing_time, self._reminding_time, self._looking_time]
         if not self._is_draining:
             times += [seat.due for seat in self._seats if seat.child is None]
         first = min(times)
@@ -250,6 +253,10 @@ class Supervisor:
                 self._kill(seat, signal.SIGKILL)
         if now >= self._reminding_time:
             self._reminding_time = now + self._remind(self._policy, datetime.now(UTC))
+        if now >= self._looking_time:
+            self._looking_time = math.inf if self._is_leaving else now + timelimits.LOOK_SECONDS
+            if not self._is_reloading and (changed := self._reader.changed()):
+                self._reload(changed)
         if now >= self._killing_time:
             self._killing_time = math.inf
             logger.error("a worker is not over in time, and is ended")
@@ -400,21 +407,25 @@ class Supervisor:
                 seat.child.unsent += framed(order)
                 self._flush(seat)
 
-    def _reload(self) -> None:
+    def _reload(self, changed: Sequence[Path] = ()) -> None:
+        """Read the policy again, for a signal or because files have changed, and hand it over if it is another."""
         if self._is_leaving:
             return
-        policy = self._reread(self._policy)
+        was_refused = self._reader.is_refused
+        policy = self._reader.again(self._policy)
+        if policy is self._policy and changed and not was_refused:
+            return  # only touched
         self._metrics.policy_refused.set(policy is None)
         if policy is None:
             self._metrics.reloads.labels("refused").inc()
         elif policy is not self._policy:
-            self._policy = policy
+            self._policy, self._changed = policy, changed
             self._is_reloading = True
             self._hand_over([seat for seat in self._seats if seat.drains])
             self._to_tell = [seat for seat in self._seats if not seat.drains]
         elif not self._is_reloading:  # else it is logged once it is in force
             self._metrics.reloads.labels("unchanged").inc()
-            log_read(policy, policy)
+            log_read(policy, policy, changed)
 
     def _handed_over(self) -> None:
         """Go on once all children have confirmed the policy. The admin process, which shows it, gets it last."""
@@ -424,7 +435,7 @@ class Supervisor:
             return
         self._is_reloading = False
         self._metrics.reloads.labels("taken").inc()
-        log_read(self._policy, self._said)
+        log_read(self._policy, self._said, self._changed)
         self._said = self._policy
 
     def _hand_over(self, seats: list[Seat]) -> None:

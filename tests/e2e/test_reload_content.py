@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.processes import children
 from tests.e2e.receiver import Receiver
+from tests.e2e.reloading import cannot_mount, edit, mounted
 from tests.e2e.sidecar import Sidecar, clean_environment, overcoat_command
 from tests.e2e.upstream import TlsUpstream
 from tests.waiting import wait_until
@@ -160,33 +160,8 @@ def test_no_worker_has_another_policy_than_the_one_that_is_said(authority: Autho
         assert said.groups() == (f"in force, in place of {first}", hash_in_force(sidecar))
 
 
-def _cannot_mount(folder: Path) -> str:
-    """Return why no mount namespace can be had here, or nothing."""
-    if shutil.which("unshare") is None:
-        return "there is no unshare here"
-    probe = folder / "probe"
-    probe.mkdir()
-    done = subprocess.run(
-        ["unshare", "-m", "mount", "--bind", str(probe), str(probe)], capture_output=True, text=True, check=False
-    )
-    return "" if done.returncode == 0 else f"nothing can be mounted here: {done.stderr.strip()}"
-
-
-def mounted(outside: Path, inside: Path) -> list[str]:
-    """Return the command that runs Overcoat where `inside` shows what lies `outside`, as a container would."""
-    script = f'mount --bind {shlex.quote(str(outside))} {shlex.quote(str(inside))} && exec "$@"'
-    return ["unshare", "-m", "sh", "-c", script, "sh", *overcoat_command()]
-
-
-def edit(path: Path, text: str) -> None:
-    """Change a file as editors and deployments do: a new one takes its name."""
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    new.replace(path)
-
-
 def test_what_a_mount_of_a_single_file_does_not_show_is_said(authority: Authority, tmp_path: Path) -> None:
-    if why := _cannot_mount(tmp_path):
+    if why := cannot_mount(tmp_path):
         pytest.skip(why)
     inside, outside = tmp_path / "a folder", tmp_path / "outside"
     inside.mkdir()
@@ -211,7 +186,7 @@ def test_what_a_mount_of_a_single_file_does_not_show_is_said(authority: Authorit
 
 
 def test_a_mount_of_its_directory_shows_it(authority: Authority, tmp_path: Path) -> None:
-    if why := _cannot_mount(tmp_path):
+    if why := cannot_mount(tmp_path):
         pytest.skip(why)
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     inside.mkdir()

@@ -27,18 +27,18 @@ def roots(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("change", [{"content": b"other"}, {"secrets": b"other"}])
 def test_what_changes_nothing_that_is_fixed_is_taken_over(change: dict[str, Any]) -> None:
     policy = replace(Policy(), mode=Mode.OBSERVE, source="other.yaml", **change)
-    taken = Reader(lambda: policy, FIRST).again(FIRST)
+    taken = Reader(lambda: policy, FIRST, None).again(FIRST)
     assert taken is not None
     assert (taken.mode, taken.trust.anchors) == (Mode.OBSERVE, FIRST.trust.anchors)
 
 
 def test_what_says_the_same_is_not_taken_over() -> None:
-    assert Reader(Policy, FIRST).again(FIRST) is FIRST
+    assert Reader(Policy, FIRST, None).again(FIRST) is FIRST
 
 
 def test_other_roots_are_another_policy(monkeypatch: pytest.MonkeyPatch, roots: Path) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(roots))
-    taken = Reader(Policy, FIRST).again(FIRST)
+    taken = Reader(Policy, FIRST, None).again(FIRST)
     assert taken is not FIRST
     assert taken is not None
     assert len(taken.trust.anchors or ()) == 1
@@ -71,14 +71,14 @@ def test_what_came_of_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
 )
 def test_what_is_fixed_takes_a_restart(policy: Policy, named: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "overcoat"):
-        assert Reader(lambda: policy, FIRST).again(FIRST) is None
+        assert Reader(lambda: policy, FIRST, None).again(FIRST) is None
     assert caplog.messages == [f"{KEPT}: a change of {named} takes a restart"]
 
 
 def test_it_is_held_against_the_first_not_the_last() -> None:
     other = replace(FIRST, workers=2)
     read = iter([other, other, Policy()])
-    reader = Reader(lambda: next(read), FIRST)
+    reader = Reader(lambda: next(read), FIRST, None)
     assert reader.again(FIRST) is None
     assert reader.again(FIRST) is None
     assert reader.again(FIRST) is not None
@@ -89,6 +89,6 @@ def test_every_error_is_said(caplog: pytest.LogCaptureFixture) -> None:
         raise PolicyErrors([PolicyError("p.yaml", line, 1, "rules", "is wrong") for line in (1, 2)])
 
     with caplog.at_level(logging.ERROR, "overcoat"):
-        assert Reader(load, FIRST).again(FIRST) is None
+        assert Reader(load, FIRST, None).again(FIRST) is None
     assert [message.partition(" ")[0] for message in caplog.messages[:2]] == ["p.yaml:1:1:", "p.yaml:2:1:"]
     assert caplog.messages[2:] == [KEPT]
