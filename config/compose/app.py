@@ -1,25 +1,58 @@
-"""An app that posts a card payment over plain http, as it was written years ago. All that it is told is HTTP_PROXY."""
+"""An app that posts card payments, as it was written years ago: one over plain http, one over https. All that it is
+told is where its proxy is, and whom it trusts. With `--bypass` it tries to get out by itself.
+"""
 
 import json
+import socket
 import sys
+import urllib.error
 import urllib.request
 
 CHARGE = (
     '{"amount": 1299, "currency": "EUR", "card": {"number": "4111111111111111", "cvv": "123", "holder": "A. Nobody"}}'
 )
+URLS = ("http://api.pay.example/v1/charges", "https://api.pay.example:8443/v1/charges")
+ELSEWHERE = (
+    "192.0.2.1",
+    443,
+)  # an address for documentation (RFC 5737): only a network with a way out tries to reach it
+
+
+def charge(url: str) -> bool:
+    """Post one charge; tell whether the server took it."""
+    request = urllib.request.Request(  # noqa: S310 - the URLs are the constants above
+        url, data=CHARGE.encode(), headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=20) as response:  # noqa: S310 - as above
+        answer = json.load(response)
+    print(f"{url}: the server answered {response.status}: {answer}")
+    return bool(answer == {"charged": 1299})
+
+
+def bypass() -> bool:
+    """Try without the sidecar, by name and by address; tell whether there is no way out."""
+    ways = []
+    for url in URLS:
+        try:
+            charge(url)
+            ways.append(url)
+        except urllib.error.URLError as error:
+            print(f"{url} without the sidecar: {error.reason}")
+    try:
+        socket.create_connection(ELSEWHERE, 5).close()
+    except TimeoutError:
+        ways.append("a route out")
+    except OSError as error:
+        print("{}:{} without the sidecar: {}".format(*ELSEWHERE, error.strerror))
+    else:
+        ways.append("a route out")
+    print(f"reached without the sidecar: {', '.join(ways) or 'nothing'}")
+    return not ways
 
 
 def main() -> int:
-    """Post one charge; return 0 if the server took it."""
-    request = urllib.request.Request(
-        "http://api.pay.example/v1/charges",
-        data=CHARGE.encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=20) as response:  # noqa: S310 - the URL is the constant above
-        answer = json.load(response)
-    print(f"The server answered {response.status}: {answer}")
-    return 0 if answer == {"charged": 1299} else 1
+    """Post the charges, or try to get out; return 0 if all went as it should."""
+    return 0 if (bypass() if sys.argv[1:] == ["--bypass"] else all(map(charge, URLS))) else 1
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from proxy.disk.reading import Version, noting_files
 from proxy.engine.descriptors import raise_limit, warn_of_limit
 from proxy.health import Sign, address_text, data_folder
 from proxy.log import say_all_in_one_form
+from proxy.processes.manager import tell_manager
 from proxy.processes.secrecy import SecretVariables
 from proxy.processes.signals import DRAIN, RELOAD, REOPEN, take_over_signals
 
@@ -378,6 +379,7 @@ def _announce(policy: Policy, bound: list[Bound], admin_sockets: AdminSockets, c
     facts = {"event": "ready", "listen": listen, "admin": admin, "probes": probes}
     where = (", ".join(listen), admin or "off", probes or "off")
     logger.info("ready: listening on %s, admin %s, probes %s", *where, extra={"facts": facts})
+    tell_manager("READY=1")
 
 
 @click.command()

@@ -7,6 +7,7 @@ Offers:
 - `admin`: AdminSockets; the admin address: metrics, `/live` and `/ready`
 - `children`: Desk, Equipment, administer, work; what a worker and the process for the admin address do
 - `decisionlines`: LineWriter, open_lines; writes decision lines
+- `manager`: tell_manager; tells systemd that the sidecar is ready, or drains
 - `metricsfiles`: prepare_metrics; where several workers keep their metrics
 - `reload`: Reader, log_leaving, log_read; reads the policy again
 - `reminder`: Reminder; warns while a sidecar runs of what ends soon

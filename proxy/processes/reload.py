@@ -28,6 +28,7 @@ from proxy.engine.descriptors import warn_of_limit
 from proxy.engine.tls import NoRoots, with_roots
 from proxy.policyfile.findings import findings, log_findings
 from proxy.policyfile.load import PolicyErrors
+from proxy.processes.manager import tell_manager
 from proxy.processes.watch import Watch
 
 logger = logging.getLogger("overcoat")
@@ -131,8 +132,9 @@ def _named(changed: Sequence[Path]) -> str:
 
 
 def log_leaving(policy: Policy) -> None:
-    """Log that draining begins, and how long it may take."""
+    """Say that draining begins, and how long it may take, in the log and to a service manager."""
     waiting = f"in {policy.drain_wait} s no new connections are taken" if policy.drain_wait else "no new connections"
     logger.info(
         "draining: %s; up to %d s for what runs; a second signal ends it at once", waiting, policy.drain_timeout
     )
+    tell_manager("STOPPING=1")

@@ -6,25 +6,34 @@ Rules of this module:
 
 - It only asks; what the answers must be is for the tests. It runs while the services are up, and last it stops the
   sidecar.
-- Standard library and the `docker` command only: it may run in another network namespace than the tests do.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tests.containers.asking import docker
+
 PROJECT = "overcoat-example"
 DIRECT = "import urllib.request; urllib.request.urlopen('https://api.pay.example:8443', timeout=5)"
 
-
-def docker(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a docker command and return how it ended."""
-    return subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=60, check=False)
+INSIDE = """
+import json, os, pathlib, shutil
+status = dict(line.split(":", 1) for line in open("/proc/1/status"))
+try:
+    open("/opt/written", "w")
+    writes = "yes"
+except OSError as e:
+    writes = e.strerror
+tools = [name for name in ("cc", "gcc", "g++", "ld", "make", "rustc", "pip", "apt-get") if shutil.which(name)]
+print(json.dumps({"user": os.getuid(), "capabilities": status["CapBnd"].strip(), "new": status["NoNewPrivs"].strip(),
+                  "writes": writes, "tools": tools,
+                  "command": pathlib.Path("/proc/1/cmdline").read_text().split("\\0")}))
+"""
 
 
 def state(service: str) -> dict[str, Any]:
@@ -52,17 +61,22 @@ def main(evidence: Path) -> None:
     with opener.open("http://127.0.0.1:8081/received", timeout=10) as answer:
         received = json.load(answer)
     app = state("app")
-    direct = docker("run", "--rm", "--network", f"{PROJECT}_inside", app["Config"]["Image"], "python3", "-c", DIRECT)
+    direct = docker("run", "--rm", "--network", f"{PROJECT}_default", app["Config"]["Image"], "python3", "-c", DIRECT)
     sidecar = state("overcoat")
-    user = docker("exec", container("overcoat"), "id", "-u").stdout.strip()
+    inside = docker("exec", container("overcoat"), "/opt/overcoat/bin/python3", "-Ic", INSIDE).stdout
+    public = docker("exec", container("overcoat"), "ls", "/run/overcoat-ca").stdout.split()
     docker("stop", "--time", "10", container("overcoat"))
     found = {
         "app": {"status": app_status, "environment": app["Config"]["Env"], "logs": logs("app")},
+        "bypass": {"status": state("bypass")["State"]["ExitCode"], "logs": logs("bypass")},
+        "public": public,
+        "image": json.loads(docker("image", "inspect", "overcoat:local").stdout)[0],
         "received": received,
         "direct": {"status": direct.returncode, "stderr": direct.stderr},
         "overcoat": {
             "health": sidecar["State"]["Health"]["Status"],
-            "user": user,
+            "host": sidecar["HostConfig"],
+            "inside": json.loads(inside),
             "stopped_with": state("overcoat")["State"]["ExitCode"],
             "logs": logs("overcoat"),
         },

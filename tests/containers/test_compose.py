@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import runpy
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -33,32 +34,35 @@ def protected_header(token: str) -> dict[str, Any]:
     return dict(json.loads(base64.urlsafe_b64decode(parts[0] + "=" * (-len(parts[0]) % 4))))
 
 
-def test_the_unmodified_app_got_its_answer_and_knew_only_its_proxy(evidence: dict[str, Any]) -> None:
+def test_the_unmodified_app_got_its_answers_and_knew_only_its_proxy_and_whom_it_trusts(
+    evidence: dict[str, Any],
+) -> None:
     way, own = "http://overcoat:8080", "localhost,127.0.0.1,::1"
     expected = {"HTTP_PROXY": way, "HTTPS_PROXY": way, "NO_PROXY": own}
     assert evidence["app"]["status"] == 0, evidence["app"]["logs"]
-    told = [variable for variable in evidence["app"]["environment"] if "proxy" in variable.lower()]
+    told = [each for each in evidence["app"]["environment"] if "proxy" in each.lower() or "SSL" in each]
     spellings = [{name: text, name.lower(): text} for name, text in expected.items()]
-    assert sorted(told) == sorted(f"{name}={text}" for each in spellings for name, text in each.items())
+    trusts = "SSL_CERT_FILE=/run/overcoat-ca/ca-bundle.pem"
+    assert sorted(told) == sorted([trusts, *(f"{name}={text}" for each in spellings for name, text in each.items())])
 
 
-def test_the_request_arrived_once_and_over_tls(evidence: dict[str, Any]) -> None:
-    (request,) = evidence["received"]
-    assert (request["method"], request["path"]) == ("POST", "/v1/charges")
-    assert request["tls"] in ("TLSv1.2", "TLSv1.3")
+def test_each_request_arrived_once_and_over_tls(evidence: dict[str, Any]) -> None:
+    arrived = [(each["method"], each["path"]) for each in evidence["received"]]
+    assert arrived == [("POST", "/v1/charges")] * 2  # one that the app sent over http, one over https
+    assert {each["tls"] for each in evidence["received"]} <= {"TLSv1.2", "TLSv1.3"}
 
 
 def test_the_marked_fields_arrived_encrypted_and_every_other_byte_as_it_was(evidence: dict[str, Any]) -> None:
-    (request,) = evidence["received"]
-    body = request["body"]
     sent = json.loads(CHARGE)["card"]
-    for name in ("number", "cvv"):
-        token = json.loads(body)["card"][name]
-        header = protected_header(token)
-        assert (header["alg"], header["enc"], header["kid"]) == ("ECDH-ES+A256KW", "A256GCM", "receiver-1")
-        assert header["cty"] == f'application/json;host="api.pay.example";path="$.card.{name}"'
-        body = body.replace(f'"{token}"', json.dumps(sent[name]))
-    assert body == CHARGE
+    for request in evidence["received"]:
+        body = request["body"]
+        for name in ("number", "cvv"):
+            token = json.loads(body)["card"][name]
+            header = protected_header(token)
+            assert (header["alg"], header["enc"], header["kid"]) == ("ECDH-ES+A256KW", "A256GCM", "receiver-1")
+            assert header["cty"] == f'application/json;host="api.pay.example";path="$.card.{name}"'
+            body = body.replace(f'"{token}"', json.dumps(sent[name]))
+        assert body == CHARGE
 
 
 def test_the_app_cannot_reach_the_server_without_the_sidecar(evidence: dict[str, Any]) -> None:
@@ -66,15 +70,40 @@ def test_the_app_cannot_reach_the_server_without_the_sidecar(evidence: dict[str,
     assert "URLError" in evidence["direct"]["stderr"]
 
 
-def test_the_sidecar_is_healthy_runs_without_rights_and_ends_in_order(evidence: dict[str, Any]) -> None:
+def test_the_bypass_is_shown_to_fail(evidence: dict[str, Any]) -> None:
+    assert evidence["bypass"]["status"] == 0, evidence["bypass"]["logs"]
+    assert evidence["bypass"]["logs"]["stdout"].endswith("reached without the sidecar: nothing\n")
+
+
+def test_the_sidecar_is_healthy_and_ends_in_order(evidence: dict[str, Any]) -> None:
     sidecar = evidence["overcoat"]
-    assert (sidecar["health"], sidecar["user"], sidecar["stopped_with"]) == ("healthy", "10001", 0)
+    assert (sidecar["health"], sidecar["stopped_with"]) == ("healthy", 0)
 
 
-def test_the_sidecar_wrote_its_decision_and_no_secret(evidence: dict[str, Any]) -> None:
+def test_the_sidecar_runs_without_rights_and_takes_no_code_from_its_surroundings(evidence: dict[str, Any]) -> None:
+    inside = evidence["overcoat"]["inside"]
+    assert (inside["user"], inside["capabilities"], inside["new"]) == (10001, "0" * 16, "1")
+    assert inside["writes"] == "Read-only file system"
+    assert "-IBu" in inside["command"]
+
+
+def test_the_image_says_what_it_is_and_has_no_compiler(evidence: dict[str, Any]) -> None:
+    labels = evidence["image"]["Config"]["Labels"]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert labels["org.opencontainers.image.version"] == version
+    assert {f"org.opencontainers.image.{name}" for name in ("title", "description", "licenses")} <= labels.keys()
+    assert not {"cc", "gcc", "g++", "ld", "make", "rustc"} & set(evidence["overcoat"]["inside"]["tools"])
+
+
+def test_apps_are_given_the_public_part_of_the_local_ca_alone(evidence: dict[str, Any]) -> None:
+    assert evidence["public"] == ["ca-bundle.pem", "ca.pem"]
+
+
+def test_the_sidecar_wrote_its_decisions_and_no_secret(evidence: dict[str, Any]) -> None:
     logs = evidence["overcoat"]["logs"]
-    (decision,) = [json.loads(line) for line in logs["stdout"].splitlines()]
-    assert (decision["rule"], decision["action"], decision["encrypted"]) == ("payments", "upgrade", 2)
+    decisions = [json.loads(line) for line in logs["stdout"].splitlines()]
+    charges = [each for each in decisions if each.get("path") == "/v1/charges"]
+    assert [(each["rule"], each["encrypted"]) for each in charges] == [("payments", 2)] * 2
     card = json.loads(CHARGE)["card"]
     for written in logs.values():
         assert card["number"] not in written

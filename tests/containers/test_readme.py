@@ -16,11 +16,10 @@ import pytest
 
 from docs.alerts import ALERTS
 from proxy.core.jose.keys import Alg, new_key, to_pem
-from tests.containers.engine import evidence_of
+from tests.containers.engine import copy_of_the_clone, evidence_of, readable_for_all
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
-NOT_CLONED = (".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "tests", "bench", "docs")
 COMPOSE = """
 name: overcoat-readme
 include: [{path: [readme.yaml, beside.yaml]}]
@@ -45,7 +44,7 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("readme")
     (folder / "docker-compose.yml").write_text(COMPOSE)
     (folder / "readme.yaml").write_text(block("README.md", "services:"))
-    shutil.copytree(ROOT, folder / "overcoat", ignore=shutil.ignore_patterns(*NOT_CLONED))
+    copy_of_the_clone(folder / "overcoat")
     policy, beside = folder / "policy", folder / "prometheus"
     policy.mkdir()
     beside.mkdir()
@@ -57,8 +56,7 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     shutil.copy(prometheus, beside / "prometheus")
     for name in ("beside.yaml", "snippet_app.py"):
         shutil.copy(HERE / name, folder)
-    for path in (folder, *folder.rglob("*")):
-        path.chmod(path.stat().st_mode | 0o055 if path.is_dir() else path.stat().st_mode | 0o044)
+    readable_for_all(folder)
     return evidence_of(folder, HERE / "readme_probe.py", folder / "evidence.json")
 
 
