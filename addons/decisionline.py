@@ -18,8 +18,8 @@ from functools import lru_cache
 
 from mitmproxy import http
 
-from addons.exchange import Exchange, action_of, is_denied, would_deny
-from proxy.core.decisions import Action
+from addons.exchange import Exchange, action_of, is_denied, outcome_of, would_deny
+from proxy.core.decisions import Action, Outcome
 from proxy.core.destinations import Destination
 from proxy.core.rules.policy import Mode
 
@@ -45,6 +45,7 @@ def line_of(exchange: Exchange, status: int | None, flow: http.HTTPFlow | None, 
         exchange.rule_name,
         Mode.OBSERVE if is_observing else Mode.ENFORCE,
         done(exchange),
+        outcome_of(exchange),
         exchange.denied.reason.code if exchange.denied else None,
         is_observing and would_deny(exchange),
         flow.server_conn.tls_version if flow and flow.server_conn else None,
@@ -58,7 +59,7 @@ def line_of(exchange: Exchange, status: int | None, flow: http.HTTPFlow | None, 
         f'"encrypted": {0 if is_observing else exchange.fields_encrypted}, "decrypted": {exchange.fields_decrypted}, '
         f'"status": {"null" if status is None else status}, '
         f'"bytes_sent": {exchange.bytes_sent}, "bytes_received": {exchange.bytes_received}, '
-        f'"seconds": {seconds:.6f}{_more(exchange, status)}}}\n'
+        f'"seconds": {seconds:.6f}{_more(exchange)}}}\n'
     )
 
 
@@ -77,6 +78,7 @@ def _verdict(  # noqa: PLR0917  # in their order in the line
     rule: str | None,
     mode: str,
     action: str,
+    outcome: str,
     reason: str | None,
     would: bool,
     tls: str | None,
@@ -87,6 +89,7 @@ def _verdict(  # noqa: PLR0917  # in their order in the line
         "rule": rule,
         "mode": mode,
         "action": action,
+        "outcome": outcome,
         "reason": reason,
         "would_deny": would,
         "tls": tls,
@@ -95,7 +98,7 @@ def _verdict(  # noqa: PLR0917  # in their order in the line
     return _encode(said)[1:-1]
 
 
-def _more(exchange: Exchange, status: int | None) -> str:
+def _more(exchange: Exchange) -> str:
     """Return the parts that only some lines have."""
     more: dict[str, object] = {}
     if exchange.observing:
@@ -111,14 +114,15 @@ def _more(exchange: Exchange, status: int | None) -> str:
         if exchange.observed is not None and exchange.observed is not exchange.denied:
             would = exchange.observed.reason.code
             more["detail"] = f"{exchange.denied.detail}; enforcing would have denied it: {would}"
-    elif status is None and exchange.method != "CONNECT":
-        more["detail"] = "the app ended it before the response was complete"
+    elif exchange.app_left:
+        is_tunnel = exchange.method == "CONNECT" or exchange.has_switched
+        more["detail"] = f"the app {'broke it off' if is_tunnel else 'ended it before the response was complete'}"
     return f", {_encode(more)[1:-1]}" if more else ""
 
 
 def done(exchange: Exchange) -> Action:
     """Return what was really done; in observe mode, a request is only passed on."""
-    if is_denied(exchange):
+    if exchange.denied is not None and is_denied(exchange) and exchange.denied.reason.outcome is Outcome.DENIED:
         return Action.DENY
     if not exchange.observing:
         return action_of(exchange)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from mitmproxy import http
 
-from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
 from proxy.core.destinations import Destination
 from proxy.core.fields.readings import Readings
 from proxy.core.fields.shapes import Shape
@@ -75,6 +75,8 @@ class Exchange:
         observed: in observe mode, why it would have been denied, if it was really denied for another reason.
         upstream: the connection that carries it, or that could not be opened.
         has_left: whether any of it was sent to the upstream.
+        has_switched: whether it has become a WebSocket, which lasts.
+        app_left: whether the app went away before it was over.
         readings: how servers may read its method and path, once that was asked.
         looks_inside: whether its body may ask for another method, to which an entry would apply.
         holds_request: whether the request's body is held until its fields are encrypted.
@@ -103,6 +105,8 @@ class Exchange:
     observed: Denied | None = None
     upstream: Upstream | None = None
     has_left: bool = False
+    has_switched: bool = False
+    app_left: bool = False
     readings: Readings | None = None
     looks_inside: bool = False
     holds_request: bool = False
@@ -237,8 +241,19 @@ def never_left(exchange: Exchange) -> bool:
     return is_denied(exchange) and not exchange.has_left
 
 
+def outcome_of(exchange: Exchange) -> Outcome:
+    """Return how an exchange that is over has ended."""
+    if exchange.denied is not None and is_denied(exchange):
+        return exchange.denied.reason.outcome
+    if exchange.app_left:
+        return Outcome.APP_LEFT
+    return Outcome.OBSERVED if exchange.observing else Outcome.OK
+
+
 def action_of(exchange: Exchange) -> Action:
-    """Return what the policy decides about an exchange: the action in its decision line and metrics."""
-    if exchange.decision is None or (exchange.denied is not None and (would_deny(exchange) or not exchange.observing)):
+    """Return what the policy says of an exchange, whatever became of it then; in observe mode, too."""
+    if exchange.decision is None or would_deny(exchange):
+        return Action.DENY
+    if not exchange.observing and exchange.denied is not None and exchange.denied.reason.outcome is Outcome.DENIED:
         return Action.DENY
     return exchange.decision.action

@@ -14,21 +14,67 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from proxy.core.decisions import Action, Reason
+from proxy.core.decisions import Action, Outcome, Reason
 from proxy.core.pins import PinVerdict
-from proxy.core.rules.policy import Policy
+from proxy.core.rules.policy import Mode, Policy
 
 NO_RULE = "-"
 NO_REASON = "-"
+NO_STATUS = "-"
 RELOADS = ("taken", "unchanged", "refused")
 CONNECTIONS = ("hit", "miss", "evicted")
+_STATUS_CLASSES = (NO_STATUS, "1xx", "2xx", "3xx", "4xx", "5xx")
+_PASSING = (Action.UPGRADE, Action.ALLOW, Action.INSPECT)
+_ANSWERED_NEVER = frozenset((Reason.UPSTREAM_CUT, Reason.APP_TLS_FAILED, Reason.NOT_HTTP))
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the series; several workers have none
+
+
+class End(NamedTuple):
+    """How a request or a tunnel ended, as labels."""
+
+    action: str
+    outcome: str
+    reason: str
+    status: str
+
+
+def status_class(status: int | None) -> str:
+    """Return the class of a status as a label. Beyond 599 is as 5xx (RFC 9110, section 15)."""
+    return _STATUS_CLASSES[min((status or 0) // 100, 5)]
+
+
+def ends(mode: Mode) -> Iterator[End]:
+    """Return how requests can end, to show them as 0. Where observe mode lets pass what enforcing would deny, only the
+    most usual status is among them.
+    """
+    good = Outcome.OK if mode is Mode.ENFORCE else Outcome.OBSERVED
+    for action in _PASSING:
+        for status in _STATUS_CLASSES[1:]:
+            yield End(action, good, NO_REASON, status)
+        yield End(action, Outcome.APP_LEFT, NO_REASON, NO_STATUS)
+    yield End(Action.TUNNEL, good, NO_REASON, NO_STATUS)
+    yield End(Action.TUNNEL, Outcome.APP_LEFT, NO_REASON, NO_STATUS)
+    for reason in Reason:
+        outcome, told = reason.outcome, status_class(reason.status)
+        if reason is Reason.APP_TLS_FAILED:
+            actions = [Action.INSPECT]
+        else:
+            actions = [Action.DENY] if outcome is Outcome.DENIED else [*_PASSING, Action.TUNNEL]
+        for action in actions:
+            if reason not in _ANSWERED_NEVER:
+                yield End(action, outcome, reason.code, told)
+            if outcome is not Outcome.UPSTREAM_FAILED or action is Action.TUNNEL:
+                yield End(action, outcome, reason.code, NO_STATUS)
+        if mode is Mode.OBSERVE and outcome is Outcome.DENIED:
+            yield End(Action.DENY, good, reason.code, "2xx")
+            yield End(Action.DENY, good, reason.code, NO_STATUS)
 
 
 class Metrics:
@@ -38,23 +84,26 @@ class Metrics:
         self.registry = registry
         self.requests = Counter(
             "overcoat_requests",
-            "Requests by rule, what the policy says of them, and the reason of a denial.",
-            ["rule", "action", "reason"],
+            "Requests and tunnels by rule, what the policy says of them, and how they ended.",
+            ["rule", "mode", *End._fields],
             registry=registry,
         )
         self.fields = Counter(
-            "overcoat_fields", "Fields protected, by rule and direction.", ["rule", "direction"], registry=registry
+            "overcoat_fields",
+            "Fields protected, by rule and direction.",
+            ["rule", "mode", "direction"],
+            registry=registry,
         )
         self.pins = Counter(
-            "overcoat_pin_checks", "Pin checks by rule and result.", ["rule", "result"], registry=registry
+            "overcoat_pin_checks", "Pin checks by rule and result.", ["rule", "mode", "result"], registry=registry
         )
         self.seconds = Histogram(
-            "overcoat_request_seconds", "Time from a request's head to its end.", ["rule"], registry=registry
+            "overcoat_request_seconds", "Time from a request's head to its end.", ["rule", "mode"], registry=registry
         )
         self.bytes = Counter(
             "overcoat_body_bytes",
             "Body and tunnel bytes by rule and direction.",
-            ["rule", "direction"],
+            ["rule", "mode", "direction"],
             registry=registry,
         )
         self.pool = Counter(
@@ -104,21 +153,20 @@ class Metrics:
 
         With several workers, one process does this for all of them.
         """
+        mode = policy.mode
         for rule in (NO_RULE, *(rule.name for rule in policy.rules)):
-            for action in Action:
-                self.requests.labels(rule, action.value, NO_REASON)
-            for reason in Reason:
-                self.requests.labels(rule, Action.DENY.value, reason.code)
-            self.seconds.labels(rule)
+            for end in ends(mode):
+                self.requests.labels(rule, mode, *end)
+            self.seconds.labels(rule, mode)
             for direction in ("sent", "received"):
-                self.bytes.labels(rule, direction)
+                self.bytes.labels(rule, mode, direction)
         for each in policy.rules:
             for direction, entries in (("encrypted", each.encrypt), ("decrypted", each.decrypt)):
                 if entries:
-                    self.fields.labels(each.name, direction)
+                    self.fields.labels(each.name, mode, direction)
             if each.pins is not None:
                 for verdict in PinVerdict:
-                    self.pins.labels(each.name, verdict.value)
+                    self.pins.labels(each.name, mode, verdict.value)
         for result in RELOADS:
             self.reloads.labels(result)
         for result in CONNECTIONS:
@@ -126,28 +174,28 @@ class Metrics:
 
 
 class RequestCounts:
-    """Counts the requests of one rule, action and reason.
+    """Counts the requests of one rule, mode and end.
 
     It adds to the values that prometheus-client keeps behind its counters. The counters' own methods check at each call
     that the counter has no labels left to fill in, which takes as long as all the adding.
     """
 
-    def __init__(self, metrics: Metrics, rule: str, action: str, reason: str) -> None:
+    def __init__(self, metrics: Metrics, rule: str, mode: Mode, end: End) -> None:
         """Find the values.
 
         Args:
             metrics: the metrics that they belong to.
             rule: the rule's name, or `NO_RULE`.
-            action: what the policy says of the requests.
-            reason: the code of why they are denied, or `NO_REASON`.
+            mode: the mode in which they were handled.
+            end: how they ended.
         """
-        seconds = metrics.seconds.labels(rule)
-        self._request = metrics.requests.labels(rule, action, reason)._value.inc
+        seconds = metrics.seconds.labels(rule, mode)
+        self._request = metrics.requests.labels(rule, mode, *end)._value.inc
         self._seconds = seconds._sum.inc
         self._bounds = seconds._upper_bounds
         self._buckets = [bucket.inc for bucket in seconds._buckets]
-        self._sent = metrics.bytes.labels(rule, "sent")._value.inc
-        self._received = metrics.bytes.labels(rule, "received")._value.inc
+        self._sent = metrics.bytes.labels(rule, mode, "sent")._value.inc
+        self._received = metrics.bytes.labels(rule, mode, "received")._value.inc
 
     def add(self, seconds: float, sent: int, received: int) -> None:
         """Count a request that is over.

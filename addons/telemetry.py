@@ -4,6 +4,7 @@ Prometheus.
 Rules of this addon:
 
 - There is exactly one decision line for each request, when it is over; a tunnel is one request.
+- Each ends in one outcome, the same in line and metric.
 - Metric labels are limited by the policy and by our own enums (rule, action, reason), never chosen by a client.
 - No header value, query or body ever gets into a line.
 - A line that cannot be written is counted; it never stops a request that was decided.
@@ -18,11 +19,13 @@ from collections.abc import Callable
 from mitmproxy import connection, http, tls
 
 from addons.decisionline import line_of
-from addons.exchange import Exchange, action_of, is_denied, never_left
-from addons.metrics import NO_REASON, NO_RULE, Metrics, RequestCounts
+from addons.exchange import Exchange, action_of, is_denied, never_left, outcome_of
+from addons.metrics import NO_REASON, NO_RULE, End, Metrics, RequestCounts, status_class
 from addons.sessions import Sessions
 from proxy.core.pins import PinVerdict
-from proxy.core.rules.policy import ListenerKind
+from proxy.core.rules.policy import ListenerKind, Mode
+
+_SWITCHES = 101
 
 
 class Telemetry:
@@ -43,13 +46,21 @@ class Telemetry:
     def response(self, flow: http.HTTPFlow) -> None:
         """Finish a request that has its response."""
         exchange = self.sessions.exchange(flow)
-        if flow.response is not None:
+        if flow.response is not None and flow.response.data.status_code == _SWITCHES:
+            exchange.has_switched = True
+        elif flow.response is not None:
             if not exchange.bytes_received and not is_denied(exchange):  # our own answers did not come from an upstream
                 exchange.bytes_received = len(flow.response.data.content or b"")
             self._close(flow, exchange, flow.response.data.status_code)
 
     def error(self, flow: http.HTTPFlow) -> None:
         """Finish a request that ended without a complete response."""
+        exchange = self.sessions.exchange(flow)
+        exchange.app_left = True  # unless something else ended it, which is noted then
+        self._close(flow, exchange, None)
+
+    def websocket_end(self, flow: http.HTTPFlow) -> None:
+        """Finish a WebSocket that one side has closed in order."""
         self._close(flow, self.sessions.exchange(flow), None)
 
     def http_connect_error(self, flow: http.HTTPFlow) -> None:
@@ -79,6 +90,8 @@ class Telemetry:
                     continue  # the lines of its requests say everything
                 exchange.bytes_sent, exchange.bytes_received = session.sent, session.received
                 exchange.has_left = session.sent > 0
+            else:
+                exchange.app_left = True
             self.finish(exchange, None, None)
         self.sessions.close(client)
 
@@ -87,29 +100,36 @@ class Telemetry:
         if exchange.finished:
             return
         exchange.finished = True
+        if exchange.has_switched:
+            status = _SWITCHES
         upstream = exchange.upstream
         if upstream is not None:
             if upstream.denied is not None:
-                exchange.note_reason(upstream.denied)
+                exchange.break_off(upstream.denied)
             if upstream.observed is not None:
                 exchange.note_reason(upstream.observed)
                 exchange.observed = exchange.observed or upstream.observed
         if exchange.denied is not None and never_left(exchange):
             exchange.bytes_sent = exchange.fields_encrypted = 0
         seconds = time.monotonic() - exchange.started_monotonic
-        self._count(exchange, seconds)
+        self._count(exchange, status, seconds)
         try:
             self.write(line_of(exchange, status, flow, seconds))
         except OSError:
             self.metrics.lines_lost.inc()
 
-    def _count(self, exchange: Exchange, seconds: float) -> None:
-        rule = exchange.rule_name or NO_RULE
-        reason = exchange.denied.reason.code if exchange.denied else NO_REASON
-        self._requests(rule, action_of(exchange), reason).add(seconds, exchange.bytes_sent, exchange.bytes_received)
+    def _count(self, exchange: Exchange, status: int | None, seconds: float) -> None:
+        rule, mode = exchange.rule_name or NO_RULE, Mode.OBSERVE if exchange.observing else Mode.ENFORCE
+        end = End(
+            action_of(exchange),
+            outcome_of(exchange),
+            exchange.denied.reason.code if exchange.denied else NO_REASON,
+            status_class(status),
+        )
+        self._requests(rule, mode, end).add(seconds, exchange.bytes_sent, exchange.bytes_received)
         if not exchange.observing and exchange.fields_encrypted:
-            self._fields(rule, "encrypted").inc(exchange.fields_encrypted)
+            self._fields(rule, mode, "encrypted").inc(exchange.fields_encrypted)
         if exchange.fields_decrypted:
-            self._fields(rule, "decrypted").inc(exchange.fields_decrypted)
+            self._fields(rule, mode, "decrypted").inc(exchange.fields_decrypted)
         if exchange.upstream is not None and isinstance(exchange.upstream.pin, PinVerdict):
-            self._pins(rule, exchange.upstream.pin.value).inc()
+            self._pins(rule, mode, exchange.upstream.pin.value).inc()

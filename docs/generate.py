@@ -24,7 +24,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from addons.metrics import Metrics, PolicyMetrics
 from docs.alerts import alerts_rows, rules_text
-from proxy.core.decisions import Action, Reason
+from proxy.core.decisions import Action, Outcome, Reason
 from proxy.core.rules.policy import Policy
 from proxy.policyfile.model import policy_table, schema_text
 
@@ -74,6 +74,16 @@ def actions_table() -> str:
     return ", ".join(f"`{action.value}`" for action in Action) + "\n"
 
 
+def outcomes_table() -> str:
+    """Return the list of outcomes, with the reasons that lead to each."""
+    rows = [
+        (f"`{outcome.value}`", _codes([reason.code for reason in Reason if reason.outcome is outcome]) or "–")
+        for outcome in Outcome
+        if outcome is not Outcome.DENIED
+    ]
+    return _table(("outcome", "reasons"), [*rows, (f"`{Outcome.DENIED.value}`", "all others")])
+
+
 def alerts_table() -> str:
     """Return the table of alerts."""
     return _table(("alert", "severity", "what it says, and what to do"), alerts_rows())
@@ -84,6 +94,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "metrics": ("metrics.md", metrics_table),
     "alerts": ("metrics.md", alerts_table),
     "actions": ("metrics.md", actions_table),
+    "outcomes": ("metrics.md", outcomes_table),
     "policy": ("policy.md", policy_table),
 }
 

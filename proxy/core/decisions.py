@@ -5,6 +5,7 @@ Rules of this module:
 
 - Every denial has exactly one `Reason`; the response, the decision line and the metric all carry its code.
 - The reasons are a closed enum, so no client can choose the value of a metric label.
+- Each request and each tunnel ends in exactly one `Outcome`; a reason always leads to the same one.
 - A denial is answered with problem details (RFC 9457) and a `Proxy-Status` field (RFC 9209).
 """
 
@@ -24,6 +25,19 @@ class Action(StrEnum):
     INSPECT = "inspect"  # https that Overcoat decrypts, checks, and sends on as https
     TUNNEL = "tunnel"  # https that passes end to end, unchanged
     DENY = "deny"
+
+
+class Outcome(StrEnum):
+    """How a request or a tunnel ended."""
+
+    OK = "ok"  # as it should, and as the policy says
+    OBSERVED = "observed"  # the same in observe mode, in which nothing is enforced
+    DENIED = "denied"
+    UPSTREAM_FAILED = "upstream_failed"
+    UPSTREAM_CUT = "upstream_cut"
+    APP_LEFT = "app_left"
+    DRAINED = "drained"
+    IDLE = "idle"
 
 
 class Reason(Enum):
@@ -332,6 +346,24 @@ class Reason(Enum):
         self.title = title
         self.meaning = meaning
         self.hint = hint
+
+    @property
+    def outcome(self) -> Outcome:
+        """How a request ends for this reason."""
+        return _OUTCOMES.get(self, Outcome.DENIED)
+
+
+_OUTCOMES = {
+    Reason.UPSTREAM_UNREACHABLE: Outcome.UPSTREAM_FAILED,
+    Reason.UPSTREAM_PROXY_FAILED: Outcome.UPSTREAM_FAILED,
+    Reason.UPSTREAM_TIMEOUT: Outcome.UPSTREAM_FAILED,
+    Reason.UPSTREAM_FAILED: Outcome.UPSTREAM_FAILED,
+    Reason.TLS_FAILED: Outcome.UPSTREAM_FAILED,
+    Reason.UPSTREAM_CUT: Outcome.UPSTREAM_CUT,
+    Reason.APP_TLS_FAILED: Outcome.APP_LEFT,
+    Reason.DRAIN_TIMEOUT: Outcome.DRAINED,
+    Reason.IDLE_TIMEOUT: Outcome.IDLE,
+}
 
 
 class Denied(Exception):

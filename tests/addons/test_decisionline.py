@@ -23,8 +23,8 @@ from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy,
 RULE = Rule('a "rule"', (HostPattern("exact", "a.example"),), PlainHttp.UPGRADE, Https.TUNNEL)
 DENIED = Denied(Reason.BODY_NOT_JSON, 'a "quoted" detail — and more')
 COMMON = [
-    *("time", "client", "method", "destination", "path", "rule", "mode", "action", "reason", "would_deny", "tls"),
-    *("pin", "encrypted", "decrypted", "status", "bytes_sent", "bytes_received", "seconds"),
+    *("time", "client", "method", "destination", "path", "rule", "mode", "action", "outcome", "reason", "would_deny"),
+    *("tls", "pin", "encrypted", "decrypted", "status", "bytes_sent", "bytes_received", "seconds"),
 ]
 
 
@@ -63,6 +63,7 @@ def test_it_says_all_that_is_known_in_its_order() -> None:
         "rule": 'a "rule"',
         "mode": "enforce",
         "action": "upgrade",
+        "outcome": "ok",
         "reason": None,
         "would_deny": False,
         "tls": "TLSv1.3",
@@ -77,7 +78,7 @@ def test_it_says_all_that_is_known_in_its_order() -> None:
 
 
 def test_what_is_not_known_is_null() -> None:
-    said = read(line_of(exchange(), None, None, 1.0))
+    said = read(line_of(exchange(app_left=True), None, None, 1.0))
     assert [said[name] for name in ("destination", "rule", "reason", "tls", "pin", "status")] == [None] * 6
     assert said["detail"] == "the app ended it before the response was complete"
     assert "detail" not in read(line_of(exchange(method="CONNECT"), None, None, 1.0))

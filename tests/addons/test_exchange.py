@@ -12,7 +12,7 @@ from mitmproxy import connection, http
 
 from addons.exchange import Exchange, action_of, is_denied, never_left, problem_response, would_deny
 from addons.sessions import Sessions
-from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
 from proxy.core.destinations import Destination
 from proxy.core.rules.policy import Mode, Policy
 
@@ -136,7 +136,8 @@ def test_what_would_be_denied_and_what_has_left(mode: Mode, reason: Reason, woul
     assert never_left(exchange) is is_kept
     exchange.has_left = True
     assert not never_left(exchange)
-    assert (action_of(exchange) is Action.DENY) is (mode is Mode.ENFORCE or would)
+    is_denied_here = mode is Mode.ENFORCE and reason.outcome is Outcome.DENIED
+    assert (action_of(exchange) is Action.DENY) is (is_denied_here or would)
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from addons.decisionline import done
 from addons.exchange import Exchange
-from addons.metrics import Metrics, PolicyMetrics, RequestCounts
+from addons.metrics import End, Metrics, PolicyMetrics, RequestCounts, ends, status_class
 from addons.sessions import Sessions
 from addons.telemetry import Telemetry
-from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
 from proxy.core.fields.entries import FieldEntry
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.jose.keys import Alg, KeySet, new_key
@@ -42,8 +42,10 @@ def telemetry(write: Callable[[str], object]) -> Telemetry:
 
 
 def value(addon: Telemetry, name: str, **labels: str) -> float | None:
-    """Return a metric's value."""
-    return addon.metrics.registry.get_sample_value(name, labels)
+    """Return the sum of a metric's samples that have these labels; None if there is none."""
+    samples = [sample for family in addon.metrics.registry.collect() for sample in family.samples]
+    found = [each.value for each in samples if each.name == name and labels.items() <= each.labels.items()]
+    return sum(found) if found else None
 
 
 def test_a_line_that_cannot_be_written_is_counted_and_harms_nothing() -> None:
@@ -85,6 +87,8 @@ def test_a_line_is_one_line_of_plain_ascii_whatever_the_path_holds(path: str) ->
         (exchange(action=Action.TUNNEL), Action.TUNNEL),
         (exchange(action=Action.UPGRADE, denied=DENIED), Action.DENY),
         (exchange(action=None), Action.DENY),
+        (exchange(action=Action.TUNNEL, denied=Denied(Reason.IDLE_TIMEOUT, "why")), Action.TUNNEL),
+        (exchange(action=None, denied=Denied(Reason.DRAIN_TIMEOUT, "why")), Action.DENY),
         (exchange(Mode.OBSERVE, Action.UPGRADE), Action.ALLOW),
         (exchange(Mode.OBSERVE, Action.ALLOW), Action.ALLOW),
         (exchange(Mode.OBSERVE, Action.DENY, denied=DENIED), Action.ALLOW),
@@ -116,10 +120,10 @@ def test_all_that_can_be_counted_under_a_policy_is_there_at_0_before_it_happens(
     hosts = (HostPattern("exact", "a.example"),)
     addon.metrics.expect(Policy(rules=(Rule("a", hosts, PlainHttp.UPGRADE, Https.INSPECT, pins=pins),)))
     for rule in ("a", "-"):
-        for action in Action:
-            assert value(addon, "overcoat_requests_total", rule=rule, action=action.value, reason="-") == 0
+        for outcome in set(Outcome) - {Outcome.OBSERVED}:
+            assert value(addon, "overcoat_requests_total", rule=rule, mode="enforce", outcome=outcome) == 0
         for reason in Reason:
-            assert value(addon, "overcoat_requests_total", rule=rule, action="deny", reason=reason.code) == 0
+            assert value(addon, "overcoat_requests_total", rule=rule, reason=reason.code) == 0
         assert value(addon, "overcoat_request_seconds_count", rule=rule) == 0
         assert value(addon, "overcoat_body_bytes_total", rule=rule, direction="sent") == 0
     for verdict in ("match", "mismatch", "expired"):
@@ -150,7 +154,53 @@ def test_the_series_are_as_many_as_the_policy_makes_them() -> None:
 
     of_one = series(1) - series(0)
     assert series(10) - series(0) == 10 * of_one
-    assert of_one == len(Action) + len(Reason) + 17 + 2  # requests, a histogram, two directions of bytes
+    assert of_one == len(list(ends(Mode.ENFORCE))) + 17 + 2  # requests, a histogram, two directions of bytes
+    assert of_one < 150
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_what_is_shown_as_0_is_each_end_once_and_no_mode_has_one_of_the_others(mode: Mode) -> None:
+    found = list(ends(mode))
+    assert len(set(found)) == len(found)
+    assert {end.reason for end in found} == {"-", *(reason.code for reason in Reason)}
+    assert {end.status for end in found} == {"-", "1xx", "2xx", "3xx", "4xx", "5xx"}
+    others = Outcome.OBSERVED if mode is Mode.ENFORCE else Outcome.OK
+    assert {end.outcome for end in found} == set(Outcome) - {others}
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(None, "-"), (101, "1xx"), (200, "2xx"), (399, "3xx"), (404, "4xx"), (599, "5xx"), (999, "5xx")],
+)
+def test_a_status_counts_with_its_class(status: int | None, kind: str) -> None:
+    assert status_class(status) == kind
+
+
+@pytest.mark.parametrize(
+    ("it", "outcome"),
+    [
+        (exchange(), Outcome.OK),
+        (exchange(app_left=True), Outcome.APP_LEFT),
+        (exchange(denied=DENIED), Outcome.DENIED),
+        (exchange(denied=DENIED, app_left=True), Outcome.DENIED),
+        (exchange(denied=Denied(Reason.UPSTREAM_CUT, "why")), Outcome.UPSTREAM_CUT),
+        (exchange(denied=Denied(Reason.TLS_FAILED, "why")), Outcome.UPSTREAM_FAILED),
+        (exchange(denied=Denied(Reason.APP_TLS_FAILED, "why")), Outcome.APP_LEFT),
+        (exchange(denied=Denied(Reason.DRAIN_TIMEOUT, "why")), Outcome.DRAINED),
+        (exchange(denied=Denied(Reason.IDLE_TIMEOUT, "why")), Outcome.IDLE),
+        (exchange(Mode.OBSERVE), Outcome.OBSERVED),
+        (exchange(Mode.OBSERVE, denied=DENIED), Outcome.OBSERVED),
+        (exchange(Mode.OBSERVE, app_left=True), Outcome.APP_LEFT),
+        (exchange(Mode.OBSERVE, denied=DENIED, is_carried_out=True), Outcome.DENIED),
+    ],
+)
+def test_each_ends_in_one_outcome_the_same_in_line_and_metric(it: Exchange, outcome: Outcome) -> None:
+    lines: list[str] = []
+    addon = telemetry(lines.append)
+    addon.finish(it, None, None)
+    assert json.loads(lines[0])["outcome"] == outcome
+    assert value(addon, "overcoat_requests_total", outcome=outcome, mode=it.policy.mode) == 1
+    assert value(addon, "overcoat_requests_total") == 1
 
 
 def test_a_held_response_is_counted_by_what_came_and_a_missing_body_is_none() -> None:
@@ -167,12 +217,13 @@ def test_a_held_response_is_counted_by_what_came_and_a_missing_body_is_none() ->
 @given(st.lists(st.floats(0, 20, allow_nan=False) | st.sampled_from((0.005, 0.01, 7.5, 10.0)), max_size=20))
 def test_requests_are_counted_as_the_library_itself_counts_them(times: list[float]) -> None:
     ours, theirs = Metrics(CollectorRegistry()), Metrics(CollectorRegistry())
-    counts, _ = (RequestCounts(metrics, "pay", "upgrade", "-") for metrics in (ours, theirs))
+    end = End("upgrade", "ok", "-", "2xx")
+    counts, _ = (RequestCounts(metrics, "pay", Mode.ENFORCE, end) for metrics in (ours, theirs))
     for number, seconds in enumerate(times):
         sent, received = number % 3, number % 2
         counts.add(seconds, sent, received)
-        theirs.requests.labels("pay", "upgrade", "-").inc()
-        theirs.seconds.labels("pay").observe(seconds)
-        theirs.bytes.labels("pay", "sent").inc(sent)
-        theirs.bytes.labels("pay", "received").inc(received)
+        theirs.requests.labels("pay", "enforce", *end).inc()
+        theirs.seconds.labels("pay", "enforce").observe(seconds)
+        theirs.bytes.labels("pay", "enforce", "sent").inc(sent)
+        theirs.bytes.labels("pay", "enforce", "received").inc(received)
     assert generate_latest(ours.registry) == generate_latest(theirs.registry)

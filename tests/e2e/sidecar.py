@@ -450,6 +450,23 @@ class _AnyStatus(urllib.request.HTTPErrorProcessor):
         return response
 
 
+def labels_of(line: Decision) -> tuple[str, ...]:
+    """Return the labels with which the request of a decision line is counted: rule, mode, and how it ended."""
+    action = line["would"] if line["mode"] == "observe" else line["action"]
+    status = f"{line['status'] // 100}xx" if line["status"] else "-"
+    return (line["rule"] or "-", line["mode"], action, line["outcome"], line["reason"] or "-", status)
+
+
+def series_of(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    """Return the requests that were counted, by the labels of `labels_of`."""
+    names = ("rule", "mode", "action", "outcome", "reason", "status")
+    return {
+        tuple(labels[name] for name in names): value
+        for found, labels, value in metrics.samples
+        if found == "overcoat_requests_total" and value
+    }
+
+
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return this process's environment without proxy, certificate, buffering and `OVERCOAT_*` variables.
 

@@ -71,7 +71,7 @@ def marks(world: World) -> Marks:
 
 
 def is_denial(decision: Decision) -> bool:
-    return bool(decision["action"] == "deny")
+    return bool(decision["outcome"] in ("denied", "upstream_failed", "app_left"))
 
 
 def new_decision(world: World, marks: Marks, meant: Callable[[Decision], bool] = is_denial) -> Decision:
@@ -629,7 +629,11 @@ class TestBadResponses:
             got = client.read_response()
         assert (got.status, got.json()["reason"]) == (502, "upstream_failed")
         decision = world.sidecar.wait_for_decision(lambda d: d["destination"] == f"{TUNNELLED}:{upstream.port}")
-        assert (decision["action"], decision["reason"], decision["status"]) == ("deny", "upstream_failed", 502)
+        assert (decision["outcome"], decision["reason"], decision["status"]) == (
+            "upstream_failed",
+            "upstream_failed",
+            502,
+        )
         assert_sane(world)
 
     @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ class TestGrpcNeedsHttp2:
     def assert_told(self, sidecar: Sidecar, message: Message, path: str) -> None:
         assert (message.get(":status"), message.get("grpc-status")) == ("200", "14")
         line = line_of(sidecar, path)
-        assert (line["action"], line["reason"]) == ("deny", "upstream_failed")
+        assert (line["outcome"], line["reason"]) == ("upstream_failed", "upstream_failed")
         assert "needs HTTP/2" in line["detail"] or "HTTP_1_1_REQUIRED" in line["detail"]
 
     def test_a_server_of_http_1_is_not_sent_a_call(self, sidecar: Sidecar, authority: Authority) -> None:

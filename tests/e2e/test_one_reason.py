@@ -67,7 +67,7 @@ class TestObserve:
             answer = client.read_response()
             problem, found = told(sidecar, port, answer.body)
         assert problem["reason"] == "upstream_unreachable"
-        assert (found["action"], found["would"], found["would_deny"]) == ("deny", "deny", True)
+        assert (found["outcome"], found["would"], found["would_deny"]) == ("upstream_failed", "deny", True)
         rejected = "plain_http_rejected" if form == "http" else "https_rejected"
         assert found["detail"].endswith(f"; enforcing would have denied it: {rejected}")
 
@@ -79,7 +79,11 @@ class TestObserve:
             assert answer.exit_status == 97
             line = sidecar.wait_for_decisions(1)[0]
             assert counted(sidecar, "upstream_unreachable") == 1
-        assert (line["reason"], line["action"], line["would_deny"]) == ("upstream_unreachable", "deny", True)
+        assert (line["reason"], line["outcome"], line["would_deny"]) == (
+            "upstream_unreachable",
+            "upstream_failed",
+            True,
+        )
 
     def test_a_response_that_is_none(self, authority: Authority, tmp_path: Path) -> None:
         with (
@@ -198,7 +202,7 @@ class TestCut:
                     assert not client.read_to_end().endswith(b"0\r\n\r\n")
             line = decision_of(sidecar, upstream)
             assert counted(sidecar, "upstream_cut") == 1
-        assert (line["action"], line["reason"], line["bytes_received"]) == ("deny", "upstream_cut", 4)
+        assert (line["outcome"], line["reason"], line["bytes_received"]) == ("upstream_cut", "upstream_cut", 4)
         assert line["bytes_sent"] == 0
 
     def test_in_http2(self, authority: Authority, tmp_path: Path) -> None:
@@ -212,7 +216,7 @@ class TestCut:
             assert answer.exit_status in (18, 56, 92)  # curl's words for what is not whole
             line = decision_of(sidecar, upstream)
             assert counted(sidecar, "upstream_cut") == 1
-        assert (line["action"], line["reason"], line["bytes_received"]) == ("deny", "upstream_cut", 4)
+        assert (line["outcome"], line["reason"], line["bytes_received"]) == ("upstream_cut", "upstream_cut", 4)
 
     def test_in_observe_mode_it_says_nothing_of_enforcing(self, authority: Authority, tmp_path: Path) -> None:
         with (
@@ -224,8 +228,8 @@ class TestCut:
                 client.send(request(f"http://{name}/", name, method="GET", headers=()))
                 client.read_until(b"half")
             line = decision_of(sidecar, upstream)
-        assert (line["reason"], line["action"], line["would_deny"], line["would"]) == (
-            *("upstream_cut", "deny", False, "upgrade"),
+        assert (line["reason"], line["outcome"], line["would_deny"], line["would"]) == (
+            *("upstream_cut", "upstream_cut", False, "upgrade"),
         )
 
     def test_a_whole_response_is_the_twin(self, authority: Authority, tmp_path: Path) -> None:

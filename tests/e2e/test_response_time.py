@@ -118,7 +118,7 @@ class TestHung:
         again.send(OK)
         assert app.read_exactly(len(OK)) == OK
         first, second = lines_about(sidecar, far)
-        assert (first["action"], first["reason"], first["status"]) == ("deny", "upstream_timeout", 504)
+        assert (first["outcome"], first["reason"], first["status"]) == ("upstream_failed", "upstream_timeout", 504)
         assert (first["bytes_sent"], first["path"], second["reason"]) == (2, "/hung", None)
         assert reasons(sidecar, "upstream_timeout") == before + 1
 

@@ -185,7 +185,7 @@ def test_what_is_cut_off_at_the_end_is_answered_said_counted_and_makes_the_statu
         assert sidecar.wait() == 1
         assert 0.9 < time.monotonic() - began < 6
         (line,) = sidecar.decisions()
-        assert (line["reason"], line["action"], line["status"]) == ("drain_timeout", "deny", 503)
+        assert (line["reason"], line["outcome"], line["status"]) == ("drain_timeout", "drained", 503)
         assert "Overcoat was told to end" in line["detail"]
         assert "cut off at the end of draining, after 1 s: requests and tunnels 1" in sidecar.stderr
 

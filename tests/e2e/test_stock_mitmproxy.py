@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.core.decisions import Reason
 from proxy.core.jose.keys import Alg
 from tests.e2e import wire
 from tests.e2e.app import Way, ask, assert_denied, client_hello, connect, decision_of, request
@@ -157,7 +158,7 @@ def assert_refused_by_mitmproxy(mitm: Mitmdump, upstream: TlsUpstream, answer: A
     """Check a denial that only the handshake could bring: mitmproxy's own 502, our decision line, not one byte sent."""
     assert answer.status == 502
     line = decision_of(mitm, upstream)
-    assert (line["action"], line["reason"]) == ("deny", reason)
+    assert (line["outcome"], line["reason"]) == (next(each for each in Reason if each.code == reason).outcome, reason)
     upstream.assert_no_application_bytes()
 
 

@@ -179,7 +179,7 @@ def test_what_is_no_plain_response_is_502_at_once_and_others_live_on(
     assert time.monotonic() - since < AT_ONCE
     assert server.read_to_end() == b""
     line = sidecar.wait_for_decision(lambda line: (line["destination"], line["path"]) == (far.authority, "/wrong"))
-    assert (line["action"], line["reason"], line["status"]) == ("deny", "upstream_failed", 502)
+    assert (line["outcome"], line["reason"], line["status"]) == ("upstream_failed", "upstream_failed", 502)
     other.send(GOOD)
     assert wait_for_other() == ([200], b"ok")
 

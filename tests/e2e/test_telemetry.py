@@ -27,7 +27,7 @@ from tests.e2e.connection import RecordedRequest
 from tests.e2e.processes import children
 from tests.e2e.receiver import Receiver
 from tests.e2e.reloading import reload
-from tests.e2e.sidecar import Decision, Metrics, Sidecar, SidecarFailed, overcoat_command
+from tests.e2e.sidecar import Decision, Metrics, Sidecar, SidecarFailed, labels_of, overcoat_command, series_of
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 from tests.waiting import wait_until
 
@@ -46,8 +46,9 @@ POLICY = """
 
 LINE = {
     "time": str, "client": str, "method": str, "destination": str | None, "path": str, "rule": str | None, "mode": str,
-    "action": str, "reason": str | None, "would_deny": bool, "tls": str | None, "pin": str | None, "encrypted": int,
-    "decrypted": int, "status": int | None, "bytes_sent": int, "bytes_received": int, "seconds": float,
+    "action": str, "outcome": str, "reason": str | None, "would_deny": bool, "tls": str | None,
+    "pin": str | None, "encrypted": int, "decrypted": int, "status": int | None, "bytes_sent": int,
+    "bytes_received": int, "seconds": float,
 }  # fmt: skip
 
 
@@ -216,29 +217,32 @@ EXPECTED: dict[str, Decision] = {
     "not_json": {"action": "deny", "reason": "body_not_json", "status": 422, "encrypted": 0, "bytes_sent": 0},
     "malformed": {"action": "deny", "reason": "bad_request", "status": 400, "destination": None},
     "not_for_a_proxy": {"action": "deny", "reason": "bad_request", "status": 400, "destination": None},
-    "unreachable": {"action": "deny", "reason": "upstream_unreachable", "status": 502},
-    "tunnel_unreachable": {"action": "deny", "reason": "upstream_unreachable", "status": 502, "method": "CONNECT"},
+    "unreachable": {"action": "upgrade", "outcome": "upstream_failed", "reason": "upstream_unreachable", "status": 502},
+    "tunnel_unreachable": {"action": "tunnel", "outcome": "upstream_failed", "status": 502, "method": "CONNECT"},
     "pin_mismatch": {"action": "deny", "reason": "pin_mismatch", "status": 502, "pin": "mismatch", "rule": "pinned"},
-    "upstream_died": {"action": "deny", "reason": "upstream_failed", "status": 502},
+    "upstream_died": {"action": "upgrade", "outcome": "upstream_failed", "reason": "upstream_failed", "status": 502},
     "response_cut": {
-        "action": "deny",
+        "action": "upgrade",
+        "outcome": "upstream_cut",
         "reason": "upstream_cut",
         "status": None,
         "rule": "pay",
         "encrypted": 0,
         "bytes_received": 4,
     },
-    "aborted_while_asking": {"rule": "pay", "status": None, "encrypted": 0, "bytes_sent": 0},
-    "aborted_while_answered": {"rule": "pay"},
+    "aborted_while_asking": {"rule": "pay", "outcome": "app_left", "status": None, "encrypted": 0, "bytes_sent": 0},
+    "aborted_while_answered": {"rule": "pay", "action": "upgrade", "outcome": "app_left"},
     "app_left_its_tls": {
-        "action": "deny",
+        "action": "inspect",
+        "outcome": "app_left",
         "reason": "app_tls_failed",
         "status": None,
         "method": "CONNECT",
         "rule": "pay",
     },
     "ca_not_trusted": {
-        "action": "deny",
+        "action": "inspect",
+        "outcome": "app_left",
         "reason": "app_tls_failed",
         "status": None,
         "method": "CONNECT",
@@ -282,7 +286,7 @@ class TestLines:
             assert 0 <= line["seconds"] < 10
 
     def test_a_denial_tells_its_detail(self, zoo: Zoo) -> None:
-        assert all(line["detail"] for line in zoo.all_lines if line["action"] == "deny")
+        assert all(line["detail"] for line in zoo.all_lines if line["outcome"] != "ok")
         assert "local CA" in zoo.lines["ca_not_trusted"]["detail"]
 
     @pytest.mark.parametrize(
@@ -331,17 +335,11 @@ class TestLines:
 
 
 class TestMetrics:
-    def test_requests_are_counted_by_rule_action_and_reason_as_the_lines_say(self, zoo: Zoo) -> None:
-        lines = Counter((line["rule"] or "-", line["action"], line["reason"] or "-") for line in zoo.all_lines)
-        counted = {
-            (labels["rule"], labels["action"], labels["reason"]): value
-            for name, labels, value in zoo.metrics.samples
-            if name == "overcoat_requests_total" and value
-        }
-        assert counted == lines
+    def test_requests_are_counted_by_rule_and_end_as_the_lines_say(self, zoo: Zoo) -> None:
+        assert series_of(zoo.metrics) == Counter(labels_of(line) for line in zoo.all_lines)
 
     def test_an_app_that_does_not_trust_the_local_ca_has_a_reason_of_its_own(self, zoo: Zoo) -> None:
-        refusals = zoo.metrics.value("overcoat_requests_total", rule="pay", action="deny", reason="app_tls_failed")
+        refusals = zoo.metrics.value("overcoat_requests_total", rule="pay", outcome="app_left", reason="app_tls_failed")
         assert refusals == 2  # one in words, and one that only left
 
     def test_fields_and_bytes_and_times_and_pins_agree_with_the_lines(self, zoo: Zoo) -> None:
@@ -406,9 +404,10 @@ class TestSeries:
         return "\n".join([f"workers: {workers}", "rules:", *rules])
 
     def denials(self, sidecar: Sidecar, rule: str) -> dict[str, float]:
-        """Return how often a rule's requests were denied, by the reason."""
-        samples = [(has, n) for name, has, n in sidecar.metrics().samples if name == "overcoat_requests_total"]
-        return {has["reason"]: n for has, n in samples if (has["rule"], has["action"]) == (rule, "deny")}
+        """Return how often a rule's requests ended for each reason; "-" are those without one."""
+        metrics = sidecar.metrics()
+        found = [has["reason"] for has in metrics.labels("overcoat_requests_total") if has["rule"] == rule]
+        return {reason: metrics.value("overcoat_requests_total", rule=rule, reason=reason) for reason in found}
 
     @pytest.mark.parametrize("workers", [1, 2])
     def test_it_is_from_the_start_and_after_each_reload_and_stays_when_workers_are_replaced(

@@ -594,7 +594,11 @@ class TestHttps:
         assert (answer.status, answer.exit_status) == (0, 60)
         upstream.assert_untouched()
         decision = decision_about(sidecar, f"inspected.example:{upstream.port}", "CONNECT")
-        assert (decision["action"], decision["reason"]) == ("deny", "app_tls_failed")
+        assert (decision["action"], decision["outcome"], decision["reason"]) == (
+            "inspect",
+            "app_left",
+            "app_tls_failed",
+        )
         assert "local CA" in decision["detail"]
 
     def test_https_without_connect_is_sent_as_https(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:

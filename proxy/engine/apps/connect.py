@@ -143,6 +143,7 @@ class Connect:
 
     def gone(self) -> None:
         """Called when the app went away before the answer."""
+        self._app.note_departure()
         self._is_over = True
         if self._dialling is not None:
             self._dialling.cancel()
@@ -294,6 +295,8 @@ class FirstBytes(Speaker):
 
     def gone(self) -> None:
         """End: the app is gone."""
+        if self._app.was_reset:
+            self._app.note_departure()
         self._leave_upstream()
 
     def congested(self, is_congested: bool) -> None:

@@ -487,7 +487,13 @@ class Conversation:
 
     def switched(self, data: bytes) -> None:
         """Pass WebSocket bytes from the upstream on."""
-        self.stream.send(data)
+        assert self.exchange is not None
+        self.stream.send(self.exchange.count_received(data))
+
+    def switched_from_app(self, data: bytes) -> None:
+        """Pass WebSocket bytes from the app on."""
+        if self.upstream is not None and self.exchange is not None:
+            self.upstream.send(self.exchange.count_sent(data))
 
     # -- back-pressure
 
@@ -504,8 +510,8 @@ class Conversation:
             self._count_time()
 
     def switched_end(self) -> None:
-        """Called when the upstream has ended the WebSocket."""
-        self._finish_with_error("the upstream closed the connection")
+        """Called when one side has ended the WebSocket in order."""
+        self._finish("websocket_end")
 
     def flush(self) -> None:
         """Send the app what was gathered."""
@@ -580,14 +586,18 @@ class Conversation:
         self._finish_with_error("the app closed the connection")
 
     def _finish_with_error(self, message: str) -> None:
+        if self.state not in _ANSWERED:
+            self.flow.error = self.flow.error or mitmproxy_flow.Error(message)
+        self._finish("error")
+
+    def _finish(self, hook: str) -> None:
         before = self.state
         if before is _OVER:
             return
         self.state = _BREAK[before]
         self._leave_upstream()
         if before is not _DISCARDING:
-            self.flow.error = self.flow.error or mitmproxy_flow.Error(message)
-            self.house.dispatch.call("error", self.flow)
+            self.house.dispatch.call(hook, self.flow)
         self.stream.close()
 
     def _release_upstream(self) -> UpstreamStream | None:

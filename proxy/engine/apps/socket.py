@@ -123,6 +123,11 @@ class AppSocket(Life):
         self.write_denied(denied, status)
         self.close()
 
+    def note_departure(self) -> None:
+        """Note that the app went away before its tunnel was open, or broke it off."""
+        if (connect := self.session.connect) is not None:
+            connect.app_left = True
+
     def write_denied(self, denied: Denied, status: int | None) -> None:
         """Write such a decision line, without closing."""
         exchange = Exchange(self.session.policy, self.session.client)

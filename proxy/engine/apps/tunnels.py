@@ -106,6 +106,8 @@ class Relay(Speaker, NoResponses):
         """End: the app is gone, but the upstream still gets what is in the buffer."""
         if self._dialling is not None:
             self._dialling.cancel()
+        if self._app.was_reset and not self._app_has_ended and not self._upstream_has_ended:
+            self._app.note_departure()
         if self._upstream is not None:
             if self._app.was_reset:
                 self._upstream.reset()

@@ -9,7 +9,6 @@ from typing import Protocol
 from mitmproxy import http
 
 from proxy.engine.apps.speaker import Speaker
-from proxy.engine.streams import UpstreamStream
 
 
 def may_switch(request: http.Request, response: http.Response) -> bool:
@@ -21,12 +20,14 @@ def may_switch(request: http.Request, response: http.Response) -> bool:
 class Switchable(Protocol):
     """The conversation that has switched."""
 
-    @property
-    def upstream(self) -> UpstreamStream | None:
-        """The upstream for the app's bytes, while it is open."""
+    def switched_from_app(self, data: bytes) -> None:
+        """Called with bytes of the app for the upstream."""
+
+    def switched_end(self) -> None:
+        """Called when the app ends it in order."""
 
     def gone(self) -> None:
-        """Called when the app will send no more."""
+        """Called when the app is gone."""
 
     def app_congested(self, is_congested: bool) -> None:
         """Called when the app takes no more for now, and when it does again."""
@@ -42,13 +43,11 @@ class Switched(Speaker):
 
     def feed(self, data: bytes) -> None:
         """Pass bytes on."""
-        upstream = self._conversation.upstream
-        if upstream is not None:
-            upstream.send(data)
+        self._conversation.switched_from_app(data)
 
     def eof(self) -> None:
         """End it: the app has."""
-        self._conversation.gone()
+        self._conversation.switched_end()
 
     def gone(self) -> None:
         """End it: the app is gone."""

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from proxy.core.decisions import Denied, Reason, late_response
+from proxy.core.decisions import Denied, Outcome, Reason, late_response
 from proxy.core.http.problems import problem_details, proxy_status
 
 
@@ -23,6 +23,23 @@ def test_a_reason_is_fit_for_a_metric_label_a_status_line_and_a_reader(reason: R
     assert re.fullmatch(r"[a-z_]+", reason.proxy_error)
     assert reason.title
     assert reason.meaning.endswith(".")
+
+
+def test_a_reason_leads_to_one_outcome_and_what_is_nobodys_no_is_not_denied() -> None:
+    found = {outcome: {reason.code for reason in Reason if reason.outcome is outcome} for outcome in Outcome}
+    del found[Outcome.DENIED]
+    assert found == {
+        Outcome.OK: set(),
+        Outcome.OBSERVED: set(),
+        Outcome.UPSTREAM_FAILED: {
+            *("upstream_unreachable", "upstream_proxy_failed", "upstream_timeout", "upstream_failed", "tls_failed")
+        },
+        Outcome.UPSTREAM_CUT: {"upstream_cut"},
+        Outcome.APP_LEFT: {"app_tls_failed"},
+        Outcome.DRAINED: {"drain_timeout"},
+        Outcome.IDLE: {"idle_timeout"},
+    }
+    assert Reason.PIN_MISMATCH.outcome is Reason.CERTIFICATE_INVALID.outcome is Outcome.DENIED
 
 
 def test_a_denial_is_told_with_its_code() -> None:

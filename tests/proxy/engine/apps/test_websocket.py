@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from proxy.engine.apps.websocket import Switched
 
 
 class Conversation:
-    """Stands for the conversation that has switched, and for its upstream."""
+    """Stands for the conversation that has switched."""
 
     def __init__(self) -> None:
-        self.upstream: Any = self
         self.sent: list[bytes] = []
         self.told: list[object] = []
 
-    def send(self, data: bytes) -> None:
+    def switched_from_app(self, data: bytes) -> None:
         self.sent.append(data)
+
+    def switched_end(self) -> None:
+        self.told.append("ended")
 
     def gone(self) -> None:
         self.told.append("gone")
@@ -27,23 +27,20 @@ class Conversation:
         self.told.append(is_congested)
 
 
-def test_bytes_reach_the_upstream_while_it_is_open_and_nobody_afterwards() -> None:
+def test_bytes_are_for_the_upstream() -> None:
     conversation = Conversation()
-    speaker = Switched(conversation)
-    speaker.feed(b"one")
-    conversation.upstream = None
-    speaker.feed(b"two")
+    Switched(conversation).feed(b"one")
     assert conversation.sent == [b"one"]
 
 
-def test_whatever_ends_the_app_ends_the_conversation_and_back_pressure_is_passed_on() -> None:
+def test_an_end_in_order_is_told_apart_and_back_pressure_is_passed_on() -> None:
     conversation = Conversation()
     speaker = Switched(conversation)
     speaker.congested(True)
     speaker.congested(False)
     speaker.eof()
     speaker.gone()
-    assert conversation.told == [True, False, "gone", "gone"]
+    assert conversation.told == [True, False, "ended", "gone"]
 
 
 def test_it_lasts_through_a_drain_and_has_no_deadline() -> None:
