@@ -153,14 +153,15 @@ class Metrics:
 
         With several workers, one process does this for all of them.
         """
-        mode = policy.mode
-        for rule in (NO_RULE, *(rule.name for rule in policy.rules)):
+        for each in (None, *policy.rules):
+            rule, mode = each.name if each else NO_RULE, policy.mode_of(each)
             for end in ends(mode):
                 self.requests.labels(rule, mode, *end)
             self.seconds.labels(rule, mode)
             for direction in ("sent", "received"):
                 self.bytes.labels(rule, mode, direction)
-        for each in policy.rules:
+            if each is None:
+                continue
             for direction, entries in (("encrypted", each.encrypt), ("decrypted", each.decrypt)):
                 if entries:
                     self.fields.labels(each.name, mode, direction)

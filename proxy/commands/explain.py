@@ -208,7 +208,7 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
         scheme=scheme,
         asked=str(asked),
         rule=rule.name if rule else None,
-        mode=(Mode.OBSERVE if policy.observes(rule) else Mode.ENFORCE).value,
+        mode=policy.mode_of(rule).value,
         action=decision.action.value,
         why=_why(policy, rule, decision, scheme),
         dials=str(target) if target else None,

@@ -5,7 +5,7 @@ decisions there are, and certificate pins.
 
 Offers:
 
-- `decisions`: Action, Decision, Denied, Reason, late_response; what may happen to a request, and why it is denied
+- `decisions`: Action, Decision, Denied, Outcome, Reason, late_response; what happens to a request, how it ends and why
 - `destinations`: CACHED, HTTPS_PORT, HTTP_PORT, BadDestination, Destination, canonical, canonical_host, is_local,
   is_local_name, parse_authority; host and port in one spelling
 - `pinfiles`: pin_of_pem; the pin of a certificate or key in a file

@@ -65,7 +65,7 @@ class Signals:
     @property
     def asks_to_drain(self) -> bool:
         """Whether a signal that has not been taken yet asks to drain."""
-        return any(number in DRAIN for number in self._come)
+        return any(number in DRAIN for number in tuple(self._come))  # another may come in between
 
     def take(self) -> list[int]:
         """Return the signals that have come since the last call, in order."""

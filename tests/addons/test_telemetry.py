@@ -168,6 +168,19 @@ def test_what_is_shown_as_0_is_each_end_once_and_no_mode_has_one_of_the_others(m
     assert {end.outcome for end in found} == set(Outcome) - {others}
 
 
+def test_a_rule_that_observes_has_series_of_its_own_mode() -> None:
+    addon = telemetry(lambda _: None)
+    rule = Rule("a", (HostPattern("exact", "a.example"),), PlainHttp.UPGRADE, Https.INSPECT, mode=Mode.OBSERVE)
+    addon.metrics.expect(Policy(rules=(rule,)))
+    assert value(addon, "overcoat_requests_total", rule="a", mode="observe") == 0
+    assert value(addon, "overcoat_requests_total", rule="a", mode="enforce") is None
+    assert value(addon, "overcoat_requests_total", rule="-", mode="enforce") == 0
+    it = exchange()
+    it.settle(rule, Decision(Action.UPGRADE))
+    addon.finish(it, 200, None)
+    assert value(addon, "overcoat_requests_total", rule="a", mode="observe", outcome="observed") == 1
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [(None, "-"), (101, "1xx"), (200, "2xx"), (399, "3xx"), (404, "4xx"), (599, "5xx"), (999, "5xx")],

@@ -337,9 +337,13 @@ class Policy:
             rule.https is Https.INSPECT and not self.observes(rule) for rule in self.rules
         )
 
+    def mode_of(self, rule: Rule | None) -> Mode:
+        """Return the mode in which a rule's requests are handled, or those of none."""
+        return self.mode if rule is None or rule.mode is None else rule.mode
+
     def observes(self, rule: Rule | None) -> bool:
         """Tell whether what is decided under a rule, or under none, is only noted (observe mode)."""
-        return (self.mode if rule is None or rule.mode is None else rule.mode) is Mode.OBSERVE
+        return self.mode_of(rule) is Mode.OBSERVE
 
     @property
     def observes_any(self) -> bool:

@@ -76,11 +76,11 @@ def test_a_fault_while_it_is_dialled_is_no_answer(monkeypatch: pytest.MonkeyPatc
 def test_an_upstream_that_is_there_once_the_app_is_gone_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     upstream = Told()
     app = tried(monkeypatch, upstream, Connect.gone)
-    assert (app.told, upstream.told) == ([], ["close"])
+    assert (app.told, upstream.told) == (["note_departure"], ["close"])
 
 
 def test_nobody_is_told_of_one_that_then_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tried(monkeypatch, FAILED, Connect.gone).told == []
+    assert tried(monkeypatch, FAILED, Connect.gone).told == ["note_departure"]
 
 
 def test_one_that_cannot_be_had_is_told_to_an_app_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
