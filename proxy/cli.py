@@ -17,6 +17,7 @@ _COMMANDS = {
     "serve": ("proxy.commands.serve", "Run the sidecar."),
     "check": ("proxy.commands.policy", "Check the policy; say what it does, or everything that is wrong with it."),
     "explain": ("proxy.commands.explain", "Say what would happen to a request for a URL, and why."),
+    "suggest": ("proxy.commands.suggest", "Write a policy for what decision lines show."),
     "schema": ("proxy.commands.policy", "Print the JSON Schema of the policy file."),
     "pins": ("proxy.commands.pins", "Show the pins of a server's keys."),
     "keys": ("proxy.commands.keys", "Make keys; seal and open values by hand."),

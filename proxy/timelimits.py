@@ -61,6 +61,11 @@ GATHER_SECONDS = 0.005
 # Between two log messages about lost lines: with a slow reader, losing and writing alternate.
 LOST_LINES_LOG_SECONDS = _MINUTE
 
+# -- commands that ask a server
+
+# For a server to give the whole answer to a question of a command: somebody waits in front of the screen.
+QUESTION_SECONDS = 10.0
+
 # -- parent and workers
 
 # A child that ends sooner is replaced after a pause of this length: it would probably fail again at once.

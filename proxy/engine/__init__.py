@@ -22,7 +22,7 @@ Offers:
 - `life`: Life; an open socket: pauses, time limits, and its ends
 - `messages`: ListenerTarget, aimed, authenticates_connection, frame, request_head, request_of, response_head,
   response_of; heads of the core to mitmproxy's messages and back
-- `probe`: probe; which certificates a server shows, for `overcoat pins fetch`
+- `probe`: Answered, ask, probe; which certificates a server shows, and what it answers, for commands
 - `server`: BindError, Bound, Engine, bind; the engine, and the sockets it listens on
 - `sockets`: Reading, tcp_socket; makes sockets, and reads from them
 - `streams`: Receiver, UpstreamStream, Version; the interface between a conversation and an upstream

@@ -1,14 +1,17 @@
-"""Shakes hands with a server, and returns the certificates that it shows; `overcoat pins fetch` calls it. It uses the
-policy's roots, allowed destinations and upstream proxy, as requests do.
+"""Asks a server a question on a connection of its own: what certificates it shows (`overcoat pins fetch`), and what it
+answers over http and over https (`overcoat suggest`). It uses the policy's roots, allowed destinations and upstream
+proxy, as requests do.
 
 Rules of this module:
 
-- Nothing but the handshake is sent.
+- What the policy forbids is not reached, in observe mode either: nobody but this command wants it.
+- `probe` sends nothing but the handshake. `ask` sends one GET without credentials or cookies, and follows nothing.
 - A chain that cannot be verified is not shown: its key may be anybody's.
 """
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -16,20 +19,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
+from mitmproxy import http
 from mitmproxy.connection import Client, ConnectionState, Server
+from mitmproxy.proxy.context import Context
 from prometheus_client import CollectorRegistry
 
 from addons.exchange import Upstream
 from addons.metrics import Metrics
+from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
-from proxy.core.destinations import Destination
-from proxy.core.rules.policy import ListenerKind, Policy
+from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, Destination
+from proxy.core.http.heads import Fields, ResponseHead
+from proxy.core.rules.policy import ListenerKind, Mode, Policy
 from proxy.disk.ca import LocalCa
-from proxy.engine.flows import new_context
+from proxy.engine.flows import new_context, new_request
 from proxy.engine.server import Engine
+from proxy.engine.upstreams.connection import UpstreamConnection
 from proxy.engine.upstreams.dialling import connect
 from proxy.engine.upstreams.handshake import secure
-from proxy.engine.upstreams.route import reach
+from proxy.engine.upstreams.route import dial, reach
+
+_MOST_BYTES = 4 * 1024 * 1024  # of a response that are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,57 @@ class Shown:
     chain: list[x509.Certificate]
 
 
+@dataclass(slots=True)
+class Answered:
+    """A server's answer.
+
+    Attributes:
+        status: the status code.
+        length: bytes of the body as they came; no more than some megabytes are counted.
+        location: the value of Location; "" for none.
+    """
+
+    status: int
+    length: int = 0
+    location: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Whence a question is asked: an engine that serves nobody, and a client that does not exist."""
+
+    engine: Engine
+    context: Context
+    server: Server
+    record: Upstream
+
+
+def _place(policy: Policy, destination: Destination, *, tls: bool) -> _Place:
+    """Return what a connection to a server needs, without pins.
+
+    Raises:
+        proxy.engine.tls.NoRoots: the trusted roots cannot be found or read.
+    """
+    with tempfile.TemporaryDirectory() as folder:  # for a CA that is needed, and signs nothing
+        authority = LocalCa.open(Path(folder), datetime.now(UTC))
+    policy = replace(policy, mode=Mode.ENFORCE)
+    engine = Engine(policy, authority, Metrics(CollectorRegistry()), lambda _line: None)
+    here = ("127.0.0.1", 0)
+    client = Client(peername=here, sockname=here, timestamp_start=time.time(), state=ConnectionState.OPEN)
+    session = engine.sessions.open(client, policy, ListenerKind.FORWARD)
+    server = Server(address=(destination.host, destination.port))
+    server.tls = tls
+    through = policy.upstream_proxy
+    rule = policy.rule_for(destination) if tls else policy.rule_for_plain_http(destination)
+    record = Upstream(
+        policy,
+        replace(rule, pins=None, mode=None) if rule is not None else None,  # it says what is allowed and trusted
+        is_proxy=through is not None and through.destination == destination,
+    )
+    session.upstreams[server.id] = record
+    return _Place(engine, new_context(client), server, record)
+
+
 async def probe(policy: Policy, destination: Destination) -> Shown:
     """Shake hands with a server as the sidecar would, but without pins, and close.
 
@@ -57,31 +118,108 @@ async def probe(policy: Policy, destination: Destination) -> Shown:
         Denied: it cannot be reached, or its certificate is not trusted.
         proxy.engine.tls.NoRoots: the trusted roots cannot be found or read.
     """
-    with tempfile.TemporaryDirectory() as folder:  # for a CA that is needed, and signs nothing
-        authority = LocalCa.open(Path(folder), datetime.now(UTC))
-    engine = Engine(policy, authority, Metrics(CollectorRegistry()), lambda _line: None)
-    here = ("127.0.0.1", 0)
-    client = Client(peername=here, sockname=here, timestamp_start=time.time(), state=ConnectionState.OPEN)
-    session = engine.sessions.open(client, policy, ListenerKind.FORWARD)
-    context = new_context(client)
-    server = Server(address=(destination.host, destination.port))
-    server.tls = True
-    through = policy.upstream_proxy
-    rule = policy.rule_for(destination)
-    record = Upstream(
-        policy,
-        replace(rule, pins=None) if rule is not None else None,  # it says what is allowed and trusted
-        is_proxy=through is not None and through.destination == destination,
-    )
-    session.upstreams[server.id] = record
+    place = _place(policy, destination, tls=True)
+    services, record, context = place.engine.services, place.record, place.context
     if record.is_proxy:
-        connection = await connect(engine.services, destination.host, destination.port, record)
+        connection = await connect(services, destination.host, destination.port, record)
     else:
-        connection = await reach(engine.services, destination.host, destination.port, record, context)
-    upstream = await secure(engine.services, server, connection, record, context)
+        connection = await reach(services, destination.host, destination.port, record, context)
+    upstream = await secure(services, place.server, connection, record, context)
     assert upstream.tls is not None
     chain = upstream.tls.conn.get_verified_chain(as_cryptography=True)
     upstream.close()
     if not chain:
         raise Denied(Reason.INTERNAL_ERROR, "OpenSSL gave no verified chain")
     return Shown(upstream.tls.conn.get_protocol_version_name(), chain)
+
+
+async def ask(policy: Policy, destination: Destination, path: str, *, tls: bool) -> Answered:
+    """Ask a server for a path, over https or over plain http.
+
+    Args:
+        policy: as for `probe`.
+        destination: the server.
+        path: begins with a slash; ASCII without blanks.
+        tls: whether https is spoken.
+
+    Raises:
+        Denied: it cannot be reached, its certificate is not trusted, or it gives no whole answer in time.
+        proxy.engine.tls.NoRoots: the trusted roots cannot be found or read.
+    """
+    place = _place(policy, destination, tls=tls)
+    upstream = await dial(place.engine.services, place.server, None, place.record, place.context)
+    scheme, is_usual = (b"https", destination.port == HTTPS_PORT) if tls else (b"http", destination.port == HTTP_PORT)
+    fields = (
+        (b"Host", (destination.url_host if is_usual else destination.authority).encode("ascii")),
+        (b"User-Agent", b"overcoat"),
+        (b"Accept", b"*/*"),
+        (b"Connection", b"close"),
+    )
+    request = new_request(
+        destination.host,
+        destination.port,
+        b"GET",
+        scheme=scheme,
+        authority=b"",
+        path=path.encode("ascii"),
+        version=b"HTTP/1.1",
+        headers=http.Headers(fields),
+    )
+    listener = _Listener(upstream)
+    upstream.ask(listener, request, b"", is_whole=True, trailers=(), te=False)
+    try:
+        async with asyncio.timeout(timelimits.QUESTION_SECONDS):
+            return await listener.answer
+    except TimeoutError:
+        seconds = timelimits.QUESTION_SECONDS
+        raise Denied(Reason.UPSTREAM_TIMEOUT, f"{destination} gave no whole answer in {seconds} s") from None
+    finally:
+        upstream.close()
+
+
+class _Listener:
+    """Receives an answer, and keeps nothing of its body."""
+
+    def __init__(self, upstream: UpstreamConnection) -> None:
+        self._upstream = upstream
+        self._found: Answered | None = None
+        self.answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
+
+    def response_head(self, head: ResponseHead) -> None:
+        if head.status >= 200:
+            values = [value for name, value in head.fields if name.lower() == b"location"]
+            self._found = Answered(head.status, location=values[0].decode("latin-1") if values else "")
+
+    def response_data(self, data: bytes) -> None:
+        if self._found is not None:
+            self._found.length += len(data)
+            if self._found.length >= _MOST_BYTES:
+                self.response_end()
+
+    def response_end(self, trailers: Fields = ()) -> None:
+        if self._found is not None and not self.answer.done():
+            self.answer.set_result(self._found)
+
+    def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
+        del began, is_untouched
+        if not self.answer.done():
+            self.answer.set_exception(denied)
+
+    def switched(self, data: bytes) -> None:
+        """Do nothing: it was not asked to switch."""
+
+    def switched_end(self) -> None:
+        """Do nothing, too."""
+
+    def wants_http1(self) -> None:
+        """Do nothing: it is spoken."""
+
+    def upstream_congested(self, congested: bool) -> None:
+        """Do nothing: all is sent."""
+
+    def flush(self) -> None:
+        """Do nothing: nothing is passed on."""
+
+    def crashed(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)

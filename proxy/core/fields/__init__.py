@@ -12,8 +12,8 @@ Offers:
 - `readings`: Readings, may_be_any_method, may_name_method, readings, with_body; all methods and paths that a server may
   read in a request
 - `responses`: Label, asked, label_of, told; which responses may hold fields, and their header fields afterwards
-- `selectors`: Selector, parse_selector; JSONPath selectors
-- `shapes`: MOST_BYTES, Shape, shapes; where a body has values that look like secrets
+- `selectors`: BadSelector, Selector, parse_selector; JSONPath selectors
+- `shapes`: MOST_BYTES, MOST_PATH, Shape, shapes; where a body has values that look like secrets
 - `signatures`: covering; whether a request's body is signed
 - `splice`: Job, splice, token_of; replacing values without touching other bytes
 """
