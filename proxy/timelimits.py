@@ -25,6 +25,8 @@ LINGER_SECONDS = 1.0
 LEAVE_SECONDS = 1.0
 # For the rest of the buffer to be sent after a close: the other end may never read it.
 FLUSH_SECONDS = 30.0
+# Before it is tried again to accept connections, after a shortage of descriptors.
+ACCEPT_AGAIN_SECONDS = 1.0
 # Between two log messages about a shortage of descriptors: it affects each connection that waits.
 SHORTAGE_LOG_SECONDS = 10.0
 

@@ -26,7 +26,9 @@ Offers:
 - `server`: BindError, Bound, Engine, bind; the engine, and the sockets it listens on
 - `sockets`: Reading, tcp_socket; makes sockets, and reads from them
 - `streams`: Receiver, UpstreamStream, Version; the interface between a conversation and an upstream
+- `timers`: Timers; time limits of many connections
 - `tls`: NoRoots, TlsConnections, read_roots, with_roots; TLS contexts and connections
 - `tlsstream`: TlsStream; TLS over a socket of the event loop
+- `transport`: SocketTransport; a connected socket in the event loop
 - `transitions`: table; the states of a thing with a life of its own, and what leads from one to the next
 """

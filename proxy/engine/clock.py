@@ -11,10 +11,11 @@ Rules of this module:
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
 from typing import Protocol
+
+from proxy.engine.timers import Timer, Timers
 
 LOOKS = 4.0  # how often it checks, within the time limit, what the upstream has taken
 
@@ -29,16 +30,16 @@ class Taker(Protocol):
 class ResponseClock:
     """The clock for one request at a time."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, guarded: Callable[..., None]) -> None:
+    def __init__(self, timers: Timers, guarded: Callable[..., None]) -> None:
         """Start without a running clock.
 
         Args:
-            loop: the event loop.
+            timers: start its checks.
             guarded: calls a step, and handles what it raises.
         """
-        self._loop = loop
+        self._timers = timers
         self._guarded = guarded
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._looks_at = math.inf
         self._strike: Callable[[], None] | None = None
         self._taker: Taker | None = None
@@ -54,7 +55,7 @@ class ResponseClock:
             strike: called when the time is over.
         """
         self._taker, self._seconds, self._strike = taker, seconds, strike
-        self._since = now = self._loop.time()
+        self._since = now = self._timers.time()
         self._unsent = 0
         if now + seconds / LOOKS < self._looks_at:  # else the next check comes earlier, and sees how much time is left
             self._look_in(seconds / LOOKS)
@@ -76,14 +77,14 @@ class ResponseClock:
 
     def _look_in(self, seconds: float) -> None:
         self._cancel()
-        self._timer = self._loop.call_later(seconds, self._guarded, self._look)
+        self._timer = self._timers.call_later(seconds, self._guarded, self._look)
         self._looks_at = self._timer.when()
 
     def _look(self) -> None:
         self._cancel()
         if self._strike is None or self._taker is None:
             return
-        now, unsent = self._loop.time(), self._taker.unsent()
+        now, unsent = self._timers.time(), self._taker.unsent()
         if unsent != self._unsent:
             self._unsent, self._since = unsent, now
         left = self._since + self._seconds - now

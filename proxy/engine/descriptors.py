@@ -1,4 +1,4 @@
-"""Limits how many sockets and files this process opens, and keeps the last descriptors for its own needs. The server
+"""Limits how many sockets and files this process opens, and keeps the last descriptors for its own needs. `accepting`
 and `upstreams.dialling` ask it before they open connections; `overcoat serve` raises the limit at its start.
 
 Rules of this module:

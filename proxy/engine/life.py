@@ -21,6 +21,7 @@ from typing import cast
 
 from proxy import timelimits
 from proxy.engine.sockets import Reading
+from proxy.engine.timers import Timer, Timers
 
 _NO_TIME = struct.pack("ii", 1, 0)  # for SO_LINGER: an end is a reset, and at once
 
@@ -29,17 +30,23 @@ class Life(Reading):
     """One open socket, as a protocol of asyncio.
 
     Attributes:
-        transport: asyncio's transport, which is the socket.
+        transport: the transport, which is the socket.
     """
 
     transport: asyncio.Transport
 
-    def __init__(self) -> None:
+    def __init__(self, timers: Timers) -> None:
+        """Start without a socket.
+
+        Args:
+            timers: start the time limits.
+        """
+        self._call_later = timers.call_later
         self._holds: set[str] = set()  # the reasons for which nothing is read for now
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers: dict[str, Timer] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep asyncio's transport."""
+        """Keep the transport."""
         self.transport = cast(asyncio.Transport, transport)
 
     # -- reading
@@ -80,7 +87,7 @@ class Life(Reading):
             arguments: the step's arguments.
         """
         self._stop_timer(name)
-        self._timers[name] = asyncio.get_running_loop().call_later(seconds, step, *arguments)
+        self._timers[name] = self._call_later(seconds, step, *arguments)
 
     def _stop_timer(self, name: str) -> None:
         """Forget a step, if there is one of that name."""

@@ -42,11 +42,13 @@ from proxy.core.who.clients import check_client
 from proxy.core.who.credentials import Verifier
 from proxy.disk.ca import LocalCa
 from proxy.disk.preload import is_preloaded
+from proxy.engine.accepting import Door
 from proxy.engine.apps.house import OpenConnection
 from proxy.engine.apps.listeners import meet
 from proxy.engine.apps.socket import AppSocket
 from proxy.engine.descriptors import SHORTAGES, AppListener, carried
 from proxy.engine.dispatch import Dispatcher
+from proxy.engine.timers import Timers
 from proxy.engine.tls import TlsConnections
 from proxy.engine.upstreams.pool import Pool
 from proxy.engine.upstreams.services import Services
@@ -55,7 +57,6 @@ from proxy.log import describe
 logger = logging.getLogger("overcoat")
 
 BACKLOG = 1024
-ACCEPTED_AT_ONCE = 32  # connections; asyncio also tries so often, and fails, if no descriptor is left
 RESOLVERS = 64
 SHARE_OF_MORE = 0.75  # of the connections that descriptors allow: for upstream connections beyond a client's first
 
@@ -177,6 +178,7 @@ class Engine:
         self._tls = TlsConnections(self.sessions, ca)
         self._tls.prepare(policy)
         self.loop = asyncio.get_running_loop()
+        self.timers = Timers(self.loop)
         # Names are resolved in threads; there must be more of them than one app can keep busy with slow names.
         resolvers = ThreadPoolExecutor(RESOLVERS, "resolver")
         self.loop.set_exception_handler(_Reports())
@@ -187,7 +189,7 @@ class Engine:
         self.is_draining = False
         self._count_cuts = metrics.drain_cuts.inc
         self._nobody_left = asyncio.Event()
-        self._servers: list[asyncio.Server] = []
+        self._doors: list[Door] = []
         self._own: list[tuple[str, int]] = []
         known = KnownHosts(time.time, is_preloaded)
         telemetry = Telemetry(self.sessions, metrics, write_line)
@@ -205,15 +207,18 @@ class Engine:
             self.sessions,
             metrics.hook_failures.inc,
         )
-        self.services = Services(self.loop, resolvers, self.sessions, self.dispatch, self.is_own_address, self.pool)
+        self.services = Services(
+            self.loop, self.timers, resolvers, self.sessions, self.dispatch, self.is_own_address, self.pool
+        )
 
     async def listen(self, sockets: Iterable[Bound]) -> None:
         """Accept connections on bound sockets; see `bind`."""
         for listener, bound in sockets:
             protocol = functools.partial(AppSocket, self, listener, meet)
-            server = await self.loop.create_server(protocol, sock=bound, backlog=ACCEPTED_AT_ONCE)
-            bound.listen(BACKLOG)  # asyncio uses one number for both
-            self._servers.append(server)
+            bound.listen(BACKLOG)
+            door = Door(self.loop, bound, protocol)
+            door.open()
+            self._doors.append(door)
             self._own.append(bound.getsockname()[:2])
 
     def guard(self, address: tuple[str, int]) -> None:
@@ -305,8 +310,8 @@ class Engine:
         """
         seconds = self.policy.drain_timeout
         self.is_draining = True
-        for server in self._servers:
-            server.close()
+        for door in self._doors:
+            door.close()
         for connection in list(self.connections):
             connection.drain()
         if self.connections:

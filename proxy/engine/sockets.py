@@ -15,28 +15,18 @@ from __future__ import annotations
 import asyncio
 import socket
 
-_BUFFER = memoryview(bytearray(256 * 1024))
+BUFFER = memoryview(bytearray(256 * 1024))
 
 
 def tcp_socket(family: socket.AddressFamily) -> socket.socket:
-    """Return a TCP socket on which small writes are sent at once.
-
-    asyncio switches off Nagle's algorithm only if it recognises the socket by its protocol number. Otherwise, bytes
-    written right after a head could wait 40 ms.
-    """
-    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    """Return a TCP socket on which small writes are sent at once: bytes written right after a head could wait 40 ms."""
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return made
 
 
-class Reading(asyncio.BufferedProtocol):
+class Reading(asyncio.BaseProtocol):
     """A protocol that gets the bytes that were read, copied out of the shared buffer."""
-
-    def get_buffer(self, _sizehint: int) -> memoryview:
-        """Return the buffer to read into."""
-        return _BUFFER
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Called when bytes were read into the buffer."""
-        self.taken(_BUFFER[:nbytes])
 
     def taken(self, view: memoryview) -> None:
         """Handle bytes that were read, as they lie in the buffer."""
@@ -45,3 +35,7 @@ class Reading(asyncio.BufferedProtocol):
     def data_received(self, data: bytes) -> None:
         """Handle bytes that were read. A subclass has this, or `taken`, which then leaves nothing for it."""
         raise NotImplementedError
+
+    def eof_received(self) -> bool:
+        """Called when the other end has ended its side; return whether ours stays open."""
+        return False

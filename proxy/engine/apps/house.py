@@ -14,6 +14,7 @@ from proxy.core.decisions import Denied
 from proxy.core.rules.policy import Policy
 from proxy.core.who.credentials import Verifier
 from proxy.engine.dispatch import Dispatcher
+from proxy.engine.timers import Timers
 from proxy.engine.upstreams.pool import Pool
 from proxy.engine.upstreams.services import Services
 
@@ -38,6 +39,10 @@ class House(Protocol):
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop."""
+
+    @property
+    def timers(self) -> Timers:
+        """The time limits of all connections."""
 
     @property
     def policy(self) -> Policy:

@@ -251,7 +251,7 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
 
     def clock(self) -> ResponseClock:
         """Return a clock for a stream; it may be one that another stream has used."""
-        return self._clocks.pop() if self._clocks else ResponseClock(self.app.loop, self.app.guarded)
+        return self._clocks.pop() if self._clocks else ResponseClock(self.app.house.timers, self.app.guarded)
 
     def take_clock(self, clock: ResponseClock) -> None:
         """Take a clock back."""

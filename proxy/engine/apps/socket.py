@@ -63,7 +63,7 @@ class AppSocket(Life):
             listener: the listener that accepted it.
             meet: sets the first speaker, or refuses the app.
         """
-        super().__init__()
+        super().__init__(house.timers)
         self.state = SocketState.OPEN
         self.is_closing = False  # same as in `state`: we have sent our last bytes; what comes is thrown away
         self.house = house
@@ -78,7 +78,7 @@ class AppSocket(Life):
         self._out: list[bytes] = []
         self._idle_limit: float = house.policy.limits.idle_seconds
         self._may_be_gone = False
-        self.clock = ResponseClock(self.loop, self.guarded)
+        self.clock = ResponseClock(house.timers, self.guarded)
         self._last_activity = self._opened = self.loop.time()
 
     # -- beginning and end

@@ -40,6 +40,7 @@ from proxy.core.http.hops import keeps_alive, trailers_to_relay
 from proxy.engine.life import Life
 from proxy.engine.messages import frame, request_head
 from proxy.engine.streams import Receiver
+from proxy.engine.timers import Timers
 from proxy.engine.tlsstream import TlsStream
 from proxy.engine.upstreams.pairs import Ending, ending_of, say_ending
 from proxy.engine.upstreams.state import AFTER, CLOSED, Event, State
@@ -104,8 +105,8 @@ class Home(Protocol):
 class UpstreamConnection(Life):
     """One connection to an upstream."""
 
-    def __init__(self, server: Server, record: Upstream, connection: socket.socket) -> None:
-        super().__init__()
+    def __init__(self, server: Server, record: Upstream, connection: socket.socket, timers: Timers) -> None:
+        super().__init__(timers)
         self.state = State.READY
         self.server = server
         self.record = record

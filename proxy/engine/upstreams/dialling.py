@@ -73,7 +73,7 @@ async def _make_room(services: Services) -> None:
         is_short = is_taken(probe.fileno(), KEPT_FROM_DIALS)
     if is_short:
         services.pool.close()
-        await asyncio.sleep(0)  # asyncio closes a socket in the next turn
+        await asyncio.sleep(0)  # a socket closes in the next turn
         await asyncio.sleep(0)
 
 

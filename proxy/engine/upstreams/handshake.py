@@ -21,6 +21,7 @@ from addons.exchange import Upstream
 from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.engine.dispatch import HookFailed
+from proxy.engine.transport import SocketTransport
 from proxy.engine.upstreams.connection import UpstreamConnection
 from proxy.engine.upstreams.services import Services
 
@@ -41,16 +42,9 @@ async def secure(
         Denied: the handshake failed, or the server is not trusted.
     """
     assert server.address is not None
-    host, port = server.address
-    try:
-        _, upstream = await services.loop.create_connection(
-            lambda: UpstreamConnection(server, record, connection), sock=connection
-        )
-    except OSError:
-        connection.close()
-        raise Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} closed the connection at once") from None
+    upstream = UpstreamConnection(server, record, connection, services.timers)
+    transport = SocketTransport(services.loop, connection, upstream)
     upstream.opened = services.loop.time()
-    transport = upstream.transport
     server.peername = transport.get_extra_info("peername")
     server.sockname = transport.get_extra_info("sockname")
     server.timestamp_start = server.timestamp_tcp_setup = time.time()

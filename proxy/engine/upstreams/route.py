@@ -30,6 +30,7 @@ from proxy.core.http.heads import HeadEnd
 from proxy.core.rules.policy import UpstreamProxy
 from proxy.core.rules.transport import own_listener
 from proxy.engine.life import Life
+from proxy.engine.transport import SocketTransport
 from proxy.engine.upstreams.connection import MAX_INTERIM, NoResponses, UpstreamConnection
 from proxy.engine.upstreams.dialling import check_address, connect, is_loopback, local_address_to
 from proxy.engine.upstreams.handshake import secure
@@ -115,7 +116,8 @@ async def _through(
     ours, theirs = paired_sockets()
     link: _Link | None = None
     try:
-        _, link = await services.loop.create_connection(lambda: _Link(services.loop, outer, ours), sock=ours)
+        link = _Link(services, outer, ours)
+        SocketTransport(services.loop, ours, link)
         if outer.heard_early():
             raise Denied(
                 Reason.UPSTREAM_PROXY_FAILED, "the upstream proxy spoke, or closed, before it was asked anything"
@@ -142,9 +144,9 @@ def _via(services: Services, record: Upstream, context: Context) -> list[str]:
 class _Link(NoResponses, Life):
     """Asks the proxy for a tunnel, then carries bytes between the socket pair and the proxy."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, outer: UpstreamConnection, inner: PairedSocket) -> None:
-        super().__init__()
-        self._loop = loop
+    def __init__(self, services: Services, outer: UpstreamConnection, inner: PairedSocket) -> None:
+        super().__init__(services.timers)
+        self._loop = loop = services.loop
         self._outer = outer
         self._inner = inner
         self._head = b""

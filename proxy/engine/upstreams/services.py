@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from addons.sessions import Sessions
 from proxy.engine.dispatch import Dispatcher
+from proxy.engine.timers import Timers
 from proxy.engine.upstreams.pool import Pool
 
 
@@ -20,6 +21,7 @@ class Services:
 
     Attributes:
         loop: the event loop.
+        timers: its timers.
         resolvers: the threads in which names are resolved.
         sessions: the clients for which connections are opened.
         dispatch: calls the hooks.
@@ -28,6 +30,7 @@ class Services:
     """
 
     loop: asyncio.AbstractEventLoop
+    timers: Timers
     resolvers: Executor
     sessions: Sessions
     dispatch: Dispatcher

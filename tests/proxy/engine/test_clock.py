@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
 from proxy.engine.clock import LOOKS, ResponseClock
+from proxy.engine.timers import Timers
 
 
 class Timer:
@@ -81,7 +81,7 @@ def clock(loop: Loop) -> ResponseClock:
     def guarded(step: Callable[..., Any]) -> None:
         step()
 
-    return ResponseClock(cast(asyncio.AbstractEventLoop, loop), guarded)
+    return ResponseClock(cast(Timers, loop), guarded)
 
 
 def test_it_strikes_once_when_the_time_is_over(

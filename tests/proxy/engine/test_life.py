@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from proxy import timelimits
 from proxy.engine.life import Life
+from proxy.engine.timers import GRAIN, Timers
+from proxy.engine.transport import SocketTransport
 
 
 class Transport:
@@ -28,8 +31,11 @@ class Transport:
         return lambda: self.calls.append(name)
 
 
-def life(transport: Transport) -> Life:
-    made = Life()
+NO_TIMERS = cast(Timers, SimpleNamespace(call_later=None))
+
+
+def life(transport: Transport, timers: Timers = NO_TIMERS) -> Life:
+    made = Life(timers)
     made.connection_made(cast(asyncio.Transport, transport))
     return made
 
@@ -59,24 +65,24 @@ class TestReading:
 class TestTimers:
     def test_a_step_replaces_an_earlier_one_of_its_name_alone(self) -> None:
         async def check() -> list[str]:
-            made, found = life(Transport()), list[str]()
+            made, found = life(Transport(), Timers(asyncio.get_running_loop())), list[str]()
             made._start_timer("one", 0.01, found.append, "early")
             made._start_timer("other", 0.01, found.append, "other")
             made._start_timer("one", 0.02, found.append, "late")
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.02 + 2 * GRAIN)
             return found
 
         assert asyncio.run(check()) == ["other", "late"]
 
     def test_with_the_socket_all_of_them_end(self) -> None:
         async def check() -> list[str]:
-            made, found = life(Transport()), list[str]()
+            made, found = life(Transport(), Timers(asyncio.get_running_loop())), list[str]()
             made._start_timer("one", 0.01, found.append, "one")
             made._start_timer("other", 0.01, found.append, "other")
             made._stop_timer("one")
             made._stop_timer("none")
             made._stop_timers()
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.01 + 2 * GRAIN)
             return found
 
         assert asyncio.run(check()) == []
@@ -85,11 +91,11 @@ class TestTimers:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async def check() -> list[str]:
-            made, found = life(Transport()), list[str]()
+            made, found = life(Transport(), Timers(asyncio.get_running_loop())), list[str]()
             made._limit_flush(lambda: found.append("first"))
             monkeypatch.setattr(timelimits, "FLUSH_SECONDS", 60.0)
             made._limit_flush(lambda: found.append("second"))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.01 + 2 * GRAIN)
             return found
 
         monkeypatch.setattr(timelimits, "FLUSH_SECONDS", 0.01)
@@ -106,7 +112,8 @@ async def connected() -> AsyncIterator[tuple[Life, socket.socket]]:
         theirs, _ = server.accept()
         with theirs:
             theirs.settimeout(5)
-            _, made = await loop.create_connection(Life, sock=ours)
+            made = Life(Timers(loop))
+            SocketTransport(loop, ours, made)
             yield made, theirs
             made.transport.abort()
             await asyncio.sleep(0)

@@ -17,9 +17,12 @@ from prometheus_client import CollectorRegistry
 from addons.metrics import Metrics
 from proxy.core.rules.policy import Listener, Policy, Trust
 from proxy.disk.ca import LocalCa
+from proxy.engine.accepting import Door
 from proxy.engine.apps.http1 import AppHttp1
 from proxy.engine.server import BindError, Engine, bind, is_same_machine
+from proxy.engine.sockets import Reading
 from proxy.engine.tls import NoRoots, find_roots, upstream_context
+from proxy.engine.transport import SocketTransport
 from proxy.engine.upstreams import dialling, opening
 
 
@@ -61,18 +64,21 @@ def test_small_pieces_are_sent_at_once_both_ways() -> None:
         loop = asyncio.get_running_loop()
         accepted: list[asyncio.BaseTransport] = []
 
-        class Taking(asyncio.Protocol):
+        class Taking(Reading):
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
                 accepted.append(transport)
 
         (((_, listening),),) = bind(Listener("127.0.0.1", 0), 1)
-        async with await loop.create_server(Taking, sock=listening):
-            dialled = await dialling._try(loop, socket.AF_INET, listening.getsockname()[:2])
-            ours, _ = await loop.create_connection(asyncio.Protocol, sock=dialled)
-            await asyncio.sleep(0.05)
-            found = [sends_at_once(each) for each in (ours, *accepted)]
-            for each in (ours, *accepted):
-                each.abort()  # type: ignore[attr-defined]  # they are asyncio.Transport
+        listening.listen()
+        door = Door(loop, listening, Taking)
+        door.open()
+        dialled = await dialling._try(loop, socket.AF_INET, listening.getsockname()[:2])
+        ours = SocketTransport(loop, dialled, Reading())
+        await asyncio.sleep(0.05)
+        found = [sends_at_once(each) for each in (ours, *accepted)]
+        door.close()
+        for each in (ours, *accepted):
+            each.abort()  # type: ignore[attr-defined]  # they are asyncio.Transport
         assert found == [True, True]
 
     asyncio.run(check())

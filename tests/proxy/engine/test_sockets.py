@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxy.engine.sockets import Reading
+from proxy.engine.sockets import BUFFER, Reading
 
 
 class Reader(Reading):
@@ -14,9 +14,9 @@ class Reader(Reading):
 
 
 def receive(reader: Reader, data: bytes) -> None:
-    """Do as asyncio does: read into the buffer, and say how much."""
-    reader.get_buffer(-1)[: len(data)] = data
-    reader.buffer_updated(len(data))
+    """Do as the transport does: read into the buffer, and show what was read."""
+    BUFFER[: len(data)] = data
+    reader.taken(BUFFER[: len(data)])
 
 
 def test_what_was_read_stays_what_it_was_when_others_read() -> None:

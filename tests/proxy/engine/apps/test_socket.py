@@ -15,6 +15,7 @@ from proxy.core.rules.policy import Listener, Policy
 from proxy.engine.apps.socket import AppSocket
 from proxy.engine.apps.speaker import GONE
 from proxy.engine.apps.states import SocketState as State
+from proxy.engine.timers import Timers
 from proxy.engine.transitions import IllegalTransition
 
 
@@ -42,6 +43,7 @@ def opened() -> tuple[AppSocket, list[str]]:
 
     house: Any = SimpleNamespace(
         loop=asyncio.get_running_loop(),
+        timers=Timers(asyncio.get_running_loop()),
         policy=Policy(),
         sessions=Sessions(),
         dispatch=SimpleNamespace(call=nothing),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -55,7 +56,8 @@ class Receiver:
 def made() -> Iterator[UpstreamConnection]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        made = UpstreamConnection(Server(address=("api.example", 443)), Upstream(Policy(), None), ours)
+        timers: Any = SimpleNamespace(call_later=None)
+        made = UpstreamConnection(Server(address=("api.example", 443)), Upstream(Policy(), None), ours, timers)
         made.connection_made(cast(asyncio.BaseTransport, Transport()))
         yield made
 

@@ -18,6 +18,7 @@ from mitmproxy.connection import Server
 from addons.exchange import Upstream
 from proxy.core.rules.policy import Policy
 from proxy.engine.streams import Version
+from proxy.engine.timers import Timers
 from proxy.engine.upstreams.connection import UpstreamConnection
 from proxy.engine.upstreams.pool import MAX_IDLE, MAX_IDLE_PER_KEY, MAX_KNOWN, Pool
 from proxy.timelimits import POOL_AGE_SECONDS, POOL_IDLE_SECONDS
@@ -123,7 +124,8 @@ class World:
         """Return a connection that has just served a request to its end."""
         transport = Socket()
         self.sockets.append(transport)
-        made = UpstreamConnection(Server(address=("api.example", 443)), Upstream(Policy(), None), transport.ours)
+        record, timers = Upstream(Policy(), None), cast(Timers, self.clock)
+        made = UpstreamConnection(Server(address=("api.example", 443)), record, transport.ours, timers)
         made.key, made.home = key, self.pool
         made.connection_made(cast(asyncio.BaseTransport, transport))
         made.opened = 1000.0
