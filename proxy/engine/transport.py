@@ -54,6 +54,7 @@ class SocketTransport(asyncio.Transport):
         self._peername = peername
         self._unsent: deque[bytes | bytearray | memoryview] = deque()
         self._unsent_bytes = 0
+        self._pauses_above, self._resumes_at = _PAUSES_ABOVE, _RESUMES_AT
         self._is_congested = False
         self._is_paused = False
         self._says_eof = False
@@ -143,7 +144,7 @@ class SocketTransport(asyncio.Transport):
             self._loop.add_writer(self._number, self._write_on)
         self._unsent.append(data)
         self._unsent_bytes += len(data)
-        if self._unsent_bytes > _PAUSES_ABOVE and not self._is_congested:
+        if self._unsent_bytes > self._pauses_above and not self._is_congested:
             self._is_congested = True
             self._tell(self._protocol.pause_writing)
 
@@ -160,7 +161,7 @@ class SocketTransport(asyncio.Transport):
         except OSError as e:
             self._break(e)
             return
-        if self._is_congested and self._unsent_bytes <= _RESUMES_AT:
+        if self._is_congested and self._unsent_bytes <= self._resumes_at:
             self._is_congested = False
             self._tell(self._protocol.resume_writing)
         if self._is_closing and not self._unsent and not self._is_over:
@@ -180,6 +181,11 @@ class SocketTransport(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         """Return how many bytes wait to be sent."""
         return self._unsent_bytes
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Set how many bytes may wait before `pause_writing` is called, and how few before `resume_writing`."""
+        self._pauses_above = _PAUSES_ABOVE if high is None else high
+        self._resumes_at = self._pauses_above // 4 if low is None else low
 
     def can_write_eof(self) -> bool:
         """Return True: one side can be ended."""

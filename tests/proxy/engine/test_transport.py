@@ -254,6 +254,17 @@ class TestWriting:
 
         run(check)
 
+    def test_how_much_may_wait_can_be_set(self) -> None:
+        async def check(transport: SocketTransport, protocol: Protocol, theirs: socket.socket) -> None:
+            transport.set_write_buffer_limits(high=LARGE, low=0)
+            transport.write(bytes(LARGE))
+            assert protocol.calls == []
+            transport.set_write_buffer_limits()
+            transport.write(b"x")
+            assert protocol.calls == ["pause"]
+
+        run(check)
+
     def test_the_end_follows_everything_and_reading_goes_on(self) -> None:
         async def check(transport: SocketTransport, protocol: Protocol, theirs: socket.socket) -> None:
             assert transport.can_write_eof()
