@@ -9,7 +9,8 @@ It does what asyncio's own transport does for TCP, with these differences:
 
 Rules of this module:
 
-- `connection_lost` is called in a turn of its own, once, and is the last call.
+- `connection_lost` is called once, is the last call, and never within another one: at the end of the turn if what was
+  read has ended the connection, else in the next turn. So an app that leaves has left before another one is accepted.
 - A protocol that raises ends its connection, and no other one.
 """
 
@@ -59,7 +60,9 @@ class SocketTransport(asyncio.Transport):
         self._is_paused = False
         self._says_eof = False
         self._is_closing = False
-        self._is_over = False  # `connection_lost` was called, or will be in the next turn
+        self._is_over = False  # `connection_lost` was called, or will be
+        self._is_handling = False  # whether the protocol handles what was read
+        self._error: Exception | None = None
         protocol.connection_made(self)
         if self.is_reading():
             loop.add_reader(self._number, self._read)
@@ -112,6 +115,7 @@ class SocketTransport(asyncio.Transport):
         except OSError as e:
             self._break(e)
             return
+        self._is_handling = True
         try:
             if size:
                 self._protocol.taken(BUFFER[:size])
@@ -121,6 +125,9 @@ class SocketTransport(asyncio.Transport):
                 self.close()
         except Exception as e:
             self._crash(e)
+        self._is_handling = False
+        if self._is_over:
+            self._end()
 
     # -- writing
 
@@ -165,8 +172,7 @@ class SocketTransport(asyncio.Transport):
             self._is_congested = False
             self._tell(self._protocol.resume_writing)
         if self._is_closing and not self._unsent and not self._is_over:
-            self._is_over = True
-            self._end(None)
+            self._finish(None)
 
     def _forget(self, sent: int) -> None:
         self._unsent_bytes -= sent
@@ -215,8 +221,7 @@ class SocketTransport(asyncio.Transport):
             self._is_closing = True
             self._loop.remove_reader(self._number)
             if not self._unsent:
-                self._is_over = True
-                self._loop.call_soon(self._end, None)
+                self._finish(None)
 
     def abort(self) -> None:
         """Close at once."""
@@ -225,7 +230,6 @@ class SocketTransport(asyncio.Transport):
     def _break(self, error: Exception | None) -> None:
         if self._is_over:
             return
-        self._is_over = True
         if self._unsent:
             self._unsent.clear()
             self._unsent_bytes = 0
@@ -233,7 +237,12 @@ class SocketTransport(asyncio.Transport):
         if not self._is_closing:
             self._is_closing = True
             self._loop.remove_reader(self._number)
-        self._loop.call_soon(self._end, error)
+        self._finish(error)
+
+    def _finish(self, error: Exception | None) -> None:
+        self._is_over, self._error = True, error
+        if not self._is_handling:
+            self._loop.call_soon(self._end)
 
     def _tell(self, step: Any) -> None:
         try:
@@ -245,9 +254,9 @@ class SocketTransport(asyncio.Transport):
         self._loop.call_exception_handler({"message": "a protocol failed", "exception": error})
         self._break(error)
 
-    def _end(self, error: Exception | None) -> None:
+    def _end(self) -> None:
         try:
-            self._protocol.connection_lost(error)
+            self._protocol.connection_lost(self._error)
         finally:
             self._socket.close()
             self._protocol = _NOBODY  # it refers back to this; without that circle, both are freed at once

@@ -81,6 +81,7 @@ class Serving(Peer):
         self.number = number
         self.requests: dict[int, Got] = {}
         self.goaway: int | None = None
+        self.pongs = 0  # answers to its own PING: what it sent before that has been read
         self.is_over = False
 
 
@@ -180,6 +181,10 @@ class FrameServer:
             peer.send(settings(flags=ACK))
         elif found.kind == PING and not found.flags & ACK:
             peer.send(frame(PING, ACK, 0, found.payload))
+        elif found.kind == PING:
+            with self._changed:
+                peer.pongs += 1
+                self._changed.notify_all()
         if got is not None and found.is_end:
             with self._changed:
                 got.is_whole = True

@@ -25,6 +25,7 @@ from tests.e2e.frames import (
     END_STREAM,
     GOAWAY,
     HEADERS,
+    PING,
     RST_STREAM,
     Code,
     asked,
@@ -37,7 +38,7 @@ from tests.e2e.frames import (
     settings,
 )
 from tests.e2e.frameserver import FrameServer, Got, frame_server
-from tests.e2e.http2 import Http2Client, Message, agree_on_http2, speak
+from tests.e2e.http2 import Http2Client, Message, agree_on_http2, frame, speak
 from tests.e2e.reloading import reload
 from tests.e2e.sidecar import Sidecar
 
@@ -128,7 +129,7 @@ class TestGoaway:
     def test_a_first_one_that_names_no_last_ends_nothing(self, sidecar: Sidecar, authority: Authority) -> None:
         def answer(got: Got) -> None:
             if got.path == "/first":
-                got.peer.send(goaway(2**31 - 1))
+                got.peer.send(goaway(2**31 - 1) + frame(PING, 0, 0, bytes(8)))
             else:
                 echo(got)
 
@@ -136,6 +137,7 @@ class TestGoaway:
             client = speak(sidecar, server.authority)
             first = client.send(server.authority, "/first", method="GET")
             (got,) = server.wait_for(1)
+            server.wait(lambda: got.peer.pongs, "the GOAWAY to be read")
             second = client.send(server.authority, "/second", method="GET")
             assert client.read(second).body == b"GET /second "
             got.peer.send(goaway(got.stream))
