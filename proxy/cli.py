@@ -15,6 +15,10 @@ from proxy.processes.signals import take_over_signals
 
 _COMMANDS = {
     "serve": ("proxy.commands.serve", "Run the sidecar."),
+    "run": (
+        "proxy.commands.run",
+        "Run a program with a sidecar of its own, for as long as the program runs.",
+    ),
     "check": ("proxy.commands.policy", "Check the policy; say what it does, or everything that is wrong with it."),
     "explain": ("proxy.commands.explain", "Say what would happen to a request for a URL, and why."),
     "suggest": ("proxy.commands.suggest", "Write a policy for what decision lines show."),
@@ -66,7 +70,8 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="overcoat", prog_name="overcoat")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Overcoat: a sidecar proxy that an unmodified app wears like a coat.
 
     The app keeps speaking plain http to its proxy; what leaves is https only, only to pinned servers, with the marked
@@ -74,4 +79,4 @@ def main() -> None:
 
     Example: overcoat check -p overcoat.yaml && overcoat serve -p overcoat.yaml
     """
-    keep_private()
+    keep_private(is_limited=ctx.invoked_subcommand != "run")

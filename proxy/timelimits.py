@@ -108,6 +108,15 @@ CLOCK_SLACK_SECONDS = _DAY
 # The lifetime of the demo's own certificates: nobody watches it for longer.
 DEMO_CERTIFICATE_SECONDS = 12 * _HOUR
 
+# -- the program that `overcoat run` runs
+
+# Between checks whether it is given up before its sidecar is ready: Ctrl-C should be felt at once.
+GIVE_UP_CHECK_SECONDS = 0.05
+# Between looks at its connections: most last longer.
+SIGHT_SECONDS = 0.05
+# For a program that has stopped to go on again: after Ctrl-Z and `fg` the message of the stop may be an old one.
+STOPPED_SECONDS = 0.05
+
 # -- the demo
 
 # For its sidecar to start, to answer, and to end.

@@ -167,6 +167,8 @@ def problems_of(words: list[str]) -> str | None:
         assert found is not None
         command, words = found, words[1:]
     known = {name for parameter in command.get_params(context) for name in parameter.opts}
+    if "--" in words:  # what follows is another program's
+        words = words[: words.index("--")]
     unknown = [word for word in words if word.startswith("-") and word.partition("=")[0] not in known]
     return f"no options {unknown} of {command.name}" if unknown else None
 
@@ -179,6 +181,8 @@ def test_every_overcoat_command_in_the_papers_exists_with_its_options(paper: Pat
 
 def test_the_check_of_commands_finds_what_does_not_exist() -> None:
     assert problems_of(["serve", "--policy", "x"]) is None
+    assert problems_of(["run", "-q", "--", "curl", "-x"]) is None
+    assert problems_of(["run", "-x", "--", "curl"]) == "no options ['-x'] of run"
     assert problems_of(["sevre"]) == "no command sevre"
     assert problems_of(["keys", "brew"]) == "no command brew"
     assert problems_of(["serve", "--daemon"]) == "no options ['--daemon'] of serve"

@@ -144,7 +144,8 @@ class TestWheel:
         sources = {
             ("" if folder == "overcoat" else "overcoat/") + path.relative_to(ROOT).as_posix()
             for folder in ("overcoat", "proxy", "addons")
-            for path in (ROOT / folder).rglob("*.py")
+            for kind in ("*.py", "*.cjs", "*.php")
+            for path in (ROOT / folder).rglob(kind)
         }
         files = {"overcoat/proxy/files/demo.yaml", "overcoat/proxy/files/mitmproxy_addon.py"}
         assert packed == sources | {"overcoat/py.typed"} | files

@@ -83,6 +83,7 @@ def or_exit[T](load: Callable[[], T]) -> T:
 )
 @click.option("--lines", type=click.Path(path_type=Path), metavar="FILE", help="Append decision lines to FILE.")
 @click.option("--watch/--no-watch", default=True, help="Read the policy again when a file of it changes (the default).")
+@click.option("--until-eof", is_flag=True, hidden=True)  # for `overcoat run`: one process, as long as its input is open
 def serve(
     *,
     policy_path: str | None,
@@ -93,6 +94,7 @@ def serve(
     probes: str | None,
     publish_ca: Path | None,
     watch: bool,
+    until_eof: bool,
 ) -> None:
     """Run the sidecar until SIGTERM, SIGINT or SIGQUIT; it then lets running requests end. A second SIGTERM or SIGINT
     ends it at once.
@@ -123,7 +125,10 @@ def serve(
         policy = or_exit(load)
     say_all_in_one_form(sys.stderr)
     raise_limit()
-    count = policy.workers or processors()
+    if secrets.taken:  # whoever started this process can keep them from others
+        extra = {"facts": {"event": "secrets", "variables": secrets.taken}}
+        logger.info("secrets were read from the environment: %s", ", ".join(secrets.taken), extra=extra)
+    count = 1 if until_eof else policy.workers or processors()
     try:
         with noting_files(versions):
             policy = _with_roots(policy)
@@ -136,7 +141,8 @@ def serve(
             if signals.asks_to_drain:
                 status = 0
             elif count == 1:
-                status = int(asyncio.run(_serve_alone(policy, reader, closing, lines)) > 0)
+                alone = _serve_alone(policy, reader, closing, lines, until_eof=until_eof)
+                status = int(asyncio.run(alone) > 0)
             else:
                 status = _serve_together(policy, reader, count, closing, lines)
     except _CannotStart as e:
@@ -180,8 +186,9 @@ def _check_lines(path: Path) -> None:
 def _publish_ca(folder: Path) -> None:
     """Write what apps trust. Without roots of the system's own, the bundle is the local CA alone."""
     from proxy.core.rules.policy import Trust
-    from proxy.disk.publishing import PublishingError, publish_ca
+    from proxy.disk.publishing import PublishingError
     from proxy.engine.tls import NoRoots, read_roots
+    from proxy.wearing.files import write_files
 
     try:
         authority = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
@@ -190,13 +197,19 @@ def _publish_ca(folder: Path) -> None:
         except NoRoots as e:
             logger.warning("%s holds the local CA alone: %s", folder / "ca-bundle.pem", e)
             roots = ()
-        publish_ca(folder, authority.pem, roots)
+        write_files(folder, authority.pem, roots)
     except (CaError, PublishingError) as e:
         raise _CannotStart(str(e)) from None
 
 
-async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitStack, path: Path | None) -> int:
-    """Serve in this process, with the admin listener in a thread; return how much was cut off at the end."""
+async def _serve_alone(
+    policy: Policy, reader: Reader, closing: contextlib.ExitStack, path: Path | None, *, until_eof: bool
+) -> int:
+    """Serve in this process, with the admin listener in a thread; return how much was cut off at the end.
+
+    With `until_eof`, only the end of standard input ends it. A supervisor sends its signals to all processes, but the
+    program that this sidecar is for may need it to the end.
+    """
     from prometheus_client import CollectorRegistry
 
     from addons.metrics import Metrics, PolicyMetrics
@@ -216,13 +229,13 @@ async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitS
         engine.guard(listener.address)
     await engine.listen(sockets)
     is_ready = True
-    _announce(policy, sockets, admin_sockets, closing)
+    _announce(policy, sockets, admin_sockets, None if until_eof else closing)
     _keep_reminding(engine, Reminder(engine.local_ca, policy, datetime.now(UTC)))
     stop = asyncio.Event()
 
     def act() -> None:
         for number in signals.take():
-            if number in DRAIN:
+            if number in DRAIN and not until_eof:
                 stop.set()
             elif number == REOPEN:
                 lines.reopen()
@@ -239,7 +252,12 @@ async def _serve_alone(policy: Policy, reader: Reader, closing: contextlib.ExitS
         look()
     signals = take_over_signals()
     asyncio.get_running_loop().add_reader(signals.descriptor, act)
+    if until_eof:
+        signals.at_second = lambda: None
+        asyncio.get_running_loop().add_reader(0, lambda: None if os.read(0, 1) else stop.set())
     await stop.wait()
+    if until_eof:
+        asyncio.get_running_loop().remove_reader(0)
     is_ready = False
     log_leaving(engine.policy)
     await asyncio.sleep(engine.policy.drain_wait)
@@ -355,8 +373,12 @@ def _bind(policy: Policy, count: int) -> list[list[Bound]]:
     return shares
 
 
-def _announce(policy: Policy, bound: list[Bound], admin_sockets: AdminSockets, closing: contextlib.ExitStack) -> None:
-    """Tell people, programs and `overcoat healthcheck` that the sidecar serves."""
+def _announce(
+    policy: Policy, bound: list[Bound], admin_sockets: AdminSockets, closing: contextlib.ExitStack | None
+) -> None:
+    """Tell people, programs and `overcoat healthcheck` that the sidecar serves; the check only if its sign can be taken
+    away again.
+    """
     from proxy.policyfile.findings import findings, log_findings
 
     listen = ["{}:{}".format(*each.socket.getsockname()[:2]) for each in bound]
@@ -369,9 +391,10 @@ def _announce(policy: Policy, bound: list[Bound], admin_sockets: AdminSockets, c
         each and address_text(*each.getsockname()[:2]) for each in (admin_sockets.admin, admin_sockets.probes)
     )
     try:
-        policy_file = None if policy.source == "built-in" else policy.source
-        sign = Sign(data_folder(os.environ), probes or admin or "", policy_file, os.environ.get("OVERCOAT_POLICY"))
-        closing.callback(sign.take_away)
+        if closing is not None:
+            policy_file = None if policy.source == "built-in" else policy.source
+            sign = Sign(data_folder(os.environ), probes or admin or "", policy_file, os.environ.get("OVERCOAT_POLICY"))
+            closing.callback(sign.take_away)
     except OSError as e:
         told = "unless OVERCOAT_PROBES or OVERCOAT_ADMIN says where it is"
         logger.warning("overcoat healthcheck will not find this sidecar, %s: %s: %s", told, e.filename, e.strerror)

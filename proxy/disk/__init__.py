@@ -9,7 +9,7 @@ Offers:
 - `mounts`: is_mounted_by_itself, is_replaced; files that a container runtime mounts one by one
 - `packaged`: config_file; files that come with Overcoat
 - `preload`: is_preloaded; the browsers' list of hosts that speak https only
-- `publishing`: PublishingError, publish_ca; the local CA's certificate and a bundle, for apps to trust
+- `publishing`: PublishingError, bundle, publish_ca, write_public; what apps trust
 - `reading`: MAX_ROOTS_BYTES, NotRegularError, Version, noting_files, read_regular, version_of; reads a file that
   may be no regular one or too long, and tells its versions apart
 """

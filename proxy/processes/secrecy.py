@@ -21,13 +21,18 @@ _PR_SET_DUMPABLE = 4
 _PR_SET_NAME = 15
 
 
-def keep_private() -> None:
+def keep_private(*, is_limited: bool = True) -> None:
     """Prevent core dumps, and keep other programs of this user from looking inside (Linux).
+
+    Args:
+        is_limited: whether the limit for core dumps is lowered, which a program that this process runs inherits. Linux
+            makes none of an undumpable process in any case.
 
     Raises:
         OSError: the system refuses it.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if is_limited:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         prctl = ctypes.CDLL(None, use_errno=True).prctl
         if prctl(_PR_SET_DUMPABLE, *map(ctypes.c_ulong, (0, 0, 0, 0))) != 0:
@@ -65,6 +70,11 @@ class SecretVariables(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len({**self._taken, **os.environ})
+
+    @property
+    def taken(self) -> list[str]:
+        """The names of the variables that were read."""
+        return sorted(self._taken)
 
     def forget(self) -> None:
         """Forget all kept values: for a process that never reads the policy again."""

@@ -1,0 +1,482 @@
+"""`overcoat run -- CMD`: the program wears Overcoat, and whoever started it sees no other difference.
+
+The upstreams listen on 127.0.0.2: what is in NO_PROXY (localhost, 127.0.0.1) goes past every proxy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.core.jose.keys import Alg, new_key, to_jwk
+from tests.e2e.certificates import Authority
+from tests.e2e.processes import children, is_alive
+from tests.e2e.receiver import Receiver
+from tests.e2e.sidecar import clean_environment, overcoat_command
+from tests.e2e.upstream import PlainUpstream, TlsUpstream
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="127.0.0.2 and what is seen of processes are Linux' own"
+)
+
+MakeTls = Callable[..., TlsUpstream]
+HERE = "127.0.0.2"
+ELSEWHERE = "198.51.100.1"  # not loopback, though it is on lo
+DEADLINE = 40.0
+CURL = ("curl", "-sS", "--max-time", "20")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An `overcoat run` that is over."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What it said at the end, with --json."""
+        (line,) = (line for line in self.stderr.splitlines() if line.startswith('{"program"'))
+        found = json.loads(line)
+        assert isinstance(found, dict)
+        return found
+
+
+class Runner:
+    """Runs `overcoat run` under a policy of the test's own."""
+
+    def __init__(self, folder: Path, authority: Authority) -> None:
+        self.folder = folder
+        self.policy = folder / "policy.yaml"
+        authority.write_pem(folder / "roots.pem")
+        self.write("")
+
+    def write(self, rules: str) -> None:
+        self.policy.write_text(
+            f"version: 1\ntrust: {{roots: roots.pem}}\ndestinations: {{allow: [loopback]}}\n{rules}\n", "utf-8"
+        )
+
+    def environment(self, env: Mapping[str, str]) -> dict[str, str]:
+        return clean_environment({"OVERCOAT_DATA": str(self.folder / "data"), "HOME": str(self.folder), **env})
+
+    def command(self, options: Sequence[str], command: Sequence[str]) -> list[str]:
+        return [*overcoat_command(), "run", "-p", str(self.policy), *options, "--", *command]
+
+    def __call__(self, *command: str, options: Sequence[str] = (), env: Mapping[str, str] | None = None) -> Run:
+        done = subprocess.run(
+            self.command(options, command),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=self.environment(env or {}),
+            timeout=DEADLINE,
+            check=False,
+        )
+        return Run(done.returncode, done.stdout, done.stderr)
+
+    @contextlib.contextmanager
+    def started(self, *command: str, options: Sequence[str] = (), **more: Any) -> Iterator[subprocess.Popen[str]]:
+        """Start it, wait until the program says `begun`, and kill it at the end."""
+        process = subprocess.Popen(
+            self.command(options, command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment({}),
+            **more,
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def run(tmp_path: Path, authority: Authority) -> Runner:
+    return Runner(tmp_path, authority)
+
+
+def sidecar_of(pid: int) -> int:
+    """Return the process id of the sidecar that an `overcoat run` has started."""
+    (found,) = (each for each in children(pid) if b"--until-eof" in Path(f"/proc/{each}/cmdline").read_bytes())
+    return found
+
+
+class TestWhatItDoes:
+    """One program, four kinds of requests, and what is said of them at the end."""
+
+    def test_plain_http_leaves_as_https_with_its_fields_encrypted_and_its_pin_checked(
+        self, run: Runner, tls_upstream: MakeTls
+    ) -> None:
+        upstream = tls_upstream(HERE, address=HERE)
+        receiver = Receiver("pay")
+        key = receiver.write_public(run.folder)
+        run.write(
+            f"keys: {{pay: {{alg: ECDH-ES+A256KW, primary: {{kid: pay, file: {key}}}}}}}\n"
+            f"rules: [{{name: pay, hosts: ['{HERE}', '{HERE}:{upstream.port}'], pins: {{any_of: ['{upstream.pin}']}}, "
+            "request: [{encrypt: ['$.card'], key: pay}]}]"
+        )
+        body = '{"card": "4111", "name": "x"}'
+        url = f"http://{HERE}:{upstream.port}/v1"
+        done = run(*CURL, "--json", body, url, options=["--json"])
+        assert done.status == 0, done.stderr
+        (request,) = upstream.wait_for_requests(1)
+        sent = json.loads(request.body)
+        assert sent["name"] == "x"
+        assert receiver.open(sent["card"].encode(), host=HERE, path="$.card") == b'"4111"'
+        report = done.report
+        assert (report["program"], report["status"], report["requests"]) == ("curl", 0, 1)
+        assert (report["actions"], report["pins"]) == ({"upgrade": 1}, {"match": 1})
+        assert (report["encrypted"], report["decrypted"], report["past"]) == (1, 0, [])
+        assert "4111" not in done.stderr
+
+    def test_https_is_inspected_with_a_certificate_that_the_program_trusts(
+        self, run: Runner, tls_upstream: MakeTls
+    ) -> None:
+        upstream = tls_upstream(HERE, address=HERE)
+        run.write(f"rules: [{{name: seen, hosts: ['{HERE}:{upstream.port}'], https: inspect}}]")
+        done = run(*CURL, f"https://{HERE}:{upstream.port}/v1", options=["--json"])
+        assert (done.status, done.report["actions"]) == (0, {"inspect": 1}), done.stderr
+        assert [each.target for each in upstream.wait_for_requests(1)] == ["/v1"]
+
+    def test_https_is_tunnelled_and_its_certificate_is_the_servers_own(
+        self, run: Runner, tls_upstream: MakeTls, roots: Path
+    ) -> None:
+        """The program trusts its own roots as ever: those that the user's variable names are in the bundle, too."""
+        upstream = tls_upstream(HERE, address=HERE)
+        env = {"CURL_CA_BUNDLE": str(roots)}
+        done = run(*CURL, f"https://{HERE}:{upstream.port}/v1", options=["--json"], env=env)
+        assert (done.status, done.report["actions"]) == (0, {"tunnel": 1}), done.stderr
+
+    def test_a_pin_that_does_not_match_is_refused_and_said(self, run: Runner, tls_upstream: MakeTls) -> None:
+        upstream = tls_upstream(HERE, address=HERE)
+        pin = "sha256/" + "A" * 42 + "E="
+        run.write(f"rules: [{{name: pay, hosts: ['{HERE}:{upstream.port}'], pins: {{any_of: ['{pin}']}}}}]")
+        done = run(*CURL, "-o", "/dev/null", "-w", "%{http_code}", f"http://{HERE}:{upstream.port}/v1")
+        assert (done.status, done.stdout) == (0, "502")
+        upstream.assert_no_application_bytes()
+        assert "1 request of curl: 1 denied" in done.stderr
+        assert f"denied: {HERE}:{upstream.port}: pin_mismatch" in done.stderr
+
+    def test_what_goes_past_it_is_seen(self, run: Runner) -> None:
+        """A program that asks no proxy, in a network of its own, where nobody else has sockets to be looked through."""
+        if why := cannot_unshare():
+            pytest.skip(why)
+        script = f"""
+import socket, time
+server = socket.create_server(("{ELSEWHERE}", 7777))
+client = socket.create_connection(("{ELSEWHERE}", 7777))
+time.sleep(1)  # it is looked for several times a second
+"""
+        command = shlex.join(run.command([], [sys.executable, "-c", script]))
+        network = f"ip link set lo up && ip address add {ELSEWHERE}/32 dev lo && exec {command}"
+        done = subprocess.run(
+            ["unshare", "-n", "sh", "-c", network],
+            capture_output=True,
+            text=True,
+            env=run.environment({}),
+            timeout=DEADLINE,
+            check=False,
+        )
+        assert re.search(rf"past it: python\S* reached {ELSEWHERE}:7777 \(tcp\)", done.stderr), done.stderr
+        assert "shorter connections are not seen" in done.stderr
+
+    def test_a_program_that_asks_nobody_is_told_of(self, run: Runner) -> None:
+        done = run("true")
+        assert "no request of true came here" in done.stderr
+        assert "past it: nothing was seen" in done.stderr
+
+    def test_observed_only(self, run: Runner, plain_upstream: PlainUpstream) -> None:
+        url = f"http://127.0.0.1:{plain_upstream.port}/v1"
+        done = run(*CURL, "--noproxy", "", url, options=["--mode", "observe"])
+        assert done.status == 0
+        assert "observed only; enforcing: 1 upgraded to https" in done.stderr
+        assert len(plain_upstream.wait_for_requests(1)) == 1
+
+
+def cannot_unshare() -> str | None:
+    """Return why no network can be made here; None if it can."""
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        return "there is no unshare or no ip here"
+    tried = subprocess.run(["unshare", "-n", "ip", "link"], capture_output=True, text=True, check=False)
+    return f"no network namespace: {tried.stderr.strip()}" if tried.returncode else None
+
+
+class TestOutput:
+    def test_standard_output_is_the_programs_alone(self, run: Runner, tls_upstream: MakeTls) -> None:
+        upstream = tls_upstream(HERE, address=HERE)
+        lines = run.folder / "lines.jsonl"
+        done = run(
+            "sh",
+            "-c",
+            f"printf 'a\\0b'; curl -sS -o /dev/null http://{HERE}:{upstream.port}/v1",
+            options=["--lines", str(lines)],
+        )
+        assert (done.status, done.stdout) == (0, "a\0b")
+        (line,) = lines.read_text("utf-8").splitlines()
+        assert (json.loads(line)["action"], json.loads(line)["path"]) == ("upgrade", "/v1")
+        assert stat.S_IMODE(lines.stat().st_mode) & 0o007 == 0
+
+    def test_lines_may_go_to_standard_error(self, run: Runner, tls_upstream: MakeTls) -> None:
+        upstream = tls_upstream(HERE, address=HERE)
+        done = run(*CURL, f"http://{HERE}:{upstream.port}/v1", options=["-q", "--lines", "-"])
+        lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+        assert [line["action"] for line in lines] == ["upgrade"]
+        assert "past it" not in done.stderr
+
+    def test_a_file_for_lines_that_cannot_be_written_starts_nothing(self, run: Runner, tmp_path: Path) -> None:
+        done = run("sh", "-c", "echo begun", options=["--lines", str(tmp_path)])
+        assert (done.status, done.stdout) == (1, "")
+        assert "decision lines cannot be written" in done.stderr
+
+
+class TestTheProgram:
+    def test_its_exit_status_is_returned(self, run: Runner) -> None:
+        assert run("sh", "-c", "exit 7").status == 7
+        assert run("sh", "-c", "kill -USR1 $$").status == 128 + signal.SIGUSR1
+        assert run("sh", "-c", "kill -KILL $$").status == 128 + signal.SIGKILL
+
+    def test_one_that_does_not_exist_is_127_and_one_that_cannot_run_126(self, run: Runner) -> None:
+        missing = run("no-such-program")
+        assert (missing.status, missing.stderr) == (127, "error: there is no program no-such-program in $PATH\n")
+        assert run("/etc/passwd").status == 126
+
+    def test_a_wrong_policy_is_2_and_nothing_is_run(self, run: Runner) -> None:
+        run.write("rules: [{}]")
+        done = run("sh", "-c", "echo begun")
+        assert (done.status, done.stdout) == (2, "")
+        assert "policy.yaml:4:" in done.stderr
+
+    def test_its_options_are_not_taken_for_ours(self, run: Runner) -> None:
+        assert run("echo", "--json", "-q", "--", "-p").stdout == "--json -q -- -p\n"
+
+    def test_redirected_files_and_its_folder_are_as_without(self, run: Runner, tmp_path: Path) -> None:
+        reading, writing = os.pipe()
+        os.write(writing, b"from 9\n")
+        os.close(writing)
+        script = f"cat /dev/fd/{reading}; pwd; ulimit -c"
+        done = subprocess.run(
+            run.command(["-q"], ["sh", "-c", script]),
+            capture_output=True,
+            text=True,
+            env=run.environment({}),
+            cwd=tmp_path,
+            pass_fds=[reading],
+            check=True,
+        )
+        os.close(reading)
+        core = subprocess.run(["sh", "-c", "ulimit -c"], capture_output=True, text=True, check=True).stdout
+        assert done.stdout == f"from 9\n{tmp_path}\n{core}"
+
+    @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT", "SIGUSR1"])
+    def test_a_signal_is_passed_on_once(self, run: Runner, name: str) -> None:
+        script = f"""
+import signal, time
+got = []
+signal.signal(signal.{name}, lambda *_: got.append(1))
+print("begun", flush=True)
+while not got:
+    time.sleep(0.01)
+time.sleep(0.3)  # for one too many
+print(len(got), flush=True)
+raise SystemExit(9)
+"""
+        with run.started(sys.executable, "-c", script, options=["-q"]) as process:
+            process.send_signal(getattr(signal, name))
+            stdout, _ = process.communicate(timeout=DEADLINE)
+            assert (process.returncode, stdout) == (9, "1\n")
+
+    def test_its_signals_begin_as_they_were(self, run: Runner) -> None:
+        def numbers(text: str) -> list[int]:
+            own = 0b11 << 31  # 32 and 33 are the C library's
+            return [int(line.split()[1], 16) & ~own for line in text.splitlines()]
+
+        script = "grep -E '^Sig(Blk|Ign)' /proc/self/status"
+        without = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+        assert numbers(run("sh", "-c", script).stdout) == numbers(without.stdout)
+
+    def test_the_folder_of_its_files_is_public_and_gone_afterwards(self, run: Runner) -> None:
+        done = run("sh", "-c", "stat -c %a $(dirname $SSL_CERT_FILE); dirname $SSL_CERT_FILE")
+        mode, folder = done.stdout.split()
+        assert mode == "755"
+        assert not Path(folder).exists()
+
+    def test_a_secret_of_the_policys_is_not_handed_on(self, run: Runner) -> None:
+        run.write("keys: {app: {alg: A256KW, primary: {kid: app, key: {env: APP_KEY}}}}")
+        env = {"APP_KEY": json.dumps(to_jwk(new_key(Alg.A256KW, kid="app"), private=True)), "OTHER": "kept"}
+        done = run("sh", "-c", "echo ${APP_KEY-unset} $OTHER", env=env)
+        assert (done.status, done.stdout) == (0, "unset kept\n"), done.stderr
+        assert "APP_KEY" in done.stderr
+
+
+class TestEnds:
+    """Whoever ends first."""
+
+    def test_the_sidecar_ends_with_the_program(self, run: Runner) -> None:
+        with run.started("sh", "-c", "echo begun; read line") as process:
+            sidecar = sidecar_of(process.pid)
+            process.communicate("\n", timeout=DEADLINE)
+            assert not is_alive(sidecar)
+
+    def test_the_sidecar_ends_when_run_is_killed(self, run: Runner) -> None:
+        with run.started("sh", "-c", "echo begun; exec sleep 30") as process:
+            sidecar = sidecar_of(process.pid)
+            (program,) = (each for each in children(process.pid) if each != sidecar)
+            process.kill()
+            wait_until(lambda: not is_alive(sidecar), "the end of the sidecar")
+            os.kill(program, signal.SIGKILL)
+
+    def test_a_program_whose_sidecar_is_gone_has_no_way_out_and_that_is_said(
+        self, run: Runner, tls_upstream: MakeTls
+    ) -> None:
+        upstream = tls_upstream(HERE, address=HERE)
+        script = f"echo begun; read line; curl -sS http://{HERE}:{upstream.port}/v1; exit 5"
+        with run.started("sh", "-c", script, options=["--json"]) as process:
+            os.kill(sidecar_of(process.pid), signal.SIGKILL)
+            assert process.stderr is not None
+            said = next(line for line in process.stderr if "the sidecar" in line)
+            stdout, stderr = process.communicate("\n", timeout=DEADLINE)
+        assert said == "overcoat: error: the sidecar has ended of signal 9: sh has no way out through it any more\n"
+        assert (process.returncode, stdout) == (5, "")
+        assert '"sidecar_ended_early": true' in stderr
+        upstream.assert_untouched()
+
+    def test_a_signal_to_all_processes_leaves_the_sidecar_to_the_program(
+        self, run: Runner, tls_upstream: MakeTls
+    ) -> None:
+        """systemd sends SIGTERM to every process of a service: the program may still have something to say."""
+        upstream = tls_upstream(HERE, address=HERE)
+        script = f"trap : TERM; echo begun; read line; curl -sS http://{HERE}:{upstream.port}/v1 >/dev/null"
+        with run.started("sh", "-c", script, options=["-q"]) as process:
+            for _ in range(2):
+                os.kill(sidecar_of(process.pid), signal.SIGTERM)
+            process.communicate("\n", timeout=DEADLINE)
+        assert process.returncode == 0
+        assert len(upstream.wait_for_requests(1)) == 1
+
+    def test_what_the_program_leaves_behind_is_named(self, run: Runner) -> None:
+        done = run("sh", "-c", "sleep 30 >/dev/null 2>&1 & echo $!")
+        assert f"which has ended: sleep ({done.stdout.strip()})" in done.stderr
+        os.kill(int(done.stdout), signal.SIGKILL)
+
+    def test_what_the_program_leaves_behind_is_waited_for_if_asked(self, run: Runner, tls_upstream: MakeTls) -> None:
+        upstream = tls_upstream(HERE, address=HERE)
+        later = f"(sleep 0.5; curl -sS -o /dev/null http://{HERE}:{upstream.port}/late) & exit 3"
+        done = run("sh", "-c", later, options=["--wait", "--json"])
+        assert (done.status, done.report["actions"]) == (3, {"upgrade": 1})
+
+
+# Makes the terminal that is its standard input its own, as a login does, and becomes bash.
+LOGIN = """
+import fcntl, os, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
+"""
+
+
+class Shell:
+    """An interactive shell on a terminal of its own, as a person has it."""
+
+    def __init__(self, run: Runner) -> None:
+        self._terminal, inner = os.openpty()
+        env = run.environment({"PS1": "$ ", "TERM": "dumb"})
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", LOGIN], stdin=inner, stdout=inner, stderr=inner, env=env
+        )
+        os.close(inner)
+        self.text = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._terminal, text.encode())
+
+    def wait_for(self, text: str) -> None:
+        start = len(self.text)
+        end = time.monotonic() + DEADLINE
+        while text not in self.text[start:] and time.monotonic() < end:
+            if select.select([self._terminal], [], [], 0.1)[0]:
+                self.text += os.read(self._terminal, 4096).decode("utf-8", "replace")
+        assert text in self.text[start:], self.text
+
+    def close(self) -> None:
+        os.close(self._terminal)
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture
+def shell(run: Runner) -> Iterator[Shell]:
+    if shutil.which("bash") is None:
+        pytest.skip("there is no bash here")
+    shell = Shell(run)
+    yield shell
+    shell.close()
+
+
+class TestOnATerminal:
+    def test_ctrl_c_comes_once_and_ends_a_loop_of_the_shell(self, run: Runner, shell: Shell) -> None:
+        counting = "trap 'n=$((n+1))' INT; n=0; echo be''gun; sleep 2; sleep 0.3; echo got $n"
+        shell.type(shlex.join(run.command(["-q"], ["bash", "-c", counting])) + "\n")
+        shell.wait_for("begun")
+        shell.type("\x03")
+        shell.wait_for("got 1")
+        loop = shlex.join(run.command(["-q"], ["sh", "-c", "echo aga''in; sleep 20"]))
+        shell.type(f"for i in 1 2; do {loop}; done; echo af''ter\n")
+        shell.wait_for("again")
+        shell.type("\x03")
+        shell.type("echo status $?\n")
+        shell.wait_for("status 130")
+        assert shell.text.count("again") == 1
+
+    def test_ctrl_z_stops_both_and_fg_lets_both_go_on(self, run: Runner, shell: Shell) -> None:
+        command = run.command(["-q"], ["sh", "-c", "echo be''gun; read line; echo re''ad $line; exit 4"])
+        shell.type(shlex.join(command) + "\n")
+        shell.wait_for("begun")
+        shell.type("\x1a")
+        shell.wait_for("Stopped")
+        shell.type("fg\n")
+        shell.wait_for("run")
+        shell.type("xyz\n")
+        shell.wait_for("read xyz")
+        shell.type("echo status $?\n")
+        shell.wait_for("status 4")
+
+    def test_a_program_that_stops_itself_gives_the_shell_its_prompt(self, run: Runner, shell: Shell) -> None:
+        command = run.command(["-q"], ["bash", "-c", "echo be''gun; kill -STOP $$; echo go''ing on"])
+        shell.type(shlex.join(command) + "\n")
+        shell.wait_for("begun")
+        shell.wait_for("Stopped")
+        shell.type("fg\n")
+        shell.wait_for("going on")
+
+    def test_an_interactive_shell_works_inside(self, run: Runner, shell: Shell) -> None:
+        shell.type(shlex.join(run.command(["-q"], ["bash", "--norc", "--noprofile", "-i"])) + "\n")
+        shell.type("echo in''side $HTTPS_PROXY; sleep 20\n")
+        shell.wait_for("inside http://127.0.0.1:")
+        shell.type("\x03")
+        shell.type("exit 6\n")
+        shell.type("read line; echo status $? $line\n")
+        shell.type("back\n")
+        shell.wait_for("back")
