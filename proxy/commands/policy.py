@@ -35,13 +35,20 @@ from proxy.core.rules.policy import Egress, Https, PlainHttp, Policy, Rule
 from proxy.core.who.addresses import AddressSet
 from proxy.policyfile.findings import Finding, findings
 from proxy.policyfile.model import schema_text
+from proxy.processes.secrecy import SecretVariables
 
 
 @click.command()
 @policy_option
 @json_option
-def check(option: str | None, as_json: bool) -> None:
-    """Check the policy; say what it does and what needs attention, or everything that is wrong with it.
+@click.option("--no-secrets", is_flag=True, help="Keys and passwords may be missing: they are not here, as in CI.")
+@click.argument("files", nargs=-1, metavar="[FILE]…")
+def check(*, option: str | None, as_json: bool, no_secrets: bool, files: tuple[str, ...]) -> None:
+    """Check the policy; say what it does and what needs attention, or everything that is wrong with it. Several FILEs
+    are checked one after the other.
+
+    With --no-secrets, keys and passwords that are not here are not looked at, nor whether `serve` could start here.
+    Everything else is checked, and what was not is said.
 
     Exit status: 2 if the policy is wrong, 1 if `serve` would not start with it here, or if something in it has ended,
     such as pins or a key, else 0.
@@ -50,25 +57,45 @@ def check(option: str | None, as_json: bool) -> None:
     Example:
       overcoat check -p overcoat.yaml
     """
+    if files and option is not None:
+        raise click.UsageError("name the policy once: with -p, or without it")
+    if as_json and len(files) > 1:
+        raise click.UsageError("--json is about one policy")
+    worst, secrets = 0, SecretVariables()  # it takes variables away, so all files share it
+    for file in files or (option,):
+        try:
+            _check(file, secrets, as_json=as_json, no_secrets=no_secrets)
+        except SystemExit as ended:
+            worst = max(worst, int(ended.code or 0))
+    if worst:
+        raise SystemExit(worst)
+
+
+def _check(option: str | None, secrets: SecretVariables, *, as_json: bool, no_secrets: bool) -> None:
     from proxy.engine.tls import NoRoots, with_roots
     from proxy.processes.starting import obstacles
 
-    policy = load_or_exit(option, as_json=as_json)
+    policy = load_or_exit(option, as_json=as_json, is_without_secrets=no_secrets, secrets=secrets)
+    found = []
     try:
         policy = with_roots(policy)
-        found = [Finding(text, has_failed=True) for text in obstacles(policy, os.environ)]
     except NoRoots as e:
-        found = [Finding(text, has_failed=True) for text in (str(e), *obstacles(policy, os.environ))]
+        found.append(Finding(str(e), has_failed=True))
+    if not no_secrets:
+        found += [Finding(text, has_failed=True) for text in obstacles(policy, os.environ)]
     found += findings(policy, os.environ, datetime.now(UTC))
     failed = [finding.text for finding in found if finding.has_failed]
+    unchecked = [*policy.unchecked, "whether serve would start here"] if no_secrets else []
     if as_json:
         warnings = [finding.text for finding in found if not finding.has_failed]
-        summary = policy_summary(policy)
-        click.echo(json.dumps({"ok": not failed, **summary, "warnings": warnings, "failed": failed}, indent=2))
+        said = {"warnings": warnings, "failed": failed, **({"unchecked": unchecked} if no_secrets else {})}
+        click.echo(json.dumps({"ok": not failed, **policy_summary(policy), **said}, indent=2))
     else:
         _print_summary(policy)
     for finding in found:
         click.echo(f"{'error' if finding.has_failed else 'warning'}: {finding.text}", err=True)
+    for text in unchecked:
+        click.echo(f"not checked: {text}", err=True)
     if failed:
         raise SystemExit(1)
 
@@ -77,7 +104,7 @@ def policy_summary(policy: Policy) -> dict[str, Any]:
     """Return the policy as plain values, for JSON; keys only by name."""
     return {
         "source": policy.source,
-        "hash": policy.short_hash,
+        "hash": policy.short_hash if not policy.unchecked else None,
         "mode": policy.mode.value,
         "listen": [str(listener) for listener in policy.listen],
         "admin": policy.admin.address if policy.admin else None,
@@ -173,7 +200,8 @@ def _own_listeners_text(policy: Policy) -> str:
 
 def _print_summary(policy: Policy) -> None:
     summary = policy_summary(policy)
-    click.echo(f"policy    {policy.source}, mode {policy.mode}, hash {policy.short_hash}")
+    known = policy.short_hash if not policy.unchecked else "unknown, since keys are not here"
+    click.echo(f"policy    {policy.source}, mode {policy.mode}, hash {known}")
     click.echo(f"listen    {', '.join(summary['listen'])}; {_own_listeners_text(policy)}")
     click.echo(f"clients   {_clients_text(policy)}")
     click.echo(f"reaches   {_reached(policy.destinations)}{_route_text(policy)}")

@@ -36,10 +36,17 @@ policy_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
-def load_or_exit(option: str | None, *, as_json: bool) -> Policy:
+def load_or_exit(
+    option: str | None, *, as_json: bool, is_without_secrets: bool = False, secrets: SecretVariables | None = None
+) -> Policy:
     """Load the policy; if it is wrong, print all its errors and exit with status 2."""
     try:
-        return load_policy(find_policy(option, os.environ), os.environ, secrets=SecretVariables())
+        return load_policy(
+            find_policy(option, os.environ),
+            os.environ,
+            secrets=secrets or SecretVariables(),
+            is_without_secrets=is_without_secrets,
+        )
     except PolicyErrors as refused:
         _refuse(refused, as_json=as_json)
 

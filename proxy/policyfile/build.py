@@ -26,7 +26,7 @@ from cryptography import x509
 from proxy.core.certificates.bundles import BadBundle, Bundle, read_bundle
 from proxy.core.fields.entries import FieldEntry, Signed, When
 from proxy.core.jose.keymaterial import SecretBytes
-from proxy.core.jose.keys import BadKey, Key, KeySet, load_key
+from proxy.core.jose.keys import KeySet
 from proxy.core.pinfiles import pin_of_pem
 from proxy.core.pins import Pin, PinSet
 from proxy.core.rules.policy import (
@@ -43,15 +43,13 @@ from proxy.core.rules.policy import (
 )
 from proxy.core.who.addresses import address_set
 from proxy.core.who.clients import ClientRules, PasswordHash, User, parse_password_hash
-from proxy.disk.keyfiles import KeyFileError, read_key_file
 from proxy.disk.reading import MAX_ROOTS_BYTES, read_regular
+from proxy.policyfile.keysets import KeyReader, variable_name
 from proxy.policyfile.model import (
     SYSTEM_ROOTS,
     ClientsSection,
     DecryptEntry,
     EncryptEntry,
-    KeyEntry,
-    KeySetSection,
     LimitsSection,
     PinsSection,
     PolicyFile,
@@ -64,7 +62,7 @@ from proxy.policyfile.model import (
 from proxy.policyfile.nearby import unreadable
 from proxy.policyfile.usable import usable_part
 from proxy.policyfile.values import KeySource, PinFile
-from proxy.policyfile.yamltext import Document, Problem, Steps, shown
+from proxy.policyfile.yamltext import Document, Problem, Steps, path_text, shown
 
 _MAX_PIN_FILE_BYTES = 64 * 1024
 _MAX_PASSWORD_BYTES = 1024
@@ -101,7 +99,9 @@ class Builder:
         files: the files that were read.
     """
 
-    def __init__(self, document: Document, folder: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, document: Document, folder: Path, env: Mapping[str, str], *, is_without_secrets: bool = False
+    ) -> None:
         self.problems: list[Problem] = []
         self.remarks: list[str] = []
         self.files: list[Path] = []
@@ -111,11 +111,13 @@ class Builder:
         self._usable = usable_part(document.data)
         self._folder = folder
         self._env = env
+        self._keys = KeyReader(folder, env, is_without_secrets, self._problem, self.note, self.files)
 
     def build(self) -> Policy:
         """Return the policy; it is valid only if neither the model nor this step has found an error."""
         file = self._usable.file
-        keys = self._key_sets(file.keys)
+        opening = {entry.key for rule in file.rules or () for entry in rule.response or ()}
+        keys = self._keys.key_sets(file.keys, self._usable, opening)
         self._check_response_seconds(file)
         defaults = Defaults(file.defaults.plain_http, file.defaults.https)
         return Policy(
@@ -141,6 +143,7 @@ class Builder:
             rules=self._rules(file.rules or (), keys, defaults),
             files=tuple(self.files),
             remarks=tuple(self.remarks),
+            unchecked=tuple(self._keys.unchecked),
             content=self._content.digest(),
             secrets=self._secrets.digest(),
         )
@@ -175,13 +178,18 @@ class Builder:
         mark = self._document.mark(steps)
         self.problems.append(Problem(steps, mark.line, mark.column, message))
 
-    def _file(self, steps: Steps, name: str, limit: int, *, is_guessable: bool = False) -> bytes | None:
+    def _file(
+        self, steps: Steps, name: str, limit: int, *, is_guessable: bool = False, is_secret: bool = False
+    ) -> bytes | None:
         path = self._folder / name
         self.files.append(path)
         try:
             content, _ = read_regular(path, limit)
         except OSError as error:
-            self._problem(steps, unreadable(path, error))
+            if is_secret and self._keys.is_without_secrets and isinstance(error, FileNotFoundError):
+                self._keys.unchecked.append(f"{path_text(steps)}: there is no {path}")
+            else:
+                self._problem(steps, unreadable(path, error))
             return None
         if len(content) > limit:
             self._problem(steps, f"{path} has more than {limit} bytes")
@@ -269,12 +277,17 @@ class Builder:
     def _secret_text(self, steps: Steps, source: KeySource, *, is_guessable: bool = False) -> str | None:
         """Return one line of text from outside the policy file; None if it cannot be read."""
         if source.file is not None:
-            content = self._file((*steps, "file"), source.file, _MAX_PASSWORD_BYTES, is_guessable=is_guessable)
+            at: Steps = (*steps, "file")
+            content = self._file(at, source.file, _MAX_PASSWORD_BYTES, is_guessable=is_guessable, is_secret=True)
             return None if content is None else content.decode("utf-8", "replace").strip()
         if source.env in self._env:
             self.note(os.fsencode(self._env[source.env or ""]), is_guessable=is_guessable)
             return self._env[source.env or ""].strip()
-        self._problem((*steps, "env"), f"the environment variable {_variable(source.env or '')} is not set")
+        what = f"the environment variable {variable_name(source.env or '')} is not set"
+        if self._keys.is_without_secrets:
+            self._keys.unchecked.append(f"{path_text((*steps, 'env'))}: {what}")
+        else:
+            self._problem((*steps, "env"), what)
         return None
 
     def _password(self, steps: Steps, entry: PasswordHash | KeySource) -> PasswordHash | None:
@@ -288,57 +301,6 @@ class Builder:
         except ValueError as error:
             self._problem(steps, str(error))
             return None
-
-    # Keys
-
-    def _key_sets(self, sections: Mapping[str, KeySetSection]) -> dict[str, KeySet | None]:
-        """Return the key sets by name; None for one that is wrong, so that its name is known all the same."""
-        known = {str(steps[1]): None for steps in self._usable.wrong if steps[:1] == ("keys",) and len(steps) == 2}
-        built = {name: self._key_set(name, section) for name, section in sections.items()}
-        whole = {name: None if self._usable.is_about_wrong(("keys", name)) else each for name, each in built.items()}
-        return {**known, **whole}
-
-    def _key_set(self, name: str, section: KeySetSection) -> KeySet | None:
-        steps: Steps = ("keys", name)
-        listed: list[tuple[Steps, KeyEntry]] = [((*steps, "primary"), section.primary)]
-        older = self._usable.numbered((*steps, "older"), section.older or ())
-        listed += [((*steps, "older", index), entry) for index, entry in older]
-        keys: list[Key] = []
-        complete = True
-        for at, entry in listed:
-            key = self._key(at, entry, section)
-            if key is None:
-                complete = False
-            elif any(key.kid == other.kid for other in keys):
-                self._problem(
-                    (*at, "kid") if entry.kid else at,
-                    f"the kid {shown(key.kid)} stands twice in key set {name}; each key needs its own",
-                )
-                complete = False
-            else:
-                keys.append(key)
-        return KeySet(name, section.alg, keys[0], tuple(keys[1:]), section.bind) if complete else None
-
-    def _key(self, steps: Steps, entry: KeyEntry, section: KeySetSection) -> Key | None:
-        file = entry.file or (entry.key.file if entry.key else None)
-        at: Steps = (*steps, "file") if entry.file else (*steps, "key")
-        try:
-            if file is not None:
-                self.files.append(self._folder / file)
-                data = read_key_file(self._folder / file, unsafe_permissions=section.unsafe_key_permissions)
-            else:
-                variable = (entry.key.env if entry.key else None) or ""
-                if variable not in self._env:
-                    self._problem(at, f"the environment variable {_variable(variable)} is not set")
-                    return None
-                data = self._env[variable].encode("utf-8", errors="surrogateescape")
-            self.note(data)
-            return load_key(data, alg=section.alg, kid=entry.kid, not_after=entry.not_after)
-        except OSError as error:
-            self._problem(at, unreadable(self._folder / (file or ""), error))
-        except (KeyFileError, BadKey) as error:
-            self._problem(at, str(error))
-        return None
 
     # Rules
 
@@ -483,11 +445,6 @@ class Builder:
             signed = entry.signed if isinstance(entry, EncryptEntry) else Signed.DENY
             fields.append(FieldEntry(tuple(selectors), key_set, _when(entry.when), signed))
         return tuple(fields)
-
-
-def _variable(name: str) -> str:
-    """Return a variable's name for a message, unless it may be a secret that was pasted there."""
-    return name if len(name) <= 40 and name.isupper() else "named here"
 
 
 def _when(section: WhenSection | None) -> When:

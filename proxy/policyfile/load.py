@@ -140,6 +140,8 @@ def load_policy(
     env: Mapping[str, str],
     overrides: Mapping[str, str] | None = None,
     secrets: Mapping[str, str] | None = None,
+    *,
+    is_without_secrets: bool = False,
 ) -> Policy:
     """Read a policy file, and every key and pin file that it names.
 
@@ -149,6 +151,8 @@ def load_policy(
             means, unless `secrets` is given.
         overrides: the values of `OVERRIDES` from the command line, which win over the environment.
         secrets: the variables that `{env: NAME}` means, by name; see `proxy.processes.secrecy`.
+        is_without_secrets: whether keys, passwords and credentials that are not there are no error; the policy says
+            which (`unchecked`), and must not be served.
 
     Returns:
         The complete policy.
@@ -163,7 +167,12 @@ def load_policy(
     policy: Policy | None = None
     if document.data is not UNUSABLE:
         problems += _model_problems(document)
-        builder = Builder(document, path.parent if path else Path(), env if secrets is None else secrets)
+        builder = Builder(
+            document,
+            path.parent if path else Path(),
+            env if secrets is None else secrets,
+            is_without_secrets=is_without_secrets,
+        )
         builder.note(text)
         builder.files += [path] if path else []
         policy = replace(builder.build(), source=str(path) if path else "built-in")

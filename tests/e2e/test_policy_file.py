@@ -151,7 +151,7 @@ class TestBadPolicies:
             assert done.returncode == 2
             assert "nowhere.yaml: the policy cannot be read" in done.stderr
 
-    @pytest.mark.parametrize("command", [("serve",), ("check",), ("explain", "http://api.example")], ids=" ".join)
+    @pytest.mark.parametrize("command", [("serve",), ("explain", "http://api.example")], ids=" ".join)
     def test_a_policy_that_is_named_without_its_option_is_told_of_it(
         self, tmp_path: Path, command: tuple[str, ...]
     ) -> None:

@@ -274,6 +274,8 @@ class Policy:
         source: the file's name, or `built-in`.
         files: the names of all files that were read for it, its own first.
         remarks: what in its files is no error but needs attention.
+        unchecked: what was not there and was not checked, if it was read where secrets are not; such a policy is never
+            served.
         content: SHA-256 over its text and all files that it names, without secrets that people may have chosen.
         secrets: SHA-256 over those secrets; never shown, since people choose guessable ones.
     """
@@ -301,6 +303,7 @@ class Policy:
     source: str = "built-in"
     files: tuple[Path, ...] = ()
     remarks: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
     content: bytes = field(default=b"", repr=False)
     secrets: bytes = field(default=b"", repr=False)
     _by_host: dict[str, list[tuple[int, HostPattern]]] = field(init=False, repr=False)
