@@ -259,6 +259,7 @@ async def _serve_alone(
     if until_eof:
         asyncio.get_running_loop().remove_reader(0)
     is_ready = False
+    engine.part()
     log_leaving(engine.policy)
     await asyncio.sleep(engine.policy.drain_wait)
     cut = await engine.drain()

@@ -186,6 +186,7 @@ class Engine:
         self.connections: set[OpenConnection] = set()
         found = functools.cache(metrics.pool.labels)  # it always returns the same object for the same label
         self.pool = Pool(self.loop, lambda result: found(result).inc())
+        self.is_parting = False  # told to end; new connections are still taken, for `drain_wait`
         self.is_draining = False
         self._count_cuts = metrics.drain_cuts.inc
         self._nobody_left = asyncio.Event()
@@ -251,6 +252,16 @@ class Engine:
         """Tell whether a client connection is to be closed as soon as no request is under way on it."""
         return self.is_draining or (session.connect is not None and session.connect.policy is not self.policy)
 
+    def is_last_response(self, session: Session) -> bool:
+        """Tell whether a response that begins now is the last one on its connection, where HTTP/1 is spoken."""
+        return self.is_parting or (session.connect is not None and session.connect.policy is not self.policy)
+
+    def part(self) -> None:
+        """Say with each response from now on that its connection ends (RFC 9112, section 9.6), so that apps have left
+        when the drain begins, and no request crosses with the end of an idle connection. Others may still come.
+        """
+        self.is_parting = True
+
     def admit(self, session: Session) -> None:
         """Admit a client connection that has just been opened.
 
@@ -309,7 +320,7 @@ class Engine:
             The number of requests and tunnels that were cut off.
         """
         seconds = self.policy.drain_timeout
-        self.is_draining = True
+        self.is_parting = self.is_draining = True
         for door in self._doors:
             door.close()
         for connection in list(self.connections):

@@ -27,7 +27,7 @@ from proxy.engine.tls import NoRoots
 from proxy.processes.admin import AdminSockets
 from proxy.processes.decisionlines import LineWriter
 from proxy.processes.supervisor import CANNOT_START, Seat, Shared
-from proxy.processes.wires import DRAIN, REOPEN, SERVES, TAKEN, receive, send, unpack
+from proxy.processes.wires import DRAIN, PART, REOPEN, SERVES, TAKEN, receive, send, unpack
 
 logger = logging.getLogger("overcoat")
 
@@ -102,6 +102,9 @@ class _Worker:
             message = receive(self._seat.wire)
             if message == REOPEN:
                 self._lines.reopen()
+                return
+            if message == PART:
+                self._engine.part()
                 return
             if message is not None and message != DRAIN:
                 policy = unpack(message)

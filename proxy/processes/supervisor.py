@@ -390,6 +390,7 @@ class Supervisor:
     def _leave(self) -> None:
         self._is_leaving = True
         self._draining_time = time.monotonic() + self._policy.drain_wait
+        self._tell_workers(wires.PART)
         log_leaving(self._policy)
 
     def _drain(self) -> None:

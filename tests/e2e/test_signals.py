@@ -169,6 +169,26 @@ def test_a_drain_wait_goes_on_taking_connections_while_it_is_not_ready(tmp_path:
 
 
 @COUNTS
+def test_during_a_drain_wait_each_response_is_the_last_on_its_connection(tmp_path: Path, count: int) -> None:
+    """RFC 9112, section 9.6. So whoever is told to go elsewhere has left before connections are closed."""
+    policy = f"{ALLOW}\nworkers: {count}\ndrain_wait: 3"
+    with PlainUpstream() as upstream, Sidecar(policy, tmp_path) as sidecar, RawClient(sidecar.address) as client:
+
+        def is_told_to_leave() -> bool:
+            client.send(get(upstream.url()))
+            response = client.read_response()
+            assert response.status == 200
+            return "close" in response.headers.tokens("Connection")
+
+        assert not is_told_to_leave()
+        sidecar.signal(signal.SIGTERM)
+        wait_until(is_told_to_leave, "a response says that the connection ends")
+        assert client.read_to_end() == b""
+        assert takes_connections(sidecar)
+        assert sidecar.wait() == 0
+
+
+@COUNTS
 def test_what_is_cut_off_at_the_end_is_answered_said_counted_and_makes_the_status(
     slow: SlowUpstream, tmp_path: Path, count: int
 ) -> None:

@@ -345,7 +345,7 @@ class Conversation:
         if head.status in (101, 204):
             fields = without_framing(fields)
         has_body = self._has_body(head.status)
-        if (head.body == UNTIL_CLOSE and has_body) or self.house.is_leaving(self.app.session):
+        if (head.body == UNTIL_CLOSE and has_body) or self.house.is_last_response(self.app.session):
             self.stream.last()
         is_whole = self.state is not _STREAMING
         if self._expects and not is_whole and not self._size:
@@ -541,7 +541,7 @@ class Conversation:
         may_send_on = self._expects and after is _DISCARDING
         if may_send_on:
             self.stream.last()  # the app may or may not send its body now (RFC 9110, section 10.1.1)
-        if self.house.is_leaving(self.app.session):
+        if self.house.is_last_response(self.app.session):
             self.stream.last()
         body = b"" if self.head.method == b"HEAD" else response.data.content or b""
         self.stream.answer(response, body)

@@ -95,6 +95,9 @@ class House(Protocol):
     def is_leaving(self, session: Session) -> bool:
         """Tell whether a connection is to be closed as soon as no request is under way on it."""
 
+    def is_last_response(self, session: Session) -> bool:
+        """Tell whether a response that begins now is the last one on its connection, where HTTP/1 is spoken."""
+
     def write_denied(self, exchange: Exchange, status: int | None) -> None:
         """Write the decision line of something that was no request, so that no addon has seen it.
 

@@ -43,7 +43,7 @@ class World:
     def __init__(self, state: State) -> None:
         self.hooks: list[str] = []
         dispatch = SimpleNamespace(call=lambda hook, _: self.hooks.append(hook))
-        house: Any = Told(dispatch=dispatch, sessions=Told(), is_leaving=lambda _: False)
+        house: Any = Told(dispatch=dispatch, sessions=Told(), is_last_response=lambda _: False)
         app: Any = Told(house=house, client=tflow.tclient_conn(), session=SimpleNamespace())
         self.stream: Any = Told(app=app, is_congested=False, is_last=False, clock=Told())
         self.upstream: Any = Told(
