@@ -446,7 +446,7 @@ class PolicyFile(Section):
         ge=0,
         le=3600,
         description="Seconds for which the sidecar, told to end, goes on taking connections while `/ready` says 503: "
-        "until those who send to it have noticed.",
+        "until those who send to it have noticed. Each response of HTTP/1 is then the last on its connection.",
     )
     drain_timeout: int = Field(
         default=_BUILT_IN.drain_timeout,
