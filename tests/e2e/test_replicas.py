@@ -85,7 +85,9 @@ class Replica:
         """
 
     def start(self) -> None:
-        self.running = Sidecar(self.policy(f"https_port: {self.upstream.port}"), self.folder, authority=self.authority, hosts=HOSTS)
+        self.running = Sidecar(
+            self.policy(f"https_port: {self.upstream.port}"), self.folder, authority=self.authority, hosts=HOSTS
+        )
         self.running.start()
 
     def stop(self) -> None:
