@@ -5,7 +5,7 @@ house".
 Offers:
 
 - `cli`: main; the command, for the launcher
-- `health`: NotReady, Sign, address_text, check, data_folder, main; whether a running sidecar is ready
+- `health`: NotReady, Sign, address_text, check, data_folder, listeners, main; whether a running sidecar is ready
 - `log`: describe, say_all_in_one_form; how messages and errors are written to stderr
 - `timelimits`: ACCEPT_AGAIN_SECONDS, ADMIN_CHECK_SECONDS, ADMIN_SOCKET_SECONDS, CA_SECONDS, CLOCK_SLACK_SECONDS,
   DEMO_CERTIFICATE_SECONDS, DEMO_SECONDS, DEMO_SOCKET_SECONDS, DRAIN_SPARE_SECONDS, FLUSH_SECONDS, FRESH_SECONDS,

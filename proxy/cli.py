@@ -19,6 +19,7 @@ _COMMANDS = {
         "proxy.commands.run",
         "Run a program with a sidecar of its own, for as long as the program runs.",
     ),
+    "env": ("proxy.commands.env", "Print what makes programs use and trust a running sidecar."),
     "check": ("proxy.commands.policy", "Check the policy; say what it does, or everything that is wrong with it."),
     "explain": ("proxy.commands.explain", "Say what would happen to a request for a URL, and why."),
     "suggest": ("proxy.commands.suggest", "Write a policy for what decision lines show."),

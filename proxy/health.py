@@ -23,7 +23,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from proxy import timelimits
 
@@ -60,7 +60,9 @@ def address_text(host: str, port: int) -> str:
 class Sign:
     """The sign that a sidecar serves. It exists from its creation until it is taken away or the process ends."""
 
-    def __init__(self, folder: str, address: str, policy: str | None, variable: str | None = None) -> None:
+    def __init__(
+        self, folder: str, address: str, policy: str | None, variable: str | None = None, listen: Sequence[str] = ()
+    ) -> None:
         """Leave the sign, and remove those of dead sidecars.
 
         Args:
@@ -69,6 +71,7 @@ class Sign:
             policy: the policy file's path; None for the built-in policy.
             variable: `OVERCOAT_POLICY` in the sidecar's environment: a check from there means this sidecar, whatever
                 its flags say.
+            listen: where apps may use it as their proxy, each `HOST:PORT`.
 
         Raises:
             OSError: it cannot be written.
@@ -84,7 +87,7 @@ class Sign:
         try:
             names = (_policy_text(policy), _policy_text(variable))
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.write(self._descriptor, os.fsencode("\n".join((address, _network(), *names, ""))))
+            os.write(self._descriptor, os.fsencode("\n".join((address, _network(), *names, " ".join(listen), ""))))
             os.rename(made, self.path)
         except OSError:
             os.close(self._descriptor)
@@ -127,16 +130,8 @@ def _found(env: Mapping[str, str], policy: str | None) -> Iterator[str]:
         folder = os.path.join(data_folder(env), FOLDER)
     except RuntimeError as e:
         raise NotReady(str(e)) from None
-    option, policy = policy, policy or env.get("OVERCOAT_POLICY")
     count = 0
-    for path in _files(folder):
-        text = _sign_of_the_living(path)
-        if text is None:
-            continue
-        address, network, *its_names = text
-        meant_by = its_names if option is None else its_names[:1]
-        if network != _network() or (policy is not None and _policy_text(policy) not in meant_by):
-            continue
+    for address, _ in _signs(folder, env, policy):
         count += 1
         if not address:
             raise NotReady("the policy has neither probes nor an admin listener to ask")
@@ -146,11 +141,42 @@ def _found(env: Mapping[str, str], policy: str | None) -> Iterator[str]:
         count = 1
         yield told[0]
     if not count:
-        of = f" of {policy}" if policy is not None else ""
+        named = policy or env.get("OVERCOAT_POLICY")
+        of = f" of {named}" if named is not None else ""
         raise NotReady(
             f"no sidecar{of} has left its sign in {folder}: it is not up yet, or runs elsewhere or as somebody else "
             "(then name its address: --address HOST:PORT)"
         )
+
+
+def listeners(env: Mapping[str, str], policy: str | None = None) -> list[str]:
+    """Return where each living sidecar that is meant may be used as a proxy: its first such address, `HOST:PORT`.
+
+    Args:
+        env: as for `check`.
+        policy: as for `check`.
+
+    Raises:
+        NotReady: the data directory cannot be found or read.
+    """
+    try:
+        folder = os.path.join(data_folder(env), FOLDER)
+    except RuntimeError as e:
+        raise NotReady(str(e)) from None
+    return [listen.split(" ")[0] for _, listen in _signs(folder, env, policy) if listen]
+
+
+def _signs(folder: str, env: Mapping[str, str], policy: str | None) -> Iterator[tuple[str, str]]:
+    """Yield the address to ask, and where it listens, of each living sidecar that is meant."""
+    option, policy = policy, policy or env.get("OVERCOAT_POLICY")
+    for path in _files(folder):
+        text = _sign_of_the_living(path)
+        if text is None:
+            continue
+        address, network, *its_names, listen = text
+        meant_by = its_names if option is None else its_names[:1]
+        if network == _network() and (policy is None or _policy_text(policy) in meant_by):
+            yield address, listen
 
 
 def _files(folder: str) -> list[str]:
@@ -164,7 +190,9 @@ def _files(folder: str) -> list[str]:
 
 
 def _sign_of_the_living(path: str) -> list[str] | None:
-    """Return the address, the network and both policy names in a sign that is locked; None for any other file."""
+    """Return what a sign says that is locked: the address to ask, the network, both policy names, and where it listens;
+    None for any other file.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -173,7 +201,7 @@ def _sign_of_the_living(path: str) -> list[str] | None:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         fields = os.fsdecode(os.read(descriptor, MAX_BYTES)).split("\n")
-        return fields[:4] if len(fields) == 5 else None
+        return fields[:5] if len(fields) == 6 else None
     finally:
         os.close(descriptor)
     return None

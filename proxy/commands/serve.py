@@ -380,6 +380,7 @@ def _announce(
     """Tell people, programs and `overcoat healthcheck` that the sidecar serves; the check only if its sign can be taken
     away again.
     """
+    from proxy.core.rules.policy import ListenerKind
     from proxy.policyfile.findings import findings, log_findings
 
     listen = ["{}:{}".format(*each.socket.getsockname()[:2]) for each in bound]
@@ -394,7 +395,13 @@ def _announce(
     try:
         if closing is not None:
             policy_file = None if policy.source == "built-in" else policy.source
-            sign = Sign(data_folder(os.environ), probes or admin or "", policy_file, os.environ.get("OVERCOAT_POLICY"))
+            ways = [
+                address_text(*each.socket.getsockname()[:2])
+                for each in bound
+                if each.listener.kind is ListenerKind.FORWARD
+            ]
+            asked, variable = probes or admin or "", os.environ.get("OVERCOAT_POLICY")
+            sign = Sign(data_folder(os.environ), asked, policy_file, variable, ways)
             closing.callback(sign.take_away)
     except OSError as e:
         told = "unless OVERCOAT_PROBES or OVERCOAT_ADMIN says where it is"

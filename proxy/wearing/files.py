@@ -18,6 +18,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, pkcs12
 
+from proxy.core.certificates.bundles import read_bundle
 from proxy.disk.publishing import PublishingError, publish_ca, write_public
 from proxy.wearing.variables import (
     APT,
@@ -45,7 +46,8 @@ def write_files(folder: Path, authority: bytes, roots: Iterable[bytes]) -> None:
     Raises:
         PublishingError: the folder cannot be made or written.
     """
-    roots = tuple(roots)
+    own = read_bundle(authority).certificates[0]
+    roots = [root for root in dict.fromkeys(roots) if root != own]  # a variable of the user's may name our bundle
     publish_ca(folder, authority, roots)
     named = folder.absolute()
     try:

@@ -10,6 +10,7 @@ Rules of this module:
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 from proxy.core.certificates.bundles import BadBundle, read_bundle
 from proxy.disk.publishing import bundle, write_public
 from proxy.disk.reading import MAX_ROOTS_BYTES, read_regular
-from proxy.wearing.variables import ADDING, APT, BUNDLE, CA, REPLACING, WGETRC, wgetrc
+from proxy.wearing.variables import ADDING, APT, BUNDLE, CA, REPLACING, wgetrc
 
 _MAX_SETTINGS = 1024 * 1024  # bytes of a .wgetrc or apt.conf
 
@@ -42,16 +43,17 @@ def write_own(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
     """
     authority = (folder / CA).read_bytes()
     own: dict[str, str] = {}
-    made: dict[str, str] = {}
     for name in (*ADDING, *REPLACING):
         source = env.get(name, "")
-        if not source or Path(source).parent == folder:
-            continue  # there is none, or ours is named already
-        if source not in made:
-            path = folder / f"ca-own-{len(made) + 1}.pem"
+        if not source:
+            continue
+        if Path(source).parent == folder:  # ours, from before
+            own[name] = source
+            continue
+        path = folder / f"ca-own-{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}.pem"
+        if str(path) not in own.values():
             write_public(path, bundle(authority, _certificates(name, source)))
-            made[source] = str(path)
-        own[name] = made[source]
+        own[name] = str(path)
     if "SSL_CERT_FILE" in own:
         own["SSL_CERT_FILE"] = str(folder / BUNDLE)  # the sidecar has read it, and put it into the bundle
     own |= _own_settings(folder, env)
@@ -80,12 +82,16 @@ def _own_settings(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
     own: dict[str, str] = {}
     named = env.get("WGETRC", "")
     rc = Path(named) if named else Path(env.get("HOME", "")) / ".wgetrc"
-    if rc != folder / WGETRC and rc.is_absolute() and rc.is_file() and rc.parent != folder:
+    if rc.parent == folder:  # ours, from before
+        own["WGETRC"] = str(rc)
+    elif rc.is_absolute() and rc.is_file():
         before = _settings("WGETRC", rc)
         own["WGETRC"] = str(folder / "wgetrc-own")
         _write_private(folder / "wgetrc-own", before.rstrip(b"\n") + b"\n" + wgetrc(str(folder)))
     conf = env.get("APT_CONFIG", "")
-    if conf and Path(conf).parent != folder:
+    if Path(conf).parent == folder:
+        own["APT_CONFIG"] = conf
+    elif conf:
         own["APT_CONFIG"] = str(folder / "apt-own.conf")
         _write_private(folder / "apt-own.conf", _settings("APT_CONFIG", Path(conf)) + (folder / APT).read_bytes())
     return own

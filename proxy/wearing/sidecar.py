@@ -11,6 +11,7 @@ Rules of this module:
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -54,6 +55,7 @@ class Sidecar:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},  # CMD's to answer
         )
         self.pid = self._process.pid
         self.secrets: tuple[str, ...] = ()

@@ -83,13 +83,23 @@ def test_the_file_of_the_whole_system_is_in_the_bundle_already(folder: Path, tmp
     assert write_own(folder, {"SSL_CERT_FILE": str(theirs)}) == {"SSL_CERT_FILE": f"{folder}/ca-bundle.pem"}
 
 
-def test_ours_is_no_file_of_the_users(folder: Path) -> None:
+def test_ours_of_before_stays_as_it_is(folder: Path) -> None:
     env = {
         "CURL_CA_BUNDLE": f"{folder}/ca-bundle.pem",
         "WGETRC": f"{folder}/wgetrc",
         "APT_CONFIG": f"{folder}/apt.conf",
     }
-    assert write_own(folder, env) == {}
+    assert write_own(folder, env) == env
+
+
+def test_a_second_time_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / ".wgetrc").write_text("password = secret")
+    env = {"HOME": str(tmp_path), "CURL_CA_BUNDLE": str(CORPORATE.write_pem(tmp_path / "c.pem"))}
+    once = write_own(folder, env)
+    assert write_own(folder, env | once) == once
+    roots = read_bundle((folder / "ca-bundle.pem").read_bytes()).certificates
+    write_files(folder, OURS.pem, roots)
+    assert read_bundle((folder / "ca-bundle.pem").read_bytes()).certificates == roots
 
 
 def test_a_folder_of_certificates_is_read(folder: Path, tmp_path: Path) -> None:
