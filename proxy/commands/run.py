@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 )
 @click.option("--mode", type=click.Choice(["enforce", "observe"]), help="The mode instead of the policy's.")
 @click.option("--lines", metavar="FILE", help="Append decision lines to FILE; - is standard error.")
+@click.option("--private-roots", is_flag=True, help="Let CMD find the local CA among the system's roots, too (Linux).")
 @click.option("--wait", "for_all", is_flag=True, help="Wait for all that CMD has started, too (Linux).")
 @click.option("--json", "as_json", is_flag=True, help="Say at the end as JSON what was done.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing at the end.")
@@ -40,6 +41,7 @@ def run(
     policy_path: str | None,
     mode: str | None,
     lines: str | None,
+    private_roots: bool,
     for_all: bool,
     as_json: bool,
     quiet: bool,
@@ -51,9 +53,13 @@ def run(
     exit status are as without. At the end standard error says what was done. The exit status is CMD's, or 128 and the
     signal's number; 127 if there is no CMD, 126 if it cannot be run, 2 for a wrong policy, 1 if the sidecar fails.
 
+    --private-roots is for programs that read no variable (Dart and Flutter, for one): CMD sees the local CA among the
+    system's roots, and nobody else does.
+
     Example: overcoat run -p overcoat.yaml -- curl http://api.pay.example/v1/charges
     """
     from proxy.wearing.program import CannotRun, end_like, find
+    from proxy.wearing.variables import BUNDLE
 
     try:
         path = find(command[0])
@@ -62,7 +68,17 @@ def run(
             folder = closing.enter_context(_public_folder())
             arguments = [] if policy_path is None else ["--policy", policy_path]
             arguments += [] if mode is None else ["--mode", mode]
-            status = _run(path, command, folder, arguments, sink, for_all=for_all, as_json=as_json, quiet=quiet)
+            status = _run(
+                path,
+                command,
+                folder,
+                arguments,
+                sink,
+                roots=str(folder / BUNDLE) if private_roots else None,
+                for_all=for_all,
+                as_json=as_json,
+                quiet=quiet,
+            )
     except CannotRun as e:
         raise Failed(str(e), e.status) from None
     end_like(status)
@@ -75,6 +91,7 @@ def _run(
     arguments: Sequence[str],
     sink: IO[str] | None,
     *,
+    roots: str | None,
     for_all: bool,
     as_json: bool,
     quiet: bool,
@@ -103,7 +120,7 @@ def _run(
         if address is None:
             return -(signals.asks_to_end() or 0)
         environment = _environment(f"http://{address}", folder, sidecar.secrets)
-        program = Program(path, command, environment, signals)
+        program = Program(path, command, environment, signals, roots)
         watch = Watch(lambda: [pid for pid in children_of(os.getpid()) if pid != sidecar.pid])
         guard = _Guard(sidecar, command[0])
         status = program.wait(sidecar.pid, guard.look, for_all=for_all)

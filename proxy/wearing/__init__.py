@@ -10,5 +10,5 @@ Offers:
 - `seen`: Watch, children_of, name_of; connections that go past the sidecar
 - `sidecar`: Sidecar, SidecarFailed; a sidecar for one program
 - `tally`: Tally; adds up decision lines
-- `variables`: PROXIES, Coat, shell_text; the variables
+- `variables`: BUNDLE, PROXIES, Coat, shell_text; the variables
 """

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from proxy import timelimits
+from proxy.wearing import privateroots
 from proxy.wearing.seen import children_of
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as env, nice and every shell say it
@@ -126,7 +127,14 @@ class Program:
         pid: its process id.
     """
 
-    def __init__(self, path: str, command: Sequence[str], env: Mapping[str, str], signals: Signals) -> None:
+    def __init__(
+        self,
+        path: str,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        signals: Signals,
+        private_roots: str | None = None,
+    ) -> None:
         """Start it.
 
         Args:
@@ -134,6 +142,7 @@ class Program:
             command: its name and arguments.
             env: its variables.
             signals: this process's signals.
+            private_roots: the bundle that is to stand in the place of the system's roots, if one is.
 
         Raises:
             CannotRun: the system refuses it.
@@ -141,8 +150,24 @@ class Program:
         self._signals = signals
         self._terminal = Terminal()
         _adopt_what_is_left()
+        if private_roots is None:
+            self.pid = self._spawn(path, command, env)
+            return
+        reading, writing = os.pipe()
+        os.set_inheritable(writing, True)
+        wrapped = [sys.executable, "-I", "-S", privateroots.__file__, private_roots, str(writing), path, *command]
+        self.pid = self._spawn(sys.executable, wrapped, env)
+        os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            said = pipe.read()  # which ends when it has become the program, or has given up
+        if said:
+            os.waitpid(self.pid, 0)
+            raise CannotRun(said.decode(), 1)
+
+    def _spawn(self, path: str, command: Sequence[str], env: Mapping[str, str]) -> int:
+        mask = self._signals.before
         try:
-            self.pid = os.posix_spawn(path, list(command), env, setsigmask=signals.before, setsigdef=_RESET_BY_PYTHON)
+            return os.posix_spawn(path, list(command), env, setsigmask=mask, setsigdef=_RESET_BY_PYTHON)
         except OSError as e:
             raise CannotRun(f"{path} cannot be run: {(e.strerror or str(e)).lower()}", NOT_EXECUTABLE) from None
 

@@ -331,6 +331,110 @@ raise SystemExit(9)
         assert "APP_KEY" in done.stderr
 
 
+def can_have_private_roots() -> bool:
+    """Return whether the kernel allows them here."""
+    script = "from proxy.wearing.privateroots import enter; enter('/dev/null')"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
+
+
+READS_SYSTEMS_ROOTS = """
+import os, ssl, sys, urllib.request
+for name in [name for name in os.environ if "CERT" in name or "CA" in name]:
+    del os.environ[name]
+file = next(p for p in ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt") if os.path.exists(p))
+urllib.request.urlopen(sys.argv[1], context=ssl.create_default_context(cafile=file)).read()
+print(os.getuid(), os.path.getsize(file), flush=True)
+"""
+
+
+class TestPrivateRoots:
+    """A program that reads the system's file and no variable."""
+
+    @pytest.fixture(autouse=True)
+    def _possible(self) -> None:
+        if not can_have_private_roots():
+            pytest.skip("this kernel or container allows no mount namespace")
+
+    def ask(self, run: Runner, upstream: TlsUpstream, *options: str, user: int | None = None) -> Run:
+        run.write(f"rules: [{{name: seen, hosts: ['{HERE}:{upstream.port}'], https: inspect}}]")
+        url = f"https://{HERE}:{upstream.port}/v1"
+        return run(sys.executable, "-c", READS_SYSTEMS_ROOTS, url, options=["-q", *options])
+
+    def test_it_trusts_the_local_ca_and_nobody_else_does(self, run: Runner, tls_upstream: MakeTls) -> None:
+        upstream = tls_upstream(HERE, address=HERE)
+        before = Path("/etc/ssl/certs/ca-certificates.crt").read_bytes()
+        done = self.ask(run, upstream, "--private-roots")
+        assert (done.status, done.stdout.split()[0]) == (0, str(os.getuid())), done.stderr
+        assert int(done.stdout.split()[1]) > len(before)
+        assert Path("/etc/ssl/certs/ca-certificates.crt").read_bytes() == before
+        upstream.wait_for_requests(1)
+
+    def test_without_it_does_not(self, run: Runner, tls_upstream: MakeTls) -> None:
+        upstream = tls_upstream(HERE, address=HERE)
+        done = self.ask(run, upstream)
+        assert done.status == 1
+        assert "CERTIFICATE_VERIFY_FAILED" in done.stderr
+        upstream.assert_no_application_bytes()
+
+    def test_wget_of_gnutls_works_without_its_variable(self, run: Runner, tls_upstream: MakeTls) -> None:
+        wget = shutil.which("wget")
+        if (
+            wget is None
+            or "gnutls" not in subprocess.run([wget, "-V"], capture_output=True, text=True, check=True).stdout
+        ):
+            pytest.skip("there is no wget with GnuTLS here")
+        upstream = tls_upstream(HERE, address=HERE)
+        run.write(f"rules: [{{name: seen, hosts: ['{HERE}:{upstream.port}'], https: inspect}}]")
+        ask = f"unset WGETRC; wget -q -O - https://{HERE}:{upstream.port}/v1"
+        assert run("sh", "-c", ask, options=["-q"]).status == 5  # SSL verification failure
+        assert run("sh", "-c", ask, options=["-q", "--private-roots"]).status == 0
+
+    def test_whoever_is_not_root_gets_a_user_namespace(self, run: Runner, tls_upstream: MakeTls) -> None:
+        """Here a root that lacks the right to mount, which is what others lack."""
+        if shutil.which("setpriv") is None or os.getuid() != 0:
+            pytest.skip("taking rights away needs setpriv and root")
+        upstream = tls_upstream(HERE, address=HERE)
+        run.write(f"rules: [{{name: seen, hosts: ['{HERE}:{upstream.port}'], https: inspect}}]")
+        ask = [sys.executable, "-c", READS_SYSTEMS_ROOTS, f"https://{HERE}:{upstream.port}/v1"]
+        without = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
+        done = subprocess.run(
+            [*without, *run.command(["-q", "--private-roots"], ask)],
+            capture_output=True,
+            text=True,
+            env=run.environment({}),
+            timeout=DEADLINE,
+            check=False,
+        )
+        if "no mount namespace can be had" in done.stderr:
+            pytest.skip(done.stderr)
+        assert (done.returncode, done.stdout.split()[0]) == (0, "0"), done.stderr
+
+    def test_the_status_and_signals_are_the_programs_as_ever(self, run: Runner) -> None:
+        assert run("sh", "-c", "exit 7", options=["--private-roots"]).status == 7
+        assert run("sh", "-c", "kill -TERM $$", options=["--private-roots"]).status == 128 + signal.SIGTERM
+        script = "grep -E '^Sig(Blk|Ign)' /proc/self/status"
+        assert run("sh", "-c", script, options=["--private-roots"]).stdout == run("sh", "-c", script).stdout
+
+    def test_where_the_kernel_does_not_allow_it_nothing_is_run(self, run: Runner) -> None:
+        """A root without CAP_SYS_ADMIN, where no further user namespace may be made either."""
+        if shutil.which("setpriv") is None or os.getuid() != 0:
+            pytest.skip("taking rights away needs setpriv and root")
+        full = "echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --bounding-set -sys_admin "
+        drop = "--inh-caps -sys_admin " + shlex.join(run.command(["--private-roots"], ["sh", "-c", "echo begun"]))
+        done = subprocess.run(
+            ["unshare", "-U", "-r", "-m", "sh", "-c", full + drop],
+            capture_output=True,
+            text=True,
+            env=run.environment({}),
+            timeout=DEADLINE,
+            check=False,
+        )
+        if "max_user_namespaces" in done.stderr:
+            pytest.skip("the limit of user namespaces cannot be set here")
+        assert (done.returncode, done.stdout) == (1, ""), done.stderr
+        assert "no mount namespace can be had here" in done.stderr
+
+
 class TestEnds:
     """Whoever ends first."""
 
