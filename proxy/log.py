@@ -3,8 +3,8 @@
 
 Rules of this module:
 
-- On a terminal each message is a line for people; anywhere else it is one JSON object a line. So a program that
-  collects the lines never meets two forms.
+- On a terminal each message is a line for people; anywhere else it is one JSON object a line, unless something else is
+  asked for. So a program that collects the lines never meets two forms.
 - Whatever else would be written there takes the same form: warnings of libraries, and uncaught errors in any thread. An
   exception is logged with its type and where it was raised, never with its message, which may quote secrets.
 - A message that cannot be written stops nothing.
@@ -12,12 +12,17 @@ Rules of this module:
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
+import os
+import stat
 import sys
 import threading
 import traceback
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -26,17 +31,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger("overcoat")
 
 
-def say_all_in_one_form(stream: TextIO | None) -> None:
+def say_all_in_one_form(stream: TextIO | None, wanted: str | None = None, file: Path | None = None) -> None:
     """Start logging, and replace what Python would print by itself.
 
     Args:
         stream: standard error; None if it was closed before this process began.
+        wanted: `text` for people or `json` for programs; None for what fits the stream.
+        file: a file to append messages to instead.
+
+    Raises:
+        OSError: the file cannot be opened, or is no regular file.
     """
     logging.raiseExceptions = False
     handler: logging.Handler = logging.NullHandler()
-    if stream is not None:
+    is_for_people = wanted == "text"
+    if file is not None:
+        handler = LogFile(file)
+    elif stream is not None:
         handler = logging.StreamHandler(stream)
-        handler.setFormatter(ForPeople() if stream.isatty() else ForPrograms())
+        is_for_people = is_for_people or (wanted is None and stream.isatty())
+    handler.setFormatter(ForPeople() if is_for_people else ForPrograms())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
@@ -44,6 +58,45 @@ def say_all_in_one_form(stream: TextIO | None) -> None:
     sys.excepthook = _uncaught
     threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
     sys.unraisablehook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+class LogFile(logging.Handler):
+    """Appends messages to a file that only its owner may read. If another one has its name, or none, since logrotate
+    has renamed it, the next message goes to a new file of that name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._descriptor = self._open()
+
+    def _open(self) -> int:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # never waits for a pipe's reader
+        descriptor = os.open(self._path, flags, 0o600)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "it is no regular file", str(self._path))
+        return descriptor
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append a message in one write; one that cannot be written is lost."""
+        try:
+            self._follow()
+            os.write(self._descriptor, f"{self.format(record)}\n".encode("utf-8", "backslashreplace"))
+        except OSError:
+            self.handleError(record)
+
+    def _follow(self) -> None:
+        try:
+            there = os.stat(self._path)
+        except OSError:
+            there = None
+        here = os.fstat(self._descriptor)
+        if there is None or (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
+            with contextlib.suppress(OSError):  # then it goes on to the old file
+                opened = self._open()
+                os.close(self._descriptor)
+                self._descriptor = opened
 
 
 def _uncaught(kind: type[BaseException], error: BaseException | None, _trace: TracebackType | None) -> None:

@@ -27,6 +27,7 @@ from proxy.engine.descriptors import raise_limit, warn_of_limit
 from proxy.health import Sign, address_text, data_folder
 from proxy.log import say_all_in_one_form
 from proxy.processes.manager import tell_manager
+from proxy.processes.readable import form_for
 from proxy.processes.secrecy import SecretVariables
 from proxy.processes.signals import DRAIN, RELOAD, REOPEN, take_over_signals
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from proxy.core.rules.policy import Policy
     from proxy.engine.server import Bound, Engine
     from proxy.processes.admin import AdminSockets
+    from proxy.processes.readable import Form
     from proxy.processes.reload import Reader
     from proxy.processes.reminder import Reminder
 
@@ -82,6 +84,8 @@ def or_exit[T](load: Callable[[], T]) -> T:
     help="Write ca.pem and ca-bundle.pem there, for apps to trust; else $OVERCOAT_PUBLISH_CA.",
 )
 @click.option("--lines", type=click.Path(path_type=Path), metavar="FILE", help="Append decision lines to FILE.")
+@click.option("--log-file", type=click.Path(path_type=Path), metavar="FILE", help="Append everything else to FILE.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="For people or programs, wherever it goes.")
 @click.option("--watch/--no-watch", default=True, help="Read the policy again when a file of it changes (the default).")
 @click.option("--until-eof", is_flag=True, hidden=True)  # for `overcoat run`: one process, as long as its input is open
 def serve(
@@ -91,6 +95,8 @@ def serve(
     admin: str | None,
     mode: str | None,
     lines: Path | None,
+    log_file: Path | None,
+    log_format: str | None,
     probes: str | None,
     publish_ca: Path | None,
     watch: bool,
@@ -102,7 +108,7 @@ def serve(
     SIGHUP reads the policy file again, and so does a change of it or of a file that it names; one with errors changes
     nothing. SIGUSR1 opens the file of --lines again.
 
-    Decision lines (JSON) go to stdout, everything else to stderr.
+    Decision lines go to stdout, everything else to stderr: as text for people on a terminal, else as JSON.
 
     Example: overcoat serve -p overcoat.yaml
     """
@@ -123,7 +129,11 @@ def serve(
     versions: dict[Path, Version] = {}
     with noting_files(versions):
         policy = or_exit(load)
-    say_all_in_one_form(sys.stderr)
+    try:
+        say_all_in_one_form(sys.stderr, log_format, log_file)
+    except OSError as e:
+        raise fail(f"the log cannot be written to {log_file}: {(e.strerror or str(e)).lower()}") from None
+    form = form_for(sys.stdout if lines is None else None, log_format, os.environ)
     raise_limit()
     if secrets.taken:  # whoever started this process can keep them from others
         extra = {"facts": {"event": "secrets", "variables": secrets.taken}}
@@ -141,10 +151,10 @@ def serve(
             if signals.asks_to_drain:
                 status = 0
             elif count == 1:
-                alone = _serve_alone(policy, reader, closing, lines, until_eof=until_eof)
+                alone = _serve_alone(policy, reader, closing, lines, form=form, until_eof=until_eof)
                 status = int(asyncio.run(alone) > 0)
             else:
-                status = _serve_together(policy, reader, count, closing, lines)
+                status = _serve_together(policy, reader, count, closing, lines, form=form)
     except _CannotStart as e:
         logger.error("%s", e)
         status = 1
@@ -203,7 +213,13 @@ def _publish_ca(folder: Path) -> None:
 
 
 async def _serve_alone(
-    policy: Policy, reader: Reader, closing: contextlib.ExitStack, path: Path | None, *, until_eof: bool
+    policy: Policy,
+    reader: Reader,
+    closing: contextlib.ExitStack,
+    path: Path | None,
+    *,
+    form: Form | None,
+    until_eof: bool,
 ) -> int:
     """Serve in this process, with the admin listener in a thread; return how much was cut off at the end.
 
@@ -218,7 +234,7 @@ async def _serve_alone(
     from proxy.processes.reminder import Reminder
 
     metrics = Metrics(CollectorRegistry())
-    lines = LineWriter(path or sys.stdout, metrics.lines_lost.inc)
+    lines = LineWriter(path or sys.stdout, metrics.lines_lost.inc, form=form)
     metrics.expect(policy)
     is_ready = False
     engine, sockets = _prepare(policy, metrics, lines.write)
@@ -300,7 +316,13 @@ def _reload(engine: Engine, reader: Reader, metrics: Metrics, changed: Sequence[
 
 
 def _serve_together(
-    policy: Policy, reader: Reader, count: int, closing: contextlib.ExitStack, lines: Path | None
+    policy: Policy,
+    reader: Reader,
+    count: int,
+    closing: contextlib.ExitStack,
+    lines: Path | None,
+    *,
+    form: Form | None,
 ) -> int:
     """Serve with several worker processes; return the exit status."""
     from proxy.processes.metricsfiles import prepare_metrics
@@ -324,7 +346,7 @@ def _serve_together(
                 True,
                 str(number),
                 [each.socket for each in share],
-                partial(work, Equipment(authority, directory, guarded, share, lines)),
+                partial(work, Equipment(authority, directory, guarded, share, lines, form)),
             )
             for number, share in enumerate(shares)
         ]

@@ -9,6 +9,7 @@ Offers:
 - `decisionlines`: LineWriter, open_lines; writes decision lines
 - `manager`: tell_manager; tells systemd that the sidecar is ready, or drains
 - `metricsfiles`: prepare_metrics; where several workers keep their metrics
+- `readable`: Form, form_for; decision lines for people
 - `reload`: Reader, log_leaving, log_read; reads the policy again
 - `reminder`: Reminder; warns while a sidecar runs of what ends soon
 - `secrecy`: SecretVariables, keep_private; keeps memory and environment from other users

@@ -26,6 +26,7 @@ from proxy.engine.server import Bound, Engine
 from proxy.engine.tls import NoRoots
 from proxy.processes.admin import AdminSockets
 from proxy.processes.decisionlines import LineWriter
+from proxy.processes.readable import Form
 from proxy.processes.supervisor import CANNOT_START, Seat, Shared
 from proxy.processes.wires import DRAIN, PART, REOPEN, SERVES, TAKEN, receive, send, unpack
 
@@ -42,6 +43,7 @@ class Equipment:
         guarded: the addresses of the admin endpoint, which no app may reach.
         bound: the listening sockets.
         lines: the file for decision lines; None for standard output.
+        form: turns decision lines into lines for people; None for JSON.
     """
 
     authority: LocalCa
@@ -49,6 +51,7 @@ class Equipment:
     guarded: tuple[tuple[str, int], ...]
     bound: list[Bound]
     lines: Path | None
+    form: Form | None = None
 
 
 def work(equipment: Equipment, seat: Seat, policy: Policy) -> None:
@@ -79,7 +82,10 @@ class _Worker:
         loop = asyncio.get_running_loop()
         try:
             lines = self._lines = LineWriter(
-                equipment.lines or sys.stdout, self._metrics.lines_lost.inc, equipment.directory / "lines.lock"
+                equipment.lines or sys.stdout,
+                self._metrics.lines_lost.inc,
+                equipment.directory / "lines.lock",
+                equipment.form,
             )
             self._engine = Engine(policy, equipment.authority, self._metrics, lines.write)
         except (NoRoots, OSError) as e:

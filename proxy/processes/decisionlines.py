@@ -21,12 +21,13 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TextIO
 
 from proxy import timelimits
 from proxy.disk.reading import NotRegularError
+from proxy.processes.readable import Form
 
 logger = logging.getLogger("overcoat")
 
@@ -53,7 +54,11 @@ class LineWriter:
     """Writes decision lines to a stream or a file in the background, in order."""
 
     def __init__(
-        self, stream: TextIO | Path | None, count_lost: Callable[[int], object], lock: Path | None = None
+        self,
+        stream: TextIO | Path | None,
+        count_lost: Callable[[int], object],
+        lock: Path | None = None,
+        form: Form | None = None,
     ) -> None:
         """Start.
 
@@ -62,6 +67,7 @@ class LineWriter:
             count_lost: called from another thread with the number of lines that could not be written.
             lock: a file to lock while writing, if several processes write to the same stream: a pipe mixes writes of
                 more than 4 KiB.
+            form: turns a line into one for people; None to write JSON.
 
         Raises:
             OSError: the file cannot be opened.
@@ -72,6 +78,7 @@ class LineWriter:
         else:
             # The number is read once. A closed stream's number may belong to another file later.
             self._descriptor = None if stream is None else stream.fileno()
+        self._form = form
         self._is_to_reopen = False
         self._count_lost = count_lost
         self._lock = None if lock is None else os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -156,8 +163,8 @@ class LineWriter:
             # Under load many lines are written at once: a switch of threads costs as much as a line.
             time.sleep(timelimits.GATHER_SECONDS)
             with self._changed:
-                self._rest = memoryview(b"\n" * self._is_torn + b"".join(self._waiting))
-                self._waiting, self._size = [], 0
+                waiting, self._waiting, self._size = self._waiting, [], 0
+                self._rest = memoryview(b"\n" * self._is_torn + b"".join(self._formed(waiting)))
             try:
                 self._write()
             except OSError as e:
@@ -167,6 +174,9 @@ class LineWriter:
                 self._lose(lost, (e.strerror or type(e).__name__).lower())
             else:
                 self._end_gap()
+
+    def _formed(self, lines: list[bytes]) -> Iterable[bytes]:
+        return lines if self._form is None else map(self._form, lines)
 
     def _write(self) -> None:
         assert self._descriptor is not None

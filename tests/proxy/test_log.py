@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
+import stat
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from io import StringIO
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +126,67 @@ class TestEverythingGoesOneWay:
 
 def failing_thread() -> None:
     raise KeyError(CANARY)
+
+
+class TestFile:
+    @pytest.fixture(autouse=True)
+    def as_it_was(self) -> Iterator[None]:
+        root = logging.getLogger()
+        handlers, level = root.handlers[:], root.level
+        hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
+        yield
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+        logging.captureWarnings(False)
+
+    def test_messages_are_appended_to_a_file_of_the_owners_alone(self, tmp_path: Path) -> None:
+        file, stderr = tmp_path / "log", StringIO()
+        file.write_text("before\n")
+        file.chmod(0o644)
+        say_all_in_one_form(stderr, file=file)
+        logging.getLogger("overcoat").error("one")
+        assert [line[:6] for line in file.read_text().splitlines()] == ["before", '{"time']
+        file.rename(tmp_path / "log.1")  # logrotate
+        logging.getLogger("overcoat").error("two")
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert [json.loads(line)["message"] for line in file.read_text().splitlines()] == ["two"]
+        file.unlink()
+        logging.getLogger("overcoat").error("three")
+        assert "three" in file.read_text()
+        assert stderr.getvalue() == ""
+
+    @pytest.mark.parametrize(("wanted", "is_text"), [("text", True), ("json", False), (None, False)])
+    def test_in_the_form_that_is_wanted(self, tmp_path: Path, wanted: str | None, is_text: bool) -> None:
+        say_all_in_one_form(StringIO(), wanted, tmp_path / "log")
+        logging.getLogger("overcoat").error("one")
+        assert (tmp_path / "log").read_text().startswith("{") is not is_text
+
+    @pytest.mark.parametrize(("wanted", "is_text"), [("text", True), ("json", False), (None, True)])
+    def test_on_a_terminal_too(self, wanted: str | None, is_text: bool) -> None:
+        terminal = Terminal()
+        say_all_in_one_form(terminal, wanted)
+        logging.getLogger("overcoat").error("one")
+        assert terminal.getvalue().startswith("{") is not is_text
+
+    def test_what_cannot_be_opened_or_is_no_file_is_refused(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        for name in ("", "no/log", "pipe"):
+            with pytest.raises(OSError):  # noqa: PT011  # of several kinds
+                say_all_in_one_form(None, file=tmp_path / name)
+
+    def test_a_file_that_cannot_be_opened_again_is_written_on_and_a_full_disk_stops_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "folder").mkdir()
+        file = tmp_path / "folder" / "log"
+        say_all_in_one_form(None, file=file)
+        (tmp_path / "folder").rename(tmp_path / "moved")
+        logging.getLogger("overcoat").error("one")
+        assert "one" in (tmp_path / "moved" / "log").read_text()
+
+        def full(_descriptor: int, _data: bytes) -> int:
+            raise OSError(errno.ENOSPC, "no space left")
+
+        monkeypatch.setattr(os, "write", full)
+        logging.getLogger("overcoat").error("two")
