@@ -1,4 +1,4 @@
-"""The tutorial does what it says: its commands, one after the other, print what stands behind them."""
+"""Each tutorial does what it says: its commands, one after the other, print what stands behind them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from tests.e2e.listeners import listen
 
-TUTORIAL = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"^```(sh|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BETWEEN = "-- the next block --"
 
@@ -26,14 +26,15 @@ def expected(text: str) -> str:
 
 
 @pytest.mark.skipif(not all(map(shutil.which, ("bash", "curl", "openssl"))), reason="bash, curl or openssl is not here")
-def test_the_tutorial_prints_what_it_says(tmp_path: Path) -> None:
-    text = TUTORIAL.read_text("utf-8")
+@pytest.mark.parametrize("tutorial", ["tutorial.md", "tutorial-observe.md"])
+def test_the_tutorial_prints_what_it_says(tmp_path: Path, tutorial: str) -> None:
+    text = (DOCS / tutorial).read_text("utf-8")
     (folder := tmp_path / "work").mkdir()
-    for port in ("8443", "8080", "9464"):
+    for port in ("8443", "8081", "8080", "9464"):
         with listen() as free:
             text = text.replace(port, str(free.getsockname()[1]))
     blocks = BLOCK.findall(text)
-    assert len(blocks) > 12
+    assert len(blocks) > 10
     # A person reads on before they type; a decision line is written by a thread of its own.
     script = "\n".join(f"{code}\nsleep 0.3\necho '{BETWEEN}'" for language, code in blocks if language == "sh")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "NO_PROXY": "localhost"}
