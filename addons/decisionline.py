@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import time
+from enum import StrEnum
 from functools import lru_cache
 
 from mitmproxy import http
@@ -23,20 +24,31 @@ from proxy.core.decisions import Action, Outcome
 from proxy.core.destinations import Destination
 from proxy.core.rules.policy import Mode
 
+
+class Event(StrEnum):
+    """What a line is about that is not about an end."""
+
+    OPENED = "opened"  # a tunnel, or a WebSocket
+    RUNNING = "running"  # it still is open
+
+
 MAX_PATH = 2048  # characters of a path in a line: nobody can hide a request by making its line too long to be written
 
 _encode = json.JSONEncoder().encode
 _known = lru_cache(256)(_encode)  # for values of which there are few, and which come again in the next line
 
 
-def line_of(exchange: Exchange, status: int | None, flow: http.HTTPFlow | None, seconds: float) -> str:
-    """Return the decision line of an exchange that is over, with its line feed.
+def line_of(
+    exchange: Exchange, status: int | None, flow: http.HTTPFlow | None, seconds: float, event: Event | None = None
+) -> str:
+    """Return the decision line of an exchange, with its line feed.
 
     Args:
         exchange: the exchange.
         status: the status that the app was told; None if it was told none.
         flow: its flow, if it had one to the end.
         seconds: how long it took.
+        event: what else than its end the line is about; then it has no outcome yet.
     """
     path = exchange.path if len(exchange.path) <= MAX_PATH else f"{exchange.path[:MAX_PATH]}…"
     upstream, is_observing = exchange.upstream, exchange.observing
@@ -45,22 +57,29 @@ def line_of(exchange: Exchange, status: int | None, flow: http.HTTPFlow | None, 
         exchange.rule_name,
         Mode.OBSERVE if is_observing else Mode.ENFORCE,
         done(exchange),
-        outcome_of(exchange),
+        outcome_of(exchange) if event is None else None,
         exchange.denied.reason.code if exchange.denied else None,
         is_observing and would_deny(exchange),
         flow.server_conn.tls_version if flow and flow.server_conn else None,
         upstream.pin.value if upstream and upstream.pin else None,
     )
     return (
-        f'{{"time": "{_date(second)}.{millisecond:03d}+00:00", "client": {_known(exchange.client)}, '
+        f'{{"time": "{_date(second)}.{millisecond:03d}+00:00", "id": "{exchange.id}", '
+        f'"client": {_known(exchange.client)}, "user": {_known(exchange.user)}, '
+        f'"trace_id": {_trace(exchange)}, '
         f'"method": {_known(exchange.method)}, '
         f'"destination": {_authority(exchange.asked) if exchange.asked else "null"}, '
+        f'"upstream": {_known(upstream.address if upstream else None)}, '
         f'"path": {_encode(path)}, {verdict}, '
         f'"encrypted": {0 if is_observing else exchange.fields_encrypted}, "decrypted": {exchange.fields_decrypted}, '
         f'"status": {"null" if status is None else status}, '
         f'"bytes_sent": {exchange.bytes_sent}, "bytes_received": {exchange.bytes_received}, '
-        f'"seconds": {seconds:.6f}{_more(exchange)}}}\n'
+        f'"seconds": {seconds:.6f}{_more(exchange, event)}}}\n'
     )
+
+
+def _trace(exchange: Exchange) -> str:
+    return "null" if exchange.trace_id is None else f'"{exchange.trace_id}"'
 
 
 @lru_cache(256)
@@ -78,7 +97,7 @@ def _verdict(  # noqa: PLR0917  # in their order in the line
     rule: str | None,
     mode: str,
     action: str,
-    outcome: str,
+    outcome: str | None,
     reason: str | None,
     would: bool,
     tls: str | None,
@@ -98,9 +117,9 @@ def _verdict(  # noqa: PLR0917  # in their order in the line
     return _encode(said)[1:-1]
 
 
-def _more(exchange: Exchange) -> str:
+def _more(exchange: Exchange, event: Event | None) -> str:
     """Return the parts that only some lines have."""
-    more: dict[str, object] = {}
+    more: dict[str, object] = {} if event is None else {"event": event}
     if exchange.observing:
         action = action_of(exchange)
         more["would"] = action.value

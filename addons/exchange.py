@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from mitmproxy import http
 
+from addons.ids import new_id
 from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
 from proxy.core.destinations import Destination
 from proxy.core.fields.readings import Readings
@@ -44,6 +45,7 @@ class Upstream:
         rule: the rule whose pins it must match; a request of another rule never uses this connection.
         denied: why it could not be used.
         observed: in observe mode, why it could not have been used.
+        address: the address and port that it leads to, once it is open.
         is_proxy: whether it leads to the policy's upstream proxy.
         alpn: the protocols to offer there, in order of preference (RFC 7301).
     """
@@ -53,6 +55,7 @@ class Upstream:
     pin: PinVerdict | None = None
     denied: Denied | None = None
     observed: Denied | None = None
+    address: str | None = None
     is_proxy: bool = False
     alpn: tuple[bytes, ...] = (b"http/1.1",)
 
@@ -62,6 +65,9 @@ class Exchange:
     """One request in the pipeline.
 
     Attributes:
+        id: its own name, in its line, its denial and its metric's exemplar.
+        user: the name with which its app has shown who it is, if the policy has users.
+        trace_id: the app's own id for it (W3C Trace Context).
         asked: the canonical destination that the app asked for.
         front: the destination as the app knows it, if a reverse listener stands for it.
         decision: the decision of the transport rules.
@@ -82,6 +88,7 @@ class Exchange:
         holds_request: whether the request's body is held until its fields are encrypted.
         holds_response: whether the response's body is held until its fields are decrypted.
         looks_secret: in observe mode, the paths in the request's body whose values look like secrets, and like which.
+        counted: how many of the bytes sent and received are counted already, while it runs.
         finished: whether its decision line has been written.
         observing: whether denials are only noted, not carried out: the mode of its rule, or the policy's, is observe.
     """
@@ -90,6 +97,9 @@ class Exchange:
     client: str
     method: str = ""
     path: str = ""
+    id: str = field(default_factory=new_id)
+    user: str | None = None
+    trace_id: str | None = None
     started: float = field(default_factory=time.time)
     started_monotonic: float = field(default_factory=time.monotonic)
     asked: Destination | None = None
@@ -116,6 +126,7 @@ class Exchange:
     bytes_sent: int = 0
     bytes_received: int = 0
     looks_secret: dict[str, Shape] = field(default_factory=dict)
+    counted: tuple[int, int] = (0, 0)
     finished: bool = False
     observing: bool = field(init=False)
 
@@ -149,6 +160,12 @@ class Exchange:
         self.bytes_received += len(data)
         return data
 
+    def uncounted(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        """Return how many bytes are to be counted in each direction; they count as counted from now on."""
+        sent, received = self.counted
+        self.counted = self.bytes_sent, self.bytes_received
+        return ("sent", self.bytes_sent - sent), ("received", self.bytes_received - received)
+
     def note_reason(self, denied: Denied) -> None:
         """Remember why the request is denied, without denying it; the first reason stays."""
         if self.denied is None:
@@ -179,13 +196,15 @@ class Exchange:
         self._carry_out(denied)  # the app is told this reason, so it is the one that counts
         fields = flow.request.headers
         accept, content_type = fields.get("accept", ""), fields.get("content-type", "")
-        flow.response = problem_response(denied, self.rule_name, accept, content_type)
+        flow.response = problem_response(denied, self.rule_name, accept, content_type, id=self.id)
         # With `stream`, the answer is sent at once, and the rest of the request's body is discarded.
         flow.request.stream = True
         flow.request.headers.pop("expect", None)
 
 
-def problem_response(denied: Denied, rule: str | None, accept: str = "", content_type: str = "") -> http.Response:
+def problem_response(
+    denied: Denied, rule: str | None, accept: str = "", content_type: str = "", *, id: str
+) -> http.Response:
     """Return the response to a denied request (RFC 9457, RFC 9209), or a page for clients that ask for pages.
 
     Args:
@@ -193,13 +212,14 @@ def problem_response(denied: Denied, rule: str | None, accept: str = "", content
         rule: the name of the rule that matched, or None.
         accept: the request's Accept field, or "".
         content_type: its Content-Type field, or "".
+        id: the request's id.
     """
     is_page = wants_page(accept)
     headers = {
         "Content-Type": PAGE_TYPE if is_page else JSON_TYPE,
         "Proxy-Status": proxy_status(denied),
         "Cache-Control": "no-store",
-        **grpc_fields(denied, content_type),
+        **grpc_fields(denied, content_type, id),
     }
     if denied.reason is Reason.PROXY_AUTHENTICATION_REQUIRED:
         headers["Proxy-Authenticate"] = 'Basic realm="overcoat", charset="UTF-8"'
@@ -208,7 +228,7 @@ def problem_response(denied: Denied, rule: str | None, accept: str = "", content
     if is_page:
         headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'"
         headers["X-Content-Type-Options"] = "nosniff"
-    body = problem_page(denied, rule) if is_page else problem_details(denied, rule)
+    body = problem_page(denied, rule, id) if is_page else problem_details(denied, rule, id)
     return http.Response.make(denied.reason.status, body, headers)
 
 

@@ -28,7 +28,7 @@ from proxy.core.rules.hsts import KnownHosts
 from proxy.core.rules.policy import ListenerKind
 from proxy.core.rules.transport import decide_https, decide_plain_http
 from proxy.core.who.clients import check_client
-from proxy.core.who.credentials import Verifier
+from proxy.core.who.credentials import Verifier, read_basic
 
 
 class Gate:
@@ -87,10 +87,14 @@ class Gate:
         if session.admitted_by is not exchange.policy:  # the policy may have changed
             check_client(clients, exchange.client)
             session.admitted_by = exchange.policy
-        if not clients.users or not self._shows_credentials(session, exchange):
+        if not clients.users:
+            return
+        if not self._shows_credentials(session, exchange):
+            exchange.user = session.connect.user if session.connect is not None else None
             return
         shown = values_of(flow.request.headers, b"proxy-authorization")
         if len(shown) == 1 and (clients.users, shown[0]) == session.verified:
+            exchange.user = session.user
             return  # others who guess from this address must not disturb a connection that was let in
         if len(shown) != 1 or not self._verifier.verify(clients.users, shown[0], exchange.client):
             raise Denied(
@@ -100,6 +104,8 @@ class Gate:
                 else "the request carries no credentials for the proxy",
             )
         session.verified = (clients.users, shown[0])
+        credentials = read_basic(shown[0])
+        exchange.user = session.user = credentials[0] if credentials is not None else None
 
     def _shows_credentials(self, session: Session, exchange: Exchange) -> bool:
         """Tell whether an app sends credentials here: not if it does not know of a proxy, and not again inside

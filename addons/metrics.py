@@ -11,6 +11,7 @@ Rules of this module:
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from proxy.core.decisions import Action, Outcome, Reason
 from proxy.core.pins import PinVerdict
@@ -28,6 +30,7 @@ NO_RULE = "-"
 NO_REASON = "-"
 NO_STATUS = "-"
 RELOADS = ("taken", "unchanged", "refused")
+KINDS = ("request", "tunnel", "websocket")
 CONNECTIONS = ("hit", "miss", "evicted")
 _STATUS_CLASSES = (NO_STATUS, "1xx", "2xx", "3xx", "4xx", "5xx")
 _PASSING = (Action.UPGRADE, Action.ALLOW, Action.INSPECT)
@@ -118,6 +121,13 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.in_flight = Gauge(
+            "overcoat_in_flight",
+            "What was under way at the last look, a few seconds ago at most.",
+            ["rule", "mode", "kind"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.local_ca_expiry = Gauge(
             "overcoat_local_ca_expiry_timestamp_seconds",
             "When the local CA ends, which signs the certificates of inspected hosts.",
@@ -160,6 +170,8 @@ class Metrics:
             self.seconds.labels(rule, mode)
             for direction in ("sent", "received"):
                 self.bytes.labels(rule, mode, direction)
+            for kind in KINDS:
+                self.in_flight.labels(rule, mode, kind)
             if each is None:
                 continue
             for direction, entries in (("encrypted", each.encrypt), ("decrypted", each.decrypt)):
@@ -191,7 +203,8 @@ class RequestCounts:
             end: how they ended.
         """
         seconds = metrics.seconds.labels(rule, mode)
-        self._request = metrics.requests.labels(rule, mode, *end)._value.inc
+        self._requests = metrics.requests.labels(rule, mode, *end)._value
+        self._request = self._requests.inc
         self._seconds = seconds._sum.inc
         self._bounds = seconds._upper_bounds
         self._buckets = [bucket.inc for bucket in seconds._buckets]
@@ -213,6 +226,10 @@ class RequestCounts:
             self._sent(sent)
         if received:
             self._received(received)
+
+    def remember(self, id: str) -> None:
+        """Show a request's id as the exemplar of its series (OpenMetrics), until the next one."""
+        self._requests.set_exemplar(Exemplar({"id": id}, 1.0, time.time()))
 
 
 class PolicyMetrics(Collector):

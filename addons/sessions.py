@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from mitmproxy import connection, http
 
 from addons.exchange import Exchange, Upstream
+from addons.headers import values_of
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.http.redirects import Trail
+from proxy.core.http.traces import trace_id
 from proxy.core.rules.appview import View
 from proxy.core.rules.policy import ListenerKind, Policy
 from proxy.core.who.addresses import network_of
@@ -36,6 +38,7 @@ class Session:
         is_admitted: whether it is counted among the connections whose number is limited.
         admitted_by: the policy that last allowed its client to use the proxy.
         verified: the users, and the credentials of one of them that this connection has sent.
+        user: the name of that one.
         view: the app's view of the last host that was upgraded for it, and the policy under which it was.
         speaks_http: whether plain http came inside that tunnel, whose requests are read here.
         trail: the redirects that an upgraded app follows on it.
@@ -53,6 +56,7 @@ class Session:
     connect: Exchange | None = None
     is_admitted: bool = False
     admitted_by: Policy | None = None
+    user: str | None = None
     verified: tuple[tuple[User, ...], str] | None = field(default=None, repr=False)
     view: tuple[Policy, View] | None = field(default=None, repr=False)
     speaks_http: bool = False
@@ -67,10 +71,11 @@ class Session:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is under way. A CONNECT whose requests are read here does not count: its requests do."""
-        return not self._under_way
+        return not self.under_way
 
     @property
-    def _under_way(self) -> list[Exchange]:
+    def under_way(self) -> list[Exchange]:
+        """What is under way on it."""
         return [
             exchange
             for exchange in self.unfinished
@@ -98,7 +103,7 @@ class Session:
 
     def cut_off(self, denied: Denied) -> int:
         """Note why everything under way ends here; return how much that is."""
-        cut = [exchange for exchange in self._under_way if not exchange.finished]
+        cut = [exchange for exchange in self.under_way if not exchange.finished]
         for exchange in cut:
             exchange.break_off(denied)
         return len(cut)
@@ -145,6 +150,10 @@ class Sessions:
             if not self._counts[network_of(session.client)]:
                 del self._counts[network_of(session.client)]
 
+    def all(self) -> list[Session]:
+        """Return the live sessions."""
+        return list(self._by_id.values())
+
     def count(self, client: str) -> int:
         """Return the number of admitted sessions of a client's address, or of its network (IPv6)."""
         return self._counts[network_of(client)]
@@ -172,6 +181,8 @@ class Sessions:
         # The bytes of the method: mitmproxy's property turns them to upper case, and `connect` is not CONNECT.
         method = data.method.decode("ascii", "replace")
         exchange = Exchange(session.policy, session.client, method, path)
+        if traces := values_of(flow.request.headers, b"traceparent"):
+            exchange.trace_id = trace_id(traces)
         flow.metadata[_KEY] = exchange
         session.unfinished.add(exchange)
         if method == "CONNECT":

@@ -22,10 +22,13 @@ from addons.decisionline import line_of
 from addons.exchange import Exchange, action_of, is_denied, never_left, outcome_of
 from addons.metrics import NO_REASON, NO_RULE, End, Metrics, RequestCounts, status_class
 from addons.sessions import Sessions
+from addons.underway import UnderWay
+from proxy.core.decisions import Outcome
 from proxy.core.pins import PinVerdict
 from proxy.core.rules.policy import ListenerKind, Mode
 
 _SWITCHES = 101
+_USUAL = frozenset((Outcome.OK, Outcome.OBSERVED))
 
 
 class Telemetry:
@@ -35,6 +38,7 @@ class Telemetry:
         self.sessions = sessions
         self.metrics = metrics
         self.write = write
+        self.under_way = UnderWay(sessions, metrics, write)
         # `labels` always returns the same object for the same labels, and is slow; so the objects are kept.
         self._requests = functools.cache(functools.partial(RequestCounts, metrics))
         self._fields, self._pins = functools.cache(metrics.fields.labels), functools.cache(metrics.pins.labels)
@@ -48,6 +52,7 @@ class Telemetry:
         exchange = self.sessions.exchange(flow)
         if flow.response is not None and flow.response.data.status_code == _SWITCHES:
             exchange.has_switched = True
+            self.under_way.opened(exchange, _SWITCHES)
         elif flow.response is not None:
             if not exchange.bytes_received and not is_denied(exchange):  # our own answers did not come from an upstream
                 exchange.bytes_received = len(flow.response.data.content or b"")
@@ -100,6 +105,7 @@ class Telemetry:
         if exchange.finished:
             return
         exchange.finished = True
+        self.under_way.closed(exchange)
         if exchange.has_switched:
             status = _SWITCHES
         upstream = exchange.upstream
@@ -126,7 +132,10 @@ class Telemetry:
             exchange.denied.reason.code if exchange.denied else NO_REASON,
             status_class(status),
         )
-        self._requests(rule, mode, end).add(seconds, exchange.bytes_sent, exchange.bytes_received)
+        counts, (sent, received) = self._requests(rule, mode, end), exchange.counted
+        counts.add(seconds, exchange.bytes_sent - sent, exchange.bytes_received - received)
+        if end.outcome not in _USUAL:
+            counts.remember(exchange.id)
         if not exchange.observing and exchange.fields_encrypted:
             self._fields(rule, mode, "encrypted").inc(exchange.fields_encrypted)
         if exchange.fields_decrypted:

@@ -86,6 +86,13 @@ LOOK_SECONDS = 0.5
 # For files to come to rest: one that is written without end must not keep another from being read.
 UNRESTING_SECONDS = 30.0
 
+# -- what is under way
+
+# Between two looks at it: metrics of what runs are as old as that, and Prometheus asks every 15 seconds.
+UNDER_WAY_SECONDS = 2.0
+# Between two lines about a tunnel that is open: enough to see that it lives, and few.
+LINE_SECONDS = 5 * _MINUTE
+
 # -- warnings of ends
 
 # Before an end, `check` and the log warn for so long: pins and keys take days to replace.

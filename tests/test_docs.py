@@ -247,7 +247,7 @@ def test_the_decision_line_table_has_exactly_the_fields_of_a_line() -> None:
     paper = (ROOT / "docs" / "metrics.md").read_text("utf-8")
     section = paper.partition("## Decision lines")[2].partition("## ")[0]
     documented = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
-    assert sorted(documented) == sorted(json.loads(lines[0]))
+    assert sorted(documented) == sorted([*json.loads(lines[0]), "event"])  # that one is in other lines only
 
 
 def where_rows() -> list[tuple[str, str, str]]:

@@ -29,6 +29,7 @@ from addons.pinning import have_expired
 from addons.sessions import Sessions
 from addons.stock.guard import Cut
 from proxy.core.decisions import Action, Denied, Reason
+from proxy.core.destinations import Destination
 from proxy.core.rules.policy import Policy, Rule
 from proxy.core.rules.transport import forbidden_address, own_listener, unresolved, untaken
 from proxy.core.who.addresses import Address, AddressKind, kind_of, parse_ip
@@ -175,6 +176,7 @@ class Dials:
         record = self._sessions.of(data.client).upstreams[server.id]
         if server.peername is None or server.sockname is None or server.address is None:
             raise RuntimeError("a connection without addresses")
+        record.address = Destination(*server.peername[:2]).authority
         there, here = parse_ip(server.peername[0]), parse_ip(server.sockname[0])
         kind = record.policy.reachable(record.rule).forbids(there)
         is_own = server.peername[1] in self._own_ports() and (there == here or (there.is_loopback and here.is_loopback))

@@ -59,7 +59,7 @@ class Answers:
             return
         if is_denied(exchange) and exchange.denied is not None:
             accept = flow.request.headers.get("accept", "")
-            flow.response = problem_response(exchange.denied, exchange.rule_name, accept)
+            flow.response = problem_response(exchange.denied, exchange.rule_name, accept, id=exchange.id)
 
 
 class Shown:

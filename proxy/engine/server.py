@@ -191,10 +191,12 @@ class Engine:
         self._count_cuts = metrics.drain_cuts.inc
         self._nobody_left = asyncio.Event()
         self._doors: list[Door] = []
+        self._watching: asyncio.Task[None] | None = None
         self._own: list[tuple[str, int]] = []
         known = KnownHosts(time.time, is_preloaded)
         telemetry = Telemetry(self.sessions, metrics, write_line)
-        self._finish = telemetry.finish
+        self._finish, self._under_way = telemetry.finish, telemetry.under_way
+        self._metrics = metrics
         self.dispatch = Dispatcher(
             (
                 self._tls,
@@ -221,6 +223,17 @@ class Engine:
             door.open()
             self._doors.append(door)
             self._own.append(bound.getsockname()[:2])
+        self._watching = self._watching or self.loop.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """Look at what is under way, now and then, until the end."""
+        while True:
+            await asyncio.sleep(timelimits.UNDER_WAY_SECONDS)
+            try:
+                for _ in self._under_way.look(timelimits.LINE_SECONDS):
+                    await asyncio.sleep(0)
+            except Exception as e:  # whatever it is: metrics of what runs must go on
+                logger.error("looking at what is under way failed: %s", describe(e))
 
     def guard(self, address: tuple[str, int]) -> None:
         """Add another listener of this process (the admin listener) that must not be reached through the proxy."""
@@ -304,6 +317,11 @@ class Engine:
         if self.is_draining and not self.connections:
             self._nobody_left.set()
 
+    def opened(self, session: Session) -> None:
+        """Note that a connection's tunnel is open."""
+        if session.connect is not None:
+            self._under_way.opened(session.connect, None)
+
     def write_denied(self, exchange: Exchange, status: int | None) -> None:
         """Write the decision line of something that was no request, so that no addon has seen it.
 
@@ -329,6 +347,8 @@ class Engine:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._nobody_left.wait()
+        if self._watching is not None:
+            self._watching.cancel()
         cut = 0
         denied = Denied(Reason.DRAIN_TIMEOUT, f"Overcoat was told to end, and this was not over in {seconds} s")
         for connection in list(self.connections):

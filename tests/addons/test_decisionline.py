@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mitmproxy.test import tflow
 
-from addons.decisionline import MAX_PATH, line_of
+from addons.decisionline import MAX_PATH, Event, line_of
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
@@ -23,7 +23,23 @@ from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy,
 RULE = Rule('a "rule"', (HostPattern("exact", "a.example"),), PlainHttp.UPGRADE, Https.TUNNEL)
 DENIED = Denied(Reason.BODY_NOT_JSON, 'a "quoted" detail — and more')
 COMMON = [
-    *("time", "client", "method", "destination", "path", "rule", "mode", "action", "outcome", "reason", "would_deny"),
+    *(
+        "time",
+        "id",
+        "client",
+        "user",
+        "trace_id",
+        "method",
+        "destination",
+        "upstream",
+        "path",
+        "rule",
+        "mode",
+        "action",
+        "outcome",
+        "reason",
+        "would_deny",
+    ),
     *("tls", "pin", "encrypted", "decrypted", "status", "bytes_sent", "bytes_received", "seconds"),
 ]
 
@@ -50,15 +66,20 @@ def test_it_says_all_that_is_known_in_its_order() -> None:
     flow = tflow.tflow()
     flow.server_conn.tls_version = "TLSv1.3"
     it = exchange(asked=Destination("::1", 80), rule=RULE, path="/p", started=1_800_000_000.1239)
-    it.upstream = Upstream(it.policy, RULE, pin=PinVerdict.MATCH)
+    it.user, it.trace_id = "ann", "4bf92f3577b34da6a3ce929d0e0e4736"
+    it.upstream = Upstream(it.policy, RULE, pin=PinVerdict.MATCH, address="127.0.0.3:8443")
     it.fields_encrypted, it.fields_decrypted, it.bytes_sent, it.bytes_received = 1, 2, 3, 4
     said = read(line_of(it, 201, flow, 0.00000123))
     assert list(said) == COMMON
     assert said == {
         "time": "2027-01-15T08:00:00.123+00:00",
+        "id": it.id,
         "client": "127.0.0.1",
+        "user": "ann",
+        "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
         "method": "POST",
         "destination": "[::1]:80",
+        "upstream": "127.0.0.3:8443",
         "path": "/p",
         "rule": 'a "rule"',
         "mode": "enforce",
@@ -82,6 +103,14 @@ def test_what_is_not_known_is_null() -> None:
     assert [said[name] for name in ("destination", "rule", "reason", "tls", "pin", "status")] == [None] * 6
     assert said["detail"] == "the app ended it before the response was complete"
     assert "detail" not in read(line_of(exchange(method="CONNECT"), None, None, 1.0))
+
+
+def test_what_is_not_about_an_end_has_no_outcome_and_says_what_it_is_about() -> None:
+    it = exchange(method="CONNECT", bytes_sent=7)
+    for event in Event:
+        said = read(line_of(it, None, None, 1.0, event))
+        assert list(said) == [*COMMON, "event"]
+        assert (said["event"], said["outcome"], said["bytes_sent"], said["id"]) == (event, None, 7, it.id)
 
 
 def test_a_denial_says_why() -> None:

@@ -90,7 +90,7 @@ class TestDenials:
         assert exchange.denied is SECOND
 
     def test_the_answer_is_problem_details_with_a_proxy_status(self) -> None:
-        response = problem_response(FIRST, "payments")
+        response = problem_response(FIRST, "payments", id="0-1")
         problem: dict[str, Any] = json.loads(response.content or b"")
         assert problem["status"] == response.status_code == 403
         assert (problem["reason"], problem["rule"], problem["hint"]) == ("plain_http_rejected", "payments", "a hint")
@@ -173,7 +173,7 @@ def test_that_only_the_server_wanted_https_is_said_where_its_tls_fails(
 def test_an_answer_has_the_fields_that_its_reason_and_its_form_want(
     reason: Reason, accept: str, names: set[str]
 ) -> None:
-    response = problem_response(Denied(reason, "x"), None, accept)
+    response = problem_response(Denied(reason, "x"), None, accept, id="0-1")
     found = {name.lower() for name in response.headers}
     assert found - {"content-type", "proxy-status", "cache-control", "content-length"} == names
     assert response.headers["content-type"].startswith("text/html" if accept else "application/problem+json")

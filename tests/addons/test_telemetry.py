@@ -154,7 +154,9 @@ def test_the_series_are_as_many_as_the_policy_makes_them() -> None:
 
     of_one = series(1) - series(0)
     assert series(10) - series(0) == 10 * of_one
-    assert of_one == len(list(ends(Mode.ENFORCE))) + 17 + 2  # requests, a histogram, two directions of bytes
+    assert (
+        of_one == len(list(ends(Mode.ENFORCE))) + 17 + 2 + 3
+    )  # and a histogram, two directions of bytes, three kinds in flight
     assert of_one < 150
 
 

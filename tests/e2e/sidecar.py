@@ -344,7 +344,15 @@ class Sidecar:
         return done.stdout
 
     def decisions(self) -> list[Decision]:
-        """Return the decision lines so far.
+        """Return the decision lines so far of what is over.
+
+        Raises:
+            AssertionError: a line on standard output is no JSON object.
+        """
+        return [line for line in self.lines() if "event" not in line]
+
+    def lines(self) -> list[Decision]:
+        """Return all decision lines so far, also those of tunnels that are open.
 
         Raises:
             AssertionError: a line on standard output is no JSON object.

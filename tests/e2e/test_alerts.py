@@ -275,6 +275,7 @@ def test_each_fires_on_one_event_and_on_many_between_two_scrapes(
             ("OvercoatReloadRefused", instance_of(main), ""),
             ("OvercoatInternalError", instance_of(faulty), ""),
             ("OvercoatDecisionLinesLost", instance_of(silent), ""),
+            ("OvercoatRequestsFail", instance_of(silent), "-"),  # it sends plain http to a server of TLS
         }
         if workers > 1:
             expected |= {("OvercoatWorkerReplaced", instance_of(main), "")}

@@ -17,4 +17,5 @@ Offers:
 - `problems`: JSON_TYPE, PAGE_TYPE, grpc_fields, is_grpc, problem_details, problem_page, proxy_status, wants_page; what
   an app is told about a denial
 - `redirects`: Trail; redirects that lead in a circle
+- `traces`: trace_id; the app's own id for a request
 """

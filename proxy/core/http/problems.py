@@ -3,7 +3,7 @@ The module `addons.exchange` calls it for each response that Overcoat makes itse
 
 Rules of this module:
 
-- Every form has the same reason, detail, rule and hint; none quotes the request.
+- Every form has the same reason, detail and id, and pages and problem details rule and hint; none quotes the request.
 - Clients that ask for pages get a page; all others get problem details (RFC 9457).
 - gRPC clients show only gRPC's own status and message, which are fields; so they get these.
 """
@@ -31,23 +31,25 @@ _PAGE = """<!doctype html>
 <style>body{{font:1em/1.5 sans-serif;max-width:40em;margin:4em auto;padding:0 1em}}code{{background:#eee}}</style>
 <h1>{title}</h1>
 <p>{detail}.</p>
-{more}<p>Overcoat kept this request back: <code>{reason}</code>, status {status}.</p>
+{more}<p>Overcoat kept this request back: <code>{reason}</code>, status {status}, id <code>{id}</code>.</p>
 </html>
 """
 
 
-def problem_details(denied: Denied, rule: str | None) -> bytes:
+def problem_details(denied: Denied, rule: str | None, id: str) -> bytes:
     """Return the RFC 9457 body of a denial, UTF-8 JSON.
 
     Args:
         denied: the reason, detail and hint.
         rule: the name of the rule that matched, or None.
+        id: the request's id, a UUID.
     """
     problem: dict[str, object] = {
         "type": f"urn:overcoat:reason:{denied.reason.code}",
         "title": denied.reason.title,
         "status": denied.reason.status,
         "detail": denied.detail,
+        "instance": f"urn:uuid:{id}",
         "reason": denied.reason.code,
     }
     if rule is not None:
@@ -56,7 +58,7 @@ def problem_details(denied: Denied, rule: str | None) -> bytes:
     return json.dumps(problem, ensure_ascii=False, indent=1).encode() + b"\n"
 
 
-def problem_page(denied: Denied, rule: str | None) -> bytes:
+def problem_page(denied: Denied, rule: str | None, id: str) -> bytes:
     """Return the same as a small page, UTF-8 HTML without scripts. The arguments are those of `problem_details`."""
     more = f"<p>What to do: {escape(denied.hint)}.</p>\n"
     if rule is not None:
@@ -67,6 +69,7 @@ def problem_page(denied: Denied, rule: str | None) -> bytes:
         more=more,
         reason=escape(denied.reason.code),
         status=denied.reason.status,
+        id=escape(id),
     )
     return page.encode()
 
@@ -89,17 +92,18 @@ def is_grpc(content_type: str) -> bool:
     return _GRPC_TYPE.match(content_type) is not None
 
 
-def grpc_fields(denied: Denied, content_type: str) -> dict[str, str]:
+def grpc_fields(denied: Denied, content_type: str, id: str) -> dict[str, str]:
     """Return the fields that make a gRPC client show a denial; none for other clients.
 
     Args:
         denied: the reason and detail.
         content_type: the request's Content-Type, or "".
+        id: the request's id.
     """
     if not is_grpc(content_type):
         return {}
     status = _GRPC_STATUS.get(denied.reason.status, _GRPC_UNKNOWN)
-    return {"grpc-status": str(status), "grpc-message": quote(denied.detail, safe=_GRPC_UNQUOTED)}
+    return {"grpc-status": str(status), "grpc-message": quote(f"{denied.detail} (id {id})", safe=_GRPC_UNQUOTED)}
 
 
 def proxy_status(denied: Denied) -> str:

@@ -7,5 +7,5 @@ Offers:
   IP addresses, networks, and kinds of address such as private or loopback
 - `clients`: ClientRules, PasswordHash, User, check_client, hash_password, may_ask, parse_password_hash,
   parse_user_name; which clients may use the proxy
-- `credentials`: Verifier; checks a password, and slows down guessing
+- `credentials`: Verifier, read_basic; checks a password, and slows down guessing
 """

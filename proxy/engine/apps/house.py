@@ -98,6 +98,9 @@ class House(Protocol):
     def is_last_response(self, session: Session) -> bool:
         """Tell whether a response that begins now is the last one on its connection, where HTTP/1 is spoken."""
 
+    def opened(self, session: Session) -> None:
+        """Note that a connection's tunnel is open."""
+
     def write_denied(self, exchange: Exchange, status: int | None) -> None:
         """Write the decision line of something that was no request, so that no addon has seen it.
 

@@ -152,9 +152,11 @@ class AppHttp1(Speaker):
 
     def deny(self, denied: Denied) -> None:
         """Answer bytes that are no request, or a request that did not come in time, and close."""
-        response = problem_response(denied, None)
+        exchange = self.app.denied(denied)
+        response = problem_response(denied, None, id=exchange.id)
         self.app.write(response_head(response, is_closing=True) + (response.data.content or b""))
-        self.app.close_denied(denied, response.status_code)
+        self.app.write_denied(exchange, response.status_code)
+        self.app.close()
 
     def _read_body(self, body: Body) -> bool:
         conversation = self.conversation

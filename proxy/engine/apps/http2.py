@@ -293,7 +293,7 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
         for stream in asking:
             stream.break_off(denied)
         if not asking:
-            self.app.write_denied(denied, None)
+            self.app.write_denied(self.app.denied(denied), None)
         for stream in streams:
             stream.gone()
         self.app.close(still_taken=STILL_TAKEN)
@@ -417,9 +417,11 @@ class AppHttp2Stream(Stream):
     def deny(self, denied: Denied, block: list[tuple[bytes, bytes]]) -> None:
         """Answer a head that is no request; `block` has its fields."""
         content_type = next((value for name, value in block if name == b"content-type"), b"")
-        response = problem_response(denied, None, content_type=content_type.decode("ascii", "replace"))
+        exchange = self.app.denied(denied)
+        kind = content_type.decode("ascii", "replace")
+        response = problem_response(denied, None, content_type=kind, id=exchange.id)
         self.answer(response, response.data.content or b"")
-        self.app.write_denied(denied, response.status_code)
+        self.app.write_denied(exchange, response.status_code)
 
     # -- as the `AppStream` of a conversation
 

@@ -113,14 +113,9 @@ class AppSocket(Life):
         self.house.dispatch.call("client_connected", self.client)
         self._meet(self)
 
-    def close_denied(self, denied: Denied, status: int | None = None) -> None:
-        """Write the decision line of something that was no request, or did not come in time, and close.
-
-        Args:
-            denied: why.
-            status: the status that the app was told, if any.
-        """
-        self.write_denied(denied, status)
+    def close_denied(self, denied: Denied) -> None:
+        """Write the decision line of something that was no request, or did not come in time, and close."""
+        self.write_denied(self.denied(denied), None)
         self.close()
 
     def note_departure(self) -> None:
@@ -128,10 +123,19 @@ class AppSocket(Life):
         if (connect := self.session.connect) is not None:
             connect.app_left = True
 
-    def write_denied(self, denied: Denied, status: int | None) -> None:
-        """Write such a decision line, without closing."""
+    def denied(self, denied: Denied) -> Exchange:
+        """Return an exchange for what was no request."""
         exchange = Exchange(self.session.policy, self.session.client)
         exchange.break_off(denied)
+        return exchange
+
+    def write_denied(self, exchange: Exchange, status: int | None) -> None:
+        """Write the decision line of what was no request.
+
+        Args:
+            exchange: what `denied` returned.
+            status: the status that the app was told, if any.
+        """
         self.house.write_denied(exchange, status)
 
     def _watch_idle(self) -> None:

@@ -68,6 +68,7 @@ class Relay(Speaker, NoResponses):
         """Pass the bytes of each socket directly to the other socket: a tunnel needs nothing in between."""
         upstream = self._upstream
         assert upstream is not None
+        self._app.house.opened(self._app.session)
         if not self._app.transport.is_closing() and not upstream.transport.is_closing():
             self._app.flush()
             session = self._app.session

@@ -20,6 +20,7 @@ from mitmproxy.proxy.context import Context
 from addons.exchange import Upstream
 from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
+from proxy.core.destinations import Destination
 from proxy.engine.dispatch import HookFailed
 from proxy.engine.transport import SocketTransport
 from proxy.engine.upstreams.connection import UpstreamConnection
@@ -46,6 +47,7 @@ async def secure(
     transport = SocketTransport(services.loop, connection, upstream)
     upstream.opened = services.loop.time()
     server.peername = transport.get_extra_info("peername")
+    record.address = Destination(*server.peername[:2]).authority if server.peername else None
     server.sockname = transport.get_extra_info("sockname")
     server.timestamp_start = server.timestamp_tcp_setup = time.time()
     server.state = ConnectionState.OPEN

@@ -54,11 +54,12 @@ def test_a_denial_is_told_with_its_code() -> None:
 
 def test_problem_details_say_everything_once() -> None:
     denied = Denied(Reason.PLAIN_HTTP_REJECTED, "rule ü rejects", "use https")
-    assert json.loads(problem_details(denied, "pay")) == {
+    assert json.loads(problem_details(denied, "pay", "0-1")) == {
         "type": "urn:overcoat:reason:plain_http_rejected",
         "title": "Plain http is not allowed to this host",
         "status": 403,
         "detail": "rule ü rejects",
+        "instance": "urn:uuid:0-1",
         "reason": "plain_http_rejected",
         "rule": "pay",
         "hint": "use https",
@@ -66,8 +67,8 @@ def test_problem_details_say_everything_once() -> None:
 
 
 def test_problem_details_leave_out_the_rule_where_there_is_none() -> None:
-    problem = json.loads(problem_details(Denied(Reason.BAD_REQUEST, "x"), None))
-    assert set(problem) == {"type", "title", "status", "detail", "reason", "hint"}
+    problem = json.loads(problem_details(Denied(Reason.BAD_REQUEST, "x"), None, "0-1"))
+    assert set(problem) == {"type", "title", "status", "detail", "instance", "reason", "hint"}
 
 
 @pytest.mark.parametrize("reason", Reason)

@@ -32,7 +32,7 @@ def test_a_page_is_for_who_asks_for_pages(accept: str, page: bool) -> None:
 
 def test_it_says_what_the_problem_details_say_and_nothing_of_it_is_markup() -> None:
     denied = Denied(Reason.PIN_MISMATCH, "rule <a> pins a&b", 'add "it"')
-    page = problem_page(denied, "r<1>").decode()
+    page = problem_page(denied, "r<1>", "0-1").decode()
     assert "rule &lt;a&gt; pins a&amp;b." in page
     assert "What to do: add &quot;it&quot;." in page
     assert "<code>r&lt;1&gt;</code>" in page
@@ -41,13 +41,13 @@ def test_it_says_what_the_problem_details_say_and_nothing_of_it_is_markup() -> N
 
 
 def test_without_a_rule_there_is_no_word_of_one() -> None:
-    page = problem_page(Denied(Reason.BAD_REQUEST, "x"), None).decode()
+    page = problem_page(Denied(Reason.BAD_REQUEST, "x"), None, "0-1").decode()
     assert "The rule" not in page
 
 
 @pytest.mark.parametrize("rule", [None, "r"])
 def test_the_problem_details_name_the_rule_if_there_is_one(rule: str | None) -> None:
-    problem = json.loads(problem_details(Denied(Reason.BAD_REQUEST, "x"), rule))
+    problem = json.loads(problem_details(Denied(Reason.BAD_REQUEST, "x"), rule, "0-1"))
     assert problem.get("rule", "none") == (rule or "none")
 
 
@@ -67,17 +67,17 @@ def test_the_problem_details_name_the_rule_if_there_is_one(rule: str | None) -> 
     ],
 )
 def test_grpc_has_its_own_fields_and_nobody_else(content_type: str, is_grpc: bool) -> None:
-    assert bool(grpc_fields(Denied(Reason.BAD_REQUEST, "x"), content_type)) is is_grpc
+    assert bool(grpc_fields(Denied(Reason.BAD_REQUEST, "x"), content_type, "0-1")) is is_grpc
 
 
 @pytest.mark.parametrize("reason", Reason)
 def test_grpc_retries_what_it_would_by_the_http_status(reason: Reason) -> None:
     of_status = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
     expected = of_status.get(reason.status, 2)
-    assert grpc_fields(Denied(reason, "x"), "application/grpc")["grpc-status"] == str(expected)
+    assert grpc_fields(Denied(reason, "x"), "application/grpc", "0-1")["grpc-status"] == str(expected)
 
 
 def test_what_is_not_visible_ascii_is_escaped_in_grpcs_message() -> None:
     seen = bytes(range(0x20, 0x7F)).decode()
-    fields = grpc_fields(Denied(Reason.BAD_REQUEST, f"{seen}\r\n\t\x7fé"), "application/grpc")
-    assert fields["grpc-message"] == f"{seen.replace('%', '%25')}%0D%0A%09%7F%C3%A9"
+    fields = grpc_fields(Denied(Reason.BAD_REQUEST, f"{seen}\r\n\t\x7fé"), "application/grpc", "0-1")
+    assert fields["grpc-message"] == f"{seen.replace('%', '%25')}%0D%0A%09%7F%C3%A9 (id 0-1)"
