@@ -19,7 +19,8 @@ from functools import lru_cache
 
 from mitmproxy import http
 
-from addons.exchange import Exchange, action_of, is_denied, outcome_of, would_deny
+from addons.exchange import Exchange, action_of, would_deny
+from addons.ids import id_of
 from proxy.core.decisions import Action, Outcome
 from proxy.core.destinations import Destination
 from proxy.core.rules.policy import Mode
@@ -51,25 +52,23 @@ def line_of(
         event: what else than its end the line is about; then it has no outcome yet.
     """
     path = exchange.path if len(exchange.path) <= MAX_PATH else f"{exchange.path[:MAX_PATH]}…"
-    upstream, is_observing = exchange.upstream, exchange.observing
+    upstream, is_observing, trace = exchange.upstream, exchange.observing, exchange.trace_id
     second, millisecond = divmod(int(exchange.started * 1000), 1000)
     verdict = _verdict(
         exchange.rule_name,
         Mode.OBSERVE if is_observing else Mode.ENFORCE,
         done(exchange),
-        outcome_of(exchange) if event is None else None,
+        exchange.outcome,
         exchange.denied.reason.code if exchange.denied else None,
         is_observing and would_deny(exchange),
         flow.server_conn.tls_version if flow and flow.server_conn else None,
         upstream.pin.value if upstream and upstream.pin else None,
     )
     return (
-        f'{{"time": "{_date(second)}.{millisecond:03d}+00:00", "id": "{exchange.id}", '
-        f'"client": {_known(exchange.client)}, "user": {_known(exchange.user)}, '
-        f'"trace_id": {_trace(exchange)}, '
+        f'{{"time": "{_date(second)}.{millisecond:03d}+00:00", "id": "{id_of(exchange.number)}", '
+        f'{_who(exchange.client, exchange.user)}, "trace_id": {f'"{trace}"' if trace else "null"}, '
         f'"method": {_known(exchange.method)}, '
-        f'"destination": {_authority(exchange.asked) if exchange.asked else "null"}, '
-        f'"upstream": {_known(upstream.address if upstream else None)}, '
+        f"{_where(exchange.asked, upstream.address if upstream else None)}, "
         f'"path": {_encode(path)}, {verdict}, '
         f'"encrypted": {0 if is_observing else exchange.fields_encrypted}, "decrypted": {exchange.fields_decrypted}, '
         f'"status": {"null" if status is None else status}, '
@@ -78,13 +77,14 @@ def line_of(
     )
 
 
-def _trace(exchange: Exchange) -> str:
-    return "null" if exchange.trace_id is None else f'"{exchange.trace_id}"'
+@lru_cache(256)
+def _who(client: str, user: str | None) -> str:
+    return f'"client": {_encode(client)}, "user": {_encode(user)}'
 
 
 @lru_cache(256)
-def _authority(asked: Destination) -> str:
-    return _encode(asked.authority)
+def _where(asked: Destination | None, address: str | None) -> str:
+    return f'"destination": {_encode(asked and asked.authority)}, "upstream": {_encode(address)}'
 
 
 @lru_cache(4)
@@ -141,10 +141,10 @@ def _more(exchange: Exchange, event: Event | None) -> str:
 
 def done(exchange: Exchange) -> Action:
     """Return what was really done; in observe mode, a request is only passed on."""
-    if exchange.denied is not None and is_denied(exchange) and exchange.denied.reason.outcome is Outcome.DENIED:
-        return Action.DENY
     if not exchange.observing:
         return action_of(exchange)
+    if exchange.is_carried_out and exchange.denied is not None and exchange.denied.reason.outcome is Outcome.DENIED:
+        return Action.DENY
     if exchange.method == "CONNECT":
         return Action.TUNNEL
     if exchange.decision is None or exchange.decision.action in (Action.TUNNEL, Action.INSPECT):

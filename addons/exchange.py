@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 from mitmproxy import http
 
-from addons.ids import new_id
+from addons.headers import values_of
+from addons.ids import id_of, next_number
 from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
 from proxy.core.destinations import Destination
 from proxy.core.fields.readings import Readings
@@ -29,6 +30,7 @@ from proxy.core.http.problems import (
     proxy_status,
     wants_page,
 )
+from proxy.core.http.traces import trace_id
 from proxy.core.pins import PinVerdict
 from proxy.core.rules.appview import View
 from proxy.core.rules.policy import Mode, Policy, Rule
@@ -65,7 +67,7 @@ class Exchange:
     """One request in the pipeline.
 
     Attributes:
-        id: its own name, in its line, its denial and its metric's exemplar.
+        number: its number in this process; see `id`.
         user: the name with which its app has shown who it is, if the policy has users.
         trace_id: the app's own id for it (W3C Trace Context).
         asked: the canonical destination that the app asked for.
@@ -89,7 +91,7 @@ class Exchange:
         holds_response: whether the response's body is held until its fields are decrypted.
         looks_secret: in observe mode, the paths in the request's body whose values look like secrets, and like which.
         counted: how many of the bytes sent and received are counted already, while it runs.
-        finished: whether its decision line has been written.
+        outcome: how it ended, once its decision line is written.
         observing: whether denials are only noted, not carried out: the mode of its rule, or the policy's, is observe.
     """
 
@@ -97,7 +99,7 @@ class Exchange:
     client: str
     method: str = ""
     path: str = ""
-    id: str = field(default_factory=new_id)
+    number: int = field(default_factory=next_number)
     user: str | None = None
     trace_id: str | None = None
     started: float = field(default_factory=time.time)
@@ -127,7 +129,7 @@ class Exchange:
     bytes_received: int = 0
     looks_secret: dict[str, Shape] = field(default_factory=dict)
     counted: tuple[int, int] = (0, 0)
-    finished: bool = False
+    outcome: Outcome | None = None
     observing: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -159,6 +161,20 @@ class Exchange:
         """Count a piece of a streamed response body, and return it."""
         self.bytes_received += len(data)
         return data
+
+    @property
+    def id(self) -> str:
+        """Its own name, in its line, its denial and its metric's exemplar."""
+        return id_of(self.number)
+
+    @property
+    def finished(self) -> bool:
+        """Whether its decision line has been written."""
+        return self.outcome is not None
+
+    def trace(self, headers: http.Headers) -> None:
+        """Take the app's own id for the request from its header fields."""
+        self.trace_id = trace_id(values_of(headers, b"traceparent"))
 
     def uncounted(self) -> tuple[tuple[str, int], tuple[str, int]]:
         """Return how many bytes are to be counted in each direction; they count as counted from now on."""
@@ -272,8 +288,10 @@ def outcome_of(exchange: Exchange) -> Outcome:
 
 def action_of(exchange: Exchange) -> Action:
     """Return what the policy says of an exchange, whatever became of it then; in observe mode, too."""
-    if exchange.decision is None or would_deny(exchange):
+    decision, denied = exchange.decision, exchange.denied
+    if decision is None:
         return Action.DENY
-    if not exchange.observing and exchange.denied is not None and exchange.denied.reason.outcome is Outcome.DENIED:
-        return Action.DENY
-    return exchange.decision.action
+    if denied is None:
+        return decision.action
+    says_no = would_deny(exchange) if exchange.observing else denied.reason.outcome is Outcome.DENIED
+    return Action.DENY if says_no else decision.action

@@ -43,6 +43,7 @@ class Gate:
         """Decide on a CONNECT."""
         exchange, session = self.sessions.exchange(flow), self.sessions.of(flow.client_conn)
         session.connect = exchange
+        exchange.trace(flow.request.headers)
         try:
             self._admit(flow, exchange, session)
             exchange.asked = _canonical(flow)
@@ -132,6 +133,7 @@ def _deny(flow: http.HTTPFlow, exchange: Exchange, denied: Denied) -> None:
     """Deny a request. In observe mode it passes, except if it names no destination, or the client may not use the
     proxy.
     """
+    exchange.trace(flow.request.headers)
     if exchange.asked is None:  # for the decision line
         with contextlib.suppress(Denied):
             exchange.asked = _canonical(flow)

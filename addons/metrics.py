@@ -193,14 +193,14 @@ class RequestCounts:
     that the counter has no labels left to fill in, which takes as long as all the adding.
     """
 
-    def __init__(self, metrics: Metrics, rule: str, mode: Mode, end: End) -> None:
+    def __init__(self, metrics: Metrics, rule: str, mode: Mode, *end: str) -> None:
         """Find the values.
 
         Args:
             metrics: the metrics that they belong to.
             rule: the rule's name, or `NO_RULE`.
             mode: the mode in which they were handled.
-            end: how they ended.
+            end: how they ended: the parts of an `End`.
         """
         seconds = metrics.seconds.labels(rule, mode)
         self._requests = metrics.requests.labels(rule, mode, *end)._value

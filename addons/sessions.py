@@ -15,10 +15,8 @@ from dataclasses import dataclass, field
 from mitmproxy import connection, http
 
 from addons.exchange import Exchange, Upstream
-from addons.headers import values_of
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.http.redirects import Trail
-from proxy.core.http.traces import trace_id
 from proxy.core.rules.appview import View
 from proxy.core.rules.policy import ListenerKind, Policy
 from proxy.core.who.addresses import network_of
@@ -181,8 +179,6 @@ class Sessions:
         # The bytes of the method: mitmproxy's property turns them to upper case, and `connect` is not CONNECT.
         method = data.method.decode("ascii", "replace")
         exchange = Exchange(session.policy, session.client, method, path)
-        if traces := values_of(flow.request.headers, b"traceparent"):
-            exchange.trace_id = trace_id(traces)
         flow.metadata[_KEY] = exchange
         session.unfinished.add(exchange)
         if method == "CONNECT":

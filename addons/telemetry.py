@@ -20,7 +20,7 @@ from mitmproxy import connection, http, tls
 
 from addons.decisionline import line_of
 from addons.exchange import Exchange, action_of, is_denied, never_left, outcome_of
-from addons.metrics import NO_REASON, NO_RULE, End, Metrics, RequestCounts, status_class
+from addons.metrics import NO_REASON, NO_RULE, Metrics, RequestCounts, status_class
 from addons.sessions import Sessions
 from addons.underway import UnderWay
 from proxy.core.decisions import Outcome
@@ -28,7 +28,6 @@ from proxy.core.pins import PinVerdict
 from proxy.core.rules.policy import ListenerKind, Mode
 
 _SWITCHES = 101
-_USUAL = frozenset((Outcome.OK, Outcome.OBSERVED))
 
 
 class Telemetry:
@@ -104,8 +103,8 @@ class Telemetry:
         """Write the decision line of an exchange and count it, once."""
         if exchange.finished:
             return
-        exchange.finished = True
-        self.under_way.closed(exchange)
+        if exchange.has_switched or exchange.method == "CONNECT":
+            self.under_way.closed(exchange)
         if exchange.has_switched:
             status = _SWITCHES
         upstream = exchange.upstream
@@ -117,6 +116,7 @@ class Telemetry:
                 exchange.observed = exchange.observed or upstream.observed
         if exchange.denied is not None and never_left(exchange):
             exchange.bytes_sent = exchange.fields_encrypted = 0
+        exchange.outcome = outcome_of(exchange)
         seconds = time.monotonic() - exchange.started_monotonic
         self._count(exchange, status, seconds)
         try:
@@ -126,15 +126,12 @@ class Telemetry:
 
     def _count(self, exchange: Exchange, status: int | None, seconds: float) -> None:
         rule, mode = exchange.rule_name or NO_RULE, Mode.OBSERVE if exchange.observing else Mode.ENFORCE
-        end = End(
-            action_of(exchange),
-            outcome_of(exchange),
-            exchange.denied.reason.code if exchange.denied else NO_REASON,
-            status_class(status),
-        )
-        counts, (sent, received) = self._requests(rule, mode, end), exchange.counted
+        outcome, reason = exchange.outcome, exchange.denied.reason.code if exchange.denied else NO_REASON
+        assert outcome is not None
+        counts = self._requests(rule, mode, action_of(exchange), outcome, reason, status_class(status))
+        sent, received = exchange.counted
         counts.add(seconds, exchange.bytes_sent - sent, exchange.bytes_received - received)
-        if end.outcome not in _USUAL:
+        if outcome is not Outcome.OK and outcome is not Outcome.OBSERVED:
             counts.remember(exchange.id)
         if not exchange.observing and exchange.fields_encrypted:
             self._fields(rule, mode, "encrypted").inc(exchange.fields_encrypted)

@@ -66,6 +66,8 @@ class Transport:
         names = names_in(headers.fields)
         if not names.isdisjoint(_FOR_THE_PROXY):
             headers.fields = tuple(field for field in headers.fields if field[0].lower() not in _FOR_THE_PROXY)
+        if b"traceparent" in names:
+            exchange.trace(headers)
         is_upgraded = _is_upgraded(exchange)
         if is_upgraded and decision is not None and decision.target is not None:
             # Not with the setters: they rewrite Host with their own default port.

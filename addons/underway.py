@@ -78,7 +78,8 @@ class UnderWay:
             for direction, count in exchange.uncounted():
                 self._metrics.bytes.labels(rule, mode, direction).inc(count)
         now = time.monotonic()
-        if now - self._said.get(exchange, now) >= line_seconds:
+        last = self._said.get(exchange)
+        if last is not None and now - last >= line_seconds:
             self._say(exchange, 101 if exchange.has_switched else None, Event.RUNNING, now)
 
     def _say(self, exchange: Exchange, status: int | None, event: Event, now: float) -> None:

@@ -15,7 +15,7 @@ from mitmproxy.test import tflow
 
 from addons.decisionline import MAX_PATH, Event, line_of
 from addons.exchange import Exchange, Upstream
-from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
 from proxy.core.destinations import Destination
 from proxy.core.pins import PinVerdict
 from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
@@ -65,7 +65,7 @@ def read(line: str) -> dict[str, object]:
 def test_it_says_all_that_is_known_in_its_order() -> None:
     flow = tflow.tflow()
     flow.server_conn.tls_version = "TLSv1.3"
-    it = exchange(asked=Destination("::1", 80), rule=RULE, path="/p", started=1_800_000_000.1239)
+    it = exchange(asked=Destination("::1", 80), rule=RULE, path="/p", started=1_800_000_000.1239, outcome=Outcome.OK)
     it.user, it.trace_id = "ann", "4bf92f3577b34da6a3ce929d0e0e4736"
     it.upstream = Upstream(it.policy, RULE, pin=PinVerdict.MATCH, address="127.0.0.3:8443")
     it.fields_encrypted, it.fields_decrypted, it.bytes_sent, it.bytes_received = 1, 2, 3, 4

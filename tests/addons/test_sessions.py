@@ -9,7 +9,7 @@ import pytest
 from mitmproxy import connection, http
 
 from addons.sessions import Sessions
-from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
 from proxy.core.rules.policy import Mode, Policy
 
 NewFlow = Callable[..., http.HTTPFlow]
@@ -119,7 +119,7 @@ def test_what_is_cut_off_is_counted_without_the_connect_that_carries_it(
     connect = session.connect = sessions.exchange(new_flow("CONNECT", ""))
     session.speaks_http = True
     one, other, over = (sessions.exchange(new_flow()) for _ in range(3))
-    over.finished = True
+    over.outcome = Outcome.OK
     denied = Denied(Reason.DRAIN_TIMEOUT, "the end")
     assert session.cut_off(denied) == 2
     assert (one.denied, other.denied, over.denied, connect.denied) == (denied, denied, None, None)

@@ -233,7 +233,7 @@ def test_a_held_response_is_counted_by_what_came_and_a_missing_body_is_none() ->
 def test_requests_are_counted_as_the_library_itself_counts_them(times: list[float]) -> None:
     ours, theirs = Metrics(CollectorRegistry()), Metrics(CollectorRegistry())
     end = End("upgrade", "ok", "-", "2xx")
-    counts, _ = (RequestCounts(metrics, "pay", Mode.ENFORCE, end) for metrics in (ours, theirs))
+    counts, _ = (RequestCounts(metrics, "pay", Mode.ENFORCE, *end) for metrics in (ours, theirs))
     for number, seconds in enumerate(times):
         sent, received = number % 3, number % 2
         counts.add(seconds, sent, received)
