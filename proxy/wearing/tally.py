@@ -41,7 +41,9 @@ class Tally:
         self.encrypted = self.decrypted = self.would_encrypt = 0
 
     def take(self, line: Mapping[str, Any]) -> None:
-        """Add a decision line."""
+        """Add a decision line; one of a tunnel that is still open says nothing new."""
+        if "event" in line:
+            return
         action, destination = line["action"], line["destination"] or "?"
         self.actions[action] += 1
         _count(self.hosts, destination, "others")

@@ -432,7 +432,7 @@ class TestDenials:
                 unary_unary(channel, "Echo")(b"secret", timeout=DEADLINE)
             line = sidecar.wait_for_decision(lambda each: each["path"] == path_of("Echo"))
         assert caught.value.code() is grpc.StatusCode.UNKNOWN
-        assert caught.value.details() == line["detail"]
+        assert caught.value.details() == f"{line['detail']} (id {line['id']})"
         assert (line["reason"], line["status"]) == ("body_not_json", 422)
         upstream.assert_no_application_bytes()
 
@@ -447,7 +447,8 @@ class TestDenials:
         assert answer.headers.get("content-type") == "application/problem+json"
         problem = answer.json()
         assert answer.headers.get("grpc-status") == str(grpc.StatusCode.UNAVAILABLE.value[0])
-        assert answer.headers.get("grpc-message") == problem["detail"]
+        named = problem["instance"].removeprefix("urn:uuid:")
+        assert answer.headers.get("grpc-message") == f"{problem['detail']} (id {named})"
 
     def test_others_on_the_connection_go_on(self, setting: Setting) -> None:
         with setting.channel(Way.REVERSE) as channel:

@@ -278,3 +278,9 @@ class TestCommand:
         Path("wrong.yaml").write_text("version: 2\n")
         assert suggest("--try", "-p", "wrong.yaml").exit_code == 2
         assert suggest("-p", "wrong.yaml").exit_code == 0  # nobody is asked, so it is not needed
+
+
+def test_a_tunnel_that_is_open_is_seen_once() -> None:
+    tunnel = {"method": "CONNECT", "path": "", "action": "tunnel", "destination": "api.example:443"}
+    seen = read(line(**tunnel, event="opened"), line(**tunnel, event="running"), line(**tunnel))
+    assert (seen.lines, seen.hosts["api.example"].https) == (1, {443: 1})

@@ -50,6 +50,11 @@ def test_what_enforcing_would_have_done_is_added_up() -> None:
     assert (sums.would, sums.would_encrypt) == ({"upgrade": 1, "deny": 1}, 2)
 
 
+def test_a_tunnel_that_is_open_says_nothing_new() -> None:
+    sums = taken({"event": "opened", "outcome": None}, {"event": "running", "outcome": None}, {})
+    assert (sums.total, sums.failures) == (1, {})
+
+
 def test_many_hosts_take_no_more_room(monkeypatch: Any) -> None:
     monkeypatch.setattr(tally, "MOST", 2)
     sums = taken(*({"destination": f"{number}:1", "outcome": "denied", "reason": "x"} for number in range(5)))
