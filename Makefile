@@ -54,19 +54,25 @@ demo: $(VENV)/installed ## show what Overcoat does, on this machine alone
 
 .PHONY: test
 test: $(VENV)/installed ## run all tests; fails under 100 % branch coverage of proxy/core
-	$(BIN)/pytest -n 2 -m "not containers" --cov --cov-report=term-missing:skip-covered
+	$(BIN)/pytest -n 2 -m "not containers and not browser" --cov --cov-report=term-missing:skip-covered
 
 # A test with a time limit may fail here because all is slower: `make test` judges tests, this what they run.
 .PHONY: coverage
 coverage: $(VENV)/installed ## test the engine and the addons, sidecars counted: 90 % of the branches of each file (slow)
 	@rm -f coverage.json
-	-$(BIN)/pytest -n 2 -m "not containers" tests/addons tests/e2e tests/proxy/engine \
+	-$(BIN)/pytest -n 2 -m "not containers and not browser" tests/addons tests/e2e tests/proxy/engine \
 		--cov --cov-config=tests/coverage.toml --cov-report=term-missing --cov-report=json:coverage.json
 	$(BIN)/python tests/floors.py coverage.json
 
 .PHONY: test-containers
 test-containers: $(VENV)/installed ## build the image, run docker-compose.yml and the README's snippet
 	$(BIN)/pytest -m containers -v tests/containers
+
+.PHONY: test-browser
+test-browser: $(VENV)/installed ## look at the status page in a headless Chromium (installs Debian's, if there is none)
+	@command -v chromium >/dev/null || { apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
+	$(BIN)/pytest -m browser -v tests/browser
 
 .PHONY: check
 check: $(VENV)/installed ## lint, formatting, types, and whether the generated docs are up to date

@@ -54,6 +54,15 @@ READY_SECONDS = 5.0
 # The shortest time limit for a read of the health check: 0 would mean not to wait at all.
 LEAST_READ_SECONDS = 0.01
 
+# -- the status page
+
+# For what it shows to be shown again without working it out: several may look at it, and reload it quickly.
+STATUS_SECONDS = 1.0
+# The rates are those of so long a time, or of what there is.
+RATE_SECONDS = _MINUTE
+# Below that a rate says little: then the one since the start is shown.
+LEAST_RATE_SECONDS = 4.0
+
 # -- decision lines
 
 # For the lines that wait at the end: a reader that takes nothing must not delay the end.

@@ -147,7 +147,8 @@ class TestWheel:
             for kind in ("*.py", "*.cjs", "*.php")
             for path in (ROOT / folder).rglob(kind)
         }
-        files = {"overcoat/proxy/files/demo.yaml", "overcoat/proxy/files/mitmproxy_addon.py"}
+        files = {f"overcoat/proxy/files/{name}" for name in ("demo.yaml", "mitmproxy_addon.py")}
+        files |= {f"overcoat/proxy/files/status/status.{kind}" for kind in ("html", "css", "js", "svg")}
         assert packed == sources | {"overcoat/py.typed"} | files
 
     def test_the_source_archive_makes_the_same_wheel(self, wheel: Path, tmp_path: Path) -> None:

@@ -230,17 +230,31 @@ async def _serve_alone(
 
     from addons.metrics import Metrics, PolicyMetrics
     from proxy.processes.decisionlines import LineWriter
+    from proxy.processes.recent import Recent
     from proxy.processes.reload import log_leaving
     from proxy.processes.reminder import Reminder
+    from proxy.processes.status import Sidecar
 
     metrics = Metrics(CollectorRegistry())
-    lines = LineWriter(path or sys.stdout, metrics.lines_lost.inc, form=form)
+    recent, started = Recent(), time.time()
+    lines = LineWriter(path or sys.stdout, metrics.lines_lost.inc, form=form, recent=recent)
     metrics.expect(policy)
     is_ready = False
     engine, sockets = _prepare(policy, metrics, lines.write)
-    metrics.registry.register(PolicyMetrics(version("overcoat"), lambda: engine.policy, time.time()))
+    metrics.registry.register(PolicyMetrics(version("overcoat"), lambda: engine.policy, started))
     admin_sockets = _bind_admin(policy)
-    listeners = admin_sockets.start(metrics.registry, lambda: is_ready, lambda: engine.policy)
+    reader.taken = started
+    sidecar = Sidecar(
+        version("overcoat"),
+        1,
+        started,
+        metrics.registry,
+        lambda: is_ready,
+        lambda: engine.policy,
+        lambda: reader.taken,
+        [recent],
+    )
+    listeners = admin_sockets.start(sidecar)
     for listener in listeners:
         engine.guard(listener.address)
     await engine.listen(sockets)
@@ -308,6 +322,7 @@ def _reload(engine: Engine, reader: Reader, metrics: Metrics, changed: Sequence[
     result = "refused"
     if policy is not None and policy is not before:
         engine.take_over(policy)
+        reader.taken = time.time()
         metrics.expect(policy)
     if policy is not None:
         result = "unchanged" if policy is before else "taken"
@@ -331,6 +346,7 @@ def _serve_together(
     from proxy.engine.server import BindError
     from proxy.engine.tls import NoRoots
     from proxy.processes.children import Desk, Equipment, administer, work
+    from proxy.processes.recent import Recent
     from proxy.processes.reminder import Reminder
     from proxy.processes.supervisor import Seat, Shared, Supervisor, SupervisorFailed
 
@@ -340,18 +356,19 @@ def _serve_together(
         guarded = tuple(each.getsockname()[:2] for each in admin_sockets.all)
         authority = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
         is_ready = Shared()
+        recents = [Recent() for _ in shares]
         seats = [
             Seat(
                 "a worker",
                 True,
                 str(number),
                 [each.socket for each in share],
-                partial(work, Equipment(authority, directory, guarded, share, lines, form)),
+                partial(work, Equipment(authority, directory, guarded, share, lines, recent, form)),
             )
-            for number, share in enumerate(shares)
+            for number, (share, recent) in enumerate(zip(shares, recents, strict=True))
         ]
         if admin_sockets.all:
-            answer = partial(administer, Desk(directory, is_ready, time.time(), admin_sockets))
+            answer = partial(administer, Desk(directory, is_ready, time.time(), admin_sockets, recents))
             seats.append(Seat("the admin endpoint", False, "admin", admin_sockets.all, answer))
         reminder = Reminder(authority.lifetime, policy, datetime.now(UTC))
         supervisor = Supervisor(seats, is_ready, directory, policy, reader, remind=reminder.remind)

@@ -95,6 +95,37 @@ def endings(policy: Policy, now: datetime) -> list[Finding]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The last day of something that a policy relies on.
+
+    Attributes:
+        what: what ends.
+        day: the last day on which it is good, in UTC.
+        then: what happens after that.
+    """
+
+    what: str
+    day: date
+    then: str
+
+
+def calendar(policy: Policy) -> Iterator[Ending]:
+    """Yield all that ends some day: pins, keys and the roots that the policy names. (Those of the system are renewed
+    with it.)
+    """
+    for whose, pins, consequence in _all_pins(policy):
+        if pins.expires is not None:
+            yield Ending(f"{whose}: pins", pins.expires, consequence)
+    for key_set in policy.keys.values():
+        for key in (key_set.primary, *key_set.older):
+            if key.not_after is not None:
+                yield Ending(_name_of(key, key_set), key.not_after, _without(key, key_set))
+    if policy.trust.roots is not None:
+        for end, name in _ends_of_roots(policy.trust):
+            yield Ending(f"trust.roots: {shown(name)}", end.date(), "what it signed is not trusted")
+
+
 def log_findings(found: Iterable[Finding]) -> None:
     """Log findings."""
     for finding in found:
@@ -167,14 +198,7 @@ def _may_all_write(path: Path) -> bool:
 
 def _of_roots(trust: Trust, now: datetime) -> Iterator[Finding]:
     whose = f"trust.roots: {trust.roots}" if trust.roots is not None else "the system's trusted roots"
-    ends: list[tuple[datetime, str]] = []
-    for anchor in trust.anchors or ():
-        certificate = crypto.load_certificate(crypto.FILETYPE_ASN1, anchor)
-        names = [
-            f"{key.decode('ascii')}={value.decode('utf-8', 'replace')}"
-            for key, value in certificate.get_subject().get_components()
-        ]
-        ends.append((_end_of(certificate), ", ".join(names)))
+    ends = list(_ends_of_roots(trust))
     past = [end for end in ends if end[0] < now]
     if len(past) == len(ends):
         yield Finding(f"{whose}: all certificates have expired, so that no upstream is trusted", has_failed=True)
@@ -185,6 +209,16 @@ def _of_roots(trust: Trust, now: datetime) -> Iterator[Finding]:
                 more = f", and {len(group) - 1} more" if len(group) > 1 else ""
                 first, name = min(group)
                 yield Finding(f"{whose}: {shown(name)} {when} on {first:%Y-%m-%d}{more}")
+
+
+def _ends_of_roots(trust: Trust) -> Iterator[tuple[datetime, str]]:
+    for anchor in trust.anchors or ():
+        certificate = crypto.load_certificate(crypto.FILETYPE_ASN1, anchor)
+        names = [
+            f"{key.decode('ascii')}={value.decode('utf-8', 'replace')}"
+            for key, value in certificate.get_subject().get_components()
+        ]
+        yield _end_of(certificate), ", ".join(names)
 
 
 def _end_of(certificate: crypto.X509) -> datetime:

@@ -396,8 +396,8 @@ class PolicyFile(Section):
     admin: AdminText = Field(
         default_factory=lambda: _BUILT_IN.admin,
         json_schema_extra={"default": str(_BUILT_IN.admin).removeprefix("forward://")},
-        description="Where `/metrics`, `/live` and `/ready` are served: `HOST:PORT`, or `null` for nowhere. Where "
-        "others can reach it, `clients.admin` says who may ask.",
+        description="Where the status page, `/metrics`, `/live` and `/ready` are served: `HOST:PORT`, or `null` for "
+        "nowhere. Where others can reach it, `clients.admin` says who may ask.",
     )
     probes: AdminText = Field(
         default=None,

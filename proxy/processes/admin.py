@@ -1,9 +1,10 @@
-"""The admin listener, which serves `/metrics`, `/live` and `/ready`, and the probes listener, which serves the last two
-only. `proxy.commands.serve` starts them, or `proxy.processes.children` if there are several workers.
+"""The admin listener, which serves `/metrics`, `/live`, `/ready` and the status page, and the probes listener, which
+serves `/live` and `/ready` only. `proxy.commands.serve` starts them, or `proxy.processes.children` if there are several
+workers.
 
 Rules of this module:
 
-- They answer GET and HEAD on these paths and nothing else, and never show anything from a request or a key.
+- They answer GET and HEAD on these paths and nothing else, and never show anything from a request to them, or a key.
 - `/live` is 200 while the process serves; `/ready` is 200 from the moment when every listener is bound until draining
   begins.
 - The admin listener answers clients on this machine, and others if the policy's `clients.admin` names them. The request
@@ -31,7 +32,7 @@ from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, Any, cast
 from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import make_wsgi_app
 
 from proxy import timelimits
 from proxy.core.decisions import Denied
@@ -41,6 +42,8 @@ from proxy.core.rules.policy import Policy
 from proxy.core.who.clients import may_ask
 from proxy.engine.descriptors import SHORTAGES, shortage
 from proxy.log import describe
+from proxy.processes.status import Sidecar, Status
+from proxy.processes.statuspage import status_pages
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
@@ -209,29 +212,23 @@ class AdminSockets:
         """The sockets that exist."""
         return [each for each in (self.admin, self.probes) if each is not None]
 
-    def start(
-        self, registry: CollectorRegistry, is_ready: Callable[[], bool], policy: Callable[[], Policy]
-    ) -> list[Admin]:
-        """Start the listeners; the arguments are those of `admin_app`."""
+    def start(self, sidecar: Sidecar) -> list[Admin]:
+        """Start the listeners; the argument is that of `admin_app`."""
         started = []
         if self.admin is not None:
-            started.append(Admin(self.admin, admin_app(registry, is_ready, policy)))
+            started.append(Admin(self.admin, admin_app(sidecar)))
         if self.probes is not None:
-            started.append(Admin(self.probes, probes_app(is_ready), "probes"))
+            started.append(Admin(self.probes, probes_app(sidecar.is_ready), "probes"))
         return started
 
 
-def admin_app(
-    registry: CollectorRegistry, is_ready: Callable[[], bool], policy: Callable[[], Policy]
-) -> WSGIApplication:
+def admin_app(sidecar: Sidecar) -> WSGIApplication:
     """Return the WSGI application of the admin listener.
 
     Args:
-        registry: the metrics for `/metrics`.
-        is_ready: the answer of `/ready`.
-        policy: returns the policy in force.
+        sidecar: what it tells about.
     """
-    metrics = make_wsgi_app(registry)
+    metrics = make_wsgi_app(sidecar.registry)
 
     def show(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         asked = {**environ, "REQUEST_METHOD": "GET"}
@@ -241,10 +238,10 @@ def admin_app(
             asked.pop("HTTP_ACCEPT", None)
             return cast("Iterable[bytes]", metrics(asked, start_response))
 
-    answer = _app({"/metrics": show, **_probes(is_ready)})
+    answer = _app({"/metrics": show, **_probes(sidecar.is_ready), **status_pages(Status(sidecar).view)})
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        refused = _refused(environ, policy())
+        refused = _refused(environ, sidecar.policy())
         if refused is None:
             return answer(environ, start_response)
         return _without_body_of_head(environ, _text(start_response, *refused))

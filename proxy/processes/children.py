@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +29,8 @@ from proxy.engine.tls import NoRoots
 from proxy.processes.admin import AdminSockets
 from proxy.processes.decisionlines import LineWriter
 from proxy.processes.readable import Form
+from proxy.processes.recent import Recent
+from proxy.processes.status import Sidecar
 from proxy.processes.supervisor import CANNOT_START, Seat, Shared
 from proxy.processes.wires import DRAIN, PART, REOPEN, SERVES, TAKEN, receive, send, unpack
 
@@ -43,6 +47,7 @@ class Equipment:
         guarded: the addresses of the admin endpoint, which no app may reach.
         bound: the listening sockets.
         lines: the file for decision lines; None for standard output.
+        recent: where its last lines can be seen.
         form: turns decision lines into lines for people; None for JSON.
     """
 
@@ -51,6 +56,7 @@ class Equipment:
     guarded: tuple[tuple[str, int], ...]
     bound: list[Bound]
     lines: Path | None
+    recent: Recent
     form: Form | None = None
 
 
@@ -86,6 +92,7 @@ class _Worker:
                 self._metrics.lines_lost.inc,
                 equipment.directory / "lines.lock",
                 equipment.form,
+                equipment.recent,
             )
             self._engine = Engine(policy, equipment.authority, self._metrics, lines.write)
         except (NoRoots, OSError) as e:
@@ -132,12 +139,14 @@ class Desk:
         is_ready: the answer of `/ready`.
         started: when the sidecar started, in seconds since 1970.
         sockets: the listening sockets.
+        recents: where the workers' last lines can be seen.
     """
 
     directory: Path
     is_ready: Shared
     started: float
     sockets: AdminSockets
+    recents: Sequence[Recent]
 
 
 def administer(desk: Desk, seat: Seat, policy: Policy) -> None:
@@ -153,11 +162,22 @@ def administer(desk: Desk, seat: Seat, policy: Policy) -> None:
     registry.register(PolicyMetrics(version("overcoat"), lambda: policy, desk.started))
     metrics = Metrics(CollectorRegistry())  # its own counters stay 0: they define what the others count
     metrics.expect(policy)
-    listeners = desk.sockets.start(registry, lambda: bool(desk.is_ready), lambda: policy)
+    taken = desk.started
+    sidecar = Sidecar(
+        version("overcoat"),
+        len(desk.recents),
+        desk.started,
+        registry,
+        lambda: bool(desk.is_ready),
+        lambda: policy,
+        lambda: taken,
+        desk.recents,
+    )
+    listeners = desk.sockets.start(sidecar)
     send(seat.wire, SERVES)
     seat.wire.settimeout(None)
     while (message := receive(seat.wire)) is not None:
-        policy = unpack(message)
+        policy, taken = unpack(message), time.time()
         metrics.expect(policy)
         send(seat.wire, TAKEN)
     for listener in listeners:

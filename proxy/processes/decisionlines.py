@@ -28,6 +28,7 @@ from typing import TextIO
 from proxy import timelimits
 from proxy.disk.reading import NotRegularError
 from proxy.processes.readable import Form
+from proxy.processes.recent import Recent
 
 logger = logging.getLogger("overcoat")
 
@@ -59,6 +60,7 @@ class LineWriter:
         count_lost: Callable[[int], object],
         lock: Path | None = None,
         form: Form | None = None,
+        recent: Recent | None = None,
     ) -> None:
         """Start.
 
@@ -68,6 +70,7 @@ class LineWriter:
             lock: a file to lock while writing, if several processes write to the same stream: a pipe mixes writes of
                 more than 4 KiB.
             form: turns a line into one for people; None to write JSON.
+            recent: where each line is kept for a while, to be shown; also one that is lost.
 
         Raises:
             OSError: the file cannot be opened.
@@ -81,6 +84,7 @@ class LineWriter:
         self._form = form
         self._is_to_reopen = False
         self._count_lost = count_lost
+        self._recent = recent
         self._lock = None if lock is None else os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._waiting: list[bytes] = []
         self._size = 0
@@ -99,10 +103,12 @@ class LineWriter:
         Raises:
             OSError: the line is lost: there is no target, or too much waits already.
         """
+        data = line.encode("utf-8")
+        if self._recent is not None:
+            self._recent.add(data)
         if self._descriptor is None:
             self._lose(1, "there is no standard output")
             raise OSError(errno.EBADF, "there is no standard output")
-        data = line.encode("utf-8")
         with self._changed:
             has_room = self._size + len(data) <= MAX_WAITING
             if has_room:

@@ -44,6 +44,7 @@ class Reader:
     Attributes:
         is_refused: whether what was read last must not be taken over.
         watches: whether it looks for changes of files.
+        taken: when the policy in force was taken over, in seconds since 1970; set by whoever does that.
     """
 
     def __init__(self, load: Callable[[], Policy], policy: Policy, versions: Mapping[Path, Version] | None) -> None:
@@ -59,6 +60,7 @@ class Reader:
         self._watch = Watch(versions or {})
         self.watches = versions is not None
         self.is_refused = False
+        self.taken = time.time()
 
     def changed(self) -> list[Path]:
         """Return the files for which the policy should be read again now."""

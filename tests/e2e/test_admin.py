@@ -57,10 +57,10 @@ def sidecar(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 class TestWhoMayAsk:
     def test_this_machine_may(self, sidecar: Sidecar) -> None:
-        for path in ("/metrics", "/live", "/ready"):
+        for path in ("/", "/metrics", "/live", "/ready"):
             assert get(sidecar.admin_url, path).status == 200
 
-    @pytest.mark.parametrize("path", ["/metrics", "/live", "/ready", "/other"])
+    @pytest.mark.parametrize("path", ["/", "/metrics", "/live", "/ready", "/other"])
     def test_nobody_else_may_unless_the_policy_says_so(self, sidecar: Sidecar, path: str) -> None:
         answer = get(sidecar.admin_url, path, address=own_address())
         assert (answer.status, b"clients.admin" in answer.body) == (403, True)

@@ -187,7 +187,7 @@ def test_it_is_not_ready_while_a_worker_is_missing(authority: Authority, tmp_pat
 def test_a_successor_trusts_the_roots_that_the_others_trust(
     authority: Authority, upstream: TlsUpstream, tmp_path: Path
 ) -> None:
-    with Sidecar("workers: 2\n", tmp_path, authority=authority) as sidecar:
+    with Sidecar("workers: 2\n", tmp_path, authority=authority, arguments=["--no-watch"]) as sidecar:
         Authority().write_pem(tmp_path / "roots.pem")  # another authority's, which nobody has asked to be taken over
         for worker in workers(sidecar):
             os.kill(worker, signal.SIGKILL)

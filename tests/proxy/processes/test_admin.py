@@ -11,7 +11,7 @@ import struct
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, Counter
 import proxy.processes.admin
 from proxy.core.rules.policy import Policy
 from proxy.processes.admin import MAX_OPEN, MAX_REQUEST_LINE, Admin, admin_app, bind_admin, probes_app
+from proxy.processes.status import Sidecar
 from tests.waiting import wait_until
 
 
@@ -42,12 +43,17 @@ class Running:
         return int(head.split(b" ")[1]), head, body
 
 
+def told(registry: CollectorRegistry, is_ready: Callable[[], bool] = lambda: True) -> Sidecar:
+    """Return a sidecar to tell about."""
+    return Sidecar("1.2.3", 1, 0.0, registry, is_ready, Policy, lambda: 0.0, [])
+
+
 @pytest.fixture
 def running() -> Iterator[Running]:
     registry = CollectorRegistry()
     Counter("overcoat_examples", "An example.", registry=registry).inc(3)
     ready = [True]
-    admin = Admin(bind_admin("127.0.0.1", 0), admin_app(registry, lambda: ready[0], Policy))
+    admin = Admin(bind_admin("127.0.0.1", 0), admin_app(told(registry, lambda: ready[0])))
     yield Running(admin, ready)
     admin.close()
 
@@ -71,7 +77,7 @@ class TestPaths:
     def test_a_query_does_not_matter(self, running: Running) -> None:
         assert running.get("/ready?verbose=1")[0] == 200
 
-    @pytest.mark.parametrize("path", ["/", "/metrics/", "/Metrics", "/policy/../metrics", "/debug", "/live%00"])
+    @pytest.mark.parametrize("path", ["/status", "/metrics/", "/Metrics", "/policy/../metrics", "/debug", "/live%00"])
     def test_any_other_path_is_404_and_is_not_repeated(self, running: Running, path: str) -> None:
         status, _, body = running.get(path)
         assert status == 404
@@ -126,7 +132,7 @@ class TestBadScrapers:
         registry = CollectorRegistry()
         for number in range(40):
             Counter(f"overcoat_{number}", "x" * 1_000_000, registry=registry)
-        admin = Admin(bind_admin("127.0.0.1", 0), admin_app(registry, lambda: True, Policy))
+        admin = Admin(bind_admin("127.0.0.1", 0), admin_app(told(registry)))
         with caplog.at_level(logging.INFO), socket.create_connection(admin.address, 5) as client:
             client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
             wait_until(lambda: "ended early: TimeoutError" in caplog.text)

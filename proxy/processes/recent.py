@@ -1,0 +1,82 @@
+"""Keeps the last decision lines of each process where the admin process can read them. `LineWriter` adds each line, and
+`proxy.processes.status` reads those of all workers.
+
+Rules of this module:
+
+- Adding takes a microsecond and never waits: it is done for each request.
+- The memory is bounded, and made before the processes fork, so that they share it. A successor goes on in the memory of
+  the worker that it replaces.
+- Whoever reads may meet a line that is being written; it leaves that out.
+- Lines with a reason are kept apart as well, else the last denial would be gone after fifty requests.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+KEPT = 50
+_SLOT = 2048  # bytes: a line has some 450
+_HEAD = struct.Struct("=II")  # which line it is, counted from 1 (0: being written), and its length
+_ROOM = _SLOT - _HEAD.size
+_CUTS = (200, 40, 8)  # characters that are left of a text in a line for which there is no room; the last always fits
+_WITHOUT_REASON = b'"reason": null'  # no text in a line can contain it, since JSON escapes the quotes there
+
+
+class Recent:
+    """The last decision lines of one process."""
+
+    def __init__(self) -> None:
+        self._all = _Ring()
+        self._with_reason = _Ring()
+
+    def add(self, line: bytes) -> None:
+        """Keep a line, with its line feed."""
+        if len(line) > _ROOM:
+            line = _shortened(line)
+        self._all.add(line)
+        if _WITHOUT_REASON not in line:
+            self._with_reason.add(line)
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Yield the last lines, in no order."""
+        return self._all.lines()
+
+    def lines_with_reason(self) -> Iterator[dict[str, Any]]:
+        """Yield the last lines that say why something was denied or failed, in no order."""
+        return self._with_reason.lines()
+
+
+class _Ring:
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, KEPT * _SLOT)
+        self._count = 0
+
+    def add(self, line: bytes) -> None:
+        start = self._count % KEPT * _SLOT
+        self._count += 1
+        memory = self._memory
+        _HEAD.pack_into(memory, start, 0, 0)
+        memory[start + _HEAD.size : start + _HEAD.size + len(line)] = line
+        _HEAD.pack_into(memory, start, self._count & 0xFFFFFFFF, len(line))
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        for start in range(0, KEPT * _SLOT, _SLOT):
+            head = number, length = _HEAD.unpack_from(self._memory, start)
+            data = self._memory[start + _HEAD.size : start + _HEAD.size + length]
+            if number and head == _HEAD.unpack_from(self._memory, start):
+                yield json.loads(data)
+
+
+def _shortened(line: bytes) -> bytes:
+    """Return a line with its long texts cut until there is room for it; without what is no single value."""
+    values: dict[str, Any] = {k: v for k, v in json.loads(line).items() if not isinstance(v, list | dict)}
+    for length in _CUTS:
+        cut = {k: f"{v[:length]}…" for k, v in values.items() if isinstance(v, str) and len(v) > length}
+        data = json.dumps(values | cut).encode("ascii") + b"\n"
+        if len(data) <= _ROOM:
+            break
+    return data
