@@ -3,6 +3,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 UPGRADE :=
+CLIENT_PACKAGES := curl git golang-go iproute2 libgtk-3-0 liblwp-protocol-https-perl nodejs npm openjdk-17-jdk-headless \
+	php-cli php-curl ruby wget xvfb
+CLIENT_WHEELS := aiohttp requests flet==0.28.3 flet-desktop-light==0.28.3
 PYTHON :=
 
 # `python3` comes first: it is what a .python-version file, an activated environment or the system says. A pyenv that
@@ -74,6 +77,17 @@ test-browser: $(VENV)/installed ## look at the status page in a headless Chromiu
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
 	$(BIN)/pytest -m browser -v tests/browser
 
+# What the programs of the matrix need that is not everywhere: Debian's packages where this is root on Debian, the rest
+# below .clients. Where something cannot be had, its test says that it is skipped.
+.PHONY: test-clients
+test-clients: $(VENV)/installed ## try common programs under `overcoat run`, and record the results for docs/apps.md
+	-@command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get \
+		install -y -qq --no-install-recommends $(CLIENT_PACKAGES) >/dev/null
+	@$(BIN)/python -m venv .clients/venv && .clients/venv/bin/pip install --disable-pip-version-check --quiet $(CLIENT_WHEELS)
+	-@cd .clients && { [ -e package.json ] || npm init -y >/dev/null; } && npm install --silent axios got hpagent
+	RECORD_CLIENTS=1 $(BIN)/pytest -v -rs tests/clients
+	$(BIN)/python docs/generate.py
+
 .PHONY: check
 check: $(VENV)/installed ## lint, formatting, types, and whether the generated docs are up to date
 	$(BIN)/ruff check
@@ -106,5 +120,5 @@ lock: ## write the lock files anew, keeping versions that still fit (UPGRADE=1: 
 
 .PHONY: clean
 clean: ## remove .venv and everything else that these targets made
-	rm -rf $(VENV) .venv-bench build dist .coverage .coverage.* coverage.json .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench .clients build dist .coverage .coverage.* coverage.json .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,6 +13,7 @@ Rules of this module:
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from docs.alerts import alerts_rows, rules_text
 from proxy.core.decisions import Action, Outcome, Reason
 from proxy.core.rules.policy import Policy
 from proxy.policyfile.model import policy_table, schema_text
+from tests.clients.programs import CLIENTS
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -89,6 +91,20 @@ def alerts_table() -> str:
     return _table(("alert", "severity", "what it says, and what to do"), alerts_rows())
 
 
+def clients_table() -> str:
+    """Return the table of programs that were tried under `overcoat run`, from the recorded results."""
+    results = json.loads((ROOT / "tests" / "clients" / "results.json").read_text("utf-8"))
+    rows = []
+    for name, result in results.items():
+        client = CLIENTS[name]
+        cells = ["yes" if verdict == "ok" else verdict for verdict in result["cases"].values()]
+        if not client.sends_json:
+            cells[0] += ", without a field"
+        rows.append((client.label, f"`{result['version']}`", *cells, client.note))
+    titles = ("program", "version", "http upgraded, a field encrypted", "https inspected", "tunnelled", "a pin refused")
+    return _table((*titles, "to know"), rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "reasons": ("reasons.md", reasons_table),
     "metrics": ("metrics.md", metrics_table),
@@ -96,6 +112,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "actions": ("metrics.md", actions_table),
     "outcomes": ("metrics.md", outcomes_table),
     "policy": ("policy.md", policy_table),
+    "clients": ("apps.md", clients_table),
 }
 
 FILES: dict[str, Callable[[], str]] = {

@@ -12,15 +12,19 @@ import socket
 _given: set[int] = set()
 
 
-def listen(address: str = "127.0.0.1", *, backlog: int = 128) -> socket.socket:
-    """Return a socket that listens at an IP address, on a port that this function has not given before."""
+def listen(address: str = "127.0.0.1", *, port: int = 0, backlog: int = 128) -> socket.socket:
+    """Return a socket that listens at an IP address, on a port that this function has not given before, or on this one:
+    it is free for sure only in a network of the test's own.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    if port:
+        return socket.create_server((address, port), family=family, backlog=backlog)
     with contextlib.ExitStack() as refused:  # kept open meanwhile, so that the kernel does not give them again
         while True:
             listener = socket.create_server((address, 0), family=family, backlog=backlog)
-            port: int = listener.getsockname()[1]
-            if port not in _given:
-                _given.add(port)
+            given: int = listener.getsockname()[1]
+            if given not in _given:
+                _given.add(given)
                 return listener
             refused.enter_context(listener)
 

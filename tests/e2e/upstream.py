@@ -66,7 +66,7 @@ def echo(request: RecordedRequest) -> bytes:
 class _Upstream:
     """What both kinds of upstream share: the threads, the record and the waits."""
 
-    def __init__(self, *, address: str, respond: Respond, farewell: bool) -> None:
+    def __init__(self, *, address: str, respond: Respond, farewell: bool, port: int = 0) -> None:
         self.address = address
         self.connections: list[Connection] = []
         self._respond = respond
@@ -76,7 +76,7 @@ class _Upstream:
         self._probes: dict[tuple[str, int], threading.Event] = {}
         self._failures: list[BaseException] = []
         self._closing = False
-        self._listener = listen(address)
+        self._listener = listen(address, port=port)
         self.port: int = self._listener.getsockname()[1]
         self._acceptor = threading.Thread(target=self._accept, name=f"upstream-{self.port}", daemon=True)
         self._acceptor.start()
@@ -302,12 +302,13 @@ class PlainUpstream(_Upstream):
     """A plain TCP server: it proves that nothing plain arrives, or shows what does.
 
     Args:
-        address: a loopback address to listen on; the port is a free one.
+        address: an address to listen on.
+        port: the port; 0 for a free one.
         respond: what to answer a request with.
     """
 
-    def __init__(self, *, address: str = "127.0.0.1", respond: Respond = echo) -> None:
-        super().__init__(address=address, respond=respond, farewell=True)
+    def __init__(self, *, address: str = "127.0.0.1", port: int = 0, respond: Respond = echo) -> None:
+        super().__init__(address=address, port=port, respond=respond, farewell=True)
 
     def _channel(self, connection: Connection) -> Channel:
         return PlainChannel()
@@ -321,7 +322,8 @@ class TlsUpstream(_Upstream):
         names: DNS names and addresses that the certificate is for; `localhost` and `address` by default.
         variant: what shall be wrong with the certificate.
         identity: a key and certificates to present instead of ones made from the arguments above.
-        address: a loopback address to listen on; the port is a free one.
+        address: an address to listen on.
+        port: the port; 0 for a free one.
         respond: what to answer a request with.
         min_tls: the lowest TLS version.
         max_tls: the highest TLS version; below 1.2 the cipher list is widened to what such servers have.
@@ -337,6 +339,7 @@ class TlsUpstream(_Upstream):
         variant: Variant = Variant.VALID,
         identity: Identity | None = None,
         address: str = "127.0.0.1",
+        port: int = 0,
         respond: Respond = echo,
         min_tls: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2,
         max_tls: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
@@ -347,7 +350,7 @@ class TlsUpstream(_Upstream):
         self.identity = identity or authority.issue(*(names or ("localhost", address)), variant=variant)
         self._options = (min_tls, max_tls, alpn, ciphers)
         self._context = self._new_context()
-        super().__init__(address=address, respond=respond, farewell=farewell)
+        super().__init__(address=address, port=port, respond=respond, farewell=farewell)
 
     @property
     def pin(self) -> str:
