@@ -125,7 +125,8 @@ def _more(exchange: Exchange, event: Event | None) -> str:
         more["would"] = action.value
         more["would_upgrade"] = action is Action.UPGRADE
         more["would_encrypt"] = exchange.fields_encrypted
-        more["would_pin"] = exchange.upstream.pin.value if exchange.upstream and exchange.upstream.pin else None
+        pins = [each.pin.value for each in (exchange.upstream, exchange.aside) if each is not None and each.pin]
+        more["would_pin"] = pins[0] if pins else None
         if exchange.looks_secret:
             more["looks_secret"] = exchange.looks_secret
     if exchange.denied:

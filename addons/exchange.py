@@ -82,6 +82,7 @@ class Exchange:
             cannot go on.
         observed: in observe mode, why it would have been denied, if it was really denied for another reason.
         upstream: the connection that carries it, or that could not be opened.
+        aside: in observe mode, a handshake with its server beside it, which tells what its pins would have come to.
         has_left: whether any of it was sent to the upstream.
         has_switched: whether it has become a WebSocket, which lasts.
         app_left: whether the app went away before it was over.
@@ -116,6 +117,7 @@ class Exchange:
     is_carried_out: bool = False
     observed: Denied | None = None
     upstream: Upstream | None = None
+    aside: Upstream | None = None
     has_left: bool = False
     has_switched: bool = False
     app_left: bool = False
@@ -181,6 +183,12 @@ class Exchange:
         sent, received = self.counted
         self.counted = self.bytes_sent, self.bytes_received
         return ("sent", self.bytes_sent - sent), ("received", self.bytes_received - received)
+
+    def note_aside(self) -> None:
+        """Note what the handshake beside it says against it. That it did not come about says nothing."""
+        denied = None if self.aside is None else self.aside.denied
+        if denied is not None and denied.reason not in _FAILURES:
+            self.note_reason(denied)
 
     def note_reason(self, denied: Denied) -> None:
         """Remember why the request is denied, without denying it; the first reason stays."""

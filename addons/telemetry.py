@@ -114,6 +114,8 @@ class Telemetry:
             if upstream.observed is not None:
                 exchange.note_reason(upstream.observed)
                 exchange.observed = exchange.observed or upstream.observed
+        if exchange.aside is not None:
+            exchange.note_aside()
         if exchange.denied is not None and never_left(exchange):
             exchange.bytes_sent = exchange.fields_encrypted = 0
         exchange.outcome = outcome_of(exchange)

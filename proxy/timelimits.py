@@ -72,6 +72,11 @@ GATHER_SECONDS = 0.005
 # Between two log messages about lost lines: with a slow reader, losing and writing alternate.
 LOST_LINES_LOG_SECONDS = _MINUTE
 
+# -- observe mode
+
+# Between two handshakes of its own with the same pinned server: its key rarely changes, and it should not notice much.
+ASIDE_SECONDS = 5 * _MINUTE
+
 # -- commands that ask a server
 
 # For a server to give the whole answer to a question of a command: somebody waits in front of the screen.

@@ -50,6 +50,7 @@ from proxy.engine.descriptors import SHORTAGES, AppListener, carried
 from proxy.engine.dispatch import Dispatcher
 from proxy.engine.timers import Timers
 from proxy.engine.tls import TlsConnections
+from proxy.engine.upstreams.asides import Asides
 from proxy.engine.upstreams.pool import Pool
 from proxy.engine.upstreams.services import Services
 from proxy.log import describe
@@ -214,6 +215,8 @@ class Engine:
             self.loop, self.timers, resolvers, self.sessions, self.dispatch, self.is_own_address, self.pool
         )
 
+        self.asides = Asides(self.services)
+
     async def listen(self, sockets: Iterable[Bound]) -> None:
         """Accept connections on bound sockets; see `bind`."""
         for listener, bound in sockets:
@@ -355,6 +358,7 @@ class Engine:
             cut += connection.session.cut_off(denied)
             connection.cut_off(denied)
         self.pool.close()
+        self.asides.close()
         await asyncio.sleep(0)  # connection_lost is called in the next turn of the loop
         if cut:
             self._count_cuts(cut)

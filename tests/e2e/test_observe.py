@@ -28,6 +28,7 @@ from tests.e2e.http2 import Http2Client
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Decision, Sidecar
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
+from tests.waiting import wait_until
 
 HOSTS = ("pay.example", "old.example", "no.example", "pinned.example", "opened.example", "other.example")
 NO_PIN = "sha256/" + "A" * 42 + "E="
@@ -222,7 +223,6 @@ class TestHttps:
         ("host", "would", "reason"),
         [
             ("other.example", "tunnel", None),
-            ("pinned.example", "inspect", None),
             ("pay.example", "inspect", None),
             ("no.example", "deny", "https_rejected"),
         ],
@@ -513,9 +513,9 @@ class TestOneRule:
         self, seen: Sidecar, tls_upstream: Callable[..., TlsUpstream], roots: Path
     ) -> None:
         upstream = fresh(lambda: tls_upstream(*HOSTS))
-        with connect(seen, f"pinned.example:{upstream.port}") as client:
-            client.start_tls("pinned.example", roots)
-            client.send(request("/", "pinned.example"))
+        with connect(seen, f"pay.example:{upstream.port}") as client:
+            client.start_tls("pay.example", roots)
+            client.send(request("/", "pay.example"))
             assert client.read_response().status == 200
         assert_observed(decision_of(seen, upstream), would="inspect", would_deny=False)
 
@@ -568,6 +568,73 @@ class TestOneRule:
     def test_it_is_announced(self, seen: Sidecar, kept: Sidecar) -> None:
         assert "rule pay: mode observe protects nothing" in seen.stderr
         assert "mode observe (but in pay, never, pinned, rest, odd) protects nothing" in kept.stderr
+
+
+class TestPins:
+    """A handshake beside what passes tells whether the pins would have matched."""
+
+    POLICY = """
+        mode: observe
+        destinations: {{allow: [{allowed}]}}
+        rules:
+          - {{name: right, hosts: [pay.example], https_port: {port}, pins: {{any_of: ["{pin}"]}}}}
+          - {{name: wrong, hosts: [no.example], https_port: {port}, pins: {{any_of: ["{no_pin}"]}}}}
+          - {{name: none, hosts: [other.example], https_port: {port}}}
+    """
+
+    def test_with_what_passes_over_http_and_over_https(
+        self,
+        authority: Authority,
+        tls_upstream: Callable[..., TlsUpstream],
+        plain: MakePlain,
+        roots: Path,
+        tmp_path: Path,
+    ) -> None:
+        secure, upstream = fresh(lambda: tls_upstream(*HOSTS)), plain()
+        policy = self.POLICY.format(allowed="loopback", port=secure.port, pin=secure.identity.pin, no_pin=NO_PIN)
+        with Sidecar(policy, tmp_path, authority=authority, hosts=dict.fromkeys(HOSTS, "127.0.0.1")) as sidecar:
+
+            def line_of(host: str, port: int) -> Decision:
+                return [line for line in sidecar.decisions() if line["destination"] == f"{host}:{port}"][-1]
+
+            def passes_plain(host: str, pin: str | None) -> bool:
+                before = len(sidecar.decisions())
+                assert ask(sidecar, upstream, host, body=b"{}").status == 200
+                sidecar.wait_for_decisions(before + 1)
+                return bool(line_of(host, upstream.port)["would_pin"] == pin)
+
+            wait_until(lambda: passes_plain("pay.example", "match"))
+            wait_until(lambda: passes_plain("no.example", "mismatch"))
+            assert passes_plain("other.example", None)
+            assert_observed(line_of("pay.example", upstream.port), would="upgrade", would_deny=False, reason=None)
+            mismatch = line_of("no.example", upstream.port)
+            assert_observed(mismatch, would="deny", would_upgrade=False, would_deny=True, reason="pin_mismatch")
+            assert mismatch["status"] == 200
+            secure.assert_no_application_bytes()
+            assert len(secure.wait_for_connections(2)) == 2  # one for each rule, however many requests there were
+
+            def passes_tunnelled(host: str, pin: str) -> bool:
+                before = len(sidecar.decisions())
+                with connect(sidecar, f"{host}:{secure.port}") as client:
+                    client.start_tls(host, roots)
+                sidecar.wait_for_decisions(before + 1)
+                return bool(line_of(host, secure.port)["would_pin"] == pin)
+
+            wait_until(lambda: passes_tunnelled("pay.example", "match"))
+            wait_until(lambda: passes_tunnelled("no.example", "mismatch"))
+            assert_observed(line_of("no.example", secure.port), action="tunnel", would="deny", reason="pin_mismatch")
+
+    def test_what_enforcing_would_not_reach_is_not_reached_by_it(
+        self, authority: Authority, tls_upstream: Callable[..., TlsUpstream], plain: MakePlain, tmp_path: Path
+    ) -> None:
+        secure, upstream = fresh(lambda: tls_upstream(*HOSTS)), plain()
+        policy = self.POLICY.format(allowed="private", port=secure.port, pin=secure.identity.pin, no_pin=NO_PIN)
+        with Sidecar(policy, tmp_path, authority=authority, hosts=dict.fromkeys(HOSTS, "127.0.0.1")) as sidecar:
+            for _ in range(2):
+                assert ask(sidecar, upstream, "pay.example", body=b"{}").status == 200
+            for line in sidecar.wait_for_decisions(2):
+                assert_observed(line, would="deny", would_pin=None, reason="destination_forbidden")
+        secure.assert_untouched()
 
 
 def test_the_mode_is_announced_where_it_can_be_seen(twins: Twins) -> None:

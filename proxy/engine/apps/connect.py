@@ -229,6 +229,8 @@ class FirstBytes(Speaker):
         except Denied as denied:
             self._deny(denied, is_observed=connect.observing)
             return
+        if connect.observing:
+            self._app.house.asides.note(connect)
         if connect.observing or connect.decision.action is Action.TUNNEL:
             self._relay()
         else:

@@ -113,7 +113,9 @@ class Conversation:
         flow = self.flow
         self._expects = has_body and has_field(flow.request.headers, b"expect")
         self.house.dispatch.call("requestheaders", flow)
-        self.exchange = self.house.sessions.exchange(flow)
+        self.exchange = exchange = self.house.sessions.exchange(flow)
+        if exchange.observing and flow.request.data.scheme == b"http":
+            self.house.asides.note(exchange)
         if flow.response is not None:
             self._answer()
         elif has_body:

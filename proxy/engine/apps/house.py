@@ -15,6 +15,7 @@ from proxy.core.rules.policy import Policy
 from proxy.core.who.credentials import Verifier
 from proxy.engine.dispatch import Dispatcher
 from proxy.engine.timers import Timers
+from proxy.engine.upstreams.asides import Asides
 from proxy.engine.upstreams.pool import Pool
 from proxy.engine.upstreams.services import Services
 
@@ -67,6 +68,10 @@ class House(Protocol):
     @property
     def pool(self) -> Pool:
         """The upstream connections that may be used again."""
+
+    @property
+    def asides(self) -> Asides:
+        """The handshakes that tell of pins in observe mode."""
 
     @property
     def services(self) -> Services:

@@ -12,6 +12,7 @@ engine, or `apps`.
 
 Offers:
 
+- `asides`: Asides; handshakes beside what is observed
 - `connection`: ONLY_HTTP2, NoResponses, UpstreamConnection; one connection to a server
 - `dialling`: connect; a TCP connection to an address that may be reached
 - `handshake`: secure; a TLS handshake with a server
