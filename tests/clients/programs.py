@@ -45,6 +45,8 @@ class Client:
         files: makes what servers have for it; without, they answer 200 to everything, and it sends JSON.
         options: options of `overcoat run`.
         env: further variables.
+        agent: what its requests say that they come from, where that is the only sign of it.
+        is_silent: whether it cannot say what it got: it is ended once the servers and the sidecar have seen all four.
         is_heavy: whether only `make test-clients` installs what it needs.
         note: what a person should know.
     """
@@ -58,13 +60,15 @@ class Client:
     files: Callable[[Path], Files] | None = None
     options: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
+    agent: str = ""
+    is_silent: bool = False
     is_heavy: bool = False
     note: str = ""
 
     @property
     def sends_json(self) -> bool:
         """Whether it sends a body with a field to encrypt; the others fetch something."""
-        return self.files is None
+        return self.files is None and not self.is_silent
 
     def missing(self) -> list[str]:
         """Return what it needs and is not there."""
@@ -253,5 +257,18 @@ CLIENTS: Mapping[str, Client] = {
         note="an http index needs `--trusted-host`, whatever a proxy makes of it",
     ),
     "npm": Client("npm", ("sh", "{}"), "npm.sh", ("npm",), ("npm", "--version"), files=package),
+    "flutter": Client(
+        "Flutter (Dart's HttpClient)",
+        ("xvfb-run", "-a", str(PYTHON), "{}"),
+        "flutter_client.py",
+        ("xvfb-run", str(PYTHON), str(next(PYTHON.parents[1].glob("lib/python3*/site-packages/flet_desktop"), "flet"))),
+        (str(PYTHON), "-c", "import flet.version; print(flet.version.version)"),
+        options=("--private-roots",),
+        env=(("LIBGL_ALWAYS_SOFTWARE", "1"),),
+        agent="(dart:io)",
+        is_silent=True,
+        is_heavy=True,
+        note="with `--private-roots`: it reads the proxy's variables alone; the version is Flet's, which brings it",
+    ),
     "apt": Client("apt", ("sh", "{}"), "apt.sh", ("apt-get",), ("apt-get", "--version"), files=archive),
 }
