@@ -118,6 +118,10 @@ lock: ## write the lock files anew, keeping versions that still fit (UPGRADE=1: 
 	compile requirements.lock pyproject.toml --constraint requirements-dev.lock && \
 	compile requirements-build.lock --group build --constraint requirements-dev.lock
 
+.PHONY: sbom
+sbom: $(VENV)/installed ## write the bill of materials (CycloneDX) from requirements.lock into dist/
+	@$(BIN)/python -m docs.sbom dist/overcoat.cdx.json
+
 .PHONY: clean
 clean: ## remove .venv and everything else that these targets made
 	rm -rf $(VENV) .venv-bench .clients build dist .coverage .coverage.* coverage.json .pytest_cache .mypy_cache .ruff_cache .hypothesis

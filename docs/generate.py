@@ -1,5 +1,5 @@
 """Generates what the code knows best: the tables of reasons, metrics, alerts and policy keys in these papers, the JSON
-Schema of the policy file, and the alerting rules for Prometheus. `make check` runs it with `--check`.
+Schema of the policy file, the alerting rules for Prometheus, and the manual page. `make check` runs it with `--check`.
 
 Rules of this module:
 
@@ -25,6 +25,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from addons.metrics import Metrics, PolicyMetrics
 from docs.alerts import alerts_rows, rules_text
+from docs.manual import manual_text
 from proxy.core.decisions import Action, Outcome, Reason
 from proxy.core.rules.policy import Policy
 from proxy.policyfile.model import policy_table, schema_text
@@ -118,6 +119,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
 FILES: dict[str, Callable[[], str]] = {
     "config/policy.schema.json": schema_text,
     "config/prometheus/overcoat.rules.yml": rules_text,
+    "config/overcoat.1": manual_text,
 }
 
 

@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from proxy.processes.secrecy import keep_private
 from proxy.processes.signals import take_over_signals
@@ -29,6 +30,7 @@ _COMMANDS = {
     "password": ("proxy.commands.password", "Print the hash of a password, for users of the proxy."),
     "ca": ("proxy.commands.serve", "Print the local CA's certificate, for apps to trust."),
     "healthcheck": ("proxy.commands.health", "Ask a running sidecar whether it is ready."),
+    "completion": ("proxy.commands.completion", "Print a script that makes your shell complete commands."),
     "demo": ("proxy.commands.demo", "Show the main job on real connections, and check it."),
 }
 
@@ -48,6 +50,12 @@ class _Commands(click.Group):
         command = getattr(importlib.import_module(_COMMANDS[cmd_name][0]), cmd_name)
         assert isinstance(command, click.Command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        found = [
+            CompletionItem(name, help=text) for name, (_, text) in _COMMANDS.items() if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)  # its options
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -136,11 +136,14 @@ class TestWheel:
         with zipfile.ZipFile(wheel) as archive:
             names = {name.partition("/")[0] for name in archive.namelist()}
         version = wheel.name.split("-")[1]
-        assert names == {"overcoat", f"overcoat-{version}.dist-info"}
+        assert names == {"overcoat", f"overcoat-{version}.dist-info", f"overcoat-{version}.data"}
 
     def test_all_that_the_folders_hold_is_in_it(self, wheel: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
-            packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+            packed = {name for name in archive.namelist() if ".dist-info/" not in name and ".data/" not in name}
+            (page,) = (name for name in archive.namelist() if ".data/" in name)
+            assert archive.read(page) == (ROOT / "config" / "overcoat.1").read_bytes()
+        assert page.endswith(".data/data/share/man/man1/overcoat.1")
         sources = {
             ("" if folder == "overcoat" else "overcoat/") + path.relative_to(ROOT).as_posix()
             for folder in ("overcoat", "proxy", "addons")

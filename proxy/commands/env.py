@@ -26,6 +26,7 @@ IN_CONTAINERS = "/run/overcoat-ca"  # where the compose files have it
     "-p",
     "--policy",
     "policy_path",
+    type=click.Path(),
     metavar="FILE",
     help="The policy of the sidecar that is meant, where several run; else $OVERCOAT_POLICY.",
 )

@@ -11,7 +11,13 @@ from proxy.health import NotReady, check
 
 
 @click.command()
-@click.option("-p", "--policy", metavar="FILE", help="Ask only sidecars with this policy file; else $OVERCOAT_POLICY.")
+@click.option(
+    "-p",
+    "--policy",
+    type=click.Path(),
+    metavar="FILE",
+    help="Ask only sidecars with this policy file; else $OVERCOAT_POLICY.",
+)
 @click.option("--address", metavar="HOST:PORT", help="Ask at this address, of `probes` or the admin listener.")
 @click.option(
     "--timeout",

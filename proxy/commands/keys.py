@@ -80,7 +80,7 @@ _alg_option = click.option("--alg", type=click.Choice(ALGORITHMS), help="The alg
 _unsafe_option = click.option(
     "--unsafe-key-permissions", "unsafe", is_flag=True, help="Read a secret key file although others can read it, too."
 )
-_policy_option = click.option("-p", "--policy", "policy", metavar="FILE", help="The policy file.")
+_policy_option = click.option("-p", "--policy", "policy", type=click.Path(), metavar="FILE", help="The policy file.")
 
 
 @dataclass(frozen=True, slots=True)

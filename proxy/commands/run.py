@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     "-p",
     "--policy",
     "policy_path",
+    type=click.Path(),
     metavar="FILE",
     help="The policy file; else $OVERCOAT_POLICY, ./overcoat.yaml, the built-in default.",
 )

@@ -46,6 +46,7 @@ policy_option = click.option(
     "-p",
     "--policy",
     "policy_path",
+    type=click.Path(),
     metavar="FILE",
     help="The policy file; else $OVERCOAT_POLICY, ./overcoat.yaml, the built-in default.",
 )

@@ -30,6 +30,7 @@ policy_option = click.option(
     "-p",
     "--policy",
     "option",
+    type=click.Path(),
     metavar="FILE",
     help="The policy file; else $OVERCOAT_POLICY, ./overcoat.yaml, built-in.",
 )
