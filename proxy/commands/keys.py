@@ -36,12 +36,6 @@ CURVES = ("P-256", "X25519")
 FORMATS = ("pem", "jwk")
 
 
-class BadPolicy(Failed):
-    """The policy has errors: one line for each, exit status 2."""
-
-    exit_code = 2
-
-
 @contextmanager
 def _failures(file: Path | None = None) -> Iterator[None]:
     """Turn the errors of keys, files and tokens into one line each."""
@@ -313,7 +307,7 @@ def _load_policy(option: str | None) -> Policy:
     try:
         return load_policy(find_policy(option, os.environ), os.environ, secrets=SecretVariables())
     except PolicyErrors as errors:
-        raise BadPolicy("\nerror: ".join(map(str, errors.errors))) from None
+        raise Failed("\nerror: ".join(map(str, errors.errors)), 2) from None
 
 
 def _key_set(source: Source) -> KeySet:

@@ -281,6 +281,6 @@ class TestCommand:
 
 
 def test_a_tunnel_that_is_open_is_seen_once() -> None:
-    tunnel = {"method": "CONNECT", "path": "", "action": "tunnel", "destination": "api.example:443"}
+    tunnel = {"method": "CONNECT", "path": "", "action": "tunnel", "would": "tunnel", "destination": "api.example:443"}
     seen = read(line(**tunnel, event="opened"), line(**tunnel, event="running"), line(**tunnel))
     assert (seen.lines, seen.hosts["api.example"].https) == (1, {443: 1})
