@@ -54,17 +54,21 @@ def readable(line: bytes, *, has_colours: bool) -> bytes:
     colour = _OF_ACTION.get(action, _CYAN)
     outcome = _text(said, "outcome", "ok")
     if outcome not in ("ok", "denied"):
-        colour = _RED
+        action, colour = f"{action} {outcome}", _RED
+    elif said.get("event") is not None:  # a tunnel that is open
+        action = f"{action} {_text(said, 'event')}"
     parts = [
         coloured(_text(said, "time")[11:19], _DIM),
         f"{_text(said, 'method') or '-':<7}",
         where,
-        coloured(action if outcome in ("ok", "denied") else f"{action} {outcome}", colour),
+        coloured(action, colour),
         _text(said, "status", "-"),
         _duration(said.get("seconds")),
     ]
     if (rule := _text(said, "rule")) != "":
         parts.append(coloured(f"[{rule}]", _DIM))
+    if said.get("user") is not None:
+        parts.append(f"user {_text(said, 'user')}")
     for name in ("encrypted", "decrypted"):
         if said.get(name):
             parts.append(f"{name} {int(said[name])}")

@@ -72,7 +72,8 @@ def test_a_request() -> None:
         ({"decrypted": 1}, "decrypted 1"),
         ({"path": "/" + "a" * 300}, "/" + "a" * 159 + "… upgrade"),
         ({"seconds": 12.4}, "201 12s"),
-        ({"action": "something", "event": "else"}, "something 201"),
+        ({"action": "tunnel", "outcome": None, "event": "opened", "status": None}, "tunnel opened - "),
+        ({"user": "reports"}, "[pay] user reports enc"),
     ],
 )
 def test_what_else_there_may_be(more: dict[str, Any], said: str) -> None:
