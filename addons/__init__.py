@@ -12,7 +12,7 @@ Offers:
 - `headers`: has_field, values_of; header fields by name
 - `localca`: LocalCaGuard; no certificate from a local CA that has ended
 - `metrics`: NO_REASON, NO_RULE, Metrics, PolicyMetrics; what is counted
-- `pinning`: Pinning, have_expired; pins, in the handshake
+- `pinning`: Pinning, expired_pins, have_expired; pins, in the handshake
 - `sessions`: Session, Sessions; what is known of one client connection
 - `telemetry`: Telemetry; one decision line for each request
 - `transport`: Transport; upgrades plain http

@@ -63,6 +63,18 @@ def _destination(data: tls.TlsData) -> Destination:
     return Destination(*data.conn.address)
 
 
+def expired_pins(rule: Rule | None, whose: str = "") -> Denied | None:
+    """Return the denial of everything under a rule whose pins have ended; None if they hold.
+
+    Args:
+        rule: the rule.
+        whose: whose pins they are, if not those of the rule.
+    """
+    if rule is None or rule.pins is None or not have_expired(rule):
+        return None
+    return Denied(Reason.PINS_EXPIRED, f"the pins of {whose or f'rule {rule.name}'} expired on {rule.pins.expires}")
+
+
 def have_expired(rule: Rule | None) -> bool:
     """Tell whether a rule's pins have ended. Then even a connection that was opened before must not be used."""
     expires = rule.pins.expires if rule is not None and rule.pins is not None else None
@@ -117,9 +129,8 @@ def _check(policy: Policy, upstream: Upstream, verified_chain: list[bytes], dest
     whose, where = f"rule {rule.name}", "the rule's pins.any_of"
     if upstream.is_proxy:
         whose, where = "upstream_proxy", "upstream_proxy.pins.any_of"
-    if upstream.pin is PinVerdict.EXPIRED:
-        denied = Denied(Reason.PINS_EXPIRED, f"the pins of {whose} expired on {rule.pins.expires}")
-    else:
+    denied = expired_pins(rule, whose)
+    if denied is None:
         shown = destination.url_host if destination.port == HTTPS_PORT else destination.authority
         denied = Denied(
             Reason.PIN_MISMATCH,

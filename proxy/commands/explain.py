@@ -3,6 +3,7 @@
 Rules of this module:
 
 - It calls the same functions that decide on real requests, so it cannot say anything else.
+- What it says of a denial, the protections themselves have said of this very request (`proxy.commands.denial`).
 - Nothing is dialled or looked up, and no value of a body is printed. What depends on these is said with an "if".
 """
 
@@ -13,13 +14,14 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
+from proxy.commands.denial import Asked, Refusal, refusal_of
 from proxy.commands.shared import (
     addresses_texts,
     destination_of,
@@ -32,8 +34,10 @@ from proxy.commands.shared import (
     proxy_url,
     today,
 )
+from proxy.core.certificates.localca import Lifetime
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, Destination
+from proxy.core.fields.encodings import decode, parse_encoding
 from proxy.core.fields.entries import FieldEntry, Signed
 from proxy.core.fields.jsontext import NotJson, TooMuchSelected, find_spans
 from proxy.core.fields.readings import readings, with_body
@@ -65,6 +69,8 @@ class Explanation:
         allowed: the non-public addresses at which the host may be, if it is a name.
         raw_tcp: whether any protocol passes unchecked.
         strict: whether certificates must have the form that RFC 5280 prescribes; None if none is checked.
+        denial: the very denial that it would get, as far as can be known without dialling: reason, status (None if the
+            connection is closed without an answer), detail and hint; None if nothing denies it.
         denied: the reason codes with which it would be denied today, as far as can be known without dialling.
         pins: the pins of which the upstream's chain must have one.
         pins_expire: the last day of these pins.
@@ -86,6 +92,7 @@ class Explanation:
     allowed: list[str]
     raw_tcp: bool
     strict: bool | None
+    denial: dict[str, Any] | None
     denied: list[str]
     pins: list[str]
     pins_expire: str | None
@@ -181,6 +188,9 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
     target = decision.target
     if target is not None and (forbidden := denied_by_address(policy, rule, target.host)) is not None:
         decision, target = Decision(Action.DENY, denied=forbidden), None
+    refusal = refusal_of(policy, _asked(scheme, asked, request), _lifetime())
+    if request.body is not None:
+        request = replace(request, body=_decoded(request))
     proxy = policy.upstream_proxy
     denied = [decision.denied.reason.code] if decision.denied else []
     opened = rule if decision.action not in (Action.DENY, Action.TUNNEL) else None
@@ -204,6 +214,8 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
             places = [{"path": path, "key": entry.keys.name} for path, entry in found]
             if signed_by is not None and any(entry.signed is Signed.DENY for _, entry in found):
                 denied.append(Reason.SIGNED_BODY.code)
+    if refusal is not None and refusal.denied.reason.code not in denied:
+        denied.insert(0, refusal.denied.reason.code)
     return Explanation(
         scheme=scheme,
         asked=str(asked),
@@ -216,6 +228,7 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
         allowed=addresses_texts(policy.reachable(rule)),
         raw_tcp=rule is not None and rule.raw_tcp and decision.action is Action.TUNNEL,
         strict=policy.trust_for(rule).strict if decision.action in (Action.UPGRADE, Action.INSPECT) else None,
+        denial=_denial_summary(refusal),
         denied=denied,
         pins=[str(pin) for pin in pins.any_of] if pins else [],
         pins_expire=pins.expires.isoformat() if pins and pins.expires else None,
@@ -227,12 +240,28 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
     )
 
 
-def _ca_is_valid() -> bool:
-    """Tell whether the local CA can sign now, or does not exist and would be made when needed."""
+def _asked(scheme: str, destination: Destination, request: _Request) -> Asked:
+    target = request.path + (f"?{request.query}" if request.query else "")
+    return Asked(scheme, destination, request.method, target, request.fields, request.body)
+
+
+def _denial_summary(refusal: Refusal | None) -> dict[str, Any] | None:
+    if refusal is None:
+        return None
+    denied = refusal.denied
+    return {"reason": denied.reason.code, "status": refusal.status, "detail": denied.detail, "hint": denied.hint}
+
+
+def _lifetime() -> Lifetime | None:
+    """Return that of the local CA; None if it does not exist, and would be made when needed."""
     try:
-        lifetime = published_lifetime(data_directory(os.environ))
+        return published_lifetime(data_directory(os.environ))
     except CaError:  # there is no home directory; `serve` reports that itself
-        return True
+        return None
+
+
+def _ca_is_valid() -> bool:
+    lifetime = _lifetime()
     return lifetime is None or lifetime.holds(datetime.now(UTC))
 
 
@@ -244,6 +273,15 @@ def _split(entries: Sequence[FieldEntry], request: _Request) -> tuple[list[Field
         found = with_body(found, request.body, types or ["application/json"])
     applying = [entry for entry in entries if entry.when.applies(found)]
     return applying, [entry for entry in entries if entry not in applying]
+
+
+def _decoded(request: _Request) -> bytes:
+    """Return a request's body without its content encoding; as it is, if that cannot be taken off."""
+    codings = [value.decode("latin-1") for name, value in request.fields if name.lower() == b"content-encoding"]
+    try:
+        return decode(request.body or b"", parse_encoding(", ".join(codings)), _MAX_BODY_BYTES)
+    except Denied:
+        return request.body or b""
 
 
 def _places(entries: Sequence[FieldEntry], body: bytes) -> list[tuple[str, FieldEntry]]:
@@ -261,7 +299,7 @@ def _places(entries: Sequence[FieldEntry], body: bytes) -> list[tuple[str, Field
 
 def _why(policy: Policy, rule: Rule | None, decision: Decision, scheme: str) -> str:
     if decision.denied:
-        return f"{decision.denied.detail}; {decision.denied.hint}"
+        return decision.denied.detail
     where = f"rule {rule.name} says" if rule else "no rule names this host, and the defaults say"
     if decision.action is Action.INSPECT and rule and needs_plaintext(rule):
         return f"inspected because rule {rule.name} has {', '.join(needs_plaintext(rule))}"
@@ -324,6 +362,9 @@ def _print_explanation(explanation: Explanation, method: str, path: str) -> None
             lines.append(("in body", "nothing to encrypt"))
     if explanation.denied:
         lines.append(("denied", ", ".join(explanation.denied)))
+    if (denial := explanation.denial) is not None:
+        status = "no answer, the connection is closed" if denial["status"] is None else str(denial["status"])
+        lines += [("answer", f"{status}: {denial['detail']}"), ("hint", denial["hint"])]
     click.echo(f"{method} {explanation.scheme}://{explanation.asked}{path}")
     for name, text in lines:
         click.echo(f"  {name:<9}{text}")

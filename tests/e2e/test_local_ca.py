@@ -172,6 +172,7 @@ class TestAfterItsEnd:
         ):
             done = run(ended.sidecar.policy_file.parent, "explain", "-p", "policy.yaml", url)
             assert ("local_ca_expired" in done.stdout) is reason, url
+            assert ("answer   503: the local CA ended on " in done.stdout) is reason, url  # as the CONNECT is told
 
     def test_check_says_it(self, ended: Ended) -> None:
         done = run(ended.sidecar.policy_file.parent, "check", "-p", "policy.yaml")

@@ -33,6 +33,7 @@ def test_explain_tells_the_whole_way_of_a_plain_http_request() -> None:
         "allowed": [],
         "raw_tcp": False,
         "strict": True,
+        "denial": None,
         "denied": [],
         "pins": [PIN_A, PIN_B],
         "pins_expire": "2999-06-30",
@@ -86,7 +87,7 @@ def test_explain_says_what_the_rules_decide(url: str, expected: list[tuple[objec
         ("https://printer.lan", "rule printer says https: inspect"),
         ("http://other.example", "no rule names this host, and the defaults say plain_http: upgrade"),
         ("https://other.example", "no rule names this host, and the defaults say https: tunnel"),
-        ("http://evil.example", "rule none rejects plain http to evil.example:80; use https://"),
+        ("http://evil.example", "rule none rejects plain http to evil.example:80"),
     ],
 )
 def test_explain_says_why(url: str, why: str) -> None:
@@ -240,6 +241,18 @@ def test_explain_knows_where_a_rules_own_hosts_may_be() -> None:
         assert explained(url, policy=policy)[0]["denied"] == denied
     (request,) = explained("http://[::1]", policy=policy)
     assert (request["rule"], request["denied"]) == ("search", ["destination_forbidden"])
+
+
+@pytest.mark.parametrize("mode", ["mode: observe", "mode: enforce"])
+def test_explain_shows_the_denial_that_enforcing_would_give(mode: str) -> None:
+    Path("body.json").write_text("{")
+    arguments = ("--body", "body.json", "http://api.pay.example/")
+    (request,) = explained(*arguments, policy=POLICY.replace("version: 1\n", f"version: 1\n{mode}\n"))
+    (of_rule,) = explained(*arguments, policy=POLICY.replace("- name: pay\n", f"- name: pay\n    {mode}\n"))
+    for found in (request, of_rule):
+        assert found["mode"] == mode.removeprefix("mode: ")
+        assert found["denial"]["status"] == 422
+        assert found["denial"]["detail"].startswith("the body has fields to protect, but: ")
 
 
 class TestSigned:
