@@ -91,6 +91,11 @@ class Exchange:
         holds_request: whether the request's body is held until its fields are encrypted.
         holds_response: whether the response's body is held until its fields are decrypted.
         looks_secret: in observe mode, the paths in the request's body whose values look like secrets, and like which.
+        ready: when it could be sent, on the clock of `started_monotonic`; this and the next three are 0 before.
+        sent: when the last piece of a body that streams was there.
+        headed: when the head of its response had come.
+        whole: when the rest of its response had, too.
+        waited: for how many seconds its body was awaited, if that is held.
         counted: how many of the bytes sent and received are counted already, while it runs.
         outcome: how it ended, once its decision line is written.
         observing: whether denials are only noted, not carried out: the mode of its rule, or the policy's, is observe.
@@ -130,6 +135,11 @@ class Exchange:
     bytes_sent: int = 0
     bytes_received: int = 0
     looks_secret: dict[str, Shape] = field(default_factory=dict)
+    ready: float = 0.0
+    sent: float = 0.0
+    headed: float = 0.0
+    whole: float = 0.0
+    waited: float = 0.0
     counted: tuple[int, int] = (0, 0)
     outcome: Outcome | None = None
     observing: bool = field(init=False)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -30,6 +30,10 @@ NO_RULE = "-"
 NO_REASON = "-"
 NO_STATUS = "-"
 RELOADS = ("taken", "unchanged", "refused")
+MOST_USERS = 100  # that have labels of their own
+OTHER_USERS = "(others)"
+OWN_BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, float("inf"))
+UPSTREAM_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, float("inf"))
 KINDS = ("request", "tunnel", "websocket")
 CONNECTIONS = ("hit", "miss", "evicted")
 _STATUS_CLASSES = (NO_STATUS, "1xx", "2xx", "3xx", "4xx", "5xx")
@@ -83,8 +87,16 @@ def ends(mode: Mode) -> Iterator[End]:
 class Metrics:
     """The counters of this process, in a registry."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, process: str = "0") -> None:
+        """Start.
+
+        Args:
+            registry: where they are registered.
+            process: what this process is called in the metrics that are about it: a worker's number, or its task.
+        """
         self.registry = registry
+        self.process = process
+        self._users: tuple[Policy | None, frozenset[str]] = (None, frozenset())
         self.requests = Counter(
             "overcoat_requests",
             "Requests and tunnels by rule, what the policy says of them, and how they ended.",
@@ -102,6 +114,26 @@ class Metrics:
         )
         self.seconds = Histogram(
             "overcoat_request_seconds", "Time from a request's head to its end.", ["rule", "mode"], registry=registry
+        )
+        self.own = Histogram(
+            "overcoat_own_seconds",
+            "Time that Overcoat itself took for a request: before it was ready to be sent, and after its response.",
+            ["rule", "mode"],
+            registry=registry,
+            buckets=OWN_BUCKETS,
+        )
+        self.upstream = Histogram(
+            "overcoat_upstream_seconds",
+            "Time from when a request was ready to be sent (connecting included) to the head of its response.",
+            ["rule", "mode"],
+            registry=registry,
+            buckets=UPSTREAM_BUCKETS,
+        )
+        self.users = Counter(
+            "overcoat_user_requests",
+            "Requests and tunnels of a user of the policy, by how they ended.",
+            ["user", "outcome"],
+            registry=registry,
         )
         self.bytes = Counter(
             "overcoat_body_bytes",
@@ -133,6 +165,56 @@ class Metrics:
             "When the local CA ends, which signs the certificates of inspected hosts.",
             registry=registry,
             multiprocess_mode="max",  # all workers have the same value; processes without one show 0
+        )
+        self.certificate_expiry = Gauge(
+            "overcoat_upstream_certificate_expiry_timestamp_seconds",
+            "When the first of the certificates ends that a rule's upstreams have shown last; 0 before any has.",
+            ["rule"],
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.memory = Gauge(
+            "overcoat_process_resident_memory_bytes",
+            "Memory of a process (Linux).",
+            ["process"],
+            registry=registry,
+            multiprocess_mode="livesum",  # each has a label of its own
+        )
+        self.descriptors = Gauge(
+            "overcoat_process_open_descriptors",
+            "File descriptors that a process has open (Linux).",
+            ["process"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.most_descriptors = Gauge(
+            "overcoat_process_max_descriptors",
+            "File descriptors that a process may have open.",
+            ["process"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.processor = Counter(
+            "overcoat_process_cpu_seconds", "Processor time of a process.", ["process"], registry=registry
+        )
+        self.lag = Gauge(
+            "overcoat_process_lag_seconds",
+            "How much too late the event loop of a process was at the last look: it is busy, or blocked.",
+            ["process"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.policy_taken = Gauge(
+            "overcoat_policy_taken_timestamp_seconds",
+            "When the policy in force was taken over, or the sidecar started with it.",
+            registry=registry,
+            multiprocess_mode="max",
+        )
+        self.policy_read = Gauge(
+            "overcoat_policy_read_timestamp_seconds",
+            "When the policy was last read, whether it was taken or refused.",
+            registry=registry,
+            multiprocess_mode="max",
         )
         self.worker_restarts = Counter(
             "overcoat_worker_restarts",
@@ -167,23 +249,50 @@ class Metrics:
             rule, mode = each.name if each else NO_RULE, policy.mode_of(each)
             for end in ends(mode):
                 self.requests.labels(rule, mode, *end)
-            self.seconds.labels(rule, mode)
+            for times in (self.seconds, self.own, self.upstream):
+                times.labels(rule, mode)
             for direction in ("sent", "received"):
                 self.bytes.labels(rule, mode, direction)
             for kind in KINDS:
                 self.in_flight.labels(rule, mode, kind)
             if each is None:
                 continue
+            self.certificate_expiry.labels(rule)
             for direction, entries in (("encrypted", each.encrypt), ("decrypted", each.decrypt)):
                 if entries:
                     self.fields.labels(each.name, mode, direction)
             if each.pins is not None:
                 for verdict in PinVerdict:
                     self.pins.labels(each.name, mode, verdict.value)
+        for user in policy.clients.users:
+            for outcome in Outcome:
+                self.users.labels(self.user_label(policy, user.name), outcome)
+        for of_process in (self.memory, self.descriptors, self.most_descriptors, self.processor, self.lag):
+            of_process.labels(self.process)
         for result in RELOADS:
             self.reloads.labels(result)
         for result in CONNECTIONS:
             self.pool.labels(result)
+
+    def user_label(self, policy: Policy, name: str) -> str:
+        """Return the label for a user: the name, unless the policy has very many."""
+        if policy is not self._users[0]:
+            self._users = policy, frozenset(user.name for user in policy.clients.users[:MOST_USERS])
+        return name if name in self._users[1] else OTHER_USERS
+
+    def note_reading(self, result: str | None) -> None:
+        """Note that the policy was read.
+
+        Args:
+            result: one of `RELOADS`; None at the start.
+        """
+        now = time.time()
+        self.policy_read.set(now)
+        if result is not None:
+            self.reloads.labels(result).inc()
+            self.policy_refused.set(result == "refused")
+        if result in (None, "taken"):
+            self.policy_taken.set(now)
 
 
 class RequestCounts:
@@ -202,7 +311,9 @@ class RequestCounts:
             mode: the mode in which they were handled.
             end: how they ended: the parts of an `End`.
         """
-        seconds = metrics.seconds.labels(rule, mode)
+        seconds, own, upstream = (each.labels(rule, mode) for each in (metrics.seconds, metrics.own, metrics.upstream))
+        self._own, self._own_buckets = own._sum.inc, [bucket.inc for bucket in own._buckets]
+        self._upstream, self._upstream_buckets = upstream._sum.inc, [bucket.inc for bucket in upstream._buckets]
         self._requests = metrics.requests.labels(rule, mode, *end)._value
         self._request = self._requests.inc
         self._seconds = seconds._sum.inc
@@ -227,6 +338,13 @@ class RequestCounts:
         if received:
             self._received(received)
 
+    def add_times(self, own: float, upstream: float) -> None:
+        """Count the parts of a request's time in seconds: Overcoat's own, and the upstream's."""
+        self._own(own)
+        self._own_buckets[bisect_left(OWN_BUCKETS, own)](1)
+        self._upstream(upstream)
+        self._upstream_buckets[bisect_left(UPSTREAM_BUCKETS, upstream)](1)
+
     def remember(self, id: str) -> None:
         """Show a request's id as the exemplar of its series (OpenMetrics), until the next one."""
         self._requests.set_exemplar(Exemplar({"id": id}, 1.0, time.time()))
@@ -247,9 +365,14 @@ class PolicyMetrics(Collector):
         self._policy = policy
         self._started = started
 
-    def describe(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+    def describe(self) -> tuple[GaugeMetricFamily, ...]:
         """Return the families without samples."""
         return (
+            GaugeMetricFamily(
+                "overcoat_key_expiry_timestamp_seconds",
+                "When a key ends: a primary one seals no more then, an older one opens no more.",
+                labels=["key", "kid", "use"],
+            ),
             GaugeMetricFamily(
                 "overcoat_pins_expire_timestamp_seconds", "When the pins of a rule expire.", labels=["rule"]
             ),
@@ -265,16 +388,22 @@ class PolicyMetrics(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Return the families."""
         policy = self._policy()
-        expiry, info, content, start = self.describe()
+        families = keys, expiry, info, content, start = self.describe()
+        sets = {entry.keys.name: entry.keys for rule in policy.rules for entry in (*rule.encrypt, *rule.decrypt)}
+        for name, key_set in sets.items():
+            for key in (key_set.primary, *key_set.older):
+                if key.not_after is not None:
+                    use = "primary" if key is key_set.primary else "older"
+                    keys.add_metric([name, key.kid, use], _end_of(key.not_after))
         for rule in policy.rules:
             if rule.pins is not None and rule.pins.expires is not None:
-                # The date is the last valid day, in UTC.
-                end = datetime.combine(rule.pins.expires, datetime.max.time(), UTC)
-                expiry.add_metric([rule.name], int(end.timestamp()))
+                expiry.add_metric([rule.name], _end_of(rule.pins.expires))
         info.add_metric([self._version, policy.mode.value], 1)
         content.add_metric([policy.short_hash], 1)
         start.add_metric([], self._started)
-        yield expiry
-        yield info
-        yield content
-        yield start
+        yield from families
+
+
+def _end_of(day: date) -> int:
+    """Return the end of a last valid day, in UTC."""
+    return int(datetime.combine(day, datetime.max.time(), UTC).timestamp())

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from mitmproxy import connection, http, tls
 
@@ -28,6 +29,7 @@ from proxy.core.pins import PinVerdict
 from proxy.core.rules.policy import ListenerKind, Mode
 
 _SWITCHES = 101
+MOST_HOSTS = 100  # of a rule, of whose certificates the first end is shown
 
 
 class Telemetry:
@@ -37,6 +39,7 @@ class Telemetry:
         self.sessions = sessions
         self.metrics = metrics
         self.write = write
+        self._certificates: dict[str, dict[str, float]] = {}  # when they end: by rule, and by host
         self.under_way = UnderWay(sessions, metrics, write)
         # `labels` always returns the same object for the same labels, and is slow; so the objects are kept.
         self._requests = functools.cache(functools.partial(RequestCounts, metrics))
@@ -78,6 +81,22 @@ class Telemetry:
     def _close(self, flow: http.HTTPFlow, exchange: Exchange, status: int | None) -> None:
         self.finish(exchange, status, flow)
         self.sessions.of(flow.client_conn).unfinished.discard(exchange)
+
+    def tls_established_server(self, data: tls.TlsData) -> None:
+        """Note when the certificate of a rule's upstream ends."""
+        record = self.sessions.of(data.context.client).upstreams.get(data.conn.id)
+        certificate = data.ssl_conn.get_peer_certificate() if data.ssl_conn is not None else None
+        if record is None or record.rule is None or record.is_proxy or certificate is None:
+            return
+        ends, host = certificate.get_notAfter(), str(data.conn.sni)
+        if ends is not None:
+            when = datetime.strptime(ends.decode("ascii"), "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
+            known = self._certificates.setdefault(record.rule.name, {})
+            known.pop(host, None)
+            known[host] = when
+            if len(known) > MOST_HOSTS:
+                del known[next(iter(known))]
+            self.metrics.certificate_expiry.labels(record.rule.name).set(min(known.values()))
 
     def tls_failed_client(self, data: tls.TlsData) -> None:
         """Note that the app did not accept our certificate."""
@@ -133,6 +152,14 @@ class Telemetry:
         counts = self._requests(rule, mode, action_of(exchange), outcome, reason, status_class(status))
         sent, received = exchange.counted
         counts.add(seconds, exchange.bytes_sent - sent, exchange.bytes_received - received)
+        if exchange.headed:
+            own = exchange.ready - exchange.started_monotonic - exchange.waited
+            if exchange.whole:
+                own += exchange.started_monotonic + seconds - exchange.whole
+            whole = exchange.sent if exchange.sent <= exchange.headed else 0.0
+            counts.add_times(own, exchange.headed - max(exchange.ready, whole))
+        if exchange.user is not None:
+            self.metrics.users.labels(self.metrics.user_label(exchange.policy, exchange.user), outcome).inc()
         if outcome is not Outcome.OK and outcome is not Outcome.OBSERVED:
             counts.remember(exchange.id)
         if not exchange.observing and exchange.fields_encrypted:

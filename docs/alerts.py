@@ -138,6 +138,22 @@ ALERTS = (
         "The key set's primary key is past its not_after date: give it a new one.",
     ),
     Alert(
+        "OvercoatKeyExpiresSoon",
+        'overcoat_key_expiry_timestamp_seconds{use="primary"} - time() < 30 * 86400',
+        "warning",
+        "key {{ $labels.kid }} of {{ $labels.key }} ends in {{ $value | humanizeDuration }}",
+        "From then on nothing is encrypted with it, and its requests are denied. Make the next one (overcoat keys "
+        "rotate), and give it to who decrypts before it becomes the primary key.",
+    ),
+    Alert(
+        "OvercoatUpstreamCertificateExpiresSoon",
+        "(overcoat_upstream_certificate_expiry_timestamp_seconds > 0) - time() < 3 * 86400",
+        "warning",
+        "rule {{ $labels.rule }}: a server's certificate ends in {{ $value | humanizeDuration }}",
+        "From then on its requests are denied, whoever renews it: tell the server's operator. Where certificates are "
+        "made for a few days only, it says that their renewal does not work.",
+    ),
+    Alert(
         "OvercoatFieldsDenied",
         events(
             denials(
@@ -172,6 +188,35 @@ ALERTS = (
         "docs/reasons.md says whose fault that is: the upstream's or the way there, the app's that does not trust the "
         "local CA, or that of a limit. The decision line's detail says which host, and what went wrong.",
         wait="5m",
+    ),
+    Alert(
+        "OvercoatUpstreamErrors",
+        f'sum by (job, instance, rule) (increase(overcoat_requests_total{{status="5xx", outcome="ok"}}[{WINDOW}]))\n'
+        f'/ sum by (job, instance, rule) (increase(overcoat_requests_total{{outcome="ok"}}[{WINDOW}]))\n'
+        "> 0.1",
+        "warning",
+        "rule {{ $labels.rule }}: {{ $value | humanizePercentage }} of the servers' answers are errors of theirs (5xx)",
+        "Overcoat passes them on: the fault is behind it. The decision lines say which paths, and which address "
+        "answered.",
+        wait="10m",
+    ),
+    Alert(
+        "OvercoatDescriptorsShort",
+        "overcoat_process_open_descriptors / overcoat_process_max_descriptors > 0.8",
+        "warning",
+        "process {{ $labels.process }}: {{ $value | humanizePercentage }} of its file descriptors are in use",
+        "Without free ones new connections wait or are refused (too_many_connections). Raise the limit (ulimit -n), or "
+        "find out which app keeps so many open.",
+        wait="5m",
+    ),
+    Alert(
+        "OvercoatBusy",
+        "rate(overcoat_process_cpu_seconds_total[5m]) > 0.9",
+        "warning",
+        "process {{ $labels.process }}: it has used {{ $value | humanizePercentage }} of a processor",
+        "One process uses one processor at most, and requests begin to wait. Give it more workers, or other machines "
+        "a part of its apps.",
+        wait="15m",
     ),
     Alert(
         "OvercoatForbidden",
@@ -273,8 +318,14 @@ def _without_templates(text: str) -> str:
     for template, words in (
         ("rule {{ $labels.rule }}: ", ""),
         ("{{ $labels.reason }}", "with its reason"),
+        ("{{ $value | humanizePercentage }} of the servers'", "more than 10 % of the servers'"),
+        ("{{ $value | humanizePercentage }} of its file", "more than 80 % of its file"),
+        ("{{ $value | humanizePercentage }} of a processor", "more than 90 % of a processor"),
         ("{{ $value | humanizePercentage }}", "more than 5 %"),
+        ("certificate ends in {{ $value | humanizeDuration }}", "certificate ends within 3 days"),
         ("in {{ $value | humanizeDuration }}", "within 30 days"),
+        ("process {{ $labels.process }}: ", ""),
+        ("key {{ $labels.kid }} of {{ $labels.key }}", "the primary key of a key set"),
     ):
         text = text.replace(template, words)
     return text[0].upper() + text[1:]

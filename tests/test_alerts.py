@@ -65,7 +65,10 @@ def test_all_that_they_read_exists_and_is_there_from_the_start() -> None:
     metrics.expect(Policy())
     shown = {sample.name for family in registry.collect() for sample in family.samples}
     named = {name for alert in ALERTS for name in re.findall(r"overcoat_\w+", alert.expr)}
-    assert named - shown == {"overcoat_pins_expire_timestamp_seconds"}  # where no rule has such pins, there is none
+    assert named - shown == {  # where no rule has such pins, no key an end, or there is no rule
+        *("overcoat_pins_expire_timestamp_seconds", "overcoat_key_expiry_timestamp_seconds"),
+        "overcoat_upstream_certificate_expiry_timestamp_seconds",
+    }
     lists = [found for alert in ALERTS for found in re.findall(r'reason=~"([^"]+)"', alert.expr)]
     codes = {code for found in lists for code in found.split("|")}
     assert codes <= {reason.code for reason in Reason}
@@ -84,6 +87,8 @@ def test_all_that_they_read_exists_and_is_there_from_the_start() -> None:
         ),
     }
 
+
+PIN_MISMATCH = 'mode="enforce", action="deny", outcome="denied", reason="pin_mismatch", status="5xx"'
 
 # name: (what the counter shows every 15 s, what the start shows, [(minutes, whether it fires)])
 CASES: dict[str, tuple[str, str, list[tuple[float, bool]]]] = {
@@ -109,11 +114,11 @@ def test_one_fires_whenever_something_happened_and_only_then(tmp_path: Path, nam
         "interval": "15s",
         "input_series": [
             {
-                "series": f'overcoat_requests_total{{{labels}, rule="pay", action="deny", reason="pin_mismatch"}}',
+                "series": f'overcoat_requests_total{{{labels}, rule="pay", {PIN_MISMATCH}}}',
                 "values": counter,
             },
             {
-                "series": f'overcoat_requests_total{{{labels}, rule="other", action="deny", reason="pin_mismatch"}}',
+                "series": f'overcoat_requests_total{{{labels}, rule="other", {PIN_MISMATCH}}}',
                 "values": "0x300",
             },
             {"series": f"overcoat_start_timestamp_seconds{{{labels}}}", "values": start},
@@ -165,6 +170,97 @@ def test_requests_that_fail_are_an_alert_where_they_are_many_and_for_a_while(tmp
                 "expr": 'count by (rule, reason) (ALERTS{alertname="OvercoatRequestsFail", alertstate="firing"})',
                 "eval_time": "30m",
                 "exp_samples": [{"labels": '{rule="pay", reason="upstream_timeout"}', "value": 1}] if fires else [],
+            }
+        ],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "15s", "tests": [test]}))
+    done = promtool("test", "rules", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# name: (alert, series and what they show every 15 s, whether it fires after an hour)
+STATES: dict[str, tuple[str, dict[str, str], bool]] = {
+    "a primary key that ends in ten days": (
+        "OvercoatKeyExpiresSoon",
+        {'overcoat_key_expiry_timestamp_seconds{use="primary"}': "867600x300"},
+        True,
+    ),
+    "an older one": (
+        "OvercoatKeyExpiresSoon",
+        {'overcoat_key_expiry_timestamp_seconds{use="older"}': "867600x300"},
+        False,
+    ),
+    "a primary key that lasts": (
+        "OvercoatKeyExpiresSoon",
+        {'overcoat_key_expiry_timestamp_seconds{use="primary"}': "8676000x300"},
+        False,
+    ),
+    "a certificate for two days": (
+        "OvercoatUpstreamCertificateExpiresSoon",
+        {'overcoat_upstream_certificate_expiry_timestamp_seconds{rule="pay"}': "172800x300"},
+        True,
+    ),
+    "a certificate for a week": (
+        "OvercoatUpstreamCertificateExpiresSoon",
+        {'overcoat_upstream_certificate_expiry_timestamp_seconds{rule="pay"}': "604800x300"},
+        False,
+    ),
+    "no certificate so far": (
+        "OvercoatUpstreamCertificateExpiresSoon",
+        {'overcoat_upstream_certificate_expiry_timestamp_seconds{rule="pay"}': "0x300"},
+        False,
+    ),
+    "every fifth answer an error": (
+        "OvercoatUpstreamErrors",
+        {
+            'overcoat_requests_total{rule="pay", outcome="ok", status="5xx"}': "0+1x300",
+            'overcoat_requests_total{rule="pay", outcome="ok", status="2xx"}': "0+4x300",
+        },
+        True,
+    ),
+    "few errors, and denials with such a status": (
+        "OvercoatUpstreamErrors",
+        {
+            'overcoat_requests_total{rule="pay", outcome="ok", status="5xx"}': "0+1x300",
+            'overcoat_requests_total{rule="pay", outcome="ok", status="2xx"}': "0+40x300",
+            'overcoat_requests_total{rule="pay", outcome="denied", status="5xx"}': "0+40x300",
+        },
+        False,
+    ),
+    "nearly no descriptors left": (
+        "OvercoatDescriptorsShort",
+        {
+            'overcoat_process_open_descriptors{process="0"}': "900x300",
+            'overcoat_process_max_descriptors{process="0"}': "1024x300",
+        },
+        True,
+    ),
+    "half of them, and another process's limit": (
+        "OvercoatDescriptorsShort",
+        {
+            'overcoat_process_open_descriptors{process="0"}': "500x300",
+            'overcoat_process_max_descriptors{process="0"}': "1024x300",
+            'overcoat_process_max_descriptors{process="1"}': "100x300",
+        },
+        False,
+    ),
+    "a processor in use": ("OvercoatBusy", {'overcoat_process_cpu_seconds_total{process="0"}': "0+14.5x300"}, True),
+    "half of one": ("OvercoatBusy", {'overcoat_process_cpu_seconds_total{process="0"}': "0+7.5x300"}, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_is_an_alert_while_it_lasts(tmp_path: Path, name: str) -> None:
+    alert, series, fires = STATES[name]
+    test = {
+        "interval": "15s",
+        "input_series": [{"series": each, "values": values} for each, values in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": f'count(ALERTS{{alertname="{alert}", alertstate="firing"}})',
+                "eval_time": "1h",
+                "exp_samples": [{"labels": "{}", "value": 1}] if fires else [],
             }
         ],
     }

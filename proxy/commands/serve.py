@@ -240,6 +240,7 @@ async def _serve_alone(
     recent, started = Recent(), time.time()
     lines = LineWriter(path or sys.stdout, metrics.lines_lost.inc, form=form, recent=recent)
     metrics.expect(policy)
+    metrics.note_reading(None)
     is_ready = False
     engine, sockets = _prepare(policy, metrics, lines.write)
     metrics.registry.register(PolicyMetrics(version("overcoat"), lambda: engine.policy, started))
@@ -319,7 +320,6 @@ def _reload(engine: Engine, reader: Reader, metrics: Metrics, changed: Sequence[
     policy = reader.again(before)
     if policy is before and changed and not was_refused:
         return  # only touched
-    metrics.policy_refused.set(policy is None)
     result = "refused"
     if policy is not None and policy is not before:
         engine.take_over(policy)
@@ -328,7 +328,7 @@ def _reload(engine: Engine, reader: Reader, metrics: Metrics, changed: Sequence[
     if policy is not None:
         result = "unchanged" if policy is before else "taken"
         log_read(policy, before, changed)
-    metrics.reloads.labels(result).inc()
+    metrics.note_reading(result)
 
 
 def _serve_together(

@@ -53,6 +53,7 @@ from proxy.engine.tls import TlsConnections
 from proxy.engine.upstreams.asides import Asides
 from proxy.engine.upstreams.pool import Pool
 from proxy.engine.upstreams.services import Services
+from proxy.engine.vitals import measure
 from proxy.log import describe
 
 logger = logging.getLogger("overcoat")
@@ -226,13 +227,17 @@ class Engine:
             door.open()
             self._doors.append(door)
             self._own.append(bound.getsockname()[:2])
+        measure(self._metrics)
         self._watching = self._watching or self.loop.create_task(self._watch())
 
     async def _watch(self) -> None:
         """Look at what is under way, now and then, until the end."""
         while True:
+            due = self.loop.time() + timelimits.UNDER_WAY_SECONDS
             await asyncio.sleep(timelimits.UNDER_WAY_SECONDS)
             try:
+                self._metrics.lag.labels(self._metrics.process).set(max(0.0, self.loop.time() - due))
+                measure(self._metrics)
                 for _ in self._under_way.look(timelimits.LINE_SECONDS):
                     await asyncio.sleep(0)
             except Exception as e:  # whatever it is: metrics of what runs must go on

@@ -13,19 +13,21 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from addons.metrics import Metrics, PolicyMetrics
 from proxy.core.rules.policy import Policy
 from proxy.disk.ca import LocalCa
 from proxy.engine.server import Bound, Engine
 from proxy.engine.tls import NoRoots
+from proxy.engine.vitals import measure
 from proxy.processes.admin import AdminSockets
 from proxy.processes.decisionlines import LineWriter
 from proxy.processes.readable import Form
@@ -71,7 +73,7 @@ def work(equipment: Equipment, seat: Seat, policy: Policy) -> None:
     Raises:
         SystemExit: it had to cut something off at the end, or cannot start.
     """
-    if asyncio.run(_Worker(equipment, seat, Metrics(CollectorRegistry())).live(policy)):
+    if asyncio.run(_Worker(equipment, seat, Metrics(CollectorRegistry(), seat.metrics)).live(policy)):
         raise SystemExit(1)
 
 
@@ -149,6 +151,22 @@ class Desk:
     recents: Sequence[Recent]
 
 
+class _Vitals(Collector):
+    """Measures the admin process itself at each scrape, before its metrics are read."""
+
+    def __init__(self, metrics: Callable[[], Metrics]) -> None:
+        self._metrics = metrics
+
+    def describe(self) -> list[Metric]:
+        """Return nothing: it has no families of its own."""
+        return []
+
+    def collect(self) -> list[Metric]:
+        """Measure."""
+        measure(self._metrics())
+        return []
+
+
 def administer(desk: Desk, seat: Seat, policy: Policy) -> None:
     """Run the admin process.
 
@@ -158,9 +176,10 @@ def administer(desk: Desk, seat: Seat, policy: Policy) -> None:
         policy: the policy to begin with.
     """
     registry = CollectorRegistry()
+    registry.register(_Vitals(lambda: metrics))
     MultiProcessCollector(registry, path=str(desk.directory))  # type: ignore[no-untyped-call]  # untyped there
     registry.register(PolicyMetrics(version("overcoat"), lambda: policy, desk.started))
-    metrics = Metrics(CollectorRegistry())  # its own counters stay 0: they define what the others count
+    metrics = Metrics(CollectorRegistry(), seat.metrics)  # its own counters stay 0: they define what the others count
     metrics.expect(policy)
     taken = desk.started
     sidecar = Sidecar(

@@ -180,6 +180,7 @@ class Supervisor:
         gc.freeze()  # loaded objects stay in memory that the children share
         take_seat("parent")
         self._metrics = Metrics(CollectorRegistry())
+        self._metrics.note_reading(None)
         try:
             for seat in self._seats:
                 self._start_first(seat)
@@ -416,16 +417,15 @@ class Supervisor:
         policy = self._reader.again(self._policy)
         if policy is self._policy and changed and not was_refused:
             return  # only touched
-        self._metrics.policy_refused.set(policy is None)
         if policy is None:
-            self._metrics.reloads.labels("refused").inc()
+            self._metrics.note_reading("refused")
         elif policy is not self._policy:
             self._policy, self._changed = policy, changed
             self._is_reloading = True
             self._hand_over([seat for seat in self._seats if seat.drains])
             self._to_tell = [seat for seat in self._seats if not seat.drains]
         elif not self._is_reloading:  # else it is logged once it is in force
-            self._metrics.reloads.labels("unchanged").inc()
+            self._metrics.note_reading("unchanged")
             log_read(policy, policy, changed)
 
     def _handed_over(self) -> None:
@@ -435,7 +435,7 @@ class Supervisor:
             self._hand_over(seats)
             return
         self._is_reloading = False
-        self._metrics.reloads.labels("taken").inc()
+        self._metrics.note_reading("taken")
         log_read(self._policy, self._said, self._changed)
         self._said = self._policy
 

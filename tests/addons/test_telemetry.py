@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -14,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from addons.decisionline import done
 from addons.exchange import Exchange
-from addons.metrics import End, Metrics, PolicyMetrics, RequestCounts, ends, status_class
+from addons.metrics import MOST_USERS, OTHER_USERS, End, Metrics, PolicyMetrics, RequestCounts, ends, status_class
 from addons.sessions import Sessions
 from addons.telemetry import Telemetry
 from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
@@ -23,6 +24,7 @@ from proxy.core.fields.selectors import parse_selector
 from proxy.core.jose.keys import Alg, KeySet, new_key
 from proxy.core.pins import Pin, PinSet
 from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
+from proxy.core.who.clients import User, hash_password
 
 DENIED = Denied(Reason.BODY_NOT_JSON, "why", "how")
 
@@ -140,8 +142,21 @@ def test_no_metric_is_without_a_series_before_anything_happens() -> None:
     pins = PinSet((Pin("spki", bytes(32)),), None)
     entry = FieldEntry((parse_selector("$.card"),), KeySet("k", Alg.A256KW, new_key(Alg.A256KW)))
     rule = Rule("a", hosts, PlainHttp.UPGRADE, Https.INSPECT, pins=pins, encrypt=(entry,))
-    metrics.expect(Policy(rules=(rule,)))
+    users = (User("ann", hash_password("secret", bytes(16))),)
+    metrics.expect(Policy(rules=(rule,), clients=replace(Policy().clients, users=users)))
     assert [family.name for family in metrics.registry.collect() if not family.samples] == []
+
+
+def test_users_have_labels_of_their_own_up_to_a_number() -> None:
+    metrics = Metrics(CollectorRegistry())
+    some = hash_password("secret", bytes(16))
+    users = tuple(User(f"u{number}", some) for number in range(MOST_USERS + 5))
+    policy = Policy(clients=replace(Policy().clients, users=users))
+    metrics.expect(policy)
+    assert metrics.user_label(policy, "u99") == "u99"
+    assert metrics.user_label(policy, "u100") == OTHER_USERS
+    (family,) = [each for each in metrics.registry.collect() if each.name == "overcoat_user_requests"]
+    assert len({sample.labels["user"] for sample in family.samples}) == MOST_USERS + 1
 
 
 def test_the_series_are_as_many_as_the_policy_makes_them() -> None:
@@ -154,10 +169,9 @@ def test_the_series_are_as_many_as_the_policy_makes_them() -> None:
 
     of_one = series(1) - series(0)
     assert series(10) - series(0) == 10 * of_one
-    assert (
-        of_one == len(list(ends(Mode.ENFORCE))) + 17 + 2 + 3
-    )  # and a histogram, two directions of bytes, three kinds in flight
-    assert of_one < 150
+    others = 17 + 14 + 16 + 2 + 3 + 1  # three histograms, bytes, kinds in flight, a certificate
+    assert of_one == len(list(ends(Mode.ENFORCE))) + others
+    assert of_one < 200
 
 
 @pytest.mark.parametrize("mode", Mode)

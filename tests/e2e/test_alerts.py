@@ -243,6 +243,7 @@ def test_each_fires_on_one_event_and_on_many_between_two_scrapes(
             ("OvercoatPinsExpireSoon", instance_of(main), "expired"),
             ("OvercoatPinsExpireSoon", instance_of(main), "soon"),
             ("OvercoatLocalCaExpiresSoon", instance_of(main), ""),
+            ("OvercoatKeyExpiresSoon", instance_of(main), ""),
             ("OvercoatObserves", instance_of(silent), ""),
         }
         prometheus.wait("only these firing", lambda: prometheus.firing() == states)
@@ -310,5 +311,8 @@ def test_each_fires_on_one_event_and_on_many_between_two_scrapes(
         expected |= {("OvercoatDown", instance_of(silent), "")}
         prometheus.wait_for(expected)
         assert prometheus.firing() <= expected | states  # and no other does
-        unseen = {alert.name for alert in ALERTS} - {name for name, _, _ in expected | states | {refused}}
+        # What takes load, or certificates of other ends: promtool sees them fire (tests/test_alerts.py).
+        states_only = {"OvercoatUpstreamCertificateExpiresSoon", "OvercoatUpstreamErrors"}
+        states_only |= {"OvercoatDescriptorsShort", "OvercoatBusy"}
+        unseen = {alert.name for alert in ALERTS} - {name for name, _, _ in expected | states | {refused}} - states_only
         assert unseen == (set() if workers > 1 else {"OvercoatWorkerReplaced"})

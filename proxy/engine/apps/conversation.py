@@ -91,6 +91,7 @@ class Conversation:
         self.upstream: UpstreamStream | None = None
         self.exchange: Exchange | None = None
         self._held = bytearray()  # the request's body so far, in one piece
+        self._held_since = 0.0  # when its body began to be awaited, if that is held
         self._size = 0  # bytes of the request's body that have come, or that were thrown away
         self._kept: bytearray | None = bytearray()  # all of a streamed body so far, while it is small
         self._waiting: list[bytes] = []  # pieces of a streamed body, until there is an upstream
@@ -123,9 +124,11 @@ class Conversation:
                 self.state = _STREAM[self.state]
                 self._awaits_continue = self._expects
                 self._acquire()
-            elif flow.request.headers.pop("expect", "").lower() == "100-continue":
-                self.stream.interim(_CONTINUE)
-                self._expects = False
+            else:
+                self._held_since = time.monotonic()
+                if flow.request.headers.pop("expect", "").lower() == "100-continue":
+                    self.stream.interim(_CONTINUE)
+                    self._expects = False
 
     def request_data(self, data: bytes) -> None:
         """Handle a piece of the body."""
@@ -176,11 +179,15 @@ class Conversation:
                 self.stream.next()
             return
         flow.request.timestamp_end = time.time()
+        assert self.exchange is not None
         is_held = self.state is _HELD
+        if self._held_since:
+            self.exchange.waited = time.monotonic() - self._held_since
         if is_held:
             flow.request.data.content = bytes(self._held)
             self._held.clear()
         else:
+            self.exchange.sent = time.monotonic()
             self._send_piece(self._streamed(b""))
         self.house.dispatch.call("request", flow)
         if flow.error:
@@ -207,6 +214,8 @@ class Conversation:
         exchange = self.exchange
         assert exchange is not None
         self._tries += 1
+        if not exchange.ready:
+            exchange.ready = time.monotonic()
         key = (request.host, request.port, request.scheme, exchange.rule and exchange.rule.name, exchange.policy)
         self._version = self.stream.version(self.flow.request)
         version = Version.HTTP1 if self._needs_own_connection() else self._version
@@ -343,6 +352,8 @@ class Conversation:
             return
         self.stream.clock.stop()
         self._kept = None
+        assert self.exchange is not None
+        self.exchange.headed = time.monotonic()
         fields = without_hop(head.fields)
         if head.status in (101, 204):
             fields = without_framing(fields)
@@ -411,6 +422,8 @@ class Conversation:
         response = self.flow.response
         assert response is not None
         response.timestamp_end = time.time()
+        assert self.exchange is not None
+        self.exchange.whole = time.monotonic()
         if is_held:
             response.data.content, self._gathered = bytes(self._gathered), b""
         else:

@@ -87,3 +87,4 @@ async def _secure(services: Services, upstream: UpstreamConnection, context: Con
     assert upstream.tls is not None
     server.tls_version = upstream.tls.conn.get_protocol_version_name()  # type: ignore[assignment]  # one of the literals of that type
     server.timestamp_tls_setup = time.time()
+    services.dispatch.call("tls_established_server", data)
