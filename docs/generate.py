@@ -25,6 +25,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from addons.metrics import Metrics, PolicyMetrics
 from docs.alerts import alerts_rows, rules_text
+from docs.dashboard import dashboard_text, panels_rows
 from docs.manual import manual_text
 from proxy.core.decisions import Action, Outcome, Reason
 from proxy.core.rules.policy import Policy
@@ -87,6 +88,11 @@ def outcomes_table() -> str:
     return _table(("outcome", "reasons"), [*rows, (f"`{Outcome.DENIED.value}`", "all others")])
 
 
+def panels_table() -> str:
+    """Return the table of the dashboard's panels."""
+    return _table(("row", "panel", "what it answers"), panels_rows())
+
+
 def alerts_table() -> str:
     """Return the table of alerts."""
     return _table(("alert", "severity", "what it says, and what to do"), alerts_rows())
@@ -110,6 +116,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "reasons": ("reasons.md", reasons_table),
     "metrics": ("metrics.md", metrics_table),
     "alerts": ("metrics.md", alerts_table),
+    "panels": ("on-call.md", panels_table),
     "actions": ("metrics.md", actions_table),
     "outcomes": ("metrics.md", outcomes_table),
     "policy": ("policy.md", policy_table),
@@ -120,6 +127,7 @@ FILES: dict[str, Callable[[], str]] = {
     "config/policy.schema.json": schema_text,
     "config/prometheus/overcoat.rules.yml": rules_text,
     "config/overcoat.1": manual_text,
+    "config/grafana/overcoat.json": dashboard_text,
 }
 
 
