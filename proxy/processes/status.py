@@ -14,9 +14,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -101,7 +101,8 @@ class Status:
         reasons = _last_reasons(line for each in sidecar.recents for line in each.lines_with_reason())
         names = {rule.name: rule for rule in policy.rules}
         shown = [*sorted(names, key=lambda name: -_of(traffic, name).requests), NO_RULE]
-        own_ca = _value(families.get("overcoat_local_ca_expiry_timestamp_seconds"))
+        ends = sorted((*calendar(policy), *_ends_of_certificates(families)), key=lambda each: each.day)
+        days = [_ending(each, at) for each in ends]
         return {
             "version": sidecar.version,
             "now": _text(at),
@@ -134,8 +135,8 @@ class Status:
                 },
                 *({"what": kind, "now": count, "limit": None} for kind, count in _kinds(families)),
             ],
-            "ends": [_ending(each, at) for each in _ends(policy, own_ca, at)],
-            "ends_later": [_ending(each, at) for each in _ends(policy, own_ca, at, later=True)[:1]],
+            "ends": [each for each in days if each["days"] <= DAYS],
+            "ends_later": [each for each in days if each["days"] > DAYS][:1],
             "rules": [
                 _rule(policy, name, names.get(name), _of(traffic, name), rates.get(name, 0.0), reasons)
                 for name in (*shown[: RULES - 1], *shown[RULES - 1 :][-1:])
@@ -225,18 +226,23 @@ def _end(line: Mapping[str, Any]) -> float:
     return datetime.fromisoformat(line["time"]).timestamp() + float(line["seconds"])
 
 
-def _ends(policy: Policy, own_ca: float, at: float, *, later: bool = False) -> list[Ending]:
-    """Return what ends within `DAYS` days, or has ended, the first first; or what ends later."""
-    found = list(calendar(policy))
-    if own_ca:
-        ends = datetime.fromtimestamp(own_ca, UTC).date()
-        found.append(Ending("the local CA", ends, "apps that trust it meet certificates that have ended"))
-    today = datetime.fromtimestamp(at, UTC).date()
-    return sorted((each for each in found if ((each.day - today).days > DAYS) == later), key=lambda each: each.day)
+def _ends_of_certificates(families: Mapping[str, Metric]) -> Iterator[Ending]:
+    """Yield when the local CA ends, and the certificates that upstreams have shown (both are known to the metrics)."""
+    if own := _value(families.get("overcoat_local_ca_expiry_timestamp_seconds")):
+        yield Ending("the local CA", _day(own), "apps that trust it meet certificates that have ended")
+    shown = families.get("overcoat_upstream_certificate_expiry_timestamp_seconds")
+    for sample in shown.samples if shown is not None else ():
+        if sample.value:
+            whose = f"rule {sample.labels['rule']}" if sample.labels["rule"] != NO_RULE else "a host without a rule"
+            yield Ending(f"{whose}: a server's certificate", _day(sample.value), "its requests are denied")
+
+
+def _day(seconds: float) -> date:
+    return datetime.fromtimestamp(seconds, UTC).date()
 
 
 def _ending(ending: Ending, at: float) -> dict[str, Any]:
-    days = (ending.day - datetime.fromtimestamp(at, UTC).date()).days
+    days = (ending.day - _day(at)).days
     return {"what": ending.what, "day": ending.day.isoformat(), "days": days, "then": ending.then}
 
 

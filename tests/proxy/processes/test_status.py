@@ -156,6 +156,20 @@ def test_the_local_ca_ends_too() -> None:
     assert [(each["what"], each["days"]) for each in running.view()["ends"]] == [("the local CA", 30)]
 
 
+def test_so_do_certificates_that_servers_have_shown() -> None:
+    running = Running(Policy(rules=(rule("a", pinned(TODAY + timedelta(days=60))),)))
+    name = "overcoat_upstream_certificate_expiry_timestamp_seconds"
+    shown = Gauge(name, "x", ["rule"], registry=running.registry)
+    for whose, days in (("a", 20), ("-", 70)):
+        shown.labels(whose).set((datetime.now(UTC) + timedelta(days=days)).timestamp())
+    shown.labels("b").set(0)  # none has been shown
+    assert [(each["what"], each["days"]) for each in running.view()["ends"]] == [
+        ("rule a: a server's certificate", 20),
+        ("rule a: pins", 60),
+        ("a host without a rule: a server's certificate", 70),
+    ]
+
+
 def test_how_it_runs_is_said() -> None:
     running = Running(Policy(mode=Mode.OBSERVE), workers=3)
     running.connections.set(7)

@@ -25,7 +25,7 @@ def view(**line: Any) -> dict[str, Any]:
     whole = {
         "time": "2026-03-01T12:00:00.000+00:00", "client": "192.0.2.1", "method": "GET", "destination": "a.example:80",
         "path": "/", "rule": None, "mode": "enforce", "action": "upgrade", "outcome": "ok", "reason": None, "pin": None,
-        "encrypted": 0, "decrypted": 0, "status": 200, "seconds": 0.012,
+        "encrypted": 0, "decrypted": 0, "status": 200, "seconds": 0.012, "user": None,
     }  # fmt: skip
     told["decisions"] = [whole | line] if line else []
     return told
@@ -54,7 +54,7 @@ class Tags(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-@pytest.fixture(params=["client", "method", "destination", "path", "rule", "reason", "detail"])
+@pytest.fixture(params=["client", "user", "method", "destination", "path", "rule", "reason", "detail"])
 def hostile(request: pytest.FixtureRequest) -> str:
     line = {request.param: HOSTILE, **({"reason": "pin_mismatch"} if request.param == "detail" else {})}
     return get(view(**line))[1]
