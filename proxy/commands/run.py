@@ -113,6 +113,7 @@ def _run(
 
     # The sidecar begins with the signals as they are; its port is one that is free.
     own = ["--listen", "forward://127.0.0.1:0", "--admin", "off", "--probes", "off", "--publish-ca", str(folder)]
+    own += ["--log-format", "json"]  # whatever variables say of forms: it is read here
     sidecar = Sidecar([*own, *arguments])
     try:
         signals = Signals()

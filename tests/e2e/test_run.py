@@ -13,6 +13,7 @@ import select
 import shlex
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -308,6 +309,15 @@ raise SystemExit(9)
             stdout, _ = process.communicate(timeout=DEADLINE)
             assert (process.returncode, stdout) == (9, "1\n")
 
+    def test_systemd_is_told_by_the_program_alone_that_it_is_ready(self, run: Runner, tmp_path: Path) -> None:
+        path = str(tmp_path / "notify")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(path)
+            manager.setblocking(False)
+            assert run("sh", "-c", "echo $NOTIFY_SOCKET", env={"NOTIFY_SOCKET": path}).stdout == f"{path}\n"
+            with pytest.raises(BlockingIOError):
+                manager.recv(1)
+
     def test_its_signals_begin_as_they_were(self, run: Runner) -> None:
         def numbers(text: str) -> list[int]:
             own = 0b11 << 31  # 32 and 33 are the C library's
@@ -360,14 +370,27 @@ class TestPrivateRoots:
         url = f"https://{HERE}:{upstream.port}/v1"
         return run(sys.executable, "-c", READS_SYSTEMS_ROOTS, url, options=["-q", *options])
 
-    def test_it_trusts_the_local_ca_and_nobody_else_does(self, run: Runner, tls_upstream: MakeTls) -> None:
+    def test_it_trusts_the_local_ca(self, run: Runner, tls_upstream: MakeTls) -> None:
         upstream = tls_upstream(HERE, address=HERE)
         before = Path("/etc/ssl/certs/ca-certificates.crt").read_bytes()
         done = self.ask(run, upstream, "--private-roots")
         assert (done.status, done.stdout.split()[0]) == (0, str(os.getuid())), done.stderr
         assert int(done.stdout.split()[1]) > len(before)
-        assert Path("/etc/ssl/certs/ca-certificates.crt").read_bytes() == before
         upstream.wait_for_requests(1)
+
+    def test_nobody_else_sees_it_where_mounts_are_shared(self, run: Runner) -> None:
+        """As systemd shares them: what is mounted in one namespace appears in the others."""
+        command = shlex.join(run.command(["-q", "--private-roots"], ["true"]))
+        script = f"{command} && cat /etc/ssl/certs/ca-certificates.crt"
+        done = subprocess.run(
+            ["unshare", "-m", "--propagation", "shared", "sh", "-c", script],
+            capture_output=True,
+            env=run.environment({}),
+            timeout=DEADLINE,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == Path("/etc/ssl/certs/ca-certificates.crt").read_bytes()
 
     def test_without_it_does_not(self, run: Runner, tls_upstream: MakeTls) -> None:
         upstream = tls_upstream(HERE, address=HERE)
@@ -539,10 +562,23 @@ def shell(run: Runner) -> Iterator[Shell]:
     shell.close()
 
 
+COUNTING = """
+import signal, time
+got = []
+signal.signal(signal.SIGINT, lambda *_: got.append(1))
+print("begun", flush=True)
+while not got:
+    time.sleep(0.01)
+time.sleep(0.3)  # for one too many
+print("got", len(got), flush=True)
+"""
+
+
 class TestOnATerminal:
     def test_ctrl_c_comes_once_and_ends_a_loop_of_the_shell(self, run: Runner, shell: Shell) -> None:
-        counting = "trap 'n=$((n+1))' INT; n=0; echo be''gun; sleep 2; sleep 0.3; echo got $n"
-        shell.type(shlex.join(run.command(["-q"], ["bash", "-c", counting])) + "\n")
+        (run.folder / "counting.py").write_text(COUNTING, "utf-8")
+        counting = run.command(["-q"], [sys.executable, str(run.folder / "counting.py")])
+        shell.type(shlex.join(counting) + "\n")
         shell.wait_for("begun")
         shell.type("\x03")
         shell.wait_for("got 1")
@@ -575,6 +611,15 @@ class TestOnATerminal:
         shell.type("fg\n")
         shell.wait_for("going on")
 
+    def test_a_program_that_dies_with_the_terminal_gives_it_back(self, run: Runner, shell: Shell) -> None:
+        """To a script, which has no job control of its own to take it back with."""
+        inner = shlex.join(run.command(["-q"], ["bash", "--norc", "--noprofile", "-i"]))
+        shell.type(f"""sh -c '{inner}; read line; echo g""ot $line'\n""")
+        shell.type("echo in''side; kill -KILL $$\n")
+        shell.wait_for("inside")
+        shell.type("xyz\n")
+        shell.wait_for("got xyz")
+
     def test_an_interactive_shell_works_inside(self, run: Runner, shell: Shell) -> None:
         shell.type(shlex.join(run.command(["-q"], ["bash", "--norc", "--noprofile", "-i"])) + "\n")
         shell.type("echo in''side $HTTPS_PROXY; sleep 20\n")
@@ -584,3 +629,80 @@ class TestOnATerminal:
         shell.type("read line; echo status $? $line\n")
         shell.type("back\n")
         shell.wait_for("back")
+
+
+NODE = """
+import http from 'node:http';
+import https from 'node:https';
+
+const [, , port] = process.argv;
+const plain = `http://127.0.0.2:${port}`;
+function ask(options) {
+  return new Promise((resolve) => {
+    const module = options.protocol === 'https:' ? https : http;
+    module
+      .request({ host: '127.0.0.2', port, ...options }, (response) => {
+        response.resume().on('end', () => resolve(console.log(options.path, response.statusCode)));
+      })
+      .on('error', (error) => resolve(console.log(options.path, error.code)))
+      .end();
+  });
+}
+await ask({ path: '/plain' });
+await ask({ path: '/no-agent', agent: false });
+await ask({ path: '/own-agent', agent: new http.Agent() });
+await ask({ path: '/raw-headers', headers: ['Host', `127.0.0.2:${port}`] });
+await ask({ path: '/expect', headers: { Expect: '100-continue' } });
+await ask({ path: '/https', protocol: 'https:' });
+class Own extends https.Agent {
+  createConnection(...all) {
+    console.log('own connection');
+    return super.createConnection(...all);
+  }
+}
+await ask({ path: '/https-own', protocol: 'https:', agent: new Own() });
+console.log('/fetch', (await fetch(`${plain}/fetch`)).status, (await fetch(`https://127.0.0.2:${port}/fetch-s`)).status);
+const server = http.createServer((request, response) => response.end('here')).listen(0, '127.0.0.1', async () => {
+  const local = `http://127.0.0.1:${server.address().port}/local`;
+  http.get(local, async (response) => {
+    response.resume();
+    console.log('/local', response.statusCode, (await fetch(local)).status);
+    process.exit(0);
+  });
+});
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node here")
+class TestNode:
+    """Versions that do not read the proxy variables by themselves are made to; newer ones do it themselves."""
+
+    def test_every_way_of_nodes_own_goes_through_and_localhost_does_not(
+        self, run: Runner, tls_upstream: MakeTls
+    ) -> None:
+        upstream = tls_upstream(HERE, address=HERE)
+        run.write(f"rules: [{{name: seen, hosts: ['{HERE}:{upstream.port}'], https: inspect}}]")
+        (run.folder / "ask.mjs").write_text(NODE, "utf-8")
+        done = run("node", str(run.folder / "ask.mjs"), str(upstream.port), options=["--json"])
+        assert done.status == 0, done.stderr
+        paths = ["/plain", "/no-agent", "/own-agent", "/raw-headers", "/expect", "/https", "/https-own"]
+        assert done.stdout.splitlines() == [
+            *(f"{path} 200" for path in paths[:-1]),
+            "own connection",
+            "/https-own 200",
+            "/fetch 200 200",
+            "/local 200 200",
+        ]
+        asked = {request.target: request.connection.tls_version for request in upstream.wait_for_requests(9)}
+        assert set(asked) == {*paths, "/fetch", "/fetch-s"}
+        assert done.report["actions"]["upgrade"] == 6
+        assert done.report["denials"] == []
+
+    def test_a_refused_tunnel_says_why(self, run: Runner) -> None:
+        script = "require('https').get('https://192.0.2.1/').on('error', (error) => console.log(error.message))"
+        done = run("node", "-e", script, options=["-q"])
+        assert "destination_forbidden" in done.stdout
+
+    def test_options_of_the_users_hold(self, run: Runner) -> None:
+        env = {"NODE_OPTIONS": "--title=mine"}
+        assert run("node", "-p", "process.title", options=["-q"], env=env).stdout == "mine\n"
