@@ -706,3 +706,12 @@ class TestNode:
     def test_options_of_the_users_hold(self, run: Runner) -> None:
         env = {"NODE_OPTIONS": "--title=mine"}
         assert run("node", "-p", "process.title", options=["-q"], env=env).stdout == "mine\n"
+
+
+@pytest.mark.skipif(shutil.which("php") is None, reason="there is no php here")
+def test_phps_script_before_all_others_leaves_the_users_own_in_its_place(run: Runner) -> None:
+    (run.folder / "earlier.php").write_text('<?php echo "earlier ";', "utf-8")
+    (run.folder / "own.ini").write_text(f'auto_prepend_file = "{run.folder}/earlier.php"\n', "utf-8")
+    (run.folder / "main.php").write_text("<?php echo isset($overcoat_next) ? 'leaks' : 'clean';", "utf-8")
+    env = {"PHP_INI_SCAN_DIR": f":{run.folder}"}
+    assert run("php", str(run.folder / "main.php"), options=["-q"], env=env).stdout == "earlier clean"
