@@ -101,7 +101,7 @@ def deleted_and_back(path: Path, text: str) -> None:
 
 def in_halves(path: Path, text: str) -> None:
     with path.open("w") as file:
-        file.write(text[: text.index("any_of")] if "any_of" in text else text[:12])
+        file.write(text[: text.index("any_of")])
         file.flush()
         time.sleep(LOOKS)  # longer than anything is waited for: the half is read, and refused
         file.write(text[file.tell() :])
@@ -143,7 +143,7 @@ def test_next_requests_are_decided_by_the_new_one_and_none_is_lost(
         wait_until(lambda: len(app.statuses) > count + 5)
     switched = app.statuses.index(after)
     assert app.statuses == [before] * switched + [after] * (len(app.statuses) - switched)
-    assert switched > 5
+    assert switched > 0
     assert sidecar.metrics().value("overcoat_policy_refused") == 0
     assert f"{sidecar.policy_file} changed: the policy was read again, and is in force" in sidecar.stderr
 
@@ -276,6 +276,7 @@ def test_a_mounted_volume_is_swapped_as_a_whole(
 
         wait_for(sidecar, "taken", swap)
         assert [ask(sidecar, upstream) for _ in range(6)] == [200] * 6
+        wait_until(lambda: 200 in app.statuses)
     assert set(app.statuses) == {200, 502}
 
 
