@@ -119,6 +119,8 @@ def _verdict(  # noqa: PLR0917  # in their order in the line
 
 def _more(exchange: Exchange, event: Event | None) -> str:
     """Return the parts that only some lines have."""
+    if event is None and exchange.denied is None and not exchange.observing and not exchange.app_left:
+        return ""
     more: dict[str, object] = {} if event is None else {"event": event}
     if exchange.observing:
         action = action_of(exchange)

@@ -251,6 +251,9 @@ def test_requests_are_counted_as_the_library_itself_counts_them(times: list[floa
     for number, seconds in enumerate(times):
         sent, received = number % 3, number % 2
         counts.add(seconds, sent, received)
+        counts.add_times(seconds / 1000, seconds * 10)
+        theirs.own.labels("pay", "enforce").observe(seconds / 1000)
+        theirs.upstream.labels("pay", "enforce").observe(seconds * 10)
         theirs.requests.labels("pay", "enforce", *end).inc()
         theirs.seconds.labels("pay", "enforce").observe(seconds)
         theirs.bytes.labels("pay", "enforce", "sent").inc(sent)
