@@ -441,7 +441,9 @@ class TestSeries:
 
 
 class TestAdmin:
-    @pytest.mark.parametrize(("path", "status"), [("/live", 200), ("/ready", 200), ("/", 404), ("/metrics/x", 404)])
+    @pytest.mark.parametrize(
+        ("path", "status"), [("/live", 200), ("/ready", 200), ("/", 200), ("/nothing", 404), ("/metrics/x", 404)]
+    )
     def test_live_and_ready_are_answered(self, sidecar: Sidecar, path: str, status: int) -> None:
         assert sidecar.admin_get(path)[0] == status
 
