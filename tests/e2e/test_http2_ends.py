@@ -41,6 +41,7 @@ from tests.e2e.frameserver import FrameServer, Got, frame_server
 from tests.e2e.http2 import Http2Client, Message, agree_on_http2, frame, speak
 from tests.e2e.reloading import reload
 from tests.e2e.sidecar import Sidecar
+from tests.waiting import wait_until
 
 HOST = "far.example"
 POLICY = "defaults: {https: inspect}"
@@ -524,7 +525,7 @@ class TestReload:
                 stream: f"POST /{stream} ".encode() + (b"late" if stream % 4 == 3 else b"") for stream in streams
             }
             server.wait(lambda: server.connections[0].is_over, "the end of the old connection")
-            assert sum(line["status"] == 200 for line in sidecar.decisions()) >= AT_ONCE
+            wait_until(lambda: sum(line["status"] == 200 for line in sidecar.decisions()) >= AT_ONCE, "a line for each")
 
 
 def ask_anew(sidecar: Sidecar, server: FrameServer) -> Message | None:
