@@ -63,7 +63,8 @@ class Report:
         tally = self.tally
         if not tally.total:
             say(
-                f"no request of {self.name} came here: it made none, or reads none of the variables (docs/apps.md)",
+                f"no request of {self.name} came here: it made none, or only to hosts in NO_PROXY, as localhost is, "
+                "or reads none of the variables (docs/apps.md)",
                 "yellow",
             )
         else:

@@ -81,7 +81,9 @@ def _tell(found: Findings) -> None:
     seen = found.seen
     if sys.stderr.isatty() and seen.hosts:
         _print_table(found)
-    click.echo(f"{seen.lines} decision lines, {len(seen.hosts)} hosts", err=True)
+    hosts = len(seen.hosts)
+    lines = f"{seen.lines} decision line{'' if seen.lines == 1 else 's'}"
+    click.echo(f"{lines}, {hosts} host{'' if hosts == 1 else 's'}", err=True)
     for count, what in (
         (seen.torn, "lines are torn, and were passed over"),
         (seen.foreign, "lines are no decision lines, and were passed over"),

@@ -68,7 +68,7 @@ def _head(found: Findings) -> Iterator[str]:
         yield f"# Passed over: {seen.torn} torn, {seen.foreign} that are no decision lines."
     if seen.left_out:
         yield f"# Only {MOST_HOSTS} hosts are here: {_some(seen.left_out, 'line')} of others were left out."
-    yield "# Read it, add what your own policy says of listen, clients and destinations, and then:"
+    yield "# Read it, add what your own policy says of listen, clients, destinations and trust, and then:"
     yield "#   overcoat check -p FILE     is it right, and what does it do"
     yield "#   overcoat serve -p FILE     it observes, and changes nothing, until mode is enforce here or in a rule"
     yield "version: 1"

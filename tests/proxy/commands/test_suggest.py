@@ -260,7 +260,7 @@ class TestCommand:
         Path("lines.json").write_text(text + "torn\n{}\n")
         for result in (suggest(text=text), suggest("-", text=text)):
             assert (result.exit_code, "api.example" in result.stdout) == (0, True)
-            assert result.stderr == "1 decision lines, 1 hosts\n"
+            assert result.stderr == "1 decision line, 1 host\n"
         result = suggest("lines.json")
         assert 'hosts: ["api.example"]' in result.stdout
         assert "warning: 1 lines are torn" in result.stderr
