@@ -106,10 +106,17 @@ def _run(
     tally = Tally()
 
     def take(line: dict[str, Any], text: str) -> None:
+        nonlocal sink
         tally.take(line)
         if sink is not None:
-            sink.write(text)
-            sink.flush()
+            try:
+                sink.write(text)
+                sink.flush()
+            except OSError as e:  # a full disk: the program goes on, and so does the count of what it does
+                with contextlib.suppress(OSError):  # what is still in its buffer fails once more
+                    sink.close()
+                sink = None
+                _warn(f"warning: decision lines are not written any more: {os.strerror(e.errno or 0).lower()}")
 
     # The sidecar begins with the signals as they are; its port is one that is free.
     own = ["--listen", "forward://127.0.0.1:0", "--admin", "off", "--probes", "off", "--publish-ca", str(folder)]

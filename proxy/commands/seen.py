@@ -166,7 +166,12 @@ def _take(seen: Seen, said: dict[str, Any]) -> None:
 
 def _add(host: Host, destination: Destination, said: dict[str, Any], reason: str | None) -> None:
     method = said["method"]
-    if said["action"] in _PLAIN or said.get("would") in _PLAIN or reason == Reason.PLAIN_HTTP_REJECTED.code:
+    would = said.get("would")
+    if (
+        said["action"] in _PLAIN
+        or (isinstance(would, str) and would in _PLAIN)
+        or reason == Reason.PLAIN_HTTP_REJECTED.code
+    ):
         _count(host.plain, destination.port)
         if method == "GET" and _IS_PATH(said["path"]):
             _count(host.gets, (destination.port, said["path"]))

@@ -64,7 +64,7 @@ def _refuse(refused: PolicyErrors, *, as_json: bool) -> NoReturn:
 
 def wide_console() -> Console:
     """Return a console for tables. A pipe has no width, and a narrow guess would wrap names."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    return Console(highlight=False, emoji=False, markup=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def plain_table(*columns: str) -> Table:

@@ -106,4 +106,4 @@ def _print_table(found: Findings) -> None:
             upgrade = "differs"
         numbers = [str(number or "") for number in (host.plain.total(), host.https.total(), host.denied.total())]
         table.add_row(name, *numbers, upgrade, str(len(host.fields) or ""))
-    Console(stderr=True, highlight=False).print(table)
+    Console(stderr=True, highlight=False, emoji=False, markup=False).print(table)

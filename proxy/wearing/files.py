@@ -51,8 +51,10 @@ def write_files(folder: Path, authority: bytes, roots: Iterable[bytes]) -> None:
     publish_ca(folder, authority, roots)
     named = folder.absolute()
     try:
+        if (folder / PHP).is_symlink():  # whoever may write in the folder could lead us into another one
+            (folder / PHP).unlink()
         (folder / PHP).mkdir(mode=0o755, exist_ok=True)
-        (folder / PHP).chmod(0o755)  # whatever the umask
+        _open_to_all(folder / PHP)
         write_public(folder / JAVA_STORE, java_store(authority, roots))
         write_public(folder / WGETRC, wgetrc(str(named)))
         write_public(folder / APT, f'Acquire::https::CAInfo "{named / BUNDLE}";\n'.encode())
@@ -62,6 +64,15 @@ def write_files(folder: Path, authority: bytes, roots: Iterable[bytes]) -> None:
     except OSError as e:
         why = os.strerror(e.errno or 0).lower()
         raise PublishingError(f"what apps trust cannot be written to {folder}: {why}") from None
+
+
+def _open_to_all(folder: Path) -> None:
+    """Let everybody read a folder, whatever the umask; never one that a link leads to."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        os.fchmod(opened, 0o755)
+    finally:
+        os.close(opened)
 
 
 def php_ini(folder: Path) -> bytes:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import select
 import shlex
 import shutil
@@ -246,6 +247,22 @@ class TestOutput:
         lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
         assert [line["action"] for line in lines] == ["upgrade"]
         assert "past it" not in done.stderr
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="limits another process (Linux)")
+    def test_lines_that_cannot_be_written_are_said_once_and_the_program_goes_on(
+        self, run: Runner, tls_upstream: MakeTls
+    ) -> None:
+        """As on a full disk: from then on, no file may grow."""
+        upstream = tls_upstream(HERE, address=HERE)
+        script = f"echo begun; read line; for i in 1 2 3; do curl -sS http://{HERE}:{upstream.port}/v1 >&2; done"
+        options = ["--lines", str(run.folder / "lines.jsonl")]
+        with run.started("sh", "-c", script, options=options) as process:
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
+            _, stderr = process.communicate("go on\n", DEADLINE)
+            assert process.returncode == 0
+        assert stderr.count("decision lines are not written any more: file too large") == 1
+        assert "3 requests" in stderr
+        assert "Traceback" not in stderr
 
     def test_a_file_for_lines_that_cannot_be_written_starts_nothing(self, run: Runner, tmp_path: Path) -> None:
         done = run("sh", "-c", "echo begun", options=["--lines", str(tmp_path)])

@@ -189,6 +189,11 @@ def test_what_is_no_line_is_counted_and_passed_over(text: str, torn: int, foreig
         assert (found.lines, found.torn, found.foreign) == (1, torn, foreign)
 
 
+@pytest.mark.parametrize("would", [[], {}, ["upgrade"], 1, None])
+def test_of_what_would_be_done_any_form_is_read(would: object) -> None:
+    assert read(line(would=would)).lines == 1
+
+
 def test_nothing_in_a_line_is_believed(tmp_path: Path) -> None:
     found = read(
         line("evil: {}\n#:80"),

@@ -56,6 +56,19 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         write_files(tmp_path / "coat", OURS.pem, [])
 
 
+def test_a_link_in_the_folder_leads_nowhere(tmp_path: Path) -> None:
+    """Whoever may write in the folder, as an app that it is mounted into, makes nobody write or open another one."""
+    private, public = tmp_path / "private", tmp_path / "public"
+    private.mkdir(mode=0o700)
+    public.mkdir()
+    for name in ("php", "ca.pem", "ca-bundle.pem", "wgetrc"):
+        (public / name).symlink_to(private if name == "php" else private / name)
+    write_files(public, OURS.pem, [])
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert list(private.iterdir()) == []
+    assert (public / "php" / "overcoat.ini").is_file()
+
+
 def test_javas_store_has_all_that_java_can_read(folder: Path) -> None:
     found = pkcs12.load_pkcs12((folder / "truststore.p12").read_bytes(), b"changeit")
     assert {each.certificate.public_bytes(Encoding.DER) for each in found.additional_certs} == {der(OURS), der(SYSTEM)}
