@@ -46,7 +46,8 @@ class Transport:
         # A CONNECT to a port other than 443 may be for plain http, which may have another rule.
         if exchange.asked is not None:
             rule, inside = decide_plain_http(exchange.policy, exchange.asked, self._known)
-            may_carry_http = inside.denied is None or exchange.policy.observes(rule)
+            is_let_pass = exchange.policy.observes(rule) and not exchange.observing  # unlike https here
+            may_carry_http = inside.denied is None or is_let_pass
             if exchange.asked.port == HTTPS_PORT or not may_carry_http:
                 _deny_if_decided(flow, exchange)
         exchange.via = tuple(values_of(flow.request.headers, b"via"))  # for the upstream proxy, if there is one
