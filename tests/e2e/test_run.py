@@ -534,7 +534,9 @@ class TestEnds:
 
 # Makes the terminal that is its standard input its own, as a login does, and becomes bash.
 LOGIN = """
-import fcntl, os, termios
+import fcntl, os, signal, termios
+for number in (signal.SIGINT, signal.SIGQUIT):
+    signal.signal(number, signal.SIG_DFL)  # where tests run in the background, they are ignored, and would stay so
 os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
