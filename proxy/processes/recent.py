@@ -6,7 +6,8 @@ Rules of this module:
 - Adding takes a microsecond and never waits: it is done for each request.
 - The memory is bounded, and made before the processes fork, so that they share it. A successor goes on in the memory of
   the worker that it replaces.
-- Whoever reads may meet a line that is being written; it leaves that out.
+- Whoever reads may meet a line, or its length, that is written in part: no write is atomic. Only a checksum tells, and
+  such a line is left out.
 - Lines with a reason are kept apart as well, else the last denial would be gone after fifty requests.
 """
 
@@ -17,10 +18,11 @@ import mmap
 import struct
 from collections.abc import Iterator
 from typing import Any
+from zlib import crc32
 
 KEPT = 50
 _SLOT = 2048  # bytes: a line has some 450
-_HEAD = struct.Struct("=II")  # which line it is, counted from 1 (0: being written), and its length
+_HEAD = struct.Struct("=II")  # the length of the line, 0 if there is none yet, and its CRC-32
 _ROOM = _SLOT - _HEAD.size
 _CUTS = (200, 40, 8)  # characters that are left of a text in a line for which there is no room; the last always fits
 _WITHOUT_REASON = b'"reason": null'  # no text in a line can contain it, since JSON escapes the quotes there
@@ -58,16 +60,14 @@ class _Ring:
     def add(self, line: bytes) -> None:
         start = self._count % KEPT * _SLOT
         self._count += 1
-        memory = self._memory
-        _HEAD.pack_into(memory, start, 0, 0)
-        memory[start + _HEAD.size : start + _HEAD.size + len(line)] = line
-        _HEAD.pack_into(memory, start, self._count & 0xFFFFFFFF, len(line))
+        self._memory[start + _HEAD.size : start + _HEAD.size + len(line)] = line
+        _HEAD.pack_into(self._memory, start, len(line), crc32(line))
 
     def lines(self) -> Iterator[dict[str, Any]]:
         for start in range(0, KEPT * _SLOT, _SLOT):
-            head = number, length = _HEAD.unpack_from(self._memory, start)
+            length, checksum = _HEAD.unpack_from(self._memory, start)
             data = self._memory[start + _HEAD.size : start + _HEAD.size + length]
-            if number and head == _HEAD.unpack_from(self._memory, start):
+            if length and crc32(data) == checksum:
                 yield json.loads(data)
 
 
