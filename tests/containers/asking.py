@@ -39,9 +39,21 @@ def wait_for[T](answer: Callable[[], T], is_there: Callable[[T], object]) -> T:
     return found
 
 
+def evaluated(container: str) -> Any:
+    """Return a Prometheus' rules, once each has been evaluated."""
+    return wait_for(
+        lambda: ask_prometheus(container, "rules"),
+        lambda data: (
+            data
+            and data["groups"]
+            and all(rule["health"] != "unknown" for group in data["groups"] for rule in group["rules"])
+        ),
+    )
+
+
 def scraped(container: str) -> Any:
-    """Return a Prometheus' targets, once all of them are up."""
+    """Return a Prometheus' targets, once it has found them and all of them are up."""
     return wait_for(
         lambda: ask_prometheus(container, "targets"),
-        lambda data: data and all(each["health"] == "up" for each in data["activeTargets"]),
+        lambda data: data and data["activeTargets"] and all(each["health"] == "up" for each in data["activeTargets"]),
     )

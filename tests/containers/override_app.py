@@ -33,7 +33,7 @@ found = {
     "https": answer("https://api.pay.example/v1/charges"),
     "direct": direct(),
     "folder": sorted(os.listdir(folder)),
-    "private": any(b"PRIVATE" in each.read_bytes() for each in folder.iterdir()),
+    "private": any(b"PRIVATE" in each.read_bytes() for each in folder.rglob("*") if each.is_file()),
 }
 print(json.dumps(found), flush=True)
 time.sleep(3600)

@@ -65,11 +65,12 @@ def main(evidence: Path) -> None:
     sidecar = state("overcoat")
     inside = docker("exec", container("overcoat"), "/opt/overcoat/bin/python3", "-Ic", INSIDE).stdout
     public = docker("exec", container("overcoat"), "ls", "/run/overcoat-ca").stdout.split()
+    private = docker("exec", container("overcoat"), "grep", "-rl", "PRIVATE KEY", "/run/overcoat-ca").stdout.split()
     docker("stop", "--time", "10", container("overcoat"))
     found = {
         "app": {"status": app_status, "environment": app["Config"]["Env"], "logs": logs("app")},
         "bypass": {"status": state("bypass")["State"]["ExitCode"], "logs": logs("bypass")},
-        "public": public,
+        "public": {"files": public, "private": private},
         "image": json.loads(docker("image", "inspect", "overcoat:local").stdout)[0],
         "received": received,
         "direct": {"status": direct.returncode, "stderr": direct.stderr},

@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from tests.containers.asking import ask_prometheus, docker, scraped, wait_for
+from tests.containers.asking import ask_prometheus, docker, evaluated, scraped, wait_for
 
 APP, OVERCOAT, PROMETHEUS = (f"overcoat-readme-{service}-1" for service in ("app", "overcoat", "prometheus"))
 COST = """
@@ -26,7 +26,7 @@ def main(evidence: Path) -> None:
     """Write all that was found to a JSON file."""
     app = wait_for(lambda: docker("logs", APP).stdout, lambda text: text.strip().endswith("}"))
     sidecar = json.loads(docker("inspect", OVERCOAT).stdout)[0]
-    denied = "overcoat_requests_total%7Brule=%22payments%22,action=%22deny%22%7D%20%3E%200"
+    failed = "overcoat_requests_total%7Brule=%22payments%22,outcome=%22upstream_failed%22%7D%20%3E%200"
     found = {
         "app": app,
         "overcoat": {
@@ -36,10 +36,10 @@ def main(evidence: Path) -> None:
             "stderr": docker("logs", OVERCOAT).stderr,
         },
         "targets": scraped(PROMETHEUS),
-        "denied": wait_for(
-            lambda: ask_prometheus(PROMETHEUS, f"query?query={denied}"), lambda data: data and data["result"]
+        "failed": wait_for(
+            lambda: ask_prometheus(PROMETHEUS, f"query?query={failed}"), lambda data: data and data["result"]
         ),
-        "rules": ask_prometheus(PROMETHEUS, "rules"),
+        "rules": evaluated(PROMETHEUS),
     }
     evidence.write_text(json.dumps(found, indent=1), encoding="utf-8")
 

@@ -75,7 +75,7 @@ def test_a_prometheus_beside_it_scrapes_it_and_loads_the_alerts(evidence: dict[s
     (target,) = evidence["targets"]["activeTargets"]
     assert (target["health"], target["lastError"]) == ("up", "")
     assert target["scrapeUrl"] == "http://overcoat:9464/metrics"
-    (series,) = evidence["denied"]["result"]
+    (series,) = evidence["failed"]["result"]
     assert (series["metric"]["rule"], series["metric"]["job"]) == ("payments", "overcoat")
     (group,) = evidence["rules"]["groups"]
     assert [(rule["name"], rule["health"]) for rule in group["rules"]] == [(alert.name, "ok") for alert in ALERTS]
