@@ -24,6 +24,7 @@ from addons.sessions import Sessions
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields import bodies, responses
 from proxy.core.fields.entries import FieldEntry
+from proxy.core.fields.values import Setting
 from proxy.core.jose.jwe import Sealer, Sealers
 from proxy.core.jose.keys import Key
 
@@ -41,13 +42,16 @@ class Encryption:
     def _sealer(self, key: Key) -> Sealer:
         return self._sealers.get(key, time.monotonic())
 
+    def _setting(self, exchange: Exchange) -> Setting:
+        return Setting(marked.host(exchange), exchange.policy.limits.held_body, self.today(), self._sealer)
+
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Hold a body that has fields to encrypt; let any other body stream."""
         exchange = self.sessions.exchange(flow)
         if flow.response is not None:
             return
         rule = exchange.rule
-        if rule is None or not (rule.encrypt or rule.decrypt):
+        if rule is None or not rule.fields:
             flow.request.stream = exchange.count_sent
         else:
             self._protect(flow, exchange)
@@ -57,7 +61,7 @@ class Encryption:
     def _protect(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
         """Hold a body that has fields to encrypt, and ask for a response whose fields can be decrypted."""
         marked.read_head(exchange, flow.request)
-        entries = marked.encrypting(exchange)
+        entries = marked.of_request(exchange)
         if not entries and not exchange.looks_inside:
             flow.request.stream = exchange.count_sent
         else:
@@ -69,7 +73,7 @@ class Encryption:
                 flow.request.stream = marked.Tee(exchange, flow.request)
             elif flow.response is None:
                 exchange.holds_request = True
-        if marked.decrypting(exchange):
+        if marked.of_response(exchange):
             # The response must come in an encoding that can be decoded here (RFC 9110, section 12.5.3).
             offered = flow.request.headers.get("accept-encoding", "")
             flow.request.headers["accept-encoding"] = bodies.acceptable(offered)
@@ -92,23 +96,21 @@ class Encryption:
         exchange = self.sessions.exchange(flow)
         if not exchange.holds_request or flow.response is not None:
             return
-        body, limit = flow.request.data.content or b"", exchange.policy.limits.held_body
+        body = flow.request.data.content or b""
         try:
             marked.read_body(exchange, flow.request, body)
-            if not (entries := marked.encrypting(exchange)):  # it was held only to look for another method
+            if not (entries := marked.of_request(exchange)):  # it was held only to look for another method
                 exchange.bytes_sent = len(body)
                 return
             head = marked.signed_head(flow.request)
             bodies.check_before(head, entries, self.today())
-            protected, count = bodies.encrypt(
-                body, head, entries, marked.host(exchange), limit=limit, sealer=self._sealer
-            )
+            changed = bodies.change(body, head, entries, self._setting(exchange))
         except Denied as denied:
             exchange.deny(flow, denied)
             return
-        exchange.fields_encrypted = count
-        exchange.bytes_sent = len(protected)
-        _replace_body(flow.request, protected)
+        exchange.count_fields(entries, changed.counts)
+        exchange.bytes_sent = len(changed.body)
+        _replace_body(flow.request, changed.body)
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         """Hold a response that may have fields to decrypt; let any other response stream."""
@@ -117,7 +119,7 @@ class Encryption:
         if response is None or (exchange.denied is not None and not exchange.observing):
             return
         rule = exchange.rule
-        has_fields = rule is not None and rule.decrypt and marked.decrypting(exchange)
+        has_fields = rule is not None and rule.response and marked.of_response(exchange)
         if not has_fields or response.status_code == 101 or not _may_hold_fields(response):  # 101: it has no body
             response.stream = exchange.count_received
             return
@@ -130,26 +132,19 @@ class Encryption:
         exchange = self.sessions.exchange(flow)
         if not exchange.holds_response or flow.response is None or exchange.denied is not None:
             return
-        body, limit = flow.response.data.content or b"", exchange.policy.limits.held_body
+        body, entries = flow.response.data.content or b"", marked.of_response(exchange)
         try:
             if flow.response.status_code == _PARTIAL and exchange.method != "HEAD":
                 raise Denied(Reason.DECRYPTION_FAILED, "the upstream sent a part of a body, which was not asked for")
-            opened, count = bodies.decrypt(
-                body,
-                marked.head(flow.response),
-                marked.decrypting(exchange),
-                marked.host(exchange),
-                limit=limit,
-                today=self.today(),
-            )
+            changed = bodies.change(body, marked.head(flow.response), entries, self._setting(exchange))
         except Denied as denied:
             exchange.deny_always(flow, denied)
             return
-        exchange.fields_decrypted = count
+        exchange.count_fields(entries, changed.counts)
         exchange.bytes_received = len(body)
-        if count:
+        if any(changed.counts):
             flow.response.headers.fields = responses.told(flow.response.headers.fields, with_length=True)
-            _replace_body(flow.response, opened)
+            _replace_body(flow.response, changed.body)
 
 
 def _may_hold_fields(response: http.Response) -> bool:

@@ -11,6 +11,7 @@ Rules of this module:
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mitmproxy import http
@@ -19,6 +20,7 @@ from addons.headers import values_of
 from addons.ids import id_of, next_number
 from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
 from proxy.core.destinations import Destination
+from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.readings import Readings
 from proxy.core.fields.shapes import Shape
 from proxy.core.http.problems import (
@@ -173,6 +175,14 @@ class Exchange:
         """Count a piece of a streamed response body, and return it."""
         self.bytes_received += len(data)
         return data
+
+    def count_fields(self, entries: Sequence[FieldEntry], counts: Sequence[int]) -> None:
+        """Count values that were encrypted or decrypted, for each entry."""
+        for entry, count in zip(entries, counts, strict=True):
+            if entry.work is Work.ENCRYPT:
+                self.fields_encrypted += count
+            else:
+                self.fields_decrypted += count
 
     @property
     def id(self) -> str:

@@ -38,7 +38,7 @@ def read_head(exchange: Exchange, request: http.Request) -> None:
     if has_body and readings.may_name_method(values_of(request.headers, b"content-type")):
         by_any = readings.may_be_any_method(found)
         exchange.looks_inside = any(
-            entry.when.applies(by_any) and not entry.when.applies(found) for entry in exchange.rule.encrypt
+            entry.when.applies(by_any) and not entry.when.applies(found) for entry in exchange.rule.request
         )
 
 
@@ -55,15 +55,15 @@ def read_body(exchange: Exchange, request: http.Request, body: bytes) -> None:
     exchange.readings = readings.with_body(exchange.readings, decoded, said.content_types)
 
 
-def encrypting(exchange: Exchange) -> tuple[FieldEntry, ...]:
-    """Return the entries whose fields are to be encrypted in the request."""
-    entries = exchange.rule.encrypt if exchange.rule else ()
+def of_request(exchange: Exchange) -> tuple[FieldEntry, ...]:
+    """Return the entries that are about the request's body."""
+    entries = exchange.rule.request if exchange.rule else ()
     return tuple(entry for entry in entries if entry.when.applies(_found(exchange)))
 
 
-def decrypting(exchange: Exchange) -> tuple[FieldEntry, ...]:
-    """Return the entries whose fields are to be decrypted in the response; none in observe mode."""
-    entries = exchange.rule.decrypt if exchange.rule and not exchange.observing else ()
+def of_response(exchange: Exchange) -> tuple[FieldEntry, ...]:
+    """Return the entries that are about the response's body; none in observe mode."""
+    entries = exchange.rule.response if exchange.rule and not exchange.observing else ()
     if not entries:
         return ()
     found = _found(exchange)
@@ -109,7 +109,7 @@ class Tee:
                 raise bodies.too_large(limit)
             body = bytes(self.held)
             read_body(exchange, self.request, body)
-            if entries := encrypting(exchange):
+            if entries := of_request(exchange):
                 exchange.fields_encrypted = bodies.count_marked(body, signed_head(self.request), entries, limit)
         except Denied as denied:
             exchange.note_reason(denied)

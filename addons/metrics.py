@@ -24,6 +24,7 @@ from prometheus_client.samples import Exemplar
 from prometheus_client.values import MutexValue
 
 from proxy.core.decisions import Action, Outcome, Reason
+from proxy.core.fields.entries import Work
 from proxy.core.pins import PinVerdict
 from proxy.core.rules.policy import Mode, Policy
 
@@ -259,7 +260,10 @@ class Metrics:
             if each is None:
                 continue
             self.certificate_expiry.labels(rule)
-            for direction, entries in (("encrypted", each.encrypt), ("decrypted", each.decrypt)):
+            for direction, entries in (
+                ("encrypted", each.entries(Work.ENCRYPT)),
+                ("decrypted", each.entries(Work.DECRYPT)),
+            ):
                 if entries:
                     self.fields.labels(each.name, mode, direction)
             if each.pins is not None:
@@ -404,7 +408,7 @@ class PolicyMetrics(Collector):
         """Return the families."""
         policy = self._policy()
         families = keys, expiry, info, content, start = self.describe()
-        sets = {entry.keys.name: entry.keys for rule in policy.rules for entry in (*rule.encrypt, *rule.decrypt)}
+        sets = {entry.keys.name: entry.keys for rule in policy.rules for entry in rule.fields}
         for name, key_set in sets.items():
             for key in (key_set.primary, *key_set.older):
                 if key.not_after is not None:

@@ -38,7 +38,7 @@ from proxy.core.certificates.localca import Lifetime
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, Destination
 from proxy.core.fields.encodings import decode, parse_encoding
-from proxy.core.fields.entries import FieldEntry, Signed
+from proxy.core.fields.entries import FieldEntry, Signed, Work
 from proxy.core.fields.jsontext import NotJson, TooMuchSelected, find_spans
 from proxy.core.fields.readings import readings, with_body
 from proxy.core.fields.signatures import covering
@@ -194,8 +194,8 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
     proxy = policy.upstream_proxy
     denied = [decision.denied.reason.code] if decision.denied else []
     opened = rule if decision.action not in (Action.DENY, Action.TUNNEL) else None
-    encrypt, not_encrypt = _split(opened.encrypt if opened else (), request)
-    decrypt, not_decrypt = _split(opened.decrypt if opened else (), request)
+    encrypt, not_encrypt = _split(opened.entries(Work.ENCRYPT) if opened else (), request)
+    decrypt, not_decrypt = _split(opened.entries(Work.DECRYPT) if opened else (), request)
     pins = opened.pins if opened else None
     if pins and pins.expires and request.today > pins.expires:
         denied.append(Reason.PINS_EXPIRED.code)

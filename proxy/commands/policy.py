@@ -30,7 +30,7 @@ from proxy.commands.shared import (
     proxy_url,
     wide_console,
 )
-from proxy.core.fields.entries import FieldEntry, Signed
+from proxy.core.fields.entries import FieldEntry, Signed, Work
 from proxy.core.rules.policy import Egress, Https, PlainHttp, Policy, Rule
 from proxy.core.who.addresses import AddressSet
 from proxy.policyfile.findings import Finding, findings
@@ -178,8 +178,8 @@ def _rule_summary(policy: Policy, rule: Rule) -> dict[str, Any]:
         "strict": policy.trust_for(rule).strict,
         "pins": [str(pin) for pin in rule.pins.any_of] if rule.pins else [],
         "pins_expire": rule.pins.expires.isoformat() if rule.pins and rule.pins.expires else None,
-        "encrypt": [encrypt_summary(entry) for entry in rule.encrypt],
-        "decrypt": [entry_summary(entry) for entry in rule.decrypt],
+        "encrypt": [encrypt_summary(entry) for entry in rule.entries(Work.ENCRYPT)],
+        "decrypt": [entry_summary(entry) for entry in rule.entries(Work.DECRYPT)],
     }
 
 
@@ -232,14 +232,13 @@ def _print_summary(policy: Policy) -> None:
                 _pins_text(rule),
             )
         console.print(table)
-    if any(rule.encrypt or rule.decrypt for rule in policy.rules):
+    if any(rule.fields for rule in policy.rules):
         table = plain_table("rule", "does", "fields", "key set", "when")
         for rule in policy.rules:
-            for does, entries in (("encrypt", rule.encrypt), ("decrypt", rule.decrypt)):
-                for entry in entries:
-                    fields = "\n".join(selector.text for selector in entry.selectors)
-                    even = ", signed or not" if entry.signed is Signed.PASS else ""
-                    table.add_row(rule.name, does + even, fields, entry.keys.name, _when_text(entry))
+            for entry in rule.fields:
+                fields = "\n".join(selector.text for selector in entry.selectors)
+                even = ", signed or not" if entry.signed is Signed.PASS else ""
+                table.add_row(rule.name, entry.work + even, fields, entry.keys.name, _when_text(entry))
         console.print(table)
     if policy.keys:
         table = plain_table("key set", "alg", "kid", "decrypts", "not after")

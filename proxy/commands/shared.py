@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from proxy.core.destinations import Destination, parse_authority
-from proxy.core.fields.entries import FieldEntry
+from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.rules.policy import Policy, Rule, UpstreamProxy
 from proxy.core.who.addresses import AddressSet
 from proxy.policyfile.load import PolicyErrors, find_policy, load_policy
@@ -104,7 +104,7 @@ def encrypt_summary(entry: FieldEntry) -> dict[str, Any]:
 
 def needs_plaintext(rule: Rule) -> list[str]:
     """Return the parts of a rule that need the plaintext of https."""
-    parts = {"pins": rule.pins, "encrypt": rule.encrypt, "decrypt": rule.decrypt}
+    parts = {"pins": rule.pins, **{work.value: rule.entries(work) for work in Work}}
     return [name for name, value in parts.items() if value]
 
 

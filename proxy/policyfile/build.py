@@ -24,7 +24,7 @@ from pathlib import Path
 from cryptography import x509
 
 from proxy.core.certificates.bundles import BadBundle, Bundle, read_bundle
-from proxy.core.fields.entries import FieldEntry, Signed, When
+from proxy.core.fields.entries import FieldEntry, Signed, When, Work
 from proxy.core.jose.keymaterial import SecretBytes
 from proxy.core.jose.keys import KeySet
 from proxy.core.pinfiles import pin_of_pem
@@ -386,8 +386,8 @@ class Builder:
             https=https,
             https_port=section.https_port,
             pins=self._pins((*steps, "pins"), section.pins) if section.pins else None,
-            encrypt=self._fields((*steps, "request"), section.request or [], keys),
-            decrypt=self._fields((*steps, "response"), section.response or [], keys),
+            request=self._fields((*steps, "request"), section.request or [], keys),
+            response=self._fields((*steps, "response"), section.response or [], keys),
             raw_tcp=section.raw_tcp is not None,
             strict=section.trust.strict if section.trust is not None else None,
             destinations=address_set(section.destinations.allow) if section.destinations is not None else None,
@@ -437,13 +437,15 @@ class Builder:
             key_set = keys[entry.key]
             if key_set is None:  # the error is reported at the key set
                 continue
-            selectors = entry.encrypt if isinstance(entry, EncryptEntry) else entry.decrypt
-            if isinstance(entry, DecryptEntry) and not any(key.can_open for key in (key_set.primary, *key_set.older)):
+            if isinstance(entry, EncryptEntry):
+                selectors, work, signed = entry.encrypt, Work.ENCRYPT, entry.signed
+            else:
+                selectors, work, signed = entry.decrypt, Work.DECRYPT, Signed.DENY
+            if work is Work.DECRYPT and not any(key.can_open for key in (key_set.primary, *key_set.older)):
                 self._problem(
                     at, f"key set {entry.key} has public keys only; decrypting takes a private or symmetric key"
                 )
-            signed = entry.signed if isinstance(entry, EncryptEntry) else Signed.DENY
-            fields.append(FieldEntry(tuple(selectors), key_set, _when(entry.when), signed))
+            fields.append(FieldEntry(tuple(selectors), key_set, work, _when(entry.when), signed))
         return tuple(fields)
 
 

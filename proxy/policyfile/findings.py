@@ -22,6 +22,7 @@ from pathlib import Path
 from OpenSSL import crypto
 
 from proxy import timelimits
+from proxy.core.fields.entries import Work
 from proxy.core.jose.keymaterial import SecretBytes
 from proxy.core.jose.keys import Key, KeySet
 from proxy.core.pins import PinSet
@@ -250,8 +251,8 @@ def _end_of_pins(whose: str, pins: PinSet, today: date, consequence: str) -> Ite
 
 
 def _of_keys(policy: Policy, key_set: KeySet, today: date) -> Iterator[Finding]:
-    seals = any(entry.keys is key_set for rule in policy.rules for entry in rule.encrypt)
-    opens = any(entry.keys is key_set for rule in policy.rules for entry in rule.decrypt)
+    seals = any(entry.keys is key_set for rule in policy.rules for entry in rule.entries(Work.ENCRYPT))
+    opens = any(entry.keys is key_set for rule in policy.rules for entry in rule.entries(Work.DECRYPT))
     for key in (key_set.primary, *key_set.older):
         yield from _end_of_key(key, key_set, today)
         if seals and not opens and key.can_open and not isinstance(key.material, SecretBytes):

@@ -24,6 +24,7 @@ from prometheus_client.metrics_core import Metric
 
 from addons.metrics import NO_REASON, NO_RULE
 from proxy import timelimits
+from proxy.core.fields.entries import Work
 from proxy.core.rules.policy import Mode, Policy, Rule
 from proxy.policyfile.findings import Ending, calendar
 from proxy.processes.recent import KEPT, Recent
@@ -207,9 +208,9 @@ def _does(policy: Policy, rule: Rule | None) -> list[str]:
     words = [f"http: {said.plain_http.value}", f"https: {said.https.value}"]
     if rule is not None and rule.pins is not None:
         words.append(f"{len(rule.pins.any_of)} pinned")
-    for verb, entries in (("encrypts", rule.encrypt if rule else ()), ("decrypts", rule.decrypt if rule else ())):
-        if count := sum(len(entry.selectors) for entry in entries):
-            words.append(f"{verb} {count}")
+    for work in Work:
+        if count := sum(len(entry.selectors) for entry in (rule.entries(work) if rule else ())):
+            words.append(f"{work}s {count}")
     return words
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, timedelta
 
 import pytest
@@ -13,7 +14,7 @@ from addons.exchange import Exchange
 from addons.sessions import Sessions
 from proxy.core.decisions import Action, Decision, Reason
 from proxy.core.destinations import Destination
-from proxy.core.fields.entries import FieldEntry
+from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.jose import jwe
 from proxy.core.jose.keys import Alg, Key, KeySet, new_key
@@ -31,7 +32,14 @@ class Stage:
         self.keys = KeySet("set", Alg.A256KW, Key("k", Alg.A256KW, key.material, not_after))
         entry = FieldEntry((parse_selector("$.card"),), self.keys)
         hosts = (HostPattern("exact", "pay.example"),)
-        rule = Rule("pay", hosts, PlainHttp.UPGRADE, Https.INSPECT, encrypt=(entry,), decrypt=(entry,))
+        rule = Rule(
+            "pay",
+            hosts,
+            PlainHttp.UPGRADE,
+            Https.INSPECT,
+            request=(entry,),
+            response=(replace(entry, work=Work.DECRYPT),),
+        )
         self.sessions = Sessions()
         self.addon = Encryption(self.sessions, lambda: TODAY)
         self.flow = tflow.tflow()

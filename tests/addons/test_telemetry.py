@@ -141,7 +141,7 @@ def test_no_metric_is_without_a_series_before_anything_happens() -> None:
     hosts = (HostPattern("exact", "a.example"),)
     pins = PinSet((Pin("spki", bytes(32)),), None)
     entry = FieldEntry((parse_selector("$.card"),), KeySet("k", Alg.A256KW, new_key(Alg.A256KW)))
-    rule = Rule("a", hosts, PlainHttp.UPGRADE, Https.INSPECT, pins=pins, encrypt=(entry,))
+    rule = Rule("a", hosts, PlainHttp.UPGRADE, Https.INSPECT, pins=pins, request=(entry,))
     users = (User("ann", hash_password("secret", bytes(16))),)
     metrics.expect(Policy(rules=(rule,), clients=replace(Policy().clients, users=users)))
     assert [family.name for family in metrics.registry.collect() if not family.samples] == []

@@ -5,9 +5,9 @@ values that the `selectors` mean, and `splice` puts other values in their place.
 
 Offers:
 
-- `bodies`: BodyHead, acceptable, check_before, count_marked, decrypt, encrypt, too_large; one body, from start to end
+- `bodies`: BodyHead, acceptable, change, check_before, count_marked, too_large; one body, from start to end
 - `encodings`: beginning, decode, parse_encoding; content encodings such as gzip
-- `entries`: FieldEntry, PathGlob, Signed, When; one entry of a rule's `request` or `response` list
+- `entries`: FieldEntry, PathGlob, Signed, When, Work; one entry of a rule's `request` or `response` list
 - `jsontext`: NotJson, TooMuchSelected, find_spans; where values stand in JSON text
 - `readings`: Readings, may_be_any_method, may_name_method, readings, with_body; all methods and paths that a server may
   read in a request
@@ -16,4 +16,5 @@ Offers:
 - `shapes`: MOST_BYTES, MOST_PATH, Shape, shapes; where a body has values that look like secrets
 - `signatures`: covering; whether a request's body is signed
 - `splice`: Job, splice, token_of; replacing values without touching other bytes
+- `values`: Setting; what happens to one value
 """

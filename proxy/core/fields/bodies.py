@@ -11,27 +11,21 @@ Rules of this module:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.fields import encodings, splice
-from proxy.core.fields.entries import FieldEntry, Signed
+from proxy.core.fields import encodings, splice, values
+from proxy.core.fields.entries import FieldEntry, Signed, Work
 from proxy.core.fields.responses import Label, label_of, may_be_json
+from proxy.core.fields.values import Setting
 from proxy.core.jose import jwe
-from proxy.core.jose.keys import Key
-from proxy.core.jose.place import Place
 
-# Half a second of work at most: opening a value takes one operation with the private key, which is slow with a long RSA
-# key.
-MAX_SEALED = 4096
-MAX_OPENED = 512  # for a key whose `opening_cost` is 1
+MAX_SEALED = 4096  # half a second of work at most
 
 _UTF8 = ("utf-8", "utf8", "us-ascii")
 _WEIGHT_ZERO = re.compile(r"q=0(?:\.0{0,3})?")
-
-type Transform = Callable[[bytes, str], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +43,19 @@ class BodyHead:
     signature: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A body whose fields were encrypted or decrypted.
+
+    Attributes:
+        body: the body to send, in the same coding as it came; the same object if nothing was changed.
+        counts: how many values were changed for each entry.
+    """
+
+    body: bytes
+    counts: tuple[int, ...]
+
+
 def too_large(limit: int) -> Denied:
     """Return the denial of a body that is too long to be held.
 
@@ -63,6 +70,11 @@ def too_large(limit: int) -> Denied:
 
 def check_before(head: BodyHead, entries: Sequence[FieldEntry], today: date) -> None:
     """Check, before the body comes, whether its fields can be encrypted at all.
+
+    Args:
+        head: what its header fields say.
+        entries: entries that encrypt.
+        today: the current day, for the keys' `not_after`.
 
     Raises:
         Denied: KEY_UNAVAILABLE or ENCODING_UNSUPPORTED.
@@ -82,35 +94,32 @@ def check_before(head: BodyHead, entries: Sequence[FieldEntry], today: date) -> 
     encodings.parse_encoding(head.content_encoding)
 
 
-def encrypt(
-    body: bytes,
-    head: BodyHead,
-    entries: Sequence[FieldEntry],
-    host: str,
-    *,
-    limit: int,
-    sealer: Callable[[Key], jwe.Sealer] = jwe.Sealer,
-) -> tuple[bytes, int]:
-    """Encrypt the fields that entries select.
+def change(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting: Setting) -> Changed:
+    """Do with the fields of a body what entries say; all of them do the same work.
 
     Args:
         body: the whole body, as it came.
         head: what its header fields say.
-        entries: which fields to encrypt, and with which key.
-        host: the canonical destination, to which the values are bound.
-        limit: the greatest length of the decoded body in bytes.
-        sealer: returns the sealer for a key; see `jwe.Sealers`.
+        entries: which fields, and with which keys.
+        setting: what counts beside the body.
 
-    Returns:
-        The body to send, in the same coding as it came, and the number of values that were encrypted.
+    Raises:
+        Denied: the fields cannot be encrypted; or DECRYPTION_FAILED, and the detail says why.
+    """
+    work = decrypt if entries[0].work is Work.DECRYPT else encrypt
+    return work(body, head, entries, setting)
+
+
+def encrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting: Setting) -> Changed:
+    """Encrypt the fields that entries select; see `change`. The body stays in the coding in which it came.
 
     Raises:
         Denied: the fields cannot be encrypted.
     """
     try:
-        return _splice(body, head, entries, [_sealing(entry, host, sealer) for entry in entries], limit)
+        return _splice(body, head, entries, values.sealing(entries, setting), setting.limit)
     except jwe.JweError:  # sealing fails for one reason only: the token would be too long
-        raise too_large(limit) from None
+        raise too_large(setting.limit) from None
 
 
 def count_marked(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], limit: int) -> int:
@@ -120,13 +129,11 @@ def count_marked(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], lim
         Denied: as `encrypt` would.
     """
     jobs = [splice.Job(entry.selectors, lambda value, _: value) for entry in entries]
-    return _splice(body, head, entries, jobs, limit)[1]
+    return sum(_splice(body, head, entries, jobs, limit).counts)
 
 
-def decrypt(
-    body: bytes, head: BodyHead, entries: Sequence[FieldEntry], host: str, *, limit: int, today: date
-) -> tuple[bytes, int]:
-    """Decrypt the fields that entries select, if they hold a JWE; see `encrypt`.
+def decrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting: Setting) -> Changed:
+    """Decrypt the fields that entries select, if they hold a JWE; see `change`.
 
     A value that is no JWE was never sealed, and stays as it is. So does a body that is no JSON, if its label says
     nothing about it (see `Label`).
@@ -134,17 +141,17 @@ def decrypt(
     Raises:
         Denied: DECRYPTION_FAILED; the detail says why.
     """
+    unchanged = Changed(body, (0,) * len(entries))
     try:
         if not body:
-            return body, 0
+            return unchanged
         _check_charset(head.content_types)
         encoding = encodings.parse_encoding(head.content_encoding)
-        text = encodings.decode(body, encoding, limit)
+        text = encodings.decode(body, encoding, setting.limit)
         if label_of(head.content_types) is Label.NOTHING and not may_be_json(text):
-            return body, 0
-        opener = _Opener(host, today)
-        spliced = splice.splice(text, [opener.job(entry) for entry in entries])
-        return (encodings.encode(spliced.body, encoding), spliced.total) if spliced.total else (body, 0)
+            return unchanged
+        spliced = splice.splice(text, values.opening(entries, setting))
+        return Changed(encodings.encode(spliced.body, encoding), spliced.counts) if spliced.total else unchanged
     except Denied as e:
         why = e.detail
     except ValueError:  # raised by splice: the sender sealed something that is not one JSON value
@@ -154,54 +161,19 @@ def decrypt(
 
 def _splice(
     body: bytes, head: BodyHead, entries: Sequence[FieldEntry], jobs: Sequence[splice.Job], limit: int
-) -> tuple[bytes, int]:
+) -> Changed:
+    unchanged = Changed(body, (0,) * len(entries))
     if not body:
-        return body, 0
+        return unchanged
     encoding = encodings.parse_encoding(head.content_encoding)
     spliced = splice.splice(encodings.decode(body, encoding, limit), jobs, MAX_SEALED)
     if spliced.total == 0:
-        return body, 0
+        return unchanged
     if head.signature is not None:
         changing = [entry for entry, count in zip(entries, spliced.counts, strict=True) if count]
         if any(entry.signed is Signed.DENY for entry in changing):
             raise Denied(Reason.SIGNED_BODY, f"{head.signature} covers the body, whose fields must be encrypted")
-    return encodings.encode(spliced.body, encoding), spliced.total
-
-
-def _sealing(entry: FieldEntry, host: str, sealer: Callable[[Key], jwe.Sealer]) -> splice.Job:
-    seal = sealer(entry.keys.primary).seal
-    return splice.Job(entry.selectors, lambda value, path: splice.sealed_string(seal(value, Place(host, path))))
-
-
-class _Opener:
-    """Opens the tokens of one body, at most `MAX_OPENED` of them."""
-
-    def __init__(self, host: str, today: date) -> None:
-        self._host = host
-        self._today = today
-        self._left = float(MAX_OPENED)
-
-    def job(self, entry: FieldEntry) -> splice.Job:
-        return splice.Job(entry.selectors, lambda value, path: self._open(entry, value, path))
-
-    def _open(self, entry: FieldEntry, value: bytes, path: str) -> bytes | None:
-        token = splice.token_of(value)
-        where = ", ".join(selector.text for selector in entry.selectors)  # no path: names come from the body
-        if token is None or not jwe.is_token(token):
-            if jwe.is_json_serialized(value):
-                raise Denied(Reason.DECRYPTION_FAILED, f"a value at {where} is a JWE, but not in its compact form")
-            return None
-        cost = entry.keys.opening_cost
-        self._left -= cost
-        if self._left < 0:
-            most = int(MAX_OPENED / cost)
-            raise Denied(Reason.BODY_TOO_LARGE, f"the body has more than {most} fields to decrypt with such keys")
-        try:
-            return jwe.open_token(token, entry.keys, Place(self._host, path), self._today)
-        except jwe.JweError as e:
-            raise Denied(
-                Reason.DECRYPTION_FAILED, f"a value at {where} is not opened by key set {entry.keys.name}: {e}"
-            ) from None
+    return Changed(encodings.encode(spliced.body, encoding), spliced.counts)
 
 
 def _check_charset(content_types: Sequence[str]) -> None:

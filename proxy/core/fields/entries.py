@@ -105,6 +105,13 @@ class When:
         return any(glob.matches(path) for glob in self.paths for path in found.paths)
 
 
+class Work(StrEnum):
+    """What happens to the values that an entry selects."""
+
+    ENCRYPT = "encrypt"
+    DECRYPT = "decrypt"
+
+
 class Signed(StrEnum):
     """What happens to a request whose body is signed, where a field of it must be encrypted."""
 
@@ -114,9 +121,10 @@ class Signed(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FieldEntry:
-    """One entry of a rule's `request` (encrypt) or `response` (decrypt) list."""
+    """One entry of a rule's `request` or `response` list. All entries of one list do the same work."""
 
     selectors: tuple[Selector, ...]
     keys: KeySet
+    work: Work = Work.ENCRYPT
     when: When = When()
     signed: Signed = Signed.DENY

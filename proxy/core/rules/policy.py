@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, Destination
-from proxy.core.fields.entries import FieldEntry
+from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.jose.keymaterial import SecretBytes
 from proxy.core.jose.keys import KeySet
 from proxy.core.pins import PinSet
@@ -109,6 +109,8 @@ class Rule:
     """One rule. Keys that the file left out have the policy's default here already.
 
     Attributes:
+        request: what happens to values in request bodies.
+        response: what happens to values in response bodies.
         https_port: the port that upgraded requests go to; None maps 80 to 443 and keeps any other (RFC 6797, 8.3).
         https: TUNNEL, INSPECT or REJECT; always INSPECT if the rule needs the plaintext.
         raw_tcp: whether any protocol may pass through CONNECT unchecked, in both directions.
@@ -124,8 +126,8 @@ class Rule:
     https: Https
     https_port: int | None = None
     pins: PinSet | None = None
-    encrypt: tuple[FieldEntry, ...] = ()
-    decrypt: tuple[FieldEntry, ...] = ()
+    request: tuple[FieldEntry, ...] = ()
+    response: tuple[FieldEntry, ...] = ()
     raw_tcp: bool = False
     strict: bool | None = None
     destinations: AddressSet | None = None
@@ -135,7 +137,16 @@ class Rule:
     @property
     def needs_plaintext(self) -> bool:
         """Whether Overcoat must decrypt the TLS of this rule's hosts."""
-        return self.pins is not None or bool(self.encrypt) or bool(self.decrypt)
+        return self.pins is not None or bool(self.fields)
+
+    @property
+    def fields(self) -> tuple[FieldEntry, ...]:
+        """The entries for requests and for responses."""
+        return self.request + self.response
+
+    def entries(self, work: Work) -> tuple[FieldEntry, ...]:
+        """Return the entries, for requests and for responses, that do one kind of work."""
+        return tuple(entry for entry in self.fields if entry.work is work)
 
 
 @dataclass(frozen=True, slots=True)

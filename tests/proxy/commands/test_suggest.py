@@ -117,7 +117,7 @@ def test_fields_and_pins_that_are_taken_out_of_their_comments(tmp_path: Path) ->
     (rule,) = suggested(findings, tmp_path, uncommented=parts).rules
     assert rule.pins is not None
     assert rule.pins.any_of == PINS[:2]  # the server's key, and as a backup its CA's
-    (entry,) = rule.encrypt
+    (entry,) = rule.request
     assert {selector.text for selector in entry.selectors} == {"$.card.number", "$.by.*.pwd", "$['a-b']"}
     (rule,) = suggested(findings, tmp_path, uncommented=(*parts, "# sha256/")).rules
     assert rule.pins is not None

@@ -139,7 +139,7 @@ def test_the_whole_of_a_policy_is_read(folder: Path) -> None:
     assert rule.pins is not None
     assert rule.pins.any_of == (parse_pin(PIN_A), parse_pin(PIN_B))
     assert rule.pins.expires == date(2027, 6, 30)
-    (encrypt,), (decrypt,) = rule.encrypt, rule.decrypt
+    (encrypt,), (decrypt,) = rule.request, rule.response
     assert [selector.text for selector in encrypt.selectors] == ["$.card.number", "$.card.cvv", "$..ssn"]
     assert encrypt.keys is policy.keys["payments"]
     assert encrypt.when.applies(readings("PUT", "/v1/charges/ch_1"))
@@ -890,7 +890,7 @@ def test_a_rule_may_encrypt_with_a_key_that_has_expired_which_is_denied_at_reque
     text = KEYS.replace("app.jwk}", "app.jwk, not_after: 2020-01-01}")
     text += "rules: [{name: a, hosts: [x.example], request: [{encrypt: [$.a], key: k}]}]\n"
     (rule,) = _load(folder, text).rules
-    assert rule.encrypt[0].keys.primary.expired(date(2020, 1, 2))
+    assert rule.request[0].keys.primary.expired(date(2020, 1, 2))
 
 
 def test_a_broken_key_set_does_not_make_its_name_unknown(folder: Path) -> None:

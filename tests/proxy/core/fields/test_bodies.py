@@ -12,18 +12,17 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields.bodies import (
-    MAX_OPENED,
     MAX_SEALED,
     BodyHead,
     acceptable,
+    change,
     check_before,
     count_marked,
-    decrypt,
-    encrypt,
     too_large,
 )
-from proxy.core.fields.entries import FieldEntry, Signed
+from proxy.core.fields.entries import FieldEntry, Signed, Work
 from proxy.core.fields.selectors import parse_selector
+from proxy.core.fields.values import MAX_OPENED, Setting
 from proxy.core.jose import jwe
 from proxy.core.jose.keys import Alg, Key, KeySet, new_key
 from proxy.core.jose.place import Place
@@ -35,6 +34,19 @@ ENTRY = FieldEntry((parse_selector("$..ssn"),), KEYS)
 HOST = "api.example"
 LIMIT = 1 << 20
 PLAIN = BodyHead(["application/json"])
+
+
+def encrypt(body: bytes, head: BodyHead, entries: list[FieldEntry], limit: int = LIMIT) -> tuple[bytes, int]:
+    """Return the encrypted body and the number of values in it."""
+    changed = change(body, head, entries, Setting(HOST, limit, TODAY))
+    return changed.body, sum(changed.counts)
+
+
+def decrypt(body: bytes, head: BodyHead, entries: list[FieldEntry], limit: int = LIMIT) -> tuple[bytes, int]:
+    """Return the decrypted body and the number of values in it."""
+    opening = [replace(entry, work=Work.DECRYPT) for entry in entries]
+    changed = change(body, head, opening, Setting(HOST, limit, TODAY))
+    return changed.body, sum(changed.counts)
 
 
 def reason_of(denied: pytest.ExceptionInfo[Denied]) -> Reason:
@@ -88,22 +100,22 @@ class TestEncrypting:
         body = b'{"ssn" : "078",  "x":1}'
         sent = gzip.compress(body, mtime=0) if coding else body
         head = BodyHead(["application/json"], coding)
-        protected, count = encrypt(sent, head, [ENTRY], HOST, limit=LIMIT)
+        protected, count = encrypt(sent, head, [ENTRY])
         assert count == 1
         assert b"078" not in (gzip.decompress(protected) if coding else protected)
-        opened, opened_count = decrypt(protected, head, [ENTRY], HOST, limit=LIMIT, today=TODAY)
+        opened, opened_count = decrypt(protected, head, [ENTRY])
         assert (gzip.decompress(opened) if coding else opened) == body
         assert opened_count == 1
 
     def test_a_packed_body_with_nothing_marked_is_not_packed_anew(self) -> None:
         packed = gzip.compress(b"[1]", 1) + gzip.compress(b" ")
         head = BodyHead(["application/json"], "gzip")
-        assert encrypt(packed, head, [ENTRY], HOST, limit=LIMIT) == (packed, 0)
-        assert decrypt(packed, head, [ENTRY], HOST, limit=LIMIT, today=TODAY) == (packed, 0)
+        assert encrypt(packed, head, [ENTRY]) == (packed, 0)
+        assert decrypt(packed, head, [ENTRY]) == (packed, 0)
 
     @pytest.mark.parametrize("body", [b"", b'{"x":1}', b" []"])
     def test_a_body_with_nothing_marked_is_the_same_object(self, body: bytes) -> None:
-        protected, count = encrypt(body, PLAIN, [ENTRY], HOST, limit=LIMIT)
+        protected, count = encrypt(body, PLAIN, [ENTRY])
         assert protected is body
         assert count == 0
 
@@ -111,13 +123,13 @@ class TestEncrypting:
         head = BodyHead(signature="the field X")
         passing = replace(ENTRY, signed=Signed.PASS)
         with pytest.raises(Denied, match="the field X covers the body") as denied:
-            encrypt(b'{"ssn":1}', head, [ENTRY], HOST, limit=LIMIT)
+            encrypt(b'{"ssn":1}', head, [ENTRY])
         assert reason_of(denied) is Reason.SIGNED_BODY
-        assert encrypt(b'{"ssn":1}', head, [passing], HOST, limit=LIMIT)[1] == 1
-        assert encrypt(b'{"ssn":1}', head, [passing, ENTRY], HOST, limit=LIMIT)[1] == 1  # the first entry's
+        assert encrypt(b'{"ssn":1}', head, [passing])[1] == 1
+        assert encrypt(b'{"ssn":1}', head, [passing, ENTRY])[1] == 1  # the first entry's
         with pytest.raises(Denied, match="covers the body"):
             count_marked(b'{"ssn":1}', head, [ENTRY, passing], LIMIT)
-        assert encrypt(b'{"x":1}', head, [ENTRY], HOST, limit=LIMIT) == (b'{"x":1}', 0)
+        assert encrypt(b'{"x":1}', head, [ENTRY]) == (b'{"x":1}', 0)
 
     def test_as_many_fields_as_are_allowed_and_one_more(self) -> None:
         def body(count: int) -> bytes:
@@ -125,13 +137,13 @@ class TestEncrypting:
 
         assert count_marked(body(MAX_SEALED), PLAIN, [ENTRY], LIMIT) == MAX_SEALED
         with pytest.raises(Denied) as denied:
-            encrypt(body(MAX_SEALED + 1), PLAIN, [ENTRY], HOST, limit=LIMIT)
+            encrypt(body(MAX_SEALED + 1), PLAIN, [ENTRY])
         assert reason_of(denied) is Reason.BODY_TOO_LARGE
 
     def test_a_value_too_long_for_a_token_is_too_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(jwe, "MAX_TOKEN_CHARACTERS", 100)
         with pytest.raises(Denied) as denied:
-            encrypt(b'{"ssn":"078"}', PLAIN, [ENTRY], HOST, limit=LIMIT)
+            encrypt(b'{"ssn":"078"}', PLAIN, [ENTRY])
         assert reason_of(denied) is Reason.BODY_TOO_LARGE
         assert denied.value.detail == too_large(LIMIT).detail
 
@@ -146,7 +158,7 @@ class TestDecrypting:
         return b'{"ssn":"' + jwe.seal(value, KEY, Place(host, place)).encode() + b'"}'
 
     def test_what_was_sealed_elsewhere_opens(self) -> None:
-        assert decrypt(self.sealed(b"1e2"), PLAIN, [ENTRY], HOST, limit=LIMIT, today=TODAY) == (b'{"ssn":1e2}', 1)
+        assert decrypt(self.sealed(b"1e2"), PLAIN, [ENTRY]) == (b'{"ssn":1e2}', 1)
 
     @pytest.mark.parametrize(
         ("body", "why"),
@@ -162,7 +174,7 @@ class TestDecrypting:
     )
     def test_what_does_not_open_is_denied(self, body: bytes, why: str) -> None:
         with pytest.raises(Denied, match=why) as denied:
-            decrypt(body, PLAIN, [ENTRY], HOST, limit=LIMIT, today=TODAY)
+            decrypt(body, PLAIN, [ENTRY])
         assert reason_of(denied) is Reason.DECRYPTION_FAILED
 
     def test_the_detail_names_the_key_set_and_the_selectors_but_nothing_of_the_body(self) -> None:
@@ -170,7 +182,7 @@ class TestDecrypting:
             b'{"canary":{"ssn":"%s"}}' % jwe.seal(b"1", replace(KEY, kid="new"), Place(HOST, "$.canary.ssn")).encode()
         )
         with pytest.raises(Denied) as denied:
-            decrypt(body, PLAIN, [ENTRY], HOST, limit=LIMIT, today=TODAY)
+            decrypt(body, PLAIN, [ENTRY])
         assert denied.value.detail == (
             "the response cannot be decrypted: a value at $..ssn is not opened by key set app: "
             "header parameter kid: names no key of this set"
@@ -179,16 +191,16 @@ class TestDecrypting:
     def test_a_value_sealed_for_another_place_or_host_is_denied(self) -> None:
         for body in (self.sealed(b"1", place="$.other"), self.sealed(b"1", host="other.example")):
             with pytest.raises(Denied) as denied:
-                decrypt(body, PLAIN, [ENTRY], HOST, limit=LIMIT, today=TODAY)
+                decrypt(body, PLAIN, [ENTRY])
             assert reason_of(denied) is Reason.DECRYPTION_FAILED
 
     def test_what_opens_to_more_than_one_value_is_denied(self) -> None:
         with pytest.raises(Denied, match="not one JSON value"):
-            decrypt(self.sealed(b'1,"admin":true'), PLAIN, [ENTRY], HOST, limit=LIMIT, today=TODAY)
+            decrypt(self.sealed(b'1,"admin":true'), PLAIN, [ENTRY])
 
     def test_another_charset_is_denied(self) -> None:
         with pytest.raises(Denied) as denied:
-            decrypt(b"{}", BodyHead(["application/json; charset=utf-7"]), [ENTRY], HOST, limit=LIMIT, today=TODAY)
+            decrypt(b"{}", BodyHead(["application/json; charset=utf-7"]), [ENTRY])
         assert reason_of(denied) is Reason.DECRYPTION_FAILED
 
     def test_more_tokens_than_can_be_opened_in_short_time_are_denied_and_plain_values_are_no_tokens(self) -> None:
@@ -196,7 +208,7 @@ class TestDecrypting:
 
         def opened(tokens: int) -> tuple[bytes, int]:
             body = b"[" + b",".join([item] * tokens + [plain] * (MAX_OPENED + 1)) + b"]"
-            return decrypt(body, PLAIN, [ENTRY], HOST, limit=4 * LIMIT, today=TODAY)
+            return decrypt(body, PLAIN, [ENTRY], 4 * LIMIT)
 
         assert opened(MAX_OPENED)[1] == MAX_OPENED
         with pytest.raises(Denied, match=f"more than {MAX_OPENED} fields"):
@@ -212,7 +224,7 @@ class TestDecrypting:
 
         def opened(tokens: int) -> int:
             body = b"[" + b",".join([item] * tokens) + b"]"
-            return decrypt(body, PLAIN, [entry], HOST, limit=4 * LIMIT, today=TODAY)[1]
+            return decrypt(body, PLAIN, [entry], 4 * LIMIT)[1]
 
         assert opened(most) == most
         with pytest.raises(Denied, match=f"more than {most} fields"):
@@ -221,21 +233,21 @@ class TestDecrypting:
     @pytest.mark.parametrize("value", [b"null", b"4111", b"true", b'"4111"', b"{}", b"[1]", b'{"ciphertext":1}'])
     def test_what_was_never_sealed_stays_the_very_same_body(self, value: bytes) -> None:
         body = b'{"ssn":%s}' % value
-        got, count = decrypt(body, PLAIN, [ENTRY], HOST, limit=LIMIT, today=TODAY)
+        got, count = decrypt(body, PLAIN, [ENTRY])
         assert (got is body, count) == (True, 0)
 
     @pytest.mark.parametrize("types", [(), ("application/json", "text/plain"), ("text/plain", "x")])
     def test_a_body_whose_label_says_nothing_is_looked_at(self, types: tuple[str, ...]) -> None:
         head = BodyHead(types)
-        opened = decrypt(self.sealed(b"1", place="$.ssn"), head, [ENTRY], HOST, limit=LIMIT, today=TODAY)
+        opened = decrypt(self.sealed(b"1", place="$.ssn"), head, [ENTRY])
         assert opened == (b'{"ssn":1}', 1)
         for packed in (gzip.compress(b"{canary"), gzip.compress(b"\xff\xfe{\x00")):
             with pytest.raises(Denied, match="cannot be decrypted"):
-                decrypt(packed, BodyHead(types, "gzip"), [ENTRY], HOST, limit=LIMIT, today=TODAY)
+                decrypt(packed, BodyHead(types, "gzip"), [ENTRY])
 
     def test_a_body_without_a_label_that_is_no_json_stays_as_it_is(self) -> None:
         for body, coding in ((b"not found", None), (gzip.compress(b"\x89PNG"), "gzip"), (b"", "br")):
-            assert decrypt(body, BodyHead((), coding), [ENTRY], HOST, limit=LIMIT, today=TODAY) == (body, 0)
+            assert decrypt(body, BodyHead((), coding), [ENTRY]) == (body, 0)
 
 
 @pytest.mark.parametrize(

@@ -355,8 +355,8 @@ def test_a_rule_needs_the_plaintext_for_pins_encrypt_or_decrypt() -> None:
     plain = _rule("r", EXACT)
     assert not plain.needs_plaintext
     assert Rule("r", (EXACT,), PlainHttp.UPGRADE, Https.INSPECT, pins=PinSet(())).needs_plaintext
-    assert Rule("r", (EXACT,), PlainHttp.UPGRADE, Https.INSPECT, encrypt=(entry,)).needs_plaintext
-    assert Rule("r", (EXACT,), PlainHttp.UPGRADE, Https.INSPECT, decrypt=(entry,)).needs_plaintext
+    assert Rule("r", (EXACT,), PlainHttp.UPGRADE, Https.INSPECT, request=(entry,)).needs_plaintext
+    assert Rule("r", (EXACT,), PlainHttp.UPGRADE, Https.INSPECT, response=(entry,)).needs_plaintext
 
 
 @pytest.mark.parametrize(
