@@ -29,6 +29,7 @@ _SIGNALS = (
     ("SIGHUP", "Read the policy again. A change of its files does the same, unless --no-watch is given."),
     ("SIGUSR1", "Open the file of --lines again, once it was renamed."),
 )
+_HELP = ("-h, --help", "Show this message and exit.")
 _STATUS = (
     ("0", "Done."),
     ("1", "Failed; or something was cut off at the end of draining."),
@@ -73,9 +74,10 @@ def _commands(group: click.Group, context: click.Context) -> Iterator[str]:
         yield _plain(" ".join(command.collect_usage_pieces(own)))
         yield ".PP"
         yield from _paragraphs(command.help or "")
-        options = [param for param in command.get_params(own) if isinstance(param, click.Option)]
+        options = [param for param in command.params if isinstance(param, click.Option)]
         records = [option.get_help_record(own) for option in options]  # None for a hidden one
-        yield from _list([record for record in records if record is not None])
+        # click makes the option for help but once, with the names of the context in which it was first asked for.
+        yield from _list([*(record for record in records if record is not None), _HELP])
 
 
 def _paragraphs(text: str) -> Iterator[str]:
