@@ -103,12 +103,15 @@ class Span:
         path: its normalized path (RFC 9535, section 2.7), with `*` for each array index, names of ASCII letters, digits
             and `_` in dot form, and all characters beyond printable ASCII as `\\uXXXX`: `$.items[*].secret`.
         job: the number of the first job that selects it.
+        name: where its member's name stands: the offsets of the first byte of the name's string and after its last
+            one, quotes included. None if the value is an element of an array, or the whole text.
     """
 
     start: int
     end: int
     path: str
     job: int
+    name: tuple[int, int] | None = None
 
 
 def find_spans(text: bytes, selectors: Sequence[Sequence[Selector]]) -> list[Span]:
@@ -131,6 +134,15 @@ def find_spans(text: bytes, selectors: Sequence[Sequence[Selector]]) -> list[Spa
         return _scan(text, automaton, None)
     _scan(text, _NOTHING, None)  # a simpler reader counts the lengths; it relies on the text being JSON
     return _scan(text, automaton, _array_lengths(text))
+
+
+def is_name(text: bytes) -> bool:
+    """Tell whether a text is exactly one JSON string that may be a member's name in the texts that pass here.
+
+    Args:
+        text: with its quotes; valid UTF-8.
+    """
+    return _is_name(text) is not None
 
 
 def string_value(value: bytes) -> str | None:
@@ -280,9 +292,11 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
     all_alive: list[int] = []
     all_lengths: list[int] = []
     written: list[str] = []  # the outer steps as they are written in a path, as far as they were needed
-    # A selected container that is open: the number of containers round it, its start, its path and its job. Inside it
-    # no bit is alive, so there is never a second one.
-    held_depth, held_start, held_path, held_job = -1, 0, "", 0
+    # Where the name of the member at hand stands.
+    name: tuple[int, int] | None = None
+    # A selected container that is open: the number of containers round it, its start, path, job and name. Inside it no
+    # bit is alive, so there is never a second one.
+    held_depth, held_start, held_path, held_job, held_name = -1, 0, "", 0, name
 
     data = text + b"\0"  # a sentinel that matches nothing: data[position] needs no check for the end
     position = 0
@@ -307,7 +321,7 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
                 )
         if token.lastindex:  # a value without values inside
             if hit:
-                spans.append(Span(position, token.end(1), path, job))
+                spans.append(Span(position, token.end(1), path, job, name))
             position = token.end()
             # Containers may end here, too.
             while (byte := data[position]) != _COMMA or step is None:
@@ -323,7 +337,7 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
                     written.pop()
                 position += 1
                 if len(outer) == held_depth:
-                    spans.append(Span(held_start, position, held_path, held_job))
+                    spans.append(Span(held_start, position, held_path, held_job, held_name))
                     held_depth = -1
                 if data[position] <= _SPACE:
                     position = _skip_blank(data, position).end()
@@ -332,7 +346,7 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
                 position = _skip_blank(data, position).end()
         else:  # a container opens
             if hit:
-                held_depth, held_start, held_path, held_job = len(outer), position, path, job
+                held_depth, held_start, held_path, held_job, held_name = len(outer), position, path, job, name
                 bits = 0
             if len(outer) >= MAX_DEPTH:
                 raise NotJson(f"more than {MAX_DEPTH} arrays and objects are nested in one another", position)
@@ -355,7 +369,7 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
             token = _match_member_start(data, position)
             if token is None:
                 raise _no_member(data, position)
-            step = token[1]
+            step, name = token[1], (position, token.end(1) + 1)
             if b"\\" in step:
                 step = _unescaped(step)
             accepting = by_name.get(step, any_name)
@@ -363,7 +377,7 @@ def _scan(text: bytes, automaton: _Automaton, lengths: array[int] | None) -> lis
         else:
             if not alive & in_array:
                 position = _skip_elements(data, position).end()
-            step += 1
+            step, name = step + 1, None
             accepting = by_index.get(step, any_index)
             if lengths:
                 accepting |= by_index_from_end.get(step - length, 0)

@@ -3,7 +3,8 @@ calls it to encrypt and decrypt.
 
 Rules of this module:
 
-- Every byte outside the selected values stays as it came; if nothing is selected, the body is the same object.
+- Every byte outside the selected values, and the names that a job changes with them, stays as it came; if nothing is
+  selected, the body is the same object.
 - A body is changed only if the whole of it is JSON; and each replacement must be JSON, too.
 - An encrypted value is a JSON string that holds a compact JWE (RFC 7516), without any escapes.
 """
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.fields.jsontext import MAX_VALUES, NotJson, TooMuchSelected, find_spans, string_value
+from proxy.core.fields.jsontext import MAX_VALUES, NotJson, TooMuchSelected, find_spans, is_name, string_value
 from proxy.core.fields.selectors import Selector
 
 _TOKEN = re.compile(r"[A-Za-z0-9_.-]+")
@@ -30,10 +31,20 @@ class Job:
         selectors: which values.
         transform: takes a value's exact JSON bytes and its path (`Span.path`); returns the JSON bytes that replace it,
             or None if it stays as it is. It raises if the body must not go on.
+        rename: the JSON string that takes the place of the member's name where the value was replaced, or None. An
+            element of an array and the whole body have no name: of these only the value is replaced.
+
+    Raises:
+        ValueError: `rename` is no JSON string, or no name that would pass in a body.
     """
 
     selectors: tuple[Selector, ...]
     transform: Callable[[bytes, str], bytes | None]
+    rename: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if self.rename is not None and not is_name(self.rename):
+            raise ValueError("a member is renamed to one JSON string, without NUL and halves of surrogate pairs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +106,11 @@ def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES) -> Spliced:
         if replacement is None:
             continue
         _check_replacement(replacement, span.job)
+        rename = jobs[span.job].rename
+        if rename is not None and span.name is not None:
+            name_start, name_end = span.name
+            pieces += (body[copied:name_start], rename)
+            copied = name_end
         pieces += (body[copied : span.start], replacement)
         copied = span.end
         counts[span.job] += 1

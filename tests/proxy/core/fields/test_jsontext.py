@@ -44,6 +44,7 @@ class Node:
     path: str = "$"
     start: int = 0
     end: int = 0
+    name: tuple[int, int] | None = None
 
     def family(self) -> Iterator[Node]:
         yield self
@@ -88,7 +89,7 @@ def naive_spans(root: Node, jobs: Sequence[Sequence[Sequence[Segment]]]) -> list
     def walk(node: Node) -> Iterator[Span]:
         for job, nodes in enumerate(chosen):
             if node in nodes:
-                yield Span(node.start, node.end, node.path, job)
+                yield Span(node.start, node.end, node.path, job, node.name)
                 return
         for _, child in node.children:
             yield from walk(child)
@@ -122,8 +123,11 @@ class Writer:
                 if number:
                     self.text += b","
                     self.blank()
+                child.name = None
                 if isinstance(key, str):
+                    name_start = len(self.text)
                     self.text += self.string(key).encode()
+                    child.name = (name_start, len(self.text))
                     self.blank()
                     self.text += b":"
                     self.blank()

@@ -77,6 +77,28 @@ def test_the_whole_body_can_be_replaced() -> None:
     assert splice(b' {"a":1} ', [job(b'"x"', "$")]).body == b' "x" '
 
 
+def renaming(name: bytes, *selectors: str) -> Job:
+    return Job(tuple(map(parse_selector, selectors)), lambda value, _: None if value == b"0" else b"9", name)
+
+
+def test_a_member_gets_another_name_where_its_value_was_replaced() -> None:
+    body = rb' { "\u0061" : {"b":1}, "c":{"d":[2], "a":0} ,"e":"a"}'
+    assert splice(body, [renaming(b'"A"', "$..a"), renaming(b'""', "$.c.d"), job(b"8", "$.e")]).body == (
+        b' { "A" : 9, "c":{"":9, "a":0} ,"e":8}'
+    )
+
+
+def test_an_element_and_the_whole_body_have_no_name_to_change() -> None:
+    assert splice(b'{"a":[1,{"b":2}]}', [renaming(b'"A"', "$.a[0]")]).body == b'{"a":[9,{"b":2}]}'
+    assert splice(b' {"a":1}', [renaming(b'"A"', "$")]).body == b" 9"
+
+
+@pytest.mark.parametrize("name", [b"", b"a", b'"a"b"', b'"a":', b'"\x00"', rb'"\u0000"', rb'"\ud800"', b'"a" '])
+def test_a_new_name_is_one_json_string_that_all_parsers_read_alike(name: bytes) -> None:
+    with pytest.raises(ValueError, match="one JSON string"):
+        renaming(name, "$.a")
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"ssn=1", b'{"ssn":NaN}', b'\xef\xbb\xbf{"ssn":1}', b'{"ssn":1}}', b"[" * 100_000]
 )
