@@ -145,6 +145,15 @@ def is_name(text: bytes) -> bool:
     return _is_name(text) is not None
 
 
+def member_path(name: str) -> str:
+    """Return the normalized path of a member of the root object (see `Span.path`).
+
+    Args:
+        name: the member's name, decoded.
+    """
+    return "$" + _path_step(name.encode())
+
+
 def string_value(value: bytes) -> str | None:
     """Return the text that a JSON string stands for.
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.fields.jsontext import MAX_VALUES, NotJson, TooMuchSelected, find_spans, is_name, string_value
+from proxy.core.fields.jsontext import MAX_VALUES, NotJson, Span, TooMuchSelected, find_spans, is_name, string_value
 from proxy.core.fields.selectors import Selector
 
 _TOKEN = re.compile(r"[A-Za-z0-9_.-]+")
@@ -54,10 +54,12 @@ class Spliced:
     Attributes:
         body: the new body.
         counts: how many values each job replaced.
+        spans: where the replaced values stood in the old body, in its order.
     """
 
     body: bytes
     counts: tuple[int, ...]
+    spans: tuple[Span, ...] = ()
 
     @property
     def total(self) -> int:
@@ -100,6 +102,7 @@ def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES) -> Spliced:
     if not spans:
         return Spliced(body, tuple(counts))
     pieces: list[bytes] = []
+    replaced: list[Span] = []
     copied = 0
     for span in spans:
         replacement = jobs[span.job].transform(body[span.start : span.end], span.path)
@@ -114,10 +117,11 @@ def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES) -> Spliced:
         pieces += (body[copied : span.start], replacement)
         copied = span.end
         counts[span.job] += 1
+        replaced.append(span)
     if not pieces:
         return Spliced(body, tuple(counts))
     pieces.append(body[copied:])
-    return Spliced(b"".join(pieces), tuple(counts))
+    return Spliced(b"".join(pieces), tuple(counts), tuple(replaced))
 
 
 def _check_replacement(replacement: bytes, job: int) -> None:

@@ -598,3 +598,9 @@ def test_a_text_nested_deeper_than_the_limit_is_refused_and_one_at_the_limit_is_
     find_spans(b"[" * MAX_DEPTH + b"1" + b"]" * MAX_DEPTH, ())
     with pytest.raises(NotJson, match="nested in one another"):
         find_spans(b"[" * (MAX_DEPTH + 1) + b"1" + b"]" * (MAX_DEPTH + 1), ())
+
+
+@pytest.mark.parametrize("name", ["card_number", "card[number]", "", "é 'x'", "a\\b"])
+def test_the_path_of_a_member_is_the_one_that_it_would_have_in_an_object(name: str) -> None:
+    (span,) = jsontext.find_spans(json.dumps({name: 1}).encode(), [[parse_selector("$.*")]])
+    assert jsontext.member_path(name) == span.path

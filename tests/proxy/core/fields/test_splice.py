@@ -45,6 +45,16 @@ def test_a_transform_gets_the_exact_bytes_and_the_path() -> None:
     assert seen == [(b'{"a" : 1.50}', "$.items[*].secret"), (b'"\\u0041"', "$.items[*].secret")]
 
 
+def test_it_says_where_the_values_stood_that_it_replaced() -> None:
+    body = b'{"a":1, "b":[2,3], "c":4}'
+    kept = Job((parse_selector("$.a"),), lambda _value, _path: None)
+    spliced = splice(body, [kept, job(b'"N"', "$.b[0]", "$.c")])
+    assert [(body[span.start : span.end], span.path, span.job) for span in spliced.spans] == [
+        (b"2", "$.b[*]", 1),
+        (b"4", "$.c", 1),
+    ]
+
+
 @pytest.mark.parametrize("jobs", [[], [job(b"0", "$.ssn")], [job(b"0", "$.ssn"), Job((), lambda value, path: b"0")]])
 def test_a_body_in_which_nothing_is_selected_is_the_same_object(jobs: list[Job]) -> None:
     body = b' {"a": [1, 2]} '
