@@ -70,11 +70,27 @@ def line_of(
         f'"method": {_known(exchange.method)}, '
         f"{_where(exchange.asked, upstream.address if upstream else None)}, "
         f'"path": {_encode(path)}, {verdict}, '
-        f'"encrypted": {0 if is_observing else exchange.fields_encrypted}, "decrypted": {exchange.fields_decrypted}, '
+        f"{_NO_FIELDS if exchange.fields is None else _fields(exchange)}, "
         f'"status": {"null" if status is None else status}, '
         f'"bytes_sent": {exchange.bytes_sent}, "bytes_received": {exchange.bytes_received}, '
         f'"seconds": {seconds:.6f}{_more(exchange, event)}}}\n'
     )
+
+
+_NO_FIELDS = '"encrypted": 0, "decrypted": 0'
+
+
+def _fields(exchange: Exchange) -> str:
+    """Return the part about marked fields, of an exchange that has had any."""
+    counts = exchange.fields
+    assert counts is not None
+    encrypted = 0 if exchange.observing else exchange.fields_encrypted
+    said: dict[str, object] = {"encrypted": encrypted, "decrypted": exchange.fields_decrypted}
+    if not exchange.observing and (done := counts.by_entry()):
+        said["fields"] = done
+    if failures := counts.failures():
+        said["field_failures"] = failures
+    return _encode(said)[1:-1]
 
 
 @lru_cache(256)
@@ -127,6 +143,8 @@ def _more(exchange: Exchange, event: Event | None) -> str:
         more["would"] = action.value
         more["would_upgrade"] = action is Action.UPGRADE
         more["would_encrypt"] = exchange.fields_encrypted
+        if exchange.fields is not None and (fields := exchange.fields.by_entry()):
+            more["would_fields"] = fields
         pins = [each.pin.value for each in (exchange.upstream, exchange.aside) if each is not None and each.pin]
         more["would_pin"] = pins[0] if pins else None
         if exchange.looks_secret:

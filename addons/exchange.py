@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from mitmproxy import http
 
+from addons.fieldcounts import FieldCounts
 from addons.headers import values_of
 from addons.ids import id_of, next_number
 from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
@@ -92,6 +93,7 @@ class Exchange:
         looks_inside: whether its body may ask for another method, to which an entry would apply.
         holds_request: whether the request's body is held until its fields are encrypted.
         holds_response: whether the response's body is held until its fields are decrypted.
+        fields: what was done with marked fields, if anything was; in observe mode, what would have been.
         looks_secret: in observe mode, the paths in the request's body whose values look like secrets, and like which.
         ready: when it could be sent, on the clock of `started_monotonic`; this and the next three are 0 before.
         sent: when the last piece of a body that streams was there.
@@ -132,8 +134,7 @@ class Exchange:
     looks_inside: bool = False
     holds_request: bool = False
     holds_response: bool = False
-    fields_encrypted: int = 0
-    fields_decrypted: int = 0
+    fields: FieldCounts | None = None
     bytes_sent: int = 0
     bytes_received: int = 0
     looks_secret: dict[str, Shape] = field(default_factory=dict)
@@ -177,12 +178,33 @@ class Exchange:
         return data
 
     def count_fields(self, entries: Sequence[FieldEntry], counts: Sequence[int]) -> None:
-        """Count values that were encrypted or decrypted, for each entry."""
-        for entry, count in zip(entries, counts, strict=True):
-            if entry.work is Work.ENCRYPT:
-                self.fields_encrypted += count
-            else:
-                self.fields_decrypted += count
+        """Count values that were encrypted or decrypted, for each entry; in observe mode, that would have been."""
+        if any(counts):
+            self._field_counts().add(entries, counts)
+
+    def count_failure(self, entry: str, reason: Reason) -> None:
+        """Count that the work of an entry on a body, a message or a value has failed, whatever that leads to.
+
+        Args:
+            entry: the entry's name.
+            reason: why; one of `FIELD_REASONS`.
+        """
+        self._field_counts().fail(entry, reason)
+
+    def _field_counts(self) -> FieldCounts:
+        if self.fields is None:
+            self.fields = FieldCounts()
+        return self.fields
+
+    @property
+    def fields_encrypted(self) -> int:
+        """How many values were encrypted."""
+        return 0 if self.fields is None else self.fields.total(Work.ENCRYPT)
+
+    @property
+    def fields_decrypted(self) -> int:
+        """How many values were decrypted."""
+        return 0 if self.fields is None else self.fields.total(Work.DECRYPT)
 
     @property
     def id(self) -> str:

@@ -16,7 +16,7 @@ from mitmproxy import http
 
 from addons.exchange import Exchange
 from addons.headers import has_field, values_of
-from proxy.core.decisions import Denied
+from proxy.core.decisions import FIELD_REASONS, Denied
 from proxy.core.fields import bodies, encodings, readings, signatures
 from proxy.core.fields.entries import FieldEntry
 
@@ -72,6 +72,22 @@ def of_response(exchange: Exchange) -> tuple[FieldEntry, ...]:
     return tuple(entry for entry in entries if entry.when.applies(found))
 
 
+def concerned(exchange: Exchange, denied: Denied) -> tuple[str, ...]:
+    """Return the names of the entries whose work a denial has stopped; none if it is about something else.
+
+    Args:
+        exchange: the exchange, which is over.
+        denied: why it was denied, or would have been.
+    """
+    if denied.entries or denied.reason not in FIELD_REASONS or exchange.asked is None:
+        return denied.entries
+    if exchange.has_left and not exchange.observing:  # in observe mode nothing is done with responses
+        found = of_response(exchange)
+    else:  # a body that is held only to look for another method is about any of them
+        found = of_request(exchange) or (exchange.rule.request if exchange.rule else ())
+    return tuple(entry.name for entry in found)
+
+
 def _found(exchange: Exchange) -> readings.Readings:
     return exchange.readings or readings.readings(exchange.method, exchange.path)
 
@@ -110,7 +126,7 @@ class Tee:
             body = bytes(self.held)
             read_body(exchange, self.request, body)
             if entries := of_request(exchange):
-                exchange.fields_encrypted = bodies.count_marked(body, signed_head(self.request), entries, limit)
+                exchange.count_fields(entries, bodies.count_marked(body, signed_head(self.request), entries, limit))
         except Denied as denied:
             exchange.note_reason(denied)
         self.held.clear()

@@ -11,6 +11,7 @@ Rules of this module:
 
 from __future__ import annotations
 
+import functools
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -23,7 +24,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 from prometheus_client.values import MutexValue
 
-from proxy.core.decisions import Action, Outcome, Reason
+from addons.fieldcounts import Counts
+from proxy.core.decisions import FIELD_REASONS, Action, Outcome, Reason
 from proxy.core.fields.entries import Work
 from proxy.core.pins import PinVerdict
 from proxy.core.rules.policy import Mode, Policy
@@ -37,6 +39,7 @@ OTHER_USERS = "(others)"
 OWN_BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, float("inf"))
 UPSTREAM_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, float("inf"))
 KINDS = ("request", "tunnel", "websocket")
+DIRECTIONS = {Work.ENCRYPT: "encrypted", Work.DECRYPT: "decrypted"}
 CONNECTIONS = ("hit", "miss", "evicted")
 _STATUS_CLASSES = (NO_STATUS, "1xx", "2xx", "3xx", "4xx", "5xx")
 _PASSING = (Action.UPGRADE, Action.ALLOW, Action.INSPECT)
@@ -107,10 +110,17 @@ class Metrics:
         )
         self.fields = Counter(
             "overcoat_fields",
-            "Fields protected, by rule and direction.",
-            ["rule", "mode", "direction"],
+            "Fields protected, by rule, entry and direction.",
+            ["rule", "mode", "entry", "direction"],
             registry=registry,
         )
+        self.field_failures = Counter(
+            "overcoat_field_failures",
+            "Times that an entry's work on fields failed, by rule, entry and reason.",
+            ["rule", "mode", "entry", "reason"],
+            registry=registry,
+        )
+        self._fields, self._failures = functools.cache(self.fields.labels), functools.cache(self.field_failures.labels)
         self.pins = Counter(
             "overcoat_pin_checks", "Pin checks by rule and result.", ["rule", "mode", "result"], registry=registry
         )
@@ -260,12 +270,11 @@ class Metrics:
             if each is None:
                 continue
             self.certificate_expiry.labels(rule)
-            for direction, entries in (
-                ("encrypted", each.entries(Work.ENCRYPT)),
-                ("decrypted", each.entries(Work.DECRYPT)),
-            ):
-                if entries:
-                    self.fields.labels(each.name, mode, direction)
+            for entry in each.fields:
+                if mode is Mode.ENFORCE:
+                    self.fields.labels(rule, mode, entry.name, DIRECTIONS[entry.work])
+                for reason in FIELD_REASONS:
+                    self.field_failures.labels(rule, mode, entry.name, reason.code)
             if each.pins is not None:
                 for verdict in PinVerdict:
                     self.pins.labels(each.name, mode, verdict.value)
@@ -278,6 +287,14 @@ class Metrics:
             self.reloads.labels(result)
         for result in CONNECTIONS:
             self.pool.labels(result)
+
+    def count_fields(self, counts: Counts, rule: str, mode: Mode) -> None:
+        """Count what was done with fields, and what failed; in observe mode nothing was done."""
+        for (entry, what), count in counts.items():
+            if isinstance(what, Reason):
+                self._failures(rule, mode, entry, what.code).inc(count)
+            elif mode is Mode.ENFORCE:
+                self._fields(rule, mode, entry, DIRECTIONS[what]).inc(count)
 
     def user_label(self, policy: Policy, name: str) -> str:
         """Return the label for a user: the name, unless the policy has very many."""

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 
 from mitmproxy import connection, http, tls
 
+from addons import marked
 from addons.decisionline import line_of
 from addons.exchange import Exchange, action_of, is_denied, never_left, outcome_of
 from addons.metrics import NO_REASON, NO_RULE, Metrics, RequestCounts, status_class
@@ -43,7 +44,7 @@ class Telemetry:
         self.under_way = UnderWay(sessions, metrics, write)
         # `labels` always returns the same object for the same labels, and is slow; so the objects are kept.
         self._requests = functools.cache(functools.partial(RequestCounts, metrics))
-        self._fields, self._pins = functools.cache(metrics.fields.labels), functools.cache(metrics.pins.labels)
+        self._pins = functools.cache(metrics.pins.labels)
 
     def client_connected(self, _client: connection.Client) -> None:
         """Count a client connection."""
@@ -136,7 +137,12 @@ class Telemetry:
         if exchange.aside is not None:
             exchange.note_aside()
         if exchange.denied is not None and never_left(exchange):
-            exchange.bytes_sent = exchange.fields_encrypted = 0
+            exchange.bytes_sent = 0
+            if exchange.fields is not None:
+                exchange.fields.forget()
+        if exchange.denied is not None:
+            for name in marked.concerned(exchange, exchange.denied):
+                exchange.count_failure(name, exchange.denied.reason)
         exchange.outcome = outcome_of(exchange)
         seconds = time.monotonic() - exchange.started_monotonic
         self._count(exchange, status, seconds)
@@ -162,9 +168,7 @@ class Telemetry:
             self.metrics.users.labels(self.metrics.user_label(exchange.policy, exchange.user), outcome).inc()
         if outcome is not Outcome.OK and outcome is not Outcome.OBSERVED:
             counts.remember(exchange.id)
-        if not exchange.observing and exchange.fields_encrypted:
-            self._fields(rule, mode, "encrypted").inc(exchange.fields_encrypted)
-        if exchange.fields_decrypted:
-            self._fields(rule, mode, "decrypted").inc(exchange.fields_decrypted)
+        if exchange.fields is not None:
+            self.metrics.count_fields(exchange.fields.take(), rule, mode)
         if exchange.upstream is not None and isinstance(exchange.upstream.pin, PinVerdict):
             self._pins(rule, mode, exchange.upstream.pin.value).inc()

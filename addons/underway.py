@@ -77,6 +77,8 @@ class UnderWay:
         if exchange.has_left or exchange is session.connect:
             for direction, count in exchange.uncounted():
                 self._metrics.bytes.labels(rule, mode, direction).inc(count)
+        if exchange.has_switched and exchange.fields is not None:
+            self._metrics.count_fields(exchange.fields.take(), rule, mode)
         now = time.monotonic()
         last = self._said.get(exchange)
         if last is not None and now - last >= line_seconds:

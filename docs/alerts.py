@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proxy.core.decisions import Reason
+from proxy.core.decisions import FIELD_REASONS, Reason
 
 _WINDOW_MINUTES = 15
 WINDOW = f"{_WINDOW_MINUTES}m"  # how long an event keeps its alert firing: many scrapes, so that some may fail
@@ -65,6 +65,12 @@ def denials(*reasons: Reason) -> str:
     """Return the series of requests that were denied for one of these reasons (in observe mode: would have been)."""
     codes = "|".join(reason.code for reason in reasons)
     return f'overcoat_requests_total{{reason=~"{codes}"}}'
+
+
+def _field_failures() -> str:
+    """Return the series of what failed with fields; that there is no key is an alert of its own."""
+    codes = "|".join(reason.code for reason in FIELD_REASONS if reason is not Reason.KEY_UNAVAILABLE)
+    return f'overcoat_field_failures_total{{reason=~"{codes}"}}'
 
 
 _DENIED = ("rule", "reason")
@@ -154,20 +160,12 @@ ALERTS = (
         "made for a few days only, it says that their renewal does not work.",
     ),
     Alert(
-        "OvercoatFieldsDenied",
-        events(
-            denials(
-                Reason.BODY_NOT_JSON,
-                Reason.BODY_TOO_LARGE,
-                Reason.ENCODING_UNSUPPORTED,
-                Reason.SIGNED_BODY,
-                Reason.DECRYPTION_FAILED,
-            ),
-            _DENIED,
-        ),
+        "OvercoatFieldsFail",
+        events(_field_failures(), ("rule", "entry", "reason")),
         "warning",
-        "rule {{ $labels.rule }}: a body whose fields are to be protected could not be ({{ $labels.reason }})",
-        "The request, or the response, was kept back. See docs/reasons.md for what to change.",
+        "rule {{ $labels.rule }}, {{ $labels.entry }}: fields could not be sealed or opened ({{ $labels.reason }})",
+        "The request, or the response, was kept back, unless the entry lets it pass. The lines' field_failures and "
+        "detail say which and why, docs/reasons.md what to change.",
     ),
     Alert(
         "OvercoatRequestsFail",
@@ -317,6 +315,7 @@ def alerts_rows() -> list[tuple[str, str, str]]:
 def _without_templates(text: str) -> str:
     for template, words in (
         ("rule {{ $labels.rule }}: ", ""),
+        ("rule {{ $labels.rule }}, {{ $labels.entry }}: ", ""),
         ("{{ $labels.reason }}", "with its reason"),
         ("{{ $value | humanizePercentage }} of the servers'", "more than 10 % of the servers'"),
         ("{{ $value | humanizePercentage }} of its file", "more than 80 % of its file"),

@@ -220,10 +220,22 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Are the marked fields still encrypted, and decrypted?",
                 (
                     (
-                        f"sum by (rule, direction) (rate(overcoat_fields_total{{{_OF_RULE}}}{_RATE}))",
-                        "{{rule}} {{direction}}",
+                        f"sum by (rule, entry, direction) (rate(overcoat_fields_total{{{_OF_RULE}}}{_RATE}))",
+                        "{{rule}} {{entry}} {{direction}}",
                     ),
                 ),
+                width=12,
+            ),
+            Panel(
+                "Fields that failed",
+                "Which entry of a rule fails, and why, whether that denies or passes?",
+                (
+                    (
+                        f"sum by (rule, entry, reason) (increase(overcoat_field_failures_total{{{_OF_RULE}}}{_RATE}))",
+                        "{{rule}} {{entry}} {{reason}}",
+                    ),
+                ),
+                width=12,
             ),
             Panel(
                 "Pins",
@@ -234,6 +246,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                         "{{rule}} {{result}}",
                     ),
                 ),
+                width=12,
             ),
             Panel(
                 "Days left",
@@ -246,6 +259,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 ),
                 "d",
                 "bargauge",
+                width=12,
             ),
         ),
     ),

@@ -23,8 +23,10 @@ from addons.telemetry import Telemetry
 from docs.alerts import ALERTS
 from proxy import cli
 from proxy.core.decisions import Denied, Reason
+from proxy.core.fields.entries import FieldEntry
+from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.shapes import Shape
-from proxy.core.jose.keys import Alg, new_key, to_pem
+from proxy.core.jose.keys import Alg, KeySet, new_key, to_pem
 from proxy.core.rules.policy import Mode, Policy
 from proxy.policyfile.load import load_policy
 
@@ -241,13 +243,17 @@ def test_the_decision_line_table_has_exactly_the_fields_of_a_line() -> None:
     lines: list[str] = []
     telemetry = Telemetry(Sessions(), Metrics(CollectorRegistry()), lines.append)
     exchange = Exchange(Policy(mode=Mode.OBSERVE), "127.0.0.1")
+    entry = FieldEntry((parse_selector("$.a"),), KeySet("k", Alg.A256KW, new_key(Alg.A256KW)), name="request[0]")
     exchange.note_reason(Denied(Reason.NOT_HTTP, "a detail"))
     exchange.looks_secret = {"$.token": Shape.TOKEN}
+    exchange.count_fields([entry], [1])
+    exchange.count_failure(entry.name, Reason.SIGNED_BODY)
     telemetry.finish(exchange, None, None)
     paper = (ROOT / "docs" / "metrics.md").read_text("utf-8")
     section = paper.partition("## Decision lines")[2].partition("## ")[0]
     documented = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
-    assert sorted(documented) == sorted([*json.loads(lines[0]), "event"])  # that one is in other lines only
+    in_other_lines_only = ["event", "fields"]
+    assert sorted(documented) == sorted([*json.loads(lines[0]), *in_other_lines_only])
 
 
 def where_rows() -> list[tuple[str, str, str]]:

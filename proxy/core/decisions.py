@@ -353,6 +353,16 @@ class Reason(Enum):
         return _OUTCOMES.get(self, Outcome.DENIED)
 
 
+# Why the work of an entry on marked fields can fail.
+FIELD_REASONS = (
+    Reason.BODY_NOT_JSON,
+    Reason.BODY_TOO_LARGE,
+    Reason.ENCODING_UNSUPPORTED,
+    Reason.SIGNED_BODY,
+    Reason.KEY_UNAVAILABLE,
+    Reason.DECRYPTION_FAILED,
+)
+
 _OUTCOMES = {
     Reason.UPSTREAM_UNREACHABLE: Outcome.UPSTREAM_FAILED,
     Reason.UPSTREAM_PROXY_FAILED: Outcome.UPSTREAM_FAILED,
@@ -374,14 +384,19 @@ class Denied(Exception):
         detail: one sentence on what was found, without secrets and without body contents.
         hint: one sentence on what to change; the reason's own hint, unless a better one is given.
         proxy_error: the error type (RFC 9209, section 2.3); the reason's own, unless a better one is given.
+        entries: the names of the rule's entries whose work has failed, where it is known; else it is that of all that
+            are about the body.
     """
 
-    def __init__(self, reason: Reason, detail: str, hint: str = "", proxy_error: str = "") -> None:
+    def __init__(
+        self, reason: Reason, detail: str, hint: str = "", proxy_error: str = "", *, entries: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(f"{reason.code}: {detail}")
         self.reason = reason
         self.detail = detail
         self.hint = hint or reason.hint
         self.proxy_error = proxy_error or reason.proxy_error
+        self.entries = entries
 
 
 def late_response(seconds: float, key: str = "limits.response_seconds", *, is_taken: bool = True) -> Denied:

@@ -445,7 +445,8 @@ class Builder:
                 self._problem(
                     at, f"key set {entry.key} has public keys only; decrypting takes a private or symmetric key"
                 )
-            fields.append(FieldEntry(tuple(selectors), key_set, work, _when(entry.when), signed))
+            name = f"{steps[-1]}[{index}]"
+            fields.append(FieldEntry(tuple(selectors), key_set, work, _when(entry.when), signed, name))
         return tuple(fields)
 
 

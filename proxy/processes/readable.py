@@ -72,6 +72,7 @@ def readable(line: bytes, *, has_colours: bool) -> bytes:
     for name in ("encrypted", "decrypted"):
         if said.get(name):
             parts.append(f"{name} {int(said[name])}")
+    parts += _by_entry(said)
     if said.get("pin") is not None:
         parts.append(f"pin {_text(said, 'pin')}")
     if said.get("mode") == "observe":
@@ -81,6 +82,17 @@ def readable(line: bytes, *, has_colours: bool) -> bytes:
     if said.get("detail") is not None:
         parts.append(_text(said, "detail"))
     return (" ".join(parts) + "\n").encode("utf-8")
+
+
+def _by_entry(said: Mapping[str, Any]) -> list[str]:
+    """Return what became of each entry's fields: how many if there are several entries, and what failed."""
+    done, failed = said.get("fields"), said.get("field_failures")
+    parts = []
+    if isinstance(done, dict) and len(done) > 1:
+        parts.append("(" + ", ".join(f"{_text(done, name)} by {_plain(name)}" for name in done) + ")")
+    for name, why in failed.items() if isinstance(failed, dict) else ():
+        parts.append(f"failed {_plain(name)} ({', '.join(map(_plain, why))})")
+    return parts
 
 
 def _would(said: Mapping[str, Any]) -> str:
@@ -97,5 +109,8 @@ def _duration(seconds: object) -> str:
 def _text(said: Mapping[str, Any], name: str, default: str = "") -> str:
     """Return a text of a line, without any character that could control a terminal."""
     value = said.get(name)
-    text = default if value is None else str(value)
+    return _plain(default if value is None else str(value))
+
+
+def _plain(text: str) -> str:
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)

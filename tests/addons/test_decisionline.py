@@ -17,6 +17,9 @@ from addons.decisionline import MAX_PATH, Event, line_of
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
 from proxy.core.destinations import Destination
+from proxy.core.fields.entries import FieldEntry, Work
+from proxy.core.fields.selectors import parse_selector
+from proxy.core.jose.keys import Alg, KeySet, new_key
 from proxy.core.pins import PinVerdict
 from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
 
@@ -42,6 +45,13 @@ COMMON = [
     ),
     *("tls", "pin", "encrypted", "decrypted", "status", "bytes_sent", "bytes_received", "seconds"),
 ]
+WITH_FIELDS = [*COMMON[:19], "fields", *COMMON[19:]]
+_SELECTORS, _KEYS = (parse_selector("$.card"),), KeySet("k", Alg.A256KW, new_key(Alg.A256KW))
+ENTRIES = (
+    FieldEntry(_SELECTORS, _KEYS, name="request[0]"),
+    FieldEntry(_SELECTORS, _KEYS, name="request[1]"),
+    FieldEntry(_SELECTORS, _KEYS, Work.DECRYPT, name="response[0]"),
+)
 
 
 def exchange(mode: Mode = Mode.ENFORCE, **more: object) -> Exchange:
@@ -68,9 +78,10 @@ def test_it_says_all_that_is_known_in_its_order() -> None:
     it = exchange(asked=Destination("::1", 80), rule=RULE, path="/p", started=1_800_000_000.1239, outcome=Outcome.OK)
     it.user, it.trace_id = "ann", "4bf92f3577b34da6a3ce929d0e0e4736"
     it.upstream = Upstream(it.policy, RULE, pin=PinVerdict.MATCH, address="127.0.0.3:8443")
-    it.fields_encrypted, it.fields_decrypted, it.bytes_sent, it.bytes_received = 1, 2, 3, 4
+    it.bytes_sent, it.bytes_received = 3, 4
+    it.count_fields(ENTRIES, (0, 1, 2))
     said = read(line_of(it, 201, flow, 0.00000123))
-    assert list(said) == COMMON
+    assert list(said) == WITH_FIELDS
     assert said == {
         "time": "2027-01-15T08:00:00.123+00:00",
         "id": it.id,
@@ -91,11 +102,23 @@ def test_it_says_all_that_is_known_in_its_order() -> None:
         "pin": "match",
         "encrypted": 1,
         "decrypted": 2,
+        "fields": {"request[1]": 1, "response[0]": 2},
         "status": 201,
         "bytes_sent": 3,
         "bytes_received": 4,
         "seconds": 1e-06,
     }
+
+
+def test_what_failed_says_which_entry_and_why_and_a_line_without_fields_has_none_of_it() -> None:
+    it = exchange()
+    it.count_fields(ENTRIES, (0, 0, 0))
+    assert it.fields is None
+    for reason in (Reason.DECRYPTION_FAILED, Reason.BODY_TOO_LARGE, Reason.DECRYPTION_FAILED):
+        it.count_failure("response[0]", reason)
+    said = read(line_of(it, 200, None, 1.0))
+    assert said["field_failures"] == {"response[0]": {"decryption_failed": 2, "body_too_large": 1}}
+    assert (said["encrypted"], said["decrypted"], "fields" in said) == (0, 0, False)
 
 
 def test_what_is_not_known_is_null() -> None:
@@ -120,9 +143,12 @@ def test_a_denial_says_why() -> None:
 
 
 def test_observe_mode_says_what_would_have_been() -> None:
-    it = exchange(Mode.OBSERVE, denied=DENIED, fields_encrypted=5)
+    it = exchange(Mode.OBSERVE, denied=DENIED)
+    it.count_fields(ENTRIES[:2], (2, 3))
     said = read(line_of(it, 200, None, 1.0))
-    assert list(said) == [*COMMON, "would", "would_upgrade", "would_encrypt", "would_pin", "detail"]
+    wanted = ("would", "would_upgrade", "would_encrypt", "would_fields", "would_pin", "detail")
+    assert list(said) == [*COMMON, *wanted]
+    assert said["would_fields"] == {"request[0]": 2, "request[1]": 3}
     assert (said["encrypted"], said["would"], said["would_encrypt"], said["would_deny"]) == (0, "deny", 5, True)
     assert (said["would_upgrade"], said["would_pin"]) == (False, None)
     it.break_off(Denied(Reason.UPSTREAM_FAILED, "it broke"))

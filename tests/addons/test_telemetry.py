@@ -18,8 +18,9 @@ from addons.exchange import Exchange
 from addons.metrics import MOST_USERS, OTHER_USERS, End, Metrics, PolicyMetrics, RequestCounts, ends, status_class
 from addons.sessions import Sessions
 from addons.telemetry import Telemetry
-from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
-from proxy.core.fields.entries import FieldEntry
+from proxy.core.decisions import FIELD_REASONS, Action, Decision, Denied, Outcome, Reason
+from proxy.core.destinations import Destination
+from proxy.core.fields.entries import FieldEntry, When, Work
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.jose.keys import Alg, KeySet, new_key
 from proxy.core.pins import Pin, PinSet
@@ -135,13 +136,105 @@ def test_all_that_can_be_counted_under_a_policy_is_there_at_0_before_it_happens(
         assert value(addon, "overcoat_policy_reloads_total", result=result) == 0
 
 
+def rule_with_fields(mode: Mode | None = None) -> Rule:
+    """Return a rule whose requests and responses have fields."""
+    keys = KeySet("k", Alg.A256KW, new_key(Alg.A256KW))
+    entry = FieldEntry((parse_selector("$.card"),), keys, name="request[0]")
+    return Rule(
+        "a",
+        (HostPattern("exact", "a.example"),),
+        PlainHttp.UPGRADE,
+        Https.INSPECT,
+        request=(entry, replace(entry, name="request[1]", when=When(methods=frozenset({"PUT"})))),
+        response=(replace(entry, work=Work.DECRYPT, name="response[0]"),),
+        mode=mode,
+    )
+
+
+def with_fields(mode: Mode | None = None, *, has_left: bool = False) -> Exchange:
+    """Return an exchange of such a rule."""
+    it = exchange(asked=Destination("a.example", 443), has_left=has_left)
+    it.settle(rule_with_fields(mode), Decision(Action.UPGRADE))
+    return it
+
+
+def test_fields_and_their_failures_are_there_at_0_for_each_entry() -> None:
+    for mode in Mode:
+        addon = telemetry(lambda _: None)
+        addon.metrics.expect(Policy(rules=(rule_with_fields(mode),)))
+        for name, direction in (("request[0]", "encrypted"), ("request[1]", "encrypted"), ("response[0]", "decrypted")):
+            done = value(addon, "overcoat_fields_total", rule="a", mode=mode, entry=name, direction=direction)
+            assert done == (0 if mode is Mode.ENFORCE else None)  # in observe mode nothing is done with any
+            for reason in FIELD_REASONS:
+                labels = {"rule": "a", "mode": mode.value, "entry": name, "reason": reason.code}
+                assert value(addon, "overcoat_field_failures_total", **labels) == 0
+        (family,) = [each for each in addon.metrics.registry.collect() if each.name == "overcoat_fields"]
+        assert len(family.samples) == (3 if mode is Mode.ENFORCE else 0)
+
+
+def test_fields_are_counted_by_entry_and_in_observe_mode_not_at_all() -> None:
+    for mode, counted in ((Mode.ENFORCE, 2), (Mode.OBSERVE, None)):
+        addon, it = telemetry(lambda _: None), with_fields(mode)
+        assert it.rule is not None
+        it.count_fields(it.rule.request, (0, 2))
+        addon.finish(it, 200, None)
+        assert value(addon, "overcoat_fields_total", entry="request[1]", direction="encrypted") == counted
+        assert value(addon, "overcoat_fields_total", entry="request[0]") is None
+
+
+def test_fields_of_a_request_that_did_not_leave_are_not_counted() -> None:
+    lines: list[str] = []
+    addon, it = telemetry(lines.append), with_fields()
+    assert it.rule is not None
+    it.count_fields(it.rule.request, (1, 1))
+    it.break_off(Denied(Reason.PIN_MISMATCH, "why"))
+    addon.finish(it, 502, None)
+    assert value(addon, "overcoat_fields_total") is None
+    assert value(addon, "overcoat_field_failures_total") is None  # the fields are not to blame
+    assert json.loads(lines[0])["encrypted"] == 0
+    assert "fields" not in json.loads(lines[0])
+
+
+@pytest.mark.parametrize(
+    ("denied", "has_left", "mode", "blamed"),
+    [
+        (Denied(Reason.SIGNED_BODY, "why", entries=("request[1]",)), False, None, {"request[1]"}),
+        (Denied(Reason.BODY_NOT_JSON, "why"), False, None, {"request[0]"}),  # request[1] is about PUT
+        (Denied(Reason.DECRYPTION_FAILED, "why"), True, None, {"response[0]"}),
+        (Denied(Reason.BODY_NOT_JSON, "why"), True, Mode.OBSERVE, {"request[0]"}),
+        (Denied(Reason.CERTIFICATE_INVALID, "why"), False, None, set()),
+    ],
+)
+def test_a_denial_is_a_failure_of_the_entries_that_it_is_about(
+    denied: Denied, has_left: bool, mode: Mode | None, blamed: set[str]
+) -> None:
+    lines: list[str] = []
+    addon, it = telemetry(lines.append), with_fields(mode, has_left=has_left)
+    it.note_reason(denied)
+    addon.finish(it, 422, None)
+    samples = [sample for family in addon.metrics.registry.collect() for sample in family.samples]
+    found = [each for each in samples if each.name == "overcoat_field_failures_total"]
+    assert {(each.labels["entry"], each.labels["reason"], each.value) for each in found} == {
+        (name, denied.reason.code, 1) for name in blamed
+    }
+    said = json.loads(lines[0])
+    assert said.get("field_failures", {}) == {name: {denied.reason.code: 1} for name in blamed}
+
+
+def test_what_passes_though_it_failed_is_a_failure_too() -> None:
+    addon, it = telemetry(lambda _: None), with_fields()
+    it.count_failure("response[0]", Reason.DECRYPTION_FAILED)
+    it.count_failure("response[0]", Reason.DECRYPTION_FAILED)
+    addon.finish(it, 200, None)
+    assert value(addon, "overcoat_field_failures_total", entry="response[0]", reason="decryption_failed") == 2
+    assert value(addon, "overcoat_requests_total", reason="-") == 1
+
+
 def test_no_metric_is_without_a_series_before_anything_happens() -> None:
     """A new one has to be in `Metrics.expect`, too, if it has labels."""
     metrics = Metrics(CollectorRegistry())
-    hosts = (HostPattern("exact", "a.example"),)
     pins = PinSet((Pin("spki", bytes(32)),), None)
-    entry = FieldEntry((parse_selector("$.card"),), KeySet("k", Alg.A256KW, new_key(Alg.A256KW)))
-    rule = Rule("a", hosts, PlainHttp.UPGRADE, Https.INSPECT, pins=pins, request=(entry,))
+    rule = replace(rule_with_fields(), pins=pins)
     users = (User("ann", hash_password("secret", bytes(16))),)
     metrics.expect(Policy(rules=(rule,), clients=replace(Policy().clients, users=users)))
     assert [family.name for family in metrics.registry.collect() if not family.samples] == []

@@ -14,6 +14,9 @@ from addons.metrics import Metrics
 from addons.sessions import Session, Sessions
 from addons.telemetry import Telemetry
 from proxy.core.decisions import Action, Decision
+from proxy.core.fields.entries import FieldEntry
+from proxy.core.fields.selectors import parse_selector
+from proxy.core.jose.keys import Alg, KeySet, new_key
 from proxy.core.rules.policy import Policy
 
 
@@ -96,3 +99,21 @@ def test_others_have_a_turn_where_there_is_much() -> None:
         world.begin()
     assert world.look() == 2
     assert world.value("overcoat_in_flight", kind="request") == 2 * underway._AT_ONCE + 1
+
+
+def test_fields_of_an_open_websocket_are_counted_while_it_is_open() -> None:
+    world = World()
+    flow, _, exchange = world.begin()
+    entry = FieldEntry((parse_selector("$.a"),), KeySet("k", Alg.A256KW, new_key(Alg.A256KW)), name="request[0]")
+    labels = {"entry": "request[0]", "direction": "encrypted"}
+    exchange.count_fields((entry,), (2,))
+    world.look()
+    assert world.value("overcoat_fields_total", **labels) == 0  # a request may still be denied
+    exchange.has_switched = True
+    for more, count in ((0, 2), (3, 5)):
+        exchange.count_fields((entry,), (more,))
+        world.look()
+        assert world.value("overcoat_fields_total", **labels) == count
+    world.telemetry.error(flow)
+    assert world.value("overcoat_fields_total", **labels) == 5
+    assert json.loads(world.lines[-1])["fields"] == {"request[0]": 5}

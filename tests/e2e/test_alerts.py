@@ -269,7 +269,7 @@ def test_each_fires_on_one_event_and_on_many_between_two_scrapes(
             ("OvercoatPinMismatch", instance_of(main), "pinned"),
             ("OvercoatPinsExpired", instance_of(main), "expired"),
             ("OvercoatCertificateInvalid", instance_of(main), "invalid"),
-            ("OvercoatFieldsDenied", instance_of(main), "fields"),
+            ("OvercoatFieldsFail", instance_of(main), "fields"),
             ("OvercoatKeyUnavailable", instance_of(main), "nokey"),
             ("OvercoatForbidden", instance_of(main), "-"),
             ("OvercoatRequestsFail", instance_of(main), "gone"),

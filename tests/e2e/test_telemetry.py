@@ -280,7 +280,9 @@ class TestLines:
 
     def test_every_line_has_every_field_of_its_type(self, zoo: Zoo) -> None:
         for line in zoo.all_lines:
-            assert line.keys() - {"detail"} == LINE.keys()
+            assert line.keys() - {"detail", "fields", "field_failures"} == LINE.keys()
+            assert sum(line.get("fields", {}).values()) == line["encrypted"] + line["decrypted"]
+            assert line.get("fields") != {}
             assert [name for name, kind in LINE.items() if not isinstance(line[name], kind)] == []
             assert line["client"] == "127.0.0.1"
             assert abs(datetime.fromisoformat(line["time"]) - datetime.now(UTC)).total_seconds() < 300
@@ -351,7 +353,11 @@ class TestMetrics:
             for direction in ("sent", "received"):
                 total = sum(line[f"bytes_{direction}"] for line in of_rule)
                 assert value("overcoat_body_bytes_total", rule=rule, direction=direction) == total
-        assert value("overcoat_fields_total", rule="pay", direction="encrypted") == 4
+        assert value("overcoat_fields_total", rule="pay", entry="request[0]", direction="encrypted") == 4
+        failed = [line for line in zoo.all_lines if line.get("field_failures")]
+        assert [line["field_failures"] for line in failed] == [{"request[0]": {"body_not_json": 1}}]
+        assert value("overcoat_field_failures_total", entry="request[0]", reason="body_not_json") == 1
+        assert value("overcoat_field_failures_total") == 1
         assert value("overcoat_fields_total") == 4
         assert value("overcoat_pin_checks_total", rule="pinned", result="mismatch") == 1
         assert value("overcoat_pin_checks_total") == 1

@@ -85,6 +85,7 @@ def check_before(head: BodyHead, entries: Sequence[FieldEntry], today: date) -> 
                 Reason.KEY_UNAVAILABLE,
                 f"key {entry.keys.primary.kid} of key set {entry.keys.name} is past its not_after date",
                 f"give key set {entry.keys.name} a new primary key",
+                entries=(entry.name,),
             )
     _check_charset(head.content_types)
     if len(head.content_types) > 1:
@@ -122,14 +123,14 @@ def encrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting:
         raise too_large(setting.limit) from None
 
 
-def count_marked(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], limit: int) -> int:
-    """Return how many values `encrypt` would encrypt.
+def count_marked(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], limit: int) -> tuple[int, ...]:
+    """Return how many values `encrypt` would encrypt, for each entry.
 
     Raises:
         Denied: as `encrypt` would.
     """
     jobs = [splice.Job(entry.selectors, lambda value, _: value) for entry in entries]
-    return sum(_splice(body, head, entries, jobs, limit).counts)
+    return _splice(body, head, entries, jobs, limit).counts
 
 
 def decrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting: Setting) -> Changed:
@@ -153,10 +154,10 @@ def decrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting:
         spliced = splice.splice(text, values.opening(entries, setting))
         return Changed(encodings.encode(spliced.body, encoding), spliced.counts) if spliced.total else unchanged
     except Denied as e:
-        why = e.detail
+        why, names = e.detail, e.entries
     except ValueError:  # raised by splice: the sender sealed something that is not one JSON value
-        why = "a field opens to something that is not one JSON value"
-    raise Denied(Reason.DECRYPTION_FAILED, f"the response cannot be decrypted: {why}")
+        why, names = "a field opens to something that is not one JSON value", ()
+    raise Denied(Reason.DECRYPTION_FAILED, f"the response cannot be decrypted: {why}", entries=names)
 
 
 def _splice(
@@ -171,8 +172,9 @@ def _splice(
         return unchanged
     if head.signature is not None:
         changing = [entry for entry, count in zip(entries, spliced.counts, strict=True) if count]
-        if any(entry.signed is Signed.DENY for entry in changing):
-            raise Denied(Reason.SIGNED_BODY, f"{head.signature} covers the body, whose fields must be encrypted")
+        if names := tuple(entry.name for entry in changing if entry.signed is Signed.DENY):
+            detail = f"{head.signature} covers the body, whose fields must be encrypted"
+            raise Denied(Reason.SIGNED_BODY, detail, entries=names)
     return Changed(encodings.encode(spliced.body, encoding), spliced.counts)
 
 

@@ -121,10 +121,15 @@ class Signed(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FieldEntry:
-    """One entry of a rule's `request` or `response` list. All entries of one list do the same work."""
+    """One entry of a rule's `request` or `response` list. All entries of one list do the same work.
+
+    Attributes:
+        name: what lines and metrics call it: its place in the rule, as in `request[0]`.
+    """
 
     selectors: tuple[Selector, ...]
     keys: KeySet
     work: Work = Work.ENCRYPT
     when: When = When()
     signed: Signed = Signed.DENY
+    name: str = ""

@@ -78,16 +78,23 @@ class _Opener:
         where = ", ".join(selector.text for selector in entry.selectors)  # no path: names come from the body
         if token is None or not jwe.is_token(token):
             if jwe.is_json_serialized(value):
-                raise Denied(Reason.DECRYPTION_FAILED, f"a value at {where} is a JWE, but not in its compact form")
+                raise Denied(
+                    Reason.DECRYPTION_FAILED,
+                    f"a value at {where} is a JWE, but not in its compact form",
+                    entries=(entry.name,),
+                )
             return None
         cost = entry.keys.opening_cost
         self._left -= cost
         if self._left < 0:
             most = int(MAX_OPENED / cost)
-            raise Denied(Reason.BODY_TOO_LARGE, f"the body has more than {most} fields to decrypt with such keys")
+            detail = f"the body has more than {most} fields to decrypt with such keys"
+            raise Denied(Reason.BODY_TOO_LARGE, detail, entries=(entry.name,))
         try:
             return jwe.open_token(token, entry.keys, Place(self._setting.host, path), self._setting.today)
         except jwe.JweError as e:
             raise Denied(
-                Reason.DECRYPTION_FAILED, f"a value at {where} is not opened by key set {entry.keys.name}: {e}"
+                Reason.DECRYPTION_FAILED,
+                f"a value at {where} is not opened by key set {entry.keys.name}: {e}",
+                entries=(entry.name,),
             ) from None

@@ -70,6 +70,15 @@ def test_a_request() -> None:
             "would deny plain_http_rejected",
         ),
         ({"decrypted": 1}, "decrypted 1"),
+        ({"encrypted": 2, "fields": {"request[0]": 2}}, "encrypted 2 pin"),
+        (
+            {"encrypted": 2, "fields": {"request[0]": 1, "request[2]": 1}},
+            "encrypted 2 (1 by request[0], 1 by request[2]) pin",
+        ),
+        (
+            {"field_failures": {"response[0]": {"decryption_failed": 3, "body_too_large": 1}}},
+            "failed response[0] (decryption_failed, body_too_large) pin",
+        ),
         ({"path": "/" + "a" * 300}, "/" + "a" * 159 + "… upgrade"),
         ({"seconds": 12.4}, "201 12s"),
         ({"action": "tunnel", "outcome": None, "event": "opened", "status": None}, "tunnel opened - "),

@@ -30,7 +30,7 @@ from proxy.core.jose.place import Place
 TODAY = date(2026, 11, 23)
 KEY = new_key(Alg.A256KW, kid="one")
 KEYS = KeySet("app", Alg.A256KW, KEY)
-ENTRY = FieldEntry((parse_selector("$..ssn"),), KEYS)
+ENTRY = FieldEntry((parse_selector("$..ssn"),), KEYS, name="request[2]")
 HOST = "api.example"
 LIMIT = 1 << 20
 PLAIN = BodyHead(["application/json"])
@@ -88,10 +88,11 @@ class TestBefore:
     def test_an_expired_key_is_denied_by_its_name(self) -> None:
         old = new_key(Alg.A256KW, kid="old")
         expired = type(old)(old.kid, old.alg, old.material, date(2026, 11, 22))
-        entry = FieldEntry(ENTRY.selectors, KeySet("app", Alg.A256KW, expired))
+        entry = replace(ENTRY, keys=KeySet("app", Alg.A256KW, expired), name="request[7]")
         with pytest.raises(Denied, match="key old of key set app") as denied:
             check_before(PLAIN, [entry], TODAY)
         assert reason_of(denied) is Reason.KEY_UNAVAILABLE
+        assert denied.value.entries == ("request[7]",)
 
 
 class TestEncrypting:
@@ -123,8 +124,9 @@ class TestEncrypting:
         head = BodyHead(signature="the field X")
         passing = replace(ENTRY, signed=Signed.PASS)
         with pytest.raises(Denied, match="the field X covers the body") as denied:
-            encrypt(b'{"ssn":1}', head, [ENTRY])
+            encrypt(b'{"ssn":1,"x":2}', head, [replace(passing, selectors=(parse_selector("$.x"),), name="p"), ENTRY])
         assert reason_of(denied) is Reason.SIGNED_BODY
+        assert denied.value.entries == ("request[2]",)
         assert encrypt(b'{"ssn":1}', head, [passing])[1] == 1
         assert encrypt(b'{"ssn":1}', head, [passing, ENTRY])[1] == 1  # the first entry's
         with pytest.raises(Denied, match="covers the body"):
@@ -135,7 +137,7 @@ class TestEncrypting:
         def body(count: int) -> bytes:
             return json.dumps([{"ssn": 1}] * count).encode()
 
-        assert count_marked(body(MAX_SEALED), PLAIN, [ENTRY], LIMIT) == MAX_SEALED
+        assert count_marked(body(MAX_SEALED), PLAIN, [ENTRY], LIMIT) == (MAX_SEALED,)
         with pytest.raises(Denied) as denied:
             encrypt(body(MAX_SEALED + 1), PLAIN, [ENTRY])
         assert reason_of(denied) is Reason.BODY_TOO_LARGE
@@ -149,7 +151,7 @@ class TestEncrypting:
 
     def test_counting_changes_nothing_and_counts_the_same(self) -> None:
         body = b'{"ssn":1,"a":[{"ssn":2}]}'
-        assert count_marked(body, PLAIN, [ENTRY], LIMIT) == 2
+        assert count_marked(body, PLAIN, [ENTRY], LIMIT) == (2,)
 
 
 class TestDecrypting:
@@ -187,6 +189,7 @@ class TestDecrypting:
             "the response cannot be decrypted: a value at $..ssn is not opened by key set app: "
             "header parameter kid: names no key of this set"
         )
+        assert denied.value.entries == (ENTRY.name,)
 
     def test_a_value_sealed_for_another_place_or_host_is_denied(self) -> None:
         for body in (self.sealed(b"1", place="$.other"), self.sealed(b"1", host="other.example")):
