@@ -406,7 +406,7 @@ class PolicyMetrics(Collector):
         return (
             GaugeMetricFamily(
                 "overcoat_key_expiry_timestamp_seconds",
-                "When a key ends: a primary one seals no more then, an older one opens no more.",
+                "When a key ends: a primary one seals no more then, an older one opens no more (its grace included).",
                 labels=["key", "kid", "use"],
             ),
             GaugeMetricFamily(
@@ -427,10 +427,11 @@ class PolicyMetrics(Collector):
         families = keys, expiry, info, content, start = self.describe()
         sets = {entry.keys.name: entry.keys for rule in policy.rules for entry in rule.fields}
         for name, key_set in sets.items():
-            for key in (key_set.primary, *key_set.older):
-                if key.not_after is not None:
-                    use = "primary" if key is key_set.primary else "older"
-                    keys.add_metric([name, key.kid, use], _end_of(key.not_after))
+            for key in key_set.keys:
+                use = "primary" if key is key_set.now.primary else "older"
+                last = key.not_after if use == "primary" else key_set.last_opening(key)
+                if last is not None:
+                    keys.add_metric([name, key.kid, use], _end_of(last))
         for rule in policy.rules:
             if rule.pins is not None and rule.pins.expires is not None:
                 expiry.add_metric([rule.name], _end_of(rule.pins.expires))

@@ -43,6 +43,7 @@ from proxy.core.fields.jsontext import NotJson, TooMuchSelected, find_spans
 from proxy.core.fields.readings import readings, with_body
 from proxy.core.fields.signatures import covering
 from proxy.core.http.heads import Fields
+from proxy.core.jose.keys import NoKey
 from proxy.core.rules.hsts import KnownHosts
 from proxy.core.rules.policy import Mode, PlainHttp, Policy, Rule
 from proxy.core.rules.transport import decide_https, decide_plain_http, denied_by_address
@@ -153,6 +154,19 @@ def explain(
         _print_explanation(explanation, method, path)
 
 
+def _lacks_key(entry: FieldEntry, today: date) -> bool:
+    """Tell whether an entry's key set has no key to seal with; of one that is fetched while a sidecar runs, nothing is
+    known here.
+    """
+    if entry.keys.supply is not None:
+        return False
+    try:
+        entry.keys.sealing_key(today)
+    except NoKey:
+        return True
+    return False
+
+
 def _field(text: str) -> tuple[bytes, bytes]:
     """Return a header field that is written as for curl."""
     name, colon, value = text.partition(":")
@@ -199,7 +213,7 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
     pins = opened.pins if opened else None
     if pins and pins.expires and request.today > pins.expires:
         denied.append(Reason.PINS_EXPIRED.code)
-    if any(entry.keys.primary.expired(request.today) for entry in encrypt):
+    if any(_lacks_key(entry, request.today) for entry in encrypt):
         denied.append(Reason.KEY_UNAVAILABLE.code)
     if decision.action is Action.INSPECT and not _ca_is_valid():
         denied.append(Reason.LOCAL_CA_EXPIRED.code)

@@ -185,7 +185,7 @@ def list_keys(policy: str | None, as_json: bool) -> None:
     with _failures():
         loaded = _load_policy(policy)
     today = _today()
-    rows = [_row(key_set, key, today) for key_set in loaded.keys.values() for key in (key_set.primary, *key_set.older)]
+    rows = [_row(key_set, key, today) for key_set in loaded.keys.values() for key in key_set.keys]
     if as_json:
         click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
         return
@@ -209,7 +209,7 @@ def seal(source: Source) -> None:
     """
     from proxy.core.fields.jsontext import NotJson, find_spans
     from proxy.core.jose.jwe import seal as seal_value
-    from proxy.core.jose.keys import Bind
+    from proxy.core.jose.keys import Bind, NoKey
 
     with _failures(source.file):
         place = _place(source)
@@ -219,9 +219,10 @@ def seal(source: Source) -> None:
             find_spans(value, [])
         except NotJson as error:
             raise Failed(f"stdin is no JSON value: {error}") from None
-        if key_set.primary.expired(_today()):
-            raise Failed(f"key {key_set.primary.kid} was good until {key_set.primary.not_after} and seals no more")
-        token = seal_value(value, key_set.primary, place)
+        try:
+            token = seal_value(value, key_set.sealing_key(_today()), place)
+        except NoKey as error:
+            raise Failed(f"{error}: {error.hint}") from None
         if place is None and source.set_name is not None and key_set.bind is not Bind.NONE:
             click.echo(f"note: without --host and --path, key set {source.set_name} opens this nowhere", err=True)
     click.echo(token)

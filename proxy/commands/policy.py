@@ -151,7 +151,7 @@ def _proxy_summary(policy: Policy) -> dict[str, Any] | None:
 
 def _key_set_summary(policy: Policy, name: str) -> dict[str, Any]:
     key_set = policy.keys[name]
-    keys = (key_set.primary, *key_set.older)
+    keys = key_set.keys
     return {
         "name": name,
         "alg": key_set.alg.value,

@@ -16,6 +16,7 @@ import shlex
 import stat
 from pathlib import Path
 
+from proxy.core.jose.keyformats import looks_like_key
 from proxy.core.jose.keys import is_public
 from proxy.disk.reading import NotRegularError, read_regular
 
@@ -67,8 +68,7 @@ def read_key_file(path: Path, *, unsafe_permissions: bool) -> bytes:
     if len(data) > MAX_KEY_FILE_BYTES:
         raise KeyFileError(f"{path}: larger than {MAX_KEY_FILE_BYTES // 1024} KiB, which no key is")
     # A file that is no key gets that error, whatever its permissions.
-    may_be_key = b"-----BEGIN" in data or data.lstrip().startswith(b"{")
-    if not unsafe_permissions and may_be_key and not is_public(data):
+    if not unsafe_permissions and looks_like_key(data) and not is_public(data):
         check_permissions(path, status.st_mode)
     return data
 

@@ -441,7 +441,7 @@ class Builder:
                 selectors, work, signed = entry.encrypt, Work.ENCRYPT, entry.signed
             else:
                 selectors, work, signed = entry.decrypt, Work.DECRYPT, Signed.DENY
-            if work is Work.DECRYPT and not any(key.can_open for key in (key_set.primary, *key_set.older)):
+            if work is Work.DECRYPT and not key_set.can_open:
                 self._problem(
                     at, f"key set {entry.key} has public keys only; decrypting takes a private or symmetric key"
                 )

@@ -91,7 +91,7 @@ def endings(policy: Policy, now: datetime) -> list[Finding]:
     for whose, pins, consequence in _all_pins(policy):
         found += _end_of_pins(whose, pins, today, consequence)
     for key_set in policy.keys.values():
-        for key in (key_set.primary, *key_set.older):
+        for key in key_set.keys:
             found += _end_of_key(key, key_set, today)
     return found
 
@@ -119,7 +119,7 @@ def calendar(policy: Policy) -> Iterator[Ending]:
         if pins.expires is not None:
             yield Ending(f"{whose}: pins", pins.expires, consequence)
     for key_set in policy.keys.values():
-        for key in (key_set.primary, *key_set.older):
+        for key in key_set.keys:
             if key.not_after is not None:
                 yield Ending(_name_of(key, key_set), key.not_after, _without(key, key_set))
     if policy.trust.roots is not None:
@@ -253,7 +253,7 @@ def _end_of_pins(whose: str, pins: PinSet, today: date, consequence: str) -> Ite
 def _of_keys(policy: Policy, key_set: KeySet, today: date) -> Iterator[Finding]:
     seals = any(entry.keys is key_set for rule in policy.rules for entry in rule.entries(Work.ENCRYPT))
     opens = any(entry.keys is key_set for rule in policy.rules for entry in rule.entries(Work.DECRYPT))
-    for key in (key_set.primary, *key_set.older):
+    for key in key_set.keys:
         yield from _end_of_key(key, key_set, today)
         if seals and not opens and key.can_open and not isinstance(key.material, SecretBytes):
             yield Finding(

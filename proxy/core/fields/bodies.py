@@ -74,19 +74,13 @@ def check_before(head: BodyHead, entries: Sequence[FieldEntry], today: date) -> 
     Args:
         head: what its header fields say.
         entries: entries that encrypt.
-        today: the current day, for the keys' `not_after`.
+        today: the current day, for the days of the keys.
 
     Raises:
         Denied: KEY_UNAVAILABLE or ENCODING_UNSUPPORTED.
     """
     for entry in entries:
-        if entry.keys.primary.expired(today):
-            raise Denied(
-                Reason.KEY_UNAVAILABLE,
-                f"key {entry.keys.primary.kid} of key set {entry.keys.name} is past its not_after date",
-                f"give key set {entry.keys.name} a new primary key",
-                entries=(entry.name,),
-            )
+        values.sealing_key(entry, today)
     _check_charset(head.content_types)
     if len(head.content_types) > 1:
         raise Denied(

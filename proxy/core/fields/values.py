@@ -18,7 +18,7 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.fields import splice
 from proxy.core.fields.entries import FieldEntry
 from proxy.core.jose import jwe
-from proxy.core.jose.keys import Key
+from proxy.core.jose.keys import Key, NoKey
 from proxy.core.jose.place import Place
 
 # Half a second of work at most: opening a value takes one operation with the private key, which is slow with a long RSA
@@ -46,13 +46,28 @@ class Setting:
 def sealing(entries: Sequence[FieldEntry], setting: Setting) -> list[splice.Job]:
     """Return the jobs that seal the values of one body.
 
+    Raises:
+        Denied: KEY_UNAVAILABLE.
+
     Their transforms raise `jwe.JweError` if a token would be too long.
     """
     return [_sealing(entry, setting) for entry in entries]
 
 
+def sealing_key(entry: FieldEntry, today: date) -> Key:
+    """Return the key that seals what an entry selects.
+
+    Raises:
+        Denied: KEY_UNAVAILABLE.
+    """
+    try:
+        return entry.keys.sealing_key(today)
+    except NoKey as why:
+        raise Denied(Reason.KEY_UNAVAILABLE, str(why), why.hint, entries=(entry.name,)) from None
+
+
 def _sealing(entry: FieldEntry, setting: Setting) -> splice.Job:
-    seal, host = setting.sealer(entry.keys.primary).seal, setting.host
+    seal, host = setting.sealer(sealing_key(entry, setting.today)).seal, setting.host
     return splice.Job(entry.selectors, lambda value, path: splice.sealed_string(seal(value, Place(host, path))))
 
 

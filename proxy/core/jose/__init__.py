@@ -5,8 +5,9 @@ Offers:
 
 - `encoding`: parse_object, unbase64url; base64url, and JSON objects without duplicate members
 - `jwe`: JweError, Sealer, Sealers, is_json_serialized, is_token, open_token, seal; tokens
+- `keyformats`: looks_like_key; the forms in which files hold keys
 - `keymaterial`: SecretBytes; a secret that is never printed
-- `keys`: MAX_KID_LENGTH, Alg, BadKey, Bind, Key, KeySet, alg_for, is_public, load_key, new_key, thumbprint, to_jwk,
-  to_pem; keys, and the sets of them that a policy names
+- `keys`: MAX_KID_LENGTH, Alg, BadKey, Bind, Key, KeySet, NoKey, alg_for, is_public, load_key, new_key, thumbprint,
+  to_jwk, to_pem; keys, and the sets of them that a policy names
 - `place`: Place, ascii_text; how a token says which host and field it belongs to
 """

@@ -359,10 +359,10 @@ def _read_header(protected: str, alg: Alg) -> Mapping[str, object]:
 
 def _choose_key(header: Mapping[str, object], keys: KeySet, today: date) -> Key:
     kid = header.get("kid")
-    key = keys.by_kid(kid) if isinstance(kid, str) else keys.primary
+    key = keys.by_kid(kid) if isinstance(kid, str) else keys.now.primary
     if key is None:
         raise JweError("header parameter kid: names no key of this set")
-    if key.expired(today):
+    if not keys.opens_with(key, today):
         raise JweError("the key of this token is past its not_after date")
     if not key.can_open:
         raise JweError("the key of this token is a public one, which cannot open it")

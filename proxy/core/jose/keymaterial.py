@@ -1,27 +1,24 @@
-"""Reads the material of keys from PEM and JWK, and checks that it fits its algorithm. `proxy.core.jose.keys` calls it
-and makes a `Key` of it.
+"""The material of keys: its kinds, how a JWK describes it, and whether it fits its algorithm. `keyformats`, `keys` and
+`jwe` beside it call it.
 
 Rules of this module:
 
-- A key can be read in one way only. Duplicate members, padded or non-canonical base64url, leading zero octets, two keys
-  in one file and contradictory members are refused, never guessed.
+- A key can be read in one way only. Padded or non-canonical base64url, leading zero octets and contradictory members
+  are refused, never guessed.
 - Whatever could fail later, at a request, is refused when the key is read.
 - No message and no `repr` has key material in it.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from enum import StrEnum
 
-from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from proxy.core.jose.encoding import base64url, parse_object, unbase64url
+from proxy.core.jose.encoding import base64url, unbase64url
 
 SYMMETRIC_BYTES = 32  # AES-256
 MIN_RSA_BITS = 2048  # RFC 7518, section 4.3
@@ -31,10 +28,7 @@ MAX_RSA_EXPONENT_BITS = 64  # the same, for a modulus of more than 3072 bits
 P256_BYTES = 32
 X25519_BYTES = 32
 
-_PEM_BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
-_PUBLIC_PEM = (b"PUBLIC KEY", b"RSA PUBLIC KEY", b"CERTIFICATE")
-_PRIVATE_PEM = (b"PRIVATE KEY", b"EC PRIVATE KEY", b"RSA PRIVATE KEY")
-_SECRET_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+SECRET_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 
 
 class Alg(StrEnum):
@@ -68,22 +62,6 @@ class SecretBytes:
 type PublicMaterial = ec.EllipticCurvePublicKey | X25519PublicKey | rsa.RSAPublicKey
 type PrivateMaterial = ec.EllipticCurvePrivateKey | X25519PrivateKey | rsa.RSAPrivateKey
 type Material = PublicMaterial | PrivateMaterial | SecretBytes
-
-
-def is_public(data: bytes) -> bool:
-    """Tell whether a key file certainly holds nothing secret; a file that cannot be read counts as secret.
-
-    Args:
-        data: the content of a key file.
-    """
-    if data.lstrip()[:1] == b"{":
-        try:
-            members = parse_object(data)
-        except ValueError:
-            return False
-        return members.get("kty") in ("EC", "OKP", "RSA") and not _SECRET_MEMBERS & members.keys()
-    labels: list[bytes] = _PEM_BEGIN.findall(data)
-    return bool(labels) and all(label in _PUBLIC_PEM for label in labels) and b"PRIVATE" not in data
 
 
 def public_material(material: Material) -> PublicMaterial:
@@ -182,64 +160,6 @@ def _kind(material: Material) -> str:
             return "an EC key"
 
 
-def read_material(data: bytes) -> tuple[Material, Mapping[str, object]]:
-    """Read a key from PEM or from a JWK.
-
-    Args:
-        data: the content of a key file.
-
-    Returns:
-        The material, and the members of its JWK (none for PEM).
-
-    Raises:
-        BadKey: the data is neither, is malformed or encrypted, or is a kind of key that no algorithm here uses.
-    """
-    if data.lstrip()[:1] == b"{":
-        try:
-            members = parse_object(data)
-        except ValueError:
-            raise BadKey("the JWK is not one JSON object in UTF-8 with unique member names") from None
-        return material_of_jwk(members), members
-    if b"-----BEGIN " in data:
-        return _material_of_pem(data), {}
-    raise BadKey("the key is neither PEM (-----BEGIN …) nor a JWK (a JSON object)")
-
-
-def _material_of_pem(data: bytes) -> Material:
-    # `openssl ecparam -genkey` writes the curve's name twice: in a block of its own, and in the key after it.
-    begun = [found for found in _PEM_BEGIN.finditer(data) if found[1] != b"EC PARAMETERS"]
-    if len(begun) != 1:
-        raise BadKey(f"the PEM file begins {len(begun)} keys or certificates; it must have exactly one")
-    label: bytes = begun[0][1]
-    last_line = b"-----END %s-----" % label
-    end = data.find(last_line, begun[0].end())
-    if end < 0:
-        raise BadKey("the PEM block is cut short: it has no END line of the same type")
-    block = data[begun[0].start() : end + len(last_line)]
-    if label == b"ENCRYPTED PRIVATE KEY" or b"Proc-Type: 4,ENCRYPTED" in block:
-        raise BadKey("the private key is encrypted with a passphrase; decrypt it first (openssl pkey -in FILE)")
-    if label not in _PUBLIC_PEM + _PRIVATE_PEM:
-        allowed = ", ".join(name.decode() for name in _PUBLIC_PEM + _PRIVATE_PEM)
-        raise BadKey(f"a PEM block of type {label.decode()} is not read here; right would be one of: {allowed}")
-    try:
-        found: object
-        if label == b"CERTIFICATE":
-            found = x509.load_pem_x509_certificate(block).public_key()
-        elif label in _PUBLIC_PEM:
-            found = serialization.load_pem_public_key(block)
-        else:
-            found = serialization.load_pem_private_key(block, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise BadKey(f"the PEM block {label.decode()} is malformed or holds a key that is not valid") from None
-    match found:
-        case ec.EllipticCurvePublicKey() | X25519PublicKey() | rsa.RSAPublicKey():
-            return found
-        case ec.EllipticCurvePrivateKey() | X25519PrivateKey() | rsa.RSAPrivateKey():
-            return found
-        case _:
-            raise BadKey("the PEM key is of a kind that cannot encrypt here; right would be P-256, X25519 or RSA")
-
-
 def material_of_jwk(members: Mapping[str, object]) -> Material:
     """Return the key that the members of a JWK describe (RFC 7518, section 6; RFC 8037, section 2).
 
@@ -249,8 +169,6 @@ def material_of_jwk(members: Mapping[str, object]) -> Material:
     Raises:
         BadKey: the members are malformed, contradict each other, or describe a kind of key that no algorithm here uses.
     """
-    if "keys" in members:
-        raise BadKey("this is a JWK set; give one JWK, a single member of its keys")
     kty = members.get("kty")
     try:
         match kty:
@@ -296,7 +214,7 @@ def _rsa_of_jwk(members: Mapping[str, object]) -> Material:
     if "oth" in members:
         raise BadKey("an RSA key of more than two primes (oth) is not read here")
     public = rsa.RSAPublicNumbers(_integer(members, "e"), _integer(members, "n"))
-    if not _SECRET_MEMBERS & members.keys():
+    if not SECRET_MEMBERS & members.keys():
         return public.public_key()
     d, p, q, dp, dq, qi = (_integer(members, name) for name in ("d", "p", "q", "dp", "dq", "qi"))
     return rsa.RSAPrivateNumbers(p, q, d, dp, dq, qi, public).private_key()

@@ -6,7 +6,10 @@ Rules of this module:
 - A `Key` always fits its algorithm: P-256 or X25519 for ECDH-ES, RSA of at least 2048 bits, exactly 256 symmetric bits.
   Whatever could fail later, at a request, is refused when the key is read.
 - No message and no `repr` has key material in it.
-- `proxy.core.jose.keymaterial` reads the formats; this module adds a name, an algorithm and a last day.
+- `proxy.core.jose.keyformats` reads the formats; this module adds a name, an algorithm, and the days between which a
+  key is good. Days are whole days in UTC.
+- A key that is not good yet or no more never seals. It opens from the start, since clocks differ and its tokens prove
+  that it is in use; and after its last day for as long as its set's `grace`.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ import hashlib
 import json
 import math
 import secrets
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 
@@ -25,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from proxy.core.jose.encoding import base64url
+from proxy.core.jose.keyformats import is_public, read_material
 from proxy.core.jose.keymaterial import (
     MIN_RSA_BITS,
     MIN_RSA_EXPONENT,
@@ -37,9 +42,7 @@ from proxy.core.jose.keymaterial import (
     check_fits,
     check_use,
     encode_integer,
-    is_public,
     public_material,
-    read_material,
     required_members,
 )
 
@@ -49,7 +52,9 @@ __all__ = [
     "Bind",
     "Key",
     "KeySet",
+    "NoKey",
     "SecretBytes",
+    "Supply",
     "alg_for",
     "is_public",
     "load_key",
@@ -61,6 +66,8 @@ __all__ = [
 
 NEW_RSA_BITS = 3072
 MAX_KID_LENGTH = 256
+_ONE_DAY, _ONE_SECOND = timedelta(days=1), timedelta(seconds=1)
+_LATEST = 253_370_764_800  # the year 9999, which is the last that a date can have
 
 
 class Bind(StrEnum):
@@ -71,6 +78,18 @@ class Bind(StrEnum):
     NONE = "none"  # anywhere
 
 
+class NoKey(Exception):
+    """There is no key to seal with today. The message says why, the hint what to do; neither has key material.
+
+    Attributes:
+        hint: what to do about it.
+    """
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Key:
     """One key, with its name and its use. Private and symmetric material is compared by identity.
@@ -79,7 +98,10 @@ class Key:
         kid: the name that tokens carry, 1 to 256 printable characters.
         alg: the one algorithm that it is used with.
         material: a public or private key, or 32 secret bytes.
-        not_after: the last day on which it is used, or None.
+        not_after: the last day on which it seals, or None.
+        not_before: the first day on which it seals, or None.
+        made: the day on which it was made, if it says so.
+        source: where it comes from, for people.
 
     Raises:
         BadKey: the material does not fit the algorithm, or the kid is no usable name.
@@ -89,10 +111,15 @@ class Key:
     alg: Alg
     material: Material
     not_after: date | None = None
+    not_before: date | None = None
+    made: date | None = field(default=None, compare=False)
+    source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not self.kid or len(self.kid) > MAX_KID_LENGTH or not self.kid.isprintable():
             raise BadKey(f"the kid must have 1 to {MAX_KID_LENGTH} printable characters")
+        if self.not_before is not None and self.not_after is not None and self.not_after < self.not_before:
+            raise BadKey(f"the key's last day ({self.not_after}) is before its first ({self.not_before})")
         check_fits(self.alg, self.material)
 
     @property
@@ -112,33 +139,65 @@ class Key:
         """Whether the material must be kept secret; so it is for the keys that decrypt."""
         return self.can_open
 
+    def begins_later(self, today: date) -> bool:
+        """Tell whether the key's first day is still to come."""
+        return self.not_before is not None and today < self.not_before
+
     def expired(self, today: date) -> bool:
-        """Tell whether the key is past its last day; it is still used on that day."""
+        """Tell whether the key is past its last day; it still seals on that day."""
         return self.not_after is not None and today > self.not_after
 
     def public(self) -> Key:
-        """Return the public half, with the same kid and date.
+        """Return the public half, with the same kid and days.
 
         Raises:
             BadKey: the key is symmetric.
         """
-        return Key(self.kid, self.alg, public_material(self.material), self.not_after)
+        return replace(self, material=public_material(self.material))
 
     def __repr__(self) -> str:
         kind = "secret" if self.is_secret else "public"
         return f"Key(kid={self.kid!r}, alg={self.alg.value!r}, {kind} <redacted>, not_after={self.not_after})"
 
 
+@dataclass(slots=True, eq=False)
+class Supply:
+    """Whence the keys of a set come while the sidecar runs, if the policy's files do not hold them: a URL. It is the
+    one thing in a policy that changes: the engine fetches the keys and puts each new set here, whole.
+
+    Attributes:
+        url: where they are: an https URL with a canonical host.
+        host: its host.
+        port: its port.
+        path: its path, with the query.
+        max_age: after how many seconds they are to be fetched again.
+        kid: the name of the key that seals; None for the first that fits.
+        current: the set that was fetched last; None before the first.
+    """
+
+    url: str
+    host: str
+    port: int
+    path: str
+    max_age: float
+    kid: str | None = None
+    current: KeySet | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class KeySet:
-    """The keys for one purpose: one that seals and opens, and older ones that still open.
+    """The keys for one purpose: one that seals and opens, and others that only open: older ones, and those that are to
+    follow.
 
     Attributes:
         name: its name in the policy.
         alg: the algorithm of all its keys.
-        primary: the key that seals.
+        primary: the key that seals; None if the set gets its keys later (`supply`).
         older: keys that only open.
         bind: how strictly sealed values are bound to their place.
+        grace: for how many days a key still opens after its last day.
+        supply: whence its keys come, if not from the policy's files; what is asked of this set is then asked of the
+            one that was fetched last.
 
     Raises:
         BadKey: a key has another algorithm, or two keys have the same kid.
@@ -146,12 +205,14 @@ class KeySet:
 
     name: str
     alg: Alg
-    primary: Key
+    primary: Key | None
     older: tuple[Key, ...] = ()
     bind: Bind = Bind.PLACE
+    grace: int = 0
+    supply: Supply | None = None
 
     def __post_init__(self) -> None:
-        keys = (self.primary, *self.older)
+        keys = self._own
         for key in keys:
             if key.alg is not self.alg:
                 raise BadKey(f"key {key.kid!r} is for {key.alg}; every key of set {self.name!r} must be for {self.alg}")
@@ -159,49 +220,157 @@ class KeySet:
             raise BadKey(f"two keys of set {self.name!r} have the same kid; each needs its own")
 
     @property
+    def _own(self) -> tuple[Key, ...]:
+        return self.older if self.primary is None else (self.primary, *self.older)
+
+    @property
+    def now(self) -> KeySet:
+        """The set with the keys that it has now: itself, unless it gets them from elsewhere."""
+        return self if self.supply is None or self.supply.current is None else self.supply.current
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """All keys that it has now; the one that seals is the first."""
+        return self.now._own
+
+    @property
+    def can_open(self) -> bool:
+        """Whether one of its keys decrypts."""
+        return any(key.can_open for key in self.keys)
+
+    @property
     def opening_cost(self) -> float:
         """The opening cost of its slowest key; see `Key`."""
-        return max(key.opening_cost for key in (self.primary, *self.older))
+        return max((key.opening_cost for key in self.keys), default=1.0)
 
     def by_kid(self, kid: str) -> Key | None:
         """Return the key with that name; None if the set has none."""
-        return next((key for key in (self.primary, *self.older) if key.kid == kid), None)
+        return next((key for key in self.keys if key.kid == kid), None)
+
+    def sealing_key(self, today: date) -> Key:
+        """Return the key that seals.
+
+        Raises:
+            NoKey: there is none, or it is not good on that day.
+        """
+        key = self.now.primary
+        if key is None:
+            url = self.supply.url if self.supply is not None else "nowhere"
+            raise NoKey(
+                f"key set {self.name} has no key yet: none could be fetched from {url}",
+                "the log says why; overcoat check tries it once more",
+            )
+        if key.expired(today):
+            raise NoKey(
+                f"key {key.kid} of key set {self.name} is past its not_after date",
+                f"give key set {self.name} a new primary key",
+            )
+        if key.begins_later(today):
+            raise NoKey(
+                f"key {key.kid} of key set {self.name} is not good before {key.not_before}, its not_before date",
+                f"make another key the primary of key set {self.name} until then",
+            )
+        return key
+
+    def last_opening(self, key: Key) -> date | None:
+        """Return the last day on which a key of this set opens; None if it has no end."""
+        return None if key.not_after is None else key.not_after + timedelta(days=self.grace)
+
+    def opens_with(self, key: Key, today: date) -> bool:
+        """Tell whether a key of this set may still open what was sealed with it."""
+        last = self.last_opening(key)
+        return last is None or today <= last
 
 
-def load_key(data: bytes, *, alg: Alg, kid: str | None = None, not_after: date | None = None) -> Key:
-    """Read a key from PEM or from a JWK.
+def load_key(
+    data: bytes,
+    *,
+    alg: Alg,
+    kid: str | None = None,
+    not_after: date | None = None,
+    not_before: date | None = None,
+    password: bytes | None = None,
+    source: str = "",
+) -> Key:
+    """Read a key.
 
     Args:
-        data: PEM (SPKI, PKCS#8, SEC 1, PKCS#1, or an X.509 certificate for its public key) or one JWK in JSON
-            (RFC 7517, RFC 8037).
+        data: PEM (SPKI, PKCS#8, SEC 1, PKCS#1, or an X.509 certificate for its public key), PKCS#12, one JWK in JSON
+            (RFC 7517, RFC 8037), a JWK Set of which `kid` names one, or the base64 of 32 bytes.
         alg: the algorithm that the key is for.
         kid: its name; it must equal the JWK's kid, if that has one. If neither is given, the RFC 7638 thumbprint is
             used.
-        not_after: the last day on which the key is used.
+        not_after: the last day on which it seals. A JWK may say an earlier one itself (`exp`).
+        not_before: the first day on which it seals. A JWK may say a later one itself (`nbf`).
+        password: what decrypts PKCS#12 or PEM.
+        source: where it comes from, for people.
 
     Raises:
-        BadKey: the key is malformed, encrypted, too weak, or not for this algorithm.
+        BadKey: the key is malformed, does not open with the password, is too weak, or not for this algorithm.
     """
-    material, members = read_material(data)
+    material, members = read_material(data, kid=kid, password=password)
+    key = key_of(material, members, alg=alg, kid=kid, source=source)
+    firsts = [day for day in (key.not_before, not_before) if day is not None]
+    lasts = [day for day in (key.not_after, not_after) if day is not None]
+    return replace(key, not_before=max(firsts, default=None), not_after=min(lasts, default=None))
+
+
+def key_of(
+    material: Material, members: Mapping[str, object], *, alg: Alg, kid: str | None = None, source: str = ""
+) -> Key:
+    """Make a key of what was read.
+
+    Args:
+        material: its material.
+        members: the members of its JWK: `kid`, `use`, `key_ops` and `alg` are checked; `nbf`, `exp` and `iat` (as in
+            OpenID Federation 1.0, section 8.7.2) tell its first and last whole day, and when it was made.
+        alg: the algorithm that it is for.
+        kid: as for `load_key`.
+        source: as for `load_key`.
+
+    Raises:
+        BadKey: as for `load_key`.
+    """
     own_kid = check_use(members, alg, material)
     if kid is not None and own_kid is not None and kid != own_kid:
         raise BadKey(f"the JWK's kid is {own_kid!r}, not {kid!r}; name it the same in both places")
     if kid is None:
         check_fits(alg, material)  # a key that does not fit has no thumbprint
         kid = own_kid if own_kid is not None else _thumbprint(material)
-    return Key(kid, alg, material, not_after)
+    begins, ends, made = (_instant(members, name) for name in ("nbf", "exp", "iat"))
+    return Key(
+        kid,
+        alg,
+        material,
+        not_after=ends.date() - _ONE_DAY if ends is not None else None,
+        not_before=(begins + _ONE_DAY - _ONE_SECOND).date() if begins is not None else None,
+        made=made.date() if made is not None else None,
+        source=source,
+    )
 
 
-def alg_for(data: bytes) -> Alg:
+def _instant(members: Mapping[str, object], name: str) -> datetime | None:
+    """Return the time that a member of a JWK says; parts of a second are left out."""
+    if name not in members:
+        return None
+    value = members[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LATEST:
+        raise BadKey(f"the JWK's member {name} must be a time in seconds since 1970 (NumericDate, RFC 7519)")
+    return datetime.fromtimestamp(int(value), UTC)
+
+
+def alg_for(data: bytes, *, kid: str | None = None, password: bytes | None = None) -> Alg:
     """Return the one algorithm that this kind of key is used with.
 
     Args:
         data: as for `load_key`.
+        kid: as for `load_key`.
+        password: as for `load_key`.
 
     Raises:
         BadKey: the key is malformed, or no algorithm here uses its kind.
     """
-    material, _ = read_material(data)
+    material, _ = read_material(data, kid=kid, password=password)
     match material:
         case SecretBytes():
             return Alg.A256KW

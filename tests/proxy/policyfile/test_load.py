@@ -127,9 +127,9 @@ def test_the_whole_of_a_policy_is_read(folder: Path) -> None:
     assert policy.mode is Mode.ENFORCE
     assert policy.source == str(folder / "policy.yaml")
     app = policy.keys["app"]
-    assert (app.alg, app.primary.kid, app.bind) == (Alg.A256KW, "app-2", Bind.PLACE)
+    assert (app.alg, app.keys[0].kid, app.bind) == (Alg.A256KW, "app-2", Bind.PLACE)
     assert [(key.kid, key.not_after) for key in app.older] == [("app-1", date(2027, 1, 31))]
-    assert not policy.keys["payments"].primary.can_open
+    assert not policy.keys["payments"].keys[0].can_open
     (rule,) = policy.rules
     assert rule.hosts == (
         HostPattern("exact", "api.pay.example"),
@@ -870,8 +870,8 @@ def test_pins_are_made_of_pem_files(folder: Path) -> None:
 @pytest.mark.parametrize("source", ["key: {env: APP_KEY}", "key: {file: keys/app.jwk}", "file: keys/app.jwk"])
 def test_a_key_comes_from_a_file_or_a_variable(source: str, folder: Path) -> None:
     policy = _load(folder, f"version: 1\nkeys: {{k: {{alg: A256KW, primary: {{{source}}}}}}}\n", APP_KEY=SECRET_JWK)
-    assert policy.keys["k"].primary.kid == SECRET.kid
-    assert policy.keys["k"].primary.can_open
+    assert policy.keys["k"].keys[0].kid == SECRET.kid
+    assert policy.keys["k"].keys[0].can_open
 
 
 def test_a_key_in_a_variable_that_is_none_is_refused_without_quoting_it(folder: Path) -> None:
@@ -890,7 +890,7 @@ def test_a_rule_may_encrypt_with_a_key_that_has_expired_which_is_denied_at_reque
     text = KEYS.replace("app.jwk}", "app.jwk, not_after: 2020-01-01}")
     text += "rules: [{name: a, hosts: [x.example], request: [{encrypt: [$.a], key: k}]}]\n"
     (rule,) = _load(folder, text).rules
-    assert rule.request[0].keys.primary.expired(date(2020, 1, 2))
+    assert rule.request[0].keys.keys[0].expired(date(2020, 1, 2))
 
 
 def test_a_broken_key_set_does_not_make_its_name_unknown(folder: Path) -> None:

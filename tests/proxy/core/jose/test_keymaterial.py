@@ -1,4 +1,4 @@
-"""Reading PEM and JWK: every accepted form, and every refusal with one cause each."""
+"""Reading keys: every accepted form, and every refusal with one cause each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.jose.encoding import base64url
-from proxy.core.jose.keymaterial import Alg, BadKey, PrivateMaterial, PublicMaterial, is_public
+from proxy.core.jose.keyformats import is_public
+from proxy.core.jose.keymaterial import Alg, BadKey, PrivateMaterial, PublicMaterial
 from proxy.core.jose.keys import SecretBytes, alg_for, load_key, new_key, to_jwk
 
 ECDH, RSA, AES = Alg.ECDH_ES_A256KW, Alg.RSA_OAEP_256, Alg.A256KW
@@ -189,7 +190,7 @@ SMALL_ORDER = base64url((1).to_bytes(32, "little"))
         # JWK
         pytest.param(b"{", AES, "the JWK is not one JSON object", id="no JSON"),
         pytest.param(_jwk("oct")[:-1] + b',"k":"AAAA"}', AES, "unique member names", id="a member twice"),
-        pytest.param(b'{"keys": []}', AES, "JWK set", id="a JWK set"),
+        pytest.param(b'{"keys": []}', AES, "it must have 1 to 64", id="an empty JWK Set"),
         pytest.param(_jwk("oct", kty=None), AES, "kty must be", id="no kty"),
         pytest.param(_jwk("oct", kty="OCT"), AES, "kty must be", id="unknown kty"),
         pytest.param(_jwk("oct", kty=["oct"]), AES, "kty must be", id="kty is no string"),

@@ -19,7 +19,9 @@ from proxy.core.jose.keys import (
     Bind,
     Key,
     KeySet,
+    NoKey,
     SecretBytes,
+    Supply,
     load_key,
     new_key,
     thumbprint,
@@ -37,6 +39,11 @@ KEYS = {
 }
 PAIRS = [KEYS["P-256"], KEYS["X25519"], KEYS["RSA"]]
 ALL = list(KEYS.values())
+
+
+def supply() -> Supply:
+    """A place from which keys come later."""
+    return Supply("https://keys.example/jwks", "keys.example", 443, "/jwks", 3600)
 
 
 def _kind(key: Key) -> str:
@@ -223,3 +230,105 @@ def test_nothing_that_prints_a_key_shows_its_secret(key: Key) -> None:
     assert not [secret for secret in secrets if secret in shown]
     assert repr(raw)[2:-1] not in shown
     assert raw.hex() not in shown
+
+
+class TestDays:
+    """When a key seals and opens: 2027-01-10 to 2027-01-20, in a set with ten days of grace."""
+
+    KEY = replace(KEYS["oct"], not_before=date(2027, 1, 10), not_after=date(2027, 1, 20))
+    KEYS = KeySet("app", AES, KEY, grace=10)
+
+    @pytest.mark.parametrize(
+        ("day", "seals", "opens"),
+        [
+            (date(2027, 1, 9), False, True),
+            (date(2027, 1, 10), True, True),
+            (date(2027, 1, 20), True, True),
+            (date(2027, 1, 21), False, True),
+            (date(2027, 1, 30), False, True),
+            (date(2027, 1, 31), False, False),
+        ],
+    )
+    def test_a_key_seals_between_its_days_and_opens_until_the_end_of_the_grace(
+        self, day: date, seals: bool, opens: bool
+    ) -> None:
+        assert self.KEYS.opens_with(self.KEY, day) is opens
+        if seals:
+            assert self.KEYS.sealing_key(day) is self.KEY
+        else:
+            with pytest.raises(NoKey):
+                self.KEYS.sealing_key(day)
+
+    def test_what_is_wrong_is_said_and_what_to_do(self) -> None:
+        with pytest.raises(NoKey, match="key a of key set app is not good before 2027-01-10") as early:
+            self.KEYS.sealing_key(date(2027, 1, 1))
+        assert "make another key the primary" in early.value.hint
+        with pytest.raises(NoKey, match="key a of key set app is past its not_after date") as late:
+            self.KEYS.sealing_key(date(2027, 2, 1))
+        assert "give key set app a new primary key" in late.value.hint
+
+    def test_the_last_day_is_not_before_the_first(self) -> None:
+        replace(KEYS["oct"], not_before=date(2027, 1, 10), not_after=date(2027, 1, 10))
+        with pytest.raises(BadKey, match="last day \\(2027-01-09\\) is before its first"):
+            replace(KEYS["oct"], not_before=date(2027, 1, 10), not_after=date(2027, 1, 9))
+
+    def test_a_key_without_days_opens_for_ever(self) -> None:
+        keys = KeySet("app", AES, KEYS["oct"])
+        assert keys.opens_with(KEYS["oct"], date.max)
+        assert keys.last_opening(KEYS["oct"]) is None
+
+    @pytest.mark.parametrize(
+        ("members", "first", "last", "made"),
+        [
+            ({}, None, None, None),
+            ({"nbf": 1798761600}, date(2027, 1, 1), None, None),  # midnight
+            ({"nbf": 1798761600.5}, date(2027, 1, 1), None, None),
+            ({"nbf": 1798761601}, date(2027, 1, 2), None, None),
+            ({"exp": 1798761600}, None, date(2026, 12, 31), None),
+            ({"exp": 1798847999}, None, date(2026, 12, 31), None),
+            ({"exp": 1798848000}, None, date(2027, 1, 1), None),
+            ({"iat": 1798847999}, None, None, date(2027, 1, 1)),
+        ],
+    )
+    def test_a_jwk_says_its_days_itself(
+        self, members: dict[str, float], first: date | None, last: date | None, made: date | None
+    ) -> None:
+        key = load_key(json.dumps(to_jwk(KEYS["oct"], private=True) | members).encode(), alg=AES)
+        assert (key.not_before, key.not_after, key.made) == (first, last, made)
+
+    @pytest.mark.parametrize("value", ["1798761600", -1, True, None, [], 1e15])
+    @pytest.mark.parametrize("name", ["nbf", "exp", "iat"])
+    def test_what_is_no_time_is_refused(self, name: str, value: object) -> None:
+        data = json.dumps(to_jwk(KEYS["oct"], private=True) | {name: value}).encode()
+        with pytest.raises(BadKey, match=f"member {name} must be a time in seconds since 1970"):
+            load_key(data, alg=AES)
+
+    def test_of_the_days_in_policy_and_jwk_the_narrower_count(self) -> None:
+        data = json.dumps(to_jwk(KEYS["oct"], private=True) | {"nbf": 1798761600, "exp": 1801440000}).encode()
+        wide = load_key(data, alg=AES, not_before=date(2026, 1, 1), not_after=date(2028, 1, 1))
+        assert (wide.not_before, wide.not_after) == (date(2027, 1, 1), date(2027, 1, 31))
+        narrow = load_key(data, alg=AES, not_before=date(2027, 1, 2), not_after=date(2027, 1, 30))
+        assert (narrow.not_before, narrow.not_after) == (date(2027, 1, 2), date(2027, 1, 30))
+
+
+class TestSupply:
+    def test_a_set_whose_keys_come_later_has_none_at_first(self) -> None:
+        keys = KeySet("partner", ECDH, None, supply=supply())
+        assert keys.keys == ()
+        assert keys.by_kid("p") is None
+        assert keys.opening_cost == 1.0
+        assert not keys.can_open
+        with pytest.raises(NoKey, match="key set partner has no key yet: none could be fetched from https"):
+            keys.sealing_key(date(2027, 1, 1))
+
+    def test_a_set_that_was_fetched_answers_for_it(self) -> None:
+        keys = KeySet("partner", ECDH, None, supply=(source := supply()))
+        source.current = KeySet("partner", ECDH, KEYS["P-256"], (KEYS["X25519"],))
+        assert keys.keys == (KEYS["P-256"], KEYS["X25519"])
+        assert keys.sealing_key(date(2027, 1, 1)) is KEYS["P-256"]
+        assert keys.by_kid("x") is KEYS["X25519"]
+        assert keys.can_open
+
+    def test_a_set_without_keys_and_without_a_supply_seals_nothing(self) -> None:
+        with pytest.raises(NoKey, match="fetched from nowhere"):
+            KeySet("none", ECDH, None).sealing_key(date(2027, 1, 1))
