@@ -60,7 +60,7 @@ def line_of(
         done(exchange),
         exchange.outcome,
         exchange.denied.reason.code if exchange.denied else None,
-        is_observing and would_deny(exchange),
+        (is_observing and would_deny(exchange)) or (upstream is not None and upstream.would_refuse),
         flow.server_conn.tls_version if flow and flow.server_conn else None,
         upstream.pin.value if upstream and upstream.pin else None,
     )
@@ -135,7 +135,8 @@ def _verdict(  # noqa: PLR0917  # in their order in the line
 
 def _more(exchange: Exchange, event: Event | None) -> str:
     """Return the parts that only some lines have."""
-    if event is None and exchange.denied is None and not exchange.observing and not exchange.app_left:
+    noted = next((each.noted for each in (exchange.upstream, exchange.aside) if each and each.noted), None)
+    if event is None and exchange.denied is noted is None and not exchange.observing and not exchange.app_left:
         return ""
     more: dict[str, object] = {} if event is None else {"event": event}
     if exchange.observing:
@@ -157,6 +158,10 @@ def _more(exchange: Exchange, event: Event | None) -> str:
     elif exchange.app_left:
         is_tunnel = exchange.method == "CONNECT" or exchange.has_switched
         more["detail"] = f"the app {'broke it off' if is_tunnel else 'ended it before the response was complete'}"
+    if noted is not None:
+        more["pin_detail"] = noted.detail
+    for each in (noted, exchange.denied):
+        more |= {} if each is None else each.facts
     return f", {_encode(more)[1:-1]}" if more else ""
 
 

@@ -34,7 +34,7 @@ from proxy.core.http.problems import (
     wants_page,
 )
 from proxy.core.http.traces import trace_id
-from proxy.core.pins import PinVerdict
+from proxy.core.pins import PinMatch, PinVerdict
 from proxy.core.rules.appview import View
 from proxy.core.rules.policy import Mode, Policy, Rule
 
@@ -50,6 +50,10 @@ class Upstream:
         rule: the rule whose pins it must match; a request of another rule never uses this connection.
         denied: why it could not be used.
         observed: in observe mode, why it could not have been used.
+        noted: what its pins would have refused it for, where they are only observed (`pins.mode`), or have ended and
+            only warn (`pins.after_expiry`); or those of the upstream proxy on the way.
+        would_refuse: whether that is so since they are only observed: enforced, they would have refused it.
+        matches: which of its pins stand in the verified chain, and at which level.
         address: the address and port that it leads to, once it is open.
         is_proxy: whether it leads to the policy's upstream proxy.
         alpn: the protocols to offer there, in order of preference (RFC 7301).
@@ -60,6 +64,9 @@ class Upstream:
     pin: PinVerdict | None = None
     denied: Denied | None = None
     observed: Denied | None = None
+    noted: Denied | None = None
+    would_refuse: bool = False
+    matches: tuple[PinMatch, ...] = ()
     address: str | None = None
     is_proxy: bool = False
     alpn: tuple[bytes, ...] = (b"http/1.1",)
@@ -258,7 +265,7 @@ class Exchange:
         """Answer with problem details in any mode: for a request that cannot go on at all."""
         if self.decision is not None and self.decision.is_by_hsts and denied.reason in _OF_TLS:
             why = "upgraded though plain_http is allow, since its Strict-Transport-Security says https only"
-            denied = Denied(denied.reason, f"{denied.detail}; {why}", denied.hint)
+            denied = denied.again(f"{denied.detail}; {why}")
         self._carry_out(denied)  # the app is told this reason, so it is the one that counts
         fields = flow.request.headers
         accept, content_type = fields.get("accept", ""), fields.get("content-type", "")

@@ -27,12 +27,14 @@ from prometheus_client.values import MutexValue
 from addons.fieldcounts import Counts
 from proxy.core.decisions import FIELD_REASONS, Action, Outcome, Reason
 from proxy.core.fields.entries import Work
-from proxy.core.pins import PinVerdict
+from proxy.core.pins import Level, PinSet, PinVerdict
 from proxy.core.rules.policy import Mode, Policy
 
 NO_RULE = "-"
 NO_REASON = "-"
 NO_STATUS = "-"
+NO_LEVEL = "-"
+UPSTREAM_PROXY = "(upstream_proxy)"  # in the place of a rule, for its pins
 RELOADS = ("taken", "unchanged", "refused")
 MOST_USERS = 100  # that have labels of their own
 OTHER_USERS = "(others)"
@@ -60,6 +62,11 @@ class End(NamedTuple):
 def status_class(status: int | None) -> str:
     """Return the class of a status as a label. Beyond 599 is as 5xx (RFC 9110, section 15)."""
     return _STATUS_CLASSES[min((status or 0) // 100, 5)]
+
+
+def pins_mode(pins: PinSet, mode: Mode) -> Mode:
+    """Return the mode in which pins are checked: observe, if they or all else of their rule are only observed."""
+    return Mode.OBSERVE if pins.observes else mode
 
 
 def ends(mode: Mode) -> Iterator[End]:
@@ -122,7 +129,16 @@ class Metrics:
         )
         self._fields, self._failures = functools.cache(self.fields.labels), functools.cache(self.field_failures.labels)
         self.pins = Counter(
-            "overcoat_pin_checks", "Pin checks by rule and result.", ["rule", "mode", "result"], registry=registry
+            "overcoat_pin_checks",
+            "Requests whose server's pins were checked, by rule and result, and the level at which one matched first.",
+            ["rule", "mode", "result", "level"],
+            registry=registry,
+        )
+        self.pin_matches = Counter(
+            "overcoat_pin_matches",
+            "Handshakes in which a pin stood in the verified chain, by its level there.",
+            ["rule", "pin", "level"],
+            registry=registry,
         )
         self.seconds = Histogram(
             "overcoat_request_seconds", "Time from a request's head to its end.", ["rule", "mode"], registry=registry
@@ -276,8 +292,9 @@ class Metrics:
                 for reason in FIELD_REASONS:
                     self.field_failures.labels(rule, mode, entry.name, reason.code)
             if each.pins is not None:
-                for verdict in PinVerdict:
-                    self.pins.labels(each.name, mode, verdict.value)
+                self._expect_pins(each.name, each.pins, mode)
+        if policy.upstream_proxy is not None and policy.upstream_proxy.rule.pins is not None:
+            self._expect_pins(UPSTREAM_PROXY, policy.upstream_proxy.rule.pins, Mode.ENFORCE)
         for user in policy.clients.users:
             for outcome in Outcome:
                 self.users.labels(self.user_label(policy, user.name), outcome)
@@ -295,6 +312,15 @@ class Metrics:
                 self._failures(rule, mode, entry, what.code).inc(count)
             elif mode is Mode.ENFORCE:
                 self._fields(rule, mode, entry, DIRECTIONS[what]).inc(count)
+
+    def _expect_pins(self, rule: str, pins: PinSet, mode: Mode) -> None:
+        mode = pins_mode(pins, mode)
+        for verdict in PinVerdict:
+            for level in Level if verdict is PinVerdict.MATCH else (NO_LEVEL,):
+                self.pins.labels(rule, mode, verdict.value, level)
+        for pin in pins.any_of:
+            for level in Level:
+                self.pin_matches.labels(rule, pin.short, level)
 
     def user_label(self, policy: Policy, name: str) -> str:
         """Return the label for a user: the name, unless the policy has very many."""
@@ -410,7 +436,9 @@ class PolicyMetrics(Collector):
                 labels=["key", "kid", "use"],
             ),
             GaugeMetricFamily(
-                "overcoat_pins_expire_timestamp_seconds", "When the pins of a rule expire.", labels=["rule"]
+                "overcoat_pins_expire_timestamp_seconds",
+                "When the pins of a rule expire, and what happens then.",
+                labels=["rule", "after_expiry"],
             ),
             GaugeMetricFamily("overcoat_info", "Always 1; the version and mode that run.", labels=["version", "mode"]),
             GaugeMetricFamily(
@@ -432,9 +460,12 @@ class PolicyMetrics(Collector):
                 last = key.not_after if use == "primary" else key_set.last_opening(key)
                 if last is not None:
                     keys.add_metric([name, key.kid, use], _end_of(last))
-        for rule in policy.rules:
-            if rule.pins is not None and rule.pins.expires is not None:
-                expiry.add_metric([rule.name], _end_of(rule.pins.expires))
+        pinned = [(rule.name, rule.pins) for rule in policy.rules]
+        if policy.upstream_proxy is not None:
+            pinned.append((UPSTREAM_PROXY, policy.upstream_proxy.rule.pins))
+        for rule_name, pins in pinned:
+            if pins is not None and pins.expires is not None:
+                expiry.add_metric([rule_name, pins.after_expiry], _end_of(pins.expires))
         info.add_metric([self._version, policy.mode.value], 1)
         content.add_metric([policy.short_hash], 1)
         start.add_metric([], self._started)

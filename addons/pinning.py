@@ -7,6 +7,7 @@ Rules of this addon:
   alert, and not one byte of the application.
 - Only the chain that OpenSSL has verified counts, from leaf to root, not what the server merely sent.
 - OpenSSL's own verdict is never overruled: a failed verification stays failed, whatever the pins say.
+- Pins that are only observed, or that have ended and only warn, refuse nothing; what they would have done is noted.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from OpenSSL import SSL, crypto
 from addons.exchange import Upstream
 from addons.sessions import Sessions
 from proxy.core.certificates.forms import form_defect
+from proxy.core.certificates.words import circumstances
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import HTTPS_PORT, Destination
-from proxy.core.pins import PinVerdict, check_pins, spki_pin
+from proxy.core.pins import PinVerdict, check_pins, mismatch_facts, spki_pin
 from proxy.core.rules.policy import Policy, Rule
 from proxy.core.rules.transport import hint_for_neighbour
 
@@ -64,21 +66,28 @@ def _destination(data: tls.TlsData) -> Destination:
 
 
 def expired_pins(rule: Rule | None, whose: str = "") -> Denied | None:
-    """Return the denial of everything under a rule whose pins have ended; None if they hold.
+    """Return the denial of everything under a rule whose pins have ended; None if they hold, or refuse nothing then.
 
     Args:
         rule: the rule.
         whose: whose pins they are, if not those of the rule.
     """
-    if rule is None or rule.pins is None or not have_expired(rule):
+    if rule is None or not have_expired(rule):
         return None
-    return Denied(Reason.PINS_EXPIRED, f"the pins of {whose or f'rule {rule.name}'} expired on {rule.pins.expires}")
+    return _ended(rule, whose or f"rule {rule.name}")
+
+
+def _ended(rule: Rule, whose: str) -> Denied:
+    assert rule.pins is not None
+    return Denied(Reason.PINS_EXPIRED, f"the pins of {whose} expired on {rule.pins.expires}")
 
 
 def have_expired(rule: Rule | None) -> bool:
-    """Tell whether a rule's pins have ended. Then even a connection that was opened before must not be used."""
-    expires = rule.pins.expires if rule is not None and rule.pins is not None else None
-    return expires is not None and datetime.now(UTC).date() > expires
+    """Tell whether a rule's pins have ended, and refuse everything. Then even a connection that was opened before must
+    not be used.
+    """
+    pins = rule.pins if rule is not None else None
+    return pins is not None and pins.have_ended(datetime.now(UTC).date()) and pins.refuses(PinVerdict.EXPIRED)
 
 
 def verifier(policy: Policy, upstream: Upstream, destination: Destination) -> VerifyCallback:
@@ -97,17 +106,18 @@ def verifier(policy: Policy, upstream: Upstream, destination: Destination) -> Ve
             upstream.denied = Denied(Reason.INTERNAL_ERROR, f"checking the certificate raised {type(e).__name__}")
             return False
 
-    def refuse(what: str, depth: int, is_for_its_form: bool) -> bool:
+    def refuse(what: str, depth: int, is_for_its_form: bool, more: str = "") -> bool:
         upstream.denied = Denied(
             Reason.CERTIFICATE_INVALID,
-            f"the certificate of {destination.host} is not valid: {what} (depth {depth})",
+            f"the certificate of {destination.host} is not valid: {what} (depth {depth}){more and f': {more}'}",
             _lenience(upstream) if is_for_its_form else "",
         )
         return False
 
     def judge(certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
         if not ok:
-            return refuse(verify_error(error), depth, is_about_form(error, certificate))
+            more = circumstances(error, crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate), datetime.now(UTC))
+            return refuse(verify_error(error), depth, is_about_form(error, certificate), more)
         chain[depth] = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
         defect = form_defect(chain[depth]) if is_strict and len(chain) + depth > 1 else None
         if defect is not None:
@@ -123,27 +133,41 @@ def _check(policy: Policy, upstream: Upstream, verified_chain: list[bytes], dest
     rule = upstream.rule
     if rule is None or rule.pins is None:
         return True
-    upstream.pin = check_pins(rule.pins, verified_chain, datetime.now(UTC).date())
-    if upstream.pin is PinVerdict.MATCH:
+    found = check_pins(rule.pins, verified_chain, datetime.now(UTC).date())
+    upstream.pin, upstream.matches = found.verdict, found.matches
+    if found.verdict is PinVerdict.MATCH:
         return True
-    whose, where = f"rule {rule.name}", "the rule's pins.any_of"
-    if upstream.is_proxy:
-        whose, where = "upstream_proxy", "upstream_proxy.pins.any_of"
-    denied = expired_pins(rule, whose)
-    if denied is None:
-        shown = destination.url_host if destination.port == HTTPS_PORT else destination.authority
-        denied = Denied(
-            Reason.PIN_MISMATCH,
-            f"{whose} pins {destination.host}, and no key of its verified chain matches; "
-            f"the server's key is {spki_pin(verified_chain[0])}",
-            f"if the server's operator confirms that key, add it to {where}; "
-            f"run overcoat pins fetch {shown} for all keys of the chain",
-        )
+    denied = _unpinned(upstream, rule, verified_chain, destination)
+    if not rule.pins.refuses(found.verdict):
+        upstream.noted, upstream.would_refuse = denied, rule.pins.observes
+        return True
     if policy.observes(rule) and not upstream.is_proxy:
         upstream.observed = denied
         return True
     upstream.denied = denied
     return False
+
+
+def _unpinned(upstream: Upstream, rule: Rule, verified_chain: list[bytes], destination: Destination) -> Denied:
+    """Return the denial of a server that the pins do not vouch for."""
+    assert rule.pins is not None
+    whose, where = f"rule {rule.name}", "the rule's pins.any_of"
+    if upstream.is_proxy:
+        whose, where = "upstream_proxy", "upstream_proxy.pins.any_of"
+    if upstream.pin is PinVerdict.EXPIRED:
+        denied = _ended(rule, whose)
+        if upstream.matches or rule.pins.refuses(PinVerdict.EXPIRED):
+            return denied
+        return denied.again(f"{denied.detail}, and no key of the verified chain of {destination.host} matches them")
+    shown = destination.url_host if destination.port == HTTPS_PORT else destination.authority
+    return Denied(
+        Reason.PIN_MISMATCH,
+        f"{whose} pins {destination.host}, and no key of its verified chain matches; "
+        f"the server's key is {spki_pin(verified_chain[0])}",
+        f"if the server's operator confirms that key, add it to {where}; "
+        f"run overcoat pins fetch {shown} for all keys of the chain",
+        facts=mismatch_facts(rule.pins, verified_chain),
+    )
 
 
 # <openssl/x509_vfy.h>: errors that only X509_V_FLAG_X509_STRICT finds.

@@ -21,8 +21,17 @@ from mitmproxy import connection, http, tls
 
 from addons import marked
 from addons.decisionline import line_of
-from addons.exchange import Exchange, action_of, is_denied, never_left, outcome_of
-from addons.metrics import NO_REASON, NO_RULE, Metrics, RequestCounts, status_class
+from addons.exchange import Exchange, Upstream, action_of, is_denied, never_left, outcome_of
+from addons.metrics import (
+    NO_LEVEL,
+    NO_REASON,
+    NO_RULE,
+    UPSTREAM_PROXY,
+    Metrics,
+    RequestCounts,
+    pins_mode,
+    status_class,
+)
 from addons.sessions import Sessions
 from addons.underway import UnderWay
 from proxy.core.decisions import Outcome
@@ -84,8 +93,9 @@ class Telemetry:
         self.sessions.of(flow.client_conn).unfinished.discard(exchange)
 
     def tls_established_server(self, data: tls.TlsData) -> None:
-        """Note when the certificate of a rule's upstream ends."""
+        """Count the pins that a server's chain has, and note when the certificate of a rule's upstream ends."""
         record = self.sessions.of(data.context.client).upstreams.get(data.conn.id)
+        self._count_handshake(record)
         certificate = data.ssl_conn.get_peer_certificate() if data.ssl_conn is not None else None
         if record is None or record.rule is None or record.is_proxy or certificate is None:
             return
@@ -98,6 +108,27 @@ class Telemetry:
             if len(known) > MOST_HOSTS:
                 del known[next(iter(known))]
             self.metrics.certificate_expiry.labels(record.rule.name).set(min(known.values()))
+
+    def tls_failed_server(self, data: tls.TlsData) -> None:
+        """Count a handshake that failed."""
+        self._count_handshake(self.sessions.of(data.context.client).upstreams.get(data.conn.id))
+
+    def _count_handshake(self, record: Upstream | None) -> None:
+        """Count which pins matched; and of the upstream proxy, of which no request tells, the check itself."""
+        if record is None or record.rule is None or record.rule.pins is None or record.pin is None:
+            return
+        name = UPSTREAM_PROXY if record.is_proxy else record.rule.name
+        for match in record.matches:
+            self.metrics.pin_matches.labels(name, match.pin.short, match.level).inc()
+        if record.is_proxy:
+            self._count_check(name, Mode.ENFORCE, record)
+
+    def _count_check(self, rule: str, mode: Mode, record: Upstream) -> None:
+        assert record.rule is not None
+        if record.rule.pins is not None and isinstance(record.pin, PinVerdict):
+            is_match = record.pin is PinVerdict.MATCH
+            level = record.matches[0].level.value if is_match and record.matches else NO_LEVEL
+            self._pins(rule, pins_mode(record.rule.pins, mode), record.pin.value, level).inc()
 
     def tls_failed_client(self, data: tls.TlsData) -> None:
         """Note that the app did not accept our certificate."""
@@ -170,5 +201,5 @@ class Telemetry:
             counts.remember(exchange.id)
         if exchange.fields is not None:
             self.metrics.count_fields(exchange.fields.take(), rule, mode)
-        if exchange.upstream is not None and isinstance(exchange.upstream.pin, PinVerdict):
-            self._pins(rule, mode, exchange.upstream.pin.value).inc()
+        if exchange.upstream is not None and exchange.upstream.rule is not None:
+            self._count_check(rule, mode, exchange.upstream)

@@ -118,7 +118,24 @@ ALERTS = (
         "overcoat_pins_expire_timestamp_seconds - time() < 30 * 86400",
         "warning",
         "rule {{ $labels.rule }}: its pins expire in {{ $value | humanizeDuration }}",
-        "From then on its hosts are denied. Check the server's key, then renew pins.any_of and pins.expires.",
+        "From then on its hosts are denied, or with after_expiry: warn no longer held to them. Check the server's key, "
+        "then renew pins.any_of and pins.expires.",
+    ),
+    Alert(
+        "OvercoatPinsLapsed",
+        'overcoat_pins_expire_timestamp_seconds{after_expiry="warn"} - time() < 0',
+        "critical",
+        "rule {{ $labels.rule }}: its pins have expired, and any valid certificate is let through (after_expiry: warn)",
+        "The protection is off until the pins are renewed: check the server's key, then renew pins.any_of and "
+        "pins.expires. Decision lines say pin_detail where the server's keys are others meanwhile.",
+    ),
+    Alert(
+        "OvercoatPinsWouldRefuse",
+        events('overcoat_pin_checks_total{mode="observe", result!="match"}', ("rule", "result")),
+        "warning",
+        "rule {{ $labels.rule }}: pins that are only observed would have refused a server ({{ $labels.result }})",
+        "What it was sent has left. Its decision lines have the keys that it showed (pins_seen). Either the pins are "
+        "not right yet, or this is what they are for: ask the server's operator, then correct and enforce them.",
     ),
     Alert(
         "OvercoatLocalCaExpired",
@@ -317,6 +334,7 @@ def _without_templates(text: str) -> str:
         ("rule {{ $labels.rule }}: ", ""),
         ("rule {{ $labels.rule }}, {{ $labels.entry }}: ", ""),
         ("{{ $labels.reason }}", "with its reason"),
+        ("({{ $labels.result }})", "(mismatch or expired)"),
         ("{{ $value | humanizePercentage }} of the servers'", "more than 10 % of the servers'"),
         ("{{ $value | humanizePercentage }} of its file", "more than 80 % of its file"),
         ("{{ $value | humanizePercentage }} of a processor", "more than 90 % of a processor"),

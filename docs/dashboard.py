@@ -249,6 +249,16 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 width=12,
             ),
             Panel(
+                "Pins in use",
+                "Which pins do the servers' chains have, and where? One that is not here can go, or is the backup.",
+                (
+                    (
+                        f"sum by (rule, pin, level) (increase(overcoat_pin_matches_total{{{_OF_RULE}}}[1d])) > 0",
+                        "{{rule}} {{pin}} {{level}}",
+                    ),
+                ),
+            ),
+            Panel(
                 "Days left",
                 "What ends soon? From then on its requests are denied.",
                 (

@@ -68,6 +68,7 @@ def test_all_that_they_read_exists_and_is_there_from_the_start() -> None:
     assert named - shown == {  # where no rule has such pins, no key an end, or there is no rule
         *("overcoat_pins_expire_timestamp_seconds", "overcoat_key_expiry_timestamp_seconds"),
         *("overcoat_upstream_certificate_expiry_timestamp_seconds", "overcoat_field_failures_total"),
+        "overcoat_pin_checks_total",
     }
     lists = [found for alert in ALERTS for found in re.findall(r'reason=~"([^"]+)"', alert.expr)]
     codes = {code for found in lists for code in found.split("|")}
@@ -204,6 +205,21 @@ STATES: dict[str, tuple[str, dict[str, str], bool]] = {
     "a certificate for a week": (
         "OvercoatUpstreamCertificateExpiresSoon",
         {'overcoat_upstream_certificate_expiry_timestamp_seconds{rule="pay"}': "604800x300"},
+        False,
+    ),
+    "pins that only warn, since yesterday": (
+        "OvercoatPinsLapsed",
+        {'overcoat_pins_expire_timestamp_seconds{rule="pay", after_expiry="warn"}': "-86400x300"},
+        True,
+    ),
+    "pins that deny since yesterday": (
+        "OvercoatPinsLapsed",
+        {'overcoat_pins_expire_timestamp_seconds{rule="pay", after_expiry="enforce"}': "-86400x300"},
+        False,
+    ),
+    "pins that will only warn": (
+        "OvercoatPinsLapsed",
+        {'overcoat_pins_expire_timestamp_seconds{rule="pay", after_expiry="warn"}': "86400x300"},
         False,
     ),
     "no certificate so far": (

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from addons.exchange import Exchange
+from addons.exchange import Exchange, Upstream
 from addons.metrics import Metrics, PolicyMetrics
 from addons.sessions import Sessions
 from addons.telemetry import Telemetry
@@ -27,6 +27,7 @@ from proxy.core.fields.entries import FieldEntry
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.shapes import Shape
 from proxy.core.jose.keys import Alg, KeySet, new_key, to_pem
+from proxy.core.pins import PinSet, mismatch_facts
 from proxy.core.rules.policy import Mode, Policy
 from proxy.policyfile.load import load_policy
 
@@ -248,6 +249,8 @@ def test_the_decision_line_table_has_exactly_the_fields_of_a_line() -> None:
     exchange.looks_secret = {"$.token": Shape.TOKEN}
     exchange.count_fields([entry], [1])
     exchange.count_failure(entry.name, Reason.SIGNED_BODY)
+    exchange.upstream = Upstream(exchange.policy, None)
+    exchange.upstream.noted = Denied(Reason.PIN_MISMATCH, "a detail", facts=mismatch_facts(PinSet(()), []))
     telemetry.finish(exchange, None, None)
     paper = (ROOT / "docs" / "metrics.md").read_text("utf-8")
     section = paper.partition("## Decision lines")[2].partition("## ")[0]

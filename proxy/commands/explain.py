@@ -30,6 +30,7 @@ from proxy.commands.shared import (
     json_option,
     load_or_exit,
     needs_plaintext,
+    pins_life,
     policy_option,
     proxy_url,
     today,
@@ -44,6 +45,7 @@ from proxy.core.fields.readings import readings, with_body
 from proxy.core.fields.signatures import covering
 from proxy.core.http.heads import Fields
 from proxy.core.jose.keys import NoKey
+from proxy.core.pins import PinVerdict
 from proxy.core.rules.hsts import KnownHosts
 from proxy.core.rules.policy import Mode, PlainHttp, Policy, Rule
 from proxy.core.rules.transport import decide_https, decide_plain_http, denied_by_address
@@ -75,6 +77,7 @@ class Explanation:
         denied: the reason codes with which it would be denied today, as far as can be known without dialling.
         pins: the pins of which the upstream's chain must have one.
         pins_expire: the last day of these pins.
+        pins_life: the same in words, and what comes then; and whether they are only observed.
         encrypt: the entries that apply to the request, as plain values.
         decrypt: the entries that apply to its response.
         other_entries: the rule's entries that do not apply, because of the method or the path.
@@ -97,6 +100,7 @@ class Explanation:
     denied: list[str]
     pins: list[str]
     pins_expire: str | None
+    pins_life: str
     encrypt: list[dict[str, Any]]
     decrypt: list[dict[str, Any]]
     other_entries: list[dict[str, Any]]
@@ -211,7 +215,7 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
     encrypt, not_encrypt = _split(opened.entries(Work.ENCRYPT) if opened else (), request)
     decrypt, not_decrypt = _split(opened.entries(Work.DECRYPT) if opened else (), request)
     pins = opened.pins if opened else None
-    if pins and pins.expires and request.today > pins.expires:
+    if pins and pins.have_ended(request.today) and pins.refuses(PinVerdict.EXPIRED):
         denied.append(Reason.PINS_EXPIRED.code)
     if any(_lacks_key(entry, request.today) for entry in encrypt):
         denied.append(Reason.KEY_UNAVAILABLE.code)
@@ -246,6 +250,7 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
         denied=denied,
         pins=[str(pin) for pin in pins.any_of] if pins else [],
         pins_expire=pins.expires.isoformat() if pins and pins.expires else None,
+        pins_life=pins_life(pins) if pins else "",
         encrypt=[encrypt_summary(entry) for entry in encrypt],
         decrypt=[entry_summary(entry) for entry in decrypt],
         other_entries=[*map(encrypt_summary, not_encrypt), *map(entry_summary, not_decrypt)],
@@ -358,8 +363,8 @@ def _print_explanation(explanation: Explanation, method: str, path: str) -> None
     if explanation.strict is False:
         lines.append(("trust", "not strict: certificates whose form RFC 5280 forbids are taken"))
     if explanation.pins:
-        until = f", until {explanation.pins_expire}" if explanation.pins_expire else ""
-        lines.append(("pins", f"one of {len(explanation.pins)}{until}"))
+        life = f", {explanation.pins_life}" if explanation.pins_life else ""
+        lines.append(("pins", f"one of {len(explanation.pins)}{life}"))
         lines += [("", pin) for pin in explanation.pins]
     for name, entries in (("encrypt", explanation.encrypt), ("decrypt", explanation.decrypt)):
         lines += [(name, f"{', '.join(entry['selectors'])} with {entry['key']}") for entry in entries]

@@ -25,13 +25,14 @@ from proxy.commands.shared import (
     json_option,
     load_or_exit,
     needs_plaintext,
+    pins_life,
     plain_table,
     policy_option,
     proxy_url,
     wide_console,
 )
 from proxy.core.fields.entries import FieldEntry, Signed, Work
-from proxy.core.rules.policy import Egress, Https, PlainHttp, Policy, Rule
+from proxy.core.rules.policy import Egress, Https, Mode, PlainHttp, Policy, Rule
 from proxy.core.who.addresses import AddressSet
 from proxy.policyfile.findings import Finding, findings
 from proxy.policyfile.model import schema_text
@@ -178,6 +179,8 @@ def _rule_summary(policy: Policy, rule: Rule) -> dict[str, Any]:
         "strict": policy.trust_for(rule).strict,
         "pins": [str(pin) for pin in rule.pins.any_of] if rule.pins else [],
         "pins_expire": rule.pins.expires.isoformat() if rule.pins and rule.pins.expires else None,
+        "pins_after_expiry": rule.pins.after_expiry.value if rule.pins and rule.pins.expires else None,
+        "pins_mode": (Mode.OBSERVE if rule.pins.observes else Mode.ENFORCE).value if rule.pins else None,
         "encrypt": [encrypt_summary(entry) for entry in rule.entries(Work.ENCRYPT)],
         "decrypt": [entry_summary(entry) for entry in rule.entries(Work.DECRYPT)],
     }
@@ -276,7 +279,7 @@ def _route_text(policy: Policy) -> str:
 def _pins_text(rule: Rule) -> str:
     if rule.pins is None:
         return ""
-    return f"{len(rule.pins.any_of)}, " + (f"until {rule.pins.expires}" if rule.pins.expires else "no end")
+    return f"{len(rule.pins.any_of)}, {pins_life(rule.pins) or 'no end'}"
 
 
 def _when_text(entry: FieldEntry) -> str:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from proxy.core.destinations import Destination, parse_authority
 from proxy.core.fields.entries import FieldEntry, Work
+from proxy.core.pins import AfterExpiry, PinSet
 from proxy.core.rules.policy import Policy, Rule, UpstreamProxy
 from proxy.core.who.addresses import AddressSet
 from proxy.policyfile.load import PolicyErrors, find_policy, load_policy
@@ -106,6 +107,13 @@ def needs_plaintext(rule: Rule) -> list[str]:
     """Return the parts of a rule that need the plaintext of https."""
     parts = {"pins": rule.pins, **{work.value: rule.entries(work) for work in Work}}
     return [name for name, value in parts.items() if value]
+
+
+def pins_life(pins: PinSet) -> str:
+    """Return until when pins count, what comes then, and whether they are only observed; "" if all is as usual."""
+    then = ", then only warned of" if pins.after_expiry is AfterExpiry.WARN else ""
+    words = [f"until {pins.expires}{then}"] if pins.expires is not None else []
+    return ", ".join([*words, *(["only observed"] if pins.observes else [])])
 
 
 def addresses_texts(addresses: AddressSet) -> list[str]:

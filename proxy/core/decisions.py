@@ -11,6 +11,7 @@ Rules of this module:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
@@ -386,10 +387,19 @@ class Denied(Exception):
         proxy_error: the error type (RFC 9209, section 2.3); the reason's own, unless a better one is given.
         entries: the names of the rule's entries whose work has failed, where it is known; else it is that of all that
             are about the body.
+        facts: what programs want to know beside the sentences: extension members of the problem details (RFC 9457,
+            section 3.2), and of the decision line. Their names are ours, and their number and lengths limited.
     """
 
     def __init__(
-        self, reason: Reason, detail: str, hint: str = "", proxy_error: str = "", *, entries: tuple[str, ...] = ()
+        self,
+        reason: Reason,
+        detail: str,
+        hint: str = "",
+        proxy_error: str = "",
+        *,
+        entries: tuple[str, ...] = (),
+        facts: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(f"{reason.code}: {detail}")
         self.reason = reason
@@ -397,6 +407,14 @@ class Denied(Exception):
         self.hint = hint or reason.hint
         self.proxy_error = proxy_error or reason.proxy_error
         self.entries = entries
+        self.facts: Mapping[str, object] = facts or {}
+
+    def again(self, detail: str | None = None) -> Denied:
+        """Return an equal denial, with another detail if one is given. An exception that is raised twice keeps both
+        tracebacks.
+        """
+        detail = self.detail if detail is None else detail
+        return Denied(self.reason, detail, self.hint, self.proxy_error, entries=self.entries, facts=self.facts)
 
 
 def late_response(seconds: float, key: str = "limits.response_seconds", *, is_taken: bool = True) -> Denied:

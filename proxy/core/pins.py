@@ -1,13 +1,15 @@
 """Certificate pins: reads them, computes them, and checks a server's verified chain against them. The policy file's
 reader calls `parse_pin`; the addon `addons.pinning` calls `check_pins` in the TLS handshake; `overcoat pins` prints
-pins.
+pins, and calls `check_pins` for what it has fetched.
 
 Rules of this module:
 
 - A pin is SHA-256 over the DER SubjectPublicKeyInfo (RFC 7469, section 2.4) or, as `cert-sha256/`, over a whole
   certificate. No other hash is accepted, and a digest that is not exactly 32 bytes is refused, never padded or cut.
 - The SubjectPublicKeyInfo is hashed as it stands in the certificate, not re-encoded: two encoders could disagree.
-- Expired pins match nothing, so the date is checked before anything is compared.
+- Pins past their day vouch for nothing: the verdict is then EXPIRED, whatever the chain. Whether that refuses the
+  server is another question, which `PinSet.refuses` answers.
+- Which pins stand in the chain is told with their level, so that one that is no longer needed can be seen to be.
 - Pins narrow what is trusted. They are checked on the chain that was verified, never on what the server merely sent.
 """
 
@@ -28,6 +30,8 @@ from cryptography import x509
 from proxy.core.certificates.der import to_be_signed
 
 DIGEST_LENGTH = 32  # bytes of SHA-256
+MOST_SHOWN = 20  # certificates of a chain, and pins of a set, that a denial tells
+_SHORT = 8  # digits of a pin that tell it apart from the others of a policy: 48 bits, or 32
 _BASE64_LENGTH = 44  # characters of its base64, the padding included
 
 _EXPECTED = "a pin is sha256/ and the base64 of the 32-byte SHA-256 of a public key, or cert-sha256/ and hex"
@@ -44,6 +48,21 @@ class PinVerdict(StrEnum):
     MATCH = "match"
     MISMATCH = "mismatch"
     EXPIRED = "expired"
+
+
+class AfterExpiry(StrEnum):
+    """What happens to a server whose pins have ended."""
+
+    ENFORCE = "enforce"  # it is denied
+    WARN = "warn"  # any valid certificate is enough, and that is said
+
+
+class Level(StrEnum):
+    """Where in a verified chain a certificate stands."""
+
+    LEAF = "leaf"  # the server's own, also where the chain is nothing else
+    INTERMEDIATE = "intermediate"
+    ROOT = "root"  # the trusted certificate at which the chain ends
 
 
 _OF_NOTHING = hashlib.sha256(b"").digest()
@@ -66,6 +85,12 @@ class Pin:
             return f"cert-sha256/{self.digest.hex()}"
         return f"sha256/{base64.b64encode(self.digest).decode('ascii')}"
 
+    @property
+    def short(self) -> str:
+        """Its beginning, by which it is found in the policy: eight digits, as a metric's label."""
+        prefix, _, digits = str(self).partition("/")
+        return f"{prefix}/{digits[:_SHORT]}"
+
 
 @dataclass(frozen=True, slots=True)
 class PinSet:
@@ -74,10 +99,50 @@ class PinSet:
     Attributes:
         any_of: the pins.
         expires: the last day (UTC) on which they count, or None for no end.
+        after_expiry: what happens after that day.
+        observes: whether they are only observed: what they would refuse is reported, and passes.
     """
 
     any_of: tuple[Pin, ...]
     expires: date | None = None
+    after_expiry: AfterExpiry = AfterExpiry.ENFORCE
+    observes: bool = False
+
+    def have_ended(self, today: date) -> bool:
+        """Tell whether their last day has passed."""
+        return self.expires is not None and today > self.expires
+
+    def refuses(self, verdict: PinVerdict) -> bool:
+        """Tell whether a server with this verdict gets nothing."""
+        if verdict is PinVerdict.MATCH or self.observes:
+            return False
+        return verdict is PinVerdict.MISMATCH or self.after_expiry is AfterExpiry.ENFORCE
+
+
+@dataclass(frozen=True, slots=True)
+class PinMatch:
+    """A pin that stands in a verified chain.
+
+    Attributes:
+        pin: the pin.
+        level: at which level.
+    """
+
+    pin: Pin
+    level: Level
+
+
+@dataclass(frozen=True, slots=True)
+class PinCheck:
+    """What came of checking a chain.
+
+    Attributes:
+        verdict: the verdict.
+        matches: the pins that stand in the chain, from leaf to root; also where they have ended.
+    """
+
+    verdict: PinVerdict
+    matches: tuple[PinMatch, ...] = ()
 
 
 def parse_pin(text: str) -> Pin:
@@ -216,7 +281,17 @@ def matching_pins(pins: PinSet, certificate_der: bytes) -> tuple[Pin, ...]:
     return tuple(pin for pin in pins.any_of if pin in found)
 
 
-def check_pins(pins: PinSet, verified_chain: Sequence[bytes], today: date) -> PinVerdict:
+def level_of(depth: int, length: int) -> Level:
+    """Return the level of a certificate.
+
+    Args:
+        depth: how many certificates stand before it; 0 is the server's own.
+        length: how many certificates the chain has.
+    """
+    return Level.LEAF if depth == 0 else Level.ROOT if depth == length - 1 else Level.INTERMEDIATE
+
+
+def check_pins(pins: PinSet, verified_chain: Sequence[bytes], today: date) -> PinCheck:
     """Check a verified chain against pins.
 
     Args:
@@ -225,10 +300,36 @@ def check_pins(pins: PinSet, verified_chain: Sequence[bytes], today: date) -> Pi
         today: the current day in UTC; pins still count on the day `expires` itself.
 
     Returns:
-        EXPIRED after the pins' last day, whatever the chain; MATCH if any certificate has one of the pins; otherwise
-        MISMATCH, also for an empty chain and for certificates that cannot be read.
+        The verdict and the pins that were found. The verdict is EXPIRED after the pins' last day, whatever the chain;
+        MATCH if any certificate has one of the pins; otherwise MISMATCH, also for an empty chain and for certificates
+        that cannot be read.
     """
-    if pins.expires is not None and today > pins.expires:
-        return PinVerdict.EXPIRED
-    is_match = any(matching_pins(pins, certificate_der) for certificate_der in verified_chain)
-    return PinVerdict.MATCH if is_match else PinVerdict.MISMATCH
+    length = len(verified_chain)
+    matches = tuple(
+        PinMatch(pin, level_of(depth, length))
+        for depth, certificate_der in enumerate(verified_chain)
+        for pin in matching_pins(pins, certificate_der)
+    )
+    if pins.have_ended(today):
+        return PinCheck(PinVerdict.EXPIRED, matches)
+    return PinCheck(PinVerdict.MATCH if matches else PinVerdict.MISMATCH, matches)
+
+
+def mismatch_facts(pins: PinSet, verified_chain: Sequence[bytes]) -> dict[str, object]:
+    """Return the pins that a chain has at each level, and those that are wanted, as plain values for programs.
+
+    At most `MOST_SHOWN` certificates and pins are among them. Whole certificates are told only where the set has pins
+    of that kind.
+    """
+    kinds = {pin.kind for pin in pins.any_of}
+    length = len(verified_chain)
+    seen: list[dict[str, str]] = []
+    for depth, der in enumerate(verified_chain[:MOST_SHOWN]):
+        try:
+            found = {"level": level_of(depth, length).value, "pin": str(spki_pin(der))}
+            if "certificate" in kinds:
+                found["certificate_pin"] = str(certificate_pin(der))
+        except ValueError:
+            continue
+        seen.append(found)
+    return {"pins_seen": seen, "pins_wanted": [str(pin) for pin in pins.any_of[:MOST_SHOWN]]}

@@ -34,6 +34,7 @@ from proxy.core.rules.policy import (
     HostPattern,
     Https,
     Limits,
+    Mode,
     PlainHttp,
     Policy,
     Rule,
@@ -410,7 +411,12 @@ class Builder:
             pin = self._pin_of_file(at, entry) if isinstance(entry, PinFile) else entry
             if pin is not None and pins.setdefault(pin, index) != index:
                 self._problem(at, f"any_of[{pins[pin]}] is the same pin already; a backup is a pin of another key")
-        return PinSet(tuple(pins), section.expires)
+        if section.expires is None and "after_expiry" in section.model_fields_set:
+            self._problem(
+                (*steps, "after_expiry"),
+                "without `expires` the pins have no end: give them their last day, or leave it",
+            )
+        return PinSet(tuple(pins), section.expires, section.after_expiry, section.mode is Mode.OBSERVE)
 
     def _pin_of_file(self, steps: Steps, entry: PinFile) -> Pin | None:
         content = self._file((*steps, "file"), entry.file, _MAX_PIN_FILE_BYTES)

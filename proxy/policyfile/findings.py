@@ -25,7 +25,7 @@ from proxy import timelimits
 from proxy.core.fields.entries import Work
 from proxy.core.jose.keymaterial import SecretBytes
 from proxy.core.jose.keys import Key, KeySet
-from proxy.core.pins import PinSet
+from proxy.core.pins import PinSet, PinVerdict
 from proxy.core.rules.policy import Mode, Policy, Rule, Trust
 from proxy.core.rules.transport import denied_by_address
 from proxy.disk.ca import CaError, data_directory, published_lifetime
@@ -71,6 +71,13 @@ def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Find
         found += _of_hosts(policy, rule)
     for whose, pins, consequence in _all_pins(policy):
         found += _end_of_pins(whose, pins, today, consequence)
+        if pins.observes:
+            found.append(
+                Finding(
+                    f"{whose}: its pins are only observed (pins.mode), and refuse no server: take mode out once no "
+                    "decision line says would_deny"
+                )
+            )
         if len(pins.any_of) == 1:
             found.append(Finding(f"{whose}: one pin without a backup; if the upstream's key changes, it is denied"))
     for key_set in policy.keys.values():
@@ -237,15 +244,20 @@ def _all_pins(policy: Policy) -> Iterator[tuple[str, PinSet, str]]:
     """Yield for each pin set: whose it is, the pins, and what happens when they end."""
     proxy = policy.upstream_proxy
     if proxy is not None and proxy.rule.pins is not None:
-        yield "the upstream proxy", proxy.rule.pins, "nothing leaves"
+        yield "the upstream proxy", proxy.rule.pins, _then(proxy.rule.pins, "nothing leaves")
     for rule in policy.rules:
         if rule.pins is not None:
-            yield f"rule {rule.name}", rule.pins, "its hosts are denied"
+            yield f"rule {rule.name}", rule.pins, _then(rule.pins, "its hosts are denied")
+
+
+def _then(pins: PinSet, consequence: str) -> str:
+    return consequence if pins.refuses(PinVerdict.EXPIRED) else "any valid certificate is let through"
 
 
 def _end_of_pins(whose: str, pins: PinSet, today: date, consequence: str) -> Iterator[Finding]:
-    if pins.expires is not None and pins.expires < today:
-        yield Finding(f"{whose}: its pins expired on {pins.expires}: {consequence}", has_failed=True)
+    if pins.have_ended(today):
+        fails = pins.refuses(PinVerdict.EXPIRED)
+        yield Finding(f"{whose}: its pins expired on {pins.expires}: {consequence}", has_failed=fails)
     elif pins.expires is not None and pins.expires <= today + timedelta(seconds=timelimits.SOON_SECONDS):
         yield Finding(f"{whose}: its pins will expire on {pins.expires}; after that {consequence}")
 

@@ -21,6 +21,7 @@ from pydantic_core import core_schema
 
 from proxy.core.fields.entries import Signed
 from proxy.core.jose.keys import Alg, Bind
+from proxy.core.pins import AfterExpiry
 from proxy.core.rules.policy import Egress, Https, Limits, Mode, PlainHttp, Policy
 from proxy.policyfile.values import (
     AddressesText,
@@ -269,7 +270,17 @@ class PinsSection(Section):
     )
     expires: Day | None = Field(
         default=None,
-        description="The last day (UTC) on which the pins count; afterwards the host is denied. Left out: no end.",
+        description="The last day (UTC) on which the pins count; `after_expiry` says what comes then. Left out: no "
+        "end.",
+    )
+    after_expiry: AfterExpiry = _choice(
+        AfterExpiry.ENFORCE,
+        "After the last day: `enforce` denies the host; `warn` lets any valid certificate pass, and says so.",
+    )
+    mode: Mode = _choice(
+        Mode.ENFORCE,
+        "`observe` refuses nothing for these pins: what they would have refused is told by decision line and metric. "
+        "All else of a certificate is checked as ever.",
     )
 
 

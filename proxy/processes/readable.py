@@ -81,6 +81,8 @@ def readable(line: bytes, *, has_colours: bool) -> bytes:
         parts.append(coloured(_text(said, "reason"), _YELLOW if said.get("would_deny") else _RED))
     if said.get("detail") is not None:
         parts.append(_text(said, "detail"))
+    if said.get("pin_detail") is not None:
+        parts.append(coloured(_text(said, "pin_detail"), _YELLOW))
     return (" ".join(parts) + "\n").encode("utf-8")
 
 

@@ -24,7 +24,7 @@ from addons.exchange import Upstream
 from addons.pinning import Pinning, have_expired, is_about_form, verifier, verify_error
 from addons.sessions import Sessions
 from proxy.core.destinations import Destination
-from proxy.core.pins import Pin, PinSet, PinVerdict, certificate_pin, spki_pin
+from proxy.core.pins import AfterExpiry, Level, Pin, PinSet, PinVerdict, certificate_pin, spki_pin
 from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule, Trust
 
 OK, EXPIRED_CERTIFICATE, UNKNOWN_ISSUER = 0, 10, 20  # X509_V_* of OpenSSL
@@ -42,8 +42,10 @@ def der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.DER)
 
 
-def rule(*pins: Pin, expires: date | None = None) -> Rule:
-    return replace(FREE, pins=PinSet(pins, expires))
+def rule(
+    *pins: Pin, expires: date | None = None, after: AfterExpiry = AfterExpiry.ENFORCE, observes: bool = False
+) -> Rule:
+    return replace(FREE, pins=PinSet(pins, expires, after, observes))
 
 
 def verify(
@@ -89,6 +91,84 @@ def test_no_pin_in_the_chain_is_a_mismatch_that_names_the_servers_key() -> None:
     assert upstream.denied.detail.startswith("rule api pins api.example")
     assert "add it to the rule's pins.any_of" in upstream.denied.hint
     assert upstream.denied.hint.endswith("run overcoat pins fetch api.example for all keys of the chain")
+
+
+def test_a_mismatch_tells_programs_what_was_seen_and_wanted() -> None:
+    upstream = Upstream(Policy(), rule(spki_pin(der(STRANGER))))
+    assert not verify(upstream)
+    assert upstream.denied is not None
+    levels = ("leaf", "intermediate", "root")
+    assert upstream.denied.facts == {
+        "pins_seen": [
+            {"level": level, "pin": str(spki_pin(der(each)))} for level, each in zip(levels, CHAIN, strict=True)
+        ],
+        "pins_wanted": [str(spki_pin(der(STRANGER)))],
+    }
+    assert upstream.denied.again("other words").facts == upstream.denied.facts
+
+
+def test_which_pin_matched_at_which_level_is_noted() -> None:
+    upstream = Upstream(Policy(), rule(spki_pin(der(ROOT)), spki_pin(der(STRANGER)), certificate_pin(der(MIDDLE))))
+    assert verify(upstream)
+    assert [(match.pin, match.level) for match in upstream.matches] == [
+        (certificate_pin(der(MIDDLE)), Level.INTERMEDIATE),
+        (spki_pin(der(ROOT)), Level.ROOT),
+    ]
+
+
+@pytest.mark.parametrize("expires", [None, date(2020, 1, 1)])
+def test_pins_that_are_only_observed_refuse_nothing_and_say_what_they_would_have(expires: date | None) -> None:
+    upstream = Upstream(Policy(), rule(spki_pin(der(STRANGER)), expires=expires, observes=True))
+    assert verify(upstream)
+    assert (upstream.denied, upstream.observed, upstream.would_refuse) == (None, None, True)
+    assert upstream.noted is not None
+    assert upstream.noted.reason.code == ("pins_expired" if expires else "pin_mismatch")
+    assert not have_expired(upstream.rule)
+    right = Upstream(Policy(), rule(spki_pin(der(LEAF)), observes=True))
+    assert verify(right)
+    assert (right.noted, right.would_refuse, right.pin) == (None, False, PinVerdict.MATCH)
+
+
+@pytest.mark.parametrize("error", [EXPIRED_CERTIFICATE, UNKNOWN_ISSUER, 62])
+def test_observed_pins_let_pass_for_no_other_cause(error: int) -> None:
+    upstream = Upstream(Policy(), rule(spki_pin(der(STRANGER)), observes=True))
+    assert not verify(upstream, fails_at=0, error=error)
+    assert (reason_of(upstream), upstream.noted) == ("certificate_invalid", None)
+
+
+def test_pins_past_their_day_that_only_warn_let_any_valid_certificate_pass() -> None:
+    today = datetime.now(UTC).date()
+    for pinned, told in ((LEAF, False), (STRANGER, True)):
+        of_yesterday = rule(spki_pin(der(pinned)), expires=today - timedelta(days=1), after=AfterExpiry.WARN)
+        upstream = Upstream(Policy(), of_yesterday)
+        assert verify(upstream)
+        assert (upstream.pin, upstream.denied, upstream.would_refuse) == (PinVerdict.EXPIRED, None, False)
+        assert upstream.noted is not None
+        assert upstream.noted.reason.code == "pins_expired"
+        assert ("no key of the verified chain of api.example matches them" in upstream.noted.detail) is told
+        assert not have_expired(of_yesterday)
+        assert not verify(Upstream(Policy(), of_yesterday), fails_at=0)
+    until_today = Upstream(
+        Policy(), rule(spki_pin(der(STRANGER)), expires=today + timedelta(days=1), after=AfterExpiry.WARN)
+    )
+    assert not verify(until_today)
+    assert reason_of(until_today) == "pin_mismatch"
+
+
+def test_what_the_certificate_has_to_do_with_it_is_said() -> None:
+    for error, told in (
+        (EXPIRED_CERTIFICATE, ": it is valid from 20"),
+        (62, ": it names api.example"),
+        (UNKNOWN_ISSUER, ", which is not trusted"),
+    ):
+        upstream = Upstream(Policy(), FREE)
+        assert not verify(upstream, fails_at=0, error=error)
+        assert upstream.denied is not None
+        assert told in upstream.denied.detail
+    other = Upstream(Policy(), FREE)
+    assert not verify(other, fails_at=0, error=26)
+    assert other.denied is not None
+    assert other.denied.detail.endswith("(depth 0)")
 
 
 def test_only_what_was_verified_counts() -> None:

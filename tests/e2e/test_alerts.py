@@ -49,7 +49,15 @@ RULES = ROOT / "config" / "prometheus" / "overcoat.rules.yml"
 DEADLINE = 60.0
 CA_LIFE = timedelta(days=5 * 365)
 PIN = "sha256/" + base64.b64encode(hashlib.sha256(b"nobody's key").digest()).decode()
-NAMES = ("pinned.example", "expired.example", "invalid.example", "late.example", "fields.example", "nokey.example")
+NAMES = (
+    "pinned.example",
+    "expired.example",
+    "seen.example",
+    "invalid.example",
+    "late.example",
+    "fields.example",
+    "nokey.example",
+)
 HOSTS = dict.fromkeys(NAMES, "127.0.0.1")
 POLICY = """
     keys:
@@ -58,6 +66,8 @@ POLICY = """
     rules:
       - {{name: pinned, hosts: [pinned.example], pins: {{any_of: ["{pin}"]}}}}
       - {{name: expired, hosts: [expired.example], pins: {{any_of: ["{pin}"], expires: 2020-01-01}}}}
+      - {{name: lapsed, hosts: [lapsed.example], pins: {{any_of: ["{pin}"], expires: 2020-01-01, after_expiry: warn}}}}
+      - {{name: seen, hosts: [seen.example], pins: {{any_of: ["{pin}"], mode: observe}}}}
       - {{name: soon, hosts: [soon.example], pins: {{any_of: ["{pin}"], expires: {soon}}}}}
       - {{name: invalid, hosts: [invalid.example]}}
       - {{name: fields, hosts: [fields.example], request: [{{encrypt: ["$.a"], key: good}}]}}
@@ -242,6 +252,8 @@ def test_each_fires_on_one_event_and_on_many_between_two_scrapes(
         states = {
             ("OvercoatPinsExpireSoon", instance_of(main), "expired"),
             ("OvercoatPinsExpireSoon", instance_of(main), "soon"),
+            ("OvercoatPinsExpireSoon", instance_of(main), "lapsed"),
+            ("OvercoatPinsLapsed", instance_of(main), "lapsed"),
             ("OvercoatLocalCaExpiresSoon", instance_of(main), ""),
             ("OvercoatKeyExpiresSoon", instance_of(main), ""),
             ("OvercoatObserves", instance_of(silent), ""),
@@ -253,6 +265,7 @@ def test_each_fires_on_one_event_and_on_many_between_two_scrapes(
                 for name in ("pinned", "expired"):
                     assert ask(main, f"{name}.example:{upstream.port}") == 502
                 assert ask(main, f"invalid.example:{stranger.port}") == 502
+                assert ask(main, f"seen.example:{upstream.port}") == 200
                 assert ask(main, f"fields.example:{upstream.port}", b"no JSON") == 422
                 assert ask(main, f"nokey.example:{upstream.port}") == 503
                 assert ask(main, "10.1.2.3:80") == 403
@@ -268,6 +281,7 @@ def test_each_fires_on_one_event_and_on_many_between_two_scrapes(
         expected = {
             ("OvercoatPinMismatch", instance_of(main), "pinned"),
             ("OvercoatPinsExpired", instance_of(main), "expired"),
+            ("OvercoatPinsWouldRefuse", instance_of(main), "seen"),
             ("OvercoatCertificateInvalid", instance_of(main), "invalid"),
             ("OvercoatFieldsFail", instance_of(main), "fields"),
             ("OvercoatKeyUnavailable", instance_of(main), "nokey"),

@@ -40,7 +40,7 @@ def problem_details(denied: Denied, rule: str | None, id: str) -> bytes:
     """Return the RFC 9457 body of a denial, UTF-8 JSON.
 
     Args:
-        denied: the reason, detail and hint.
+        denied: the reason, detail, hint and facts.
         rule: the name of the rule that matched, or None.
         id: the request's id, a UUID.
     """
@@ -55,6 +55,7 @@ def problem_details(denied: Denied, rule: str | None, id: str) -> bytes:
     if rule is not None:
         problem["rule"] = rule
     problem["hint"] = denied.hint
+    problem |= denied.facts
     return json.dumps(problem, ensure_ascii=False, indent=1).encode() + b"\n"
 
 

@@ -464,7 +464,7 @@ class Conversation:
         else:
             may_retry = self._was_reused and not is_streamed and self.head.method in _IDEMPOTENT
         if is_untouched and self._tries >= MAX_TRIES:
-            denied = Denied(denied.reason, f"{denied.detail}; so it was {self._tries} times", denied.hint)
+            denied = denied.again(f"{denied.detail}; so it was {self._tries} times")
         if may_retry:
             if is_streamed and self._kept:
                 self._waiting.append(bytes(self._kept))

@@ -55,8 +55,9 @@ async def open_stream(
     while (opening := pool.opening(key)) is not None:
         await asyncio.wait((opening,))  # not the future itself: cancelling one waiter would cancel it for all
         if (other := opening.result()) is not None:
-            record.pin, record.observed = other.pin, other.observed
-            raise _again(other.denied)
+            record.pin, record.observed, record.matches = other.pin, other.observed, other.matches
+            assert other.denied is not None
+            raise other.denied.again()
         if (found := pool.take(key, version)) is not None:
             return found
         if pool.speaks_only_http1(key, version):
@@ -82,14 +83,6 @@ async def _dial(
 ) -> UpstreamConnection:
     services.pool.opens()
     return await dial(services, server, key, record, context)
-
-
-def _again(denied: Denied | None) -> Denied:
-    """Return an equal denial for another request that waited: an exception that is raised twice keeps both
-    tracebacks.
-    """
-    assert denied is not None
-    return Denied(denied.reason, denied.detail, denied.hint, denied.proxy_error)
 
 
 def _share(services: Services, upstream: UpstreamConnection) -> UpstreamStream:

@@ -107,10 +107,14 @@ async def _through(
     try:
         connection = await connect(services, host, port, of_proxy)
         outer = await secure(services, server, connection, of_proxy, context)
+        if of_proxy.noted is not None:
+            record.noted = of_proxy.noted.again(f"the upstream proxy: {of_proxy.noted.detail}")
+            record.would_refuse = of_proxy.would_refuse
     except Denied as denied:
-        is_about_trust = denied.reason in _ABOUT_TRUST
-        reason = denied.reason if is_about_trust else Reason.UPSTREAM_PROXY_FAILED
-        raise Denied(reason, f"the upstream proxy: {denied.detail}", denied.hint if is_about_trust else "") from None
+        detail = f"the upstream proxy: {denied.detail}"
+        if denied.reason in _ABOUT_TRUST:
+            raise denied.again(detail) from None
+        raise Denied(Reason.UPSTREAM_PROXY_FAILED, detail) from None
     finally:
         upstreams.pop(server.id, None)
     ours, theirs = paired_sockets()

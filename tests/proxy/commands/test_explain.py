@@ -37,6 +37,7 @@ def test_explain_tells_the_whole_way_of_a_plain_http_request() -> None:
         "denied": [],
         "pins": [PIN_A, PIN_B],
         "pins_expire": "2999-06-30",
+        "pins_life": "until 2999-06-30",
         "encrypt": [
             {
                 "selectors": ["$.card.number", "$..ssn"],

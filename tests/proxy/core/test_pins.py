@@ -16,11 +16,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from proxy.core.pins import (
+    MOST_SHOWN,
+    AfterExpiry,
+    Level,
     Pin,
+    PinMatch,
     PinSet,
     PinVerdict,
     certificate_pin,
     check_pins,
+    level_of,
+    mismatch_facts,
     parse_pin,
     spki_pin,
 )
@@ -159,46 +165,102 @@ def test_what_is_no_certificate_has_no_pin(data: bytes) -> None:
 
 @pytest.mark.parametrize("pin", [spki_pin(LEAF), certificate_pin(LEAF), spki_pin(ROOT), certificate_pin(ROOT)])
 def test_a_pin_of_any_certificate_in_the_chain_matches(pin: Pin) -> None:
-    assert check_pins(PinSet((Pin("spki", DIGEST), pin)), [LEAF, ROOT], TODAY) is PinVerdict.MATCH
+    assert check_pins(PinSet((Pin("spki", DIGEST), pin)), [LEAF, ROOT], TODAY).verdict is PinVerdict.MATCH
 
 
 def test_pins_that_are_not_in_the_chain_do_not_match() -> None:
-    assert check_pins(PinSet((spki_pin(ROOT), certificate_pin(ROOT))), [LEAF], TODAY) is PinVerdict.MISMATCH
+    assert check_pins(PinSet((spki_pin(ROOT), certificate_pin(ROOT))), [LEAF], TODAY).verdict is PinVerdict.MISMATCH
 
 
 def test_the_two_kinds_of_pin_are_not_interchangeable() -> None:
     crossed = (Pin("certificate", spki_pin(LEAF).digest), Pin("spki", certificate_pin(LEAF).digest))
-    assert check_pins(PinSet(crossed), [LEAF], TODAY) is PinVerdict.MISMATCH
+    assert check_pins(PinSet(crossed), [LEAF], TODAY).verdict is PinVerdict.MISMATCH
 
 
 def test_an_empty_chain_does_not_match() -> None:
-    assert check_pins(PinSet((spki_pin(LEAF),)), [], TODAY) is PinVerdict.MISMATCH
+    assert check_pins(PinSet((spki_pin(LEAF),)), [], TODAY).verdict is PinVerdict.MISMATCH
 
 
 def test_an_empty_pin_set_matches_nothing() -> None:
-    assert check_pins(PinSet(()), [LEAF], TODAY) is PinVerdict.MISMATCH
+    assert check_pins(PinSet(()), [LEAF], TODAY).verdict is PinVerdict.MISMATCH
 
 
 def test_a_certificate_that_cannot_be_read_does_not_match_even_by_its_own_hash() -> None:
     pins = PinSet((Pin("certificate", hashlib.sha256(b"junk").digest()), Pin("spki", hashlib.sha256(b"junk").digest())))
-    assert check_pins(pins, [b"junk"], TODAY) is PinVerdict.MISMATCH
+    assert check_pins(pins, [b"junk"], TODAY).verdict is PinVerdict.MISMATCH
 
 
 def test_the_last_day_of_a_pin_set_is_still_good() -> None:
-    assert check_pins(PinSet((spki_pin(LEAF),), TODAY), [LEAF], TODAY) is PinVerdict.MATCH
+    assert check_pins(PinSet((spki_pin(LEAF),), TODAY), [LEAF], TODAY).verdict is PinVerdict.MATCH
 
 
 def test_expired_pins_fail_before_anything_matches() -> None:
-    assert check_pins(PinSet((spki_pin(LEAF),), TODAY - timedelta(days=1)), [LEAF], TODAY) is PinVerdict.EXPIRED
+    assert check_pins(PinSet((spki_pin(LEAF),), TODAY - timedelta(days=1)), [LEAF], TODAY).verdict is PinVerdict.EXPIRED
 
 
 def test_pins_without_an_end_never_expire() -> None:
-    assert check_pins(PinSet((spki_pin(LEAF),)), [LEAF], date.max) is PinVerdict.MATCH
+    assert check_pins(PinSet((spki_pin(LEAF),)), [LEAF], date.max).verdict is PinVerdict.MATCH
+
+
+def test_each_pin_is_found_at_its_level_also_when_the_pins_have_ended() -> None:
+    pins = PinSet((certificate_pin(ROOT), spki_pin(LEAF), Pin("spki", DIGEST), spki_pin(ROOT)))
+    found = (
+        PinMatch(spki_pin(LEAF), Level.LEAF),
+        PinMatch(certificate_pin(ROOT), Level.ROOT),
+        PinMatch(spki_pin(ROOT), Level.ROOT),
+    )
+    assert check_pins(pins, [LEAF, ROOT], TODAY).matches == found
+    ended = PinSet(pins.any_of, TODAY - timedelta(days=1))
+    assert check_pins(ended, [LEAF, ROOT], TODAY).matches == found
+
+
+def test_levels() -> None:
+    assert [level_of(depth, 4) for depth in range(4)] == [Level.LEAF, *[Level.INTERMEDIATE] * 2, Level.ROOT]
+    assert level_of(0, 1) is Level.LEAF
+
+
+@pytest.mark.parametrize(
+    ("after_expiry", "observes", "refused"),
+    [
+        (AfterExpiry.ENFORCE, False, {PinVerdict.MISMATCH, PinVerdict.EXPIRED}),
+        (AfterExpiry.WARN, False, {PinVerdict.MISMATCH}),
+        (AfterExpiry.ENFORCE, True, set()),
+        (AfterExpiry.WARN, True, set()),
+    ],
+)
+def test_what_pins_refuse(after_expiry: AfterExpiry, observes: bool, refused: set[PinVerdict]) -> None:
+    pins = PinSet((spki_pin(LEAF),), TODAY, after_expiry, observes)
+    assert {verdict for verdict in PinVerdict if pins.refuses(verdict)} == refused
+    assert [pins.have_ended(TODAY + timedelta(days=days)) for days in (-1, 0, 1)] == [False, False, True]
+
+
+def test_the_short_form_of_a_pin_is_its_beginning() -> None:
+    for pin, short in (
+        (Pin("spki", DIGEST), f"sha256/{BASE64[:8]}"),
+        (Pin("certificate", DIGEST), "cert-sha256/00010203"),
+    ):
+        assert pin.short == short
+        assert str(pin).startswith(short)
+
+
+def test_a_mismatch_tells_the_pins_of_each_level_and_those_wanted() -> None:
+    wanted = Pin("spki", DIGEST)
+    assert mismatch_facts(PinSet((wanted,)), [LEAF, b"junk", ROOT]) == {
+        "pins_seen": [{"level": "leaf", "pin": str(spki_pin(LEAF))}, {"level": "root", "pin": str(spki_pin(ROOT))}],
+        "pins_wanted": [str(wanted)],
+    }
+    whole = Pin("certificate", DIGEST)
+    assert mismatch_facts(PinSet((wanted, whole)), [LEAF])["pins_seen"] == [
+        {"level": "leaf", "pin": str(spki_pin(LEAF)), "certificate_pin": str(certificate_pin(LEAF))}
+    ]
+    many = PinSet(tuple(Pin("spki", bytes([number, *range(31)])) for number in range(MOST_SHOWN + 5)))
+    facts = mismatch_facts(many, [LEAF] * (MOST_SHOWN + 5))
+    assert [len(list(facts[name])) for name in ("pins_seen", "pins_wanted")] == [MOST_SHOWN] * 2  # type: ignore[call-overload]  # they are lists
 
 
 @given(st.lists(st.binary(max_size=60)))
 def test_no_chain_makes_the_check_raise(chain: list[bytes]) -> None:
-    assert check_pins(PinSet((spki_pin(LEAF),)), chain, TODAY) is PinVerdict.MISMATCH
+    assert check_pins(PinSet((spki_pin(LEAF),)), chain, TODAY).verdict is PinVerdict.MISMATCH
 
 
 def _spellings(digest: bytes) -> list[str]:

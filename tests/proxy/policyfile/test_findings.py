@@ -203,3 +203,26 @@ def test_a_file_that_everyone_may_change(tmp_path: Path) -> None:
         assert [each.partition(":")[0] for each in said] == [
             f"{tmp_path / 'k.pem'} may be changed by everyone on this machine"
         ] * is_found
+
+
+def test_pins_that_refuse_nothing_are_said_to(tmp_path: Path) -> None:
+    lapsed = f"{{any_of: {TWO_PINS}, expires: 2027-01-14, after_expiry: warn}}"
+    rules = f"""\
+        version: 1
+        upstream_proxy: {{url: "https://proxy.example:3128", pins: {lapsed}}}
+        rules:
+          - {{name: warns, hosts: [a.example], pins: {lapsed}}}
+          - {{name: soon, hosts: [c.example], pins: {lapsed.replace("01-14", "02-01")}}}
+          - {{name: observes, hosts: [b.example], pins: {{any_of: {TWO_PINS}, mode: observe}}}}
+          - {{name: both, hosts: [d.example], pins: {{any_of: {TWO_PINS}, mode: observe, expires: 2027-01-14}}}}
+        """
+    let_through = "any valid certificate is let through"
+    observed = "its pins are only observed (pins.mode), and refuse no server: take mode out once no decision line says "
+    assert found(tmp_path, rules) == [
+        Finding(f"the upstream proxy: its pins expired on 2027-01-14: {let_through}"),
+        Finding(f"rule warns: its pins expired on 2027-01-14: {let_through}"),
+        Finding(f"rule soon: its pins will expire on 2027-02-01; after that {let_through}"),
+        Finding(f"rule observes: {observed}would_deny"),
+        Finding(f"rule both: its pins expired on 2027-01-14: {let_through}"),
+        Finding(f"rule both: {observed}would_deny"),
+    ]

@@ -567,6 +567,21 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         RULE + f"    pins:\n      any_of: ['{PIN_A}']\n      expires: tomorrow\n",
         *(7, 16, "rules[0].pins.expires", "YYYY-MM-DD"),
     ),
+    (
+        "what comes after no end",
+        RULE + f"    pins:\n      any_of: ['{PIN_A}']\n      after_expiry: warn\n",
+        *(7, 21, "rules[0].pins.after_expiry", "without `expires` the pins have no end"),
+    ),
+    (
+        "an unknown end",
+        RULE + f"    pins:\n      any_of: ['{PIN_A}']\n      expires: 2027-02-28\n      after_expiry: ignore\n",
+        *(8, 21, "rules[0].pins.after_expiry", "warn"),
+    ),
+    (
+        "an unknown mode of pins",
+        RULE + f"    pins:\n      any_of: ['{PIN_A}']\n      mode: watch\n",
+        *(7, 13, "rules[0].pins.mode", "observe"),
+    ),
     # Fields
     (
         "a bad selector",
