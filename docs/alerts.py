@@ -158,7 +158,7 @@ ALERTS = (
         events(denials(Reason.KEY_UNAVAILABLE), _DENIED),
         "critical",
         "rule {{ $labels.rule }}: there is no key to encrypt with, and requests are denied",
-        "The key set's primary key is past its not_after date: give it a new one.",
+        "The key set's primary key is past its not_after date, or not good yet (not_before): give it another one.",
     ),
     Alert(
         "OvercoatKeyExpiresSoon",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -157,8 +158,14 @@ def _key_set_summary(policy: Policy, name: str) -> dict[str, Any]:
         "name": name,
         "alg": key_set.alg.value,
         "bind": key_set.bind.value,
+        "grace_days": key_set.grace,
         "keys": [
-            {"kid": key.kid, "decrypts": key.can_open, "not_after": key.not_after and key.not_after.isoformat()}
+            {
+                "kid": key.kid,
+                "decrypts": key.can_open,
+                "not_before": key.not_before and key.not_before.isoformat(),
+                "not_after": key.not_after and key.not_after.isoformat(),
+            }
             for key in keys
         ],
     }
@@ -244,12 +251,19 @@ def _print_summary(policy: Policy) -> None:
                 table.add_row(rule.name, entry.work + even, fields, entry.keys.name, _when_text(entry))
         console.print(table)
     if policy.keys:
-        table = plain_table("key set", "alg", "kid", "decrypts", "not after")
+        table = plain_table("key set", "alg", "kid", "decrypts", "good")
         for key_set in summary["keys"]:
             for key in key_set["keys"]:
                 decrypts = "yes" if key["decrypts"] else "no, public"
-                table.add_row(key_set["name"], key_set["alg"], key["kid"], decrypts, key["not_after"] or "no end")
+                days = _days_text(key, key_set["grace_days"])
+                table.add_row(key_set["name"], key_set["alg"], key["kid"], decrypts, days)
         console.print(table)
+
+
+def _days_text(key: Mapping[str, Any], grace: int) -> str:
+    begins = f"from {key['not_before']} " if key["not_before"] else ""
+    ends = f"until {key['not_after']}" if key["not_after"] else "no end" if not begins else ""
+    return f"{begins}{ends}{f' (+ {grace} d)' if grace and key['not_after'] else ''}".strip()
 
 
 def _strictness_text(policy: Policy) -> str:

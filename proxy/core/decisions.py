@@ -317,7 +317,7 @@ class Reason(Enum):
         503,
         "proxy_configuration_error",
         "No key to encrypt with",
-        "The rule's encryption key is missing or past its `not_after` date.",
+        "The rule's encryption key is missing, past its `not_after` date, or not good yet (`not_before`).",
         "give the key set a new primary key",
     )
     DECRYPTION_FAILED = (

@@ -112,7 +112,9 @@ class Builder:
         self._usable = usable_part(document.data)
         self._folder = folder
         self._env = env
-        self._keys = KeyReader(folder, env, is_without_secrets, self._problem, self.note, self.files)
+        self._keys = KeyReader(
+            folder, env, is_without_secrets, self._problem, self.note, self._key_password, self.files
+        )
 
     def build(self) -> Policy:
         """Return the policy; it is valid only if neither the model nor this step has found an error."""
@@ -275,21 +277,30 @@ class Builder:
         rule = Rule("upstream_proxy", (), PlainHttp.REJECT, Https.INSPECT, pins=pins)
         return UpstreamProxy(address.destination, address.is_https, rule, authorization, tuple(section.direct or ()))
 
-    def _secret_text(self, steps: Steps, source: KeySource, *, is_guessable: bool = False) -> str | None:
-        """Return one line of text from outside the policy file; None if it cannot be read."""
+    def _secret_text(
+        self, steps: Steps, source: KeySource, *, is_guessable: bool = False, may_have_blanks: bool = False
+    ) -> str | None:
+        """Return one line of text from outside the policy file; None if it cannot be read. Blanks round it are taken
+        off, or only the end of the line.
+        """
+        blanks = "\r\n" if may_have_blanks else None
         if source.file is not None:
             at: Steps = (*steps, "file")
             content = self._file(at, source.file, _MAX_PASSWORD_BYTES, is_guessable=is_guessable, is_secret=True)
-            return None if content is None else content.decode("utf-8", "replace").strip()
+            return None if content is None else content.decode("utf-8", "replace").strip(blanks)
         if source.env in self._env:
             self.note(os.fsencode(self._env[source.env or ""]), is_guessable=is_guessable)
-            return self._env[source.env or ""].strip()
+            return self._env[source.env or ""].strip(blanks)
         what = f"the environment variable {variable_name(source.env or '')} is not set"
         if self._keys.is_without_secrets:
             self._keys.unchecked.append(f"{path_text((*steps, 'env'))}: {what}")
         else:
             self._problem((*steps, "env"), what)
         return None
+
+    def _key_password(self, steps: Steps, source: KeySource) -> str | None:
+        """Return the password of an encrypted key; None if it cannot be read."""
+        return self._secret_text(steps, source, is_guessable=True, may_have_blanks=True)
 
     def _password(self, steps: Steps, entry: PasswordHash | KeySource) -> PasswordHash | None:
         if isinstance(entry, PasswordHash):

@@ -128,7 +128,7 @@ def calendar(policy: Policy) -> Iterator[Ending]:
     for key_set in policy.keys.values():
         for key in key_set.keys:
             if key.not_after is not None:
-                yield Ending(_name_of(key, key_set), key.not_after, _without(key, key_set))
+                yield Ending(_name_of(key, key_set), _last_day(key, key_set) or key.not_after, _without(key, key_set))
     if policy.trust.roots is not None:
         for end, name in _ends_of_roots(policy.trust):
             yield Ending(f"trust.roots: {shown(name)}", end.date(), "what it signed is not trusted")
@@ -275,11 +275,18 @@ def _of_keys(policy: Policy, key_set: KeySet, today: date) -> Iterator[Finding]:
 
 
 def _end_of_key(key: Key, key_set: KeySet, today: date) -> Iterator[Finding]:
-    whose = _name_of(key, key_set)
-    if key.not_after is not None and key.not_after < today:
-        yield Finding(f"{whose} expired on {key.not_after}: {_without(key, key_set)}", has_failed=True)
-    elif key.not_after is not None and key.not_after <= today + timedelta(seconds=timelimits.SOON_SECONDS):
-        yield Finding(f"{whose} will expire on {key.not_after}; after that {_without(key, key_set)}")
+    whose, last = _name_of(key, key_set), _last_day(key, key_set)
+    if key is key_set.now.primary and key.begins_later(today):
+        yield Finding(f"{whose} is not good before {key.not_before}: {_without(key, key_set)}", has_failed=True)
+    if last is not None and last < today:
+        yield Finding(f"{whose} expired on {last}: {_without(key, key_set)}", has_failed=True)
+    elif last is not None and last <= today + timedelta(seconds=timelimits.SOON_SECONDS):
+        yield Finding(f"{whose} will expire on {last}; after that {_without(key, key_set)}")
+
+
+def _last_day(key: Key, key_set: KeySet) -> date | None:
+    """Return the last day on which a key does what it is there for: the primary one seals, the others open."""
+    return key.not_after if key is key_set.now.primary else key_set.last_opening(key)
 
 
 def _name_of(key: Key, key_set: KeySet) -> str:
@@ -287,7 +294,7 @@ def _name_of(key: Key, key_set: KeySet) -> str:
 
 
 def _without(key: Key, key_set: KeySet) -> str:
-    if key is key_set.primary:
+    if key is key_set.now.primary:
         return "what it should encrypt is denied"
     return "what it encrypted is not opened any more"
 

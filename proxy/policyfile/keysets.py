@@ -11,18 +11,20 @@ Rules of this module:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Protocol
 
+from proxy.core.jose.jwksets import keys_of_set
 from proxy.core.jose.keymaterial import SecretBytes
 from proxy.core.jose.keys import Alg, BadKey, Key, KeySet, load_key, new_key
 from proxy.disk.keyfiles import KeyFileError, read_key_file
 from proxy.policyfile.model import KeyEntry, KeySetSection
 from proxy.policyfile.nearby import unreadable
 from proxy.policyfile.usable import Usable
+from proxy.policyfile.values import KeySource
 from proxy.policyfile.yamltext import Steps, path_text, shown
 
 
@@ -43,6 +45,7 @@ class KeyReader:
         is_without_secrets: whether secrets that are not there are no error.
         report: takes errors.
         note: takes the content of what was read, for the policy's hash.
+        password: reads a password; returns None if it cannot be read, which it has reported then.
         files: the files that were looked for are appended here.
         unchecked: what was not there is appended here.
     """
@@ -52,6 +55,7 @@ class KeyReader:
     is_without_secrets: bool
     report: Report
     note: Callable[[bytes], None]
+    password: Callable[[Steps, KeySource], str | None]
     files: list[Path]
     unchecked: list[str] = field(default_factory=list)
 
@@ -72,45 +76,108 @@ class KeyReader:
 
     def _key_set(self, name: str, section: KeySetSection, usable: Usable, opens: bool) -> KeySet | None:
         steps: Steps = ("keys", name)
-        listed: list[tuple[Steps, KeyEntry]] = [((*steps, "primary"), section.primary)]
-        older = usable.numbered((*steps, "older"), section.older or ())
-        listed += [((*steps, "older", index), entry) for index, entry in older]
+        keys: Sequence[Key] | None
+        if section.set is not None:
+            keys = self._whole_set((*steps, "set"), section.set, section, opens)
+        elif section.primary is not None:
+            listed: list[tuple[Steps, KeyEntry]] = [((*steps, "primary"), section.primary)]
+            older = usable.numbered((*steps, "older"), section.older or ())
+            keys = self._listed(
+                [*listed, *(((*steps, "older", index), entry) for index, entry in older)], section, opens
+            )
+        else:  # the model has refused it
+            keys = None
+        if keys is None:
+            return None
+        return KeySet(name, section.alg, keys[0], tuple(keys[1:]), section.bind, section.grace)
+
+    def _listed(
+        self, listed: Sequence[tuple[Steps, KeyEntry]], section: KeySetSection, opens: bool
+    ) -> Sequence[Key] | None:
+        """Return the keys of a set whose entries each name one; None if one of them is wrong."""
         keys: list[Key] = []
-        complete = True
         for at, entry in listed:
             key = self._key(at, entry, section, opens)
-            if key is None:
-                complete = False
-            elif any(key.kid == other.kid for other in keys):
+            if key is not None and any(key.kid == other.kid for other in keys):
                 self.report(
                     (*at, "kid") if entry.kid else at,
-                    f"the kid {shown(key.kid)} stands twice in key set {name}; each key needs its own",
+                    f"the kid {shown(key.kid)} stands twice in key set {at[1]}; each key needs its own",
                 )
-                complete = False
-            else:
+            elif key is not None:
                 keys.append(key)
-        return KeySet(name, section.alg, keys[0], tuple(keys[1:]), section.bind) if complete else None
+        return keys if len(keys) == len(listed) else None
+
+    def _whole_set(self, at: Steps, source: KeySource, section: KeySetSection, opens: bool) -> Sequence[Key] | None:
+        def read(data: bytes, where: str) -> Sequence[Key]:
+            return keys_of_set(data, alg=section.alg, source=where)
+
+        return self._read(at, source, section, read, lambda: (self._new(section.alg, opens),))
 
     def _key(self, steps: Steps, entry: KeyEntry, section: KeySetSection, opens: bool) -> Key | None:
-        file = entry.file or (entry.key.file if entry.key else None)
-        at: Steps = (*steps, "file") if entry.file else (*steps, "key")
+        source = KeySource(file=entry.file) if entry.file else entry.key or KeySource()
+        password: bytes | None = None
+        is_here = True
+        if entry.password is not None:
+            text = self.password((*steps, "password"), entry.password)
+            if text is None and not self.is_without_secrets:
+                return None
+            is_here, password = text is not None, (text or "").encode("utf-8", "surrogateescape")
+
+        def read(data: bytes, where: str) -> Key:
+            if not is_here:
+                return stand_in()
+            return load_key(
+                data,
+                alg=section.alg,
+                kid=entry.kid,
+                not_after=entry.not_after,
+                not_before=entry.not_before,
+                password=password,
+                source=where,
+            )
+
+        def stand_in() -> Key:
+            key = replace(self._new(section.alg, opens), not_after=entry.not_after, not_before=entry.not_before)
+            return key if entry.kid is None else replace(key, kid=entry.kid)
+
+        return self._read((*steps, "file" if entry.file else "key"), source, section, read, stand_in)
+
+    def _read[T](
+        self,
+        at: Steps,
+        source: KeySource,
+        section: KeySetSection,
+        read: Callable[[bytes, str], T],
+        stand_in: Callable[[], T],
+    ) -> T | None:
+        """Read what a file or variable holds; None if it is wrong, which is reported then.
+
+        Args:
+            at: where the policy names it.
+            source: the file or variable.
+            section: the key set.
+            read: makes something of the content, and is told where it comes from; raises BadKey.
+            stand_in: makes something in its place, where secrets are not; raises BadKey.
+        """
+        path = self.folder / source.file if source.file is not None else None
         try:
-            if file is not None:
-                self.files.append(self.folder / file)
-                data = read_key_file(self.folder / file, unsafe_permissions=section.unsafe_key_permissions)
-            else:
-                data = self._variable((entry.key.env if entry.key else None) or "")
+            try:
+                if path is not None:
+                    self.files.append(path)
+                    data = read_key_file(path, unsafe_permissions=section.unsafe_key_permissions)
+                else:
+                    data = self._variable(source.env or "")
+            except (FileNotFoundError, _NotSet) as error:
+                if not self.is_without_secrets:
+                    raise
+                why = str(error) if path is None else f"there is no {path}"
+                self.unchecked.append(f"{path_text(at)}: {why}")
+                return stand_in()
             self.note(data)
-            return load_key(data, alg=section.alg, kid=entry.kid, not_after=entry.not_after)
+            return read(data, str(path) if path is not None else f"${source.env}")
         except OSError as error:
-            if self.is_without_secrets and isinstance(error, FileNotFoundError):
-                return self._stand_in(at, f"there is no {self.folder / (file or '')}", entry, section, opens)
-            self.report(at, unreadable(self.folder / (file or ""), error))
-        except _NotSet as error:
-            if self.is_without_secrets:
-                return self._stand_in(at, str(error), entry, section, opens)
-            self.report(at, str(error))
-        except (KeyFileError, BadKey) as error:
+            self.report(at, unreadable(path or Path(), error))
+        except (_NotSet, KeyFileError, BadKey) as error:
             self.report(at, str(error))
         return None
 
@@ -119,14 +186,9 @@ class KeyReader:
             raise _NotSet(f"the environment variable {variable_name(name)} is not set")
         return self.env[name].encode("utf-8", errors="surrogateescape")
 
-    def _stand_in(self, at: Steps, why: str, entry: KeyEntry, section: KeySetSection, opens: bool) -> Key | None:
-        self.unchecked.append(f"{path_text(at)}: {why}")
-        key = _new_key(section.alg)
-        try:
-            key = replace(key, kid=entry.kid or f"unknown-{len(self.unchecked)}", not_after=entry.not_after)
-        except BadKey as error:
-            self.report(at, str(error))
-            return None
+    def _new(self, alg: Alg, opens: bool) -> Key:
+        """Return a new key in the place of one that is not here."""
+        key = replace(_new_key(alg), kid=f"unknown-{len(self.unchecked)}")
         return key if opens or isinstance(key.material, SecretBytes) else key.public()
 
 

@@ -27,6 +27,7 @@ from proxy.policyfile.values import (
     AddressesText,
     AdminText,
     Day,
+    Days,
     FileName,
     HostName,
     HostText,
@@ -41,6 +42,7 @@ from proxy.policyfile.values import (
     ProxyUrl,
     ResponseSeconds,
     SelectorText,
+    SetSource,
     UserName,
     Version,
     ViaName,
@@ -214,24 +216,37 @@ class ClientsSection(Section):
 
 
 class KeyEntry(Section):
-    """One key of a set: where it is, its name, its last day."""
+    """One key of a set: where it is, its name, its first and last day."""
 
     kid: Kid | None = Field(
         default=None,
-        description="The key's name, which encrypted values carry. Left out: the JWK's own `kid`, else its RFC 7638 "
-        "thumbprint.",
+        description="The key's name, which encrypted values carry; of a JWK Set, which of its keys is meant. Left out: "
+        "the JWK's own `kid`, else its RFC 7638 thumbprint.",
     )
     file: FileName | None = Field(
         default=None,
-        description="The file that holds the key, PEM or JWK, relative to the policy file. Exactly one of `file` and "
-        "`key` is given.",
+        description="The file that holds the key (PEM, PKCS#12, JWK, JWK Set, or for A256KW the base64 of 32 bytes), "
+        "relative to the policy file. Exactly one of `file` and `key` is given.",
     )
     key: KeySourceEntry | None = Field(
         default=None,
-        description="Where the key comes from: `{env: NAME}`, a variable with PEM or JWK text, or `{file: PATH}`.",
+        description="Where the key comes from: `{env: NAME}`, a variable with the text of such a file, or "
+        "`{file: PATH}`.",
+    )
+    password: KeySourceEntry | None = Field(
+        default=None,
+        description="Where the password comes from that opens PKCS#12 or an encrypted PEM: `{env: NAME}` or "
+        "`{file: PATH}`. Left out: it is not encrypted.",
+    )
+    not_before: Day | None = Field(
+        default=None,
+        description="The first day (UTC) on which the key encrypts; it decrypts before, too, since clocks differ. Left "
+        "out: from the start.",
     )
     not_after: Day | None = Field(
-        default=None, description="The last day (UTC) on which the key is used. Left out: it has no end."
+        default=None,
+        description="The last day (UTC) on which the key encrypts, and decrypts, if its set has no `grace`. Left out: "
+        "it has no end.",
     )
 
     @model_validator(mode="after")
@@ -245,9 +260,25 @@ class KeySetSection(Section):
     """A key set: one key that encrypts and decrypts, and older ones that still decrypt."""
 
     alg: Alg = Field(strict=False, description="The algorithm (RFC 7518, section 4) of all keys of the set.")
-    primary: KeyEntry = Field(description="The key that encrypts, and decrypts if its private half is here.")
+    primary: KeyEntry | None = Field(
+        default=None,
+        description="The key that encrypts, and decrypts if its private half is here. Exactly one of `primary` and "
+        "`set` is given.",
+    )
     older: Annotated[list[KeyEntry], Field(min_length=1)] | None = Field(
-        default=None, description="Keys that still decrypt, for rotation. Left out: none."
+        default=None, description="Keys that still decrypt, or are to follow, beside `primary`. Left out: none."
+    )
+    set: SetSource | None = Field(
+        default=None,
+        description="A JWK Set with all the keys, the first of which is the primary one: a file, relative to the "
+        "policy file, or `{env: NAME}`. Its members `nbf` and `exp` are what "
+        "`not_before` and `not_after` are here, in seconds since 1970.",
+    )
+    grace: Days = Field(
+        default=0,
+        json_schema_extra={"default": "0d"},
+        description="For how long a key still decrypts after its last day: whole days, `30d` or `4w`. Left out: not at "
+        "all.",
     )
     bind: Bind = _choice(
         Bind.PLACE,
@@ -259,6 +290,16 @@ class KeySetSection(Section):
         description="Whether secret key files of this set may be readable by others, as mounted container secrets "
         "often are.",
     )
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if (self.primary is None) == (self.set is None):
+            raise ValueError("exactly one of `primary: …` and `set: FILE` says which key encrypts")
+        if self.set is not None and self.older is not None:
+            raise ValueError(
+                "a JWK Set has all the keys in it: add the older ones there, or name each file in place of set"
+            )
+        return self
 
 
 class PinsSection(Section):

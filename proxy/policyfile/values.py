@@ -38,6 +38,9 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PORT = re.compile(r"0|[1-9][0-9]{0,4}")
 _SCHEME = re.compile(r"\A([A-Za-z][A-Za-z0-9+.-]*+)://")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_DURATION = re.compile(r"([1-9][0-9]{0,5})(s|m|h|d|w)")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_MOST_DAYS = 3660
 _OFF = frozenset({"", "null", "none", "off", "no", "false", "~"})
 _MAX_PATH_LENGTH = 4096
 MAX_PORT = 65535
@@ -298,6 +301,20 @@ def _parse_day(value: object) -> date:
     raise ValueError("a day is written YYYY-MM-DD, such as 2027-06-30")
 
 
+def _seconds(text: str) -> int:
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise ValueError("a time is a number and a unit: 90s, 15m, 1h, 30d or 4w")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def _parse_days(text: str) -> int:
+    days, rest = divmod(_seconds(text), _UNITS["d"])
+    if rest or days > _MOST_DAYS:
+        raise ValueError(f"this is counted in whole days, up to {_MOST_DAYS}: write 30d or 4w")
+    return days
+
+
 def _parse_admin_entry(value: object) -> Listener | None:
     if value is None:
         return None
@@ -325,6 +342,17 @@ def _parse_key_source(value: object) -> KeySource:
     raise ValueError(
         "where a key comes from is {env: NAME} or {file: PATH}, one of them; a key never stands here itself"
     )
+
+
+def _parse_set_source(value: object) -> KeySource:
+    if isinstance(value, str):
+        return KeySource(file=_parse_path(value))
+    try:
+        return _parse_key_source(value)
+    except ValueError:
+        raise ValueError(
+            "a JWK Set is named by its file, keys/app.jwks, or by {env: NAME}; it never stands here itself"
+        ) from None
 
 
 def _parse_password_entry(value: object) -> PasswordHash | KeySource:
@@ -371,6 +399,7 @@ ViaName = Annotated[str, _parsed(_parse_via), _text_schema(pattern=f"^{_VIA.patt
 Kid = Annotated[str, _parsed(_parse_kid), _text_schema(minLength=1, maxLength=MAX_KID_LENGTH)]
 FileName = Annotated[str, _parsed(_parse_path), _text_schema(minLength=1, maxLength=_MAX_PATH_LENGTH)]
 Variable = Annotated[str, _parsed(_parse_variable), _text_schema(pattern=f"^{_VARIABLE.pattern}$")]
+Days = Annotated[int, _parsed(_parse_days), _text_schema(pattern="^[1-9][0-9]{0,5}[smhdw]$")]
 Day = Annotated[date, PlainValidator(_parse_day), _text_schema(format="date")]
 ListenerText = Annotated[
     Listener,
@@ -422,6 +451,11 @@ _SOURCE = _one_of_these(
     },
 )
 KeySourceEntry = Annotated[KeySource, PlainValidator(_parse_key_source), WithJsonSchema(_SOURCE)]
+SetSource = Annotated[
+    KeySource,
+    PlainValidator(_parse_set_source),
+    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": _MAX_PATH_LENGTH}, _SOURCE]}),
+]
 PasswordEntry = Annotated[
     PasswordHash | KeySource,
     PlainValidator(_parse_password_entry),

@@ -5,6 +5,7 @@ Offers:
 
 - `encoding`: parse_object, unbase64url; base64url, and JSON objects without duplicate members
 - `jwe`: JweError, Sealer, Sealers, is_json_serialized, is_token, open_token, seal; tokens
+- `jwksets`: keys_of_set; JWK Sets
 - `keyformats`: looks_like_key; the forms in which files hold keys
 - `keymaterial`: SecretBytes; a secret that is never printed
 - `keys`: MAX_KID_LENGTH, Alg, BadKey, Bind, Key, KeySet, NoKey, alg_for, is_public, load_key, new_key, thumbprint,

@@ -30,6 +30,8 @@ keys:
   pay: {alg: ECDH-ES+A256KW, primary: {kid: pay-1, file: keys/pay.pub.pem, not_after: 2999-01-01}}
   app: {alg: A256KW, primary: {key: {env: APP}}, older: [{file: /run/secrets/app.jwk}, {file: older.jwk}]}
   rsa: {alg: RSA-OAEP-256, primary: {file: rsa.pem}}
+  p12: {alg: RSA-OAEP-256, primary: {kid: p, file: rsa.p12, password: {file: /run/secrets/p12}}}
+  set: {alg: A256KW, set: keys/app.jwks}
 rules:
   - name: pay
     hosts: [api.pay.example]
@@ -45,6 +47,9 @@ MISSING = [
     "keys.app.older[0].file: there is no /run/secrets/app.jwk",
     "keys.app.older[1].file: there is no older.jwk",
     "keys.rsa.primary.file: there is no rsa.pem",
+    "keys.p12.primary.password.file: there is no /run/secrets/p12",
+    "keys.p12.primary.file: there is no rsa.p12",
+    "keys.set.set: there is no keys/app.jwks",
 ]
 
 
@@ -53,10 +58,18 @@ def check(*arguments: str, policy: str = POLICY) -> Result:
     return CliRunner().invoke(main, ["check", *arguments], catch_exceptions=False)
 
 
+def test_a_key_whose_password_is_not_here_is_not_opened() -> None:
+    Path("rsa.p12").write_bytes(b"what only the password opens")
+    result = check("--no-secrets")
+    assert result.exit_code == 0
+    assert "keys.p12.primary.password.file: there is no /run/secrets/p12" in result.stderr
+    assert "rsa.p12" not in result.stderr
+
+
 def test_without_it_all_that_is_missing_is_an_error() -> None:
     result = check()
     assert result.exit_code == 2
-    assert len(result.stderr.splitlines()) == len(MISSING) + 1
+    assert len(result.stderr.splitlines()) == len(MISSING)  # a password is looked for first
 
 
 def test_with_it_the_policy_is_right_and_what_was_not_checked_is_said() -> None:

@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from proxy.cli import main
@@ -31,13 +32,28 @@ def test_check_shows_what_the_policy_does() -> None:
     assert "pay encrypt $.card.number app POST $..ssn /v1/**" in words
     assert "pay encrypt $.note app always" in words
     assert "pay decrypt $.card app GET" in words
-    assert "app A256KW app-1 yes 2999-01-01" in words
+    assert "app A256KW app-1 yes until 2999-01-01" in words
 
 
 def test_check_without_a_policy_file_shows_the_built_in_default() -> None:
     result = CliRunner().invoke(main, ["check"], catch_exceptions=False)
     assert result.exit_code == 0
     assert "built-in" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("grace", "days", "shown"),
+    [
+        (" grace: 30d,", "not_after: 2999-01-01", "until 2999-01-01 (+ 30 d)"),
+        (" grace: 30d,", "not_before: 2020-01-01", "from 2020-01-01"),
+        ("", "not_before: 2020-01-01, not_after: 2999-01-01", "from 2020-01-01 until 2999-01-01"),
+        ("", "", "no end"),
+    ],
+)
+def test_check_shows_when_keys_are_good(grace: str, days: str, shown: str) -> None:
+    text = POLICY.replace("alg: A256KW,", f"alg: A256KW,{grace}").replace(", not_after: 2999-01-01", f", {days}")
+    words = " ".join(run("check", policy=text.replace(", }", "}")).stdout.split())
+    assert words.partition("app A256KW app-1 yes ")[2] == shown
 
 
 def test_check_prints_json_for_programs() -> None:
@@ -50,7 +66,8 @@ def test_check_prints_json_for_programs() -> None:
             "name": "app",
             "alg": "A256KW",
             "bind": "place",
-            "keys": [{"kid": "app-1", "decrypts": True, "not_after": "2999-01-01"}],
+            "grace_days": 0,
+            "keys": [{"kid": "app-1", "decrypts": True, "not_before": None, "not_after": "2999-01-01"}],
         }
     ]
     pay = summary["rules"][0]

@@ -63,6 +63,53 @@ def test_the_pins_of_the_upstream_proxy_end_like_all_others(tmp_path: Path) -> N
     assert past == Finding("the upstream proxy: its pins expired on 2027-01-14: nothing leaves", has_failed=True)
 
 
+@pytest.mark.parametrize(
+    ("grace", "not_after", "expected"),
+    [
+        ("0d", "2027-01-14", "! key set app: key app-1 expired on 2027-01-14: what it encrypted is not opened"),
+        ("10d", "2027-01-04", "! key set app: key app-1 expired on 2027-01-14: what it encrypted is not opened"),
+        ("10d", "2027-01-05", "key set app: key app-1 will expire on 2027-01-15; after that what it encrypted"),
+        ("10d", "2027-02-04", "key set app: key app-1 will expire on 2027-02-14; after that what it encrypted"),
+        ("10d", "2027-02-05", ""),
+    ],
+)
+def test_an_older_key_ends_with_its_grace(tmp_path: Path, grace: str, not_after: str, expected: str) -> None:
+    (tmp_path / "old.jwk").write_text(JWK)
+    (tmp_path / "old.jwk").chmod(0o600)
+    (tmp_path / "new.jwk").write_text(JWK.replace("app-1", "app-2"))
+    (tmp_path / "new.jwk").chmod(0o600)
+    said = found(
+        tmp_path,
+        f"""\
+        version: 1
+        keys:
+          app:
+            alg: A256KW
+            grace: {grace if grace != "0d" else "1d"}
+            primary: {{file: new.jwk, not_after: 2027-03-01}}
+            older: [{{file: old.jwk, not_after: {not_after}}}]
+        """.replace("            grace: 1d\n", ""),
+    )
+    shown = [f"{'! ' if finding.has_failed else ''}{finding.text}" for finding in said]
+    assert len(shown) == bool(expected)
+    assert all(each.startswith(expected) for each in shown)
+
+
+@pytest.mark.parametrize(("first", "is_found"), [("2027-01-15", False), ("2027-01-16", True)])
+def test_a_primary_key_that_is_not_good_yet_seals_nothing(tmp_path: Path, first: str, is_found: bool) -> None:
+    said = found(tmp_path, POLICY.replace("not_after: 2999-01-01", f"not_before: {first}"))
+    assert [(each.text, each.has_failed) for each in said] == [
+        (f"key set app: key app-1 is not good before {first}: what it should encrypt is denied", True)
+    ] * is_found
+
+
+def test_a_key_that_is_to_follow_is_no_finding(tmp_path: Path) -> None:
+    (tmp_path / "next.jwk").write_text(JWK.replace("app-1", "app-2"))
+    (tmp_path / "next.jwk").chmod(0o600)
+    older = "not_after: 2999-01-01}, older: [{file: next.jwk, not_before: 2028-01-01}]}"
+    assert found(tmp_path, POLICY.replace("not_after: 2999-01-01}}", older)) == []
+
+
 def test_an_older_key_that_has_ended_opens_nothing(tmp_path: Path) -> None:
     (tmp_path / "old.jwk").write_text(JWK)
     (tmp_path / "old.jwk").chmod(0o600)

@@ -13,6 +13,8 @@ import jsonschema
 import pytest
 import trustme
 import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, pkcs12
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -649,8 +651,105 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         "version: 1\nkeys:\n  primary:\n    alg: A256KW\n",
         4,
         5,
-        "keys.primary.primary",
-        "this key is missing",
+        "keys.primary",
+        "exactly one of `primary: …` and `set: FILE` says which key encrypts",
+    ),
+    (
+        "primary and set",
+        "version: 1\nkeys:\n  k: {alg: A256KW, primary: {file: keys/app.jwk}, set: keys/app.jwks}\n",
+        3,
+        6,
+        "keys.k",
+        "exactly one of `primary: …` and `set: FILE` says which key encrypts",
+    ),
+    (
+        "older beside set",
+        "version: 1\nkeys:\n  k: {alg: A256KW, older: [{file: keys/app.jwk}], set: keys/app.jwks}\n",
+        3,
+        6,
+        "keys.k",
+        "a JWK Set has all the keys in it",
+    ),
+    (
+        "a set that stands there itself",
+        "version: 1\nkeys: {k: {alg: A256KW, set: {keys: x}}}\n",
+        2,
+        30,
+        "keys.k.set",
+        "a JWK Set is named by its file, keys/app.jwks, or by {env: NAME}",
+    ),
+    (
+        "a set that is none",
+        "version: 1\nkeys: {k: {alg: A256KW, set: keys/app.jwk}}\n",
+        2,
+        30,
+        "keys.k.set",
+        "this is no JWK Set",
+    ),
+    (
+        "a set that is not there",
+        "version: 1\nkeys: {k: {alg: A256KW, set: keys/no.jwks}}\n",
+        2,
+        30,
+        "keys.k.set",
+        "keys/no.jwks",
+    ),
+    (
+        "grace in hours",
+        "version: 1\nkeys: {k: {alg: A256KW, grace: 36h, primary: {file: keys/app.jwk}}}\n",
+        2,
+        32,
+        "keys.k.grace",
+        "this is counted in whole days, up to 3660: write 30d or 4w",
+    ),
+    (
+        "grace without a unit",
+        "version: 1\nkeys: {k: {alg: A256KW, grace: '30', primary: {file: keys/app.jwk}}}\n",
+        2,
+        32,
+        "keys.k.grace",
+        "a time is a number and a unit",
+    ),
+    (
+        "grace without an end",
+        "version: 1\nkeys: {k: {alg: A256KW, grace: 3661d, primary: {file: keys/app.jwk}}}\n",
+        2,
+        32,
+        "keys.k.grace",
+        "up to 3660",
+    ),
+    (
+        "a first day after the last",
+        "version: 1\nkeys: {k: {alg: A256KW, primary: {file: keys/app.jwk, not_before: 2027-02-01, "
+        "not_after: 2027-01-31}}}\n",
+        2,
+        41,
+        "keys.k.primary.file",
+        "last day (2027-01-31) is before its first (2027-02-01)",
+    ),
+    (
+        "a password for what is not encrypted",
+        "version: 1\nkeys: {k: {alg: A256KW, primary: {file: keys/app.jwk, password: {file: roots.pem}}}}\n",
+        2,
+        41,
+        "keys.k.primary.file",
+        "a JWK is not encrypted with a password: leave password out",
+    ),
+    (
+        "a password that is not there",
+        "version: 1\nkeys: {k: {alg: A256KW, primary: {file: keys/app.jwk, password: {env: NO_PASSWORD}}}}\n",
+        2,
+        71,
+        "keys.k.primary.password.env",
+        "the environment variable NO_PASSWORD is not set",
+    ),
+    (
+        "a password here",
+        "version: 1\nkeys: {k: {alg: A256KW, primary: {file: keys/app.jwk, password: secret}}}\n",
+        2,
+        65,
+        "keys.k.primary.password",
+        "{env: NAME} or {file: PATH}",
     ),
     (
         "no source",
@@ -887,6 +986,95 @@ def test_a_key_comes_from_a_file_or_a_variable(source: str, folder: Path) -> Non
     policy = _load(folder, f"version: 1\nkeys: {{k: {{alg: A256KW, primary: {{{source}}}}}}}\n", APP_KEY=SECRET_JWK)
     assert policy.keys["k"].keys[0].kid == SECRET.kid
     assert policy.keys["k"].keys[0].can_open
+
+
+SET = [new_key(Alg.A256KW, kid="new"), new_key(Alg.A256KW, kid="old")]
+
+
+def _jwks(*keys: Key) -> str:
+    return json.dumps({"keys": [to_jwk(key, private=True) for key in keys]})
+
+
+@pytest.mark.parametrize("source", ["keys/app.jwks", "{file: keys/app.jwks}", "{env: APP_KEYS}"])
+def test_a_whole_set_comes_from_a_file_or_a_variable_and_its_first_key_seals(source: str, folder: Path) -> None:
+    (folder / "keys/app.jwks").write_text(_jwks(*SET))
+    (folder / "keys/app.jwks").chmod(0o600)
+    text = f"version: 1\nkeys: {{k: {{alg: A256KW, set: {source}, grace: 4w, bind: host}}}}\n"
+    policy = _load(folder, text, APP_KEYS=_jwks(*SET))
+    keys = policy.keys["k"]
+    assert [key.kid for key in keys.keys] == ["new", "old"]
+    assert keys.sealing_key(date(2027, 1, 1)).kid == "new"
+    assert (keys.grace, keys.bind) == (28, Bind.HOST)
+    assert keys.keys[0].source == ("$APP_KEYS" if "env" in source else str(folder / "keys/app.jwks"))
+    assert (folder / "keys/app.jwks" in policy.files) is ("env" not in source)
+
+
+def test_a_whole_set_in_a_variable_is_refused_without_quoting_it(folder: Path) -> None:
+    secret = to_jwk(SET[0], private=True)["k"]
+    text = "version: 1\nkeys: {k: {alg: A256KW, set: {env: APP_KEYS}}}\n"
+    (error,) = _errors(folder, text, APP_KEYS=_jwks(SET[0], SET[0]))
+    assert error.path == "keys.k.set"
+    assert "keys[1] of the JWK Set has the kid of an earlier one" in error.message
+    assert secret not in str(error)
+
+
+def test_a_set_that_others_may_read_is_refused_if_it_is_secret(folder: Path) -> None:
+    text = "version: 1\nkeys: {k: {alg: A256KW, set: keys/open.jwks}}\n"
+    (folder / "keys/open.jwks").write_text(_jwks(*SET))
+    (folder / "keys/open.jwks").chmod(0o644)
+    (error,) = _errors(folder, text)
+    assert "lets others at a secret key" in error.message
+    public = {"keys": [to_jwk(RECEIVER, private=False)]}
+    (folder / "keys/open.jwks").write_text(json.dumps(public))
+    assert not _load(folder, text.replace("A256KW", "ECDH-ES+A256KW")).keys["k"].can_open
+
+
+def test_one_key_of_a_set_is_named_by_its_kid(folder: Path) -> None:
+    (folder / "keys/two.jwks").write_text(_jwks(*SET))
+    (folder / "keys/two.jwks").chmod(0o600)
+    text = (
+        "version: 1\nkeys: {k: {alg: A256KW, primary: {kid: old, file: keys/two.jwks}, "
+        "older: [{kid: new, file: keys/two.jwks, not_before: 2027-02-01}]}}\n"
+    )
+    keys = _load(folder, text).keys["k"]
+    assert [key.kid for key in keys.keys] == ["old", "new"]
+    assert keys.keys[1].not_before == date(2027, 2, 1)
+
+
+@pytest.mark.parametrize("password", ["{env: PASSWORD}", "{file: password}"])
+def test_an_encrypted_key_opens_with_its_password(password: str, folder: Path) -> None:
+    key = RECEIVER.material
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    (folder / "keys/pay.p12").write_bytes(
+        pkcs12.serialize_key_and_certificates(b"x", key, None, None, BestAvailableEncryption(b" hunter 2 "))
+    )
+    (folder / "keys/pay.p12").chmod(0o600)
+    (folder / "password").write_bytes(b" hunter 2 \n")
+    text = (
+        "version: 1\nkeys: {k: {alg: ECDH-ES+A256KW, primary: {kid: p, file: keys/pay.p12, "
+        f"password: {password}}}}}}}\n"
+    )
+    policy = _load(folder, text, PASSWORD=" hunter 2 ")
+    assert policy.keys["k"].can_open
+    other = _load(folder, text + "# another\n", PASSWORD=" hunter 2 ")
+    assert (policy.content == other.content, policy.secrets == other.secrets) == (False, True)
+    (folder / "password").write_bytes(b"hunter2")
+    (error,) = _errors(folder, text, PASSWORD="hunter2")
+    assert error.path == "keys.k.primary.file"
+    assert "the password is wrong" in error.message
+    assert "hunter" not in error.message
+
+
+def test_an_encrypted_key_file_is_not_for_others_either(folder: Path) -> None:
+    key = RECEIVER.material
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    (folder / "keys/open.p12").write_bytes(
+        pkcs12.serialize_key_and_certificates(b"x", key, None, None, BestAvailableEncryption(b"x"))
+    )
+    (folder / "keys/open.p12").chmod(0o640)
+    text = "version: 1\nkeys: {k: {alg: ECDH-ES+A256KW, primary: {file: keys/open.p12, password: {env: PASSWORD}}}}\n"
+    (error,) = _errors(folder, text, PASSWORD="x")
+    assert "lets others at a secret key" in error.message
 
 
 def test_a_key_in_a_variable_that_is_none_is_refused_without_quoting_it(folder: Path) -> None:
