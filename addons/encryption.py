@@ -25,8 +25,8 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.fields import bodies, responses
 from proxy.core.fields.entries import FieldEntry
 from proxy.core.fields.values import Setting
-from proxy.core.jose.jwe import Sealer, Sealers
-from proxy.core.jose.keys import Key
+from proxy.core.jose.keys import Key, KeySet
+from proxy.core.jose.sealing import Sealers, Sealing
 
 _PARTIAL = 206
 
@@ -39,11 +39,11 @@ class Encryption:
         self.today = today
         self._sealers = Sealers()
 
-    def _sealer(self, key: Key) -> Sealer:
-        return self._sealers.get(key, time.monotonic())
+    def _sealing(self, keys: KeySet, key: Key) -> Sealing:
+        return self._sealers.sealing(keys, key, time.monotonic())
 
     def _setting(self, exchange: Exchange) -> Setting:
-        return Setting(marked.host(exchange), exchange.policy.limits.held_body, self.today(), self._sealer)
+        return Setting(marked.host(exchange), exchange.policy.limits.held_body, self.today(), self._sealing)
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Hold a body that has fields to encrypt; let any other body stream."""

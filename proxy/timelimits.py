@@ -147,7 +147,7 @@ DEMO_SOCKET_SECONDS = 10.0
 
 # -- the core, whose callers tell it the time
 
-# For one key agreement to be used: agreeing takes several times as long as sealing, but no key should last.
+# For what sealing keeps between bodies to lie unused: it takes a while to make, but should not outlast its policy.
 SEALER_SECONDS = 1.0
 # During which a client that has sent a wrong password may try less often.
 SUSPECT_SECONDS = _MINUTE

@@ -208,8 +208,8 @@ def seal(source: Source) -> None:
     Example: echo '"4111"' | overcoat keys seal --key pay.pub.pem --kid pay --host api.pay.example --path '$.card'
     """
     from proxy.core.fields.jsontext import NotJson, find_spans
-    from proxy.core.jose.jwe import seal as seal_value
     from proxy.core.jose.keys import Bind, NoKey
+    from proxy.core.jose.sealing import seal as seal_value
 
     with _failures(source.file):
         place = _place(source)
@@ -220,7 +220,7 @@ def seal(source: Source) -> None:
         except NotJson as error:
             raise Failed(f"stdin is no JSON value: {error}") from None
         try:
-            token = seal_value(value, key_set.sealing_key(_today()), place)
+            token = seal_value(value, key_set, place, key_set.sealing_key(_today()))
         except NoKey as error:
             raise Failed(f"{error}: {error.hint}") from None
         if place is None and source.set_name is not None and key_set.bind is not Bind.NONE:

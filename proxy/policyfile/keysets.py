@@ -89,7 +89,7 @@ class KeyReader:
             keys = None
         if keys is None:
             return None
-        return KeySet(name, section.alg, keys[0], tuple(keys[1:]), section.bind, section.grace)
+        return KeySet(name, section.alg, keys[0], tuple(keys[1:]), section.bind, section.grace, enc=section.enc)
 
     def _listed(
         self, listed: Sequence[tuple[Steps, KeyEntry]], section: KeySetSection, opens: bool

@@ -20,7 +20,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from proxy.core.fields.entries import Signed
-from proxy.core.jose.keys import Alg, Bind
+from proxy.core.jose.keys import Alg, Bind, Enc
 from proxy.core.pins import AfterExpiry
 from proxy.core.rules.policy import Egress, Https, Limits, Mode, PlainHttp, Policy
 from proxy.policyfile.values import (
@@ -260,6 +260,11 @@ class KeySetSection(Section):
     """A key set: one key that encrypts and decrypts, and older ones that still decrypt."""
 
     alg: Alg = Field(strict=False, description="The algorithm (RFC 7518, section 4) of all keys of the set.")
+    enc: Enc = _choice(
+        Enc.A256GCM,
+        "How values are encrypted (RFC 7518, section 5): `A256GCM`, or `A128GCM` for receivers that need it. A token "
+        "with another one is not opened.",
+    )
     primary: KeyEntry | None = Field(
         default=None,
         description="The key that encrypts, and decrypts if its private half is here. Exactly one of `primary` and "

@@ -16,7 +16,7 @@ from proxy.core.decisions import Action, Decision, Reason
 from proxy.core.destinations import Destination
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.selectors import parse_selector
-from proxy.core.jose import jwe
+from proxy.core.jose import jwe, sealing
 from proxy.core.jose.keys import Alg, Key, KeySet, new_key
 from proxy.core.jose.place import Place
 from proxy.core.rules.policy import HostPattern, Https, Limits, Mode, PlainHttp, Policy, Rule
@@ -145,7 +145,7 @@ def test_what_was_encrypted_opens_to_the_same_value_at_the_same_place() -> None:
 
 
 def test_a_value_too_long_for_a_token_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jwe, "MAX_TOKEN_CHARACTERS", 10)
+    monkeypatch.setattr(sealing, "MAX_TOKEN_CHARACTERS", 10)
     stage = Stage()
     stage.request(b'{"card":1}')
     assert stage.exchange.denied is not None

@@ -23,9 +23,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, x25519
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 
-from proxy.core.jose.jwe import open_token, seal
+from proxy.core.jose.jwe import open_token
 from proxy.core.jose.keys import Alg, Key, KeySet, SecretBytes, new_key, to_jwk, to_pem
 from proxy.core.jose.place import Place
+from proxy.core.jose.sealing import seal
 
 TOKEN = rb"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){4}"
 
@@ -85,7 +86,7 @@ class Receiver:
 
     def seal(self, value: bytes, host: str, path: str) -> bytes:
         """Return a JSON string that holds a value encrypted for this receiver."""
-        return b'"' + seal(value, self.key, Place(host, path)).encode("ascii") + b'"'
+        return b'"' + seal(value, self.keys, Place(host, path)).encode("ascii") + b'"'
 
     def open(self, token: bytes, *, host: str, path: str) -> bytes:
         """Open a token twice, by the product's core and by this module alone, and check its header.

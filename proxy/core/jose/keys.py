@@ -50,6 +50,7 @@ __all__ = [
     "Alg",
     "BadKey",
     "Bind",
+    "Enc",
     "Key",
     "KeySet",
     "NoKey",
@@ -88,6 +89,18 @@ class NoKey(Exception):
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.hint = hint
+
+
+class Enc(StrEnum):
+    """The content encryption of RFC 7518, section 5.1: AES in Galois/Counter Mode."""
+
+    A256GCM = "A256GCM"
+    A128GCM = "A128GCM"
+
+    @property
+    def key_bytes(self) -> int:
+        """The length of a content key."""
+        return 32 if self is Enc.A256GCM else 16
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -198,6 +211,7 @@ class KeySet:
         grace: for how many days a key still opens after its last day.
         supply: whence its keys come, if not from the policy's files; what is asked of this set is then asked of the
             one that was fetched last.
+        enc: how values are encrypted with the content key.
 
     Raises:
         BadKey: a key has another algorithm, or two keys have the same kid.
@@ -210,6 +224,7 @@ class KeySet:
     bind: Bind = Bind.PLACE
     grace: int = 0
     supply: Supply | None = None
+    enc: Enc = Enc.A256GCM
 
     def __post_init__(self) -> None:
         keys = self._own

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
@@ -18,11 +17,13 @@ from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.core.jose import jwe
+from proxy.core.jose import jwe, sealing
+from proxy.core.jose.agreement import concat_kdf
 from proxy.core.jose.encoding import base64url, unbase64url
-from proxy.core.jose.jwe import JweError, Sealer, Sealers, concat_kdf, is_json_serialized, is_token, open_token, seal
-from proxy.core.jose.keys import Alg, BadKey, Bind, Key, KeySet, SecretBytes, new_key, to_jwk
+from proxy.core.jose.jwe import JweError, Opening, is_json_serialized, is_token, open_token
+from proxy.core.jose.keys import Alg, BadKey, Bind, Enc, Key, KeySet, SecretBytes, new_key, to_jwk
 from proxy.core.jose.place import Place
+from proxy.core.jose.sealing import Sealing, seal
 
 TODAY = date(2026, 6, 1)
 PLACE = Place("api.pay.example", "$.items[*].secret")
@@ -83,21 +84,40 @@ def _agreed(**changes: object) -> str:
 
 
 @every_kind
-@given(plaintext=st.binary(max_size=200), host=PRINTABLE, path=PRINTABLE)
+@given(plaintext=st.binary(max_size=200), host=PRINTABLE, path=PRINTABLE, enc=st.sampled_from(Enc))
 @settings(max_examples=25, deadline=None)
-def test_what_is_sealed_for_a_place_opens_there(kind: str, plaintext: bytes, host: str, path: str) -> None:
-    token = seal(plaintext, KEYS[kind], Place(host, path))
-    assert open_token(token, SETS[kind], Place(host, path), TODAY) == plaintext
+def test_what_is_sealed_for_a_place_opens_there(kind: str, plaintext: bytes, host: str, path: str, enc: Enc) -> None:
+    keys = replace(SETS[kind], enc=enc)
+    token = seal(plaintext, keys, Place(host, path))
+    assert open_token(token, keys, Place(host, path), TODAY) == plaintext
+
+
+@every_kind
+@pytest.mark.parametrize(("sealed", "opened"), [(Enc.A128GCM, Enc.A256GCM), (Enc.A256GCM, Enc.A128GCM)])
+def test_the_key_set_decides_enc_and_never_the_token(kind: str, sealed: Enc, opened: Enc) -> None:
+    token = seal(b"1", replace(SETS[kind], enc=sealed), PLACE)
+    with pytest.raises(JweError, match=f"enc: must be {opened}"):
+        open_token(token, replace(SETS[kind], enc=opened), PLACE, TODAY)
+
+
+@every_kind
+def test_a_content_key_of_the_other_length_is_the_same_failure(kind: str) -> None:
+    """The header says A128GCM as the key set does, and the key that is wrapped has 256 bits."""
+    parts = seal(b"1", SETS[kind], PLACE).split(".")
+    header = base64url(json.dumps({**_header(".".join(parts)), "enc": "A128GCM"}).encode())
+    with pytest.raises(JweError, match=UNIFORM):
+        open_token(".".join((header, *parts[1:])), replace(SETS[kind], enc=Enc.A128GCM), PLACE, TODAY)
 
 
 @pytest.mark.parametrize("kind", ["P-256", "X25519", "RSA"])
 def test_the_public_half_seals(kind: str) -> None:
-    assert open_token(seal(b"1", KEYS[kind].public(), PLACE), SETS[kind], PLACE, TODAY) == b"1"
+    public = KeySet("pub", KEYS[kind].alg, KEYS[kind].public())
+    assert open_token(seal(b"1", public, PLACE), SETS[kind], PLACE, TODAY) == b"1"
 
 
 @every_kind
 def test_the_header_has_the_agreed_parameters_in_order(kind: str) -> None:
-    header = _header(seal(b"1", KEYS[kind], PLACE))
+    header = _header(seal(b"1", SETS[kind], PLACE))
     agreement = ["epk"] if kind in ("P-256", "X25519") else []
     assert list(header) == ["alg", "enc", "kid", "cty", *agreement]
     assert header["cty"] == 'application/json;host="api.pay.example";path="$.items[*].secret"'
@@ -107,53 +127,151 @@ def test_the_header_has_the_agreed_parameters_in_order(kind: str) -> None:
 
 @every_kind
 def test_nothing_of_one_sealing_is_used_in_the_next(kind: str) -> None:
-    first, second = (seal(b"same", KEYS[kind], PLACE).split(".") for _ in range(2))
+    first, second = (seal(b"same", SETS[kind], PLACE).split(".") for _ in range(2))
     assert all(a != b for a, b in zip(first[1:], second[1:], strict=True))
     assert (first[0] != second[0]) is (kind in ("P-256", "X25519"))
 
 
-class TestSealers:
-    @every_kind
-    def test_within_the_time_values_share_an_agreement_and_nothing_else(self, kind: str) -> None:
-        sealers, key = Sealers(), KEYS[kind]
-        count = 3 * 16 + 1  # more than are made at once
-        tokens = [sealers.get(key, now).seal(b"same", PLACE) for now in [5.0] * count + [5.99]]
-        assert [open_token(token, SETS[kind], PLACE, TODAY) for token in tokens] == [b"same"] * (count + 1)
-        parts = list(zip(*(token.split(".") for token in tokens), strict=True))
-        assert len(set(parts[0])) == 1
-        assert [len(set(part)) for part in parts[1:]] == [count + 1] * 4
-
-    @pytest.mark.parametrize("later", [6.0, 6.5, 4.9])
-    def test_past_the_time_there_is_a_new_one_and_the_old_is_forgotten(self, later: float) -> None:
-        sealers, key = Sealers(), KEYS["P-256"]
-        first = sealers.get(key, 5.0)
-        assert sealers.get(key, 5.0) is first
-        second = sealers.get(key, later)
-        assert _header(first.seal(b"1", PLACE))["epk"] != _header(second.seal(b"1", PLACE))["epk"]
-        alive = weakref.ref(first)
-        del first
-        assert alive() is None
-
-    def test_each_key_has_its_own(self) -> None:
-        sealers = Sealers()
-        made = [sealers.get(key, 5.0) for key in (KEYS["P-256"], KEYS["oct"], replace(KEYS["P-256"]))]
-        assert len(set(map(id, made))) == 3
-        assert [sealers.get(key, 5.5) for key in (KEYS["P-256"], KEYS["oct"])] == made[:2]
-
-
 def test_without_a_place_cty_says_json_and_no_more() -> None:
-    assert _header(seal(b"1", KEYS["oct"], None))["cty"] == "json"
+    assert _header(seal(b"1", SETS["oct"], None))["cty"] == "json"
 
 
 def test_a_token_longer_than_the_limit_is_neither_made_nor_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    token = seal(b"1", KEYS["oct"], PLACE)
+    token = seal(b"1", SETS["oct"], PLACE)
     monkeypatch.setattr(jwe, "MAX_TOKEN_CHARACTERS", len(token))
-    assert len(seal(b"1", KEYS["oct"], PLACE)) == len(token)
+    monkeypatch.setattr(sealing, "MAX_TOKEN_CHARACTERS", len(token))
+    assert len(seal(b"1", SETS["oct"], PLACE)) == len(token)
     assert open_token(token, SETS["oct"], PLACE, TODAY) == b"1"
     with pytest.raises(JweError, match="would have more than"):
-        seal(b"123", KEYS["oct"], PLACE)
+        seal(b"123", SETS["oct"], PLACE)
     with pytest.raises(JweError, match="has more than"):
         open_token(token + "A", SETS["oct"], PLACE, TODAY)
+
+
+# One body
+
+
+@every_kind
+def test_the_tokens_of_one_body_take_one_operation_with_the_key(kind: str) -> None:
+    asked: list[bool] = []
+    opening = Opening(SETS[kind], TODAY, asked.append)
+    one = Sealing.alone(SETS[kind], KEYS[kind])
+    tokens = [one.seal(b"%d" % number, PLACE) for number in range(3)]
+    other = seal(b"3", SETS[kind], PLACE)
+    assert [opening.open(token, PLACE) for token in (*tokens, other)] == [b"0", b"1", b"2", b"3"]
+    assert asked == [True, False, False, True]
+
+
+@every_kind
+def test_what_is_known_of_one_token_opens_no_other(kind: str) -> None:
+    """The header, IV, ciphertext and tag of each token are its own, though the content key is known."""
+    opening, one = Opening(SETS[kind], TODAY), Sealing.alone(SETS[kind], KEYS[kind])
+    places = [PLACE, PLACE._replace(path="$.other")]
+    first, second = (one.seal(b"1234", place).split(".") for place in places)
+    assert opening.open(".".join(first), PLACE) == b"1234"
+    for part in (0, 2, 3, 4):
+        mixed = [*first[:part], second[part], *first[part + 1 :]]
+        with pytest.raises(JweError):
+            opening.open(".".join(mixed), PLACE)
+    assert opening.open(".".join(first), PLACE) == b"1234"
+
+
+@every_kind
+def test_a_content_key_that_cannot_be_decrypted_is_not_tried_again_and_fails_alike(kind: str) -> None:
+    asked: list[bool] = []
+    opening = Opening(SETS[kind], TODAY, asked.append)
+    parts = seal(b"1", SETS[kind], PLACE).split(".")
+    wrapped = bytearray(unbase64url(parts[1]))
+    wrapped[-1] ^= 1
+    parts[1] = base64url(bytes(wrapped))
+    for _ in range(2):
+        with pytest.raises(JweError, match=UNIFORM):
+            opening.open(".".join(parts), PLACE)
+    assert asked == [True, False]
+
+
+def test_agreements_that_differ_in_any_parameter_are_different_ones() -> None:
+    opening = Opening(replace(SETS["P-256"], bind=Bind.NONE), TODAY)
+    token = _agreed(apu=base64url(b"Alice"))
+    assert opening.open(token, None) == b"1"
+    protected, rest = token.split(".", 1)
+    other = {**_header(token), "apu": base64url(b"Bob")}
+    with pytest.raises(JweError, match=UNIFORM):
+        opening.open(base64url(json.dumps(other).encode()) + "." + rest, None)
+    assert opening.open(f"{protected}.{rest}", None) == b"1"
+
+
+# What was sealed here already
+
+
+@every_kind
+def test_a_token_for_this_place_is_known_by_opening_it_and_with_a_public_key_by_its_header(kind: str) -> None:
+    token = seal(b"1", SETS[kind], PLACE)
+    elsewhere = PLACE._replace(path="$.b")
+    damaged = token[:-3] + ("AAA" if token[-3:] != "AAA" else "BBB")
+    opening = Opening(SETS[kind], TODAY)
+    assert opening.has_sealed(token, PLACE)
+    assert not opening.has_sealed(token, elsewhere)
+    assert not opening.has_sealed(damaged, PLACE)
+    assert not opening.has_sealed("a.b.c.d.e", PLACE)
+    if kind == "oct":
+        return
+    public = Opening(replace(SETS[kind], primary=KEYS[kind].public()), TODAY)
+    assert public.has_sealed(token, PLACE)
+    assert public.has_sealed(damaged, PLACE)  # nobody can tell without the private key
+    assert not public.has_sealed(token, elsewhere)
+
+
+@every_kind
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda header: header.pop("kid"), id="no kid"),
+        pytest.param(lambda header: header.update(kid="other"), id="another kid"),
+        pytest.param(lambda header: header.update(alg="dir"), id="another alg"),
+        pytest.param(lambda header: header.update(enc="A128GCM"), id="another enc"),
+        pytest.param(lambda header: header.pop("cty"), id="no place"),
+        pytest.param(lambda header: header.update(zip="DEF"), id="zip"),
+    ],
+)
+def test_whose_header_does_not_say_so_was_not_sealed_here(kind: str, change: Callable[[dict[str, Any]], None]) -> None:
+    public = SETS[kind] if kind == "oct" else replace(SETS[kind], primary=KEYS[kind].public())
+    token = seal(b"1", SETS[kind], PLACE)
+    header = _header(token)
+    protected = base64url(json.dumps(header).encode())
+    rest = token.partition(".")[2]
+    assert kind == "oct" or Opening(public, TODAY).has_sealed(f"{protected}.{rest}", PLACE)
+    change(header)
+    protected = base64url(json.dumps(header).encode())
+    assert not Opening(public, TODAY).has_sealed(f"{protected}.{rest}", PLACE)
+
+
+@pytest.mark.parametrize("kind", ["P-256", "X25519", "RSA"])
+def test_an_encrypted_key_of_another_length_was_not_sealed_here(kind: str) -> None:
+    public = replace(SETS[kind], primary=KEYS[kind].public())
+    parts = seal(b"1", SETS[kind], PLACE).split(".")
+    wrapped = unbase64url(parts[1])[:-1]
+    for last in (b"", b"\0"):
+        parts[1] = base64url(wrapped + last)
+        assert Opening(public, TODAY).has_sealed(".".join(parts), PLACE) is bool(last)
+
+
+@pytest.mark.parametrize("kind", ["P-256", "X25519"])
+def test_without_an_ephemeral_key_of_its_curve_it_was_not_sealed_here(kind: str) -> None:
+    public = replace(SETS[kind], primary=KEYS[kind].public())
+    token = seal(b"1", SETS[kind], PLACE)
+    other = _header(seal(b"1", SETS["X25519" if kind == "P-256" else "P-256"], PLACE))["epk"]
+    epk: object
+    for epk in (_header(token)["epk"], other, {}, "x"):
+        protected = base64url(json.dumps(_header(token) | {"epk": epk}).encode())
+        text = f"{protected}.{token.partition('.')[2]}"
+        assert Opening(public, TODAY).has_sealed(text, PLACE) is (epk == _header(token)["epk"])
+
+
+def test_a_token_without_kid_was_not_sealed_here_though_it_opens() -> None:
+    token = _symmetric({"alg": "A256KW", "enc": "A256GCM", "cty": PLACE.media_type})
+    assert open_token(token, SETS["oct"], PLACE, TODAY) == b"1"
+    assert not Opening(SETS["oct"], TODAY).has_sealed(token, PLACE)
 
 
 # Tampering
@@ -161,7 +279,7 @@ def test_a_token_longer_than_the_limit_is_neither_made_nor_read(monkeypatch: pyt
 
 @every_kind
 def test_a_token_with_any_one_character_changed_is_refused(kind: str) -> None:
-    token = seal(b'"4111 1111 1111 1111"', KEYS[kind], PLACE)
+    token = seal(b'"4111 1111 1111 1111"', SETS[kind], PLACE)
     step = 3 if kind == "RSA" else 1  # a private RSA operation takes a millisecond
     for position in range(0, len(token), step):
         other = "A" if token[position] != "A" else "B"
@@ -173,7 +291,7 @@ def test_a_token_with_any_one_character_changed_is_refused(kind: str) -> None:
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_a_token_with_characters_changed_added_or_removed_is_refused(kind: str, data: st.DataObject) -> None:
-    token = seal(b"123", KEYS[kind], PLACE)
+    token = seal(b"123", SETS[kind], PLACE)
     start = data.draw(st.integers(0, len(token)))
     end = data.draw(st.integers(start, min(len(token), start + 3)))
     changed = token[:start] + data.draw(st.text(max_size=3)) + token[end:]
@@ -291,7 +409,7 @@ def test_no_refusal_quotes_the_token() -> None:
 @every_kind
 @pytest.mark.parametrize("part", [1, 2, 3, 4], ids=["encrypted key", "IV", "ciphertext", "tag"])
 def test_every_cryptographic_failure_looks_the_same(kind: str, part: int) -> None:
-    parts = seal(b"1234", KEYS[kind], PLACE).split(".")
+    parts = seal(b"1234", SETS[kind], PLACE).split(".")
     raw = bytearray(unbase64url(parts[part]))
     raw[-1] ^= 1
     parts[part] = base64url(bytes(raw))
@@ -304,7 +422,7 @@ def test_every_cryptographic_failure_looks_the_same(kind: str, part: int) -> Non
 @every_kind
 @pytest.mark.parametrize("length", [0, 1, 39, 41, 48, 256, 1024 * 1024])
 def test_an_encrypted_key_of_another_length_is_the_same_failure(kind: str, length: int) -> None:
-    parts = seal(b"1234", KEYS[kind], PLACE).split(".")
+    parts = seal(b"1234", SETS[kind], PLACE).split(".")
     parts[1] = base64url(bytes(length))
     with pytest.raises(JweError, match=UNIFORM):
         open_token(".".join(parts), SETS[kind], PLACE, TODAY)
@@ -319,7 +437,7 @@ def test_an_encrypted_key_of_another_length_is_not_even_unwrapped(kind: str, mon
         return bytes(32)
 
     monkeypatch.setattr(jwe, "aes_key_unwrap", unwrap)
-    protected, wrapped, *rest = seal(b"1", KEYS[kind], PLACE).split(".")
+    protected, wrapped, *rest = seal(b"1", SETS[kind], PLACE).split(".")
     for longer in (b"", bytes(8)):
         key = base64url(unbase64url(wrapped) + longer)
         with pytest.raises(JweError, match=UNIFORM):
@@ -350,7 +468,7 @@ def test_another_key_of_the_same_name_does_not_open(kind: str) -> None:
         else new_key(KEYS[kind].alg, curve="X25519" if kind == "X25519" else "P-256", kid=KEYS[kind].kid)
     )
     with pytest.raises(JweError, match=UNIFORM):
-        open_token(seal(b"1", KEYS[kind], PLACE), KeySet("other", other.alg, other), PLACE, TODAY)
+        open_token(seal(b"1", SETS[kind], PLACE), KeySet("other", other.alg, other), PLACE, TODAY)
 
 
 # What is meant as a token
@@ -363,10 +481,10 @@ def _protected(header: object) -> str:
 @pytest.mark.parametrize(
     ("text", "yes"),
     [
-        pytest.param(seal(b"1", KEYS["P-256"], PLACE), True, id="a token"),
-        pytest.param(seal(b"1", KEYS["oct"], PLACE)[:-30], True, id="one that lost its end, but no part"),
-        pytest.param(".".join(seal(b"1", KEYS["oct"], PLACE).split(".")[:3]), True, id="one that lost two parts"),
-        pytest.param("A" + seal(b"1", KEYS["oct"], PLACE)[1:], True, id="one whose header is damaged"),
+        pytest.param(seal(b"1", SETS["P-256"], PLACE), True, id="a token"),
+        pytest.param(seal(b"1", SETS["oct"], PLACE)[:-30], True, id="one that lost its end, but no part"),
+        pytest.param(".".join(seal(b"1", SETS["oct"], PLACE).split(".")[:3]), True, id="one that lost two parts"),
+        pytest.param("A" + seal(b"1", SETS["oct"], PLACE)[1:], True, id="one whose header is damaged"),
         pytest.param(_protected({"x": 1}) + ".a.b.c.d", True, id="five parts and an object in front"),
         pytest.param("IHs.a.b.c.d", True, id="behind a blank"),
         pytest.param("eyJ4I.a.b.c.d", True, id="whose length is none of base64"),
@@ -476,7 +594,15 @@ OLD = new_key(Alg.A256KW, kid="old")
 
 
 def test_an_older_key_opens_what_names_it() -> None:
-    assert open_token(seal(b"1", OLD, PLACE), KeySet("app", Alg.A256KW, KEYS["oct"], (OLD,)), PLACE, TODAY) == b"1"
+    assert (
+        open_token(
+            seal(b"1", KeySet("old", Alg.A256KW, OLD), PLACE),
+            KeySet("app", Alg.A256KW, KEYS["oct"], (OLD,)),
+            PLACE,
+            TODAY,
+        )
+        == b"1"
+    )
 
 
 def test_a_token_without_kid_is_tried_with_the_primary_key_only() -> None:
@@ -496,8 +622,9 @@ def test_an_expired_key_opens_nothing(header: Mapping[str, object]) -> None:
 
 def test_a_public_key_opens_nothing() -> None:
     key = KEYS["P-256"].public()
+    keys = KeySet("pay", key.alg, key)
     with pytest.raises(JweError, match="a public one"):
-        open_token(seal(b"1", key, PLACE), KeySet("pay", key.alg, key), PLACE, TODAY)
+        open_token(seal(b"1", keys, PLACE), keys, PLACE, TODAY)
 
 
 # Which place
@@ -554,7 +681,7 @@ def test_a_binding_of_the_old_kind_binds_to_nothing() -> None:
     bind=st.sampled_from(list(Bind)),
 )
 def test_binding_agrees_with_its_definition(host: str, path: str, other_host: str, other_path: str, bind: Bind) -> None:
-    token = seal(b"1", KEYS["oct"], Place(host, path))
+    token = seal(b"1", SETS["oct"], Place(host, path))
     allowed = {
         Bind.PLACE: (host, path) == (other_host, other_path),
         Bind.HOST: host == other_host,
@@ -573,28 +700,3 @@ def test_no_exception_of_a_key_reaches_the_caller() -> None:
     with pytest.raises(JweError) as caught:
         open_token(token, SETS["P-256"], None, TODAY)
     assert caught.value.__suppress_context__
-
-
-class TestSealer:
-    def test_the_values_of_one_message_share_the_agreement_and_nothing_else(self) -> None:
-        key = new_key(Alg.ECDH_ES_A256KW, kid="one")
-        sealer = Sealer(key.public())
-        value = b'"as long as no two of it come out the same"'
-        tokens = [sealer.seal(value, Place("api.example", "$.a")) for _ in range(3)]
-        assert len({token.split(".")[0] for token in tokens}) == 1  # the header, so the ephemeral key
-        for part in (1, 2, 3, 4):  # wrapped content key, IV, ciphertext, tag
-            assert len({token.split(".")[part] for token in tokens}) == 3
-        keys = KeySet("k", Alg.ECDH_ES_A256KW, key)
-        assert {open_token(token, keys, Place("api.example", "$.a"), date.today()) for token in tokens} == {value}
-
-    def test_two_messages_share_nothing(self) -> None:
-        key = new_key(Alg.ECDH_ES_A256KW, kid="one").public()
-        assert seal(b"1", key, None).split(".")[0] != seal(b"1", key, None).split(".")[0]
-
-    def test_it_remembers_only_so_many_places(self) -> None:
-        key = new_key(Alg.A256KW, kid="one")
-        sealer, keys = Sealer(key), KeySet("k", Alg.A256KW, key)
-        for number in range(100):
-            place = Place("api.example", f"$.a{number}")
-            assert open_token(sealer.seal(b"1", place), keys, place, date.today()) == b"1"
-        assert len(sealer._protected) < 100
