@@ -18,10 +18,11 @@ from datetime import date
 from functools import partial
 
 import pytest
+import zstandard
 
 from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination, canonical_host, parse_authority
-from proxy.core.fields import bodies, encodings, responses
+from proxy.core.fields import bodies, encodings, lines, responses
 from proxy.core.fields.entries import PathGlob, When
 from proxy.core.fields.jsontext import find_spans, string_value
 from proxy.core.fields.readings import readings, with_body
@@ -136,10 +137,24 @@ def target(text: str) -> None:
     request_of(heads.RequestHead(b"GET", field(text), True, (), 0), None, is_tls=False)
 
 
-def members(text: str) -> None:
-    """Read a gzip file of as many tiny members as fit into so many bytes."""
-    member = gzip.compress(b"", mtime=0)
-    encodings.decode(member * (len(text) // len(member)), encodings.Encoding.GZIP, BODY)
+def members(text: str, coding: str = "gzip", member: bytes = gzip.compress(b"", mtime=0)) -> None:  # once
+    """Read a body of as many tiny members, frames or blocks as fit into so many bytes."""
+    encodings.decode(member * (len(text) // len(member)), encodings.parse_encoding(coding), BODY)
+
+
+def blocks(text: str, coding: str, piece: Callable[[], bytes], start: bytes) -> None:
+    """Read a stream that never ends, of tiny blocks."""
+    block = piece()
+    with suppress(Denied):
+        encodings.decode(start + block * (len(text) // len(block)), encodings.parse_encoding(coding), BODY)
+
+
+def in_a_row(text: str, kind: type[lines.Lines] | type[lines.Sequence], step: int = BODY) -> None:
+    """Read a body of several JSON texts, which comes in pieces."""
+    body, data = kind(lambda each: each, BODY, lambda _: None), text.encode()
+    for at in range(0, len(data), step):
+        body.feed(data[at : at + step])
+    body.end()
 
 
 def when(path: str) -> None:
@@ -341,6 +356,28 @@ READERS: dict[str, Reader] = {
     "a token": Reader(lambda text: open_token(text, KEYS, None, date(2026, 1, 1)), TOKEN, units=("a.", "AAAA", "....")),
     "what stands in a token": Reader(encoding.unbase64url, TOKEN, units=("AAAA", "____")),
     "a gzip file's members": Reader(members, BODY // 2, ends=("",), units=("a",), is_plain=True),
+    "zstd's frames": Reader(
+        partial(members, coding="zstd", member=zstandard.compress(b"")),
+        BODY // 2,
+        ends=("",),
+        units=("a",),
+        is_plain=True,
+    ),
+    "members within another coding": Reader(partial(members, coding="gzip, gzip"), BODY // 2, ends=("",), units=("a",)),
+    "blocks of deflate": Reader(
+        partial(blocks, coding="deflate", piece=lambda: bytes((0, 0, 0, 0xFF, 0xFF)), start=b""), BODY, is_plain=True
+    ),
+    "blocks of zstd": Reader(
+        partial(blocks, coding="zstd", piece=lambda: bytes(3), start=b"\x28\xb5\x2f\xfd\x00\x58"), BODY, is_plain=True
+    ),
+    "lines": Reader(partial(in_a_row, kind=lines.Lines), BODY, units=("\n", "\r\n", "a\n")),
+    "records": Reader(
+        partial(in_a_row, kind=lines.Sequence), BODY, units=("\n", "\x1e", "{\n", '"\n', "]\n"), leads=("", "{")
+    ),
+    "lines in pieces": Reader(partial(in_a_row, kind=lines.Lines, step=7), HEAD, units=("\n",)),
+    "records in pieces": Reader(
+        partial(in_a_row, kind=lines.Sequence, step=7), HEAD, units=("\n", "\x1e"), leads=("", "{")
+    ),
     "the first bytes": Reader(
         lambda text: listen(field(text)),
         leads=("", "GET", "\x16\x03\x01", "\x16\x03\x01\x40\x00\x01\x00", "\x16\x03\x01\x00\x01\x01"),

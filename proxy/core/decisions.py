@@ -300,8 +300,9 @@ class Reason(Enum):
         415,
         "http_request_error",
         "The body's encoding is not supported",
-        "A body with fields to protect must be sent as it is or with `Content-Encoding: gzip`.",
-        "send the body as it is, or with gzip",
+        "A body with fields to protect must be sent in UTF-8, as it is or with `Content-Encoding: gzip`,"
+        " `deflate`, `br`, `zstd`, or up to three of these, whole and undamaged.",
+        "send the body as it is, or with gzip, deflate, br or zstd",
     )
     SIGNED_BODY = (
         "signed_body",
@@ -326,7 +327,7 @@ class Reason(Enum):
         "http_response_incomplete",
         "The response cannot be decrypted",
         "A field that the policy decrypts holds a JWE that none of its keys opens at this place, or the response cannot"
-        " be looked at: it is no JSON in UTF-8, in another coding than gzip, too large, or a part.",
+        " be looked at: it is no JSON in UTF-8, in a coding that is not read, damaged, too large, or a part.",
         "see that the sender's key, host and place are those of the policy, or take the field out of decrypt",
     )
     INTERNAL_ERROR = (

@@ -128,7 +128,7 @@ def assert_says_what_to_do(details: Answer, reason: str, page: Answer | None = N
         ("redirect_loop", "http://up.example:SECURE/spin", "", ""),
         ("body_not_json", "http://held.example:SECURE/", JSON, "{"),
         ("body_too_large", "http://held.example:SECURE/", JSON, f'{{"ssn": "{"1" * 1024}"}}'),
-        ("encoding_unsupported", "http://held.example:SECURE/", f"{JSON}Content-Encoding: br\r\n", '{"ssn": 1}'),
+        ("encoding_unsupported", "http://held.example:SECURE/", f"{JSON}Content-Encoding: compress\r\n", '{"ssn": 1}'),
         ("signed_body", "http://held.example:SECURE/", f"{JSON}Content-MD5: x\r\n", '{"ssn": 1}'),
         ("key_unavailable", "http://old.example:SECURE/", JSON, '{"ssn": 1}'),
         ("decryption_failed", "http://held.example:SECURE/", "", ""),

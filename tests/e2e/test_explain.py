@@ -110,7 +110,9 @@ CASES = {
         "http://held.example:PORT/", "body_too_large", headers=(JSON, GZIP), body=gzip.compress(b" " * 2000)
     ),
     "gzip": Case("http://held.example:PORT/", None, headers=(JSON, GZIP), body=gzip.compress(SSN)),
-    "br": Case("http://held.example:PORT/", "encoding_unsupported", headers=(JSON, "Content-Encoding: br"), body=b"x"),
+    "dcb": Case(
+        "http://held.example:PORT/", "encoding_unsupported", headers=(JSON, "Content-Encoding: dcb"), body=b"x"
+    ),
     "a charset": Case(
         "http://held.example:PORT/",
         "encoding_unsupported",

@@ -10,14 +10,17 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator
 
+import brotli
 import pytest
 
 from proxy.core.jose.keys import Alg
 from tests.e2e.app import JSON, Way, ask, decision_of, fresh, open_way, request
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import curl, urllib_request
+from tests.e2e.codings import coded_as, decoded_from
 from tests.e2e.receiver import TOKEN, Marked, Pieces, Receiver, assert_only_marked_changed, plain
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import TlsUpstream
@@ -232,16 +235,30 @@ class TestFraming:
         assert got.headers.get("transfer-encoding") == "chunked"
         assert "content-length" not in got.headers
 
-    @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "GZip"])
-    def test_a_gzip_body_arrives_as_gzip_with_its_fields_encrypted(
-        self, sidecar: Sidecar, upstream: TlsUpstream, receivers: dict[str, Receiver], coding: str
+    @pytest.mark.parametrize("way", Way)
+    @pytest.mark.parametrize(
+        "coding", ["gzip", "x-gzip", "GZip", "deflate", "br", "zstd", "gzip, br", "identity, zstd,deflate"]
+    )
+    def test_a_coded_body_arrives_in_the_same_codings_with_its_fields_encrypted(
+        self, sidecar: Sidecar, upstream: TlsUpstream, receivers: dict[str, Receiver], coding: str, way: Way
     ) -> None:
         headers = (*JSON, ("Content-Encoding", coding))
-        assert ask(sidecar, upstream, "pay.example", headers=headers, body=gzip.compress(plain(WEIRD))).status == 200
+        body = coded_as(coding, plain(WEIRD))
+        assert ask(sidecar, upstream, "pay.example", way=way, headers=headers, body=body).status == 200
         (got,) = upstream.wait_for_requests(1)
         assert got.headers.get("content-encoding") == coding
         assert got.headers.get("content-length") == str(len(got.body))
-        assert_only_marked_changed(gzip.decompress(got.body), WEIRD, receivers["pay"], "pay.example")
+        assert_only_marked_changed(decoded_from(coding, got.body), WEIRD, receivers["pay"], "pay.example")
+
+    def test_two_fields_name_codings_in_their_order_and_deflate_stays_raw(
+        self, sidecar: Sidecar, upstream: TlsUpstream, receivers: dict[str, Receiver]
+    ) -> None:
+        headers = (*JSON, ("Content-Encoding", "deflate"), ("Content-Encoding", "br"))
+        body = brotli.compress(zlib.compress(plain(WEIRD), wbits=-15))
+        assert ask(sidecar, upstream, "pay.example", headers=headers, body=body).status == 200
+        (got,) = upstream.wait_for_requests(1)
+        decoded = zlib.decompress(brotli.decompress(got.body), -15)
+        assert_only_marked_changed(decoded, WEIRD, receivers["pay"], "pay.example")
 
     def test_every_member_of_a_gzip_body_counts(
         self, sidecar: Sidecar, upstream: TlsUpstream, receivers: dict[str, Receiver]

@@ -17,6 +17,7 @@ from proxy.core.jose.keys import Alg
 from tests.e2e import wire
 from tests.e2e.app import Way, ask, decision_of, fresh, open_way, request
 from tests.e2e.certificates import Authority
+from tests.e2e.codings import CODINGS, coded_as, decoded_from
 from tests.e2e.connection import RecordedRequest
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Sidecar
@@ -178,6 +179,20 @@ class TestOpened:
         token = senders[name].seal(b'"4111"', host, "$.card.number")
         upstream = answering(b'{"card":{"number":' + token + b"}}")
         assert get(sidecar, upstream, host) == b'{"card":{"number":"4111"}}'
+
+    @pytest.mark.parametrize("way", Way)
+    @pytest.mark.parametrize("coding", [*CODINGS, "gzip, br", "ZSTD , identity,deflate"])
+    def test_a_coded_response_stays_so_asked_for_or_not(
+        self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver], way: Way, coding: str
+    ) -> None:
+        token = senders["aes"].seal(b'"4111"', HOST, "$.card.number")
+        coded = coded_as(coding, b'{"card":{"number":' + token + b"}}")
+        upstream = answering(coded, ("Content-Encoding", coding))
+        answer = ask(sidecar, upstream, HOST, way=way, method="GET", headers=())
+        assert answer.headers.get("content-encoding") == coding
+        assert answer.headers.get("content-length") == str(len(answer.body))
+        assert decoded_from(coding, answer.body) == b'{"card":{"number":"4111"}}'
+        assert decision_of(sidecar, upstream)["decrypted"] == 1
 
     def test_a_gzip_response_stays_gzip(self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]) -> None:
         token = senders["aes"].seal(b'"4111"', HOST, "$.card.number")
@@ -404,7 +419,7 @@ class TestRefused:
     def test_a_body_without_a_label_that_cannot_be_looked_at_is_refused(
         self, sidecar: Sidecar, answering: Make
     ) -> None:
-        assert_refused(sidecar, answering(raw=labelled(b"canary", coding="br")), b"canary")
+        assert_refused(sidecar, answering(raw=labelled(b"canary", coding="dcb")), b"canary")
 
     def test_a_changed_token_is_not_opened(
         self, sidecar: Sidecar, answering: Make, senders: dict[str, Receiver]
@@ -425,9 +440,19 @@ class TestRefused:
         [
             pytest.param(b'{"card":', (), id="cut short"),
             pytest.param(b"<html>canary", (), id="no json"),
-            pytest.param(b"canary", (("Content-Encoding", "br"),), id="another coding"),
-            pytest.param(gzip.compress(b"{}")[:-1], (("Content-Encoding", "gzip"),), id="damaged gzip"),
-            pytest.param(gzip.compress(b" " * 70_000 + b"{}"), (("Content-Encoding", "gzip"),), id="a gzip bomb"),
+            pytest.param(b"canary", (("Content-Encoding", "compress"),), id="another coding"),
+            *(
+                pytest.param(CODINGS[each][0](b"[1, 2]")[:-1], (("Content-Encoding", each),), id=f"{each} cut off")
+                for each in CODINGS
+            ),
+            *(
+                pytest.param(CODINGS[each][0](b"[1, 2]") + b"\n", (("Content-Encoding", each),), id=f"{each} and more")
+                for each in CODINGS
+            ),
+            *(
+                pytest.param(CODINGS[each][0](bytes(70_000)), (("Content-Encoding", each),), id=f"a bomb of {each}")
+                for each in CODINGS
+            ),
             pytest.param(b" " * 70_000 + b"{}", (), id="too large"),
         ],
     )
@@ -486,10 +511,10 @@ class TestLeftAlone:
     @pytest.mark.parametrize(
         ("offered", "narrowed"),
         [
-            ((("Accept-Encoding", "gzip, deflate, br, zstd"),), "gzip"),
-            ((("Accept-Encoding", "br;q=1.0, GZIP;q=0.5"),), "gzip"),
-            ((("Accept-Encoding", "br"),), "identity"),
-            ((("Accept-Encoding", "gzip;q=0, br"),), "identity"),
+            ((("Accept-Encoding", "gzip, deflate, br, zstd"),), "gzip, deflate, br, zstd"),
+            ((("Accept-Encoding", "br;q=1.0, dcb, GZIP;q=0.5"),), "br;q=1.0, GZIP;q=0.5"),
+            ((("Accept-Encoding", "compress"),), "identity"),
+            ((("Accept-Encoding", "*"),), "identity"),
             ((), "identity"),
         ],
     )

@@ -25,7 +25,7 @@ from proxy.core.jose import jwe
 MAX_SEALED = 4096  # half a second of work at most
 
 _UTF8 = ("utf-8", "utf8", "us-ascii")
-_WEIGHT_ZERO = re.compile(r"q=0(?:\.0{0,3})?")
+_WEIGHT_ZERO = re.compile(r"[Qq]=0(?:\.0{0,3})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +141,12 @@ def decrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting:
         if not body:
             return unchanged
         _check_charset(head.content_types)
-        encoding = encodings.parse_encoding(head.content_encoding)
-        text = encodings.decode(body, encoding, setting.limit)
+        codings = encodings.parse_encoding(head.content_encoding)
+        text, codings = encodings.take_off(body, codings, setting.limit)
         if label_of(head.content_types) is Label.NOTHING and not may_be_json(text):
             return unchanged
         spliced = splice.splice(text, values.opening(entries, setting))
-        return Changed(encodings.encode(spliced.body, encoding), spliced.counts) if spliced.total else unchanged
+        return Changed(encodings.encode(spliced.body, codings), spliced.counts) if spliced.total else unchanged
     except Denied as e:
         why, names = e.detail, e.entries
     except ValueError:  # raised by splice: the sender sealed something that is not one JSON value
@@ -160,8 +160,8 @@ def _splice(
     unchanged = Changed(body, (0,) * len(entries))
     if not body:
         return unchanged
-    encoding = encodings.parse_encoding(head.content_encoding)
-    spliced = splice.splice(encodings.decode(body, encoding, limit), jobs, MAX_SEALED)
+    text, codings = encodings.take_off(body, encodings.parse_encoding(head.content_encoding), limit)
+    spliced = splice.splice(text, jobs, MAX_SEALED)
     if spliced.total == 0:
         return unchanged
     if head.signature is not None:
@@ -169,7 +169,7 @@ def _splice(
         if names := tuple(entry.name for entry in changing if entry.signed is Signed.DENY):
             detail = f"{head.signature} covers the body, whose fields must be encrypted"
             raise Denied(Reason.SIGNED_BODY, detail, entries=names)
-    return Changed(encodings.encode(spliced.body, encoding), spliced.counts)
+    return Changed(encodings.encode(spliced.body, codings), spliced.counts)
 
 
 def _check_charset(content_types: Sequence[str]) -> None:
@@ -193,13 +193,17 @@ def _charsets(content_type: str) -> Iterator[str]:
 
 
 def acceptable(offered: str) -> str:
-    """Return the Accept-Encoding to send instead of the app's: gzip if the app offers it, otherwise identity.
+    """Return the Accept-Encoding to send instead of the app's: of what it offers, what can be decoded here, as the app
+    wrote it; `identity` if nothing is left.
 
     Args:
-        offered: the app's value; a coding with weight 0 is not offered (RFC 9110, section 12.4.2).
+        offered: the app's value. `*` stays only with weight 0, which asks for no other coding (RFC 9110, section
+            12.4.2).
     """
-    for offer in offered.lower().split(","):
+    kept = []
+    for offer in offered.split(","):
         coding, _, weight = offer.partition(";")
-        if coding.strip() in ("gzip", "x-gzip") and not _WEIGHT_ZERO.fullmatch(weight.strip()):
-            return "gzip"
-    return "identity"
+        is_known = encodings.offers(coding)
+        if is_known or (coding.strip() == "*" and _WEIGHT_ZERO.fullmatch(weight.strip())):
+            kept.append(offer.strip())
+    return ", ".join(kept) or "identity"

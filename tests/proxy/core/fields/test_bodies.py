@@ -83,7 +83,7 @@ class TestBefore:
 
     def test_a_coding_that_cannot_be_undone_is_denied(self) -> None:
         with pytest.raises(Denied) as denied:
-            check_before(BodyHead([], "br"), [ENTRY], TODAY)
+            check_before(BodyHead([], "compress"), [ENTRY], TODAY)
         assert reason_of(denied) is Reason.ENCODING_UNSUPPORTED
 
     def test_an_expired_key_is_denied_by_its_name(self) -> None:
@@ -252,19 +252,23 @@ class TestDecrypting:
                 decrypt(packed, BodyHead(types, "gzip"), [ENTRY])
 
     def test_a_body_without_a_label_that_is_no_json_stays_as_it_is(self) -> None:
-        for body, coding in ((b"not found", None), (gzip.compress(b"\x89PNG"), "gzip"), (b"", "br")):
+        for body, coding in ((b"not found", None), (gzip.compress(b"\x89PNG"), "gzip"), (b"", "compress")):
             assert decrypt(body, BodyHead((), coding), [ENTRY]) == (body, 0)
 
 
 @pytest.mark.parametrize(
     ("offered", "acceptable_here"),
     [
-        ("gzip, br", "gzip"),
-        ("br", "identity"),
+        ("gzip, br", "gzip, br"),
+        ("gzip, deflate, br, zstd", "gzip, deflate, br, zstd"),
+        ("dcb,GZIP;q=0.5 ,compress, x-gzip", "GZIP;q=0.5, x-gzip"),
+        ("compress", "identity"),
         ("", "identity"),
-        ("x-gzip;q=0.5", "gzip"),
-        ("gzip;q=0", "identity"),
-        ("GZIP ; q=0.000", "identity"),
+        ("*", "identity"),
+        ("*;q=0.1, br", "br"),
+        ("gzip, * ; q=0.000", "gzip, * ; q=0.000"),
+        ("identity;q=0, br;Q=1", "identity;q=0, br;Q=1"),
+        ("gzip;q=0", "gzip;q=0"),
     ],
 )
 def test_what_of_an_offer_can_be_opened_here(offered: str, acceptable_here: str) -> None:
