@@ -23,6 +23,7 @@ import zstandard
 from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination, canonical_host, parse_authority
 from proxy.core.fields import bodies, encodings, lines, responses
+from proxy.core.fields.automaton import Marks
 from proxy.core.fields.entries import PathGlob, When
 from proxy.core.fields.jsontext import find_spans, string_value
 from proxy.core.fields.readings import readings, with_body
@@ -54,7 +55,7 @@ DELIVERY = cookies.Delivery(over_tls=True, is_translated=True, host="a.b.c.d.exa
 KEY = Key("k", Alg.A256KW, SecretBytes(bytes(32)))
 KEYS = KeySet("keys", Alg.A256KW, KEY, (), Bind.PLACE)
 GLOBS = tuple(PathGlob.parse(text) for text in ("/v1/**/a*b*c/**/x*y", "/**/a/*/**/b", "/a/**/**/c*c*c", "/*a*a*a"))
-SELECTORS = [parse_selector(text) for text in ("$..ssn", "$.a[-1].b", "$.*[*]..x")]
+SELECTORS = tuple(parse_selector(text) for text in ("$..ssn", "$.a[-1].b", "$.*[*]..x"))
 
 COMMON = (
     *(" ", "\t", "a", "0", ".", ",", ";", ":", "=", "/", '"', '\\"', "\\", "'", "<", ">", "[", "]", "(", "%", "-", "_"),
@@ -106,11 +107,11 @@ def end_of_head(text: str, *, of_request: bool, step: int = HEAD) -> None:
 
 
 def json_text(text: str) -> None:
-    find_spans(text.encode(), [SELECTORS])
+    find_spans(text.encode(), [Marks(SELECTORS)])
 
 
 def spliced(text: str) -> None:
-    splice(text.encode(), [Job(tuple(SELECTORS), lambda value, _: value)])
+    splice(text.encode(), [Job(Marks(SELECTORS), lambda value, _: value)])
 
 
 def opened(header: str) -> None:

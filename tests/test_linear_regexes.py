@@ -21,8 +21,10 @@ from typing import Any
 
 import pytest
 
+from proxy.core.fields.automaton import Marks, automaton_of
 from proxy.core.fields.entries import PathGlob
-from proxy.core.fields.jsontext import _skipping_others
+from proxy.core.fields.quickwalk import _known_places, _looking
+from proxy.core.fields.selectors import parse_selector
 from tests.growth import TOO_MUCH, growth
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,10 +32,23 @@ SOURCES = sorted(path for folder in ("proxy", "addons") for path in (ROOT / fold
 MOST = 64 * 1024
 METHODS = ("match", "fullmatch", "search", "findall", "finditer", "sub", "split")
 GLOBS = ("/v1/**", "/v1/*/a*b*c/**/x*y", "/**/a/**/b/*/**/c", "/*a*a*a*a", "/**/*a*a*/**/*a*a", "/a/**/**/**/b", "/**")
+NAMED = Marks(tuple(parse_selector(text) for text in ("$.a.b", "$.a['']", "$.ssn")))
+
+
+def method_of(match: Any) -> re.Pattern[Any]:
+    """Return the pattern whose method this is."""
+    pattern: re.Pattern[Any] = match.__self__
+    return pattern
+
+
 MADE_INSIDE: dict[tuple[str, str], list[tuple[re.Pattern[Any], str]]] = {
     ("proxy/core/fields/entries.py", "parse"): [(PathGlob.parse(text).pattern, "fullmatch") for text in GLOBS],
-    ("proxy/core/fields/jsontext.py", "_skipping_others"): [
-        (_skipping_others((b"ssn", b"a", b"", b"\xc3\xa9")).__self__, "match")  # type: ignore[attr-defined]  # a method
+    ("proxy/core/fields/quickwalk.py", "_looking"): [
+        (method_of(_looking(frozenset(names), frozenset(folded))), "match")
+        for names, folded in (((b"ssn", b"a", b"", b"\xc3\xa9"), ()), ((b"ssn",), (b"a", b"\xc3\xa9")))
+    ],
+    ("proxy/core/fields/quickwalk.py", "_known_places"): [
+        (method_of(KNOWN.match), "match") for KNOWN in [_known_places(automaton_of((NAMED,)))] if KNOWN
     ],
 }
 
@@ -282,7 +297,7 @@ def test_they_were_found() -> None:
     for name in (
         "proxy/core/http/heads.py:FIELD_LINE",
         "proxy/core/fields/entries.py:parse",
-        "proxy/core/fields/jsontext.py:_skip_blank",
+        "proxy/core/fields/plainwalk.py:_skip_blank",
     ):
         assert any(use.where == name for use in USES), name
 

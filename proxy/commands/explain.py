@@ -308,7 +308,7 @@ def _places(entries: Sequence[FieldEntry], body: bytes) -> list[tuple[str, Field
     if not entries:
         return []
     try:
-        spans = find_spans(body, [entry.selectors for entry in entries])
+        spans = find_spans(body, [entry.marks for entry in entries])
     except NotJson as error:
         raise Denied(Reason.BODY_NOT_JSON, str(error)) from None
     except TooMuchSelected as error:

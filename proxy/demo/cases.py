@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from proxy.core.fields import splice
+from proxy.core.fields.automaton import Marks
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.jose import jwe
 from proxy.core.jose.keys import Alg, KeySet, new_key, to_pem
@@ -168,9 +169,9 @@ def _fields(upstream: Upstream, answer: Answer, keys: KeySet) -> Case:
         opened.append(f"{path} opens to {plaintext.decode()}")
         return plaintext
 
-    selectors = tuple(parse_selector(text) for text in MARKED)
+    marks = Marks(tuple(parse_selector(text) for text in MARKED))
     try:
-        restored = splice.splice(body, [splice.Job(selectors, open_value)])
+        restored = splice.splice(body, [splice.Job(marks, open_value)])
     except (ValueError, jwe.JweError):
         failures.append("a marked value did not arrive as a JWE that the receiver's key opens")
     else:

@@ -5,6 +5,7 @@ values that the `selectors` mean, and `splice` puts other values in their place.
 
 Offers:
 
+- `automaton`: Marks; what an entry marks
 - `bodies`: BodyHead, acceptable, change, check_before, count_marked, too_large; one body, from start to end
 - `encodings`: beginning, decode, parse_encoding; content encodings such as gzip
 - `entries`: FieldEntry, PathGlob, Signed, When, Work; one entry of a rule's `request` or `response` list

@@ -123,7 +123,7 @@ def count_marked(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], lim
     Raises:
         Denied: as `encrypt` would.
     """
-    jobs = [splice.Job(entry.selectors, lambda value, _: value) for entry in entries]
+    jobs = [splice.Job(entry.marks, lambda value, _: value) for entry in entries]
     return _splice(body, head, entries, jobs, limit).counts
 
 

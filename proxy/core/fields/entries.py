@@ -11,9 +11,10 @@ Rules of this module:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from proxy.core.fields.automaton import Marks
 from proxy.core.fields.readings import Readings
 from proxy.core.fields.selectors import Selector
 from proxy.core.jose.keys import KeySet
@@ -124,6 +125,10 @@ class FieldEntry:
     """One entry of a rule's `request` or `response` list. All entries of one list do the same work.
 
     Attributes:
+        selectors: which values.
+        inside: selectors of the strings in whose JSON text these values stand; see `Marks`.
+        ignore_case: whether names that differ in case only are the same.
+        marks: all three, as bodies are searched.
         name: what lines and metrics call it: its place in the rule, as in `request[0]`.
     """
 
@@ -133,3 +138,10 @@ class FieldEntry:
     when: When = When()
     signed: Signed = Signed.DENY
     name: str = ""
+    inside: tuple[Selector, ...] = ()
+    ignore_case: bool = False
+    marks: Marks = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        marks = Marks(self.selectors, self.inside, self.ignore_case, is_strict=self.work is Work.ENCRYPT)
+        object.__setattr__(self, "marks", marks)  # frozen once it is complete

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import unquote, unquote_to_bytes
 
+from proxy.core.fields.automaton import Marks
 from proxy.core.fields.jsontext import NotJson, TooMuchSelected, find_spans, string_value
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.http.heads import Fields
@@ -57,7 +58,7 @@ _PART_METHOD = re.compile(
     rb"(?:[^a-z0-9\"'= \t]|[^a-z0-9]x[^a-z0-9](?:http[^a-z0-9])?)method(?:[^a-z0-9]override)?[^a-z0-9]*+\Z"
 )
 _ESCAPE = re.compile(rb"\\u00([0-7][0-9a-f])")
-_JSON_METHOD = [[parse_selector("$._method")]]
+_JSON_METHOD = [Marks((parse_selector("$._method"),))]
 
 # Empty and dot segments, path parameters, backslashes, control characters, malformed escapes, and escapes of any of
 # these or of a percent sign. Servers differ in which of them they resolve, strip or cut off, in which order, and in how

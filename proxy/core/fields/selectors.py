@@ -4,7 +4,7 @@ file's reader calls it; `proxy.core.fields.jsontext` then finds the values in a 
 Rules of this module:
 
 - The subset has everything that names values without computing: `$`, names (dot and bracket form), indexes (also
-  negative), `*`, the descendant segment `..`, and several of these in one bracket. Filters, slices and functions are
+  negative), slices, `*`, the descendant segment `..`, and several of these in one bracket. Filters and functions are
   refused.
 - Inside the subset the grammar is exactly RFC 9535's. A selector that another implementation would refuse or understand
   differently is refused, and the message names the character and what would be right. A name with NUL is refused, too:
@@ -27,7 +27,22 @@ class Every(Enum):
     EVERY = "*"
 
 
-type Choice = str | int | Every
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A slice of an array (RFC 9535, section 2.3.4): the elements from `start` to `end`, which is not among them.
+
+    Attributes:
+        start: the first index, negative from the end; None if it is left out.
+        end: the index where it ends, likewise.
+        step: from one to the next, None if it is left out; if negative, backwards; if 0, nothing is selected.
+    """
+
+    start: int | None
+    end: int | None
+    step: int | None
+
+
+type Choice = str | int | Slice | Every
 
 
 class BadSelector(ValueError):
@@ -48,7 +63,7 @@ class Segment:
 
     Attributes:
         descendant: whether the step starts at any depth (`..`), or only at the value itself.
-        choices: the children that it selects: by member name, by index (a negative one from the end), or all.
+        choices: the children that it selects: by member name, by index (a negative one from the end), a slice, or all.
     """
 
     descendant: bool
@@ -70,6 +85,9 @@ class Selector:
     def __str__(self) -> str:
         return self.text
 
+    def __hash__(self) -> int:
+        return hash(self.text)  # it is kept in the text; a hash of the segments is made anew each time
+
 
 _BLANKS = " \t\n\r"
 _NAME_FIRST = r"A-Za-z_\x80-\ud7ff\ue000-\U0010ffff"
@@ -85,17 +103,17 @@ _ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "/": "/", "\\
 _QUOTED_NAMES = (
     "a name with other characters than letters, digits and '_' goes into brackets and quotes: ['card-number']"
 )
-_SUBSET = "a selector here is made of names, indexes, '*' and '..'"
+_SUBSET = "a selector here is made of names, indexes, slices, '*' and '..'"
 
 
 def parse_selector(text: str) -> Selector:
     """Parse a selector (RFC 9535, the subset that the module's docstring names).
 
     Args:
-        text: for example `$.card.number`, `$..ssn`, `$.items[*]['card number']`, `$.history[-1]`.
+        text: for example `$.card.number`, `$..ssn`, `$.items[*]['card number']`, `$.history[-1]`, `$.rows[1:]`.
 
     Raises:
-        BadSelector: the text is malformed, or uses a filter, a slice or a function.
+        BadSelector: the text is malformed, or uses a filter or a function.
     """
     return _Parser(text).selector()
 
@@ -149,8 +167,6 @@ class _Parser:
             self.skip_blank()
             if self.take("]"):
                 return tuple(choices)
-            if self.next_is(":"):
-                raise self.refusal(f"slices are not supported; {_SUBSET}")
             if not self.take(","):
                 raise self.refusal("expected ',' or ']' here")
 
@@ -162,13 +178,32 @@ class _Parser:
                 return self.quoted(quote)
         if self.next_is("?"):
             raise self.refusal(f"filters are not supported; {_SUBSET}")
-        if self.next_is(":"):
-            raise self.refusal(f"slices are not supported; {_SUBSET}")
+        start = self.integer()
+        before_blank = self.position
+        self.skip_blank()
+        if not self.take(":"):
+            if start is None:
+                raise self.refusal(
+                    "expected a quoted name, '*', an index or a slice; a number has no '+', no leading zero and is "
+                    "never -0"
+                )
+            self.position = before_blank
+            return start
+        self.skip_blank()
+        end, step = self.integer(), None
+        self.skip_blank()
+        if self.take(":"):
+            self.skip_blank()
+            step = self.integer()
+        return Slice(start, end, step)
+
+    def integer(self) -> int | None:
+        """Read an index, or a part of a slice; None if there is none."""
         number = _INTEGER.match(self.text, self.position)
-        if number is None or _DIGITS.match(self.text, number.end()):
-            raise self.refusal(
-                "expected a quoted name, '*' or an index; an index has no '+', no leading zero and is never -0"
-            )
+        if number is None:
+            return None
+        if _DIGITS.match(self.text, number.end()):
+            raise self.refusal("an index has no '+', no leading zero and is never -0")
         if len(number[0]) > 17 or abs(int(number[0])) > MAX_INDEX:  # 17: a very long run of digits is never converted
             raise self.refusal(f"an index lies between -{MAX_INDEX} and {MAX_INDEX}")
         self.position = number.end()

@@ -16,11 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.fields.jsontext import MAX_VALUES, NotJson, Span, TooMuchSelected, find_spans, is_name, string_value
-from proxy.core.fields.selectors import Selector
+from proxy.core.fields.automaton import Marks
+from proxy.core.fields.escapes import escaped
+from proxy.core.fields.jsontext import find_spans, is_name, string_value
+from proxy.core.fields.spans import MAX_VALUES, NotJson, Span, TooMuchSelected
 
 _TOKEN = re.compile(r"[A-Za-z0-9_.-]+")
-_TOKEN_STRING = re.compile(rb'"[A-Za-z0-9_.-]*"')  # such a string is one JSON value: no parser is needed to check it
+# Such a string is one JSON value: no parser is needed to check it.
+_is_token_string = re.compile(rb'"[A-Za-z0-9_.-]*"').fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +31,10 @@ class Job:
     """One thing to do with selected values.
 
     Attributes:
-        selectors: which values.
-        transform: takes a value's exact JSON bytes and its path (`Span.path`); returns the JSON bytes that replace it,
-            or None if it stays as it is. It raises if the body must not go on.
+        marks: which values.
+        transform: takes a value's exact JSON bytes (as they are in the text inside a string, if it stands there) and
+            its path (`Span.path`); returns the JSON bytes that replace it, or None if it stays as it is. It raises if
+            the body must not go on.
         rename: the JSON string that takes the place of the member's name where the value was replaced, or None. An
             element of an array and the whole body have no name: of these only the value is replaced.
 
@@ -38,7 +42,7 @@ class Job:
         ValueError: `rename` is no JSON string, or no name that would pass in a body.
     """
 
-    selectors: tuple[Selector, ...]
+    marks: Marks
     transform: Callable[[bytes, str], bytes | None]
     rename: bytes | None = None
 
@@ -81,7 +85,7 @@ def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES) -> Spliced:
         ValueError: a transform returned something that is not JSON.
     """
     try:
-        spans = find_spans(body, [job.selectors for job in jobs])
+        spans = find_spans(body, [job.marks for job in jobs])
     except NotJson as problem:
         raise Denied(
             Reason.BODY_NOT_JSON,
@@ -105,18 +109,19 @@ def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES) -> Spliced:
     replaced: list[Span] = []
     copied = 0
     for span in spans:
-        replacement = jobs[span.job].transform(body[span.start : span.end], span.path)
+        start, end, path, number, name, depth, inner = span
+        job = jobs[number]
+        replacement = job.transform(body[start:end] if inner is None else inner, path)
         if replacement is None:
             continue
-        _check_replacement(replacement, span.job)
-        rename = jobs[span.job].rename
-        if rename is not None and span.name is not None:
-            name_start, name_end = span.name
-            pieces += (body[copied:name_start], rename)
-            copied = name_end
-        pieces += (body[copied : span.start], replacement)
-        copied = span.end
-        counts[span.job] += 1
+        if not _is_token_string(replacement):
+            _check_replacement(replacement, number)
+        if job.rename is not None and name is not None:
+            pieces += (body[copied : name[0]], escaped(job.rename, depth))
+            copied = name[1]
+        pieces += (body[copied:start], escaped(replacement, depth) if depth else replacement)
+        copied = end
+        counts[number] += 1
         replaced.append(span)
     if not pieces:
         return Spliced(body, tuple(counts))
@@ -126,8 +131,6 @@ def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES) -> Spliced:
 
 def _check_replacement(replacement: bytes, job: int) -> None:
     """Refuse a replacement that is not one value: `1,"admin":true` from a JWE must not become a member of the body."""
-    if _TOKEN_STRING.fullmatch(replacement):
-        return
     try:
         find_spans(replacement, ())
     except NotJson:

@@ -84,7 +84,7 @@ class _Sealer:
             sealing = self._sealings.get(id(keys)) or self._begin(keys, key)
             return splice.sealed_string(sealing.seal(value, Place(host, path)))
 
-        return splice.Job(entry.selectors, seal)
+        return splice.Job(entry.marks, seal)
 
     def _begin(self, keys: KeySet, key: Key) -> Sealing:
         """Begin to seal with a key set, which is done only once there is a value: it takes a while."""
@@ -111,7 +111,7 @@ class _Opener:
         self._openings: dict[int, jwe.Opening] = {}
 
     def job(self, entry: FieldEntry) -> splice.Job:
-        return splice.Job(entry.selectors, lambda value, path: self._open(entry, value, path))
+        return splice.Job(entry.marks, lambda value, path: self._open(entry, value, path))
 
     def of(self, entry: FieldEntry) -> jwe.Opening:
         """Return what opens the body's tokens for an entry."""

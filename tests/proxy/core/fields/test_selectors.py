@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.fields.selectors import MAX_INDEX, BadSelector, Every, Segment, Selector, parse_selector
+from proxy.core.fields.selectors import MAX_INDEX, BadSelector, Choice, Every, Segment, Selector, Slice, parse_selector
 
 EVERY = Every.EVERY
 
 
-def child(*choices: str | int | Every) -> Segment:
+def child(*choices: Choice) -> Segment:
     return Segment(False, choices)
 
 
-def descendant(*choices: str | int | Every) -> Segment:
+def descendant(*choices: Choice) -> Segment:
     return Segment(True, choices)
 
 
@@ -32,6 +32,10 @@ def descendant(*choices: str | int | Every) -> Segment:
         ("$..[-1]", (descendant(-1),)),
         ("$..['a', \"b\", 0 ,*]", (descendant("a", "b", 0, EVERY),)),
         ("$[0][-1]", (child(0), child(-1))),
+        ("$[1:3]", (child(Slice(1, 3, None)),)),
+        ("$[:]", (child(Slice(None, None, None)),)),
+        ("$[ 5 : -1 :\t-2 , 0]", (child(Slice(5, -1, -2), 0),)),
+        ("$..[::0, :3, -2:]", (descendant(Slice(None, None, 0), Slice(None, 3, None), Slice(-2, None, None)),)),
         (f"$[{MAX_INDEX}][-{MAX_INDEX}]", (child(MAX_INDEX), child(-MAX_INDEX))),
         ("$['']", (child(""),)),
         ("$ .a\t[\n'b'\r]", (child("a"), child("b"))),
@@ -68,12 +72,16 @@ def test_a_selector_of_the_subset_is_parsed_to_its_segments(text: str, segments:
         ("$.length()", 8, "functions are not supported"),
         ("$[?@.a]", 2, "filters are not supported"),
         ("$[0, ?@.a]", 5, "filters are not supported"),
-        ("$[1:3]", 3, "slices are not supported"),
-        ("$[:3]", 2, "slices are not supported"),
-        ("$[1 ::2]", 4, "slices are not supported"),
-        ("$[]", 2, "quoted name, '*' or an index"),
-        ("$[a]", 2, "quoted name, '*' or an index"),
-        ("$[0,]", 4, "quoted name, '*' or an index"),
+        ("$[1:a]", 4, "',' or ']'"),
+        ("$[1:2:3:4]", 7, "',' or ']'"),
+        ("$[:-0]", 3, "',' or ']'"),
+        ("$[1:02]", 4, "no leading zero"),
+        (f"$[::{MAX_INDEX + 1}]", 4, "an index lies between"),
+        ("$['a':]", 5, "',' or ']'"),
+        ("$[1 x:2]", 4, "',' or ']'"),
+        ("$[]", 2, "quoted name, '*', an index or a slice"),
+        ("$[a]", 2, "quoted name, '*', an index or a slice"),
+        ("$[0,]", 4, "quoted name, '*', an index or a slice"),
         ("$[01]", 2, "no leading zero"),
         ("$[+1]", 2, "no '+'"),
         ("$[-0]", 2, "never -0"),

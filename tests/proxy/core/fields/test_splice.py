@@ -13,15 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.fields import jsontext
+from proxy.core.fields import spans
+from proxy.core.fields.automaton import Marks
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.splice import Job, Spliced, sealed_string, splice, token_of
 
 VECTORS = Path(__file__).resolve().parents[4].parent / "shared" / "vectors"
 
 
+def marks(*selectors: str) -> Marks:
+    return Marks(tuple(map(parse_selector, selectors)))
+
+
 def job(replacement: bytes, *selectors: str) -> Job:
-    return Job(tuple(map(parse_selector, selectors)), lambda _value, _path: replacement)
+    return Job(marks(*selectors), lambda _value, _path: replacement)
 
 
 def test_only_the_marked_values_change_and_every_other_byte_stays() -> None:
@@ -39,15 +44,13 @@ def test_a_transform_gets_the_exact_bytes_and_the_path() -> None:
         seen.append((value, path))
         return b"0"
 
-    splice(
-        b'{"items":[{"secret": {"a" : 1.50} },{"\\u0073ecret":"\\u0041"}]}', [Job((parse_selector("$..secret"),), note)]
-    )
+    splice(b'{"items":[{"secret": {"a" : 1.50} },{"\\u0073ecret":"\\u0041"}]}', [Job(marks("$..secret"), note)])
     assert seen == [(b'{"a" : 1.50}', "$.items[*].secret"), (b'"\\u0041"', "$.items[*].secret")]
 
 
 def test_it_says_where_the_values_stood_that_it_replaced() -> None:
     body = b'{"a":1, "b":[2,3], "c":4}'
-    kept = Job((parse_selector("$.a"),), lambda _value, _path: None)
+    kept = Job(marks("$.a"), lambda _value, _path: None)
     spliced = splice(body, [kept, job(b'"N"', "$.b[0]", "$.c")])
     assert [(body[span.start : span.end], span.path, span.job) for span in spliced.spans] == [
         (b"2", "$.b[*]", 1),
@@ -55,7 +58,9 @@ def test_it_says_where_the_values_stood_that_it_replaced() -> None:
     ]
 
 
-@pytest.mark.parametrize("jobs", [[], [job(b"0", "$.ssn")], [job(b"0", "$.ssn"), Job((), lambda value, path: b"0")]])
+@pytest.mark.parametrize(
+    "jobs", [[], [job(b"0", "$.ssn")], [job(b"0", "$.ssn"), Job(marks(), lambda value, path: b"0")]]
+)
 def test_a_body_in_which_nothing_is_selected_is_the_same_object(jobs: list[Job]) -> None:
     body = b' {"a": [1, 2]} '
     spliced = splice(body, jobs)
@@ -88,7 +93,7 @@ def test_the_whole_body_can_be_replaced() -> None:
 
 
 def renaming(name: bytes, *selectors: str) -> Job:
-    return Job(tuple(map(parse_selector, selectors)), lambda value, _: None if value == b"0" else b"9", name)
+    return Job(marks(*selectors), lambda value, _: None if value == b"0" else b"9", name)
 
 
 def test_a_member_gets_another_name_where_its_value_was_replaced() -> None:
@@ -117,7 +122,7 @@ def test_a_body_that_is_not_json_is_denied_before_any_transform_runs(body: bytes
         raise AssertionError("a transform ran")
 
     with pytest.raises(Denied) as denied:
-        splice(body, [Job((parse_selector("$..ssn"),), never)])
+        splice(body, [Job(marks("$..ssn"), never)])
     assert denied.value.reason is Reason.BODY_NOT_JSON
     assert "at byte" in denied.value.detail
 
@@ -129,7 +134,7 @@ def test_a_denial_quotes_nothing_of_the_body() -> None:
 
 
 def test_a_body_with_too_many_fields_is_denied_as_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsontext, "MAX_VALUES", 2)
+    monkeypatch.setattr(spans, "MAX_VALUES", 2)
     with pytest.raises(Denied) as denied:
         splice(b"[1,2,3]", [job(b"0", "$[*]")])
     assert denied.value.reason is Reason.BODY_TOO_LARGE
@@ -142,7 +147,7 @@ def test_an_exception_of_a_transform_propagates() -> None:
         raise refusal
 
     with pytest.raises(Denied) as denied:
-        splice(b'{"a":1}', [Job((parse_selector("$.a"),), refuse)])
+        splice(b'{"a":1}', [Job(marks("$.a"), refuse)])
     assert denied.value is refusal
 
 
@@ -199,7 +204,7 @@ def test_what_was_put_in_can_be_taken_out_again_and_gives_the_same_bytes(
     value: Any, selectors: list[str], seed: int
 ) -> None:
     body = loosely_written(value, seed)
-    parsed = tuple(map(parse_selector, selectors))
+    parsed = marks(*selectors)
     sealed = splice(body, [Job(parsed, seal)])
     json.loads(sealed.body)
     opened = splice(sealed.body, [Job(parsed, unseal)])
