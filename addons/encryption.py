@@ -70,7 +70,7 @@ class Encryption:
             except Denied as denied:
                 exchange.deny(flow, denied)
             if exchange.observing:
-                flow.request.stream = marked.Tee(exchange, flow.request)
+                flow.request.stream = marked.Tee(exchange, flow.request, self._setting(exchange))
             elif flow.response is None:
                 exchange.holds_request = True
         if marked.of_response(exchange):

@@ -19,6 +19,7 @@ from addons.headers import has_field, values_of
 from proxy.core.decisions import FIELD_REASONS, Denied
 from proxy.core.fields import bodies, encodings, readings, signatures
 from proxy.core.fields.entries import FieldEntry
+from proxy.core.fields.values import Setting
 
 
 def host(exchange: Exchange) -> str:
@@ -107,9 +108,10 @@ def signed_head(request: http.Request) -> bodies.BodyHead:
 class Tee:
     """Passes a body on unchanged and, in observe mode, counts the values that would have been encrypted."""
 
-    def __init__(self, exchange: Exchange, request: http.Request) -> None:
+    def __init__(self, exchange: Exchange, request: http.Request, setting: Setting) -> None:
         self.exchange = exchange
         self.request = request
+        self.setting = setting
         self.held = bytearray()
 
     def __call__(self, data: bytes) -> bytes:
@@ -126,7 +128,8 @@ class Tee:
             body = bytes(self.held)
             read_body(exchange, self.request, body)
             if entries := of_request(exchange):
-                exchange.count_fields(entries, bodies.count_marked(body, signed_head(self.request), entries, limit))
+                counts = bodies.count_marked(body, signed_head(self.request), entries, self.setting)
+                exchange.count_fields(entries, counts)
         except Denied as denied:
             exchange.note_reason(denied)
         self.held.clear()

@@ -95,12 +95,19 @@ def entry_summary(entry: FieldEntry) -> dict[str, Any]:
         "key": entry.keys.name,
         "methods": sorted(entry.when.methods) if entry.when.methods is not None else None,
         "paths": [glob.text for glob in entry.when.paths] if entry.when.paths is not None else None,
+        "envelope": entry.envelope.name if entry.envelope is not None else None,
+        "rename": entry.rename,
     }
 
 
 def encrypt_summary(entry: FieldEntry) -> dict[str, Any]:
-    """Return an entry that encrypts as plain values, with what it does to signed bodies."""
-    return {**entry_summary(entry), "signed": entry.signed.value}
+    """Return an entry that encrypts as plain values, with what it does to values and signed bodies."""
+    return {
+        **entry_summary(entry),
+        "signed": entry.signed.value,
+        "already_sealed": entry.already_sealed.value,
+        "pad": entry.pad,
+    }
 
 
 def needs_plaintext(rule: Rule) -> list[str]:

@@ -321,6 +321,15 @@ class Reason(Enum):
         "The rule's encryption key is missing, past its `not_after` date, or not good yet (`not_before`).",
         "give the key set a new primary key",
     )
+    ALREADY_SEALED = (
+        "already_sealed",
+        422,
+        "http_request_error",
+        "A field is sealed already",
+        "A field that the policy encrypts holds a JWE that was sealed with the same key set for the same place before, "
+        "and its entry says `already_sealed: deny`.",
+        "see who sealed it before: the app, or another sidecar on the way; already_sealed: keep lets it pass as it is",
+    )
     DECRYPTION_FAILED = (
         "decryption_failed",
         502,
@@ -361,6 +370,7 @@ FIELD_REASONS = (
     Reason.BODY_TOO_LARGE,
     Reason.ENCODING_UNSUPPORTED,
     Reason.SIGNED_BODY,
+    Reason.ALREADY_SEALED,
     Reason.KEY_UNAVAILABLE,
     Reason.DECRYPTION_FAILED,
 )

@@ -18,13 +18,14 @@ import hashlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cryptography import x509
 
 from proxy.core.certificates.bundles import BadBundle, Bundle, read_bundle
-from proxy.core.fields.entries import FieldEntry, Signed, When, Work
+from proxy.core.fields.entries import FieldEntry, When, Work
+from proxy.core.fields.envelopes import Envelope
 from proxy.core.jose.keymaterial import SecretBytes
 from proxy.core.jose.keys import KeySet
 from proxy.core.pinfiles import pin_of_pem
@@ -454,16 +455,24 @@ class Builder:
             key_set = keys[entry.key]
             if key_set is None:  # the error is reported at the key set
                 continue
+            made = FieldEntry(
+                tuple(entry.encrypt if isinstance(entry, EncryptEntry) else entry.decrypt),
+                key_set,
+                Work.ENCRYPT if isinstance(entry, EncryptEntry) else Work.DECRYPT,
+                _when(entry.when),
+                name=f"{steps[-1]}[{index}]",
+                envelope=Envelope(entry.envelope) if entry.envelope is not None else None,
+                rename=entry.rename,
+            )
             if isinstance(entry, EncryptEntry):
-                selectors, work, signed = entry.encrypt, Work.ENCRYPT, entry.signed
-            else:
-                selectors, work, signed = entry.decrypt, Work.DECRYPT, Signed.DENY
-            if work is Work.DECRYPT and not key_set.can_open:
+                made = replace(made, signed=entry.signed, already_sealed=entry.already_sealed, pad=entry.pad)
+            elif not key_set.can_open:
                 self._problem(
                     at, f"key set {entry.key} has public keys only; decrypting takes a private or symmetric key"
                 )
-            name = f"{steps[-1]}[{index}]"
-            fields.append(FieldEntry(tuple(selectors), key_set, work, _when(entry.when), signed, name))
+            if entry.rename is not None and not all(selector.ends_in_name for selector in made.selectors):
+                self._problem((*steps, index, "rename"), "only a member has a name: each field must end in one")
+            fields.append(made)
         return tuple(fields)
 
 

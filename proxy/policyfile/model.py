@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from proxy.core.fields.entries import Signed
+from proxy.core.fields.entries import AlreadySealed, Signed
 from proxy.core.jose.keys import Alg, Bind, Enc
 from proxy.core.pins import AfterExpiry
 from proxy.core.rules.policy import Egress, Https, Limits, Mode, PlainHttp, Policy
@@ -34,6 +34,7 @@ from proxy.policyfile.values import (
     KeySourceEntry,
     Kid,
     ListenerText,
+    MemberName,
     MethodText,
     Name,
     PasswordEntry,
@@ -356,6 +357,29 @@ class EncryptEntry(Section):
         "What happens to a request whose body is signed, or covered by a digest, where a field must be encrypted: "
         "`deny` it, or let it `pass`, where the server does not look at that, or what signs comes behind Overcoat.",
     )
+    already_sealed: AlreadySealed = _choice(
+        AlreadySealed.KEEP,
+        "What happens to a value that was sealed before, with the same key set for the same place, as in a retry "
+        "through two sidecars: `keep` it, `seal` it again, or `deny` the request. Where the key is here that opens it, "
+        "it must open; what only looks like it is sealed.",
+    )
+    pad: int = Field(
+        default=1,
+        ge=1,
+        le=4096,
+        description="What is sealed is made longer with blanks, up to a multiple of so many bytes, so that its length "
+        "tells less. A receiver that reads it as JSON passes over them.",
+    )
+    envelope: MemberName | None = Field(
+        default=None,
+        description='Seals the value, which may be the whole body (`$`), as `{"NAME": "<JWE>"}`. Left out: the JWE '
+        "stands there alone.",
+    )
+    rename: MemberName | None = Field(
+        default=None,
+        description="The name that the member gets whose value was sealed. All fields must be named, not chosen by `*` "
+        "or an index. Left out: its name stays.",
+    )
     when: WhenSection | None = Field(default=None, description="Which requests are meant. Left out: all of the rule.")
 
 
@@ -366,6 +390,16 @@ class DecryptEntry(Section):
         description="The fields: RFC 9535 JSONPath made of names, indexes, `*` and `..`."
     )
     key: Name = Field(description="The key set, by its name under `keys`; one of its keys must be able to decrypt.")
+    envelope: MemberName | None = Field(
+        default=None,
+        description='The JWE stands in `{"NAME": "<JWE>"}`, which may be the whole body (`$`); what it holds takes the '
+        "place of all that. Left out: it stands there alone.",
+    )
+    rename: MemberName | None = Field(
+        default=None,
+        description="The name that the member gets whose value was opened, which is also the one that it is bound to. "
+        "Left out: its name stays.",
+    )
     when: WhenSection | None = Field(
         default=None, description="Which requests' responses are meant. Left out: all of the rule."
     )

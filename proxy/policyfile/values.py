@@ -43,6 +43,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _MOST_DAYS = 3660
 _OFF = frozenset({"", "null", "none", "off", "no", "false", "~"})
 _MAX_PATH_LENGTH = 4096
+_MAX_MEMBER_NAME = 256
 MAX_PORT = 65535
 MAX_WORKERS = 64
 
@@ -242,6 +243,12 @@ def _parse_kid(text: str) -> str:
     return text
 
 
+def _parse_member_name(text: str) -> str:
+    if not 1 <= len(text) <= _MAX_MEMBER_NAME or not text.isprintable():
+        raise ValueError(f"a member's name has 1 to {_MAX_MEMBER_NAME} printable characters")
+    return text
+
+
 def _parse_path(text: str) -> str:
     if "-----BEGIN" in text or text.lstrip().startswith("{"):
         raise ValueError("this is a key, not the name of a file that holds one; move it into a file")
@@ -397,6 +404,7 @@ WorkerCount = Annotated[
 Version = Annotated[Literal[1], PlainValidator(_parse_version), WithJsonSchema({"const": 1})]
 ViaName = Annotated[str, _parsed(_parse_via), _text_schema(pattern=f"^{_VIA.pattern}$")]
 Kid = Annotated[str, _parsed(_parse_kid), _text_schema(minLength=1, maxLength=MAX_KID_LENGTH)]
+MemberName = Annotated[str, _parsed(_parse_member_name), _text_schema(minLength=1, maxLength=_MAX_MEMBER_NAME)]
 FileName = Annotated[str, _parsed(_parse_path), _text_schema(minLength=1, maxLength=_MAX_PATH_LENGTH)]
 Variable = Annotated[str, _parsed(_parse_variable), _text_schema(pattern=f"^{_VARIABLE.pattern}$")]
 Days = Annotated[int, _parsed(_parse_days), _text_schema(pattern="^[1-9][0-9]{0,5}[smhdw]$")]

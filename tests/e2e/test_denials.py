@@ -23,7 +23,9 @@ from tests.e2e.sidecar import Sidecar
 from tests.e2e.test_gate import hashed
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
-HOSTS = dict.fromkeys(("up.example", "pinned.example", "late.example", "held.example", "old.example"), "127.0.0.1")
+HOSTS = dict.fromkeys(
+    ("up.example", "pinned.example", "late.example", "held.example", "old.example", "once.example"), "127.0.0.1"
+)
 NO_PIN = "sha256/" + "A" * 42 + "E="
 PAGE = "Accept: text/html\r\n"
 JSON = "Content-Type: application/json\r\n"
@@ -43,6 +45,7 @@ POLICY = """
         request: [{{encrypt: ["$.ssn"], key: pay}}]
         response: [{{decrypt: ["$.token"], key: pay}}]
       - {{name: old, hosts: [old.example], request: [{{encrypt: ["$.ssn"], key: old}}]}}
+      - {{name: once, hosts: [once.example], request: [{{encrypt: ["$.ssn"], key: pay, already_sealed: deny}}]}}
 """
 
 
@@ -52,9 +55,11 @@ class World:
 
     sidecar: Sidecar
     ports: dict[str, int]
+    token: str = ""
 
     def ask(self, target: str, more: str, body: str = "") -> Answer:
         """Send a request, with a Host field that names its target unless there is another one."""
+        body = body.replace("TOKEN", self.token)
         for name, port in self.ports.items():
             target = target.replace(name, str(port))
         method = "POST" if body else "GET"
@@ -78,7 +83,8 @@ def respond(request: RecordedRequest) -> Iterator[bytes]:
 @pytest.fixture(scope="module")
 def world(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("denials")
-    policy = POLICY.format(key=Receiver("pay").write_private(folder), pin=NO_PIN)
+    receiver = Receiver("pay")
+    policy = POLICY.format(key=receiver.write_private(folder), pin=NO_PIN)
     with ExitStack() as stack:
         full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(2):  # as many as wait to be accepted; the kernel answers no more
@@ -94,7 +100,8 @@ def world(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Ite
             "FULL": full.getsockname()[1],
             "NOBODY": nobody,
         }
-        yield World(stack.enter_context(Sidecar(policy, folder, authority=authority, hosts=HOSTS)), ports)
+        sidecar = stack.enter_context(Sidecar(policy, folder, authority=authority, hosts=HOSTS))
+        yield World(sidecar, ports, receiver.seal(b"1", "once.example", "$.ssn").decode())
 
 
 def assert_says_what_to_do(details: Answer, reason: str, page: Answer | None = None) -> None:
@@ -131,6 +138,7 @@ def assert_says_what_to_do(details: Answer, reason: str, page: Answer | None = N
         ("encoding_unsupported", "http://held.example:SECURE/", f"{JSON}Content-Encoding: compress\r\n", '{"ssn": 1}'),
         ("signed_body", "http://held.example:SECURE/", f"{JSON}Content-MD5: x\r\n", '{"ssn": 1}'),
         ("key_unavailable", "http://old.example:SECURE/", JSON, '{"ssn": 1}'),
+        ("already_sealed", "http://once.example:SECURE/", JSON, '{"ssn": TOKEN}'),
         ("decryption_failed", "http://held.example:SECURE/", "", ""),
     ],
 )

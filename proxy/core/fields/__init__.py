@@ -8,7 +8,8 @@ Offers:
 - `automaton`: Marks; what an entry marks
 - `bodies`: BodyHead, acceptable, change, check_before, count_marked, too_large; one body, from start to end
 - `encodings`: beginning, decode, parse_encoding; content encodings such as gzip
-- `entries`: FieldEntry, PathGlob, Signed, When, Work; one entry of a rule's `request` or `response` list
+- `entries`: AlreadySealed, FieldEntry, PathGlob, Signed, When, Work; one entry of a rule's `request` or `response` list
+- `envelopes`: Envelope; the object in which a sealed value stands
 - `jsontext`: NotJson, TooMuchSelected, find_spans; where values stand in JSON text
 - `readings`: Readings, may_be_any_method, may_name_method, readings, with_body; all methods and paths that a server may
   read in a request

@@ -117,14 +117,13 @@ def encrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting:
         raise too_large(setting.limit) from None
 
 
-def count_marked(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], limit: int) -> tuple[int, ...]:
+def count_marked(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting: Setting) -> tuple[int, ...]:
     """Return how many values `encrypt` would encrypt, for each entry.
 
     Raises:
         Denied: as `encrypt` would.
     """
-    jobs = [splice.Job(entry.marks, lambda value, _: value) for entry in entries]
-    return _splice(body, head, entries, jobs, limit).counts
+    return _splice(body, head, entries, values.counting(entries, setting), setting.limit).counts
 
 
 def decrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting: Setting) -> Changed:

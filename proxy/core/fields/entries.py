@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from proxy.core.fields.automaton import Marks
+from proxy.core.fields.envelopes import Envelope
 from proxy.core.fields.readings import Readings
 from proxy.core.fields.selectors import Selector
 from proxy.core.jose.keys import KeySet
@@ -120,16 +121,32 @@ class Signed(StrEnum):
     PASS = "pass"  # noqa: S105  # not a password
 
 
+class AlreadySealed(StrEnum):
+    """What happens to a value that must be encrypted, and was sealed for the same place before."""
+
+    KEEP = "keep"
+    SEAL = "seal"
+    DENY = "deny"
+
+
 @dataclass(frozen=True, slots=True)
 class FieldEntry:
     """One entry of a rule's `request` or `response` list. All entries of one list do the same work.
 
     Attributes:
         selectors: which values.
+        keys: with which keys.
+        work: what happens to them.
+        when: in which requests.
+        signed: what happens to a request whose body is signed.
         inside: selectors of the strings in whose JSON text these values stand; see `Marks`.
         ignore_case: whether names that differ in case only are the same.
         marks: all three, as bodies are searched.
         name: what lines and metrics call it: its place in the rule, as in `request[0]`.
+        already_sealed: what happens to a value that is sealed already.
+        pad: what is sealed is made longer, up to a multiple of so many bytes; 1 for not at all.
+        envelope: the object in which a sealed value stands, or None if it stands there alone.
+        rename: the name that a member has once its value was replaced; None for the name that it had.
     """
 
     selectors: tuple[Selector, ...]
@@ -140,6 +157,10 @@ class FieldEntry:
     name: str = ""
     inside: tuple[Selector, ...] = ()
     ignore_case: bool = False
+    already_sealed: AlreadySealed = AlreadySealed.KEEP
+    pad: int = 1
+    envelope: Envelope | None = None
+    rename: str | None = None
     marks: Marks = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:

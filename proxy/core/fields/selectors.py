@@ -82,6 +82,11 @@ class Selector:
     text: str
     segments: tuple[Segment, ...]
 
+    @property
+    def ends_in_name(self) -> bool:
+        """Whether all that it selects are members by name."""
+        return bool(self.segments) and all(isinstance(choice, str) for choice in self.segments[-1].choices)
+
     def __str__(self) -> str:
         return self.text
 

@@ -3,13 +3,17 @@ the jobs of one body, and replaces the values with them.
 
 Rules of this module:
 
-- A value is bound to its place: the canonical host, and its normalised path in the body.
+- A value is bound to its place: the canonical host, and its normalised path in the body. The path is where the value
+  stands when it is plain: without the envelope that it is sealed in, and by its name before it is renamed for that.
+- A value that was sealed before, with the same key set for the same place, is not sealed again unless the policy says
+  so; what only looks like it is sealed. Where the key is here that opens it, it must open.
 - No message tells a member's name, since names come from the body, or quotes a value.
 - One body must not make all others wait: the work to open its values is limited.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -17,7 +21,8 @@ from functools import partial
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields import splice
-from proxy.core.fields.entries import FieldEntry
+from proxy.core.fields.entries import AlreadySealed, FieldEntry
+from proxy.core.fields.jsontext import member_path
 from proxy.core.jose import jwe
 from proxy.core.jose.keys import Key, KeySet, NoKey
 from proxy.core.jose.place import Place
@@ -70,26 +75,72 @@ def sealing_key(entry: FieldEntry, today: date) -> Key:
         raise Denied(Reason.KEY_UNAVAILABLE, str(why), why.hint, entries=(entry.name,)) from None
 
 
+def counting(entries: Sequence[FieldEntry], setting: Setting) -> list[splice.Job]:
+    """Return the jobs that find out which values of one body `sealing` would replace, and seal none.
+
+    Raises:
+        Denied: KEY_UNAVAILABLE.
+    """
+    sealer = _Sealer(setting)
+    return [sealer.job(entry, is_counting=True) for entry in entries]
+
+
 class _Sealer:
     """Seals the values of one body; entries with the same key set share what is made for the body."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._sealings: dict[int, Sealing] = {}
+        self._opener = _Opener(setting)
 
-    def job(self, entry: FieldEntry) -> splice.Job:
+    def job(self, entry: FieldEntry, *, is_counting: bool = False) -> splice.Job:
         keys, key, host = entry.keys, sealing_key(entry, self._setting.today), self._setting.host
+        pad, envelope, looks = entry.pad, entry.envelope, entry.already_sealed is not AlreadySealed.SEAL
 
-        def seal(value: bytes, path: str) -> bytes:
+        def seal(value: bytes, path: str) -> bytes | None:
+            place = Place(host, path)
+            if looks and self._is_sealed(entry, value, place):
+                return value if entry.rename is not None else None
+            if is_counting:
+                return value
             sealing = self._sealings.get(id(keys)) or self._begin(keys, key)
-            return splice.sealed_string(sealing.seal(value, Place(host, path)))
+            if pad > 1:
+                value += b" " * (-len(value) % pad)
+            sealed = splice.sealed_string(sealing.seal(value, place))
+            return sealed if envelope is None else envelope.around(sealed)
 
-        return splice.Job(entry.marks, seal)
+        return splice.Job(entry.marks, seal, _rename(entry))
+
+    def _is_sealed(self, entry: FieldEntry, value: bytes, place: Place) -> bool:
+        """Tell whether a value is a token that was sealed with the entry's key set for this place.
+
+        Raises:
+            Denied: ALREADY_SEALED, if the entry says so; or there is too much to be opened.
+        """
+        text = value if entry.envelope is None else entry.envelope.content(value)
+        if text is None or text.count(b".") != 4:  # what most values are told by, quickly
+            return False
+        token = splice.token_of(text)
+        if token is None or not self._opener.of(entry).has_sealed(token, place):
+            return False
+        if entry.already_sealed is AlreadySealed.DENY:
+            where = _where(entry)
+            raise Denied(Reason.ALREADY_SEALED, f"a value at {where} is sealed already", entries=(entry.name,))
+        return True
 
     def _begin(self, keys: KeySet, key: Key) -> Sealing:
         """Begin to seal with a key set, which is done only once there is a value: it takes a while."""
         made = self._sealings[id(keys)] = self._setting.sealing(keys, key)
         return made
+
+
+def _rename(entry: FieldEntry) -> bytes | None:
+    return None if entry.rename is None else json.dumps(entry.rename).encode("ascii")
+
+
+def _where(entry: FieldEntry) -> str:
+    """Return the entry's selectors, for messages. They are no path: names come from the body."""
+    return entry.marks.text
 
 
 def opening(entries: Sequence[FieldEntry], setting: Setting) -> list[splice.Job]:
@@ -111,7 +162,12 @@ class _Opener:
         self._openings: dict[int, jwe.Opening] = {}
 
     def job(self, entry: FieldEntry) -> splice.Job:
-        return splice.Job(entry.marks, lambda value, path: self._open(entry, value, path))
+        step = None if entry.rename is None else member_path(entry.rename).removeprefix("$")
+
+        def opened(value: bytes, path: str) -> bytes | None:
+            return self._open(entry, value, path if step is None else _parent(path) + step)
+
+        return splice.Job(entry.marks, opened, _rename(entry))
 
     def of(self, entry: FieldEntry) -> jwe.Opening:
         """Return what opens the body's tokens for an entry."""
@@ -129,21 +185,48 @@ class _Opener:
             raise Denied(Reason.BODY_TOO_LARGE, detail, entries=(entry.name,))
 
     def _open(self, entry: FieldEntry, value: bytes, path: str) -> bytes | None:
-        token = splice.token_of(value)
-        where = ", ".join(selector.text for selector in entry.selectors)  # no path: names come from the body
-        if token is None or not jwe.is_token(token):
-            if jwe.is_json_serialized(value):
-                raise Denied(
-                    Reason.DECRYPTION_FAILED,
-                    f"a value at {where} is a JWE, but not in its compact form",
-                    entries=(entry.name,),
-                )
+        token = self._token(entry, value)
+        if token is None:
             return None
         try:
-            return self.of(entry).open(token, Place(self._setting.host, path))
+            opened = self.of(entry).open(token, Place(self._setting.host, path))
         except jwe.JweError as e:
-            raise Denied(
-                Reason.DECRYPTION_FAILED,
-                f"a value at {where} is not opened by key set {entry.keys.name}: {e}",
-                entries=(entry.name,),
-            ) from None
+            raise _refused(entry, f"is not opened by key set {entry.keys.name}: {e}") from None
+        return opened.rstrip(b" ")  # blanks at the end are `pad`'s, and no part of the value
+
+    def _token(self, entry: FieldEntry, value: bytes) -> str | None:
+        """Return the token that a value holds as the entry says; None if it was never sealed.
+
+        Raises:
+            Denied: it holds a token in another way, which must not pass as if it were none.
+        """
+        if entry.envelope is None:
+            content: bytes | None = value
+        else:
+            content = entry.envelope.content(value)
+            others = [value] if content is not None else [value, *entry.envelope.members(value)]
+            if any(_token(other) is not None for other in others):
+                raise _refused(entry, "is a JWE, but not alone in its envelope")
+        if any(map(jwe.is_json_serialized, (value,) if content is None else (content,))):
+            raise _refused(entry, "is a JWE, but not in its compact form")
+        return None if content is None else _token(content)
+
+
+def _token(value: bytes) -> str | None:
+    """Return the text of a JSON string that is meant as a token; None if the value is none."""
+    text = splice.token_of(value)
+    return text if text is not None and jwe.is_token(text) else None
+
+
+def _refused(entry: FieldEntry, why: str) -> Denied:
+    return Denied(Reason.DECRYPTION_FAILED, f"a value at {_where(entry)} {why}", entries=(entry.name,))
+
+
+def _parent(path: str) -> str:
+    """Return the path of the object that a member stands in.
+
+    Args:
+        path: a normalized path (`Span.path`) whose last step is a name.
+    """
+    # Within quotes each quote of a name has a backslash before it, but for the closing one, which a `[` may precede.
+    return path[: path.rindex("['", 0, -2) if path.endswith("']") else path.rindex(".")]

@@ -10,6 +10,9 @@ import pytest
 
 from tests.proxy.commands.policies import PIN_A, PIN_B, POLICY, WAY, run
 
+AS_EVER = {"envelope": None, "rename": None}
+SEALED_AS_EVER = {"signed": "deny", "already_sealed": "keep", "pad": 1}
+
 
 def explained(*arguments: str, policy: str = POLICY) -> list[dict[str, Any]]:
     result = run("explain", "--json", *arguments, policy=policy)
@@ -44,13 +47,14 @@ def test_explain_tells_the_whole_way_of_a_plain_http_request() -> None:
                 "key": "app",
                 "methods": ["POST"],
                 "paths": ["/v1/**"],
-                "signed": "deny",
+                **AS_EVER,
+                **SEALED_AS_EVER,
             },
-            {"selectors": ["$.note"], "key": "app", "methods": None, "paths": None, "signed": "deny"},
+            {"selectors": ["$.note"], "key": "app", "methods": None, "paths": None, **AS_EVER, **SEALED_AS_EVER},
         ],
         "decrypt": [],
         "other_entries": [
-            {"selectors": ["$.card"], "key": "app", "methods": ["GET"], "paths": None},
+            {"selectors": ["$.card"], "key": "app", "methods": ["GET"], "paths": None, **AS_EVER},
         ],
         "signed_by": None,
         "places": None,

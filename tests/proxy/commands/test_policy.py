@@ -82,6 +82,10 @@ def test_check_prints_json_for_programs() -> None:
         "methods": ["POST"],
         "paths": ["/v1/**"],
         "signed": "deny",
+        "already_sealed": "keep",
+        "pad": 1,
+        "envelope": None,
+        "rename": None,
     }
 
 

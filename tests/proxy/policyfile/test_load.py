@@ -19,8 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core.destinations import Destination
+from proxy.core.fields.entries import AlreadySealed
+from proxy.core.fields.envelopes import Envelope
 from proxy.core.fields.readings import readings
-from proxy.core.jose.keys import Alg, Bind, Key, new_key, to_jwk, to_pem
+from proxy.core.jose.keys import Alg, Bind, Enc, Key, new_key, to_jwk, to_pem
 from proxy.core.pinfiles import pin_of_pem
 from proxy.core.pins import parse_pin
 from proxy.core.rules.policy import Defaults, HostPattern, Https, Limits, Listener, Mode, PlainHttp, Policy
@@ -219,6 +221,25 @@ def test_the_json_schema_refuses_what_the_policy_refuses(text: str, folder: Path
 
 def test_the_json_schema_allows_no_admin_listener() -> None:
     jsonschema.validate({"version": 1, "admin": None}, policy_schema())
+
+
+def test_how_values_are_sealed_comes_from_the_entry_and_the_key_set(folder: Path) -> None:
+    text = KEYS.replace("alg: A256KW", "alg: A256KW\n    enc: A128GCM") + (
+        "rules:\n  - name: a\n    hosts: [x.example]\n"
+        "    request: [{encrypt: [$.a], key: k, pad: 16, envelope: e, rename: b, already_sealed: deny}, "
+        "{encrypt: [$.b], key: k}]\n"
+        "    response: [{decrypt: [$.b], key: k, envelope: f, rename: a}]\n"
+    )
+    (rule,) = _load(folder, text).rules
+    first, second = rule.request
+    assert (first.keys.enc, first.pad, first.rename, first.already_sealed) == (
+        *(Enc.A128GCM, 16, "b", AlreadySealed.DENY),
+    )
+    assert first.envelope == Envelope("e")
+    assert (second.pad, second.rename, second.envelope, second.already_sealed) == (1, None, None, AlreadySealed.KEEP)
+    (opened,) = rule.response
+    assert (opened.envelope, opened.rename) == (Envelope("f"), "a")
+    assert unpack(pack(_load(folder, text))).rules[0].request[0].envelope == Envelope("e")
 
 
 def test_the_committed_json_schema_is_the_models() -> None:
@@ -617,6 +638,47 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         KEYS
         + "rules:\n  - name: a\n    hosts: [x.example]\n    request: [{encrypt: [$.a], key: k, when: {paths: [v1]}}]\n",
         *(9, 55, "rules[0].request[0].when.paths[0]", "starts with '/'"),
+    ),
+    (
+        "an unknown rule for what is sealed",
+        KEYS + "rules:\n  - name: a\n    hosts: [x.example]\n"
+        "    request: [{encrypt: [$.a], key: k, already_sealed: drop}]\n",
+        *(9, 56, "rules[0].request[0].already_sealed", "keep, seal or deny"),
+    ),
+    (
+        "a pad of nothing",
+        KEYS + "rules:\n  - name: a\n    hosts: [x.example]\n    request: [{encrypt: [$.a], key: k, pad: 0}]\n",
+        *(9, 45, "rules[0].request[0].pad", "1"),
+    ),
+    (
+        "a pad too long",
+        KEYS + "rules:\n  - name: a\n    hosts: [x.example]\n    request: [{encrypt: [$.a], key: k, pad: 4097}]\n",
+        *(9, 45, "rules[0].request[0].pad", "4096"),
+    ),
+    (
+        "an envelope without a name",
+        KEYS + "rules:\n  - name: a\n    hosts: [x.example]\n    request: [{encrypt: [$], key: k, envelope: ''}]\n",
+        *(9, 48, "rules[0].request[0].envelope", "1 to 256 printable"),
+    ),
+    (
+        "a new name with a line feed",
+        KEYS + 'rules:\n  - name: a\n    hosts: [x.example]\n    request: [{encrypt: [$.a], key: k, rename: "a\\n"}]\n',
+        *(9, 48, "rules[0].request[0].rename", "a line break"),
+    ),
+    (
+        "a new name for an element",
+        KEYS + "rules:\n  - name: a\n    hosts: [x.example]\n    request: [{encrypt: ['$.a[0]'], key: k, rename: b}]\n",
+        *(9, 53, "rules[0].request[0].rename", "only a member has a name"),
+    ),
+    (
+        "a new name for what may be an element",
+        KEYS + "rules:\n  - name: a\n    hosts: [x.example]\n    request: [{encrypt: [$..*], key: k, rename: b}]\n",
+        *(9, 49, "rules[0].request[0].rename", "only a member has a name"),
+    ),
+    (
+        "a new name for the body",
+        KEYS + "rules:\n  - name: a\n    hosts: [x.example]\n    request: [{encrypt: [$], key: k, rename: b}]\n",
+        *(9, 46, "rules[0].request[0].rename", "only a member has a name"),
     ),
     (
         "decryption with a public key",

@@ -34,6 +34,7 @@ KEYS = KeySet("app", Alg.A256KW, KEY)
 ENTRY = FieldEntry((parse_selector("$..ssn"),), KEYS, name="request[2]")
 HOST = "api.example"
 LIMIT = 1 << 20
+SETTING = Setting("api.pay.example", LIMIT, date(2026, 6, 1))
 PLAIN = BodyHead(["application/json"])
 
 
@@ -131,14 +132,14 @@ class TestEncrypting:
         assert encrypt(b'{"ssn":1}', head, [passing])[1] == 1
         assert encrypt(b'{"ssn":1}', head, [passing, ENTRY])[1] == 1  # the first entry's
         with pytest.raises(Denied, match="covers the body"):
-            count_marked(b'{"ssn":1}', head, [ENTRY, passing], LIMIT)
+            count_marked(b'{"ssn":1}', head, [ENTRY, passing], SETTING)
         assert encrypt(b'{"x":1}', head, [ENTRY]) == (b'{"x":1}', 0)
 
     def test_as_many_fields_as_are_allowed_and_one_more(self) -> None:
         def body(count: int) -> bytes:
             return json.dumps([{"ssn": 1}] * count).encode()
 
-        assert count_marked(body(MAX_SEALED), PLAIN, [ENTRY], LIMIT) == (MAX_SEALED,)
+        assert count_marked(body(MAX_SEALED), PLAIN, [ENTRY], SETTING) == (MAX_SEALED,)
         with pytest.raises(Denied) as denied:
             encrypt(body(MAX_SEALED + 1), PLAIN, [ENTRY])
         assert reason_of(denied) is Reason.BODY_TOO_LARGE
@@ -152,7 +153,7 @@ class TestEncrypting:
 
     def test_counting_changes_nothing_and_counts_the_same(self) -> None:
         body = b'{"ssn":1,"a":[{"ssn":2}]}'
-        assert count_marked(body, PLAIN, [ENTRY], LIMIT) == (2,)
+        assert count_marked(body, PLAIN, [ENTRY], SETTING) == (2,)
 
 
 class TestDecrypting:
