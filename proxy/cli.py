@@ -25,7 +25,7 @@ _COMMANDS = {
     "explain": ("proxy.commands.explain", "Say what would happen to a request for a URL, and why."),
     "suggest": ("proxy.commands.suggest", "Write a policy for what decision lines show."),
     "schema": ("proxy.commands.policy", "Print the JSON Schema of the policy file."),
-    "pins": ("proxy.commands.pins", "Show the pins of a server's keys."),
+    "pins": ("proxy.commands.pins", "Show, test, spare and import the pins of servers' keys."),
     "keys": ("proxy.commands.keys", "Make keys; seal and open values by hand."),
     "password": ("proxy.commands.password", "Print the hash of a password, for users of the proxy."),
     "ca": ("proxy.commands.serve", "Print the local CA's certificate, for apps to trust."),

@@ -10,6 +10,7 @@ Offers:
 - `destinations`: CACHED, HTTPS_PORT, HTTP_PORT, BadDestination, Destination, canonical, canonical_host, is_local,
   is_local_name, parse_authority; host and port in one spelling
 - `pinfiles`: pin_of_pem; the pin of a certificate or key in a file
-- `pins`: AfterExpiry, Level, Pin, PinMatch, PinSet, PinVerdict, certificate_pin, check_pins, matching_pins,
-  mismatch_facts, parse_pin, spki_pin; whether a server's certificates match what the policy expects
+- `pins`: AfterExpiry, Level, Pin, PinMatch, PinSet, PinVerdict, certificate_pin, check_pins, level_of, matching_pins,
+  mismatch_facts, parse_pin, pin_of_public_key_info, spki_pin; whether a server's certificates match what the policy
+  expects
 """

@@ -13,6 +13,7 @@ with everything that was opened for it; if a hook raises, `dispatch` denies the 
 
 Offers:
 
+- `candidates`: NotTrusted, verified_chain; would a chain pass that no server shows yet?
 - `clock`: ResponseClock; the time limit for a response
 - `descriptors`: KEPT_FROM_DIALS, SHORTAGES, is_taken, raise_limit, shortage, warn_of_limit; the limit of open sockets
 - `dispatch`: Dispatcher, HookFailed; calls the addons' hooks, and fails closed
@@ -22,7 +23,7 @@ Offers:
 - `life`: Life; an open socket: pauses, time limits, and its ends
 - `messages`: ListenerTarget, aimed, authenticates_connection, frame, request_head, request_of, response_head,
   response_of; heads of the core to mitmproxy's messages and back
-- `probe`: Answered, ask, probe; which certificates a server shows, and what it answers, for commands
+- `probe`: Answered, Prober, Shown, ask, probe; which certificates a server shows, and what it answers, for commands
 - `server`: BindError, Bound, Engine, bind; the engine, and the sockets it listens on
 - `sockets`: Reading, tcp_socket; makes sockets, and reads from them
 - `streams`: Receiver, UpstreamStream, Version; the interface between a conversation and an upstream

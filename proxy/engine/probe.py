@@ -1,4 +1,4 @@
-"""Asks a server a question on a connection of its own: what certificates it shows (`overcoat pins fetch`), and what it
+"""Asks a server a question on a connection of its own: what certificates it shows (`overcoat pins`), and what it
 answers over http and over https (`overcoat suggest`). It uses the policy's roots, allowed destinations and upstream
 proxy, as requests do.
 
@@ -6,12 +6,13 @@ Rules of this module:
 
 - What the policy forbids is not reached, in observe mode either: nobody but this command wants it.
 - `probe` sends nothing but the handshake. `ask` sends one GET without credentials or cookies, and follows nothing.
-- A chain that cannot be verified is not shown: its key may be anybody's.
+- A chain that cannot be verified is shown only by `unverified`, whose name says so: its key may be anybody's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from proxy.core.rules.policy import ListenerKind, Mode, Policy
 from proxy.disk.ca import LocalCa
 from proxy.engine.flows import new_context, new_request
 from proxy.engine.server import Engine
+from proxy.engine.unverified import NoHandshake, sent_chain
 from proxy.engine.upstreams.connection import UpstreamConnection
 from proxy.engine.upstreams.dialling import connect
 from proxy.engine.upstreams.handshake import secure
@@ -48,7 +50,7 @@ class Shown:
 
     Attributes:
         tls_version: such as `TLSv1.3`.
-        chain: the verified chain, leaf to root.
+        chain: the verified chain, leaf to root; of `Prober.unverified` what the server sent, in its order.
     """
 
     tls_version: str
@@ -80,17 +82,20 @@ class _Place:
     record: Upstream
 
 
-def _place(policy: Policy, destination: Destination, *, tls: bool) -> _Place:
-    """Return what a connection to a server needs, without pins.
+def _engine(policy: Policy) -> Engine:
+    """Return an engine that serves nobody.
 
     Raises:
         proxy.engine.tls.NoRoots: the trusted roots cannot be found or read.
     """
     with tempfile.TemporaryDirectory() as folder:  # for a CA that is needed, and signs nothing
         authority = LocalCa.open(Path(folder), datetime.now(UTC))
-    policy = replace(policy, mode=Mode.ENFORCE)
-    engine = Engine(policy, authority, Metrics(CollectorRegistry()), lambda _line: None)
-    here = ("127.0.0.1", 0)
+    return Engine(replace(policy, mode=Mode.ENFORCE), authority, Metrics(CollectorRegistry()), lambda _line: None)
+
+
+def _place(engine: Engine, destination: Destination, *, tls: bool) -> _Place:
+    """Return what a connection to a server needs, without pins."""
+    policy, here = engine.policy, ("127.0.0.1", 0)
     client = Client(peername=here, sockname=here, timestamp_start=time.time(), state=ConnectionState.OPEN)
     session = engine.sessions.open(client, policy, ListenerKind.FORWARD)
     server = Server(address=(destination.host, destination.port))
@@ -106,38 +111,81 @@ def _place(policy: Policy, destination: Destination, *, tls: bool) -> _Place:
     return _Place(engine, new_context(client), server, record)
 
 
-async def probe(policy: Policy, destination: Destination) -> Shown:
-    """Shake hands with a server as the sidecar would, but without pins, and close.
+class Prober:
+    """Shakes hands with servers as the sidecar would, but without their pins, and closes. It is made inside a running
+    event loop, and may be asked for several servers at once.
+    """
 
-    Args:
-        policy: has the roots, the lowest TLS version, the allowed destinations and the upstream proxy. The destination
-            may be that proxy itself, if it speaks TLS.
-        destination: the server.
+    def __init__(self, policy: Policy) -> None:
+        """Start.
+
+        Args:
+            policy: has the roots, the lowest TLS version, the allowed destinations and the upstream proxy. A
+                destination may be that proxy itself, if it speaks TLS.
+
+        Raises:
+            proxy.engine.tls.NoRoots: the trusted roots cannot be found or read.
+        """
+        self._engine = _engine(policy)
+
+    async def probe(self, destination: Destination) -> Shown:
+        """Return what a server shows, once that is verified.
+
+        Raises:
+            Denied: it cannot be reached, or its certificate is not trusted.
+        """
+        place = _place(self._engine, destination, tls=True)
+        services, record = place.engine.services, place.record
+        connection = await _reach(place, destination)
+        upstream = await secure(services, place.server, connection, record, place.context)
+        assert upstream.tls is not None
+        chain = upstream.tls.conn.get_verified_chain(as_cryptography=True)
+        upstream.close()
+        if not chain:
+            raise Denied(Reason.INTERNAL_ERROR, "OpenSSL gave no verified chain")
+        return Shown(upstream.tls.conn.get_protocol_version_name(), chain)
+
+    async def unverified(self, destination: Destination) -> Shown:
+        """Return what a server sends, whoever it is: nothing of it is checked, and nothing else is sent.
+
+        Raises:
+            Denied: it cannot be reached, or does not complete TLS.
+        """
+        connection = await _reach(_place(self._engine, destination, tls=True), destination)
+        try:
+            async with asyncio.timeout(timelimits.HANDSHAKE_SECONDS):
+                version, chain = await sent_chain(connection, destination.host)
+            return Shown(version, [x509.load_der_x509_certificate(each) for each in chain])
+        except (OSError, NoHandshake, TimeoutError, ValueError, x509.InvalidVersion):
+            raise Denied(
+                Reason.TLS_FAILED, f"{destination.host} port {destination.port} did not complete a TLS handshake"
+            ) from None
+        finally:
+            connection.close()
+
+
+async def _reach(place: _Place, destination: Destination) -> socket.socket:
+    services, host, port = place.engine.services, destination.host, destination.port
+    if place.record.is_proxy:
+        return await connect(services, host, port, place.record)
+    return await reach(services, host, port, place.record, place.context)
+
+
+async def probe(policy: Policy, destination: Destination) -> Shown:
+    """Shake hands with one server; see `Prober`.
 
     Raises:
         Denied: it cannot be reached, or its certificate is not trusted.
         proxy.engine.tls.NoRoots: the trusted roots cannot be found or read.
     """
-    place = _place(policy, destination, tls=True)
-    services, record, context = place.engine.services, place.record, place.context
-    if record.is_proxy:
-        connection = await connect(services, destination.host, destination.port, record)
-    else:
-        connection = await reach(services, destination.host, destination.port, record, context)
-    upstream = await secure(services, place.server, connection, record, context)
-    assert upstream.tls is not None
-    chain = upstream.tls.conn.get_verified_chain(as_cryptography=True)
-    upstream.close()
-    if not chain:
-        raise Denied(Reason.INTERNAL_ERROR, "OpenSSL gave no verified chain")
-    return Shown(upstream.tls.conn.get_protocol_version_name(), chain)
+    return await Prober(policy).probe(destination)
 
 
 async def ask(policy: Policy, destination: Destination, path: str, *, tls: bool) -> Answered:
     """Ask a server for a path, over https or over plain http.
 
     Args:
-        policy: as for `probe`.
+        policy: as for `Prober`.
         destination: the server.
         path: begins with a slash; ASCII without blanks.
         tls: whether https is spoken.
@@ -146,7 +194,7 @@ async def ask(policy: Policy, destination: Destination, path: str, *, tls: bool)
         Denied: it cannot be reached, its certificate is not trusted, or it gives no whole answer in time.
         proxy.engine.tls.NoRoots: the trusted roots cannot be found or read.
     """
-    place = _place(policy, destination, tls=tls)
+    place = _place(_engine(policy), destination, tls=tls)
     upstream = await dial(place.engine.services, place.server, None, place.record, place.context)
     scheme, is_usual = (b"https", destination.port == HTTPS_PORT) if tls else (b"http", destination.port == HTTP_PORT)
     fields = (

@@ -22,13 +22,16 @@ from pathlib import Path
 from OpenSSL import crypto
 
 from proxy import timelimits
+from proxy.core.destinations import HTTPS_PORT, BadDestination, parse_authority
 from proxy.core.fields.entries import Work
 from proxy.core.jose.keymaterial import SecretBytes
 from proxy.core.jose.keys import Key, KeySet
+from proxy.core.pinlife.checks import backups
 from proxy.core.pins import PinSet, PinVerdict
 from proxy.core.rules.policy import Mode, Policy, Rule, Trust
 from proxy.core.rules.transport import denied_by_address
 from proxy.disk.ca import CaError, data_directory, published_lifetime
+from proxy.disk.chains import SeenChain, read_chains
 from proxy.disk.mounts import is_mounted_by_itself, is_replaced
 from proxy.policyfile.yamltext import shown
 
@@ -57,6 +60,7 @@ def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Find
         now: the current time in UTC.
     """
     today = now.date()
+    seen = _seen(policy, env)
     found: list[Finding] = []
     if policy.source == "built-in":
         found.append(
@@ -80,6 +84,8 @@ def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Find
             )
         if len(pins.any_of) == 1:
             found.append(Finding(f"{whose}: one pin without a backup; if the upstream's key changes, it is denied"))
+        else:
+            found += _of_backups(whose, pins, seen.get(whose, {}))
     for key_set in policy.keys.values():
         found += _of_keys(policy, key_set, today)
     found += _of_local_ca(policy, env, now)
@@ -248,6 +254,39 @@ def _all_pins(policy: Policy) -> Iterator[tuple[str, PinSet, str]]:
     for rule in policy.rules:
         if rule.pins is not None:
             yield f"rule {rule.name}", rule.pins, _then(rule.pins, "its hosts are denied")
+
+
+def _seen(policy: Policy, env: Mapping[str, str]) -> dict[str, dict[str, SeenChain]]:
+    """Return what `overcoat pins check` has seen last of the hosts of each pin set, by whose it is."""
+    try:
+        chains = read_chains(data_directory(env))
+    except CaError:
+        return {}
+    proxy = policy.upstream_proxy
+    found: dict[str, dict[str, SeenChain]] = {}
+    for host, chain in chains.items():
+        try:
+            destination = parse_authority(host, HTTPS_PORT)
+        except BadDestination:
+            continue
+        rule = policy.rule_for(destination)
+        if proxy is not None and proxy.destination == destination:
+            found.setdefault("the upstream proxy", {})[host] = chain
+        elif rule is not None:
+            found.setdefault(f"rule {rule.name}", {})[host] = chain
+    return found
+
+
+def _of_backups(whose: str, pins: PinSet, seen: Mapping[str, SeenChain]) -> Iterator[Finding]:
+    """Yield a finding if every pin stood in the chains that the hosts have shown last: of one, none is a backup."""
+    if not seen or backups(pins, frozenset(pin for chain in seen.values() for pin in chain.pins)):
+        return
+    host, chain = max(seen.items(), key=lambda each: each[1].day)
+    also = f" and {len(seen) - 1} more" if len(seen) > 1 else ""
+    yield Finding(
+        f"{whose}: {len(pins.any_of)} pins without a backup: all of them stood in what {host}{also} showed last, on "
+        f"{chain.day}; add the pin of a key that is not in use yet (overcoat pins backup)"
+    )
 
 
 def _then(pins: PinSet, consequence: str) -> str:

@@ -113,12 +113,12 @@ def test_the_level_that_is_pinned_is_named(authority: Authority, tls_upstream: M
     assert f"rule api pins an intermediate CA: {middle.pin}" in said
     assert f"rule api pins the root: {authority.pin}" in said
     assert "rule api pins the server" not in said
-    lines = said.splitlines()[1:7]  # a pin that is broken over two lines can be neither compared nor searched for
-    assert [line.strip() for line in lines[::2]] == [upstream.pin, middle.pin, authority.pin]
-    levels = ("the server", "an intermediate CA", "the root")
-    assert all(line.startswith(f"    {level}: ") for line, level in zip(lines[1::2], levels, strict=True))
-    ends = ("not in the policy", "in the policy (key)", "in the policy (key)")
-    assert all(line.endswith(f", {end}") for line, end in zip(lines[1::2], ends, strict=True))
+    lines = said.splitlines()[1:13]  # a pin that is broken over two lines can be neither compared nor searched for
+    assert [line.split()[-1] for line in lines[3::4]] == [authority.pin, middle.pin, upstream.pin]
+    levels = ("the root", "an intermediate CA", "the server")
+    assert all(f" {level}: " in line for line, level in zip(lines[::4], levels, strict=True))
+    ends = ("in the policy (key)", "in the policy (key)", "not in the policy")
+    assert all(line.endswith(f", {end}") and "P-256" in line for line, end in zip(lines[2::4], ends, strict=True))
 
 
 @pytest.mark.parametrize("is_right", [True, False])

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from proxy.core.jose.keys import Alg, new_key, to_pem
+from proxy.core.pins import parse_pin
 from proxy.core.rules.policy import Policy
+from proxy.disk.chains import remember_chains
 from proxy.policyfile.findings import Finding, findings, log_findings
 from proxy.policyfile.load import load_policy
 from tests.proxy.commands.policies import JWK, PIN_A, PIN_B, POLICY
@@ -273,3 +275,34 @@ def test_pins_that_refuse_nothing_are_said_to(tmp_path: Path) -> None:
         Finding(f"rule both: its pins expired on 2027-01-14: {let_through}"),
         Finding(f"rule both: {observed}would_deny"),
     ]
+
+
+def test_pins_that_all_stood_in_one_chain_are_no_backup_of_each_other(tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(
+        textwrap.dedent(f"""\
+        version: 1
+        upstream_proxy: {{url: "https://proxy.example:3128", pins: {{any_of: {TWO_PINS}}}}}
+        rules:
+          - {{name: a, hosts: [a.example, b.example], pins: {{any_of: {TWO_PINS}}}}}
+        """)
+    )
+    policy = load_policy(tmp_path / "policy.yaml", {})
+
+    def said() -> list[str]:
+        return [each.text for each in findings(policy, {"OVERCOAT_DATA": str(tmp_path / "data")}, NOW)]
+
+    one, two = (parse_pin(pin) for pin in (PIN_A, PIN_B))
+    assert said() == []
+    remember_chains(tmp_path / "data", {"a.example:443": [one], "b.example:443": []}, TODAY)
+    assert said() == []  # the other one is a backup
+    remember_chains(tmp_path / "data", {"b.example:443": [two], "c.example:443": [one, two], "no host": [one]}, TODAY)
+    hint = "add the pin of a key that is not in use yet (overcoat pins backup)"
+    of_rule = (
+        "rule a: 2 pins without a backup: all of them stood in what a.example:443 and 1 more showed last, on 2027-01-15"
+    )
+    assert said() == [f"{of_rule}; {hint}"]
+    remember_chains(tmp_path / "data", {"proxy.example:3128": [one, two], "b.example:443": []}, TODAY)
+    (of_proxy,) = said()
+    assert of_proxy.startswith(
+        "the upstream proxy: 2 pins without a backup: all of them stood in what proxy.example:3128"
+    )
