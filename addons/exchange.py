@@ -24,6 +24,7 @@ from proxy.core.destinations import Destination
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.readings import Readings
 from proxy.core.fields.shapes import Shape
+from proxy.core.handshakes import Handshake
 from proxy.core.http.problems import (
     JSON_TYPE,
     PAGE_TYPE,
@@ -38,7 +39,7 @@ from proxy.core.pins import PinMatch, PinVerdict
 from proxy.core.rules.appview import View
 from proxy.core.rules.policy import Mode, Policy, Rule
 
-_OF_TLS = frozenset((Reason.TLS_FAILED, Reason.CERTIFICATE_INVALID))
+_OF_TLS = frozenset((Reason.TLS_FAILED, Reason.CERTIFICATE_INVALID, Reason.CLIENT_CERTIFICATE_REFUSED))
 
 
 @dataclass(slots=True)
@@ -57,6 +58,9 @@ class Upstream:
         address: the address and port that it leads to, once it is open.
         is_proxy: whether it leads to the policy's upstream proxy.
         alpn: the protocols to offer there, in order of preference (RFC 7301).
+        errors: OpenSSL's reasons for a handshake that failed, or for the end of the connection.
+        wants_certificate: whether the server has asked for a client certificate.
+        group: the group of the key exchange, as OpenSSL calls it.
     """
 
     policy: Policy
@@ -70,6 +74,22 @@ class Upstream:
     address: str | None = None
     is_proxy: bool = False
     alpn: tuple[bytes, ...] = (b"http/1.1",)
+    errors: tuple[str, ...] = ()
+    wants_certificate: bool = False
+    group: str | None = None
+
+    def handshake(self, where: Destination) -> Handshake:
+        """Return what is known of its TLS, for the words of a failure.
+
+        Args:
+            where: the server.
+        """
+        return Handshake(
+            f"{where.host} port {where.port}",
+            self.errors,
+            self.policy.trust_for(self.rule).min_tls,
+            wants_certificate=self.wants_certificate,
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -319,6 +339,7 @@ _FAILURES = frozenset(
         Reason.UPSTREAM_FAILED,
         Reason.UPSTREAM_CUT,
         Reason.TLS_FAILED,
+        Reason.CLIENT_CERTIFICATE_REFUSED,
     )
 )
 

@@ -25,6 +25,7 @@ from proxy.core.certificates.forms import form_defect
 from proxy.core.certificates.words import circumstances
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import HTTPS_PORT, Destination
+from proxy.core.handshakes import handshake_failed
 from proxy.core.pins import PinVerdict, check_pins, mismatch_facts, spki_pin
 from proxy.core.rules.policy import Policy, Rule
 from proxy.core.rules.transport import hint_for_neighbour
@@ -51,12 +52,7 @@ class Pinning:
         upstream = self.sessions.of(data.context.client).upstreams[data.conn.id]
         if upstream.denied is None:
             where = _destination(data)
-            upstream.denied = Denied(
-                Reason.TLS_FAILED,
-                f"{where.host} port {where.port} did not complete a TLS handshake: it speaks no TLS there, or none "
-                "that the policy accepts",
-                hint_for_neighbour(where.host, upstream.rule),
-            )
+            upstream.denied = handshake_failed(upstream.handshake(where), hint_for_neighbour(where.host, upstream.rule))
 
 
 def _destination(data: tls.TlsData) -> Destination:

@@ -225,8 +225,25 @@ class Reason(Enum):
         502,
         "tls_protocol_error",
         "The TLS handshake failed",
-        "The upstream speaks no TLS, or no version and cipher that the policy accepts. There is no fallback to http.",
+        "The upstream speaks no TLS, or no version, cipher or group that the policy accepts, or ended the handshake "
+        "with an alert, which the detail names. There is no fallback to http.",
         "give the host a rule whose https_port is the one where it speaks TLS, and check trust.min_tls",
+    )
+    KEY_EXCHANGE_REFUSED = (
+        "key_exchange_refused",
+        502,
+        "tls_protocol_error",
+        "The upstream offers no hybrid key exchange",
+        "The policy demands X25519MLKEM768 (`trust.key_exchange: hybrid`), and the upstream does not agree on it.",
+        "have the upstream's TLS support X25519MLKEM768 (OpenSSL 3.5 and newer do), or write key_exchange: any for it",
+    )
+    CLIENT_CERTIFICATE_REFUSED = (
+        "client_certificate_refused",
+        502,
+        "tls_alert_received",
+        "The upstream wants another client certificate",
+        "The upstream asked for a client certificate, and the rule has none; or it did not accept the rule's.",
+        "give the rule a client_certificate that the upstream accepts",
     )
     CERTIFICATE_INVALID = (
         "certificate_invalid",
@@ -381,6 +398,7 @@ _OUTCOMES = {
     Reason.UPSTREAM_TIMEOUT: Outcome.UPSTREAM_FAILED,
     Reason.UPSTREAM_FAILED: Outcome.UPSTREAM_FAILED,
     Reason.TLS_FAILED: Outcome.UPSTREAM_FAILED,
+    Reason.CLIENT_CERTIFICATE_REFUSED: Outcome.UPSTREAM_FAILED,
     Reason.UPSTREAM_CUT: Outcome.UPSTREAM_CUT,
     Reason.APP_TLS_FAILED: Outcome.APP_LEFT,
     Reason.DRAIN_TIMEOUT: Outcome.DRAINED,

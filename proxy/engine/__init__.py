@@ -29,7 +29,7 @@ Offers:
 - `streams`: Receiver, UpstreamStream, Version; the interface between a conversation and an upstream
 - `timers`: Timers; time limits of many connections
 - `tls`: NoRoots, TlsConnections, read_roots, with_roots; TLS contexts and connections
-- `tlsstream`: TlsStream; TLS over a socket of the event loop
+- `tlsstream`: TlsStream, reasons; TLS over a socket of the event loop
 - `transport`: SocketTransport; a connected socket in the event loop
 - `vitals`: measure; memory, descriptors and processor time of a process
 - `transitions`: table; the states of a thing with a life of its own, and what leads from one to the next

@@ -27,6 +27,7 @@ from weakref import WeakKeyDictionary
 from mitmproxy import connection, tls
 from OpenSSL import SSL, crypto
 
+from addons.exchange import Upstream
 from addons.sessions import Sessions
 from proxy.core.certificates.bundles import BadBundle, read_bundle
 from proxy.core.rules.policy import Policy, Trust
@@ -37,6 +38,9 @@ from proxy.disk.reading import MAX_ROOTS_BYTES, read_regular
 _CIPHERS_TLS12 = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:@SECLEVEL=2"
 _MIN_VERSION = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _LEAF_CACHE = 1000
+# The functions on which pyOpenSSL is built, for what it has no public calls for.
+_lib: Any = SSL._lib  # type: ignore[attr-defined]  # see above
+_ffi: Any = SSL._ffi  # type: ignore[attr-defined]  # see above
 _SYSTEM_BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine
     "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
@@ -205,24 +209,38 @@ class TlsConnections:
         server.alpn_offers = list(record.alpn)
         data.ssl_conn = SSL.Connection(self._upstream[record.policy][record.policy.trust_for(record.rule)])
         expect_name(data.ssl_conn, host)
+        note_certificate_request(data.ssl_conn, record)
         data.ssl_conn.set_alpn_protos(server.alpn_offers)
         data.ssl_conn.set_connect_state()
 
 
+def note_certificate_request(conn: SSL.Connection, record: Upstream) -> None:
+    """Note in the record of a handshake when the server asks for a client certificate, whether there is one or not."""
+    handle = _ffi.new_handle(record)
+    conn.set_app_data(handle)  # OpenSSL keeps only a pointer to it
+    _lib.SSL_set_cert_cb(conn._ssl, _on_certificate_request, handle)
+
+
+@_ffi.callback("int(SSL *, void *)")  # type: ignore[untyped-decorator]  # cffi has no types
+def _on_certificate_request(_ssl: Any, handle: Any) -> int:
+    """Called by OpenSSL when a server asks for a client certificate: go on with the one that there is, or without."""
+    _ffi.from_handle(handle).wants_certificate = True
+    return 1
+
+
 def expect_name(conn: SSL.Connection, host: str) -> None:
     """Make OpenSSL check that a subjectAltName of the certificate has this host (RFC 9525), and set SNI."""
-    lib = SSL._lib  # type: ignore[attr-defined]  # pyOpenSSL has no public call for the host name of a verification
-    parameters = lib.SSL_get0_param(conn._ssl)
-    lib.X509_VERIFY_PARAM_set_hostflags(
-        parameters, lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
+    parameters = _lib.SSL_get0_param(conn._ssl)
+    _lib.X509_VERIFY_PARAM_set_hostflags(
+        parameters, _lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | _lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
     )
     try:
         packed = ipaddress.ip_address(host).packed
     except ValueError:
         name = host.encode("ascii")
         conn.set_tlsext_host_name(name)
-        ok = lib.X509_VERIFY_PARAM_set1_host(parameters, name, len(name))
+        ok = _lib.X509_VERIFY_PARAM_set1_host(parameters, name, len(name))
     else:
-        ok = lib.X509_VERIFY_PARAM_set1_ip(parameters, packed, len(packed))  # RFC 6066: no SNI for addresses
+        ok = _lib.X509_VERIFY_PARAM_set1_ip(parameters, packed, len(packed))  # RFC 6066: no SNI for addresses
     if ok != 1:
         raise RuntimeError("OpenSSL does not take the host to verify")

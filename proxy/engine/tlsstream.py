@@ -26,8 +26,19 @@ _PIECE = _ffi.new("char[]", _CHUNK)  # shared by all sessions: its bytes are cop
 _HEADER = 5  # bytes of a record's header (RFC 8446, section 5.1)
 
 
+def reasons(error: Exception) -> tuple[str, ...]:
+    """Return OpenSSL's reasons for a failure, the first cause first; none for any other exception."""
+    found = error.args[0] if isinstance(error, SSL.Error) and error.args else ()
+    return tuple(str(entry[2]) for entry in found) if isinstance(found, list) else ()
+
+
 class TlsStream:
-    """One TLS session on one OpenSSL connection object."""
+    """One TLS session on one OpenSSL connection object.
+
+    Attributes:
+        errors: OpenSSL's reasons for the end of an established session, such as an alert of the peer; none if it has
+            not ended, or ended in order.
+    """
 
     def __init__(self, conn: SSL.Connection) -> None:
         self.conn = conn
@@ -37,6 +48,7 @@ class TlsStream:
         self.is_established = False
         self.has_ended = False
         self.was_closed = False
+        self.errors: tuple[str, ...] = ()
         self._header = b""  # the part of a record's header that has come (RFC 8446, section 5.1)
         self._left = 0  # bytes of the current record that are still to come
         self._due = 0  # the most reads that may return something: see `_take`
@@ -118,6 +130,7 @@ class TlsStream:
                 self._due, self._may_owe = 0, True
                 self.was_closed = self.was_closed or isinstance(e, SSL.ZeroReturnError)
                 self.has_ended = self.has_ended or not isinstance(e, SSL.WantReadError)
+                self.errors = self.errors or reasons(e)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def send(self, data: bytes) -> None:

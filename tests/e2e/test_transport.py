@@ -680,11 +680,11 @@ WRONG: list[Any] = [
     pytest.param({"variant": Variant.WRONG_HOST}, "certificate_invalid", "ostname mismatch", id="wrong host"),
     pytest.param({"variant": Variant.SELF_SIGNED}, "certificate_invalid", "self-signed", id="self-signed"),
     pytest.param({"variant": Variant.OTHER_AUTHORITY}, "certificate_invalid", "issuer", id="unknown authority"),
-    pytest.param({"max_tls": ssl.TLSVersion.TLSv1_1}, "tls_failed", "TLS", id="TLS 1.1"),
+    pytest.param({"max_tls": ssl.TLSVersion.TLSv1_1}, "tls_failed", "speaks no version of TLS", id="TLS 1.1"),
     pytest.param(
         {"max_tls": ssl.TLSVersion.TLSv1_2, "ciphers": "ECDHE-ECDSA-AES128-SHA256"},
         "tls_failed",
-        "TLS",
+        "accepts none of the cipher suites",
         id="CBC",
     ),
 ]

@@ -34,6 +34,8 @@ from OpenSSL import SSL
 from addons.exchange import Upstream
 from addons.headers import has_field
 from proxy.core.decisions import Denied, Reason
+from proxy.core.destinations import Destination
+from proxy.core.handshakes import alert_of, ended_by_alert
 from proxy.core.http.framing import BadFraming, Body, UntilCloseBody, body_of, chunk, last_chunk
 from proxy.core.http.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, HeadEnd, ResponseHead, read_response_head
 from proxy.core.http.hops import keeps_alive, trailers_to_relay
@@ -41,7 +43,7 @@ from proxy.engine.life import Life
 from proxy.engine.messages import frame, request_head
 from proxy.engine.streams import Receiver
 from proxy.engine.timers import Timers
-from proxy.engine.tlsstream import TlsStream
+from proxy.engine.tlsstream import TlsStream, reasons
 from proxy.engine.upstreams.pairs import Ending, ending_of, say_ending
 from proxy.engine.upstreams.state import AFTER, CLOSED, Event, State
 from proxy.log import describe
@@ -152,7 +154,8 @@ class UpstreamConnection(Life):
         try:
             done = self.tls.handshake(data)
         except Exception as e:  # errors of OpenSSL, and whatever the verification callback raised
-            if _refuses_protocols(e):
+            self.record.errors = reasons(e)
+            if alert_of(self.record.errors) == "no_application_protocol":  # RFC 7301
                 self.record.denied = Denied(Reason.TLS_FAILED, ONLY_HTTP2)
             if not isinstance(e, SSL.Error):
                 logger.error("a handshake with an upstream failed inside: %s", describe(e))
@@ -510,7 +513,17 @@ class UpstreamConnection(Life):
         if isinstance(self._body, UntilCloseBody) and is_all and not is_broken:
             self._complete(b"")
             return
-        self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream closed the connection before its response was whole"))
+        self._fail(
+            self.end_of_tls()
+            or Denied(Reason.UPSTREAM_FAILED, "the upstream closed the connection before its response was whole")
+        )
+
+    def end_of_tls(self) -> Denied | None:
+        """Return the denial if the upstream has ended TLS with an alert; None if it has not."""
+        if self.tls is None or not self.tls.errors or self.server.address is None:
+            return None
+        self.record.errors = self.tls.errors
+        return ended_by_alert(self.record.handshake(Destination(*self.server.address[:2])))
 
     @property
     def end_waits(self) -> bool:
@@ -535,9 +548,3 @@ class UpstreamConnection(Life):
 def _begins_http2(data: bytes) -> bool:
     """Tell whether bytes begin like the first frame of an HTTP/2 server: its settings (RFC 9113, section 3.4)."""
     return data[3:9] == b"\x04\x00\x00\x00\x00\x00"
-
-
-def _refuses_protocols(error: Exception) -> bool:
-    """Tell whether a handshake failed because the peer speaks none of the offered protocols (RFC 7301)."""
-    details = error.args[0] if isinstance(error, SSL.Error) and error.args else ()
-    return any("no application protocol" in str(detail) for detail in details)

@@ -145,7 +145,7 @@ class UpstreamHttp2(Connection["UpstreamHttp2Stream"], NoResponses):
     def _lost(self) -> None:
         if not self.is_over:
             for stream in self.end():
-                stream.failed(Denied(Reason.UPSTREAM_FAILED, _ENDED + self._why))
+                stream.failed(self.carrier.end_of_tls() or Denied(Reason.UPSTREAM_FAILED, _ENDED + self._why))
         self._pool.forget_shared(self)
         self.carrier.close()
 

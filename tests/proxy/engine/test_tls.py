@@ -26,6 +26,7 @@ from addons.pinning import is_about_form
 from addons.sessions import Sessions
 from proxy.core.rules.policy import Policy, Trust
 from proxy.disk.ca import LocalCa
+from proxy.engine import tls
 from proxy.engine.tls import NoRoots, TlsConnections, expect_name, find_roots, upstream_context, with_roots
 
 
@@ -135,7 +136,7 @@ def test_no_handshake_begins_with_a_host_that_would_not_be_verified(
 ) -> None:
     conn = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD))
     expect_name(conn, host)
-    monkeypatch.setattr(SSL, "_lib", _Refusing(SSL._lib, call, result))  # type: ignore[attr-defined]  # it is no public name
+    monkeypatch.setattr(tls, "_lib", _Refusing(tls._lib, call, result))
     with pytest.raises(RuntimeError, match="does not take the host"):
         expect_name(conn, host)
 

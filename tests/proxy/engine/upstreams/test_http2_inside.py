@@ -74,6 +74,9 @@ class Carrier:
     def take_early(self) -> bytes:
         return b""
 
+    def end_of_tls(self) -> None:
+        """Return what alert has ended TLS: none."""
+
     def carry(self, receiver: object) -> None:
         pass
 
