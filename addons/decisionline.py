@@ -62,6 +62,7 @@ def line_of(
         exchange.denied.reason.code if exchange.denied else None,
         (is_observing and would_deny(exchange)) or (upstream is not None and upstream.would_refuse),
         flow.server_conn.tls_version if flow and flow.server_conn else None,
+        upstream.group if upstream else None,
         upstream.pin.value if upstream and upstream.pin else None,
     )
     return (
@@ -117,6 +118,7 @@ def _verdict(  # noqa: PLR0917  # in their order in the line
     reason: str | None,
     would: bool,
     tls: str | None,
+    key_exchange: str | None,
     pin: str | None,
 ) -> str:
     """Return the part that is the same for most requests of a rule."""
@@ -128,6 +130,7 @@ def _verdict(  # noqa: PLR0917  # in their order in the line
         "reason": reason,
         "would_deny": would,
         "tls": tls,
+        "key_exchange": key_exchange,
         "pin": pin,
     }
     return _encode(said)[1:-1]

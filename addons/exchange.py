@@ -37,7 +37,7 @@ from proxy.core.http.problems import (
 from proxy.core.http.traces import trace_id
 from proxy.core.pins import PinMatch, PinVerdict
 from proxy.core.rules.appview import View
-from proxy.core.rules.policy import Mode, Policy, Rule
+from proxy.core.rules.policy import KeyExchange, Mode, Policy, Rule
 
 _OF_TLS = frozenset((Reason.TLS_FAILED, Reason.CERTIFICATE_INVALID, Reason.CLIENT_CERTIFICATE_REFUSED))
 
@@ -84,11 +84,14 @@ class Upstream:
         Args:
             where: the server.
         """
+        trust = self.policy.trust_for(self.rule)
         return Handshake(
             f"{where.host} port {where.port}",
             self.errors,
-            self.policy.trust_for(self.rule).min_tls,
+            trust.min_tls,
+            is_hybrid=trust.key_exchange is KeyExchange.HYBRID,
             wants_certificate=self.wants_certificate,
+            has_certificate=self.rule is not None and self.rule.client_certificate is not None,
         )
 
 

@@ -27,6 +27,7 @@ from prometheus_client.values import MutexValue
 from addons.fieldcounts import Counts
 from proxy.core.decisions import FIELD_REASONS, Action, Outcome, Reason
 from proxy.core.fields.entries import Work
+from proxy.core.handshakes import GROUPS
 from proxy.core.pins import Level, PinSet, PinVerdict
 from proxy.core.rules.policy import Mode, Policy
 
@@ -138,6 +139,12 @@ class Metrics:
             "overcoat_pin_matches",
             "Handshakes in which a pin stood in the verified chain, by its level there.",
             ["rule", "pin", "level"],
+            registry=registry,
+        )
+        self.handshakes = Counter(
+            "overcoat_upstream_handshakes",
+            "Handshakes with upstreams, by rule and the group of the key exchange.",
+            ["rule", "key_exchange"],
             registry=registry,
         )
         self.seconds = Histogram(
@@ -281,6 +288,8 @@ class Metrics:
                 times.labels(rule, mode)
             for direction in ("sent", "received"):
                 self.bytes.labels(rule, mode, direction)
+            for group in GROUPS:
+                self.handshakes.labels(rule, group)
             for kind in KINDS:
                 self.in_flight.labels(rule, mode, kind)
             if each is None:

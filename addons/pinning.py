@@ -27,7 +27,7 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import HTTPS_PORT, Destination
 from proxy.core.handshakes import handshake_failed
 from proxy.core.pins import PinVerdict, check_pins, mismatch_facts, spki_pin
-from proxy.core.rules.policy import Policy, Rule
+from proxy.core.rules.policy import CrlUse, Policy, Rule, Trust
 from proxy.core.rules.transport import hint_for_neighbour
 
 VerifyCallback = Callable[[SSL.Connection, crypto.X509, int, int, int], bool]
@@ -93,7 +93,8 @@ def verifier(policy: Policy, upstream: Upstream, destination: Destination) -> Ve
     `ok=0` for each error that it finds.
     """
     chain: dict[int, bytes] = {}
-    is_strict = policy.trust_for(upstream.rule).strict
+    trust = policy.trust_for(upstream.rule)
+    is_strict = trust.strict
 
     def verify(_conn: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
         try:
@@ -111,6 +112,8 @@ def verifier(policy: Policy, upstream: Upstream, destination: Destination) -> Ve
         return False
 
     def judge(certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
+        if not ok and _is_tolerable(trust, error, certificate):
+            return True
         if not ok:
             more = circumstances(error, crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate), datetime.now(UTC))
             return refuse(verify_error(error), depth, is_about_form(error, certificate), more)
@@ -123,6 +126,19 @@ def verifier(policy: Policy, upstream: Upstream, destination: Destination) -> Ve
         return _check(policy, upstream, [chain[d] for d in sorted(chain)], destination)
 
     return verify
+
+
+def _is_tolerable(trust: Trust, error: int, certificate: crypto.X509) -> bool:
+    """Tell whether what OpenSSL found is only that there is no revocation list which the policy could demand.
+
+    An anchor is trusted for itself: nobody issued it whose list could name it.
+    """
+    if trust.crls is None or error not in _OF_CRLS:
+        return False
+    if trust.crls.when is CrlUse.IF_PRESENT:
+        return True
+    der = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
+    return error == _NO_CRL and der in (trust.anchors or ())
 
 
 def _check(policy: Policy, upstream: Upstream, verified_chain: list[bytes], destination: Destination) -> bool:
@@ -166,6 +182,11 @@ def _unpinned(upstream: Upstream, rule: Rule, verified_chain: list[bytes], desti
     )
 
 
+# <openssl/x509_vfy.h>: there is no list; or it is not verifiable, not yet valid, past its next update, or without an
+# issuer; its issuer signs no lists or has no valid path; it has an unknown critical extension or another scope. That a
+# certificate is revoked (23) is none of these.
+_NO_CRL = 3
+_OF_CRLS = frozenset((_NO_CRL, 5, 8, 11, 12, 15, 16, 33, 35, 36, 44, 54))
 # <openssl/x509_vfy.h>: errors that only X509_V_FLAG_X509_STRICT finds.
 _OF_STRICT = frozenset((78, *range(80, 95)))
 _INVALID_CA = 79

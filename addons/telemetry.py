@@ -35,6 +35,7 @@ from addons.metrics import (
 from addons.sessions import Sessions
 from addons.underway import UnderWay
 from proxy.core.decisions import Outcome
+from proxy.core.handshakes import group_of
 from proxy.core.pins import PinVerdict
 from proxy.core.rules.policy import ListenerKind, Mode
 
@@ -93,8 +94,10 @@ class Telemetry:
         self.sessions.of(flow.client_conn).unfinished.discard(exchange)
 
     def tls_established_server(self, data: tls.TlsData) -> None:
-        """Count the pins that a server's chain has, and note when the certificate of a rule's upstream ends."""
+        """Count the handshake, and the pins that the chain has; note when the certificate of a rule's upstream ends."""
         record = self.sessions.of(data.context.client).upstreams.get(data.conn.id)
+        if record is not None and data.ssl_conn is not None:
+            record.group = group_of(data.ssl_conn.get_group_name())
         self._count_handshake(record)
         certificate = data.ssl_conn.get_peer_certificate() if data.ssl_conn is not None else None
         if record is None or record.rule is None or record.is_proxy or certificate is None:
@@ -114,7 +117,9 @@ class Telemetry:
         self._count_handshake(self.sessions.of(data.context.client).upstreams.get(data.conn.id))
 
     def _count_handshake(self, record: Upstream | None) -> None:
-        """Count which pins matched; and of the upstream proxy, of which no request tells, the check itself."""
+        """Count its group and the pins that matched; of the upstream proxy, which no request tells of, the check."""
+        if record is not None and record.group is not None and not record.is_proxy:
+            self.metrics.handshakes.labels(record.rule.name if record.rule else NO_RULE, record.group).inc()
         if record is None or record.rule is None or record.rule.pins is None or record.pin is None:
             return
         name = UPSTREAM_PROXY if record.is_proxy else record.rule.name

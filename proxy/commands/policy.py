@@ -33,7 +33,7 @@ from proxy.commands.shared import (
     wide_console,
 )
 from proxy.core.fields.entries import FieldEntry, Signed, Work
-from proxy.core.rules.policy import Egress, Https, Mode, PlainHttp, Policy, Rule
+from proxy.core.rules.policy import Egress, Https, KeyExchange, Mode, PlainHttp, Policy, Rule, Trust
 from proxy.core.who.addresses import AddressSet
 from proxy.policyfile.findings import Finding, findings
 from proxy.policyfile.model import schema_text
@@ -113,11 +113,7 @@ def policy_summary(policy: Policy) -> dict[str, Any]:
         "probes": policy.probes.address if policy.probes else None,
         "names": sorted(policy.names),
         "defaults": {"plain_http": policy.defaults.plain_http.value, "https": policy.defaults.https.value},
-        "trust": {
-            "roots": str(policy.trust.roots) if policy.trust.roots else "system",
-            "min_tls": policy.trust.min_tls,
-            "strict": policy.trust.strict,
-        },
+        "trust": _trust_summary(policy.trust),
         "limits": asdict(policy.limits),
         "clients": {
             "allow": _clients_allowed(policy),
@@ -183,7 +179,8 @@ def _rule_summary(policy: Policy, rule: Rule) -> dict[str, Any]:
         "destinations": addresses_texts(rule.destinations) if rule.destinations is not None else None,
         "response_seconds": policy.response_seconds(rule),
         "raw_tcp": rule.raw_tcp,
-        "strict": policy.trust_for(rule).strict,
+        "trust": _trust_summary(policy.trust_for(rule)),
+        "client_certificate": str(rule.client_certificate.file) if rule.client_certificate else None,
         "pins": [str(pin) for pin in rule.pins.any_of] if rule.pins else [],
         "pins_expire": rule.pins.expires.isoformat() if rule.pins and rule.pins.expires else None,
         "pins_after_expiry": rule.pins.after_expiry.value if rule.pins and rule.pins.expires else None,
@@ -224,9 +221,10 @@ def _print_summary(policy: Policy) -> None:
         may_differ = policy.hsts_preload and policy.defaults.plain_http is PlainHttp.ALLOW
         preload = ", upgrade on the browsers' list" if may_differ else ""
         click.echo(f"defaults  plain http: {policy.defaults.plain_http}{preload}, https: {policy.defaults.https}")
-    click.echo(
-        f"trust     {summary['trust']['roots']} roots, TLS {policy.trust.min_tls} or newer, {_strictness_text(policy)}"
-    )
+    click.echo(f"trust     {_trust_text(policy.trust)}")
+    for rule in policy.rules:
+        if rule.trust is not None and rule.trust != policy.trust:
+            click.echo(f"          rule {rule.name}: {_trust_text(rule.trust)}")
     if policy.workers != 1:
         click.echo(f"workers   {summary['workers']}")
     console = wide_console()
@@ -266,10 +264,29 @@ def _days_text(key: Mapping[str, Any], grace: int) -> str:
     return f"{begins}{ends}{f' (+ {grace} d)' if grace and key['not_after'] else ''}".strip()
 
 
-def _strictness_text(policy: Policy) -> str:
-    other = [rule.name for rule in policy.rules if policy.trust_for(rule).strict is not policy.trust.strict]
-    but = f", but in {', '.join(other)}" if other else ""
-    return ("strict" if policy.trust.strict else "not strict (RFC 5280)") + but
+def _trust_summary(trust: Trust) -> dict[str, Any]:
+    return {
+        "roots": str(trust.roots) if trust.roots else "system",
+        "min_tls": trust.min_tls,
+        "strict": trust.strict,
+        "key_exchange": trust.key_exchange.value,
+        "crls": None
+        if trust.crls is None
+        else {"files": [str(file) for file in trust.crls.files], "when": trust.crls.when.value},
+    }
+
+
+def _trust_text(trust: Trust) -> str:
+    parts = [
+        f"{trust.roots or 'system'} roots",
+        f"TLS {trust.min_tls} or newer",
+        "strict" if trust.strict else "not strict (RFC 5280)",
+    ]
+    if trust.key_exchange is KeyExchange.HYBRID:
+        parts.append("hybrid key exchange only")
+    if trust.crls is not None:
+        parts.append(f"{len(trust.crls.lists)} revocation lists ({trust.crls.when})")
+    return ", ".join(parts)
 
 
 def _clients_text(policy: Policy) -> str:

@@ -18,6 +18,20 @@ from dataclasses import dataclass
 from proxy.core.decisions import Denied, Reason
 
 HYBRID = "X25519MLKEM768"
+OTHER_GROUP = "other"
+# OpenSSL's names of groups in lower case, and those of the IANA registry "TLS Supported Groups".
+_GROUPS = {
+    HYBRID.lower(): HYBRID,
+    "secp256r1mlkem768": "SecP256r1MLKEM768",
+    "secp384r1mlkem1024": "SecP384r1MLKEM1024",
+    "x25519": "x25519",
+    "x448": "x448",
+    "secp256r1": "secp256r1",
+    "prime256v1": "secp256r1",
+    "secp384r1": "secp384r1",
+    "secp521r1": "secp521r1",
+}
+GROUPS = tuple(dict.fromkeys((*_GROUPS.values(), OTHER_GROUP)))
 
 # OpenSSL's texts for alerts of the peer are `tlsv1 alert unknown ca`, and for five of them without the word.
 _ALERT = re.compile(r"(?:tls|ssl)\S* alert (.+)")
@@ -81,6 +95,11 @@ def alert_of(errors: Sequence[str]) -> str | None:
     return None
 
 
+def group_of(openssl_name: str | None) -> str:
+    """Return the name of a key exchange's group, one of `GROUPS`."""
+    return _GROUPS.get((openssl_name or "").lower(), OTHER_GROUP)
+
+
 def handshake_failed(handshake: Handshake, hint: str = "") -> Denied:
     """Return the denial for a handshake that failed, other than for the server's certificate or the pins.
 
@@ -126,17 +145,19 @@ def handshake_failed(handshake: Handshake, hint: str = "") -> Denied:
     return Denied(Reason.TLS_FAILED, f"the TLS handshake with {where} failed: {causes}")
 
 
-def ended_by_alert(handshake: Handshake) -> Denied | None:
-    """Return the denial for a server that ended a TLS connection with an alert after the handshake; None without one.
+def ended_after(handshake: Handshake) -> Denied | None:
+    """Return the denial for a server that ended a TLS connection after the handshake and before its first answer; None
+    if nothing tells that TLS was the reason.
 
-    With TLS 1.3 a client's handshake is complete before the server has seen the client's certificate.
+    With TLS 1.3 a client's handshake is complete before the server has seen the client's certificate. Its alert may get
+    lost, if it closes the connection before it has read the request.
     """
     alert = alert_of(handshake.errors)
+    if about_ours := _about_our_certificate(handshake, alert):
+        return about_ours
     if alert is None:
         return None
-    return _about_our_certificate(handshake, alert) or Denied(
-        Reason.UPSTREAM_FAILED, f"the upstream ended the connection with the TLS alert {alert}"
-    )
+    return Denied(Reason.UPSTREAM_FAILED, f"the upstream ended the connection with the TLS alert {alert}")
 
 
 def group_refused(where: str, group: str | None, said: str = "") -> Denied:

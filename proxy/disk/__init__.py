@@ -11,6 +11,6 @@ Offers:
 - `packaged`: config_file; files that come with Overcoat
 - `preload`: is_preloaded; the browsers' list of hosts that speak https only
 - `publishing`: PublishingError, bundle, publish_ca, write_public; what apps trust
-- `reading`: MAX_ROOTS_BYTES, NotRegularError, Version, noting_files, read_regular, version_of; reads a file that
-  may be no regular one or too long, and tells its versions apart
+- `reading`: MAX_ROOTS_BYTES, NotRegularError, Version, list_folder, noting_files, read_regular, version_of; reads a
+  file that may be no regular one or too long, and tells its versions apart
 """

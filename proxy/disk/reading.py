@@ -59,6 +59,16 @@ def _note(path: Path, version: Version) -> None:
         noted[path] = version
 
 
+def list_folder(path: Path) -> list[str]:
+    """Return the names in a folder; that it was looked at is noted like a file, since files may come and go.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    _note(path, version_of(path))
+    return os.listdir(path)
+
+
 class NotRegularError(OSError):
     """The file is a pipe, a device, a socket, a directory, or anything else that may block."""
 

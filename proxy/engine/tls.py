@@ -24,13 +24,16 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_der_private_key
 from mitmproxy import connection, tls
 from OpenSSL import SSL, crypto
 
 from addons.exchange import Upstream
 from addons.sessions import Sessions
 from proxy.core.certificates.bundles import BadBundle, read_bundle
-from proxy.core.rules.policy import Policy, Trust
+from proxy.core.handshakes import HYBRID
+from proxy.core.rules.policy import ClientCertificate, KeyExchange, Policy, Rule, Trust
 from proxy.disk.ca import Leaf, LocalCa
 from proxy.disk.reading import MAX_ROOTS_BYTES, read_regular
 
@@ -50,7 +53,7 @@ _SYSTEM_BUNDLES = (
 
 
 class NoRoots(Exception):
-    """The trusted roots cannot be found or read. The message says where they were looked for."""
+    """What the policy trusts cannot be used: mostly the roots cannot be found or read. The message says why."""
 
 
 def find_roots(trust: Trust) -> Path:
@@ -99,35 +102,67 @@ def with_roots(policy: Policy) -> Policy:
     Raises:
         NoRoots: the roots cannot be found or read.
     """
-    anchors = policy.trust.anchors if policy.trust.anchors is not None else read_roots(policy.trust)
-    upstream_context(replace(policy.trust, anchors=anchors))
+    known: dict[Path | None, tuple[bytes, ...]] = {}
     content = hashlib.sha256(policy.content)
-    for anchor in anchors:
-        content.update(hashlib.sha256(anchor).digest())
-    return replace(policy, trust=replace(policy.trust, anchors=anchors), content=content.digest())
+
+    def read(trust: Trust) -> Trust:
+        if trust.roots not in known:
+            anchors = known[trust.roots] = trust.anchors if trust.anchors is not None else read_roots(trust)
+            for anchor in anchors:
+                content.update(hashlib.sha256(anchor).digest())
+        return replace(trust, anchors=known[trust.roots])
+
+    complete = policy.with_trusts(read)
+    for rule in (None, *complete.rules):
+        upstream_context(complete.trust_for(rule), None if rule is None else rule.client_certificate)
+    return replace(complete, content=content.digest())
 
 
-def upstream_context(trust: Trust) -> SSL.Context:
-    """Return the context for all upstream handshakes with the same `Trust`.
+def upstream_context(trust: Trust, certificate: ClientCertificate | None = None) -> SSL.Context:
+    """Return the context for all upstream handshakes with the same `Trust` and client certificate.
 
     Raises:
-        NoRoots: the roots cannot be found or read.
+        NoRoots: the roots cannot be found or read, or this OpenSSL has no hybrid key exchange, or does not take the
+            client certificate.
     """
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-    context.set_min_proto_version(_MIN_VERSION[trust.min_tls])
+    is_hybrid = trust.key_exchange is KeyExchange.HYBRID
+    context.set_min_proto_version(SSL.TLS1_3_VERSION if is_hybrid else _MIN_VERSION[trust.min_tls])
     context.set_cipher_list(_CIPHERS_TLS12)
+    if is_hybrid and _lib.SSL_CTX_set1_curves_list(context._context, HYBRID.encode("ascii")) != 1:
+        raise NoRoots(f"this build of OpenSSL has no {HYBRID}: install a newer one, or write key_exchange: any")
+    if certificate is not None:
+        _show(context, certificate)
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_verify(SSL.VERIFY_PEER)
     store = context.get_cert_store()
     assert store is not None  # every context has one
     store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN | (crypto.X509StoreFlags.X509_STRICT if trust.strict else 0))
+    if trust.crls is not None:
+        store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)
+        for crl in trust.crls.lists:
+            store.add_crl(x509.load_der_x509_crl(crl))
     for number, anchor in enumerate(read_roots(trust) if trust.anchors is None else trust.anchors, 1):
         try:
             store.add_cert(crypto.load_certificate(crypto.FILETYPE_ASN1, anchor))
         except crypto.Error:
             raise NoRoots(f"certificate {number} of {find_roots(trust)} is damaged, or no certificate") from None
     return context
+
+
+def _show(context: SSL.Context, certificate: ClientCertificate) -> None:
+    """Make a context show a certificate to servers that ask for one."""
+    own, *issuers = [x509.load_der_x509_certificate(each) for each in certificate.chain]
+    try:
+        context.use_certificate(own)
+        for issuer in issuers:
+            context.add_extra_chain_cert(issuer)
+        key: Any = load_der_private_key(certificate.key.reveal(), None)  # of a kind that the policy's reader takes
+        context.use_privatekey(key)
+        context.check_privatekey()
+    except SSL.Error:
+        raise NoRoots(f"OpenSSL does not take the client certificate {certificate.file}") from None
 
 
 def select_alpn(_conn: SSL.Connection, offers: list[bytes]) -> Any:
@@ -157,7 +192,9 @@ class TlsConnections:
     def __init__(self, sessions: Sessions, ca: LocalCa) -> None:
         self._sessions = sessions
         self._ca = ca
-        self._upstream: WeakKeyDictionary[Policy, dict[Trust, SSL.Context]] = WeakKeyDictionary()
+        self._upstream: WeakKeyDictionary[Policy, dict[tuple[Trust, ClientCertificate | None], SSL.Context]] = (
+            WeakKeyDictionary()
+        )
         self._app_contexts: OrderedDict[str, tuple[Leaf, SSL.Context]] = OrderedDict()
 
     def prepare(self, policy: Policy) -> None:
@@ -166,7 +203,8 @@ class TlsConnections:
         Raises:
             NoRoots: the roots cannot be found or read.
         """
-        self._upstream[policy] = {trust: upstream_context(trust) for trust in policy.trusts}
+        kinds = {_kind(policy, rule) for rule in (None, *policy.rules)}
+        self._upstream[policy] = {kind: upstream_context(*kind) for kind in kinds}
 
     def tls_start_client(self, data: tls.TlsData) -> None:
         """Prepare the handshake with an app whose https is decrypted."""
@@ -207,11 +245,16 @@ class TlsConnections:
         server.sni = host
         record = self._sessions.of(data.context.client).upstreams[server.id]
         server.alpn_offers = list(record.alpn)
-        data.ssl_conn = SSL.Connection(self._upstream[record.policy][record.policy.trust_for(record.rule)])
+        data.ssl_conn = SSL.Connection(self._upstream[record.policy][_kind(record.policy, record.rule)])
         expect_name(data.ssl_conn, host)
         note_certificate_request(data.ssl_conn, record)
         data.ssl_conn.set_alpn_protos(server.alpn_offers)
         data.ssl_conn.set_connect_state()
+
+
+def _kind(policy: Policy, rule: Rule | None) -> tuple[Trust, ClientCertificate | None]:
+    """Return what the context for a rule's upstreams depends on."""
+    return policy.trust_for(rule), None if rule is None else rule.client_certificate
 
 
 def note_certificate_request(conn: SSL.Connection, record: Upstream) -> None:

@@ -16,14 +16,10 @@ import base64
 import difflib
 import hashlib
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cryptography import x509
-
-from proxy.core.certificates.bundles import BadBundle, Bundle, read_bundle
 from proxy.core.fields.entries import FieldEntry, When, Work
 from proxy.core.fields.envelopes import Envelope
 from proxy.core.jose.keymaterial import SecretBytes
@@ -45,10 +41,9 @@ from proxy.core.rules.policy import (
 )
 from proxy.core.who.addresses import address_set
 from proxy.core.who.clients import ClientRules, PasswordHash, User, parse_password_hash
-from proxy.disk.reading import MAX_ROOTS_BYTES, read_regular
+from proxy.disk.reading import read_regular
 from proxy.policyfile.keysets import KeyReader, variable_name
 from proxy.policyfile.model import (
-    SYSTEM_ROOTS,
     ClientsSection,
     DecryptEntry,
     EncryptEntry,
@@ -57,11 +52,11 @@ from proxy.policyfile.model import (
     PolicyFile,
     RuleLimitsSection,
     RuleSection,
-    TrustSection,
     UpstreamProxySection,
     WhenSection,
 )
 from proxy.policyfile.nearby import unreadable
+from proxy.policyfile.trusting import TrustReader
 from proxy.policyfile.usable import usable_part
 from proxy.policyfile.values import KeySource, PinFile
 from proxy.policyfile.yamltext import Document, Problem, Steps, path_text, shown
@@ -116,6 +111,17 @@ class Builder:
         self._keys = KeyReader(
             folder, env, is_without_secrets, self._problem, self.note, self._key_password, self.files
         )
+        self._trusting = TrustReader(
+            folder,
+            env,
+            is_without_secrets,
+            self._file,
+            self._problem,
+            self.note,
+            self.files,
+            self.remarks,
+            self._keys.unchecked,
+        )
 
     def build(self) -> Policy:
         """Return the policy; it is valid only if neither the model nor this step has found an error."""
@@ -124,13 +130,14 @@ class Builder:
         keys = self._keys.key_sets(file.keys, self._usable, opening)
         self._check_response_seconds(file)
         defaults = Defaults(file.defaults.plain_http, file.defaults.https)
+        trust = self._trusting.trust(file.trust)
         return Policy(
             listen=tuple(file.listen),
             admin=file.admin,
             probes=file.probes,
             mode=file.mode,
             defaults=defaults,
-            trust=self._trust(file.trust),
+            trust=trust,
             limits=Limits(**file.limits.model_dump()),
             destinations=address_set(file.destinations.allow or []),
             egress=file.destinations.egress,
@@ -144,7 +151,7 @@ class Builder:
             drain_wait=file.drain_wait,
             drain_timeout=file.drain_timeout,
             keys={name: key_set for name, key_set in keys.items() if key_set is not None},
-            rules=self._rules(file.rules or (), keys, defaults),
+            rules=self._rules(file.rules or (), keys, defaults, trust),
             files=tuple(self.files),
             remarks=tuple(self.remarks),
             unchecked=tuple(self._keys.unchecked),
@@ -200,39 +207,6 @@ class Builder:
             return None
         self.note(content, is_guessable=is_guessable)
         return content
-
-    def _trust(self, section: TrustSection) -> Trust:
-        if section.roots == SYSTEM_ROOTS:
-            return Trust(None, section.min_tls, section.strict)
-        steps = ("trust", "roots")
-        path = self._folder / section.roots
-        content = self._file(steps, section.roots, MAX_ROOTS_BYTES)
-        anchors: tuple[bytes, ...] = ()
-        if content is not None:
-            try:
-                anchors = self._anchors(path, read_bundle(content))
-            except BadBundle as error:
-                self._problem(steps, f"{path}: {error}")
-        return Trust(path, section.min_tls, section.strict, anchors)
-
-    def _anchors(self, path: Path, bundle: Bundle) -> tuple[bytes, ...]:
-        for certificate, line in zip(bundle.certificates, bundle.lines, strict=True):
-            try:
-                with warnings.catch_warnings(action="ignore"):  # about oddities: OpenSSL decides on them
-                    x509.load_der_x509_certificate(certificate)
-            except (ValueError, x509.InvalidVersion):
-                raise BadBundle(f"the certificate that begins in line {line} is damaged, or none (RFC 5280)") from None
-        for label, line in bundle.others:
-            if label.endswith("PRIVATE KEY"):
-                self.remarks.append(
-                    f"trust.roots: {path} holds a private key, in line {line}: who only verifies needs none, and it is "
-                    "of use to whoever reads the file; take it out"
-                )
-            elif label == "X509 CRL":
-                raise BadBundle(f"there is a CRL in line {line}, and CRLs are not consulted: take it out")
-            elif not label.endswith("PARAMETERS"):
-                raise BadBundle(f"there is a {label} in line {line}: only certificates (CERTIFICATE) are taken")
-        return bundle.certificates
 
     def _clients(self, section: ClientsSection) -> ClientRules:
         users: dict[str, User] = {}
@@ -318,7 +292,7 @@ class Builder:
     # Rules
 
     def _rules(
-        self, sections: Sequence[RuleSection], keys: Mapping[str, KeySet | None], defaults: Defaults
+        self, sections: Sequence[RuleSection], keys: Mapping[str, KeySet | None], defaults: Defaults, trust: Trust
     ) -> tuple[Rule, ...]:
         rules: list[Rule] = []
         names: dict[str, int] = {}
@@ -328,7 +302,7 @@ class Builder:
             if names.setdefault(section.name, index) != index:
                 self._problem((*steps, "name"), f"rules[{names[section.name]}] has the name {section.name} already")
             self._check_hosts(steps, section, hosts)
-            rules.append(self._rule(steps, section, keys, defaults))
+            rules.append(self._rule(steps, section, keys, defaults, trust))
         return tuple(rules)
 
     def _check_hosts(self, steps: Steps, section: RuleSection, earlier: _HostIndex) -> None:
@@ -359,7 +333,14 @@ class Builder:
         for pattern in section.hosts:
             earlier.add(pattern, label)
 
-    def _rule(self, steps: Steps, section: RuleSection, keys: Mapping[str, KeySet | None], defaults: Defaults) -> Rule:
+    def _rule(
+        self,
+        steps: Steps,
+        section: RuleSection,
+        keys: Mapping[str, KeySet | None],
+        defaults: Defaults,
+        policys: Trust,
+    ) -> Rule:
         raw_needs = {"pins": section.pins, "encrypt": section.request, "decrypt": section.response}
         needs = [name for name, value in raw_needs.items() if value is not None]
         if section.https is Https.TUNNEL and needs:
@@ -386,12 +367,14 @@ class Builder:
             self._check_raw_tcp((*steps, "raw_tcp"), section, needs)
         https = section.https or (Https.INSPECT if needs else Https.TUNNEL if section.raw_tcp else defaults.https)
         is_known = is_known and not self._usable.is_about_wrong((*steps, "https"))
-        if section.trust is not None and plain_http is PlainHttp.REJECT and https is not Https.INSPECT and is_known:
-            self._problem(
-                (*steps, "trust"),
-                f"no certificate of this rule's hosts is looked at (plain_http: {plain_http}, https: {https}): leave "
-                "trust out",
-            )
+        trust, certificate = section.trust, section.client_certificate
+        if plain_http is PlainHttp.REJECT and https is not Https.INSPECT and is_known:
+            for name in [name for name in ("trust", "client_certificate") if getattr(section, name) is not None]:
+                self._problem(
+                    (*steps, name),
+                    f"no certificate of this rule's hosts is looked at (plain_http: {plain_http}, https: {https}): "
+                    f"leave {name} out",
+                )
         return Rule(
             name=section.name,
             hosts=tuple(section.hosts),
@@ -402,7 +385,10 @@ class Builder:
             request=self._fields((*steps, "request"), section.request or [], keys),
             response=self._fields((*steps, "response"), section.response or [], keys),
             raw_tcp=section.raw_tcp is not None,
-            strict=section.trust.strict if section.trust is not None else None,
+            trust=self._trusting.trust_of_rule((*steps, "trust"), trust, policys) if trust is not None else None,
+            client_certificate=self._trusting.client_certificate((*steps, "client_certificate"), certificate)
+            if certificate is not None
+            else None,
             destinations=address_set(section.destinations.allow) if section.destinations is not None else None,
             limits=RuleLimits(section.limits.response_seconds) if section.limits is not None else None,
             mode=section.mode,

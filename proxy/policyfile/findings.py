@@ -15,10 +15,11 @@ import os
 import shlex
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+from cryptography import x509
 from OpenSSL import crypto
 
 from proxy import timelimits
@@ -28,7 +29,7 @@ from proxy.core.jose.keymaterial import SecretBytes
 from proxy.core.jose.keys import Key, KeySet
 from proxy.core.pinlife.checks import backups
 from proxy.core.pins import PinSet, PinVerdict
-from proxy.core.rules.policy import Mode, Policy, Rule, Trust
+from proxy.core.rules.policy import CrlUse, Mode, Policy, Rule, Trust
 from proxy.core.rules.transport import denied_by_address
 from proxy.disk.ca import CaError, data_directory, published_lifetime
 from proxy.disk.chains import SeenChain, read_chains
@@ -69,10 +70,12 @@ def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Find
     found += _of_modes(policy)
     found += _of_files(policy.files)
     found += [Finding(remark) for remark in policy.remarks]
-    if policy.trust.anchors is not None:
-        found += _of_roots(policy.trust, now)
+    for whose, trust in _trusts(policy):
+        found += _of_roots(whose, trust, now)
+        found += _of_crls(whose, trust, now)
     for rule in policy.rules:
         found += _of_hosts(policy, rule)
+        found += _of_client_certificate(rule, now)
     for whose, pins, consequence in _all_pins(policy):
         found += _end_of_pins(whose, pins, today, consequence)
         if pins.observes:
@@ -106,6 +109,10 @@ def endings(policy: Policy, now: datetime) -> list[Finding]:
     for key_set in policy.keys.values():
         for key in key_set.keys:
             found += _end_of_key(key, key_set, today)
+    for rule in policy.rules:
+        found += _of_client_certificate(rule, now)
+    for whose, trust in _trusts(policy):
+        found += _of_crls(whose, trust, now)
     return found
 
 
@@ -135,9 +142,15 @@ def calendar(policy: Policy) -> Iterator[Ending]:
         for key in key_set.keys:
             if key.not_after is not None:
                 yield Ending(_name_of(key, key_set), _last_day(key, key_set) or key.not_after, _without(key, key_set))
-    if policy.trust.roots is not None:
-        for end, name in _ends_of_roots(policy.trust):
-            yield Ending(f"trust.roots: {shown(name)}", end.date(), "what it signed is not trusted")
+    for whose, trust in _trusts(policy):
+        if trust.roots is not None:
+            for end, name in _ends_of_roots(trust):
+                yield Ending(f"{whose}.roots: {shown(name)}", end.date(), "what it signed is not trusted")
+        for issuer, ends in _ends_of_crls(trust):
+            yield Ending(f"{whose}.crls: {shown(issuer)}", ends.date(), _without_crl(trust))
+    for rule in policy.rules:
+        if (own := rule.client_certificate) is not None:
+            yield Ending(f"rule {rule.name}: client_certificate", own.ends.date(), "its hosts refuse it")
 
 
 def log_findings(found: Iterable[Finding]) -> None:
@@ -210,8 +223,62 @@ def _may_all_write(path: Path) -> bool:
         return False  # it was read a moment ago, and has been removed
 
 
-def _of_roots(trust: Trust, now: datetime) -> Iterator[Finding]:
-    whose = f"trust.roots: {trust.roots}" if trust.roots is not None else "the system's trusted roots"
+def _trusts(policy: Policy) -> Iterator[tuple[str, Trust]]:
+    """Yield the policy's `Trust` and those of rules, and where each stands; a file that counts for several, once."""
+    roots: set[Path | None] = set()
+    crls: set[tuple[Path, ...]] = set()
+    for whose, trust in (("trust", policy.trust), *((f"rule {r.name}: trust", r.trust) for r in policy.rules)):
+        if trust is None:
+            continue
+        seen = trust
+        if trust.roots in roots:
+            seen = replace(seen, roots=None, anchors=None)
+        if seen.crls is not None and seen.crls.files in crls:
+            seen = replace(seen, crls=None)
+        roots.add(trust.roots)
+        crls.add(trust.crls.files if trust.crls is not None else ())
+        yield whose, seen
+
+
+def _of_crls(whose: str, trust: Trust, now: datetime) -> Iterator[Finding]:
+    for issuer, ends in _ends_of_crls(trust):
+        if now <= ends:
+            continue
+        is_required = trust.crls is not None and trust.crls.when is CrlUse.REQUIRE
+        yield Finding(
+            f"{whose}.crls: the list of {shown(issuer)} ended on {ends:%Y-%m-%d}: {_without_crl(trust)}",
+            has_failed=is_required,
+        )
+
+
+def _without_crl(trust: Trust) -> str:
+    if trust.crls is not None and trust.crls.when is CrlUse.REQUIRE:
+        return "what its issuer signed is refused"
+    return "what has been revoked since is accepted"
+
+
+def _ends_of_crls(trust: Trust) -> Iterator[tuple[str, datetime]]:
+    for crl in trust.crls.lists if trust.crls is not None else ():
+        loaded = x509.load_der_x509_crl(crl)
+        if loaded.next_update_utc is not None:
+            yield loaded.issuer.rfc4514_string(), loaded.next_update_utc
+
+
+def _of_client_certificate(rule: Rule, now: datetime) -> Iterator[Finding]:
+    own = rule.client_certificate
+    if own is None:
+        return
+    whose = f"rule {rule.name}: client_certificate {own.file}"
+    if own.ends < now:
+        yield Finding(f"{whose} ended on {own.ends:%Y-%m-%d}: the rule's hosts refuse it; get a new one", True)
+    elif own.ends <= now + timedelta(seconds=timelimits.SOON_SECONDS):
+        yield Finding(f"{whose} ends on {own.ends:%Y-%m-%d}; afterwards the rule's hosts refuse it: get a new one")
+
+
+def _of_roots(place: str, trust: Trust, now: datetime) -> Iterator[Finding]:
+    if trust.anchors is None:
+        return
+    whose = f"{place}.roots: {trust.roots}" if trust.roots is not None else "the system's trusted roots"
     ends = list(_ends_of_roots(trust))
     past = [end for end in ends if end[0] < now]
     if len(past) == len(ends):

@@ -22,7 +22,7 @@ from pydantic_core import core_schema
 from proxy.core.fields.entries import AlreadySealed, Signed
 from proxy.core.jose.keys import Alg, Bind, Enc
 from proxy.core.pins import AfterExpiry
-from proxy.core.rules.policy import Egress, Https, Limits, Mode, PlainHttp, Policy
+from proxy.core.rules.policy import CrlUse, Egress, Https, KeyExchange, Limits, Mode, PlainHttp, Policy
 from proxy.policyfile.values import (
     AddressesText,
     AdminText,
@@ -80,6 +80,20 @@ class DefaultsSection(Section):
     )
 
 
+class CrlsSection(Section):
+    """Certificate revocation lists."""
+
+    files: Annotated[list[FileName], Field(min_length=1)] = Field(
+        description="Files with lists, PEM or DER; in the last part of a path `*` stands for any characters. One that "
+        "is not there, or cannot be read, is an error. They are read again when they change."
+    )
+    when: CrlUse = _choice(
+        CrlUse.IF_PRESENT,
+        "`require`: a certificate of the chain whose CA has no list that is valid now is refused; `if_present`: it "
+        "counts as not revoked.",
+    )
+
+
 class TrustSection(Section):
     """Whom upstream certificates must come from."""
 
@@ -95,12 +109,40 @@ class TrustSection(Section):
         description="Whether certificates must have the form that RFC 5280 prescribes (OpenSSL's X509_STRICT), as in "
         "Python 3.13 and newer. Private CAs often fail it.",
     )
+    key_exchange: KeyExchange = _choice(
+        _BUILT_IN.trust.key_exchange,
+        "`hybrid` accepts X25519MLKEM768 only, which also holds against quantum computers of the future, and with it "
+        "TLS 1.3 only; `any` prefers it, and takes what the upstream can.",
+    )
+    crls: CrlsSection | None = Field(
+        default=None, description="Certificate revocation lists (RFC 5280). Left out: none are looked at."
+    )
 
 
 class RuleTrustSection(Section):
     """What holds for a rule's hosts in place of the same key of the policy's `trust`."""
 
-    strict: bool = Field(description="As `trust.strict`, for this rule's hosts.")
+    roots: FileName | None = Field(
+        default=None, description="As `trust.roots`, for this rule's hosts: a private CA for these only, say."
+    )
+    min_tls: Literal["1.2", "1.3"] | None = Field(default=None, description="As `trust.min_tls`.")
+    strict: bool | None = Field(default=None, description="As `trust.strict`.")
+    key_exchange: KeyExchange | None = _choice(None, "As `trust.key_exchange`.")
+    crls: CrlsSection | None = Field(default=None, description="As `trust.crls`.")
+
+
+class ClientCertificateSection(Section):
+    """What is shown to upstreams that ask for a client certificate."""
+
+    cert: FileName = Field(
+        description="A PEM file with the certificate, and behind it those of its issuers up to the root, without that."
+    )
+    key: KeySourceEntry = Field(
+        description="Where its private key comes from, PEM without a password: `{file: PATH}` or `{env: NAME}`."
+    )
+    unsafe_key_permissions: bool = Field(
+        default=False, description="Whether others may read the key's file, as mounted container secrets often are."
+    )
 
 
 class LimitsSection(Section):
@@ -439,6 +481,9 @@ class RuleSection(Section):
     )
     trust: RuleTrustSection | None = Field(
         default=None, description="What is trusted of this rule's hosts, if not what the policy's `trust` says."
+    )
+    client_certificate: ClientCertificateSection | None = Field(
+        default=None, description="What the rule's hosts are shown if they ask for a certificate. Left out: none."
     )
     destinations: RuleDestinationsSection | None = Field(
         default=None,

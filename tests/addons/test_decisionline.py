@@ -43,7 +43,7 @@ COMMON = [
         "reason",
         "would_deny",
     ),
-    *("tls", "pin", "encrypted", "decrypted", "status", "bytes_sent", "bytes_received", "seconds"),
+    *("tls", "key_exchange", "pin", "encrypted", "decrypted", "status", "bytes_sent", "bytes_received", "seconds"),
 ]
 WITH_FIELDS = [*COMMON[:19], "fields", *COMMON[19:]]
 _SELECTORS, _KEYS = (parse_selector("$.card"),), KeySet("k", Alg.A256KW, new_key(Alg.A256KW))
@@ -77,7 +77,7 @@ def test_it_says_all_that_is_known_in_its_order() -> None:
     flow.server_conn.tls_version = "TLSv1.3"
     it = exchange(asked=Destination("::1", 80), rule=RULE, path="/p", started=1_800_000_000.1239, outcome=Outcome.OK)
     it.user, it.trace_id = "ann", "4bf92f3577b34da6a3ce929d0e0e4736"
-    it.upstream = Upstream(it.policy, RULE, pin=PinVerdict.MATCH, address="127.0.0.3:8443")
+    it.upstream = Upstream(it.policy, RULE, pin=PinVerdict.MATCH, address="127.0.0.3:8443", group="x25519")
     it.bytes_sent, it.bytes_received = 3, 4
     it.count_fields(ENTRIES, (0, 1, 2))
     said = read(line_of(it, 201, flow, 0.00000123))
@@ -99,6 +99,7 @@ def test_it_says_all_that_is_known_in_its_order() -> None:
         "reason": None,
         "would_deny": False,
         "tls": "TLSv1.3",
+        "key_exchange": "x25519",
         "pin": "match",
         "encrypted": 1,
         "decrypted": 2,

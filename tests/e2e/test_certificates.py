@@ -7,6 +7,7 @@ it, and the same with `strict: false`, are fine.
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import socket
@@ -312,7 +313,9 @@ class TestForm:
         assert upstream.pin in world.sidecar.run(*command, f"{LENIENT}:{upstream.port}")
 
     def test_check_and_explain_say_where_it_is_off(self, world: World) -> None:
-        assert "TLS 1.2 or newer, strict, but in lenient" in world.sidecar.run("check", "-p", "policy.yaml")
+        said = world.sidecar.run("check", "-p", "policy.yaml")
+        assert re.search(r"^trust     .*TLS 1\.2 or newer, strict$", said, re.MULTILINE)
+        assert re.search(r"^ +rule lenient: .*TLS 1\.2 or newer, not strict \(RFC 5280\)$", said, re.MULTILINE)
         assert "not strict" in world.sidecar.run("explain", "-p", "policy.yaml", f"http://{LENIENT}")
         assert "not strict" not in world.sidecar.run("explain", "-p", "policy.yaml", f"http://{STRICT}")
 

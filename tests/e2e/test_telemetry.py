@@ -48,8 +48,8 @@ LINE = {
     "id": str, "user": str | None, "trace_id": str | None, "upstream": str | None,
     "time": str, "client": str, "method": str, "destination": str | None, "path": str, "rule": str | None, "mode": str,
     "action": str, "outcome": str, "reason": str | None, "would_deny": bool, "tls": str | None,
-    "pin": str | None, "encrypted": int, "decrypted": int, "status": int | None, "bytes_sent": int,
-    "bytes_received": int, "seconds": float,
+    "key_exchange": str | None, "pin": str | None, "encrypted": int, "decrypted": int, "status": int | None,
+    "bytes_sent": int, "bytes_received": int, "seconds": float,
 }  # fmt: skip
 
 

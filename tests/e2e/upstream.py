@@ -330,6 +330,7 @@ class TlsUpstream(_Upstream):
         alpn: the protocols to agree on, the preferred one first.
         ciphers: an OpenSSL cipher list for TLS 1.2 and below.
         farewell: whether a connection that this server ends gets a close_notify; without it the stream is truncated.
+        clients: the authority that issues the certificates which clients must show; None if none is asked for.
     """
 
     def __init__(
@@ -346,7 +347,9 @@ class TlsUpstream(_Upstream):
         alpn: tuple[str, ...] = ("http/1.1",),
         ciphers: str | None = None,
         farewell: bool = True,
+        clients: Authority | None = None,
     ) -> None:
+        self._clients = clients
         self.identity = identity or authority.issue(*(names or ("localhost", address)), variant=variant)
         self._options = (min_tls, max_tls, alpn, ciphers)
         self._context = self._new_context()
@@ -381,6 +384,9 @@ class TlsUpstream(_Upstream):
         if alpn:
             context.set_alpn_protocols(list(alpn))
         self.identity.load_into(context)
+        if self._clients is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(cadata=self._clients.pem.decode("ascii"))
         return context
 
 

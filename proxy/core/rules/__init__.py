@@ -6,8 +6,8 @@ Offers:
 - `appview`: View, interim_fields, renamed, request_fields, response_fields, upgraded; what an app that was upgraded to
   https must not notice
 - `hsts`: KnownHosts; hosts that have asked for https only (RFC 6797)
-- `policy`: Defaults, Egress, HostPattern, Https, Limits, Listener, ListenerKind, Mode, PlainHttp, Policy, Rule,
-  RuleLimits, Trust, UpstreamProxy, upgraded; the policy and its parts
+- `policy`: ClientCertificate, CrlUse, Crls, Defaults, Egress, HostPattern, Https, KeyExchange, Limits, Listener,
+  ListenerKind, Mode, PlainHttp, Policy, Rule, RuleLimits, Trust, UpstreamProxy, upgraded; the policy and its parts
 - `transport`: decide_https, decide_plain_http, denied_by_address, forbidden_address, hint_for_neighbour, own_listener,
   unresolved, untaken; upgrade, reject or allow; which addresses may be reached
 """

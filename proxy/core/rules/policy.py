@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
@@ -97,6 +98,73 @@ class HostPattern:
         return f"{stars}{host}" + (f":{self.port}" if self.port is not None else "")
 
 
+class KeyExchange(StrEnum):
+    """Which key exchanges are accepted from upstreams."""
+
+    ANY = "any"
+    HYBRID = "hybrid"  # X25519MLKEM768 or nothing
+
+
+class CrlUse(StrEnum):
+    """What happens where a revocation list is missing, has ended or cannot be verified."""
+
+    IF_PRESENT = "if_present"  # the certificate counts as not revoked
+    REQUIRE = "require"  # it is refused
+
+
+@dataclass(frozen=True, slots=True)
+class Crls:
+    """Certificate revocation lists (RFC 5280, section 5).
+
+    Attributes:
+        files: the files that they came from.
+        when: what happens where one is missing.
+        lists: the lists in DER.
+    """
+
+    files: tuple[Path, ...]
+    when: CrlUse = CrlUse.IF_PRESENT
+    lists: tuple[bytes, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Which upstream certificates are trusted.
+
+    Attributes:
+        roots: a PEM bundle, or None for the system's store.
+        min_tls: the lowest TLS version that upstreams may use.
+        strict: whether certificates must have the form that RFC 5280 prescribes, as Python 3.13 and newer demand.
+        anchors: the certificates of the bundle in DER, once it was read; see `proxy.engine.tls.with_roots`.
+        key_exchange: which key exchanges are accepted.
+        crls: revocation lists; None for none.
+    """
+
+    roots: Path | None = None
+    min_tls: Literal["1.2", "1.3"] = "1.2"
+    strict: bool = True
+    anchors: tuple[bytes, ...] | None = field(default=None, repr=False)
+    key_exchange: KeyExchange = KeyExchange.ANY
+    crls: Crls | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClientCertificate:
+    """The certificate that is shown to an upstream which asks for one. Compared by identity.
+
+    Attributes:
+        file: where it came from.
+        chain: the certificate and its issuers' in DER, its own first.
+        key: its private key in DER (PKCS #8).
+        ends: when the certificate ends, in UTC.
+    """
+
+    file: Path
+    chain: tuple[bytes, ...]
+    key: SecretBytes
+    ends: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class RuleLimits:
     """A rule's own limits; see `Limits`."""
@@ -114,7 +182,8 @@ class Rule:
         https_port: the port that upgraded requests go to; None maps 80 to 443 and keeps any other (RFC 6797, 8.3).
         https: TUNNEL, INSPECT or REJECT; always INSPECT if the rule needs the plaintext.
         raw_tcp: whether any protocol may pass through CONNECT unchecked, in both directions.
-        strict: replaces the policy's `Trust.strict` for these hosts; None keeps it.
+        trust: replaces the policy's `Trust` for these hosts as a whole; None keeps it.
+        client_certificate: what its hosts are shown if they ask for a certificate; None for none.
         destinations: the non-public addresses at which its hosts may be; None for those of the policy.
         limits: replaces the same limits of the policy; None keeps them.
         mode: replaces the policy's mode for its hosts; None keeps it.
@@ -129,7 +198,8 @@ class Rule:
     request: tuple[FieldEntry, ...] = ()
     response: tuple[FieldEntry, ...] = ()
     raw_tcp: bool = False
-    strict: bool | None = None
+    trust: Trust | None = None
+    client_certificate: ClientCertificate | None = None
     destinations: AddressSet | None = None
     limits: RuleLimits | None = None
     mode: Mode | None = None
@@ -194,23 +264,6 @@ class Egress(StrEnum):
 
     ANY = "any"
     LISTED = "listed"
-
-
-@dataclass(frozen=True, slots=True)
-class Trust:
-    """Which upstream certificates are trusted.
-
-    Attributes:
-        roots: a PEM bundle, or None for the system's store.
-        min_tls: the lowest TLS version that upstreams may use.
-        strict: whether certificates must have the form that RFC 5280 prescribes, as Python 3.13 and newer demand.
-        anchors: the certificates of the bundle in DER, once it was read; see `proxy.engine.tls.with_roots`.
-    """
-
-    roots: Path | None = None
-    min_tls: Literal["1.2", "1.3"] = "1.2"
-    strict: bool = True
-    anchors: tuple[bytes, ...] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,11 +422,14 @@ class Policy:
         """Everything that `trust_for` may return."""
         return frozenset(self.trust_for(rule) for rule in (None, *self.rules))
 
+    def with_trusts(self, change: Callable[[Trust], Trust]) -> Policy:
+        """Return the policy with each `Trust` in it replaced, and the content's hash as it is."""
+        rules = tuple(rule if rule.trust is None else replace(rule, trust=change(rule.trust)) for rule in self.rules)
+        return replace(self, trust=change(self.trust), rules=rules)
+
     def trust_for(self, rule: Rule | None) -> Trust:
         """Return which certificates are trusted under a rule, or under none."""
-        if rule is None or rule.strict is None:
-            return self.trust
-        return replace(self.trust, strict=rule.strict)
+        return self.trust if rule is None or rule.trust is None else rule.trust
 
     def response_seconds(self, rule: Rule | None) -> int | None:
         """Return how many seconds an upstream may take to begin its response under a rule, or under none."""

@@ -275,22 +275,28 @@ class Conversation:
         self.exchange.deny_always(self.flow, denied)
         self._answer()
 
-    def _unfit(self, upstream: UpstreamStream) -> str | None:
+    def _unfit(self, upstream: UpstreamStream) -> Denied | None:
         """Return why a connection cannot carry the request; None if it can."""
         if self._version is Version.ONLY_HTTP2 and not upstream.is_http2:
-            return "a gRPC call needs HTTP/2, and the connection to the upstream is one of HTTP/1.1"
+            return Denied(
+                Reason.UPSTREAM_FAILED,
+                "a gRPC call needs HTTP/2, and the upstream's connection is one of HTTP/1.1",
+            )
         if self._was_reused or not upstream.heard_early():  # the pool has checked the connections that it gives
             return None
-        if isinstance(upstream, UpstreamConnection) and upstream.speaks_only_http2:
-            return ONLY_HTTP2
-        return "the upstream spoke, or closed the connection, before it was asked anything"
+        why = "the upstream spoke, or closed the connection, before it was asked anything"
+        if isinstance(upstream, UpstreamConnection):
+            if denied := upstream.end_of_tls():
+                return denied
+            why = ONLY_HTTP2 if upstream.speaks_only_http2 else why
+        return Denied(Reason.UPSTREAM_FAILED, why)
 
     def _connected(self, upstream: UpstreamStream) -> None:
         assert self.exchange is not None
-        if (why := self._unfit(upstream)) is not None:
+        if (denied := self._unfit(upstream)) is not None:
             self.flow.server_conn = upstream.server
             upstream.close()
-            self._unreachable(Denied(Reason.UPSTREAM_FAILED, why))
+            self._unreachable(denied)
             return
         self.upstream = upstream
         self.state = _ASK[self.state]

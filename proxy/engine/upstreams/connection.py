@@ -35,7 +35,7 @@ from addons.exchange import Upstream
 from addons.headers import has_field
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
-from proxy.core.handshakes import alert_of, ended_by_alert
+from proxy.core.handshakes import alert_of, ended_after
 from proxy.core.http.framing import BadFraming, Body, UntilCloseBody, body_of, chunk, last_chunk
 from proxy.core.http.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, HeadEnd, ResponseHead, read_response_head
 from proxy.core.http.hops import keeps_alive, trailers_to_relay
@@ -519,11 +519,14 @@ class UpstreamConnection(Life):
         )
 
     def end_of_tls(self) -> Denied | None:
-        """Return the denial if the upstream has ended TLS with an alert; None if it has not."""
-        if self.tls is None or not self.tls.errors or self.server.address is None:
+        """Return the denial if TLS was the reason why the upstream ended the connection; None if nothing tells."""
+        if self.tls is None or self.server.address is None:
+            return None
+        has_answered = self.uses > 1 or self._body is not None or self._unread or self._interim
+        if not self.tls.errors and (has_answered or self.state is _CARRYING):
             return None
         self.record.errors = self.tls.errors
-        return ended_by_alert(self.record.handshake(Destination(*self.server.address[:2])))
+        return ended_after(self.record.handshake(Destination(*self.server.address[:2])))
 
     @property
     def end_waits(self) -> bool:

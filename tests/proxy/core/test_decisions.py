@@ -32,7 +32,8 @@ def test_a_reason_leads_to_one_outcome_and_what_is_nobodys_no_is_not_denied() ->
         Outcome.OK: set(),
         Outcome.OBSERVED: set(),
         Outcome.UPSTREAM_FAILED: {
-            *("upstream_unreachable", "upstream_proxy_failed", "upstream_timeout", "upstream_failed", "tls_failed")
+            *("upstream_unreachable", "upstream_proxy_failed", "upstream_timeout", "upstream_failed", "tls_failed"),
+            "client_certificate_refused",
         },
         Outcome.UPSTREAM_CUT: {"upstream_cut"},
         Outcome.APP_LEFT: {"app_tls_failed"},

@@ -6,7 +6,7 @@ import pytest
 from OpenSSL import SSL
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.handshakes import Handshake, alert_of, ended_by_alert, group_refused, handshake_failed
+from proxy.core.handshakes import Handshake, alert_of, ended_after, group_refused, handshake_failed
 
 WHERE = "api.example port 443"
 
@@ -160,13 +160,20 @@ def test_a_group_that_was_chosen_instead_is_named() -> None:
 
 
 def test_an_alert_after_the_handshake_is_named_and_no_alert_is_nothing() -> None:
-    assert ended_by_alert(Handshake(WHERE)) is None
-    alert = ended_by_alert(Handshake(WHERE, ("tlsv1 alert internal error",)))
+    assert ended_after(Handshake(WHERE)) is None
+    alert = ended_after(Handshake(WHERE, ("tlsv1 alert internal error",)))
     assert alert is not None
     assert (alert.reason, alert.detail) == (
         Reason.UPSTREAM_FAILED,
         "the upstream ended the connection with the TLS alert internal_error",
     )
-    wanted = ended_by_alert(Handshake(WHERE, ("tlsv13 alert certificate required",), wants_certificate=True))
+    wanted = ended_after(Handshake(WHERE, ("tlsv13 alert certificate required",), wants_certificate=True))
     assert wanted is not None
     assert wanted.reason is Reason.CLIENT_CERTIFICATE_REFUSED
+
+
+def test_a_server_that_asked_for_a_certificate_and_ends_at_once_wanted_one_though_its_alert_is_lost() -> None:
+    wanted = ended_after(Handshake(WHERE, wants_certificate=True))
+    assert wanted is not None
+    assert wanted.reason is Reason.CLIENT_CERTIFICATE_REFUSED
+    assert ended_after(Handshake(WHERE, wants_certificate=True, has_certificate=True)) is None

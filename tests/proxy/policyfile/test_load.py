@@ -416,9 +416,9 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         ),
     ),
     (
-        "roots of a rule",
-        HOST.format("x.example") + "    trust: {strict: true, roots: roots.pem}\n",
-        *(5, 27, "rules[0].trust.roots", "unknown key"),
+        "roots of a rule that are not there",
+        HOST.format("x.example") + "    trust: {strict: true, roots: no.pem}\n",
+        *(5, 34, "rules[0].trust.roots", "no.pem cannot be read: No such file"),
     ),
     # Listeners
     ("no aim", "version: 1\nlisten: [reverse://127.0.0.1:1]\n", 2, 10, "listen[0]", "which https host it stands for"),
@@ -1032,7 +1032,8 @@ def test_strictness_is_the_policys_or_a_rules_own(text: str, strict: bool, of_ru
     policy = _load(
         folder, f"version: 1\n{of_policy}\nrules: [{{name: a, hosts: [x.example]{',' + rule if rule else ''}}}]\n"
     )
-    assert (policy.trust.strict, policy.rules[0].strict) == (strict, of_rule)
+    own = policy.rules[0].trust
+    assert (policy.trust.strict, None if own is None else own.strict) == (strict, of_rule)
 
 
 def test_pins_are_made_of_pem_files(folder: Path) -> None:

@@ -398,16 +398,22 @@ def test_https_is_inspected_somewhere_if_a_rule_or_the_default_says_so(
     assert policy.inspects is inspects
 
 
-def test_a_rule_is_as_strict_as_it_says_else_as_the_policy() -> None:
+def test_a_rule_trusts_what_it_says_else_what_the_policy_does() -> None:
     roots = Path("roots.pem")
-    silent, lenient, strict = (replace(_rule(str(said), EXACT), strict=said) for said in (None, False, True))
-    for default in (True, False):
-        trust = Trust(roots, "1.3", strict=default)
-        policy = Policy(trust=trust, rules=(silent, lenient, strict))
-        assert policy.trust_for(None) == policy.trust_for(silent) == trust
-        assert policy.trust_for(lenient) == Trust(roots, "1.3", strict=False)
-        assert policy.trust_for(strict) == Trust(roots, "1.3", strict=True)
-        assert policy.trusts == {policy.trust_for(lenient), policy.trust_for(strict)}
+    own = Trust(Path("own.pem"), "1.3", strict=False)
+    silent, other = _rule("silent", EXACT), replace(_rule("other", EXACT), trust=own)
+    policy = Policy(trust=Trust(roots), rules=(silent, other))
+    assert policy.trust_for(None) == policy.trust_for(silent) == Trust(roots)
+    assert policy.trust_for(other) == own
+    assert policy.trusts == {Trust(roots), own}
+
+
+def test_each_trust_of_a_policy_can_be_replaced() -> None:
+    silent, other = _rule("silent", EXACT), replace(_rule("other", EXACT), trust=Trust(Path("own.pem")))
+    policy = Policy(trust=Trust(Path("roots.pem")), rules=(silent, other))
+    changed = policy.with_trusts(lambda trust: replace(trust, anchors=(str(trust.roots).encode(),)))
+    assert changed.trust.anchors == (b"roots.pem",)
+    assert [rule.trust and rule.trust.anchors for rule in changed.rules] == [None, (b"own.pem",)]
 
 
 def test_a_rule_reaches_what_it_says_else_what_the_policy_does() -> None:
