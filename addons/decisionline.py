@@ -178,4 +178,6 @@ def done(exchange: Exchange) -> Action:
         return Action.TUNNEL
     if exchange.decision is None or exchange.decision.action in (Action.TUNNEL, Action.INSPECT):
         return Action.INSPECT
+    if exchange.decision.action is Action.MIRROR:
+        return Action.MIRROR
     return Action.ALLOW

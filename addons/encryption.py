@@ -1,5 +1,6 @@
 """The addon for field encryption, whose hooks the engine calls: marked fields of request bodies become JWEs, and marked
-fields of responses become plaintext. `proxy.core.fields` does the work; `addons.marked` says which entries apply.
+fields of responses become plaintext; behind a mirror listener it is the other way round. `proxy.core.fields` does the
+work; `addons.marked` says which entries apply.
 
 Rules of this addon:
 
@@ -22,8 +23,8 @@ from addons.headers import has_field, values_of
 from addons.observing import Watch
 from addons.sessions import Sessions
 from proxy.core.decisions import Denied, Reason
-from proxy.core.fields import bodies, responses
-from proxy.core.fields.entries import FieldEntry
+from proxy.core.fields import bodies, responses, values
+from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.values import Setting
 from proxy.core.jose.keys import Key, KeySet
 from proxy.core.jose.sealing import Sealers, Sealing
@@ -42,11 +43,12 @@ class Encryption:
     def _sealing(self, keys: KeySet, key: Key) -> Sealing:
         return self._sealers.sealing(keys, key, time.monotonic())
 
-    def _setting(self, exchange: Exchange) -> Setting:
-        return Setting(marked.host(exchange), exchange.policy.limits.held_body, self.today(), self._sealing)
+    def _setting(self, exchange: Exchange, *, of_request: bool) -> Setting:
+        limit = exchange.policy.limits.held_body
+        return Setting(marked.host(exchange), limit, self.today(), self._sealing, of_request)
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
-        """Hold a body that has fields to encrypt; let any other body stream."""
+        """Hold a body that has fields to change; let any other body stream."""
         exchange = self.sessions.exchange(flow)
         if flow.response is not None:
             return
@@ -59,7 +61,7 @@ class Encryption:
             flow.request.stream = Watch(exchange, flow.request, flow.request.stream)
 
     def _protect(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
-        """Hold a body that has fields to encrypt, and ask for a response whose fields can be decrypted."""
+        """Hold a body that has fields to change, and ask for a response whose fields can be changed."""
         marked.read_head(exchange, flow.request)
         entries = marked.of_request(exchange)
         if not entries and not exchange.looks_inside:
@@ -70,29 +72,54 @@ class Encryption:
             except Denied as denied:
                 exchange.deny(flow, denied)
             if exchange.observing:
-                flow.request.stream = marked.Tee(exchange, flow.request, self._setting(exchange))
+                opens = any(entry.work is Work.DECRYPT for entry in entries)  # and observing opens nothing
+                tee = marked.Tee(exchange, flow.request, self._setting(exchange, of_request=True))
+                flow.request.stream = exchange.count_sent if opens else tee
             elif flow.response is None:
                 exchange.holds_request = True
-        if marked.of_response(exchange):
+        if of_response := marked.of_response(exchange):
+            try:
+                self._check_before_response(of_response, flow.request)
+            except Denied as denied:
+                exchange.deny(flow, denied)
             # The response must come in an encoding that can be decoded here (RFC 9110, section 12.5.3).
             offered = flow.request.headers.get("accept-encoding", "")
-            flow.request.headers["accept-encoding"] = bodies.acceptable(offered)
+            if (wanted := bodies.acceptable(offered)) != offered:
+                flow.request.headers["accept-encoding"] = wanted
             flow.request.headers.fields = responses.asked(flow.request.headers.fields)
 
+    def _check_before_response(self, entries: tuple[FieldEntry, ...], request: http.Request) -> None:
+        """Check, before a server is asked, whether its response could be sealed at all.
+
+        Raises:
+            Denied: KEY_UNAVAILABLE, BODY_NOT_JSON.
+        """
+        sealing = [entry for entry in entries if entry.work is Work.ENCRYPT]
+        for entry in sealing:
+            values.sealing_key(entry, self.today())
+        if sealing and has_field(request.headers, b"upgrade"):
+            raise Denied(
+                Reason.BODY_NOT_JSON,
+                "the request asks for WebSocket, whose messages cannot be sealed as a response can",
+                "narrow the entry's `when` to the requests whose responses have fields to encrypt",
+            )
+
     def _check_before_body(self, exchange: Exchange, entries: tuple[FieldEntry, ...], request: http.Request) -> None:
-        if entries and has_field(request.headers, b"upgrade"):
+        sealing = [entry for entry in entries if entry.work is Work.ENCRYPT]
+        if sealing and has_field(request.headers, b"upgrade"):
             raise Denied(
                 Reason.BODY_NOT_JSON,
                 "the request asks for WebSocket, whose messages cannot be protected as a body can",
                 "narrow the rule's `when` to the requests that have fields to encrypt",
             )
-        bodies.check_before(marked.head(request), entries, self.today())
+        if sealing or not entries:
+            bodies.check_before(marked.head(request), sealing, self.today())
         limit = exchange.policy.limits.held_body
         if any(int(length) > limit for length in values_of(request.headers, b"content-length")):
             raise bodies.too_large(limit)
 
     def request(self, flow: http.HTTPFlow) -> None:
-        """Encrypt the fields of a held body."""
+        """Encrypt the fields of a held body, or decrypt them."""
         exchange = self.sessions.exchange(flow)
         if not exchange.holds_request or flow.response is not None:
             return
@@ -103,8 +130,9 @@ class Encryption:
                 exchange.bytes_sent = len(body)
                 return
             head = marked.signed_head(flow.request)
-            bodies.check_before(head, entries, self.today())
-            changed = bodies.change(body, head, entries, self._setting(exchange))
+            if entries[0].work is Work.ENCRYPT:
+                bodies.check_before(head, entries, self.today())
+            changed = bodies.change(body, head, entries, self._setting(exchange, of_request=True))
         except Denied as denied:
             exchange.deny(flow, denied)
             return
@@ -113,14 +141,15 @@ class Encryption:
         _replace_body(flow.request, changed.body)
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
-        """Hold a response that may have fields to decrypt; let any other response stream."""
+        """Hold a response that may have fields to change; let any other response stream."""
         exchange = self.sessions.exchange(flow)
         response = flow.response
         if response is None or (exchange.denied is not None and not exchange.observing):
             return
         rule = exchange.rule
         has_fields = rule is not None and rule.response and marked.of_response(exchange)
-        if not has_fields or response.status_code == 101 or not _may_hold_fields(response):  # 101: it has no body
+        may_pass = exchange.response_work is Work.DECRYPT and not _may_hold_fields(response)
+        if not has_fields or response.status_code == 101 or may_pass:  # 101: it has no body
             response.stream = exchange.count_received
             return
         exchange.holds_response = True
@@ -128,16 +157,25 @@ class Encryption:
             response.headers.fields = responses.told(response.headers.fields, with_length=False)
 
     def response(self, flow: http.HTTPFlow) -> None:
-        """Decrypt the fields of a held response."""
+        """Decrypt the fields of a held response, or encrypt them."""
         exchange = self.sessions.exchange(flow)
         if not exchange.holds_response or flow.response is None or exchange.denied is not None:
             return
         body, entries = flow.response.data.content or b"", marked.of_response(exchange)
+        work = exchange.response_work
         try:
             if flow.response.status_code == _PARTIAL and exchange.method != "HEAD":
-                raise Denied(Reason.DECRYPTION_FAILED, "the upstream sent a part of a body, which was not asked for")
-            changed = bodies.change(body, marked.head(flow.response), entries, self._setting(exchange))
+                raise bodies.unchangeable(work, "the upstream sent a part of a body, which was not asked for")
+            if work is Work.DECRYPT:
+                head = marked.head(flow.response)
+            else:
+                head = marked.told_head(flow.response)
+                if body:
+                    bodies.check_before(head, entries, self.today())
+            changed = bodies.change(body, head, entries, self._setting(exchange, of_request=False))
         except Denied as denied:
+            if work is Work.ENCRYPT and denied.reason is not Reason.RESPONSE_NOT_SEALED:
+                denied = bodies.unchangeable(work, denied.detail, denied.entries)
             exchange.deny_always(flow, denied)
             return
         exchange.count_fields(entries, changed.counts)

@@ -37,7 +37,7 @@ from proxy.core.http.problems import (
 from proxy.core.http.traces import trace_id
 from proxy.core.pins import PinMatch, PinVerdict
 from proxy.core.rules.appview import View
-from proxy.core.rules.policy import KeyExchange, Mode, Policy, Rule
+from proxy.core.rules.policy import KeyExchange, Mirror, Mode, Policy, Rule
 
 _OF_TLS = frozenset((Reason.TLS_FAILED, Reason.CERTIFICATE_INVALID, Reason.CLIENT_CERTIFICATE_REFUSED))
 
@@ -61,6 +61,7 @@ class Upstream:
         errors: OpenSSL's reasons for a handshake that failed, or for the end of the connection.
         wants_certificate: whether the server has asked for a client certificate.
         group: the group of the key exchange, as OpenSSL calls it.
+        mirror: the mirror listener behind which it is, if it is a mirror's server.
     """
 
     policy: Policy
@@ -77,6 +78,7 @@ class Upstream:
     errors: tuple[str, ...] = ()
     wants_certificate: bool = False
     group: str | None = None
+    mirror: Mirror | None = None
 
     def handshake(self, where: Destination) -> Handshake:
         """Return what is known of its TLS, for the words of a failure.
@@ -235,6 +237,12 @@ class Exchange:
     def fields_decrypted(self) -> int:
         """How many values were decrypted."""
         return 0 if self.fields is None else self.fields.total(Work.DECRYPT)
+
+    @property
+    def response_work(self) -> Work:
+        """What is done to the fields of its response, if anything is."""
+        is_mirrored = self.decision is not None and self.decision.action is Action.MIRROR
+        return Work.ENCRYPT if is_mirrored else Work.DECRYPT
 
     @property
     def id(self) -> str:

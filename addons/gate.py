@@ -23,10 +23,10 @@ from addons.sessions import Session, Sessions
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import BadDestination, Destination, canonical
 from proxy.core.http.heads import names_in
-from proxy.core.http.names import check_host_fields, check_hosts_in, check_server_name
+from proxy.core.http.names import check_host_fields, check_hosts_in, check_server_name, mirrored_host
 from proxy.core.rules.hsts import KnownHosts
-from proxy.core.rules.policy import ListenerKind
-from proxy.core.rules.transport import decide_https, decide_plain_http
+from proxy.core.rules.policy import ListenerKind, Mirror
+from proxy.core.rules.transport import decide_https, decide_mirror, decide_plain_http
 from proxy.core.who.clients import check_client
 from proxy.core.who.credentials import Verifier, read_basic
 
@@ -59,6 +59,9 @@ class Gate:
         exchange, session = self.sessions.exchange(flow), self.sessions.of(flow.client_conn)
         try:
             self._admit(flow, exchange, session)
+            if session.mirror is not None:
+                self._mirror(flow, exchange, session.mirror)
+                return
             exchange.asked = _canonical(flow)
             _check_path(flow.request)
             is_https = flow.request.data.scheme == b"https"
@@ -78,13 +81,27 @@ class Gate:
         except Denied as denied:
             _deny(flow, exchange, denied)
 
+    def _mirror(self, flow: http.HTTPFlow, exchange: Exchange, mirror: Mirror) -> None:
+        """Decide on a request that came to a mirror listener: it is for the host that it names, and goes to the server.
+
+        Raises:
+            Denied: BAD_REQUEST, MISDIRECTED.
+        """
+        to = _canonical(flow)
+        _check_path(flow.request)
+        authority = flow.request.data.authority.decode("ascii", "replace")
+        exchange.asked = mirrored_host(flow.request.headers.fields, authority, flow.client_conn.sni, mirror.names)
+        exchange.settle(*decide_mirror(exchange.policy, exchange.asked, to))
+        if not flow.request.is_http2:
+            flow.request.data.authority = b""
+
     def _admit(self, flow: http.HTTPFlow, exchange: Exchange, session: Session) -> None:
         """Check that the client may use the proxy.
 
         Raises:
             Denied: CLIENT_FORBIDDEN, PROXY_AUTHENTICATION_REQUIRED.
         """
-        clients = exchange.policy.clients
+        clients = exchange.policy.clients_of(session.mirror)
         if session.admitted_by is not exchange.policy:  # the policy may have changed
             check_client(clients, exchange.client)
             session.admitted_by = exchange.policy
@@ -134,7 +151,7 @@ def _deny(flow: http.HTTPFlow, exchange: Exchange, denied: Denied) -> None:
     proxy.
     """
     exchange.trace(flow.request.headers)
-    if exchange.asked is None:  # for the decision line
+    if exchange.asked is None and denied.reason is not Reason.MISDIRECTED:  # for the decision line
         with contextlib.suppress(Denied):
             exchange.asked = _canonical(flow)
     if denied.reason in (Reason.HOST_MISMATCH, Reason.DESTINATION_FORBIDDEN):

@@ -46,6 +46,7 @@ DIRECTIONS = {Work.ENCRYPT: "encrypted", Work.DECRYPT: "decrypted"}
 CONNECTIONS = ("hit", "miss", "evicted")
 _STATUS_CLASSES = (NO_STATUS, "1xx", "2xx", "3xx", "4xx", "5xx")
 _PASSING = (Action.UPGRADE, Action.ALLOW, Action.INSPECT)
+_MIRRORING = (Action.MIRROR,)
 _ANSWERED_NEVER = frozenset((Reason.UPSTREAM_CUT, Reason.APP_TLS_FAILED, Reason.NOT_HTTP))
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the series; several workers have none
@@ -70,23 +71,31 @@ def pins_mode(pins: PinSet, mode: Mode) -> Mode:
     return Mode.OBSERVE if pins.observes else mode
 
 
-def ends(mode: Mode) -> Iterator[End]:
+def ends(mode: Mode, *, is_mirrored: bool = False) -> Iterator[End]:
     """Return how requests can end, to show them as 0. Where observe mode lets pass what enforcing would deny, only the
     most usual status is among them.
+
+    Args:
+        mode: the mode in which they are handled.
+        is_mirrored: whether they come to mirror listeners.
     """
     good = Outcome.OK if mode is Mode.ENFORCE else Outcome.OBSERVED
-    for action in _PASSING:
+    passing, tunnels = (_MIRRORING, ()) if is_mirrored else (_PASSING, (Action.TUNNEL,))
+    for action in passing:
         for status in _STATUS_CLASSES[1:]:
             yield End(action, good, NO_REASON, status)
         yield End(action, Outcome.APP_LEFT, NO_REASON, NO_STATUS)
-    yield End(Action.TUNNEL, good, NO_REASON, NO_STATUS)
-    yield End(Action.TUNNEL, Outcome.APP_LEFT, NO_REASON, NO_STATUS)
+    for action in tunnels:
+        yield End(action, good, NO_REASON, NO_STATUS)
+        yield End(action, Outcome.APP_LEFT, NO_REASON, NO_STATUS)
     for reason in Reason:
         outcome, told = reason.outcome, status_class(reason.status)
         if reason is Reason.APP_TLS_FAILED:
-            actions = [Action.INSPECT]
+            actions = (
+                [] if is_mirrored else [Action.INSPECT]
+            )  # of a mirror's peer that did not get so far, no rule is known
         else:
-            actions = [Action.DENY] if outcome is Outcome.DENIED else [*_PASSING, Action.TUNNEL]
+            actions = [Action.DENY] if outcome is Outcome.DENIED else [*passing, *tunnels]
         for action in actions:
             if reason not in _ANSWERED_NEVER:
                 yield End(action, outcome, reason.code, told)
@@ -282,8 +291,11 @@ class Metrics:
         """
         for each in (None, *policy.rules):
             rule, mode = each.name if each else NO_RULE, policy.mode_of(each)
-            for end in ends(mode):
+            for end in ends(mode, is_mirrored=policy.is_mirrored(each)):
                 self.requests.labels(rule, mode, *end)
+            if each is None and policy.mirrored:
+                failed = Reason.APP_TLS_FAILED
+                self.requests.labels(rule, mode, Action.DENY, failed.outcome, failed.code, NO_STATUS)
             for times in (self.seconds, self.own, self.upstream):
                 times.labels(rule, mode)
             for direction in ("sent", "received"):
@@ -449,6 +461,11 @@ class PolicyMetrics(Collector):
                 "When the pins of a rule expire, and what happens then.",
                 labels=["rule", "after_expiry"],
             ),
+            GaugeMetricFamily(
+                "overcoat_mirror_certificate_expiry_timestamp_seconds",
+                "When the certificate ends that a mirror listener shows, by a host for which it stands.",
+                labels=["host"],
+            ),
             GaugeMetricFamily("overcoat_info", "Always 1; the version and mode that run.", labels=["version", "mode"]),
             GaugeMetricFamily(
                 "overcoat_policy_info",
@@ -461,7 +478,7 @@ class PolicyMetrics(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Return the families."""
         policy = self._policy()
-        families = keys, expiry, info, content, start = self.describe()
+        families = keys, expiry, certificates, info, content, start = self.describe()
         sets = {entry.keys.name: entry.keys for rule in policy.rules for entry in rule.fields}
         for name, key_set in sets.items():
             for key in key_set.keys:
@@ -475,6 +492,9 @@ class PolicyMetrics(Collector):
         for rule_name, pins in pinned:
             if pins is not None and pins.expires is not None:
                 expiry.add_metric([rule_name, pins.after_expiry], _end_of(pins.expires))
+        shown = {name: each.ends for mirror, each in policy.certificates.items() for name in mirror.names}
+        for name, end in shown.items():
+            certificates.add_metric([name], int(end.timestamp()))
         info.add_metric([self._version, policy.mode.value], 1)
         content.add_metric([policy.short_hash], 1)
         start.add_metric([], self._started)

@@ -18,7 +18,7 @@ from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.http.redirects import Trail
 from proxy.core.rules.appview import View
-from proxy.core.rules.policy import ListenerKind, Policy
+from proxy.core.rules.policy import ListenerKind, Mirror, Policy
 from proxy.core.who.addresses import network_of
 from proxy.core.who.clients import User
 
@@ -32,6 +32,7 @@ class Session:
     Attributes:
         policy: the policy for whatever begins on this connection.
         listener_kind: the kind of listener through which it came.
+        mirror: what that mirrors, if it is a mirror listener.
         connect: the CONNECT request that opened a tunnel on it, if any.
         is_admitted: whether it is counted among the connections whose number is limited.
         admitted_by: the policy that last allowed its client to use the proxy.
@@ -51,6 +52,7 @@ class Session:
     policy: Policy
     client: str
     listener_kind: ListenerKind = ListenerKind.FORWARD
+    mirror: Mirror | None = None
     connect: Exchange | None = None
     is_admitted: bool = False
     admitted_by: Policy | None = None
@@ -90,10 +92,12 @@ class Session:
             )
         ]
 
-    def tls_failed(self) -> None:
-        """Note that the app did not complete TLS with us."""
-        if self.connect is not None:
-            self.connect.break_off(Denied(Reason.APP_TLS_FAILED, "the app did not complete TLS with the local CA"))
+    def tls_failed(self) -> bool:
+        """Note that the app did not complete TLS with us; return whether there was a CONNECT to note it for."""
+        if self.connect is None:
+            return False
+        self.connect.break_off(Denied(Reason.APP_TLS_FAILED, "the app did not complete TLS with the local CA"))
+        return True
 
     def idled(self, seconds: float) -> None:
         """Note that everything under way ends because nothing has moved."""
@@ -122,10 +126,14 @@ class Sessions:
         self.busy = 0  # the sum over all sessions; see `Session`
 
     def open(
-        self, client: connection.Client, policy: Policy, listener_kind: ListenerKind = ListenerKind.FORWARD
+        self,
+        client: connection.Client,
+        policy: Policy,
+        listener_kind: ListenerKind = ListenerKind.FORWARD,
+        mirror: Mirror | None = None,
     ) -> Session:
         """Start a session."""
-        session = self._by_id[client.id] = Session(policy, client.peername[0], listener_kind)
+        session = self._by_id[client.id] = Session(policy, client.peername[0], listener_kind, mirror)
         return session
 
     def admit(self, session: Session) -> None:

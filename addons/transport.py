@@ -87,7 +87,7 @@ class Transport:
             if b"origin" in names:
                 exchange.origin = values_of(headers, b"origin")[0]
             headers.fields = appview.request_fields(headers.fields, exchange.view)
-        if b"cookie" in names:
+        if b"cookie" in names and not _is_mirrored(exchange):
             exchange.jar = names_sent(headers.fields)
             headers.fields = self._cookies.sent(headers.fields, _delivery(flow, exchange))
 
@@ -98,19 +98,21 @@ class Transport:
         if response is None:
             return
         headers, policy = response.data.headers, exchange.policy
-        names, is_https = names_in(headers.fields), flow.request.data.scheme == b"https"
+        names, is_mirrored = names_in(headers.fields), _is_mirrored(exchange)
+        is_https = flow.request.data.scheme == b"https"
         if policy.via is not None and not exchange.observing:
             headers.fields += ((b"Via", _version(response) + b" " + policy.via.encode("ascii")),)
-        if b"strict-transport-security" in names and is_https and exchange.asked is not None:
+        if b"strict-transport-security" in names and is_https and exchange.asked is not None and not is_mirrored:
             self._known.learn(exchange.asked.host, values_of(headers, b"strict-transport-security")[0])
         if is_denied(exchange):
             return
         if flow.request.is_http2 and not response.is_http2:  # elsewhere, they were removed with the rest of their head
             headers.fields = without_hop(headers.fields)
-        if b"alt-svc" in names and is_https and not exchange.observing:  # it leads past this proxy (RFC 7838)
+        # it leads past this proxy (RFC 7838), or past this mirror of the server
+        if b"alt-svc" in names and (is_https or is_mirrored) and not exchange.observing:
             headers.fields = tuple(each for each in headers.fields if each[0].lower() != b"alt-svc")
         fields = headers.fields
-        if b"set-cookie" in names:
+        if b"set-cookie" in names and not is_mirrored:
             fields = self._cookies.received(fields, _delivery(flow, exchange), exchange.jar)
         if view is None:
             headers.fields = fields
@@ -171,6 +173,11 @@ def _check_via(flow: http.HTTPFlow, exchange: Exchange, name: str) -> None:
 
 def _version(message: http.Message) -> bytes:
     return b"2" if message.is_http2 else message.data.http_version.removeprefix(b"HTTP/")
+
+
+def _is_mirrored(exchange: Exchange) -> bool:
+    """Tell whether it is a request to a mirror listener, whose peers and server see each other's fields as they are."""
+    return exchange.decision is not None and exchange.decision.action is Action.MIRROR
 
 
 def _is_upgraded(exchange: Exchange) -> bool:

@@ -169,6 +169,14 @@ ALERTS = (
         "rotate), and give it to who decrypts before it becomes the primary key.",
     ),
     Alert(
+        "OvercoatMirrorCertificateExpiresSoon",
+        "overcoat_mirror_certificate_expiry_timestamp_seconds - time() < 3 * 86400",
+        "warning",
+        "{{ $labels.host }}: its mirror listener's certificate ends in {{ $value | humanizeDuration }}",
+        "From then on no peer connects. Renew it: new files are read by themselves. Where certificates are made for a "
+        "few days only, it says that their renewal does not work.",
+    ),
+    Alert(
         "OvercoatUpstreamCertificateExpiresSoon",
         "(overcoat_upstream_certificate_expiry_timestamp_seconds > 0) - time() < 3 * 86400",
         "warning",
@@ -332,6 +340,7 @@ def alerts_rows() -> list[tuple[str, str, str]]:
 def _without_templates(text: str) -> str:
     for template, words in (
         ("rule {{ $labels.rule }}: ", ""),
+        ("{{ $labels.host }}: its mirror", "a mirror"),
         ("rule {{ $labels.rule }}, {{ $labels.entry }}: ", ""),
         ("{{ $labels.reason }}", "with its reason"),
         ("({{ $labels.result }})", "(mismatch or expired)"),

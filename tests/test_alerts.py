@@ -69,6 +69,7 @@ def test_all_that_they_read_exists_and_is_there_from_the_start() -> None:
         *("overcoat_pins_expire_timestamp_seconds", "overcoat_key_expiry_timestamp_seconds"),
         *("overcoat_upstream_certificate_expiry_timestamp_seconds", "overcoat_field_failures_total"),
         "overcoat_pin_checks_total",
+        "overcoat_mirror_certificate_expiry_timestamp_seconds",
     }
     lists = [found for alert in ALERTS for found in re.findall(r'reason=~"([^"]+)"', alert.expr)]
     codes = {code for found in lists for code in found.split("|")}
@@ -85,6 +86,7 @@ def test_all_that_they_read_exists_and_is_there_from_the_start() -> None:
             "no_forwards_left",
             "redirect_loop",
             "drain_timeout",
+            "misdirected",
         ),
     }
 

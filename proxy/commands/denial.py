@@ -33,7 +33,7 @@ from proxy.core.fields.bodies import too_large
 from proxy.core.http.cookies import Cookies
 from proxy.core.http.heads import Fields, HeadEnd, read_request_head
 from proxy.core.rules.hsts import KnownHosts
-from proxy.core.rules.policy import Mode, Policy, Rule
+from proxy.core.rules.policy import Mirror, Mode, Policy, Rule
 from proxy.core.rules.transport import denied_by_address
 from proxy.core.who.clients import ClientRules
 from proxy.core.who.credentials import Verifier
@@ -56,6 +56,7 @@ class Asked:
         target: path and query; what is not visible ASCII is sent percent-encoded.
         fields: header fields. Host, and with a body Content-Length and Content-Type, are added if they are not there.
         body: None if nothing is known of one.
+        mirror: the mirror to whose listener it comes, if it does.
     """
 
     scheme: str
@@ -64,6 +65,7 @@ class Asked:
     target: str
     fields: Fields
     body: bytes | None
+    mirror: Mirror | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +111,13 @@ class _Way:
         self._dispatch = Dispatcher(addons, self._sessions, lambda: None)
         self._client = new_client(("127.0.0.1", 0), ("127.0.0.1", 0), time.time())
         self._client.sni = asked.destination.host if re.search("[a-z]", asked.destination.host) else None
-        self._sessions.open(self._client, policy)
+        mirror = replace(asked.mirror, peers=None, is_open=True) if asked.mirror is not None else None
+        self._sessions.open(self._client, policy, mirror=mirror)
 
     def refusal(self) -> Refusal | None:
         asked = self._asked
+        if asked.mirror is not None:
+            return self._request(asked.mirror.to)
         if asked.scheme == "http":
             return self._request(None)
         flow = self._flow(b"CONNECT", asked.destination.authority, (), None)
@@ -173,7 +178,8 @@ class _Way:
             head = read_request_head(text[: HeadEnd(of_request=True).find(text, limits.header_bytes)])
             if len(head.fields) > limits.header_count:
                 raise Denied(Reason.HEADERS_TOO_LARGE, f"there are more than {limits.header_count} header fields")
-            request = request_of(head, inside, is_tls=inside is not None)
+            mirror = self._asked.mirror
+            request = request_of(head, inside, is_tls=inside is not None if mirror is None else not mirror.is_plain)
         except Denied as denied:
             return Refusal(denied, denied.reason.status, None)
         return new_flow(self._client, request)
@@ -187,6 +193,8 @@ class _Way:
 
     def _at_dial(self, rule: Rule | None, target: Destination, flow: http.HTTPFlow | None = None) -> Refusal | None:
         """Return what would be denied when the server is dialled, as far as is known without that."""
+        if self._asked.mirror is not None:
+            return None  # where its server may be was checked when the policy was read, as far as that is known
         denied = denied_by_address(self._policy, rule, target.host)
         is_tls = flow is not None and flow.request.scheme == "https"
         if denied is None and is_tls:

@@ -23,7 +23,6 @@ import click
 
 from proxy.commands.denial import Asked, Refusal, refusal_of
 from proxy.commands.shared import (
-    addresses_texts,
     destination_of,
     encrypt_summary,
     entry_summary,
@@ -48,7 +47,7 @@ from proxy.core.jose.keys import NoKey
 from proxy.core.pins import PinVerdict
 from proxy.core.rules.hsts import KnownHosts
 from proxy.core.rules.policy import Mode, PlainHttp, Policy, Rule
-from proxy.core.rules.transport import decide_https, decide_plain_http, denied_by_address
+from proxy.core.rules.transport import decide_https, decide_mirror, decide_plain_http, denied_by_address
 from proxy.disk.ca import CaError, data_directory, published_lifetime
 from proxy.disk.preload import is_preloaded
 
@@ -62,6 +61,7 @@ class Explanation:
 
     Attributes:
         scheme: `http` or `https`, as the app would send it.
+        mirror: what the mirror listener says that stands for the host; None if none does.
         asked: the destination in the request.
         rule: the rule that counts, or None.
         mode: `enforce`, or `observe`: it is only decided, counted and logged.
@@ -78,14 +78,16 @@ class Explanation:
         pins: the pins of which the upstream's chain must have one.
         pins_expire: the last day of these pins.
         pins_life: the same in words, and what comes then; and whether they are only observed.
-        encrypt: the entries that apply to the request, as plain values.
-        decrypt: the entries that apply to its response.
+        encrypt: the entries that apply to the request, as plain values; behind a mirror, to its response.
+        decrypt: the entries that apply to its response; behind a mirror, to the request.
         other_entries: the rule's entries that do not apply, because of the method or the path.
         signed_by: what covers the request's body, if a field in it may have to be encrypted.
-        places: the places in the given body that would be encrypted, with the key set.
+        places: the places in the given body that would be encrypted, with the key set; behind a mirror, those where a
+            sealed value would be opened.
     """
 
     scheme: str
+    mirror: str | None
     asked: str
     rule: str | None
     mode: str
@@ -146,6 +148,8 @@ def explain(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="URL") from None
     policy = load_or_exit(option, as_json=as_json)
+    if policy.mirror_for(requests[0][1].host) is not None:
+        requests = requests[-1:]  # it is the same however it came
     method = method or ("POST" if body else "GET")
     fields = tuple(map(_field, headers))
     request = _Request(method, path, query, fields, _read_body(body) if body else None, today())
@@ -199,14 +203,19 @@ def _read_body(file: Path) -> bytes:
 
 
 def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request) -> Explanation:
-    if scheme == "http":
+    mirror = policy.mirror_for(asked.host)
+    if mirror is not None:
+        asked = Destination(asked.host, HTTPS_PORT)
+        rule, decision = decide_mirror(policy, asked, mirror.to)
+    elif scheme == "http":
         rule, decision = decide_plain_http(policy, asked, KnownHosts(time.time, is_preloaded))
     else:
         rule, decision = decide_https(policy, asked)
     target = decision.target
-    if target is not None and (forbidden := denied_by_address(policy, rule, target.host)) is not None:
+    forbidden = denied_by_address(policy, rule, target.host) if target is not None and mirror is None else None
+    if forbidden is not None:
         decision, target = Decision(Action.DENY, denied=forbidden), None
-    refusal = refusal_of(policy, _asked(scheme, asked, request), _lifetime())
+    refusal = refusal_of(policy, replace(_asked(scheme, asked, request), mirror=mirror), _lifetime())
     if request.body is not None:
         request = replace(request, body=_decoded(request))
     proxy = policy.upstream_proxy
@@ -221,11 +230,11 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
         denied.append(Reason.KEY_UNAVAILABLE.code)
     if decision.action is Action.INSPECT and not _ca_is_valid():
         denied.append(Reason.LOCAL_CA_EXPIRED.code)
-    signed_by = covering(request.fields, request.query) if encrypt else None
+    signed_by = covering(request.fields, request.query) if encrypt and mirror is None else None
     places = None
     if request.body is not None and opened is not None:
         try:
-            found = _places(encrypt, request.body)
+            found = _places(encrypt if mirror is None else decrypt, request.body)
         except Denied as refused:
             denied.append(refused.reason.code)
         else:
@@ -236,14 +245,15 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
         denied.insert(0, refusal.denied.reason.code)
     return Explanation(
         scheme=scheme,
+        mirror=str(mirror) if mirror is not None else None,
         asked=str(asked),
         rule=rule.name if rule else None,
         mode=policy.mode_of(rule).value,
         action=decision.action.value,
-        why=_why(policy, rule, decision, scheme),
+        why=_why(policy, rule, decision, scheme) if mirror is None else f"a mirror listener stands for it: {mirror}",
         dials=str(target) if target else None,
-        through=proxy_url(proxy) if target and proxy and proxy.serves(target) else None,
-        allowed=addresses_texts(policy.reachable(rule)),
+        through=proxy_url(proxy) if target and proxy and proxy.serves(target) and mirror is None else None,
+        allowed=policy.reachable(rule).texts(),
         raw_tcp=rule is not None and rule.raw_tcp and decision.action is Action.TUNNEL,
         strict=policy.trust_for(rule).strict if decision.action in (Action.UPGRADE, Action.INSPECT) else None,
         denial=_denial_summary(refusal),
@@ -336,6 +346,7 @@ _ACTIONS = {
     Action.ALLOW: "allow: plain http leaves as it came",
     Action.INSPECT: "inspect: https is opened, checked and sent on as https",
     Action.TUNNEL: "tunnel: https is carried end to end, untouched",
+    Action.MIRROR: "mirror: requests are opened for the server behind it, and its responses are sealed",
     Action.DENY: "deny: nothing leaves",
 }
 
@@ -345,6 +356,8 @@ def _dials_text(explanation: Explanation) -> str:
         return "nothing"
     if explanation.through is not None:
         return f"{explanation.dials}, through {explanation.through}, which looks names up"
+    if explanation.mirror is not None:
+        return f"{explanation.dials}, the server behind it"
     where = " or ".join(["public", *explanation.allowed])
     return f"{explanation.dials}, if its address is {where}"
 
@@ -366,7 +379,8 @@ def _print_explanation(explanation: Explanation, method: str, path: str) -> None
         life = f", {explanation.pins_life}" if explanation.pins_life else ""
         lines.append(("pins", f"one of {len(explanation.pins)}{life}"))
         lines += [("", pin) for pin in explanation.pins]
-    for name, entries in (("encrypt", explanation.encrypt), ("decrypt", explanation.decrypt)):
+    works = [("encrypt", explanation.encrypt), ("decrypt", explanation.decrypt)]
+    for name, entries in works if explanation.mirror is None else reversed(works):
         lines += [(name, f"{', '.join(entry['selectors'])} with {entry['key']}") for entry in entries]
     for entry in explanation.other_entries:
         conditions = [*(entry["methods"] or ()), *(entry["paths"] or ())]
@@ -378,7 +392,7 @@ def _print_explanation(explanation: Explanation, method: str, path: str) -> None
     if explanation.places is not None:
         lines += [("in body", f"{place['path']} with {place['key']}") for place in explanation.places]
         if not explanation.places:
-            lines.append(("in body", "nothing to encrypt"))
+            lines.append(("in body", f"nothing to {'encrypt' if explanation.mirror is None else 'decrypt'}"))
     if explanation.denied:
         lines.append(("denied", ", ".join(explanation.denied)))
     if (denial := explanation.denial) is not None:

@@ -20,7 +20,6 @@ from typing import Any
 import click
 
 from proxy.commands.shared import (
-    addresses_texts,
     encrypt_summary,
     entry_summary,
     json_option,
@@ -118,9 +117,9 @@ def policy_summary(policy: Policy) -> dict[str, Any]:
         "clients": {
             "allow": _clients_allowed(policy),
             "users": [user.name for user in policy.clients.users],
-            "admin": ["loopback", *addresses_texts(policy.scrapers)],
+            "admin": ["loopback", *policy.scrapers.texts()],
         },
-        "destinations": {"allow": addresses_texts(policy.destinations), "egress": policy.egress.value},
+        "destinations": {"allow": policy.destinations.texts(), "egress": policy.egress.value},
         "upstream_proxy": _proxy_summary(policy),
         "hsts_preload": policy.hsts_preload,
         "via": policy.via,
@@ -132,7 +131,7 @@ def policy_summary(policy: Policy) -> dict[str, Any]:
 
 def _clients_allowed(policy: Policy) -> list[str]:
     addresses = policy.clients.addresses
-    return ["anywhere"] if addresses is None else addresses_texts(addresses)
+    return ["anywhere"] if addresses is None else addresses.texts()
 
 
 def _proxy_summary(policy: Policy) -> dict[str, Any] | None:
@@ -172,11 +171,12 @@ def _rule_summary(policy: Policy, rule: Rule) -> dict[str, Any]:
         "name": rule.name,
         "hosts": [str(pattern) for pattern in rule.hosts],
         "mode": (rule.mode or policy.mode).value,
+        "mirrored": policy.is_mirrored(rule),
         "plain_http": rule.plain_http.value,
         "https": rule.https.value,
         "https_why": _why_inspected(rule),
         "https_port": rule.https_port,
-        "destinations": addresses_texts(rule.destinations) if rule.destinations is not None else None,
+        "destinations": rule.destinations.texts() if rule.destinations is not None else None,
         "response_seconds": policy.response_seconds(rule),
         "raw_tcp": rule.raw_tcp,
         "trust": _trust_summary(policy.trust_for(rule)),
@@ -199,7 +199,7 @@ def _why_inspected(rule: Rule) -> str:
 
 
 def _own_listeners_text(policy: Policy) -> str:
-    scrapers = addresses_texts(policy.scrapers)
+    scrapers = policy.scrapers.texts()
     asked = f" (asked from loopback, {', '.join(scrapers)})" if scrapers else ""
     admin = f"admin {policy.admin.address}{asked}" if policy.admin else "admin off"
     return admin + (f"; probes {policy.probes.address}" if policy.probes else "")
@@ -235,8 +235,14 @@ def _print_summary(policy: Policy) -> None:
             table.add_row(
                 rule.name if policy.observes(rule) is policy.observes(None) else f"{rule.name} ({rule.mode})",
                 "\n".join(str(pattern) for pattern in rule.hosts),
-                rule.plain_http + (f" to port {rule.https_port}" if rule.https_port else ""),
-                rule.https + (f": {why}" if why else ""),
+                *(
+                    ("", "mirror: requests are opened, responses sealed")
+                    if policy.is_mirrored(rule)
+                    else (
+                        rule.plain_http + (f" to port {rule.https_port}" if rule.https_port else ""),
+                        rule.https + (f": {why}" if why else ""),
+                    )
+                ),
                 _pins_text(rule),
             )
         console.print(table)
@@ -295,7 +301,7 @@ def _clients_text(policy: Policy) -> str:
 
 
 def _reached(addresses: AddressSet) -> str:
-    return ", ".join(["public addresses", *addresses_texts(addresses)])
+    return ", ".join(["public addresses", *addresses.texts()])
 
 
 def _route_text(policy: Policy) -> str:

@@ -20,9 +20,8 @@ from proxy.core.destinations import Destination, parse_authority
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.pins import AfterExpiry, PinSet
 from proxy.core.rules.policy import Policy, Rule, UpstreamProxy
-from proxy.core.who.addresses import AddressSet
+from proxy.policyfile.addresses import ascii_host
 from proxy.policyfile.load import PolicyErrors, find_policy, load_policy
-from proxy.policyfile.values import ascii_host
 from proxy.processes.secrecy import SecretVariables
 
 _PIPE_WIDTH = 120
@@ -121,12 +120,6 @@ def pins_life(pins: PinSet) -> str:
     then = ", then only warned of" if pins.after_expiry is AfterExpiry.WARN else ""
     words = [f"until {pins.expires}{then}"] if pins.expires is not None else []
     return ", ".join([*words, *(["only observed"] if pins.observes else [])])
-
-
-def addresses_texts(addresses: AddressSet) -> list[str]:
-    """Return kinds and networks as the policy file writes them."""
-    hosts = [str(each.network_address) if each.num_addresses == 1 else str(each) for each in addresses.networks]
-    return [*sorted(addresses.kinds), *hosts]
 
 
 def proxy_url(proxy: UpstreamProxy) -> str:

@@ -25,6 +25,7 @@ class Action(StrEnum):
     ALLOW = "allow"  # plain http, passed on unchanged because the policy allows it
     INSPECT = "inspect"  # https that Overcoat decrypts, checks, and sends on as https
     TUNNEL = "tunnel"  # https that passes end to end, unchanged
+    MIRROR = "mirror"  # what came to a mirror listener, opened for the server behind it
     DENY = "deny"
 
 
@@ -151,6 +152,14 @@ class Reason(Enum):
         "Host and destination disagree",
         "The Host header, the TLS server name and the address that would be dialled do not name the same host.",
         "make the app use one name for the host: in its URL, its Host header and its TLS server name",
+    )
+    MISDIRECTED = (
+        "misdirected",
+        421,
+        "http_request_error",
+        "No server for this host is here",
+        "The request came to a mirror listener, and its Host or TLS server name is none for which that stands (`for`).",
+        "send the request to the host that it is for, or add its name to the listener's `for`",
     )
     PLAIN_HTTP_REJECTED = (
         "plain_http_rejected",
@@ -356,6 +365,24 @@ class Reason(Enum):
         " be looked at: it is no JSON in UTF-8, in a coding that is not read, damaged, too large, or a part.",
         "see that the sender's key, host and place are those of the policy, or take the field out of decrypt",
     )
+    REQUEST_NOT_OPENED = (
+        "request_not_opened",
+        422,
+        "http_request_error",
+        "A sealed value of the request does not open",
+        "The request came to a mirror listener with a JWE that none of the rule's keys opens at this place, or with a "
+        "body in which such a value could not be looked for.",
+        "see that the sender seals for the key, host and place of this policy, and sends JSON",
+    )
+    RESPONSE_NOT_SEALED = (
+        "response_not_sealed",
+        502,
+        "http_response_incomplete",
+        "The response cannot be sealed",
+        "The server behind a mirror listener has answered with a body in which fields must be sealed and cannot be: it "
+        "is no JSON in UTF-8, in an unknown coding, too large, signed, a part, or the key is past its `not_after`.",
+        "make the server answer with JSON there, or narrow the entry's `when` to the responses that have such fields",
+    )
     INTERNAL_ERROR = (
         "internal_error",
         500,
@@ -390,6 +417,8 @@ FIELD_REASONS = (
     Reason.ALREADY_SEALED,
     Reason.KEY_UNAVAILABLE,
     Reason.DECRYPTION_FAILED,
+    Reason.REQUEST_NOT_OPENED,
+    Reason.RESPONSE_NOT_SEALED,
 )
 
 _OUTCOMES = {

@@ -36,6 +36,10 @@ class ListenerTarget(Protocol):
     def is_https(self) -> bool:
         """Whether they are for https, however they came."""
 
+    @property
+    def any_scheme(self) -> bool:
+        """Whether a target may name another scheme: the app knows the listener by another one than the server's."""
+
     def aim(self, head: RequestHead) -> tuple[RequestHead, Destination, Destination | None]:
         """Return a request's head as it goes on, its destination, and what the app takes that for.
 
@@ -58,11 +62,11 @@ def aimed(
     Raises:
         Denied: BAD_REQUEST, HOST_MISMATCH: it cannot go on.
     """
-    front = None
+    front, any_scheme = None, False
     if listener_target is not None:
         head, inside, front = listener_target.aim(head)
-        is_tls = listener_target.is_https
-    return head, request_of(head, inside, is_tls=is_tls, any_scheme=front is not None), front
+        is_tls, any_scheme = listener_target.is_https, listener_target.any_scheme
+    return head, request_of(head, inside, is_tls=is_tls, any_scheme=any_scheme), front
 
 
 def request_of(

@@ -289,7 +289,7 @@ class Engine:
         Raises:
             Denied: TOO_MANY_CONNECTIONS; CLIENT_FORBIDDEN if the client may not connect.
         """
-        check_client(self.policy.clients, session.client)
+        check_client(self.policy.clients_of(session.mirror), session.client)
         limits = self.policy.limits
         if self.sessions.admitted >= (most := carried()):
             where = f"as many connections are open as this process has descriptors for ({most:.0f})"

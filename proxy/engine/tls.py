@@ -1,5 +1,5 @@
-"""Makes the TLS connections for both sides: for upstreams, and for apps whose https is decrypted. The engine calls
-`TlsConnections` as its first addon, and inside stock mitmproxy `proxy.stock` does.
+"""Makes the TLS connections for both sides: for upstreams, for apps whose https is decrypted, and for peers of mirror
+listeners. The engine calls `TlsConnections` as its first addon, and inside stock mitmproxy `proxy.stock` does.
 
 Rules of this module:
 
@@ -32,8 +32,9 @@ from OpenSSL import SSL, crypto
 from addons.exchange import Upstream
 from addons.sessions import Sessions
 from proxy.core.certificates.bundles import BadBundle, read_bundle
+from proxy.core.certificates.serving import ServerCertificate
 from proxy.core.handshakes import HYBRID
-from proxy.core.rules.policy import ClientCertificate, KeyExchange, Policy, Rule, Trust
+from proxy.core.rules.policy import ClientCertificate, KeyExchange, Mirror, Policy, Rule, Trust
 from proxy.disk.ca import Leaf, LocalCa
 from proxy.disk.reading import MAX_ROOTS_BYTES, read_regular
 
@@ -175,13 +176,29 @@ def select_alpn(_conn: SSL.Connection, offers: list[bytes]) -> Any:
 
 def app_context(leaf: Leaf) -> SSL.Context:
     """Return the context for handshakes with apps that asked for one host."""
+    context = _server_context()
+    context.use_certificate(leaf.certificate)
+    context.add_extra_chain_cert(leaf.issuer)
+    context.use_privatekey(leaf.key)
+    return context
+
+
+def mirror_context(shown: ServerCertificate) -> SSL.Context:
+    """Return the context for handshakes with the peers of a mirror listener."""
+    context = _server_context()
+    own, *others = (crypto.load_certificate(crypto.FILETYPE_ASN1, each) for each in shown.chain)
+    context.use_certificate(own)
+    for each in others:
+        context.add_extra_chain_cert(each)
+    context.use_privatekey(crypto.load_privatekey(crypto.FILETYPE_ASN1, shown.key))
+    return context
+
+
+def _server_context() -> SSL.Context:
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_cipher_list(_CIPHERS_TLS12)
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_RENEGOTIATION)
-    context.use_certificate(leaf.certificate)
-    context.add_extra_chain_cert(leaf.issuer)
-    context.use_privatekey(leaf.key)
     context.set_alpn_select_callback(select_alpn)
     return context
 
@@ -195,23 +212,30 @@ class TlsConnections:
         self._upstream: WeakKeyDictionary[Policy, dict[tuple[Trust, ClientCertificate | None], SSL.Context]] = (
             WeakKeyDictionary()
         )
+        self._mirrors: WeakKeyDictionary[Policy, dict[Mirror, SSL.Context]] = WeakKeyDictionary()
         self._app_contexts: OrderedDict[str, tuple[Leaf, SSL.Context]] = OrderedDict()
 
     def prepare(self, policy: Policy) -> None:
-        """Make the contexts for upstream handshakes under a policy.
+        """Make the contexts for handshakes under a policy: with upstreams, and with peers of mirror listeners.
 
         Raises:
             NoRoots: the roots cannot be found or read.
         """
         kinds = {_kind(policy, rule) for rule in (None, *policy.rules)}
         self._upstream[policy] = {kind: upstream_context(*kind) for kind in kinds}
+        self._mirrors[policy] = {mirror: mirror_context(each) for mirror, each in policy.certificates.items()}
 
     def tls_start_client(self, data: tls.TlsData) -> None:
         """Prepare the handshake with an app whose https is decrypted."""
-        connect = self._sessions.of(data.context.client).connect
-        if connect is None or connect.asked is None:
+        session = self._sessions.of(data.context.client)
+        connect = session.connect
+        if session.mirror is not None:
+            context = self._mirrors[session.policy][session.mirror]
+        elif connect is None or connect.asked is None:
             raise RuntimeError("TLS from an app outside CONNECT")
-        data.ssl_conn = SSL.Connection(self._context_for(connect.asked.host))
+        else:
+            context = self._context_for(connect.asked.host)
+        data.ssl_conn = SSL.Connection(context)
         data.ssl_conn.set_accept_state()
 
     def _context_for(self, host: str) -> SSL.Context:

@@ -17,7 +17,7 @@ import difflib
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from proxy.core.fields.entries import FieldEntry, When, Work
@@ -28,9 +28,9 @@ from proxy.core.pinfiles import pin_of_pem
 from proxy.core.pins import Pin, PinSet
 from proxy.core.rules.policy import (
     Defaults,
-    HostPattern,
     Https,
     Limits,
+    Listener,
     Mode,
     PlainHttp,
     Policy,
@@ -42,7 +42,9 @@ from proxy.core.rules.policy import (
 from proxy.core.who.addresses import address_set
 from proxy.core.who.clients import ClientRules, PasswordHash, User, parse_password_hash
 from proxy.disk.reading import read_regular
+from proxy.policyfile.hosts import HostIndex, check_hosts
 from proxy.policyfile.keysets import KeyReader, variable_name
+from proxy.policyfile.mirrors import Mirrors, wrong_work
 from proxy.policyfile.model import (
     ClientsSection,
     DecryptEntry,
@@ -65,28 +67,6 @@ _MAX_PIN_FILE_BYTES = 64 * 1024
 _MAX_PASSWORD_BYTES = 1024
 
 
-@dataclass(slots=True)
-class _HostIndex:
-    """The host patterns of the rules so far, indexed by the suffixes of a host."""
-
-    patterns: dict[str, list[tuple[HostPattern, str]]] = field(default_factory=dict)
-
-    def add(self, pattern: HostPattern, rule: str) -> None:
-        self.patterns.setdefault(pattern.host, []).append((pattern, rule))
-
-    def covering(self, pattern: HostPattern) -> str | None:
-        """Return the first rule that matches all hosts of a pattern, so that later rules never see them; None if there
-        is none.
-        """
-        suffix = pattern.host
-        while suffix:
-            for earlier, rule in self.patterns.get(suffix, ()):
-                if earlier.covers(pattern):
-                    return rule
-            suffix = suffix.partition(".")[2]
-        return None
-
-
 class Builder:
     """Builds the policy of one document.
 
@@ -97,8 +77,23 @@ class Builder:
     """
 
     def __init__(
-        self, document: Document, folder: Path, env: Mapping[str, str], *, is_without_secrets: bool = False
+        self,
+        document: Document,
+        folder: Path,
+        env: Mapping[str, str],
+        *,
+        listen: tuple[Listener, ...] | None = None,
+        is_without_secrets: bool = False,
     ) -> None:
+        """Start.
+
+        Args:
+            document: the file.
+            folder: what relative names are relative to.
+            env: the variables that `{env: NAME}` means.
+            listen: listeners that take the place of the file's; empty if these are wrong.
+            is_without_secrets: whether secrets that are not there are no error.
+        """
         self.problems: list[Problem] = []
         self.remarks: list[str] = []
         self.files: list[Path] = []
@@ -122,17 +117,21 @@ class Builder:
             self.remarks,
             self._keys.unchecked,
         )
+        self._listen = listen if listen is not None else tuple(self._usable.file.listen)
+        is_known = bool(listen) if listen is not None else not self._usable.is_about_wrong(("listen",))
+        self.mirrors = Mirrors(self._listen if is_known else None, folder, is_without_secrets, self.note)
 
     def build(self) -> Policy:
         """Return the policy; it is valid only if neither the model nor this step has found an error."""
         file = self._usable.file
-        opening = {entry.key for rule in file.rules or () for entry in rule.response or ()}
+        entries = (entry for rule in file.rules or () for entry in (*(rule.request or ()), *(rule.response or ())))
+        opening = {entry.key for entry in entries if isinstance(entry, DecryptEntry)}
         keys = self._keys.key_sets(file.keys, self._usable, opening)
         self._check_response_seconds(file)
         defaults = Defaults(file.defaults.plain_http, file.defaults.https)
         trust = self._trusting.trust(file.trust)
-        return Policy(
-            listen=tuple(file.listen),
+        policy = Policy(
+            listen=self._listen,
             admin=file.admin,
             probes=file.probes,
             mode=file.mode,
@@ -152,12 +151,15 @@ class Builder:
             drain_timeout=file.drain_timeout,
             keys={name: key_set for name, key_set in keys.items() if key_set is not None},
             rules=self._rules(file.rules or (), keys, defaults, trust),
-            files=tuple(self.files),
-            remarks=tuple(self.remarks),
-            unchecked=tuple(self._keys.unchecked),
+            certificates=self.mirrors.certificates(),
+            files=(*self.files, *self.mirrors.files),
+            remarks=(*self.remarks, *self.mirrors.remarks),
+            unchecked=(*self._keys.unchecked, *self.mirrors.unchecked),
             content=self._content.digest(),
             secrets=self._secrets.digest(),
         )
+        self.mirrors.check_whole(policy, lambda: not self._usable.is_about_wrong(("rules",)))
+        return policy
 
     def note(self, content: bytes, *, is_guessable: bool = False) -> None:
         """Add to the hash of what the policy is made of.
@@ -296,42 +298,14 @@ class Builder:
     ) -> tuple[Rule, ...]:
         rules: list[Rule] = []
         names: dict[str, int] = {}
-        hosts = _HostIndex()
+        hosts = HostIndex()
         for index, section in self._usable.numbered(("rules",), sections):
             steps: Steps = ("rules", index)
             if names.setdefault(section.name, index) != index:
                 self._problem((*steps, "name"), f"rules[{names[section.name]}] has the name {section.name} already")
-            self._check_hosts(steps, section, hosts)
+            check_hosts(steps, section, hosts, self._usable, self._problem)
             rules.append(self._rule(steps, section, keys, defaults, trust))
         return tuple(rules)
-
-    def _check_hosts(self, steps: Steps, section: RuleSection, earlier: _HostIndex) -> None:
-        is_named = not self._usable.is_about_wrong((*steps, "name"))
-        label = f"rule {section.name}" if is_named else f"rules[{steps[-1]}]"
-        covered: list[tuple[int, HostPattern, str]] = []
-        first: dict[HostPattern, int] = {}
-        for index, pattern in self._usable.numbered((*steps, "hosts"), section.hosts):
-            if first.setdefault(pattern, index) != index:
-                self._problem((*steps, "hosts", index), f"hosts[{first[pattern]}] says {pattern} already")
-            rule = earlier.covering(pattern)
-            if rule is not None:
-                covered.append((index, pattern, rule))
-        if len(covered) == len(section.hosts) and not self._usable.is_about_wrong((*steps, "hosts")):
-            names = ", ".join(dict.fromkeys(rule for _, _, rule in covered))
-            self._problem(
-                (*steps, "hosts"),
-                f"this rule is never reached: its hosts are all taken by {names} above, and the first rule that names "
-                "a host counts; move this rule up, or take it out",
-            )
-        else:
-            for index, pattern, rule in covered:
-                self._problem(
-                    (*steps, "hosts", index),
-                    f"{pattern} is never reached here: {rule} above takes it, and the first rule that "
-                    "names a host counts; move this rule up, or take the host out",
-                )
-        for pattern in section.hosts:
-            earlier.add(pattern, label)
 
     def _rule(
         self,
@@ -341,8 +315,17 @@ class Builder:
         defaults: Defaults,
         policys: Trust,
     ) -> Rule:
-        raw_needs = {"pins": section.pins, "encrypt": section.request, "decrypt": section.response}
-        needs = [name for name, value in raw_needs.items() if value is not None]
+        entries = [*(section.request or ()), *(section.response or ())]
+        raw_needs = {
+            "pins": section.pins is not None,
+            "encrypt": any(isinstance(entry, EncryptEntry) for entry in entries),
+            "decrypt": any(isinstance(entry, DecryptEntry) for entry in entries),
+        }
+        needs = [name for name, is_needed in raw_needs.items() if is_needed]
+        is_mirrored = self.mirrors.is_mirrored(section)
+        if is_mirrored:
+            hosts = list(self._usable.numbered((*steps, "hosts"), section.hosts))
+            self.mirrors.check_rule(steps, section, hosts, self._problem)
         if section.https is Https.TUNNEL and needs:
             self._problem(
                 (*steps, "https"),
@@ -351,7 +334,7 @@ class Builder:
             )
         plain_http = section.plain_http or defaults.plain_http
         protects = [name for name in needs if name != "decrypt"]
-        if plain_http is PlainHttp.ALLOW and protects:
+        if plain_http is PlainHttp.ALLOW and protects and not is_mirrored:
             self._problem(
                 (*steps, "plain_http") if section.plain_http else steps,
                 f"plain http cannot keep the promise of this rule ({', '.join(protects)}): write plain_http: upgrade "
@@ -382,8 +365,8 @@ class Builder:
             https=https,
             https_port=section.https_port,
             pins=self._pins((*steps, "pins"), section.pins) if section.pins else None,
-            request=self._fields((*steps, "request"), section.request or [], keys),
-            response=self._fields((*steps, "response"), section.response or [], keys),
+            request=self._fields((*steps, "request"), section.request or [], keys, is_mirrored=is_mirrored),
+            response=self._fields((*steps, "response"), section.response or [], keys, is_mirrored=is_mirrored),
             raw_tcp=section.raw_tcp is not None,
             trust=self._trusting.trust_of_rule((*steps, "trust"), trust, policys) if trust is not None else None,
             client_certificate=self._trusting.client_certificate((*steps, "client_certificate"), certificate)
@@ -427,11 +410,20 @@ class Builder:
             return None
 
     def _fields(
-        self, steps: Steps, entries: Sequence[EncryptEntry | DecryptEntry], keys: Mapping[str, KeySet | None]
+        self,
+        steps: Steps,
+        entries: Sequence[EncryptEntry | DecryptEntry],
+        keys: Mapping[str, KeySet | None],
+        *,
+        is_mirrored: bool,
     ) -> tuple[FieldEntry, ...]:
         fields: list[FieldEntry] = []
         for index, entry in self._usable.numbered(steps, entries):
             at: Steps = (*steps, index, "key")
+            work = Work.ENCRYPT if isinstance(entry, EncryptEntry) else Work.DECRYPT
+            wrong = wrong_work(work, of_request=steps[-1] == "request", is_mirrored=is_mirrored)
+            if wrong is not None and self.mirrors.listeners is not None:
+                self._problem((*steps, index, work.value), wrong)
             if entry.key not in keys:
                 near = difflib.get_close_matches(entry.key, keys, n=1)
                 known = ", ".join(keys) if keys else "none"
@@ -444,7 +436,7 @@ class Builder:
             made = FieldEntry(
                 tuple(entry.encrypt if isinstance(entry, EncryptEntry) else entry.decrypt),
                 key_set,
-                Work.ENCRYPT if isinstance(entry, EncryptEntry) else Work.DECRYPT,
+                work,
                 _when(entry.when),
                 name=f"{steps[-1]}[{index}]",
                 envelope=Envelope(entry.envelope) if entry.envelope is not None else None,

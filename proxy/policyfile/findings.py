@@ -74,7 +74,8 @@ def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Find
         found += _of_roots(whose, trust, now)
         found += _of_crls(whose, trust, now)
     for rule in policy.rules:
-        found += _of_hosts(policy, rule)
+        if not policy.is_mirrored(rule):
+            found += _of_hosts(policy, rule)
         found += _of_client_certificate(rule, now)
     for whose, pins, consequence in _all_pins(policy):
         found += _end_of_pins(whose, pins, today, consequence)
@@ -91,6 +92,7 @@ def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Find
             found += _of_backups(whose, pins, seen.get(whose, {}))
     for key_set in policy.keys.values():
         found += _of_keys(policy, key_set, today)
+    found += _of_certificates(policy, now)
     found += _of_local_ca(policy, env, now)
     return found
 
@@ -113,6 +115,7 @@ def endings(policy: Policy, now: datetime) -> list[Finding]:
         found += _of_client_certificate(rule, now)
     for whose, trust in _trusts(policy):
         found += _of_crls(whose, trust, now)
+    found += _of_certificates(policy, now)
     return found
 
 
@@ -151,6 +154,8 @@ def calendar(policy: Policy) -> Iterator[Ending]:
     for rule in policy.rules:
         if (own := rule.client_certificate) is not None:
             yield Ending(f"rule {rule.name}: client_certificate", own.ends.date(), "its hosts refuse it")
+    for mirror, shown_there in policy.certificates.items():
+        yield Ending(f"listen: {mirror.cert}", shown_there.ends.date(), _WITHOUT_CERTIFICATE)
 
 
 def log_findings(found: Iterable[Finding]) -> None:
@@ -403,6 +408,19 @@ def _without(key: Key, key_set: KeySet) -> str:
     if key is key_set.now.primary:
         return "what it should encrypt is denied"
     return "what it encrypted is not opened any more"
+
+
+_WITHOUT_CERTIFICATE = "no peer connects to the mirror listener any more"
+
+
+def _of_certificates(policy: Policy, now: datetime) -> Iterator[Finding]:
+    """Yield a finding for each certificate of a mirror listener that ends soon, or has."""
+    for mirror, certificate in policy.certificates.items():
+        day = f"{certificate.ends:%Y-%m-%d}"
+        if certificate.ends < now:
+            yield Finding(f"listen: {mirror.cert} ended on {day}: {_WITHOUT_CERTIFICATE}", has_failed=True)
+        elif certificate.ends <= now + timedelta(seconds=timelimits.SOON_SECONDS):
+            yield Finding(f"listen: {mirror.cert} will end on {day}; after that {_WITHOUT_CERTIFICATE}")
 
 
 def _of_local_ca(policy: Policy, env: Mapping[str, str], now: datetime) -> Iterator[Finding]:

@@ -28,13 +28,13 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from proxy.core.rules.policy import Listener, ListenerKind, Mode, Policy
-from proxy.core.who.addresses import parse_ip
+from proxy.core.rules.policy import Listener, Mode, Policy
 from proxy.disk.reading import read_regular
+from proxy.policyfile.addresses import parse_admin, parse_listener
 from proxy.policyfile.build import Builder
-from proxy.policyfile.model import PolicyFile, Section
+from proxy.policyfile.listening import listener_problems
+from proxy.policyfile.model import MARKERS, DecryptEntry, EncryptEntry, PolicyFile, Section
 from proxy.policyfile.nearby import DEFAULT_FILE, is_there, nearly_named, what_lies_there, whose
-from proxy.policyfile.values import parse_admin, parse_listener
 from proxy.policyfile.yamltext import (
     ANY_INDEX,
     MAX_BYTES,
@@ -52,7 +52,7 @@ NULLABLE: frozenset[Steps] = frozenset(
 )
 OVERRIDES = ("listen", "admin", "probes", "mode")  # keys that flags and OVERCOAT_… variables may set
 
-_WITHOUT_CREDENTIALS = (ListenerKind.REVERSE, ListenerKind.TRANSPARENT)
+_OF_MARKERS: dict[str | int, type[Section]] = {"[encrypt]": EncryptEntry, "[decrypt]": DecryptEntry}
 
 _KINDS: tuple[tuple[type, str], ...] = (
     (bool, "true or false"),
@@ -164,6 +164,8 @@ def load_policy(
     text = b"" if path is None else _read(path)
     document = Document(data={"version": 1}) if path is None else read_yaml(text, NULLABLE)
     problems = list(document.problems)
+    texts, refused = _override_texts(env, overrides or {}), list[PolicyError]()
+    listen = _listen_override(texts, refused)
     policy: Policy | None = None
     if document.data is not UNUSABLE:
         problems += _model_problems(document)
@@ -171,6 +173,7 @@ def load_policy(
             document,
             path.parent if path else Path(),
             env if secrets is None else secrets,
+            listen=listen,
             is_without_secrets=is_without_secrets,
         )
         builder.note(text)
@@ -181,9 +184,9 @@ def load_policy(
     errors = [PolicyError(file, p.line, p.column, path_text(p.steps), p.message) for p in problems]
     if policy is None:
         raise PolicyErrors(errors)
-    texts = _override_texts(env, overrides or {})
+    errors += refused
     policy = _overridden(policy, texts, errors)
-    errors += _listener_errors(policy, texts, document, file)
+    errors += _listener_errors(policy, builder.mirrors.problems, texts, document, file)
     if errors:
         raise PolicyErrors(errors)
     return policy
@@ -209,15 +212,27 @@ def _override_texts(env: Mapping[str, str], overrides: Mapping[str, str]) -> dic
     return texts
 
 
+def _listen_override(texts: Mapping[str, tuple[str, str]], errors: list[PolicyError]) -> tuple[Listener, ...] | None:
+    """Return the listeners that take the place of the file's, None if none do; what is wrong with them is appended to
+    the list, and then there are none.
+    """
+    if "listen" not in texts:
+        return None
+    label, text = texts["listen"]
+    try:
+        return tuple(parse_listener(part.strip()) for part in text.split(","))
+    except ValueError as error:
+        errors.append(PolicyError("", 0, 0, label, str(error)))
+        return ()
+
+
 def _overridden(policy: Policy, texts: Mapping[str, tuple[str, str]], errors: list[PolicyError]) -> Policy:
-    """Apply the overrides; append their errors to the list."""
+    """Apply the overrides besides `listen`; append their errors to the list."""
     for name, (label, text) in texts.items():
         try:
-            if name == "listen":
-                policy = replace(policy, listen=tuple(parse_listener(part.strip()) for part in text.split(",")))
-            elif name == "mode":
+            if name == "mode":
                 policy = replace(policy, mode=_parse_mode(text))
-            else:
+            elif name != "listen":
                 where = None if text == "off" else _parse_admin(text)
                 policy = replace(policy, admin=where) if name == "admin" else replace(policy, probes=where)
         except ValueError as error:
@@ -226,62 +241,31 @@ def _overridden(policy: Policy, texts: Mapping[str, tuple[str, str]], errors: li
 
 
 def _listener_errors(
-    policy: Policy, texts: Mapping[str, tuple[str, str]], document: Document, file: str
+    policy: Policy,
+    known: Iterable[tuple[int, str]],
+    texts: Mapping[str, tuple[str, str]],
+    document: Document,
+    file: str,
 ) -> Iterator[PolicyError]:
-    """Yield an error for each address that comes twice, at its second position, and for each listener open to
-    everybody.
+    """Yield what is wrong with listeners, at their place in the file, or with the flag or variable that overrides it.
+
+    Args:
+        policy: the policy, with its overrides.
+        known: errors of single listeners, by number.
+        texts: the overrides.
+        document: the file.
+        file: its name; "" for none.
     """
-    listeners: list[tuple[Steps, Listener]] = [(("listen", index), each) for index, each in enumerate(policy.listen)]
-    own = (("admin", policy.admin), ("probes", policy.probes))
-    listeners += [((name,), each) for name, each in own if each is not None]
     clients = document.data.get("clients") if isinstance(document.data, dict) else None
-    said = frozenset(clients) if isinstance(clients, dict) else frozenset()
-    seen: set[tuple[str, int]] = set()
-    for steps, listener in listeners:
-        message = None
-        if listener.port and (listener.host, listener.port) in seen:
-            message = f"{listener.address} stands twice; each listener needs its own address"
-        elif steps[0] == "admin" and "admin" not in said and not _is_loopback(listener.host):
-            message = (
-                f"others can reach {listener.address}, so say who may ask there: clients: {{admin: [private]}} for a "
-                "Prometheus in the same private network; or leave it on 127.0.0.1, and let others ask for /live and "
-                "/ready at `probes`"
-            )
-        elif steps[0] == "listen" and not said - {"admin"} and not _is_loopback(listener.host):
-            message = (
-                f"others can reach {listener}, so say who may use it: clients: {{allow: [private]}} for the containers "
-                "or machines of a private network, or clients.users"
-                + ("" if file else f"; no policy file was named, and ./{DEFAULT_FILE} does not exist")
-            )
-        elif _lets_in_without_credentials(policy, listener) and steps[0] == "listen":
-            message = f"others can reach {listener}, where no app shows credentials: say clients.allow, too"
-        if message is not None:
-            if steps[0] in texts:
-                yield PolicyError("", 0, 0, texts[str(steps[0])][0], message)
-            else:
-                mark = document.mark(steps)
-                position = (mark.line, mark.column) if file else (0, 0)
-                yield PolicyError(file, *position, path_text(steps), message)
-        seen.add((listener.host, listener.port))
-
-
-def _lets_in_without_credentials(policy: Policy, listener: Listener) -> bool:
-    """Tell whether the policy wants credentials, and this listener does not ask for any."""
-    asks_elsewhere = bool(policy.clients.users) and policy.clients.addresses is None
-    return asks_elsewhere and listener.kind in _WITHOUT_CREDENTIALS and not _is_loopback(listener.host)
-
-
-def _is_loopback(host: str) -> bool:
-    """Tell whether only this machine reaches a listener. (0.0.0.0 is a loopback address by kind, but means every
-    interface.)
-    """
-    if host == "localhost":
-        return True
-    try:
-        address = parse_ip(host)
-    except ValueError:
-        return False
-    return address.is_loopback
+    said = frozenset(map(str, clients)) if isinstance(clients, dict) else frozenset[str]()
+    of_one = [(("listen", number), message) for number, message in known]
+    for steps, message in (*of_one, *listener_problems(policy, said, is_from_file=bool(file))):
+        if steps[0] in texts:
+            yield PolicyError("", 0, 0, texts[str(steps[0])][0], message)
+        else:
+            mark = document.mark(steps)
+            position = (mark.line, mark.column) if file else (0, 0)
+            yield PolicyError(file, *position, path_text(steps), message)
 
 
 def _parse_admin(text: str) -> Listener:
@@ -324,16 +308,17 @@ def _model_problems(document: Document) -> list[Problem]:
 def _model_problem(document: Document, details: ErrorDetails) -> Problem | None:
     """Return a model error in the policy file's terms; None if the text has reported a problem there already."""
     kind = details["type"]
-    steps: Steps = details["loc"]
-    of_key = kind == "extra_forbidden"
-    if steps[-1:] == ("[key]",):
-        steps, of_key = steps[:-1], True
+    said: Steps = details["loc"]
+    of_key = kind == "extra_forbidden" or said[-1:] == ("[key]",)
+    if said[-1:] == ("[key]",):
+        said = said[:-1]
+    steps = tuple(step for step in said if step not in MARKERS)
     judged = steps[:-1] if kind == "missing" else steps
     raw = _value_at(document.data, judged)
     if raw is UNUSABLE or (judged and raw in ({}, [])):
         return None
     mark = document.mark(steps, of_key=of_key)
-    return Problem(steps, mark.line, mark.column, _message(details, kind, steps, raw, mark.text))
+    return Problem(steps, mark.line, mark.column, _message(details, kind, said, raw, mark.text))
 
 
 def _value_at(data: Any, steps: Steps) -> object:
@@ -461,10 +446,13 @@ def _list_of(text: str) -> str:
 
 
 def _section_at(steps: Steps) -> type[Section]:
-    """Return the model of the mapping at these steps."""
+    """Return the model of the mapping at these steps, among which a marker says which of several it is."""
     section: type[Section] = PolicyFile
     is_name = False  # whether the next step is a name that the file's author chose
     for step in steps:
+        if step in _OF_MARKERS:
+            section = _OF_MARKERS[step]
+            continue
         if isinstance(step, int) or is_name:
             is_name = False
             continue

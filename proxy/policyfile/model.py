@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
@@ -53,6 +53,7 @@ from proxy.policyfile.values import (
 _BUILT_IN = Policy()
 
 SYSTEM_ROOTS = "system"
+MARKERS = frozenset(("[key]", "[encrypt]", "[decrypt]"))  # steps that pydantic puts into positions
 
 
 def _choice(default: object, description: str) -> Any:
@@ -388,7 +389,7 @@ class WhenSection(Section):
 
 
 class EncryptEntry(Section):
-    """Fields of request bodies to encrypt."""
+    """Fields to encrypt: of request bodies and, where a mirror listener stands for the host, of response bodies."""
 
     encrypt: Annotated[list[SelectorText], Field(min_length=1)] = Field(
         description="The fields: RFC 9535 JSONPath made of names, indexes, `*` and `..`."
@@ -426,7 +427,7 @@ class EncryptEntry(Section):
 
 
 class DecryptEntry(Section):
-    """Fields of response bodies to decrypt."""
+    """Fields to decrypt: of response bodies and, where a mirror listener stands for the host, of request bodies."""
 
     decrypt: Annotated[list[SelectorText], Field(min_length=1)] = Field(
         description="The fields: RFC 9535 JSONPath made of names, indexes, `*` and `..`."
@@ -445,6 +446,18 @@ class DecryptEntry(Section):
     when: WhenSection | None = Field(
         default=None, description="Which requests' responses are meant. Left out: all of the rule."
     )
+
+
+def _tag_of(value: object, usual: str) -> str:
+    other = {"encrypt": "decrypt", "decrypt": "encrypt"}[usual]
+    is_other = isinstance(value, dict) and other in value and usual not in value
+    return f"[{other if is_other else usual}]"
+
+
+_Encrypt = Annotated[EncryptEntry, Tag("[encrypt]")]
+_Decrypt = Annotated[DecryptEntry, Tag("[decrypt]")]
+RequestEntry = Annotated[_Encrypt | _Decrypt, Discriminator(lambda value: _tag_of(value, "encrypt"))]
+ResponseEntry = Annotated[_Decrypt | _Encrypt, Discriminator(lambda value: _tag_of(value, "decrypt"))]
 
 
 class RuleSection(Section):
@@ -494,11 +507,15 @@ class RuleSection(Section):
         default=None, description="Limits for this rule's hosts, if not the policy's `limits`."
     )
     pins: PinsSection | None = Field(default=None, description="The upstream's pins. Left out: any valid certificate.")
-    request: Annotated[list[EncryptEntry], Field(min_length=1)] | None = Field(
-        default=None, description="What is encrypted in request bodies. Left out: nothing."
+    request: Annotated[list[RequestEntry], Field(min_length=1)] | None = Field(
+        default=None,
+        description="What is encrypted in request bodies; or decrypted, where a mirror listener stands for the hosts. "
+        "Left out: nothing.",
     )
-    response: Annotated[list[DecryptEntry], Field(min_length=1)] | None = Field(
-        default=None, description="What is decrypted in response bodies. Left out: nothing."
+    response: Annotated[list[ResponseEntry], Field(min_length=1)] | None = Field(
+        default=None,
+        description="What is decrypted in response bodies; or encrypted, where a mirror listener stands for the hosts. "
+        "Left out: nothing.",
     )
 
 
@@ -527,7 +544,9 @@ class PolicyFile(Section):
         json_schema_extra={"default": [str(listener) for listener in _BUILT_IN.listen]},
         description="Where apps reach the proxy: `forward://HOST:PORT`, `socks5://HOST:PORT`, "
         "`reverse://HOST:PORT?to=https://HOST` for apps that can only be given a base URL, "
-        "`transparent://HOST:PORT` for those that the kernel redirects (Linux). Port 0 lets the system choose.",
+        "`transparent://HOST:PORT` for those that the kernel redirects (Linux), and beside a server "
+        "`mirror://HOST:PORT?to=URL&for=HOST&cert=FILE&key=FILE`, which opens requests and seals responses. Port 0 "
+        "lets the system choose.",
     )
     admin: AdminText = Field(
         default_factory=lambda: _BUILT_IN.admin,
@@ -658,6 +677,25 @@ def _rows(node: dict[str, Any], definitions: dict[str, Any], prefix: str) -> lis
             item, below = _resolved(value, definitions), f"{path}.NAME"
         if "properties" in item and "description" in item:  # one of two short forms has no description
             rows += _rows(item, definitions, f"{below}.")
+        elif "oneOf" in item:
+            rows += _rows_of_any([_resolved(each, definitions) for each in item["oneOf"]], definitions, f"{below}.")
+    return rows
+
+
+def _rows_of_any(
+    forms: list[dict[str, Any]], definitions: dict[str, Any], prefix: str
+) -> list[tuple[str, dict[str, Any], bool]]:
+    """Return the rows of a mapping with several forms: the keys of the first one, and of each other one the key that
+    tells it.
+    """
+    usual, *others = forms
+    is_needed = set(usual["required"]).intersection(*(form["required"] for form in others))
+    rows = [(path, node, path.removeprefix(prefix) in is_needed) for path, node, _ in _rows(usual, definitions, prefix)]
+    told = next(iter(usual["properties"]))
+    for form in others:
+        name, node = next(iter(form["properties"].items()))
+        where = f"In place of `{told}`, where a mirror listener stands for the hosts; see `{name}` of the other list."
+        rows.append((f"{prefix}{name}", {**node, "description": where}, False))
     return rows
 
 
@@ -667,6 +705,8 @@ def _type_text(node: dict[str, Any], definitions: dict[str, Any]) -> str:
         return " \\| ".join(f"`{value}`" for value in node["enum"])
     if "const" in node:
         return f"`{node['const']}`"
+    if "oneOf" in node:
+        return "mapping"
     if "anyOf" in node:
         return " or ".join(_type_text(choice, definitions) for choice in node["anyOf"])
     if node["type"] == "array":

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from proxy.policyfile.model import PolicyFile
+from proxy.policyfile.model import MARKERS, PolicyFile
 from proxy.policyfile.yamltext import Steps
 
 # Stand-ins for required values that are wrong, so that their neighbours can be checked. They cause no errors
@@ -84,7 +84,7 @@ def _to_take_out(errors: list[ErrorDetails]) -> list[Steps]:
     """Return the steps of all wrong values, in an order in which removing one does not move those that follow."""
     found = set()
     for error in errors:
-        steps = tuple(step for step in error["loc"] if step != "[key]")
+        steps = tuple(step for step in error["loc"] if step not in MARKERS)
         is_missing = error["type"] == "missing" and steps[-1] not in _PLACEHOLDERS
         found.add(steps[:-1] if is_missing else steps)  # without it, the mapping round it cannot be checked
     outermost = (steps for steps in found if not any(steps[:end] in found for end in range(len(steps))))

@@ -14,37 +14,40 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from typing import Annotated, Any, Literal
 
-import idna
 from pydantic import Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from proxy.core.destinations import HTTPS_PORT, Destination, canonical_host, parse_authority
 from proxy.core.fields.entries import PathGlob
 from proxy.core.fields.selectors import Selector, parse_selector
 from proxy.core.jose.keys import MAX_KID_LENGTH
 from proxy.core.pins import Pin, parse_pin
-from proxy.core.rules.policy import HostPattern, Listener, ListenerKind
+from proxy.core.rules.policy import HostPattern, Listener
 from proxy.core.who.addresses import AddressKind, Network, parse_addresses
 from proxy.core.who.clients import PasswordHash, parse_password_hash, parse_user_name
+from proxy.policyfile.addresses import (
+    MAX_PATH_LENGTH,
+    ProxyAddress,
+    parse_admin,
+    parse_host_pattern,
+    parse_listener,
+    parse_path,
+    parse_proxy_url,
+)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _VIA = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]+")  # a token (RFC 9110, section 5.6.2) without lower case
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_PORT = re.compile(r"0|[1-9][0-9]{0,4}")
-_SCHEME = re.compile(r"\A([A-Za-z][A-Za-z0-9+.-]*+)://")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _DURATION = re.compile(r"([1-9][0-9]{0,5})(s|m|h|d|w)")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _MOST_DAYS = 3660
 _OFF = frozenset({"", "null", "none", "off", "no", "false", "~"})
-_MAX_PATH_LENGTH = 4096
 _MAX_MEMBER_NAME = 256
-MAX_PORT = 65535
 MAX_WORKERS = 64
 
 
@@ -63,166 +66,11 @@ class KeySource:
     file: str | None = None
 
 
-def parse_host_pattern(text: str) -> HostPattern:
-    """Read one entry of a rule's `hosts`.
-
-    Args:
-        text: `name`, `*.name`, `**.name` or an IP address, each with or without `:port`; international names are
-            mapped to A-labels first (UTS 46).
-
-    Raises:
-        ValueError: the text is none of these; the message says what would be right.
-    """
-    if text in ("*", "**"):
-        raise ValueError("a rule for every host is what `defaults` is for; name a domain after the stars")
-    scheme = _SCHEME.match(text)
-    if scheme:
-        raise ValueError(f"only the host is named here: leave {scheme[0]} out, and any path")
-    if "/" in text:
-        raise ValueError("only the host is named here; paths go into `when.paths`")
-    kind: Literal["exact", "one_label", "any_depth"] = "exact"
-    rest = text
-    if text.startswith("**."):
-        kind, rest = "any_depth", text[3:]
-    elif text.startswith("*."):
-        kind, rest = "one_label", text[2:]
-    if "*" in rest:
-        raise ValueError("a star stands only as the whole first label: `*.name` (one label) or `**.name` (any depth)")
-    host, port = _split_port(rest)
-    canonical = canonical_host(ascii_host(host))
-    if kind != "exact" and (":" in canonical or canonical.replace(".", "").isdigit()):
-        raise ValueError("an address has no labels that a star could stand for")
-    return HostPattern(kind, canonical, port)
-
-
 def _parse_host_name(text: str) -> str:
     pattern = parse_host_pattern(text)
     if pattern.kind != "exact" or pattern.port is not None:
         raise ValueError("a name of this sidecar is one whole host name, without stars and without a port")
     return pattern.host
-
-
-def _split_port(text: str) -> tuple[str, int | None]:
-    """Split `host[:port]`; an IPv6 address without brackets is a host without a port."""
-    closing = text.rfind("]")
-    colon = text.rfind(":")
-    if colon < 0 or colon < closing or (closing < 0 and text.count(":") > 1):
-        return text, None
-    return text[:colon], _port(text[colon + 1 :], lowest=1)
-
-
-def _port(text: str, *, lowest: int) -> int:
-    if not _PORT.fullmatch(text) or not lowest <= int(text) <= MAX_PORT:
-        raise ValueError(f"the port is a number from {lowest} to 65535")
-    return int(text)
-
-
-def ascii_host(host: str) -> str:
-    """Return an international host name as A-labels (UTS 46, RFC 5891), and an ASCII name unchanged and unchecked.
-
-    Raises:
-        ValueError: it is no valid international host name.
-    """
-    if host.isascii():
-        return host
-    try:
-        return idna.encode(host, uts46=True).decode("ascii")
-    except idna.IDNAError:
-        raise ValueError("this is no valid international host name (UTS 46, RFC 5891)") from None
-
-
-def parse_address(text: str) -> Listener:
-    """Read `HOST:PORT`, an address to listen on; port 0 lets the system choose.
-
-    Raises:
-        ValueError: it is malformed; the message says what would be right.
-    """
-    host, colon, port = text.rpartition(":")
-    if not colon or (":" in host and not host.startswith("[")):
-        right = f": write 127.0.0.1:{text}" if _is_port(text) else ", such as 127.0.0.1:8080 or [::1]:8080"
-        raise ValueError(f"an address is HOST:PORT{right}")
-    if not host:
-        raise ValueError(
-            "the host is empty: put 127.0.0.1 before the colon for this machine alone, or 0.0.0.0 where others are to "
-            "reach it"
-        )
-    return Listener(canonical_host(host), _port(port, lowest=0))
-
-
-def _is_port(text: str) -> bool:
-    return _PORT.fullmatch(text) is not None and int(text) <= MAX_PORT
-
-
-def _address_in(text: str) -> str | None:
-    """Return the address inside a text that is not a listener; None if there is none."""
-    rest = _SCHEME.sub("", text, count=1).partition("/")[0]
-    rest = f"127.0.0.1:{rest}" if _is_port(rest) else rest
-    try:
-        parse_address(rest)
-    except ValueError:
-        return None
-    return rest
-
-
-def parse_listener(text: str) -> Listener:
-    """Read `forward://HOST:PORT`, `socks5://…`, `transparent://…`, or `reverse://HOST:PORT?to=https://HOST`.
-
-    Raises:
-        ValueError: it is malformed or of another kind; the message says what would be right.
-    """
-    scheme = _SCHEME.match(text)
-    address_in = _address_in(text)
-    if not scheme:
-        right = f": write forward://{address_in}" if address_in else ", such as forward://127.0.0.1:8080"
-        raise ValueError(f"a listener is forward://HOST:PORT{right}")
-    if scheme[1] not in list(ListenerKind):
-        right = f"; for apps that know a proxy write forward://{address_in}" if address_in else ""
-        raise ValueError(f"a listener is forward://, reverse://, socks5:// or transparent://, not {scheme[0]}{right}")
-    kind = ListenerKind(scheme[1])
-    address, has_query, query = text.removeprefix(scheme[0]).partition("?")
-    if kind is not ListenerKind.REVERSE:
-        if has_query:
-            raise ValueError(f"a {kind} listener has no ?…; only reverse:// has, for where it leads")
-        return replace(parse_address(address), kind=kind)
-    name, _, url = query.partition("=")
-    if name != "to" or not url.startswith("https://"):
-        raise ValueError(
-            "a reverse listener says which https host it stands for: reverse://127.0.0.1:9001?to=https://api.example"
-        )
-    authority = url.removeprefix("https://").removesuffix("/")
-    if "/" in authority:
-        raise ValueError("a reverse listener stands for a whole host: write no path; the app's own is sent on")
-    to = parse_authority(ascii_host(authority), HTTPS_PORT)
-    return replace(parse_address(address), kind=kind, to=to)
-
-
-@dataclass(frozen=True, slots=True)
-class ProxyAddress:
-    """The address of a proxy, from its URL."""
-
-    destination: Destination
-    is_https: bool
-
-
-def _parse_proxy_url(text: str) -> ProxyAddress:
-    scheme = _SCHEME.match(text)
-    if not scheme or scheme[1] not in ("http", "https"):
-        raise ValueError("a proxy is http://HOST:PORT or https://HOST:PORT")
-    rest = text.removeprefix(scheme[0]).removesuffix("/")
-    if "@" in rest:
-        raise ValueError("credentials do not stand in the URL: say where they come from in `credentials`")
-    return ProxyAddress(parse_authority(ascii_host(rest)), scheme[1] == "https")
-
-
-def parse_admin(text: str) -> Listener:
-    """Read the admin listener's address, which has no scheme, unlike those of other listeners.
-
-    Raises:
-        ValueError: it is malformed; the message says what would be right.
-    """
-    if _SCHEME.match(text):
-        raise ValueError(f"the admin listener has no scheme: write {_address_in(text) or 'HOST:PORT'}")
-    return parse_address(text)
 
 
 def _parse_name(text: str) -> str:
@@ -246,14 +94,6 @@ def _parse_kid(text: str) -> str:
 def _parse_member_name(text: str) -> str:
     if not 1 <= len(text) <= _MAX_MEMBER_NAME or not text.isprintable():
         raise ValueError(f"a member's name has 1 to {_MAX_MEMBER_NAME} printable characters")
-    return text
-
-
-def _parse_path(text: str) -> str:
-    if "-----BEGIN" in text or text.lstrip().startswith("{"):
-        raise ValueError("this is a key, not the name of a file that holds one; move it into a file")
-    if not 1 <= len(text) <= _MAX_PATH_LENGTH:
-        raise ValueError(f"a file name has 1 to {_MAX_PATH_LENGTH} characters")
     return text
 
 
@@ -336,7 +176,7 @@ def _parse_pin_entry(value: object) -> Pin | PinFile:
     if isinstance(value, str):
         return parse_pin(value)
     if isinstance(value, dict) and list(value) == ["file"] and isinstance(value["file"], str):
-        return PinFile(_parse_path(value["file"]))
+        return PinFile(parse_path(value["file"]))
     raise ValueError("a pin is text such as sha256/…, or {file: NAME.pem} with a certificate or a key in PEM")
 
 
@@ -345,7 +185,7 @@ def _parse_key_source(value: object) -> KeySource:
         if isinstance(value.get("env"), str):
             return KeySource(env=_parse_variable(value["env"]))
         if isinstance(value.get("file"), str):
-            return KeySource(file=_parse_path(value["file"]))
+            return KeySource(file=parse_path(value["file"]))
     raise ValueError(
         "where a key comes from is {env: NAME} or {file: PATH}, one of them; a key never stands here itself"
     )
@@ -353,7 +193,7 @@ def _parse_key_source(value: object) -> KeySource:
 
 def _parse_set_source(value: object) -> KeySource:
     if isinstance(value, str):
-        return KeySource(file=_parse_path(value))
+        return KeySource(file=parse_path(value))
     try:
         return _parse_key_source(value)
     except ValueError:
@@ -405,18 +245,20 @@ Version = Annotated[Literal[1], PlainValidator(_parse_version), WithJsonSchema({
 ViaName = Annotated[str, _parsed(_parse_via), _text_schema(pattern=f"^{_VIA.pattern}$")]
 Kid = Annotated[str, _parsed(_parse_kid), _text_schema(minLength=1, maxLength=MAX_KID_LENGTH)]
 MemberName = Annotated[str, _parsed(_parse_member_name), _text_schema(minLength=1, maxLength=_MAX_MEMBER_NAME)]
-FileName = Annotated[str, _parsed(_parse_path), _text_schema(minLength=1, maxLength=_MAX_PATH_LENGTH)]
+FileName = Annotated[str, _parsed(parse_path), _text_schema(minLength=1, maxLength=MAX_PATH_LENGTH)]
 Variable = Annotated[str, _parsed(_parse_variable), _text_schema(pattern=f"^{_VARIABLE.pattern}$")]
 Days = Annotated[int, _parsed(_parse_days), _text_schema(pattern="^[1-9][0-9]{0,5}[smhdw]$")]
 Day = Annotated[date, PlainValidator(_parse_day), _text_schema(format="date")]
 ListenerText = Annotated[
     Listener,
     _parsed(parse_listener),
-    _text_schema(pattern=r"^((forward|socks5|transparent)://.+:[0-9]+|reverse://.+:[0-9]+\?to=https://.+)$"),
+    _text_schema(
+        pattern=r"^((forward|socks5|transparent)://.+:[0-9]+|reverse://.+:[0-9]+\?to=https://.+|mirror://.+:[0-9]+\?.+)$"
+    ),
 ]
 HostName = Annotated[str, _parsed(_parse_host_name), _text_schema(minLength=1, pattern="^[^*/]+$")]
 HostText = Annotated[HostPattern, _parsed(parse_host_pattern), _text_schema(minLength=1)]
-ProxyUrl = Annotated[ProxyAddress, _parsed(_parse_proxy_url), _text_schema(pattern="^https?://[^@/]+:[0-9]+/?$")]
+ProxyUrl = Annotated[ProxyAddress, _parsed(parse_proxy_url), _text_schema(pattern="^https?://[^@/]+:[0-9]+/?$")]
 SelectorText = Annotated[Selector, _parsed(_parse_visible_selector), _text_schema(pattern=r"^\$")]
 PathText = Annotated[PathGlob, _parsed(PathGlob.parse), _text_schema(pattern="^/[^?#]*$")]
 MethodText = Annotated[str, _parsed(_parse_method), _text_schema(pattern=f"^{_METHOD.pattern}$")]
@@ -440,7 +282,7 @@ PinEntry = Annotated[
         {
             "anyOf": [
                 {"type": "string", "pattern": "^(sha256[/:]|pin-sha256=|cert-sha256/)"},
-                _one_of_these(file={"type": "string", "minLength": 1, "maxLength": _MAX_PATH_LENGTH}),
+                _one_of_these(file={"type": "string", "minLength": 1, "maxLength": MAX_PATH_LENGTH}),
             ]
         }
     ),
@@ -454,7 +296,7 @@ _SOURCE = _one_of_these(
     file={
         "type": "string",
         "minLength": 1,
-        "maxLength": _MAX_PATH_LENGTH,
+        "maxLength": MAX_PATH_LENGTH,
         "description": "The file that holds it.",
     },
 )
@@ -462,7 +304,7 @@ KeySourceEntry = Annotated[KeySource, PlainValidator(_parse_key_source), WithJso
 SetSource = Annotated[
     KeySource,
     PlainValidator(_parse_set_source),
-    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": _MAX_PATH_LENGTH}, _SOURCE]}),
+    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": MAX_PATH_LENGTH}, _SOURCE]}),
 ]
 PasswordEntry = Annotated[
     PasswordHash | KeySource,

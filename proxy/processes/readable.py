@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 _MOST_PATH = 160  # characters
 _RED, _GREEN, _YELLOW, _CYAN, _DIM = "31", "32", "33", "36", "2"
-_OF_ACTION = {"deny": _RED, "upgrade": _GREEN, "inspect": _GREEN, "tunnel": _CYAN, "allow": _YELLOW}
+_OF_ACTION = {"deny": _RED, "upgrade": _GREEN, "inspect": _GREEN, "mirror": _GREEN, "tunnel": _CYAN, "allow": _YELLOW}
 
 type Form = Callable[[bytes], bytes]
 

@@ -206,6 +206,8 @@ def _does(policy: Policy, rule: Rule | None) -> list[str]:
     """Return in few words what a rule, or none, does with requests."""
     said = policy.defaults if rule is None else rule
     words = [f"http: {said.plain_http.value}", f"https: {said.https.value}"]
+    if policy.is_mirrored(rule):
+        words = ["mirror"]
     if rule is not None and rule.pins is not None:
         words.append(f"{len(rule.pins.any_of)} pinned")
     for work in Work:

@@ -6,7 +6,8 @@ values that the `selectors` mean, and `splice` puts other values in their place.
 Offers:
 
 - `automaton`: Marks; what an entry marks
-- `bodies`: BodyHead, acceptable, change, check_before, count_marked, too_large; one body, from start to end
+- `bodies`: BodyHead, acceptable, change, check_before, count_marked, too_large, unchangeable; one body, from start to
+  end
 - `encodings`: beginning, decode, parse_encoding; content encodings such as gzip
 - `entries`: AlreadySealed, FieldEntry, PathGlob, Signed, When, Work; one entry of a rule's `request` or `response` list
 - `envelopes`: Envelope; the object in which a sealed value stands
@@ -18,5 +19,5 @@ Offers:
 - `shapes`: MOST_BYTES, MOST_PATH, Shape, shapes; where a body has values that look like secrets
 - `signatures`: covering; whether a request's body is signed
 - `splice`: Job, splice, token_of; replacing values without touching other bytes
-- `values`: Setting; what happens to one value
+- `values`: Setting, sealing_key; what happens to one value
 """

@@ -22,6 +22,7 @@ from proxy.core.fields.responses import Label, label_of, may_be_json
 from proxy.core.fields.values import Setting
 from proxy.core.jose import jwe
 
+_UNREAD = frozenset((Reason.BODY_NOT_JSON, Reason.ENCODING_UNSUPPORTED, Reason.BODY_TOO_LARGE))
 MAX_SEALED = 4096  # half a second of work at most
 
 _UTF8 = ("utf-8", "utf8", "us-ascii")
@@ -54,6 +55,19 @@ class Changed:
 
     body: bytes
     counts: tuple[int, ...]
+
+
+def unchangeable(work: Work, why: str, entries: tuple[str, ...] = ()) -> Denied:
+    """Return the denial of a response with whose fields nothing can be done.
+
+    Args:
+        work: what was to be done.
+        why: why it cannot be done.
+        entries: the names of the entries that it is about, where that is known.
+    """
+    if work is Work.ENCRYPT:
+        return Denied(Reason.RESPONSE_NOT_SEALED, f"the response cannot be sealed: {why}", entries=entries)
+    return Denied(Reason.DECRYPTION_FAILED, f"the response cannot be decrypted: {why}", entries=entries)
 
 
 def too_large(limit: int) -> Denied:
@@ -130,10 +144,10 @@ def decrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting:
     """Decrypt the fields that entries select, if they hold a JWE; see `change`.
 
     A value that is no JWE was never sealed, and stays as it is. So does a body that is no JSON, if its label says
-    nothing about it (see `Label`).
+    nothing about it (see `Label`); and one of a request that cannot be read, if its label says that it is no JSON.
 
     Raises:
-        Denied: DECRYPTION_FAILED; the detail says why.
+        Denied: DECRYPTION_FAILED, of a request REQUEST_NOT_OPENED; the detail says why.
     """
     unchanged = Changed(body, (0,) * len(entries))
     try:
@@ -142,15 +156,19 @@ def decrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting:
         _check_charset(head.content_types)
         codings = encodings.parse_encoding(head.content_encoding)
         text, codings = encodings.take_off(body, codings, setting.limit)
-        if label_of(head.content_types) is Label.NOTHING and not may_be_json(text):
+        if label_of(head.content_types) is not Label.JSON and not may_be_json(text):
             return unchanged
         spliced = splice.splice(text, values.opening(entries, setting))
         return Changed(encodings.encode(spliced.body, codings), spliced.counts) if spliced.total else unchanged
     except Denied as e:
+        if setting.of_request and e.reason in _UNREAD and label_of(head.content_types) is Label.OTHER:
+            return unchanged
         why, names = e.detail, e.entries
     except ValueError:  # raised by splice: the sender sealed something that is not one JSON value
         why, names = "a field opens to something that is not one JSON value", ()
-    raise Denied(Reason.DECRYPTION_FAILED, f"the response cannot be decrypted: {why}", entries=names)
+    if setting.of_request:
+        raise Denied(Reason.REQUEST_NOT_OPENED, f"the request cannot be decrypted: {why}", entries=names)
+    raise unchangeable(Work.DECRYPT, why, names)
 
 
 def _splice(

@@ -43,12 +43,14 @@ class Setting:
         limit: the greatest length of the decoded body in bytes.
         today: the current day in UTC, for the keys' `not_after`.
         sealing: returns what seals the values of one body with a key of a key set; see `sealing.Sealers`.
+        of_request: whether it is the body of a request.
     """
 
     host: str
     limit: int
     today: date
     sealing: Callable[[KeySet, Key], Sealing] = Sealing.alone
+    of_request: bool = False
 
 
 def sealing(entries: Sequence[FieldEntry], setting: Setting) -> list[splice.Job]:

@@ -108,6 +108,38 @@ def check_server_name(name: str | None, connect: Destination) -> None:
         raise Denied(Reason.HOST_MISMATCH, f"the TLS server name is not the host of CONNECT {connect}")
 
 
+def mirrored_host(fields: Fields, authority: str, server_name: str | None, names: Collection[str]) -> Destination:
+    """Return the destination for which a mirror listener stands that a request is for.
+
+    The port that it names does not matter: what is in front may have another one than the listener. The TLS server name
+    may be another one of those hosts, since a connection may be used for all that its certificate names (RFC 9113,
+    section 9.1.1).
+
+    Args:
+        fields: the request's fields.
+        authority: its `:authority`, or the authority of an absolute target; "" for none.
+        server_name: the TLS server name, as for `check_server_name`.
+        names: the canonical hosts for which the listener stands.
+
+    Raises:
+        Denied: MISDIRECTED: it is for another host, for none or for several; BAD_REQUEST: a name is malformed.
+    """
+    named = {
+        read_host_field(value, HTTPS_PORT).host for value in [*_hosts(fields), *([authority] if authority else ())]
+    }
+    if len(named) != 1 or named.isdisjoint(names):
+        what = "none" if not named else "several" if len(named) > 1 else "another one"
+        raise Denied(Reason.MISDIRECTED, f"of the hosts for which this listener stands, the request names {what}")
+    if server_name is not None:
+        try:
+            is_known = canonical_host(server_name) in names
+        except BadDestination:
+            is_known = False
+        if not is_known:
+            raise Denied(Reason.MISDIRECTED, "the TLS server name is none of the hosts for which this listener stands")
+    return Destination(named.pop(), HTTPS_PORT)
+
+
 def is_own_name(host: str, names: Collection[str]) -> bool:
     """Tell whether a request to one of our listeners may call it so: by an address, a name that nobody can register, or
     our own.

@@ -7,7 +7,9 @@ Offers:
   https must not notice
 - `hsts`: KnownHosts; hosts that have asked for https only (RFC 6797)
 - `policy`: ClientCertificate, CrlUse, Crls, Defaults, Egress, HostPattern, Https, KeyExchange, Limits, Listener,
-  ListenerKind, Mode, PlainHttp, Policy, Rule, RuleLimits, Trust, UpstreamProxy, upgraded; the policy and its parts
-- `transport`: decide_https, decide_plain_http, denied_by_address, forbidden_address, hint_for_neighbour, own_listener,
-  unresolved, untaken; upgrade, reject or allow; which addresses may be reached
+  ListenerKind, Mirror, Mode, PlainHttp, Policy, Rule, RuleLimits, Trust, UpstreamProxy, upgraded; the policy and its
+  parts
+- `transport`: decide_https, decide_mirror, decide_plain_http, denied_by_address, forbidden_address,
+  forbidden_behind_mirror, hint_for_neighbour, own_listener, unresolved, untaken; upgrade, reject or allow; which
+  addresses may be reached
 """

@@ -10,13 +10,14 @@ Rules of this module:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
+from proxy.core.certificates.serving import ServerCertificate
 from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, Destination
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.jose.keymaterial import SecretBytes
@@ -257,6 +258,7 @@ class ListenerKind(StrEnum):
     REVERSE = "reverse"
     SOCKS5 = "socks5"
     TRANSPARENT = "transparent"
+    MIRROR = "mirror"
 
 
 class Egress(StrEnum):
@@ -295,18 +297,53 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Mirror:
+    """What a mirror listener does beside its server: it opens what others have sealed for it, and seals its answers.
+
+    Attributes:
+        to: where the server behind it listens.
+        is_plain: whether that is spoken to in plain http, which only loopback and listed addresses are.
+        names: the canonical hosts that it stands for.
+        cert: the file of the certificate that it shows, with its chain; None if it speaks plain http.
+        key: the file of that certificate's key; None likewise.
+        peers: who may connect; None for those of the policy.
+        is_open: whether everybody may connect.
+    """
+
+    to: Destination
+    is_plain: bool
+    names: tuple[str, ...]
+    cert: str | None = None
+    key: str | None = None
+    peers: AddressSet | None = None
+    is_open: bool = False
+
+    def __str__(self) -> str:
+        parts = [("to", f"{'http' if self.is_plain else 'https'}://{self.to.authority}")]
+        parts += [("for", name) for name in self.names]
+        parts += [(name, value) for name, value in (("cert", self.cert), ("key", self.key)) if value is not None]
+        if self.is_open:
+            parts.append(("from", "any"))
+        elif self.peers is not None:
+            parts += [("from", text) for text in self.peers.texts()]
+        return "&".join(f"{name}={value}" for name, value in parts)
+
+
+@dataclass(frozen=True, slots=True)
 class Listener:
     """An address to listen on; port 0 asks the system for a free port.
 
     Attributes:
         kind: what apps speak there.
         to: the https host that a reverse listener stands for.
+        mirror: what a mirror listener stands for, and where its server is.
     """
 
     host: str
     port: int
     kind: ListenerKind = ListenerKind.FORWARD
     to: Destination | None = None
+    mirror: Mirror | None = None
 
     @property
     def address(self) -> str:
@@ -315,7 +352,7 @@ class Listener:
 
     def __str__(self) -> str:
         to = "" if self.to is None else f"?to=https://{self.to.authority}"
-        return f"{self.kind}://{self.address}{to}"
+        return f"{self.kind}://{self.address}{to if self.mirror is None else f'?{self.mirror}'}"
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -335,6 +372,7 @@ class Policy:
         workers: the number of processes that share the listeners; 0 for as many as the machine has processors for them.
         drain_wait: seconds to serve as before after the signal to end, while no longer ready.
         drain_timeout: seconds that requests under way then have to finish.
+        certificates: what each mirror listener shows that speaks TLS.
         source: the file's name, or `built-in`.
         files: the names of all files that were read for it, its own first.
         remarks: what in its files is no error but needs attention.
@@ -364,12 +402,14 @@ class Policy:
     drain_timeout: int = 8  # `docker stop` kills after 10 seconds
     keys: dict[str, KeySet] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
+    certificates: Mapping[Mirror, ServerCertificate] = field(default_factory=dict, repr=False)
     source: str = "built-in"
     files: tuple[Path, ...] = ()
     remarks: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
     content: bytes = field(default=b"", repr=False)
     secrets: bytes = field(default=b"", repr=False)
+    mirrored: frozenset[str] = field(init=False, repr=False)  # the hosts for which mirror listeners stand
     _by_host: dict[str, list[tuple[int, HostPattern]]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -379,6 +419,8 @@ class Policy:
             for pattern in rule.hosts:
                 by_host.setdefault(pattern.host, []).append((number, pattern))
         object.__setattr__(self, "_by_host", by_host)
+        mirrored = (name for each in self.listen if each.mirror is not None for name in each.mirror.names)
+        object.__setattr__(self, "mirrored", frozenset(mirrored))
 
     @property
     def short_hash(self) -> str:
@@ -444,6 +486,23 @@ class Policy:
     def reachable(self, rule: Rule | None) -> AddressSet:
         """Return which non-public addresses may be reached under a rule, or under none."""
         return self.destinations if rule is None or rule.destinations is None else rule.destinations
+
+    def is_mirrored(self, rule: Rule | None) -> bool:
+        """Tell whether a rule is about what comes to hosts for which mirror listeners stand."""
+        return rule is not None and any(each.kind == "exact" and each.host in self.mirrored for each in rule.hosts)
+
+    def mirror_for(self, host: str) -> Mirror | None:
+        """Return the mirror that stands for a canonical host; the first one, if several do; None if none does."""
+        mirrors = (each.mirror for each in self.listen if each.mirror is not None)
+        return next((mirror for mirror in mirrors if host in mirror.names), None)
+
+    def clients_of(self, mirror: Mirror | None) -> ClientRules:
+        """Return who may use a listener: a mirror may have rules of its own, and never asks for a password."""
+        if mirror is None:
+            return self.clients
+        if mirror.is_open:
+            return ClientRules(None)
+        return ClientRules(self.clients.addresses if mirror.peers is None else mirror.peers)
 
     def rule_for(self, destination: Destination) -> Rule | None:
         """Return the rule for an https destination: the first that matches."""

@@ -56,6 +56,8 @@ def decide_plain_http(
 def _decide_plain_http(policy: Policy, asked: Destination) -> _Decided:
     """Decide by the policy alone."""
     rule = policy.rule_for_plain_http(asked)
+    if asked.host in policy.mirrored:
+        return rule, Decision(Action.DENY, denied=_mirrored(asked))
     if rule is None and policy.egress is Egress.LISTED:
         return None, Decision(Action.DENY, denied=_not_listed(asked))
     what = rule.plain_http if rule else policy.defaults.plain_http
@@ -119,6 +121,8 @@ def decide_https(policy: Policy, asked: Destination) -> tuple[Rule | None, Decis
 
 def _decide_https(policy: Policy, asked: Destination) -> _Decided:
     rule = policy.rule_for(asked)
+    if asked.host in policy.mirrored:
+        return rule, Decision(Action.DENY, denied=_mirrored(asked))
     if rule is None and policy.egress is Egress.LISTED:
         return None, Decision(Action.DENY, denied=_not_listed(asked))
     what = rule.https if rule else policy.defaults.https
@@ -127,6 +131,49 @@ def _decide_https(policy: Policy, asked: Destination) -> _Decided:
     if what is Https.INSPECT:
         return rule, Decision(Action.INSPECT, asked)
     return rule, Decision(Action.DENY, denied=_https_rejected(rule, asked))
+
+
+def decide_mirror(policy: Policy, asked: Destination, to: Destination) -> tuple[Rule | None, Decision]:
+    """Decide on a request that came to a mirror listener.
+
+    Args:
+        policy: the policy in force.
+        asked: the destination for which the listener stands, under which rules name it.
+        to: where the server behind it is.
+
+    Returns:
+        The rule that counts, and MIRROR with the target to dial.
+    """
+    return policy.rule_for(asked), Decision(Action.MIRROR, to)
+
+
+def forbidden_behind_mirror(
+    policy: Policy, rule: Rule | None, host: str, address: Address, *, is_plain: bool
+) -> Denied | None:
+    """Return the denial of a mirror's server at an address where it must not be; None if it may be there.
+
+    Plain http goes to loopback, and to addresses that are not public and that the policy names; nowhere else, and in no
+    mode. Over https, a public address will do, too.
+
+    Args:
+        policy: the policy in force.
+        rule: the rule of the host for which the mirror stands.
+        host: the server's canonical host, for the message.
+        address: its address.
+        is_plain: whether it is spoken to in plain http.
+    """
+    kind = kind_of(address)
+    if kind is AddressKind.LOOPBACK:
+        return None
+    if kind is None and is_plain:
+        return Denied(
+            Reason.DESTINATION_FORBIDDEN,
+            f"{host} is at a public address, where no plain http goes",
+            "let the mirror run beside its server, or write https:// in its `to`",
+        )
+    if kind is not None and policy.reachable(rule).forbids(address) is not None:
+        return forbidden_address(host, kind, rule)
+    return None
 
 
 def denied_by_address(policy: Policy, rule: Rule | None, host: str) -> Denied | None:
@@ -209,8 +256,11 @@ def unresolved(host: str) -> Denied:
     return Denied(Reason.UPSTREAM_UNREACHABLE, f"the name {host} cannot be resolved", hint)
 
 
-def untaken(host: str, port: int) -> Denied:
+def untaken(host: str, port: int, *, is_behind_mirror: bool = False) -> Denied:
     """Return the denial of a host at whose address and port nobody listens."""
+    if is_behind_mirror:
+        hint = "see that the server behind the mirror listener runs, and listens where `to` says"
+        return Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} takes no connection", hint)
     address = _known_address(host)
     is_own = address is not None and kind_of(address) is AddressKind.LOOPBACK
     return Denied(Reason.UPSTREAM_UNREACHABLE, f"{host} port {port} takes no connection", _REACH_OWN if is_own else "")
@@ -222,6 +272,15 @@ def own_listener(where: str) -> Denied:
         Reason.DESTINATION_FORBIDDEN,
         f"{where} is one of Overcoat's own listeners",
         "nothing makes them reachable through it: the app must have meant another port",
+    )
+
+
+def _mirrored(asked: Destination) -> Denied:
+    return Denied(
+        Reason.DESTINATION_FORBIDDEN,
+        f"a mirror listener here stands for {asked.host}, and its rule is about what comes to that host, not what "
+        "leaves for it",
+        "let the app reach its own server directly (NO_PROXY), or give it a sidecar with a policy of its own",
     )
 
 

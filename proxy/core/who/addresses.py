@@ -145,6 +145,11 @@ class AddressSet:
             for network in self.networks
         )
 
+    def texts(self) -> list[str]:
+        """Return its kinds and networks as the policy file writes them."""
+        hosts = [str(each.network_address) if each.num_addresses == 1 else str(each) for each in self.networks]
+        return [*sorted(self.kinds), *hosts]
+
     def forbids(self, address: Address) -> AddressKind | None:
         """Return the kind because of which an address is forbidden; None if it is public, or in this set."""
         kind = kind_of(address)

@@ -224,7 +224,7 @@ class Conversation:
             self._connected(upstream)
             return
         self._was_reused = False
-        record = exchange.upstream = Upstream(exchange.policy, exchange.rule)
+        record = exchange.upstream = Upstream(exchange.policy, exchange.rule, mirror=self.app.session.mirror)
         self._dialling = self.app.loop.create_task(self._dial(record, key, version))
 
     def _needs_own_connection(self) -> bool:
@@ -402,9 +402,8 @@ class Conversation:
         if state in _GATHERING:
             assert self.exchange is not None
             if len(self._gathered) + len(data) > self.exchange.policy.limits.held_body:
-                self._fail(
-                    Denied(Reason.DECRYPTION_FAILED, bodies.too_large(self.exchange.policy.limits.held_body).detail)
-                )
+                limit = self.exchange.policy.limits.held_body
+                self._fail(bodies.unchangeable(self.exchange.response_work, bodies.too_large(limit).detail))
                 return
             self._gathered += data
             return

@@ -1,5 +1,5 @@
-"""The speakers for the listeners besides forward: reverse, SOCKS5 and transparent. Each turns what the app sends into
-what the forward listener knows. `server` calls `meet` for each connection that it accepts.
+"""The speakers for the listeners besides forward: reverse, SOCKS5, transparent and mirror. Each turns what the app
+sends into what the forward listener knows. `server` calls `meet` for each connection that it accepts.
 
 Rules of this module:
 
@@ -8,6 +8,8 @@ Rules of this module:
 - A transparent listener takes the port that the app dialled, and the host that the app names: that name is resolved and
   dialled, never the address that the app happened to dial. Without a name, it is that address.
 - SOCKS5 (RFC 1928) is another form of CONNECT: all other commands are refused.
+- A mirror listener is a server, not a proxy: whatever its peers ask goes to the one server behind it, with Host as it
+  came; that names a host for which it stands (`addons.gate` looks).
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ import struct
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 
-from mitmproxy import http
+from mitmproxy import http, tls
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.destinations import HTTP_PORT, BadDestination, Destination, canonical_host, parse_authority
-from proxy.core.http.heads import Fields, RequestHead, read_request_head
+from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, BadDestination, Destination, canonical_host, parse_authority
+from proxy.core.http.heads import Fields, RequestHead, names_in, read_request_head
 from proxy.core.http.names import is_own_name, read_host_field
-from proxy.core.rules.policy import ListenerKind
+from proxy.core.rules.policy import ListenerKind, Mirror
 from proxy.core.who.addresses import parse_ip
 from proxy.engine.apps.connect import Connect
 from proxy.engine.apps.http1 import AppHttp1
@@ -49,7 +51,8 @@ def meet(app: AppSocket) -> None:
         app.house.admit(app.session)
         app.speaker = _speaker_for(app)
     except Denied as denied:
-        if app.listener.kind in (ListenerKind.FORWARD, ListenerKind.REVERSE):
+        mirror = app.listener.mirror
+        if app.listener.kind in (ListenerKind.FORWARD, ListenerKind.REVERSE) or (mirror and mirror.cert is None):
             AppHttp1(app, None).deny(denied)
         else:
             app.close_denied(denied)
@@ -72,6 +75,9 @@ def _speaker_for(app: AppSocket) -> Speaker:
             return Socks5(app)
         case ListenerKind.TRANSPARENT:
             return Transparent(app, original_destination(app.transport.get_extra_info("socket")))
+        case ListenerKind.MIRROR:
+            assert listener.mirror is not None
+            return AppHttp1(app, None, Mirrored(listener.mirror)) if listener.mirror.cert is None else PeerHello(app)
         case ListenerKind.FORWARD:
             return AppHttp1(app, None)
 
@@ -83,7 +89,7 @@ class Reverse:
     to: Destination
     here: Destination
     names: frozenset[str]
-    is_https = True
+    is_https = any_scheme = True
 
     def aim(self, head: RequestHead) -> tuple[RequestHead, Destination, Destination | None]:
         """Return a request's head as it goes on, its destination, and the destination as the app knows it.
@@ -116,7 +122,7 @@ class Redirected:
     """Requests in origin form that were sent to an address and redirected, and that name a host."""
 
     dialled: Destination
-    is_https = False
+    is_https = any_scheme = False
 
     def aim(self, head: RequestHead) -> tuple[RequestHead, Destination, Destination | None]:
         """As `Reverse.aim`.
@@ -127,6 +133,36 @@ class Redirected:
         if not any(name.lower() == b"host" for name, _ in head.fields):
             return head, self.dialled, None
         return head, Destination(_named(head.fields, HTTP_PORT).host, self.dialled.port), None
+
+
+@dataclass(frozen=True, slots=True)
+class Mirrored:
+    """Requests to a mirror listener, which its server is asked."""
+
+    mirror: Mirror
+    any_scheme = True
+
+    @property
+    def is_https(self) -> bool:
+        """Whether the server behind it speaks TLS itself."""
+        return not self.mirror.is_plain
+
+    def aim(self, head: RequestHead) -> tuple[RequestHead, Destination, Destination | None]:
+        """As `Reverse.aim`. A request of HTTP/1.0 that names no host is for the only one, if there is only one.
+
+        Raises:
+            Denied: BAD_REQUEST: it is a CONNECT.
+        """
+        if head.method.upper() == b"CONNECT":
+            raise Denied(
+                Reason.BAD_REQUEST,
+                "a mirror listener is a server, not a proxy, and opens no tunnels",
+                "set a forward:// listener as the app's proxy, and send requests for the server here",
+            )
+        fields, names = head.fields, self.mirror.names
+        if head.target.startswith(b"/") and len(names) == 1 and b"host" not in names_in(fields):
+            fields = ((b"Host", Destination(names[0], HTTPS_PORT).url_host.encode("ascii")), *fields)
+        return replace(head, fields=fields), self.mirror.to, None
 
 
 def _named(fields: Fields, default_port: int) -> Destination:
@@ -371,3 +407,53 @@ class Transparent(_ConnectSpeaker):
     def too_slow(self) -> None:
         """End: the app did not send enough in time."""
         self._deny()
+
+
+class PeerHello(Speaker):
+    """Collects the first bytes of a peer of a mirror listener that speaks TLS, and begins the handshake."""
+
+    def __init__(self, app: AppSocket) -> None:
+        self.app = app
+        self._data = b""
+        app.expect(True)
+
+    def feed(self, data: bytes) -> None:
+        """Collect bytes, and decide once they are enough."""
+        self._data += data
+        heard = listen(self._data)
+        if heard.speech is Speech.UNDECIDED:
+            return
+        app = self.app
+        if heard.speech is Speech.TLS:
+            assert app.listener.mirror is not None
+            app.client.sni, app.client.alpn_offers = heard.sni, heard.alpn
+            start = tls.TlsData(app.client, app.context)
+            app.house.dispatch.call("tls_start_client", start)
+            assert start.ssl_conn is not None
+            app.start_tls(start.ssl_conn)
+            app.speaker = AppHttp1(app, None, Mirrored(app.listener.mirror))
+            app.take(self._data)
+        elif heard.speech is Speech.HTTP:
+            AppHttp1(app, None).deny(
+                Denied(
+                    Reason.BAD_REQUEST,
+                    "this listener speaks https, and the request came in plain http",
+                    "send it with https://",
+                )
+            )
+        else:
+            app.close_denied(Denied(Reason.NOT_HTTP, "what the peer sent is no TLS"))
+
+    def eof(self) -> None:
+        """End: the peer has sent too little."""
+        self.app.close()
+
+    def too_slow(self) -> None:
+        """End: the peer did not send a whole ClientHello in time."""
+        self.app.close_denied(Denied(Reason.REQUEST_TIMEOUT, "the peer did not send a whole ClientHello in time"))
+
+    def gone(self) -> None:
+        """Do nothing: nothing was begun."""
+
+    def congested(self, _is_congested: bool) -> None:
+        """Do nothing: nothing was sent yet."""

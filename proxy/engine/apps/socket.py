@@ -71,6 +71,7 @@ class AppSocket(Life):
         self.loop = house.loop
         self._meet = meet
         self.tls: TlsStream | None = None
+        self._tls_has_failed = False  # and that is told
         self._still_taken = math.inf
         self.is_congested = False  # whether the app reads too slowly
         self.before_close: Callable[[], None] | None = None  # writes what the speaker has gathered
@@ -102,7 +103,8 @@ class AppSocket(Life):
         super().connection_made(transport)
         names = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         self.client = new_client(*names, time.time())
-        self.session = self.house.sessions.open(self.client, self.house.policy, self.listener.kind)
+        listener = self.listener
+        self.session = self.house.sessions.open(self.client, self.house.policy, listener.kind, listener.mirror)
         self.context = new_context(self.client)
         self.house.began(self)
         self.guarded(self._start)
@@ -165,7 +167,7 @@ class AppSocket(Life):
         if self.is_closing:
             return
         if self.tls is not None and not self.tls.is_established:
-            self.session.tls_failed()
+            self._tls_failed()
             self.close()
         else:
             self.speaker.too_slow()
@@ -196,8 +198,8 @@ class AppSocket(Life):
         self.client.timestamp_end = time.time()
         self._stop_timers()
         self.clock.close()
-        if self.tls is not None and not self.tls.is_established:
-            self.session.tls_failed()
+        if self.tls is not None and not self.tls.is_established and not self._tls_has_failed:
+            self._tls_failed()
         try:
             self.speaker.gone()
             self.house.dispatch.call("client_disconnected", self.client)
@@ -295,7 +297,7 @@ class AppSocket(Life):
                 done = self.tls.handshake(data)
             except SSL.Error:
                 self._out.append(self.tls.outgoing())
-                self.session.tls_failed()
+                self._tls_failed()
                 self.close()
                 return
             self._out.append(self.tls.outgoing())
@@ -316,6 +318,12 @@ class AppSocket(Life):
             self.speaker.feed(plain)
         if self.tls.has_ended and not self.is_closing:
             self.speaker.eof()
+
+    def _tls_failed(self) -> None:
+        self._tls_has_failed = True
+        if not self.session.tls_failed():
+            what = "the peer of a mirror listener did not complete TLS"
+            self.write_denied(self.denied(Denied(Reason.APP_TLS_FAILED, what)), None)
 
     def eof_received(self) -> bool:
         """Handle a half-close."""

@@ -19,7 +19,15 @@ from collections.abc import Sequence
 from addons.exchange import Upstream
 from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
-from proxy.core.rules.transport import denied_by_address, forbidden_address, own_listener, unresolved, untaken
+from proxy.core.rules.policy import Mirror
+from proxy.core.rules.transport import (
+    denied_by_address,
+    forbidden_address,
+    forbidden_behind_mirror,
+    own_listener,
+    unresolved,
+    untaken,
+)
 from proxy.core.who.addresses import AddressKind, kind_of, parse_ip
 from proxy.engine.descriptors import KEPT_FROM_DIALS, SHORTAGES, is_taken, shortage
 from proxy.engine.sockets import tcp_socket
@@ -55,7 +63,7 @@ async def connect(services: Services, host: str, port: int, record: Upstream) ->
         if isinstance(e, OSError) and e.errno in SHORTAGES:
             where = f"no descriptor is left for a connection to {host} port {port}"
             raise Denied(Reason.UPSTREAM_UNREACHABLE, where, "raise the limit of descriptors (ulimit -n)") from None
-        raise untaken(host, port) from None
+        raise untaken(host, port, is_behind_mirror=record.mirror is not None) from None
     try:
         is_own = services.is_own_address(connection.getsockname()[:2], connection.getpeername()[:2])
     except OSError:  # it was reset meanwhile
@@ -141,6 +149,8 @@ def _allowed(found: Sequence[_Found], host: str, record: Upstream) -> list[_Foun
         Denied: there are none.
     """
     policy, is_observing = record.policy, record.policy.observes(record.rule)
+    if record.mirror is not None:
+        return _allowed_behind(record.mirror, found, host, record)
     allowed: list[_Found] = []
     forbidden: AddressKind | None = None
     for family, address in found:
@@ -156,6 +166,24 @@ def _allowed(found: Sequence[_Found], host: str, record: Upstream) -> list[_Foun
             raise denied
         if is_observing:
             record.observed = denied
+    return allowed
+
+
+def _allowed_behind(mirror: Mirror, found: Sequence[_Found], host: str, record: Upstream) -> list[_Found]:
+    """Return the addresses at which a mirror's server may be, in any mode.
+
+    Raises:
+        Denied: there are none.
+    """
+    allowed: list[_Found] = []
+    for family, address in found:
+        denied = forbidden_behind_mirror(
+            record.policy, record.rule, host, parse_ip(address[0]), is_plain=mirror.is_plain
+        )
+        if denied is None:
+            allowed.append((family, address))
+    if not allowed and denied is not None:
+        raise denied
     return allowed
 
 

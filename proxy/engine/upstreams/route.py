@@ -79,7 +79,7 @@ async def reach(services: Services, host: str, port: int, record: Upstream, cont
     """
     through = record.policy.upstream_proxy
     destination = Destination(host, port)
-    if through is None or not through.serves(destination):
+    if through is None or record.mirror is not None or not through.serves(destination):
         return await connect(services, host, port, record)
     check_address(host, record)  # the proxy resolves names; an address can be checked here
     there = "127.0.0.1" if is_loopback(host) else host

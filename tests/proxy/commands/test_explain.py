@@ -26,6 +26,7 @@ def test_explain_tells_the_whole_way_of_a_plain_http_request() -> None:
     (request,) = explained("-X", "POST", "http://API.pay.example/v1/charges?x=1#y")
     assert request == {
         "scheme": "http",
+        "mirror": None,
         "asked": "api.pay.example:80",
         "rule": "pay",
         "mode": "enforce",

@@ -49,6 +49,7 @@ def _jwk(key: Key) -> str:
 
 SECRET_JWK = _jwk(SECRET)
 RECEIVER = new_key(Alg.ECDH_ES_A256KW)
+RECEIVER_PRIVATE = to_pem(RECEIVER, private=True)
 RECEIVER_PUBLIC = to_pem(RECEIVER.public(), private=False)
 SERVER_PUBLIC = to_pem(new_key(Alg.ECDH_ES_A256KW).public(), private=False)
 CA_PEM = trustme.CA().cert_pem.bytes()
@@ -63,6 +64,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "keys/pay-tls.pem").write_bytes(SERVER_PUBLIC)
     (folder / "keys/pay-tls-next.pem").write_bytes(CA_PEM)
     (folder / "roots.pem").write_bytes(CA_PEM)
+    served = trustme.CA().issue_cert("api.pay.example")
+    (folder / "server.pem").write_bytes(served.cert_chain_pems[0].bytes())
+    (folder / "app-2026.pub.pem").write_bytes(RECEIVER_PUBLIC)
+    for name, data in (("server.key", served.private_key_pem.bytes()), ("pay-2026.pem", RECEIVER_PRIVATE)):
+        (folder / name).touch(mode=0o600)
+        (folder / name).write_bytes(data)
     (folder / "empty.pem").write_bytes(b"")
     (folder / "large.pem").write_bytes(b"x" * 70_000)
     for name, mode in (("app.jwk", 0o600), ("old.jwk", 0o600), ("open.jwk", 0o644)):
@@ -179,7 +186,7 @@ def _shown(policy: Policy) -> str:
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) >= 4
+    assert len(EXAMPLES) >= 5
 
 
 def _plain(value: Any) -> Any:

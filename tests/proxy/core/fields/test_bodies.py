@@ -19,6 +19,7 @@ from proxy.core.fields.bodies import (
     check_before,
     count_marked,
     too_large,
+    unchangeable,
 )
 from proxy.core.fields.entries import FieldEntry, Signed, Work
 from proxy.core.fields.selectors import parse_selector
@@ -274,3 +275,55 @@ class TestDecrypting:
 )
 def test_what_of_an_offer_can_be_opened_here(offered: str, acceptable_here: str) -> None:
     assert acceptable(offered) == acceptable_here
+
+
+def token(host: str) -> bytes:
+    """Return a token of `1` at `$.a`."""
+    return seal(b"1", KEYS, Place(host, "$.a")).encode("ascii")
+
+
+class TestRequestsThatAreOpened:
+    """At a mirror listener, where requests are opened and responses sealed."""
+
+    def opened(self, body: bytes, *types: str, coding: str | None = None) -> bytes:
+        """Open a request's body."""
+        opening = replace(ENTRY, selectors=(parse_selector("$.a"),), work=Work.DECRYPT)
+        return change(body, BodyHead(types, coding), [opening], Setting(HOST, 1000, TODAY, of_request=True)).body
+
+    def test_a_token_that_does_not_open_is_the_requests_fault(self) -> None:
+        other = token("other.example")
+        with pytest.raises(Denied) as caught:
+            self.opened(b'{"a":"%s"}' % other, "application/json")
+        assert caught.value.reason is Reason.REQUEST_NOT_OPENED
+        assert caught.value.entries == ("request[2]",)
+
+    @pytest.mark.parametrize("types", [("application/json",), ("text/plain",), ()])
+    def test_what_is_json_is_opened_whatever_it_is_called(self, types: tuple[str, ...]) -> None:
+        assert self.opened(b' {"a":"%s"}' % token(HOST), *types) == b' {"a":1}'
+
+    @pytest.mark.parametrize("body", [b"{", b'{"a":1', b"[NaN]", b'"a', b"{}" + b" " * 2000])
+    def test_what_says_that_it_is_json_must_be_read(self, body: bytes) -> None:
+        with pytest.raises(Denied) as caught:
+            self.opened(body, "application/json")
+        assert caught.value.reason is Reason.REQUEST_NOT_OPENED
+        assert self.opened(body, "application/octet-stream") == body
+
+    def test_so_must_its_coding(self) -> None:
+        with pytest.raises(Denied) as caught:
+            self.opened(b"{}", "application/json", coding="unknown")
+        assert caught.value.reason is Reason.REQUEST_NOT_OPENED
+        assert self.opened(b"{}", "image/png", coding="unknown") == b"{}"
+
+    def test_a_token_in_what_says_that_it_is_no_json_must_open_as_well(self) -> None:
+        with pytest.raises(Denied) as caught:
+            self.opened(b'{"a":"%s"}' % token("other.example"), "text/plain")
+        assert caught.value.reason is Reason.REQUEST_NOT_OPENED
+
+
+@pytest.mark.parametrize(
+    ("work", "reason"), [(Work.ENCRYPT, Reason.RESPONSE_NOT_SEALED), (Work.DECRYPT, Reason.DECRYPTION_FAILED)]
+)
+def test_a_response_that_cannot_be_changed_says_what_was_to_be_done(work: Work, reason: Reason) -> None:
+    denied = unchangeable(work, "it is late", ("response[1]",))
+    assert (denied.reason, denied.entries) == (reason, ("response[1]",))
+    assert "it is late" in denied.detail

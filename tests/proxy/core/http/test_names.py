@@ -12,6 +12,7 @@ from proxy.core.http.names import (
     check_server_name,
     host_field,
     is_own_name,
+    mirrored_host,
     read_host_field,
     with_host,
 )
@@ -129,3 +130,44 @@ class TestFields:
     def test_a_host_that_names_the_target_stays_as_it_was_written(self, value: bytes) -> None:
         fields = ((b"Host", value),)
         assert with_host(fields, ASKED) == fields
+
+
+STOOD_FOR = ("api.example", "www.example", "192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("hosts", "authority", "server_name", "found"),
+    [
+        (["api.example"], "", None, "api.example"),
+        (["API.example.:8443"], "", "api.example", "api.example"),
+        (["api.example"], "api.example:443", "www.example", "api.example"),
+        ([], "www.example", None, "www.example"),
+        (["192.0.2.1"], "", None, "192.0.2.1"),
+    ],
+)
+def test_a_mirror_finds_the_host_that_a_request_is_for(
+    hosts: list[str], authority: str, server_name: str | None, found: str
+) -> None:
+    fields = tuple((b"hOst", host.encode()) for host in hosts)
+    assert mirrored_host((*fields, (b"a", b"b")), authority, server_name, STOOD_FOR) == Destination(found, 443)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "authority", "server_name", "what"),
+    [
+        ([], "", None, "names none"),
+        (["other.example"], "", None, "names another one"),
+        (["127.0.0.1"], "", "api.example", "names another one"),
+        (["api.example"], "www.example", None, "names several"),
+        (["api.example"], "", "other.example", "TLS server name"),
+        (["api.example"], "", "", "TLS server name"),
+        (["api.example"], "", "a b", "TLS server name"),
+    ],
+)
+def test_a_mirror_serves_no_other(hosts: list[str], authority: str, server_name: str | None, what: str) -> None:
+    fields = tuple((b"Host", host.encode()) for host in hosts)
+    with pytest.raises(Denied) as caught:
+        mirrored_host(fields, authority, server_name, STOOD_FOR)
+    assert caught.value.reason is Reason.MISDIRECTED
+    assert what in caught.value.detail
+    assert "other" not in caught.value.detail.replace("another", "")

@@ -11,18 +11,33 @@ from proxy.core.decisions import Action, Decision, Reason
 from proxy.core.destinations import Destination
 from proxy.core.pins import Pin, PinSet
 from proxy.core.rules.hsts import KnownHosts
-from proxy.core.rules.policy import Defaults, Egress, HostPattern, Https, Mode, PlainHttp, Policy, Rule
+from proxy.core.rules.policy import (
+    Defaults,
+    Egress,
+    HostPattern,
+    Https,
+    Listener,
+    ListenerKind,
+    Mirror,
+    Mode,
+    PlainHttp,
+    Policy,
+    Rule,
+)
 from proxy.core.rules.transport import (
     decide_https,
+    decide_mirror,
     decide_plain_http,
     denied_by_address,
     forbidden_address,
+    forbidden_behind_mirror,
     hint_for_neighbour,
     own_listener,
     unresolved,
     untaken,
 )
-from proxy.core.who.addresses import AddressKind, AddressSet
+from proxy.core.who.addresses import AddressKind, AddressSet, parse_ip
+from proxy.core.who.clients import ClientRules
 
 RULE = Rule("r", (HostPattern("exact", "api.example"),), PlainHttp.UPGRADE, Https.TUNNEL)
 ASKED = Destination("api.example", 80)
@@ -428,3 +443,92 @@ class TestWhatIsKept:
         one, other = (decide(policy, ASKED)[1].denied for _ in range(2))
         assert one is not None
         assert one is not other
+
+
+# What comes to mirror listeners
+
+TO = Destination("127.0.0.1", 5000)
+MIRROR = Mirror(TO, True, ("api.example", "www.example"))
+MIRRORED = Policy(
+    listen=(Listener("127.0.0.1", 0), Listener("0.0.0.0", 8443, ListenerKind.MIRROR, mirror=MIRROR)),
+    rules=(RULE,),
+)
+
+
+def test_what_comes_to_a_mirror_goes_to_its_server_under_the_rule_of_its_host() -> None:
+    assert decide_mirror(MIRRORED, ASKED_TLS, TO) == (RULE, Decision(Action.MIRROR, TO))
+    assert decide_mirror(MIRRORED, Destination("www.example", 443), TO) == (None, Decision(Action.MIRROR, TO))
+
+
+@pytest.mark.parametrize("decide", [decide_https, decide_plain_http])
+@pytest.mark.parametrize("port", [80, 443, 8443])
+def test_nothing_leaves_for_a_host_that_a_mirror_stands_for(
+    decide: Callable[[Policy, Destination], tuple[Rule | None, Decision]], port: int
+) -> None:
+    for policy in (MIRRORED, replace(MIRRORED, mode=Mode.OBSERVE)):
+        _, decision = decide(policy, Destination("api.example", port))
+        assert decision.denied is not None
+        assert decision.denied.reason is Reason.DESTINATION_FORBIDDEN
+    assert decide(MIRRORED, Destination("a.api.example", port))[1].denied is None
+
+
+@pytest.mark.parametrize(
+    ("address", "allow", "is_plain", "is_allowed"),
+    [
+        ("127.0.0.1", (), True, True),
+        ("::1", (), True, True),
+        ("127.0.0.1", (), False, True),
+        ("10.1.2.3", (), True, False),
+        ("10.1.2.3", (), False, False),
+        ("10.1.2.3", (AddressKind.PRIVATE,), True, True),
+        ("10.1.2.3", (AddressKind.PRIVATE,), False, True),
+        ("10.1.2.3", (AddressKind.CGNAT,), True, False),
+        ("1.1.1.1", (AddressKind.PRIVATE,), True, False),
+        ("1.1.1.1", (), False, True),
+        ("169.254.169.254", (AddressKind.LINK_LOCAL,), True, False),
+    ],
+)
+def test_a_mirrors_server_is_near_unless_it_speaks_tls(
+    address: str, allow: tuple[AddressKind, ...], is_plain: bool, is_allowed: bool
+) -> None:
+    rule = replace(RULE, destinations=AddressSet(frozenset(allow)))
+    for policy in (MIRRORED, replace(MIRRORED, mode=Mode.OBSERVE)):
+        denied = forbidden_behind_mirror(policy, rule, "app.example", parse_ip(address), is_plain=is_plain)
+        assert (denied is None) is is_allowed
+        assert denied is None or denied.reason is Reason.DESTINATION_FORBIDDEN
+
+
+def test_a_mirrors_server_that_is_not_there_is_told_apart() -> None:
+    assert "mirror" in untaken("127.0.0.1", 5000, is_behind_mirror=True).hint
+    assert "mirror" not in untaken("127.0.0.1", 5000).hint
+
+
+def test_a_policy_knows_its_mirrors() -> None:
+    assert MIRRORED.mirror_for("www.example") is MIRROR
+    assert MIRRORED.mirror_for("other.example") is None
+    assert MIRRORED.is_mirrored(RULE)
+    assert not MIRRORED.is_mirrored(None)
+    assert not MIRRORED.is_mirrored(replace(RULE, hosts=(HostPattern("any_depth", "api.example"),)))
+    assert not Policy(rules=(RULE,)).is_mirrored(RULE)
+
+
+@pytest.mark.parametrize(
+    ("mirror", "clients"),
+    [
+        (None, MIRRORED.clients),
+        (MIRROR, ClientRules(MIRRORED.clients.addresses)),
+        (replace(MIRROR, is_open=True), ClientRules(None)),
+        (replace(MIRROR, peers=AddressSet()), ClientRules(AddressSet())),
+    ],
+)
+def test_a_mirror_may_say_itself_who_connects(mirror: Mirror | None, clients: ClientRules) -> None:
+    assert MIRRORED.clients_of(mirror) == clients
+
+
+def test_a_mirror_is_shown_as_it_is_written() -> None:
+    whole = replace(MIRROR, cert="a.pem", key="a.key", is_plain=False, is_open=True)
+    assert str(whole) == "to=https://127.0.0.1:5000&for=api.example&for=www.example&cert=a.pem&key=a.key&from=any"
+    assert str(MIRROR) == "to=http://127.0.0.1:5000&for=api.example&for=www.example"
+    peers = replace(MIRROR, peers=AddressSet(frozenset((AddressKind.PRIVATE,))))
+    listener = Listener("::", 8443, ListenerKind.MIRROR, mirror=peers)
+    assert str(listener) == "mirror://[::]:8443?to=http://127.0.0.1:5000&for=api.example&for=www.example&from=private"

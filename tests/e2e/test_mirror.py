@@ -1,0 +1,341 @@
+"""The server's side: a mirror listener opens what was sealed for its server, and seals what the server answers.
+
+Proves ARCHITECTURE.md, rules 1 to 5, of a listener that is a server: what does not open never gets to the server, and
+what cannot be sealed never leaves; a host that it does not stand for gets 421; plain http goes to its own server alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proxy.core.jose.keys import Alg
+from tests.e2e import wire
+from tests.e2e.app import JSON, careless, request
+from tests.e2e.certificates import Authority
+from tests.e2e.clients import Answer, RawClient
+from tests.e2e.connection import RecordedRequest
+from tests.e2e.mirrors import NAME, mirror, peer, peer2
+from tests.e2e.receiver import Receiver
+from tests.e2e.sidecar import Sidecar
+from tests.e2e.upstream import PlainUpstream, TlsUpstream
+
+ANSWER = b'{ "token" : "secret-of-the-server", "n": 1.50, "items": [{"secret":null}] }'
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Receiver:
+    """Whose key opens requests."""
+    return Receiver("srv-1")
+
+
+@pytest.fixture(scope="module")
+def app() -> Receiver:
+    """Whose key opens responses."""
+    return Receiver("app-1", Alg.A256KW)
+
+
+def answering(request_: RecordedRequest) -> bytes:
+    """Answer as the path says."""
+    match request_.target.partition("?")[0]:
+        case "/json":
+            body, fields = ANSWER, (("ETag", '"abc"'), ("Accept-Ranges", "bytes"), ("Content-Digest", "sha-256=:AA==:"))
+            return wire.response(200, body, headers=(("Content-Type", "application/json"), *fields))
+        case "/html":
+            return wire.response(500, b"<p>secret-of-the-server", headers=(("Content-Type", "text/html"),))
+        case "/signed":
+            return wire.response(200, ANSWER, headers=(*JSON, ("X-Signature", "b" * 64)))
+        case "/part":
+            return wire.response(206, ANSWER, headers=(*JSON, ("Content-Range", "bytes 0-9/99")))
+        case "/large":
+            return wire.response(200, b'{"token":"%s"}' % (b"x" * 2_000_000), headers=JSON)
+        case "/none":
+            return wire.response(200, b'{"n":1}', headers=(*JSON, ("ETag", '"abc"')))
+        case _:
+            return wire.response(200, request_.body, headers=JSON)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PlainUpstream]:
+    """The server behind the mirror, which speaks plain http."""
+    with PlainUpstream(respond=answering) as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+def beside(
+    tmp_path_factory: pytest.TempPathFactory,
+    server: PlainUpstream,
+    authority: Authority,
+    receiver: Receiver,
+    app: Receiver,
+) -> Iterator[Sidecar]:
+    """The mirror."""
+    folder = tmp_path_factory.mktemp("mirror")
+    with mirror(folder, server, authority, receiver, app) as sidecar:
+        yield sidecar
+
+
+@pytest.fixture(scope="module")
+def trusted(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Path:
+    """The file of the authority's certificate."""
+    return authority.write_pem(tmp_path_factory.mktemp("trusted") / "ca.pem")
+
+
+def post(sidecar: Sidecar, trusted: Path, body: bytes, path: str = "/echo", **options: object) -> Answer:
+    """Send one request over HTTP/1.1 and TLS."""
+    with peer(sidecar, trusted) as client:
+        client.send(request(path, NAME, body=body, **options))  # type: ignore[arg-type]  # as `request` takes them
+        return client.read_response()
+
+
+def newest(server: PlainUpstream, path: str) -> RecordedRequest:
+    """Return the last request for a path."""
+    return [each for each in server.requests if each.target == path][-1]
+
+
+class TestRequests:
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_what_was_sealed_for_the_server_arrives_as_it_was(
+        self, beside: Sidecar, server: PlainUpstream, receiver: Receiver, trusted: Path, version: int
+    ) -> None:
+        number = receiver.seal(b'"4111\\u0031 "', NAME, "$.card.number")
+        inner = receiver.seal(b'{ "a" : 1.0e0 }', NAME, "$.x[*].secret")
+        body = b'{ "card":{"number": ' + number + b' } ,"plain":"as it is", "x":[{"secret":' + inner + b"}]}\n"
+        path = f"/opened{version}"
+        if version == 1:
+            assert post(beside, trusted, body, path).status == 200
+        else:
+            client = peer2(beside, trusted)
+            assert (
+                client.read(client.send(NAME, path, headers=[("content-type", "application/json")], body=body)).status
+                == 200
+            )
+        got = newest(server, path)
+        assert (
+            got.body == b'{ "card":{"number": "4111\\u0031 " } ,"plain":"as it is", "x":[{"secret":{ "a" : 1.0e0 }}]}\n'
+        )
+        assert got.headers.get("content-length") == str(len(got.body))
+        assert got.headers.get("host") == NAME
+        line = beside.wait_for_decision(lambda line: line["path"] == path)
+        assert (line["action"], line["rule"], line["decrypted"]) == ("mirror", "pay", 2)
+        assert (line["destination"], line["upstream"]) == (f"{NAME}:443", f"127.0.0.1:{server.port}")
+
+    def test_the_server_sees_what_it_would_see_alone(
+        self, beside: Sidecar, server: PlainUpstream, trusted: Path
+    ) -> None:
+        """Host, order and case of fields, and what proxies before have noted, as they came; and nothing is added."""
+        fields = (
+            ("X-Forwarded-For", "203.0.113.9"),
+            ("cOOkie", "_oc0123456789abcdef_a=1; __Host-b=2"),
+            ("Origin", f"https://{NAME}"),
+            ("Referer", f"https://{NAME}/x"),
+            ("Accept-Encoding", "gzip"),
+            ("Content-Type", "application/json"),
+        )
+        sent = request("/alone?q=%20", f"{NAME}:8443", headers=fields, body=b"[1]")
+        with peer(beside, trusted) as client:
+            client.send(sent)
+            assert client.read_response().status == 200
+        assert newest(server, "/alone?q=%20").raw == sent
+
+    @pytest.mark.parametrize("change", ["host", "path", "key", "byte", "truncated"])
+    def test_a_value_that_does_not_open_never_gets_to_the_server(
+        self, beside: Sidecar, server: PlainUpstream, receiver: Receiver, trusted: Path, change: str
+    ) -> None:
+        sealed = receiver.seal(b'"4111"', "other.example" if change == "host" else NAME, "$.card.number")
+        if change == "path":
+            sealed = receiver.seal(b'"4111"', NAME, "$.card.cvv")
+        elif change == "key":
+            sealed = Receiver("srv-1").seal(b'"4111"', NAME, "$.card.number")
+        elif change == "byte":
+            at = sealed.index(b"..") if b".." in sealed else sealed.rindex(b".") + 3
+            sealed = sealed[:at] + (b"A" if sealed[at : at + 1] != b"A" else b"B") + sealed[at + 1 :]
+        elif change == "truncated":
+            sealed = sealed[:-3] + b'"'
+        before = len(server.requests)
+        answer = post(beside, trusted, b'{"card":{"number":' + sealed + b"}}", f"/wrong-{change}")
+        assert (answer.status, answer.json()["reason"]) == (422, "request_not_opened")
+        line = beside.wait_for_decision(lambda line: line["path"] == f"/wrong-{change}")
+        assert (line["reason"], line["outcome"]) == ("request_not_opened", "denied")
+        assert b"4111" not in answer.body
+        assert len(server.requests) == before
+
+    def test_a_body_that_says_it_is_json_and_is_none_is_refused(self, beside: Sidecar, trusted: Path) -> None:
+        answer = post(beside, trusted, b'{"card":', "/broken")
+        assert (answer.status, answer.json()["reason"]) == (422, "request_not_opened")
+
+    def test_other_bodies_pass_as_they_are(self, beside: Sidecar, server: PlainUpstream, trusted: Path) -> None:
+        body = b"{not json"
+        with peer(beside, trusted) as client:
+            client.send(
+                request("/json?other", NAME, headers=(("Content-Type", "application/octet-stream"),), body=body)
+            )
+            assert client.read_response().status == 200
+        assert newest(server, "/json?other").body == body
+
+
+class TestResponses:
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_what_is_marked_leaves_sealed(self, beside: Sidecar, app: Receiver, trusted: Path, version: int) -> None:
+        if version == 1:
+            with peer(beside, trusted) as client:
+                client.send(request("/json", NAME, method="GET", headers=()))
+                answer = client.read_response()
+            body, headers = answer.body, answer.headers.get
+        else:
+            two = peer2(beside, trusted)
+            message = two.read(two.send(NAME, "/json", method="GET"))
+            body, headers = message.body, message.get
+        assert b"secret-of-the-server" not in body
+        told = json.loads(body)
+        assert app.open(told["token"].encode(), host=NAME, path="$.token") == b'"secret-of-the-server"'
+        assert app.open(told["items"][0]["secret"].encode(), host=NAME, path="$.items[*].secret") == b"null"
+        assert re.fullmatch(rb'{ "token" : "[^"]+", "n": 1.50, "items": \[{"secret":"[^"]+"}\] }', body)
+        assert headers("etag") == 'W/"abc"'
+        assert (headers("accept-ranges"), headers("content-digest")) == (None, None)
+        assert headers("content-length") == str(len(body))
+
+    def test_a_response_without_marked_values_is_as_it_came(self, beside: Sidecar, trusted: Path) -> None:
+        with peer(beside, trusted) as client:
+            client.send(request("/none", NAME, method="GET", headers=()))
+            answer = client.read_response()
+        assert (answer.body, answer.headers.get("etag")) == (b'{"n":1}', '"abc"')
+
+    @pytest.mark.parametrize("path", ["/html", "/signed", "/part", "/large"])
+    def test_nothing_of_a_response_that_cannot_be_sealed_leaves(
+        self, beside: Sidecar, trusted: Path, path: str
+    ) -> None:
+        with peer(beside, trusted) as client:
+            client.send(request(path, NAME, method="GET", headers=()))
+            answer = client.read_response()
+        assert (answer.status, answer.json()["reason"]) == (502, "response_not_sealed")
+        assert b"secret-of-the-server" not in answer.body
+        line = beside.wait_for_decision(lambda line: line["path"] == path)
+        assert (line["reason"], line["encrypted"]) == ("response_not_sealed", 0)
+
+    def test_servers_are_asked_for_whole_bodies(self, beside: Sidecar, server: PlainUpstream, trusted: Path) -> None:
+        fields = (("Range", "bytes=0-3"), ("If-Match", 'W/"abc"'), ("Accept-Encoding", "br, gzip"))
+        with peer(beside, trusted) as client:
+            client.send(request("/json?ranged", NAME, method="GET", headers=fields))
+            client.read_response()
+        got = newest(server, "/json?ranged")
+        assert got.headers.get("range") is None
+        assert got.headers.get("if-match") == '"abc"'
+
+
+class TestHosts:
+    @pytest.mark.parametrize(
+        ("head", "status"),
+        [
+            (f"GET /host HTTP/1.1\r\nHost: {NAME}\r\n\r\n", 200),
+            (f"GET /host HTTP/1.1\r\nHost: {NAME.upper()}.:8443\r\n\r\n", 200),
+            (f"GET https://{NAME}/host HTTP/1.1\r\nHost: {NAME}\r\n\r\n", 200),
+            (f"GET http://{NAME}/host HTTP/1.1\r\nHost: {NAME}\r\n\r\n", 200),
+            ("GET /host HTTP/1.0\r\n\r\n", 200),
+            ("GET /host HTTP/1.1\r\nHost: other.example\r\n\r\n", 421),
+            ("GET /host HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 421),
+            (f"GET https://other.example/host HTTP/1.1\r\nHost: {NAME}\r\n\r\n", 421),
+            (f"GET https://{NAME}/host HTTP/1.1\r\nHost: other.example\r\n\r\n", 421),
+            (f"CONNECT {NAME}:443 HTTP/1.1\r\nHost: {NAME}:443\r\n\r\n", 400),
+            (f"GET /host HTTP/1.1\r\nHost: {NAME}\r\nHost: {NAME}\r\n\r\n", 400),
+        ],
+    )
+    def test_only_hosts_for_which_it_stands_are_served(
+        self, beside: Sidecar, server: PlainUpstream, trusted: Path, head: str, status: int
+    ) -> None:
+        before = len(server.requests)
+        with peer(beside, trusted) as client:
+            client.send(head.encode())
+            answer = client.read_response()
+        assert answer.status == status
+        assert len(server.requests) == before + (status == 200)
+        if status == 421:
+            assert answer.json()["reason"] == "misdirected"
+            assert answer.headers.get("content-type") == "application/problem+json"
+
+    def test_after_a_421_the_connection_serves_on(self, beside: Sidecar, trusted: Path) -> None:
+        with peer(beside, trusted) as client:
+            client.send(request("/host", "other.example", method="GET", headers=()))
+            assert client.read_response().status == 421
+            client.send(request("/host", NAME, method="GET", headers=()))
+            assert client.read_response().status == 200
+
+    def test_so_it_is_over_http2(self, beside: Sidecar, trusted: Path) -> None:
+        client = peer2(beside, trusted)
+        assert client.read(client.send("other.example", "/host", method="GET")).status == 421
+        assert client.read(client.send(f"{NAME}:8443", "/host", method="GET")).status == 200
+
+    @pytest.mark.parametrize(("name", "status"), [(NAME, 200), (None, 200), ("other.example", 421)])
+    def test_the_tls_server_name_counts_as_well(self, beside: Sidecar, name: str | None, status: int) -> None:
+        with RawClient(beside.address) as client:
+            client.start_tls(name, context=careless())
+            client.send(request("/host", NAME, method="GET", headers=()))
+            assert client.read_response().status == status
+
+    def test_a_line_of_a_misdirected_request_says_no_destination(self, beside: Sidecar, trusted: Path) -> None:
+        with peer(beside, trusted) as client:
+            client.send(request("/misdirected", "other.example", method="GET", headers=()))
+            client.read_response()
+        line = beside.wait_for_decision(lambda line: line["path"] == "/misdirected")
+        assert (line["destination"], line["rule"], line["action"], line["reason"]) == (
+            None,
+            None,
+            "deny",
+            "misdirected",
+        )
+
+
+class TestTls:
+    def test_plain_http_to_it_is_told_that_it_speaks_https(self, beside: Sidecar, server: PlainUpstream) -> None:
+        before = len(server.requests)
+        with RawClient(beside.address) as client:
+            client.send(request("/plain", NAME, method="GET", headers=()))
+            answer = client.read_response()
+        assert (answer.status, "https" in answer.json()["detail"]) == (400, True)
+        assert len(server.requests) == before
+
+    def test_a_peer_that_does_not_trust_it_leaves_a_line(self, beside: Sidecar, tmp_path: Path) -> None:
+        other = Authority().write_pem(tmp_path / "other.pem")
+        with RawClient(beside.address) as client, pytest.raises(ssl.SSLCertVerificationError):
+            client.start_tls(NAME, other)
+        line = beside.wait_for_decision(lambda line: line["reason"] == "app_tls_failed")
+        assert (line["outcome"], line["status"]) == ("app_left", None)
+
+    @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+    def test_it_speaks_tls_1_2_and_1_3(self, beside: Sidecar, trusted: Path, version: ssl.TLSVersion) -> None:
+        context = ssl.create_default_context(cafile=str(trusted))
+        context.minimum_version = context.maximum_version = version
+        with RawClient(beside.address) as client:
+            client.start_tls(NAME, context=context)
+            client.send(request("/host", NAME, method="GET", headers=()))
+            assert client.read_response().status == 200
+
+    def test_nothing_older(self, beside: Sidecar) -> None:
+        context = careless()
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        with RawClient(beside.address) as client, pytest.raises(ssl.SSLError):
+            client.start_tls(NAME, context=context)
+
+    def test_a_server_that_speaks_tls_is_verified_as_any_upstream(
+        self, authority: Authority, receiver: Receiver, app: Receiver, trusted: Path, tmp_path: Path
+    ) -> None:
+        for known, status in ((authority, 200), (Authority(), 502)):
+            folder = tmp_path / str(status)
+            with (
+                TlsUpstream(known, "127.0.0.1", respond=answering) as behind,
+                mirror(folder, behind, authority, receiver, app) as sidecar,
+            ):
+                answer = post(sidecar, trusted, b"{}")
+                assert answer.status == status
+                if status == 502:
+                    assert answer.json()["reason"] == "certificate_invalid"
+                    behind.assert_no_application_bytes()
