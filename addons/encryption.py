@@ -41,7 +41,7 @@ class Encryption:
         self._sealers = Sealers()
 
     def _sealing(self, keys: KeySet, key: Key) -> Sealing:
-        return self._sealers.sealing(keys, key, time.monotonic())
+        return self._sealers.sealing(keys, key, time.time())
 
     def _setting(self, exchange: Exchange, *, of_request: bool) -> Setting:
         limit = exchange.policy.limits.held_body
@@ -133,9 +133,12 @@ class Encryption:
             if entries[0].work is Work.ENCRYPT:
                 bodies.check_before(head, entries, self.today())
             changed = bodies.change(body, head, entries, self._setting(exchange, of_request=True))
+            told = values.kid_fields(entries, changed.counts, self.today())
         except Denied as denied:
             exchange.deny(flow, denied)
             return
+        for name, kid in told.items():
+            flow.request.headers[name] = kid
         exchange.count_fields(entries, changed.counts)
         exchange.bytes_sent = len(changed.body)
         _replace_body(flow.request, changed.body)

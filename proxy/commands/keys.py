@@ -14,6 +14,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -220,7 +221,7 @@ def seal(source: Source) -> None:
         except NotJson as error:
             raise Failed(f"stdin is no JSON value: {error}") from None
         try:
-            token = seal_value(value, key_set, place, key_set.sealing_key(_today()))
+            token = seal_value(value, key_set, place, key_set.sealing_key(_today()), time.time())
         except NoKey as error:
             raise Failed(f"{error}: {error.hint}") from None
         if place is None and source.set_name is not None and key_set.bind is not Bind.NONE:

@@ -152,6 +152,8 @@ def _key_set_summary(policy: Policy, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "alg": key_set.alg.value,
+        "enc": key_set.enc.value,
+        "profile": key_set.profile.value if key_set.profile is not None else None,
         "bind": key_set.bind.value,
         "grace_days": key_set.grace,
         "keys": [

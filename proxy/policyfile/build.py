@@ -439,7 +439,7 @@ class Builder:
                 work,
                 _when(entry.when),
                 name=f"{steps[-1]}[{index}]",
-                envelope=Envelope(entry.envelope) if entry.envelope is not None else None,
+                envelope=Envelope(envelope) if (envelope := entry.envelope or key_set.form.envelope) else None,
                 rename=entry.rename,
             )
             if isinstance(entry, EncryptEntry):

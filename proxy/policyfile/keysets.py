@@ -19,7 +19,8 @@ from typing import Protocol
 
 from proxy.core.jose.jwksets import keys_of_set
 from proxy.core.jose.keymaterial import SecretBytes
-from proxy.core.jose.keys import Alg, BadKey, Key, KeySet, load_key, new_key
+from proxy.core.jose.keys import Alg, BadKey, Bind, Key, KeySet, load_key, new_key
+from proxy.core.jose.profiles import form_of
 from proxy.disk.keyfiles import KeyFileError, read_key_file
 from proxy.policyfile.model import KeyEntry, KeySetSection
 from proxy.policyfile.nearby import unreadable
@@ -89,7 +90,18 @@ class KeyReader:
             keys = None
         if keys is None:
             return None
-        return KeySet(name, section.alg, keys[0], tuple(keys[1:]), section.bind, section.grace, enc=section.enc)
+        form = form_of(section.profile)
+        made = KeySet(name, section.alg, keys[0], tuple(keys[1:]), section.bind, section.grace)
+        try:
+            return replace(
+                made,
+                enc=section.enc or form.enc,
+                profile=section.profile,
+                bind=section.bind if section.profile is None else Bind.NONE,
+            )
+        except BadKey as error:
+            self.report(steps, str(error))
+            return None
 
     def _listed(
         self, listed: Sequence[tuple[Steps, KeyEntry]], section: KeySetSection, opens: bool
@@ -109,7 +121,7 @@ class KeyReader:
 
     def _whole_set(self, at: Steps, source: KeySource, section: KeySetSection, opens: bool) -> Sequence[Key] | None:
         def read(data: bytes, where: str) -> Sequence[Key]:
-            return keys_of_set(data, alg=section.alg, source=where)
+            return keys_of_set(data, alg=section.alg, source=where, profile=section.profile)
 
         return self._read(at, source, section, read, lambda: (self._new(section.alg, opens),))
 
@@ -134,6 +146,7 @@ class KeyReader:
                 not_before=entry.not_before,
                 password=password,
                 source=where,
+                profile=section.profile,
             )
 
         def stand_in() -> Key:

@@ -21,6 +21,7 @@ from pydantic_core import core_schema
 
 from proxy.core.fields.entries import AlreadySealed, Signed
 from proxy.core.jose.keys import Alg, Bind, Enc
+from proxy.core.jose.profiles import Profile
 from proxy.core.pins import AfterExpiry
 from proxy.core.rules.policy import CrlUse, Egress, Https, KeyExchange, Limits, Mode, PlainHttp, Policy
 from proxy.policyfile.values import (
@@ -304,10 +305,16 @@ class KeySetSection(Section):
     """A key set: one key that encrypts and decrypts, and older ones that still decrypt."""
 
     alg: Alg = Field(strict=False, description="The algorithm (RFC 7518, section 4) of all keys of the set.")
-    enc: Enc = _choice(
-        Enc.A256GCM,
+    enc: Enc | None = _choice(
+        None,
         "How values are encrypted (RFC 7518, section 5): `A256GCM`, or `A128GCM` for receivers that need it. A token "
-        "with another one is not opened.",
+        "with another one is not opened. Left out: `A256GCM`, with `visa-mle` `A128GCM`.",
+    )
+    profile: Profile | None = _choice(
+        None,
+        "Whose use of JWE it follows, in header, `kid`, envelope and what is accepted: `mastercard` (client encryption "
+        "in JWE mode) or `visa-mle` (message level encryption). Both are RSA-OAEP-256 and bind to no place. Left out: "
+        "Overcoat's own.",
     )
     primary: KeyEntry | None = Field(
         default=None,
@@ -344,6 +351,10 @@ class KeySetSection(Section):
     def _has_one_source(self) -> Self:
         if (self.primary is None) == (self.set is None):
             raise ValueError("exactly one of `primary: …` and `set: FILE` says which key encrypts")
+        if self.profile is not None and self.alg is not Alg.RSA_OAEP_256:
+            raise ValueError(f"profile {self.profile} is for {Alg.RSA_OAEP_256}")
+        if self.profile is not None and "bind" in self.model_fields_set:
+            raise ValueError(f"tokens of profile {self.profile} say no place: leave bind out")
         if self.set is not None and self.older is not None:
             raise ValueError(
                 "a JWK Set has all the keys in it: add the older ones there, or name each file in place of set"

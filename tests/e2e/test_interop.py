@@ -1,13 +1,14 @@
 """Tokens cross the border: libraries of others open what the sidecar seals, and it opens what they seal.
 
 Proves the wire format of an encrypted value (docs/keys.md): every library here is used as its own manual shows it,
-with none of its checks switched off. joserfc refuses header members that it does not know; jwcrypto does not.
+with none of its checks switched off. joserfc refuses header members that it does not know; the others do not.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,15 @@ from proxy.core.jose.keys import Alg, to_pem
 from tests.e2e import wire
 from tests.e2e.app import Way, ask, decision_of, fresh
 from tests.e2e.certificates import Authority
+from tests.e2e.nodejs import Node
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import TlsUpstream
 
+with warnings.catch_warnings(action="ignore"):  # its authors point to joserfc, which is here, too
+    from authlib.jose import JsonWebEncryption, JsonWebKey
+
+AUTHLIB = JsonWebEncryption(["ECDH-ES+A256KW", "RSA-OAEP-256", "A256KW", "A256GCM"])
 KINDS: dict[str, tuple[Alg, str]] = {
     "p256": (Alg.ECDH_ES_A256KW, "P-256"),
     "x25519": (Alg.ECDH_ES_A256KW, "X25519"),
@@ -69,6 +75,21 @@ def jwcrypto_seal(value: bytes, header: dict[str, Any], jwk: dict[str, Any]) -> 
     return text
 
 
+def authlib_open(token: str, jwk: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    opened = AUTHLIB.deserialize_compact(token.encode(), JsonWebKey.import_key(jwk))
+    return opened["header"], opened["payload"]
+
+
+def authlib_seal(value: bytes, header: dict[str, Any], jwk: dict[str, Any]) -> str:
+    text: str = AUTHLIB.serialize_compact(header, value, JsonWebKey.import_key(jwk)).decode("ascii")
+    return text
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
+    return Node.with_packages(tmp_path_factory.mktemp("node"))
+
+
 @pytest.fixture(scope="module")
 def partners() -> dict[str, Receiver]:
     return {name: Receiver(name, alg, curve=curve) for name, (alg, curve) in KINDS.items()}
@@ -103,7 +124,7 @@ def sidecar(authority: Authority, partners: dict[str, Receiver], folder: Path) -
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("library", [joserfc_open, jwcrypto_open])
+@pytest.mark.parametrize("library", [joserfc_open, jwcrypto_open, authlib_open])
 def test_a_library_opens_what_the_sidecar_seals(
     sidecar: Sidecar, tls_upstream: Make, partners: dict[str, Receiver], folder: Path, kind: str, library: Open
 ) -> None:
@@ -124,7 +145,7 @@ def test_a_library_opens_what_the_sidecar_seals(
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("library", [joserfc_seal, jwcrypto_seal])
+@pytest.mark.parametrize("library", [joserfc_seal, jwcrypto_seal, authlib_seal])
 @pytest.mark.parametrize("way", Way)
 def test_the_sidecar_opens_what_a_library_seals(
     sidecar: Sidecar,
@@ -145,6 +166,49 @@ def test_the_sidecar_opens_what_a_library_seals(
     body = b'{"a":[{"b":"%s"}]}' % library(VALUE, header, jwk).encode()
     upstream = fresh(lambda: tls_upstream(f"{kind}.example", respond=lambda _: wire.response(200, body)))
     answer = ask(sidecar, upstream, f"{kind}.example", way=way, method="GET", headers=())
+    assert (answer.status, answer.body) == (200, b'{"a":[{"b":%s}]}' % VALUE)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_nodes_jose_opens_what_the_sidecar_seals(
+    sidecar: Sidecar, tls_upstream: Make, partners: dict[str, Receiver], folder: Path, kind: str, node: Node
+) -> None:
+    upstream = fresh(lambda: tls_upstream(f"{kind}.example"))
+    body = b'{"a":[{"b":%s}],%s:%s}' % (VALUE, json.dumps(ODD).encode(), VALUE)
+    assert ask(sidecar, upstream, f"{kind}.example", body=body).status == 200
+    arrived = upstream.wait_for_requests(1)[0].json()
+    jwk = jwk_of(partners[kind], folder)
+    got = node.run(
+        """const jose = require("jose"), key = await jose.importJWK(given.jwk, given.jwk.alg);
+        return Promise.all(given.tokens.map(async (token) => {
+          const { plaintext, protectedHeader } = await jose.compactDecrypt(token, key,
+            { keyManagementAlgorithms: [given.jwk.alg], contentEncryptionAlgorithms: ["A256GCM"] });
+          return [new TextDecoder().decode(plaintext), protectedHeader.cty]; }));""",
+        jwk=jwk,
+        tokens=[arrived["a"][0]["b"], arrived[ODD]],
+    )
+    assert [value.encode() for value, _ in got] == [VALUE, VALUE]
+    assert got[0][1] == f'application/json;host="{kind}.example";path="$.a[*].b"'
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_sidecar_opens_what_nodes_jose_seals(
+    sidecar: Sidecar, tls_upstream: Make, partners: dict[str, Receiver], folder: Path, kind: str, node: Node
+) -> None:
+    jwk = jwk_of(partners[kind], folder)
+    cty = f'application/json;host="{kind}.example";path="$.a[*].b"'
+    public = jwk if kind == "aes" else {name: jwk[name] for name in jwk if name in ("kty", "crv", "x", "y", "n", "e")}
+    token = node.run(
+        """const jose = require("jose"), key = await jose.importJWK(given.jwk, given.header.alg);
+        return new jose.CompactEncrypt(new TextEncoder().encode(given.value))
+          .setProtectedHeader(given.header).encrypt(key);""",
+        jwk=public,
+        header={"alg": jwk["alg"], "enc": "A256GCM", "kid": kind, "cty": cty},
+        value=VALUE.decode(),
+    )
+    body = b'{"a":[{"b":"%s"}]}' % token.encode()
+    upstream = fresh(lambda: tls_upstream(f"{kind}.example", respond=lambda _: wire.response(200, body)))
+    answer = ask(sidecar, upstream, f"{kind}.example", method="GET", headers=())
     assert (answer.status, answer.body) == (200, b'{"a":[{"b":%s}]}' % VALUE)
 
 

@@ -19,5 +19,5 @@ Offers:
 - `shapes`: MOST_BYTES, MOST_PATH, Shape, shapes; where a body has values that look like secrets
 - `signatures`: covering; whether a request's body is signed
 - `splice`: Job, splice, token_of; replacing values without touching other bytes
-- `values`: Setting, sealing_key; what happens to one value
+- `values`: Setting, kid_fields, sealing_key; what happens to one value
 """

@@ -21,7 +21,7 @@ from functools import partial
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields import splice
-from proxy.core.fields.entries import AlreadySealed, FieldEntry
+from proxy.core.fields.entries import AlreadySealed, FieldEntry, Work
 from proxy.core.fields.jsontext import member_path
 from proxy.core.jose import jwe
 from proxy.core.jose.keys import Key, KeySet, NoKey
@@ -85,6 +85,33 @@ def counting(entries: Sequence[FieldEntry], setting: Setting) -> list[splice.Job
     """
     sealer = _Sealer(setting)
     return [sealer.job(entry, is_counting=True) for entry in entries]
+
+
+def kid_fields(entries: Sequence[FieldEntry], counts: Sequence[int], today: date) -> dict[str, str]:
+    """Return the fields that a request's head needs, since profiles of key sets say the kid there, too.
+
+    Args:
+        entries: the entries that apply to the request.
+        counts: how many values were sealed for each.
+        today: the current day, for the days of the keys.
+
+    Raises:
+        Denied: KEY_UNAVAILABLE, if one field would have to say two.
+    """
+    fields: dict[str, str] = {}
+    for entry, count in zip(entries, counts, strict=True):
+        name = entry.keys.form.kid_field
+        if name is None or not count or entry.work is not Work.ENCRYPT:
+            continue
+        kid = sealing_key(entry, today).kid
+        if fields.setdefault(name, kid) != kid:
+            raise Denied(
+                Reason.KEY_UNAVAILABLE,
+                f"the body is sealed with two keys, and the header field {name} has room for one",
+                "narrow the `when` of these entries, so that only one of them applies to a request",
+                entries=(entry.name,),
+            )
+    return fields
 
 
 class _Sealer:

@@ -10,6 +10,7 @@ Offers:
 - `keymaterial`: SecretBytes; a secret that is never printed
 - `keys`: MAX_KID_LENGTH, Alg, BadKey, Bind, Enc, Key, KeySet, NoKey, alg_for, is_public, load_key, new_key, thumbprint,
   to_jwk, to_pem; keys, and the sets of them that a policy names
+- `profiles`: Profile, form_of; how others use JWE
 - `sealing`: Sealers, Sealing, seal; tokens that are made
 - `place`: Place, ascii_text; how a token says which host and field it belongs to
 """

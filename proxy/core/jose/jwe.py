@@ -34,10 +34,10 @@ from proxy.core.jose.keymaterial import Material, SecretBytes
 from proxy.core.jose.keys import Alg, Bind, Key, KeySet
 from proxy.core.jose.oaep import RSA_OAEP_256
 from proxy.core.jose.place import JSON_TYPES, Place, read_media_type
+from proxy.core.jose.profiles import Form
 
 MAX_TOKEN_CHARACTERS = 16 * 1024 * 1024
 
-_IV_BYTES = 12
 _TAG_BYTES = 16
 _WRAP_BYTES = 8  # RFC 3394 adds one 64-bit block
 _BASE64URL_TEXT = re.compile(r"[A-Za-z0-9_-]*+")
@@ -88,7 +88,7 @@ class Opening:
             JweError: the token is malformed, uses anything that is not allowed, names no usable key, was sealed for
                 another place, or does not decrypt.
         """
-        parts = _split(token)
+        parts = _split(token, self._keys.form)
         header, key = self._read(parts, place)
         if not key.can_open:
             raise JweError("the key of this token is a public one, which cannot open it")
@@ -99,7 +99,7 @@ class Opening:
         only the public half of its key is here, its header names key and place.
         """
         try:
-            parts = _split(token)
+            parts = _split(token, self._keys.form)
             header, key = self._read(parts, place)
             if "kid" not in header or len(parts.wrapped) != _wrapped_bytes(key, self._keys):
                 return False
@@ -114,8 +114,10 @@ class Opening:
     def _read(self, parts: _Parts, place: Place | None) -> tuple[Mapping[str, object], Key]:
         """Check all of a token that takes no key; return its header, and the key that it names."""
         header = _read_header(parts.protected, self._keys)
-        if len(parts.iv) != _IV_BYTES or len(parts.tag) != _TAG_BYTES:
-            raise JweError(f"{self._keys.enc} has an IV of {_IV_BYTES} bytes and a tag of {_TAG_BYTES}")
+        lengths = self._keys.form.iv_bytes
+        if len(parts.iv) not in lengths or len(parts.tag) != _TAG_BYTES:
+            ivs = " or ".join(map(str, sorted(lengths)))
+            raise JweError(f"{self._keys.enc} has an IV of {ivs} bytes and a tag of {_TAG_BYTES}")
         key = _choose_key(header, self._keys, self._today)
         _check_type(header, self._keys.bind, place)
         return header, key
@@ -215,12 +217,14 @@ def _wrapped_bytes(key: Key, keys: KeySet) -> int:
     return keys.enc.key_bytes + _WRAP_BYTES
 
 
-def _split(token: str) -> _Parts:
+def _split(token: str, form: Form) -> _Parts:
     if len(token) > MAX_TOKEN_CHARACTERS:
         raise JweError(f"the token has more than {MAX_TOKEN_CHARACTERS} characters")
     parts = token.split(".", 5)
     if len(parts) != 5:
         raise JweError("a compact JWE has five parts, with a dot between each")
+    if form.has_slashes:
+        parts[1:] = (part.replace("/", "_") for part in parts[1:])
     try:
         return _Parts(parts[0], *map(unbase64url, parts[1:]))
     except ValueError:

@@ -17,17 +17,19 @@ from proxy.core.jose.encoding import parse_object
 from proxy.core.jose.keyformats import members_of_set
 from proxy.core.jose.keymaterial import SECRET_MEMBERS, Alg, BadKey, material_of_jwk
 from proxy.core.jose.keys import Key, key_of
+from proxy.core.jose.profiles import Profile
 
 _NO_SET = "this is no JWK Set: a JSON object in UTF-8 with unique member names, and in it a list, keys"
 
 
-def keys_of_set(data: bytes, *, alg: Alg, source: str = "") -> tuple[Key, ...]:
+def keys_of_set(data: bytes, *, alg: Alg, source: str = "", profile: Profile | None = None) -> tuple[Key, ...]:
     """Read a JWK Set of our own.
 
     Args:
         data: JSON.
         alg: the algorithm that all its keys are for.
         source: where it comes from, for people.
+        profile: the profile of the key set.
 
     Returns:
         The keys in their order; the first is the primary one.
@@ -38,7 +40,7 @@ def keys_of_set(data: bytes, *, alg: Alg, source: str = "") -> tuple[Key, ...]:
     keys: list[Key] = []
     for number, members in enumerate(members_of_set(_parsed(data))):
         try:
-            key = key_of(material_of_jwk(members), members, alg=alg, source=source)
+            key = key_of(material_of_jwk(members), members, alg=alg, source=source, profile=profile)
         except BadKey as error:
             raise BadKey(f"keys[{number}] of the JWK Set: {error}") from None
         if any(key.kid == other.kid for other in keys):

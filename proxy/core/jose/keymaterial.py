@@ -39,6 +39,18 @@ class Alg(StrEnum):
     A256KW = "A256KW"
 
 
+class Enc(StrEnum):
+    """The content encryption of RFC 7518, section 5.1: AES in Galois/Counter Mode."""
+
+    A256GCM = "A256GCM"
+    A128GCM = "A128GCM"
+
+    @property
+    def key_bytes(self) -> int:
+        """The length of a content key."""
+        return 32 if self is Enc.A256GCM else 16
+
+
 class BadKey(ValueError):
     """The key cannot be used. The message says what is wrong and what would be right, without key material."""
 

@@ -37,6 +37,7 @@ from proxy.core.jose.keymaterial import (
     SYMMETRIC_BYTES,
     Alg,
     BadKey,
+    Enc,
     Material,
     SecretBytes,
     check_fits,
@@ -45,6 +46,7 @@ from proxy.core.jose.keymaterial import (
     public_material,
     required_members,
 )
+from proxy.core.jose.profiles import Form, Profile, fingerprint, form_of
 
 __all__ = [
     "Alg",
@@ -89,18 +91,6 @@ class NoKey(Exception):
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.hint = hint
-
-
-class Enc(StrEnum):
-    """The content encryption of RFC 7518, section 5.1: AES in Galois/Counter Mode."""
-
-    A256GCM = "A256GCM"
-    A128GCM = "A128GCM"
-
-    @property
-    def key_bytes(self) -> int:
-        """The length of a content key."""
-        return 32 if self is Enc.A256GCM else 16
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -212,6 +202,7 @@ class KeySet:
         supply: whence its keys come, if not from the policy's files; what is asked of this set is then asked of the
             one that was fetched last.
         enc: how values are encrypted with the content key.
+        profile: whose use of JWE it follows, or None. Then its values are bound to nothing.
 
     Raises:
         BadKey: a key has another algorithm, or two keys have the same kid.
@@ -225,14 +216,24 @@ class KeySet:
     grace: int = 0
     supply: Supply | None = None
     enc: Enc = Enc.A256GCM
+    profile: Profile | None = None
 
     def __post_init__(self) -> None:
         keys = self._own
+        if self.profile is not None and (self.alg is not Alg.RSA_OAEP_256 or self.bind is not Bind.NONE):
+            raise BadKey(f"profile {self.profile} is for {Alg.RSA_OAEP_256}, and binds to nothing (bind: none)")
+        if self.form.kid_field is not None and not all(key.kid.isascii() for key in keys):
+            raise BadKey(f"with profile {self.profile} each kid is a header field's value, so in ASCII")
         for key in keys:
             if key.alg is not self.alg:
                 raise BadKey(f"key {key.kid!r} is for {key.alg}; every key of set {self.name!r} must be for {self.alg}")
         if len({key.kid for key in keys}) != len(keys):
             raise BadKey(f"two keys of set {self.name!r} have the same kid; each needs its own")
+
+    @property
+    def form(self) -> Form:
+        """What its tokens, and what is round them, look like."""
+        return form_of(self.profile)
 
     @property
     def _own(self) -> tuple[Key, ...]:
@@ -306,6 +307,7 @@ def load_key(
     not_before: date | None = None,
     password: bytes | None = None,
     source: str = "",
+    profile: Profile | None = None,
 ) -> Key:
     """Read a key.
 
@@ -319,19 +321,26 @@ def load_key(
         not_before: the first day on which it seals. A JWK may say a later one itself (`nbf`).
         password: what decrypts PKCS#12 or PEM.
         source: where it comes from, for people.
+        profile: the profile of its key set, which may name it in another way.
 
     Raises:
         BadKey: the key is malformed, does not open with the password, is too weak, or not for this algorithm.
     """
     material, members = read_material(data, kid=kid, password=password)
-    key = key_of(material, members, alg=alg, kid=kid, source=source)
+    key = key_of(material, members, alg=alg, kid=kid, source=source, profile=profile)
     firsts = [day for day in (key.not_before, not_before) if day is not None]
     lasts = [day for day in (key.not_after, not_after) if day is not None]
     return replace(key, not_before=max(firsts, default=None), not_after=min(lasts, default=None))
 
 
 def key_of(
-    material: Material, members: Mapping[str, object], *, alg: Alg, kid: str | None = None, source: str = ""
+    material: Material,
+    members: Mapping[str, object],
+    *,
+    alg: Alg,
+    kid: str | None = None,
+    source: str = "",
+    profile: Profile | None = None,
 ) -> Key:
     """Make a key of what was read.
 
@@ -342,6 +351,7 @@ def key_of(
         alg: the algorithm that it is for.
         kid: as for `load_key`.
         source: as for `load_key`.
+        profile: as for `load_key`.
 
     Raises:
         BadKey: as for `load_key`.
@@ -351,7 +361,8 @@ def key_of(
         raise BadKey(f"the JWK's kid is {own_kid!r}, not {kid!r}; name it the same in both places")
     if kid is None:
         check_fits(alg, material)  # a key that does not fit has no thumbprint
-        kid = own_kid if own_kid is not None else _thumbprint(material)
+        name = fingerprint if profile is Profile.MASTERCARD else _thumbprint
+        kid = own_kid if own_kid is not None else name(material)
     begins, ends, made = (_instant(members, name) for name in ("nbf", "exp", "iat"))
     return Key(
         kid,

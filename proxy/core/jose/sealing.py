@@ -9,7 +9,7 @@ Rules of this module:
   as all else; where more bodies come, those of the next few milliseconds share the last agreement.
 - Each value has a random IV of 96 bits of its own. Below one content key there are at most as many values as one body
   may have, some thousand; NIST SP 800-38D, section 8.3, allows 2^32.
-- `alg` and `enc` are those of the key set.
+- `alg`, `enc` and the form of the header are those of the key set.
 - No message quotes a value.
 """
 
@@ -51,16 +51,17 @@ class Sealing:
         self._protected: dict[Place | None, tuple[str, bytes]] = {}
 
     @classmethod
-    def alone(cls, keys: KeySet, key: Key) -> Sealing:
+    def alone(cls, keys: KeySet, key: Key, now: float = 0.0) -> Sealing:
         """Return what seals the values of a body that is the only one; see `Sealers.sealing`."""
-        return cls(_Kept(keys, key, 0.0), 0.0)
+        return cls(_Kept(keys, key, now), now)
 
     def seal(self, plaintext: bytes, place: Place | None) -> str:
         """Encrypt a value.
 
         Args:
             plaintext: the value's JSON bytes.
-            place: the host and path that the token is bound to; with None, its `cty` is `json`, without a place.
+            place: the host and path that the token is bound to; with None, its `cty` is `json`, without a place. A
+                key set with a profile binds to none.
 
         Returns:
             A compact JWE (RFC 7516, section 7.1).
@@ -98,7 +99,7 @@ class Sealers:
         Args:
             keys: a key set of the policy.
             key: its key that seals today (`KeySet.sealing_key`). Both are compared by identity.
-            now: seconds of any clock.
+            now: seconds since 1970.
         """
         name = id(keys), id(key)
         kept = self._kept.get(name)
@@ -110,7 +111,7 @@ class Sealers:
         return Sealing(kept, now)
 
 
-def seal(plaintext: bytes, keys: KeySet, place: Place | None, key: Key | None = None) -> str:
+def seal(plaintext: bytes, keys: KeySet, place: Place | None, key: Key | None = None, now: float = 0.0) -> str:
     """Encrypt one value, as if it stood in a body of its own; see `Sealing.seal`.
 
     Args:
@@ -118,8 +119,9 @@ def seal(plaintext: bytes, keys: KeySet, place: Place | None, key: Key | None = 
         keys: the key set.
         place: as for `Sealing.seal`.
         key: its key that seals; None for the first of them.
+        now: seconds since 1970.
     """
-    return Sealing.alone(keys, key or keys.keys[0]).seal(plaintext, place)
+    return Sealing.alone(keys, key or keys.keys[0], now).seal(plaintext, place)
 
 
 class _Kept:
@@ -133,6 +135,7 @@ class _Kept:
 
     __slots__ = (
         "_allowed",
+        "_form",
         "_heads",
         "_next_stock",
         "_parameters",
@@ -149,6 +152,7 @@ class _Kept:
         self.keys = keys
         self.key = key
         self.used = now
+        self._form = keys.form
         self._parameters = {"alg": keys.alg.value, "enc": keys.enc.value, "kid": key.kid}
         self._heads: dict[Place | None, bytes] = {}
         self._recipient: PublicMaterial | None = None
@@ -165,7 +169,9 @@ class _Kept:
         """Return a protected header for a place, without its end: `content_key` returns that."""
         head = self._heads.get(place)
         if head is None:
-            members = self._parameters | {"cty": "json" if place is None else place.media_type}
+            members = self._parameters
+            if not self._form.has_time:
+                members = members | {"cty": self._form.cty or ("json" if place is None else place.media_type)}
             head = json.dumps(members, separators=(",", ":")).encode("ascii").removesuffix(b"}")
             if len(self._heads) < _REMEMBERED:
                 self._heads[place] = head
@@ -177,7 +183,8 @@ class _Kept:
         self.used = now
         if isinstance(self._recipient, rsa.RSAPublicKey):
             key = secrets.token_bytes(self.keys.enc.key_bytes)
-            return key, self._recipient.encrypt(key, RSA_OAEP_256), self._tail
+            tail = b',"iat":%d}' % (now * 1000) if self._form.has_time else self._tail
+            return key, self._recipient.encrypt(key, RSA_OAEP_256), tail
         if self._recipient is not None and self._allowed >= 1:
             self._allowed -= 1
             epk, self._wrapping_key = offer(self._recipient)

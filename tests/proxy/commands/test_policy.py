@@ -65,6 +65,8 @@ def test_check_prints_json_for_programs() -> None:
         {
             "name": "app",
             "alg": "A256KW",
+            "enc": "A256GCM",
+            "profile": None,
             "bind": "place",
             "grace_days": 0,
             "keys": [{"kid": "app-1", "decrypts": True, "not_before": None, "not_after": "2999-01-01"}],

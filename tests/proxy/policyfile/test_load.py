@@ -23,6 +23,7 @@ from proxy.core.fields.entries import AlreadySealed
 from proxy.core.fields.envelopes import Envelope
 from proxy.core.fields.readings import readings
 from proxy.core.jose.keys import Alg, Bind, Enc, Key, new_key, to_jwk, to_pem
+from proxy.core.jose.profiles import fingerprint
 from proxy.core.pinfiles import pin_of_pem
 from proxy.core.pins import parse_pin
 from proxy.core.rules.policy import Defaults, HostPattern, Https, Limits, Listener, Mode, PlainHttp, Policy
@@ -228,6 +229,35 @@ def test_the_json_schema_refuses_what_the_policy_refuses(text: str, folder: Path
 
 def test_the_json_schema_allows_no_admin_listener() -> None:
     jsonschema.validate({"version": 1, "admin": None}, policy_schema())
+
+
+def test_a_profile_says_enc_envelope_name_and_that_nothing_is_bound(tmp_path: Path) -> None:
+    key = new_key(Alg.RSA_OAEP_256)
+    (tmp_path / "rsa.pem").write_bytes(to_pem(key, private=True))
+    (tmp_path / "rsa.pem").chmod(0o600)
+    text = (
+        "version: 1\nkeys:\n"
+        "  m: {alg: RSA-OAEP-256, profile: mastercard, primary: {file: rsa.pem}}\n"
+        "  v: {alg: RSA-OAEP-256, profile: visa-mle, primary: {kid: v-1, file: rsa.pem}}\n"
+        "  w: {alg: RSA-OAEP-256, enc: A256GCM, profile: visa-mle, primary: {kid: v-1, file: rsa.pem}}\n"
+        "rules:\n  - name: a\n    hosts: [x.example]\n"
+        "    request: [{encrypt: [$.a], key: m}, {encrypt: [$.b], key: v}, {encrypt: [$.c], key: w, envelope: e}]\n"
+        "    response: [{decrypt: [$], key: m}]\n"
+    )
+    policy = unpack(pack(_load(tmp_path, text)))
+    (rule,) = policy.rules
+    assert [(entry.keys.enc, entry.keys.bind, entry.envelope) for entry in (*rule.request, *rule.response)] == [
+        (Enc.A256GCM, Bind.NONE, Envelope("encryptedData")),
+        (Enc.A128GCM, Bind.NONE, Envelope("encData")),
+        (Enc.A256GCM, Bind.NONE, Envelope("e")),
+        (Enc.A256GCM, Bind.NONE, Envelope("encryptedData")),
+    ]
+    assert policy.keys["m"].keys[0].kid == fingerprint(key.material)
+    (error,) = _errors(tmp_path, text.replace("kid: v-1", "kid: ü"))[:1]
+    assert (error.path, error.message) == (
+        "keys.v",
+        "with profile visa-mle each kid is a header field's value, so in ASCII",
+    )
 
 
 def test_how_values_are_sealed_comes_from_the_entry_and_the_key_set(folder: Path) -> None:
@@ -711,6 +741,21 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         *(9, 17, "rules[0].plain_http", "cannot keep the promise of this rule (encrypt)"),
     ),
     # Keys
+    (
+        "a profile that nobody has",
+        KEYS.replace("alg: A256KW", "alg: A256KW\n    profile: amex"),
+        *(5, 14, "keys.k.profile", "mastercard"),
+    ),
+    (
+        "a profile for another alg",
+        KEYS.replace("alg: A256KW", "alg: A256KW\n    profile: mastercard"),
+        *(4, 5, "keys.k", "profile mastercard is for RSA-OAEP-256"),
+    ),
+    (
+        "a profile that binds",
+        KEYS.replace("alg: A256KW", "alg: RSA-OAEP-256\n    profile: visa-mle\n    bind: host"),
+        *(4, 5, "keys.k", "leave bind out"),
+    ),
     ("a key set's name", KEYS.replace("  k:", "  K:"), 3, 3, "keys.K", "a name is 1 to 63"),
     ("an unknown alg", KEYS.replace("A256KW", "A128KW"), 4, 10, "keys.k.alg", "did you mean A256KW"),
     ("an unknown bind", KEYS + "    bind: body\n", 6, 11, "keys.k.bind", "must be place, host or none"),

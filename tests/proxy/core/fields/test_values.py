@@ -19,10 +19,11 @@ from proxy.core.fields.entries import AlreadySealed, FieldEntry, Work
 from proxy.core.fields.envelopes import Envelope
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.splice import Spliced, splice
-from proxy.core.fields.values import MAX_OPENED, Setting, counting, opening, sealing
+from proxy.core.fields.values import MAX_OPENED, Setting, counting, kid_fields, opening, sealing
 from proxy.core.jose.encoding import base64url, unbase64url
 from proxy.core.jose.keys import Alg, Bind, Key, KeySet, SecretBytes, new_key
 from proxy.core.jose.place import Place
+from proxy.core.jose.profiles import Profile
 from proxy.core.jose.sealing import seal
 
 HOST = "api.pay.example"
@@ -339,3 +340,24 @@ class TestOneBody:
             raise AssertionError
 
         assert sealed(b'{"x":1}', entry_of("$.a"), replace(SETTING, sealing=never)).counts == (0,)
+
+
+class TestKidFields:
+    RSA = Key("visa-1", Alg.RSA_OAEP_256, rsa.generate_private_key(65537, 2048).public_key())
+    VISA = KeySet("visa", RSA.alg, RSA, bind=Bind.NONE, profile=Profile.VISA_MLE)
+    OTHER = replace(VISA, primary=replace(RSA, kid="visa-2"))
+
+    def test_a_request_says_the_kid_that_its_body_was_sealed_with(self) -> None:
+        today = SETTING.today
+        visa, plain = entry_of("$", keys=self.VISA), entry_of("$")
+        assert kid_fields([visa, plain], (1, 1), today) == {"keyId": "visa-1"}
+        assert kid_fields([visa, visa], (1, 2), today) == {"keyId": "visa-1"}
+        assert kid_fields([visa, plain], (0, 1), today) == {}
+        assert kid_fields([replace(visa, work=Work.DECRYPT)], (1,), today) == {}
+
+    def test_two_of_them_are_denied(self) -> None:
+        entries = [entry_of("$.a", keys=self.VISA), entry_of("$.b", keys=self.OTHER)]
+        assert kid_fields(entries, (0, 1), SETTING.today) == {"keyId": "visa-2"}
+        with pytest.raises(Denied, match="sealed with two keys") as caught:
+            kid_fields(entries, (1, 1), SETTING.today)
+        assert reason_of(caught) is Reason.KEY_UNAVAILABLE
