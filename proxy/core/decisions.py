@@ -1,6 +1,8 @@
 """The decisions about a request, and every reason for which one can be denied. Nearly all modules use it: the core
 raises `Denied`, the engine and the addons answer it, and the decision line and the metrics name its reason.
 
+It is longer than 500 lines, because every reason stands here with all that is said of it.
+
 Rules of this module:
 
 - Every denial has exactly one `Reason`; the response, the decision line and the metric all carry its code.

@@ -1,0 +1,82 @@
+"""A gateway between two sidecars: it ends TLS, records all that it could read, and passes every byte on.
+
+with Relay(authority, "api.pay.example", mirror.address) as relay:
+    mark = relay.mark()
+    ...                                  # something sends a request to 127.0.0.1:relay.port
+    assert b"4111" not in relay.seen(mark)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from types import TracebackType
+from typing import Self
+
+from tests.e2e.certificates import Authority
+from tests.e2e.listeners import listen
+
+
+class Relay:
+    """A gateway.
+
+    Args:
+        authority: who signs its certificate, and has signed that of the server behind.
+        name: what it is called, and the server behind.
+        to: where the server behind listens.
+
+    Attributes:
+        instead: an answer to give in place of the server's; None for the server's own.
+    """
+
+    def __init__(self, authority: Authority, name: str, to: tuple[str, int]) -> None:
+        self.instead: bytes | None = None
+        self._name, self._to = name, to
+        self._server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue(name).load_into(self._server)
+        self._client = ssl.create_default_context(cadata=authority.pem.decode())
+        self._listener = listen()
+        self.port: int = self._listener.getsockname()[1]
+        self._seen = bytearray()
+        self._changed = threading.Lock()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._listener.close()
+
+    def mark(self) -> int:
+        """Return how much has passed so far."""
+        return len(self._seen)
+
+    def seen(self, mark: int) -> bytes:
+        """Return what has passed since then, in both directions."""
+        with self._changed:
+            return bytes(self._seen[mark:])
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection, socket.create_connection(self._to) as raw:
+            app = self._server.wrap_socket(connection, server_side=True)
+            server = self._client.wrap_socket(raw, server_hostname=self._name)
+            threading.Thread(target=self._pump, args=(server, app, True), daemon=True).start()
+            self._pump(app, server, False)
+
+    def _pump(self, source: ssl.SSLSocket, to: ssl.SSLSocket, is_answer: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                with self._changed:
+                    self._seen += data
+                to.sendall(self.instead if is_answer and self.instead is not None else data)
+            to.shutdown(socket.SHUT_WR)
