@@ -31,7 +31,7 @@ from proxy.commands.shared import (
     proxy_url,
     wide_console,
 )
-from proxy.core.fields.entries import FieldEntry, Signed, Work
+from proxy.core.fields.entries import FieldEntry, Match, Signed, Work
 from proxy.core.rules.policy import Egress, Https, KeyExchange, Mode, PlainHttp, Policy, Rule, Trust
 from proxy.core.who.addresses import AddressSet
 from proxy.policyfile.findings import Finding, findings
@@ -252,8 +252,9 @@ def _print_summary(policy: Policy) -> None:
         table = plain_table("rule", "does", "fields", "key set", "when")
         for rule in policy.rules:
             for entry in rule.fields:
-                fields = "\n".join(selector.text for selector in entry.selectors)
+                fields = "\n".join(entry.marks.texts)
                 even = ", signed or not" if entry.signed is Signed.PASS else ""
+                even += ", in any case" if entry.match is Match.IGNORE_CASE else ""
                 table.add_row(rule.name, entry.work + even, fields, entry.keys.name, _when_text(entry))
         console.print(table)
     if policy.keys:

@@ -90,7 +90,8 @@ def destination_of(authority: str, default_port: int) -> Destination:
 def entry_summary(entry: FieldEntry) -> dict[str, Any]:
     """Return a field entry as plain values; its key set only by name."""
     return {
-        "selectors": [selector.text for selector in entry.selectors],
+        "selectors": entry.marks.texts,
+        "match": entry.match.value,
         "key": entry.keys.name,
         "methods": sorted(entry.when.methods) if entry.when.methods is not None else None,
         "paths": [glob.text for glob in entry.when.paths] if entry.when.paths is not None else None,

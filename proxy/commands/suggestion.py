@@ -166,6 +166,7 @@ def _fields(fields: Counter[tuple[str, Shape]]) -> Iterator[str]:
     for (selector, shape), count in sorted(fields.items()):
         yield f"#       - {json.dumps(selector)}     # {shape}, {count} x"
     yield "#     key: receiver"
+    yield "#     match: ignore_case      # or exact, if the server takes no other case of a name for the same"
     if any("*" in selector.replace("[*]", "") for selector, _ in fields):
         yield "# A name that looked as if no person had chosen it may be a secret itself, and stands as * here."
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from proxy.core.fields.entries import FieldEntry, When, Work
 from proxy.core.fields.envelopes import Envelope
+from proxy.core.fields.selectors import Selector
 from proxy.core.jose.keymaterial import SecretBytes
 from proxy.core.jose.keys import KeySet
 from proxy.core.pinfiles import pin_of_pem
@@ -441,6 +442,8 @@ class Builder:
                 name=f"{steps[-1]}[{index}]",
                 envelope=Envelope(envelope) if (envelope := entry.envelope or key_set.form.envelope) else None,
                 rename=entry.rename,
+                inside=entry.inside or (),
+                match=entry.match,
             )
             if isinstance(entry, EncryptEntry):
                 made = replace(made, signed=entry.signed, already_sealed=entry.already_sealed, pad=entry.pad)
@@ -450,8 +453,22 @@ class Builder:
                 )
             if entry.rename is not None and not all(selector.ends_in_name for selector in made.selectors):
                 self._problem((*steps, index, "rename"), "only a member has a name: each field must end in one")
+            if work is Work.ENCRYPT and "match" not in entry.model_fields_set:
+                self._recommend_match((*steps, index), made.selectors)
             fields.append(made)
         return tuple(fields)
+
+    def _recommend_match(self, steps: Steps, selectors: Sequence[Selector]) -> None:
+        """Remark that a receiver may read more names than those of the first selector whose names are all letters."""
+        for selector in selectors:
+            names = [name for segment in selector.segments for name in segment.choices if isinstance(name, str)]
+            if names and all(map(str.isalpha, names)):
+                self.remarks.append(
+                    f"{path_text(steps)}: {shown(selector.text)} is matched exactly, and servers that take names in "
+                    f"any case (in Go, .NET) read {shown(names[-1].swapcase())}, too: write match: ignore_case, or "
+                    "match: exact if the servers are exact"
+                )
+                return
 
 
 def _when(section: WhenSection | None) -> When:

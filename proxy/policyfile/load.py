@@ -28,6 +28,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from proxy.core.fields.selectors import BadSelector
 from proxy.core.rules.policy import Listener, Mode, Policy
 from proxy.disk.reading import read_regular
 from proxy.policyfile.addresses import parse_admin, parse_listener
@@ -35,6 +36,7 @@ from proxy.policyfile.build import Builder
 from proxy.policyfile.listening import listener_problems
 from proxy.policyfile.model import MARKERS, DecryptEntry, EncryptEntry, PolicyFile, Section
 from proxy.policyfile.nearby import DEFAULT_FILE, is_there, nearly_named, what_lies_there, whose
+from proxy.policyfile.selectortext import BadEntry
 from proxy.policyfile.yamltext import (
     ANY_INDEX,
     MAX_BYTES,
@@ -318,7 +320,12 @@ def _model_problem(document: Document, details: ErrorDetails) -> Problem | None:
     if raw is UNUSABLE or (judged and raw in ({}, [])):
         return None
     mark = document.mark(steps, of_key=of_key)
-    return Problem(steps, mark.line, mark.column, _message(details, kind, said, raw, mark.text))
+    message = _message(details, kind, said, raw, mark.text)
+    error = details.get("ctx", {}).get("error")
+    if isinstance(error, BadEntry):
+        mark, error = document.mark((*steps, error.number)), error.error
+    column = mark.column_of(error.position) if isinstance(error, BadSelector) else mark.column
+    return Problem(steps, mark.line, column, message)
 
 
 def _value_at(data: Any, steps: Steps) -> object:

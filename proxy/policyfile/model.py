@@ -19,11 +19,12 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from proxy.core.fields.entries import AlreadySealed, Signed
+from proxy.core.fields.entries import AlreadySealed, Match, Signed
 from proxy.core.jose.keys import Alg, Bind, Enc
 from proxy.core.jose.profiles import Profile
 from proxy.core.pins import AfterExpiry
 from proxy.core.rules.policy import CrlUse, Egress, Https, KeyExchange, Limits, Mode, PlainHttp, Policy
+from proxy.policyfile.selectortext import InsideText, SelectorText
 from proxy.policyfile.values import (
     AddressesText,
     AdminText,
@@ -43,7 +44,6 @@ from proxy.policyfile.values import (
     PinEntry,
     ProxyUrl,
     ResponseSeconds,
-    SelectorText,
     SetSource,
     UserName,
     Version,
@@ -399,13 +399,26 @@ class WhenSection(Section):
     )
 
 
+_MATCH = (
+    "How the names of members are compared with those of the selectors: `exact`, as RFC 9535 says, or `ignore_case`, "
+    "where servers take `SSN` and `ｓｓｎ` for `ssn`, as those in Go and .NET may (Unicode's case folding and NFKC)."
+)
+_INSIDE = (
+    "Where the fields stand in JSON text inside a JSON string: the selector of that string (`$.Message`), or a list of "
+    "selectors, each for a string in the text inside the one before. What is selected there must hold JSON text, or "
+    "be null."
+)
+
+
 class EncryptEntry(Section):
     """Fields to encrypt: of request bodies and, where a mirror listener stands for the host, of response bodies."""
 
     encrypt: Annotated[list[SelectorText], Field(min_length=1)] = Field(
-        description="The fields: RFC 9535 JSONPath made of names, indexes, `*` and `..`."
+        description="The fields: RFC 9535 JSONPath made of names, indexes, slices, `*` and `..`."
     )
     key: Name = Field(description="The key set, by its name under `keys`; its primary key encrypts.")
+    match: Match = _choice(Match.EXACT, _MATCH)
+    inside: InsideText | None = Field(default=None, description=_INSIDE)
     signed: Signed = _choice(
         Signed.DENY,
         "What happens to a request whose body is signed, or covered by a digest, where a field must be encrypted: "
@@ -441,9 +454,11 @@ class DecryptEntry(Section):
     """Fields to decrypt: of response bodies and, where a mirror listener stands for the host, of request bodies."""
 
     decrypt: Annotated[list[SelectorText], Field(min_length=1)] = Field(
-        description="The fields: RFC 9535 JSONPath made of names, indexes, `*` and `..`."
+        description="The fields: RFC 9535 JSONPath made of names, indexes, slices, `*` and `..`."
     )
     key: Name = Field(description="The key set, by its name under `keys`; one of its keys must be able to decrypt.")
+    match: Match = _choice(Match.EXACT, _MATCH)
+    inside: InsideText | None = Field(default=None, description=_INSIDE)
     envelope: MemberName | None = Field(
         default=None,
         description='The JWE stands in `{"NAME": "<JWE>"}`, which may be the whole body (`$`); what it holds takes the '

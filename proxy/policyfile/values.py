@@ -12,7 +12,6 @@ Rules of this module:
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -22,7 +21,6 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from proxy.core.fields.entries import PathGlob
-from proxy.core.fields.selectors import Selector, parse_selector
 from proxy.core.jose.keys import MAX_KID_LENGTH
 from proxy.core.pins import Pin, parse_pin
 from proxy.core.rules.policy import HostPattern, Listener
@@ -113,14 +111,7 @@ def _parse_method(text: str) -> str:
     raise ValueError("this is no HTTP method (a token, RFC 9110, section 9.1)")
 
 
-def _parse_visible_selector(text: str) -> Selector:
-    for character in text:
-        if unicodedata.category(character) in ("Cf", "Zs", "Co", "Cn") and character != " ":
-            raise ValueError(f"the character U+{ord(character):04X} cannot be seen; write it as an escape in ['…']")
-    return parse_selector(text)
-
-
-def _parsed[T](parse: Callable[[str], T]) -> PlainValidator:
+def parsed[T](parse: Callable[[str], T]) -> PlainValidator:
     """Return the validator for a value that is text in the file and a `T` once it is parsed."""
 
     def validate(value: object) -> T:
@@ -221,7 +212,8 @@ def _parse_workers(value: object) -> int:
     return value
 
 
-def _text_schema(**keywords: Any) -> WithJsonSchema:
+def text_schema(**keywords: Any) -> WithJsonSchema:
+    """Return the JSON Schema of a value that is text in the file, with keywords that say more of it."""
     return WithJsonSchema({"type": "string", **keywords})
 
 
@@ -235,36 +227,35 @@ def _one_of_these(**properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-Name = Annotated[str, _parsed(_parse_name), _text_schema(pattern=f"^{_NAME.pattern}$")]
+Name = Annotated[str, parsed(_parse_name), text_schema(pattern=f"^{_NAME.pattern}$")]
 WorkerCount = Annotated[
     int,
     PlainValidator(_parse_workers),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_WORKERS}, {"const": "auto"}]}),
 ]
 Version = Annotated[Literal[1], PlainValidator(_parse_version), WithJsonSchema({"const": 1})]
-ViaName = Annotated[str, _parsed(_parse_via), _text_schema(pattern=f"^{_VIA.pattern}$")]
-Kid = Annotated[str, _parsed(_parse_kid), _text_schema(minLength=1, maxLength=MAX_KID_LENGTH)]
-MemberName = Annotated[str, _parsed(_parse_member_name), _text_schema(minLength=1, maxLength=_MAX_MEMBER_NAME)]
-FileName = Annotated[str, _parsed(parse_path), _text_schema(minLength=1, maxLength=MAX_PATH_LENGTH)]
-Variable = Annotated[str, _parsed(_parse_variable), _text_schema(pattern=f"^{_VARIABLE.pattern}$")]
-Days = Annotated[int, _parsed(_parse_days), _text_schema(pattern="^[1-9][0-9]{0,5}[smhdw]$")]
-Day = Annotated[date, PlainValidator(_parse_day), _text_schema(format="date")]
+ViaName = Annotated[str, parsed(_parse_via), text_schema(pattern=f"^{_VIA.pattern}$")]
+Kid = Annotated[str, parsed(_parse_kid), text_schema(minLength=1, maxLength=MAX_KID_LENGTH)]
+MemberName = Annotated[str, parsed(_parse_member_name), text_schema(minLength=1, maxLength=_MAX_MEMBER_NAME)]
+FileName = Annotated[str, parsed(parse_path), text_schema(minLength=1, maxLength=MAX_PATH_LENGTH)]
+Variable = Annotated[str, parsed(_parse_variable), text_schema(pattern=f"^{_VARIABLE.pattern}$")]
+Days = Annotated[int, parsed(_parse_days), text_schema(pattern="^[1-9][0-9]{0,5}[smhdw]$")]
+Day = Annotated[date, PlainValidator(_parse_day), text_schema(format="date")]
 ListenerText = Annotated[
     Listener,
-    _parsed(parse_listener),
-    _text_schema(
+    parsed(parse_listener),
+    text_schema(
         pattern=r"^((forward|socks5|transparent)://.+:[0-9]+|reverse://.+:[0-9]+\?to=https://.+|mirror://.+:[0-9]+\?.+)$"
     ),
 ]
-HostName = Annotated[str, _parsed(_parse_host_name), _text_schema(minLength=1, pattern="^[^*/]+$")]
-HostText = Annotated[HostPattern, _parsed(parse_host_pattern), _text_schema(minLength=1)]
-ProxyUrl = Annotated[ProxyAddress, _parsed(parse_proxy_url), _text_schema(pattern="^https?://[^@/]+:[0-9]+/?$")]
-SelectorText = Annotated[Selector, _parsed(_parse_visible_selector), _text_schema(pattern=r"^\$")]
-PathText = Annotated[PathGlob, _parsed(PathGlob.parse), _text_schema(pattern="^/[^?#]*$")]
-MethodText = Annotated[str, _parsed(_parse_method), _text_schema(pattern=f"^{_METHOD.pattern}$")]
+HostName = Annotated[str, parsed(_parse_host_name), text_schema(minLength=1, pattern="^[^*/]+$")]
+HostText = Annotated[HostPattern, parsed(parse_host_pattern), text_schema(minLength=1)]
+ProxyUrl = Annotated[ProxyAddress, parsed(parse_proxy_url), text_schema(pattern="^https?://[^@/]+:[0-9]+/?$")]
+PathText = Annotated[PathGlob, parsed(PathGlob.parse), text_schema(pattern="^/[^?#]*$")]
+MethodText = Annotated[str, parsed(_parse_method), text_schema(pattern=f"^{_METHOD.pattern}$")]
 
-AddressesText = Annotated[AddressKind | Network, _parsed(parse_addresses), _text_schema(minLength=1)]
-UserName = Annotated[str, _parsed(parse_user_name), _text_schema(minLength=1, maxLength=64, pattern="^[^:]+$")]
+AddressesText = Annotated[AddressKind | Network, parsed(parse_addresses), text_schema(minLength=1)]
+UserName = Annotated[str, parsed(parse_user_name), text_schema(minLength=1, maxLength=64, pattern="^[^:]+$")]
 
 AdminText = Annotated[
     Listener | None,

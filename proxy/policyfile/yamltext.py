@@ -39,6 +39,10 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # where YAML reads a key, or the reverse.
 _HIDDEN = re.compile("[\x85\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 _DROPPED = "\0"  # begins the step of a value that is dropped; no usable key begins so, so its marks hide no others
+_WRITTEN_CHARACTER = {  # by the quotes round it
+    "'": re.compile("''|[^']"),
+    '"': re.compile(r"\\(?:x..|u.{4}|U.{8}|.)|[^\\]"),
+}
 _EMPTY = "the file is empty; `version: 1` is the least it needs"
 _TRUE = frozenset({"true", "yes", "on"})
 
@@ -57,12 +61,27 @@ class Mark:
     Attributes:
         line: from 1.
         column: from 1, in characters.
-        text: the scalar as written (without quotes); "" for a list or mapping.
+        text: the scalar as it is read; "" for a list or mapping.
+        written: the scalar as it stands in the file, with its quotes.
     """
 
     line: int
     column: int
     text: str = ""
+    written: str = ""
+
+    def column_of(self, position: int) -> int:
+        """Return the column of a character of the scalar; of the scalar's beginning, if it stands in several lines.
+
+        Args:
+            position: of the character, in `text`, from 0; its length for what comes behind.
+        """
+        if self.written[:1] not in ("'", '"'):
+            return self.column + position if self.written == self.text else self.column
+        written = [each[0] for each in _WRITTEN_CHARACTER[self.written[0]].finditer(self.written[1:-1])]
+        if len(written) != len(self.text):
+            return self.column
+        return self.column + 1 + sum(map(len, written[:position]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +227,7 @@ class _Reader:
         self.document.problems.append(Problem(steps, mark.line, mark.column, message))
 
     def _fatal(self, steps: Steps, event: yaml.Event, message: str) -> _Fatal:
-        self._problem(steps, _mark(event), message)
+        self._problem(steps, _mark(event, self.text), message)
         return _Fatal()
 
     def _node(self, event: yaml.NodeEvent) -> None:
@@ -217,7 +236,7 @@ class _Reader:
             self._key(frame, event)
             return
         steps = self._steps(frame)
-        mark = _mark(event)
+        mark = _mark(event, self.text)
         self.document.values.setdefault(steps, mark)
         if isinstance(event, yaml.AliasEvent):
             self._problem(steps, mark, f"an alias (*{event.anchor}) is not accepted here: write the value out")
@@ -239,7 +258,7 @@ class _Reader:
     def _key(self, frame: _Frame, event: yaml.NodeEvent) -> None:
         if not isinstance(event, yaml.ScalarEvent):
             raise self._fatal(frame.steps, event, "a key is plain text, not a list, a mapping or an alias")
-        mark = _mark(event)
+        mark = _mark(event, self.text)
         frame.key = f"{_DROPPED}{event.value}"
         frame.dropped = True
         steps = (*frame.steps, event.value)
@@ -358,10 +377,13 @@ def shown(text: str, limit: int = 60) -> str:
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
-def _mark(event: yaml.Event) -> Mark:
-    text = event.value if isinstance(event, yaml.ScalarEvent) else ""
-    start = event.start_mark
-    return Mark(start.line + 1, start.column + 1, text) if start else Mark(1, 1, text)
+def _mark(event: yaml.Event, source: str) -> Mark:
+    start, end = event.start_mark, event.end_mark
+    if not start or not end:
+        return Mark(1, 1)
+    if not isinstance(event, yaml.ScalarEvent):
+        return Mark(start.line + 1, start.column + 1)
+    return Mark(start.line + 1, start.column + 1, event.value, source[start.index : end.index])
 
 
 def path_text(steps: Steps) -> str:

@@ -218,7 +218,7 @@ rules:
   - name: pay
     hosts: [api.pay.example]
     pins: {any_of: ["PIN"], expires: 2020-01-02}
-    request: [{encrypt: ["$.card"], key: pay}]
+    request: [{encrypt: ["$.card"], key: pay, match: exact}]
 """
 
 

@@ -92,6 +92,7 @@ class TestTheWay:
             "- encrypt:",
             '- "$',
             "key: receiver",
+            "match: ",
         )
         rows = [
             row.replace("# ", "", 1) if row.strip().removeprefix("# ").strip().startswith(wanted) else row

@@ -1,15 +1,17 @@
 """Marked fields: which values of a body a rule wants encrypted or decrypted, where they are, and how they are replaced.
 The addon `addons.encryption` calls it for each request and response that has such a rule. A body goes through in four
 steps: `readings` says whether a rule's entry applies, `encodings` takes the content encoding off, `jsontext` finds the
-values that the `selectors` mean, and `splice` puts other values in their place. Every other byte stays as it came.
+values that the `selectors` mean, in texts inside strings, too, and `splice` puts other values in their place. Every
+other byte stays as it came.
 
 Offers:
 
-- `automaton`: Marks; what an entry marks
+- `automaton`: MAX_INSIDE, Marks; what an entry marks
 - `bodies`: BodyHead, acceptable, change, check_before, count_marked, too_large, unchangeable; one body, from start to
   end
 - `encodings`: beginning, decode, parse_encoding; content encodings such as gzip
-- `entries`: AlreadySealed, FieldEntry, PathGlob, Signed, When, Work; one entry of a rule's `request` or `response` list
+- `entries`: AlreadySealed, FieldEntry, Match, PathGlob, Signed, When, Work; one entry of a rule's `request` or
+  `response` list
 - `envelopes`: Envelope; the object in which a sealed value stands
 - `jsontext`: NotJson, TooMuchSelected, find_spans; where values stand in JSON text
 - `readings`: Readings, may_be_any_method, may_name_method, readings, with_body; all methods and paths that a server may

@@ -42,9 +42,10 @@ class Marks:
     is_strict: bool = True
 
     @property
-    def text(self) -> str:
-        """The selectors as a person reads them."""
-        return ", ".join("".join(each.text for each in (*self.inside, selector)) for selector in self.selectors)
+    def texts(self) -> list[str]:
+        """The selectors as a person reads them: `$.Message$.card.number` goes on inside `$.Message`."""
+        before = "".join(each.text for each in self.inside)
+        return [before + selector.text for selector in self.selectors]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

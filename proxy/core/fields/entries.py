@@ -121,6 +121,13 @@ class Signed(StrEnum):
     PASS = "pass"  # noqa: S105  # not a password
 
 
+class Match(StrEnum):
+    """How the names of members are compared with those of selectors."""
+
+    EXACT = "exact"
+    IGNORE_CASE = "ignore_case"
+
+
 class AlreadySealed(StrEnum):
     """What happens to a value that must be encrypted, and was sealed for the same place before."""
 
@@ -140,7 +147,7 @@ class FieldEntry:
         when: in which requests.
         signed: what happens to a request whose body is signed.
         inside: selectors of the strings in whose JSON text these values stand; see `Marks`.
-        ignore_case: whether names that differ in case only are the same.
+        match: how names are compared.
         marks: all three, as bodies are searched.
         name: what lines and metrics call it: its place in the rule, as in `request[0]`.
         already_sealed: what happens to a value that is sealed already.
@@ -156,7 +163,7 @@ class FieldEntry:
     signed: Signed = Signed.DENY
     name: str = ""
     inside: tuple[Selector, ...] = ()
-    ignore_case: bool = False
+    match: Match = Match.EXACT
     already_sealed: AlreadySealed = AlreadySealed.KEEP
     pad: int = 1
     envelope: Envelope | None = None
@@ -164,5 +171,5 @@ class FieldEntry:
     marks: Marks = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        marks = Marks(self.selectors, self.inside, self.ignore_case, is_strict=self.work is Work.ENCRYPT)
+        marks = Marks(self.selectors, self.inside, self.match is Match.IGNORE_CASE, is_strict=self.work is Work.ENCRYPT)
         object.__setattr__(self, "marks", marks)  # frozen once it is complete

@@ -169,7 +169,7 @@ def _rename(entry: FieldEntry) -> bytes | None:
 
 def _where(entry: FieldEntry) -> str:
     """Return the entry's selectors, for messages. They are no path: names come from the body."""
-    return entry.marks.text
+    return ", ".join(entry.marks.texts)
 
 
 def opening(entries: Sequence[FieldEntry], setting: Setting) -> list[splice.Job]:

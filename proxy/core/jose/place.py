@@ -33,7 +33,8 @@ class Place(NamedTuple):
 
     Attributes:
         host: the canonical destination.
-        path: the normalised path in the body, with `*` for each array index: `$.items[*].secret`.
+        path: the normalised path in the body, with `*` for each array index: `$.items[*].secret`. In JSON text inside a
+            string, it is the string's path, directly followed by the path in that text: `$.Message$.card.number`.
     """
 
     host: str

@@ -29,9 +29,11 @@ rules:
     request:
       - encrypt: ["$.card.number", "$..ssn"]
         key: app
+        match: exact
         when: {{methods: [POST], paths: ["/v1/**"]}}
       - encrypt: ["$.note"]
         key: app
+        match: exact
     response:
       - decrypt: ["$.card"]
         key: app

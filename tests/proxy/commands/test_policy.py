@@ -81,6 +81,7 @@ def test_check_prints_json_for_programs() -> None:
     assert pay["encrypt"][0] == {
         "selectors": ["$.card.number", "$..ssn"],
         "key": "app",
+        "match": "exact",
         "methods": ["POST"],
         "paths": ["/v1/**"],
         "signed": "deny",

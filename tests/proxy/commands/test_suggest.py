@@ -113,7 +113,18 @@ def test_fields_and_pins_that_are_taken_out_of_their_comments(tmp_path: Path) ->
     assert not suggested(findings, tmp_path).rules[0].needs_plaintext
     made = CliRunner().invoke(main, ["keys", "new", "--kid", "receiver-1", "--out", str(tmp_path / "receiver.pem")])
     assert made.exit_code == 0
-    parts = ("keys:", "receiver: {", "pins:", "any_of:", "- sha256/", "request:", "- encrypt:", '- "$', "key: receiver")
+    parts = (
+        "keys:",
+        "receiver: {",
+        "pins:",
+        "any_of:",
+        "- sha256/",
+        "request:",
+        "- encrypt:",
+        '- "$',
+        "key: receiver",
+        "match: ",
+    )
     (rule,) = suggested(findings, tmp_path, uncommented=parts).rules
     assert rule.pins is not None
     assert rule.pins.any_of == PINS[:2]  # the server's key, and as a backup its CA's

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core.destinations import Destination
-from proxy.core.fields.entries import AlreadySealed
+from proxy.core.fields.entries import AlreadySealed, Match
 from proxy.core.fields.envelopes import Envelope
 from proxy.core.fields.readings import readings
 from proxy.core.jose.keys import Alg, Bind, Enc, Key, new_key, to_jwk, to_pem
@@ -164,6 +164,39 @@ def contents(policy: Policy) -> dict[str, object]:
     """Return what a policy says: two that say the same are two policies all the same."""
     made_of = ("content", "secrets", "files")
     return {field.name: getattr(policy, field.name) for field in fields(policy) if field.name not in made_of}
+
+
+@pytest.mark.parametrize("entry", ["request: [{encrypt: ", "response: [{decrypt: "])
+def test_how_names_match_and_inside_what_is_read_for_both_directions(entry: str, folder: Path) -> None:
+    rest = ", key: k, match: ignore_case, inside: %s}]"
+    for written, inside in (("$.m", ["$.m"]), ('["$.m", $..n]', ["$.m", "$..n"])):
+        text = f"{KEYS}rules:\n  - name: a\n    hosts: [x.example]\n    {entry}[$.a, $..b]{rest % written}\n"
+        (field,) = _load(folder, text).rules[0].fields
+        assert (field.match, [each.text for each in field.inside]) == (Match.IGNORE_CASE, inside)
+        assert field.marks.texts == [f"{''.join(inside)}$.a", f"{''.join(inside)}$..b"]
+
+
+@pytest.mark.parametrize(
+    ("selectors", "more", "said"),
+    [
+        ("[$.card.number]", "", "NUMBER"),
+        ("[$.card_number, $..ssn]", "", "SSN"),
+        ("[$.card_number, \"$['x-y']\"]", "", None),
+        ('["$.*", "$[0]"]', "", None),
+        ("[$..ssn]", ", match: ignore_case", None),
+        ("[$..ssn]", ", match: exact", None),
+    ],
+)
+def test_where_names_are_letters_it_is_recommended_to_say_how_they_match(
+    selectors: str, more: str, said: str | None, folder: Path
+) -> None:
+    text = f"{KEYS}rules:\n  - name: a\n    hosts: [x.example]\n    request: [{{encrypt: {selectors}, key: k{more}}}]\n"
+    remarks = _load(folder, text).remarks
+    assert len(remarks) == (said is not None)
+    for remark in remarks:
+        assert remark.startswith("rules[0].request[0]: ")
+        assert "match: ignore_case" in remark
+        assert f"read {said!r}, too" in remark
 
 
 def test_the_built_in_policy_is_the_committed_default() -> None:
@@ -647,6 +680,67 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         "a bad selector",
         KEYS + "rules:\n  - name: a\n    hosts: [x.example]\n    request: [{encrypt: [card], key: k}]\n",
         *(9, 26, "rules[0].request[0].encrypt[0]", "starts with '$'"),
+    ),
+    (
+        "a filter in a plain selector",
+        KEYS + "rules:\n  - name: a\n    hosts: [x.example]\n"
+        "    request:\n      - encrypt:\n          - $.a[?@.b]\n        key: k\n",
+        *(11, 17, "rules[0].request[0].encrypt[0]", "filters are not supported"),
+    ),
+    (
+        "a filter in a quoted selector",
+        KEYS + "rules:\n  - name: a\n    hosts: [x.example]\n    request: [{encrypt: ['$[''é''][?@.b]'], key: k}]\n",
+        *(9, 36, "rules[0].request[0].encrypt[0]", "filters are not supported"),
+    ),
+    (
+        "a function in a selector with escapes",
+        KEYS + "rules:\n  - name: a\n    hosts: [x.example]\n"
+        '    request: [{encrypt: ["$[\\"\\u00e9\\"].length()"], key: k}]\n',
+        *(9, 47, "rules[0].request[0].encrypt[0]", "functions are not supported"),
+    ),
+    (
+        "a selector that ends too early",
+        KEYS + 'rules:\n  - name: a\n    hosts: [x.example]\n    request: [{encrypt: ["$.a["], key: k}]\n',
+        *(9, 31, "rules[0].request[0].encrypt[0]", "expected a quoted name"),
+    ),
+    (
+        "a bad selector in two lines",
+        KEYS + 'rules:\n  - name: a\n    hosts: [x.example]\n    request: [{encrypt: ["$.a\n       .b["], key: k}]\n',
+        *(9, 26, "rules[0].request[0].encrypt[0]", "expected a quoted name"),
+    ),
+    (
+        "a character in a selector that cannot be seen",
+        KEYS + "rules:\n  - name: a\n    hosts: [x.example]\n    request: [{encrypt: [$.a\u00ad], key: k}]\n",
+        *(9, 29, "rules[0].request[0].encrypt[0]", "cannot be seen"),
+    ),
+    (
+        "a string that is looked into, and no selector",
+        KEYS + "rules:\n  - name: a\n    hosts: [x.example]\n    request: [{encrypt: [$.a], inside: $.b-c, key: k}]\n",
+        *(9, 43, "rules[0].request[0].inside", "['card-number']"),
+    ),
+    (
+        "one of several such",
+        KEYS
+        + "rules:\n  - name: a\n    hosts: [x.example]\n    request: [{encrypt: [$.a], inside: [$.b, $.c(], key: k}]\n",
+        *(9, 49, "rules[0].request[0].inside", "entry 2: functions are not supported"),
+    ),
+    (
+        "too many such",
+        KEYS + f"rules:\n  - name: a\n    hosts: [x.example]\n"
+        f"    request: [{{encrypt: [$.a], inside: [{'$.b, ' * 9}], key: k}}]\n",
+        *(9, 40, "rules[0].request[0].inside", "1 to 8 selectors"),
+    ),
+    (
+        "no text as such a selector",
+        KEYS
+        + "rules:\n  - name: a\n    hosts: [x.example]\n    request: [{encrypt: [$.a], inside: [$.b, 1], key: k}]\n",
+        *(9, 40, "rules[0].request[0].inside", "a selector, or a list of selectors"),
+    ),
+    (
+        "an unknown way to compare names",
+        KEYS
+        + "rules:\n  - name: a\n    hosts: [x.example]\n    request: [{encrypt: [$.a], match: ignorecase, key: k}]\n",
+        *(9, 39, "rules[0].request[0].match", "did you mean ignore_case"),
     ),
     (
         "an unknown key set",
