@@ -453,7 +453,7 @@ class Builder:
                 )
             if entry.rename is not None and not all(selector.ends_in_name for selector in made.selectors):
                 self._problem((*steps, index, "rename"), "only a member has a name: each field must end in one")
-            if work is Work.ENCRYPT and "match" not in entry.model_fields_set:
+            if work is Work.ENCRYPT and steps[-1] == "request" and "match" not in entry.model_fields_set:
                 self._recommend_match((*steps, index), made.selectors)
             fields.append(made)
         return tuple(fields)
