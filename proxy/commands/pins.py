@@ -9,6 +9,7 @@ import click
 from proxy.commands.pinsbackup import backup
 from proxy.commands.pinscheck import check
 from proxy.commands.pinsfetch import fetch
+from proxy.commands.pinsimport import import_
 
 
 @click.group(short_help="Show, test, spare and import the pins of servers' keys.")
@@ -20,5 +21,5 @@ def pins() -> None:
     """
 
 
-for command in (fetch, check, backup):
+for command in (fetch, check, backup, import_):
     pins.add_command(command)

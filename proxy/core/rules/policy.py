@@ -69,9 +69,10 @@ class HostPattern:
         """Tell whether this pattern names a destination."""
         if self.port is not None and self.port != destination.port:
             return False
-        return self._matches_host(destination.host)
+        return self.matches_host(destination.host)
 
-    def _matches_host(self, host: str) -> bool:
+    def matches_host(self, host: str) -> bool:
+        """Tell whether this pattern names a host, whatever the port."""
         if self.kind == "exact":
             return host == self.host
         if self.kind == "any_depth" and host == self.host:
@@ -86,7 +87,7 @@ class HostPattern:
         if self.port is not None and self.port != other.port:
             return False
         if other.kind == "exact":
-            return self._matches_host(other.host)
+            return self.matches_host(other.host)
         if self.kind == "exact":
             return False
         if self.kind == "one_label":

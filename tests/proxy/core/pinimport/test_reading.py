@@ -1,0 +1,113 @@
+"""Whose pins a text has; a Public-Key-Pins field; and the text of rules, into which nothing foreign breaks out."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from datetime import date
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.pinimport.reading import MOST_BYTES, Kind, NotReadable, import_pins, kind_of
+from proxy.core.pinimport.rules import Imported, Pinned, as_policy, in_order, pattern_of, quoted
+from proxy.core.pins import Pin
+
+DIGEST = base64.b64encode(hashlib.sha256(b"a").digest()).decode()
+PIN = Pin("spki", hashlib.sha256(b"a").digest())
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"<network-security-config/>", Kind.ANDROID),
+        (b"TSKPinnedDomains", Kind.TRUSTKIT),
+        (b"CertificatePinner.Builder()", Kind.OKHTTP),
+        (b'Pin-SHA256="x"', Kind.HPKP),
+        (b"something else", None),
+    ],
+)
+def test_whose_they_are(data: bytes, kind: Kind | None) -> None:
+    assert kind_of(data) is kind
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "host", "told"),
+    [
+        (b"x" * (MOST_BYTES + 1), Kind.OKHTTP, None, "more than 1048576 bytes"),
+        (b"", Kind.ANDROID, None, "well-formed"),
+        (b"<plist", Kind.TRUSTKIT, None, "property list"),
+        (b"", Kind.TRUSTKIT, None, "no kTSKPinnedDomains"),
+        (b"", Kind.HPKP, None, "--host"),
+        (b"", Kind.HPKP, "a.example", "no pin-sha256"),
+        (f'.add("h.com", "sha256/{DIGEST}")'.encode() + b"\n" * MOST_BYTES, Kind.OKHTTP, None, "more than"),
+        (f'pin-sha256="{DIGEST}"'.encode(), Kind.HPKP, "a b", "no host"),
+        (f'pin-sha256="{DIGEST}"; max-age=0'.encode(), Kind.HPKP, "a.example", "forget the pins"),
+    ],
+)
+def test_what_is_not_of_that_kind(data: bytes, kind: Kind, host: str | None, told: str) -> None:
+    with pytest.raises(NotReadable) as refused:
+        import_pins(data, kind, host)
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern", "observes", "notes"),
+    [
+        ('pin-sha256="{}"', "a.example", False, []),
+        ("pin-sha256={}", "a.example", False, []),
+        ('Public-Key-Pins: max-age=60; PIN-SHA256="{}"; includeSubDomains', "**.a.example", False, ["max-age=60"]),
+        ('public-key-pins-report-only:pin-sha256="{}"', "a.example", True, []),
+        ('pin-sha256="{}"; report-uri="https://r.example/"', "a.example", False, ["report-uri is not carried over"]),
+        ('pin-sha256="{}"; pin-sha256; foo', "a.example", False, ['"" is no SHA-256', '"foo" is not known']),
+        ('Public-Key-Pins: pin-sha256="{}"\nincludeSubDomains: no', "a.example", False, []),
+    ],
+)
+def test_a_public_key_pins_field(text: str, pattern: str, observes: bool, notes: list[str]) -> None:
+    found = import_pins(text.format(DIGEST).encode(), Kind.HPKP, "a.example")
+    (rule,) = found.rules
+    assert (str(rule.hosts[0]), rule.pins, rule.observes) == (pattern, (PIN,), observes)
+    assert len(found.notes) == len(notes)
+    assert all(said.startswith(note) for said, note in zip(found.notes, notes, strict=True))
+
+
+def test_okhttps_text_is_read() -> None:
+    (rule,) = import_pins(f'\ufeff.add("h.example", "sha256/{DIGEST}")'.encode(), Kind.OKHTTP).rules
+    assert (str(rule.hosts[0]), rule.pins) == ("h.example", (PIN,))
+
+
+def test_the_text_of_rules_is_what_it_should_be() -> None:
+    rules = (
+        Pinned((pattern_of("a.example"),), (PIN,), date(2030, 1, 1), True, ("one note",)),
+        Pinned((pattern_of("a.example", "any_depth"), pattern_of("2001:db8::1")), (PIN,)),
+        Pinned((pattern_of("b.example"),), ()),
+        Pinned((pattern_of("c.example"),), (PIN,)),
+    )
+    text = as_policy(Imported(rules, ("a note",)), "A title.")
+    assert text.startswith("# A title.\n# a note\nversion: 1\nrules:\n  # one note\n")
+    found = yaml.safe_load(text)
+    assert [rule["name"] for rule in found["rules"]] == ["a-example", "a-example-2", "b-example", "c-example"]
+    assert found["rules"][0]["pins"] == {
+        "any_of": [str(PIN)],
+        "expires": date(2030, 1, 1),
+        "after_expiry": "warn",
+        "mode": "observe",
+    }
+    assert found["rules"][1]["hosts"] == ["**.a.example", "[2001:db8::1]"]
+    assert "pins" not in found["rules"][2]
+    assert yaml.safe_load(as_policy(Imported((), ()), "Nothing.")) == {"version": 1}
+
+
+@given(st.text(max_size=400))
+def test_foreign_words_stay_on_one_line(words: str) -> None:
+    rules = in_order([Pinned((pattern_of("a.example"),), (PIN,), notes=(quoted(words),))], [quoted(words)])
+    lines = as_policy(rules, "Title.").split("\n")
+    assert len(lines) == 11
+    assert yaml.safe_load("\n".join(lines))["rules"][0]["pins"] == {"any_of": [str(PIN)]}
+
+
+def test_a_kind_that_nobody_knows_is_ours_to_mend() -> None:
+    with pytest.raises(AssertionError):
+        pattern_of("a.example", "three_labels")
