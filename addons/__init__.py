@@ -11,6 +11,7 @@ Offers:
 - `gate`: Gate; lets in who may ask for what, and finds the destination
 - `headers`: has_field, values_of; header fields by name
 - `localca`: LocalCaGuard; no certificate from a local CA that has ended
+- `messages`: Messages; encrypts and decrypts fields of WebSocket messages
 - `metrics`: NO_REASON, NO_RULE, Metrics, PolicyMetrics; what is counted
 - `pinning`: Pinning, expired_pins, have_expired; pins, in the handshake
 - `sessions`: Session, Sessions; what is known of one client connection

@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime
 
 from mitmproxy import http
 
-from addons import marked
+from addons import marked, messages
 from addons.exchange import Exchange
 from addons.headers import has_field, values_of
 from addons.observing import Watch
@@ -43,7 +43,8 @@ class Encryption:
     def _sealing(self, keys: KeySet, key: Key) -> Sealing:
         return self._sealers.sealing(keys, key, time.time())
 
-    def _setting(self, exchange: Exchange, *, of_request: bool) -> Setting:
+    def setting(self, exchange: Exchange, *, of_request: bool) -> Setting:
+        """Return what counts for the work on a body, or a message, of an exchange."""
         limit = exchange.policy.limits.held_body
         return Setting(marked.host(exchange), limit, self.today(), self._sealing, of_request)
 
@@ -73,13 +74,15 @@ class Encryption:
                 exchange.deny(flow, denied)
             if exchange.observing:
                 opens = any(entry.work is Work.DECRYPT for entry in entries)  # and observing opens nothing
-                tee = marked.Tee(exchange, flow.request, self._setting(exchange, of_request=True))
+                tee = marked.Tee(exchange, flow.request, self.setting(exchange, of_request=True))
                 flow.request.stream = exchange.count_sent if opens else tee
             elif flow.response is None:
                 exchange.holds_request = True
+        if has_field(flow.request.headers, b"upgrade"):
+            messages.narrow_offer(exchange, flow.request)
         if of_response := marked.of_response(exchange):
             try:
-                self._check_before_response(of_response, flow.request)
+                self._check_before_response(of_response)
             except Denied as denied:
                 exchange.deny(flow, denied)
             # The response must come in an encoding that can be decoded here (RFC 9110, section 12.5.3).
@@ -88,30 +91,18 @@ class Encryption:
                 flow.request.headers["accept-encoding"] = wanted
             flow.request.headers.fields = responses.asked(flow.request.headers.fields)
 
-    def _check_before_response(self, entries: tuple[FieldEntry, ...], request: http.Request) -> None:
+    def _check_before_response(self, entries: tuple[FieldEntry, ...]) -> None:
         """Check, before a server is asked, whether its response could be sealed at all.
 
         Raises:
-            Denied: KEY_UNAVAILABLE, BODY_NOT_JSON.
+            Denied: KEY_UNAVAILABLE.
         """
-        sealing = [entry for entry in entries if entry.work is Work.ENCRYPT]
-        for entry in sealing:
-            values.sealing_key(entry, self.today())
-        if sealing and has_field(request.headers, b"upgrade"):
-            raise Denied(
-                Reason.BODY_NOT_JSON,
-                "the request asks for WebSocket, whose messages cannot be sealed as a response can",
-                "narrow the entry's `when` to the requests whose responses have fields to encrypt",
-            )
+        for entry in entries:
+            if entry.work is Work.ENCRYPT:
+                values.sealing_key(entry, self.today())
 
     def _check_before_body(self, exchange: Exchange, entries: tuple[FieldEntry, ...], request: http.Request) -> None:
         sealing = [entry for entry in entries if entry.work is Work.ENCRYPT]
-        if sealing and has_field(request.headers, b"upgrade"):
-            raise Denied(
-                Reason.BODY_NOT_JSON,
-                "the request asks for WebSocket, whose messages cannot be protected as a body can",
-                "narrow the rule's `when` to the requests that have fields to encrypt",
-            )
         if sealing or not entries:
             bodies.check_before(marked.head(request), sealing, self.today())
         limit = exchange.policy.limits.held_body
@@ -132,7 +123,7 @@ class Encryption:
             head = marked.signed_head(flow.request)
             if entries[0].work is Work.ENCRYPT:
                 bodies.check_before(head, entries, self.today())
-            changed = bodies.change(body, head, entries, self._setting(exchange, of_request=True))
+            changed = bodies.change(body, head, entries, self.setting(exchange, of_request=True))
             told = values.kid_fields(entries, changed.counts, self.today())
         except Denied as denied:
             exchange.deny(flow, denied)
@@ -150,14 +141,23 @@ class Encryption:
         if response is None or (exchange.denied is not None and not exchange.observing):
             return
         rule = exchange.rule
-        has_fields = rule is not None and rule.response and marked.of_response(exchange)
-        may_pass = exchange.response_work is Work.DECRYPT and not _may_hold_fields(response)
-        if not has_fields or response.status_code == 101 or may_pass:  # 101: it has no body
+        if rule is None or not rule.fields or not self._holds(flow, exchange, response):
             response.stream = exchange.count_received
             return
         exchange.holds_response = True
         if exchange.method == "HEAD" or response.status_code in (204, 304):  # its fields are about another body
             response.headers.fields = responses.told(response.headers.fields, with_length=False)
+
+    def _holds(self, flow: http.HTTPFlow, exchange: Exchange, response: http.Response) -> bool:
+        """Return whether the body of a response is held."""
+        if response.status_code == 101:  # it has none
+            try:
+                messages.plan(exchange, flow.request, response)
+            except Denied as denied:
+                exchange.deny_always(flow, denied)
+            return False
+        may_pass = exchange.response_work is Work.DECRYPT and not _may_hold_fields(response)
+        return not may_pass and bool(marked.of_response(exchange))
 
     def response(self, flow: http.HTTPFlow) -> None:
         """Decrypt the fields of a held response, or encrypt them."""
@@ -175,7 +175,7 @@ class Encryption:
                 head = marked.told_head(flow.response)
                 if body:
                     bodies.check_before(head, entries, self.today())
-            changed = bodies.change(body, head, entries, self._setting(exchange, of_request=False))
+            changed = bodies.change(body, head, entries, self.setting(exchange, of_request=False))
         except Denied as denied:
             if work is Work.ENCRYPT and denied.reason is not Reason.RESPONSE_NOT_SEALED:
                 denied = bodies.unchangeable(work, denied.detail, denied.entries)

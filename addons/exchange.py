@@ -22,6 +22,7 @@ from addons.ids import id_of, next_number
 from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
 from proxy.core.destinations import Destination
 from proxy.core.fields.entries import FieldEntry, Work
+from proxy.core.fields.messages import Plan
 from proxy.core.fields.readings import Readings
 from proxy.core.fields.shapes import Shape
 from proxy.core.handshakes import Handshake
@@ -126,6 +127,7 @@ class Exchange:
         holds_request: whether the request's body is held until its fields are encrypted.
         holds_response: whether the response's body is held until its fields are decrypted.
         fields: what was done with marked fields, if anything was; in observe mode, what would have been.
+        plan: of a WebSocket whose messages may have marked fields: how they are read.
         looks_secret: in observe mode, the paths in the request's body whose values look like secrets, and like which.
         ready: when it could be sent, on the clock of `started_monotonic`; this and the next three are 0 before.
         sent: when the last piece of a body that streams was there.
@@ -167,6 +169,7 @@ class Exchange:
     holds_request: bool = False
     holds_response: bool = False
     fields: FieldCounts | None = None
+    plan: Plan | None = None
     bytes_sent: int = 0
     bytes_received: int = 0
     looks_secret: dict[str, Shape] = field(default_factory=dict)

@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry
 from addons.encryption import Encryption
 from addons.gate import Gate
 from addons.localca import LocalCaGuard
+from addons.messages import Messages
 from addons.metrics import Metrics
 from addons.pinning import Pinning
 from addons.stock.apps import Apps
@@ -141,6 +142,7 @@ class Overcoat:
         connections = TlsConnections(sessions, authority)
         connections.prepare(policy)
         dials = Dials(sessions, _own_ports, _cut)
+        encryption = Encryption(sessions)
         stages = (
             Heads(sessions),
             Apps(sessions, policy, dials, authority.lifetime),
@@ -149,7 +151,8 @@ class Overcoat:
             LocalCaGuard(sessions, authority.lifetime),
             Transport(sessions, known, Cookies(authority.tag)),
             Pinning(sessions),
-            Encryption(sessions),
+            encryption,
+            Messages(sessions, encryption.setting),
             dials,
             Telemetry(sessions, metrics, _say),
         )

@@ -22,16 +22,17 @@ import zstandard
 
 from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination, canonical_host, parse_authority
-from proxy.core.fields import bodies, encodings, lines, responses
+from proxy.core.fields import bodies, encodings, lines, messages, responses
 from proxy.core.fields.automaton import Marks
-from proxy.core.fields.entries import PathGlob, When
+from proxy.core.fields.entries import FieldEntry, PathGlob, When
 from proxy.core.fields.jsontext import find_spans, string_value
 from proxy.core.fields.readings import readings, with_body
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.shapes import shapes
 from proxy.core.fields.signatures import covering
 from proxy.core.fields.splice import Job, splice
-from proxy.core.http import cookies, heads, hops, names, problems
+from proxy.core.fields.values import Setting
+from proxy.core.http import cookies, heads, hops, names, permessage, problems, websocket
 from proxy.core.http.framing import BadFraming, ChunkedBody
 from proxy.core.http.redirects import Trail
 from proxy.core.jose import encoding
@@ -158,6 +159,28 @@ def in_a_row(text: str, kind: type[lines.Lines] | type[lines.Sequence], step: in
     body.end()
 
 
+def frames(text: str, *, step: int = BODY, deflates: bool = False) -> None:
+    """Read the frames of a WebSocket, which come in pieces."""
+    source = websocket.Frames(is_masked=True, may_compress=deflates)
+    reader = websocket.Messages(source, BODY, permessage.Inflater(None, forgets=False) if deflates else None)
+    data = field(text)
+    for at in range(0, len(data), step):
+        source.feed(data[at : at + step])
+        while reader.read() is not None:
+            pass
+
+
+def answers(text: str) -> None:
+    permessage.offers([text])
+    permessage.agreed([text, "permessage-deflate"], [text])
+
+
+def records(text: str) -> None:
+    """Read a WebSocket message of several JSON texts."""
+    entry = FieldEntry(tuple(SELECTORS), KEYS)
+    messages.count_marked(text.encode() + b"\x1e", [entry], Setting("a", BODY, date(2026, 1, 1)), is_text=True)
+
+
 def when(path: str) -> None:
     When(None, GLOBS).applies(readings("GET", path))
 
@@ -235,6 +258,47 @@ READERS: dict[str, Reader] = {
         lambda text: hops.trailers_to_relay(((field(text), b""),)),
         leads=("", "content-", "content-security-policy", "x-forwarded-", "access-control-"),
         units=("a_", "content-", "if-", "proxy-", "x-http-method"),
+    ),
+    "Sec-WebSocket-Extensions": Reader(
+        answers,
+        leads=("", "permessage-deflate", "permessage-deflate;", 'permessage-deflate; a="'),
+        units=("permessage-deflate,", "client_max_window_bits;", "a=b;", 'a="b";', ";a"),
+    ),
+    "the frames of a WebSocket": Reader(
+        frames,
+        BODY // 4,
+        leads=("", "\x01\x80abcd", "\x81\xfe\xff\xffabcd", "\x82\xff\x00\x00\x00\x00\x00\x08\x00\x00abcd"),
+        ends=("", "\x80\x80abcd"),
+        units=("\x00\x80abcd", "\x00\x81abcda", "\x89\x80abcd", "\x8a\x81abcda", "\x81\x80abcd", "\x82\x82abcdxy"),
+    ),
+    "the frames of a WebSocket, byte by byte": Reader(
+        partial(frames, step=1),
+        HEAD // 4,
+        leads=("", "\x01\x80abcd", "\x82\xff\x00\x00\x00\x00\x00\x08\x00\x00abcd"),
+        ends=("",),
+        units=("\x00\x80abcd", "\x00\x81abcda", "\x89\x80abcd", "\x89\xfdabcd"),
+        is_plain=True,
+    ),
+    "compressed messages of a WebSocket": Reader(
+        partial(frames, deflates=True),
+        BODY // 4,
+        leads=("", "\x41\x80\x00\x00\x00\x00"),
+        ends=("", "\x80\x80abcd"),
+        units=(
+            "\xc1\x81\x00\x00\x00\x00\x00",
+            "\xc2\x83\x00\x00\x00\x00\xaaV*",
+            "\x00\x83\x00\x00\x00\x00\x00\x00\x00",
+            "\x00\x85\x00\x00\x00\x00\x00\x00\x00\xff\xff",
+        ),
+        is_plain=True,
+    ),
+    "a WebSocket message of several records": Reader(
+        records,
+        BODY // 8,
+        leads=("", "{}", '{"ssn":1}'),
+        ends=("", "\x01"),
+        units=("\x1e", "{}\x1e", '{"ssn":1}\x1e', '{"x":'),
+        is_plain=True,
     ),
     "Max-Forwards": Reader(lambda text: hops.one_forward_less(((b"Max-Forwards", field(text)),))),
     "Via": Reader(
@@ -418,7 +482,7 @@ for _name in (
         ),
     )
 
-READS_NOTHING_OF = (Denied, BadFraming, JweError, ValueError)
+READS_NOTHING_OF = (Denied, BadFraming, JweError, ValueError, websocket.BadFrame, permessage.TooLarge)
 
 
 def repeated(lead: str, unit: str, end: str, length: int) -> str:

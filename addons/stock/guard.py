@@ -25,6 +25,7 @@ from mitmproxy.exceptions import AddonHalt
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
+from addons.exchange import is_denied
 from addons.stock.flows import Answers, Shown, StockSessions
 from proxy.core.decisions import Denied, Reason
 from proxy.log import describe
@@ -148,6 +149,14 @@ class Guard:
     async def error(self, flow: http.HTTPFlow) -> None:
         """A request ended without a complete response."""
         await self._call("error", flow)
+
+    async def websocket_message(self, flow: http.HTTPFlow) -> None:
+        """Decide on a message of a WebSocket. What is denied ends it: mitmproxy can only drop a message."""
+        is_fine = await self._call("websocket_message", flow)
+        if not is_fine or is_denied(self.sessions.exchange(flow)):
+            if flow.websocket is not None:
+                flow.websocket.messages[-1].drop()
+            self._cut(flow.client_conn, None)
 
     def _is_broken(self, flow: http.HTTPFlow) -> bool:
         if flow.client_conn.id not in self._broken:

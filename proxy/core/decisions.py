@@ -52,7 +52,8 @@ class Reason(Enum):
         400,
         "http_request_error",
         "The request is malformed",
-        "The request line, a header field or the destination is not valid HTTP, or was not meant for a proxy.",
+        "The request line, a header field or the destination is not valid HTTP, or was not meant for a proxy; or the "
+        "app does not keep to WebSocket, where its messages are read.",
         "see what the app sends, or what stands between it and Overcoat: the detail says what is wrong with it",
     )
     HEADERS_TOO_LARGE = (
@@ -294,8 +295,9 @@ class Reason(Enum):
         502,
         "http_response_incomplete",
         "The upstream broke its response off",
-        "The response ended in the middle, or a tunnel with a reset. The app had its status by then, and was cut off, "
-        "too: so this stands in lines and metrics only.",
+        "The response ended in the middle, or a tunnel with a reset; or the upstream does not keep to WebSocket, where "
+        "its messages are read. The app had its status by then, and was cut off, too: so this stands in lines and "
+        "metrics only.",
         "look at the upstream, and at what is between it and Overcoat: what is not whole is not made to look so",
     )
     REDIRECT_LOOP = (

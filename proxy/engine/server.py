@@ -28,6 +28,7 @@ from addons.encryption import Encryption
 from addons.exchange import Exchange
 from addons.gate import Gate
 from addons.localca import LocalCaGuard
+from addons.messages import Messages
 from addons.metrics import Metrics
 from addons.pinning import Pinning
 from addons.sessions import Session, Sessions
@@ -206,7 +207,8 @@ class Engine:
                 LocalCaGuard(self.sessions, ca.lifetime),
                 Transport(self.sessions, known, Cookies(ca.tag)),
                 Pinning(self.sessions),
-                Encryption(self.sessions),
+                encryption := Encryption(self.sessions),
+                Messages(self.sessions, encryption.setting),
                 telemetry,
             ),
             self.sessions,

@@ -121,5 +121,8 @@ class UpstreamStream(Protocol):
     def part(self) -> None:
         """Never serve another conversation on the same connection."""
 
+    def finish(self) -> None:
+        """Close after what was sent has arrived."""
+
     def close(self) -> None:
         """Give the request up."""

@@ -45,7 +45,7 @@ COMMON = [
     ),
     *("tls", "key_exchange", "pin", "encrypted", "decrypted", "status", "bytes_sent", "bytes_received", "seconds"),
 ]
-WITH_FIELDS = [*COMMON[:19], "fields", *COMMON[19:]]
+WITH_FIELDS = [*COMMON[: COMMON.index("status")], "fields", *COMMON[COMMON.index("status") :]]
 _SELECTORS, _KEYS = (parse_selector("$.card"),), KeySet("k", Alg.A256KW, new_key(Alg.A256KW))
 ENTRIES = (
     FieldEntry(_SELECTORS, _KEYS, name="request[0]"),

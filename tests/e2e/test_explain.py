@@ -131,9 +131,7 @@ CASES = {
     "an old key": Case("http://old.example:PORT/", "key_unavailable", body=SSN),
     "old pins": Case("http://late.example:PORT/", "pins_expired", "GET", ()),
     "old pins over https": Case("https://late.example:PORT/", "pins_expired", "GET", ()),
-    "WebSocket": Case(
-        "http://held.example:PORT/", "body_not_json", "GET", ("Upgrade: websocket", "Connection: Upgrade")
-    ),
+    "WebSocket": Case("http://held.example:PORT/", None, "GET", ("Upgrade: websocket", "Connection: Upgrade")),
     "another method": Case("http://some.example:PORT/v1/x", None, body=b"no JSON"),
     "the same by an override": Case(
         "http://some.example:PORT/v1/x", "body_not_json", headers=(JSON, "X-HTTP-Method-Override: PUT"), body=b"no JSON"

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, ServerPerMessageDeflateFactory
 
 from proxy.core.decisions import Reason
 from proxy.core.jose.keys import Alg
@@ -29,6 +31,7 @@ from tests.e2e.http2 import Http2Client, Http2Upstream
 from tests.e2e.mitmdump import Mitmdump
 from tests.e2e.receiver import Marked, Receiver, assert_only_marked_changed, plain
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
+from tests.e2e.websockets import DEADLINE, Server, client
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8 without ado")
 
@@ -374,6 +377,42 @@ class TestFields:
         got = ask(mitm, upstream, OPENED, way=way, body=b"{}")
         assert (got.status, gzip.decompress(got.body)) == (200, b'{ "card":"4111"}')
         assert decision_of(mitm, upstream)["decrypted"] == 1
+
+    def test_messages_of_a_websocket_are_sealed_and_opened(
+        self, stock: Stock, mitm: Mitmdump, authority: Authority
+    ) -> None:
+        token = stock.app.seal(b'"4111"', BOTH, "$.card").decode()
+        extensions = [ClientPerMessageDeflateFactory()]
+        answer, deflate = f'{{ "card":{token}}}', ServerPerMessageDeflateFactory()
+        with Server(authority, BOTH, address=BOTH, answer=lambda _: answer, deflate=deflate) as server:
+            offer = {"Sec-WebSocket-Extensions": "x-unknown"}
+            with client(mitm, BOTH, server.port, additional_headers=offer, extensions=extensions) as app:
+                seen = server.first()
+                for _ in range(2):
+                    app.send(plain(PIECES).decode())
+                    assert app.recv(timeout=DEADLINE) == '{ "card":"4111"}'
+                    got = seen.next()
+                    assert isinstance(got, str)
+                    assert_only_marked_changed(got.encode(), PIECES, stock.pay, BOTH)
+        assert not any("x-unknown" in each for each in seen.offered)
+
+    @pytest.mark.parametrize("message", ["no JSON", b"\x00", '{"a":"' + "x" * 70_000 + '"}'])
+    def test_a_message_that_cannot_be_sealed_ends_its_websocket(
+        self, mitm: Mitmdump, authority: Authority, message: str | bytes
+    ) -> None:
+        with Server(authority, SEALED, address=SEALED) as server:
+            with client(mitm, SEALED, server.port) as app:
+                app.send("[1]")
+                seen = server.first()
+                assert seen.next() == "[1]"
+                app.send(message)
+                with pytest.raises(ConnectionClosed):
+                    app.recv(timeout=DEADLINE)
+            assert seen.wait_for_end() is None
+            assert seen.messages.empty()
+        port = f":{server.port}"
+        line = mitm.wait_for_decision(lambda line: bool(line["outcome"]) and (line["destination"] or "").endswith(port))
+        assert line["reason"] == ("body_too_large" if len(message) > 100 else "body_not_json")
 
     def test_a_response_that_does_not_open_is_kept_back(self, stock: Stock, mitm: Mitmdump, upstream_at: Make) -> None:
         token = stock.app.seal(b'"4111"', OPENED, "$.elsewhere")

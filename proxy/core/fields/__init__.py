@@ -14,6 +14,7 @@ Offers:
   `response` list
 - `envelopes`: Envelope; the object in which a sealed value stands
 - `jsontext`: NotJson, TooMuchSelected, find_spans; where values stand in JSON text
+- `messages`: Plan, change, count_marked, too_large; one WebSocket message
 - `readings`: Readings, may_be_any_method, may_name_method, readings, with_body; all methods and paths that a server may
   read in a request
 - `responses`: Label, asked, label_of, told; which responses may hold fields, and their header fields afterwards

@@ -14,8 +14,11 @@ Offers:
   without_hop; fields about one connection only
 - `names`: check_host_fields, check_hosts_in, check_server_name, host_field, is_own_name, mirrored_host,
   read_host_field, with_host; whether Host, SNI and destination agree
+- `permessage`: BadAnswer, Inflater, Parameters, TooLarge, agreed, deflater, offers; compression of WebSocket messages
 - `problems`: JSON_TYPE, PAGE_TYPE, grpc_fields, is_grpc, problem_details, problem_page, proxy_status, wants_page; what
   an app is told about a denial
 - `redirects`: Trail; redirects that lead in a circle
 - `traces`: trace_id; the app's own id for a request
+- `websocket`: BINARY, CLOSE, INTERNAL_ERROR, POLICY_VIOLATION, TEXT, TOO_BIG, BadFrame, Control, Frames, Message,
+  Messages, Part, Passing, Writer, close_payload; frames and messages of WebSocket
 """

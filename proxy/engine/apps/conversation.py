@@ -27,6 +27,7 @@ from collections.abc import Callable
 
 from mitmproxy import flow as mitmproxy_flow
 from mitmproxy import http
+from mitmproxy.websocket import WebSocketData, WebSocketMessage
 
 from addons.exchange import Exchange, Upstream, is_denied
 from addons.headers import has_field
@@ -35,8 +36,10 @@ from proxy.core.decisions import Denied, Reason, late_response
 from proxy.core.fields import bodies
 from proxy.core.http.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead, ResponseHead
 from proxy.core.http.hops import without_framing, without_hop
+from proxy.core.http.websocket import BINARY, TEXT
 from proxy.core.rules.appview import interim_fields
 from proxy.engine.apps.appstream import AppStream
+from proxy.engine.apps.messages import Relay
 from proxy.engine.apps.states import AFTER_CONVERSATION, ConversationEvent, ConversationState
 from proxy.engine.apps.websocket import Switched, may_switch
 from proxy.engine.flows import new_flow, new_server
@@ -73,6 +76,8 @@ _SWITCH = AFTER_CONVERSATION[ConversationEvent.SWITCH]
 
 class Conversation:
     """One request and its response."""
+
+    _relay: Relay | None = None  # of a WebSocket whose messages are read
 
     def __init__(self, stream: AppStream, request: http.Request, head: RequestHead) -> None:
         """Start.
@@ -378,6 +383,8 @@ class Conversation:
         self.house.dispatch.call("responseheaders", flow)
         if flow.error:
             self._cut_off()
+        elif head.status == 101 and self.exchange.denied is not None and is_denied(self.exchange):
+            self._fail(self.exchange.denied)
         elif head.status == 101:
             self._switch()
         elif (flow.response.stream or not has_body) and not (self.exchange and is_denied(self.exchange)):
@@ -501,19 +508,76 @@ class Conversation:
         self.state = _SWITCH[self.state]
         self.stream.begin(self.flow.response, has_body=False)
         self.house.dispatch.call("response", self.flow)
+        assert self.exchange is not None
         speaker = Switched(self)
+        if (plan := self.exchange.plan) is not None:
+            self.flow.websocket = WebSocketData()
+            limit, observes = self.exchange.policy.limits.held_body, self.exchange.observing
+            speaker = self._relay = Relay(self, plan, limit, observes=observes)
         if early := self.stream.switch(speaker):
             speaker.feed(early)
 
     def switched(self, data: bytes) -> None:
         """Pass WebSocket bytes from the upstream on."""
         assert self.exchange is not None
-        self.stream.send(self.exchange.count_received(data))
+        self.exchange.count_received(data)
+        if self._relay is not None:
+            self._relay.feed_from_upstream(data)
+        else:
+            self.stream.send(data)
+
+    def switched_to_app(self, data: bytes) -> None:
+        """Pass WebSocket bytes on that were read."""
+        self.stream.send(data)
 
     def switched_from_app(self, data: bytes) -> None:
         """Pass WebSocket bytes from the app on."""
         if self.upstream is not None and self.exchange is not None:
             self.upstream.send(self.exchange.count_sent(data))
+
+    def message(self, payload: bytes, *, is_text: bool, from_app: bool) -> bytes:
+        """Show a WebSocket message to the addons; see `Talk`. No message is kept."""
+        data, exchange = self.flow.websocket, self.exchange
+        assert data is not None
+        assert exchange is not None
+        message = WebSocketMessage(TEXT if is_text else BINARY, from_app, payload)
+        data.messages = [message]
+        self.house.dispatch.call("websocket_message", self.flow)
+        data.messages = []
+        if exchange.denied is not None and is_denied(exchange):
+            raise exchange.denied
+        return message.content
+
+    def hold_side(self, from_app: bool, is_held: bool) -> None:
+        """Read no more from one side of a WebSocket, or go on."""
+        if from_app:
+            self.stream.hold("messages", is_held)
+        elif self.upstream is not None:
+            self.upstream.hold("messages", is_held)
+
+    def is_side_congested(self, of_app: bool) -> bool:
+        """Tell whether a side of a WebSocket takes no more for now."""
+        return self.stream.is_congested if of_app else not self._is_taken
+
+    def later(self, step: Callable[[bool], None], argument: bool) -> None:
+        """Run a step in the next turn."""
+        self.app.loop.call_soon(self._take_step, step, argument)
+
+    def note_switched(self, denied: Denied) -> None:
+        """Note why enforcing would have ended the WebSocket."""
+        assert self.exchange is not None
+        self.exchange.note_reason(denied)
+
+    def break_switched(self, denied: Denied, to_app: bytes, to_upstream: bytes) -> None:
+        """End the WebSocket for a reason, with a last word to each side."""
+        assert self.exchange is not None
+        self.exchange.break_off(denied)
+        if to_app:
+            self.stream.send(to_app)
+        if to_upstream:
+            self.switched_from_app(to_upstream)
+        self._finish_upstream()
+        self._finish_with_error("the WebSocket was ended")
 
     # -- back-pressure
 
@@ -521,6 +585,8 @@ class Conversation:
         """Called when the upstream takes no more for now, and when it does again."""
         self._holds_app = congested
         self.stream.hold("upstream", congested)
+        if self._relay is not None:
+            self._relay.upstream_congested(congested)
         self._count_time()
 
     def app_congested(self, is_congested: bool) -> None:
@@ -530,8 +596,21 @@ class Conversation:
             self._count_time()
 
     def switched_end(self) -> None:
-        """Called when one side has ended the WebSocket in order."""
+        """Called when the upstream has ended the WebSocket in order, or the app has if nothing is read of it."""
+        if self._relay is not None:
+            self._relay.eof_from_upstream()
+        else:
+            self.end_switched()
+
+    def end_switched(self) -> None:
+        """End the WebSocket in order: one side has."""
+        self._finish_upstream()
         self._finish("websocket_end")
+
+    def _finish_upstream(self) -> None:
+        """Close the upstream's side of a WebSocket once everything is sent."""
+        if (upstream := self._release_upstream()) is not None:
+            upstream.finish()
 
     def flush(self) -> None:
         """Send the app what was gathered."""

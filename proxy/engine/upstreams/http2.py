@@ -297,6 +297,10 @@ class UpstreamHttp2Stream(Stream):
         """Never called: no switch is offered."""
         raise RuntimeError("a switch of protocols in HTTP/2")
 
+    def finish(self) -> None:
+        """Never called: no switch is offered."""
+        raise RuntimeError("a switch of protocols in HTTP/2")
+
     def hold(self, why: str, is_held: bool) -> None:
         """Open no window for more of the response."""
         self.connection.hold(self, why, is_held)

@@ -11,10 +11,11 @@ from mitmproxy import connection, http
 from mitmproxy.exceptions import AddonHalt
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.tls import ClientHelloData, TlsData
+from mitmproxy.websocket import WebSocketData, WebSocketMessage
 
 from addons.exchange import Exchange
 from addons.stock.guard import Closed, Guard
-from proxy.core.decisions import Reason
+from proxy.core.decisions import Denied, Reason
 from proxy.core.rules.policy import Policy
 
 
@@ -117,6 +118,26 @@ class TestFlows:
         flow = setting.flow()
         setting.call("requestheaders", flow)
         assert flow.error is not None
+
+    def test_a_message_of_a_websocket_does_not_go_on_and_ends_it(self, failing: Setting) -> None:
+        flow = failing.flow()
+        flow.websocket = WebSocketData(messages=[WebSocketMessage(1, True, b"{}")])
+        failing.call("websocket_message", flow)
+        assert flow.websocket.messages[0].dropped
+        assert failing.cut == [None]
+
+    def test_nor_does_one_that_is_denied_and_others_do(self) -> None:
+        setting = Setting(SimpleNamespace())
+        flow = setting.flow()
+        flow.websocket = WebSocketData(messages=[WebSocketMessage(1, True, b"{}")])
+        setting.call("websocket_message", flow)
+        assert (flow.websocket.messages[0].dropped, setting.cut) == (False, [])
+        setting.guard.sessions.exchange(flow).break_off(Denied(Reason.BODY_NOT_JSON, "why"))
+        setting.call("websocket_message", flow)
+        assert (flow.websocket.messages[0].dropped, setting.cut) == (True, [None])
+        flow.websocket = None
+        setting.call("websocket_message", flow)
+        assert setting.cut == [None, None]
 
     def test_a_copy_of_a_flow_is_another_flow(self) -> None:
         setting = Setting(SimpleNamespace())
