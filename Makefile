@@ -84,7 +84,7 @@ test-clients: $(VENV)/installed ## try common programs under `overcoat run`, and
 	-@command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get \
 		install -y -qq --no-install-recommends $(CLIENT_PACKAGES) >/dev/null
 	@$(BIN)/python -m venv .clients/venv && .clients/venv/bin/pip install --disable-pip-version-check --quiet $(CLIENT_WHEELS)
-	-@cd .clients && { [ -e package.json ] || npm init -y >/dev/null; } && npm install --silent axios got hpagent
+	-@cd .clients && { [ -e package.json ] || npm init -y >/dev/null; } && npm install --silent axios got hpagent jose
 	RECORD_CLIENTS=1 $(BIN)/pytest -v -rs tests/clients
 	$(BIN)/python docs/generate.py
 

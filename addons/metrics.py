@@ -1,6 +1,8 @@
 """The metrics: counters that addons and engine increase, and gauges that are read from the policy at each scrape.
 `proxy.processes.admin` serves them as `/metrics`.
 
+It is longer than 500 lines, because each metric stands here with what is said of it.
+
 Rules of this module:
 
 - Labels are limited by the policy and by our own enums, never chosen by a client.
