@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from proxy.core.rules.policy import Policy
 
 ALGORITHMS = ("ECDH-ES+A256KW", "RSA-OAEP-256", "A256KW")
+ENCRYPTIONS = ("A256GCM", "A128GCM")
 CURVES = ("P-256", "X25519")
 FORMATS = ("pem", "jwk")
+_SHOWN = 300  # characters of what a token says of itself
 
 
 @contextmanager
@@ -90,6 +92,8 @@ class Source:
     host: str | None
     path: str | None
     unsafe: bool
+    enc: str | None
+    envelope: str | None = None
 
 
 def _source_options(command: Callable[[Source], None]) -> Callable[..., None]:
@@ -97,6 +101,7 @@ def _source_options(command: Callable[[Source], None]) -> Callable[..., None]:
     options = (
         click.option("--key", "file", type=click.Path(path_type=Path), metavar="FILE", help="A key file, PEM or JWK."),
         _alg_option,
+        click.option("--enc", type=click.Choice(ENCRYPTIONS), help="The content encryption; A256GCM if not given."),
         click.option("--kid", help="The key's name, where the file has none or it is not the thumbprint."),
         _policy_option,
         click.option("--set", "set_name", metavar="NAME", help="A key set of the policy, in place of --key."),
@@ -202,6 +207,7 @@ def list_keys(policy: str | None, as_json: bool) -> None:
 
 @keys.command()
 @_source_options
+@click.option("--envelope", metavar="NAME", help='Print {"NAME": "<JWE>"}, as an entry with that envelope would.')
 def seal(source: Source) -> None:
     """Encrypt the JSON value on stdin, as Overcoat would at that place, and print the JWE.
 
@@ -226,15 +232,16 @@ def seal(source: Source) -> None:
             raise Failed(f"{error}: {error.hint}") from None
         if place is None and source.set_name is not None and key_set.bind is not Bind.NONE:
             click.echo(f"note: without --host and --path, key set {source.set_name} opens this nowhere", err=True)
-    click.echo(token)
+    click.echo(token if source.envelope is None else json.dumps({source.envelope: token}))
 
 
 @keys.command("open")
 @_source_options
 def open_value(source: Source) -> None:
-    """Decrypt the JWE on stdin, bare or as a JSON string, and print the exact bytes it holds.
+    """Decrypt the JWE on stdin, bare, as a JSON string or in an envelope, and print the exact bytes it holds.
 
-    Without --host and --path the place that it was sealed for is not checked.
+    What the JWE says of itself goes to stderr: its key, and the place that it was sealed for. Without --host and --path
+    that place is not checked.
 
     \b
     Example: overcoat keys open --key pay.pem --kid pay < token
@@ -246,16 +253,54 @@ def open_value(source: Source) -> None:
         place = _place(source)
         key_set = _key_set(source)
         text = sys.stdin.buffer.read().strip()
-        token = token_of(text) if text.startswith(b'"') else text.decode("ascii", "replace")
+        if text.startswith(b"{"):
+            token = _enveloped(text)
+        else:
+            token = token_of(text) if text.startswith(b'"') else text.decode("ascii", "replace")
         if token is None:
-            raise Failed("stdin holds neither a JWE nor a JSON string with one")
+            raise Failed("stdin holds no JWE, no JSON string with one, and no object with such a string alone")
         try:
             plaintext = open_token(token, key_set, place, _today())
         except JweError as error:
             unnamed = source.kid is None and source.file is not None and "kid" in str(error)
             hint = f"; say --kid {_kid_of(token)} if that is the key in the file" if unnamed else ""
-            raise Failed(f"{error}{hint}") from None
+            says = _says_of_itself(token)
+            raise Failed(f"{error}{hint}{f' (the token says: {says})' if says else ''}") from None
     click.echo(plaintext, nl=False)
+    click.echo(f"note: {_says_of_itself(token)}", err=True)
+
+
+def _enveloped(text: bytes) -> str | None:
+    """Return the string that an object holds as its only member; None if it is something else."""
+    from proxy.core.jose.encoding import parse_object
+
+    try:
+        members = list(parse_object(text).values())
+    except ValueError:
+        return None
+    return members[0] if len(members) == 1 and isinstance(members[0], str) else None
+
+
+def _says_of_itself(token: str) -> str:
+    """Return what the header of a token says about its key and its place, in words; empty if it cannot be read."""
+    from proxy.core.jose.encoding import parse_object, unbase64url
+    from proxy.core.jose.place import read_media_type
+
+    try:
+        header = parse_object(unbase64url(token.partition(".")[0]))
+        _, place = read_media_type(str(header.get("cty", "json")))
+    except ValueError:
+        return ""
+    kid, alg, enc = (_shortly(header.get(name, "none")) for name in ("kid", "alg", "enc"))
+    has_place = {"host", "path"} <= place.keys()
+    bound = f"{_shortly(place['path'])} at {_shortly(place['host'])}" if has_place else "no place"
+    return f"sealed with key {kid}, {alg}, {enc}; bound to {bound}"
+
+
+def _shortly(value: object) -> str:
+    """Return what a header says in one line that no terminal takes for anything else."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
 def _kid_of(token: str) -> str:
@@ -314,17 +359,17 @@ def _load_policy(option: str | None) -> Policy:
 
 def _key_set(source: Source) -> KeySet:
     """Return the policy's key set, or a key set made of the key in the file."""
-    from proxy.core.jose.keys import KeySet
+    from proxy.core.jose.keys import Enc, KeySet
 
     if source.file is not None and source.set_name is None:
         if source.policy is not None:
             raise click.UsageError("--policy goes with --set, not with --key")
         key = _read_key(source.file, source.alg, source.kid, source.unsafe)
-        return KeySet("--key", key.alg, key)
+        return KeySet("--key", key.alg, key, enc=Enc(source.enc or Enc.A256GCM))
     if source.set_name is None or source.file is not None:
         raise click.UsageError("give either --key FILE, or --set NAME for a key set of the policy")
-    if source.alg is not None or source.kid is not None or source.unsafe:
-        raise click.UsageError("--alg, --kid and --unsafe-key-permissions go with --key; the policy has its own")
+    if any(option is not None for option in (source.alg, source.enc, source.kid)) or source.unsafe:
+        raise click.UsageError("--alg, --enc, --kid and --unsafe-key-permissions go with --key; the policy has its own")
     loaded = _load_policy(source.policy)
     if source.set_name not in loaded.keys:
         known = ", ".join(loaded.keys) or "none"

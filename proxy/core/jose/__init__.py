@@ -12,5 +12,5 @@ Offers:
   to_jwk, to_pem; keys, and the sets of them that a policy names
 - `profiles`: Profile, form_of; how others use JWE
 - `sealing`: Sealers, Sealing, seal; tokens that are made
-- `place`: Place, ascii_text; how a token says which host and field it belongs to
+- `place`: Place, ascii_text, read_media_type; how a token says which host and field it belongs to
 """

@@ -184,6 +184,18 @@ def test_what_is_sealed_opens_to_the_same_bytes(run: Run, arguments: list[str]) 
     assert run("open", "--key", "k.jwk", *PLACE, stdin=quoted).stdout_bytes == value
 
 
+def test_a_key_set_of_a128gcm_and_an_envelope(run: Run) -> None:
+    run("new", "--alg", "A256KW", "--kid", "k", "--out", "k.jwk")
+    sealed = run("seal", "--key", "k.jwk", "--enc", "A128GCM", "--envelope", "encData", *PLACE, stdin=b"1")
+    assert list(json.loads(sealed.stdout)) == ["encData"]
+    assert run("open", "--key", "k.jwk", "--enc", "A128GCM", *PLACE, stdin=sealed.stdout_bytes).stdout == "1"
+    line = _failed(run("open", "--key", "k.jwk", *PLACE, stdin=sealed.stdout_bytes))
+    assert "header parameter enc: must be A256GCM" in line
+    both = run("open", "--set", "x", "--enc", "A128GCM", stdin=b"")
+    assert "--enc" in both.stderr
+    assert both.exit_code == 2
+
+
 @pytest.fixture
 def sealed(run: Run) -> bytes:
     """A token for pay.pem, made with its public half."""
@@ -201,6 +213,22 @@ def test_a_value_opens_at_no_other_place(run: Run, sealed: bytes) -> None:
     elsewhere = ("--host", "api.pay.example", "--path", "$.card.cvv")
     line = _failed(run("open", "--key", "pay.pem", "--kid", "pay", *elsewhere, stdin=sealed))
     assert "sealed for another place" in line
+    says = "sealed with key 'pay', 'ECDH-ES+A256KW', 'A256GCM'; bound to '$.card.number' at 'api.pay.example'"
+    assert line.endswith(f" (the token says: {says})")
+    assert run("open", "--key", "pay.pem", "--kid", "pay", stdin=sealed).stderr == f"note: {says}\n"
+
+
+def test_what_a_token_says_of_itself_is_one_short_line(run: Run, sealed: bytes) -> None:
+    rest = sealed[sealed.index(b".") :]
+    header: object
+    for header in ({"kid": "\x1b[31m\n" * 1000, "cty": "json"}, {"kid": ["x"] * 1000}):
+        line = _failed(run("open", "--key", "pay.pem", stdin=base64url(json.dumps(header).encode()).encode() + rest))
+        assert len(line) < 1000
+        assert line.isprintable()
+        assert "bound to no place" in line
+    for header in ({"cty": ""}, []):
+        line = _failed(run("open", "--key", "pay.pem", stdin=base64url(json.dumps(header).encode()).encode() + rest))
+        assert "the token says" not in line
 
 
 def test_the_host_is_made_canonical(run: Run, sealed: bytes) -> None:
@@ -236,7 +264,14 @@ def test_a_public_key_opens_nothing(run: Run, sealed: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("stdin", "message"),
-    [(b"", "five parts"), (b"\xff\x00", "five parts"), (b'"a', "neither a JWE nor"), (b'"a.b"', "five parts")],
+    [
+        (b"", "five parts"),
+        (b"\xff\x00", "five parts"),
+        (b'"a', "no JWE, no JSON string"),
+        (b'{"a":"b","c":"d"}', "no JWE, no"),
+        (b"{", "no JWE, no"),
+        (b'"a.b"', "five parts"),
+    ],
 )
 def test_what_is_no_token_is_an_error(run: Run, sealed: bytes, stdin: bytes, message: str) -> None:
     assert sealed
@@ -399,7 +434,8 @@ def test_a_key_made_sealed_with_and_opened_with_in_processes_of_their_own(tmp_pa
     token = _process("seal", "--key", "pay.pub.pem", "--kid", "pay", stdin=b'"\\u00e4"\n', folder=tmp_path)
     assert token.stdout.count(b".") == 4
     opened = _process("open", "--key", "pay.pem", "--kid", "pay", stdin=token.stdout, folder=tmp_path)
-    assert (opened.returncode, opened.stdout, opened.stderr) == (0, b'"\\u00e4"', b"")
+    assert (opened.returncode, opened.stdout) == (0, b'"\\u00e4"')
+    assert opened.stderr.startswith(b"note: sealed with key 'pay'")
 
 
 def test_a_failure_in_a_process_of_its_own_is_one_line_without_traceback(tmp_path: Path) -> None:
