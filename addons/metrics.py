@@ -38,6 +38,7 @@ NO_REASON = "-"
 NO_STATUS = "-"
 NO_LEVEL = "-"
 UPSTREAM_PROXY = "(upstream_proxy)"  # in the place of a rule, for its pins
+REFRESHES = ("fetched", "failed")
 RELOADS = ("taken", "unchanged", "refused")
 MOST_USERS = 100  # that have labels of their own
 OTHER_USERS = "(others)"
@@ -276,6 +277,20 @@ class Metrics:
             registry=registry,
             multiprocess_mode="max",  # one process sets it for all
         )
+        self.jwks_fetched = Gauge(
+            "overcoat_jwks_fetched_timestamp_seconds",
+            "When the keys of a key set were last fetched from its URL, by the process for which that is longest ago; "
+            "0: never.",
+            ["key"],
+            registry=registry,
+            multiprocess_mode="livemin",  # each process fetches for itself
+        )
+        self.jwks_refreshes = Counter(
+            "overcoat_jwks_refreshes",
+            "Attempts to fetch the keys of a key set from its URL, by result.",
+            ["key", "result"],
+            registry=registry,
+        )
         self.lines_lost = Counter(
             "overcoat_decision_lines_lost", "Decision lines that could not be written.", registry=registry
         )
@@ -318,6 +333,10 @@ class Metrics:
                 self._expect_pins(each.name, each.pins, mode)
         if policy.upstream_proxy is not None and policy.upstream_proxy.rule.pins is not None:
             self._expect_pins(UPSTREAM_PROXY, policy.upstream_proxy.rule.pins, Mode.ENFORCE)
+        for name, key_set in policy.keys.items():
+            if key_set.supply is not None:
+                for result in REFRESHES:
+                    self.jwks_refreshes.labels(name, result)
         for user in policy.clients.users:
             for outcome in Outcome:
                 self.users.labels(self.user_label(policy, user.name), outcome)
@@ -344,6 +363,16 @@ class Metrics:
         for pin in pins.any_of:
             for level in Level:
                 self.pin_matches.labels(rule, pin.short, level)
+
+    def keys_fetched(self, key_set: str, when: float) -> None:
+        """Note when the keys of a set were fetched by URL, in seconds since 1970; 0 for never, NaN for a set that is
+        gone: nothing compares with that.
+        """
+        self.jwks_fetched.labels(key_set).set(when)
+
+    def keys_tried(self, key_set: str, *, succeeded: bool) -> None:
+        """Count an attempt to fetch the keys of a set."""
+        self.jwks_refreshes.labels(key_set, REFRESHES[not succeeded]).inc()
 
     def user_label(self, policy: Policy, name: str) -> str:
         """Return the label for a user: the name, unless the policy has very many."""
@@ -459,6 +488,11 @@ class PolicyMetrics(Collector):
                 labels=["key", "kid", "use"],
             ),
             GaugeMetricFamily(
+                "overcoat_jwks_max_age_seconds",
+                "For how long the keys of a key set that is fetched by URL are to be used.",
+                labels=["key"],
+            ),
+            GaugeMetricFamily(
                 "overcoat_pins_expire_timestamp_seconds",
                 "When the pins of a rule expire, and what happens then.",
                 labels=["rule", "after_expiry"],
@@ -480,11 +514,14 @@ class PolicyMetrics(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Return the families."""
         policy = self._policy()
-        families = keys, expiry, certificates, info, content, start = self.describe()
+        families = keys, ages, expiry, certificates, info, content, start = self.describe()
         sets = {entry.keys.name: entry.keys for rule in policy.rules for entry in rule.fields}
         for name, key_set in sets.items():
+            if key_set.supply is not None:
+                ages.add_metric([name], key_set.supply.max_age)
+                continue  # each process has its keys, and whoever publishes them answers for their ends
             for key in key_set.keys:
-                use = "primary" if key is key_set.now.primary else "older"
+                use = "primary" if key is key_set.primary else "older"
                 last = key.not_after if use == "primary" else key_set.last_opening(key)
                 if last is not None:
                     keys.add_metric([name, key.kid, use], _end_of(last))

@@ -158,7 +158,8 @@ ALERTS = (
         events(denials(Reason.KEY_UNAVAILABLE), _DENIED),
         "critical",
         "rule {{ $labels.rule }}: there is no key to encrypt with, and requests are denied",
-        "The key set's primary key is past its not_after date, or not good yet (not_before): give it another one.",
+        "The key set's primary key is past its not_after date, or not good yet (not_before): give it another one. "
+        "Keys that are fetched by URL (jwks) may never have come: the log says why.",
     ),
     Alert(
         "OvercoatKeyExpiresSoon",
@@ -175,6 +176,15 @@ ALERTS = (
         "{{ $labels.host }}: its mirror listener's certificate ends in {{ $value | humanizeDuration }}",
         "From then on no peer connects. Renew it: new files are read by themselves. Where certificates are made for a "
         "few days only, it says that their renewal does not work.",
+    ),
+    Alert(
+        "OvercoatJwksStale",
+        "time() - overcoat_jwks_fetched_timestamp_seconds\n> on (job, instance, key) 2 * overcoat_jwks_max_age_seconds",
+        "warning",
+        "key set {{ $labels.key }}: its keys have not been fetched for {{ $value | humanizeDuration }}",
+        "The last ones stay in use, so what the other side has replaced or withdrawn is still encrypted with; without "
+        "any, its requests are denied. The log says why, and overcoat check tries it once.",
+        wait="5m",
     ),
     Alert(
         "OvercoatUpstreamCertificateExpiresSoon",
@@ -352,6 +362,8 @@ def _without_templates(text: str) -> str:
         ("in {{ $value | humanizeDuration }}", "within 30 days"),
         ("process {{ $labels.process }}: ", ""),
         ("key {{ $labels.kid }} of {{ $labels.key }}", "the primary key of a key set"),
+        ("key set {{ $labels.key }}: its keys", "the keys of a key set"),
+        ("for {{ $value | humanizeDuration }}", "for twice the time for which they are to be used"),
     ):
         text = text.replace(template, words)
     return text[0].upper() + text[1:]

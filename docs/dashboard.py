@@ -238,6 +238,18 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 width=12,
             ),
             Panel(
+                "Fetched keys",
+                "How old are the keys that are fetched by URL, in shares of the time for which they are to be used?",
+                (
+                    (
+                        f"(time() - overcoat_jwks_fetched_timestamp_seconds{{{_OF}}})"
+                        " / on (job, instance, key) overcoat_jwks_max_age_seconds",
+                        "{{key}}",
+                    ),
+                ),
+                width=12,
+            ),
+            Panel(
                 "Pins",
                 "Do the servers show the pinned keys?",
                 (

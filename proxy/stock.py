@@ -179,6 +179,9 @@ def _missing(policy: Policy) -> Iterator[str]:
     """Yield the parts of a policy that only Overcoat's own engine supports."""
     if policy.upstream_proxy is not None:
         yield f"{policy.source}: upstream_proxy is not served inside mitmproxy, which would dial straight"
+    for name, key_set in policy.keys.items():
+        if key_set.supply is not None:
+            yield f"{policy.source}: keys.{name}: jwks is not fetched inside mitmproxy"
     for rule in policy.rules:
         if rule.raw_tcp:
             yield f"{policy.source}: rule {rule.name}: raw_tcp is not served inside mitmproxy"

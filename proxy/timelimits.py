@@ -77,10 +77,18 @@ LOST_LINES_LOG_SECONDS = _MINUTE
 # Between two handshakes of its own with the same pinned server: its key rarely changes, and it should not notice much.
 ASIDE_SECONDS = 5 * _MINUTE
 
-# -- commands that ask a server
+# -- what Overcoat itself asks a server
 
-# For a server to give the whole answer to a question of a command: somebody waits in front of the screen.
+# For a server to give the whole answer: somebody waits in front of the screen, or for keys.
 QUESTION_SECONDS = 10.0
+# For the keys of a URL to come before the listeners open: without them requests would be denied.
+FIRST_KEYS_SECONDS = 5.0
+# Between attempts to fetch keys for a key that is asked for and is not there: apps can cause that.
+KEYS_AGAIN_SECONDS = 30.0
+# The longest pause between attempts to fetch keys that fail: a server that is back is soon found.
+MOST_KEYS_BACKOFF_SECONDS = _MINUTE
+# Between two log messages about keys that cannot be fetched.
+KEYS_LOG_SECONDS = _HOUR
 
 # -- parent and workers
 

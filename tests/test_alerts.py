@@ -70,6 +70,7 @@ def test_all_that_they_read_exists_and_is_there_from_the_start() -> None:
         *("overcoat_upstream_certificate_expiry_timestamp_seconds", "overcoat_field_failures_total"),
         "overcoat_pin_checks_total",
         "overcoat_mirror_certificate_expiry_timestamp_seconds",
+        *("overcoat_jwks_fetched_timestamp_seconds", "overcoat_jwks_max_age_seconds"),
     }
     lists = [found for alert in ALERTS for found in re.findall(r'reason=~"([^"]+)"', alert.expr)]
     codes = {code for found in lists for code in found.split("|")}
@@ -197,6 +198,30 @@ STATES: dict[str, tuple[str, dict[str, str], bool]] = {
     "a primary key that lasts": (
         "OvercoatKeyExpiresSoon",
         {'overcoat_key_expiry_timestamp_seconds{use="primary"}': "8676000x300"},
+        False,
+    ),
+    "keys that were fetched two and a half times their age ago": (
+        "OvercoatJwksStale",
+        {
+            'overcoat_jwks_fetched_timestamp_seconds{key="partner"}': "-900x300",
+            'overcoat_jwks_max_age_seconds{key="partner"}': "1200x300",
+        },
+        True,
+    ),
+    "keys that were fetched in time": (
+        "OvercoatJwksStale",
+        {
+            'overcoat_jwks_fetched_timestamp_seconds{key="partner"}': "0+15x300",
+            'overcoat_jwks_max_age_seconds{key="partner"}': "1200x300",
+        },
+        False,
+    ),
+    "keys of a set that is gone": (
+        "OvercoatJwksStale",
+        {
+            'overcoat_jwks_fetched_timestamp_seconds{key="partner"}': "NaNx300",
+            'overcoat_jwks_max_age_seconds{key="partner"}': "1200x300",
+        },
         False,
     ),
     "a certificate for two days": (

@@ -10,6 +10,7 @@ Rules of this module:
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Mapping
@@ -48,8 +49,10 @@ def check(*, option: str | None, as_json: bool, no_secrets: bool, files: tuple[s
     """Check the policy; say what it does and what needs attention, or everything that is wrong with it. Several FILEs
     are checked one after the other.
 
-    With --no-secrets, keys and passwords that are not here are not looked at, nor whether `serve` could start here.
-    Everything else is checked, and what was not is said.
+    Keys that the policy names by URL (`jwks`) are fetched, once. Nothing else is dialled.
+
+    With --no-secrets, keys and passwords that are not here are not looked at, nor whether `serve` could start here, and
+    nothing is fetched. Everything else is checked, and what was not is said.
 
     Exit status: 2 if the policy is wrong, 1 if `serve` would not start with it here, or if something in it has ended,
     such as pins or a key, else 0.
@@ -84,9 +87,11 @@ def _check(option: str | None, secrets: SecretVariables, *, as_json: bool, no_se
         found.append(Finding(str(e), has_failed=True))
     if not no_secrets:
         found += [Finding(text, has_failed=True) for text in obstacles(policy, os.environ)]
+        found += _fetched(policy)
     found += findings(policy, os.environ, datetime.now(UTC))
     failed = [finding.text for finding in found if finding.has_failed]
-    unchecked = [*policy.unchecked, "whether serve would start here"] if no_secrets else []
+    supplied = [f"keys.{name}.jwks: {each.supply.url}" for name, each in policy.keys.items() if each.supply is not None]
+    unchecked = [*policy.unchecked, *supplied, "whether serve would start here"] if no_secrets else []
     if as_json:
         warnings = [finding.text for finding in found if not finding.has_failed]
         said = {"warnings": warnings, "failed": failed, **({"unchecked": unchecked} if no_secrets else {})}
@@ -99,6 +104,25 @@ def _check(option: str | None, secrets: SecretVariables, *, as_json: bool, no_se
         click.echo(f"not checked: {text}", err=True)
     if failed:
         raise SystemExit(1)
+
+
+def _fetched(policy: Policy) -> list[Finding]:
+    """Fetch the keys that the policy names by URL, once; return what is wrong with them."""
+    from proxy.engine.probe import fetch
+    from proxy.engine.tls import NoRoots
+    from proxy.engine.upstreams.supplies import SupplyFailed
+
+    found = []
+    for key_set in policy.keys.values():
+        if (supply := key_set.supply) is not None:
+            try:
+                supply.current = asyncio.run(fetch(policy, key_set, supply))
+            except SupplyFailed as why:
+                text = f"key set {key_set.name}: its keys cannot be fetched from {supply.url}: {why}"
+                found.append(Finding(f"{text}; what it should encrypt is denied", has_failed=True))
+            except NoRoots:
+                pass  # that is said already
+    return found
 
 
 def policy_summary(policy: Policy) -> dict[str, Any]:
@@ -156,6 +180,7 @@ def _key_set_summary(policy: Policy, name: str) -> dict[str, Any]:
         "profile": key_set.profile.value if key_set.profile is not None else None,
         "bind": key_set.bind.value,
         "grace_days": key_set.grace,
+        "jwks": key_set.supply.url if key_set.supply is not None else None,
         "keys": [
             {
                 "kid": key.kid,
@@ -260,6 +285,8 @@ def _print_summary(policy: Policy) -> None:
     if policy.keys:
         table = plain_table("key set", "alg", "kid", "decrypts", "good")
         for key_set in summary["keys"]:
+            if not key_set["keys"]:
+                table.add_row(key_set["name"], key_set["alg"], f"from {key_set['jwks']}", "no, public", "")
             for key in key_set["keys"]:
                 decrypts = "yes" if key["decrypts"] else "no, public"
                 days = _days_text(key, key_set["grace_days"])

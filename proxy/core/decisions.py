@@ -348,7 +348,8 @@ class Reason(Enum):
         503,
         "proxy_configuration_error",
         "No key to encrypt with",
-        "The rule's encryption key is missing, past its `not_after` date, or not good yet (`not_before`).",
+        "The rule's encryption key is missing, past its `not_after` date, not good yet (`not_before`), "
+        "or could not be fetched yet (`jwks`).",
         "give the key set a new primary key",
     )
     ALREADY_SEALED = (

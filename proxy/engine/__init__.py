@@ -17,13 +17,14 @@ Offers:
 - `clock`: ResponseClock; the time limit for a response
 - `descriptors`: KEPT_FROM_DIALS, SHORTAGES, is_taken, raise_limit, shortage, warn_of_limit; the limit of open sockets
 - `dispatch`: Dispatcher, HookFailed; calls the addons' hooks, and fails closed
-- `flows`: new_client, new_context, new_flow, new_server; makes mitmproxy's objects at low cost
+- `flows`: new_client, new_context, new_flow, new_request, new_server; makes mitmproxy's objects at low cost
 - `http2`: PREFACE, TOO_MANY_RESETS, Connection, Stream, name_of; what both sides of HTTP/2 do alike
 - `http2state`: KEPT_LIST, MAX_STREAMS, NeverIndexed, size_of; h2's connection state, with stricter checks
 - `life`: Life; an open socket: pauses, time limits, and its ends
 - `messages`: ListenerTarget, aimed, authenticates_connection, frame, request_head, request_of, response_head,
   response_of; heads of the core to mitmproxy's messages and back
-- `probe`: Answered, Prober, Shown, ask, probe; which certificates a server shows, and what it answers, for commands
+- `probe`: Answered, Prober, Shown, ask, fetch, probe; which certificates a server shows, what it answers, and which
+  keys it has, for commands
 - `server`: BindError, Bound, Engine, bind; the engine, and the sockets it listens on
 - `sockets`: Reading, tcp_socket; makes sockets, and reads from them
 - `streams`: Receiver, UpstreamStream, Version; the interface between a conversation and an upstream

@@ -1,11 +1,12 @@
-"""Asks a server a question on a connection of its own: what certificates it shows (`overcoat pins`), and what it
-answers over http and over https (`overcoat suggest`). It uses the policy's roots, allowed destinations and upstream
-proxy, as requests do.
+"""Asks a server a question on a connection of its own: what certificates it shows (`overcoat pins`), what it answers
+over http and over https (`overcoat suggest`), and which keys it publishes (`overcoat check`). It uses the policy's
+roots, allowed destinations and upstream proxy, as requests do.
 
 Rules of this module:
 
 - What the policy forbids is not reached, in observe mode either: nobody but this command wants it.
 - `probe` sends nothing but the handshake. `ask` sends one GET without credentials or cookies, and follows nothing.
+- `fetch` says why no keys came with `SupplyFailed`.
 - A chain that cannot be verified is shown only by `unverified`, whose name says so: its key may be anybody's.
 """
 
@@ -20,7 +21,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
-from mitmproxy import http
 from mitmproxy.connection import Client, ConnectionState, Server
 from mitmproxy.proxy.context import Context
 from prometheus_client import CollectorRegistry
@@ -29,17 +29,18 @@ from addons.exchange import Upstream
 from addons.metrics import Metrics
 from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
-from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, Destination
-from proxy.core.http.heads import Fields, ResponseHead
+from proxy.core.destinations import Destination
+from proxy.core.jose.keys import KeySet, Supply
 from proxy.core.rules.policy import ListenerKind, Mode, Policy
 from proxy.disk.ca import LocalCa
-from proxy.engine.flows import new_context, new_request
+from proxy.engine.flows import new_context
 from proxy.engine.server import Engine
 from proxy.engine.unverified import NoHandshake, sent_chain
-from proxy.engine.upstreams.connection import UpstreamConnection
+from proxy.engine.upstreams.asking import ask_server
 from proxy.engine.upstreams.dialling import connect
 from proxy.engine.upstreams.handshake import secure
-from proxy.engine.upstreams.route import dial, reach
+from proxy.engine.upstreams.route import reach
+from proxy.engine.upstreams.supplies import fetch_keys
 
 _MOST_BYTES = 4 * 1024 * 1024  # of a response that are counted
 
@@ -57,7 +58,7 @@ class Shown:
     chain: list[x509.Certificate]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Answered:
     """A server's answer.
 
@@ -195,79 +196,23 @@ async def ask(policy: Policy, destination: Destination, path: str, *, tls: bool)
         proxy.engine.tls.NoRoots: the trusted roots cannot be found or read.
     """
     place = _place(_engine(policy), destination, tls=tls)
-    upstream = await dial(place.engine.services, place.server, None, place.record, place.context)
-    scheme, is_usual = (b"https", destination.port == HTTPS_PORT) if tls else (b"http", destination.port == HTTP_PORT)
-    fields = (
-        (b"Host", (destination.url_host if is_usual else destination.authority).encode("ascii")),
-        (b"User-Agent", b"overcoat"),
-        (b"Accept", b"*/*"),
-        (b"Connection", b"close"),
-    )
-    request = new_request(
-        destination.host,
-        destination.port,
-        b"GET",
-        scheme=scheme,
-        authority=b"",
-        path=path.encode("ascii"),
-        version=b"HTTP/1.1",
-        headers=http.Headers(fields),
-    )
-    listener = _Listener(upstream)
-    upstream.ask(listener, request, b"", is_whole=True, trailers=(), te=False)
-    try:
-        async with asyncio.timeout(timelimits.QUESTION_SECONDS):
-            return await listener.answer
-    except TimeoutError:
-        seconds = timelimits.QUESTION_SECONDS
-        raise Denied(Reason.UPSTREAM_TIMEOUT, f"{destination} gave no whole answer in {seconds} s") from None
-    finally:
-        upstream.close()
+    services = place.engine.services
+    answer = await ask_server(services, destination, path, place.record, tls=tls, most=_MOST_BYTES, keeps=False)
+    locations = answer.values(b"location")
+    return Answered(answer.status, answer.length, locations[0].decode("latin-1") if locations else "")
 
 
-class _Listener:
-    """Receives an answer, and keeps nothing of its body."""
+async def fetch(policy: Policy, key_set: KeySet, supply: Supply) -> KeySet:
+    """Fetch the keys of a set once, as the sidecar does.
 
-    def __init__(self, upstream: UpstreamConnection) -> None:
-        self._upstream = upstream
-        self._found: Answered | None = None
-        self.answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
+    Args:
+        policy: as for `probe`.
+        key_set: the set.
+        supply: its supply.
 
-    def response_head(self, head: ResponseHead) -> None:
-        if head.status >= 200:
-            values = [value for name, value in head.fields if name.lower() == b"location"]
-            self._found = Answered(head.status, location=values[0].decode("latin-1") if values else "")
-
-    def response_data(self, data: bytes) -> None:
-        if self._found is not None:
-            self._found.length += len(data)
-            if self._found.length >= _MOST_BYTES:
-                self.response_end()
-
-    def response_end(self, trailers: Fields = ()) -> None:
-        if self._found is not None and not self.answer.done():
-            self.answer.set_result(self._found)
-
-    def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
-        del began, is_untouched
-        if not self.answer.done():
-            self.answer.set_exception(denied)
-
-    def switched(self, data: bytes) -> None:
-        """Do nothing: it was not asked to switch."""
-
-    def switched_end(self) -> None:
-        """Do nothing, too."""
-
-    def wants_http1(self) -> None:
-        """Do nothing: it is spoken."""
-
-    def upstream_congested(self, congested: bool) -> None:
-        """Do nothing: all is sent."""
-
-    def flush(self) -> None:
-        """Do nothing: nothing is passed on."""
-
-    def crashed(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
+    Raises:
+        SupplyFailed: they cannot be fetched, or none can be used.
+        proxy.engine.tls.NoRoots: the trusted roots cannot be found or read.
+    """
+    place = _place(_engine(policy), Destination(supply.host, supply.port), tls=True)
+    return await fetch_keys(place.engine.services, place.record.policy, key_set, supply)

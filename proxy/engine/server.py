@@ -54,6 +54,7 @@ from proxy.engine.tls import TlsConnections
 from proxy.engine.upstreams.asides import Asides
 from proxy.engine.upstreams.pool import Pool
 from proxy.engine.upstreams.services import Services
+from proxy.engine.upstreams.supplies import Supplies
 from proxy.engine.vitals import measure
 from proxy.log import describe
 
@@ -219,9 +220,12 @@ class Engine:
         )
 
         self.asides = Asides(self.services)
+        self._supplies = Supplies(self.services, metrics)
 
     async def listen(self, sockets: Iterable[Bound]) -> None:
-        """Accept connections on bound sockets; see `bind`."""
+        """Accept connections on bound sockets (see `bind`), once keys that are to be fetched are there, or late."""
+        self._supplies.take_over(self.policy)
+        await self._supplies.first()
         for listener, bound in sockets:
             protocol = functools.partial(AppSocket, self, listener, meet)
             bound.listen(BACKLOG)
@@ -266,6 +270,7 @@ class Engine:
         if policy.lets_plain_http_pass and not self.policy.lets_plain_http_pass:
             logger.warning("plain http may pass now: Secure cookies that apps have kept so far are not marked as such")
         self.policy = policy
+        self._supplies.take_over(policy)
         self.pool.close()
         for connection in list(self.connections):
             if self.is_leaving(connection.session):
@@ -366,6 +371,7 @@ class Engine:
             connection.cut_off(denied)
         self.pool.close()
         self.asides.close()
+        self._supplies.close()
         await asyncio.sleep(0)  # connection_lost is called in the next turn of the loop
         if cut:
             self._count_cuts(cut)

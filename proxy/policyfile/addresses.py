@@ -21,6 +21,7 @@ from proxy.core.who.addresses import address_set, parse_addresses
 
 _PORT = re.compile(r"0|[1-9][0-9]{0,4}")
 _SCHEME = re.compile(r"\A([A-Za-z][A-Za-z0-9+.-]*+)://")
+_URL_PATH = re.compile(r"[!-~]*")
 MAX_PATH_LENGTH = 4096
 MAX_PORT = 65535
 
@@ -263,3 +264,37 @@ def parse_path(text: str) -> str:
     if not 1 <= len(text) <= MAX_PATH_LENGTH:
         raise ValueError(f"a file name has 1 to {MAX_PATH_LENGTH} characters")
     return text
+
+
+@dataclass(frozen=True, slots=True)
+class JwksUrl:
+    """Where a JWK Set is published: an https URL.
+
+    Attributes:
+        destination: its canonical host and port.
+        path: its path with the query, in printable ASCII.
+    """
+
+    destination: Destination
+    path: str
+
+    def __str__(self) -> str:
+        host, port = self.destination.url_host, self.destination.port
+        return f"https://{host if port == HTTPS_PORT else self.destination.authority}{self.path}"
+
+
+def parse_jwks_url(text: str) -> JwksUrl:
+    """Read the URL of a JWK Set.
+
+    Raises:
+        ValueError: it is no https URL, or has a user or a fragment; the message says what would be right.
+    """
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme.lower() != "https":
+        raise ValueError("keys are fetched over https only: write https://HOST/PATH")
+    authority, slash, path = rest.partition("/")
+    if "@" in authority or "#" in text or "?" in authority:
+        raise ValueError("this is https://HOST[:PORT]/PATH, without a user and without a fragment")
+    if not _URL_PATH.fullmatch(path):
+        raise ValueError("the path is printable ASCII without blanks: write everything else as %XX")
+    return JwksUrl(parse_authority(ascii_host(authority), HTTPS_PORT), f"{slash or '/'}{path}")

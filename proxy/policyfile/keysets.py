@@ -19,7 +19,7 @@ from typing import Protocol
 
 from proxy.core.jose.jwksets import keys_of_set
 from proxy.core.jose.keymaterial import SecretBytes
-from proxy.core.jose.keys import Alg, BadKey, Bind, Key, KeySet, load_key, new_key
+from proxy.core.jose.keys import Alg, BadKey, Bind, Key, KeySet, Supply, load_key, new_key
 from proxy.core.jose.profiles import form_of
 from proxy.disk.keyfiles import KeyFileError, read_key_file
 from proxy.policyfile.model import KeyEntry, KeySetSection
@@ -27,6 +27,8 @@ from proxy.policyfile.nearby import unreadable
 from proxy.policyfile.usable import Usable
 from proxy.policyfile.values import KeySource
 from proxy.policyfile.yamltext import Steps, path_text, shown
+
+DEFAULT_MAX_AGE = 3600  # seconds
 
 
 class Report(Protocol):
@@ -78,7 +80,12 @@ class KeyReader:
     def _key_set(self, name: str, section: KeySetSection, usable: Usable, opens: bool) -> KeySet | None:
         steps: Steps = ("keys", name)
         keys: Sequence[Key] | None
-        if section.set is not None:
+        supply: Supply | None = None
+        if section.jwks is not None:
+            there, max_age = section.jwks.destination, section.max_age or DEFAULT_MAX_AGE
+            supply = Supply(str(section.jwks), there.host, there.port, section.jwks.path, max_age, section.kid)
+            keys = ()
+        elif section.set is not None:
             keys = self._whole_set((*steps, "set"), section.set, section, opens)
         elif section.primary is not None:
             listed: list[tuple[Steps, KeyEntry]] = [((*steps, "primary"), section.primary)]
@@ -91,7 +98,8 @@ class KeyReader:
         if keys is None:
             return None
         form = form_of(section.profile)
-        made = KeySet(name, section.alg, keys[0], tuple(keys[1:]), section.bind, section.grace)
+        primary = keys[0] if keys else None
+        made = KeySet(name, section.alg, primary, tuple(keys[1:]), section.bind, section.grace, supply)
         try:
             return replace(
                 made,

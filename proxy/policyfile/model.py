@@ -33,9 +33,11 @@ from proxy.policyfile.values import (
     FileName,
     HostName,
     HostText,
+    JwksUrlText,
     KeySourceEntry,
     Kid,
     ListenerText,
+    MaxAge,
     MemberName,
     MethodText,
     Name,
@@ -318,8 +320,8 @@ class KeySetSection(Section):
     )
     primary: KeyEntry | None = Field(
         default=None,
-        description="The key that encrypts, and decrypts if its private half is here. Exactly one of `primary` and "
-        "`set` is given.",
+        description="The key that encrypts, and decrypts if its private half is here. Exactly one of `primary`, "
+        "`set` and `jwks` is given.",
     )
     older: Annotated[list[KeyEntry], Field(min_length=1)] | None = Field(
         default=None, description="Keys that still decrypt, or are to follow, beside `primary`. Left out: none."
@@ -329,6 +331,20 @@ class KeySetSection(Section):
         description="A JWK Set with all the keys, the first of which is the primary one: a file, relative to the "
         "policy file, or `{env: NAME}`. Its members `nbf` and `exp` are what "
         "`not_before` and `not_after` are here, in seconds since 1970.",
+    )
+    jwks: JwksUrlText | None = Field(
+        default=None,
+        description="The https URL of a JWK Set that somebody else publishes. It is fetched as any request to that "
+        "host: with the trust and the pins of the rule that names it. Its keys only encrypt.",
+    )
+    kid: Kid | None = Field(
+        default=None,
+        description="Which key of the `jwks` encrypts. Left out: the first that fits `alg`, and is good today.",
+    )
+    max_age: MaxAge | None = Field(
+        default=None,
+        description="For how long the keys of a `jwks` are used before they are fetched again: `30s`, `15m`, `1h`, "
+        "`1d`. Left out: `1h`.",
     )
     grace: Days = Field(
         default=0,
@@ -349,15 +365,19 @@ class KeySetSection(Section):
 
     @model_validator(mode="after")
     def _has_one_source(self) -> Self:
-        if (self.primary is None) == (self.set is None):
-            raise ValueError("exactly one of `primary: …` and `set: FILE` says which key encrypts")
+        if [self.primary, self.set, self.jwks].count(None) != 2:
+            raise ValueError("exactly one of `primary: …`, `set: FILE` and `jwks: URL` says which key encrypts")
         if self.profile is not None and self.alg is not Alg.RSA_OAEP_256:
             raise ValueError(f"profile {self.profile} is for {Alg.RSA_OAEP_256}")
         if self.profile is not None and "bind" in self.model_fields_set:
             raise ValueError(f"tokens of profile {self.profile} say no place: leave bind out")
-        if self.set is not None and self.older is not None:
+        if self.primary is None and self.older is not None:
+            raise ValueError("older goes with primary; a JWK Set has all its keys in it")
+        if self.jwks is None and (self.kid or self.max_age):
+            raise ValueError("kid and max_age are about a `jwks`; elsewhere a kid stands beside the file of its key")
+        if self.jwks is not None and {"grace", "unsafe_key_permissions"} & self.model_fields_set:
             raise ValueError(
-                "a JWK Set has all the keys in it: add the older ones there, or name each file in place of set"
+                "the keys of a `jwks` are public, and open nothing: leave grace and unsafe_key_permissions out"
             )
         return self
 

@@ -28,9 +28,11 @@ from proxy.core.who.addresses import AddressKind, Network, parse_addresses
 from proxy.core.who.clients import PasswordHash, parse_password_hash, parse_user_name
 from proxy.policyfile.addresses import (
     MAX_PATH_LENGTH,
+    JwksUrl,
     ProxyAddress,
     parse_admin,
     parse_host_pattern,
+    parse_jwks_url,
     parse_listener,
     parse_path,
     parse_proxy_url,
@@ -44,6 +46,7 @@ _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _DURATION = re.compile(r"([1-9][0-9]{0,5})(s|m|h|d|w)")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _MOST_DAYS = 3660
+_MOST_AGE_DAYS = 30
 _OFF = frozenset({"", "null", "none", "off", "no", "false", "~"})
 _MAX_MEMBER_NAME = 256
 MAX_WORKERS = 64
@@ -153,6 +156,13 @@ def _parse_days(text: str) -> int:
     return days
 
 
+def _parse_max_age(text: str) -> int:
+    seconds = _seconds(text)
+    if seconds > _MOST_AGE_DAYS * _UNITS["d"]:
+        raise ValueError(f"keys that somebody else publishes are fetched again within {_MOST_AGE_DAYS} days")
+    return seconds
+
+
 def _parse_admin_entry(value: object) -> Listener | None:
     if value is None:
         return None
@@ -240,6 +250,8 @@ MemberName = Annotated[str, parsed(_parse_member_name), text_schema(minLength=1,
 FileName = Annotated[str, parsed(parse_path), text_schema(minLength=1, maxLength=MAX_PATH_LENGTH)]
 Variable = Annotated[str, parsed(_parse_variable), text_schema(pattern=f"^{_VARIABLE.pattern}$")]
 Days = Annotated[int, parsed(_parse_days), text_schema(pattern="^[1-9][0-9]{0,5}[smhdw]$")]
+JwksUrlText = Annotated[JwksUrl, parsed(parse_jwks_url), text_schema(pattern="^https://")]
+MaxAge = Annotated[int, parsed(_parse_max_age), text_schema(pattern="^[1-9][0-9]{0,5}[smhdw]$")]
 Day = Annotated[date, PlainValidator(_parse_day), text_schema(format="date")]
 ListenerText = Annotated[
     Listener,

@@ -23,7 +23,7 @@ from proxy.core.destinations import Destination
 from proxy.core.fields.entries import FieldEntry, When, Work
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.handshakes import GROUPS
-from proxy.core.jose.keys import Alg, KeySet, new_key
+from proxy.core.jose.keys import Alg, KeySet, Supply, new_key
 from proxy.core.pins import Pin, PinSet
 from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
 from proxy.core.who.clients import User, hash_password
@@ -237,7 +237,10 @@ def test_no_metric_is_without_a_series_before_anything_happens() -> None:
     pins = PinSet((Pin("spki", bytes(32)),), None)
     rule = replace(rule_with_fields(), pins=pins)
     users = (User("ann", hash_password("secret", bytes(16))),)
-    metrics.expect(Policy(rules=(rule,), clients=replace(Policy().clients, users=users)))
+    supply = Supply("https://keys.example/", "keys.example", 443, "/", 3600)
+    keys = {"partner": KeySet("partner", Alg.ECDH_ES_A256KW, None, supply=supply)}
+    metrics.expect(Policy(rules=(rule,), clients=replace(Policy().clients, users=users), keys=keys))
+    metrics.keys_fetched("partner", 0)  # each engine does, for itself: the admin process has nothing to say about it
     assert [family.name for family in metrics.registry.collect() if not family.samples] == []
 
 

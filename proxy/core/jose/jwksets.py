@@ -13,6 +13,8 @@ Rules of this module:
 
 from __future__ import annotations
 
+from datetime import date
+
 from proxy.core.jose.encoding import parse_object
 from proxy.core.jose.keyformats import members_of_set
 from proxy.core.jose.keymaterial import SECRET_MEMBERS, Alg, BadKey, material_of_jwk
@@ -49,14 +51,15 @@ def keys_of_set(data: bytes, *, alg: Alg, source: str = "", profile: Profile | N
     return tuple(keys)
 
 
-def fitting_keys(data: bytes, *, alg: Alg, kid: str | None = None, source: str = "") -> tuple[Key, ...]:
+def fitting_keys(data: bytes, *, alg: Alg, today: date, kid: str | None = None, source: str = "") -> tuple[Key, ...]:
     """Read a JWK Set that somebody else publishes.
 
     Args:
         data: JSON.
         alg: the algorithm that the keys are to be for. Those of another kind, for another algorithm (`alg`), or for
             signatures (`use`, `key_ops`) are left alone.
-        kid: the name of the key that is to seal; None for the first that fits.
+        today: the current day in UTC, for the days of the keys.
+        kid: the name of the key that is to seal; None for the first that fits and is good today.
         source: where it comes from, for people.
 
     Returns:
@@ -79,11 +82,10 @@ def fitting_keys(data: bytes, *, alg: Alg, kid: str | None = None, source: str =
     if not keys:
         raise BadKey(f"the JWK Set has no key for {alg}")
     if kid is None:
-        return tuple(keys)
-    named = [key for key in keys if key.kid == kid]
-    if not named:
+        return tuple(sorted(keys, key=lambda key: key.expired(today) or key.begins_later(today)))
+    if all(key.kid != kid for key in keys):
         raise BadKey(f"the JWK Set has no key for {alg} named {kid!r}")
-    return (*named, *(key for key in keys if key.kid != kid))
+    return tuple(sorted(keys, key=lambda key: key.kid != kid))
 
 
 def _parsed(data: bytes) -> dict[str, object]:

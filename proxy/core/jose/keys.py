@@ -18,9 +18,9 @@ import hashlib
 import json
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time
 from enum import StrEnum
 from typing import Literal
 
@@ -69,7 +69,6 @@ __all__ = [
 
 NEW_RSA_BITS = 3072
 MAX_KID_LENGTH = 256
-_ONE_DAY, _ONE_SECOND = timedelta(days=1), timedelta(seconds=1)
 _LATEST = 253_370_764_800  # the year 9999, which is the last that a date can have
 
 
@@ -176,6 +175,7 @@ class Supply:
         max_age: after how many seconds they are to be fetched again.
         kid: the name of the key that seals; None for the first that fits.
         current: the set that was fetched last; None before the first.
+        missed: called when a key was asked for that the set does not have; None where nobody fetches.
     """
 
     url: str
@@ -185,6 +185,7 @@ class Supply:
     max_age: float
     kid: str | None = None
     current: KeySet | None = None
+    missed: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +261,11 @@ class KeySet:
         return max((key.opening_cost for key in self.keys), default=1.0)
 
     def by_kid(self, kid: str) -> Key | None:
-        """Return the key with that name; None if the set has none."""
-        return next((key for key in self.keys if key.kid == kid), None)
+        """Return the key with that name; None if the set has none. Of one that is fetched it may have come since."""
+        found = next((key for key in self.keys if key.kid == kid), None)
+        if found is None and self.supply is not None and self.supply.missed is not None:
+            self.supply.missed()
+        return found
 
     def sealing_key(self, today: date) -> Key:
         """Return the key that seals.
@@ -290,7 +294,7 @@ class KeySet:
 
     def last_opening(self, key: Key) -> date | None:
         """Return the last day on which a key of this set opens; None if it has no end."""
-        return None if key.not_after is None else key.not_after + timedelta(days=self.grace)
+        return None if key.not_after is None else _day(key.not_after, self.grace)
 
     def opens_with(self, key: Key, today: date) -> bool:
         """Tell whether a key of this set may still open what was sealed with it."""
@@ -368,11 +372,16 @@ def key_of(
         kid,
         alg,
         material,
-        not_after=ends.date() - _ONE_DAY if ends is not None else None,
-        not_before=(begins + _ONE_DAY - _ONE_SECOND).date() if begins is not None else None,
+        not_after=_day(ends.date(), -1) if ends is not None else None,
+        not_before=_day(begins.date(), begins.time() > time.min) if begins is not None else None,
         made=made.date() if made is not None else None,
         source=source,
     )
+
+
+def _day(start: date, days: int) -> date:
+    """Return the day so many days later, as far as there are days."""
+    return date.fromordinal(min(start.toordinal() + days, date.max.toordinal()))
 
 
 def _instant(members: Mapping[str, object], name: str) -> datetime | None:

@@ -12,6 +12,7 @@ engine, or `apps`.
 
 Offers:
 
+- `asking`: ask_server; a question of Overcoat's own
 - `asides`: Asides; handshakes beside what is observed
 - `connection`: ONLY_HTTP2, NoResponses, UpstreamConnection; one connection to a server
 - `dialling`: connect; a TCP connection to an address that may be reached
@@ -20,4 +21,5 @@ Offers:
 - `pool`: Pool; the connections that may be used again
 - `route`: dial, reach; connects to a server, directly or through another proxy
 - `services`: Services; what upstream connections need from their process
+- `supplies`: Supplies, SupplyFailed, fetch_keys; keys that are fetched by URL
 """

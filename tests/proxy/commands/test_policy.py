@@ -69,6 +69,7 @@ def test_check_prints_json_for_programs() -> None:
             "profile": None,
             "bind": "place",
             "grace_days": 0,
+            "jwks": None,
             "keys": [{"kid": "app-1", "decrypts": True, "not_before": None, "not_after": "2999-01-01"}],
         }
     ]

@@ -860,7 +860,7 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         4,
         5,
         "keys.primary",
-        "exactly one of `primary: …` and `set: FILE` says which key encrypts",
+        "exactly one of `primary: …`, `set: FILE` and `jwks: URL` says which key encrypts",
     ),
     (
         "primary and set",
@@ -868,7 +868,7 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         3,
         6,
         "keys.k",
-        "exactly one of `primary: …` and `set: FILE` says which key encrypts",
+        "exactly one of `primary: …`, `set: FILE` and `jwks: URL` says which key encrypts",
     ),
     (
         "older beside set",
@@ -876,7 +876,7 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         3,
         6,
         "keys.k",
-        "a JWK Set has all the keys in it",
+        "older goes with primary; a JWK Set has all its keys in it",
     ),
     (
         "a set that stands there itself",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import suppress
+from datetime import date
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,8 @@ from proxy.core.jose.jwksets import fitting_keys, keys_of_set
 from proxy.core.jose.keys import Alg, BadKey, new_key, thumbprint, to_jwk
 
 ECDH, RSA, AES = Alg.ECDH_ES_A256KW, Alg.RSA_OAEP_256, Alg.A256KW
+
+TODAY = date(2027, 1, 15)
 
 ONE, TWO = new_key(ECDH, kid="one"), new_key(ECDH, curve="X25519", kid="two")
 RSA_KEY = new_key(RSA, kid="rsa")
@@ -71,19 +74,26 @@ class TestOfOthers:
             public(TWO, alg=None, use=None),
             public(),
         )
-        keys = fitting_keys(data, alg=ECDH)
+        keys = fitting_keys(data, alg=ECDH, today=TODAY)
         assert [key.kid for key in keys] == ["two", "one"]
         assert not any(key.can_open for key in keys)
-        assert [key.kid for key in fitting_keys(data, alg=RSA)] == ["rsa"]
+        assert [key.kid for key in fitting_keys(data, alg=RSA, today=TODAY)] == ["rsa"]
 
     def test_a_key_without_a_name_is_called_by_its_thumbprint(self) -> None:
-        (key,) = fitting_keys(a_set(public(kid=None)), alg=ECDH)
+        (key,) = fitting_keys(a_set(public(kid=None)), alg=ECDH, today=TODAY)
         assert key.kid == thumbprint(ONE)
 
     def test_the_one_that_is_named_seals(self) -> None:
         data = a_set(public(), public(TWO))
-        assert [key.kid for key in fitting_keys(data, alg=ECDH, kid="two")] == ["two", "one"]
-        assert [key.kid for key in fitting_keys(data, alg=ECDH, kid="one")] == ["one", "two"]
+        assert [key.kid for key in fitting_keys(data, alg=ECDH, today=TODAY, kid="two")] == ["two", "one"]
+        assert [key.kid for key in fitting_keys(data, alg=ECDH, today=TODAY, kid="one")] == ["one", "two"]
+
+    def test_one_that_is_good_today_goes_before_those_that_are_not(self) -> None:
+        first, later, ended = public(), public(TWO, nbf=2_000_000_000), public(TWO, kid="old", exp=1_000_000_000)
+        assert [key.kid for key in fitting_keys(a_set(later, ended, first), alg=ECDH, today=TODAY)] == [
+            *("one", "two", "old")
+        ]
+        assert fitting_keys(a_set(first, later), alg=ECDH, today=TODAY, kid="two")[0].kid == "two"
 
     @pytest.mark.parametrize(
         ("data", "message"),
@@ -103,14 +113,14 @@ class TestOfOthers:
     )
     def test_what_cannot_be_trusted_is_refused(self, data: bytes, message: str) -> None:
         with pytest.raises(BadKey, match=re.escape(message)):
-            fitting_keys(data, alg=ECDH)
+            fitting_keys(data, alg=ECDH, today=TODAY)
 
     def test_two_of_one_name_of_which_one_fits_are_no_matter(self) -> None:
-        assert len(fitting_keys(a_set(public(), public(RSA_KEY, kid="one")), alg=ECDH)) == 1
+        assert len(fitting_keys(a_set(public(), public(RSA_KEY, kid="one")), alg=ECDH, today=TODAY)) == 1
 
     def test_a_name_that_no_key_has_is_an_error(self) -> None:
         with pytest.raises(BadKey, match="no key for ECDH-ES\\+A256KW named 'three'"):
-            fitting_keys(a_set(public()), alg=ECDH, kid="three")
+            fitting_keys(a_set(public()), alg=ECDH, today=TODAY, kid="three")
 
     @given(
         st.tuples(st.integers(0, 400), st.binary(max_size=4)).map(
@@ -119,4 +129,4 @@ class TestOfOthers:
     )
     def test_damage_is_read_or_refused_but_nothing_else(self, data: bytes) -> None:
         with suppress(BadKey):
-            assert fitting_keys(data, alg=ECDH)
+            assert fitting_keys(data, alg=ECDH, today=TODAY)
