@@ -23,7 +23,7 @@ from addons.headers import has_field, values_of
 from addons.observing import Watch
 from addons.sessions import Sessions
 from proxy.core.decisions import Denied, Reason
-from proxy.core.fields import bodies, responses, values
+from proxy.core.fields import bodies, kinds, responses, values
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.values import Setting
 from proxy.core.jose.keys import Key, KeySet
@@ -105,6 +105,7 @@ class Encryption:
         sealing = [entry for entry in entries if entry.work is Work.ENCRYPT]
         if sealing or not entries:
             bodies.check_before(marked.head(request), sealing, self.today())
+            kinds.check_target(request.path.partition("?")[2], sealing)
         limit = exchange.policy.limits.held_body
         if any(int(length) > limit for length in values_of(request.headers, b"content-length")):
             raise bodies.too_large(limit)

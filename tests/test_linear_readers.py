@@ -22,7 +22,7 @@ import zstandard
 
 from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination, canonical_host, parse_authority
-from proxy.core.fields import bodies, encodings, lines, messages, responses
+from proxy.core.fields import bodies, encodings, graphql, kinds, lines, messages, multipart, responses
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.entries import FieldEntry, PathGlob, When
 from proxy.core.fields.jsontext import find_spans, string_value
@@ -113,6 +113,19 @@ def json_text(text: str) -> None:
 
 def spliced(text: str) -> None:
     splice(text.encode(), [Job(Marks(SELECTORS), lambda value, _: value)])
+
+
+FORM, MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data; boundary=b"
+PART = '--b\r\nContent-Disposition: form-data; name="ssn"'
+ENTRIES = [FieldEntry(tuple(SELECTORS), KEYS, form=("ssn", "a[b]"), graphql_arguments=frozenset(("ssn",)))]
+JOBS = [Job(ENTRIES[0].marks, lambda value, _: value)]
+
+
+def multipart_in_drops(text: str) -> None:
+    reader = multipart.FormReader(b"b", lambda head: head.name == "ssn", BODY)
+    for at in range(len(text)):
+        for _ in reader.feed(field(text[at])):
+            pass
 
 
 def opened(header: str) -> None:
@@ -420,6 +433,78 @@ READERS: dict[str, Reader] = {
     ),
     "a token": Reader(lambda text: open_token(text, KEYS, None, date(2026, 1, 1)), TOKEN, units=("a.", "AAAA", "....")),
     "what stands in a token": Reader(encoding.unbase64url, TOKEN, units=("AAAA", "____")),
+    "a form's fields": Reader(
+        lambda text: kinds.splice_body(field(text), [FORM], ENTRIES, JOBS, 100),
+        BODY,
+        leads=("", "ssn=", "ssn[", "s%73n="),
+        units=("a=1&", "ssn=1&", "ssn.", "%41", "&", ";", "+", "a;ssn&", "[", "="),
+        is_plain=True,
+    ),
+    "a multipart form": Reader(
+        lambda text: kinds.splice_body(field(text), [MULTIPART], ENTRIES, JOBS, 100),
+        BODY,
+        leads=("", "--b", "--b\r\n", PART, PART + "\r\n\r\n", '--b\r\ncontent-disposition: form-data; name="ssn'),
+        ends=("", "\r\n--b--"),
+        units=("--b\r\n", "\r\n--", "\r", "\n", "-", ";name=a", "a", 'X: "\r\n', PART + "\r\n\r\n\r\n"),
+        is_plain=True,
+    ),
+    "a multipart form, byte by byte": Reader(
+        multipart_in_drops,
+        BODY // 8,
+        leads=(PART, PART + "\r\n\r\n", PART.replace("ssn", "x") + "\r\n\r\n"),
+        units=("\r\n--", "\r", "-", "a", ";a="),
+        is_plain=True,
+    ),
+    "the head of a part": Reader(
+        lambda text: multipart.read_head(field(text)),
+        multipart.MAX_PART_HEAD,
+        leads=("", "Content-Disposition: form-data", "Content-Disposition: form-data; name=", "Content-Type: "),
+        units=(";name=a", '; a="b"', '"', "\\", "\t", " ", "X: a\r\n", "a/b;"),
+    ),
+    "a form's boundary": Reader(multipart.boundary_of, leads=("", "a/b;boundary="), units=(";boundary=a", '"', "\\")),
+    "lines of JSON": Reader(
+        lambda text: kinds.splice_body(field(text), ["application/x-ndjson"], ENTRIES, JOBS, 100),
+        BODY // 8,
+        ends=("",),
+        units=("\n", "1\n", " ", '{"ssn":1}\n', "[]\n", '{"a":1}\n', "[[],{}]\n"),
+        is_plain=True,
+    ),
+    "a sequence of JSON": Reader(
+        lambda text: kinds.splice_body(field(text), ["application/json-seq"], ENTRIES, JOBS, 100),
+        BODY // 8,
+        ends=("",),
+        units=("\x1e", "\x1e1", " ", '\x1e{"ssn":1}'),
+        is_plain=True,
+    ),
+    "a JSON Patch": Reader(
+        lambda text: kinds.splice_body(field(text), ["application/json-patch+json"], ENTRIES, JOBS, 100),
+        BODY // 4,
+        leads=('[{"op":"add","path":"', '[{"op":"add","path":"/ssn","value":', "["),
+        ends=('"}]', "]"),
+        units=("/a", "~1", "a", "[", '{"op":"add","path":"/ssn","value":1},', '{"op":"add","path":"/a/b/c"},', "1,"),
+        is_plain=True,
+    ),
+    "an array of requests": Reader(
+        lambda text: kinds.splice_body(field(text), ["application/json"], ENTRIES, JOBS, 100),
+        BODY // 4,
+        leads=("[",),
+        ends=("1]",),
+        units=('{"jsonrpc":1},', '{"query":"{a}"},', '{"op":1},', "1,", '{"query":"{a(ssn:$ssn)}","variables":{}},'),
+        is_plain=True,
+    ),
+    "a GraphQL query": Reader(
+        lambda text: graphql.variables_of(text, frozenset(("ssn",))),
+        graphql.MAX_QUERY,
+        leads=("", "{", "{a(ssn:", '{a(ssn:"', '{a(ssn:"""', "#", "query($a:"),
+        ends=("", "}", ")}", '")}'),
+        units=("a ", "a{", "[", "{a:", "1", '\\"', "\\u0061", "\n", "#\n", ",", "$a", "...F ", "@a ", '""" '),
+        is_plain=True,
+    ),
+    "GraphQL in a URL": Reader(
+        lambda text: kinds.check_target(text, ENTRIES),
+        leads=("", "query=", "variables=", "operations=["),
+        units=("query=&", "a=1&", "%7B", "[", "1,", "&"),
+    ),
     "a gzip file's members": Reader(members, BODY // 2, ends=("",), units=("a",), is_plain=True),
     "zstd's frames": Reader(
         partial(members, coding="zstd", member=zstandard.compress(b"")),

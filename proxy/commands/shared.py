@@ -107,6 +107,9 @@ def encrypt_summary(entry: FieldEntry) -> dict[str, Any]:
         "signed": entry.signed.value,
         "already_sealed": entry.already_sealed.value,
         "pad": entry.pad,
+        "form": list(entry.form),
+        "graphql_arguments": sorted(entry.graphql_arguments),
+        "required": entry.required,
     }
 
 

@@ -317,6 +317,32 @@ class Reason(Enum):
         "A body with fields to protect must be one RFC 8259 JSON text in UTF-8 without a byte order mark.",
         "send JSON, or narrow the rule's `when` to the requests that have fields to protect",
     )
+    BODY_UNREADABLE = (
+        "body_unreadable",
+        422,
+        "http_request_error",
+        "The body can be read in several ways, or in none",
+        "A form, a patch or a GraphQL request with fields to protect is malformed, or servers may find other fields in "
+        "it than Overcoat does.",
+        "send it as its standard has it, in UTF-8: the detail says what is wrong with it",
+    )
+    GRAPHQL_LITERAL = (
+        "graphql_literal",
+        422,
+        "http_request_error",
+        "A marked GraphQL value cannot be sealed where it stands",
+        "A value of `graphql_arguments` stands in the query itself, in a variable that no selector marks, or in a URL.",
+        "give the argument by a variable that the entry selects ($.variables.NAME), in the body of a POST",
+    )
+    FIELDS_MISSING = (
+        "fields_missing",
+        422,
+        "http_request_error",
+        "No marked field was found",
+        "The entry has `required: true`, and nothing that it marks is in the request.",
+        "compare the names in the body with the entry's selectors and `form`, or narrow its `when` to the requests "
+        "that have such fields",
+    )
     BODY_TOO_LARGE = (
         "body_too_large",
         413,
@@ -416,6 +442,9 @@ class Reason(Enum):
 # Why the work of an entry on marked fields can fail.
 FIELD_REASONS = (
     Reason.BODY_NOT_JSON,
+    Reason.BODY_UNREADABLE,
+    Reason.GRAPHQL_LITERAL,
+    Reason.FIELDS_MISSING,
     Reason.BODY_TOO_LARGE,
     Reason.ENCODING_UNSUPPORTED,
     Reason.SIGNED_BODY,

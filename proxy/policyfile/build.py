@@ -447,6 +447,13 @@ class Builder:
             )
             if isinstance(entry, EncryptEntry):
                 made = replace(made, signed=entry.signed, already_sealed=entry.already_sealed, pad=entry.pad)
+                made = _with_kinds(made, entry)
+                if entry.form and (entry.envelope is not None or entry.rename is not None):
+                    self._problem(
+                        (*steps, index, "form"),
+                        "a form's field is sealed as a token under its own name: leave envelope and rename out, or "
+                        "give forms an entry of their own",
+                    )
             elif not key_set.can_open:
                 self._problem(
                     at, f"key set {entry.key} has public keys only; decrypting takes a private or symmetric key"
@@ -469,6 +476,16 @@ class Builder:
                     "match: exact if the servers are exact"
                 )
                 return
+
+
+def _with_kinds(made: FieldEntry, entry: EncryptEntry) -> FieldEntry:
+    """Return an entry with what it says of the kinds of bodies."""
+    return replace(
+        made,
+        form=tuple(dict.fromkeys(entry.form or ())),
+        graphql_arguments=frozenset(entry.graphql_arguments or ()),
+        required=entry.required,
+    )
 
 
 def _when(section: WhenSection | None) -> When:

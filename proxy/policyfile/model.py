@@ -31,6 +31,8 @@ from proxy.policyfile.values import (
     Day,
     Days,
     FileName,
+    FormName,
+    GraphqlName,
     HostName,
     HostText,
     JwksUrlText,
@@ -466,6 +468,19 @@ class EncryptEntry(Section):
         default=None,
         description="The name that the member gets whose value was sealed. All fields must be named, not chosen by `*` "
         "or an index. Left out: its name stays.",
+    )
+    form: Annotated[list[FormName], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Fields of forms and multipart forms to encrypt, by their names as they are when decoded; each is "
+        "sealed as a JSON string, as if the form were an object. Left out: none, and forms are other bodies.",
+    )
+    graphql_arguments: Annotated[list[GraphqlName], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Arguments, and fields of input objects, that no GraphQL query may give a literal: only variables "
+        "are sealed, if `encrypt` selects them (`$.variables.ssn`). Left out: no query is looked into.",
+    )
+    required: bool = Field(
+        default=False, description="Whether a request that this entry is about is denied if nothing of it is found."
     )
     when: WhenSection | None = Field(default=None, description="Which requests are meant. Left out: all of the rule.")
 

@@ -29,6 +29,7 @@ HOSTS = dict.fromkeys(
 NO_PIN = "sha256/" + "A" * 42 + "E="
 PAGE = "Accept: text/html\r\n"
 JSON = "Content-Type: application/json\r\n"
+FORM = "Content-Type: application/x-www-form-urlencoded\r\n"
 POLICY = """
     via: coat
     limits: {{held_body: 1024, request_seconds: 1, header_count: 30, connect_seconds: 1}}
@@ -42,7 +43,9 @@ POLICY = """
       - {{name: late, hosts: [late.example], pins: {{any_of: ["{pin}"], expires: 2020-01-01}}}}
       - name: held
         hosts: [held.example]
-        request: [{{encrypt: ["$.ssn"], key: pay}}]
+        request:
+          - {{encrypt: ["$.ssn"], form: [ssn], graphql_arguments: [ssn], key: pay}}
+          - {{encrypt: ["$.ssn"], key: pay, required: true, when: {{paths: [/needed]}}}}
         response: [{{decrypt: ["$.token"], key: pay}}]
       - {{name: old, hosts: [old.example], request: [{{encrypt: ["$.ssn"], key: old}}]}}
       - {{name: once, hosts: [once.example], request: [{{encrypt: ["$.ssn"], key: pay, already_sealed: deny}}]}}
@@ -134,6 +137,9 @@ def assert_says_what_to_do(details: Answer, reason: str, page: Answer | None = N
         ("upstream_failed", "http://up.example:SECURE/garbage", "", ""),
         ("redirect_loop", "http://up.example:SECURE/spin", "", ""),
         ("body_not_json", "http://held.example:SECURE/", JSON, "{"),
+        ("body_unreadable", "http://held.example:SECURE/", FORM, "s%sn=1"),
+        ("graphql_literal", "http://held.example:SECURE/", JSON, '{"query": "{a(ssn: 1)}"}'),
+        ("fields_missing", "http://held.example:SECURE/needed", JSON, '{"sn": 1}'),
         ("body_too_large", "http://held.example:SECURE/", JSON, f'{{"ssn": "{"1" * 1024}"}}'),
         ("encoding_unsupported", "http://held.example:SECURE/", f"{JSON}Content-Encoding: compress\r\n", '{"ssn": 1}'),
         ("signed_body", "http://held.example:SECURE/", f"{JSON}Content-MD5: x\r\n", '{"ssn": 1}'),

@@ -32,7 +32,15 @@ from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
 ROOT = Path(__file__).resolve().parents[2]
-HOSTS = ("pay.example", "old.example", "app.example", "never.example", "pinned.example", "other.example")
+HOSTS = (
+    "pay.example",
+    "old.example",
+    "app.example",
+    "never.example",
+    "pinned.example",
+    "other.example",
+    "kinds.example",
+)
 CARD, BEARER, QUERY, PROXY, COOKIE, ANSWER = (
     f"canary-{name}-{digits}" for name, digits in zip("cbqpka", ("41", "42", "43", "44", "45", "46"), strict=True)
 )
@@ -54,6 +62,11 @@ POLICY = """
       app: {{alg: A256KW, primary: {{file: {app}}}}}
     rules:
       - {{name: pay, hosts: [pay.example], request: [{{encrypt: ["$..ssn"], key: pay}}]}}
+      - name: kinds
+        hosts: [kinds.example]
+        request:
+          - {{encrypt: ["$.ssn"], form: [ssn], graphql_arguments: [ssn], key: pay, when: {{paths: [/k]}}}}
+          - {{encrypt: ["$.ssn"], form: [ssn], key: pay, required: true, when: {{paths: [/needed]}}}}
       - {{name: old, hosts: [old.example], request: [{{encrypt: ["$..ssn"], key: old}}]}}
       - {{name: app, hosts: [app.example], response: [{{decrypt: ["$.card"], key: app}}]}}
       - {{name: never, hosts: [never.example], plain_http: reject, https: reject}}
@@ -106,6 +119,16 @@ def json_answer(body: bytes) -> Callable[[RecordedRequest], bytes]:
     return lambda _: wire.response(200, body)
 
 
+FORM, MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data; boundary=b"
+PART_OF_FORM = b'--b\r\nContent-Disposition: form-data; name="ssn"\r\n\r\n'
+
+
+def in_kind(content_type: str, body: bytes, reason: str = "body_unreadable") -> Scenario:
+    """Return a request with a body of another kind."""
+    label = swap(b"Content-Type: application/json", f"Content-Type: {content_type}")
+    return Scenario(reason, host="kinds.example", target=f"/k?token={QUERY}", body=body, raw=label)
+
+
 CODING = b"Transfer-Encoding: "
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 ECHO = ANSWER.encode()
@@ -139,6 +162,17 @@ SCENARIOS = {
     "a signature in the query": Scenario("signed_body", target=f"/?X-Amz-Signature={QUERY}"),
     "a digest": Scenario("signed_body", headers=(("Content-Digest", f"sha-256=:{BEARER}:"),)),
     "an expired key": Scenario("key_unavailable", host="old.example"),
+    "a form with a bad escape": in_kind(FORM, b"ssn=%%x%s" % CARD.encode()),
+    "a form with a name that is spelled otherwise": in_kind(FORM, b"ssn[%s]=1" % CARD.encode()),
+    "a form in Latin-1": in_kind(FORM, b"ssn=%s\xe9" % CARD.encode()),
+    "a multipart form that is cut off": in_kind(MULTIPART, b"%s%s\r\n" % (PART_OF_FORM, CARD.encode())),
+    "a multipart form with a bad head": in_kind(MULTIPART, b"--b\r\n%s\r\n\r\n\r\n--b--" % CARD.encode()),
+    "a patch without a path": in_kind("application/json-patch+json", b'[{"value":"%s"}]' % CARD.encode()),
+    "a query that is none": in_kind("application/json", b'{"query":"{%s"}' % CARD.encode()),
+    "a literal": in_kind("application/json", b'{"query":"{a(ssn:\\"%s\\")}"}' % CARD.encode(), "graphql_literal"),
+    "nothing that is required": Scenario(
+        "fields_missing", host="kinds.example", target=f"/needed?token={QUERY}", body=BODY.replace(b"ssn", b"sn")
+    ),
     # denials by the head
     "rejected": Scenario("plain_http_rejected", host="never.example"),
     "a header without a colon": Scenario("bad_request", raw=swap(b"Authorization:", "Authorization")),

@@ -14,6 +14,7 @@ Offers:
   `response` list
 - `envelopes`: Envelope; the object in which a sealed value stands
 - `jsontext`: NotJson, TooMuchSelected, find_spans; where values stand in JSON text
+- `kinds`: check_target; bodies of every kind: JSON, lines, forms, patches, GraphQL
 - `messages`: Plan, change, count_marked, too_large; one WebSocket message
 - `readings`: Readings, may_be_any_method, may_name_method, readings, with_body; all methods and paths that a server may
   read in a request

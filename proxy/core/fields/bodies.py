@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.fields import encodings, splice, values
+from proxy.core.fields import encodings, kinds, splice, values
 from proxy.core.fields.entries import FieldEntry, Signed, Work
 from proxy.core.fields.responses import Label, label_of, may_be_json
 from proxy.core.fields.values import Setting
@@ -175,18 +175,72 @@ def _splice(
     body: bytes, head: BodyHead, entries: Sequence[FieldEntry], jobs: Sequence[splice.Job], limit: int
 ) -> Changed:
     unchanged = Changed(body, (0,) * len(entries))
+    required = Required(entries)
     if not body:
+        required.check()
         return unchanged
     text, codings = encodings.take_off(body, encodings.parse_encoding(head.content_encoding), limit)
-    spliced = splice.splice(text, jobs, MAX_SEALED)
+    if not text:
+        required.check()
+        return unchanged
+    spliced = kinds.splice_body(text, head.content_types, entries, required.watching(jobs), MAX_SEALED)
+    required.check()
     if spliced.total == 0:
         return unchanged
-    if head.signature is not None:
-        changing = [entry for entry, count in zip(entries, spliced.counts, strict=True) if count]
-        if names := tuple(entry.name for entry in changing if entry.signed is Signed.DENY):
-            detail = f"{head.signature} covers the body, whose fields must be encrypted"
-            raise Denied(Reason.SIGNED_BODY, detail, entries=names)
+    check_signature(head, entries, spliced.counts)
     return Changed(encodings.encode(spliced.body, codings), spliced.counts)
+
+
+def check_signature(head: BodyHead, entries: Sequence[FieldEntry], counts: Sequence[int]) -> None:
+    """Check that nothing signs a body that was changed, or that the entries let it pass.
+
+    Args:
+        head: what the header fields say.
+        entries: what is marked.
+        counts: how many values of each entry were changed.
+
+    Raises:
+        Denied: SIGNED_BODY.
+    """
+    if head.signature is None:
+        return
+    changing = [entry for entry, count in zip(entries, counts, strict=True) if count]
+    if names := tuple(entry.name for entry in changing if entry.signed is Signed.DENY):
+        detail = f"{head.signature} covers the body, whose fields must be encrypted"
+        raise Denied(Reason.SIGNED_BODY, detail, entries=names)
+
+
+class Required:
+    """Whether something was found for each entry that is `required`."""
+
+    def __init__(self, entries: Sequence[FieldEntry]) -> None:
+        self._missing = {number for number, entry in enumerate(entries) if entry.required}
+        self._entries = entries
+
+    def watching(self, jobs: Sequence[splice.Job]) -> Sequence[splice.Job]:
+        """Return jobs that note what they find, also where they leave it as it is."""
+        if not self._missing:
+            return jobs
+        return [self._watching(job, number) if number in self._missing else job for number, job in enumerate(jobs)]
+
+    def _watching(self, job: splice.Job, number: int) -> splice.Job:
+        def transform(value: bytes, path: str) -> bytes | None:
+            self._missing.discard(number)
+            return job.transform(value, path)
+
+        return replace(job, transform=transform)
+
+    def check(self) -> None:
+        """Check that nothing is missing, at the end of the body.
+
+        Raises:
+            Denied: FIELDS_MISSING.
+        """
+        if self._missing:
+            entry = self._entries[min(self._missing)]
+            marked = ", ".join((*(selector.text for selector in entry.selectors), *entry.form))
+            detail = f"nothing in the request is at {marked}, which the rule requires"
+            raise Denied(Reason.FIELDS_MISSING, detail, entries=(entry.name,))
 
 
 def _check_charset(content_types: Sequence[str]) -> None:

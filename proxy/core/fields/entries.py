@@ -136,6 +136,13 @@ class AlreadySealed(StrEnum):
     DENY = "deny"
 
 
+class OtherBodies(StrEnum):
+    """What happens to a request whose body is of a kind in which an entry marks nothing."""
+
+    DENY = "deny"
+    PASS = "pass"  # noqa: S105  # not a password
+
+
 @dataclass(frozen=True, slots=True)
 class FieldEntry:
     """One entry of a rule's `request` or `response` list. All entries of one list do the same work.
@@ -154,6 +161,10 @@ class FieldEntry:
         pad: what is sealed is made longer, up to a multiple of so many bytes; 1 for not at all.
         envelope: the object in which a sealed value stands, or None if it stands there alone.
         rename: the name that a member has once its value was replaced; None for the name that it had.
+        form: the names of marked fields in forms.
+        graphql_arguments: arguments of GraphQL queries that must not be literals.
+        required: whether a request in which nothing is found is denied.
+        other_bodies: what happens to other bodies.
     """
 
     selectors: tuple[Selector, ...]
@@ -168,6 +179,10 @@ class FieldEntry:
     pad: int = 1
     envelope: Envelope | None = None
     rename: str | None = None
+    form: tuple[str, ...] = ()
+    graphql_arguments: frozenset[str] = frozenset()
+    required: bool = False
+    other_bodies: OtherBodies = OtherBodies.DENY
     marks: Marks = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -71,6 +71,26 @@ class Spliced:
         return sum(self.counts)
 
 
+def spans_of(body: bytes, marks: Sequence[Marks]) -> list[Span]:
+    """Return where the marked values of a body stand; see `find_spans`.
+
+    Raises:
+        Denied: BODY_NOT_JSON if the body is not strict JSON, BODY_TOO_LARGE if too many values are selected.
+    """
+    try:
+        return find_spans(body, marks)
+    except NotJson as problem:
+        raise Denied(
+            Reason.BODY_NOT_JSON,
+            f"the body has fields to protect, but: {problem}",
+            "send one JSON text in UTF-8 (RFC 8259), or narrow the rule's `when`",
+        ) from None
+    except TooMuchSelected as problem:
+        raise Denied(
+            Reason.BODY_TOO_LARGE, f"the body has too many fields to protect: {problem}", "send it in smaller parts"
+        ) from None
+
+
 def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES) -> Spliced:
     """Replace the values that jobs select. If several jobs select a value, the first counts; of nested values, the
     outermost.
@@ -84,18 +104,7 @@ def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES) -> Spliced:
         Denied: BODY_NOT_JSON if the body is not strict JSON, BODY_TOO_LARGE if too many values are selected.
         ValueError: a transform returned something that is not JSON.
     """
-    try:
-        spans = find_spans(body, [job.marks for job in jobs])
-    except NotJson as problem:
-        raise Denied(
-            Reason.BODY_NOT_JSON,
-            f"the body has fields to protect, but: {problem}",
-            "send one JSON text in UTF-8 (RFC 8259), or narrow the rule's `when`",
-        ) from None
-    except TooMuchSelected as problem:
-        raise Denied(
-            Reason.BODY_TOO_LARGE, f"the body has too many fields to protect: {problem}", "send it in smaller parts"
-        ) from None
+    spans = spans_of(body, [job.marks for job in jobs])
     if len(spans) > most:
         raise Denied(
             Reason.BODY_TOO_LARGE,

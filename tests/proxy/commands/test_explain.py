@@ -11,7 +11,14 @@ import pytest
 from tests.proxy.commands.policies import PIN_A, PIN_B, POLICY, WAY, run
 
 AS_EVER = {"envelope": None, "rename": None}
-SEALED_AS_EVER = {"signed": "deny", "already_sealed": "keep", "pad": 1}
+SEALED_AS_EVER = {
+    "signed": "deny",
+    "already_sealed": "keep",
+    "pad": 1,
+    "form": [],
+    "graphql_arguments": [],
+    "required": False,
+}
 
 
 def explained(*arguments: str, policy: str = POLICY) -> list[dict[str, Any]]:

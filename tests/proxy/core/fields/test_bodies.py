@@ -11,9 +11,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from proxy.core.decisions import Denied, Reason
+from proxy.core.fields.automaton import Marks
 from proxy.core.fields.bodies import (
     MAX_SEALED,
     BodyHead,
+    Required,
     acceptable,
     change,
     check_before,
@@ -23,8 +25,10 @@ from proxy.core.fields.bodies import (
 )
 from proxy.core.fields.entries import FieldEntry, Signed, Work
 from proxy.core.fields.selectors import parse_selector
+from proxy.core.fields.splice import Job, splice
 from proxy.core.fields.values import MAX_OPENED, Setting
 from proxy.core.jose import sealing
+from proxy.core.jose.jwe import open_token
 from proxy.core.jose.keys import Alg, Key, KeySet, new_key
 from proxy.core.jose.place import Place
 from proxy.core.jose.sealing import seal
@@ -155,6 +159,32 @@ class TestEncrypting:
     def test_counting_changes_nothing_and_counts_the_same(self) -> None:
         body = b'{"ssn":1,"a":[{"ssn":2}]}'
         assert count_marked(body, PLAIN, [ENTRY], SETTING) == (2,)
+
+    @pytest.mark.parametrize("body", [b"", b'{"x":1}', b"[]", gzip.compress(b"", mtime=0)])
+    def test_a_request_in_which_nothing_is_found_is_denied_where_that_is_required(self, body: bytes) -> None:
+        entry = replace(ENTRY, required=True, form=("pin",), name="request[1]")
+        head = BodyHead(["application/json"], "gzip" if body.startswith(b"\x1f") else None)
+        with pytest.raises(Denied, match=r"at [$][.][.]ssn, pin, which") as denied:
+            encrypt(body, head, [ENTRY, entry])
+        assert (reason_of(denied), denied.value.entries) == (Reason.FIELDS_MISSING, ("request[1]",))
+        with pytest.raises(Denied):
+            count_marked(body, head, [entry], SETTING)
+        assert encrypt(body, head, [ENTRY]) == (body, 0)
+
+    def test_what_is_found_and_stays_as_it_is_counts_as_found(self) -> None:
+        required = Required([replace(ENTRY, required=True)])
+        kept = Job(Marks((parse_selector("$.ssn"),)), lambda _value, _path: None)
+        splice(b'{"ssn":1}', required.watching([kept]))
+        required.check()
+        assert encrypt(b'{"ssn":1}', PLAIN, [replace(ENTRY, required=True)])[1] == 1
+
+    def test_forms_are_sealed_too(self) -> None:
+        form = BodyHead(["application/x-www-form-urlencoded"])
+        entry = replace(ENTRY, form=("ssn",))
+        protected, count = encrypt(b"a=1&ssn=0%2078", form, [entry])
+        token = protected.removeprefix(b"a=1&ssn=").decode()
+        assert count == 1
+        assert open_token(token, KEYS, Place(HOST, "$.ssn"), TODAY) == b'"0 78"'
 
 
 class TestDecrypting:

@@ -1,0 +1,434 @@
+"""Chooses how the marked values of a body are found, by what its label (Content-Type) says and by what the body is.
+`proxy.core.fields.bodies` calls it with each decoded body.
+
+Rules of this module:
+
+- Many servers read JSON whatever the label says. So what begins like JSON counts as JSON under any label but those of
+  several texts, multipart forms and binary formats; and a body under a label of JSON is JSON, or denied.
+- An entry has nothing to do with a body of another kind than it marks fields in; then its `other_bodies` counts.
+- In an array of requests (JSON-RPC, GraphQL) an entry's selectors count for each of them, too.
+- What could be read in two ways, in both of which something is marked, is denied.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import StrEnum
+from functools import lru_cache
+from urllib.parse import unquote
+
+from proxy.core.decisions import Denied, Reason
+from proxy.core.fields import forms, jsonpatch, lines, multipart, splice
+from proxy.core.fields.automaton import Marks
+from proxy.core.fields.entries import FieldEntry, OtherBodies, Work
+from proxy.core.fields.forms import FieldNames, unreadable
+from proxy.core.fields.jsontext import NotJson, Span, find_spans, member_path, string_value
+from proxy.core.fields.responses import may_be_json
+from proxy.core.fields.selectors import Every, Segment, Selector, parse_selector
+from proxy.core.fields.splice import Job, Spliced
+
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # noqa: S105  # RFC 9110's token, not a secret
+_MEDIA_TYPE = re.compile(rf"[ \t]*+({_TOKEN})/({_TOKEN})[ \t]*+(?:;|\Z)")
+_LINES = re.compile(r"(?:x-)?+(?:nd-?+json|json-?+l|json-?+lines)|stream\+json|x-json-?+stream")
+_SEQUENCE = re.compile(r"(?:.*\+)?+json-seq")
+_BINARY_TYPES = frozenset(("image", "audio", "video", "font", "model"))
+_BINARY_FORMATS = ("grpc", "protobuf", "cbor", "msgpack")
+_ARRAY = re.compile(rb"[ \t\r\n]*+\[")
+
+MAX_TEXTS = 20_000  # in one body: each costs some time, however short it is
+
+# One walk over an array tells what it is an array of: requests, or operations of a patch.
+_OF_REQUESTS = ("jsonrpc", "method", "params", "query", "variables", "operationName", "extensions")
+_LOOK = [
+    Marks((parse_selector(text),), ignore_case=True)
+    for text in (f"$[*][{','.join(map(repr, _OF_REQUESTS))}]", "$[*].op", "$[*].path")
+]
+_QUERIES = [Marks((parse_selector("$.query"), parse_selector("$[*].query")), ignore_case=True)]
+_IN_EACH = Segment(False, (Every.EVERY,))
+_OPERATIONS = "operations"  # the part of a multipart form that holds a GraphQL request
+
+
+class Kind(StrEnum):
+    """What a body is."""
+
+    JSON = "JSON"
+    LINES = "JSON lines"
+    SEQUENCE = "a JSON text sequence"
+    PATCH = "a JSON Patch"
+    FORM = "a form"
+    MULTIPART = "a multipart form"
+    GRAPHQL = "a GraphQL query"
+    OTHER = "no JSON"
+
+
+_OF_JSON = frozenset((Kind.JSON, Kind.LINES, Kind.SEQUENCE, Kind.PATCH))
+
+
+def label_of(content_types: Sequence[str]) -> Kind | None:
+    """Return what the Content-Type says; None if it says nothing, or nothing that can be read.
+
+    Args:
+        content_types: the values of all fields of that name.
+
+    Raises:
+        Denied: BODY_UNREADABLE, if it cannot be read, and some servers may see a form in it.
+    """
+    text = ",".join(content_types).lower()
+    found = _MEDIA_TYPE.match(text)
+    if found is None or len(content_types) > 1:
+        if "multipart" in text or "urlencoded" in text:
+            raise unreadable("the Content-Type cannot be read in one way only", "send one media type (RFC 9110)")
+        return Kind.JSON if "json" in text else None
+    top, sub = found.groups()
+    if "json" in sub:
+        if _LINES.fullmatch(sub):
+            return Kind.LINES
+        if _SEQUENCE.fullmatch(sub):
+            return Kind.SEQUENCE
+        return Kind.PATCH if sub == "json-patch+json" else Kind.JSON
+    if top == "multipart":
+        return Kind.MULTIPART if sub == "form-data" else Kind.OTHER
+    if top == "application" and sub == "x-www-form-urlencoded":
+        return Kind.FORM
+    return Kind.GRAPHQL if sub == "graphql" else Kind.OTHER
+
+
+def kind_of(content_types: Sequence[str], text: bytes) -> Kind:
+    """Return what a body is.
+
+    Args:
+        content_types: the values of Content-Type.
+        text: the decoded body, not empty.
+
+    Raises:
+        Denied: BODY_UNREADABLE, as `label_of`.
+    """
+    label = label_of(content_types)
+    if label is Kind.FORM:
+        return Kind.JSON if may_be_json(text) else Kind.FORM
+    if label is Kind.GRAPHQL:
+        return Kind.JSON if _is_json(text) else Kind.GRAPHQL
+    if label is not None and label is not Kind.OTHER:
+        return label
+    if is_binary(content_types):
+        return Kind.OTHER
+    return Kind.JSON if may_be_json(text) or _is_json(text) else Kind.OTHER
+
+
+def is_binary(content_types: Sequence[str]) -> bool:
+    """Tell whether a body is labelled as a format in which nobody looks for JSON."""
+    found = _MEDIA_TYPE.match(content_types[0].lower()) if len(content_types) == 1 else None
+    return found is not None and (found[1] in _BINARY_TYPES or any(each in found[2] for each in _BINARY_FORMATS))
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        find_spans(text, ())
+    except NotJson:
+        return False
+    return True
+
+
+def takes(entry: FieldEntry, kind: Kind) -> bool:
+    """Tell whether an entry may mark something in a body of a kind."""
+    if kind in (Kind.FORM, Kind.MULTIPART):
+        return bool(entry.form or entry.graphql_arguments)
+    return kind in _OF_JSON or (kind is Kind.GRAPHQL and bool(entry.graphql_arguments))
+
+
+def check_other(entries: Sequence[FieldEntry], kind: Kind) -> bool:
+    """Tell whether entries have anything to do with a body of a kind.
+
+    Raises:
+        Denied: BODY_NOT_JSON, if an entry has not, and does not let it pass.
+    """
+    for entry in entries:
+        if not takes(entry, kind) and entry.work is Work.ENCRYPT and entry.other_bodies is OtherBodies.DENY:
+            raise Denied(
+                Reason.BODY_NOT_JSON,
+                f"the body has fields to protect, but it is {kind}, in which the rule marks none",
+                "send JSON, name the fields of forms in the entry's `form`, or let it pass with `other_bodies: pass`",
+            )
+    return any(takes(entry, kind) for entry in entries)
+
+
+def splice_body(
+    text: bytes, content_types: Sequence[str], entries: Sequence[FieldEntry], jobs: Sequence[Job], most: int
+) -> Spliced:
+    """Replace the marked values of a body of any kind.
+
+    Args:
+        text: the decoded body, not empty.
+        content_types: the values of Content-Type.
+        entries: what is marked; all of them do the same work.
+        jobs: what to do with the values of each entry.
+        most: the greatest number of values.
+
+    Raises:
+        Denied: it cannot be read, it is of another kind, or a transform says so.
+        ValueError: a transform returned something that is not JSON.
+    """
+    kind = kind_of(content_types, text)
+    if not check_other(entries, kind):
+        return Spliced(text, (0,) * len(jobs))
+    match kind:
+        case Kind.FORM:
+            _check_query_fields(text, entries)
+            return forms.splice_form(text, names_of(entries), jobs, most)
+        case Kind.MULTIPART:
+            return _splice_multipart(text, content_types[0], entries, jobs, most)
+        case Kind.LINES | Kind.SEQUENCE:
+            return _splice_texts(text, entries, jobs, most, records=kind is Kind.SEQUENCE)
+        case Kind.GRAPHQL:
+            _check_query(forms.decoded_utf8(text), entries)
+            return Spliced(text, (0,) * len(jobs))
+        case _:
+            spliced = splice_json(text, entries, jobs, most, is_patch=kind is Kind.PATCH)
+            if label_of(content_types) is Kind.FORM:
+                _check_form_too(text, entries)
+            return spliced
+
+
+def names_of(entries: Sequence[FieldEntry]) -> FieldNames:
+    """Return the names of form fields that entries mark."""
+    return forms.field_names(tuple(entry.form for entry in entries), tuple(entry.ignore_case for entry in entries))
+
+
+def _check_form_too(text: bytes, entries: Sequence[FieldEntry]) -> None:
+    """Refuse JSON under the label of a form in which servers that believe the label find a marked field."""
+    names = names_of(entries)
+    if names.exact and any(names.job_of(field.name) is not None for field in forms.fields(text)):
+        raise unreadable("the body is JSON, labelled as a form, and has a marked field if it is read as one")
+
+
+# -- JSON
+
+
+def splice_json(
+    text: bytes, entries: Sequence[FieldEntry], jobs: Sequence[Job], most: int, *, is_patch: bool = False
+) -> Spliced:
+    """Replace the marked values of one JSON text; see `splice_body`.
+
+    Args:
+        text: the text.
+        entries: what is marked.
+        jobs: what to do with the values of each entry.
+        most: the greatest number of values.
+        is_patch: whether it is labelled as a JSON Patch.
+    """
+    holds_requests = False
+    if is_patch or _ARRAY.match(text):
+        spans = splice.spans_of(text, _LOOK)
+        of = [0] * len(_LOOK)
+        for span in spans:
+            of[span.job] += 1
+        holds_requests = of[0] > 0
+        if is_patch or (of[1] and of[2]):
+            patched = jsonpatch.splice_patch(text, jobs, most)
+            if is_patch:
+                return patched
+            if patched.total:
+                if splice.spans_of(text, [job.marks for job in jobs]):
+                    raise unreadable("the body has marked values both as a JSON Patch and as it is")
+                return patched
+    if any(entry.graphql_arguments for entry in entries):
+        _check_queries(text, entries)
+    if not holds_requests:
+        return splice.splice(text, jobs, most)
+    spliced = splice.splice(text, [*jobs, *(replace(job, marks=_in_each(job.marks)) for job in jobs)], most)
+    return _as_of(spliced, [*range(len(jobs))] * 2, len(jobs))
+
+
+def _as_of(spliced: Spliced, owners: Sequence[int], count: int) -> Spliced:
+    """Return what was spliced by more jobs as if it had been by those that own them."""
+    counts = [0] * count
+    for number, owner in zip(spliced.counts, owners, strict=True):
+        counts[owner] += number
+    return Spliced(spliced.body, tuple(counts), tuple(span._replace(job=owners[span.job]) for span in spliced.spans))
+
+
+@lru_cache(maxsize=256)
+def _in_each(marks: Marks) -> Marks:
+    """Return the marks for each element of an array; those of the whole array, as `$`, are not among them."""
+    outer = tuple(
+        replace(each, text=f"$[*]{each.text[1:]}", segments=(_IN_EACH, *each.segments))
+        for each in marks.inside[:1] or marks.selectors
+        if each.segments
+    )
+    if not marks.inside:
+        return replace(marks, selectors=outer)
+    return replace(marks, inside=(*outer, *marks.inside[1:])) if outer else Marks(())
+
+
+def _splice_texts(
+    text: bytes, entries: Sequence[FieldEntry], jobs: Sequence[Job], most: int, *, records: bool
+) -> Spliced:
+    if text.count(b"\x1e" if records else b"\n") > MAX_TEXTS:
+        raise Denied(
+            Reason.BODY_TOO_LARGE, f"the body has more than {MAX_TEXTS} JSON texts", "send it in smaller parts"
+        )
+    pieces: list[bytes] = []
+    copied, counts = 0, [0] * len(jobs)
+    replaced: list[Span] = []
+    for start, end in lines.texts(text, records=records):
+        spliced = splice_json(text[start:end], entries, jobs, most)
+        if not spliced.total:
+            continue
+        pieces += (text[copied:start], spliced.body)
+        copied = end
+        counts = [one + more for one, more in zip(counts, spliced.counts, strict=True)]
+        forms.check_number(sum(counts), most)
+        replaced += [span._replace(start=start + span.start, end=start + span.end) for span in spliced.spans]
+    if not replaced:
+        return Spliced(text, tuple(counts))
+    return Spliced(b"".join((*pieces, text[copied:])), tuple(counts), tuple(replaced))
+
+
+# -- GraphQL
+
+
+def check_target(query: str, entries: Sequence[FieldEntry]) -> None:
+    """Check what a URL's query holds of GraphQL: it is not sealed, so nothing in it may be marked.
+
+    Args:
+        query: the query as sent.
+        entries: what is marked.
+
+    Raises:
+        Denied: GRAPHQL_LITERAL, or BODY_UNREADABLE if it cannot be read.
+    """
+    if query and any(entry.graphql_arguments for entry in entries):
+        _check_query_fields(query.encode("utf-8", "surrogateescape"), entries)
+
+
+def _check_query_fields(text: bytes, entries: Sequence[FieldEntry]) -> None:
+    """Check the GraphQL of a form or a URL's query, in which variables are text, and are not sealed."""
+    if not any(entry.graphql_arguments for entry in entries):
+        return
+    for field in forms.fields(text):
+        if field.name not in ("query", "variables", _OPERATIONS) or field.start == field.end:
+            continue
+        value = forms.decoded(text[field.start : field.end])
+        if field.name == "query":
+            _check_query(value.decode(), entries)
+            continue
+        body = value if field.name == _OPERATIONS else b'{"variables":' + value + b"}"
+        _check_queries(body, entries)
+        if splice.spans_of(body, [each for entry in entries for each in (entry.marks, _in_each(entry.marks))]):
+            raise Denied(
+                Reason.GRAPHQL_LITERAL, "marked GraphQL variables stand in a URL or a form, where none is sealed"
+            )
+
+
+def _check_query(query: str, entries: Sequence[FieldEntry]) -> frozenset[str]:
+    from proxy.core.fields import graphql  # noqa: PLC0415  # the parser is large, and only such entries need it
+
+    return graphql.variables_of(query, frozenset().union(*(entry.graphql_arguments for entry in entries)))
+
+
+def _check_queries(text: bytes, entries: Sequence[FieldEntry]) -> None:
+    """Check the queries of a GraphQL request, or of several in an array.
+
+    Raises:
+        Denied: GRAPHQL_LITERAL, if a marked argument is a literal, or a variable that is not marked.
+    """
+    used: set[str] = set()
+    for span in splice.spans_of(text, _QUERIES):
+        query = string_value(text[span.start : span.end])
+        if query is not None:
+            used |= _check_query(query, entries)
+        elif text[span.start : span.end] != b"null":
+            raise unreadable("a member `query` of a GraphQL request is no text")
+    if not used:
+        return
+    marked = splice.spans_of(text, [each for entry in entries for each in (entry.marks, _in_each(entry.marks))])
+    for span in splice.spans_of(text, [_variables(frozenset(used))]):
+        is_covered = any(each.start <= span.end and span.start <= each.end for each in marked)
+        if not is_covered and text[span.start : span.end] != b"null":
+            raise Denied(
+                Reason.GRAPHQL_LITERAL,
+                "a marked argument of the GraphQL query takes its value from a variable that no selector marks",
+                "select that variable: $.variables.NAME",
+            )
+
+
+@lru_cache(maxsize=64)
+def _variables(names: frozenset[str]) -> Marks:
+    choices = tuple(sorted(names))
+    variables = (Segment(False, ("variables",)), Segment(False, choices))
+    text = ",".join(choices)  # a selector is known by it
+    in_each = Selector(f"$[*].variables[{text}]", (_IN_EACH, *variables))
+    return Marks((Selector(f"$.variables[{text}]", variables), in_each))
+
+
+# -- multipart forms
+
+
+class Parts:
+    """Replaces the marked parts of a multipart form, one after the other."""
+
+    def __init__(self, entries: Sequence[FieldEntry], jobs: Sequence[Job], most: int) -> None:
+        self._entries, self._jobs, self._most = entries, jobs, most
+        self._names = names_of(entries)
+        self._is_graphql = any(entry.graphql_arguments for entry in entries)
+        self.counts = [0] * len(jobs)
+        self.spans: list[Span] = []
+
+    def is_kept(self, head: multipart.PartHead) -> bool:
+        """Tell whether a part may be changed, and so must be whole.
+
+        Raises:
+            Denied: BODY_UNREADABLE, if some servers take its name for a marked one.
+        """
+        name = head.name
+        if "%" in name and self._names.job_of(unquote(name)) is not None:
+            raise unreadable("a part has a marked name with an escape in it, which servers read differently")
+        is_request = self._is_graphql and name in ("query", "variables", _OPERATIONS)
+        return self._names.job_of(name) is not None or is_request or name == "_charset_"
+
+    def replaced(self, value: multipart.Value, boundary: bytes) -> bytes:
+        """Return what takes the place of a part that is kept.
+
+        Raises:
+            Denied: it cannot be protected.
+        """
+        multipart.check_kept(value)
+        name, text = value.head.name, value.text
+        job = self._names.job_of(name)
+        if job is not None:
+            replacement = self._jobs[job].transform(forms.as_json(text), member_path(name))
+            if replacement is None:
+                return text
+            new = forms.from_json(replacement)
+            self.counts[job] += 1
+            self.spans.append(Span(value.start, value.start + len(text), member_path(name), job))
+        elif name == _OPERATIONS:
+            spliced = splice_json(text, self._entries, self._jobs, self._most)
+            new = spliced.body
+            self.counts = [one + more for one, more in zip(self.counts, spliced.counts, strict=True)]
+            self.spans += [
+                each._replace(start=value.start + each.start, end=value.start + each.end) for each in spliced.spans
+            ]
+        else:
+            if name != "_charset_":
+                _check_query_fields(b"%s=%s" % (name.encode(), forms.encoded(text)), self._entries)
+            return text
+        forms.check_number(sum(self.counts), self._most)
+        if b"--" + boundary in new:
+            raise unreadable("a part would have the form's boundary in it")
+        return new
+
+
+def _splice_multipart(
+    text: bytes, content_type: str, entries: Sequence[FieldEntry], jobs: Sequence[Job], most: int
+) -> Spliced:
+    parts, boundary = Parts(entries, jobs, most), multipart.boundary_of(content_type)
+    pieces = [
+        parts.replaced(piece, boundary) if isinstance(piece, multipart.Value) else piece
+        for piece in multipart.pieces_of(text, boundary, parts.is_kept)
+    ]
+    if not parts.spans:
+        return Spliced(text, tuple(parts.counts))
+    return Spliced(b"".join(pieces), tuple(parts.counts), tuple(parts.spans))
