@@ -193,7 +193,9 @@ def splice_body(
 
 def names_of(entries: Sequence[FieldEntry]) -> FieldNames:
     """Return the names of form fields that entries mark."""
-    return forms.field_names(tuple(entry.form for entry in entries), tuple(entry.ignore_case for entry in entries))
+    return forms.field_names(
+        tuple(entry.form for entry in entries), tuple(entry.marks.ignore_case for entry in entries)
+    )
 
 
 def _check_form_too(text: bytes, entries: Sequence[FieldEntry]) -> None:
