@@ -77,7 +77,7 @@ class Encryption:
                 tee = marked.Tee(exchange, flow.request, self.setting(exchange, of_request=True))
                 flow.request.stream = exchange.count_sent if opens else tee
             elif flow.response is None:
-                exchange.holds_request = True
+                exchange.holds_request = not messages.is_opening(flow.request)  # which is no body, and has none
         if has_field(flow.request.headers, b"upgrade"):
             messages.narrow_offer(exchange, flow.request)
         if of_response := marked.of_response(exchange):

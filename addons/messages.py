@@ -18,7 +18,7 @@ from mitmproxy import http
 
 from addons import marked
 from addons.exchange import Exchange
-from addons.headers import values_of
+from addons.headers import has_field, values_of
 from addons.sessions import Sessions
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields import messages
@@ -28,6 +28,12 @@ from proxy.core.fields.values import Setting
 from proxy.core.http.permessage import BadAnswer, agreed, offers
 
 _EXTENSIONS = b"sec-websocket-extensions"
+
+
+def is_opening(request: http.Request) -> bool:
+    """Tell whether a request asks for a WebSocket, and has no body."""
+    headers = request.headers
+    return has_field(headers, b"upgrade") and not has_field(headers, b"content-length", b"transfer-encoding")
 
 
 def narrow_offer(exchange: Exchange, request: http.Request) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -31,7 +32,14 @@ PMD = "permessage-deflate"
 class Stage:
     """The addons with one flow that asks for a WebSocket."""
 
-    def __init__(self, *, mode: Mode = Mode.ENFORCE, offer: str | None = None, when: When | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        mode: Mode = Mode.ENFORCE,
+        offer: str | None = None,
+        when: When | None = None,
+        more: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         entries = (SEALS, OPENS) if when is None else (replace(SEALS, when=when), replace(OPENS, when=when))
         hosts = (HostPattern("exact", "pay.example"),)
         rule = Rule("pay", hosts, PlainHttp.UPGRADE, Https.INSPECT, request=entries[:1], response=entries[1:])
@@ -40,7 +48,7 @@ class Stage:
         self.messages = Messages(sessions, self.encryption.setting)
         self.flow = tflow.tflow()
         self.flow.request.method = "GET"
-        self.flow.request.headers = http.Headers([(b"Upgrade", b"websocket"), (b"Connection", b"Upgrade")])
+        self.flow.request.headers = http.Headers([(b"Upgrade", b"websocket"), (b"Connection", b"Upgrade"), *more])
         if offer is not None:
             self.flow.request.headers["Sec-WebSocket-Extensions"] = offer
         sessions.open(self.flow.client_conn, Policy(mode=mode, limits=Limits(10_000), rules=(rule,)))
@@ -68,11 +76,16 @@ class Stage:
         return self.flow.request.headers.get("sec-websocket-extensions")
 
 
-def test_the_request_may_go_on() -> None:
-    stage = Stage()
-    stage.flow.request.data.content = b""
+@pytest.mark.parametrize("body", [None, b'{"a":1}', b"no JSON"])
+def test_the_request_may_go_on_and_is_held_only_for_a_body(body: bytes | None) -> None:
+    """No client sends one with it, but a server may read it."""
+    fields = [] if body is None else [(b"Content-Length", b"%d" % len(body))]
+    stage = Stage(more=fields)
+    assert stage.exchange.holds_request is (body is not None)
+    stage.flow.request.data.content = body or b""
     stage.encryption.request(stage.flow)
-    assert (stage.flow.response, stage.exchange.denied) == (None, None)
+    assert (stage.exchange.denied is not None) is (body == b"no JSON")
+    assert stage.exchange.fields_encrypted == (1 if body == b'{"a":1}' else 0)
 
 
 @pytest.mark.parametrize(("offer", "kept"), [(None, None), (PMD, PMD), (f"a, {PMD}", PMD), ("a", None)])

@@ -72,15 +72,18 @@ def _rule(folder: Path, server: Receiver, app: Receiver, *, server_file: str, is
     return text
 
 
-def listener_of(server: PlainUpstream | TlsUpstream, *, more: str = "&cert=server.pem&key=server.key") -> str:
+def listener_of(server: PlainUpstream | TlsUpstream | int, *, more: str = "&cert=server.pem&key=server.key") -> str:
     """Return the mirror listener before a server."""
-    scheme = "https" if isinstance(server, TlsUpstream) else "http"
-    return f"mirror://127.0.0.1:0?to={scheme}://127.0.0.1:{server.port}&for={NAME}{more}"
+    scheme, port = (
+        "https" if isinstance(server, TlsUpstream) else "http",
+        server if isinstance(server, int) else server.port,
+    )
+    return f"mirror://127.0.0.1:0?to={scheme}://127.0.0.1:{port}&for={NAME}{more}"
 
 
 def mirror(
     folder: Path,
-    server: PlainUpstream | TlsUpstream,
+    server: PlainUpstream | TlsUpstream | int,
     authority: Authority,
     receiver: Receiver,
     app: Receiver,
@@ -94,7 +97,7 @@ def mirror(
 
     Args:
         folder: a folder of its own.
-        server: the server behind it.
+        server: the server behind it, or the port of one that speaks plain http.
         authority: who signs its certificate, and the server's if that speaks TLS.
         receiver: whose key opens requests.
         app: whose key seals responses.

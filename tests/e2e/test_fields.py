@@ -110,6 +110,18 @@ def upstream(tls_upstream: Callable[..., TlsUpstream]) -> TlsUpstream:
 
 class TestWhatArrives:
     @pytest.mark.parametrize("way", Way)
+    def test_so_they_are_in_what_a_gateway_makes_grpc_of(
+        self, sidecar: Sidecar, upstream: TlsUpstream, receivers: dict[str, Receiver], way: Way
+    ) -> None:
+        """Transcoding (google.api.http) is done behind it: an app sends JSON, to a path with a colon in it."""
+        pieces: Pieces = (b'{"person":{"name":"people/1","ssn":', Marked(b'"078"', "$.person.ssn"), b"}}")
+        path = "/v1/people/1:update?updateMask=ssn"
+        assert ask(sidecar, upstream, "pay.example", path, way=way, method="PATCH", body=plain(pieces)).status == 200
+        (got,) = upstream.wait_for_requests(1)
+        assert got.target == path
+        assert_only_marked_changed(got.body, pieces, receivers["pay"], "pay.example")
+
+    @pytest.mark.parametrize("way", Way)
     def test_marked_values_are_tokens_for_their_receiver_and_all_other_bytes_are_the_same(
         self, sidecar: Sidecar, upstream: TlsUpstream, receivers: dict[str, Receiver], way: Way
     ) -> None:

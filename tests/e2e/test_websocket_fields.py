@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from websockets.sync.server import ServerConnection
 from proxy.core.jose.keys import Alg
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import Accepted, RawClient, send_until_blocked
+from tests.e2e.mirrors import NAME, mirror, rule_of_app
 from tests.e2e.receiver import Marked, Pieces, Receiver, assert_only_marked_changed, plain
 from tests.e2e.scripted import Upstream, scripted_upstream
 from tests.e2e.sidecar import Decision, Sidecar
@@ -281,6 +284,64 @@ class TestOtherListeners:
                     got = server.first().next()
                 assert isinstance(got, str)
                 assert_only_marked_changed(got.encode(), PIECES, receivers["pay"], BOTH)
+
+
+class TestBothEnds:
+    """An app with a sidecar, and a server with a mirror, whose work is the other way round."""
+
+    @pytest.mark.parametrize("more", [{}, deflates()], ids=["plain", "deflate"])
+    def test_app_and_server_see_what_they_would_without_any(
+        self, authority: Authority, receivers: dict[str, Receiver], tmp_path: Path, more: dict[str, Any]
+    ) -> None:
+        said, answer = '{ "card":{"number" : "4111"},"n":1.0, "a":{"secret":null} }', '{"token" : "t", "z":[ ]}'
+        pay, app_key = receivers["pay"], receivers["app"]
+        folder = tmp_path / "app"
+        folder.mkdir()
+        with (
+            Server(None, answer=lambda _: answer, deflate=ServerPerMessageDeflateFactory()) as server,
+            mirror(tmp_path / "server", server.port, authority, pay, app_key) as beside,
+            Sidecar(rule_of_app(folder, pay, app_key), folder, authority=authority, hosts={NAME: "127.0.0.1"}) as front,
+        ):
+            with client(front, NAME, beside.address[1], over_tls=False, **more) as app:
+                for _ in range(3):
+                    app.send(said)
+                    assert app.recv(timeout=DEADLINE) == answer
+                    assert server.seen.queue[0].next() == said
+                assert bool(app.protocol.extensions) is bool(more)
+            lines = [sidecar.wait_for_decision(lambda line: line["path"] == "/chat") for sidecar in (front, beside)]
+        assert [(line["encrypted"], line["decrypted"]) for line in lines] == [(6, 3), (3, 6)]
+
+    @pytest.mark.parametrize(
+        ("host_of_token", "answer", "reason"),
+        [("other.example", "[]", "request_not_opened"), (NAME, "no JSON", "response_not_sealed")],
+    )
+    def test_what_does_not_open_or_cannot_be_sealed_ends_it(
+        self,
+        authority: Authority,
+        receivers: dict[str, Receiver],
+        tmp_path: Path,
+        host_of_token: str,
+        answer: str,
+        reason: str,
+    ) -> None:
+        token = receivers["pay"].seal(b'"4111"', host_of_token, "$.card.number").decode()
+        tls = ssl.create_default_context(cadata=authority.pem.decode())
+        with (
+            Server(None, answer=lambda _: answer) as server,
+            mirror(tmp_path / "server", server.port, authority, receivers["pay"], receivers["app"]) as beside,
+        ):
+            url, connection = f"wss://{NAME}/chat", socket.create_connection(beside.address, DEADLINE)
+            with connect(url, sock=connection, ssl=tls, server_hostname=NAME, proxy=None, compression=None) as app:
+                app.send(f'{{"card":{{"number":{token}}}}}')
+                with pytest.raises(ConnectionClosed) as closed:
+                    app.recv(timeout=DEADLINE)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.reason.startswith(f"overcoat: {reason}: ")
+            line = beside.wait_for_decision(lambda line: line["path"] == "/chat")
+            assert line["reason"] == reason
+            assert list(server.first().messages.queue) == (
+                [] if host_of_token != NAME else ['{"card":{"number":"4111"}}']
+            )
 
 
 class TestDenied:
