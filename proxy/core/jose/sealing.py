@@ -33,9 +33,11 @@ from proxy.core.jose.place import Place
 
 _IV_BYTES = 12
 _TAG_BYTES = 16
-_AGREEMENTS = 200  # a second, and at once: two hundredths of a processor's time
+_AGREEMENTS = 100  # a second, and at once: two hundredths of a processor's time, with the wraps behind them
 _REMEMBERED = 64  # places; the same come again and again
-_STOCK = 64  # content keys at most that are made and wrapped in one go: that takes as long as for four of them
+_STOCK = (
+    64  # content keys at most that are made and wrapped in one go, which takes as long as for four of them; and IVs
+)
 
 
 class Sealing:
@@ -48,7 +50,7 @@ class Sealing:
         content_key, wrapped, self._tail = kept.content_key(now)
         self._wrapped = base64url(wrapped)
         self._encrypt = AESGCM(content_key).encrypt
-        self._protected: dict[Place | None, tuple[str, bytes]] = {}
+        self._protected = kept.protected if self._tail == kept.tail else {}
 
     @classmethod
     def alone(cls, keys: KeySet, key: Key, now: float = 0.0) -> Sealing:
@@ -70,7 +72,8 @@ class Sealing:
             JweError: the token would be longer than `open_token` accepts.
         """
         protected, header = self._protected.get(place) or self._protect(place)
-        iv = secrets.token_bytes(_IV_BYTES)
+        ivs = self._kept.ivs
+        iv = ivs.pop() if ivs else self._kept.more_ivs()
         sealed = self._encrypt(iv, plaintext, header)
         ciphertext, tag = base64url(sealed[:-_TAG_BYTES]), base64url(sealed[-_TAG_BYTES:])
         token = f"{protected}.{self._wrapped}.{base64url(iv)}.{ciphertext}.{tag}"
@@ -81,7 +84,9 @@ class Sealing:
     def _protect(self, place: Place | None) -> tuple[str, bytes]:
         """Return the protected header for a place, as text and as the bytes that are authenticated."""
         protected = base64url(self._kept.head(place) + self._tail)
-        made = self._protected[place] = protected, protected.encode("ascii")
+        made = protected, protected.encode("ascii")
+        if len(self._protected) < _REMEMBERED:
+            self._protected[place] = made
         return made
 
 
@@ -131,6 +136,9 @@ class _Kept:
         keys: the key set.
         key: its key that seals.
         used: when it was used for the last time.
+        tail: the end of each protected header.
+        protected: protected headers with that end, by place.
+        ivs: random IVs that were never used.
     """
 
     __slots__ = (
@@ -141,10 +149,12 @@ class _Kept:
         "_parameters",
         "_recipient",
         "_stock",
-        "_tail",
         "_wrapping_key",
+        "ivs",
         "key",
         "keys",
+        "protected",
+        "tail",
         "used",
     )
 
@@ -157,9 +167,11 @@ class _Kept:
         self._heads: dict[Place | None, bytes] = {}
         self._recipient: PublicMaterial | None = None
         self._allowed = float(_AGREEMENTS)  # agreements that may be made now
-        self._wrapping_key, self._tail = b"", b"}"
+        self._wrapping_key, self.tail = b"", b"}"
         self._stock: list[tuple[bytes, bytes]] = []  # content keys that were wrapped in advance
         self._next_stock = 1
+        self.protected: dict[Place | None, tuple[str, bytes]] = {}
+        self.ivs: list[bytes] = []
         if isinstance(key.material, SecretBytes):
             self._wrapping_key = key.material.reveal()
         else:
@@ -177,28 +189,34 @@ class _Kept:
                 self._heads[place] = head
         return head
 
+    def more_ivs(self) -> bytes:
+        """Make several IVs in one go, and return one of them."""
+        noise = secrets.token_bytes(_STOCK * _IV_BYTES)
+        self.ivs = [noise[at : at + _IV_BYTES] for at in range(0, len(noise), _IV_BYTES)]
+        return self.ivs.pop()
+
     def content_key(self, now: float) -> tuple[bytes, bytes, bytes]:
         """Return a content key that was never used, the encrypted key for tokens, and the end of their header."""
         self._allowed = min(_AGREEMENTS, self._allowed + (now - self.used) * _AGREEMENTS)
         self.used = now
         if isinstance(self._recipient, rsa.RSAPublicKey):
             key = secrets.token_bytes(self.keys.enc.key_bytes)
-            tail = b',"iat":%d}' % (now * 1000) if self._form.has_time else self._tail
+            tail = b',"iat":%d}' % (now * 1000) if self._form.has_time else self.tail
             return key, self._recipient.encrypt(key, RSA_OAEP_256), tail
         if self._recipient is not None and self._allowed >= 1:
             self._allowed -= 1
             epk, self._wrapping_key = offer(self._recipient)
-            self._tail = b',"epk":%s}' % epk
+            self.tail, self.protected = b',"epk":%s}' % epk, {}
             self._stock, self._next_stock = [], 1
         if not self._stock:
             self._stock = self._new_stock()
-        return *self._stock.pop(), self._tail
+        return *self._stock.pop(), self.tail
 
     def _new_stock(self) -> list[tuple[bytes, bytes]]:
         """Make several content keys in one go, since each call of AES costs time: more each time."""
         size = self.keys.enc.key_bytes
         noise = secrets.token_bytes(self._next_stock * size)
-        self._next_stock = min(4 * self._next_stock, _STOCK)
+        self._next_stock = min(16 * self._next_stock, _STOCK)
         keys = [noise[at : at + size] for at in range(0, len(noise), size)]
         wrapped = wrap_all(self._wrapping_key, keys) if len(keys) > 1 else [wrap(self._wrapping_key, keys[0])]
         return list(zip(keys, wrapped, strict=True))
