@@ -150,7 +150,7 @@ class TestWheel:
             for kind in ("*.py", "*.cjs", "*.php")
             for path in (ROOT / folder).rglob(kind)
         }
-        files = {f"overcoat/proxy/files/{name}" for name in ("demo.yaml", "mitmproxy_addon.py")}
+        files = {f"overcoat/proxy/files/{name}" for name in ("demo.yaml", "demo-mirror.yaml", "mitmproxy_addon.py")}
         files |= {f"overcoat/proxy/files/status/status.{kind}" for kind in ("html", "css", "js", "svg")}
         assert packed == sources | {"overcoat/py.typed"} | files
 

@@ -4,7 +4,8 @@ demo` calls `run_cases` and prints the result.
 
 from __future__ import annotations
 
-import shutil
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,10 +14,10 @@ from proxy.core.fields import splice
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.jose import jwe
-from proxy.core.jose.keys import Alg, KeySet, new_key, to_pem
+from proxy.core.jose.keys import Alg, Key, KeySet, new_key, to_pem
 from proxy.core.jose.place import Place
 from proxy.demo.sidecar import Answer, Sidecar, ask
-from proxy.demo.upstreams import DemoCa, Upstream, start
+from proxy.demo.upstreams import DemoCa, Gateway, Upstream, start
 from proxy.disk.packaged import config_file
 
 BODY = """{
@@ -26,6 +27,7 @@ BODY = """{
 }"""
 MARKED = ("$.card.number", "$.card.cvv", "$..ssn")
 MARKED_VALUES = ("4111 1111 1111 1111", ": 123", "078-05-1120")
+TOKEN_ANSWER = b'{"charged": true, "token": "tok_5f2a"}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,32 +62,38 @@ def run_cases(directory: Path) -> list[Case]:
     (directory / "demo-ca.pem").write_bytes(authority.pem)
     right = authority.write_server(directory, "pinned-server")
     other = authority.write_server(directory, "another-server")
-    receiver = new_key(Alg.ECDH_ES_A256KW, kid="bank-2026")
-    (directory / "bank.pub.pem").write_bytes(to_pem(receiver, private=False))
+    receiver = _key(directory, "bank")
+    _key(directory, "app")
+    authority.write_server(directory, "mirror-server")
 
     upgraded = start(18441, other)
     rejected = start(18080, None)
     pinned = start(18442, right)
     impostor = start(18443, other)
     payments = start(18444, other)
+    gateway = Gateway(18445, other, authority)
+    behind = start(18446, None, TOKEN_ANSWER)
 
-    policy = directory / "demo.yaml"
-    shutil.copyfile(config_file("demo.yaml"), policy)
-    text = policy.read_text("utf-8")
     taken = {18441: upgraded, 18080: rejected, 18442: pinned, 18443: impostor, 18444: payments}
-    for port, upstream in taken.items():
-        text = text.replace(f"localhost:{port}", f"localhost:{upstream.port}")
-    policy.write_text(text, "utf-8")
+    ports = {port: upstream.port for port, upstream in taken.items()} | {18445: gateway.port}
+    policy = _policy(directory, "demo.yaml", ports)
+    mirror = _policy(directory, "demo-mirror.yaml", {18446: behind.port})
 
-    with Sidecar(policy, directory / "data") as sidecar:
+    with (
+        Sidecar(policy, directory / "data") as sidecar,
+        Sidecar(mirror, directory / "mirror-data", None) as beside,
+    ):
+        gateway.lead_to(*beside.wait())
+        sidecar.wait()
         answers = {
             "upgraded": ask(sidecar.url, f"http://localhost:{upgraded.port}/hello", None),
             "rejected": ask(sidecar.url, f"http://localhost:{rejected.port}/legacy", None),
             "pinned": ask(sidecar.url, f"http://localhost:{pinned.port}/account", None),
             "impostor": ask(sidecar.url, f"http://localhost:{impostor.port}/account", None),
             "payments": ask(sidecar.url, f"http://localhost:{payments.port}/charges", BODY),
+            "both": ask(sidecar.url, f"http://localhost:{gateway.port}/charges", BODY),
         }
-        status = sidecar.stop()
+        status = sidecar.stop() or beside.stop()
     keys = KeySet("bank", Alg.ECDH_ES_A256KW, receiver)
     cases = [
         _delivered("http leaves as https", upgraded, "/hello", answers["upgraded"]),
@@ -93,10 +101,30 @@ def run_cases(directory: Path) -> list[Case]:
         _pinned(pinned, answers["pinned"], sidecar),
         _impostor(impostor, answers["impostor"]),
         _fields(payments, answers["payments"], keys),
+        _both_ends(gateway, behind, answers["both"]),
     ]
     if status != 0:
         cases[0].failures.append(f"the sidecar ended with status {status}")
     return cases
+
+
+def _key(directory: Path, name: str) -> Key:
+    """Make a key pair; its halves get files of their own."""
+    key = new_key(Alg.ECDH_ES_A256KW, kid=f"{name}-2026")
+    (directory / f"{name}.pub.pem").write_bytes(to_pem(key, private=False))
+    (directory / f"{name}.pem").touch(mode=0o600)
+    (directory / f"{name}.pem").write_bytes(to_pem(key, private=True))
+    return key
+
+
+def _policy(directory: Path, name: str, ports: Mapping[int, int]) -> Path:
+    """Put a policy of the demo into its directory, with the ports that were really taken."""
+    text = config_file(name).read_text("utf-8")
+    for written, taken in ports.items():
+        text = text.replace(f":{written}", f":{taken}")
+    policy = directory / name
+    policy.write_text(text, "utf-8")
+    return policy
 
 
 def _line(upstream: Upstream, path: str) -> str:
@@ -184,6 +212,28 @@ def _fields(upstream: Upstream, answer: Answer, keys: KeySet) -> Case:
     received += "\nall other bytes identical" if not failures else ""
     sent = f"POST http://localhost:{upstream.port}/charges\n{BODY}"
     return Case("marked JSON fields leave encrypted", sent, received, _told(answer), failures)
+
+
+def _both_ends(gateway: Gateway, behind: Upstream, answer: Answer) -> Case:
+    between, (_, arrived) = bytes(gateway.read), behind.request
+    failures = []
+    if answer.status != 200 or answer.body != json.loads(TOKEN_ANSWER):
+        failures.append(f"the app got {answer.status}, or another answer than the server's")
+    if arrived != BODY.encode():
+        failures.append("the server did not get the very body that the app sent")
+    secrets = ("4111 1111 1111 1111", '"cvv": 123', "078-05-1120", json.loads(TOKEN_ANSWER)["token"])
+    failures += [f"the gateway could read {value}" for value in secrets if value.encode() in between]
+    shown = [line for line in between.decode("utf-8", "replace").splitlines() if "eyJ" in line]
+    received = "a gateway between, which ends TLS, reads:\n" + "\n".join(map(_shortened, shown))
+    received += "\n\nthe server, over plain http beside its sidecar:\n" + arrived.decode()
+    told = f"{answer.status} {json.dumps(answer.body)}"
+    return Case(
+        "a sidecar at both ends, and no code changed",
+        f"POST http://localhost:{gateway.port}/charges\n{BODY}",
+        received,
+        told,
+        failures,
+    )
 
 
 def _first_lines(head: str) -> str:

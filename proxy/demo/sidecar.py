@@ -48,11 +48,19 @@ class Answer:
 class Sidecar:
     """`overcoat serve` as a separate process, on free ports."""
 
-    def __init__(self, policy: Path, data: Path) -> None:
+    def __init__(self, policy: Path, data: Path, listen: str | None = "forward://127.0.0.1:0") -> None:
+        """Start it; `wait` waits until it is ready.
+
+        Args:
+            policy: its policy file.
+            data: its own folder.
+            listen: where it listens; None for what the policy says.
+        """
         self._process = subprocess.Popen(  # noqa: S603  # it is our own command
             [
                 *(sys.executable, "-P", "-m", "overcoat", "serve", "--policy", str(policy)),
-                *("--listen", "forward://127.0.0.1:0", "--admin", "127.0.0.1:0"),
+                *(("--listen", listen) if listen is not None else ()),
+                *("--admin", "127.0.0.1:0"),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -69,9 +77,18 @@ class Sidecar:
         ]
         for reader in self._readers:
             reader.start()
+
+    def wait(self) -> tuple[str, int]:
+        """Wait until it is ready, and return host and port where it listens.
+
+        Raises:
+            DemoFailed: it did not start.
+        """
         if not self._ready.wait(timelimits.DEMO_SECONDS) or not self._address:
             self.stop()
             raise DemoFailed("the sidecar did not start:\n" + "".join(self._said))
+        host, _, port = self._address.rpartition(":")
+        return host, int(port)
 
     def _read_stderr(self) -> None:
         assert self._process.stderr is not None

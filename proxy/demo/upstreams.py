@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from proxy import timelimits
 from proxy.disk.issuing import ca_certificate, private_pem, server_certificate, valid_from
 
-_ANSWER = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n{"ok": true}'
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
 
 
 class DemoCa:
@@ -62,12 +62,14 @@ class Upstream:
         connections: the number of TCP connections.
         handshakes: the number of completed TLS handshakes.
         received: the application bytes, over all connections.
+        answer: the JSON text with which it answers.
     """
 
     port: int
     connections: int = 0
     handshakes: int = 0
     received: bytearray = field(default_factory=bytearray)
+    answer: bytes = b'{"ok": true}'
 
     @property
     def request(self) -> tuple[str, bytes]:
@@ -76,24 +78,80 @@ class Upstream:
         return head.decode("latin-1"), body
 
 
-def start(wanted_port: int, certificate: Path | None) -> Upstream:
+def start(wanted_port: int, certificate: Path | None, answer: bytes = b'{"ok": true}') -> Upstream:
     """Start a recording server, with TLS if a certificate file is given.
 
     Args:
         wanted_port: the port to take; another one is taken if it is in use.
         certificate: the PEM file of the server's certificate, with its key beside it; None for plain TCP.
+        answer: the JSON text with which it answers.
     """
-    try:
-        listener = socket.create_server(("127.0.0.1", wanted_port))
-    except OSError:
-        listener = socket.create_server(("127.0.0.1", 0))
-    upstream = Upstream(listener.getsockname()[1])
-    context = None
-    if certificate is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+    listener = _listen(wanted_port)
+    upstream = Upstream(listener.getsockname()[1], answer=answer)
+    context = None if certificate is None else _context(certificate)
     threading.Thread(target=_accept, args=(listener, context, upstream), daemon=True).start()
     return upstream
+
+
+def _listen(wanted_port: int) -> socket.socket:
+    try:
+        return socket.create_server(("127.0.0.1", wanted_port))
+    except OSError:
+        return socket.create_server(("127.0.0.1", 0))
+
+
+def _context(certificate: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+    return context
+
+
+class Gateway:
+    """Stands between two sidecars as a CDN or a gateway does: it ends TLS, reads everything, and passes it on.
+
+    Attributes:
+        port: its port on 127.0.0.1.
+        read: what it could read, in both directions.
+    """
+
+    def __init__(self, wanted_port: int, certificate: Path, authority: DemoCa) -> None:
+        """Start.
+
+        Args:
+            wanted_port: the port to take; another one is taken if it is in use.
+            certificate: the PEM file of its certificate, with its key beside it.
+            authority: has signed the certificate of the server behind.
+        """
+        self.read = bytearray()
+        self._to: tuple[str, int] | None = None
+        self._context = _context(certificate)
+        self._trust = ssl.create_default_context(cadata=authority.pem.decode("ascii"))
+        self._listener = _listen(wanted_port)
+        self.port: int = self._listener.getsockname()[1]
+
+    def lead_to(self, host: str, port: int) -> None:
+        """Pass on to this address from now on."""
+        self._to = host, port
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        assert self._to is not None
+        with contextlib.suppress(OSError), connection, socket.create_connection(self._to) as raw:
+            front = self._context.wrap_socket(connection, server_side=True)
+            behind = self._trust.wrap_socket(raw, server_hostname="localhost")
+            threading.Thread(target=self._pass_on, args=(behind, front), daemon=True).start()
+            self._pass_on(front, behind)
+
+    def _pass_on(self, source: ssl.SSLSocket, to: ssl.SSLSocket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self.read += data
+                to.sendall(data)
 
 
 def _accept(listener: socket.socket, context: ssl.SSLContext | None, upstream: Upstream) -> None:
@@ -114,7 +172,7 @@ def _serve(connection: socket.socket, context: ssl.SSLContext | None, upstream: 
         while data := stream.recv(65536):
             upstream.received += data
             if _is_whole(bytes(upstream.received)):
-                stream.sendall(_ANSWER)
+                stream.sendall(_HEAD % (len(upstream.answer), upstream.answer))
 
 
 def _is_whole(received: bytes) -> bool:
