@@ -40,6 +40,7 @@ from proxy.core.jose.jwe import JweError, open_token
 from proxy.core.jose.keymaterial import Alg, SecretBytes
 from proxy.core.jose.keys import Bind, Key, KeySet
 from proxy.core.jose.place import Place
+from proxy.core.pinimport.reading import Kind, import_pins
 from proxy.core.rules import appview, hsts
 from proxy.core.who import credentials
 from proxy.core.who.addresses import parse_ip
@@ -203,6 +204,15 @@ def with_fields(*names: bytes) -> Callable[[str], object]:
 
 
 READERS: dict[str, Reader] = {
+    **{
+        f"pins of {kind}": Reader(
+            lambda text, kind=kind: import_pins(text.encode(), kind, "a.example"),  # type: ignore[misc]  # of a default
+            BODY // 64,
+            leads=("", '.add("a", ', "kTSKPinnedDomains: [", "kTSKPinnedDomains: @{", "<network-security-config>"),
+            units=('"', '"a",', "[", "(", "a:", "a=", "/*", "//", "<b>", ";", "\\", '.add("a","sha256/b")', '@{@"a":'),
+        )
+        for kind in Kind
+    },
     "a query": Reader(
         lambda text: readings("POST", "/", text),
         leads=("", "_method="),

@@ -20,6 +20,7 @@ from mitmproxy import connection, tls
 from mitmproxy.proxy.context import Context
 from OpenSSL import SSL, crypto
 
+from addons import pinning
 from addons.exchange import Upstream
 from addons.pinning import Pinning, have_expired, is_about_form, verifier, verify_error
 from addons.sessions import Sessions
@@ -153,6 +154,28 @@ def test_pins_past_their_day_that_only_warn_let_any_valid_certificate_pass() -> 
     )
     assert not verify(until_today)
     assert reason_of(until_today) == "pin_mismatch"
+
+
+@pytest.mark.parametrize("after", AfterExpiry)
+@pytest.mark.parametrize(("moment", "has_ended"), [("23:59:59", False), ("00:00:00", True)])
+def test_the_last_day_ends_with_its_last_second_in_utc(
+    monkeypatch: pytest.MonkeyPatch, after: AfterExpiry, moment: str, has_ended: bool
+) -> None:
+    day = "2027-07-01" if has_ended else "2027-06-30"
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> Clock:
+            return cls.fromisoformat(f"{day}T{moment}+00:00")
+
+    monkeypatch.setattr(pinning, "datetime", Clock)
+    pinned = rule(spki_pin(der(LEAF)), expires=date(2027, 6, 30), after=after)
+    upstream = Upstream(Policy(), pinned)
+    assert verify(upstream) is (not has_ended or after is AfterExpiry.WARN)
+    assert upstream.pin is (PinVerdict.EXPIRED if has_ended else PinVerdict.MATCH)
+    assert have_expired(pinned) is (has_ended and after is AfterExpiry.ENFORCE)
+    wrong = Upstream(Policy(), rule(spki_pin(der(STRANGER)), expires=date(2027, 6, 30), after=after))
+    assert verify(wrong) is (has_ended and after is AfterExpiry.WARN)
 
 
 def test_what_the_certificate_has_to_do_with_it_is_said() -> None:

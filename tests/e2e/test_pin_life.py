@@ -7,6 +7,8 @@ observed lets a server pass for its pins alone.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
+from addons.pinning import verify_error
+from proxy.core.certificates.words import circumstances
 from tests.e2e.certificates import Authority, Identity, Variant
 from tests.e2e.clients import Answer, curl
-from tests.e2e.sidecar import Sidecar
+from tests.e2e.sidecar import ROOT, Sidecar, SidecarFailed
 from tests.e2e.upstream import TlsUpstream
 
 MakeTls = Callable[..., TlsUpstream]
@@ -188,3 +193,33 @@ def test_the_upstream_proxys_pins_have_the_same_life(
     name = "overcoat_pin_checks_total"
     assert metrics.value(name, rule="(upstream_proxy)", mode=mode, result=result) == 1
     assert metrics.value(name, rule="(upstream_proxy)") == 1
+
+
+def test_the_paper_for_3_am_has_the_messages_that_are_printed(
+    world: World, authority: Authority, tls_upstream: MakeTls, tmp_path: Path
+) -> None:
+    paper = (ROOT / "docs" / "pinning.md").read_text("utf-8")
+    host = "api.pay.example"
+    upstream = tls_upstream(identity=world.middle.issue(host))
+    other = f"sha256/{'B' * 42}E="
+    policy = f'rules: [{{name: payments, hosts: [{host}], pins: {{any_of: ["{UNUSED_PIN}", "{other}"]}}}}]'
+    with Sidecar(policy, tmp_path, authority=authority, hosts={host: "127.0.0.1"}) as sidecar:
+        problem = curl(upstream.url(host=host), proxy=sidecar.proxy_url).json()
+        with pytest.raises(SidecarFailed) as failed:
+            sidecar.run("pins", "fetch", "-p", "policy.yaml", f"{host}:{upstream.port}")
+    written = json.dumps(problem).replace(f":{upstream.port}", "")
+    written = re.sub(r"sha256/[A-Za-z0-9+/]{43}=", "sha256/…", written)
+    written = re.sub(r"urn:uuid:[0-9a-f-]+", "urn:uuid:…", written)
+    (shown,) = re.findall(r"```json\n(.*?)```", paper, re.DOTALL)
+    assert json.loads(written) == json.loads(shown)
+    (line,) = re.findall(r"^ *(error: pin_mismatch: .*)$", paper, re.MULTILINE)
+    assert line in failed.value.stderr
+
+    now = datetime(2027, 1, 1, tzinfo=UTC)
+    certificate = world.right.certificate.public_bytes(serialization.Encoding.DER)
+    for error, template in re.findall(r"`certificate_invalid`: \"… (.*?) \(depth 0\): (.*?)\"", paper):
+        code = {"certificate has expired": 10, "hostname mismatch": 62}[error]
+        assert verify_error(code) == error
+        assert re.fullmatch(re.escape(template).replace("…", ".*"), circumstances(code, certificate, now))
+    (template,) = re.findall(r"`certificate_invalid`: \"… (its issuer .*?)\"", paper)
+    assert re.fullmatch(re.escape(template).replace("…", ".*"), circumstances(20, certificate, now))

@@ -16,6 +16,7 @@ from proxy.core.pins import Pin
 from proxy.core.rules.policy import HostPattern
 
 MARK = "CertificatePinner"
+_MOST_TOKENS = 400  # of the arguments of one call: what is in others, too, is not read over and over
 
 
 def read_okhttp(text: str) -> Imported:
@@ -52,8 +53,8 @@ def _add(reader: Reader, place: int, pins: dict[HostPattern, list[Pin]], notes: 
     """Read the arguments of one call."""
     line = reader.tokens[place - 1].line
     arguments: list[str | None] = []
-    depth = 0
-    while (token := reader.at(place)) is not None:
+    depth, limit_at = 0, place + _MOST_TOKENS
+    while (token := reader.at(place)) is not None and place < limit_at:
         if depth == 0 and token.kind in ("string", "word"):
             value, after = reader.text(place)
             end = reader.at(after)

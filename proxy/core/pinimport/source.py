@@ -63,6 +63,9 @@ def tokens_of(text: str) -> list[Token]:
         elif string := _STRING.match(text, at):
             found.append(Token("string", _value(string[1]), line))
             at = string.end()
+        elif text[at] == '"':  # it does not end in its line, which is no code that compiles
+            end = text.find("\n", at)
+            at = len(text) if end < 0 else end
         elif character := _CHARACTER.match(text, at):
             at = character.end()
         elif word := _WORD.match(text, at):

@@ -19,6 +19,7 @@ from proxy.core.pinimport.rules import Imported, Pinned, in_order, last_day_befo
 from proxy.core.pinimport.source import Reader, Token, tokens_of
 
 DOMAINS = "TSKPinnedDomains"
+_IGNORE = "TSKIgnorePinningForUserDefinedTrustAnchors"
 _EXCLUDE = "TSKExcludeSubdomainFromParentPolicy"
 _YES, _NO = frozenset(("true", "YES", "TRUE")), frozenset(("false", "NO", "FALSE"))
 _KNOWN = {  # what has nothing to do with which key is right
@@ -28,6 +29,7 @@ _KNOWN = {  # what has nothing to do with which key is right
     "TSKAdditionalTrustAnchors": "name a PEM file in trust.roots",
 }
 _MOST_DEPTH = 24
+_MOST_TRIES = 16  # of places that may begin the dictionary
 
 
 class Unknown:
@@ -60,20 +62,12 @@ def read_dictionary(text: str) -> Imported:
         ValueError: there is no kTSKPinnedDomains with a dictionary.
     """
     reader = _Values(Reader(tokens_of(text)))
-    for place, token in enumerate(reader.reader.tokens):
-        if token.text is not None and token.text.removeprefix("k") == DOMAINS and reader.reader.is_sign(place + 1, ":"):
-            domains, _ = reader.value(place + 2, 0)
-            if isinstance(domains, dict):
-                return _converted(domains, _around(reader, "TSKIgnorePinningForUserDefinedTrustAnchors"), reader.notes)
+    for place in reader.places_of(DOMAINS)[:_MOST_TRIES]:
+        domains, _ = reader.value(place, 0)
+        if isinstance(domains, dict):
+            ignores = any(reader.value(each, 0)[0] is True for each in reader.places_of(_IGNORE)[:1])
+            return _converted(domains, {_IGNORE: ignores}, reader.notes)
     raise ValueError(f"there is no k{DOMAINS} with a dictionary in it")
-
-
-def _around(reader: _Values, name: str) -> dict[str, Any]:
-    """Return the value of a key that stands beside the domains."""
-    for place, token in enumerate(reader.reader.tokens):
-        if token.text is not None and token.text.removeprefix("k") == name and reader.reader.is_sign(place + 1, ":"):
-            return {name: reader.value(place + 2, 0)[0]}
-    return {}
 
 
 class _Values:
@@ -82,6 +76,14 @@ class _Values:
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
         self.notes: list[str] = []
+
+    def places_of(self, name: str) -> list[int]:
+        """Return where the values of a key stand."""
+        return [
+            place + 2
+            for place, token in enumerate(self.reader.tokens)
+            if token.text is not None and token.text.removeprefix("k") == name and self.reader.is_sign(place + 1, ":")
+        ]
 
     def value(self, place: int, depth: int) -> tuple[Any, int]:
         """Return the value at a place, and the place of what ends it: a comma, a colon, a bracket."""
@@ -165,11 +167,8 @@ class _Values:
 
 
 def _converted(domains: Mapping[Any, Any], around: Mapping[Any, Any], notes: list[str]) -> Imported:
-    if around.get("TSKIgnorePinningForUserDefinedTrustAnchors") is True:
-        notes.append(
-            "TSKIgnorePinningForUserDefinedTrustAnchors is not carried over: what such roots have signed is held to "
-            "the pins here, too"
-        )
+    if around.get(_IGNORE) is True:
+        notes.append(f"{_IGNORE} is not carried over: what such roots have signed is held to the pins here, too")
     found = []
     for number, (domain, said) in enumerate(domains.items()):
         if not isinstance(domain, str) or not isinstance(said, dict):

@@ -24,6 +24,7 @@ from proxy.core.certificates.words import (
     shown_name,
     subject_of,
 )
+from tests.growth import TOO_MUCH, growth
 
 NOW = datetime(2026, 11, 30, 8, 0, 5, tzinfo=UTC)
 EXPIRED, NOT_YET, UNKNOWN, SELF_SIGNED, IN_CHAIN, HOST, ADDRESS = 10, 9, 20, 18, 19, 62, 64
@@ -130,3 +131,11 @@ def test_an_extension_without_names_is_none() -> None:
     no_sequence = der.replace(b"\x30\x0b\x82\x09a.example", b"\x04\x0b\x82\x09a.example")
     assert no_sequence != der
     assert list(host_names(no_sequence)) == []
+
+
+@pytest.mark.parametrize("error", [EXPIRED, UNKNOWN, HOST])
+def test_a_very_long_certificate_takes_linear_time(error: int) -> None:
+    def make(length: int) -> bytes:
+        return certificate(*(x509.DNSName(f"h{number}.example") for number in range(length // 16)))
+
+    assert growth(lambda der: circumstances(error, der, NOW), make, 96 * 1024) < TOO_MUCH

@@ -121,6 +121,8 @@ P, Q = pin("p"), pin("q")
         (f'NSString *h = @"a.com"; x.add(h, "{P}")', {P}),
         (f'.add("\\u{{FFFFFF}}a.com", "{P}")', set()),
         ('.add("a.com", """open', set()),
+        (f'x = "open\n.add("a.com", "{P}")', {P}),
+        (f'x = "open .add(a.com, {P})', set()),
         ("=", set()),
         ('= "', set()),
     ],
