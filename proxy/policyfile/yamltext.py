@@ -39,10 +39,9 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # where YAML reads a key, or the reverse.
 _HIDDEN = re.compile("[\x85\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 _DROPPED = "\0"  # begins the step of a value that is dropped; no usable key begins so, so its marks hide no others
-_WRITTEN_CHARACTER = {  # by the quotes round it
-    "'": re.compile("''|[^']"),
-    '"': re.compile(r"\\(?:x..|u.{4}|U.{8}|.)|[^\\]"),
-}
+# A character within quotes as it is written.
+_IN_SINGLE_QUOTES = re.compile("''|[^']")
+_IN_DOUBLE_QUOTES = re.compile(r"\\(?:x..|u.{4}|U.{8}|.)|[^\\]")
 _EMPTY = "the file is empty; `version: 1` is the least it needs"
 _TRUE = frozenset({"true", "yes", "on"})
 
@@ -78,7 +77,8 @@ class Mark:
         """
         if self.written[:1] not in ("'", '"'):
             return self.column + position if self.written == self.text else self.column
-        written = [each[0] for each in _WRITTEN_CHARACTER[self.written[0]].finditer(self.written[1:-1])]
+        character = _IN_SINGLE_QUOTES if self.written[0] == "'" else _IN_DOUBLE_QUOTES
+        written = character.findall(self.written[1:-1])
         if len(written) != len(self.text):
             return self.column
         return self.column + 1 + sum(map(len, written[:position]))

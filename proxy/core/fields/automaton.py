@@ -14,12 +14,13 @@ Rules of this module:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
 from proxy.core.fields.names import folded, path_step
-from proxy.core.fields.selectors import MAX_INDEX, Choice, Every, Selector, Slice
+from proxy.core.fields.selectors import MAX_INDEX, Choice, Every, Segment, Selector, Slice
 
 MAX_INSIDE = 8  # texts inside one another
 
@@ -72,6 +73,9 @@ class Automaton:
         names: the keys of `by_name`.
         folded_names: the keys of `by_folded`.
         steps: the keys of `by_name` as they are written in a path.
+        needed: names in quotes, without one of which nothing is selected in a text; None if there are no such names.
+        needed_folded: likewise, folded; one of either is enough.
+        needs_plain_names: whether none of these can be written with another escape than `\\uXXXX`.
     """
 
     marks: tuple[Marks, ...]
@@ -93,6 +97,9 @@ class Automaton:
     names: frozenset[bytes]
     folded_names: frozenset[bytes]
     steps: dict[bytes, str]
+    needed: frozenset[bytes] | None
+    needed_folded: frozenset[bytes]
+    needs_plain_names: bool
 
     def accepting(self, name: bytes) -> int:
         """Return the bits that accept a member.
@@ -154,10 +161,16 @@ class _Build:
         self.by_index: dict[int, int] = {}
         self.slices: dict[tuple[int | None, int | None, int | None], int] = {}
         self.job_of: dict[int, int] = {}
+        self.options: list[tuple[list[tuple[bytes, ...]], bool]] = []
+        self.all_need_names = True
+        self.needed: set[bytes] = set()
+        self.needed_folded: set[bytes] = set()
 
     def add(self, selector: Selector, job: int, *, ignore_case: bool, holds: bool) -> None:
         self.start |= self.bit
         self.unnamed |= _unnamed(selector) * self.bit
+        named = [tuple(str(name).encode() for name in each.choices) for each in selector.segments if _is_named(each)]
+        self.options.append((named, ignore_case))
         for segment in selector.segments:
             if segment.descendant:
                 self.stay |= self.bit
@@ -170,6 +183,21 @@ class _Build:
         else:
             self.selected |= self.bit
         self.bit <<= 1
+
+    def _needed(self) -> None:
+        """Choose for each selector the names of one segment: those that most selectors have, or else the longest, which
+        are looked for most quickly.
+        """
+        shared = Counter(names for options, _ in self.options for names in set(options))
+        for options, ignore_case in self.options:
+            if not options:
+                self.all_need_names = False
+                continue
+            names = max(options, key=lambda names: (shared[names], min(map(len, names))))
+            if ignore_case:
+                self.needed_folded.update(map(folded, names))
+            else:
+                self.needed.update(names)
 
     def _choose(self, choice: Choice, ignore_case: bool) -> None:
         if isinstance(choice, str):
@@ -191,6 +219,7 @@ class _Build:
                 _set(self.by_index, choice, self.bit)
 
     def automaton(self, jobs: tuple[Marks, ...]) -> Automaton:
+        self._needed()
         named = indexed = 0
         for bits in (*self.by_name.values(), *self.by_folded.values()):
             named |= bits
@@ -216,7 +245,17 @@ class _Build:
             names=frozenset(self.by_name),
             folded_names=frozenset(self.by_folded),
             steps={name: path_step(name) for name in self.by_name},
+            needed=_quoted(self.needed) if self.all_need_names else None,
+            needed_folded=_quoted(self.needed_folded),
+            needs_plain_names=not any(map(_has_escapes, self.needed | self.needed_folded)),
         )
+
+
+_has_escapes = re.compile(rb'["\\/\x00-\x1f]').search
+
+
+def _quoted(names: set[bytes]) -> frozenset[bytes]:
+    return frozenset(b'"%s"' % name for name in names)
 
 
 def _set[T](table: dict[T, int], key: T, bit: int) -> None:
@@ -229,12 +268,12 @@ def _counts_from_end(start: int | None, end: int | None, step: int | None) -> bo
 
 def _unnamed(selector: Selector) -> int:
     """Return the bits of a selector, the first being 1, behind which no segment has names only."""
-    last = max((at for at, each in enumerate(selector.segments) if _is_named(each.choices)), default=-1)
+    last = max((at for at, each in enumerate(selector.segments) if _is_named(each)), default=-1)
     return (2 << len(selector.segments)) - (2 << last if last >= 0 else 1)
 
 
-def _is_named(choices: Sequence[Choice]) -> bool:
-    return all(isinstance(choice, str) for choice in choices)
+def _is_named(segment: Segment) -> bool:
+    return all(isinstance(choice, str) for choice in segment.choices)
 
 
 UNKNOWN_LENGTH = MAX_INDEX + 1  # longer than any index is great

@@ -33,44 +33,46 @@ from proxy.core.fields.spans import MAX_VALUES, Found, Holder, NotJson, Span, To
 __all__ = ["MAX_VALUES", "Marks", "NotJson", "Span", "TooMuchSelected", "find_spans", "is_name", "member_path"]
 
 
-def find_spans(text: bytes, marks: Sequence[Marks]) -> list[Span]:
+def find_spans(text: bytes, marks: Sequence[Marks], most: int = MAX_VALUES) -> list[Span]:
     """Check that a text is JSON and find the values that are marked.
 
     Args:
         text: the whole text.
         marks: for each job what it marks.
+        most: the greatest number of values.
 
     Returns:
         The spans in the order of the text; none overlaps another.
 
     Raises:
         NotJson: the text, or one inside it, is not strict RFC 8259 JSON in UTF-8.
-        TooMuchSelected: more is selected than the limits allow.
+        TooMuchSelected: more is selected than that, or than the paths' limit allows.
     """
-    return _find(text, automaton_of(tuple(marks)))
+    return _find(text, automaton_of(tuple(marks)), most)
 
 
-def _find(text: bytes, automaton: Automaton) -> list[Span]:
-    found = Found(text, automaton)
-    if not quickwalk.walk(found):
-        found = Found(text, automaton)
-        _check_encoding(text)
-        plainwalk.walk(found)
+def _find(text: bytes, automaton: Automaton, most: int) -> list[Span]:
+    found = Found(text, automaton, most)
+    is_json = quickwalk.is_json(text)
+    if not is_json or not quickwalk.walk(found):
+        if not is_json:
+            _check_encoding(text)
+        found = Found(text, automaton, most)
+        plainwalk.walk(found, is_json=is_json)
     if not found.holders:
         return found.spans
     inner: list[Span] = []
     for holder in found.holders:
-        inner += _look_inside(text, automaton, holder)
-        if len(found.spans) + len(inner) > MAX_VALUES:
-            raise TooMuchSelected
+        inner += _look_inside(text, automaton, holder, most - len(found.spans) - len(inner))
     return sorted(found.spans + inner)  # by their starts
 
 
-def _look_inside(text: bytes, automaton: Automaton, holder: Holder) -> list[Span]:
+def _look_inside(text: bytes, automaton: Automaton, holder: Holder, most: int) -> list[Span]:
     """Find the values in the text that a string holds.
 
     Raises:
         NotJson: the value is no such string, though one job demands it.
+        TooMuchSelected: there are more than `most`.
     """
     within = automaton_inside(automaton, holder.bits)
     string = text[holder.start : holder.end]
@@ -80,7 +82,7 @@ def _look_inside(text: bytes, automaton: Automaton, holder: Holder) -> list[Span
     try:
         if inner is None:
             raise NotJson("", 0)
-        spans = _find(inner, within)
+        spans = _find(inner, within, most)
     except NotJson:
         if any(each.is_strict for each in within.marks if each.selectors):
             raise NotJson(

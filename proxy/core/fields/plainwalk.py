@@ -51,11 +51,12 @@ is_string = re.compile(_STRING).fullmatch
 is_name = re.compile(rb'"%s"' % _NAME_TEXT).fullmatch
 
 
-def walk(found: Found) -> None:
+def walk(found: Found, *, is_json: bool = False) -> None:
     """Check that a text is JSON, and find what is marked in it.
 
     Args:
         found: the text, valid UTF-8, and what is looked for; what is found is noted there.
+        is_json: whether it is known that it is JSON.
 
     Raises:
         NotJson: the text is not strict RFC 8259 JSON.
@@ -64,7 +65,8 @@ def walk(found: Found) -> None:
     data = found.text + SENTINEL
     lengths = None
     if found.automaton.counts_from_end:
-        _whole(Found(found.text, automaton_of(())), data, None)  # a simpler reader counts, which needs JSON
+        if not is_json:
+            _whole(Found(found.text, automaton_of(())), data, None)  # a simpler reader counts, which needs JSON
         lengths = _array_lengths(found.text)
     _whole(found, data, lengths)
 

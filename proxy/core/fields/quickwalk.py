@@ -28,16 +28,17 @@ import msgspec
 from proxy.core.fields import plainwalk
 from proxy.core.fields.automaton import Automaton
 from proxy.core.fields.names import path_step, unescaped_name
-from proxy.core.fields.spans import Found, Holder, Span
+from proxy.core.fields.spans import Found, Holder, Span, TooMuchSelected
 
 _new_span = tuple.__new__  # a named tuple's own constructor takes four times as long
-_is_json = msgspec.json.Decoder(msgspec.Raw).decode
+_read = msgspec.json.Decoder(msgspec.Raw).decode
 
 _OPEN_ARRAY, _COLON, _QUOTE, _BACKSLASH = b'[:"\\'
 _BLANKS = b" \t\n\r"
 _OPENERS = b"[{"
 _MOST_NESTED = 3  # containers that one expression passes over; each byte is read at most so many times more
 
+_LONG = 2048  # bytes: in a longer text it is worth looking first whether it can have anything
 _MOST_LEAVES = 64  # values that one expression finds at most; its size grows with them
 
 _BLANK = rb"[ \t\n\r]*+"
@@ -55,43 +56,59 @@ type _Match = Callable[[bytes, int], re.Match[bytes] | None]
 _CLOSING, _OPENING, _NAME, _ODD_NAME, _NAMED_SCALAR = range(1, 6)
 
 
+def is_json(text: bytes) -> bool:
+    """Tell whether a text is strict JSON in UTF-8, and no name in it is ambiguous. False is no last word on it."""
+    try:
+        _read(text)
+        if not text.isascii():
+            text.decode()
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return False
+    return b"\\" not in text or b"\\u0000" not in text
+
+
 def walk(found: Found) -> bool:
-    """Find what is marked in a text, if it is JSON and the selectors are such that this walker can.
+    """Find what is marked in a text, if the selectors are such that this walker can.
 
     Args:
-        found: the text, and what is looked for; what is found is noted there.
+        found: the text, for which `is_json` has been true, and what is looked for; what is found is noted there.
 
     Returns:
-        Whether that was done. Otherwise nothing was noted.
+        Whether that was done. Otherwise what was noted is of no use.
 
     Raises:
         NotJson: never, unless the two parsers disagree.
         TooMuchSelected: more is selected than the limits allow.
     """
     text, automaton = found.text, found.automaton
-    if automaton.start & (automaton.unnamed | automaton.indexed) or automaton.counts_from_end or not _accepted(text):
+    if not automaton.start or (len(text) >= _LONG and not _may_have(text, automaton)):
+        return True
+    if automaton.start & (automaton.unnamed | automaton.indexed) or automaton.counts_from_end:
         return False
-    if automaton.start:
-        known = _known_places(automaton)
-        if known is not None and known.find(found):
-            return True
-        begin = 0
-        while text[begin] in _BLANKS:
-            begin += 1
-        if text[begin] in _OPENERS:
-            return _walk(found, begin, _looking(automaton.names, automaton.folded_names))
-    return True
+    known = _known_places(automaton)
+    if known is not None and known.find(found):
+        return True
+    begin = 0
+    while text[begin] in _BLANKS:
+        begin += 1
+    if text[begin] not in _OPENERS:
+        return True
+    return _walk(found, begin, _looking(automaton.names, automaton.folded_names))
 
 
-def _accepted(text: bytes) -> bool:
-    """Tell whether a text is strict JSON in UTF-8, and no name in it is ambiguous."""
-    try:
-        _is_json(text)
-        if not text.isascii():
-            text.decode()
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+def _may_have(text: bytes, automaton: Automaton) -> bool:
+    """Tell whether a name without which nothing is selected may stand in a text, be it as a name or elsewhere."""
+    needed, needed_folded = automaton.needed, automaton.needed_folded
+    if needed is None or (b"\\" in text and (b"\\u" in text or not automaton.needs_plain_names)):
+        return True
+    if any(name in text for name in needed):
+        return True
+    if not needed_folded:
         return False
-    return b"\\" not in text or b"\\u0000" not in text
+    if not text.isascii():
+        return True
+    lower = text.lower()
+    return any(name in lower for name in needed_folded)
 
 
 def _walk(found: Found, begin: int, look: _Match) -> bool:
@@ -240,6 +257,8 @@ class _KnownPlaces:
         for group, bits, path in self.holding:
             if places[group][0] >= 0:
                 found.holders.append(Holder(bits, *places[group + 1], path))
+        if len(found.spans) + len(found.holders) > found.most:
+            raise TooMuchSelected(found.most)
         return True
 
 

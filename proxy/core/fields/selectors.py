@@ -90,9 +90,6 @@ class Selector:
     def __str__(self) -> str:
         return self.text
 
-    def __hash__(self) -> int:
-        return hash(self.text)  # it is kept in the text; a hash of the segments is made anew each time
-
 
 _BLANKS = " \t\n\r"
 _NAME_FIRST = r"A-Za-z_\x80-\ud7ff\ue000-\U0010ffff"

@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 from proxy.core.fields.automaton import Automaton
 
-MAX_VALUES = 100_000  # selected values in one text
-MAX_DEPTH = 128 * 1024  # nested containers; an honest body has a dozen, and scanning must stay quick
+MAX_VALUES = 32 * 1024  # selected values in one text
+MAX_DEPTH = (
+    32 * 1024
+)  # nested containers; an honest body has a dozen, and most receivers read no more than some hundreds
 MAX_PATHS = 4 * 1024 * 1024  # characters in all their paths together; an honest body has a hundred
 
 
@@ -31,12 +33,10 @@ class NotJson(ValueError):
 
 
 class TooMuchSelected(ValueError):
-    """More than `MAX_VALUES` values are selected, or their paths have more than `MAX_PATHS` characters in all."""
+    """More values are selected than may be, or their paths have more than `MAX_PATHS` characters in all."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            f"more than {MAX_VALUES} values are selected, or their paths hold more than {MAX_PATHS} characters"
-        )
+    def __init__(self, most: int) -> None:
+        super().__init__(f"more than {most} values are selected, or their paths hold more than {MAX_PATHS} characters")
 
 
 class Span(NamedTuple):
@@ -94,18 +94,19 @@ class Found:
     Attributes:
         text: the text.
         automaton: what is looked for in it.
+        most: the greatest number of values.
         spans: the values, in the order of the text.
         holders: values to look into, likewise. None stands in a value of `spans`.
     """
 
-    __slots__ = ("_characters", "automaton", "holders", "spans", "text")
+    __slots__ = ("_characters", "automaton", "holders", "most", "spans", "text")
 
-    def __init__(self, text: bytes, automaton: Automaton) -> None:
+    def __init__(self, text: bytes, automaton: Automaton, most: int = MAX_VALUES) -> None:
         self.text = text
         self.automaton = automaton
         self.spans: list[Span] = []
         self.holders: list[Holder] = []
-        self._characters = MAX_PATHS
+        self.most, self._characters = most, MAX_PATHS
 
     def add(self, bits: int, start: int, end: int, path: str, name: tuple[int, int] | None) -> None:
         """Note a value.
@@ -121,8 +122,8 @@ class Found:
             TooMuchSelected: it is one too many.
         """
         self._characters -= len(path)
-        if self._characters < 0 or len(self.spans) + len(self.holders) >= MAX_VALUES:
-            raise TooMuchSelected
+        if self._characters < 0 or len(self.spans) + len(self.holders) >= self.most:
+            raise TooMuchSelected(self.most)
         hit = bits & self.automaton.selected
         if hit:  # the lowest bit is the first job's
             self.spans.append(Span(start, end, path, self.automaton.job_of[hit & -hit], name))

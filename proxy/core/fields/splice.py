@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields.automaton import Marks
@@ -51,8 +52,7 @@ class Job:
             raise ValueError("a member is renamed to one JSON string, without NUL and halves of surrogate pairs")
 
 
-@dataclass(frozen=True, slots=True)
-class Spliced:
+class Spliced(NamedTuple):
     """The result of `splice`.
 
     Attributes:
@@ -71,14 +71,14 @@ class Spliced:
         return sum(self.counts)
 
 
-def spans_of(body: bytes, marks: Sequence[Marks]) -> list[Span]:
-    """Return where the marked values of a body stand; see `find_spans`.
+def spans_of(body: bytes, marks: Sequence[Marks], most: int = MAX_VALUES) -> list[Span]:
+    """Return where the marked values of a body stand; see `find_spans`, which has the same arguments.
 
     Raises:
         Denied: BODY_NOT_JSON if the body is not strict JSON, BODY_TOO_LARGE if too many values are selected.
     """
     try:
-        return find_spans(body, marks)
+        return find_spans(body, marks, most)
     except NotJson as problem:
         raise Denied(
             Reason.BODY_NOT_JSON,
@@ -104,37 +104,35 @@ def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES) -> Spliced:
         Denied: BODY_NOT_JSON if the body is not strict JSON, BODY_TOO_LARGE if too many values are selected.
         ValueError: a transform returned something that is not JSON.
     """
-    spans = spans_of(body, [job.marks for job in jobs])
-    if len(spans) > most:
-        raise Denied(
-            Reason.BODY_TOO_LARGE,
-            f"the body has {len(spans)} fields to protect, and {most} are the most",
-            "send it in smaller parts",
-        )
+    spans = spans_of(body, [job.marks for job in jobs], most)
     counts = [0] * len(jobs)
     if not spans:
         return Spliced(body, tuple(counts))
     pieces: list[bytes] = []
-    replaced: list[Span] = []
+    add = pieces.append
+    kept: set[Span] = set()
     copied = 0
     for span in spans:
         start, end, path, number, name, depth, inner = span
         job = jobs[number]
         replacement = job.transform(body[start:end] if inner is None else inner, path)
         if replacement is None:
+            kept.add(span)
             continue
         if not _is_token_string(replacement):
             _check_replacement(replacement, number)
         if job.rename is not None and name is not None:
-            pieces += (body[copied : name[0]], escaped(job.rename, depth))
+            add(body[copied : name[0]])
+            add(escaped(job.rename, depth))
             copied = name[1]
-        pieces += (body[copied:start], escaped(replacement, depth) if depth else replacement)
+        add(body[copied:start])
+        add(escaped(replacement, depth) if depth else replacement)
         copied = end
         counts[number] += 1
-        replaced.append(span)
     if not pieces:
         return Spliced(body, tuple(counts))
-    pieces.append(body[copied:])
+    add(body[copied:])
+    replaced = [span for span in spans if span not in kept] if kept else spans
     return Spliced(b"".join(pieces), tuple(counts), tuple(replaced))
 
 

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.fields import jsontext, spans
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.escapes import escaped, inner_text, outer_offsets
 from proxy.core.fields.jsontext import NotJson, TooMuchSelected, find_spans
@@ -117,16 +116,13 @@ def test_a_body_may_be_a_string_itself() -> None:
     assert found(rb' "{\"a\":1}"', marks("$.a", "$")) == [(b"1", "$$.a", 0)]
 
 
-def test_the_limit_of_values_is_that_of_all_texts_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    body = b"[%s]" % b",".join([rb'"{\"a\":1}"'] * 3)
-    monkeypatch.setattr(jsontext, "MAX_VALUES", 3)
-    assert len(find_spans(body, [marks("$.a", "$[*]")])) == 3
-    monkeypatch.setattr(jsontext, "MAX_VALUES", 2)
-    with pytest.raises(TooMuchSelected):
-        find_spans(body, [marks("$.a", "$[*]")])
-    monkeypatch.setattr(spans, "MAX_VALUES", 2)
-    with pytest.raises(TooMuchSelected):
-        find_spans(body, [marks("$.a", "$[*]")])
+def test_the_limit_of_values_is_that_of_all_texts_together() -> None:
+    body = b'{"x":[%s],"b":1}' % b",".join([rb'"{\"a\":1}"'] * 3)
+    jobs = [marks("$.a", "$.x[*]"), marks("$.b")]
+    assert len(find_spans(body, jobs, 4)) == 4
+    for most in range(4):
+        with pytest.raises(TooMuchSelected, match=f"more than {most} values|more than"):
+            find_spans(body, jobs, most)
 
 
 PIECES = st.sampled_from(

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.fields import spans
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.splice import Job, Spliced, sealed_string, splice, token_of
@@ -133,10 +132,13 @@ def test_a_denial_quotes_nothing_of_the_body() -> None:
     assert "4111" not in f"{denied.value} {denied.value.hint} {denied.value.__context__!r}"
 
 
-def test_a_body_with_too_many_fields_is_denied_as_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spans, "MAX_VALUES", 2)
-    with pytest.raises(Denied) as denied:
-        splice(b"[1,2,3]", [job(b"0", "$[*]")])
+def test_a_body_with_too_many_fields_is_denied_as_too_large_before_any_transform_runs() -> None:
+    def never(value: bytes, path: str) -> bytes:
+        raise AssertionError("a transform ran")
+
+    assert splice(b"[1,2,3]", [job(b"0", "$[*]")], 3).total == 3
+    with pytest.raises(Denied, match="more than 2 values") as denied:
+        splice(b"[1,2,3]", [Job(marks("$[*]"), never)], 2)
     assert denied.value.reason is Reason.BODY_TOO_LARGE
 
 

@@ -69,7 +69,7 @@ def found_by(text: bytes, jobs: tuple[Marks, ...], *, quick: bool) -> Any:
         if not quick:
             text.decode()
             plainwalk.walk(found)
-        elif not quickwalk.walk(found):
+        elif not quickwalk.is_json(text) or not quickwalk.walk(found):
             return None
     except (NotJson, UnicodeDecodeError):
         return "no JSON"
@@ -183,7 +183,9 @@ def test_in_what_has_no_members_nothing_is_found(text: bytes) -> None:
 
 def test_the_limits_are_those_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
     text = b'[{"a":1},{"a":2},{"a":3}]'
-    monkeypatch.setattr(spans, "MAX_VALUES", 2)
+    monkeypatch.setattr(spans, "MAX_PATHS", len("$[*].a") * 3)
+    assert len(found_by(text, JOBS[2], quick=True)[0]) == 3
+    monkeypatch.setattr(spans, "MAX_PATHS", len("$[*].a") * 3 - 1)
     assert found_by(text, JOBS[2], quick=True) == "too much" == found_by(text, JOBS[2], quick=False)
 
 
@@ -197,7 +199,46 @@ def test_more_places_than_one_expression_has_are_found_one_by_one() -> None:
 
 
 def test_should_the_parsers_disagree_the_plain_one_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quickwalk, "_accepted", lambda text: True)
+    monkeypatch.setattr(quickwalk, "is_json", lambda text: True)
     for text in (b'{"a":[1}', b'{"a"', b'{"a":1', b'[{"x":'):
         for jobs in (JOBS[0], JOBS[2]):
             assert found_by(text, jobs, quick=True) in (None, "no JSON")
+
+
+LONG = b" " * quickwalk._LONG
+
+
+@pytest.mark.parametrize(
+    ("text", "jobs", "may"),
+    [
+        (b'{"a":{"x":1}}', JOBS[0], True),
+        (b'{"x":{"x":1,"y":"z\xc3\xa9"}}', JOBS[0], False),
+        (rb'{"x":"\n"}', JOBS[2], False),
+        (rb'{"x":"\u0061"}', JOBS[2], True),
+        (b'{"x":1}', (marks("$['a/b']", "$.c"),), False),
+        (rb'{"x":"\/"}', (marks("$['a/b']", "$.c"),), True),
+        (b'{"x":"a"}', JOBS[2], True),
+        (b'{"x":1,"C":2}', (marks("$.c"),), False),
+        (b'{"x":1,"C":2}', (marks("$.c", ignore_case=True),), True),
+        (b'{"x":1,"D":2}', (marks("$.c", ignore_case=True),), False),
+        (b'{"x":1,"\xc3\xa9":2}', (marks("$.c", ignore_case=True),), True),
+        (b'{"x":1}', (marks("$.*"),), True),
+    ],
+)
+def test_a_long_text_without_a_name_that_is_needed_is_not_walked_through(
+    text: bytes, jobs: tuple[Marks, ...], may: bool
+) -> None:
+    assert quickwalk._may_have(text, automaton_of(jobs)) is may
+    assert agree(text + LONG, jobs) or jobs[0].selectors[0].text == "$.*"
+
+
+@settings(max_examples=300)
+@given(texts(), st.sampled_from(JOBS))
+def test_both_find_the_same_in_long_texts(text: str, jobs: tuple[Marks, ...]) -> None:
+    agree(text.encode() + LONG, jobs)
+
+
+def test_a_text_that_msgspec_nests_too_deeply_for_is_read_by_the_plain_one() -> None:
+    deep = b"[" * 20_000 + b'{"a":1}' + b"]" * 20_000
+    assert found_by(deep, JOBS[2], quick=True) is None
+    assert len(found_by(deep, JOBS[2], quick=False)[0]) == 1
