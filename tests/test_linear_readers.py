@@ -25,6 +25,7 @@ from proxy.core.destinations import Destination, canonical_host, parse_authority
 from proxy.core.fields import bodies, encodings, graphql, kinds, lines, messages, multipart, responses
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.entries import FieldEntry, PathGlob, When
+from proxy.core.fields.envelopes import Envelope
 from proxy.core.fields.jsontext import find_spans, string_value
 from proxy.core.fields.readings import readings, with_body
 from proxy.core.fields.selectors import parse_selector
@@ -57,6 +58,7 @@ DELIVERY = cookies.Delivery(over_tls=True, is_translated=True, host="a.b.c.d.exa
 KEY = Key("k", Alg.A256KW, SecretBytes(bytes(32)))
 KEYS = KeySet("keys", Alg.A256KW, KEY, (), Bind.PLACE)
 GLOBS = tuple(PathGlob.parse(text) for text in ("/v1/**/a*b*c/**/x*y", "/**/a/*/**/b", "/a/**/**/c*c*c", "/*a*a*a"))
+ENVELOPE = Envelope("e")
 SELECTORS = tuple(parse_selector(text) for text in ("$..ssn", "$.a[-1].b", "$.*[*]..x"))
 
 COMMON = (
@@ -442,6 +444,12 @@ READERS: dict[str, Reader] = {
         units=('"a":1,', '{"a":', "[", "1", "\\u0061", "e", '"kid":"', "[[],"),
     ),
     "a token": Reader(lambda text: open_token(text, KEYS, None, date(2026, 1, 1)), TOKEN, units=("a.", "AAAA", "....")),
+    "an envelope": Reader(
+        lambda text: (ENVELOPE.content(text.encode()), ENVELOPE.members(text.encode())),
+        BODY // 4,  # beyond that, what counts are the pages of memory
+        leads=("", "{", '{"e":"', '{"e":"a"', '{"e":'),
+        units=('"e":"a",', '{"e":', '"', "\\\\", '\\"', " ", "a"),
+    ),
     "what stands in a token": Reader(encoding.unbase64url, TOKEN, units=("AAAA", "____")),
     "a form's fields": Reader(
         lambda text: kinds.splice_body(field(text), [FORM], ENTRIES, JOBS, 100),

@@ -280,6 +280,8 @@ def _print_summary(policy: Policy) -> None:
                 fields = "\n".join(entry.marks.texts)
                 even = ", signed or not" if entry.signed is Signed.PASS else ""
                 even += ", in any case" if entry.match is Match.IGNORE_CASE else ""
+                even += f", in {entry.envelope.name}" if entry.envelope is not None else ""
+                even += f", as {entry.rename}" if entry.rename is not None else ""
                 table.add_row(rule.name, entry.work + even, fields, entry.keys.name, _when_text(entry))
         console.print(table)
     if policy.keys:

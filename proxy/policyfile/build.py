@@ -448,7 +448,7 @@ class Builder:
             if isinstance(entry, EncryptEntry):
                 made = replace(made, signed=entry.signed, already_sealed=entry.already_sealed, pad=entry.pad)
                 made = _with_kinds(made, entry)
-                if entry.form and (entry.envelope is not None or entry.rename is not None):
+                if entry.form and (made.envelope is not None or entry.rename is not None):
                     self._problem(
                         (*steps, index, "form"),
                         "a form's field is sealed as a token under its own name: leave envelope and rename out, or "

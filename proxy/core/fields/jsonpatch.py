@@ -70,6 +70,11 @@ def splice_patch(text: bytes, jobs: Sequence[Job], most: int) -> Spliced:
         start, end = operation.start + span.start, operation.start + span.end
         spliced = splice(text[start:end], inner, most)
         check_number(sum(counts) + spliced.total, most)
+        if any(each.path == "$" and jobs[owners[each.job]].rename is not None for each in spliced.spans):
+            raise unreadable(
+                "an operation of the patch is about a member that the rule renames, and says its name in its path",
+                "send the object that the member stands in",
+            )
         if spliced.total:
             pieces += (text[copied:start], spliced.body)
             copied = end

@@ -286,6 +286,8 @@ def test_a_profile_says_enc_envelope_name_and_that_nothing_is_bound(tmp_path: Pa
         (Enc.A256GCM, Bind.NONE, Envelope("encryptedData")),
     ]
     assert policy.keys["m"].keys[0].kid == fingerprint(key.material)
+    in_form = text.replace("{encrypt: [$.a], key: m}", "{encrypt: [$.a], key: m, form: [b]}")
+    assert [error.path for error in _errors(tmp_path, in_form)] == ["rules[0].request[0].form"]
     (error,) = _errors(tmp_path, text.replace("kid: v-1", "kid: ü"))[:1]
     assert (error.path, error.message) == (
         "keys.v",
@@ -775,6 +777,12 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         KEYS + "rules:\n  - name: a\n    hosts: [x.example]\n"
         "    request: [{encrypt: [$.a], key: k, already_sealed: drop}]\n",
         *(9, 56, "rules[0].request[0].already_sealed", "keep, seal or deny"),
+    ),
+    (
+        "an envelope in a form",
+        KEYS + "rules:\n  - name: a\n    hosts: [x.example]\n"
+        "    request: [{encrypt: [$.a], key: k, envelope: e, form: [b]}]\n",
+        *(9, 59, "rules[0].request[0].form", "give forms an entry of their own"),
     ),
     (
         "a pad of nothing",

@@ -81,6 +81,15 @@ def test_an_operation_without_a_value_passes() -> None:
     assert patch(b'[{"op":"remove","path":"/ssn"}]', "$.ssn").total == 0
 
 
+def test_a_member_that_is_renamed_is_not_named_by_a_path() -> None:
+    renaming = Job(Marks((parse_selector("$.card.number"),)), sealed, b'"sealed"')
+    whole = b'[{"op":"add","path":"/card","value":{"number":1}}]'
+    assert splice_patch(whole, [renaming], 9).body == whole.replace(b'"number":1', b'"sealed":"T"')
+    with pytest.raises(Denied, match="a member that the rule renames") as denied:
+        splice_patch(b'[{"op":"add","path":"/card/number","value":1}]', [renaming], 9)
+    assert denied.value.reason is Reason.BODY_UNREADABLE
+
+
 def test_nothing_is_moved_to_a_marked_place_from_another() -> None:
     for op in ("move", "copy"):
         for source, target in (("/a", "/card/number"), ("/a", "/card"), ("/card/holder", "/card/number")):
