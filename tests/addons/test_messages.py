@@ -149,6 +149,13 @@ def test_observing_counts_and_changes_nothing() -> None:
     assert not is_denied(stage.exchange)
 
 
+def test_observing_opens_nothing_of_what_an_app_sends_to_a_mirror() -> None:
+    stage = Stage(mode=Mode.OBSERVE)
+    assert stage.exchange.rule is not None
+    stage.exchange.rule = replace(stage.exchange.rule, request=(replace(SEALS, work=Work.DECRYPT),))
+    assert stage.switch() is None
+
+
 def test_without_a_plan_or_messages_nothing_is_done() -> None:
     stage = Stage()
     assert stage.message(b"no JSON").content == b"no JSON"

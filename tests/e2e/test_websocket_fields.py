@@ -10,6 +10,8 @@ import contextlib
 import json
 import socket
 import ssl
+import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -598,15 +600,38 @@ class TestAttacks:
     def test_a_server_that_reads_nothing_stops_the_app_and_not_the_memory(
         self, sidecar: Sidecar, authority: Authority
     ) -> None:
-        message = frame(TEXT, b'{"ssn":1}')  # some twenty times as long when it is sealed
+        message = frame(TEXT, b'{"ssn":1,"x":"%s"}' % (b"x" * 4000))
         before = sidecar.resident_bytes(peak=True)
         with raw(sidecar, authority) as ends:
-            everything = message * 1_500_000
-            assert send_until_blocked(ends.app._socket, everything) < len(everything)
+            everything = message * 6000
+            sent = send_until_blocked(ends.app._socket, everything)
+            assert sent < len(everything)
             assert sidecar.resident_bytes(peak=True) - before < 30_000_000
-            for _ in range(100):  # and it goes on where it was
-                first, payload = ends.unmasked()
-                assert (first, payload[:8]) == (TEXT, b'{"ssn":"')
+            for _ in range(sent // len(message)):  # and it goes on where it was
+                first, size = ends.server.read_exactly(2)
+                assert (first, size) == (TEXT, 0x80 | 126)
+                ends.server.read_exactly(2 + 4 + int.from_bytes(ends.server.read_ahead(2)))
+
+    @pytest.mark.parametrize("host", [BOTH, FREE])
+    def test_what_a_slow_server_has_not_taken_yet_is_not_lost_when_the_app_is_gone(
+        self, sidecar: Sidecar, authority: Authority, host: str
+    ) -> None:
+        with raw(sidecar, authority, host) as ends:
+            message = frame(0x82, b"[" + b" " * 60_000 + b"]")
+            sent = send_until_blocked(ends.app._socket, message * 400)
+
+            def end() -> None:
+                ends.app.send(message[sent % len(message) :])
+                ends.app.finish()
+
+            rest = threading.Thread(target=end)
+            rest.start()
+            size = 0
+            while data := ends.server._socket.recv(65536):
+                size += len(data)
+                time.sleep(0.01)  # slower than all before it, whose buffers stay full
+            rest.join()
+            assert size == (sent // len(message) + 1) * len(message)
 
     def test_an_answer_that_was_not_offered_is_refused(self, sidecar: Sidecar, authority: Authority) -> None:
         for host, offer, answer in (

@@ -5,7 +5,9 @@ Rules of this module:
 
 - A message is a body of its own: a value is bound to the host, and to its path in the message.
 - A text message to be sealed is one JSON text, or several, each of which ends with a record separator (SignalR's JSON
-  protocol). A binary one may be the same; any other is denied, since nobody here knows what is in it.
+  protocol). A binary one may be the same; if not, it is a body of another kind, for which an entry's `other_bodies`
+  counts.
+- `graphql_arguments` counts for the query of a request in a message's `payload` (graphql-transport-ws), too.
 - A message to be opened that is no JSON passes, as a body without a label does.
 - A WebSocket may outlive a key: whether that may still seal is asked for each message.
 """
@@ -16,16 +18,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.fields import bodies
+from proxy.core.fields import bodies, kinds, splice
+from proxy.core.fields.automaton import Marks
 from proxy.core.fields.bodies import BodyHead, Changed
 from proxy.core.fields.entries import FieldEntry, Work
-from proxy.core.fields.responses import may_be_json
+from proxy.core.fields.kinds import Kind
+from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.values import Setting
 from proxy.core.http.permessage import Parameters
 
 MAX_RECORDS = 1024  # in one message
 _RECORD_END = b"\x1e"
 _JSON, _NOTHING = BodyHead(("application/json",)), BodyHead()
+_PAYLOAD = [Marks((parse_selector("$.payload"),))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +61,9 @@ def change(payload: bytes, entries: Sequence[FieldEntry], setting: Setting, *, i
         Denied: the fields cannot be encrypted or decrypted.
     """
     try:
-        head = _before(payload, entries, setting, is_text=is_text)
-        return _records(payload, entries, lambda record: bodies.change(record, head, entries, setting))
+        if _may_pass(payload, entries, setting, is_text=is_text):
+            return Changed(payload, (0,) * len(entries))
+        return _records(payload, entries, lambda record, head: bodies.change(record, head, entries, setting))
     except Denied as denied:
         if setting.of_request or entries[0].work is Work.DECRYPT or denied.reason is Reason.RESPONSE_NOT_SEALED:
             raise
@@ -70,9 +76,10 @@ def count_marked(payload: bytes, entries: Sequence[FieldEntry], setting: Setting
     Raises:
         Denied: as `change` would.
     """
-    head = _before(payload, entries, setting, is_text=is_text)
+    if _may_pass(payload, entries, setting, is_text=is_text):
+        return (0,) * len(entries)
 
-    def count(record: bytes) -> Changed:
+    def count(record: bytes, head: BodyHead) -> Changed:
         return Changed(record, bodies.count_marked(record, head, entries, setting))
 
     return _records(payload, entries, count).counts
@@ -93,30 +100,41 @@ def too_large(entries: Sequence[FieldEntry], limit: int, *, of_request: bool) ->
     return Denied(Reason.REQUEST_NOT_OPENED if work is Work.DECRYPT else Reason.BODY_TOO_LARGE, why, entries=names)
 
 
-def _before(payload: bytes, entries: Sequence[FieldEntry], setting: Setting, *, is_text: bool) -> BodyHead:
+def _may_pass(payload: bytes, entries: Sequence[FieldEntry], setting: Setting, *, is_text: bool) -> bool:
+    """Tell whether a message passes unread: a binary one that is no JSON.
+
+    Raises:
+        Denied: it is too long; or it is one of these, and an entry does not let it pass.
+    """
     if len(payload) > setting.limit:
         raise too_large(entries, setting.limit, of_request=setting.of_request)
-    if entries[0].work is not Work.ENCRYPT:
-        return _NOTHING
-    if not is_text and payload and not may_be_json(payload):
-        raise Denied(
-            Reason.BODY_NOT_JSON,
-            "a binary message is not JSON, and may hold fields to protect in a form that is not read",
-            "send JSON, or narrow the rule's `when` to the WebSockets that have fields to encrypt",
-        )
-    bodies.check_before(_JSON, entries, setting.today)
-    return _JSON
+    if is_text or not payload or entries[0].work is Work.DECRYPT or kinds.kind_of((), payload) is not Kind.OTHER:
+        return False
+    kinds.check_other(entries, Kind.OTHER)
+    return True
 
 
-def _records(payload: bytes, entries: Sequence[FieldEntry], step: Callable[[bytes], Changed]) -> Changed:
+def _check_queries(record: bytes, entries: Sequence[FieldEntry]) -> None:
+    """Check the GraphQL request in a message's `payload`; that of the message itself is checked as that of a body."""
+    if not entries:
+        return
+    for span in splice.spans_of(record, _PAYLOAD):
+        kinds.splice_json(record[span.start : span.end], entries, (), bodies.MAX_SEALED)
+
+
+def _records(payload: bytes, entries: Sequence[FieldEntry], step: Callable[[bytes, BodyHead], Changed]) -> Changed:
+    seals = entries[0].work is Work.ENCRYPT
+    head, graphql = _JSON if seals else _NOTHING, [entry for entry in entries if seals and entry.graphql_arguments]
     if not payload.endswith(_RECORD_END):
-        return step(payload)
+        _check_queries(payload, graphql)
+        return step(payload, head)
     if payload.count(_RECORD_END) > MAX_RECORDS:
         raise _too_much(f"more than {MAX_RECORDS} records")
     counts = [0] * len(entries)
     pieces: list[bytes] = []
     for record in payload[:-1].split(_RECORD_END):
-        changed = step(record)
+        _check_queries(record, graphql)
+        changed = step(record, head)
         counts = [one + more for one, more in zip(counts, changed.counts, strict=True)]
         if sum(counts) > bodies.MAX_SEALED:
             raise _too_much("too many fields to protect")

@@ -10,7 +10,7 @@ import pytest
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields.bodies import MAX_SEALED, Changed
-from proxy.core.fields.entries import FieldEntry, Work
+from proxy.core.fields.entries import FieldEntry, OtherBodies, Work
 from proxy.core.fields.messages import MAX_RECORDS, change, count_marked
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.values import Setting
@@ -93,6 +93,46 @@ class TestSealing:
             with pytest.raises(Denied) as denied:
                 change(payload, [replace(SEAL, keys=keys)], SETTING, is_text=True)
             assert (denied.value.reason, denied.value.entries) == (Reason.KEY_UNAVAILABLE, ("request[0]",))
+
+
+class TestOtherKeysOfEntries:
+    PASSING = replace(SEAL, other_bodies=OtherBodies.PASS, name="request[1]")
+
+    def test_a_binary_message_is_another_body_and_text_is_not(self) -> None:
+        payload = b"\x82\xa3ssn\x01"
+        changed = change(payload, [self.PASSING], SETTING, is_text=False)
+        assert (changed.body is payload, changed.counts) == (True, (0,))
+        assert count_marked(payload, [self.PASSING], SETTING, is_text=False) == (0,)
+        for entries, is_text in (([self.PASSING, SEAL], False), ([self.PASSING], True)):
+            with pytest.raises(Denied) as denied:
+                change(payload, entries, SETTING, is_text=is_text)
+            assert denied.value.reason is Reason.BODY_NOT_JSON
+        for is_text in (True, False):
+            assert change(b'{"ssn":1}', [self.PASSING], SETTING, is_text=is_text).counts == (1,)
+
+    def test_what_is_required_is_required_in_each_message(self) -> None:
+        entry = replace(SEAL, required=True)
+        assert change(b'{"ssn":1}', [entry], SETTING, is_text=True).counts == (1,)
+        for payload in (b"{}", b"", b'{"ssn":1}\x1e{}\x1e'):
+            with pytest.raises(Denied) as denied:
+                change(payload, [entry], SETTING, is_text=True)
+            assert (denied.value.reason, denied.value.entries) == (Reason.FIELDS_MISSING, ("request[0]",))
+
+    @pytest.mark.parametrize("end", [b"", b"\x1e"])
+    @pytest.mark.parametrize(
+        ("query", "passes"), [(b'{a(ssn:\\"078\\")}', False), (b"query($s:String){a(ssn:$s)}", True)]
+    )
+    @pytest.mark.parametrize("form", [b'{"id":"1","type":"subscribe","payload":{"query":"%s"}}', b'{"query":"%s"}'])
+    def test_no_literal_stands_in_a_query(self, form: bytes, query: bytes, passes: bool, end: bytes) -> None:
+        entry, payload = replace(SEAL, graphql_arguments=frozenset(("ssn",))), form % query + end
+        for step in (change, count_marked):
+            if passes:
+                step(payload, [entry], SETTING, is_text=True)
+                continue
+            with pytest.raises(Denied) as denied:
+                step(payload, [entry], SETTING, is_text=True)
+            assert "078" not in denied.value.detail
+        assert change(payload, [SEAL], SETTING, is_text=True).counts == (0,)
 
 
 class TestBesideAServer:
