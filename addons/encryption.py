@@ -35,9 +35,16 @@ _PARTIAL = 206
 class Encryption:
     """Decides which bodies are held, and replaces their fields."""
 
-    def __init__(self, sessions: Sessions, today: Callable[[], date] = lambda: datetime.now(UTC).date()) -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        today: Callable[[], date] = lambda: datetime.now(UTC).date(),
+        *,
+        used: Callable[[KeySet, Key, Work], None] = lambda keys, key, work: None,
+    ) -> None:
         self.sessions = sessions
         self.today = today
+        self._used = used
         self._sealers = Sealers()
 
     def _sealing(self, keys: KeySet, key: Key) -> Sealing:
@@ -46,7 +53,7 @@ class Encryption:
     def setting(self, exchange: Exchange, *, of_request: bool) -> Setting:
         """Return what counts for the work on a body, or a message, of an exchange."""
         limit = exchange.policy.limits.held_body
-        return Setting(marked.host(exchange), limit, self.today(), self._sealing, of_request)
+        return Setting(marked.host(exchange), limit, self.today(), self._sealing, of_request, self._used)
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Hold a body that has fields to change; let any other body stream."""

@@ -30,6 +30,7 @@ from addons.fieldcounts import Counts
 from proxy.core.decisions import FIELD_REASONS, Action, Outcome, Reason
 from proxy.core.fields.entries import Work
 from proxy.core.handshakes import GROUPS
+from proxy.core.jose.keys import Key, KeySet
 from proxy.core.pins import Level, PinSet, PinVerdict
 from proxy.core.rules.policy import Mode, Policy
 
@@ -40,6 +41,8 @@ NO_LEVEL = "-"
 UPSTREAM_PROXY = "(upstream_proxy)"  # in the place of a rule, for its pins
 REFRESHES = ("fetched", "failed")
 RELOADS = ("taken", "unchanged", "refused")
+MOST_KIDS = 1000  # of keys that are fetched, that have labels of their own
+OTHER_KIDS = "(others)"
 MOST_USERS = 100  # that have labels of their own
 OTHER_USERS = "(others)"
 OWN_BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, float("inf"))
@@ -277,6 +280,13 @@ class Metrics:
             registry=registry,
             multiprocess_mode="max",  # one process sets it for all
         )
+        self.key_uses = Counter(
+            "overcoat_key_uses",
+            "Values that a key has sealed or opened, by the key's name.",
+            ["key", "kid", "direction"],
+            registry=registry,
+        )
+        self._key_uses: dict[tuple[str, str, Work], Callable[[], None]] = {}
         self.jwks_fetched = Gauge(
             "overcoat_jwks_fetched_timestamp_seconds",
             "When the keys of a key set were last fetched from its URL, by the process for which that is longest ago; "
@@ -333,6 +343,7 @@ class Metrics:
                 self._expect_pins(each.name, each.pins, mode)
         if policy.upstream_proxy is not None and policy.upstream_proxy.rule.pins is not None:
             self._expect_pins(UPSTREAM_PROXY, policy.upstream_proxy.rule.pins, Mode.ENFORCE)
+        self._expect_keys(policy)
         for name, key_set in policy.keys.items():
             if key_set.supply is not None:
                 for result in REFRESHES:
@@ -363,6 +374,26 @@ class Metrics:
         for pin in pins.any_of:
             for level in Level:
                 self.pin_matches.labels(rule, pin.short, level)
+
+    def _expect_keys(self, policy: Policy) -> None:
+        for entry in (entry for rule in policy.rules for entry in rule.fields):
+            keys = entry.keys.keys[:1] if entry.work is Work.ENCRYPT else entry.keys.keys
+            for key in keys:
+                if entry.work is Work.ENCRYPT or key.can_open:
+                    self.key_uses.labels(entry.keys.name, key.kid, DIRECTIONS[entry.work])
+
+    def key_used(self, key_set: KeySet, key: Key, work: Work) -> None:
+        """Count that a key has sealed or opened a value."""
+        what = (key_set.name, key.kid, work)
+        count = self._key_uses.get(what)
+        if count is None:
+            # Keys that are fetched have names that somebody else chooses, again and again.
+            is_full = len(self._key_uses) >= MOST_KIDS
+            kid = OTHER_KIDS if is_full and key_set.supply is not None else key.kid
+            count = self.key_uses.labels(key_set.name, kid, DIRECTIONS[work]).inc
+            if not is_full:
+                self._key_uses[what] = count
+        count()
 
     def keys_fetched(self, key_set: str, when: float) -> None:
         """Note when the keys of a set were fetched by URL, in seconds since 1970; 0 for never, NaN for a set that is

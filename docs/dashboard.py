@@ -238,6 +238,17 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 width=12,
             ),
             Panel(
+                "Keys in use",
+                "Which keys still seal and open? One that rests can go.",
+                (
+                    (
+                        f"sum by (key, kid, direction) (increase(overcoat_key_uses_total{{{_OF}}}[1d]))",
+                        "{{key}} {{kid}} {{direction}}",
+                    ),
+                ),
+                width=12,
+            ),
+            Panel(
                 "Fetched keys",
                 "How old are the keys that are fetched by URL, in shares of the time for which they are to be used?",
                 (

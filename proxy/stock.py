@@ -142,7 +142,7 @@ class Overcoat:
         connections = TlsConnections(sessions, authority)
         connections.prepare(policy)
         dials = Dials(sessions, _own_ports, _cut)
-        encryption = Encryption(sessions)
+        encryption = Encryption(sessions, used=metrics.key_used)
         stages = (
             Heads(sessions),
             Apps(sessions, policy, dials, authority.lifetime),

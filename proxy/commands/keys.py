@@ -15,8 +15,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import wraps
@@ -25,7 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from proxy.commands.failed import Failed
+from proxy.commands.failed import Failed, key_failures
+from proxy.commands.keysrotate import add_key, public_set, rotate
 
 if TYPE_CHECKING:
     from proxy.core.jose.keys import Alg, Key, KeySet
@@ -37,28 +37,6 @@ ENCRYPTIONS = ("A256GCM", "A128GCM")
 CURVES = ("P-256", "X25519")
 FORMATS = ("pem", "jwk")
 _SHOWN = 300  # characters of what a token says of itself
-
-
-@contextmanager
-def _failures(file: Path | None = None) -> Iterator[None]:
-    """Turn the errors of keys, files and tokens into one line each."""
-    from proxy.core.destinations import BadDestination
-    from proxy.core.jose.jwe import JweError
-    from proxy.core.jose.keys import BadKey
-    from proxy.disk.keyfiles import KeyFileError
-
-    try:
-        yield
-    except BadKey as error:
-        raise Failed(f"{file}: {error}" if file else str(error)) from None
-    except BadDestination as error:
-        raise click.BadParameter(str(error), param_hint="--host") from None
-    except (KeyFileError, JweError) as error:
-        raise Failed(str(error)) from None
-    except FileExistsError as error:
-        raise Failed(f"{error.filename}: exists already, and keys are never overwritten") from None
-    except OSError as error:
-        raise Failed(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)) from None
 
 
 @click.group(short_help="Make, convert, list and try out keys.")
@@ -126,10 +104,18 @@ def _source_options(command: Callable[[Source], None]) -> Callable[..., None]:
 @click.option("--kid", help="Its name in tokens and policies; the RFC 7638 thumbprint if not given.")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="pem, but jwk for A256KW, which has no PEM form.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="A new file; stdout if not given.")
+@click.option("--into", type=click.Path(path_type=Path), metavar="FILE", help="A JWK Set, which may be there already.")
 def new(
-    alg: str, curve: Literal["P-256", "X25519"] | None, kid: str | None, form: str | None, out: Path | None
+    *,
+    alg: str,
+    curve: Literal["P-256", "X25519"] | None,
+    kid: str | None,
+    form: str | None,
+    out: Path | None,
+    into: Path | None,
 ) -> None:
-    """Make a private or symmetric key, and its public half beside it.
+    """Make a private or symmetric key, and its public half beside it; or write it into a JWK Set: a new one, or beside
+    the keys that are there, to follow.
 
     \b
     Example: overcoat keys new --kid pay-2026 --out pay-2026.pem
@@ -142,9 +128,16 @@ def new(
     symmetric = alg == Alg.A256KW
     if symmetric and form == "pem":
         raise click.UsageError("a symmetric key has no PEM form; use --format jwk")
+    if into is not None and (out is not None or form is not None):
+        raise click.UsageError("--into names a JWK Set; --out and --format are for a key of its own")
     form = form or ("jwk" if symmetric else "pem")
-    with _failures():
+    with key_failures(into):
         key = new_key(Alg(alg), curve=curve or "P-256", kid=kid)
+        if into is not None:
+            add_key(into, key)
+            click.echo(f"kid: {key.kid}", err=True)
+            click.echo(f"# In the policy:\nkeys:\n  NAME: {{alg: {alg}, set: {json.dumps(str(into))}}}", err=True)
+            return
         secret = _encode(key, form, private=True)
         if out is None:
             click.echo(secret, nl=False)
@@ -170,35 +163,44 @@ def new(
 @click.option("--kid", help="The name to write into a JWK.")
 @_unsafe_option
 def public(file: Path, form: str, alg: str | None, kid: str | None, unsafe: bool) -> None:
-    """Print the public half of the key in FILE.
+    """Print the public half of the key in FILE; of a JWK Set without --kid, all its public halves as a set.
 
     \b
     Example: overcoat keys public pay-2026.pem --format jwk --kid pay-2026
     """
-    with _failures(file):
+    from proxy.disk.keyfiles import read_key_file
+
+    with key_failures(file):
+        whole = public_set(read_key_file(file, unsafe_permissions=unsafe)) if kid is None else None
+        if whole is not None:
+            click.echo(whole, nl=False)
+            return
         click.echo(_encode(_read_key(file, alg, kid, unsafe), form, private=False), nl=False)
+
+
+keys.add_command(rotate)
 
 
 @keys.command("list")
 @_policy_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 def list_keys(policy: str | None, as_json: bool) -> None:
-    """List the keys of the policy.
+    """List the keys of the policy: which seals, which open, from when and for how long, and where they come from.
 
     \b
     Example: overcoat keys list -p overcoat.yaml
     """
-    with _failures():
+    with key_failures():
         loaded = _load_policy(policy)
     today = _today()
-    rows = [_row(key_set, key, today) for key_set in loaded.keys.values() for key in key_set.keys]
+    rows = [row for key_set in loaded.keys.values() for row in _rows(key_set, today)]
     if as_json:
         click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
         return
     if not rows:
         click.echo("the policy has no keys")
         return
-    titles = ("set", "alg", "kid", "role", "opens", "not after", "thumbprint")
+    titles = ("set", "alg", "kid", "role", "kind", "made", "good", "from", "thumbprint")
     table = [titles, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in table) for column in range(len(titles))]
     for line in table:
@@ -218,7 +220,7 @@ def seal(source: Source) -> None:
     from proxy.core.jose.keys import Bind, NoKey
     from proxy.core.jose.sealing import seal as seal_value
 
-    with _failures(source.file):
+    with key_failures(source.file):
         place = _place(source)
         key_set = _key_set(source)
         value = sys.stdin.buffer.read().removesuffix(b"\n")
@@ -249,7 +251,7 @@ def open_value(source: Source) -> None:
     from proxy.core.fields.splice import token_of
     from proxy.core.jose.jwe import JweError, open_token
 
-    with _failures(source.file):
+    with key_failures(source.file):
         place = _place(source)
         key_set = _key_set(source)
         text = sys.stdin.buffer.read().strip()
@@ -390,22 +392,56 @@ def _place(source: Source) -> Place | None:
     return Place(canonical_host(source.host), ascii_text(source.path))
 
 
-def _row(key_set: KeySet, key: Key, today: date) -> dict[str, str | bool | None]:
+type Row = dict[str, str | bool | None]
+
+
+def _rows(key_set: KeySet, today: date) -> list[Row]:
+    """Return a row for each key of a set; for one that is fetched while a sidecar runs, one that says from where."""
+    if (supply := key_set.supply) is not None:
+        nothing = dict.fromkeys(("made", "not_before", "not_after", "opens_until", "thumbprint"))
+        return [
+            {
+                "set": key_set.name,
+                "alg": key_set.alg.value,
+                "kid": supply.kid,
+                "role": "fetched",
+                "kind": "public",
+                "can_open": False,
+                "expired": False,
+                "source": supply.url,
+                **nothing,
+            }
+        ]
+    return [_row(key_set, key, today) for key in key_set.keys]
+
+
+def _row(key_set: KeySet, key: Key, today: date) -> Row:
+    from proxy.core.jose.keymaterial import SecretBytes
     from proxy.core.jose.keys import thumbprint
 
+    primary = key_set.primary
+    is_newer = primary is not None and key.made is not None and (primary.made is None or key.made > primary.made)
+    last = key_set.last_opening(key)
     return {
         "set": key_set.name,
         "alg": key.alg.value,
         "kid": key.kid,
-        "role": "primary" if key is key_set.primary else "older",
+        "role": "primary" if key is primary else "next" if is_newer else "older",
+        "kind": "symmetric" if isinstance(key.material, SecretBytes) else "private" if key.is_secret else "public",
         "can_open": key.can_open,
+        "made": key.made.date().isoformat() if key.made else None,
+        "not_before": key.not_before.isoformat() if key.not_before else None,
         "not_after": key.not_after.isoformat() if key.not_after else None,
+        "opens_until": last.isoformat() if last and key.can_open else None,
         "expired": key.expired(today),
+        "source": key.source,
         "thumbprint": thumbprint(key),
     }
 
 
-def _cells(row: dict[str, str | bool | None]) -> tuple[str, ...]:
-    last_day = f"{row['not_after'] or '-'}{' (expired)' if row['expired'] else ''}"
-    opens = "yes" if row["can_open"] else "no"
-    return (*(str(row[name]) for name in ("set", "alg", "kid", "role")), opens, last_day, str(row["thumbprint"]))
+def _cells(row: Row) -> tuple[str, ...]:
+    begins = f"from {row['not_before']} " if row["not_before"] else ""
+    ends = f"until {row['not_after']}{' (expired)' if row['expired'] else ''}" if row["not_after"] else ""
+    longer = f", opens until {row['opens_until']}" if row["opens_until"] not in (None, row["not_after"]) else ""
+    named = [str(row[name] or "-") for name in ("set", "alg", "kid", "role", "kind", "made")]
+    return (*named, f"{begins}{ends}{longer}".strip() or "-", str(row["source"] or "-"), str(row["thumbprint"] or "-"))

@@ -6,7 +6,8 @@ Offers:
 - `ca`: CaError, Leaf, LocalCa, data_directory, published_lifetime; the local CA and its folder
 - `chains`: SeenChain, read_chains, remember_chains; which keys hosts have shown last
 - `issuing`: ca_certificate, private_pem, server_certificate, valid_from; certificates of a CA and of servers
-- `keyfiles`: KeyFileError, create_file, read_key_file; files with secrets, and their permissions
+- `keyfiles`: MAX_KEY_FILE_BYTES, KeyFileError, create_file, exclusively, read_key_file, replace_file; files with
+  secrets, and their permissions
 - `mounts`: is_mounted_by_itself, is_replaced; files that a container runtime mounts one by one
 - `packaged`: config_file; files that come with Overcoat
 - `preload`: is_preloaded; the browsers' list of hosts that speak https only

@@ -6,14 +6,19 @@ Rules of this module:
 - Type, mode and content come from one open file descriptor, so nothing can be swapped between check and use.
 - A file with secret material that group or others may read or write is refused, unless the policy says that this is
   meant.
-- A new file is created exclusively: an existing file is never overwritten.
+- A new file is created exclusively: an existing file is never overwritten, but for one that `replace_file` is asked to
+  write anew, which keeps its mode.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import secrets
 import shlex
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from proxy.core.jose.keyformats import looks_like_key
@@ -71,6 +76,65 @@ def read_key_file(path: Path, *, unsafe_permissions: bool) -> bytes:
     if not unsafe_permissions and looks_like_key(data) and not is_public(data):
         check_permissions(path, status.st_mode)
     return data
+
+
+@contextlib.contextmanager
+def exclusively(path: Path) -> Iterator[Path]:
+    """Keep other calls of this function from the folder of a file meanwhile.
+
+    Args:
+        path: a file that exists.
+
+    Yields:
+        What the name leads to: a symbolic link stays one.
+
+    Raises:
+        OSError: there is no such file, or its folder cannot be opened.
+    """
+    real = path.resolve(strict=True)
+    folder = os.open(real.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield real
+    finally:
+        os.close(folder)
+
+
+def replace_file(path: Path, data: bytes, *, mode: int) -> None:
+    """Write a file anew in one step: whoever reads it gets the old content or the new one, after a crash, too.
+
+    Args:
+        path: the file; a symbolic link is followed, and stays one.
+        data: the whole content.
+        mode: the permission bits of a file that does not exist yet; another one keeps its mode and its owner.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    real = path.resolve()
+    temporary = real.with_name(f".{real.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            try:
+                before = os.stat(real)
+            except FileNotFoundError:
+                os.fchmod(file.fileno(), mode)
+            else:
+                if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+                    os.fchown(file.fileno(), before.st_uid, before.st_gid)
+                os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
+            os.fsync(file.fileno())
+        temporary.replace(real)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(real.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def create_file(path: Path, data: bytes, *, mode: int) -> None:

@@ -208,7 +208,7 @@ class Engine:
                 LocalCaGuard(self.sessions, ca.lifetime),
                 Transport(self.sessions, known, Cookies(ca.tag)),
                 Pinning(self.sessions),
-                encryption := Encryption(self.sessions),
+                encryption := Encryption(self.sessions, used=metrics.key_used),
                 Messages(self.sessions, encryption.setting),
                 telemetry,
             ),

@@ -331,7 +331,7 @@ class KeySetSection(Section):
     set: SetSource | None = Field(
         default=None,
         description="A JWK Set with all the keys, the first of which is the primary one: a file, relative to the "
-        "policy file, or `{env: NAME}`. Its members `nbf` and `exp` are what "
+        "policy file, or `{env: NAME}`. `overcoat keys rotate` writes it. Its members `nbf` and `exp` are what "
         "`not_before` and `not_after` are here, in seconds since 1970.",
     )
     jwks: JwksUrlText | None = Field(

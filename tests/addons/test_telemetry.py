@@ -15,7 +15,17 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from addons.decisionline import done
 from addons.exchange import Exchange
-from addons.metrics import MOST_USERS, OTHER_USERS, End, Metrics, PolicyMetrics, RequestCounts, ends, status_class
+from addons.metrics import (
+    MOST_KIDS,
+    MOST_USERS,
+    OTHER_USERS,
+    End,
+    Metrics,
+    PolicyMetrics,
+    RequestCounts,
+    ends,
+    status_class,
+)
 from addons.sessions import Sessions
 from addons.telemetry import Telemetry
 from proxy.core.decisions import FIELD_REASONS, Action, Decision, Denied, Outcome, Reason
@@ -356,3 +366,21 @@ def test_requests_are_counted_as_the_library_itself_counts_them(times: list[floa
         theirs.bytes.labels("pay", "enforce", "sent").inc(sent)
         theirs.bytes.labels("pay", "enforce", "received").inc(received)
     assert generate_latest(ours.registry) == generate_latest(theirs.registry)
+
+
+def test_names_of_keys_that_others_choose_are_bounded() -> None:
+    metrics = Metrics(CollectorRegistry())
+    supply = Supply("https://keys.example/", "keys.example", 443, "/", 3600)
+    fetched = KeySet("partner", Alg.A256KW, None, supply=supply)
+    own = KeySet("app", Alg.A256KW, new_key(Alg.A256KW, kid="own"))
+    key = new_key(Alg.A256KW)
+    for number in range(MOST_KIDS + 5):
+        metrics.key_used(fetched, replace(key, kid=f"k{number}"), Work.ENCRYPT)
+    for used in own.keys:
+        metrics.key_used(own, used, Work.DECRYPT)
+    (family,) = [each for each in metrics.registry.collect() if each.name == "overcoat_key_uses"]
+    counts = {(each.labels["kid"], each.labels["direction"]): each.value for each in family.samples}
+    assert len(counts) == MOST_KIDS + 2
+    assert counts["(others)", "encrypted"] == 5
+    assert counts["k0", "encrypted"] == 1
+    assert counts["own", "decrypted"] == 1

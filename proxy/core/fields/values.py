@@ -44,6 +44,7 @@ class Setting:
         today: the current day in UTC, for the keys' `not_after`.
         sealing: returns what seals the values of one body with a key of a key set; see `sealing.Sealers`.
         of_request: whether it is the body of a request.
+        used: called for each value with the key that has sealed or opened it.
     """
 
     host: str
@@ -51,6 +52,7 @@ class Setting:
     today: date
     sealing: Callable[[KeySet, Key], Sealing] = Sealing.alone
     of_request: bool = False
+    used: Callable[[KeySet, Key, Work], None] = lambda keys, key, work: None
 
 
 def sealing(entries: Sequence[FieldEntry], setting: Setting) -> list[splice.Job]:
@@ -136,6 +138,7 @@ class _Sealer:
             if pad > 1:
                 value += b" " * (-len(value) % pad)
             sealed = splice.sealed_string(sealing.seal(value, place))
+            self._setting.used(keys, key, Work.ENCRYPT)
             return sealed if envelope is None else envelope.around(sealed)
 
         return splice.Job(entry.marks, seal, _rename(entry))
@@ -217,10 +220,13 @@ class _Opener:
         token = self._token(entry, value)
         if token is None:
             return None
+        opening = self.of(entry)
         try:
-            opened = self.of(entry).open(token, Place(self._setting.host, path))
+            opened = opening.open(token, Place(self._setting.host, path))
         except jwe.JweError as e:
             raise _refused(entry, f"is not opened by key set {entry.keys.name}: {e}") from None
+        assert opening.last is not None
+        self._setting.used(entry.keys, opening.last, Work.DECRYPT)
         return opened.rstrip(b" ")  # blanks at the end are `pad`'s, and no part of the value
 
     def _token(self, entry: FieldEntry, value: bytes) -> str | None:

@@ -58,6 +58,9 @@ class Opening:
     """Opens the tokens of one body with one key set.
 
     Tokens that were sealed together share an encrypted content key, which is decrypted once.
+
+    Attributes:
+        last: the key of the token that was opened last.
     """
 
     def __init__(self, keys: KeySet, today: date, spend: Callable[[bool], None] = lambda is_new: None) -> None:
@@ -73,6 +76,7 @@ class Opening:
         self._today = today
         self._spend = spend
         self._content_keys: dict[tuple[str, bytes, str], bytes | None] = {}
+        self.last: Key | None = None
 
     def open(self, token: str, place: Place | None) -> bytes:
         """Decrypt a token.
@@ -92,7 +96,9 @@ class Opening:
         header, key = self._read(parts, place)
         if not key.can_open:
             raise JweError("the key of this token is a public one, which cannot open it")
-        return self._decrypt(parts, header, key)
+        plaintext = self._decrypt(parts, header, key)
+        self.last = key
+        return plaintext
 
     def has_sealed(self, token: str, place: Place) -> bool:
         """Tell whether a text is a token that was sealed with this key set for this place: it opens here; or, where

@@ -1,6 +1,8 @@
 """Keys for encrypted values: reads, checks, writes and names them. The policy file's reader makes the key sets of a
 policy with it; the commands `overcoat keys` and `overcoat demo` make and write keys.
 
+It is longer than 500 lines, because what a key is and what its set makes of it follow the same rules.
+
 Rules of this module:
 
 - A `Key` always fits its algorithm: P-256 or X25519 for ECDH-ES, RSA of at least 2048 bits, exactly 256 symmetric bits.
@@ -102,7 +104,7 @@ class Key:
         material: a public or private key, or 32 secret bytes.
         not_after: the last day on which it seals, or None.
         not_before: the first day on which it seals, or None.
-        made: the day on which it was made, if it says so.
+        made: when it was made, if it says so.
         source: where it comes from, for people.
 
     Raises:
@@ -114,7 +116,7 @@ class Key:
     material: Material
     not_after: date | None = None
     not_before: date | None = None
-    made: date | None = field(default=None, compare=False)
+    made: datetime | None = field(default=None, compare=False)
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -374,7 +376,7 @@ def key_of(
         material,
         not_after=_day(ends.date(), -1) if ends is not None else None,
         not_before=_day(begins.date(), begins.time() > time.min) if begins is not None else None,
-        made=made.date() if made is not None else None,
+        made=made,
         source=source,
     )
 

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -341,29 +342,47 @@ def test_list_shows_every_key_of_the_policy(run: Run, policy: Path) -> None:
     rows = json.loads(run("list", "-p", str(policy), "--json").stdout)
     for row in rows:
         assert len(row.pop("thumbprint")) == 43
-    ecdh = {"set": "pay", "alg": "ECDH-ES+A256KW"}
-    assert rows == [
-        {**ecdh, "kid": "pay", "role": "primary", "can_open": True, "not_after": None, "expired": False},
-        {**ecdh, "kid": "old", "role": "older", "can_open": False, "not_after": "2020-01-31", "expired": True},
-        {
-            "set": "gone",
-            "alg": "A256KW",
-            "kid": "gone",
-            "role": "primary",
-            "can_open": True,
-            "not_after": "2020-01-31",
-            "expired": True,
-        },
+        assert Path(row.pop("source")).exists()
+        assert (row.pop("made"), row.pop("not_before")) == (None, None)
+    assert [list(row.values()) for row in rows] == [
+        ["pay", "ECDH-ES+A256KW", "pay", "primary", "private", True, None, None, False],
+        ["pay", "ECDH-ES+A256KW", "old", "older", "public", False, "2020-01-31", None, True],
+        ["gone", "A256KW", "gone", "primary", "symmetric", True, "2020-01-31", "2020-01-31", True],
     ]
+    assert list(rows[0]) == [*("set", "alg", "kid", "role", "kind", "can_open", "not_after", "opens_until", "expired")]
 
 
 def test_list_prints_a_table_for_people(run: Run, policy: Path) -> None:
     assert policy.exists()
     heading, first, second, third = run("list").stdout.splitlines()
-    assert heading.split() == ["set", "alg", "kid", "role", "opens", "not", "after", "thumbprint"]
-    assert first.split()[:6] == ["pay", "ECDH-ES+A256KW", "pay", "primary", "yes", "-"]
-    assert second.split()[:7] == ["pay", "ECDH-ES+A256KW", "old", "older", "no", "2020-01-31", "(expired)"]
+    assert heading.split() == ["set", "alg", "kid", "role", "kind", "made", "good", "from", "thumbprint"]
+    assert first.split()[:7] == ["pay", "ECDH-ES+A256KW", "pay", "primary", "private", "-", "-"]
+    assert second.split()[:9] == [
+        *("pay", "ECDH-ES+A256KW", "old", "older", "public", "-", "until", "2020-01-31", "(expired)")
+    ]
     assert third.startswith("gone")
+
+
+def test_list_says_how_a_rotation_stands_and_what_is_fetched(run: Run, tmp_path: Path) -> None:
+    assert run("new", "--alg", "A256KW", "--kid", "one", "--into", "app.jwks").exit_code == 0
+    assert run("rotate", "app.jwks", "--kid", "two").exit_code == 0
+    (tmp_path / "overcoat.yaml").write_text(
+        "version: 1\nkeys:\n  app: {alg: A256KW, set: app.jwks, grace: 10d}\n"
+        '  partner: {alg: RSA-OAEP-256, jwks: "https://keys.example/jwks", kid: p}\n'
+    )
+    rows = json.loads(run("list", "--json").stdout)
+    assert [(row["set"], row["kid"], row["role"], row["kind"]) for row in rows] == [
+        ("app", "one", "primary", "symmetric"),
+        ("app", "two", "next", "symmetric"),
+        ("partner", "p", "fetched", "public"),
+    ]
+    assert rows[0]["made"] == rows[1]["made"] == datetime.now(UTC).date().isoformat()
+    assert rows[2]["source"] == "https://keys.example/jwks"
+    text = (tmp_path / "app.jwks").read_text().replace('"kid": "one",', '"kid": "one", "nbf": 1, "exp": 1000000000,')
+    (tmp_path / "app.jwks").write_text(text)
+    shown = run("list").stdout
+    assert "from 1970-01-02 until 2001-09-08 (expired), opens until 2001-09-18" in shown
+    assert "https://keys.example/jwks" in shown
 
 
 def test_list_of_a_bad_policy_prints_each_error_and_ends_with_status_2(run: Run, policy: Path) -> None:

@@ -6,12 +6,13 @@ import os
 import re
 import socket
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
 from proxy.core.jose.keys import Alg, new_key, to_pem
-from proxy.disk.keyfiles import KeyFileError, check_permissions, create_file, read_key_file
+from proxy.disk.keyfiles import KeyFileError, check_permissions, create_file, exclusively, read_key_file, replace_file
 
 KEY = new_key(Alg.ECDH_ES_A256KW)
 SECRET = to_pem(KEY, private=True)
@@ -133,3 +134,62 @@ def test_of_a_file_that_cannot_be_written_nothing_remains(tmp_path: Path, monkey
     with pytest.raises(OSError, match="No space"):
         create_file(tmp_path / "new", SECRET, mode=0o600)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_replaced_in_one_step_with_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "set.jwks"
+    replace_file(path, b"one", mode=0o640)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    path.chmod(0o600)
+    before = path.stat().st_ino
+    (tmp_path / "link").symlink_to(path)
+    replace_file(tmp_path / "link", b"two", mode=0o644)
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"two", 0o600)
+    assert path.stat().st_ino != before
+    assert (tmp_path / "link").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_file_that_cannot_be_replaced_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "set.jwks"
+    replace_file(path, b"one", mode=0o600)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        replace_file(path, b"two", mode=0o600)
+    assert path.read_bytes() == b"one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
+def test_a_file_of_somebody_else_stays_theirs(tmp_path: Path) -> None:
+    path = tmp_path / "set.jwks"
+    replace_file(path, b"one", mode=0o600)
+    os.chown(path, 12345, 12345)
+    replace_file(path, b"two", mode=0o600)
+    assert (path.stat().st_uid, path.stat().st_gid) == (12345, 12345)
+
+
+def test_one_call_at_a_time_has_a_folder_to_itself(tmp_path: Path) -> None:
+    path = tmp_path / "set.jwks"
+    path.write_bytes(b"")
+    (tmp_path / "link").symlink_to(path)
+    order: list[str] = []
+
+    def other() -> None:
+        with exclusively(tmp_path / "link"):
+            order.append("second")
+
+    with exclusively(path) as real:
+        assert real == path
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    with pytest.raises(FileNotFoundError), exclusively(tmp_path / "none"):
+        pass

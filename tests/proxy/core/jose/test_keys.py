@@ -8,7 +8,7 @@ import pprint
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime
 
 import pytest
 
@@ -287,11 +287,11 @@ class TestDays:
             ({"exp": 1798761600}, None, date(2026, 12, 31), None),
             ({"exp": 1798847999}, None, date(2026, 12, 31), None),
             ({"exp": 1798848000}, None, date(2027, 1, 1), None),
-            ({"iat": 1798847999}, None, None, date(2027, 1, 1)),
+            ({"iat": 1798847999}, None, None, datetime(2027, 1, 1, 23, 59, 59, tzinfo=UTC)),
         ],
     )
     def test_a_jwk_says_its_days_itself(
-        self, members: dict[str, float], first: date | None, last: date | None, made: date | None
+        self, members: dict[str, float], first: date | None, last: date | None, made: datetime | None
     ) -> None:
         key = load_key(json.dumps(to_jwk(KEYS["oct"], private=True) | members).encode(), alg=AES)
         assert (key.not_before, key.not_after, key.made) == (first, last, made)
