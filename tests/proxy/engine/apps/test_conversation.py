@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import MagicMock
 
 import pytest
 from mitmproxy import http
@@ -122,3 +123,46 @@ def test_the_addons_hear_of_an_end_once(state: State) -> None:
     assert world.hooks == ([] if state in ANSWERED else ["error"])
     assert world.conversation.state is State.OVER
     assert world.upstream.calls == ([] if state is State.OVER else ["close"])
+
+
+@pytest.fixture
+def switched() -> Conversation:
+    """A conversation that has switched to WebSocket, with stand-ins for all that it talks to."""
+    conversation = Conversation(MagicMock(), MagicMock(), MagicMock())
+    conversation.state = State.SWITCHED
+    conversation.upstream = MagicMock()
+    conversation.exchange = MagicMock()
+    return conversation
+
+
+def test_an_end_in_order_lets_the_upstream_take_the_rest(switched: Conversation) -> None:
+    upstream = switched.upstream
+    switched.switched_end()
+    assert isinstance(upstream, MagicMock)
+    assert [call[0] for call in upstream.method_calls] == ["finish"]
+
+
+def test_so_does_an_end_for_a_reason_and_the_last_words_come_before_it(switched: Conversation) -> None:
+    upstream, stream = switched.upstream, switched.stream
+    switched.break_switched(Denied(Reason.BODY_NOT_JSON, "why"), b"to the app", b"to the upstream")
+    assert isinstance(upstream, MagicMock)
+    assert isinstance(stream, MagicMock)
+    assert [call[0] for call in upstream.method_calls] == ["send", "finish"]
+    assert stream.send.call_args.args == (b"to the app",)
+    assert [call[0] for call in stream.method_calls][-1] == "close"
+
+
+def test_nothing_is_said_where_it_would_stand_within_a_frame(switched: Conversation) -> None:
+    upstream, stream = switched.upstream, switched.stream
+    switched.break_switched(Denied(Reason.BODY_NOT_JSON, "why"), b"", b"")
+    assert isinstance(upstream, MagicMock)
+    assert isinstance(stream, MagicMock)
+    assert [call[0] for call in upstream.method_calls] == ["finish"]
+    assert not stream.send.called
+
+
+def test_an_app_that_is_gone_takes_nothing_more(switched: Conversation) -> None:
+    upstream = switched.upstream
+    switched.gone()
+    assert isinstance(upstream, MagicMock)
+    assert [call[0] for call in upstream.method_calls] == ["close"]
