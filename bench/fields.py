@@ -1,258 +1,311 @@
-"""`python -m bench.fields`: what sealing and opening the fields of one body costs, beside joserfc, jwcrypto, and
-`json.loads` with `json.dumps`; in half a minute, in this process alone.
+"""`python -m bench.fields`: what finding, sealing and splicing fields costs, beside json, joserfc and jwcrypto.
 
 Rules of this module:
 
-- The time is this process's own processor time, and a row's contenders take turns: other work on the machine is not in
-  it, or is in all of them. A figure is the median of all rounds; a ratio the median of the rounds' ratios.
-- Each contender's work is checked once before it is measured: others' tokens are opened by ours, ours by theirs.
-- Everybody seals with the same key, the same header members (but `epk`) and the same values. Others make a token at a
-  time, as that is what they have; ours seals a body at a time, with what it keeps between bodies, as in the sidecar.
-- A row that has a target and misses it makes the exit status 1.
+- The time is that of this thread, as the kernel counts it; other work on the machine is not in it. But a busy machine
+  makes everything slower (caches), so only ratios within one run tell anything.
+- All contenders of a row take turns, each round in another order. The results are medians; for a ratio, the median of
+  the ratios of all rounds.
+- What is compared does the same work: joserfc and jwcrypto seal what `json.loads` has read, value by value, and
+  `json.dumps` writes the body anew.
+
+What it costs on a request's way through the proxy is a row of `python -m bench`.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import date
+import tracemalloc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import rsa
-from joserfc import jwe as joserfc_jwe
-from joserfc.jwk import JWKRegistry
-from jwcrypto import jwe as jwcrypto_jwe
-from jwcrypto import jwk as jwcrypto_jwk
+from joserfc import jwe
+from joserfc.jwk import ECKey, OctKey, RSAKey
+from jwcrypto.jwe import JWE
+from jwcrypto.jwk import JWK
 
+from bench.measure import BODY
+from proxy.core.fields.automaton import Marks
 from proxy.core.fields.bodies import BodyHead, change
-from proxy.core.fields.entries import FieldEntry, Work
+from proxy.core.fields.entries import FieldEntry
 from proxy.core.fields.selectors import parse_selector
+from proxy.core.fields.splice import Job, splice
 from proxy.core.fields.values import Setting
-from proxy.core.jose.jwe import Opening
-from proxy.core.jose.keys import Alg, Bind, Key, KeySet, new_key, to_jwk
+from proxy.core.jose.keys import Alg, KeySet, new_key, to_jwk
 from proxy.core.jose.place import Place
 from proxy.core.jose.sealing import Sealers
 
-TODAY = date(2026, 6, 1)
+FOUR = ("$.card.number", "$.card.cvv", "$.customer.ssn", "$.account.iban")
+PLACES = (("card", "number"), ("card", "cvv"), ("customer", "ssn"), ("account", "iban"))
+HEAD = BodyHead(["application/json"])
 HOST = "api.pay.example"
-VALUES = (b'"4111111111111111"', b'"737"', b'"078-05-1120"', b'"DE02120300000000202051"')
-PLACES = tuple(Place(HOST, path) for path in ("$.card.number", "$.card.cvv", "$.customer.ssn", "$.account.iban"))
-HEAD = BodyHead(("application/json",))
-KINDS: dict[str, Key] = {
-    "A256KW": new_key(Alg.A256KW, kid="bench"),
-    "ECDH-ES+A256KW, P-256": new_key(Alg.ECDH_ES_A256KW, kid="bench"),
-    "ECDH-ES+A256KW, X25519": new_key(Alg.ECDH_ES_A256KW, curve="X25519", kid="bench"),
-    "RSA-OAEP-256, 2048 bits": Key("bench", Alg.RSA_OAEP_256, rsa.generate_private_key(65537, 2048)),
-}
+KEYS: dict[str, Any] = {"ECDH-ES+A256KW": ECKey, "RSA-OAEP-256": RSAKey, "A256KW": OctKey}
+SHARE = 0.02  # seconds of one measurement: so many calls are made that it takes about as long
 
-type Job = Callable[[], object]
+type Work = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the table.
+    """One thing that is measured.
 
     Attributes:
-        name: what is done.
-        jobs: who does it, by name; ours is the first.
-        target: the least ratio of another's time to ours, and whose; None for none.
-        most: the most microseconds of ours, or None.
+        title: what it is.
+        ours: the contender that has a target.
+        base: the contender that it is compared with.
+        most: the greatest ratio of the two that meets the target; None if there is no target.
+        works: all contenders.
     """
 
-    name: str
-    jobs: dict[str, Job]
-    target: tuple[str, float] | None = None
-    most: float | None = None
+    title: str
+    ours: str
+    base: str
+    most: float | None
+    works: Mapping[str, Work]
 
 
-def _theirs(key: Key) -> tuple[Any, Any]:
-    """Return the sealing half of a key for joserfc and jwcrypto."""
-    jwk: Any = to_jwk(key, private=key.alg is Alg.A256KW)
-    return JWKRegistry.import_key(jwk), jwcrypto_jwk.JWK(**jwk)
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a row gave: microseconds by contender, and the ratio of `Row.ours` to `Row.base`."""
+
+    row: Row
+    microseconds: Mapping[str, float]
+    ratio: float
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the target is met."""
+        return self.row.most is None or self.ratio <= self.row.most
 
 
-def _by_joserfc(key: Key, values: Sequence[bytes], places: Sequence[Place]) -> Callable[[], list[str]]:
-    theirs, algorithms = _theirs(key)[0], [key.alg.value, "A256GCM"]
-    headers = [_header(key, place) for place in places]
-    return lambda: [
-        joserfc_jwe.encrypt_compact(header, value, theirs, algorithms=algorithms)
-        for header, value in zip(headers, values, strict=True)
-    ]
+class Sealer:
+    """Seals values with a new key of one kind: as the product does, with joserfc, and with jwcrypto."""
 
+    def __init__(self, alg: str) -> None:
+        key = new_key(Alg(alg), kid="bench")
+        self.keys = KeySet("bench", key.alg, key)
+        self.key = key
+        jwk = to_jwk(key, private=True)
+        self._joserfc: Any = KEYS[alg].import_key(jwk)
+        self._jwcrypto = JWK(**jwk)
+        self._header = {"alg": alg, "enc": "A256GCM", "kid": "bench"}
+        self._registry = jwe.JWERegistry(algorithms=[alg, "A256GCM"])
 
-def _by_jwcrypto(key: Key, values: Sequence[bytes], places: Sequence[Place]) -> Callable[[], list[str]]:
-    theirs, headers = _theirs(key)[1], [json.dumps(_header(key, place)) for place in places]
+    def ours(self, sealers: Sealers, values: list[bytes]) -> None:
+        """Seal the values of one body."""
+        sealing = sealers.sealing(self.keys, self.key, time.monotonic())
+        for value in values:
+            sealing.seal(value, Place(HOST, "$.card.number"))
 
-    def seal() -> list[str]:
-        made = []
-        for header, value in zip(headers, values, strict=True):
-            token = jwcrypto_jwe.JWE(value, header)
-            token.add_recipient(theirs)
-            made.append(token.serialize(compact=True))
-        return made
+    def fresh(self, values: list[bytes]) -> None:
+        """Do so for the first time."""
+        self.ours(Sealers(), values)
 
-    return seal
+    def joserfc(self, value: bytes) -> str:
+        """Seal one value."""
+        return jwe.encrypt_compact(dict(self._header), value, self._joserfc, registry=self._registry)
 
+    def jwcrypto(self, value: bytes) -> str:
+        """Seal one value."""
+        token = JWE(value, json.dumps(self._header))
+        token.add_recipient(self._jwcrypto)
+        text: str = token.serialize(compact=True)
+        return text
 
-def _header(key: Key, place: Place) -> dict[str, str]:
-    return {"alg": key.alg.value, "enc": "A256GCM", "kid": key.kid, "cty": place.media_type}
-
-
-def _sealing_half(key: Key) -> KeySet:
-    own = key if key.alg is Alg.A256KW else key.public()
-    return KeySet("bench", key.alg, own)
-
-
-def _sealing(name: str, key: Key) -> list[Row]:
-    keys = _sealing_half(key)
-    kept = Sealers()
-
-    def seal(sealers: Sealers, now: float) -> list[str]:
-        made = sealers.sealing(keys, keys.keys[0], now)
-        return [made.seal(value, place) for value, place in zip(VALUES, PLACES, strict=True)]
-
-    others = {"joserfc": _by_joserfc(key, VALUES, PLACES), "jwcrypto": _by_jwcrypto(key, VALUES, PLACES)}
-    opening = Opening(KeySet("bench", key.alg, key), TODAY)
-    for make in (lambda: seal(kept, 0.0), *others.values()):
-        tokens = make()
-        assert [opening.open(token, place) for token, place in zip(tokens, PLACES, strict=True)] == list(VALUES)
-    targets: dict[Alg, float] = {Alg.A256KW: 15.0, Alg.ECDH_ES_A256KW: 24.0 if "256," in name else 0.0}
-    least = targets.get(key.alg)
-    rows = [
-        Row(
-            f"seal 4 values of one body, {name}",
-            {"ours": lambda: seal(kept, time.monotonic()), **others},
-            ("joserfc", least) if least else None,
-            100.0 if key.alg is Alg.RSA_OAEP_256 else None,
+    def work(self, *selectors: str) -> Callable[[bytes], object]:
+        """Return the product's whole step for a body."""
+        entry = FieldEntry(tuple(map(parse_selector, selectors)), self.keys)
+        sealers = Sealers()
+        setting = Setting(
+            HOST,
+            1 << 20,
+            datetime.now(UTC).date(),
+            lambda keys, key: sealers.sealing(keys, key, time.monotonic()),
+            of_request=True,
         )
-    ]
-    if key.alg is Alg.ECDH_ES_A256KW:
-        # At a rate below that of shared agreements: nothing is kept from one body to the next.
-        rows.append(
-            Row(f"… each body with its own ephemeral key, {name}", {"ours": lambda: seal(Sealers(), 0.0), **others})
-        )
-    return rows
+        return lambda body: change(body, HEAD, [entry], setting)
 
 
-def _opening(name: str, key: Key) -> Row:
-    keys = KeySet("bench", key.alg, key)
-    made = Sealers().sealing(keys, key, 0.0)
-    tokens = [made.seal(value, place) for value, place in zip(VALUES, PLACES, strict=True)]
-    jwk: Any = to_jwk(key, private=True)
-    theirs = JWKRegistry.import_key(jwk)
-    algorithms = [key.alg.value, "A256GCM"]
-
-    def ours() -> list[bytes]:
-        opening = Opening(keys, TODAY)
-        return [opening.open(token, place) for token, place in zip(tokens, PLACES, strict=True)]
-
-    def joserfc() -> list[bytes | None]:
-        return [joserfc_jwe.decrypt_compact(token, theirs, algorithms=algorithms).plaintext for token in tokens]
-
-    assert ours() == joserfc() == list(VALUES)
-    return Row(f"open these 4, {name}", {"ours": ours, "joserfc": joserfc})
+def each_by(seal: Callable[[bytes], str], values: list[bytes]) -> None:
+    """Seal values one by one."""
+    for value in values:
+        seal(value)
 
 
-def _many(count: int = 800, size: int = 100_000) -> Row:
-    """Seal many values of a body of 100 KB, from the bytes that come to those that leave."""
-    key = KINDS["A256KW"]
-    items = [{"id": f"{number:06d}", "ssn": f"078-05-{number:04d}", "note": ""} for number in range(count)]
-    rest = size - len(json.dumps(items))
-    for item in items:
-        item["note"] = "x" * max(0, rest // count)
-    body = json.dumps(items).encode()
-    sealers = Sealers()
-    setting = Setting(HOST, 1 << 24, TODAY, lambda keys, key: sealers.sealing(keys, key, time.monotonic()))
-    entry = FieldEntry((parse_selector("$[*].ssn"),), KeySet("bench", key.alg, key))
-    theirs, place = _theirs(key)[0], Place(HOST, "$[*].ssn")
-    header, algorithms = _header(key, place), [key.alg.value, "A256GCM"]
+def dump(value: object) -> bytes:
+    """Write JSON as a proxy without Overcoat would."""
+    return json.dumps(value).encode()
 
-    def ours() -> bytes:
-        return change(body, HEAD, [entry], setting).body
 
-    def joserfc() -> bytes:
-        members = json.loads(body)
-        for member in members:
-            value = json.dumps(member["ssn"]).encode()
-            member["ssn"] = joserfc_jwe.encrypt_compact(header, value, theirs, algorithms=algorithms)
-        return json.dumps(members).encode()
+def rewritten(body: bytes) -> bytes:
+    """Read and write JSON."""
+    return dump(json.loads(body))
 
-    back = replace(entry, work=Work.DECRYPT, keys=replace(entry.keys, bind=Bind.PLACE))
-    for sealed in (ours(), joserfc()):
-        some = json.dumps(json.loads(sealed)[:40]).encode()
-        assert json.loads(change(some, HEAD, [back], setting).body) == items[:40]
-    return Row(
-        f"seal {count} values of a body of {len(body) // 1000} KB, A256KW, whole step",
-        {"ours": ours, "joserfc": joserfc, "loads + dumps": lambda: json.dumps(json.loads(body))},
-        ("joserfc", 3.0),
+
+def rows_body(count: int, **more: object) -> bytes:
+    """Return a body with so many rows in it, about 140 bytes each."""
+    return dump(
+        {
+            "rows": [
+                {"id": at, "name": f"User {at}", "email": f"user{at}@shop.example", "tags": ["a", "b"], "at": {"x": 1}}
+                for at in range(count)
+            ],
+            **more,
+        }
     )
 
 
-def rows() -> list[Row]:
-    """Return all rows in their order."""
-    made = [row for name, key in KINDS.items() for row in _sealing(name, key)]
-    return [*made, *(_opening(name, key) for name, key in KINDS.items()), _many()]
+def sealed_by(seal: Callable[[bytes], str], body: bytes, places: Callable[[Any], list[tuple[Any, Any]]]) -> bytes:
+    """Read a body, seal values of it one by one, and write it anew."""
+    read = json.loads(body)
+    for container, name in places(read):
+        container[name] = seal(dump(container[name]))
+    return dump(read)
 
 
-def measure(row: Row, rounds: int) -> dict[str, list[float]]:
-    """Return microseconds for each contender and round; they take turns within a round."""
-    counts = {name: _count(job) for name, job in row.jobs.items()}
-    found: dict[str, list[float]] = {name: [] for name in row.jobs}
-    gc.disable()
-    try:
-        for _ in range(rounds):
-            for name, job in row.jobs.items():
-                begin = time.process_time()
-                for _ in range(counts[name]):
-                    job()
-                found[name].append((time.process_time() - begin) / counts[name] * 1e6)
-            gc.collect()
-    finally:
-        gc.enable()
-    return found
+def all_rows() -> list[Row]:
+    """Return the rows."""
+    four = [b'"4111111111111111"', b'"737"', b'"078-05-1120"', b'"DE02120300000000202051"']
+    rows: list[Row] = []
+    for alg, most in (("A256KW", 1 / 15), ("ECDH-ES+A256KW", 1 / 24), ("RSA-OAEP-256", None)):
+        sealer, sealers = Sealer(alg), Sealers()
+        rows.append(
+            Row(
+                f"sealing 4 values of one body, {alg}",
+                "Overcoat",
+                "joserfc",
+                most,
+                {
+                    "Overcoat": partial(sealer.ours, sealers, four),
+                    "Overcoat, all fresh": partial(sealer.fresh, four),
+                    "joserfc": partial(each_by, sealer.joserfc, four),
+                    "jwcrypto": partial(each_by, sealer.jwcrypto, four),
+                },
+            )
+        )
+    small = dump(json.loads(BODY))
+    put = [Job(Marks(tuple(map(parse_selector, FOUR))), lambda value, path: b'"x"')]
+    rows.append(
+        Row(
+            f"{len(small)}-byte body, 4 values found and spliced",
+            "Overcoat",
+            "loads + dumps",
+            15 / 14,
+            {"Overcoat": lambda: splice(small, put), "loads + dumps": lambda: rewritten(small)},
+        )
+    )
+    fast = Sealer("A256KW")
+    one = rows_body(980, card={"number": "4111111111111111"})
+    whole, card = fast.work(*FOUR), [("card", "number")]
+    rows.append(
+        Row(
+            f"{len(one) // 1000} KB body, 1 value, whole step",
+            "Overcoat",
+            "loads + dumps",
+            1.0,
+            {
+                "Overcoat": lambda: whole(one),
+                "Overcoat, $..": partial(fast.work("$..number"), one),
+                "loads + dumps": lambda: rewritten(one),
+                "joserfc": lambda: sealed_by(fast.joserfc, one, lambda read: [(read[a], b) for a, b in card]),
+            },
+        )
+    )
+    none = rows_body(980)
+    rows.append(
+        Row(
+            f"{len(none) // 1000} KB body without a marked name",
+            "Overcoat",
+            "loads",
+            0.3,
+            {
+                "Overcoat": lambda: whole(none),
+                "Overcoat, $..": partial(fast.work("$..number", "$..ssn"), none),
+                "loads": lambda: json.loads(none),
+            },
+        )
+    )
+    many = dump([{"id": at, "number": f"4111 1111 1111 {at:04}", "note": "x" * 70} for at in range(800)])
+    each = fast.work("$[*].number")
+    rows.append(
+        Row(
+            f"800 values in {len(many) // 1000} KB",
+            "Overcoat",
+            "joserfc",
+            1 / 3,
+            {
+                "Overcoat": lambda: each(many),
+                "joserfc": lambda: sealed_by(fast.joserfc, many, lambda read: [(row, "number") for row in read]),
+                "loads + dumps": lambda: rewritten(many),
+            },
+        )
+    )
+    return rows
 
 
-def _count(job: Job) -> int:
-    """Return how often a job runs in about 40 ms."""
-    job()
-    begin = time.process_time()
-    job()
-    return max(1, int(0.04 / max(time.process_time() - begin, 1e-6)))
+def seconds(work: Work, calls: int) -> float:
+    """Return the processor time of one call."""
+    start = time.thread_time()
+    for _ in range(calls):
+        work()
+    return (time.thread_time() - start) / calls
+
+
+def measure(row: Row, rounds: int) -> Result:
+    """Measure a row."""
+    calls = {}
+    for name, work in row.works.items():
+        work()
+        calls[name] = max(1, round(SHARE / max(seconds(work, 1), 1e-7)))
+    samples: dict[str, list[float]] = {name: [] for name in row.works}
+    names = list(row.works)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            samples[name].append(seconds(row.works[name], calls[name]))
+    ratios = [mine / base for mine, base in zip(samples[row.ours], samples[row.base], strict=True)]
+    return Result(row, {name: median(found) * 1e6 for name, found in samples.items()}, median(ratios))
+
+
+def memory(work: Work) -> int:
+    """Return how many bytes Python has at most while it works, above what it had before."""
+    work()
+    tracemalloc.start()
+    work()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
 
 
 def main() -> int:
-    """Measure all rows, and print them."""
-    parser = argparse.ArgumentParser(prog="python -m bench.fields", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9, help="default: %(default)s")
-    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name has this in it")
+    """Measure and print all rows; return the exit status: 1 if a target is not met."""
+    parser = argparse.ArgumentParser(prog="python -m bench.fields", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15, help="rounds (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     options = parser.parse_args()
-    missed = 0
-    for row in rows():
-        if options.only not in row.name:
-            continue
-        found = measure(row, options.rounds)
-        ours = found.pop("ours")
-        print(f"{row.name}\n  {'ours':16} {median(ours):9.1f} µs")
-        if row.most is not None:
-            is_met = median(ours) <= row.most
-            missed += not is_met
-            print(f"  {'':16} at most {row.most:.0f}: {'met' if is_met else 'MISSED'}")
-        for name, times in found.items():
-            ratio = median(theirs / mine for theirs, mine in zip(times, ours, strict=True))
-            verdict = ""
-            if row.target is not None and row.target[0] == name:
-                is_met = ratio >= row.target[1]
-                missed += not is_met
-                verdict = f"  at least {row.target[1]:.0f} ×: {'met' if is_met else 'MISSED'}"
-            print(f"  {name:16} {median(times):9.1f} µs  {ratio:6.1f} ×{verdict}", flush=True)
-    return 1 if missed else 0
+    results = []
+    for row in all_rows():
+        result = measure(row, options.rounds)
+        results.append(result)
+        print(row.title)
+        for name, found in result.microseconds.items():
+            peak = memory(row.works[name]) / 1000
+            print(f"  {name:<22}{found:>10,.1f} µs {peak:>10,.0f} KB at most")
+        limit = "" if row.most is None else f"; at most {row.most:.2f}: {'met' if result.is_met else 'NOT MET'}"
+        print(f"  {result.ratio:.2f} of {row.base}{limit}\n", flush=True)
+    if options.json:
+        found_by_title = {
+            each.row.title: {**each.microseconds, "ratio": each.ratio, "is_met": each.is_met} for each in results
+        }
+        options.json.write_text(json.dumps(found_by_title, indent=1))
+    return 0 if all(result.is_met for result in results) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -60,6 +60,8 @@ KEYS = KeySet("keys", Alg.A256KW, KEY, (), Bind.PLACE)
 GLOBS = tuple(PathGlob.parse(text) for text in ("/v1/**/a*b*c/**/x*y", "/**/a/*/**/b", "/a/**/**/c*c*c", "/*a*a*a"))
 ENVELOPE = Envelope("e")
 SELECTORS = tuple(parse_selector(text) for text in ("$..ssn", "$.a[-1].b", "$.*[*]..x"))
+LOOSE = Marks(SELECTORS, ignore_case=True)
+INSIDE = Marks(SELECTORS, inside=(parse_selector("$.m"), parse_selector("$.m")))
 
 COMMON = (
     *(" ", "\t", "a", "0", ".", ",", ";", ":", "=", "/", '"', '\\"', "\\", "'", "<", ">", "[", "]", "(", "%", "-", "_"),
@@ -412,6 +414,22 @@ READERS: dict[str, Reader] = {
         leads=("[", '{"a":['),
         ends=("1]", '{"ssn":1}]', "1"),
         units=('{"ssn":1},', '"\\u0073",', "[", "[[1],", '{"a":'),
+        is_plain=True,
+    ),
+    "names in any case": Reader(
+        lambda text: find_spans(text.encode(), [LOOSE]),
+        BODY // 8,
+        leads=("", "[", '{"', '{"a":[', '{"\\u0061'),
+        ends=("", "]", '":1}', "1}"),
+        units=('"SSN":1,', '{"ſsn":', "é", "\\u017f", '"é":1,', '{"\\u0053SN":1},', "[[", "İ"),
+        is_plain=True,
+    ),
+    "texts inside strings": Reader(
+        lambda text: find_spans(json.dumps({"m": json.dumps({"m": text})}).encode(), [INSIDE]),
+        BODY // 16,
+        leads=("", "[", '{"', '{"m":"'),
+        ends=("", "1]", '":1}', '"}'),
+        units=('{"ssn":1},', '"\\\\', "\\u0061", "é", "1,", "[", '{\\"ssn\\":1},'),
         is_plain=True,
     ),
     "what looks like a secret": Reader(
