@@ -10,6 +10,7 @@ Rules of this module:
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -144,14 +145,17 @@ class Gateway:
         with contextlib.suppress(OSError), connection, socket.create_connection(self._to) as raw:
             front = self._context.wrap_socket(connection, server_side=True)
             behind = self._trust.wrap_socket(raw, server_hostname="localhost")
-            threading.Thread(target=self._pass_on, args=(behind, front), daemon=True).start()
-            self._pass_on(front, behind)
-
-    def _pass_on(self, source: ssl.SSLSocket, to: ssl.SSLSocket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                self.read += data
-                to.sendall(data)
+            while True:  # in one thread: a TLS session must not be read in one and written to in another
+                for source, to in ((front, behind), (behind, front)):
+                    source.settimeout(0)
+                    with contextlib.suppress(ssl.SSLWantReadError):
+                        if not (data := source.recv(65536)):
+                            return
+                        self.read += data
+                        to.settimeout(timelimits.DEMO_SOCKET_SECONDS)
+                        to.sendall(data)
+                if not front.pending() and not behind.pending():
+                    select.select([front, behind], [], [], timelimits.DEMO_SOCKET_SECONDS)
 
 
 def _accept(listener: socket.socket, context: ssl.SSLContext | None, upstream: Upstream) -> None:

@@ -9,6 +9,7 @@ with Relay(authority, "api.pay.example", mirror.address) as relay:
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -17,6 +18,8 @@ from typing import Self
 
 from tests.e2e.certificates import Authority
 from tests.e2e.listeners import listen
+
+DEADLINE = 5.0  # seconds that a peer may take
 
 
 class Relay:
@@ -70,13 +73,15 @@ class Relay:
         with contextlib.suppress(OSError), connection, socket.create_connection(self._to) as raw:
             app = self._server.wrap_socket(connection, server_side=True)
             server = self._client.wrap_socket(raw, server_hostname=self._name)
-            threading.Thread(target=self._pump, args=(server, app, True), daemon=True).start()
-            self._pump(app, server, False)
-
-    def _pump(self, source: ssl.SSLSocket, to: ssl.SSLSocket, is_answer: bool) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                with self._changed:
-                    self._seen += data
-                to.sendall(self.instead if is_answer and self.instead is not None else data)
-            to.shutdown(socket.SHUT_WR)
+            while True:  # in one thread: a TLS session must not be read in one and written to in another
+                for source, to in ((app, server), (server, app)):
+                    source.settimeout(0)
+                    with contextlib.suppress(ssl.SSLWantReadError):
+                        if not (data := source.recv(65536)):
+                            return
+                        with self._changed:
+                            self._seen += data
+                        to.settimeout(DEADLINE)
+                        to.sendall(self.instead if source is server and self.instead is not None else data)
+                if not app.pending() and not server.pending():
+                    select.select([app, server], [], [], DEADLINE)
