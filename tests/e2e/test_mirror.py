@@ -6,6 +6,8 @@ what cannot be sealed never leaves; a host that it does not stand for gets 421; 
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import ssl
@@ -19,12 +21,13 @@ from proxy.core.jose.keys import Alg
 from tests.e2e import wire
 from tests.e2e.app import JSON, careless, request
 from tests.e2e.certificates import Authority
-from tests.e2e.clients import Answer, RawClient
+from tests.e2e.clients import Answer, RawClient, curl
 from tests.e2e.connection import RecordedRequest
-from tests.e2e.mirrors import NAME, mirror, peer, peer2
+from tests.e2e.mirrors import NAME, listener_of, mirror, peer, peer2, write_identity
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
+from tests.waiting import wait_until
 
 ANSWER = b'{ "token" : "secret-of-the-server", "n": 1.50, "items": [{"secret":null}] }'
 
@@ -339,3 +342,164 @@ class TestTls:
                 if status == 502:
                     assert answer.json()["reason"] == "certificate_invalid"
                     behind.assert_no_application_bytes()
+
+
+class TestAsAnyListener:
+    def test_a_new_certificate_is_taken_over_when_its_files_change(
+        self,
+        server: PlainUpstream,
+        authority: Authority,
+        receiver: Receiver,
+        app: Receiver,
+        trusted: Path,
+        tmp_path: Path,
+    ) -> None:
+        with mirror(tmp_path, server, authority, receiver, app) as sidecar:
+
+            def shown() -> bytes:
+                with peer(sidecar, trusted) as client:
+                    return client.peer_certificate
+
+            old = shown()
+            with peer(sidecar, trusted) as kept:
+                renewed = authority.issue(NAME)
+                write_identity(tmp_path, renewed)
+                wait_until(lambda: shown() != old, "the new certificate is shown", seconds=20)
+                assert shown() == ssl.PEM_cert_to_DER_cert(renewed.chain_pem[0].decode())
+                kept.send(request("/host", NAME, method="GET", headers=()))  # with the one with which it began
+                assert kept.read_response().status == 200
+            write_identity(tmp_path, authority.issue("other.example"))
+            wait_until(lambda: "does not name" in sidecar.stderr, "a wrong one is refused", seconds=20)
+            assert shown() != old  # the one before stays in force
+            assert sidecar.metrics().value("overcoat_mirror_certificate_expiry_timestamp_seconds", host=NAME) > 0
+
+    def test_plain_peers_are_served_if_they_are_listed(
+        self, server: PlainUpstream, authority: Authority, receiver: Receiver, app: Receiver, tmp_path: Path
+    ) -> None:
+        for who, status in (("127.0.0.0/8", 200), ("10.0.0.0/8", 403)):
+            listener = listener_of(server, more=f"&from={who}")
+            with (
+                mirror(tmp_path / who[:2], server, authority, receiver, app, listener=listener) as sidecar,
+                RawClient(sidecar.address) as client,
+            ):
+                body = b'{"x":{"secret":' + receiver.seal(b"1", NAME, "$.x.secret") + b"}}"
+                client.send(request("/plainly", NAME, body=body))
+                answer = client.read_response()
+                assert answer.status == status
+                if status == 403:
+                    assert answer.json()["reason"] == "client_forbidden"
+                else:
+                    assert newest(server, "/plainly").body == b'{"x":{"secret":1}}'
+
+    def test_observe_mode_changes_nothing(
+        self,
+        server: PlainUpstream,
+        authority: Authority,
+        receiver: Receiver,
+        app: Receiver,
+        trusted: Path,
+        tmp_path: Path,
+    ) -> None:
+        with mirror(tmp_path, server, authority, receiver, app, rule="mode: observe") as sidecar:
+            body = b'{"x":{"secret":' + receiver.seal(b"1", NAME, "$.x.secret") + b"}}"
+            assert post(sidecar, trusted, body, "/observed").body == body
+            assert newest(server, "/observed").body == body
+            with peer(sidecar, trusted) as client:
+                client.send(request("/json?observed", NAME, method="GET", headers=()))
+                assert client.read_response().body == ANSWER
+            with peer(sidecar, trusted) as client:
+                client.send(request("/host", "other.example", method="GET", headers=()))
+                assert client.read_response().status == 421
+            line = sidecar.wait_for_decision(lambda line: line["path"] == "/observed")
+            assert (line["mode"], line["action"], line["outcome"]) == ("observe", "mirror", "observed")
+
+    def test_several_processes_show_the_same(
+        self,
+        server: PlainUpstream,
+        authority: Authority,
+        receiver: Receiver,
+        app: Receiver,
+        trusted: Path,
+        tmp_path: Path,
+    ) -> None:
+        with mirror(tmp_path, server, authority, receiver, app, more="\n    workers: 2\n") as sidecar:
+            for _ in range(8):
+                body = b'{"x":{"secret":' + receiver.seal(b"1", NAME, "$.x.secret") + b"}}"
+                assert post(sidecar, trusted, body).status == 200
+
+    def test_a_server_that_is_not_there_is_said_and_is_asked_no_other_way(
+        self, authority: Authority, receiver: Receiver, app: Receiver, trusted: Path, tmp_path: Path
+    ) -> None:
+        with PlainUpstream() as gone:
+            sidecar = mirror(tmp_path, gone, authority, receiver, app)
+        with sidecar:
+            answer = post(sidecar, trusted, b"{}")
+        assert (answer.status, answer.json()["reason"]) == (502, "upstream_unreachable")
+        assert "mirror" in answer.json()["hint"]
+
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    def test_nothing_leaves_for_its_host_by_another_listener(
+        self,
+        server: PlainUpstream,
+        authority: Authority,
+        receiver: Receiver,
+        app: Receiver,
+        tmp_path: Path,
+        scheme: str,
+    ) -> None:
+        both = f"{listener_of(server)}', 'forward://127.0.0.1:0"
+        with mirror(tmp_path, server, authority, receiver, app, listener=both) as sidecar:
+            proxy = f"http://{sidecar.listen[1]}"
+            answer = curl(f"{scheme}://{NAME}/leaving", proxy=proxy, ca_file=sidecar.ca_file)
+            line = sidecar.wait_for_decision(lambda line: line["reason"] == "destination_forbidden")
+        assert answer.status in {0, 403}
+        assert f"stands for {NAME}" in line["detail"]
+        assert not [each for each in server.requests if each.target == "/leaving"]
+
+    def test_what_it_would_do_is_explained(self, beside: Sidecar, receiver: Receiver, tmp_path: Path) -> None:
+        body = tmp_path / "body.json"
+        body.write_bytes(b'{"card":{"number":' + receiver.seal(b"1", NAME, "$.card.number") + b"}}")
+        (told,) = json.loads(beside.run("explain", "-p", "policy.yaml", "--json", "--body", str(body), NAME))[
+            "requests"
+        ]
+        assert (told["action"], told["rule"], told["denied"]) == ("mirror", "pay", [])
+        assert [entry["selectors"] for entry in told["decrypt"]] == [["$.card.number", "$..secret"]]
+        assert [entry["selectors"] for entry in told["encrypt"]] == [["$.token", "$..secret"]]
+        assert [place["path"] for place in told["places"]] == ["$.card.number"]
+        said = beside.run("explain", "-p", "policy.yaml", f"https://{NAME}/v1")
+        assert "mirror: requests are opened for the server behind it, and its responses are sealed" in said
+        wrong = tmp_path / "wrong.json"
+        wrong.write_bytes(b'{"card":{"number":' + receiver.seal(b"1", NAME, "$.card.cvv") + b"}}")
+        (told,) = json.loads(beside.run("explain", "-p", "policy.yaml", "--json", "--body", str(wrong), NAME))[
+            "requests"
+        ]
+        assert told["denial"]["reason"] == "request_not_opened"
+
+    def test_a_websocket_passes_where_nothing_in_it_is_marked(
+        self,
+        authority: Authority,
+        receiver: Receiver,
+        app: Receiver,
+        trusted: Path,
+        tmp_path: Path,
+    ) -> None:
+        def switch(got: RecordedRequest) -> bytes:
+            key = (got.headers.get("sec-websocket-key") or "") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+            accept = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
+            fields = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+            return b"HTTP/1.1 101 Switching Protocols\r\n" + fields.encode() + b"\x81\x02hi"
+
+        with PlainUpstream(respond=switch) as talking:
+            sidecar = mirror(tmp_path, talking, authority, receiver, app)
+            text = sidecar.policy_file.read_text().replace("key: server}", "key: server, when: {paths: [/sealed]}}")
+            sidecar.policy_file.write_text(text.replace("key: app}", "key: app, when: {paths: [/sealed]}}"))
+            with sidecar, peer(sidecar, trusted) as client:
+                fields = (
+                    ("Connection", "Upgrade"),
+                    ("Upgrade", "websocket"),
+                    ("Sec-WebSocket-Version", "13"),
+                    ("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA=="),
+                )
+                client.send(request("/talk", NAME, method="GET", headers=fields))
+                assert client.read_response().status == 101
+                assert client.read_exactly(4) == b"\x81\x02hi"
