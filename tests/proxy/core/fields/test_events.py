@@ -44,7 +44,7 @@ def others(stream: bytes) -> list[bytes]:
     return [
         each
         for each in re.split(rb"(?<=\n)|(?<=\r)(?!\n)", stream.removeprefix(b"\xef\xbb\xbf"))
-        if not re.match(rb"data[:\r\n]|data\Z", each)
+        if each and not re.match(rb"data[:\r\n]|data\Z", each)
     ]
 
 
