@@ -14,22 +14,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime
+from functools import partial
 
 from mitmproxy import http
 
-from addons import marked, messages
+from addons import answers, marked, messages
 from addons.exchange import Exchange
 from addons.headers import has_field, values_of
 from addons.observing import Watch
 from addons.sessions import Sessions
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields import bodies, kinds, responses, values
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.values import Setting
 from proxy.core.jose.keys import Key, KeySet
 from proxy.core.jose.sealing import Sealers, Sealing
-
-_PARTIAL = 206
 
 
 class Encryption:
@@ -52,8 +51,9 @@ class Encryption:
 
     def setting(self, exchange: Exchange, *, of_request: bool) -> Setting:
         """Return what counts for the work on a body, or a message, of an exchange."""
-        limit = exchange.policy.limits.held_body
-        return Setting(marked.host(exchange), limit, self.today(), self._sealing, of_request, self._used)
+        limit, failed = exchange.policy.limits.held_body, exchange.count_failure
+        host, today = marked.host(exchange), self.today()
+        return Setting(host, limit, today, self._sealing, of_request, self._used, failed)
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Hold a body that has fields to change; let any other body stream."""
@@ -140,71 +140,24 @@ class Encryption:
             flow.request.headers[name] = kid
         exchange.count_fields(entries, changed.counts)
         exchange.bytes_sent = len(changed.body)
-        _replace_body(flow.request, changed.body)
+        marked.replace_body(flow.request, changed.body)
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
-        """Hold a response that may have fields to change; let any other response stream."""
+        """Hold or change a response that may have fields to change; let any other response stream."""
         exchange = self.sessions.exchange(flow)
         response = flow.response
         if response is None or (exchange.denied is not None and not exchange.observing):
             return
-        rule = exchange.rule
-        if rule is None or not rule.fields or not self._holds(flow, exchange, response):
-            response.stream = exchange.count_received
-            return
-        exchange.holds_response = True
-        if exchange.method == "HEAD" or response.status_code in (204, 304):  # its fields are about another body
-            response.headers.fields = responses.told(response.headers.fields, with_length=False)
-
-    def _holds(self, flow: http.HTTPFlow, exchange: Exchange, response: http.Response) -> bool:
-        """Return whether the body of a response is held."""
-        if response.status_code == 101:  # it has none
+        if response.status_code == 101 and exchange.rule is not None and exchange.rule.fields:
             try:
                 messages.plan(exchange, flow.request, response)
             except Denied as denied:
                 exchange.deny_always(flow, denied)
-            return False
-        may_pass = exchange.response_work is Work.DECRYPT and not _may_hold_fields(response)
-        return not may_pass and bool(marked.of_response(exchange))
+                return
+        answers.begin(exchange, flow, partial(self.setting, exchange, of_request=False))
 
     def response(self, flow: http.HTTPFlow) -> None:
         """Decrypt the fields of a held response, or encrypt them."""
         exchange = self.sessions.exchange(flow)
-        if not exchange.holds_response or flow.response is None or exchange.denied is not None:
-            return
-        body, entries = flow.response.data.content or b"", marked.of_response(exchange)
-        work = exchange.response_work
-        try:
-            if flow.response.status_code == _PARTIAL and exchange.method != "HEAD":
-                raise bodies.unchangeable(work, "the upstream sent a part of a body, which was not asked for")
-            if work is Work.DECRYPT:
-                head = marked.head(flow.response)
-            else:
-                head = marked.told_head(flow.response)
-                if body:
-                    bodies.check_before(head, entries, self.today())
-            changed = bodies.change(body, head, entries, self.setting(exchange, of_request=False))
-        except Denied as denied:
-            if work is Work.ENCRYPT and denied.reason is not Reason.RESPONSE_NOT_SEALED:
-                denied = bodies.unchangeable(work, denied.detail, denied.entries)
-            exchange.deny_always(flow, denied)
-            return
-        exchange.count_fields(entries, changed.counts)
-        exchange.bytes_received = len(body)
-        if any(changed.counts):
-            flow.response.headers.fields = responses.told(flow.response.headers.fields, with_length=True)
-            _replace_body(flow.response, changed.body)
-
-
-def _may_hold_fields(response: http.Response) -> bool:
-    label = responses.label_of(values_of(response.headers, b"content-type"))
-    return label is not responses.Label.OTHER or response.status_code == _PARTIAL
-
-
-def _replace_body(message: http.Message, body: bytes) -> None:
-    """Set the body to send, and its Content-Length if the message has one."""
-    if message.data.content is body:
-        return
-    message.data.content = body
-    if not has_field(message.headers, b"transfer-encoding"):
-        message.headers["content-length"] = str(len(body))
+        if exchange.holds_response and flow.response is not None:
+            answers.complete(exchange, flow, self.setting(exchange, of_request=False))

@@ -11,7 +11,7 @@ Rules of this module:
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mitmproxy import http
@@ -126,6 +126,8 @@ class Exchange:
         looks_inside: whether its body may ask for another method, to which an entry would apply.
         holds_request: whether the request's body is held until its fields are encrypted.
         holds_response: whether the response's body is held until its fields are decrypted.
+        changes_response: whether it is changed while it passes.
+        lets_pass: tells whether a held response that cannot be looked at goes on as it came, and counts that.
         fields: what was done with marked fields, if anything was; in observe mode, what would have been.
         plan: of a WebSocket whose messages may have marked fields: how they are read.
         looks_secret: in observe mode, the paths in the request's body whose values look like secrets, and like which.
@@ -168,6 +170,8 @@ class Exchange:
     looks_inside: bool = False
     holds_request: bool = False
     holds_response: bool = False
+    changes_response: bool = False
+    lets_pass: Callable[[Denied], bool] | None = None
     fields: FieldCounts | None = None
     plan: Plan | None = None
     bytes_sent: int = 0

@@ -114,6 +114,15 @@ def told_head(response: http.Response) -> bodies.BodyHead:
     return replace(head(response), signature=signatures.covering(fields))
 
 
+def replace_body(message: http.Message, body: bytes) -> None:
+    """Set the body to send, and its Content-Length if the message has one."""
+    if message.data.content is body:
+        return
+    message.data.content = body
+    if not has_field(message.headers, b"transfer-encoding"):
+        message.headers["content-length"] = str(len(body))
+
+
 class Tee:
     """Passes a body on unchanged and, in observe mode, counts the values that would have been encrypted."""
 

@@ -33,6 +33,7 @@ from proxy.log import describe
 logger = logging.getLogger("overcoat")
 
 Cut = Callable[[connection.Client, connection.Server | None], object]
+_Change = Callable[[bytes], bytes | Iterable[bytes]]
 
 
 class Closed(layer.Layer):
@@ -141,6 +142,25 @@ class Guard:
     async def responseheaders(self, flow: http.HTTPFlow) -> None:
         """A response has begun."""
         await self._call("responseheaders", flow)
+        if flow.response is not None and callable(flow.response.stream):
+            flow.response.stream = self._closing(flow, flow.response.stream)
+
+    def _closing(self, flow: http.HTTPFlow, stream: _Change) -> _Change:
+        """Return what changes a streamed body, and ends the client connection if that raises: mitmproxy would leave it
+        open.
+        """
+
+        def change(data: bytes) -> bytes | Iterable[bytes]:
+            try:
+                return stream(data)
+            except Exception as e:
+                if not isinstance(e, Denied):  # of which the decision line tells
+                    logger.error("a streamed body could not be changed, and is broken off: %s", describe(e))
+                self._break(flow.client_conn)
+                self._cut(flow.client_conn, None)
+                return b""
+
+        return change
 
     async def response(self, flow: http.HTTPFlow) -> None:
         """A response is complete."""

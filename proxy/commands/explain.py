@@ -38,7 +38,7 @@ from proxy.core.certificates.localca import Lifetime
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, Destination
 from proxy.core.fields.encodings import decode, parse_encoding
-from proxy.core.fields.entries import FieldEntry, Signed, Work
+from proxy.core.fields.entries import FieldEntry, OnFailure, Signed, Work
 from proxy.core.fields.jsontext import NotJson, TooMuchSelected, find_spans
 from proxy.core.fields.readings import readings, with_body
 from proxy.core.fields.signatures import covering
@@ -381,7 +381,9 @@ def _print_explanation(explanation: Explanation, method: str, path: str) -> None
         lines += [("", pin) for pin in explanation.pins]
     works = [("encrypt", explanation.encrypt), ("decrypt", explanation.decrypt)]
     for name, entries in works if explanation.mirror is None else reversed(works):
-        lines += [(name, f"{', '.join(entry['selectors'])} with {entry['key']}") for entry in entries]
+        for entry in entries:
+            even = "; what cannot be opened passes" if entry.get("on_failure") == OnFailure.PASS else ""
+            lines.append((name, f"{', '.join(entry['selectors'])} with {entry['key']}{even}"))
     for entry in explanation.other_entries:
         conditions = [*(entry["methods"] or ()), *(entry["paths"] or ())]
         lines.append(("not here", f"{', '.join(entry['selectors'])}: only {' '.join(conditions)}"))

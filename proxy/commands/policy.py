@@ -32,7 +32,7 @@ from proxy.commands.shared import (
     proxy_url,
     wide_console,
 )
-from proxy.core.fields.entries import FieldEntry, Match, Signed, Work
+from proxy.core.fields.entries import FieldEntry, Match, OnFailure, Signed, Work
 from proxy.core.rules.policy import Egress, Https, KeyExchange, Mode, PlainHttp, Policy, Rule, Trust
 from proxy.core.who.addresses import AddressSet
 from proxy.policyfile.findings import Finding, findings
@@ -282,6 +282,7 @@ def _print_summary(policy: Policy) -> None:
                 even += ", in any case" if entry.match is Match.IGNORE_CASE else ""
                 even += f", in {entry.envelope.name}" if entry.envelope is not None else ""
                 even += f", as {entry.rename}" if entry.rename is not None else ""
+                even += ", or passes" if entry.on_failure is OnFailure.PASS else ""
                 table.add_row(rule.name, entry.work + even, fields, entry.keys.name, _when_text(entry))
         console.print(table)
     if policy.keys:

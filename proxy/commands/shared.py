@@ -97,6 +97,7 @@ def entry_summary(entry: FieldEntry) -> dict[str, Any]:
         "paths": [glob.text for glob in entry.when.paths] if entry.when.paths is not None else None,
         "envelope": entry.envelope.name if entry.envelope is not None else None,
         "rename": entry.rename,
+        **({"on_failure": entry.on_failure.value} if entry.work is Work.DECRYPT else {}),
     }
 
 

@@ -454,7 +454,9 @@ class Builder:
                         "a form's field is sealed as a token under its own name: leave envelope and rename out, or "
                         "give forms an entry of their own",
                     )
-            elif not key_set.can_open:
+            else:
+                made = replace(made, on_failure=entry.on_failure)
+            if made.work is Work.DECRYPT and not key_set.can_open:
                 self._problem(
                     at, f"key set {entry.key} has public keys only; decrypting takes a private or symmetric key"
                 )

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from proxy.core.fields.entries import AlreadySealed, Match, Signed
+from proxy.core.fields.entries import AlreadySealed, Match, OnFailure, Signed
 from proxy.core.jose.keys import Alg, Bind, Enc
 from proxy.core.jose.profiles import Profile
 from proxy.core.pins import AfterExpiry
@@ -503,6 +503,12 @@ class DecryptEntry(Section):
         default=None,
         description="The name that the member gets whose value was opened, which is also the one that it is bound to. "
         "Left out: its name stays.",
+    )
+    on_failure: OnFailure = _choice(
+        OnFailure.DENY,
+        "What happens to what should be decrypted and cannot be: `deny` it (a stream that has begun is cut off), or "
+        "let it `pass` as it came, be it a value or a body that cannot be read, and say so in line and metrics. A body "
+        "passes only if all entries that are about it say so.",
     )
     when: WhenSection | None = Field(
         default=None, description="Which requests' responses are meant. Left out: all of the rule."

@@ -24,9 +24,10 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 from proxy.core.decisions import Reason
 from proxy.core.jose.keys import Alg
 from tests.e2e import wire
-from tests.e2e.app import Way, ask, assert_denied, client_hello, connect, decision_of, request
+from tests.e2e.app import Way, ask, assert_denied, client_hello, connect, decision_of, open_way, request
 from tests.e2e.certificates import Authority, Identity, Variant
 from tests.e2e.clients import Answer, RawClient, curl
+from tests.e2e.connection import RecordedRequest
 from tests.e2e.http2 import Http2Client, Http2Upstream
 from tests.e2e.mitmdump import Mitmdump
 from tests.e2e.receiver import Marked, Receiver, assert_only_marked_changed, plain
@@ -421,6 +422,42 @@ class TestFields:
         got = ask(mitm, upstream, OPENED, body=b"{}")
         assert (got.status, got.json()["reason"]) == (502, "decryption_failed")
         assert token not in got.body
+
+    @pytest.mark.parametrize("way", Way)
+    def test_events_are_opened_while_they_come(self, stock: Stock, mitm: Mitmdump, upstream_at: Make, way: Way) -> None:
+        token = stock.app.seal(b"1", OPENED, "$.card")
+        seen = threading.Semaphore(0)
+
+        def respond(_: RecordedRequest) -> Iterator[bytes]:
+            yield b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+            for end in (b"", b"0\r\n\r\n"):
+                yield b'%x\r\ndata: {"card":%s}\n\n\r\n%s' % (len(token) + 17, token, end)
+                assert seen.acquire(timeout=5), "the event did not reach the app"
+
+        upstream = upstream_at(OPENED, respond=respond)
+        with open_way(mitm, OPENED, upstream.port, way) as client:
+            authority = f"{OPENED}:{upstream.port}"
+            target = f"http://{authority}/" if way is Way.HTTP else "/"
+            client.send(request(target, authority, method="GET", headers=()))
+            for _ in range(2):
+                client.read_until(b'data: {"card":1}\n\n')
+                seen.release()
+            assert client.read_until(b"0\r\n\r\n") == b"\r\n0\r\n\r\n"
+
+    def test_an_event_that_does_not_open_cuts_the_stream_off(
+        self, stock: Stock, mitm: Mitmdump, upstream_at: Make
+    ) -> None:
+        token = stock.app.seal(b'"4111"', "127.0.0.6", "$.card")
+        fields = (("Content-Type", "text/event-stream"),)
+        body = wire.response(200, b'data: {"ok":1}\n\ndata: {"card":' + token + b"}\n\n", headers=fields)
+        upstream = upstream_at(OPENED, respond=lambda _: body)
+        with open_way(mitm, OPENED, upstream.port) as client:
+            authority = f"{OPENED}:{upstream.port}"
+            client.send(request(f"http://{authority}/", authority, method="GET", headers=()))
+            got = client.read_to_end()
+        assert token not in got
+        assert b"\r\n0\r\n" not in got
+        assert decision_of(mitm, upstream)["reason"] == "decryption_failed"
 
     def test_a_response_with_a_malformed_head_is_kept_back(self, mitm: Mitmdump, upstream_at: Make) -> None:
         raw = b"HTTP/1.1 200 OK\r\nX-Control: a\x01b\r\nContent-Length: 7\r\n\r\nits own"

@@ -7,21 +7,23 @@ other byte stays as it came.
 Offers:
 
 - `automaton`: MAX_INSIDE, Marks; what an entry marks
-- `bodies`: BodyHead, acceptable, change, check_before, count_marked, too_large, unchangeable; one body, from start to
-  end
+- `bodies`: BodyHead, acceptable, change, check_before, count_marked, passes, too_large, unchangeable; one body, from
+  start to end
 - `encodings`: beginning, decode, parse_encoding; content encodings such as gzip
-- `entries`: AlreadySealed, FieldEntry, Match, PathGlob, Signed, When, Work; one entry of a rule's `request` or
-  `response` list
+- `entries`: AlreadySealed, FieldEntry, Match, OnFailure, PathGlob, Signed, When, Work; one entry of a rule's `request`
+  or `response` list
 - `envelopes`: Envelope; the object in which a sealed value stands
 - `jsontext`: NotJson, TooMuchSelected, find_spans; where values stand in JSON text
 - `kinds`: check_target; bodies of every kind: JSON, lines, forms, patches, GraphQL
 - `messages`: Plan, change, count_marked, too_large; one WebSocket message
 - `readings`: Readings, may_be_any_method, may_name_method, readings, with_body; all methods and paths that a server may
   read in a request
-- `responses`: Label, asked, label_of, told; which responses may hold fields, and their header fields afterwards
+- `responses`: Label, asked, comes_in_texts, label_of, told; which responses may hold fields, and their header fields
+  afterwards
 - `selectors`: BadSelector, Selector, parse_selector; JSONPath selectors
 - `shapes`: MOST_BYTES, MOST_PATH, Shape, shapes; where a body has values that look like secrets
 - `signatures`: covering; whether a request's body is signed
 - `splice`: Job, splice, token_of; replacing values without touching other bytes
+- `streams`: Stream; a body of several JSON texts, changed while it comes
 - `values`: Setting, kid_fields, sealing_key; what happens to one value
 """

@@ -17,7 +17,7 @@ from datetime import date
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields import encodings, kinds, splice, values
-from proxy.core.fields.entries import FieldEntry, Signed, Work
+from proxy.core.fields.entries import FieldEntry, OnFailure, Signed, Work
 from proxy.core.fields.responses import Label, label_of, may_be_json
 from proxy.core.fields.values import Setting
 from proxy.core.jose import jwe
@@ -95,7 +95,7 @@ def check_before(head: BodyHead, entries: Sequence[FieldEntry], today: date) -> 
     """
     for entry in entries:
         values.sealing_key(entry, today)
-    _check_charset(head.content_types)
+    check_charset(head.content_types)
     if len(head.content_types) > 1:
         raise Denied(
             Reason.ENCODING_UNSUPPORTED, "the body's Content-Type is given more than once", "send one Content-Type"
@@ -144,7 +144,8 @@ def decrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting:
     """Decrypt the fields that entries select, if they hold a JWE; see `change`.
 
     A value that is no JWE was never sealed, and stays as it is. So does a body that is no JSON, if its label says
-    nothing about it (see `Label`); and one of a request that cannot be read, if its label says that it is no JSON.
+    nothing about it (see `Label`); one of a request that cannot be read, if its label says that it is no JSON; and what
+    cannot be opened, where the entries say so (`OnFailure`).
 
     Raises:
         Denied: DECRYPTION_FAILED, of a request REQUEST_NOT_OPENED; the detail says why.
@@ -153,22 +154,40 @@ def decrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting:
     try:
         if not body:
             return unchanged
-        _check_charset(head.content_types)
+        check_charset(head.content_types)
         codings = encodings.parse_encoding(head.content_encoding)
         text, codings = encodings.take_off(body, codings, setting.limit)
         if label_of(head.content_types) is not Label.JSON and not may_be_json(text):
             return unchanged
         spliced = splice.splice(text, values.opening(entries, setting))
         return Changed(encodings.encode(spliced.body, codings), spliced.counts) if spliced.total else unchanged
-    except Denied as e:
-        if setting.of_request and e.reason in _UNREAD and label_of(head.content_types) is Label.OTHER:
+    except Denied as denied:
+        if setting.of_request and denied.reason in _UNREAD and label_of(head.content_types) is Label.OTHER:
             return unchanged
-        why, names = e.detail, e.entries
-    except ValueError:  # raised by splice: the sender sealed something that is not one JSON value
-        why, names = "a field opens to something that is not one JSON value", ()
+        why = denied
+    except ValueError:
+        why = not_one_value()
+    if passes(why, entries, setting):
+        return unchanged
     if setting.of_request:
-        raise Denied(Reason.REQUEST_NOT_OPENED, f"the request cannot be decrypted: {why}", entries=names)
-    raise unchangeable(Work.DECRYPT, why, names)
+        raise Denied(Reason.REQUEST_NOT_OPENED, f"the request cannot be decrypted: {why.detail}", entries=why.entries)
+    raise unchangeable(Work.DECRYPT, why.detail, why.entries)
+
+
+def not_one_value() -> Denied:
+    """Return the denial of a body in which the sender sealed something that is not one JSON value; splice raises
+    ValueError for it.
+    """
+    return Denied(Reason.DECRYPTION_FAILED, "a field opens to something that is not one JSON value")
+
+
+def passes(why: Denied, entries: Sequence[FieldEntry], setting: Setting) -> bool:
+    """Tell whether what cannot be decrypted goes on as it came, because all entries say so; note the failure then."""
+    if any(entry.work is Work.ENCRYPT or entry.on_failure is OnFailure.DENY for entry in entries):
+        return False
+    for name in why.entries or [entry.name for entry in entries]:
+        setting.failed(name, why.reason)
+    return True
 
 
 def _splice(
@@ -243,8 +262,12 @@ class Required:
             raise Denied(Reason.FIELDS_MISSING, detail, entries=(entry.name,))
 
 
-def _check_charset(content_types: Sequence[str]) -> None:
-    """Refuse a body that its receiver would not read as UTF-8: the receiver would find other names in it than we do."""
+def check_charset(content_types: Sequence[str]) -> None:
+    """Refuse a body that its receiver would not read as UTF-8: the receiver would find other names in it than we do.
+
+    Raises:
+        Denied: ENCODING_UNSUPPORTED.
+    """
     if any(charset not in _UTF8 for charset in _charsets(";".join(content_types))):
         raise Denied(
             Reason.ENCODING_UNSUPPORTED,

@@ -143,6 +143,13 @@ class OtherBodies(StrEnum):
     PASS = "pass"  # noqa: S105  # not a password
 
 
+class OnFailure(StrEnum):
+    """What happens to what should be decrypted, and cannot be."""
+
+    DENY = "deny"
+    PASS = "pass"  # noqa: S105  # not a password
+
+
 @dataclass(frozen=True, slots=True)
 class FieldEntry:
     """One entry of a rule's `request` or `response` list. All entries of one list do the same work.
@@ -183,6 +190,7 @@ class FieldEntry:
     graphql_arguments: frozenset[str] = frozenset()
     required: bool = False
     other_bodies: OtherBodies = OtherBodies.DENY
+    on_failure: OnFailure = OnFailure.DENY
     marks: Marks = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:

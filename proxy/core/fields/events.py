@@ -8,7 +8,7 @@ Rules of this module:
 - The text of an event is what its `data` lines hold, joined by LF. A changed text is written back as `data` lines, in
   the places of those that were there. All other lines stay as they came.
 - White space of JSON that would end a line does so: it stays white space.
-- No event is held that is longer than the limit.
+- No event is held, or changed, that is longer than the limit.
 """
 
 from __future__ import annotations
@@ -63,6 +63,9 @@ class Events:
                 if found is None:
                     break
                 event = bytes(held[at : found.end()])
+                if not self._skips and len(event) > self._limit:
+                    self._skip(too_long(self._limit))
+                    self._skips = True
                 out.append(event if self._skips else self._changed(event))
                 at = self._searched = found.end()
                 self._skips = self._has_data = False
@@ -113,8 +116,10 @@ class Events:
                 at = each.end()
             out += (_lead(each[1], line), line, each[3] or b"\n")
         for each in found[len(lines) :]:
-            out.append(event[at : each.start()])
+            out += [event[at : each.start()]] if each.start() > at else []
             at = each.end()
+            if out[-1].endswith(b"\r") and event[at : at + 1] == b"\n":
+                out.append(b":" + each[3])  # a comment: without it, CR and LF would become one end of a line
         if not last[3] and len(lines) >= len(found):
             out.pop()  # the end of the last line, which had none
         out.append(event[at:])

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from enum import Enum, auto
+from functools import lru_cache
 
 from proxy.core.http.digests import is_digest
 from proxy.core.http.heads import Fields
@@ -26,12 +27,16 @@ _ENTITY_TAG = re.compile(rb'(?:W/)?+("[^"]*+")')
 # in UTF-16 and UTF-32, which have NULs in between.
 _JSON_START = re.compile(rb"(?:\xef\xbb\xbf|\xff\xfe|\xfe\xff)?+[\x00 \t\r\n]*+[{\[\"]")
 _OF_PARTS = (b"range", b"if-range")
+_OF_LINES = frozenset(("ndjson", "jsonl", "jsonlines", "json-lines", "ldjson", "json-stream", "jsonstream"))
 
 
 class Label(Enum):
     """What the Content-Type fields of a response say about its body."""
 
     JSON = auto()
+    LINES = auto()  # a JSON text a line
+    RECORDS = auto()  # a JSON text behind each record separator
+    EVENTS = auto()  # a JSON text in each server-sent event
     NOTHING = auto()  # there is none, there are several, or it is no media type
     OTHER = auto()
 
@@ -40,16 +45,35 @@ def label_of(content_types: Sequence[str]) -> Label:
     """Return what the Content-Type fields say.
 
     JSON is every type with `json` in its subtype: `application/json`, `text/json`, `application/x-json`, types that end
-    in `+json` (RFC 6839, section 3.1), `application/x-amz-json-1.1`; and also types for several JSON texts in a row,
-    which cannot be read as one text, and so must not pass undecrypted.
+    in `+json` (RFC 6839, section 3.1), `application/x-amz-json-1.1`; but for the types for several JSON texts, of which
+    each is read. Where fields say several of these things, all of the body must be one JSON text, or it does not pass.
 
     Args:
         content_types: the values of all fields of that name.
     """
-    found = [_MEDIA_TYPE.match(value) for field in content_types for value in field.split(",")]
-    if any(each is not None and "json" in each[2].lower() for each in found):
-        return Label.JSON
-    return Label.OTHER if found and None not in found else Label.NOTHING
+    types = [_MEDIA_TYPE.match(value) for field in content_types for value in field.split(",")]
+    found = {_label_of_type(each[1].lower(), each[2].lower()) for each in types if each is not None}
+    said = found - {Label.OTHER}
+    if said:
+        return said.pop() if len(said) == 1 else Label.JSON
+    return Label.OTHER if types and None not in types else Label.NOTHING
+
+
+@lru_cache(maxsize=64)
+def _label_of_type(kind: str, subtype: str) -> Label:
+    if (kind, subtype) == ("text", "event-stream"):
+        return Label.EVENTS
+    name = subtype.rpartition("+")[2].removeprefix("x-")
+    if name == "json-seq":
+        return Label.RECORDS
+    if name in _OF_LINES or subtype == "stream+json":
+        return Label.LINES
+    return Label.JSON if "json" in subtype else Label.OTHER
+
+
+def comes_in_texts(label: Label) -> bool:
+    """Tell whether a body has several JSON texts, of which each goes on as soon as it is there."""
+    return label in (Label.LINES, Label.RECORDS, Label.EVENTS)
 
 
 def may_be_json(text: bytes) -> bool:
@@ -70,21 +94,25 @@ def asked(fields: Fields) -> Fields:
     )
 
 
-def told(fields: Fields, *, with_length: bool) -> Fields:
+def told(fields: Fields, *, with_length: bool, with_coding: bool = True) -> Fields:
     """Return a response's header fields for a body that differs from the server's.
 
     Args:
         fields: as the server sent them.
         with_length: whether Content-Length stays, because the caller sets it anew.
+        with_coding: whether Content-Encoding stays, because the body goes on in the same codings.
 
     Returns:
         The fields without digests and offers of ranges, and with a weak ETag instead of a strong one.
     """
     kept: list[tuple[bytes, bytes]] = []
+    left_out = {b"accept-ranges"}
+    left_out |= set() if with_length else {b"content-length"}
+    left_out |= set() if with_coding else {b"content-encoding"}
     for field in fields:
         name, value = field
         lower = name.lower()
-        if is_digest(name) or lower == b"accept-ranges" or (lower == b"content-length" and not with_length):
+        if is_digest(name) or lower in left_out:
             continue
         if lower == b"etag" and not value.startswith(b"W/"):
             if not value.startswith(b'"'):

@@ -21,7 +21,7 @@ from functools import partial
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields import splice
-from proxy.core.fields.entries import AlreadySealed, FieldEntry, Work
+from proxy.core.fields.entries import AlreadySealed, FieldEntry, OnFailure, Work
 from proxy.core.fields.jsontext import member_path
 from proxy.core.jose import jwe
 from proxy.core.jose.keys import Key, KeySet, NoKey
@@ -45,6 +45,7 @@ class Setting:
         sealing: returns what seals the values of one body with a key of a key set; see `sealing.Sealers`.
         of_request: whether it is the body of a request.
         used: called for each value with the key that has sealed or opened it.
+        failed: called with the name of an entry, and why its work has failed, where this lets a value or body pass.
     """
 
     host: str
@@ -53,6 +54,7 @@ class Setting:
     sealing: Callable[[KeySet, Key], Sealing] = Sealing.alone
     of_request: bool = False
     used: Callable[[KeySet, Key, Work], None] = lambda keys, key, work: None
+    failed: Callable[[str, Reason], object] = lambda _name, _reason: None
 
 
 def sealing(entries: Sequence[FieldEntry], setting: Setting) -> list[splice.Job]:
@@ -178,8 +180,8 @@ def _where(entry: FieldEntry) -> str:
 def opening(entries: Sequence[FieldEntry], setting: Setting) -> list[splice.Job]:
     """Return the jobs that open the values of one body.
 
-    Their transforms raise `Denied` if a token is not opened, or it would take too long; a value that is no JWE stays as
-    it is.
+    Their transforms raise `Denied` if a token is not opened, or it would take too long, unless the entry lets it pass.
+    A value that is no JWE stays as it is.
     """
     opener = _Opener(setting)
     return [opener.job(entry) for entry in entries]
@@ -217,6 +219,15 @@ class _Opener:
             raise Denied(Reason.BODY_TOO_LARGE, detail, entries=(entry.name,))
 
     def _open(self, entry: FieldEntry, value: bytes, path: str) -> bytes | None:
+        try:
+            return self._opened(entry, value, path)
+        except Denied as denied:
+            if entry.on_failure is OnFailure.DENY:
+                raise
+            self._setting.failed(entry.name, denied.reason)
+            return None
+
+    def _opened(self, entry: FieldEntry, value: bytes, path: str) -> bytes | None:
         token = self._token(entry, value)
         if token is None:
             return None

@@ -387,7 +387,9 @@ class Conversation:
             self._fail(self.exchange.denied)
         elif head.status == 101:
             self._switch()
-        elif (flow.response.stream or not has_body) and not (self.exchange and is_denied(self.exchange)):
+        elif self.exchange.denied is not None and is_denied(self.exchange):
+            self._fail(self.exchange.denied)
+        elif flow.response.stream or not has_body:
             self.state = _BEGIN[self.state]
             flow.response.stream = flow.response.stream or True
             # For gRPC, fields in a head without a body are trailers; before an empty body they are not.
@@ -408,20 +410,45 @@ class Conversation:
         assert response is not None
         if state in _GATHERING:
             assert self.exchange is not None
-            if len(self._gathered) + len(data) > self.exchange.policy.limits.held_body:
-                limit = self.exchange.policy.limits.held_body
-                self._fail(bodies.unchangeable(self.exchange.response_work, bodies.too_large(limit).detail))
-                return
             self._gathered += data
+            if len(self._gathered) > self.exchange.policy.limits.held_body:
+                self._overflow()
+        elif data:  # an empty piece is the end
+            self._send_on(data)
+
+    def _overflow(self) -> None:
+        """Deny a response that is too long to be held, or let it go on as it comes."""
+        exchange, response = self.exchange, self.flow.response
+        assert exchange is not None
+        assert response is not None
+        why = bodies.too_large(exchange.policy.limits.held_body)
+        if exchange.lets_pass is None or not exchange.lets_pass(why):
+            self._fail(bodies.unchangeable(exchange.response_work, why.detail))
             return
-        if callable(response.stream):
-            piece = response.stream(data)
+        self.state = _BEGIN[self.state]
+        exchange.holds_response = False
+        response.stream = exchange.count_received
+        gathered, self._gathered = bytes(self._gathered), b""
+        self.stream.begin(response, has_body=True)
+        self._send_on(gathered)
+
+    def _send_on(self, data: bytes) -> bool:
+        """Send a piece of a response that streams, or its end, which is an empty piece; return whether it goes on."""
+        assert self.flow.response is not None
+        stream = self.flow.response.stream
+        if callable(stream):
+            try:
+                piece = stream(data)
+            except Denied as denied:
+                self._fail(denied)
+                return False
             data = piece if isinstance(piece, bytes) else b"".join(piece)
         if data:
             self.stream.send(data)
+        return True
 
     def response_end(self, trailers: Fields = ()) -> None:
-        """Handle the end of the response. Trailers go on only with a body that was streamed."""
+        """Handle the end of the response. Trailers go on only with a body that was streamed as it came."""
         upstream = self._release_upstream()
         if upstream is not None:
             if authenticates_connection(self.flow.request, self.flow.response):
@@ -438,6 +465,8 @@ class Conversation:
         self.exchange.whole = time.monotonic()
         if is_held:
             response.data.content, self._gathered = bytes(self._gathered), b""
+        elif not self._send_on(b""):
+            return
         else:
             self.stream.flush()  # the streamed bytes need not wait for the decision line
         self.house.dispatch.call("response", self.flow)
@@ -452,7 +481,7 @@ class Conversation:
             self.stream.begin(response, has_body=has_body)
             if content and has_body:
                 self.stream.send(content)
-        self.stream.end(() if is_held else trailers)
+        self.stream.end(() if is_held or self.exchange.changes_response else trailers)
         self.state = after
         if after is _OVER:
             self.stream.next()

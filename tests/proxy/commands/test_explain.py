@@ -71,7 +71,15 @@ def test_explain_tells_the_whole_way_of_a_plain_http_request() -> None:
         ],
         "decrypt": [],
         "other_entries": [
-            {"selectors": ["$.card"], "key": "app", "match": "exact", "methods": ["GET"], "paths": None, **AS_EVER},
+            {
+                "selectors": ["$.card"],
+                "key": "app",
+                "match": "exact",
+                "methods": ["GET"],
+                "paths": None,
+                "on_failure": "deny",
+                **AS_EVER,
+            },
         ],
         "signed_by": None,
         "places": None,
