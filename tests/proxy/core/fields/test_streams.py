@@ -154,21 +154,27 @@ class TestSealed:
         event = b"data: " + data + b"\n\n"
         assert stream(Label.EVENTS, SEAL).feed(event) == event
 
-    def test_what_is_no_json_does_not(self) -> None:
-        for label, text in ((Label.EVENTS, b"{x}"), (Label.LINES, b"ping")):
-            denied = refused(lambda label=label, text=text: stream(label, SEAL).feed(wrapped(label, text)))  # type: ignore[misc]
-            assert denied.reason is Reason.BODY_NOT_JSON
+    @pytest.mark.parametrize(("label", "text"), [(Label.EVENTS, b"{x}"), (Label.LINES, b"ping")])
+    def test_what_is_no_json_does_not(self, label: Label, text: bytes) -> None:
+        denied = refused(lambda: stream(label, SEAL).feed(wrapped(label, text)))
+        assert denied.reason is Reason.RESPONSE_NOT_SEALED
 
     def test_neither_does_another_coding_nor_what_is_too_long(self) -> None:
         assert refused(lambda: stream(Label.LINES, SEAL, coding="dcb")).reason is Reason.ENCODING_UNSUPPORTED
-        assert refused(lambda: stream(Label.LINES, SEAL).feed(b" " * 5000)).reason is Reason.BODY_TOO_LARGE
+        assert refused(lambda: stream(Label.LINES, SEAL).feed(b" " * 5000)).reason is Reason.RESPONSE_NOT_SEALED
 
     def test_a_value_whose_token_would_be_too_long_is_denied(self) -> None:
         setting = Setting(HOST, 2 * MAX_TOKEN_CHARACTERS, TODAY)
         body = Stream(Label.LINES, BodyHead(), [SEAL], lambda: setting)
-        assert refused(lambda: body.feed(b'{"ssn":"%s"}\n' % bytes(b"0" * MAX_TOKEN_CHARACTERS))).reason is (
-            Reason.BODY_TOO_LARGE
-        )
+        denied = refused(lambda: body.feed(b'{"ssn":"%s"}\n' % (b"0" * MAX_TOKEN_CHARACTERS)))
+        assert denied.reason is Reason.RESPONSE_NOT_SEALED
+
+    def test_nothing_is_sealed_in_a_signed_body(self) -> None:
+        setting = Setting(HOST, LIMIT, TODAY)
+        body = Stream(Label.LINES, BodyHead(signature="the field X-Signature"), [SEAL], lambda: setting)
+        assert body.feed(b'{"a":1}\n') == b'{"a":1}\n'
+        denied = refused(lambda: body.feed(b'{"ssn":1}\n'))
+        assert "the field X-Signature covers the body" in denied.detail
 
 
 FAULTS = [
