@@ -383,12 +383,10 @@ class Conversation:
         self.house.dispatch.call("responseheaders", flow)
         if flow.error:
             self._cut_off()
-        elif head.status == 101 and self.exchange.denied is not None and is_denied(self.exchange):
+        elif self.exchange.denied is not None and is_denied(self.exchange):
             self._fail(self.exchange.denied)
         elif head.status == 101:
             self._switch()
-        elif self.exchange.denied is not None and is_denied(self.exchange):
-            self._fail(self.exchange.denied)
         elif flow.response.stream or not has_body:
             self.state = _BEGIN[self.state]
             flow.response.stream = flow.response.stream or True
