@@ -169,6 +169,16 @@ class TestSealed:
         denied = refused(lambda: body.feed(b'{"ssn":"%s"}\n' % (b"0" * MAX_TOKEN_CHARACTERS)))
         assert denied.reason is Reason.RESPONSE_NOT_SEALED
 
+    @pytest.mark.parametrize("is_there", [True, False])
+    def test_what_is_required_must_be_in_one_text(self, is_there: bool) -> None:
+        body = stream(Label.LINES, replace(SEAL, required=True))
+        assert body.feed(b'{"a":1}\n') == b'{"a":1}\n'
+        if is_there:
+            body.feed(b'{"ssn":1}\n{"a":1}')
+            assert body.feed(b"") == b'{"a":1}'
+        else:
+            assert "requires" in refused(lambda: body.feed(b"")).detail
+
     def test_nothing_is_sealed_in_a_signed_body(self) -> None:
         setting = Setting(HOST, LIMIT, TODAY)
         body = Stream(Label.LINES, BodyHead(signature="the field X-Signature"), [SEAL], lambda: setting)
