@@ -215,8 +215,8 @@ def _looking(names: frozenset[bytes], folded_names: frozenset[bytes]) -> _Match:
     spelled = [re.escape(name) for name in sorted(names)]
     spelled += [rb"(?i:%s)" % re.escape(name) for name in sorted(folded_names) if name.isascii()]
     named = rb"|".join(spelled) if spelled else rb"(?!)"
-    string = rb'"(?!(?:%s)"%s:)(?:%%s|(?:[^"\\]++|\\.)*+"%s)' % (named, _BLANK, _AT_NAME)
-    string %= rb'[^"\\\x80-\xff]*+"' if folded_names else rb'[^"\\]*+"'
+    plain = rb'[^"\\\x80-\xff]*+"' if folded_names else rb'[^"\\]*+"'
+    string = rb'"(?!(?:%s)"%s:)(?:%s|(?:[^"\\]++|\\.)*+"%s)' % (named, _BLANK, plain, _AT_NAME)
     dull = rb'[^"\[\]{}]++|%s' % string
     for _ in range(_MOST_NESTED):
         dull = rb'[^"\[\]{}]++|%s|[\[{](?:%s)*+[\]}]' % (string, dull)

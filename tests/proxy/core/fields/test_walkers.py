@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from proxy.core.fields import plainwalk, quickwalk, spans
 from proxy.core.fields.automaton import Marks, automaton_of
-from proxy.core.fields.selectors import parse_selector
+from proxy.core.fields.selectors import Segment, Selector, parse_selector
 from proxy.core.fields.spans import Found, NotJson, TooMuchSelected
 
 
@@ -169,6 +169,14 @@ def test_the_quick_one_does_find_these(text: bytes, jobs: tuple[Marks, ...]) -> 
 )
 def test_the_quick_one_leaves_to_the_plain_one_what_is_no_json_or_read_differently(text: bytes) -> None:
     assert found_by(text, JOBS[0], quick=True) is None
+
+
+@pytest.mark.parametrize("name", ["50%", "%s", "%%", "%\x1f", "{0}", "\\1", "(?:", "a|b", "[x]"])
+def test_a_name_is_only_a_name_whatever_it_would_mean_to_python(name: str) -> None:
+    text = json.dumps({"x": {"y": 1}, name: 2, "z": [3]}).encode()
+    found = Found(text, automaton_of((Marks((Selector("$", (Segment(False, (name,)),)),)),)))
+    assert quickwalk.walk(found)
+    assert [text[span.start : span.end] for span in found.spans] == [b"2"]
 
 
 @pytest.mark.parametrize("selector", ["$", "$.*", "$..*", "$[0]", "$[1:]", "$..[-1]", "$.a[-1].b", "$.a[::-1].b"])
