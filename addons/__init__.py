@@ -12,8 +12,9 @@ Offers:
 - `headers`: has_field, values_of; header fields by name
 - `localca`: LocalCaGuard; no certificate from a local CA that has ended
 - `messages`: Messages; encrypts and decrypts fields of WebSocket messages
-- `metrics`: NO_REASON, NO_RULE, Metrics, PolicyMetrics; what is counted
+- `metrics`: NO_REASON, NO_RULE, Metrics; what is counted
 - `pinning`: Pinning, expired_pins, have_expired; pins, in the handshake
+- `policymetrics`: PolicyMetrics; what is read from the policy at each scrape
 - `sessions`: Session, Sessions; what is known of one client connection
 - `telemetry`: Telemetry; one decision line for each request
 - `transport`: Transport; upgrades plain http

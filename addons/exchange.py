@@ -38,7 +38,8 @@ from proxy.core.http.problems import (
 from proxy.core.http.traces import trace_id
 from proxy.core.pins import PinMatch, PinVerdict
 from proxy.core.rules.appview import View
-from proxy.core.rules.policy import KeyExchange, Mirror, Mode, Policy, Rule
+from proxy.core.rules.policy import Mirror, Mode, Policy, Rule
+from proxy.core.rules.trust import KeyExchange
 
 _OF_TLS = frozenset((Reason.TLS_FAILED, Reason.CERTIFICATE_INVALID, Reason.CLIENT_CERTIFICATE_REFUSED))
 

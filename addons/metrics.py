@@ -17,12 +17,9 @@ import functools
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from datetime import UTC, date, datetime
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 from prometheus_client.values import MutexValue
 
@@ -493,84 +490,3 @@ class RequestCounts:
     def remember(self, id: str) -> None:
         """Show a request's id as the exemplar of its series (OpenMetrics), until the next one."""
         self._requests.set_exemplar(Exemplar({"id": id}, 1.0, time.time()))
-
-
-class PolicyMetrics(Collector):
-    """The metrics that depend on the policy in force only, computed at each scrape."""
-
-    def __init__(self, version: str, policy: Callable[[], Policy], started: float) -> None:
-        """Start.
-
-        Args:
-            version: Overcoat's version.
-            policy: returns the policy in force.
-            started: when the counters began at 0, in seconds since 1970.
-        """
-        self._version = version
-        self._policy = policy
-        self._started = started
-
-    def describe(self) -> tuple[GaugeMetricFamily, ...]:
-        """Return the families without samples."""
-        return (
-            GaugeMetricFamily(
-                "overcoat_key_expiry_timestamp_seconds",
-                "When a key ends: a primary one seals no more then, an older one opens no more (its grace included).",
-                labels=["key", "kid", "use"],
-            ),
-            GaugeMetricFamily(
-                "overcoat_jwks_max_age_seconds",
-                "For how long the keys of a key set that is fetched by URL are to be used.",
-                labels=["key"],
-            ),
-            GaugeMetricFamily(
-                "overcoat_pins_expire_timestamp_seconds",
-                "When the pins of a rule expire, and what happens then.",
-                labels=["rule", "after_expiry"],
-            ),
-            GaugeMetricFamily(
-                "overcoat_mirror_certificate_expiry_timestamp_seconds",
-                "When the certificate ends that a mirror listener shows, by a host for which it stands.",
-                labels=["host"],
-            ),
-            GaugeMetricFamily("overcoat_info", "Always 1; the version and mode that run.", labels=["version", "mode"]),
-            GaugeMetricFamily(
-                "overcoat_policy_info",
-                "Always 1; the hash of the policy in force, as the log says it.",
-                labels=["hash"],
-            ),
-            GaugeMetricFamily("overcoat_start_timestamp_seconds", "When the sidecar started, with all counters at 0."),
-        )
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Return the families."""
-        policy = self._policy()
-        families = keys, ages, expiry, certificates, info, content, start = self.describe()
-        sets = {entry.keys.name: entry.keys for rule in policy.rules for entry in rule.fields}
-        for name, key_set in sets.items():
-            if key_set.supply is not None:
-                ages.add_metric([name], key_set.supply.max_age)
-                continue  # each process has its keys, and whoever publishes them answers for their ends
-            for key in key_set.keys:
-                use = "primary" if key is key_set.primary else "older"
-                last = key.not_after if use == "primary" else key_set.last_opening(key)
-                if last is not None:
-                    keys.add_metric([name, key.kid, use], _end_of(last))
-        pinned = [(rule.name, rule.pins) for rule in policy.rules]
-        if policy.upstream_proxy is not None:
-            pinned.append((UPSTREAM_PROXY, policy.upstream_proxy.rule.pins))
-        for rule_name, pins in pinned:
-            if pins is not None and pins.expires is not None:
-                expiry.add_metric([rule_name, pins.after_expiry], _end_of(pins.expires))
-        shown = {name: each.ends for mirror, each in policy.certificates.items() for name in mirror.names}
-        for name, end in shown.items():
-            certificates.add_metric([name], int(end.timestamp()))
-        info.add_metric([self._version, policy.mode.value], 1)
-        content.add_metric([policy.short_hash], 1)
-        start.add_metric([], self._started)
-        yield from families
-
-
-def _end_of(day: date) -> int:
-    """Return the end of a last valid day, in UTC."""
-    return int(datetime.combine(day, datetime.max.time(), UTC).timestamp())

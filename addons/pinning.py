@@ -27,8 +27,9 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import HTTPS_PORT, Destination
 from proxy.core.handshakes import handshake_failed
 from proxy.core.pins import PinVerdict, check_pins, mismatch_facts, spki_pin
-from proxy.core.rules.policy import CrlUse, Policy, Rule, Trust
+from proxy.core.rules.policy import Policy, Rule
 from proxy.core.rules.transport import hint_for_neighbour
+from proxy.core.rules.trust import CrlUse, Trust
 
 VerifyCallback = Callable[[SSL.Connection, crypto.X509, int, int, int], bool]
 

@@ -195,6 +195,14 @@ ALERTS = (
         "made for a few days only, it says that their renewal does not work.",
     ),
     Alert(
+        "OvercoatClientCertificateExpiresSoon",
+        "overcoat_client_certificate_expiry_timestamp_seconds - time() < 14 * 86400",
+        "warning",
+        "rule {{ $labels.rule }}: the client certificate ends in {{ $value | humanizeDuration }}",
+        "From then on the rule's hosts refuse it. Put the new one, and its key, in the place of the old: they are read "
+        "at once. A negative time says that it has ended.",
+    ),
+    Alert(
         "OvercoatFieldsFail",
         events(_field_failures(), ("rule", "entry", "reason")),
         "warning",
@@ -211,6 +219,8 @@ ALERTS = (
             Reason.UPSTREAM_FAILED,
             Reason.UPSTREAM_CUT,
             Reason.TLS_FAILED,
+            Reason.CLIENT_CERTIFICATE_REFUSED,
+            Reason.KEY_EXCHANGE_REFUSED,
             Reason.APP_TLS_FAILED,
             Reason.IDLE_TIMEOUT,
             Reason.TOO_MANY_CONNECTIONS,

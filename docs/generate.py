@@ -23,7 +23,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
-from addons.metrics import Metrics, PolicyMetrics
+from addons.metrics import Metrics
+from addons.policymetrics import PolicyMetrics
 from docs.alerts import alerts_rows, rules_text
 from docs.dashboard import dashboard_text, panels_rows
 from docs.manual import manual_text

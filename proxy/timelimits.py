@@ -112,6 +112,8 @@ UNRESTING_SECONDS = 30.0
 
 # Between two looks at it: metrics of what runs are as old as that, and Prometheus asks every 15 seconds.
 UNDER_WAY_SECONDS = 2.0
+# For what is open under an earlier policy to end by itself; the next look ends it, so it is gone within 10 seconds.
+OUTLIVED_SECONDS = 6.0
 # Between two lines about a tunnel that is open: enough to see that it lives, and few.
 LINE_SECONDS = 5 * _MINUTE
 

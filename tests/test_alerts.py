@@ -15,7 +15,8 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from addons.metrics import Metrics, PolicyMetrics
+from addons.metrics import Metrics
+from addons.policymetrics import PolicyMetrics
 from docs.alerts import ALERTS, alerts_rows, rules_text
 from proxy.core.decisions import Reason
 from proxy.core.rules.policy import Policy
@@ -71,6 +72,7 @@ def test_all_that_they_read_exists_and_is_there_from_the_start() -> None:
         "overcoat_pin_checks_total",
         "overcoat_mirror_certificate_expiry_timestamp_seconds",
         *("overcoat_jwks_fetched_timestamp_seconds", "overcoat_jwks_max_age_seconds"),
+        "overcoat_client_certificate_expiry_timestamp_seconds",
     }
     lists = [found for alert in ALERTS for found in re.findall(r'reason=~"([^"]+)"', alert.expr)]
     codes = {code for found in lists for code in found.split("|")}
@@ -87,6 +89,7 @@ def test_all_that_they_read_exists_and_is_there_from_the_start() -> None:
             "no_forwards_left",
             "redirect_loop",
             "drain_timeout",
+            "policy_changed",
             "misdirected",
         ),
     }

@@ -17,7 +17,8 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from addons.exchange import Exchange, Upstream
-from addons.metrics import Metrics, PolicyMetrics
+from addons.metrics import Metrics
+from addons.policymetrics import PolicyMetrics
 from addons.sessions import Sessions
 from addons.telemetry import Telemetry
 from docs.alerts import ALERTS

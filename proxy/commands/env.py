@@ -99,7 +99,7 @@ def _write(folder: Path) -> None:
     Raises:
         NotReady: they cannot be written, or there is no local CA.
     """
-    from proxy.core.rules.policy import Trust
+    from proxy.core.rules.trust import Trust
     from proxy.disk.ca import CaError, LocalCa, data_directory
     from proxy.disk.publishing import PublishingError
     from proxy.engine.tls import NoRoots, read_roots

@@ -33,7 +33,8 @@ from proxy.commands.shared import (
     wide_console,
 )
 from proxy.core.fields.entries import FieldEntry, Match, OnFailure, Signed, Work
-from proxy.core.rules.policy import Egress, Https, KeyExchange, Mode, PlainHttp, Policy, Rule, Trust
+from proxy.core.rules.policy import Egress, Https, Mode, PlainHttp, Policy, Rule
+from proxy.core.rules.trust import KeyExchange, Trust
 from proxy.core.who.addresses import AddressSet
 from proxy.policyfile.findings import Finding, findings
 from proxy.policyfile.model import schema_text

@@ -196,7 +196,7 @@ def _check_lines(path: Path) -> None:
 
 def _publish_ca(folder: Path) -> None:
     """Write what apps trust. Without roots of the system's own, the bundle is the local CA alone."""
-    from proxy.core.rules.policy import Trust
+    from proxy.core.rules.trust import Trust
     from proxy.disk.publishing import PublishingError
     from proxy.engine.tls import NoRoots, read_roots
     from proxy.wearing.files import write_files
@@ -229,7 +229,8 @@ async def _serve_alone(
     """
     from prometheus_client import CollectorRegistry
 
-    from addons.metrics import Metrics, PolicyMetrics
+    from addons.metrics import Metrics
+    from addons.policymetrics import PolicyMetrics
     from proxy.processes.decisionlines import LineWriter
     from proxy.processes.recent import Recent
     from proxy.processes.reload import log_leaving

@@ -89,6 +89,15 @@ class Reason(Enum):
         "Overcoat was told to end, and what was under way had `drain_timeout` to come to its own end.",
         "ask again; raise drain_timeout, and how long the supervisor waits before it kills, if so long is meant",
     )
+    POLICY_CHANGED = (
+        "policy_changed",
+        503,
+        "proxy_internal_response",
+        "The policy has changed for what was open",
+        "A tunnel, a WebSocket or a long response went on after a reload that changed its host's pins, trust or rule, "
+        "or who may use the proxy; or after its pins' last day.",
+        "open it again: it is then decided by the policy in force. open_connections: keep leaves alone what is open",
+    )
     TOO_MANY_CONNECTIONS = (
         "too_many_connections",
         503,
@@ -465,6 +474,7 @@ _OUTCOMES = {
     Reason.UPSTREAM_CUT: Outcome.UPSTREAM_CUT,
     Reason.APP_TLS_FAILED: Outcome.APP_LEFT,
     Reason.DRAIN_TIMEOUT: Outcome.DRAINED,
+    Reason.POLICY_CHANGED: Outcome.DRAINED,
     Reason.IDLE_TIMEOUT: Outcome.IDLE,
 }
 

@@ -22,14 +22,10 @@ OTHER_GROUP = "other"
 # OpenSSL's names of groups in lower case, and those of the IANA registry "TLS Supported Groups".
 _GROUPS = {
     HYBRID.lower(): HYBRID,
-    "secp256r1mlkem768": "SecP256r1MLKEM768",
-    "secp384r1mlkem1024": "SecP384r1MLKEM1024",
     "x25519": "x25519",
-    "x448": "x448",
     "secp256r1": "secp256r1",
     "prime256v1": "secp256r1",
     "secp384r1": "secp384r1",
-    "secp521r1": "secp521r1",
 }
 GROUPS = tuple(dict.fromkeys((*_GROUPS.values(), OTHER_GROUP)))
 

@@ -15,7 +15,7 @@ from typing import Any
 from OpenSSL import SSL, crypto
 
 from proxy.core.certificates.forms import form_defect
-from proxy.core.rules.policy import Trust
+from proxy.core.rules.trust import Trust
 from proxy.engine.tls import upstream_context
 
 _lib: Any = SSL._lib  # type: ignore[attr-defined]  # pyOpenSSL has no public call for a store's purpose

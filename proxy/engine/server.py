@@ -22,6 +22,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime
 from typing import Any, NamedTuple
 
 from addons.encryption import Encryption
@@ -38,7 +39,9 @@ from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.core.http.cookies import Cookies
 from proxy.core.rules.hsts import KnownHosts
-from proxy.core.rules.policy import Listener, Policy
+from proxy.core.rules.policy import Listener, OpenConnections, Policy
+from proxy.core.rules.promises import has_outlived, pins_have_ended
+from proxy.core.who.addresses import parse_ip
 from proxy.core.who.clients import check_client
 from proxy.core.who.credentials import Verifier
 from proxy.disk.ca import LocalCa
@@ -190,6 +193,7 @@ class Engine:
         self.connections: set[OpenConnection] = set()
         found = functools.cache(metrics.pool.labels)  # it always returns the same object for the same label
         self.pool = Pool(self.loop, lambda result: found(result).inc())
+        self._taken = self.loop.time()  # when the policy in force was taken over
         self.is_parting = False  # told to end; new connections are still taken, for `drain_wait`
         self.is_draining = False
         self._count_cuts = metrics.drain_cuts.inc
@@ -197,7 +201,7 @@ class Engine:
         self._doors: list[Door] = []
         self._watching: asyncio.Task[None] | None = None
         self._own: list[tuple[str, int]] = []
-        known = KnownHosts(time.time, is_preloaded)
+        known = self._known = KnownHosts(time.time, is_preloaded)
         telemetry = Telemetry(self.sessions, metrics, write_line)
         self._finish, self._under_way = telemetry.finish, telemetry.under_way
         self._metrics = metrics
@@ -246,8 +250,46 @@ class Engine:
                 measure(self._metrics)
                 for _ in self._under_way.look(timelimits.LINE_SECONDS):
                     await asyncio.sleep(0)
+                await self._end_outlived()
             except Exception as e:  # whatever it is: metrics of what runs must go on
                 logger.error("looking at what is under way failed: %s", describe(e))
+
+    async def _end_outlived(self) -> None:
+        """End what is open and has another promise by now, or whose pins have ended."""
+        if self.policy.open_connections is OpenConnections.KEEP:
+            return
+        is_due = self.loop.time() >= self._taken + timelimits.OUTLIVED_SECONDS
+        today = datetime.now(UTC).date()
+        for connection in list(self.connections):
+            await asyncio.sleep(0)
+            if (why := self._outlived(connection.session, today, is_due=is_due)) is not None:
+                denied = Denied(Reason.POLICY_CHANGED, why)
+                connection.session.cut_off(denied)
+                connection.cut_off(denied)
+
+    def _outlived(self, session: Session, today: date, *, is_due: bool) -> str | None:
+        """Return why something that is under way on a connection must end; None if nothing must.
+
+        Args:
+            session: the connection's session.
+            today: the current day in UTC.
+            is_due: whether what began under an earlier policy has had its time to end.
+        """
+        for exchange in session.under_way:
+            if exchange.asked is None:
+                continue
+            if not exchange.observing and pins_have_ended(exchange.rule, today):
+                return f"the pins of rule {exchange.rule_name} have ended"
+            if exchange.policy is self.policy or not is_due:
+                continue
+            action = exchange.decision.action if exchange.decision is not None else None
+            if has_outlived(exchange.policy, exchange.rule, action, self.policy, exchange.asked, known=self._known):
+                return f"the policy for {exchange.asked.host} has changed since this was opened"
+            clients = self.policy.clients
+            is_known = exchange.user is None or any(user.name == exchange.user for user in clients.users)
+            if not is_known or not clients.admits(parse_ip(session.client)):
+                return "this client may not use the proxy any more"
+        return None
 
     def guard(self, address: tuple[str, int]) -> None:
         """Add another listener of this process (the admin listener) that must not be reached through the proxy."""
@@ -261,7 +303,8 @@ class Engine:
         """Decide every request that begins from now on with another policy.
 
         The decision about a CONNECT holds for everything inside it. So a connection with inspected https is closed as
-        soon as no request is under way on it; a tunnel is left alone.
+        soon as no request is under way on it. What goes on is ended a little later if its host has another promise by
+        then; see `_end_outlived`.
 
         Raises:
             proxy.engine.tls.NoRoots: the trusted roots cannot be found or read; then nothing has changed.
@@ -269,7 +312,7 @@ class Engine:
         self._tls.prepare(policy)
         if policy.lets_plain_http_pass and not self.policy.lets_plain_http_pass:
             logger.warning("plain http may pass now: Secure cookies that apps have kept so far are not marked as such")
-        self.policy = policy
+        self.policy, self._taken = policy, self.loop.time()
         self._supplies.take_over(policy)
         self.pool.close()
         for connection in list(self.connections):

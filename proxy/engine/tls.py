@@ -34,7 +34,8 @@ from addons.sessions import Sessions
 from proxy.core.certificates.bundles import BadBundle, read_bundle
 from proxy.core.certificates.serving import ServerCertificate
 from proxy.core.handshakes import HYBRID
-from proxy.core.rules.policy import ClientCertificate, KeyExchange, Mirror, Policy, Rule, Trust
+from proxy.core.rules.policy import Mirror, Policy, Rule
+from proxy.core.rules.trust import ClientCertificate, KeyExchange, Trust
 from proxy.disk.ca import Leaf, LocalCa
 from proxy.disk.reading import MAX_ROOTS_BYTES, read_regular
 

@@ -37,9 +37,9 @@ from proxy.core.rules.policy import (
     Policy,
     Rule,
     RuleLimits,
-    Trust,
     UpstreamProxy,
 )
+from proxy.core.rules.trust import Trust
 from proxy.core.who.addresses import address_set
 from proxy.core.who.clients import ClientRules, PasswordHash, User, parse_password_hash
 from proxy.disk.reading import read_regular
@@ -148,6 +148,7 @@ class Builder:
             hsts_preload=file.hsts_preload,
             via=file.via,
             workers=file.workers,
+            open_connections=file.open_connections,
             drain_wait=file.drain_wait,
             drain_timeout=file.drain_timeout,
             keys={name: key_set for name, key_set in keys.items() if key_set is not None},

@@ -29,8 +29,9 @@ from proxy.core.jose.keymaterial import SecretBytes
 from proxy.core.jose.keys import Key, KeySet
 from proxy.core.pinlife.checks import backups
 from proxy.core.pins import PinSet, PinVerdict
-from proxy.core.rules.policy import CrlUse, Mode, Policy, Rule, Trust
+from proxy.core.rules.policy import Mode, Policy, Rule
 from proxy.core.rules.transport import denied_by_address
+from proxy.core.rules.trust import CrlUse, Trust
 from proxy.disk.ca import CaError, data_directory, published_lifetime
 from proxy.disk.chains import SeenChain, read_chains
 from proxy.disk.mounts import is_mounted_by_itself, is_replaced

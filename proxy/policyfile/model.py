@@ -23,7 +23,8 @@ from proxy.core.fields.entries import AlreadySealed, Match, OnFailure, Signed
 from proxy.core.jose.keys import Alg, Bind, Enc
 from proxy.core.jose.profiles import Profile
 from proxy.core.pins import AfterExpiry
-from proxy.core.rules.policy import CrlUse, Egress, Https, KeyExchange, Limits, Mode, PlainHttp, Policy
+from proxy.core.rules.policy import Egress, Https, Limits, Mode, OpenConnections, PlainHttp, Policy
+from proxy.core.rules.trust import CrlUse, KeyExchange
 from proxy.policyfile.selectortext import InsideText, SelectorText
 from proxy.policyfile.values import (
     AddressesText,
@@ -662,6 +663,11 @@ class PolicyFile(Section):
     workers: WorkerCount = Field(
         default=_BUILT_IN.workers,
         description="How many processes share the listeners, 1 to 64, or `auto`: one a processor.",
+    )
+    open_connections: OpenConnections = _choice(
+        _BUILT_IN.open_connections,
+        "What a reload does to tunnels, WebSockets and long responses whose host has other pins, trust or another rule "
+        "now: `close` ends them within ten seconds, `keep` leaves them alone.",
     )
     drain_wait: int = Field(
         default=_BUILT_IN.drain_wait,

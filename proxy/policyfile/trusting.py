@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from proxy.core.certificates.bundles import BadBundle, Bundle, read_bundle
 from proxy.core.jose.keymaterial import SecretBytes
-from proxy.core.rules.policy import ClientCertificate, Crls, Trust
+from proxy.core.rules.trust import ClientCertificate, Crls, Trust
 from proxy.disk.keyfiles import KeyFileError, read_key_file
 from proxy.disk.reading import MAX_ROOTS_BYTES, list_folder
 from proxy.policyfile.keysets import variable_name

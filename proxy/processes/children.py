@@ -22,7 +22,8 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from addons.metrics import Metrics, PolicyMetrics
+from addons.metrics import Metrics
+from addons.policymetrics import PolicyMetrics
 from proxy.core.rules.policy import Policy
 from proxy.disk.ca import LocalCa
 from proxy.engine.server import Bound, Engine

@@ -26,7 +26,8 @@ from addons.pinning import Pinning, have_expired, is_about_form, verifier, verif
 from addons.sessions import Sessions
 from proxy.core.destinations import Destination
 from proxy.core.pins import AfterExpiry, Level, Pin, PinSet, PinVerdict, certificate_pin, spki_pin
-from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule, Trust
+from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
+from proxy.core.rules.trust import Trust
 
 OK, EXPIRED_CERTIFICATE, UNKNOWN_ISSUER = 0, 10, 20  # X509_V_* of OpenSSL
 ROOT_CA = trustme.CA()

@@ -15,17 +15,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from addons.decisionline import done
 from addons.exchange import Exchange
-from addons.metrics import (
-    MOST_KIDS,
-    MOST_USERS,
-    OTHER_USERS,
-    End,
-    Metrics,
-    PolicyMetrics,
-    RequestCounts,
-    ends,
-    status_class,
-)
+from addons.metrics import MOST_KIDS, MOST_USERS, OTHER_USERS, End, Metrics, RequestCounts, ends, status_class
+from addons.policymetrics import PolicyMetrics
 from addons.sessions import Sessions
 from addons.telemetry import Telemetry
 from proxy.core.decisions import FIELD_REASONS, Action, Decision, Denied, Outcome, Reason

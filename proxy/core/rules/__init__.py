@@ -6,10 +6,12 @@ Offers:
 - `appview`: View, interim_fields, renamed, request_fields, response_fields, upgraded; what an app that was upgraded to
   https must not notice
 - `hsts`: KnownHosts; hosts that have asked for https only (RFC 6797)
-- `policy`: ClientCertificate, CrlUse, Crls, Defaults, Egress, HostPattern, Https, KeyExchange, Limits, Listener,
-  ListenerKind, Mirror, Mode, PlainHttp, Policy, Rule, RuleLimits, Trust, UpstreamProxy, upgraded; the policy and its
-  parts
+- `policy`: Defaults, Egress, HostPattern, Https, Limits, Listener,
+  ListenerKind, Mirror, Mode, OpenConnections, PlainHttp, Policy, Rule, RuleLimits, UpstreamProxy, upgraded; the
+  policy and its parts
+- `promises`: has_outlived, pins_have_ended; whether what is open under an earlier policy may go on
 - `transport`: decide_https, decide_mirror, decide_plain_http, denied_by_address, forbidden_address,
   forbidden_behind_mirror, hint_for_neighbour, own_listener, unresolved, untaken; upgrade, reject or allow; which
   addresses may be reached
+- `trust`: ClientCertificate, CrlUse, Crls, KeyExchange, Trust; which certificates are trusted, and which one is shown
 """

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
@@ -25,6 +24,7 @@ from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.jose.keymaterial import SecretBytes
 from proxy.core.jose.keys import KeySet
 from proxy.core.pins import PinSet
+from proxy.core.rules.trust import ClientCertificate, Trust
 from proxy.core.who.addresses import AddressSet
 from proxy.core.who.clients import ClientRules
 
@@ -100,73 +100,6 @@ class HostPattern:
         stars = {"exact": "", "one_label": "*.", "any_depth": "**."}[self.kind]
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{stars}{host}" + (f":{self.port}" if self.port is not None else "")
-
-
-class KeyExchange(StrEnum):
-    """Which key exchanges are accepted from upstreams."""
-
-    ANY = "any"
-    HYBRID = "hybrid"  # X25519MLKEM768 or nothing
-
-
-class CrlUse(StrEnum):
-    """What happens where a revocation list is missing, has ended or cannot be verified."""
-
-    IF_PRESENT = "if_present"  # the certificate counts as not revoked
-    REQUIRE = "require"  # it is refused
-
-
-@dataclass(frozen=True, slots=True)
-class Crls:
-    """Certificate revocation lists (RFC 5280, section 5).
-
-    Attributes:
-        files: the files that they came from.
-        when: what happens where one is missing.
-        lists: the lists in DER.
-    """
-
-    files: tuple[Path, ...]
-    when: CrlUse = CrlUse.IF_PRESENT
-    lists: tuple[bytes, ...] = field(default=(), repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Trust:
-    """Which upstream certificates are trusted.
-
-    Attributes:
-        roots: a PEM bundle, or None for the system's store.
-        min_tls: the lowest TLS version that upstreams may use.
-        strict: whether certificates must have the form that RFC 5280 prescribes, as Python 3.13 and newer demand.
-        anchors: the certificates of the bundle in DER, once it was read; see `proxy.engine.tls.with_roots`.
-        key_exchange: which key exchanges are accepted.
-        crls: revocation lists; None for none.
-    """
-
-    roots: Path | None = None
-    min_tls: Literal["1.2", "1.3"] = "1.2"
-    strict: bool = True
-    anchors: tuple[bytes, ...] | None = field(default=None, repr=False)
-    key_exchange: KeyExchange = KeyExchange.ANY
-    crls: Crls | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ClientCertificate:
-    """The certificate that is shown to an upstream which asks for one. Compared by identity.
-
-    Attributes:
-        file: where it came from.
-        chain: the certificate and its issuers' in DER, its own first.
-        key: its private key in DER (PKCS #8).
-        ends: when the certificate ends, in UTC.
-    """
-
-    file: Path
-    chain: tuple[bytes, ...]
-    key: SecretBytes
-    ends: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +195,13 @@ class ListenerKind(StrEnum):
     SOCKS5 = "socks5"
     TRANSPARENT = "transparent"
     MIRROR = "mirror"
+
+
+class OpenConnections(StrEnum):
+    """What happens to what is open after a reload that changes the promise for its host."""
+
+    CLOSE = "close"
+    KEEP = "keep"
 
 
 class Egress(StrEnum):
@@ -373,6 +313,7 @@ class Policy:
         hsts_preload: whether the browsers' list of https-only hosts counts.
         upstream_proxy: the proxy through which everything leaves; None for none.
         workers: the number of processes that share the listeners; 0 for as many as the machine has processors for them.
+        open_connections: what a reload does to what is open.
         drain_wait: seconds to serve as before after the signal to end, while no longer ready.
         drain_timeout: seconds that requests under way then have to finish.
         certificates: what each mirror listener shows that speaks TLS.
@@ -390,7 +331,7 @@ class Policy:
     probes: Listener | None = None
     mode: Mode = Mode.ENFORCE
     defaults: Defaults = Defaults()
-    trust: Trust = Trust()
+    trust: Trust = field(default_factory=Trust)
     limits: Limits = Limits()
     destinations: AddressSet = field(default_factory=AddressSet)
     egress: Egress = Egress.ANY
@@ -402,6 +343,7 @@ class Policy:
     via: str | None = None
     workers: int = 1
     drain_wait: int = 0
+    open_connections: OpenConnections = OpenConnections.CLOSE
     drain_timeout: int = 8  # `docker stop` kills after 10 seconds
     keys: dict[str, KeySet] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()

@@ -37,7 +37,7 @@ def test_a_reason_leads_to_one_outcome_and_what_is_nobodys_no_is_not_denied() ->
         },
         Outcome.UPSTREAM_CUT: {"upstream_cut"},
         Outcome.APP_LEFT: {"app_tls_failed"},
-        Outcome.DRAINED: {"drain_timeout"},
+        Outcome.DRAINED: {"drain_timeout", "policy_changed"},
         Outcome.IDLE: {"idle_timeout"},
     }
     assert Reason.PIN_MISMATCH.outcome is Reason.CERTIFICATE_INVALID.outcome is Outcome.DENIED

@@ -7,15 +7,20 @@ import contextlib
 import errno
 import os
 import socket
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
 import trustme
 from prometheus_client import CollectorRegistry
 
+from addons.exchange import Exchange
 from addons.metrics import Metrics
-from proxy.core.rules.policy import Listener, Policy, Trust
+from addons.sessions import Session
+from proxy.core.destinations import Destination
+from proxy.core.pins import Pin, PinSet
+from proxy.core.rules.policy import HostPattern, Https, Listener, PlainHttp, Policy, Rule
+from proxy.core.rules.trust import Trust
 from proxy.disk.ca import LocalCa
 from proxy.engine.accepting import Door
 from proxy.engine.apps.http1 import AppHttp1
@@ -219,3 +224,18 @@ class TestRoots:
 
 class _NoPaths:
     cafile = None
+
+
+def test_what_is_open_ends_with_its_pins(tmp_path: Path, roots: Path) -> None:
+    today = date(2026, 7, 1)
+    hosts, pin = (HostPattern("exact", "api.example"),), (Pin("spki", bytes(32)),)
+
+    async def why(last_day: date) -> str | None:
+        rule = Rule("pay", hosts, PlainHttp.UPGRADE, Https.INSPECT, pins=PinSet(pin, last_day))
+        policy = Policy(trust=Trust(roots), rules=(rule,))
+        session = Session(policy, "127.0.0.1")
+        session.unfinished.add(Exchange(policy, "127.0.0.1", "GET", asked=Destination("api.example", 443), rule=rule))
+        return engine(policy, tmp_path)._outlived(session, today, is_due=False)
+
+    assert asyncio.run(why(today)) is None
+    assert asyncio.run(why(date(2026, 6, 30))) == "the pins of rule pay have ended"

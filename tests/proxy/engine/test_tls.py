@@ -24,7 +24,8 @@ from OpenSSL import SSL, crypto
 
 from addons.pinning import is_about_form
 from addons.sessions import Sessions
-from proxy.core.rules.policy import Policy, Trust
+from proxy.core.rules.policy import Policy
+from proxy.core.rules.trust import Trust
 from proxy.disk.ca import LocalCa
 from proxy.engine import tls
 from proxy.engine.tls import NoRoots, TlsConnections, expect_name, find_roots, upstream_context, with_roots

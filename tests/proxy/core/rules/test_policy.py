@@ -29,10 +29,10 @@ from proxy.core.rules.policy import (
     Policy,
     Rule,
     RuleLimits,
-    Trust,
     UpstreamProxy,
     upgraded,
 )
+from proxy.core.rules.trust import Trust
 from proxy.core.who.addresses import AddressKind, AddressSet
 
 EXACT = HostPattern("exact", "api.example")

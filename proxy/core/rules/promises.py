@@ -1,0 +1,90 @@
+"""Says whether what is open under one policy would still be open under another. `proxy.engine.server` asks it after
+each reload, about tunnels, WebSockets and long responses that go on.
+
+Rules of this module:
+
+- What counts is what the policy promises for a destination: which rule's protection it has, its pins, whom its server
+  must be trusted by, where it may lead, and who may use it. A rule's name and its place in the list do not count.
+- Keys count by their names: a policy that is read again has them in new objects, though nothing has changed.
+- Pins that have ended end what is open, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import fields
+from datetime import date
+
+from proxy.core.decisions import Action
+from proxy.core.destinations import Destination
+from proxy.core.fields.entries import FieldEntry
+from proxy.core.jose.keys import KeySet
+from proxy.core.pins import PinVerdict
+from proxy.core.rules.hsts import KnownHosts
+from proxy.core.rules.policy import Policy, Rule, UpstreamProxy
+from proxy.core.rules.transport import decide_https, decide_plain_http
+from proxy.core.rules.trust import ClientCertificate
+
+_LABELS = frozenset(("name", "hosts", "limits"))
+
+
+def has_outlived(
+    begun: Policy, rule: Rule | None, action: Action | None, now: Policy, asked: Destination, *, known: KnownHosts
+) -> bool:
+    """Tell whether something that began under a policy has another promise under the present one.
+
+    Args:
+        begun: the policy under which it began.
+        rule: the rule that counted then.
+        action: what was decided then; None if it came inside a CONNECT.
+        now: the present policy.
+        asked: the destination that the app asked for.
+        known: the hosts that have asked for https only.
+    """
+    if begun is now:
+        return False
+    if action is Action.MIRROR:
+        return _promise(begun, rule, asked) != _promise(now, now.rule_for(asked), asked)
+    is_plain = action in (Action.UPGRADE, Action.ALLOW)
+    counts, decision = decide_plain_http(now, asked, known) if is_plain else decide_https(now, asked)
+    is_denied = decision.action is Action.DENY and not now.observes(counts)
+    return is_denied or _promise(begun, rule, asked) != _promise(now, counts, asked)
+
+
+def pins_have_ended(rule: Rule | None, today: date) -> bool:
+    """Tell whether a rule's pins have ended, and nothing may pass any more."""
+    if rule is None or rule.pins is None:
+        return False
+    return rule.pins.have_ended(today) and not rule.pins.observes and rule.pins.refuses(PinVerdict.EXPIRED)
+
+
+def _promise(policy: Policy, rule: Rule | None, asked: Destination) -> Hashable:
+    proxy = policy.upstream_proxy
+    return (
+        policy.mode_of(rule),
+        policy.trust_for(rule),
+        policy.reachable(rule),
+        policy.egress if rule is None else None,
+        policy.defaults if rule is None else _content(rule),
+        _content(proxy) if proxy is not None and proxy.serves(asked) else None,
+    )
+
+
+def _content(value: object) -> Hashable:
+    """Return what a part of the policy says, comparable with what another policy's says."""
+    match value:
+        case KeySet():
+            return value.name, value.alg, value.bind, tuple(key.kid for key in (value.primary, *value.older) if key)
+        case ClientCertificate():
+            return value.chain
+        case Rule():
+            return tuple(_content(getattr(value, each.name)) for each in fields(value) if each.name not in _LABELS)
+        case UpstreamProxy():
+            return value.destination, value.is_https, _content(value.rule)
+        case tuple():
+            return tuple(_content(each) for each in value)
+        case FieldEntry():
+            return tuple(_content(getattr(value, each.name)) for each in fields(value) if each.compare)
+        case Hashable():
+            return value
+    raise TypeError(f"a {type(value).__name__} in a policy, which cannot be compared")
