@@ -18,7 +18,7 @@ from functools import partial
 
 from mitmproxy import http
 
-from addons import answers, marked, messages
+from addons import answers, marked, messages, uploads
 from addons.exchange import Exchange
 from addons.headers import has_field, values_of
 from addons.observing import Watch
@@ -83,8 +83,8 @@ class Encryption:
                 opens = any(entry.work is Work.DECRYPT for entry in entries)  # and observing opens nothing
                 tee = marked.Tee(exchange, flow.request, self.setting(exchange, of_request=True))
                 flow.request.stream = exchange.count_sent if opens else tee
-            elif flow.response is None:
-                exchange.holds_request = not messages.is_opening(flow.request)  # which is no body, and has none
+            elif flow.response is None and not messages.is_opening(flow.request):  # which is no body, and has none
+                uploads.hold(flow, exchange, entries, self.setting(exchange, of_request=True))
         if has_field(flow.request.headers, b"upgrade"):
             messages.narrow_offer(exchange, flow.request)
         if of_response := marked.of_response(exchange):
@@ -114,7 +114,8 @@ class Encryption:
             bodies.check_before(marked.head(request), sealing, self.today())
             kinds.check_target(request.path.partition("?")[2], sealing)
         limit = exchange.policy.limits.held_body
-        if any(int(length) > limit for length in values_of(request.headers, b"content-length")):
+        is_long = any(int(length) > limit for length in values_of(request.headers, b"content-length"))
+        if is_long and not uploads.may_be_long(exchange, request, entries):
             raise bodies.too_large(limit)
 
     def request(self, flow: http.HTTPFlow) -> None:

@@ -30,6 +30,7 @@ from proxy.core.certificates.localca import Lifetime
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.fields.bodies import too_large
+from proxy.core.fields.uploads import MOST_LOOKED_AT
 from proxy.core.http.cookies import Cookies
 from proxy.core.http.heads import Fields, HeadEnd, read_request_head
 from proxy.core.rules.hsts import KnownHosts
@@ -159,7 +160,18 @@ class _Way:
         exchange, body = self._sessions.exchange(flow), asked.body or b""
         if flow.response is None and exchange.holds_request:
             limit = exchange.policy.limits.held_body
-            if len(body) > limit:
+            lets_pass = exchange.lets_pass
+            try:
+                stream = lets_pass(body[:MOST_LOOKED_AT], len(body) > limit) if lets_pass is not None else None
+                if stream is not None:
+                    stream(body)
+                    stream(b"")
+            except Denied as denied:
+                exchange.deny_always(flow, denied)
+                stream = None
+            if stream is not None or flow.response is not None:
+                pass
+            elif len(body) > limit:
                 exchange.deny_always(flow, too_large(limit))
             else:
                 flow.request.data.content = body

@@ -111,6 +111,7 @@ def encrypt_summary(entry: FieldEntry) -> dict[str, Any]:
         "form": list(entry.form),
         "graphql_arguments": sorted(entry.graphql_arguments),
         "required": entry.required,
+        "other_bodies": entry.other_bodies.value,
     }
 
 

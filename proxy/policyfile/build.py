@@ -488,6 +488,7 @@ def _with_kinds(made: FieldEntry, entry: EncryptEntry) -> FieldEntry:
         form=tuple(dict.fromkeys(entry.form or ())),
         graphql_arguments=frozenset(entry.graphql_arguments or ()),
         required=entry.required,
+        other_bodies=entry.other_bodies,
     )
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from proxy.core.fields.entries import AlreadySealed, Match, OnFailure, Signed
+from proxy.core.fields.entries import AlreadySealed, Match, OnFailure, OtherBodies, Signed
 from proxy.core.jose.keys import Alg, Bind, Enc
 from proxy.core.jose.profiles import Profile
 from proxy.core.pins import AfterExpiry
@@ -479,6 +479,11 @@ class EncryptEntry(Section):
         default=None,
         description="Arguments, and fields of input objects, that no GraphQL query may give a literal: only variables "
         "are sealed, if `encrypt` selects them (`$.variables.ssn`). Left out: no query is looked into.",
+    )
+    other_bodies: OtherBodies = _choice(
+        OtherBodies.DENY,
+        "What happens to a body of a kind in which this entry marks nothing, such as a form without `form`: `deny` it, "
+        "or let it `pass` as it came, without being held. What begins like JSON is JSON.",
     )
     required: bool = Field(
         default=False, description="Whether a request that this entry is about is denied if nothing of it is found."

@@ -25,5 +25,6 @@ Offers:
 - `signatures`: covering; whether a request's body is signed
 - `splice`: Job, splice, token_of; replacing values without touching other bytes
 - `streams`: Stream; a body of several JSON texts, changed while it comes
+- `uploads`: MOST_LOOKED_AT, Upload, may_stream, passes; bodies that need not be held
 - `values`: Setting, kid_fields, sealing_key; what happens to one value
 """

@@ -136,7 +136,7 @@ class FormReader:
         """
         if self._state is not _State.LAST or bytes(self._unread) not in (b"", b"\r\n"):
             raise unreadable("the form ends before its last delimiter, or goes on behind it", _HINT)
-        return bytes(self._unread)
+        return b"--" + self._unread
 
     def _step(self) -> Iterator[bytes | Value]:
         match self._state:
@@ -160,8 +160,9 @@ class FormReader:
     def _delimited(self, behind: bytes) -> Iterator[bytes]:
         if behind not in (b"\r\n", b"--"):
             raise unreadable("a delimiter of the form is followed by something else on its line", _HINT)
-        yield behind
         self._state = _State.HEAD if behind == b"\r\n" else _State.LAST
+        if self._state is _State.HEAD:  # else it passes at the end, so that nothing looks complete that is not
+            yield behind
         self._parts += 1
         if self._parts > MAX_PARTS:
             raise Denied(Reason.BODY_TOO_LARGE, f"the form has more than {MAX_PARTS} parts", "send it in smaller parts")

@@ -34,6 +34,7 @@ from addons.headers import has_field
 from addons.pinning import have_expired
 from proxy.core.decisions import Denied, Reason, late_response
 from proxy.core.fields import bodies
+from proxy.core.fields.uploads import MOST_LOOKED_AT
 from proxy.core.http.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead, ResponseHead
 from proxy.core.http.hops import without_framing, without_hop
 from proxy.core.http.websocket import BINARY, TEXT
@@ -140,20 +141,54 @@ class Conversation:
         state = _REQUEST_DATA[self.state]
         self._size += len(data)
         if state is _HOLDING:
-            assert self.exchange is not None
-            if self._size > self.exchange.policy.limits.held_body:
-                self._held.clear()
-                self.exchange.deny_always(self.flow, bodies.too_large(self.exchange.policy.limits.held_body))
-                self._answer()
-            else:
-                self._held += data
+            self._hold(data)
         elif state in _PASSING_ON:
-            self._send_piece(self._streamed(data))
+            self._pass_on(data)
             if self._awaits_continue:
                 self._awaits_continue = False
                 self._count_time()
         elif self._size > MAX_DISCARDED:
             self.stream.close()
+
+    def _hold(self, data: bytes) -> None:
+        """Keep a piece of the body; from where it need not be held any more, let it stream."""
+        assert self.exchange is not None
+        self._held += data
+        limit = self.exchange.policy.limits.held_body
+        is_too_long = self._size > limit
+        if self.exchange.lets_pass is not None:
+            try:
+                stream = self.exchange.lets_pass(bytes(self._held[:MOST_LOOKED_AT]), is_too_long)
+            except Denied as denied:
+                self._held.clear()
+                self._fail(denied)
+                return
+            if stream is not None:
+                self._stream_from_here(stream)
+                return
+        if is_too_long:
+            self._held.clear()
+            self.exchange.deny_always(self.flow, bodies.too_large(limit))
+            self._answer()
+
+    def _stream_from_here(self, stream: Callable[[bytes], bytes]) -> None:
+        held, self._held = bytes(self._held), bytearray()
+        self._held_since = 0.0
+        self.flow.request.stream = stream
+        self.state = _STREAM[self.state]
+        if self._pass_on(held):
+            self._acquire()
+
+    def _pass_on(self, data: bytes) -> bool:
+        """Send a piece of the body, and return whether the request goes on: what it streams through may deny it."""
+        try:
+            piece = self._streamed(data)
+        except Denied as denied:
+            self._leave_upstream()  # in the middle: it has no end, and so it never looks complete
+            self._fail(denied)
+            return False
+        self._send_piece(piece)
+        return True
 
     def _streamed(self, data: bytes) -> bytes:
         stream = self.flow.request.stream
@@ -193,7 +228,8 @@ class Conversation:
             self._held.clear()
         else:
             self.exchange.sent = time.monotonic()
-            self._send_piece(self._streamed(b""))
+            if not self._pass_on(b""):
+                return
         self.house.dispatch.call("request", flow)
         if flow.error:
             self._cut_off()

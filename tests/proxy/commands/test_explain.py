@@ -18,6 +18,7 @@ SEALED_AS_EVER = {
     "form": [],
     "graphql_arguments": [],
     "required": False,
+    "other_bodies": "deny",
 }
 
 

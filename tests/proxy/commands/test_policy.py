@@ -88,6 +88,7 @@ def test_check_prints_json_for_programs() -> None:
         "form": [],
         "graphql_arguments": [],
         "required": False,
+        "other_bodies": "deny",
         "signed": "deny",
         "already_sealed": "keep",
         "pad": 1,

@@ -65,6 +65,7 @@ def test_marked_parts_are_kept_and_all_other_bytes_pass(size: int) -> None:
     assert (value.head, value.text) == (PartHead("ssn", is_file=False, is_text=True), b"078")
     assert GOOD[value.start : value.start + 3] == b"078"
     assert b"".join(piece if isinstance(piece, bytes) else piece.text for piece in found) == GOOD
+    assert found[-1] == b"--\r\n"  # the last delimiter is not whole before the form is
 
 
 @given(st.data())

@@ -1,0 +1,127 @@
+"""Lets bodies pass that need not be held: the parts of multipart forms in which nothing is marked, and bodies of other
+kinds that an entry lets pass. The addon `addons.encryption` asks it while a body is held.
+
+Rules of this module:
+
+- A body that fits the limit is held whole, so that its length is right, and nothing of it leaves if it is denied. Only
+  a longer multipart form streams: what is marked in it is held part by part, each within the limit.
+- It never looks complete if it is denied in the middle: its last delimiter passes at the end.
+- What begins like JSON is held whatever its label says, unless that is of a binary format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from proxy.core.decisions import Denied
+from proxy.core.fields import kinds, multipart, values
+from proxy.core.fields.bodies import MAX_SEALED, BodyHead, Required, check_signature, too_large
+from proxy.core.fields.entries import FieldEntry, OtherBodies, Work
+from proxy.core.fields.kinds import Kind
+from proxy.core.fields.responses import may_be_json
+from proxy.core.fields.values import Setting
+from proxy.core.jose import jwe
+
+MOST_LOOKED_AT = 1024  # bytes at the beginning of a body, which tell what it is
+
+_BLANKS = b"\x00 \t\r\n\xef\xbb\xbf\xff\xfe"
+
+
+def may_stream(head: BodyHead, entries: Sequence[FieldEntry]) -> bool:
+    """Tell whether a body is a multipart form that may be longer than what is held.
+
+    Args:
+        head: what its header fields say.
+        entries: what is marked; not empty.
+    """
+    # A field of the head that names the key (`values.kid_fields`) would come too late.
+    if head.content_encoding is not None or any(entry.keys.form.kid_field is not None for entry in entries):
+        return False
+    try:
+        is_multipart = kinds.label_of(head.content_types) is Kind.MULTIPART
+        return is_multipart and kinds.check_other(entries, Kind.MULTIPART)
+    except Denied:
+        return False
+
+
+def passes(head: BodyHead, entries: Sequence[FieldEntry], beginning: bytes) -> bool | None:
+    """Tell whether a body is of another kind, and passes as it comes; None if more of it must be seen.
+
+    Args:
+        head: what its header fields say.
+        entries: what is marked; not empty.
+        beginning: the first bytes of the body, as it came.
+    """
+    for entry in entries:
+        if entry.work is not Work.ENCRYPT or entry.other_bodies is OtherBodies.DENY or entry.required:
+            return False
+    try:
+        kind = kinds.label_of(head.content_types) or Kind.OTHER
+    except Denied:
+        return False
+    if any(kinds.takes(entry, kind) for entry in entries):
+        return False
+    if kind is Kind.MULTIPART or kinds.is_binary(head.content_types):
+        return True
+    # A text without names in it, such as 1, may be JSON as well, which counts if all of a text is marked.
+    if head.content_encoding is not None or any(not each.segments for entry in entries for each in entry.selectors):
+        return False
+    if may_be_json(beginning):
+        return False
+    return True if len(beginning.lstrip(_BLANKS)) > 0 else None if len(beginning) < MOST_LOOKED_AT else False
+
+
+class Upload:
+    """A multipart form that streams, while its marked parts are held and changed.
+
+    Attributes:
+        counts: how many values of each entry were changed so far.
+    """
+
+    def __init__(self, head: BodyHead, entries: Sequence[FieldEntry], setting: Setting) -> None:
+        """Start.
+
+        Raises:
+            Denied: the form cannot be read, or there is no key.
+        """
+        self._head = head
+        self._entries = entries
+        self._limit = setting.limit
+        self._boundary = multipart.boundary_of(head.content_types[0])
+        self._required = Required(entries)
+        jobs = values.sealing if entries[0].work is Work.ENCRYPT else values.opening
+        self._parts = kinds.Parts(entries, self._required.watching(jobs(entries, setting)), MAX_SEALED)
+        self._reader = multipart.FormReader(self._boundary, self._parts.is_kept, setting.limit)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many values of each entry were changed so far."""
+        return tuple(self._parts.counts)
+
+    def feed(self, data: bytes) -> bytes:
+        """Take a piece of the form, and return what may go on.
+
+        Raises:
+            Denied: it cannot be protected.
+        """
+        return b"".join(map(self._changed, self._reader.feed(data)))
+
+    def end(self) -> bytes:
+        """Return the rest of the form, which is complete.
+
+        Raises:
+            Denied: it is not, or nothing was found that must be there.
+        """
+        rest = self._reader.end()
+        self._required.check()
+        return rest
+
+    def _changed(self, piece: bytes | multipart.Value) -> bytes:
+        if isinstance(piece, bytes):
+            return piece
+        try:
+            changed = self._parts.replaced(piece, self._boundary)
+        except jwe.JweError:
+            raise too_large(self._limit) from None
+        check_signature(self._head, self._entries, self._parts.counts)
+        return changed

@@ -1,0 +1,142 @@
+"""Bodies that need not be held: which they are, and what a long form becomes while it streams."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date
+
+import pytest
+
+from proxy.core.decisions import Denied, Reason
+from proxy.core.fields.bodies import BodyHead
+from proxy.core.fields.entries import FieldEntry, OtherBodies, Work
+from proxy.core.fields.selectors import parse_selector
+from proxy.core.fields.uploads import MOST_LOOKED_AT, Upload, may_stream, passes
+from proxy.core.fields.values import Setting
+from proxy.core.jose import jwe, sealing
+from proxy.core.jose.keys import Alg, KeySet, new_key
+from proxy.core.jose.place import Place
+
+TODAY = date(2026, 11, 23)
+KEYS = KeySet("app", Alg.A256KW, new_key(Alg.A256KW, kid="one"))
+ENTRY = FieldEntry((parse_selector("$.ssn"),), KEYS, form=("ssn",))
+PASSING = replace(ENTRY, form=(), other_bodies=OtherBodies.PASS)
+SETTING = Setting("a.example", 1000, TODAY)
+FORM = BodyHead(["multipart/form-data; boundary=b"])
+
+
+def part(name: str, value: bytes) -> bytes:
+    return b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (name.encode(), value)
+
+
+class TestWhatMayStream:
+    def test_multipart_forms_may(self) -> None:
+        assert may_stream(FORM, [ENTRY])
+        assert may_stream(FORM, [ENTRY, PASSING])
+
+    @pytest.mark.parametrize(
+        ("head", "entries"),
+        [
+            (BodyHead(["application/json"]), [ENTRY]),
+            (BodyHead(["multipart/form-data; boundary=b"], "gzip"), [ENTRY]),
+            (BodyHead(["multipart/form-data, a/b"]), [ENTRY]),
+            (FORM, [replace(ENTRY, form=())]),
+            (FORM, [ENTRY, replace(ENTRY, form=())]),
+            (FORM, [PASSING]),
+        ],
+    )
+    def test_others_may_not(self, head: BodyHead, entries: list[FieldEntry]) -> None:
+        assert not may_stream(head, entries)
+
+
+class TestWhatPasses:
+    @pytest.mark.parametrize(
+        ("content_type", "beginning", "expected"),
+        [
+            ("text/plain", b"", None),
+            ("text/plain", b" \r\n", None),
+            ("text/plain", b" " * MOST_LOOKED_AT, False),
+            ("text/plain", b" \n<a>", True),
+            ("text/plain", b"\n[1", False),
+            ("application/octet-stream", b"\xef\xbb\xbf", None),
+            ("application/octet-stream", b'\xef\xbb\xbf{"a', False),
+            ("application/json", b"<", False),
+            ("application/x-ndjson", b"<", False),
+            ("application/x-www-form-urlencoded", b"a=1", True),
+            ("application/x-www-form-urlencoded", b"{", False),
+            ("application/grpc", b"", True),
+            ("image/png", b"{", True),
+            ("multipart/form-data; boundary=b", b"", True),
+            ("multipart/form-data, a/b", b"", False),
+        ],
+    )
+    def test_what_does_not_begin_like_json(self, content_type: str, beginning: bytes, expected: bool | None) -> None:
+        assert passes(BodyHead([content_type]), [PASSING], beginning) is expected
+
+    def test_only_where_every_entry_lets_it(self) -> None:
+        head = BodyHead(["text/plain"])
+        for entry in (
+            replace(PASSING, other_bodies=OtherBodies.DENY),
+            replace(PASSING, required=True),
+            replace(PASSING, work=Work.DECRYPT),
+            replace(PASSING, selectors=(parse_selector("$"),)),
+        ):
+            assert passes(head, [PASSING, entry], b"<") is False
+        assert passes(BodyHead(["text/plain"], "gzip"), [PASSING], b"<") is False
+        assert passes(FORM, [replace(PASSING, form=("ssn",))], b"") is False
+
+
+class TestUploads:
+    FILE = part("file", b"x" * 5000)
+
+    def test_marked_parts_are_sealed_and_the_rest_passes(self) -> None:
+        upload = Upload(FORM, [ENTRY], SETTING)
+        text = self.FILE + part("ssn", b"078") + self.FILE + b"--b--\r\n"
+        out = b"".join(upload.feed(text[at : at + 7]) for at in range(0, len(text), 7))
+        assert out.startswith(self.FILE)
+        assert out.endswith(b"\r\n--b")
+        out += upload.end()
+        token = out[len(self.FILE) + len(part("ssn", b"")) - 2 :].partition(b"\r\n")[0]
+        assert out == self.FILE + part("ssn", token) + self.FILE + b"--b--\r\n"
+        assert jwe.open_token(token.decode(), KEYS, Place("a.example", "$.ssn"), TODAY) == b'"078"'
+        assert upload.counts == (1,)
+
+    def test_or_opened(self) -> None:
+        token = sealing.seal(b'"078"', KEYS, Place("a.example", "$.ssn")).encode()
+        upload = Upload(FORM, [replace(ENTRY, work=Work.DECRYPT)], SETTING)
+        assert upload.feed(part("ssn", token) + b"--b--") + upload.end() == part("ssn", b"078") + b"--b--"
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            (part("ssn", b"x" * 1001) + b"--b--", Reason.BODY_TOO_LARGE),
+            (part("ssn", b"\xff"), Reason.BODY_UNREADABLE),
+            (part("a", b"1"), Reason.BODY_UNREADABLE),
+            (part("a", b"1") + b"--b--", Reason.FIELDS_MISSING),
+            (part("ssn", b"1") + b"--b--x", Reason.BODY_UNREADABLE),
+        ],
+    )
+    def test_what_cannot_be_protected_is_denied(self, text: bytes, reason: Reason) -> None:
+        upload = Upload(FORM, [replace(ENTRY, required=True)], SETTING)
+
+        def whole() -> None:
+            upload.feed(text)
+            upload.end()
+
+        with pytest.raises(Denied) as denied:
+            whole()
+        assert denied.value.reason is reason
+
+    def test_a_signature_over_what_changes_is_denied(self) -> None:
+        upload = Upload(replace(FORM, signature="the field X"), [ENTRY], SETTING)
+        assert upload.feed(self.FILE)
+        with pytest.raises(Denied) as denied:
+            upload.feed(part("ssn", b"1"))
+        assert denied.value.reason is Reason.SIGNED_BODY
+
+    def test_a_value_too_long_for_a_token_is_denied(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(jwe, "MAX_TOKEN_CHARACTERS", 100)
+        monkeypatch.setattr(sealing, "MAX_TOKEN_CHARACTERS", 100, raising=False)
+        with pytest.raises(Denied) as denied:
+            Upload(FORM, [ENTRY], SETTING).feed(part("ssn", b"x" * 900) + b"--b--")
+        assert denied.value.reason is Reason.BODY_TOO_LARGE
