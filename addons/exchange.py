@@ -126,7 +126,7 @@ class Exchange:
         readings: how servers may read its method and path, once that was asked.
         looks_inside: whether its body may ask for another method, to which an entry would apply.
         holds_request: whether the request's body is held until its fields are encrypted.
-        lets_pass: asked about a held request's body while it comes: its beginning, and whether it is too long to be
+        lets_stream: asked about a held request's body while it comes: its beginning, and whether it is too long to be
             held. Returns what it streams through from now on, or None while it is held. None where it is held anyway.
         holds_response: whether the response's body is held until its fields are decrypted.
         changes_response: whether it is changed while it passes.
@@ -172,7 +172,7 @@ class Exchange:
     readings: Readings | None = None
     looks_inside: bool = False
     holds_request: bool = False
-    lets_pass: Callable[[bytes, bool], Callable[[bytes], bytes] | None] | None = None
+    lets_stream: Callable[[bytes, bool], Callable[[bytes], bytes] | None] | None = None
     holds_response: bool = False
     changes_response: bool = False
     lets_pass: Callable[[Denied], bool] | None = None

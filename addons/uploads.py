@@ -48,18 +48,18 @@ def hold(flow: http.HTTPFlow, exchange: Exchange, entries: Sequence[FieldEntry],
             exchange.holds_request = False
             return _through(uploads.Upload(head, entries, setting), exchange, entries)
 
-        exchange.lets_pass = long_form
+        exchange.lets_stream = long_form
     else:
 
         def other_body(beginning: bytes, _is_too_long: bool) -> Callable[[bytes], bytes] | None:
             found = uploads.passes(head, entries, beginning)
             if found is not None:
-                exchange.lets_pass = None
+                exchange.lets_stream = None
             if found:
                 exchange.holds_request = False
             return exchange.count_sent if found else None
 
-        exchange.lets_pass = other_body
+        exchange.lets_stream = other_body
 
 
 def _through(upload: uploads.Upload, exchange: Exchange, entries: Sequence[FieldEntry]) -> Callable[[bytes], bytes]:

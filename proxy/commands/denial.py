@@ -160,9 +160,9 @@ class _Way:
         exchange, body = self._sessions.exchange(flow), asked.body or b""
         if flow.response is None and exchange.holds_request:
             limit = exchange.policy.limits.held_body
-            lets_pass = exchange.lets_pass
+            lets_stream = exchange.lets_stream
             try:
-                stream = lets_pass(body[:MOST_LOOKED_AT], len(body) > limit) if lets_pass is not None else None
+                stream = lets_stream(body[:MOST_LOOKED_AT], len(body) > limit) if lets_stream is not None else None
                 if stream is not None:
                     stream(body)
                     stream(b"")

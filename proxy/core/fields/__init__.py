@@ -10,8 +10,8 @@ Offers:
 - `bodies`: BodyHead, acceptable, change, check_before, count_marked, passes, too_large, unchangeable; one body, from
   start to end
 - `encodings`: beginning, decode, parse_encoding; content encodings such as gzip
-- `entries`: AlreadySealed, FieldEntry, Match, OnFailure, PathGlob, Signed, When, Work; one entry of a rule's `request`
-  or `response` list
+- `entries`: AlreadySealed, FieldEntry, Match, OnFailure, OtherBodies, PathGlob, Signed, When, Work; one entry of a
+  rule's `request` or `response` list
 - `envelopes`: Envelope; the object in which a sealed value stands
 - `jsontext`: NotJson, TooMuchSelected, find_spans; where values stand in JSON text
 - `kinds`: check_target; bodies of every kind: JSON, lines, forms, patches, GraphQL

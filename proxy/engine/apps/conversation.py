@@ -156,9 +156,9 @@ class Conversation:
         self._held += data
         limit = self.exchange.policy.limits.held_body
         is_too_long = self._size > limit
-        if self.exchange.lets_pass is not None:
+        if self.exchange.lets_stream is not None:
             try:
-                stream = self.exchange.lets_pass(bytes(self._held[:MOST_LOOKED_AT]), is_too_long)
+                stream = self.exchange.lets_stream(bytes(self._held[:MOST_LOOKED_AT]), is_too_long)
             except Denied as denied:
                 self._held.clear()
                 self._fail(denied)

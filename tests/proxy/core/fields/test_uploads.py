@@ -131,7 +131,7 @@ class TestUploads:
         upload = Upload(replace(FORM, signature="the field X"), [ENTRY], SETTING)
         assert upload.feed(self.FILE)
         with pytest.raises(Denied) as denied:
-            upload.feed(part("ssn", b"1"))
+            upload.feed(part("ssn", b"1") + b"--b--")
         assert denied.value.reason is Reason.SIGNED_BODY
 
     def test_a_value_too_long_for_a_token_is_denied(self, monkeypatch: pytest.MonkeyPatch) -> None:
