@@ -1,6 +1,8 @@
 """Builds the core's `Policy` from the model of a policy file, reads the files that it names, and makes the checks that
 need several values at once. `proxy.policyfile.load` calls it after the model.
 
+It is longer than 500 lines, because what checks several values at once has to know all of them.
+
 Rules of this module:
 
 - If the model refuses part of the file, the rest is checked all the same, so that one run finds as many errors as
@@ -456,11 +458,14 @@ class Builder:
                         "give forms an entry of their own",
                     )
             else:
-                made = replace(made, on_failure=entry.on_failure)
-            if made.work is Work.DECRYPT and not key_set.can_open:
+                made = replace(made, on_failure=entry.on_failure, form=tuple(dict.fromkeys(entry.form or ())))
+            if work is Work.DECRYPT and not key_set.can_open:
                 self._problem(
                     at, f"key set {entry.key} has public keys only; decrypting takes a private or symmetric key"
                 )
+            for name in ("form", "graphql_arguments") if steps[-1] == "response" else ():
+                if getattr(entry, name, None) is not None:
+                    self._problem((*steps, index, name), "this is about requests: leave it out")
             if entry.rename is not None and not all(selector.ends_in_name for selector in made.selectors):
                 self._problem((*steps, index, "rename"), "only a member has a name: each field must end in one")
             if work is Work.ENCRYPT and steps[-1] == "request" and "match" not in entry.model_fields_set:

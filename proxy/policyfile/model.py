@@ -516,6 +516,11 @@ class DecryptEntry(Section):
         "let it `pass` as it came, be it a value or a body that cannot be read, and say so in line and metrics. A body "
         "passes only if all entries that are about it say so.",
     )
+    form: Annotated[list[FormName], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Of requests to a mirror: fields of forms and multipart forms to decrypt, as `form` of the app's "
+        "side seals them. Left out: none, and forms pass as they are.",
+    )
     when: WhenSection | None = Field(
         default=None, description="Which requests' responses are meant. Left out: all of the rule."
     )

@@ -26,9 +26,9 @@ RULE = """
         hosts: [{name}]
         {more}
         {first}:
-          - {{encrypt: ["$.card.number", "$..secret"], key: {seals}}}
+          - {{encrypt: ["$.card.number", "$..secret"], key: {seals}{form_sealed}}}
         {second}:
-          - {{decrypt: ["$.token", "$..secret"], key: {opens}}}
+          - {{decrypt: ["$.token", "$..secret"], key: {opens}{form_opened}}}
 """
 
 
@@ -64,6 +64,8 @@ def _rule(folder: Path, server: Receiver, app: Receiver, *, server_file: str, is
         second="request" if is_mirror else "response",
         seals=seals,
         opens=opens,
+        form_sealed="" if is_mirror else ", form: [card]",
+        form_opened=", form: [card]" if is_mirror else "",
     )
     if is_mirror:  # the lists of the two ends select the same values
         return text.replace('encrypt: ["$.card.number"', 'encrypt: ["$.token"', 1).replace(

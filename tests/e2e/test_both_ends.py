@@ -129,6 +129,13 @@ FIELDS: Fields = (
     ("Authorization", "Bearer abc"),
     ("Accept", "*/*"),
 )
+
+
+def kind(media_type: str) -> Fields:
+    """Return the fields for a body of another kind."""
+    return tuple((name, media_type if name == "Content-Type" else value) for name, value in FIELDS)
+
+
 CASES: dict[str, tuple[str, str, Fields, bytes]] = {
     "JSON": ("POST", "/v1/charges?x=%20&y", FIELDS, CARD),
     "PUT": ("PUT", "/v1/charges/1", FIELDS, CARD),
@@ -136,6 +143,28 @@ CASES: dict[str, tuple[str, str, Fields, bytes]] = {
     "no body": ("GET", "/v1", FIELDS, b""),
     "HEAD": ("HEAD", "/v1", FIELDS, b""),
     "a list": ("POST", "/v1", FIELDS, b'[{"secret": "s\\n"}, {"secret":[]}]'),
+    "lines": (
+        "POST",
+        "/v1",
+        kind("application/x-ndjson"),
+        b'{"secret":"4111"}\n\r\n{"a": 1}\n {"card":{"number" : 1111}}',
+    ),
+    "a sequence": ("POST", "/v1", kind("application/json-seq"), b'\x1e{"secret":"4111"}\n\x1e{"a":1}\n'),
+    "a batch": ("POST", "/v1", FIELDS, b'[{"jsonrpc":"2.0","method":"m","params":{"secret":"4111"}},{"method":"n"}]'),
+    "a patch": (
+        "PATCH",
+        "/v1",
+        kind("application/json-patch+json"),
+        b'[{"op":"add","path":"/card/number","value":"4111"}, {"op":"test","path":"/a","value":1}]',
+    ),
+    "a form": ("POST", "/v1", kind("application/x-www-form-urlencoded"), b"a=%31&card=4111+1111&b=&c"),
+    "a multipart form": (
+        "POST",
+        "/v1",
+        kind("multipart/form-data; boundary=xx"),
+        b'--xx\r\nContent-Disposition: form-data; name="card"\r\n\r\n4111\r\n--xx\r\n'
+        b'Content-Disposition: form-data; name="file"; filename="f"\r\n\r\n\x00\xff\r\n--xx--\r\n',
+    ),
     "gzip": ("POST", "/v1", (*FIELDS, ("Content-Encoding", "gzip")), gzip.compress(CARD, mtime=0)),
     "an answer in gzip": ("GET", "/gzip", FIELDS, b""),
     "an answer in chunks": ("GET", "/chunked", FIELDS, b""),

@@ -157,9 +157,15 @@ def decrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting:
         check_charset(head.content_types)
         codings = encodings.parse_encoding(head.content_encoding)
         text, codings = encodings.take_off(body, codings, setting.limit)
-        if label_of(head.content_types) is not Label.JSON and not may_be_json(text):
+        jobs = values.opening(entries, setting)
+        if setting.of_request:
+            if not text:
+                return unchanged
+            spliced = kinds.splice_body(text, head.content_types, entries, jobs, MAX_SEALED)
+        elif label_of(head.content_types) is not Label.JSON and not may_be_json(text):
             return unchanged
-        spliced = splice.splice(text, values.opening(entries, setting))
+        else:
+            spliced = splice.splice(text, jobs)
         return Changed(encodings.encode(spliced.body, codings), spliced.counts) if spliced.total else unchanged
     except Denied as denied:
         if setting.of_request and denied.reason in _UNREAD and label_of(head.content_types) is Label.OTHER:

@@ -162,6 +162,11 @@ def with_key(text: str) -> str:
         (RULE.replace("[api.example]", "[api.example, x.example]"), "rules[0].hosts[1]", "none for exactly x.example"),
         (RULE.replace("api.example", "'**.example'"), "rules[0].hosts[0]", "none for exactly **.example"),
         (RULE.replace("api.example", "'api.example:8443'"), "rules[0].hosts[0]", "exactly api.example:8443"),
+        (
+            RULE.replace("encrypt: [$.b], ", "encrypt: [$.b], form: [a], "),
+            "rules[0].response[0].form",
+            "about requests",
+        ),
         (with_key("plain_http: upgrade"), "rules[0].plain_http", "about what leaves"),
         (with_key("https: inspect"), "rules[0].https", "about what leaves"),
         (with_key("https_port: 1"), "rules[0].https_port", "about what leaves"),
@@ -173,6 +178,11 @@ def test_a_rule_that_does_not_fit_is_the_only_error(folder: Path, rules: str, wh
     (found,) = wrong(folder, LISTEN, rules)
     assert found.startswith(f"{where}: ")
     assert what in found
+
+
+def test_a_form_is_opened_as_well(folder: Path) -> None:
+    policy = load(folder, LISTEN, RULE.replace("decrypt: [$.a], ", "decrypt: [$.a], form: [a, b], "))
+    assert policy.rules[0].request[0].form == ("a", "b")
 
 
 def test_pins_and_trust_are_for_a_server_that_speaks_tls(folder: Path) -> None:

@@ -338,6 +338,11 @@ class TestRequestsThatAreOpened:
         assert caught.value.reason is Reason.REQUEST_NOT_OPENED
         assert self.opened(body, "application/octet-stream") == body
 
+    def test_other_kinds_are_opened_as_they_are_sealed(self) -> None:
+        lines = b'{"a":"%s"}\n' % token(HOST)
+        assert self.opened(lines * 2, "application/x-ndjson") == b'{"a":1}\n' * 2
+        assert self.opened(gzip.compress(b""), "application/json", coding="gzip") == gzip.compress(b"")
+
     def test_so_must_its_coding(self) -> None:
         with pytest.raises(Denied) as caught:
             self.opened(b"{}", "application/json", coding="unknown")
