@@ -280,7 +280,7 @@ class TestLines:
 
     def test_every_line_has_every_field_of_its_type(self, zoo: Zoo) -> None:
         for line in zoo.all_lines:
-            assert line.keys() - {"detail", "fields", "field_failures"} == LINE.keys()
+            assert line.keys() - {"detail", "fields", "field_failures", "pins_seen", "pins_wanted"} == LINE.keys()
             assert sum(line.get("fields", {}).values()) == line["encrypted"] + line["decrypted"]
             assert line.get("fields") != {}
             assert [name for name, kind in LINE.items() if not isinstance(line[name], kind)] == []
