@@ -1,5 +1,5 @@
-"""What is open when the policy changes: a tunnel, a WebSocket, a response that does not end. If the reload has changed
-the promise for its host, it is gone within ten seconds; if not, it goes on.
+"""What is open when the policy changes: tunnels, a WebSocket, a response that does not end. What a reload has changed
+the promise for is gone within ten seconds; the rest goes on.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,41 +21,48 @@ from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import TlsUpstream
 
 NO_PIN = "sha256/" + "A" * 42 + "E="
+OTHER_PINS = f', pins: {{any_of: ["{NO_PIN}"]}}'
 SWITCH = b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
 AT_MOST = 10.0  # seconds
-KINDS = ("tunnel", "websocket", "response")
+TUNNELS = ("roots", "rejected", "forbidden", "alone")
+KINDS = (*TUNNELS, "websocket", "response")
+HOSTS = {f"{kind}.example": "127.0.0.1" for kind in KINDS}
 
 
-def policy(rule: str = "", more: str = "") -> str:
-    return f'rules:\n  - {{name: here, hosts: ["127.0.0.1"]{rule}}}\n{more}'
+def policy(rules: Mapping[str, str], more: str = "") -> str:
+    """Return a policy with a rule for each host, and what it says beside the host."""
+    own = {"websocket": ", https: inspect", **rules}
+    return "".join(
+        ["rules:\n", *(f"  - {{name: {kind}, hosts: [{kind}.example]{own.get(kind, '')}}}\n" for kind in KINDS), more]
+    )
 
 
 class Open:
-    """Something open through a sidecar: `kind` says what."""
+    """All of these open through one sidecar, each to a host of its own."""
 
-    def __init__(self, kind: str, authority: Authority, folder: Path) -> None:
-        self.kind = kind
+    def __init__(self, authority: Authority, folder: Path) -> None:
         self.stack = contextlib.ExitStack()
         self.go_on = threading.Event()
-        self.upstream = self.stack.enter_context(TlsUpstream(authority, respond=self._respond))
-        inspected = f', pins: {{any_of: ["{self.upstream.pin}"]}}' if kind == "websocket" else ""
-        self.base = inspected
-        self.sidecar = self.stack.enter_context(Sidecar(policy(inspected), folder, authority=authority))
-        head = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{self.upstream.port}\r\n".encode()
-        if kind == "response":
-            self.client = self.stack.enter_context(RawClient(self.sidecar.address))
-            self.client.send(head.replace(b"GET /", f"GET {self.upstream.url('/')}".encode()) + b"\r\n")
-            self.client.read_until(b"half")
-            return
-        self.client = self.stack.enter_context(connect(self.sidecar, f"127.0.0.1:{self.upstream.port}"))
-        roots = self.sidecar.ca_file if kind == "websocket" else authority.write_pem(folder / "upstream.pem")
-        self.client.start_tls("127.0.0.1", ca_file=roots)
-        if kind == "websocket":
-            self.client.send(head + SWITCH)
-            assert self.client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
+        self.upstream = self.stack.enter_context(TlsUpstream(authority, *HOSTS, respond=self._respond))
+        self.sidecar = self.stack.enter_context(Sidecar(policy({}), folder, authority=authority, hosts=HOSTS))
+        roots = authority.write_pem(folder / "upstream.pem")
+        self.clients: dict[str, RawClient] = {}
+        for kind in (*TUNNELS, "websocket"):
+            client = self.stack.enter_context(connect(self.sidecar, f"{kind}.example:{self.upstream.port}"))
+            client.start_tls(f"{kind}.example", ca_file=self.sidecar.ca_file if kind == "websocket" else roots)
+            self.clients[kind] = client
+        self.clients["websocket"].send(self._head("websocket", "/") + SWITCH)
+        assert self.clients["websocket"].read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
+        self.clients["response"] = self.stack.enter_context(RawClient(self.sidecar.address))
+        url = self.upstream.url(host="response.example")
+        self.clients["response"].send(self._head("response", url) + b"\r\n")
+        self.clients["response"].read_until(b"half")
 
-    def _respond(self, _: RecordedRequest) -> bytes | Iterator[bytes]:
-        if self.kind == "websocket":
+    def _head(self, kind: str, target: str) -> bytes:
+        return f"GET {target} HTTP/1.1\r\nHost: {kind}.example:{self.upstream.port}\r\n".encode()
+
+    def _respond(self, request: RecordedRequest) -> bytes | Iterator[bytes]:
+        if request.headers.get("upgrade"):
             return b"HTTP/1.1 101 Switching Protocols\r\n" + SWITCH
         return self._slowly()
 
@@ -64,93 +71,61 @@ class Open:
         self.go_on.wait(30)
         yield b"half"
 
-    def still_works(self) -> bool:
-        """Whether bytes still come through, after all that may end it has had its time."""
-        time.sleep(AT_MOST)
+    def has_ended(self, kind: str) -> bool:
+        """Whether it has ended by now."""
+        client = self.clients[kind]
         try:
-            if self.kind == "websocket":
-                self.client.send(b"\x81\x85\0\0\0\0later")
+            if kind == "response":
+                return client.read_exactly(4) != b"half"
+            if kind == "websocket":
+                client.send(b"\x81\x85\0\0\0\0later")
                 time.sleep(0.2)
-                return self.upstream.received.endswith(b"later")
-            if self.kind == "tunnel":
-                self.go_on.set()
-                self.client.send(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{self.upstream.port}\r\n\r\n".encode())
-                return self.client.read_response().status == 200
-            self.go_on.set()
-            return self.client.read_exactly(4) == b"half"
+                return b"later" not in self.upstream.received
+            client.send(self._head(kind, "/") + b"\r\n")
+            return client.read_response().status != 200
         except (OSError, AssertionError):
-            return False
+            return True
 
-    def ends_within(self, seconds: float) -> float:
-        """Wait for the end; return how many seconds it took."""
-        began = time.monotonic()
-        while time.monotonic() < began + seconds:
-            with contextlib.suppress(TimeoutError):
-                self.client.read_to_end()
-                break
-        return time.monotonic() - began
+    def ended(self) -> set[str]:
+        """Return what has ended, once all that may be ended has had its time."""
+        time.sleep(AT_MOST)
+        self.go_on.set()
+        return {kind for kind in KINDS if self.has_ended(kind)}
 
 
 @pytest.fixture
-def opened(authority: Authority, tmp_path: Path) -> Iterator[Callable[[str], Open]]:
-    made: list[Open] = []
-
-    def make(kind: str) -> Open:
-        made.append(Open(kind, authority, tmp_path))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.go_on.set()
-        each.stack.close()
+def opened(authority: Authority, tmp_path: Path) -> Iterator[Open]:
+    it = Open(authority, tmp_path)
+    yield it
+    it.go_on.set()
+    it.stack.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_other_pins_end_what_is_open(opened: Callable[[str], Open], kind: str) -> None:
-    it = opened(kind)
-    reload(it.sidecar, policy(f', pins: {{any_of: ["{NO_PIN}"]}}'))
-    assert it.ends_within(AT_MOST) < AT_MOST
-    line = it.sidecar.wait_for_decision(lambda each: each["reason"] == "policy_changed")
-    assert line["outcome"] == "drained"
-    assert "the policy for 127.0.0.1 has changed" in line["detail"]
+def test_other_pins_end_whatever_is_open_and_the_lines_say_why(opened: Open) -> None:
+    reload(opened.sidecar, policy(dict.fromkeys(KINDS, OTHER_PINS)))
+    assert opened.ended() == set(KINDS)
+    lines = [line for line in opened.sidecar.decisions() if line["reason"] == "policy_changed"]
+    assert {line["rule"] for line in lines} == set(KINDS)
+    assert {line["outcome"] for line in lines} == {"drained"}
+    assert all(f"the policy for {line['rule']}.example has changed" in line["detail"] for line in lines)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "other roots",
-        "a rule that rejects",
-        "a destination that is forbidden",
-        "a client that is not let in",
-    ],
-)
-def test_so_does_whatever_changes_the_promise(opened: Callable[[str], Open], change: str, tmp_path: Path) -> None:
-    it = opened("tunnel")
-    if change == "other roots":
-        Authority().write_pem(tmp_path / "other.pem")
-        text = policy(", trust: {roots: other.pem}")
-    elif change == "a rule that rejects":
-        text = policy(", https: reject")
-    elif change == "a destination that is forbidden":
-        text = policy(", destinations: {allow: [private]}")
-    else:
-        text = policy(more="clients: {allow: [10.0.0.0/8]}\n")
-    reload(it.sidecar, text)
-    assert it.ends_within(AT_MOST) < AT_MOST
+def test_so_does_each_change_of_the_promise_for_its_own_host_alone(opened: Open, tmp_path: Path) -> None:
+    Authority().write_pem(tmp_path / "other.pem")
+    changes = {
+        "roots": ", trust: {roots: other.pem}",
+        "rejected": ", https: reject",
+        "forbidden": ", destinations: {allow: [private]}",
+    }
+    reload(opened.sidecar, policy(changes))
+    assert opened.ended() == set(changes)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_reload_that_is_about_something_else_ends_nothing(opened: Callable[[str], Open], kind: str) -> None:
-    it = opened(kind)
-    reload(
-        it.sidecar,
-        policy(it.base, more='  - {name: other, hosts: [other.example], pins: {any_of: ["' + NO_PIN + '"]}}\n'),
-    )
-    assert it.still_works()
+def test_so_does_a_change_of_who_may_use_the_proxy(opened: Open) -> None:
+    reload(opened.sidecar, policy({}, "clients: {allow: [10.0.0.0/8]}\n"))
+    assert opened.ended() == set(KINDS)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_keep_leaves_alone_what_is_open(opened: Callable[[str], Open], kind: str) -> None:
-    it = opened(kind)
-    reload(it.sidecar, policy(f', pins: {{any_of: ["{NO_PIN}"]}}', more="open_connections: keep\n"))
-    assert it.still_works()
+def test_keep_leaves_alone_what_is_open(opened: Open) -> None:
+    reload(opened.sidecar, policy(dict.fromkeys(KINDS, OTHER_PINS), "open_connections: keep\n"))
+    assert opened.ended() == set()
