@@ -178,6 +178,7 @@ class TestRenaming:
         [
             (b'{"card":{"number" : "4111"}}', "$..number", ("number", "encryptedNumber"), "$.card.number"),
             (b'{"a.b":{"number":1}}', "$..number", ("number", "x y"), "$['a.b'].number"),
+            (b'{"a[":{"number":1}}', "$..number", ("number", "odd ["), "$['a['].number"),
             (b'{"it\'s [":1}', "$['it\\'s [']", ("it's [", "sealed"), "$['it\\'s [']"),
             (b'{"a[\'b":1}', "$['a[\\'b']", ("a['b", "sealed"), "$['a[\\'b']"),
             (b'{"a":[{"n":null}]}', "$.a[*].n", ("n", "m"), "$.a[*].n"),

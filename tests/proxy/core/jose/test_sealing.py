@@ -103,7 +103,7 @@ def test_only_so_many_places_are_remembered_between_bodies() -> None:
     for number in range(2 * sealing._REMEMBERED):
         sealers.sealing(SETS["oct"], KEYS["oct"], 1.0).seal(VALUE, Place("a.example", f"$.x{number}"))
     (kept,) = sealers._kept.values()
-    assert len(kept._heads) == sealing._REMEMBERED
+    assert len(kept._heads) == len(kept.protected) == sealing._REMEMBERED
 
 
 @pytest.mark.parametrize("later", [6.5, 7.0, 5.4])
