@@ -38,6 +38,7 @@ from proxy.core.http.framing import BadFraming, ChunkedBody
 from proxy.core.http.redirects import Trail
 from proxy.core.jose import encoding
 from proxy.core.jose.jwe import JweError, open_token
+from proxy.core.jose.jwksets import fitting_keys
 from proxy.core.jose.keymaterial import Alg, SecretBytes
 from proxy.core.jose.keys import Bind, Key, KeySet
 from proxy.core.jose.place import Place
@@ -59,6 +60,7 @@ KEY = Key("k", Alg.A256KW, SecretBytes(bytes(32)))
 KEYS = KeySet("keys", Alg.A256KW, KEY, (), Bind.PLACE)
 GLOBS = tuple(PathGlob.parse(text) for text in ("/v1/**/a*b*c/**/x*y", "/**/a/*/**/b", "/a/**/**/c*c*c", "/*a*a*a"))
 ENVELOPE = Envelope("e")
+DAY = date(2026, 1, 1)
 SELECTORS = tuple(parse_selector(text) for text in ("$..ssn", "$.a[-1].b", "$.*[*]..x"))
 LOOSE = Marks(SELECTORS, ignore_case=True)
 INSIDE = Marks(SELECTORS, inside=(parse_selector("$.m"), parse_selector("$.m")))
@@ -460,6 +462,11 @@ READERS: dict[str, Reader] = {
         TOKEN // 4,
         leads=("", "{", '{"alg":', '{"alg":"', '{"alg":1.', '{"a":['),
         units=('"a":1,', '{"a":', "[", "1", "\\u0061", "e", '"kid":"', "[[],"),
+    ),
+    "a JWK Set by URL": Reader(
+        lambda text: fitting_keys(b'{"keys":[' + text.encode() + b'{"kty":"EC"}]}', alg=Alg.RSA_OAEP_256, today=DAY),
+        256 * 1024,
+        units=('{"kty":"RSA","n":"AQAB","e":"AQAB"},', '{"kty":"RSA","kid":"a","n":"', "[{},", '{"a":'),
     ),
     "a token": Reader(lambda text: open_token(text, KEYS, None, date(2026, 1, 1)), TOKEN, units=("a.", "AAAA", "....")),
     "an envelope": Reader(

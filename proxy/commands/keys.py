@@ -55,6 +55,13 @@ _alg_option = click.option("--alg", type=click.Choice(ALGORITHMS), help="The alg
 _unsafe_option = click.option(
     "--unsafe-key-permissions", "unsafe", is_flag=True, help="Read a secret key file although others can read it, too."
 )
+_password_option = click.option(
+    "--password-file",
+    "password_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What opens PKCS#12 or an encrypted PEM.",
+)
 _policy_option = click.option("-p", "--policy", "policy", type=click.Path(), metavar="FILE", help="The policy file.")
 
 
@@ -70,6 +77,7 @@ class Source:
     host: str | None
     path: str | None
     unsafe: bool
+    password_file: Path | None
     enc: str | None
     envelope: str | None = None
 
@@ -86,6 +94,7 @@ def _source_options(command: Callable[[Source], None]) -> Callable[..., None]:
         click.option("--host", help="The host that the value is bound to."),
         click.option("--path", "path", metavar="'$.x'", help="Where in the body it stands, array indexes as *."),
         _unsafe_option,
+        _password_option,
     )
 
     @wraps(command)
@@ -162,7 +171,10 @@ def new(
 @_alg_option
 @click.option("--kid", help="The name to write into a JWK.")
 @_unsafe_option
-def public(file: Path, form: str, alg: str | None, kid: str | None, unsafe: bool) -> None:
+@_password_option
+def public(
+    *, file: Path, form: str, alg: str | None, kid: str | None, unsafe: bool, password_file: Path | None
+) -> None:
     """Print the public half of the key in FILE; of a JWK Set without --kid, all its public halves as a set.
 
     \b
@@ -175,7 +187,7 @@ def public(file: Path, form: str, alg: str | None, kid: str | None, unsafe: bool
         if whole is not None:
             click.echo(whole, nl=False)
             return
-        click.echo(_encode(_read_key(file, alg, kid, unsafe), form, private=False), nl=False)
+        click.echo(_encode(_read_key(file, alg, kid, unsafe, password_file), form, private=False), nl=False)
 
 
 keys.add_command(rotate)
@@ -340,13 +352,16 @@ def _explain(key: Key, secret_file: str, public_file: str | None) -> None:
         click.echo(f"# and only where they are decrypted:\n#   primary: {entry(secret_file)}", err=True)
 
 
-def _read_key(file: Path, alg: str | None, kid: str | None, unsafe: bool) -> Key:
+def _read_key(file: Path, alg: str | None, kid: str | None, unsafe: bool, password_file: Path | None) -> Key:
     from proxy.core.jose.keys import Alg, alg_for, load_key
     from proxy.disk.keyfiles import read_key_file
 
     data = read_key_file(file, unsafe_permissions=unsafe)
-    chosen: Alg = Alg(alg) if alg else alg_for(data)
-    return load_key(data, alg=chosen, kid=kid)
+    password = None
+    if password_file is not None:
+        password = read_key_file(password_file, unsafe_permissions=unsafe).strip(b"\r\n")
+    chosen: Alg = Alg(alg) if alg else alg_for(data, kid=kid, password=password)
+    return load_key(data, alg=chosen, kid=kid, password=password)
 
 
 def _load_policy(option: str | None) -> Policy:
@@ -366,12 +381,16 @@ def _key_set(source: Source) -> KeySet:
     if source.file is not None and source.set_name is None:
         if source.policy is not None:
             raise click.UsageError("--policy goes with --set, not with --key")
-        key = _read_key(source.file, source.alg, source.kid, source.unsafe)
+        key = _read_key(source.file, source.alg, source.kid, source.unsafe, source.password_file)
         return KeySet("--key", key.alg, key, enc=Enc(source.enc or Enc.A256GCM))
     if source.set_name is None or source.file is not None:
         raise click.UsageError("give either --key FILE, or --set NAME for a key set of the policy")
-    if any(option is not None for option in (source.alg, source.enc, source.kid)) or source.unsafe:
-        raise click.UsageError("--alg, --enc, --kid and --unsafe-key-permissions go with --key; the policy has its own")
+    if (
+        any(option is not None for option in (source.alg, source.enc, source.kid, source.password_file))
+        or source.unsafe
+    ):
+        what = "--alg, --enc, --kid, --password-file and --unsafe-key-permissions"
+        raise click.UsageError(f"{what} go with --key; the policy has its own")
     loaded = _load_policy(source.policy)
     if source.set_name not in loaded.keys:
         known = ", ".join(loaded.keys) or "none"

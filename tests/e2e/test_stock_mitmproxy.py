@@ -671,9 +671,14 @@ class TestStart:
             (
                 POLICY_ALONE
                 + "upstream_proxy: {url: http://proxy.example:3128}\n"
+                + "keys: {partner: {alg: RSA-OAEP-256, jwks: 'https://keys.example/'}}\n"
                 + 'rules: [{name: raw, hosts: ["db.example:5432"], raw_tcp: allow}]\n',
                 (),
-                ("upstream_proxy is not served", "rule raw: raw_tcp is not served"),
+                (
+                    "upstream_proxy is not served",
+                    "rule raw: raw_tcp is not served",
+                    "keys.partner: jwks is not fetched inside mitmproxy",
+                ),
             ),
         ],
     )

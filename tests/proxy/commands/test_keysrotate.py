@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, load_pem_private_key
+from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
 
 from proxy.cli import main
 from proxy.core.jose.jwksets import keys_of_set
@@ -185,3 +188,18 @@ def test_a_set_that_would_grow_too_large_is_left_as_it_is() -> None:
     members["note"] = "x" * (64 * 1024 - len(Path("app.jwks").read_bytes()) - 100)
     _write("app.jwks", members)
     assert "more than 64 KiB" in failed("rotate", "app.jwks")
+
+
+def test_a_key_with_a_password_is_read_with_it() -> None:
+    done("new", "--kid", "one", "--out", "one.pem")
+    key = load_pem_private_key(Path("one.pem").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    Path("one.p12").write_bytes(
+        serialize_key_and_certificates(b"x", key, None, None, BestAvailableEncryption(b"hunter2"))
+    )
+    Path("one.p12").chmod(0o600)
+    Path("password").write_text("hunter2\n")
+    assert done("public", "one.p12", "--password-file", "password") == Path("one.pub.pem").read_text()
+    assert "it needs one" in failed("public", "one.p12")
+    Path("password").write_text("hunter3\n")
+    assert "the password is wrong" in failed("public", "one.p12", "--password-file", "password")

@@ -968,6 +968,102 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         "{env: NAME} or {file: PATH}",
     ),
     (
+        "jwks over http",
+        "version: 1\nkeys: {k: {alg: A256KW, jwks: 'http://k.example/'}}\n",
+        2,
+        31,
+        "keys.k.jwks",
+        "keys are fetched over https only: write https://HOST/PATH",
+    ),
+    (
+        "jwks with a user",
+        "version: 1\nkeys: {k: {alg: A256KW, jwks: 'https://a@k.example/'}}\n",
+        2,
+        31,
+        "keys.k.jwks",
+        "without a user and without a fragment",
+    ),
+    (
+        "jwks with a fragment",
+        "version: 1\nkeys: {k: {alg: A256KW, jwks: 'https://k.example/#x'}}\n",
+        2,
+        31,
+        "keys.k.jwks",
+        "without a user and without a fragment",
+    ),
+    (
+        "jwks with a query and no path",
+        "version: 1\nkeys: {k: {alg: A256KW, jwks: 'https://k.example?x'}}\n",
+        2,
+        31,
+        "keys.k.jwks",
+        "this is https://HOST[:PORT]/PATH",
+    ),
+    (
+        "jwks with a blank",
+        "version: 1\nkeys: {k: {alg: A256KW, jwks: 'https://k.example/a b'}}\n",
+        2,
+        31,
+        "keys.k.jwks",
+        "write everything else as %XX",
+    ),
+    (
+        "jwks that is no URL",
+        "version: 1\nkeys: {k: {alg: A256KW, jwks: k.example}}\n",
+        2,
+        31,
+        "keys.k.jwks",
+        "over https only",
+    ),
+    (
+        "jwks and primary",
+        "version: 1\nkeys: {k: {alg: A256KW, jwks: 'https://k.example/', primary: {file: keys/app.jwk}}}\n",
+        2,
+        11,
+        "keys.k",
+        "exactly one of `primary: …`, `set: FILE` and `jwks: URL`",
+    ),
+    (
+        "jwks with older keys",
+        "version: 1\nkeys: {k: {alg: A256KW, jwks: 'https://k.example/', older: [{file: keys/app.jwk}]}}\n",
+        2,
+        11,
+        "keys.k",
+        "older goes with primary",
+    ),
+    (
+        "jwks with grace",
+        "version: 1\nkeys: {k: {alg: A256KW, jwks: 'https://k.example/', grace: 1d}}\n",
+        2,
+        11,
+        "keys.k",
+        "leave grace and unsafe_key_permissions out",
+    ),
+    (
+        "kid without jwks",
+        "version: 1\nkeys: {k: {alg: A256KW, kid: x, primary: {file: keys/app.jwk}}}\n",
+        2,
+        11,
+        "keys.k",
+        "kid and max_age are about a `jwks`",
+    ),
+    (
+        "max_age without jwks",
+        "version: 1\nkeys: {k: {alg: A256KW, max_age: 1h, primary: {file: keys/app.jwk}}}\n",
+        2,
+        11,
+        "keys.k",
+        "kid and max_age are about a `jwks`",
+    ),
+    (
+        "max_age of two months",
+        "version: 1\nkeys: {k: {alg: A256KW, jwks: 'https://k.example/', max_age: 60d}}\n",
+        2,
+        62,
+        "keys.k.max_age",
+        "fetched again within 30 days",
+    ),
+    (
         "no source",
         "version: 1\nkeys: {k: {alg: A256KW, primary: {kid: a}}}\n",
         2,
@@ -1244,6 +1340,38 @@ def test_a_set_that_others_may_read_is_refused_if_it_is_secret(folder: Path) -> 
     public = {"keys": [to_jwk(RECEIVER, private=False)]}
     (folder / "keys/open.jwks").write_text(json.dumps(public))
     assert not _load(folder, text.replace("A256KW", "ECDH-ES+A256KW")).keys["k"].can_open
+
+
+@pytest.mark.parametrize(
+    ("written", "url", "where"),
+    [
+        ("https://Keys.Example/a?b=c", "https://keys.example/a?b=c", ("keys.example", 443, "/a?b=c")),
+        ("https://keys.example", "https://keys.example/", ("keys.example", 443, "/")),
+        ("https://keys.example:8443/", "https://keys.example:8443/", ("keys.example", 8443, "/")),
+        ("https://[::1]/", "https://[::1]/", ("::1", 443, "/")),
+        ("HTTPS://bücher.example/", "https://xn--bcher-kva.example/", ("xn--bcher-kva.example", 443, "/")),
+    ],
+)
+def test_a_set_is_named_by_its_url(written: str, url: str, where: tuple[str, int, str], folder: Path) -> None:
+    text = f"version: 1\nkeys: {{k: {{alg: RSA-OAEP-256, jwks: '{written}', kid: x, max_age: 90s, bind: host}}}}\n"
+    keys = _load(folder, text).keys["k"]
+    supply = keys.supply
+    assert supply is not None
+    assert (supply.url, (supply.host, supply.port, supply.path)) == (url, where)
+    assert (supply.kid, supply.max_age, keys.keys, keys.bind) == ("x", 90, (), Bind.HOST)
+    other = _load(folder, text.replace(", kid: x, max_age: 90s", "")).keys["k"].supply
+    assert other is not None
+    assert (other.kid, other.max_age) == (None, 3600)
+
+
+def test_what_is_fetched_opens_nothing(folder: Path) -> None:
+    text = (
+        "version: 1\nkeys: {k: {alg: RSA-OAEP-256, jwks: 'https://keys.example/'}}\n"
+        "rules: [{name: a, hosts: [a.example], response: [{decrypt: [$.a], key: k}]}]\n"
+    )
+    (error,) = _errors(folder, text)
+    assert error.path == "rules[0].response[0].key"
+    assert "has public keys only" in error.message
 
 
 def test_one_key_of_a_set_is_named_by_its_kid(folder: Path) -> None:

@@ -329,6 +329,18 @@ class TestSupply:
         assert keys.by_kid("x") is KEYS["X25519"]
         assert keys.can_open
 
+    def test_a_key_that_is_not_there_is_asked_for(self) -> None:
+        asked: list[None] = []
+        source = supply()
+        keys = KeySet("partner", ECDH, None, supply=source)
+        assert keys.by_kid("p") is None  # nobody fetches
+        source.missed = lambda: asked.append(None)
+        assert keys.by_kid("p") is None
+        assert len(asked) == 1
+        source.current = KeySet("partner", ECDH, KEYS["P-256"])
+        assert keys.by_kid("p") is KEYS["P-256"]
+        assert len(asked) == 1
+
     def test_a_set_without_keys_and_without_a_supply_seals_nothing(self) -> None:
         with pytest.raises(NoKey, match="fetched from nowhere"):
             KeySet("none", ECDH, None).sealing_key(date(2027, 1, 1))
