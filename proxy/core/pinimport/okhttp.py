@@ -34,9 +34,7 @@ def read_okhttp(text: str) -> Imported:
             _add(reader, place + 2, pins, notes)
     limit(len(pins))
     for wide, narrow in [(a, b) for a in pins for b in pins if a.kind == "one_label" and b.kind == "any_depth"]:
-        if wide.matches_host(
-            narrow.host
-        ):  # `*.example` and `**.a.example` both match a.example, and neither covers the other
+        if wide.matches_host(narrow.host):  # `*.x` and `**.a.x` both match a.x, and neither covers the other
             pins.setdefault(HostPattern("exact", narrow.host), [])
     found: list[Pinned] = []
     for pattern, listed in pins.items():
