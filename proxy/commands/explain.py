@@ -4,7 +4,8 @@ Rules of this module:
 
 - It calls the same functions that decide on real requests, so it cannot say anything else.
 - What it says of a denial, the protections themselves have said of this very request (`proxy.commands.denial`).
-- Nothing is dialled or looked up, and no value of a body is printed. What depends on these is said with an "if".
+- Nothing is dialled or looked up; what depends on that is said with an "if".
+- A body's values are shown to a person only, who has given the body; `--json` has paths and offsets.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +23,7 @@ from typing import Any
 
 import click
 
+from proxy.commands.bodymarks import marked_spans, shown_body
 from proxy.commands.denial import Asked, Refusal, refusal_of
 from proxy.commands.shared import (
     destination_of,
@@ -39,7 +42,6 @@ from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, Destination
 from proxy.core.fields.encodings import decode, parse_encoding
 from proxy.core.fields.entries import FieldEntry, OnFailure, Signed, Work
-from proxy.core.fields.jsontext import NotJson, TooMuchSelected, find_spans
 from proxy.core.fields.readings import readings, with_body
 from proxy.core.fields.signatures import covering
 from proxy.core.http.heads import Fields
@@ -82,8 +84,9 @@ class Explanation:
         decrypt: the entries that apply to its response; behind a mirror, to the request.
         other_entries: the rule's entries that do not apply, because of the method or the path.
         signed_by: what covers the request's body, if a field in it may have to be encrypted.
-        places: the places in the given body that would be encrypted, with the key set; behind a mirror, those where a
-            sealed value would be opened.
+        places: the places in the given body that would be encrypted, with the key set, and the offsets in the decoded
+            body; behind a mirror, those where a sealed value would be opened.
+        shown: the body with these places marked.
     """
 
     scheme: str
@@ -107,7 +110,8 @@ class Explanation:
     decrypt: list[dict[str, Any]]
     other_entries: list[dict[str, Any]]
     signed_by: str | None
-    places: list[dict[str, str]] | None
+    places: list[dict[str, Any]] | None
+    shown: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +129,9 @@ class _Request:
 @click.option("-X", "--request", "method", metavar="METHOD", help="The method; GET, or POST with --body.")
 @click.option(
     "--body",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
     metavar="FILE",
-    help="A JSON body: list the places in it that would be encrypted.",
+    help="A body (- for standard input): mark in it what would be encrypted.",
 )
 @click.option("-H", "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header field that it has.")
 @json_option
@@ -155,11 +159,18 @@ def explain(
     request = _Request(method, path, query, fields, _read_body(body) if body else None, today())
     explanations = [_explain(policy, scheme, destination, request) for scheme, destination in requests]
     if as_json:
-        answer = {"mode": policy.mode.value, "method": method, "requests": [asdict(item) for item in explanations]}
+        answer = {"mode": policy.mode.value, "method": method, "requests": [_as_values(item) for item in explanations]}
         click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
         return
     for explanation in explanations:
         _print_explanation(explanation, method, path)
+
+
+def _as_values(explanation: Explanation) -> dict[str, Any]:
+    """Return an explanation as plain values; none of them is a value of the body."""
+    found = asdict(explanation)
+    del found["shown"]
+    return found
 
 
 def _lacks_key(entry: FieldEntry, today: date) -> bool:
@@ -195,8 +206,8 @@ def _requests(url: str) -> tuple[list[tuple[str, Destination]], str, str]:
 
 
 def _read_body(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        text = opened.read(_MAX_BODY_BYTES + 1)
+    with click.open_file(str(file), "rb") as opened:
+        text: bytes = opened.read(_MAX_BODY_BYTES + 1)
     if len(text) > _MAX_BODY_BYTES:
         raise click.BadParameter(f"the body has more than {_MAX_BODY_BYTES} bytes", param_hint="--body")
     return text
@@ -231,15 +242,20 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
     if decision.action is Action.INSPECT and not _ca_is_valid():
         denied.append(Reason.LOCAL_CA_EXPIRED.code)
     signed_by = covering(request.fields, request.query) if encrypt and mirror is None else None
-    places = None
+    places = shown = None
     if request.body is not None and opened is not None:
         try:
-            found = _places(encrypt if mirror is None else decrypt, request.body)
+            about = encrypt if mirror is None else decrypt
+            spans = marked_spans(about, request.body, _content_types(request))
         except Denied as refused:
             denied.append(refused.reason.code)
         else:
-            places = [{"path": path, "key": entry.keys.name} for path, entry in found]
-            if signed_by is not None and any(entry.signed is Signed.DENY for _, entry in found):
+            places = [
+                {"path": span.path, "key": about[span.job].keys.name, "start": span.start, "end": span.end}
+                for span in spans
+            ]
+            shown = shown_body(request.body, spans, is_terminal=sys.stdout.isatty())
+            if signed_by is not None and any(about[span.job].signed is Signed.DENY for span in spans):
                 denied.append(Reason.SIGNED_BODY.code)
     if refusal is not None and refusal.denied.reason.code not in denied:
         denied.insert(0, refusal.denied.reason.code)
@@ -266,6 +282,7 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
         other_entries=[*map(encrypt_summary, not_encrypt), *map(entry_summary, not_decrypt)],
         signed_by=signed_by,
         places=places,
+        shown=shown,
     )
 
 
@@ -298,10 +315,15 @@ def _split(entries: Sequence[FieldEntry], request: _Request) -> tuple[list[Field
     """Return the entries that apply to a request, and those that don't."""
     found = readings(request.method, request.path, request.query, request.fields)
     if request.body is not None:
-        types = [value.decode("latin-1") for name, value in request.fields if name.lower() == b"content-type"]
-        found = with_body(found, request.body, types or ["application/json"])
+        found = with_body(found, request.body, _content_types(request))
     applying = [entry for entry in entries if entry.when.applies(found)]
     return applying, [entry for entry in entries if entry not in applying]
+
+
+def _content_types(request: _Request) -> list[str]:
+    """Return the values of Content-Type; a body without one is taken for JSON."""
+    types = [value.decode("latin-1") for name, value in request.fields if name.lower() == b"content-type"]
+    return types or ["application/json"]
 
 
 def _decoded(request: _Request) -> bytes:
@@ -311,19 +333,6 @@ def _decoded(request: _Request) -> bytes:
         return decode(request.body or b"", parse_encoding(", ".join(codings)), _MAX_BODY_BYTES)
     except Denied:
         return request.body or b""
-
-
-def _places(entries: Sequence[FieldEntry], body: bytes) -> list[tuple[str, FieldEntry]]:
-    """Return the places that would be encrypted, each with its entry."""
-    if not entries:
-        return []
-    try:
-        spans = find_spans(body, [entry.marks for entry in entries])
-    except NotJson as error:
-        raise Denied(Reason.BODY_NOT_JSON, str(error)) from None
-    except TooMuchSelected as error:
-        raise Denied(Reason.BODY_TOO_LARGE, str(error)) from None
-    return [(span.path, entries[span.job]) for span in spans]
 
 
 def _why(policy: Policy, rule: Rule | None, decision: Decision, scheme: str) -> str:
@@ -403,3 +412,5 @@ def _print_explanation(explanation: Explanation, method: str, path: str) -> None
     click.echo(f"{method} {explanation.scheme}://{explanation.asked}{path}")
     for name, text in lines:
         click.echo(f"  {name:<9}{text}")
+    if explanation.shown and explanation.places:
+        click.echo(explanation.shown)

@@ -7,14 +7,14 @@ other byte stays as it came.
 Offers:
 
 - `automaton`: MAX_INSIDE, Marks; what an entry marks
-- `bodies`: BodyHead, acceptable, change, check_before, count_marked, passes, too_large, unchangeable; one body, from
-  start to end
+- `bodies`: MAX_SEALED, BodyHead, acceptable, change, check_before, count_marked, passes, too_large, unchangeable; one
+  body, from start to end
 - `encodings`: beginning, decode, parse_encoding; content encodings such as gzip
 - `entries`: AlreadySealed, FieldEntry, Match, OnFailure, OtherBodies, PathGlob, Signed, When, Work; one entry of a
   rule's `request` or `response` list
 - `envelopes`: Envelope; the object in which a sealed value stands
-- `jsontext`: NotJson, TooMuchSelected, find_spans; where values stand in JSON text
-- `kinds`: check_target; bodies of every kind: JSON, lines, forms, patches, GraphQL
+- `jsontext`: NotJson, Span, find_spans; where values stand in JSON text
+- `kinds`: check_target, splice_body; bodies of every kind: JSON, lines, forms, patches, GraphQL
 - `messages`: Plan, change, count_marked, too_large; one WebSocket message
 - `readings`: Readings, may_be_any_method, may_name_method, readings, with_body; all methods and paths that a server may
   read in a request

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from proxy.commands.bodymarks import MOST_SHOWN, shown_body
+from proxy.core.fields.jsontext import Span
 from tests.proxy.commands.policies import PIN_A, PIN_B, POLICY, WAY, run
 
 AS_EVER = {"envelope": None, "rename": None}
@@ -151,17 +153,59 @@ def test_explain_knows_what_has_expired() -> None:
     assert request["denied"] == ["pins_expired", "key_unavailable"]
 
 
-def test_explain_lists_the_places_of_a_body_without_its_values() -> None:
+def test_explain_lists_the_places_of_a_body_and_marks_them_in_it() -> None:
     Path("body.json").write_text('{"card": {"number": "4111", "ssn": [7]}, "note": "n", "other": 1}')
     (request,) = explained("--body", "body.json", "http://api.pay.example/v1/charges")
     assert request["places"] == [
-        {"path": "$.card.number", "key": "app"},
-        {"path": "$.card.ssn", "key": "app"},
-        {"path": "$.note", "key": "app"},
+        {"path": "$.card.number", "key": "app", "start": 20, "end": 26},
+        {"path": "$.card.ssn", "key": "app", "start": 35, "end": 38},
+        {"path": "$.note", "key": "app", "start": 49, "end": 52},
     ]
+    assert "4111" not in json.dumps(request)
     result = run("explain", "--body", "body.json", "http://api.pay.example/v1/charges")
     assert "in body  $.card.ssn with app" in result.stdout
-    assert "4111" not in result.output
+    marked = '{"card": {"number": ⟦"4111"⟧, "ssn": ⟦[7]⟧}, "note": ⟦"n"⟧, "other": 1}'
+    assert result.stdout.endswith(f"\n{marked}\n")
+
+
+FORMS = POLICY.replace('encrypt: ["$.note"]', 'encrypt: ["$.note"]\n        form: [note]')
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "marked"),
+    [
+        ("application/x-www-form-urlencoded", b"a=1&note=%41+b&c", "a=1&note=⟦%41+b⟧&c"),
+        ("application/x-ndjson", b'{"note":1}\n{"a":2}\n{"note":3}', '{"note":⟦1⟧}\n{"a":2}\n{"note":⟦3⟧}'),
+        (
+            "multipart/form-data; boundary=b",
+            b"--b\r\nContent-Disposition: form-data; name=note\r\n\r\nx\x1b[1m\r\n--b--",
+            "--b\nContent-Disposition: form-data; name=note\n\n⟦x\\x1b[1m⟧\n--b--",
+        ),
+        ("application/json", b'{"note":1, "x":"\xff"}', None),
+        ("text/plain", b"note=1", None),
+    ],
+)
+def test_explain_marks_bodies_of_every_kind(content_type: str, body: bytes, marked: str | None) -> None:
+    Path("body").write_bytes(body)
+    url = "http://api.pay.example/v9"
+    header = f"Content-Type: {content_type}"
+    (request,) = explained("--body", "body", "-H", header, url, policy=FORMS)
+    stdout = run("explain", "--body", "body", "-H", header, url, policy=FORMS).stdout
+    if marked is None:
+        assert request["denied"] == ["body_not_json"]
+        assert request["places"] is None
+        return
+    assert request["denied"] == []
+    assert [place["path"] for place in request["places"]] == ["$.note"] * marked.count("⟦")
+    assert stdout.endswith(f"\n{marked}\n")
+
+
+def test_explain_marks_in_colour_on_a_terminal_and_shows_only_the_beginning() -> None:
+    body = b"a" * 10 + b"b" * 5 + b"c" * MOST_SHOWN
+    spans = [Span(10, 15, "$", 0), Span(MOST_SHOWN, MOST_SHOWN + 5, "$", 0)]
+    shown = shown_body(body, spans, is_terminal=True)
+    assert shown.startswith("a" * 10 + "\x1b[7mbbbbb\x1b[0mc")
+    assert shown.endswith("c\n… and 15 bytes more")
 
 
 @pytest.mark.parametrize(
