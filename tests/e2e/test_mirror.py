@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from proxy.core.jose.keys import Alg
@@ -23,6 +24,7 @@ from tests.e2e.app import JSON, careless, request
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import Answer, RawClient, curl
 from tests.e2e.connection import RecordedRequest
+from tests.e2e.grpcs import DEADLINE, Service, unary_unary
 from tests.e2e.mirrors import NAME, listener_of, mirror, peer, peer2, write_identity
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Sidecar
@@ -344,6 +346,13 @@ class TestTls:
                     behind.assert_no_application_bytes()
 
 
+def elsewhere(sidecar: Sidecar) -> None:
+    """Let the entries of a mirror's policy be about one path only."""
+    text = re.sub(r"(- \{.*)\}$", r"\1, when: {paths: [/sealed]}}", sidecar.policy_file.read_text(), flags=re.MULTILINE)
+    assert text.count("/sealed") == 2
+    sidecar.policy_file.write_text(text)
+
+
 class TestAsAnyListener:
     def test_a_new_certificate_is_taken_over_when_its_files_change(
         self,
@@ -412,6 +421,42 @@ class TestAsAnyListener:
                 assert client.read_response().status == 421
             line = sidecar.wait_for_decision(lambda line: line["path"] == "/observed")
             assert (line["mode"], line["action"], line["outcome"]) == ("observe", "mirror", "observed")
+
+    def test_a_server_of_http_1_1_is_asked_in_that_whatever_its_peers_speak(
+        self, beside: Sidecar, server: PlainUpstream, trusted: Path
+    ) -> None:
+        client = peer2(beside, trusted)
+        fields = [("te", "trailers"), ("content-type", "application/json"), ("content-length", "2")]
+        stream = client.begin(NAME, "/trailers", headers=fields)
+        client.go_on(stream, b"{}", last=True)
+        assert client.read(stream).status == 200
+        assert newest(server, "/trailers").body == b"{}"
+
+    def test_grpc_passes_where_nothing_in_it_is_marked(
+        self, authority: Authority, receiver: Receiver, app: Receiver, tmp_path: Path
+    ) -> None:
+        options = (("grpc.ssl_target_name_override", NAME), ("grpc.default_authority", NAME))
+        with Service(None) as service:
+            sidecar = mirror(tmp_path, service.port, authority, receiver, app)
+            elsewhere(sidecar)
+            trust = grpc.ssl_channel_credentials(authority.pem)
+            with sidecar, grpc.secure_channel(sidecar.listen[0], trust, options) as channel:
+                assert unary_unary(channel, "Echo")(b"\x00hello\xff", timeout=DEADLINE) == b"\x00hello\xff"
+
+    def test_its_server_is_never_reached_through_another_proxy(
+        self,
+        server: PlainUpstream,
+        authority: Authority,
+        receiver: Receiver,
+        app: Receiver,
+        trusted: Path,
+        tmp_path: Path,
+    ) -> None:
+        with PlainUpstream() as proxy:
+            more = f"\n    upstream_proxy: {{url: 'http://127.0.0.1:{proxy.port}'}}\n"
+            with mirror(tmp_path, server, authority, receiver, app, more=more) as sidecar:
+                assert post(sidecar, trusted, b"{}").status == 200
+            proxy.assert_untouched()
 
     def test_several_processes_show_the_same(
         self,
@@ -491,8 +536,7 @@ class TestAsAnyListener:
 
         with PlainUpstream(respond=switch) as talking:
             sidecar = mirror(tmp_path, talking, authority, receiver, app)
-            text = sidecar.policy_file.read_text().replace("key: server}", "key: server, when: {paths: [/sealed]}}")
-            sidecar.policy_file.write_text(text.replace("key: app}", "key: app, when: {paths: [/sealed]}}"))
+            elsewhere(sidecar)
             with sidecar, peer(sidecar, trusted) as client:
                 fields = (
                     ("Connection", "Upgrade"),

@@ -437,6 +437,9 @@ class AppHttp2Stream(Stream):
         types = values_of(request.headers, b"content-type")
         if any(is_grpc(each) for each in types):
             return Version.ONLY_HTTP2
+        mirror = self.app.session.mirror
+        if mirror is not None and mirror.is_plain:  # its server may speak HTTP/1.1 only, which no handshake tells
+            return Version.HTTP1
         is_known = request.data.scheme == b"http" and self._connection.inside is not None
         if is_known or (self.conversation is not None and self.conversation.takes_trailers):
             return Version.HTTP2

@@ -13,7 +13,8 @@ import pytest
 from addons.exchange import Upstream
 from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
-from proxy.core.rules.policy import Limits, Mode, Policy
+from proxy.core.destinations import Destination
+from proxy.core.rules.policy import Limits, Mirror, Mode, Policy
 from proxy.core.who.addresses import AddressKind, AddressSet
 from proxy.engine.upstreams import dialling
 
@@ -64,13 +65,19 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     return answer
 
 
-def connect(port: int, policy: Policy, own: tuple[int, ...] = (), host: str = "api.example") -> tuple[str, Upstream]:
+def connect(
+    port: int,
+    policy: Policy,
+    own: tuple[int, ...] = (),
+    host: str = "api.example",
+    mirror: Mirror | None = None,
+) -> tuple[str, Upstream]:
     """Return the address that was connected to."""
 
     async def run() -> tuple[str, Upstream]:
         engine = Engine()
         engine.own += own
-        record = Upstream(policy, None)
+        record = Upstream(policy, None, mirror=mirror)
         with await dialling.connect(cast(Any, engine), host, port, record) as connection:
             return connection.getpeername()[0], record
 
@@ -98,6 +105,33 @@ def test_of_several_addresses_only_the_allowed_are_dialled(
 
     monkeypatch.setattr(dialling, "_try", noting)
     assert connect(server.getsockname()[1], Policy(destinations=LOOPBACK))[0] == "127.0.0.1"
+    assert dialled == ["127.0.0.1"]
+
+
+PLAIN = Mirror(Destination("app.internal", 5000), True, ("api.example",))
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_mirrors_server_is_asked_in_plain_http_at_loopback_alone_in_any_mode(
+    server: socket.socket, answers: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, mode: Mode
+) -> None:
+    dialled: list[str] = []
+    original = dialling._try
+
+    async def noting(loop: Any, family: Any, address: Any) -> socket.socket:
+        dialled.append(address[0])
+        return await original(loop, family, address)
+
+    monkeypatch.setattr(dialling, "_try", noting)
+    port = server.getsockname()[1]
+    answers(["1.1.1.1", "10.0.0.1", "127.0.0.1"])
+    assert connect(port, Policy(mode=mode), host="app.internal", mirror=PLAIN)[0] == "127.0.0.1"
+    assert dialled == ["127.0.0.1"]
+    for address in ("1.1.1.1", "10.0.0.1"):
+        answers([address])
+        with pytest.raises(Denied) as refused:
+            connect(port, Policy(mode=mode), host="app.internal", mirror=PLAIN)
+        assert refused.value.reason is Reason.DESTINATION_FORBIDDEN
     assert dialled == ["127.0.0.1"]
 
 
