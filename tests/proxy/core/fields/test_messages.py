@@ -10,7 +10,7 @@ import pytest
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields.bodies import MAX_SEALED, Changed
-from proxy.core.fields.entries import FieldEntry, OtherBodies, Work
+from proxy.core.fields.entries import FieldEntry, OnFailure, OtherBodies, Work
 from proxy.core.fields.messages import MAX_RECORDS, change, count_marked
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.values import Setting
@@ -165,6 +165,19 @@ class TestOpening:
         with pytest.raises(Denied) as denied:
             opened(payload)
         assert denied.value.reason is Reason.DECRYPTION_FAILED
+
+    def test_it_passes_where_the_entry_says_so_and_is_counted(self) -> None:
+        failed: list[tuple[str, Reason]] = []
+        setting = replace(OF_SERVER, failed=lambda name, why: failed.append((name, why)))
+        token = seal(b"1", KEYS, Place("other.example", "$.ssn"))
+        payload = b'{"ssn":"%s"}\x1e{"ssn":"%s"}\x1e' % (
+            token.encode(),
+            seal(b"2", KEYS, Place("api.example", "$.ssn")).encode(),
+        )
+        entry = replace(OPEN, on_failure=OnFailure.PASS)
+        changed = change(payload, [entry], setting, is_text=True)
+        assert changed.body == b'{"ssn":"%s"}\x1e{"ssn":2}\x1e' % token.encode()
+        assert (changed.counts, failed) == ((1,), [("response[0]", Reason.DECRYPTION_FAILED)])
 
     def test_a_token_of_another_place_is_denied_and_names_its_entry(self) -> None:
         token = seal(b"1", KEYS, Place("other.example", "$.ssn"))
