@@ -188,7 +188,7 @@ def _pieces(pause: float) -> Iterator[bytes]:
 
 
 MALFORMED: dict[str, Callable[[], bytes]] = {
-    "a redirect": lambda: wire.response(302, b"", headers=(("Location", "/other"),)),
+    "a redirect": lambda: wire.response(302, a_set(jwk(ONE)), headers=(("Location", "/other"),)),
     "an error": lambda: wire.response(500, a_set(jwk(ONE))),
     "no content": lambda: b"HTTP/1.1 204 No Content\r\n\r\n",
     "a page": lambda: wire.response(200, b"<html>"),

@@ -21,7 +21,9 @@ from textwrap import dedent
 import pytest
 from cryptography import x509
 
+from proxy.core.jose.keys import Alg, new_key, to_jwk
 from proxy.engine.upstreams.connection import MAX_INTERIM
+from tests.e2e import wire
 from tests.e2e.app import Way, ask
 from tests.e2e.certificates import Authority, pin_of
 from tests.e2e.clients import Accepted, RawClient, curl, reset
@@ -180,6 +182,26 @@ def test_tunnels_and_http2_go_through_it_as_well(
         url = upstream.url("/t", scheme="https", host="straight.example")
         assert curl(url, proxy=sidecar.proxy_url, ca_file=roots).status == 200
     assert [head.split()[1].split(b":")[0] for head in corporate.heads] == [b"api.example", b"straight.example"]
+
+
+def test_keys_by_url_are_fetched_through_it_and_never_past_it(
+    serve: MakeSidecar, corporate: Corporate, authority: Authority
+) -> None:
+    """A key set with `jwks` goes the way of any request (docs/keys.md)."""
+    published = json.dumps({"keys": [to_jwk(new_key(Alg.ECDH_ES_A256KW), private=False)]}).encode()
+    with TlsUpstream(authority, "straight.example", respond=lambda _: wire.response(200, published)) as keys:
+        rest = (
+            f"keys: {{k: {{alg: ECDH-ES+A256KW, jwks: 'https://straight.example:{keys.port}/jwks'}}}}\n"
+            "rules: [{name: api, hosts: [api.example], request: [{encrypt: [$.card], key: k}]}]"
+        )
+        with serve(rest=rest) as sidecar:
+            assert sidecar.metrics().value("overcoat_jwks_refreshes_total", key="k", result="fetched") == 1
+        assert corporate.heads[0].startswith(f"CONNECT straight.example:{keys.port} HTTP/1.1\r\n".encode())
+        assert len(keys.requests) == 1
+        corporate.refuse = b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n"
+        with serve(rest=rest) as sidecar:
+            assert sidecar.metrics().value("overcoat_jwks_refreshes_total", key="k", result="failed") >= 1
+        assert len(keys.connections) == 1
 
 
 def test_large_bodies_pass_whole_both_ways(serve: MakeSidecar, authority: Authority) -> None:
