@@ -301,6 +301,16 @@ class TestWhatIsNotUsed:
                 assert sidecar.metrics().value(FETCHED, key="partner") == 0
                 other.assert_no_application_bytes()
 
+    @pytest.mark.parametrize(("allowed", "is_reached"), [("10.0.0.0/8", False), ("loopback", True)])
+    def test_in_observe_mode_a_forbidden_address_is_not_reached_either(
+        self, authority: Authority, keys: TlsUpstream, tmp_path: Path, allowed: str, is_reached: bool
+    ) -> None:
+        text = policy(keys.port, first=f"mode: observe\ndestinations: {{allow: [{allowed}]}}")
+        with Sidecar(text, tmp_path, authority=authority, hosts=HOSTS) as sidecar:
+            assert (sidecar.metrics().value(FETCHED, key="partner") > 0) is is_reached
+        if not is_reached:
+            keys.assert_untouched()
+
     def test_a_host_that_does_not_exist_is_none(
         self, authority: Authority, upstream: TlsUpstream, tmp_path: Path
     ) -> None:
