@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import ssl
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,12 @@ from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 from tests.waiting import wait_until
 
+TOLD = (
+    ("Set-Cookie", "__Host-id=1; Secure; Path=/"),
+    ("Set-Cookie", "__Secure-a=2; Secure; Domain=pay.example"),
+    ("Strict-Transport-Security", "max-age=60"),
+    ("Location", f"http://{NAME}:8443/next"),
+)
 ANSWER = b'{ "token" : "secret-of-the-server", "n": 1.50, "items": [{"secret":null}] }'
 
 
@@ -60,6 +67,8 @@ def answering(request_: RecordedRequest) -> bytes:
             return wire.response(206, ANSWER, headers=(*JSON, ("Content-Range", "bytes 0-9/99")))
         case "/large":
             return wire.response(200, b'{"token":"%s"}' % (b"x" * 2_000_000), headers=JSON)
+        case "/fields":
+            return wire.response(200, b"{}", headers=(*JSON, *TOLD, ("Alt-Svc", 'h3=":443"')))
         case "/none":
             return wire.response(200, b'{"n":1}', headers=(*JSON, ("ETag", '"abc"')))
         case _:
@@ -213,6 +222,15 @@ class TestResponses:
             answer = client.read_response()
         assert (answer.body, answer.headers.get("etag")) == (b'{"n":1}', '"abc"')
 
+    def test_fields_are_told_as_they_are_but_one_that_leads_past_the_mirror(
+        self, beside: Sidecar, trusted: Path
+    ) -> None:
+        with peer(beside, trusted) as client:
+            client.send(request("/fields", NAME, method="GET", headers=()))
+            answer = client.read_response()
+        told = [field for field in answer.headers.fields if field[0] not in ("Content-Type", "Content-Length")]
+        assert told == list(TOLD)
+
     @pytest.mark.parametrize("path", ["/html", "/signed", "/part", "/large"])
     def test_nothing_of_a_response_that_cannot_be_sealed_leaves(
         self, beside: Sidecar, trusted: Path, path: str
@@ -312,6 +330,8 @@ class TestTls:
             client.start_tls(NAME, other)
         line = beside.wait_for_decision(lambda line: line["reason"] == "app_tls_failed")
         assert (line["outcome"], line["status"]) == ("app_left", None)
+        time.sleep(0.2)  # until the connection is over, too
+        assert sum(each["reason"] == "app_tls_failed" for each in beside.decisions()) == 1
 
     @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
     def test_it_speaks_tls_1_2_and_1_3(self, beside: Sidecar, trusted: Path, version: ssl.TLSVersion) -> None:
