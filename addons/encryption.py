@@ -27,6 +27,7 @@ from proxy.core.decisions import Denied
 from proxy.core.fields import bodies, kinds, responses, values
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.values import Setting
+from proxy.core.http.digests import without_digests
 from proxy.core.jose.keys import Key, KeySet
 from proxy.core.jose.sealing import Sealers, Sealing
 
@@ -134,9 +135,15 @@ class Encryption:
                 bodies.check_before(head, entries, self.today())
             changed = bodies.change(body, head, entries, self.setting(exchange, of_request=True))
             told = values.kid_fields(entries, changed.counts, self.today())
+            fields = flow.request.headers.fields
+            if entries[0].work is Work.ENCRYPT:
+                fields = bodies.with_digests(fields, head, entries, body, changed)
+            elif any(changed.counts):
+                fields = without_digests(fields)  # which were about the sealed body
         except Denied as denied:
             exchange.deny(flow, denied)
             return
+        flow.request.headers.fields = fields
         for name, kid in told.items():
             flow.request.headers[name] = kid
         exchange.count_fields(entries, changed.counts)

@@ -20,7 +20,7 @@ from proxy.core.decisions import FIELD_REASONS, Denied
 from proxy.core.fields import bodies, encodings, readings, signatures
 from proxy.core.fields.entries import FieldEntry
 from proxy.core.fields.values import Setting
-from proxy.core.http.digests import is_digest
+from proxy.core.http.digests import without_digests
 
 
 def host(exchange: Exchange) -> str:
@@ -101,17 +101,19 @@ def head(message: http.Message) -> bodies.BodyHead:
 
 
 def signed_head(request: http.Request) -> bodies.BodyHead:
-    """Return the same for a request whose body has come, with what signs it."""
+    """Return the same for a request whose body has come, with what signs it, also in its trailers."""
     query = request.data.path.partition(b"?")[2].decode("latin-1")
-    return replace(head(request), signature=signatures.covering(request.headers.fields, query))
+    trailers = request.data.trailers
+    fields = (*request.headers.fields, *(trailers.fields if trailers is not None else ()))
+    return replace(head(request), signature=signatures.covering(fields, query), fields=fields)
 
 
 def told_head(response: http.Response) -> bodies.BodyHead:
     """Return the same for a response that is to be sealed, with what signs it. Digests do not count: they are left out
     of what is told.
     """
-    fields = tuple(field for field in response.headers.fields if not is_digest(field[0]))
-    return replace(head(response), signature=signatures.covering(fields))
+    fields = without_digests(response.headers.fields)
+    return replace(head(response), signature=signatures.covering(fields), fields=fields)
 
 
 def replace_body(message: http.Message, body: bytes) -> None:

@@ -40,10 +40,12 @@ from proxy.commands.shared import (
 from proxy.core.certificates.localca import Lifetime
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, Destination
+from proxy.core.fields.bodies import BodyHead, check_signature, covered_by
 from proxy.core.fields.encodings import decode, parse_encoding
-from proxy.core.fields.entries import FieldEntry, OnFailure, Signed, Work
+from proxy.core.fields.entries import Digests, FieldEntry, OnFailure, Signed, Work
 from proxy.core.fields.readings import readings, with_body
 from proxy.core.fields.signatures import covering
+from proxy.core.http.digests import is_digest
 from proxy.core.http.heads import Fields
 from proxy.core.jose.keys import NoKey
 from proxy.core.pins import PinVerdict
@@ -241,7 +243,8 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
         denied.append(Reason.KEY_UNAVAILABLE.code)
     if decision.action is Action.INSPECT and not _ca_is_valid():
         denied.append(Reason.LOCAL_CA_EXPIRED.code)
-    signed_by = covering(request.fields, request.query) if encrypt and mirror is None else None
+    head = BodyHead(signature=covering(request.fields, request.query), fields=request.fields)
+    signed_by = covered_by(head, encrypt) if encrypt and mirror is None else None
     places = shown = None
     if request.body is not None and opened is not None:
         try:
@@ -255,7 +258,7 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
                 for span in spans
             ]
             shown = shown_body(request.body, spans, is_terminal=sys.stdout.isatty())
-            if signed_by is not None and any(about[span.job].signed is Signed.DENY for span in spans):
+            if mirror is None and not _may_change(head, [about[span.job] for span in spans]):
                 denied.append(Reason.SIGNED_BODY.code)
     if refusal is not None and refusal.denied.reason.code not in denied:
         denied.insert(0, refusal.denied.reason.code)
@@ -309,6 +312,15 @@ def _lifetime() -> Lifetime | None:
 def _ca_is_valid() -> bool:
     lifetime = _lifetime()
     return lifetime is None or lifetime.holds(datetime.now(UTC))
+
+
+def _may_change(head: BodyHead, entries: Sequence[FieldEntry]) -> bool:
+    """Tell whether fields of these entries may be encrypted in a body, whatever signs it, or holds a digest of it."""
+    try:
+        check_signature(head, entries, [1] * len(entries))
+    except Denied:
+        return False
+    return True
 
 
 def _split(entries: Sequence[FieldEntry], request: _Request) -> tuple[list[FieldEntry], list[FieldEntry]]:
@@ -397,8 +409,12 @@ def _print_explanation(explanation: Explanation, method: str, path: str) -> None
         conditions = [*(entry["methods"] or ()), *(entry["paths"] or ())]
         lines.append(("not here", f"{', '.join(entry['selectors'])}: only {' '.join(conditions)}"))
     if explanation.signed_by is not None:
-        passes = all(entry["signed"] == Signed.PASS for entry in explanation.encrypt)
-        what = "passes nevertheless (signed: pass)" if passes else "denied where a field must be encrypted"
+        if is_digest(explanation.signed_by.removeprefix("the field ").encode("latin-1")):
+            kinds = {entry["digests"] for entry in explanation.encrypt}
+            passes, how = Digests.DENY.value not in kinds, f"digests: {', '.join(sorted(kinds))}"
+        else:
+            passes, how = all(entry["signed"] == Signed.PASS for entry in explanation.encrypt), "signed: pass"
+        what = f"passes nevertheless ({how})" if passes else "denied where a field must be encrypted"
         lines.append(("signed", f"{explanation.signed_by} covers the body: {what}"))
     if explanation.places is not None:
         lines += [("in body", f"{place['path']} with {place['key']}") for place in explanation.places]

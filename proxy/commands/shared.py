@@ -106,6 +106,8 @@ def encrypt_summary(entry: FieldEntry) -> dict[str, Any]:
     return {
         **entry_summary(entry),
         "signed": entry.signed.value,
+        "digests": entry.digests.value,
+        "signed_headers": sorted(name.decode("ascii") for name in entry.signed_headers),
         "already_sealed": entry.already_sealed.value,
         "pad": entry.pad,
         "form": list(entry.form),

@@ -21,8 +21,8 @@ Offers:
 - `http2`: PREFACE, TOO_MANY_RESETS, Connection, Stream, name_of; what both sides of HTTP/2 do alike
 - `http2state`: KEPT_LIST, MAX_STREAMS, NeverIndexed, size_of; h2's connection state, with stricter checks
 - `life`: Life; an open socket: pauses, time limits, and its ends
-- `messages`: ListenerTarget, aimed, authenticates_connection, frame, request_head, request_of, response_head,
-  response_of; heads of the core to mitmproxy's messages and back
+- `messages`: ListenerTarget, aimed, authenticates_connection, frame, headers_of, request_head, request_of,
+  response_head, response_of; heads of the core to mitmproxy's messages and back
 - `probe`: Answered, Prober, Shown, ask, fetch, probe; which certificates a server shows, what it answers, and which
   keys it has, for commands
 - `server`: BindError, Bound, Engine, bind; the engine, and the sockets it listens on

@@ -450,7 +450,8 @@ class Builder:
             )
             if isinstance(entry, EncryptEntry):
                 made = replace(made, signed=entry.signed, already_sealed=entry.already_sealed, pad=entry.pad)
-                made = _with_kinds(made, entry)
+                signing = frozenset(name.encode("ascii") for name in entry.signed_headers or ())
+                made = replace(_with_kinds(made, entry), digests=entry.digests, signed_headers=signing)
                 if entry.form and (made.envelope is not None or entry.rename is not None):
                     self._problem(
                         (*steps, index, "form"),

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from proxy.core.fields.entries import AlreadySealed, Match, OnFailure, OtherBodies, Signed
+from proxy.core.fields.entries import AlreadySealed, Digests, Match, OnFailure, OtherBodies, Signed
 from proxy.core.jose.keys import Alg, Bind, Enc
 from proxy.core.jose.profiles import Profile
 from proxy.core.pins import AfterExpiry
@@ -31,6 +31,7 @@ from proxy.policyfile.values import (
     AdminText,
     Day,
     Days,
+    FieldNameText,
     FileName,
     FormName,
     GraphqlName,
@@ -442,10 +443,21 @@ class EncryptEntry(Section):
     key: Name = Field(description="The key set, by its name under `keys`; its primary key encrypts.")
     match: Match = _choice(Match.EXACT, _MATCH)
     inside: InsideText | None = Field(default=None, description=_INSIDE)
+    digests: Digests = _choice(
+        Digests.DENY,
+        "What happens to a request with a digest of its body that nothing signs (`Content-Digest`, `Repr-Digest`, "
+        "`Digest`, `Content-MD5`, and those of object stores), where a field must be encrypted: `deny` it, `drop` the "
+        "digest, or `recompute` it over the body that leaves.",
+    )
+    signed_headers: Annotated[list[FieldNameText], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Further header fields that sign the body, beside those that are known to; see `signed`. Left out: "
+        "none.",
+    )
     signed: Signed = _choice(
         Signed.DENY,
-        "What happens to a request whose body is signed, or covered by a digest, where a field must be encrypted: "
-        "`deny` it, or let it `pass`, where the server does not look at that, or what signs comes behind Overcoat.",
+        "What happens to a request whose body is signed, where a field must be encrypted: `deny` it, or let it `pass`, "
+        "where the server does not look at that, or what signs comes behind Overcoat.",
     )
     already_sealed: AlreadySealed = _choice(
         AlreadySealed.KEEP,

@@ -41,6 +41,7 @@ from proxy.policyfile.addresses import (
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _VIA = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]+")  # a token (RFC 9110, section 5.6.2) without lower case
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _GRAPHQL_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -109,6 +110,12 @@ def _parse_form_name(text: str) -> str:
     if not text or not text.isprintable():
         raise ValueError("a field's name has at least one character, and no invisible one")
     return text
+
+
+def _parse_field_name(text: str) -> str:
+    if not _FIELD_NAME.fullmatch(text):
+        raise ValueError("the name of a header field has only letters, digits and some marks (RFC 9110, section 5.6.2)")
+    return text.lower()
 
 
 def _parse_graphql_name(text: str) -> str:
@@ -278,6 +285,7 @@ HostText = Annotated[HostPattern, parsed(parse_host_pattern), text_schema(minLen
 ProxyUrl = Annotated[ProxyAddress, parsed(parse_proxy_url), text_schema(pattern="^https?://[^@/]+:[0-9]+/?$")]
 PathText = Annotated[PathGlob, parsed(PathGlob.parse), text_schema(pattern="^/[^?#]*$")]
 MethodText = Annotated[str, parsed(_parse_method), text_schema(pattern=f"^{_METHOD.pattern}$")]
+FieldNameText = Annotated[str, parsed(_parse_field_name), text_schema(pattern=f"^{_FIELD_NAME.pattern}$")]
 FormName = Annotated[str, parsed(_parse_form_name), text_schema(minLength=1)]
 GraphqlName = Annotated[str, parsed(_parse_graphql_name), text_schema(pattern=f"^{_GRAPHQL_NAME.pattern}$")]
 

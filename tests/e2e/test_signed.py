@@ -6,6 +6,7 @@ one that passes in the signature alone, or in what that says that it covers.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import json
@@ -13,19 +14,26 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.e2e.app import JSON, Fields, Way, ask, assert_denied, decision_of, fresh
+from tests.e2e.app import JSON, Fields, Way, ask, assert_denied, decision_of, fresh, open_way
 from tests.e2e.certificates import Authority
+from tests.e2e.clients import Answer
+from tests.e2e.codings import coded_as, decoded_from
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import TlsUpstream
 
-HOSTS = ("pay.example", "passing.example", "mixed.example")
+HOSTS = ("pay.example", "passing.example", "mixed.example", "drop.example", "anew.example", "bank.example")
 BODY = b'{"a":1,"ssn":"078"}'
 POLICY = """
     keys: {{pay: {{alg: ECDH-ES+A256KW, primary: {{kid: pay, file: {pay}}}}}}}
     rules:
       - {{name: pay, hosts: [pay.example], request: [{{encrypt: ["$..ssn"], key: pay}}]}}
       - {{name: passing, hosts: [passing.example], request: [{{encrypt: ["$..ssn"], key: pay, signed: pass}}]}}
+      - {{name: drop, hosts: [drop.example], request: [{{encrypt: ["$..ssn"], key: pay, digests: drop}}]}}
+      - {{name: anew, hosts: [anew.example], request: [{{encrypt: ["$..ssn"], key: pay, digests: recompute}}]}}
+      - name: bank
+        hosts: [bank.example]
+        request: [{{encrypt: ["$..ssn"], key: pay, digests: recompute, signed_headers: [X-Bank-Mac]}}]
       - name: mixed
         hosts: [mixed.example]
         request: [{{encrypt: ["$.a"], key: pay, signed: deny}}, {{encrypt: ["$.ssn"], key: pay, signed: pass}}]
@@ -76,8 +84,6 @@ SIGNED: dict[str, tuple[Fields, str]] = {
     "Coinbase": ((("CB-ACCESS-SIGN", HEX),), ""),
     "Trello": ((("X-Trello-Webhook", HEX[:28]),), ""),
     "Rapyd": ((("signature", HEX),), ""),
-    "a digest": ((("Content-Digest", f"sha-256=:{HEX}:"),), ""),
-    "a checksum of S3": ((("x-amz-checksum-sha256", HEX),), ""),
 }  # fmt: skip
 
 NOT_SIGNED: dict[str, tuple[Fields, str]] = {
@@ -204,3 +210,118 @@ def test_a_server_that_verifies_never_sees_a_body_that_it_would_refuse(sidecar: 
         ask(sidecar, upstream, "pay.example", headers=(*JSON, ("X-Hub-Signature-256", signature(body))), body=body)
     (got,) = upstream.wait_for_requests(1)
     assert got.headers.get("x-hub-signature-256") == signature(got.body)
+
+
+def digest(name: str, body: bytes) -> str:
+    return base64.b64encode(hashlib.new(name, body).digest()).decode()
+
+
+# Digest fields for a body, with their own blanks and order.
+DIGESTS: dict[str, Callable[[bytes], Fields]] = {
+    "Content-Digest": lambda body: (
+        ("Content-Digest", f"sha-512=:{digest('sha512', body)}:, sha-256=:{digest('sha256', body)}:"),
+    ),
+    "Repr-Digest": lambda body: (("Repr-Digest", f"sha-256=:{digest('sha256', body)}:"),),
+    "Digest": lambda body: (("digest", f"SHA-256={digest('sha256', body)},md5={digest('md5', body)}"),),
+    "Content-MD5": lambda body: (("Content-MD5", digest("md5", body)),),
+    "several": lambda body: (
+        ("Digest", f"SHA={digest('sha1', body)}"),
+        ("Digest", f"sha-512={digest('sha512', body)}"),
+        ("Content-Digest", f"sha-256=:{digest('sha256', body)}:"),
+    ),
+}
+
+
+class TestDigests:
+    @pytest.mark.parametrize("what", DIGESTS)
+    @pytest.mark.parametrize("host", ["pay.example", "passing.example"])
+    def test_a_digest_is_denied_by_its_name_and_with_a_way_out(
+        self, sidecar: Sidecar, upstream: TlsUpstream, what: str, host: str
+    ) -> None:
+        fields = DIGESTS[what](BODY)
+        answer = ask(sidecar, upstream, host, headers=(*JSON, *fields), body=BODY)
+        assert_denied(sidecar, upstream, answer, "signed_body")
+        assert f"the field {fields[0][0]} holds a digest" in answer.json()["detail"]
+        assert "digests: recompute" in answer.json()["hint"]
+        assert upstream.connections == []
+
+    @pytest.mark.parametrize("way", Way)
+    @pytest.mark.parametrize("coding", ["", "gzip", "br"])
+    @pytest.mark.parametrize("what", DIGESTS)
+    def test_it_is_written_anew_over_the_bytes_that_leave(
+        self, sidecar: Sidecar, upstream: TlsUpstream, receiver: Receiver, what: str, coding: str, way: Way
+    ) -> None:
+        body = coded_as(coding, BODY) if coding else BODY
+        more = (("Content-Encoding", coding),) if coding else ()
+        headers = (*JSON, *more, *DIGESTS[what](body), ("X-Other", "kept"))
+        assert ask(sidecar, upstream, "anew.example", way=way, headers=headers, body=body).status == 200
+        (got,) = upstream.wait_for_requests(1)
+        assert got.body != body
+        expected = [*JSON, *more, *DIGESTS[what](got.body), ("X-Other", "kept")]
+        assert [field for field in got.headers.fields if field in expected] == expected
+        text = json.loads(decoded_from(coding, got.body) if coding else got.body)
+        assert receiver.open(text["ssn"].encode(), host="anew.example", path="$.ssn") == b'"078"'
+
+    @pytest.mark.parametrize("what", DIGESTS)
+    def test_it_is_left_out_where_the_entry_says_so(self, sidecar: Sidecar, upstream: TlsUpstream, what: str) -> None:
+        fields = (*DIGESTS[what](BODY), ("x-amz-checksum-crc32c", "AAAAAA=="), ("X-Other", "kept"))
+        assert ask(sidecar, upstream, "drop.example", headers=(*JSON, *fields), body=BODY).status == 200
+        (got,) = upstream.wait_for_requests(1)
+        assert [field for field in got.headers.fields if field in fields] == [("X-Other", "kept")]
+
+    @pytest.mark.parametrize("host", ["drop.example", "anew.example"])
+    def test_one_in_the_trailers_is_treated_so_too(self, sidecar: Sidecar, upstream: TlsUpstream, host: str) -> None:
+        def send(host: str) -> Answer:
+            authority = f"{host}:{upstream.port}"
+            head = f"POST http://{authority}/ HTTP/1.1\r\nHost: {authority}\r\nContent-Type: application/json\r\n"
+            chunk = f"Transfer-Encoding: chunked\r\n\r\n{len(BODY):x}\r\n".encode() + BODY + b"\r\n0\r\n"
+            said = f"Content-Digest: {DIGESTS['Repr-Digest'](BODY)[0][1]}\r\n\r\n".encode()
+            with open_way(sidecar, host, upstream.port) as client:
+                client.send(head.encode() + chunk + said)
+                return client.read_response()
+
+        assert send("pay.example").json()["reason"] == "signed_body"
+        assert send(host).status == 200
+        (got,) = upstream.wait_for_requests(1)
+        said = DIGESTS["Repr-Digest"](got.body)[0][1] if host == "anew.example" else None
+        assert got.headers.get("content-digest") == said
+
+    @pytest.mark.parametrize(
+        ("field", "why"),
+        [
+            (("Digest", "crc32c=AAAAAA=="), "an algorithm that is not known"),
+            (("x-amz-checksum-sha256", "AA=="), "of a kind that is not written anew"),
+            (("Content-Digest", "sha-256=AA=="), "not formed as it should be"),
+            (("Content-Digest", f"sha-256=:{digest('sha256', b'another body')}:"), "does not fit the body as it came"),
+        ],
+    )
+    def test_what_cannot_be_written_anew_is_denied(
+        self, sidecar: Sidecar, upstream: TlsUpstream, field: tuple[str, str], why: str
+    ) -> None:
+        answer = ask(sidecar, upstream, "anew.example", headers=(*JSON, field), body=BODY)
+        assert_denied(sidecar, upstream, answer, "signed_body")
+        assert why in answer.json()["detail"]
+
+    @pytest.mark.parametrize("host", ["drop.example", "anew.example"])
+    def test_where_nothing_is_encrypted_or_a_signature_covers_it_it_stays(
+        self, sidecar: Sidecar, upstream: TlsUpstream, host: str
+    ) -> None:
+        body = b'{"a": 1}'
+        fields = DIGESTS["several"](body)
+        assert ask(sidecar, upstream, host, headers=(*JSON, *fields), body=body).status == 200
+        assert [f for f in upstream.wait_for_requests(1)[0].headers.fields if f in fields] == list(fields)
+        signed = (*DIGESTS["Digest"](BODY), *SIGNED["RFC 9421 over content-digest"][0])
+        answer = ask(sidecar, upstream, host, headers=(*JSON, *signed), body=BODY)
+        assert "signed: pass" in answer.json()["hint"]
+        assert answer.json()["reason"] == "signed_body"
+
+
+@pytest.mark.parametrize(("field", "status"), [("X-Bank-Mac", 422), ("x-bank-mac", 422), ("X-Bank-Date", 200)])
+def test_a_field_that_the_entry_names_signs_the_body(
+    sidecar: Sidecar, upstream: TlsUpstream, field: str, status: int
+) -> None:
+    answer = ask(sidecar, upstream, "bank.example", headers=(*JSON, (field, "1"), *DIGESTS["Digest"](BODY)), body=BODY)
+    assert answer.status == status
+    if status == 422:
+        assert f"the field {field} covers the body" in answer.json()["detail"]
+        assert ask(sidecar, upstream, "anew.example", headers=(*JSON, (field, "1")), body=BODY).status == 200

@@ -7,11 +7,11 @@ other byte stays as it came.
 Offers:
 
 - `automaton`: MAX_INSIDE, Marks; what an entry marks
-- `bodies`: MAX_SEALED, BodyHead, acceptable, change, check_before, count_marked, passes, too_large, unchangeable; one
-  body, from start to end
+- `bodies`: MAX_SEALED, BodyHead, acceptable, change, check_before, check_signature, count_marked, covered_by, passes,
+  too_large, unchangeable, with_digests; one body, from start to end
 - `encodings`: beginning, decode, parse_encoding; content encodings such as gzip
-- `entries`: AlreadySealed, FieldEntry, Match, OnFailure, OtherBodies, PathGlob, Signed, When, Work; one entry of a
-  rule's `request` or `response` list
+- `entries`: AlreadySealed, Digests, FieldEntry, Match, OnFailure, OtherBodies, PathGlob, Signed, When, Work; one entry
+  of a rule's `request` or `response` list
 - `envelopes`: Envelope; the object in which a sealed value stands
 - `jsontext`: NotJson, Span, find_spans; where values stand in JSON text
 - `kinds`: check_target, splice_body; bodies of every kind: JSON, lines, forms, patches, GraphQL

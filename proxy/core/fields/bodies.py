@@ -17,15 +17,20 @@ from datetime import date
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields import encodings, kinds, splice, values
-from proxy.core.fields.entries import FieldEntry, OnFailure, Signed, Work
+from proxy.core.fields.entries import Digests, FieldEntry, OnFailure, Signed, Work
 from proxy.core.fields.responses import Label, label_of, may_be_json
 from proxy.core.fields.values import Setting
+from proxy.core.http.digests import BadDigest, first_digest, is_digest, recomputed, without_digests
+from proxy.core.http.heads import Fields
 from proxy.core.jose import jwe
 
 _UNREAD = frozenset((Reason.BODY_NOT_JSON, Reason.ENCODING_UNSUPPORTED, Reason.BODY_TOO_LARGE))
 MAX_SEALED = 4096  # half a second of work at most
 
 _UTF8 = ("utf-8", "utf8", "us-ascii")
+_DIGEST_HINT = (
+    "set digests: recompute on the entry, or drop if the server does without, or make the app send it without a digest"
+)
 _WEIGHT_ZERO = re.compile(r"[Qq]=0(?:\.0{0,3})?")
 
 
@@ -37,11 +42,13 @@ class BodyHead:
         content_types: the values of Content-Type.
         content_encoding: the values of Content-Encoding, joined by commas, or None.
         signature: what covers the body and would break if the body changed; see `signatures.covering`.
+        fields: all fields of its head and its trailers, for what else is said of the body there.
     """
 
     content_types: Sequence[str] = ()
     content_encoding: str | None = None
     signature: str | None = None
+    fields: Fields = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,12 +234,64 @@ def check_signature(head: BodyHead, entries: Sequence[FieldEntry], counts: Seque
     Raises:
         Denied: SIGNED_BODY.
     """
-    if head.signature is None:
-        return
     changing = [entry for entry, count in zip(entries, counts, strict=True) if count]
-    if names := tuple(entry.name for entry in changing if entry.signed is Signed.DENY):
-        detail = f"{head.signature} covers the body, whose fields must be encrypted"
-        raise Denied(Reason.SIGNED_BODY, detail, entries=names)
+    signature = _signature(head, changing)
+    if signature is not None:
+        if names := tuple(entry.name for entry in changing if entry.signed is Signed.DENY):
+            detail = f"{signature} covers the body, whose fields must be encrypted"
+            raise Denied(Reason.SIGNED_BODY, detail, entries=names)
+        return
+    digest = first_digest(head.fields)
+    names = tuple(entry.name for entry in changing if entry.digests is Digests.DENY)
+    if digest is not None and names:
+        detail = f"the field {digest} holds a digest of the body, whose fields must be encrypted"
+        raise Denied(Reason.SIGNED_BODY, detail, _DIGEST_HINT, entries=names)
+
+
+def covered_by(head: BodyHead, entries: Sequence[FieldEntry]) -> str | None:
+    """Return what signs a body, or holds a digest of it, in words; None if nothing does."""
+    digest = first_digest(head.fields)
+    return _signature(head, entries) or (None if digest is None else f"the field {digest}")
+
+
+def _signature(head: BodyHead, entries: Sequence[FieldEntry]) -> str | None:
+    """Return what signs a body, in words: what is known to, or what the entries name."""
+    if head.signature is not None:
+        return head.signature
+    named = frozenset[bytes]().union(*(entry.signed_headers for entry in entries))
+    return next((f"the field {name.decode('latin-1')}" for name, _ in head.fields if name.lower() in named), None)
+
+
+def with_digests(
+    fields: Fields, head: BodyHead, entries: Sequence[FieldEntry], before: bytes, changed: Changed
+) -> Fields:
+    """Return a request's header fields for the body that it has now, as the entries say of digests.
+
+    Those that a signature covers stay as they are, and so do all if nothing was changed. A digest from the trailers
+    becomes a header field.
+
+    Args:
+        fields: its header fields.
+        head: what they, and the trailers, said before.
+        entries: the entries that were asked to change it.
+        before: the body as it came.
+        changed: what they made of it.
+
+    Raises:
+        Denied: SIGNED_BODY: a digest cannot be written anew.
+    """
+    changing = [entry for entry, count in zip(entries, changed.counts, strict=True) if count]
+    if not changing or first_digest(head.fields) is None or _signature(head, changing) is not None:
+        return fields
+    left = without_digests(fields)
+    if all(entry.digests is not Digests.RECOMPUTE for entry in changing):
+        return left
+    trailing = tuple(field for field in head.fields[len(fields) :] if is_digest(field[0]))
+    try:
+        return recomputed((*fields, *trailing), before, changed.body)
+    except BadDigest as why:
+        names = tuple(entry.name for entry in changing)
+        raise Denied(Reason.SIGNED_BODY, str(why), _DIGEST_HINT, entries=names) from None
 
 
 class Required:

@@ -143,6 +143,14 @@ class OtherBodies(StrEnum):
     PASS = "pass"  # noqa: S105  # not a password
 
 
+class Digests(StrEnum):
+    """What happens to digests of a request's body that nothing signs, where a field of it must be encrypted."""
+
+    DENY = "deny"
+    DROP = "drop"
+    RECOMPUTE = "recompute"
+
+
 class OnFailure(StrEnum):
     """What happens to what should be decrypted, and cannot be."""
 
@@ -191,6 +199,8 @@ class FieldEntry:
     required: bool = False
     other_bodies: OtherBodies = OtherBodies.DENY
     on_failure: OnFailure = OnFailure.DENY
+    digests: Digests = Digests.DENY
+    signed_headers: frozenset[bytes] = frozenset()
     marks: Marks = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -3,8 +3,9 @@ the request; so `addons.marked` asks this module first.
 
 Rules of this module:
 
-- Everything counts that is known to cover the body, and also a field whose name says that it is a signature, of a kind
-  that is not listed here. A signature that says it leaves the body out does not count.
+- Everything counts that is known to cover the body, or a digest of it, and also a field whose name says that it is a
+  signature, of a kind that is not listed here. A signature that says it leaves the body out does not count, nor does a
+  digest by itself (`proxy.core.http.digests`).
 - No message quotes a field's value.
 - Everything is read in linear time.
 
@@ -76,7 +77,6 @@ class _Kind(Enum):
     """What a field's name says about the field."""
 
     NOTHING = auto()
-    COVERS = auto()  # a digest
     SIGNATURE = auto()  # a signature, if the value is long enough
     AUTHORIZATION = auto()
     MESSAGE_SIGNATURE = auto()
@@ -107,8 +107,6 @@ def covering(fields: Fields, query: str = "") -> str | None:
 @lru_cache(maxsize=512)  # a few names come again and again
 def _kind(name: bytes) -> _Kind:
     lower = name.lower().decode("latin-1")
-    if is_digest(name):
-        return _Kind.COVERS
     if lower == "authorization":
         return _Kind.AUTHORIZATION
     if lower == "signature-input":
@@ -135,8 +133,6 @@ class _Beside:
 
 def _field_covers(kind: _Kind, value: str, beside: _Beside) -> bool:
     match kind:
-        case _Kind.COVERS:
-            return True
         case _Kind.AUTHORIZATION:
             return _authorization_covers(value, beside)
         case _Kind.MESSAGE_SIGNATURE:

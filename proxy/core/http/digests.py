@@ -1,12 +1,23 @@
-"""Knows which header fields hold a digest over a message's content. `proxy.core.fields` asks it before it changes a
-body.
+"""Knows which header fields hold a digest over a message's content, and writes them anew for other content.
+`proxy.core.fields` asks it before it changes a body.
 
 Rules of this module:
 
-- A digest never goes on with content that was changed: a request with a digest is denied, and a response loses it.
+- A digest never goes on with content that was changed.
+- Written anew are SHA-512, SHA-256, SHA-1 and MD5, in Content-Digest and Repr-Digest (RFC 9530), Digest (RFC
+  3230) and Content-MD5; only the values change. Any other algorithm or field is refused: leaving it out would hide that
+  it was there.
+- A digest that does not fit the content as it came is refused, or a body that was damaged before would look intact.
 """
 
 from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable
+
+from proxy.core.http.heads import Fields
 
 # RFC 9530 (content-digest, repr-digest; unencoded-digest is their sibling), RFC 3230, RFC 1864, and the fields of
 # object stores.
@@ -24,6 +35,33 @@ _NAMES = frozenset(
     )
 )
 _PREFIXES = (b"x-amz-checksum-", b"x-checksum-")
+_OF_PARTS = b"content-range"  # then Repr-Digest and Digest are about more than the content
+
+_MEMBER = rb"(?P<before>[ \t]*+)(?P<name>[a-z*][a-z0-9_.*-]*+)(?P<is>=:)(?P<value>[A-Za-z0-9+/=]*+)(?P<after>:[ \t]*+)"
+_OLD_MEMBER = rb"(?P<before>[ \t]*+)(?P<name>[A-Za-z0-9-]++)(?P<is>=)(?P<value>[A-Za-z0-9+/=]++)(?P<after>[ \t]*+)"
+_MEMBERS = {
+    b"content-digest": re.compile(_MEMBER),
+    b"repr-digest": re.compile(_MEMBER),
+    b"digest": re.compile(_OLD_MEMBER),
+    b"content-md5": re.compile(rb"(?P<before>[ \t]*+)(?P<name>)(?P<is>)(?P<value>[A-Za-z0-9+/=]++)(?P<after>[ \t]*+)"),
+}
+
+
+def _hash(name: str) -> Callable[[bytes], bytes]:
+    return lambda content: base64.b64encode(hashlib.new(name, content, usedforsecurity=False).digest())
+
+
+_ALGORITHMS: dict[bytes, Callable[[bytes], bytes]] = {
+    b"sha-512": _hash("sha512"),
+    b"sha-256": _hash("sha256"),
+    b"sha": _hash("sha1"),
+    b"md5": _hash("md5"),
+    b"": _hash("md5"),  # Content-MD5 names none
+}
+
+
+class BadDigest(ValueError):
+    """A digest cannot be written anew. The message quotes no value."""
 
 
 def is_digest(name: bytes) -> bool:
@@ -34,3 +72,50 @@ def is_digest(name: bytes) -> bool:
     """
     lower = name.lower()
     return lower in _NAMES or lower.startswith(_PREFIXES)
+
+
+def first_digest(fields: Fields) -> str | None:
+    """Return the name, as sent, of the first field that holds a digest; None if there is none."""
+    return next((name.decode("latin-1") for name, _ in fields if is_digest(name)), None)
+
+
+def without_digests(fields: Fields) -> Fields:
+    """Return the fields that hold no digest."""
+    return tuple(field for field in fields if not is_digest(field[0]))
+
+
+def recomputed(fields: Fields, before: bytes, after: bytes) -> Fields:
+    """Return header fields in which each digest is about other content.
+
+    Args:
+        fields: as they came.
+        before: the content that they are about, as it came: with its content codings.
+        after: the content that is sent instead.
+
+    Raises:
+        BadDigest: one cannot be written anew, or does not fit `before`.
+    """
+    is_part = any(name.lower() == _OF_PARTS for name, _ in fields)
+    return tuple(
+        (name, _recomputed(name, value, before, after, is_part=is_part)) if is_digest(name) else (name, value)
+        for name, value in fields
+    )
+
+
+def _recomputed(name: bytes, value: bytes, before: bytes, after: bytes, *, is_part: bool) -> bytes:
+    shown = name.decode("latin-1")
+    member = _MEMBERS.get(name.lower())
+    if member is None or (is_part and name.lower() in (b"repr-digest", b"digest")):
+        raise BadDigest(f"the field {shown} is of a kind that is not written anew")
+    made = []
+    for text in value.split(b","):
+        found = member.fullmatch(text)
+        if found is None:
+            raise BadDigest(f"the field {shown} is not formed as it should be")
+        make = _ALGORITHMS.get(found["name"].lower())
+        if make is None:
+            raise BadDigest(f"the field {shown} has an algorithm that is not known here")
+        if make(before) != found["value"]:
+            raise BadDigest(f"the field {shown} does not fit the body as it came")
+        made.append(b"".join((found["before"], found["name"], found["is"], make(after), found["after"])))
+    return b",".join(made)

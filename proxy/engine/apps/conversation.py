@@ -44,7 +44,7 @@ from proxy.engine.apps.messages import Relay
 from proxy.engine.apps.states import AFTER_CONVERSATION, ConversationEvent, ConversationState
 from proxy.engine.apps.websocket import Switched, may_switch
 from proxy.engine.flows import new_flow, new_server
-from proxy.engine.messages import authenticates_connection, response_of
+from proxy.engine.messages import authenticates_connection, headers_of, response_of
 from proxy.engine.streams import UpstreamStream, Version
 from proxy.engine.upstreams.connection import ONLY_HTTP2, UpstreamConnection
 from proxy.engine.upstreams.opening import open_stream
@@ -225,6 +225,7 @@ class Conversation:
             self.exchange.waited = time.monotonic() - self._held_since
         if is_held:
             flow.request.data.content = bytes(self._held)
+            flow.request.data.trailers = headers_of(trailers) if trailers else None  # for what they say of the body
             self._held.clear()
         else:
             self.exchange.sent = time.monotonic()

@@ -15,6 +15,8 @@ from tests.proxy.commands.policies import PIN_A, PIN_B, POLICY, WAY, run
 AS_EVER = {"envelope": None, "rename": None}
 SEALED_AS_EVER = {
     "signed": "deny",
+    "digests": "deny",
+    "signed_headers": [],
     "already_sealed": "keep",
     "pad": 1,
     "form": [],

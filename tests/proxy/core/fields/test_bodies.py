@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import hashlib
 import json
 from dataclasses import replace
 from datetime import date
@@ -15,15 +17,18 @@ from proxy.core.fields.automaton import Marks
 from proxy.core.fields.bodies import (
     MAX_SEALED,
     BodyHead,
+    Changed,
     Required,
     acceptable,
     change,
     check_before,
     count_marked,
+    covered_by,
     too_large,
     unchangeable,
+    with_digests,
 )
-from proxy.core.fields.entries import FieldEntry, Signed, Work
+from proxy.core.fields.entries import Digests, FieldEntry, OnFailure, Signed, Work
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.splice import Job, splice
 from proxy.core.fields.values import MAX_OPENED, Setting
@@ -362,3 +367,65 @@ def test_a_response_that_cannot_be_changed_says_what_was_to_be_done(work: Work, 
     denied = unchangeable(work, "it is late", ("response[1]",))
     assert (denied.reason, denied.entries) == (reason, ("response[1]",))
     assert "it is late" in denied.detail
+
+
+class TestDigests:
+    BODY = b'{"ssn":"078"}'
+    MD5 = (b"Content-MD5", base64.b64encode(hashlib.md5(BODY, usedforsecurity=False).digest()))
+    OTHER = (b"X-Other", b"kept")
+
+    def change(
+        self, entry: FieldEntry, *fields: tuple[bytes, bytes], trailing: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> tuple[Changed, tuple[tuple[bytes, bytes], ...]]:
+        head = BodyHead(["application/json"], fields=(*fields, *trailing))
+        changed = change(self.BODY, head, [entry], Setting(HOST, LIMIT, TODAY))
+        return changed, with_digests(fields, head, [entry], self.BODY, changed)
+
+    def test_a_digest_is_denied_with_a_way_out(self) -> None:
+        with pytest.raises(Denied, match="the field Content-MD5 holds a digest") as denied:
+            self.change(ENTRY, self.MD5)
+        assert "digests: recompute" in denied.value.hint
+        assert denied.value.entries == ("request[2]",)
+
+    def test_it_is_left_out_or_written_anew(self) -> None:
+        assert self.change(replace(ENTRY, digests=Digests.DROP), self.MD5, self.OTHER)[1] == (self.OTHER,)
+        for place in ("fields", "trailing"):
+            entry = replace(ENTRY, digests=Digests.RECOMPUTE)
+            fields = (self.MD5,) if place == "fields" else ()
+            trailing = (self.MD5, self.OTHER) if place == "trailing" else ()
+            changed, told = self.change(entry, *fields, trailing=trailing)
+            assert told == ((b"Content-MD5", base64.b64encode(hashlib.md5(changed.body).digest())),)
+
+    def test_what_cannot_be_written_anew_is_denied(self) -> None:
+        with pytest.raises(Denied, match="does not fit") as denied:
+            self.change(replace(ENTRY, digests=Digests.RECOMPUTE), (b"Content-MD5", b"AAAA"))
+        assert denied.value.reason is Reason.SIGNED_BODY
+
+    def test_nothing_of_it_changes_where_nothing_was_encrypted_or_a_field_signs_it(self) -> None:
+        entry = replace(ENTRY, digests=Digests.DROP)
+        head = BodyHead(fields=(self.MD5,))
+        assert with_digests(head.fields, head, [entry], b"", Changed(b"", (0,))) == head.fields
+        signing = replace(entry, signed=Signed.PASS, signed_headers=frozenset((b"x-other",)))
+        assert self.change(signing, self.MD5, self.OTHER)[1] == (self.MD5, self.OTHER)
+        with pytest.raises(Denied, match="the field X-Other covers the body"):
+            self.change(replace(signing, signed=Signed.DENY), self.MD5, self.OTHER)
+
+    def test_what_covers_a_body_is_said_in_words(self) -> None:
+        assert covered_by(BodyHead(fields=(self.MD5,)), [ENTRY]) == "the field Content-MD5"
+        assert covered_by(BodyHead(signature="the field X", fields=(self.MD5,)), [ENTRY]) == "the field X"
+        assert covered_by(BodyHead(), [ENTRY]) is None
+
+
+@pytest.mark.parametrize("on_failure", OnFailure)
+def test_a_body_that_cannot_be_read_passes_if_all_entries_say_so(on_failure: OnFailure) -> None:
+    opening = replace(ENTRY, work=Work.DECRYPT, on_failure=OnFailure.PASS)
+    failed: list[tuple[str, Reason]] = []
+    setting = Setting(HOST, LIMIT, TODAY, failed=lambda name, reason: failed.append((name, reason)))
+    entries = [opening, replace(opening, on_failure=on_failure, name="request[3]")]
+    if on_failure is OnFailure.DENY:
+        with pytest.raises(Denied):
+            change(b"{", PLAIN, entries, setting)
+        assert not failed
+    else:
+        assert change(b"{", PLAIN, entries, setting).body == b"{"
+        assert failed == [("request[2]", Reason.BODY_NOT_JSON), ("request[3]", Reason.BODY_NOT_JSON)]

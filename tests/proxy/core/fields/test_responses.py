@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from proxy.core.fields.responses import Label, asked, label_of, may_be_json, told
+from proxy.core.fields.responses import Label, asked, comes_in_texts, label_of, may_be_json, told
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,7 @@ from proxy.core.fields.responses import Label, asked, label_of, may_be_json, tol
 )
 def test_what_a_label_says(types: list[str], label: Label) -> None:
     assert label_of(types) is label
+    assert comes_in_texts(label) == (label in (Label.LINES, Label.RECORDS, Label.EVENTS))
 
 
 @pytest.mark.parametrize("size", [200_000])

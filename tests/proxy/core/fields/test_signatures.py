@@ -43,7 +43,6 @@ def test_the_field_is_named_as_it_was_sent_and_its_value_is_not_told() -> None:
         ("X-Sign", LONG),
         ("X-Body-Sig", LONG),
         ("X-" + "a" * 100 + "-Signature", LONG),
-        ("X-Goog-Hash", "md5=x"),
         ("X-Whatever", " eyJhbGciOiJIUzI1NiJ9..c2ln"),
         ("X-Signature", "0123456789abcdef"),
         ("Signature", "0123456789abcdef"),
