@@ -172,7 +172,15 @@ def splice_body(
     """
     kind = kind_of(content_types, text)
     if not check_other(entries, kind):
-        return Spliced(text, (0,) * len(jobs))
+        unchanged = Spliced(text, (0,) * len(jobs))
+        if kind is not Kind.MULTIPART or entries[0].work is not Work.DECRYPT or _OPERATIONS.encode() not in text:
+            return unchanged
+        try:  # a mirror opens a GraphQL request in an upload, and lets all others pass
+            return _splice_multipart(text, content_types[0], entries, jobs, most)
+        except Denied as denied:
+            if denied.reason is not Reason.BODY_UNREADABLE:
+                raise
+            return unchanged
     match kind:
         case Kind.FORM:
             _check_query_fields(text, entries)
@@ -374,7 +382,8 @@ class Parts:
     def __init__(self, entries: Sequence[FieldEntry], jobs: Sequence[Job], most: int) -> None:
         self._entries, self._jobs, self._most = entries, jobs, most
         self._names = names_of(entries)
-        self._is_graphql = any(entry.graphql_arguments for entry in entries)
+        # A mirror opens every GraphQL request: of its entries none has `graphql_arguments`.
+        self._is_graphql = any(entry.graphql_arguments or entry.work is Work.DECRYPT for entry in entries)
         self.counts = [0] * len(jobs)
         self.spans: list[Span] = []
 

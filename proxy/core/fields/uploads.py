@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxy.core.decisions import Denied
+from proxy.core.decisions import Denied, Reason
 from proxy.core.fields import kinds, multipart, values
 from proxy.core.fields.bodies import MAX_SEALED, BodyHead, Required, check_signature, too_large
 from proxy.core.fields.entries import FieldEntry, OtherBodies, Work
@@ -39,7 +39,8 @@ def may_stream(head: BodyHead, entries: Sequence[FieldEntry]) -> bool:
         return False
     try:
         is_multipart = kinds.label_of(head.content_types) is Kind.MULTIPART
-        return is_multipart and kinds.check_other(entries, Kind.MULTIPART)
+        # On a mirror each may hold a GraphQL request that is to be opened.
+        return is_multipart and (kinds.check_other(entries, Kind.MULTIPART) or entries[0].work is Work.DECRYPT)
     except Denied:
         return False
 
@@ -53,13 +54,15 @@ def passes(head: BodyHead, entries: Sequence[FieldEntry], beginning: bytes) -> b
         beginning: the first bytes of the body, as it came.
     """
     for entry in entries:
-        if entry.work is not Work.ENCRYPT or entry.other_bodies is OtherBodies.DENY or entry.required:
+        if entry.work is Work.ENCRYPT and (entry.other_bodies is OtherBodies.DENY or entry.required):
             return False
     try:
         kind = kinds.label_of(head.content_types) or Kind.OTHER
     except Denied:
         return False
     if any(kinds.takes(entry, kind) for entry in entries):
+        return False
+    if kind is Kind.MULTIPART and entries[0].work is Work.DECRYPT:
         return False
     if kind is Kind.MULTIPART or kinds.is_binary(head.content_types):
         return True
@@ -104,7 +107,10 @@ class Upload:
         Raises:
             Denied: it cannot be protected.
         """
-        return b"".join(map(self._changed, self._reader.feed(data)))
+        try:
+            return b"".join(map(self._changed, self._reader.feed(data)))
+        except Denied as denied:
+            raise self._told(denied) from None
 
     def end(self) -> bytes:
         """Return the rest of the form, which is complete.
@@ -112,9 +118,19 @@ class Upload:
         Raises:
             Denied: it is not, or nothing was found that must be there.
         """
-        rest = self._reader.end()
+        try:
+            rest = self._reader.end()
+        except Denied as denied:
+            raise self._told(denied) from None
         self._required.check()
         return rest
+
+    def _told(self, denied: Denied) -> Denied:
+        """Return the denial that the app is told: of a mirror that a request is not opened."""
+        if self._entries[0].work is Work.ENCRYPT:
+            return denied
+        detail = f"the request cannot be decrypted: {denied.detail}"
+        return Denied(Reason.REQUEST_NOT_OPENED, detail, entries=denied.entries)
 
     def _changed(self, piece: bytes | multipart.Value) -> bytes:
         if isinstance(piece, bytes):

@@ -395,6 +395,15 @@ class TestGraphql:
         if fields != {"operations": '[{"variables":{"ssn":1}}]'}:
             assert reason_of(parts, MULTIPART, GRAPHQL) is reason
 
+    def test_a_mirror_opens_the_operations_of_an_upload(self) -> None:
+        text = part("operations", b'{"variables":{"ssn":"token"}}') + part("0", b"\xff") + b"--b--"
+        mirror = replace(GRAPHQL, work=Work.DECRYPT, graphql_arguments=frozenset())
+        assert splice(text, MULTIPART, mirror).total == 1
+        for other in (text.replace(b"operations", b"other"), b"x" + text):
+            assert splice(other, MULTIPART, mirror).total == 0
+        with pytest.raises(Denied):
+            splice(text, MULTIPART, mirror, most=0)
+
     def test_an_upload_is_sealed_in_its_operations(self) -> None:
         text = part("operations", b'{"query":"{a(ssn:$ssn)}","variables":{"f":null,"ssn":1}}') + part("map", b"{}")
         text += part("0", b"\xff", '; filename="x"') + b"--b--\r\n"

@@ -73,12 +73,18 @@ class TestWhatPasses:
     def test_what_does_not_begin_like_json(self, content_type: str, beginning: bytes, expected: bool | None) -> None:
         assert passes(BodyHead([content_type]), [PASSING], beginning) is expected
 
+    def test_on_a_mirror_all_but_multipart_forms(self) -> None:
+        entry = replace(PASSING, work=Work.DECRYPT, other_bodies=OtherBodies.DENY)
+        assert passes(BodyHead(["image/png"]), [entry], b"") is True
+        assert passes(BodyHead(["text/plain"]), [entry], b"{") is False
+        assert passes(FORM, [entry], b"") is False
+        assert may_stream(FORM, [entry])
+
     def test_only_where_every_entry_lets_it(self) -> None:
         head = BodyHead(["text/plain"])
         for entry in (
             replace(PASSING, other_bodies=OtherBodies.DENY),
             replace(PASSING, required=True),
-            replace(PASSING, work=Work.DECRYPT),
             replace(PASSING, selectors=(parse_selector("$"),)),
         ):
             assert passes(head, [PASSING, entry], b"<") is False
@@ -105,6 +111,19 @@ class TestUploads:
         token = sealing.seal(b'"078"', KEYS, Place("a.example", "$.ssn")).encode()
         upload = Upload(FORM, [replace(ENTRY, work=Work.DECRYPT)], SETTING)
         assert upload.feed(part("ssn", token) + b"--b--") + upload.end() == part("ssn", b"078") + b"--b--"
+
+    @pytest.mark.parametrize("end", [b"--b--", b""])
+    def test_what_a_mirror_cannot_open_is_told_as_such(self, end: bytes) -> None:
+        token = b"" if not end else sealing.seal(b'"078"', KEYS, Place("b.example", "$.ssn")).encode()
+        upload = Upload(FORM, [replace(ENTRY, work=Work.DECRYPT)], SETTING)
+
+        def whole() -> None:
+            upload.feed(part("ssn", token) + end)
+            upload.end()
+
+        with pytest.raises(Denied) as denied:
+            whole()
+        assert denied.value.reason is Reason.REQUEST_NOT_OPENED
 
     @pytest.mark.parametrize(
         ("text", "reason"),
