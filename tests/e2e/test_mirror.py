@@ -533,6 +533,7 @@ class TestAsAnyListener:
         assert [place["path"] for place in told["places"]] == ["$.card.number"]
         said = beside.run("explain", "-p", "policy.yaml", f"https://{NAME}/v1")
         assert "mirror: requests are opened for the server behind it, and its responses are sealed" in said
+        assert "mirror: requests are opened, responses sealed" in beside.run("check", "-p", "policy.yaml")
         wrong = tmp_path / "wrong.json"
         wrong.write_bytes(b'{"card":{"number":' + receiver.seal(b"1", NAME, "$.card.cvv") + b"}}")
         (told,) = json.loads(beside.run("explain", "-p", "policy.yaml", "--json", "--body", str(wrong), NAME))[
