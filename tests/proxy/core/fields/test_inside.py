@@ -172,3 +172,8 @@ def test_what_is_put_into_strings_comes_out_of_them(value: object) -> None:
         assert json.loads(b'"%s"' % once) == text
         assert json.loads(f'"{json.loads(b'"%s"' % twice)}"') == text
         assert escaped(text.encode(), 0) == text.encode()
+
+
+def test_a_job_looks_only_into_the_strings_that_it_selects() -> None:
+    body = rb'{"m":"{\"a\":1,\"b\":2}","n":"{\"a\":3,\"b\":4}"}'
+    assert found(body, marks("$.a", "$.m"), marks("$.b", "$.n")) == [(b"1", "$.m$.a", 0), (b"4", "$.n$.b", 1)]

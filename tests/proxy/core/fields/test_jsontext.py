@@ -618,3 +618,8 @@ def test_a_text_nested_deeper_than_the_limit_is_refused_and_one_at_the_limit_is_
 def test_the_path_of_a_member_is_the_one_that_it_would_have_in_an_object(name: str) -> None:
     (span,) = find_spans(json.dumps({name: 1}).encode(), EVERYTHING)
     assert member_path(name) == span.path
+
+
+@pytest.mark.parametrize(("selector", "expected"), [("$[::-2]", b"02"), ("$[::2]", b"02"), ("$[1::-1]", b"01")])
+def test_a_slice_backwards_begins_at_the_end_of_the_array(selector: str, expected: bytes) -> None:
+    assert b"".join(values(b"[0,1,2]", selector)) == expected
