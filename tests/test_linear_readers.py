@@ -22,7 +22,7 @@ import zstandard
 
 from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination, canonical_host, parse_authority
-from proxy.core.fields import bodies, encodings, graphql, kinds, lines, messages, multipart, responses
+from proxy.core.fields import bodies, encodings, events, graphql, kinds, lines, messages, multipart, responses
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.entries import FieldEntry, PathGlob, When
 from proxy.core.fields.envelopes import Envelope
@@ -171,9 +171,9 @@ def blocks(text: str, coding: str, piece: Callable[[], bytes], start: bytes) -> 
         encodings.decode(start + block * (len(text) // len(block)), encodings.parse_encoding(coding), BODY)
 
 
-def in_a_row(text: str, kind: type[lines.Lines] | type[lines.Sequence], step: int = BODY) -> None:
+def in_a_row(text: str, kind: type[lines.Lines] | type[lines.Sequence] | type[events.Events], step: int = BODY) -> None:
     """Read a body of several JSON texts, which comes in pieces."""
-    body, data = kind(lambda each: each, BODY, lambda _: None), text.encode()
+    body, data = kind(lambda each: each, 2 * BODY, lambda _: None), text.encode()
     for at in range(0, len(data), step):
         body.feed(data[at : at + step])
     body.end()
@@ -199,6 +199,11 @@ def records(text: str) -> None:
     """Read a WebSocket message of several JSON texts."""
     entry = FieldEntry(tuple(SELECTORS), KEYS)
     messages.count_marked(text.encode() + b"\x1e", [entry], Setting("a", BODY, date(2026, 1, 1)), is_text=True)
+
+
+def changed_events(text: str) -> None:
+    """Read events whose text becomes another one, of fewer lines."""
+    events.Events(lambda _: b"1\r2", 2 * BODY, lambda _: None).feed(text.encode() + b"\n\n")
 
 
 def when(path: str) -> None:
@@ -371,6 +376,21 @@ READERS: dict[str, Reader] = {
     "whether it may be JSON": Reader(
         lambda text: responses.may_be_json(field(text)), BODY // 8, leads=("", "\xef\xbb\xbf"), units=("\x00", " \x00")
     ),
+    "If-None-Match": Reader(
+        lambda text: responses.asked(((b"If-None-Match", field(text)),)),
+        units=('W/"a",', 'W/"', 'W/""'),
+        leads=("", 'W/"'),
+    ),
+    "events": Reader(
+        partial(in_a_row, kind=events.Events),
+        BODY,
+        units=("\n", "\r", "data:a\n", "data\r", ":\n"),
+        leads=("", "data:"),
+    ),
+    "events in pieces": Reader(
+        partial(in_a_row, kind=events.Events, step=7), HEAD, units=("\n", "data:a\n", ":\r"), leads=("", "data:")
+    ),
+    "events that change": Reader(changed_events, BODY, units=("data:a\n", "data\r"), leads=("data:",)),
     "If-Match": Reader(
         lambda text: responses.asked(((b"If-Match", field(text)),)),
         leads=("", '"', "W/"),

@@ -541,12 +541,37 @@ class TestLeftAlone:
             field for field in got.headers.fields if field[0] in {"Range", "If-Range", "If-Match", "If-None-Match"}
         ] == [
             ("If-Match", '"a", "bW/" ,""'),
-            ("If-None-Match", 'W/"a"'),
+            ("If-None-Match", 'W/"a", "a"'),
         ]
         upstream = answering(b"{}")
         ask(sidecar, upstream, "when.example", way=way, method="GET", headers=(*parts, *conditions))
         (got,) = upstream.wait_for_requests(1)
         assert [field for field in got.headers.fields if field in (*parts, *conditions)] == [*parts, *conditions]
+
+    @pytest.mark.parametrize("way", Way)
+    @pytest.mark.parametrize("own", ['"v1"', 'W/"v1"'])
+    @pytest.mark.parametrize("before", ["{}", '"z", {}', "*"])
+    def test_an_opened_copy_is_revalidated_with_a_server_that_compares_strictly(
+        self, sidecar: Sidecar, tls_upstream: Make, senders: dict[str, Receiver], way: Way, own: str, before: str
+    ) -> None:
+        token = senders["aes"].seal(b"1", HOST, "$.card.number")
+        fields = (("Content-Type", "application/json"), ("ETag", own))
+        whole = wire.response(200, b'{"card":{"number":' + token + b"}}", headers=fields)
+
+        def respond(request: RecordedRequest) -> bytes:
+            tags = (request.headers.get("if-none-match") or "").split(", ")
+            return f"HTTP/1.1 304 Not Modified\r\nETag: {own}\r\n\r\n".encode() if {own, "*"} & {*tags} else whole
+
+        upstream = fresh(lambda: tls_upstream(*HOSTS, respond=respond))
+        first = ask(sidecar, upstream, HOST, way=way, method="GET", headers=())
+        assert (first.status, first.body) == (200, b'{"card":{"number":1}}')
+        tag = first.headers.get("etag")
+        assert tag == 'W/"v1"'
+        for method in ("GET", "HEAD"):
+            condition = (("If-None-Match", before.format(tag)), ("Range", "bytes=0-3"), ("If-Range", tag))
+            again = ask(sidecar, upstream, HOST, way=way, method=method, headers=condition)
+            assert (again.status, again.headers.get("etag"), again.body) == (304, tag, b"")
+        assert ask(sidecar, upstream, HOST, method="GET", headers=(("If-None-Match", '"v2"'),)).status == 200
 
     def test_where_nothing_is_opened_the_offer_is_the_apps(self, sidecar: Sidecar, answering: Make) -> None:
         upstream = answering(b"{}")

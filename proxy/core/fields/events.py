@@ -44,7 +44,7 @@ class Events:
         self._held = bytearray()  # what is not on its way yet; it starts with a line
         self._has_begun = False  # whether a byte order mark can come no more
         self._has_data = False  # whether that line is the first data line of an event
-        self._searched = 0  # where no end of an event can begin any more
+        self._searched = 0  # before which nothing is searched any more
         self._skips = False  # whether the rest of an event goes on as it comes
 
     def feed(self, data: bytes) -> bytes:
@@ -70,15 +70,16 @@ class Events:
                 at = self._searched = found.end()
                 self._skips = self._has_data = False
             else:
-                found = _DATA_START.search(held, at)
-                start = found.start() if found is not None else _end_of_lines(held, at)
+                since = max(at, self._searched)  # before that a line goes on that is no data, unless its first is
+                found = _DATA_START.match(held, at) or _DATA_START.search(held, since)
+                start = found.start() if found is not None else max(at, _end_of_lines(held, since))
                 out.append(bytes(held[at:start]))
                 at = self._searched = start
                 if found is None:
                     break
                 self._has_data = True
         del held[:at]
-        self._searched = max(len(held) - 3, 0)
+        self._searched = max(len(held) - 5, 0)  # a line's end and `data`, or the first of two ends
         self._bound(out)
         return b"".join(out)
 
@@ -133,6 +134,6 @@ def _lead(lead: bytes, line: bytes) -> bytes:
     return b"data:" if line and lead == b"data" else lead
 
 
-def _end_of_lines(held: bytearray, at: int) -> int:
-    """Return the index behind the last line that is complete."""
-    return max(held.rfind(b"\n", at), held.rfind(b"\r", at), at - 1) + 1
+def _end_of_lines(held: bytearray, since: int) -> int:
+    """Return the index behind the last line that ends behind an index; 0 if none does."""
+    return max(held.rfind(b"\n", since), held.rfind(b"\r", since)) + 1

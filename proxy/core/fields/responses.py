@@ -85,13 +85,20 @@ def asked(fields: Fields) -> Fields:
     """Return a request's header fields for a server whose response may be decrypted.
 
     They ask for no ranges, so the server sends the whole (RFC 9110, section 14.2). Weak ETags that `told` has made
-    become the server's strong ones again in `If-Match`, which never matches a weak one (section 8.8.3.2).
+    become the server's strong ones again in `If-Match`, which never matches a weak one (section 8.8.3.2). In
+    `If-None-Match` both stand: the weak one may be the server's own, and not all servers compare them weakly.
     """
-    return tuple(
-        (field[0], _ENTITY_TAG.sub(rb"\1", field[1])) if field[0].lower() == b"if-match" else field
-        for field in fields
-        if field[0].lower() not in _OF_PARTS
-    )
+    return tuple(_with_own_tags(field) for field in fields if field[0].lower() not in _OF_PARTS)
+
+
+def _with_own_tags(field: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    name, value = field
+    lower = name.lower()
+    if lower == b"if-match":
+        return name, _ENTITY_TAG.sub(rb"\1", value)
+    if lower == b"if-none-match":
+        return name, _ENTITY_TAG.sub(lambda tag: tag[0] if tag[0] == tag[1] else tag[0] + b", " + tag[1], value)
+    return field  # itself: its type may say that no table may keep it
 
 
 def told(fields: Fields, *, with_length: bool, with_coding: bool = True) -> Fields:
