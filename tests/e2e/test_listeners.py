@@ -234,8 +234,8 @@ class TestReverse:
             ("reverse://127.0.0.1:0", "says which https host"),
             ("reverse://127.0.0.1:0?to=http://api.example", "says which https host"),
             ("reverse://127.0.0.1:0?to=https://api.example/v1", "not"),
-            ("socks5://127.0.0.1:0?to=https://api.example", "only reverse:// has"),
-            ("ftp://127.0.0.1:0", "forward://, reverse://, socks5:// or transparent://"),
+            ("socks5://127.0.0.1:0?to=https://api.example", "only reverse:// and mirror:// have"),
+            ("ftp://127.0.0.1:0", "forward://, reverse://, socks5://, transparent:// or mirror://"),
         ],
     )
     def test_what_is_no_listener_is_refused(self, authority: Authority, tmp_path: Path, listen: str, said: str) -> None:
