@@ -101,6 +101,12 @@ DRAIN_SPARE_SECONDS = 4.0
 # For the other process to take or send the rest of a message that has begun.
 WIRE_SECONDS = 5.0
 
+# -- sidecars that share a data directory
+
+# For one that starts at the same moment to let go of the lock, and between two looks at it.
+SHARE_SECONDS = 2.0
+SHARE_LOOK_SECONDS = 0.02
+
 # -- files of the policy that change while a sidecar runs
 
 # Between two looks at them. A change counts once two looks find the same: then a file is not being written any more.

@@ -84,6 +84,12 @@ def or_exit[T](load: Callable[[], T]) -> T:
     metavar="FOLDER",
     help="Write ca.pem and ca-bundle.pem there, for apps to trust; else $OVERCOAT_PUBLISH_CA.",
 )
+@click.option(
+    "--share-ca",
+    is_flag=True,
+    envvar="OVERCOAT_SHARE_CA",
+    help="Start although another sidecar uses the same data directory, and so the same CA; else $OVERCOAT_SHARE_CA.",
+)
 @click.option("--lines", type=click.Path(path_type=Path), metavar="FILE", help="Append decision lines to FILE.")
 @click.option("--log-file", type=click.Path(path_type=Path), metavar="FILE", help="Append everything else to FILE.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="For people or programs, wherever it goes.")
@@ -100,6 +106,7 @@ def serve(
     log_format: str | None,
     probes: str | None,
     publish_ca: Path | None,
+    share_ca: bool,
     watch: bool,
     until_eof: bool,
 ) -> None:
@@ -147,6 +154,8 @@ def serve(
         with contextlib.ExitStack() as closing:
             if lines is not None:
                 _check_lines(lines)
+            if not until_eof:  # `overcoat run` starts one for each program of a user, and these share by design
+                _hold(shares=share_ca)
             if publish_ca is not None:
                 _publish_ca(publish_ca)
             if signals.asks_to_drain:
@@ -158,7 +167,7 @@ def serve(
                 status = _serve_together(policy, reader, count, closing, lines, form=form)
     except _CannotStart as e:
         logger.error("%s", e)
-        status = 1
+        status = e.status
     else:
         logger.info("stopped")
     for stream in (sys.stdout, sys.stderr):
@@ -168,7 +177,33 @@ def serve(
 
 
 class _CannotStart(Exception):
-    """The sidecar cannot start; the message is one line."""
+    """The sidecar cannot start; the message is one line.
+
+    Attributes:
+        status: the exit status.
+    """
+
+    def __init__(self, said: str, status: int = 1) -> None:
+        super().__init__(said)
+        self.status = status
+
+
+def _hold(*, shares: bool) -> None:
+    """Keep other sidecars from sharing the CA in silence, as long as this process lives."""
+    from proxy.disk.sharing import Hold, InUse
+
+    try:
+        directory = data_directory(os.environ)
+        hold = Hold(directory, shares=shares)
+    except CaError as e:
+        raise _CannotStart(str(e)) from None
+    except InUse as e:
+        raise _CannotStart(str(e), 2) from None
+    os.register_at_fork(after_in_child=hold.forget)  # the lock ends with the parent, whatever workers still do
+    if hold.is_shared_by_design:
+        logger.info("%s cannot be written: its CA is taken for one that several sidecars share", directory)
+    elif hold.problem is not None:
+        logger.warning("whether another sidecar uses %s cannot be told: %s", directory, hold.problem)
 
 
 def _with_roots(policy: Policy) -> Policy:

@@ -22,7 +22,7 @@ import secrets
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -39,6 +39,7 @@ from proxy.health import data_folder
 
 KEY_FILE = "ca-key.pem"
 CERTIFICATE_FILE = "ca-cert.pem"
+BUILT = date(2026, 11, 23)  # no true clock is before this version was made; set anew for each release
 _MAX_BYTES = 64 * 1024
 
 
@@ -100,15 +101,23 @@ class LocalCa:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
     @classmethod
-    def open(cls, directory: Path, now: datetime) -> LocalCa:
+    def open(cls, directory: Path, now: datetime, *, any_clock: bool = False) -> LocalCa:
         """Load the CA from a directory; create it there first if there is none.
 
+        Args:
+            directory: the data directory.
+            now: the current time.
+            any_clock: make a CA even if the clock must be wrong, since nothing that it signs will be used.
+
         Raises:
-            CaError: the files cannot be read or written, do not match each other, or can be read by others.
+            CaError: the files cannot be read or written, do not match each other, or can be read by others; or one is
+                to be made, and the clock is before this version was.
         """
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (directory / KEY_FILE).exists():
+                if not any_clock:
+                    _check_clock(directory, now)
                 _create(directory, now)
             authority = cls._load(directory)
             write_public(directory / CERTIFICATE_FILE, authority.pem)
@@ -117,8 +126,12 @@ class LocalCa:
             raise _no_access(directory, e) from None
 
     @classmethod
-    def examine(cls, directory: Path) -> None:
+    def examine(cls, directory: Path, now: datetime) -> None:
         """Check what `open` would check, and change nothing.
+
+        Args:
+            directory: the data directory.
+            now: the current time.
 
         Raises:
             CaError: as for `open`.
@@ -132,6 +145,8 @@ class LocalCa:
             if is_written and not os.access(existing, os.W_OK | os.X_OK):
                 is_read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
                 raise OSError(errno.EROFS if is_read_only else errno.EACCES, "")
+            if not has_key:
+                _check_clock(directory, now)
         except OSError as e:
             raise _no_access(directory, e) from None
 
@@ -176,6 +191,19 @@ def published_lifetime(directory: Path) -> Lifetime | None:
     except (OSError, ValueError, x509.InvalidVersion):
         return None  # there is none, or this user may not read it; `LocalCa.open` says what is wrong
     return Lifetime(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+
+
+def _check_clock(directory: Path, now: datetime) -> None:
+    """Check that a CA can be made now: with a wrong clock it would have ended, or not have begun, by a right one.
+
+    Raises:
+        CaError: the clock is before this version was made.
+    """
+    if now.date() < BUILT:
+        raise CaError(
+            f"no local CA is made in {directory}: this machine's clock says {now:%Y-%m-%d}, and this version is of "
+            f"{BUILT:%Y-%m-%d}, so that apps would refuse the CA once the clock is right; set the clock"
+        )
 
 
 def _create(directory: Path, now: datetime) -> None:

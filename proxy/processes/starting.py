@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from functools import partial
 
 from proxy.core.rules.policy import Listener, Policy
@@ -30,7 +31,7 @@ def obstacles(policy: Policy, env: Mapping[str, str]) -> list[str]:
     """
     found = []
     try:
-        LocalCa.examine(data_directory(env))
+        LocalCa.examine(data_directory(env), datetime.now(UTC))
     except CaError as e:
         found.append(str(e))
     for attempt in _bindings(policy):

@@ -237,7 +237,7 @@ def test_each_fires_on_one_event_and_on_many_between_two_scrapes(
     with ExitStack() as stack:
         enter = stack.enter_context
         prometheus = enter(Prometheus(folders["prometheus"]))
-        LocalCa.open(folders["main"] / "data", datetime.now(UTC) - CA_LIFE + timedelta(days=10))
+        LocalCa.open(folders["main"] / "data", datetime.now(UTC) - CA_LIFE + timedelta(days=10), any_clock=True)
         main = enter(Sidecar(policy, folders["main"], authority=authority, hosts=HOSTS))
         command = [sys.executable, "-P", str(tmp_path / "faulty.py")]
         faulty = enter(Sidecar("", folders["faulty"], authority=authority, command=command))
@@ -302,7 +302,7 @@ def test_each_fires_on_one_event_and_on_many_between_two_scrapes(
             reload(main)
             refused = ("OvercoatReloadRefused", instance_of(main), "")
             expected -= {refused}
-            LocalCa.open(folders["early"] / "data", datetime.now(UTC) - CA_LIFE - timedelta(days=1))
+            LocalCa.open(folders["early"] / "data", datetime.now(UTC) - CA_LIFE - timedelta(days=1), any_clock=True)
             inspects = f"workers: {workers}\ndefaults: {{https: inspect}}"
             early = enter(Sidecar(inspects, folders["early"], hosts=HOSTS))
             for _ in range(count):

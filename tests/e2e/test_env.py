@@ -67,7 +67,7 @@ def test_where_none_runs_or_several_do_that_is_said(authority: Authority, tmp_pa
             sidecar.run("env", "-p", "other.yaml")
         second = tmp_path / "second"
         second.mkdir()
-        env = {"OVERCOAT_DATA": str(sidecar.data)}
+        env = {"OVERCOAT_DATA": str(sidecar.data), "OVERCOAT_SHARE_CA": "1"}
         with Sidecar("mode: enforce", second, authority=authority, env=env) as other:
             with pytest.raises(SidecarFailed, match="more than one sidecar runs here"):
                 sidecar.run("env")

@@ -134,7 +134,7 @@ def test_the_local_ca_counts_where_something_is_inspected(
     authority: Authority, tls_upstream: MakeTls, tmp_path: Path
 ) -> None:
     one = tls_upstream("one.example")
-    LocalCa.open(tmp_path / "data", datetime.now(UTC) - timedelta(days=5 * 365 - 10))
+    LocalCa.open(tmp_path / "data", datetime.now(UTC) - timedelta(days=5 * 365 - 10), any_clock=True)
     for pins, status in ((f", pins: {{any_of: ['{one.pin}', '{NO_PIN}']}}", 1), ("", 0)):
         rule = f"{{name: one, hosts: ['one.example:{one.port}']{pins}}}"
         sidecar = Sidecar(policy_of(rule), tmp_path, authority=authority, hosts=HOSTS)

@@ -295,7 +295,7 @@ def test_workers_end_when_their_parent_is_killed(authority: Authority, tmp_path:
 def test_what_a_killed_parent_leaves_behind_goes_at_the_next_start(authority: Authority, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    env = {"TMPDIR": str(temporary)}
+    env = {"TMPDIR": str(temporary), "OVERCOAT_SHARE_CA": "1"}
     first = Sidecar("workers: 2\n", tmp_path, authority=authority, env=env)
     with first, Sidecar("workers: 2\n", tmp_path, authority=authority, env=env) as other:
         (lives,) = (other_folder for other_folder in temporary.iterdir() if holds(other.pid, other_folder))
