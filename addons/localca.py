@@ -22,11 +22,14 @@ from proxy.core.destinations import HTTP_PORT
 class LocalCaGuard:
     """Denies requests that need a certificate which no app would accept. Comes after the gate, whose decision
     it needs.
+
+    Attributes:
+        lifetime: the CA's; another one once there is another CA.
     """
 
     def __init__(self, sessions: Sessions, lifetime: Lifetime) -> None:
         self._sessions = sessions
-        self._lifetime = lifetime
+        self.lifetime = lifetime
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """Deny a CONNECT to a host whose https is inspected."""
@@ -37,6 +40,6 @@ class LocalCaGuard:
         if decision.target is not None and decision.target.port == HTTP_PORT:
             return
         try:
-            self._lifetime.check(datetime.now(UTC))
+            self.lifetime.check(datetime.now(UTC))
         except Denied as denied:
             exchange.deny(flow, denied)

@@ -142,16 +142,15 @@ ALERTS = (
         events(denials(Reason.LOCAL_CA_EXPIRED), _DENIED),
         "critical",
         "rule {{ $labels.rule }}: the local CA has ended, and inspected hosts are denied",
-        "Stop it, move ca-key.pem and ca-cert.pem out of its data directory, start it, and make the apps trust the new "
-        "CA.",
+        "Run overcoat ca rotate, which replaces it at once, and make the apps trust the new CA.",
     ),
     Alert(
         "OvercoatLocalCaExpiresSoon",
         "(overcoat_local_ca_expiry_timestamp_seconds > 0) - time() < 30 * 86400",
         "warning",
         "the local CA ends in {{ $value | humanizeDuration }}",
-        "From then on inspected hosts are denied. Stop it, move ca-key.pem and ca-cert.pem out of its data directory, "
-        "start it, and make the apps trust the new CA.",
+        "From then on inspected hosts are denied. Run overcoat ca rotate, make the apps trust both CAs, and then run "
+        "overcoat ca rotate --finish.",
     ),
     Alert(
         "OvercoatKeyUnavailable",

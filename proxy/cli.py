@@ -28,7 +28,7 @@ _COMMANDS = {
     "pins": ("proxy.commands.pins", "Show, test, spare and import the pins of servers' keys."),
     "keys": ("proxy.commands.keys", "Make keys; seal and open values by hand."),
     "password": ("proxy.commands.password", "Print the hash of a password, for users of the proxy."),
-    "ca": ("proxy.commands.serve", "Print the local CA's certificate, for apps to trust."),
+    "ca": ("proxy.commands.ca", "Print the local CA's certificate, for apps to trust; replace the CA."),
     "healthcheck": ("proxy.commands.health", "Ask a running sidecar whether it is ready."),
     "completion": ("proxy.commands.completion", "Print a script that makes your shell complete commands."),
     "demo": ("proxy.commands.demo", "Show the main job on real connections, and check it."),

@@ -1,5 +1,5 @@
 """`overcoat serve` runs the sidecar: it reads the policy, binds the listeners, and serves in this process or in several
-workers (`proxy.processes`). `overcoat ca` prints the certificate of the local CA.
+workers (`proxy.processes`).
 """
 
 from __future__ import annotations
@@ -161,10 +161,12 @@ def serve(
             if signals.asks_to_drain:
                 status = 0
             elif count == 1:
-                alone = _serve_alone(policy, reader, closing, lines, form=form, until_eof=until_eof)
+                alone = _serve_alone(
+                    policy, reader, closing, lines, publish_ca=publish_ca, form=form, until_eof=until_eof
+                )
                 status = int(asyncio.run(alone) > 0)
             else:
-                status = _serve_together(policy, reader, count, closing, lines, form=form)
+                status = _serve_together(policy, reader, count, closing, lines, publish_ca=publish_ca, form=form)
     except _CannotStart as e:
         logger.error("%s", e)
         status = e.status
@@ -248,12 +250,44 @@ def _publish_ca(folder: Path) -> None:
         raise _CannotStart(str(e)) from None
 
 
+def _renew(authority: LocalCa, publish_ca: Path | None, reminder: Reminder) -> bool:
+    """Read the local CA again if its files have changed, and publish what apps should trust now.
+
+    Args:
+        authority: the CA.
+        publish_ca: where it is published; None if nowhere.
+        reminder: warns of its end.
+
+    Returns:
+        Whether there is another one, or another successor.
+    """
+    before = authority.certificate
+    try:
+        if not authority.renew():
+            return False
+    except CaError as e:
+        logger.error("the local CA is used as it was before: %s", e)
+        return False
+    reminder.lifetime = authority.lifetime
+    if authority.certificate != before:
+        logger.info("another local CA signs from now on; it ends on %s", f"{authority.lifetime.ends:%Y-%m-%d}")
+    elif authority.successor is not None:
+        logger.info("the local CA has a successor, which apps should trust, too")
+    if publish_ca is not None:
+        try:
+            _publish_ca(publish_ca)
+        except _CannotStart as e:
+            logger.error("%s", e)
+    return True
+
+
 async def _serve_alone(
     policy: Policy,
     reader: Reader,
     closing: contextlib.ExitStack,
     path: Path | None,
     *,
+    publish_ca: Path | None,
     form: Form | None,
     until_eof: bool,
 ) -> int:
@@ -278,7 +312,7 @@ async def _serve_alone(
     metrics.expect(policy)
     metrics.note_reading(None)
     is_ready = False
-    engine, sockets = _prepare(policy, metrics, lines.write)
+    authority, engine, sockets = _prepare(policy, metrics, lines.write)
     metrics.registry.register(PolicyMetrics(version("overcoat"), lambda: engine.policy, started))
     admin_sockets = _bind_admin(policy)
     reader.taken = started
@@ -298,7 +332,8 @@ async def _serve_alone(
     await engine.listen(sockets)
     is_ready = True
     _announce(policy, sockets, admin_sockets, None if until_eof else closing)
-    _keep_reminding(engine, Reminder(engine.local_ca, policy, datetime.now(UTC)))
+    reminder = Reminder(engine.local_ca, policy, datetime.now(UTC))
+    _keep_reminding(engine, reminder)
     stop = asyncio.Event()
 
     def act() -> None:
@@ -308,10 +343,16 @@ async def _serve_alone(
             elif number == REOPEN:
                 lines.reopen()
             elif number == RELOAD and not stop.is_set():
+                renew()
                 _reload(engine, reader, metrics)
+
+    def renew() -> None:
+        if _renew(authority, publish_ca, reminder):
+            engine.take_over_ca()
 
     def look() -> None:
         if not stop.is_set():
+            renew()
             if changed := reader.changed():
                 _reload(engine, reader, metrics, changed)
             engine.loop.call_later(timelimits.LOOK_SECONDS, look)
@@ -374,6 +415,7 @@ def _serve_together(
     closing: contextlib.ExitStack,
     lines: Path | None,
     *,
+    publish_ca: Path | None,
     form: Form | None,
 ) -> int:
     """Serve with several worker processes; return the exit status."""
@@ -408,7 +450,8 @@ def _serve_together(
             answer = partial(administer, Desk(directory, is_ready, time.time(), admin_sockets, recents))
             seats.append(Seat("the admin endpoint", False, "admin", admin_sockets.all, answer))
         reminder = Reminder(authority.lifetime, policy, datetime.now(UTC))
-        supervisor = Supervisor(seats, is_ready, directory, policy, reader, remind=reminder.remind)
+        renew = partial(_renew, authority, publish_ca, reminder)
+        supervisor = Supervisor(seats, is_ready, directory, policy, reader, remind=reminder.remind, renew=renew)
         status = supervisor.run(lambda: _announce(policy, shares[0], admin_sockets, closing))
     except (BindError, CaError, NoRoots, SupervisorFailed) as e:
         raise _CannotStart(str(e)) from None
@@ -417,13 +460,13 @@ def _serve_together(
     return status
 
 
-def _prepare(policy: Policy, metrics: Metrics, write: Callable[[str], object]) -> tuple[Engine, list[Bound]]:
+def _prepare(policy: Policy, metrics: Metrics, write: Callable[[str], object]) -> tuple[LocalCa, Engine, list[Bound]]:
     from proxy.engine.server import BindError, Engine
     from proxy.engine.tls import NoRoots
 
     try:
         authority = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
-        return Engine(policy, authority, metrics, write), _bind(policy, 1)[0]
+        return authority, Engine(policy, authority, metrics, write), _bind(policy, 1)[0]
     except (CaError, NoRoots, BindError) as e:
         raise _CannotStart(str(e)) from None
 
@@ -487,22 +530,3 @@ def _announce(
     where = (", ".join(listen), admin or "off", probes or "off")
     logger.info("ready: listening on %s, admin %s, probes %s", *where, extra={"facts": facts})
     tell_manager("READY=1")
-
-
-@click.command()
-@click.option("--path", "show_path", is_flag=True, help="Print where the certificate file lies instead.")
-def ca(show_path: bool) -> None:
-    """Print the local CA's certificate (PEM), and make the CA if there is none yet.
-
-    Apps whose https is inspected must trust it. It lies in $OVERCOAT_DATA, else ~/.local/share/overcoat.
-
-    Example: overcoat ca > overcoat-ca.pem
-    """
-    directory, now = data_directory(os.environ), datetime.now(UTC)
-    try:
-        authority = LocalCa.open(directory, now)
-    except CaError as e:
-        raise fail(str(e)) from None
-    if (warning := authority.lifetime.warning(now)) is not None:
-        click.echo(f"warning: {warning}", err=True)
-    click.echo(directory / "ca-cert.pem" if show_path else authority.pem.decode("ascii").rstrip())

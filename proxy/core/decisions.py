@@ -146,8 +146,8 @@ class Reason(Enum):
         "The local CA has ended",
         "The https of this host is inspected, and the CA that signs the certificates for that is not valid any more "
         "(or not yet, by this machine's clock). Upgrades and tunnels go on.",
-        "stop Overcoat, move ca-key.pem and ca-cert.pem out of its data directory ($OVERCOAT_DATA), start it again, "
-        "and make the apps trust the new CA, which `overcoat ca` prints",
+        "run `overcoat ca rotate` with Overcoat's data directory ($OVERCOAT_DATA), and make the apps trust the new CA, "
+        "which `overcoat ca` prints",
     )
     NOT_HTTP = (
         "not_http",

@@ -18,6 +18,7 @@ import contextlib
 import errno
 import hmac
 import os
+import re
 import secrets
 import stat
 from collections.abc import Mapping
@@ -34,13 +35,15 @@ from proxy import timelimits
 from proxy.core.certificates.localca import Lifetime
 from proxy.disk.issuing import ca_certificate, private_pem, server_certificate, valid_from
 from proxy.disk.publishing import published, write_public
-from proxy.disk.reading import read_regular
+from proxy.disk.reading import Version, read_regular, version_of
 from proxy.health import data_folder
 
 KEY_FILE = "ca-key.pem"
+NEXT_FILE = "ca-next-key.pem"  # the successor, while a rotation is under way; see `proxy.disk.rotating`
 CERTIFICATE_FILE = "ca-cert.pem"
 BUILT = date(2026, 11, 23)  # no true clock is before this version was made; set anew for each release
 _MAX_BYTES = 64 * 1024
+_MARK = re.compile(rb"^cookie-mark: ([0-9a-f]{12})$", re.MULTILINE)  # outside the PEM blocks (RFC 7468, section 2)
 
 
 class CaError(Exception):
@@ -77,18 +80,27 @@ def data_directory(env: Mapping[str, str]) -> Path:
 
 
 class LocalCa:
-    """A loaded CA."""
+    """A loaded CA.
 
-    def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
-        self.certificate = certificate
-        self._key = key
+    Attributes:
+        certificate: its certificate.
+        successor: the certificate of the CA that will take its place, which apps should trust, too; None if there is
+            none.
+        tag: a short word that only holders of the CA's key can know, and that stays the same as long as the CA and its
+            successors.
+    """
+
+    certificate: x509.Certificate
+    successor: x509.Certificate | None
+    tag: str
+    _key: ec.EllipticCurvePrivateKey
+
+    def __init__(self, directory: Path) -> None:
+        """Load it; see `open` and `load`."""
+        self._directory = directory
         self._leaf_key = ec.generate_private_key(ec.SECP256R1())
-
-    @property
-    def tag(self) -> str:
-        """A short word that only holders of the CA's key can know, and that stays the same as long as the CA."""
-        secret = self._key.private_numbers().private_value.to_bytes(32)
-        return hmac.digest(secret, b"overcoat: the mark of cookies", "sha256").hex()[:12]
+        self._versions = self._look()
+        self._read()
 
     @property
     def lifetime(self) -> Lifetime:
@@ -97,8 +109,9 @@ class LocalCa:
 
     @property
     def pem(self) -> bytes:
-        """The CA's certificate, for apps to trust."""
-        return self.certificate.public_bytes(serialization.Encoding.PEM)
+        """The CA's certificate, for apps to trust, and then that of its successor."""
+        own = self.certificate.public_bytes(serialization.Encoding.PEM)
+        return own if self.successor is None else own + self.successor.public_bytes(serialization.Encoding.PEM)
 
     @classmethod
     def open(cls, directory: Path, now: datetime, *, any_clock: bool = False) -> LocalCa:
@@ -117,13 +130,13 @@ class LocalCa:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (directory / KEY_FILE).exists():
                 if not any_clock:
-                    _check_clock(directory, now)
-                _create(directory, now)
-            authority = cls._load(directory)
+                    check_clock(directory, now)
+                create(directory / KEY_FILE, now)
+            authority = cls.load(directory)
             write_public(directory / CERTIFICATE_FILE, authority.pem)
             return authority
         except OSError as e:
-            raise _no_access(directory, e) from None
+            raise no_access(directory, e) from None
 
     @classmethod
     def examine(cls, directory: Path, now: datetime) -> None:
@@ -141,33 +154,54 @@ class LocalCa:
             if not existing.is_dir():
                 raise OSError(errno.EEXIST if existing == directory else errno.ENOTDIR, "")
             has_key = (directory / KEY_FILE).exists()
-            is_written = not has_key or published(directory / CERTIFICATE_FILE) != cls._load(directory).pem
+            is_written = not has_key or published(directory / CERTIFICATE_FILE) != cls.load(directory).pem
             if is_written and not os.access(existing, os.W_OK | os.X_OK):
                 is_read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
                 raise OSError(errno.EROFS if is_read_only else errno.EACCES, "")
             if not has_key:
-                _check_clock(directory, now)
+                check_clock(directory, now)
         except OSError as e:
-            raise _no_access(directory, e) from None
+            raise no_access(directory, e) from None
 
     @classmethod
-    def _load(cls, directory: Path) -> LocalCa:
-        key_path = directory / KEY_FILE
-        remedy = f"move {KEY_FILE} out of {directory} to have a new CA made, and make the apps trust that one"
-        # Key and certificate are in one file, so that no half-made CA can exist. The certificate file beside it is for
-        # apps.
-        pem = _read_private(key_path)
+    def load(cls, directory: Path) -> LocalCa:
+        """Load the CA from a directory, and change nothing.
+
+        Raises:
+            CaError: a file is not as it should be.
+            OSError: it cannot be read.
+        """
+        return cls(directory)
+
+    def renew(self) -> bool:
+        """Read the CA again if its files are others by now; return whether they are.
+
+        Raises:
+            CaError: they cannot be read, or are not as they should be; it is raised once, and this CA stays as it was.
+        """
+        found = self._look()
+        if found == self._versions:
+            return False
+        self._versions = found
         try:
-            key = serialization.load_pem_private_key(pem, None)
-            certificate = x509.load_pem_x509_certificate(pem)
-            constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-        except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound):
-            raise CaError(f"{key_path} holds no CA key and certificate: {remedy}") from None
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-            raise CaError(f"the key in {key_path} is not on the curve P-256: {remedy}")
-        if key.public_key() != certificate.public_key() or not constraints.ca:
-            raise CaError(f"the key and the certificate in {key_path} are not those of one CA: {remedy}")
-        return cls(certificate, key)
+            self._read()
+        except OSError as e:
+            raise no_access(self._directory, e) from None
+        return True
+
+    def _look(self) -> tuple[Version, ...]:
+        return tuple(version_of(self._directory / name) for name in (KEY_FILE, NEXT_FILE))
+
+    def _read(self) -> None:
+        # The successor comes last: a rotation that ends meanwhile takes it away, and is seen at the next look.
+        certificate, key, mark = _read_ca(self._directory / KEY_FILE)
+        successor = None
+        if (self._directory / NEXT_FILE).exists():
+            with contextlib.suppress(FileNotFoundError):
+                successor = _read_ca(self._directory / NEXT_FILE)[0]
+        secret = key.private_numbers().private_value.to_bytes(32)
+        own = hmac.digest(secret, b"overcoat: the mark of cookies", "sha256").hex()[:12]
+        self.certificate, self._key, self.successor, self.tag = certificate, key, successor, mark or own
 
     def leaf(self, host: str, now: datetime) -> Leaf:
         """Sign a certificate for a host.
@@ -193,7 +227,7 @@ def published_lifetime(directory: Path) -> Lifetime | None:
     return Lifetime(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
 
-def _check_clock(directory: Path, now: datetime) -> None:
+def check_clock(directory: Path, now: datetime) -> None:
     """Check that a CA can be made now: with a wrong clock it would have ended, or not have begun, by a right one.
 
     Raises:
@@ -206,17 +240,52 @@ def _check_clock(directory: Path, now: datetime) -> None:
         )
 
 
-def _create(directory: Path, now: datetime) -> None:
-    """Make a CA. If two processes do so at once, the first one's is kept."""
+def _read_ca(path: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey, str]:
+    """Read a CA's certificate, its key, and the mark of cookies that it has taken over (else empty).
+
+    Raises:
+        CaError: the file is not as it should be.
+        OSError: it cannot be read.
+    """
+    remedy = f"move {path.name} out of {path.parent} to have a new CA made, and make the apps trust that one"
+    # Key and certificate are in one file, so that no half-made CA can exist. The certificate file beside it is for
+    # apps.
+    pem = _read_private(path)
+    try:
+        key = serialization.load_pem_private_key(pem, None)
+        certificate = x509.load_pem_x509_certificate(pem)
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound):
+        raise CaError(f"{path} holds no CA key and certificate: {remedy}") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise CaError(f"the key in {path} is not on the curve P-256: {remedy}")
+    if key.public_key() != certificate.public_key() or not constraints.ca:
+        raise CaError(f"the key and the certificate in {path} are not those of one CA: {remedy}")
+    mark = _MARK.search(pem)
+    return certificate, key, mark[1].decode() if mark is not None else ""
+
+
+def create(path: Path, now: datetime, mark: str = "") -> None:
+    """Make a CA. If two processes do so at once, the first one's is kept.
+
+    Args:
+        path: its file.
+        now: the current time.
+        mark: the mark of cookies of the CA whose place it takes; empty if there is none.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     lifetime = valid_from(now, now + timedelta(seconds=timelimits.CA_SECONDS))
     certificate = ca_certificate(f"Overcoat local CA {secrets.token_hex(4)}", key, lifetime)
     content = private_pem(key) + certificate.public_bytes(serialization.Encoding.PEM)
-    temporary = directory / f".{KEY_FILE}.{secrets.token_hex(8)}"
+    content += f"cookie-mark: {mark}\n".encode() if mark else b""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         _write_new(temporary, content, 0o600)
         with contextlib.suppress(FileExistsError):  # another process was first: its CA is used
-            os.link(temporary, directory / KEY_FILE)
+            os.link(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -237,7 +306,8 @@ def _read_private(path: Path) -> bytes:
     return pem
 
 
-def _no_access(directory: Path, error: OSError) -> CaError:
+def no_access(directory: Path, error: OSError) -> CaError:
+    """Return what to say where the system refuses something."""
     return CaError(
         f"the local CA in {directory} cannot be read or written: {os.strerror(error.errno or 0)}; "
         "set OVERCOAT_DATA to a directory that this user owns"
@@ -248,3 +318,5 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # before it gets its name: a crash must not leave half a CA there

@@ -180,8 +180,8 @@ class Engine:
         """
         self.sessions = Sessions()
         self.verifier = Verifier(os.urandom(32), time.monotonic)
-        self.local_ca = ca.lifetime
-        metrics.local_ca_expiry.set(int(ca.lifetime.ends.timestamp()))
+        self._ca = ca
+        self._ca_guard = LocalCaGuard(self.sessions, ca.lifetime)
         self._tls = TlsConnections(self.sessions, ca)
         self._tls.prepare(policy)
         self.loop = asyncio.get_running_loop()
@@ -205,11 +205,12 @@ class Engine:
         telemetry = Telemetry(self.sessions, metrics, write_line)
         self._finish, self._under_way = telemetry.finish, telemetry.under_way
         self._metrics = metrics
+        self.take_over_ca()
         self.dispatch = Dispatcher(
             (
                 self._tls,
                 Gate(self.sessions, self.verifier, known),
-                LocalCaGuard(self.sessions, ca.lifetime),
+                self._ca_guard,
                 Transport(self.sessions, known, Cookies(ca.tag)),
                 Pinning(self.sessions),
                 encryption := Encryption(self.sessions, used=metrics.key_used),
@@ -225,6 +226,11 @@ class Engine:
 
         self.asides = Asides(self.services)
         self._supplies = Supplies(self.services, metrics)
+
+    def take_over_ca(self) -> None:
+        """Go on with the local CA as it is now, after it was renewed (`LocalCa.renew`)."""
+        self.local_ca = self._ca_guard.lifetime = self._ca.lifetime
+        self._metrics.local_ca_expiry.set(int(self.local_ca.ends.timestamp()))
 
     async def listen(self, sockets: Iterable[Bound]) -> None:
         """Accept connections on bound sockets (see `bind`), once keys that are to be fetched are there, or late."""

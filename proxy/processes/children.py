@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 from addons.metrics import Metrics
 from addons.policymetrics import PolicyMetrics
 from proxy.core.rules.policy import Policy
-from proxy.disk.ca import LocalCa
+from proxy.disk.ca import CaError, LocalCa
 from proxy.engine.server import Bound, Engine
 from proxy.engine.tls import NoRoots
 from proxy.engine.vitals import measure
@@ -35,7 +35,7 @@ from proxy.processes.readable import Form
 from proxy.processes.recent import Recent
 from proxy.processes.status import Sidecar
 from proxy.processes.supervisor import CANNOT_START, Seat, Shared
-from proxy.processes.wires import DRAIN, PART, REOPEN, SERVES, TAKEN, receive, send, unpack
+from proxy.processes.wires import AUTHORITY, DRAIN, PART, REOPEN, SERVES, TAKEN, receive, send, unpack
 
 logger = logging.getLogger("overcoat")
 
@@ -119,6 +119,9 @@ class _Worker:
             if message == REOPEN:
                 self._lines.reopen()
                 return
+            if message == AUTHORITY:
+                self._take_authority()
+                return
             if message == PART:
                 self._engine.part()
                 return
@@ -131,6 +134,14 @@ class _Worker:
             logger.error("a worker cannot take the policy over: %s", e)
         asyncio.get_running_loop().remove_reader(self._seat.wire)
         self._stop.set()
+
+    def _take_authority(self) -> None:
+        """Go on with another local CA; if it cannot be read, with the one before, as the parent does."""
+        try:
+            self._equipment.authority.renew()
+        except CaError as e:
+            logger.error("a worker keeps the local CA that it has: %s", e)
+        self._engine.take_over_ca()
 
 
 @dataclass(frozen=True, slots=True)

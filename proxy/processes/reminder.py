@@ -22,7 +22,11 @@ logger = logging.getLogger("overcoat")
 
 
 class Reminder:
-    """Logs warnings of coming ends."""
+    """Logs warnings of coming ends.
+
+    Attributes:
+        lifetime: the local CA's; another one once there is another CA.
+    """
 
     def __init__(self, lifetime: Lifetime, policy: Policy, now: datetime) -> None:
         """Start.
@@ -32,7 +36,7 @@ class Reminder:
             policy: the policy in force.
             now: the current time in UTC; all warnings due now have been logged.
         """
-        self._lifetime = lifetime
+        self.lifetime = lifetime
         self._said = {finding.text: now for finding in self._findings(policy, now)}
 
     def remind(self, policy: Policy, now: datetime) -> float:
@@ -53,11 +57,11 @@ class Reminder:
                 when = now
             said[finding.text] = when
         self._said = said
-        change = self._lifetime.until_change(now)
+        change = self.lifetime.until_change(now)
         soon = timelimits.REMIND_CHECK_SECONDS
         return min(soon, change.total_seconds()) if change else soon
 
     def _findings(self, policy: Policy, now: datetime) -> Iterator[Finding]:
-        if (warning := self._lifetime.warning(now)) is not None:
+        if (warning := self.lifetime.warning(now)) is not None:
             yield Finding(warning)
         yield from endings(policy, now)

@@ -132,6 +132,7 @@ class Supervisor:
         reader: Reader,
         *,
         remind: Callable[[Policy, datetime], float],
+        renew: Callable[[], bool] = lambda: False,
     ) -> None:
         """Prepare.
 
@@ -143,7 +144,9 @@ class Supervisor:
             reader: reads and checks the policy again.
             remind: logs the warnings that are due, given the policy in force and the time; returns the number of
                 seconds after which to call it again.
+            renew: reads the local CA again if its files have changed; returns whether there is another.
         """
+        self._renew = renew
         self._seats = seats
         self._is_ready = is_ready
         self._directory = directory
@@ -204,6 +207,7 @@ class Supervisor:
                 self._hear(key.data)
         for number in self._signals.take():
             if number == RELOAD:
+                self._renew_authority()
                 self._reload()
             elif number == REOPEN:
                 self._tell_workers(wires.REOPEN)
@@ -256,6 +260,7 @@ class Supervisor:
             self._reminding_time = now + self._remind(self._policy, datetime.now(UTC))
         if now >= self._looking_time:
             self._looking_time = math.inf if self._is_leaving else now + timelimits.LOOK_SECONDS
+            self._renew_authority()
             if not self._is_reloading and (changed := self._reader.changed()):
                 self._reload(changed)
         if now >= self._killing_time:
@@ -402,6 +407,10 @@ class Supervisor:
                 for bound in seat.sockets:
                     bound.close()  # else the kernel would accept more connections for it
         self._tell_workers(wires.DRAIN)
+
+    def _renew_authority(self) -> None:
+        if not self._is_leaving and self._renew():
+            self._tell_workers(wires.AUTHORITY)
 
     def _tell_workers(self, order: bytes) -> None:
         for seat in self._seats:

@@ -29,6 +29,7 @@ SERVES = b"serves"  # from a child, once it does its work
 TAKEN = b"taken"  # from a child, once the policy that it was sent is in force
 PART = b"part"  # to a worker: let each response be the last on its connection; DRAIN follows
 DRAIN = b"drain"  # to a worker: accept no more connections, finish what runs, and end
+AUTHORITY = b"authority"  # to a worker: read the local CA again
 REOPEN = b"reopen"  # to a worker: open the file of decision lines again
 _LENGTH = struct.Struct("!Q")
 

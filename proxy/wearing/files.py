@@ -40,14 +40,14 @@ def write_files(folder: Path, authority: bytes, roots: Iterable[bytes]) -> None:
 
     Args:
         folder: where to.
-        authority: the local CA's certificate, in PEM.
+        authority: the local CA's certificate, in PEM; a second one is its successor's.
         roots: the system's roots, in DER.
 
     Raises:
         PublishingError: the folder cannot be made or written.
     """
-    own = read_bundle(authority).certificates[0]
-    roots = [root for root in dict.fromkeys(roots) if root != own]  # a variable of the user's may name our bundle
+    own = read_bundle(authority).certificates
+    roots = [root for root in dict.fromkeys(roots) if root not in own]  # a variable of the user's may name our bundle
     publish_ca(folder, authority, roots)
     named = folder.absolute()
     try:
@@ -85,10 +85,12 @@ def java_store(authority: bytes, roots: Iterable[bytes]) -> bytes:
     """Return a trust store for Java (PKCS#12), as `keytool -importcert` would have made it.
 
     Args:
-        authority: the local CA's certificate, in PEM.
+        authority: the local CA's certificate, in PEM; a second one is its successor's.
         roots: further certificates, in DER; one that is no X.509 certificate is left out, as Java could not read it.
     """
-    entries = [pkcs12.PKCS12Certificate(x509.load_pem_x509_certificate(authority), b"overcoat")]
+    names = (b"overcoat", b"overcoat next")
+    own = zip(x509.load_pem_x509_certificates(authority), names, strict=False)
+    entries = [pkcs12.PKCS12Certificate(certificate, name) for certificate, name in own]
     for number, root in enumerate(roots, 1):
         try:
             with warnings.catch_warnings(action="ignore"):  # of old roots, whose serial numbers are 0 or negative

@@ -29,7 +29,7 @@ MakeTls = Callable[..., TlsUpstream]
 DAY, LIFE = timedelta(days=1), timedelta(days=5 * 365)
 INSPECTED, TUNNELLED = "inspected.example", "tunnelled.example"
 HOSTS = dict.fromkeys((INSPECTED, TUNNELLED), "127.0.0.1")
-WAY_OUT = "move ca-key.pem and ca-cert.pem out of its data directory"
+WAY_OUT = "run `overcoat ca rotate`"
 
 
 def make_ca(folder: Path, *, ends_in: timedelta) -> LocalCa:

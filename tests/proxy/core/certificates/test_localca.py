@@ -35,7 +35,7 @@ def test_who_has_a_wrong_clock_is_told_so_and_no_new_ca_is_asked_for() -> None:
     assert caught.value.hint == "set the clock of the machine that Overcoat runs on"
     with pytest.raises(Denied, match="ended on 2032-01-14") as caught:
         LIFE.check(ENDS)
-    assert "move ca-key.pem and ca-cert.pem out of its data directory" in caught.value.hint
+    assert "run `overcoat ca rotate`" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_its_end_is_spoken_of_from_thirty_days_before(now: datetime, said: str |
     assert (warning is None) == (said is None)
     if said is not None and warning is not None:
         assert said in warning
-        assert "clock" in warning or "move ca-key.pem" in warning
+        assert "clock" in warning or "overcoat ca rotate" in warning
 
 
 @pytest.mark.parametrize(
