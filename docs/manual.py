@@ -67,7 +67,7 @@ def _commands(group: click.Group, context: click.Context) -> Iterator[str]:
         command = group.get_command(context, name)
         assert command is not None
         own = click.Context(command, info_name=name, parent=context)
-        if isinstance(command, click.Group):
+        if isinstance(command, click.Group) and not command.invoke_without_command:
             yield from _commands(command, own)
             continue
         yield f".SS {_plain(own.command_path)}"
@@ -79,6 +79,8 @@ def _commands(group: click.Group, context: click.Context) -> Iterator[str]:
         records = [option.get_help_record(own) for option in options]  # None for a hidden one
         # click makes the option for help but once, with the names of the context in which it was first asked for.
         yield from _list([*(record for record in records if record is not None), _HELP])
+        if isinstance(command, click.Group):
+            yield from _commands(command, own)
 
 
 def _paragraphs(text: str) -> Iterator[str]:

@@ -103,8 +103,9 @@ WIRE_SECONDS = 5.0
 
 # -- sidecars that share a data directory
 
-# For one that starts at the same moment to let go of the lock, and between two looks at it.
+# For one that starts at the same moment to let go of the lock.
 SHARE_SECONDS = 2.0
+# Between two looks at whether it has.
 SHARE_LOOK_SECONDS = 0.02
 
 # -- files of the policy that change while a sidecar runs

@@ -21,7 +21,7 @@ def commands(group: click.Group, context: click.Context) -> Iterator[tuple[str, 
         own = click.Context(command, info_name=name, parent=context)
         if isinstance(command, click.Group):
             yield from commands(command, own)
-        else:
+        if not isinstance(command, click.Group) or command.invoke_without_command:
             yield own.command_path, command, own
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 
 import click
 
+from proxy.commands.localca import CannotStart, publish
 from proxy.commands.serve import fail
 from proxy.disk.ca import CaError, LocalCa, data_directory
 
@@ -15,8 +17,14 @@ TRUST = "what `overcoat ca` prints now, and what serve --publish-ca writes, has 
 
 @click.group(invoke_without_command=True)
 @click.option("--path", "show_path", is_flag=True, help="Print where the certificate file lies instead.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write ca.pem and ca-bundle.pem (with the system's roots) there instead, and the rest of --publish-ca.",
+)
 @click.pass_context
-def ca(context: click.Context, show_path: bool) -> None:
+def ca(context: click.Context, show_path: bool, out: Path | None) -> None:
     """Print the local CA's certificate (PEM), and make the CA if there is none yet.
 
     Apps whose https is inspected must trust it. It lies in $OVERCOAT_DATA, else ~/.local/share/overcoat. While a
@@ -34,6 +42,13 @@ def ca(context: click.Context, show_path: bool) -> None:
         raise fail(str(e)) from None
     if (warning := authority.lifetime.warning(now)) is not None:
         click.echo(f"warning: {warning}", err=True)
+    if out is not None:
+        try:
+            publish(out)
+        except CannotStart as e:
+            raise fail(str(e)) from None
+        click.echo(f"{out}: ca.pem, ca-bundle.pem and the like", err=True)
+        return
     click.echo(directory / "ca-cert.pem" if show_path else authority.pem.decode("ascii").rstrip())
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import click
 
 from proxy import timelimits
+from proxy.commands.localca import CannotStart, hold, publish, renew_authority
 from proxy.disk.ca import CaError, LocalCa, data_directory
 from proxy.disk.reading import Version, noting_files
 from proxy.engine.descriptors import raise_limit, warn_of_limit
@@ -155,9 +156,9 @@ def serve(
             if lines is not None:
                 _check_lines(lines)
             if not until_eof:  # `overcoat run` starts one for each program of a user, and these share by design
-                _hold(shares=share_ca)
+                hold(shares=share_ca)
             if publish_ca is not None:
-                _publish_ca(publish_ca)
+                publish(publish_ca)
             if signals.asks_to_drain:
                 status = 0
             elif count == 1:
@@ -167,7 +168,7 @@ def serve(
                 status = int(asyncio.run(alone) > 0)
             else:
                 status = _serve_together(policy, reader, count, closing, lines, publish_ca=publish_ca, form=form)
-    except _CannotStart as e:
+    except CannotStart as e:
         logger.error("%s", e)
         status = e.status
     else:
@@ -178,43 +179,13 @@ def serve(
     os._exit(status)  # does not wait for threads that still resolve a name
 
 
-class _CannotStart(Exception):
-    """The sidecar cannot start; the message is one line.
-
-    Attributes:
-        status: the exit status.
-    """
-
-    def __init__(self, said: str, status: int = 1) -> None:
-        super().__init__(said)
-        self.status = status
-
-
-def _hold(*, shares: bool) -> None:
-    """Keep other sidecars from sharing the CA in silence, as long as this process lives."""
-    from proxy.disk.sharing import Hold, InUse
-
-    try:
-        directory = data_directory(os.environ)
-        hold = Hold(directory, shares=shares)
-    except CaError as e:
-        raise _CannotStart(str(e)) from None
-    except InUse as e:
-        raise _CannotStart(str(e), 2) from None
-    os.register_at_fork(after_in_child=hold.forget)  # the lock ends with the parent, whatever workers still do
-    if hold.is_shared_by_design:
-        logger.info("%s cannot be written: its CA is taken for one that several sidecars share", directory)
-    elif hold.problem is not None:
-        logger.warning("whether another sidecar uses %s cannot be told: %s", directory, hold.problem)
-
-
 def _with_roots(policy: Policy) -> Policy:
     from proxy.engine.tls import NoRoots, with_roots
 
     try:
         return with_roots(policy)
     except NoRoots as e:
-        raise _CannotStart(str(e)) from None
+        raise CannotStart(str(e)) from None
 
 
 def processors() -> int:
@@ -228,57 +199,7 @@ def _check_lines(path: Path) -> None:
     try:
         os.close(open_lines(path))
     except OSError as e:
-        raise _CannotStart(f"decision lines cannot be written to {path}: {(e.strerror or str(e)).lower()}") from None
-
-
-def _publish_ca(folder: Path) -> None:
-    """Write what apps trust. Without roots of the system's own, the bundle is the local CA alone."""
-    from proxy.core.rules.trust import Trust
-    from proxy.disk.publishing import PublishingError
-    from proxy.engine.tls import NoRoots, read_roots
-    from proxy.wearing.files import write_files
-
-    try:
-        authority = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
-        try:
-            roots = read_roots(Trust())
-        except NoRoots as e:
-            logger.warning("%s holds the local CA alone: %s", folder / "ca-bundle.pem", e)
-            roots = ()
-        write_files(folder, authority.pem, roots)
-    except (CaError, PublishingError) as e:
-        raise _CannotStart(str(e)) from None
-
-
-def _renew(authority: LocalCa, publish_ca: Path | None, reminder: Reminder) -> bool:
-    """Read the local CA again if its files have changed, and publish what apps should trust now.
-
-    Args:
-        authority: the CA.
-        publish_ca: where it is published; None if nowhere.
-        reminder: warns of its end.
-
-    Returns:
-        Whether there is another one, or another successor.
-    """
-    before = authority.certificate
-    try:
-        if not authority.renew():
-            return False
-    except CaError as e:
-        logger.error("the local CA is used as it was before: %s", e)
-        return False
-    reminder.lifetime = authority.lifetime
-    if authority.certificate != before:
-        logger.info("another local CA signs from now on; it ends on %s", f"{authority.lifetime.ends:%Y-%m-%d}")
-    elif authority.successor is not None:
-        logger.info("the local CA has a successor, which apps should trust, too")
-    if publish_ca is not None:
-        try:
-            _publish_ca(publish_ca)
-        except _CannotStart as e:
-            logger.error("%s", e)
-    return True
+        raise CannotStart(f"decision lines cannot be written to {path}: {(e.strerror or str(e)).lower()}") from None
 
 
 async def _serve_alone(
@@ -347,7 +268,7 @@ async def _serve_alone(
                 _reload(engine, reader, metrics)
 
     def renew() -> None:
-        if _renew(authority, publish_ca, reminder):
+        if renew_authority(authority, publish_ca, reminder):
             engine.take_over_ca()
 
     def look() -> None:
@@ -450,11 +371,11 @@ def _serve_together(
             answer = partial(administer, Desk(directory, is_ready, time.time(), admin_sockets, recents))
             seats.append(Seat("the admin endpoint", False, "admin", admin_sockets.all, answer))
         reminder = Reminder(authority.lifetime, policy, datetime.now(UTC))
-        renew = partial(_renew, authority, publish_ca, reminder)
+        renew = partial(renew_authority, authority, publish_ca, reminder)
         supervisor = Supervisor(seats, is_ready, directory, policy, reader, remind=reminder.remind, renew=renew)
         status = supervisor.run(lambda: _announce(policy, shares[0], admin_sockets, closing))
     except (BindError, CaError, NoRoots, SupervisorFailed) as e:
-        raise _CannotStart(str(e)) from None
+        raise CannotStart(str(e)) from None
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return status
@@ -468,7 +389,7 @@ def _prepare(policy: Policy, metrics: Metrics, write: Callable[[str], object]) -
         authority = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
         return authority, Engine(policy, authority, metrics, write), _bind(policy, 1)[0]
     except (CaError, NoRoots, BindError) as e:
-        raise _CannotStart(str(e)) from None
+        raise CannotStart(str(e)) from None
 
 
 def _bind_admin(policy: Policy) -> AdminSockets:
@@ -479,7 +400,7 @@ def _bind_admin(policy: Policy) -> AdminSockets:
     try:
         return AdminSockets(bind_own(policy.admin, "admin"), bind_own(policy.probes, "probes"))
     except BindError as e:
-        raise _CannotStart(str(e)) from None
+        raise CannotStart(str(e)) from None
 
 
 def _bind(policy: Policy, count: int) -> list[list[Bound]]:

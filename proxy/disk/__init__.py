@@ -15,5 +15,5 @@ Offers:
 - `reading`: MAX_ROOTS_BYTES, NotRegularError, Version, list_folder, noting_files, read_regular, version_of; reads a
   file that may be no regular one or too long, and tells its versions apart
 - `rotating`: finish, rotate; another local CA in the place of the one that there is
-- `sharing`: Hold, InUse, holders; whether another sidecar uses the data directory
+- `sharing`: Hold, InUse; whether another sidecar uses the data directory
 """

@@ -72,7 +72,7 @@ class Hold:
                 # Not in one step: of two that start in the same moment, one may lose the lock to the other here.
                 fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                said = _said(directory, holders(self._descriptor))
+                said = _said(directory, _holders(self._descriptor))
                 self.forget()
                 raise InUse(said) from None
             return
@@ -94,7 +94,7 @@ class Hold:
             self._descriptor = -1
 
 
-def holders(descriptor: int) -> list[int]:
+def _holders(descriptor: int) -> list[int]:
     """Return the process ids of those that have an open file locked, as far as the system tells; smallest first."""
     status = os.fstat(descriptor)
     place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"

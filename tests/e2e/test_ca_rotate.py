@@ -6,6 +6,7 @@ Proves it from an app's side, which trusts either CA alone: what each accepts sa
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -130,6 +131,43 @@ def test_after_its_end_the_new_one_signs_at_once(start: Callable[[], Running], t
     wait_until(lambda: running.published() != [ended.certificate], "the new one is published")
     (new,) = running.published()
     wait_until(lambda: all(running.accepts(new) for _ in range(4)), "all workers sign with it", seconds=20)
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_a_worker_that_comes_later_signs_with_the_new_one(start: Callable[[], Running], workers: int) -> None:
+    running = start()
+    running.rotate()
+    running.rotate("--finish")
+    wait_until(lambda: "another local CA signs" in running.sidecar.stderr)
+    new = x509.load_pem_x509_certificate(run(running.sidecar.data, "ca").stdout.encode())
+    for pid in Path(f"/proc/{running.sidecar.pid}/task/{running.sidecar.pid}/children").read_text().split():
+        if "worker" in Path(f"/proc/{pid}/comm").read_text():
+            os.kill(int(pid), signal.SIGKILL)
+    wait_until(lambda: running.sidecar.stderr.count("and is replaced") == workers, "they are replaced")
+    wait_until(lambda: all(running.accepts(new) for _ in range(4)), "all sign with it", seconds=20)
+
+
+def test_without_a_watch_it_waits_for_sighup(authority: Authority, tmp_path: Path, workers: int) -> None:
+    with Sidecar(f"workers: {workers}", tmp_path, authority=authority, arguments=["--no-watch"]) as sidecar:
+        assert run(sidecar.data, "ca", "rotate").returncode == 0
+        assert run(sidecar.data, "ca", "rotate", "--finish").returncode == 0  # takes longer than a look would wait
+        assert "another local CA signs" not in sidecar.stderr
+        sidecar.signal(signal.SIGHUP)
+        wait_until(lambda: "another local CA signs" in sidecar.stderr)
+
+
+def test_out_writes_what_apps_trust(tmp_path: Path) -> None:
+    done = run(tmp_path / "data", "ca", "--out", str(tmp_path / "public"))
+    assert (done.returncode, done.stdout) == (0, "")
+    own = run(tmp_path / "data", "ca").stdout.encode()
+    assert (tmp_path / "public" / "ca.pem").read_bytes() == own
+    bundle = (tmp_path / "public" / "ca-bundle.pem").read_bytes()
+    assert bundle.startswith(own)
+    assert bundle.count(b"BEGIN CERTIFICATE") > 20  # the system's
+    (tmp_path / "file").touch()
+    refused = run(tmp_path / "data", "ca", "--out", str(tmp_path / "file"))
+    assert refused.returncode == 1
+    assert "cannot be written to" in refused.stderr
 
 
 class TestTheFiles:
