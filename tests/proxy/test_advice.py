@@ -35,11 +35,11 @@ _CONCRETE = (
     re.compile(r'in quotes, ("[^"]*")'),
     re.compile(r"write ((?:forward|socks5|transparent|(?:cert-)?sha256)[:/][^ ,;]+)"),
     re.compile(r"write (null|[A-Z]{3,}(?![:\w]))"),
-    re.compile(r"write ([0-9][0-9.:/]+)"),
+    re.compile(r"write ([0-9][0-9.:/]+[smhdw]?)"),
     re.compile(r"write ([A-Za-z0-9+/]{43}=)"),
     re.compile(r"did you mean ([A-Za-z0-9_+-]+)\?"),
-    re.compile(r"must be ([a-z0-9.]+)(?:, [a-z0-9.]+)* or "),
-    re.compile(r"must be (?:[a-z0-9.]+, )*[a-z0-9.]+ or ([a-z0-9.]+)"),
+    re.compile(r"must be ([a-z0-9._-]+)(?:, [a-z0-9._-]+)* or "),
+    re.compile(r"must be (?:[a-z0-9._-]+, )*[a-z0-9._-]+ or ([a-z0-9._-]+)"),
 )
 
 
@@ -186,7 +186,7 @@ def test_commands_that_are_named_do_what_they_are_named_for(
     key.write_bytes(to_pem(new_key(Alg.ECDH_ES_A256KW), private=True))
     key.chmod(0o644)
     policy = Path("policy.yaml")
-    policy.write_text(FIELDS + _RULES + "    request: [{encrypt: [$.a], key: k}]\n")
+    policy.write_text(FIELDS + _RULES + "    request: [{encrypt: [$.a], key: k, match: exact}]\n")
     with pytest.raises(PolicyErrors) as refused:
         load_policy(policy, {})
     command = re.search(r"(chmod 600 [^ ]+) ", str(refused.value))

@@ -37,14 +37,14 @@ _NAMES = frozenset(
 _PREFIXES = (b"x-amz-checksum-", b"x-checksum-")
 _OF_PARTS = b"content-range"  # then Repr-Digest and Digest are about more than the content
 
-_MEMBER = rb"(?P<before>[ \t]*+)(?P<name>[a-z*][a-z0-9_.*-]*+)(?P<is>=:)(?P<value>[A-Za-z0-9+/=]*+)(?P<after>:[ \t]*+)"
-_OLD_MEMBER = rb"(?P<before>[ \t]*+)(?P<name>[A-Za-z0-9-]++)(?P<is>=)(?P<value>[A-Za-z0-9+/=]++)(?P<after>[ \t]*+)"
-_MEMBERS = {
-    b"content-digest": re.compile(_MEMBER),
-    b"repr-digest": re.compile(_MEMBER),
-    b"digest": re.compile(_OLD_MEMBER),
-    b"content-md5": re.compile(rb"(?P<before>[ \t]*+)(?P<name>)(?P<is>)(?P<value>[A-Za-z0-9+/=]++)(?P<after>[ \t]*+)"),
-}
+_MEMBER = re.compile(
+    rb"(?P<before>[ \t]*+)(?P<name>[a-z*][a-z0-9_.*-]*+)(?P<is>=:)(?P<value>[A-Za-z0-9+/=]*+)(?P<after>:[ \t]*+)"
+).fullmatch
+_OLD_MEMBER = re.compile(
+    rb"(?P<before>[ \t]*+)(?P<name>[A-Za-z0-9-]++)(?P<is>=)(?P<value>[A-Za-z0-9+/=]++)(?P<after>[ \t]*+)"
+).fullmatch
+_ALONE = re.compile(rb"(?P<before>[ \t]*+)(?P<name>)(?P<is>)(?P<value>[A-Za-z0-9+/=]++)(?P<after>[ \t]*+)").fullmatch
+_MEMBERS = {b"content-digest": _MEMBER, b"repr-digest": _MEMBER, b"digest": _OLD_MEMBER, b"content-md5": _ALONE}
 
 
 def _hash(name: str) -> Callable[[bytes], bytes]:
@@ -109,7 +109,7 @@ def _recomputed(name: bytes, value: bytes, before: bytes, after: bytes, *, is_pa
         raise BadDigest(f"the field {shown} is of a kind that is not written anew")
     made = []
     for text in value.split(b","):
-        found = member.fullmatch(text)
+        found = member(text)
         if found is None:
             raise BadDigest(f"the field {shown} is not formed as it should be")
         make = _ALGORITHMS.get(found["name"].lower())

@@ -11,7 +11,7 @@ Rules of this module, as Android reads the file:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import date
 
 from proxy.core.pinimport.rules import Imported, Pinned, in_order, last_day_before, pattern_of, pin_of_base64, quoted
 from proxy.core.pinimport.xmltext import Node, read_xml
@@ -93,7 +93,7 @@ def _pin_set(node: Node, notes: list[str]) -> Pinned:
     if (expiration := node.attributes.get("expiration")) is not None:
         try:
             last_day = last_day_before(expiration)
-            stops = last_day + timedelta(1)
+            stops = date.fromordinal(last_day.toordinal() + 1)
             said.append(f"Android stops pinning on {stops}: the day before is the last, and after_expiry is warn")
         except ValueError as error:
             said.append(f"line {node.line}: expiration: {error}, and not carried over: the pins have no end")

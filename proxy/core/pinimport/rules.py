@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
+from datetime import date
 
 from proxy.core.destinations import BadDestination, canonical_host
 from proxy.core.pins import Pin, parse_pin
@@ -147,8 +147,8 @@ def last_day_before(text: str) -> date:
         ValueError: there is no such day.
     """
     try:
-        return date.fromisoformat(text.strip()) - timedelta(days=1)
-    except (ValueError, OverflowError):
+        return date.fromordinal(date.fromisoformat(text.strip()).toordinal() - 1)
+    except ValueError:
         raise ValueError(f"{quoted(text.strip())} is no day (YYYY-MM-DD)") from None
 
 

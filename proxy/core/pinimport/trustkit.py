@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import plistlib
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import date, datetime
 from typing import Any
 
 from proxy.core.pinimport.rules import Imported, Pinned, in_order, last_day_before, pattern_of, pin_of_base64, quoted
@@ -207,7 +207,7 @@ def _pinned(said: Mapping[str, Any], domain: str) -> Pinned:
         text = expires.date().isoformat() if isinstance(expires, datetime) else expires
         try:
             last_day = last_day_before(text if isinstance(text, str) else _unknown())
-            stops = last_day + timedelta(1)
+            stops = date.fromordinal(last_day.toordinal() + 1)
             notes.append(f"TrustKit stops pinning on {stops}: the day before is the last, and after_expiry is warn")
         except ValueError as error:
             notes.append(f"TSKExpirationDate: {error}, and not carried over: the pins have no end")

@@ -90,6 +90,8 @@ def test_check_prints_json_for_programs() -> None:
         "required": False,
         "other_bodies": "deny",
         "signed": "deny",
+        "signed_headers": [],
+        "digests": "deny",
         "already_sealed": "keep",
         "pad": 1,
         "envelope": None,
