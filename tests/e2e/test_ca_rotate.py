@@ -18,8 +18,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs12
 
+from proxy.commands.localca import renew_authority
+from proxy.core.rules.policy import Policy
 from proxy.disk.ca import CERTIFICATE_FILE, KEY_FILE, NEXT_FILE, CaError, LocalCa
 from proxy.disk.rotating import finish, rotate
+from proxy.processes.reminder import Reminder
 from proxy.wearing.variables import JAVA_PASSWORD
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import curl
@@ -259,6 +262,20 @@ class TestTheFiles:
         finish(tmp_path, NOW)
         assert loaded.renew()
         assert loaded.leaf(HOST, NOW).issuer == successor
+
+    def test_a_sidecar_warns_of_the_end_of_the_one_that_signs(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        loaded = LocalCa.open(tmp_path, NOW)
+        reminder = Reminder(loaded.lifetime, Policy(), NOW)
+        rotate(tmp_path, NOW + DAY)
+        new = finish(tmp_path, NOW + DAY)
+        assert renew_authority(loaded, None, reminder)
+        assert reminder.lifetime == new.lifetime
+        (tmp_path / KEY_FILE).write_bytes(b"")
+        assert not renew_authority(loaded, None, reminder)
+        assert "the local CA is used as it was before: " in caplog.text
+        assert loaded.certificate == new.certificate
 
     def test_java_gets_both(self, tmp_path: Path) -> None:
         from proxy.wearing.files import java_store

@@ -7,6 +7,8 @@ moved instead.
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ import pytest
 from proxy.disk.ca import BUILT, CERTIFICATE_FILE, KEY_FILE, CaError, LocalCa
 from proxy.disk.sharing import LOCK_FILE, Hold, InUse
 from tests.e2e.sidecar import ROOT, Sidecar, SidecarFailed, clean_environment, overcoat_command
+from tests.waiting import wait_until
 
 
 @pytest.fixture(params=[1, 2], ids=["one worker", "two workers"])
@@ -70,9 +73,16 @@ class TestTwoSidecars:
             assert done.returncode == 0, done.stderr
 
     def test_one_that_was_killed_holds_nothing_even_while_its_workers_drain(self, first: Sidecar) -> None:
+        with socket.create_connection(first.address) as app:
+            app.sendall(b"GET http://a.example/ HTTP/1.1\r\n")  # under way, so a worker waits for it
+            wait_until(lambda: first.metrics().value("overcoat_client_connections") == 1)
+            os.kill(first.pid, signal.SIGKILL)
+            with second(first):
+                app.setblocking(False)
+                if "workers: 2" in first.policy_file.read_text():
+                    with pytest.raises(BlockingIOError):  # its worker is still there
+                        app.recv(1)
         first.kill()
-        first.start()
-        assert first.stop() == 0
 
     def test_it_starts_where_nothing_can_be_locked(self, tmp_path: Path) -> None:
         LocalCa.open(tmp_path / "data", datetime.now(UTC))
