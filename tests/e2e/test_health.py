@@ -152,7 +152,7 @@ def test_sidecars_that_share_their_data_are_told_apart_by_their_policy(tmp_path:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     data = tmp_path / "data"
-    env = {"OVERCOAT_DATA": str(data)}
+    env = {"OVERCOAT_DATA": str(data), "OVERCOAT_SHARE_CA": "1"}
     with Sidecar("", tmp_path / "a", env=env):
         with Sidecar("", tmp_path / "b", env=env) as other:
             assert ends_with(data) == (0, "ready\n")
