@@ -63,6 +63,7 @@ class TestTwoSidecars:
             assert first.stop() == 0
             refused(first)
         first.start()
+        assert first.stop() == 0
 
     def test_commands_need_no_permission(self, first: Sidecar) -> None:
         env = clean_environment({"OVERCOAT_DATA": str(first.data)})
