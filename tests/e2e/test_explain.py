@@ -125,8 +125,8 @@ CASES = {
     "a digest, and nothing to seal": Case(
         "http://held.example:PORT/", None, headers=(JSON, "Content-Digest: sha-256=:AA==:"), body=b"{}"
     ),
-    "a digest that may break": Case(
-        "http://signed.example:PORT/", None, headers=(JSON, "Content-Digest: sha-256=:AA==:"), body=SSN
+    "a digest that would break, which signed: pass is not about": Case(
+        "http://signed.example:PORT/", "signed_body", headers=(JSON, "Content-Digest: sha-256=:AA==:"), body=SSN
     ),
     "an old key": Case("http://old.example:PORT/", "key_unavailable", body=SSN),
     "old pins": Case("http://late.example:PORT/", "pins_expired", "GET", ()),

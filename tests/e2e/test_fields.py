@@ -166,8 +166,8 @@ class TestWhatArrives:
             ask(sidecar, upstream, "pay.example", body=b'{"ssn":"1","b":{"ssn":"1"}}')
         tokens = re.findall(TOKEN, b"".join(got.body for got in upstream.wait_for_requests(2)))
         assert len(tokens) == 4
-        for part in (1, 2, 3, 4):  # wrapped key, IV, ciphertext, tag
-            assert len({token.split(b".")[part] for token in tokens}) == 4
+        for part, different in ((1, 2), (2, 4), (3, 4), (4, 4)):  # wrapped key, IV, ciphertext, tag
+            assert len({token.split(b".")[part] for token in tokens}) == different
 
     def test_an_escaped_name_is_the_name_it_stands_for(
         self, sidecar: Sidecar, upstream: TlsUpstream, receivers: dict[str, Receiver]

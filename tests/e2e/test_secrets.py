@@ -486,7 +486,7 @@ class TestKeyFiles:
             "a.jwk": json.dumps({"kty": "oct", "k": secret + "!"}),
             "b.jwk": '{"kty":"oct","k":"' + secret,
             "c.pem": f"-----BEGIN PRIVATE KEY-----\n{secret}\n-----END PRIVATE KEY-----\n",
-            "d.txt": secret,
+            "d.txt": secret + "AAAA",  # no 32 bytes
             "e.jwk": json.dumps({"kty": "oct", "k": secret, "kid": 7, "alg": secret}),
         }
         policy = "version: 1\nkeys:\n"
@@ -497,7 +497,7 @@ class TestKeyFiles:
         policy += f"  f: {{alg: A256KW, primary: {{file: '{broken['a.jwk']}'}}}}\n"
         policy += "  g: {alg: A256KW, primary: {key: {env: SOME_KEY}}}\n"
         policy += f"  h: {{alg: A256KW, primary: {{key: '{secret}'}}}}\n"
-        sidecar = Sidecar(policy, tmp_path, authority=authority, env={"SOME_KEY": secret})
+        sidecar = Sidecar(policy, tmp_path, authority=authority, env={"SOME_KEY": secret + "AAAA"})
         with pytest.raises(AssertionError, match="status 2"):
             sidecar.start()
         assert sidecar.stderr.count("policy.yaml:") == 8

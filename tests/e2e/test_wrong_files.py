@@ -40,7 +40,7 @@ rules:
   - name: pay
     hosts: [api.pay.example]
     pins: {any_of: [{file: pinned.pem}, "sha256/AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="]}
-    request: [{encrypt: ["$.card"], key: pay}]
+    request: [{encrypt: ["$.card"], key: pay, match: exact}]
     response: [{decrypt: ["$.card"], key: app}]
 """
 
@@ -171,7 +171,7 @@ CASES = [
     Case(
         "a folder for roots", 2, "no regular file", {"roots.pem": None}, lambda folder: (folder / "roots.pem").mkdir()
     ),
-    Case("a CRL among the roots", 2, "CRLs are not consulted", {"roots.pem": AUTHORITY.pem + CRL}),
+    Case("a CRL among the roots", 2, "name its file under trust.crls", {"roots.pem": AUTHORITY.pem + CRL}),
     Case(
         "another block among the roots",
         2,
@@ -211,7 +211,7 @@ CASES = [
     Case("two keys in a file", 2, "exactly one", {"pay.pem": to_pem(PAY, private=False) * 2}),
     Case("an empty key file", 2, "neither PEM", {"pay.pem": b""}),
     Case("no key file", 2, "pay.pem cannot be read", {"pay.pem": None}),
-    Case("a JWK set", 2, "JWK set", {"app.jwk": b'{"keys": []}'}, with_mode("app.jwk", 0o600)),
+    Case("an empty JWK Set", 2, "JWK Set has 0 keys", {"app.jwk": b'{"keys": []}'}, with_mode("app.jwk", 0o600)),
     Case("a short key", 2, "has 5 bytes", {"app.jwk": b'{"kty": "oct", "k": "c2hvcnQ"}'}, with_mode("app.jwk", 0o600)),
     Case(
         "a JWK that is no UTF-8", 2, "UTF-8", {"app.jwk": b'{"kty": "oct", "k": "\xff"}'}, with_mode("app.jwk", 0o600)
