@@ -222,10 +222,15 @@ STATES: dict[str, tuple[str, dict[str, str], bool]] = {
     "keys of a set that is gone": (
         "OvercoatJwksStale",
         {
-            'overcoat_jwks_fetched_timestamp_seconds{key="partner"}': "NaNx300",
+            'overcoat_jwks_fetched_timestamp_seconds{key="partner"}': "_x300",
             'overcoat_jwks_max_age_seconds{key="partner"}': "1200x300",
         },
         False,
+    ),
+    "a client certificate for two days": (
+        "OvercoatClientCertificateExpiresSoon",
+        {'overcoat_client_certificate_expiry_timestamp_seconds{rule="pay"}': "172800x300"},
+        True,
     ),
     "a certificate for two days": (
         "OvercoatUpstreamCertificateExpiresSoon",

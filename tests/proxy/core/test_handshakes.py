@@ -6,7 +6,7 @@ import pytest
 from OpenSSL import SSL
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.handshakes import Handshake, alert_of, ended_after, group_refused, handshake_failed
+from proxy.core.handshakes import HYBRID, Handshake, alert_of, ended_after, group_of, group_refused, handshake_failed
 
 WHERE = "api.example port 443"
 
@@ -177,3 +177,18 @@ def test_a_server_that_asked_for_a_certificate_and_ends_at_once_wanted_one_thoug
     assert wanted is not None
     assert wanted.reason is Reason.CLIENT_CERTIFICATE_REFUSED
     assert ended_after(Handshake(WHERE, wants_certificate=True, has_certificate=True)) is None
+
+
+@pytest.mark.parametrize(
+    ("openssl", "name"),
+    [
+        ("X25519MLKEM768", HYBRID),
+        ("x25519", "x25519"),
+        ("prime256v1", "secp256r1"),
+        ("ffdhe2048", "other"),
+        (None, "other"),
+    ],
+)
+def test_a_group_has_the_name_of_the_registry_or_none_of_its_own(openssl: str, name: str) -> None:
+    assert group_of(openssl) == name
+    assert group_of(None) == "other"

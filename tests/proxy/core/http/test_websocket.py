@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from collections.abc import Iterator
@@ -274,7 +275,9 @@ class TestStrictness:
             ours = read(text, deflates=deflates)
         except (BadFrame, TooLarge):
             return
-        assert list(theirs(text, deflates=deflates))[: len(ours)] == [(item.opcode, item.payload) for item in ours]
+        # No further: of a message that is not complete, the other one refuses a part sooner.
+        found = list(itertools.islice(theirs(text, deflates=deflates), len(ours)))
+        assert found == [(item.opcode, item.payload) for item in ours]
 
 
 def theirs(data: bytes, *, deflates: bool) -> Iterator[tuple[int, bytes]]:
