@@ -227,6 +227,21 @@ STATES: dict[str, tuple[str, dict[str, str], bool]] = {
         },
         False,
     ),
+    "a mirror's certificate for two days": (
+        "OvercoatMirrorCertificateExpiresSoon",
+        {'overcoat_mirror_certificate_expiry_timestamp_seconds{host="api.example"}': "172800x300"},
+        True,
+    ),
+    "a mirror's certificate for a week": (
+        "OvercoatMirrorCertificateExpiresSoon",
+        {'overcoat_mirror_certificate_expiry_timestamp_seconds{host="api.example"}': "604800x300"},
+        False,
+    ),
+    "a client certificate for three weeks": (
+        "OvercoatClientCertificateExpiresSoon",
+        {'overcoat_client_certificate_expiry_timestamp_seconds{rule="pay"}': "1814400x300"},
+        False,
+    ),
     "a client certificate for two days": (
         "OvercoatClientCertificateExpiresSoon",
         {'overcoat_client_certificate_expiry_timestamp_seconds{rule="pay"}': "172800x300"},

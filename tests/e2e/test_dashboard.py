@@ -15,9 +15,12 @@ from urllib.parse import quote
 import pytest
 
 from docs.dashboard import ROWS, panels
+from proxy.core.jose.keys import to_jwk
 from proxy.core.who.clients import hash_password
+from tests.e2e import wire
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import curl
+from tests.e2e.connection import RecordedRequest
 from tests.e2e.receiver import Receiver
 from tests.e2e.reloading import reload
 from tests.e2e.sidecar import ROOT, Sidecar
@@ -25,16 +28,19 @@ from tests.e2e.test_alerts import Prometheus
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
 DASHBOARD = ROOT / "config" / "grafana" / "overcoat.json"
-HOSTS = dict.fromkeys(("pay.example", "never.example", "seen.example", "far.example"), "127.0.0.1")
+HOSTS = dict.fromkeys(("pay.example", "never.example", "seen.example", "far.example", "fetched.example"), "127.0.0.1")
 POLICY = """
     workers: {workers}
-    keys: {{pay: {{alg: ECDH-ES+A256KW, primary: {{kid: new, file: {key}, not_after: {soon}}}}}}}
+    keys:
+      pay: {{alg: ECDH-ES+A256KW, primary: {{kid: new, file: {key}, not_after: {soon}}}}}
+      fetched: {{jwks: "https://pay.example:{port}/jwks.json", alg: ECDH-ES+A256KW}}
     clients: {{users: [{{name: ann, password_hash: "{hashed}"}}]}}
     rules:
       - name: pay
         hosts: [pay.example]
         pins: {{any_of: ["{pin}"], expires: {soon}}}
         request: [{{encrypt: ["$.a"], key: pay}}]
+      - {{name: fetched, hosts: [fetched.example], request: [{{encrypt: ["$.a"], key: fetched}}]}}
       - {{name: never, hosts: [never.example], plain_http: reject}}
       - {{name: seen, hosts: [seen.example], plain_http: reject, mode: observe}}
 """
@@ -83,18 +89,28 @@ class TestFile:
 def test_every_expression_of_every_panel_returns_data(authority: Authority, tmp_path: Path, workers: int) -> None:
     folder = tmp_path / "prometheus"
     folder.mkdir()
-    identity = authority.issue("pay.example")
-    policy = POLICY.format(
-        workers=workers,
-        key=Receiver("pay").write_public(tmp_path),
-        soon=(datetime.now(UTC) + timedelta(days=10)).date(),
-        hashed=hash_password("secret", bytes(16)),
-        pin=identity.pin,
-    )
+    receiver = Receiver("pay")
+    keys = json.dumps({"keys": [to_jwk(receiver.key, private=False)]}).encode()
+
+    def respond(asked: RecordedRequest) -> bytes:
+        return wire.response(200, keys if asked.target == "/jwks.json" else b"{}")
+
     with (
-        TlsUpstream(authority, identity=identity) as upstream,
+        TlsUpstream(authority, "pay.example", respond=respond) as upstream,
         PlainUpstream() as plain,
-        Sidecar(policy, tmp_path, authority=authority, hosts=HOSTS) as sidecar,
+        Sidecar(
+            POLICY.format(
+                workers=workers,
+                key=receiver.write_public(tmp_path),
+                soon=(datetime.now(UTC) + timedelta(days=10)).date(),
+                hashed=hash_password("secret", bytes(16)),
+                pin=upstream.pin,
+                port=upstream.port,
+            ),
+            tmp_path,
+            authority=authority,
+            hosts=HOSTS,
+        ) as sidecar,
         Prometheus(folder) as prometheus,
     ):
         proxy = sidecar.proxy_url.replace("http://", "http://ann:secret@")
@@ -110,7 +126,6 @@ def test_every_expression_of_every_panel_returns_data(authority: Authority, tmp_
         pass_some()
         reload(sidecar, result="unchanged")
         missing = {target["expr"]: panel["title"] for panel in shown() for target in panel["targets"]}
-        missing = {expr: title for expr, title in missing.items() if "jwks" not in expr}  # no keys are fetched here
 
         def has_all() -> bool:
             pass_some()

@@ -91,7 +91,7 @@ def test_many_of_one_time_cost_the_loop_one_timer() -> None:
         loop = asyncio.get_running_loop()
         asked: list[float] = []
         call_at = loop.call_at
-        loop.call_at = lambda when, *rest: asked.append(when) or call_at(when, *rest)  # type: ignore
+        loop.call_at = lambda when, *rest: asked.append(when) or call_at(when, *rest)  # type: ignore[method-assign, func-returns-value]  # to see what is asked of it
         timers = Timers(loop)
         for _ in range(1000):
             timers.call_later(60, lambda: None).cancel()
