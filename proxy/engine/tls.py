@@ -115,8 +115,8 @@ def with_roots(policy: Policy) -> Policy:
         return replace(trust, anchors=known[trust.roots])
 
     complete = policy.with_trusts(read)
-    for rule in (None, *complete.rules):
-        upstream_context(complete.trust_for(rule), None if rule is None else rule.client_certificate)
+    for kind in _kinds(complete):
+        upstream_context(*kind)
     return replace(complete, content=content.digest())
 
 
@@ -222,8 +222,7 @@ class TlsConnections:
         Raises:
             NoRoots: the roots cannot be found or read.
         """
-        kinds = {_kind(policy, rule) for rule in (None, *policy.rules)}
-        self._upstream[policy] = {kind: upstream_context(*kind) for kind in kinds}
+        self._upstream[policy] = {kind: upstream_context(*kind) for kind in _kinds(policy)}
         self._mirrors[policy] = {mirror: mirror_context(each) for mirror, each in policy.certificates.items()}
 
     def tls_start_client(self, data: tls.TlsData) -> None:
@@ -280,6 +279,11 @@ class TlsConnections:
 def _kind(policy: Policy, rule: Rule | None) -> tuple[Trust, ClientCertificate | None]:
     """Return what the context for a rule's upstreams depends on."""
     return policy.trust_for(rule), None if rule is None else rule.client_certificate
+
+
+def _kinds(policy: Policy) -> set[tuple[Trust, ClientCertificate | None]]:
+    """Return what the contexts for all upstreams of a policy depend on; most rules share one."""
+    return {_kind(policy, rule) for rule in (None, *policy.rules)}
 
 
 def note_certificate_request(conn: SSL.Connection, record: Upstream) -> None:

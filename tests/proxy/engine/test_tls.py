@@ -24,8 +24,8 @@ from OpenSSL import SSL, crypto
 
 from addons.pinning import is_about_form
 from addons.sessions import Sessions
-from proxy.core.rules.policy import Policy
-from proxy.core.rules.trust import Trust
+from proxy.core.rules.policy import HostPattern, Https, PlainHttp, Policy, Rule
+from proxy.core.rules.trust import ClientCertificate, Trust
 from proxy.disk.ca import LocalCa
 from proxy.engine import tls
 from proxy.engine.tls import NoRoots, TlsConnections, expect_name, find_roots, upstream_context, with_roots
@@ -222,3 +222,18 @@ def test_without_roots_nobody_is_trusted() -> None:
     root = x509.load_pem_x509_certificate(trustme.CA().cert_pem.bytes())
     with pytest.raises(crypto.X509StoreContextError):
         crypto.X509StoreContext(store, crypto.X509.from_cryptography(root)).verify_certificate()
+
+
+def test_rules_that_trust_alike_cost_one_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = (HostPattern("exact", "api.example"),)
+    rules = tuple(Rule(f"r{number}", hosts, PlainHttp.UPGRADE, Https.INSPECT) for number in range(100))
+    made: list[Trust] = []
+
+    def counted(trust: Trust, certificate: ClientCertificate | None = None) -> SSL.Context:
+        made.append(trust)
+        return upstream_context(trust, certificate)
+
+    monkeypatch.setattr(tls, "upstream_context", counted)
+    anchor = ssl.PEM_cert_to_DER_cert(trustme.CA().cert_pem.bytes().decode())
+    with_roots(Policy(trust=Trust(anchors=(anchor,)), rules=rules))
+    assert len(made) == 1
