@@ -45,6 +45,12 @@ def by_us(place: Place, kid: str = "pay-2026") -> str:
     return seal(b'"41\\u0031 1"', KeySet("pay", Alg.ECDH_ES_A256KW, key), place)
 
 
+def with_another_tag(token: str) -> str:
+    """Return a token whose tag begins with another character: its last one holds two bits and padding."""
+    rest, _, tag = token.rpartition(".")
+    return f"{rest}.{'B' if tag.startswith('A') else 'A'}{tag[1:]}"
+
+
 type Make = Callable[[], str]
 
 PLACE, AGREED, OTHER_KEY = "sealed for another place", "not sealed as agreed", "sealed for another key"
@@ -56,7 +62,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "another enc": (lambda: by_joserfc({"enc": "A128GCM"}), AGREED),
     "another alg": (lambda: by_joserfc({"alg": "ECDH-ES"}), AGREED),
     "compressed": (lambda: by_joserfc({"zip": "DEF"}), AGREED),
-    "a changed tag": (lambda: by_us(Place(HOST, PATH))[:-2] + "AA", "ecrypt"),
+    "a changed tag": (lambda: with_another_tag(by_us(Place(HOST, PATH))), "ecrypt"),
     "no JSON": (lambda: by_joserfc({}, b"4111 1111"), "JSON"),
     "no token": (lambda: "4111", "Error"),
 }

@@ -37,6 +37,49 @@ INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
 NO_PIN = "sha256/" + "A" * 42 + "E="
 
 
+class Tls:
+    """A server's side of TLS whose `farewell` reads nothing: `SSLSocket.unwrap` would, and fails where bytes come."""
+
+    def __init__(self, accepted: socket.socket, context: ssl.SSLContext) -> None:
+        self.socket = accepted
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self.settimeout, self.fileno, self.close = accepted.settimeout, accepted.fileno, accepted.close
+        self._step(self._tls.do_handshake)
+
+    def recv(self, size: int) -> bytes:
+        try:
+            return self._step(lambda: self._tls.read(size))
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            return b""
+
+    def sendall(self, data: bytes) -> None:
+        self._tls.write(data)
+        self._flush()
+
+    def farewell(self) -> None:
+        with suppress(ssl.SSLWantReadError):  # the other side's is still to come
+            self._tls.unwrap()
+        self._flush()
+
+    def _step[T](self, step: Callable[[], T]) -> T:
+        while True:
+            try:
+                return step()
+            except ssl.SSLWantReadError:
+                self._flush()
+                if data := self.socket.recv(65536):
+                    self._incoming.write(data)
+                else:
+                    self._incoming.write_eof()
+            finally:
+                self._flush()
+
+    def _flush(self) -> None:
+        if data := self._outgoing.read():
+            self.socket.sendall(data)
+
+
 class Corporate:
     """A proxy that serves CONNECT, and keeps the heads that it was sent and the first bytes that went through."""
 
@@ -64,7 +107,7 @@ class Corporate:
 
     def _serve(self, accepted: socket.socket) -> None:
         with suppress(OSError):
-            client = accepted if self._context is None else self._context.wrap_socket(accepted, server_side=True)
+            client = accepted if self._context is None else Tls(accepted, self._context)
             head = b""
             while b"\r\n\r\n" not in head:
                 data = client.recv(65536)
@@ -83,10 +126,10 @@ class Corporate:
                 time.sleep(0.05)  # so that it is read on its own
             self._carry(client, server)
 
-    def _carry(self, client: socket.socket, server: socket.socket) -> None:
+    def _carry(self, client: socket.socket | Tls, server: socket.socket) -> None:
         """Carry bytes, ends and resets. To the client, an end is a close_notify only if the proxy says farewell."""
-        other = {client: server, server: client}
-        reading = [client, server]
+        other: dict[socket.socket | Tls, socket.socket | Tls] = {client: server, server: client}
+        reading = list(other)
         try:
             while reading:
                 ready, _, _ = select.select(reading, [], [])
@@ -101,19 +144,19 @@ class Corporate:
                         reading.remove(source)
                         self._end(other[source])
         except ConnectionResetError:
-            reset(client)
+            reset(client.socket if isinstance(client, Tls) else client)
             reset(server)
         finally:
             client.close()
             server.close()
 
-    def _end(self, target: socket.socket) -> None:
-        if isinstance(target, ssl.SSLSocket) and self.says_farewell:
-            target.setblocking(False)
-            with suppress(ssl.SSLWantReadError):  # the other side's is still to come
-                target.unwrap()
-        else:
+    def _end(self, target: socket.socket | Tls) -> None:
+        if not isinstance(target, Tls):
             target.shutdown(socket.SHUT_WR)
+        elif self.says_farewell:
+            target.farewell()
+        else:
+            target.socket.shutdown(socket.SHUT_WR)
 
 
 @pytest.fixture
