@@ -24,7 +24,7 @@ from addons.headers import has_field, values_of
 from addons.observing import Watch
 from addons.sessions import Sessions
 from proxy.core.decisions import Denied
-from proxy.core.fields import bodies, kinds, responses, values
+from proxy.core.fields import bodies, graphqlrequests, responses, values
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.values import Setting
 from proxy.core.http.digests import without_digests
@@ -113,7 +113,7 @@ class Encryption:
         sealing = [entry for entry in entries if entry.work is Work.ENCRYPT]
         if sealing or not entries:
             bodies.check_before(marked.head(request), sealing, self.today())
-            kinds.check_target(request.path.partition("?")[2], sealing)
+            graphqlrequests.check_target(request.path.partition("?")[2], sealing)
         limit = exchange.policy.limits.held_body
         is_long = any(int(length) > limit for length in values_of(request.headers, b"content-length"))
         if is_long and not uploads.may_be_long(exchange, request, entries):

@@ -22,7 +22,18 @@ import zstandard
 
 from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination, canonical_host, parse_authority
-from proxy.core.fields import bodies, encodings, events, graphql, kinds, lines, messages, multipart, responses
+from proxy.core.fields import (
+    bodies,
+    encodings,
+    events,
+    graphql,
+    graphqlrequests,
+    kinds,
+    lines,
+    messages,
+    multipart,
+    responses,
+)
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.entries import FieldEntry, PathGlob, When
 from proxy.core.fields.envelopes import Envelope
@@ -564,7 +575,7 @@ READERS: dict[str, Reader] = {
         is_plain=True,
     ),
     "GraphQL in a URL": Reader(
-        lambda text: kinds.check_target(text, ENTRIES),
+        lambda text: graphqlrequests.check_target(text, ENTRIES),
         leads=("", "query=", "variables=", "operations=["),
         units=("query=&", "a=1&", "%7B", "[", "1,", "&"),
     ),

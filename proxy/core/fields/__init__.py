@@ -13,8 +13,9 @@ Offers:
 - `entries`: AlreadySealed, Digests, FieldEntry, Match, OnFailure, OtherBodies, PathGlob, Signed, When, Work; one entry
   of a rule's `request` or `response` list
 - `envelopes`: Envelope; the object in which a sealed value stands
+- `graphqlrequests`: check_target; the GraphQL that a URL holds
 - `jsontext`: NotJson, Span, find_spans; where values stand in JSON text
-- `kinds`: check_target, splice_body; bodies of every kind: JSON, lines, forms, patches, GraphQL
+- `kinds`: splice_body; bodies of every kind: JSON, lines, forms, patches, GraphQL
 - `messages`: Plan, change, count_marked, too_large; one WebSocket message
 - `readings`: Readings, may_be_any_method, may_name_method, readings, with_body; all methods and paths that a server may
   read in a request

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from proxy.core.fields.names import folded, path_step
@@ -47,6 +47,19 @@ class Marks:
         """The selectors as a person reads them: `$.Message$.card.number` goes on inside `$.Message`."""
         before = "".join(each.text for each in self.inside)
         return [before + selector.text for selector in self.selectors]
+
+
+@lru_cache(maxsize=256)
+def in_each(marks: Marks) -> Marks:
+    """Return the marks for each element of an array; those of the whole array, as `$`, are not among them."""
+    outer = tuple(
+        replace(each, text=f"$[*]{each.text[1:]}", segments=(Segment(False, (Every.EVERY,)), *each.segments))
+        for each in marks.inside[:1] or marks.selectors
+        if each.segments
+    )
+    if not marks.inside:
+        return replace(marks, selectors=outer)
+    return replace(marks, inside=(*outer, *marks.inside[1:])) if outer else Marks(())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

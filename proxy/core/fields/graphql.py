@@ -1,5 +1,5 @@
-"""Looks for literals of marked arguments in GraphQL queries. `proxy.core.fields.kinds` calls it for each query that a
-rule with `graphql_arguments` may see; only then is the parser loaded.
+"""Looks for literals of marked arguments in GraphQL queries. `proxy.core.fields.graphqlrequests` calls it for each of
+them that a rule with `graphql_arguments` may see; only then is the parser loaded.
 
 Rules of this module:
 

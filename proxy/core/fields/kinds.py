@@ -16,17 +16,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
-from functools import lru_cache
 from urllib.parse import unquote
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.fields import forms, jsonpatch, lines, multipart, splice
-from proxy.core.fields.automaton import Marks
+from proxy.core.fields import forms, graphqlrequests, jsonpatch, lines, multipart, splice
+from proxy.core.fields.automaton import Marks, in_each
 from proxy.core.fields.entries import FieldEntry, OtherBodies, Work
 from proxy.core.fields.forms import FieldNames, unreadable
-from proxy.core.fields.jsontext import NotJson, Span, find_spans, member_path, string_value
+from proxy.core.fields.jsontext import NotJson, Span, find_spans, member_path
 from proxy.core.fields.responses import may_be_json
-from proxy.core.fields.selectors import Every, Segment, Selector, parse_selector
+from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.splice import Job, Spliced
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # noqa: S105  # RFC 9110's token, not a secret
@@ -45,9 +44,6 @@ _LOOK = [
     Marks((parse_selector(text),), ignore_case=True)
     for text in (f"$[*][{','.join(map(repr, _OF_REQUESTS))}]", "$[*].op", "$[*].path")
 ]
-_QUERIES = [Marks((parse_selector("$.query"), parse_selector("$[*].query")), ignore_case=True)]
-_IN_EACH = Segment(False, (Every.EVERY,))
-_OPERATIONS = "operations"  # the part of a multipart form that holds a GraphQL request
 
 
 class Kind(StrEnum):
@@ -173,7 +169,11 @@ def splice_body(
     kind = kind_of(content_types, text)
     if not check_other(entries, kind):
         unchanged = Spliced(text, (0,) * len(jobs))
-        if kind is not Kind.MULTIPART or entries[0].work is not Work.DECRYPT or _OPERATIONS.encode() not in text:
+        if (
+            kind is not Kind.MULTIPART
+            or entries[0].work is not Work.DECRYPT
+            or graphqlrequests.OPERATIONS.encode() not in text
+        ):
             return unchanged
         try:  # a mirror opens a GraphQL request in an upload, and lets all others pass
             return _splice_multipart(text, content_types[0], entries, jobs, most)
@@ -183,14 +183,14 @@ def splice_body(
             return unchanged
     match kind:
         case Kind.FORM:
-            _check_query_fields(text, entries)
+            graphqlrequests.check_form(text, entries)
             return forms.splice_form(text, names_of(entries), jobs, most)
         case Kind.MULTIPART:
             return _splice_multipart(text, content_types[0], entries, jobs, most)
         case Kind.LINES | Kind.SEQUENCE:
             return _splice_texts(text, entries, jobs, most, records=kind is Kind.SEQUENCE)
         case Kind.GRAPHQL:
-            _check_query(forms.decoded_utf8(text), entries)
+            graphqlrequests.check_query(forms.decoded_utf8(text), entries)
             return Spliced(text, (0,) * len(jobs))
         case _:
             spliced = splice_json(text, entries, jobs, most, is_patch=kind is Kind.PATCH)
@@ -244,10 +244,10 @@ def splice_json(
                     raise unreadable("the body has marked values both as a JSON Patch and as it is")
                 return patched
     if any(entry.graphql_arguments for entry in entries):
-        _check_queries(text, entries)
+        graphqlrequests.check_json(text, entries)
     if not holds_requests:
         return splice.splice(text, jobs, most)
-    spliced = splice.splice(text, [*jobs, *(replace(job, marks=_in_each(job.marks)) for job in jobs)], most)
+    spliced = splice.splice(text, [*jobs, *(replace(job, marks=in_each(job.marks)) for job in jobs)], most)
     return _as_of(spliced, [*range(len(jobs))] * 2, len(jobs))
 
 
@@ -257,19 +257,6 @@ def _as_of(spliced: Spliced, owners: Sequence[int], count: int) -> Spliced:
     for number, owner in zip(spliced.counts, owners, strict=True):
         counts[owner] += number
     return Spliced(spliced.body, tuple(counts), tuple(span._replace(job=owners[span.job]) for span in spliced.spans))
-
-
-@lru_cache(maxsize=256)
-def _in_each(marks: Marks) -> Marks:
-    """Return the marks for each element of an array; those of the whole array, as `$`, are not among them."""
-    outer = tuple(
-        replace(each, text=f"$[*]{each.text[1:]}", segments=(_IN_EACH, *each.segments))
-        for each in marks.inside[:1] or marks.selectors
-        if each.segments
-    )
-    if not marks.inside:
-        return replace(marks, selectors=outer)
-    return replace(marks, inside=(*outer, *marks.inside[1:])) if outer else Marks(())
 
 
 def _splice_texts(
@@ -296,83 +283,6 @@ def _splice_texts(
     return Spliced(b"".join((*pieces, text[copied:])), tuple(counts), tuple(replaced))
 
 
-# -- GraphQL
-
-
-def check_target(query: str, entries: Sequence[FieldEntry]) -> None:
-    """Check what a URL's query holds of GraphQL: it is not sealed, so nothing in it may be marked.
-
-    Args:
-        query: the query as sent.
-        entries: what is marked.
-
-    Raises:
-        Denied: GRAPHQL_LITERAL, or BODY_UNREADABLE if it cannot be read.
-    """
-    if query and any(entry.graphql_arguments for entry in entries):
-        _check_query_fields(query.encode("utf-8", "surrogateescape"), entries)
-
-
-def _check_query_fields(text: bytes, entries: Sequence[FieldEntry]) -> None:
-    """Check the GraphQL of a form or a URL's query, in which variables are text, and are not sealed."""
-    if not any(entry.graphql_arguments for entry in entries):
-        return
-    for field in forms.fields(text):
-        if field.name not in ("query", "variables", _OPERATIONS) or field.start == field.end:
-            continue
-        value = forms.decoded(text[field.start : field.end])
-        if field.name == "query":
-            _check_query(value.decode(), entries)
-            continue
-        body = value if field.name == _OPERATIONS else b'{"variables":' + value + b"}"
-        _check_queries(body, entries)
-        if splice.spans_of(body, [each for entry in entries for each in (entry.marks, _in_each(entry.marks))]):
-            raise Denied(
-                Reason.GRAPHQL_LITERAL, "marked GraphQL variables stand in a URL or a form, where none is sealed"
-            )
-
-
-def _check_query(query: str, entries: Sequence[FieldEntry]) -> frozenset[str]:
-    from proxy.core.fields import graphql  # noqa: PLC0415  # the parser is large, and only such entries need it
-
-    return graphql.variables_of(query, frozenset().union(*(entry.graphql_arguments for entry in entries)))
-
-
-def _check_queries(text: bytes, entries: Sequence[FieldEntry]) -> None:
-    """Check the queries of a GraphQL request, or of several in an array.
-
-    Raises:
-        Denied: GRAPHQL_LITERAL, if a marked argument is a literal, or a variable that is not marked.
-    """
-    used: set[str] = set()
-    for span in splice.spans_of(text, _QUERIES):
-        query = string_value(text[span.start : span.end])
-        if query is not None:
-            used |= _check_query(query, entries)
-        elif text[span.start : span.end] != b"null":
-            raise unreadable("a member `query` of a GraphQL request is no text")
-    if not used:
-        return
-    marked = splice.spans_of(text, [each for entry in entries for each in (entry.marks, _in_each(entry.marks))])
-    for span in splice.spans_of(text, [_variables(frozenset(used))]):
-        is_covered = any(each.start <= span.end and span.start <= each.end for each in marked)
-        if not is_covered and text[span.start : span.end] != b"null":
-            raise Denied(
-                Reason.GRAPHQL_LITERAL,
-                "a marked argument of the GraphQL query takes its value from a variable that no selector marks",
-                "select that variable: $.variables.NAME",
-            )
-
-
-@lru_cache(maxsize=64)
-def _variables(names: frozenset[str]) -> Marks:
-    choices = tuple(sorted(names))
-    variables = (Segment(False, ("variables",)), Segment(False, choices))
-    text = ",".join(choices)  # a selector is known by it
-    in_each = Selector(f"$[*].variables[{text}]", (_IN_EACH, *variables))
-    return Marks((Selector(f"$.variables[{text}]", variables), in_each))
-
-
 # -- multipart forms
 
 
@@ -396,7 +306,7 @@ class Parts:
         name = head.name
         if "%" in name and self._names.job_of(unquote(name)) is not None:
             raise unreadable("a part has a marked name with an escape in it, which servers read differently")
-        is_request = self._is_graphql and name in ("query", "variables", _OPERATIONS)
+        is_request = self._is_graphql and name in ("query", "variables", graphqlrequests.OPERATIONS)
         return self._names.job_of(name) is not None or is_request or name == "_charset_"
 
     def replaced(self, value: multipart.Value, boundary: bytes) -> bytes:
@@ -415,7 +325,7 @@ class Parts:
             new = forms.from_json(replacement)
             self.counts[job] += 1
             self.spans.append(Span(value.start, value.start + len(text), member_path(name), job))
-        elif name == _OPERATIONS:
+        elif name == graphqlrequests.OPERATIONS:
             spliced = splice_json(text, self._entries, self._jobs, self._most)
             new = spliced.body
             self.counts = [one + more for one, more in zip(self.counts, spliced.counts, strict=True)]
@@ -424,7 +334,7 @@ class Parts:
             ]
         else:
             if name != "_charset_":
-                _check_query_fields(b"%s=%s" % (name.encode(), forms.encoded(text)), self._entries)
+                graphqlrequests.check_form(b"%s=%s" % (name.encode(), forms.encoded(text)), self._entries)
             return text
         forms.check_number(sum(self.counts), self._most)
         if b"--" + boundary in new:
