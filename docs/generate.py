@@ -30,7 +30,7 @@ from docs.dashboard import dashboard_text, panels_rows
 from docs.manual import manual_text
 from proxy.core.decisions import Action, Outcome, Reason
 from proxy.core.rules.policy import Policy
-from proxy.policyfile.model import policy_table, schema_text
+from proxy.policyfile.model.schema import policy_table, schema_text
 from tests.clients.programs import CLIENTS
 
 DOCS = Path(__file__).resolve().parent

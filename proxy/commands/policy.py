@@ -37,7 +37,7 @@ from proxy.core.rules.policy import Egress, Https, Mode, PlainHttp, Policy, Rule
 from proxy.core.rules.trust import KeyExchange, Trust
 from proxy.core.who.addresses import AddressSet
 from proxy.policyfile.findings import Finding, findings
-from proxy.policyfile.model import schema_text
+from proxy.policyfile.model.schema import schema_text
 from proxy.processes.secrecy import SecretVariables
 
 

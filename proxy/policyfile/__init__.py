@@ -5,9 +5,7 @@ what is right but needs attention, such as a pin that expires soon.
 
 Offers:
 
-- `addresses`: ascii_host; a host name as ASCII
 - `findings`: Ending, Finding, calendar, endings, findings, log_findings; what needs attention about a right policy, and
   what ends
 - `load`: PolicyErrors, find_policy, load_policy; from a path to a `Policy`, or to all errors
-- `model`: schema_text; the JSON Schema
 """

@@ -48,22 +48,16 @@ from proxy.disk.reading import read_regular
 from proxy.policyfile.hosts import HostIndex, check_hosts
 from proxy.policyfile.keysets import KeyReader, variable_name
 from proxy.policyfile.mirrors import Mirrors, wrong_work
-from proxy.policyfile.model import (
-    ClientsSection,
-    DecryptEntry,
-    EncryptEntry,
-    LimitsSection,
-    PinsSection,
-    PolicyFile,
-    RuleLimitsSection,
-    RuleSection,
-    UpstreamProxySection,
-    WhenSection,
-)
+from proxy.policyfile.model.access import ClientsSection
+from proxy.policyfile.model.fields import DecryptEntry, EncryptEntry, WhenSection
+from proxy.policyfile.model.limits import LimitsSection, RuleLimitsSection
+from proxy.policyfile.model.rules import RuleSection
+from proxy.policyfile.model.trust import PinsSection
+from proxy.policyfile.model.values import KeySource, PinFile
+from proxy.policyfile.model.whole import PolicyFile, UpstreamProxySection
 from proxy.policyfile.nearby import unreadable
 from proxy.policyfile.trusting import TrustReader
 from proxy.policyfile.usable import usable_part
-from proxy.policyfile.values import KeySource, PinFile
 from proxy.policyfile.yamltext import Document, Problem, Steps, path_text, shown
 
 _MAX_PIN_FILE_BYTES = 64 * 1024

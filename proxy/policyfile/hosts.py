@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from proxy.core.rules.policy import HostPattern
 from proxy.policyfile.keysets import Report
-from proxy.policyfile.model import RuleSection
+from proxy.policyfile.model.rules import RuleSection
 from proxy.policyfile.usable import Usable
 from proxy.policyfile.yamltext import Steps
 

@@ -22,10 +22,10 @@ from proxy.core.jose.keymaterial import SecretBytes
 from proxy.core.jose.keys import Alg, BadKey, Bind, Key, KeySet, Supply, load_key, new_key
 from proxy.core.jose.profiles import form_of
 from proxy.disk.keyfiles import KeyFileError, read_key_file
-from proxy.policyfile.model import KeyEntry, KeySetSection
+from proxy.policyfile.model.keys import KeyEntry, KeySetSection
+from proxy.policyfile.model.values import KeySource
 from proxy.policyfile.nearby import unreadable
 from proxy.policyfile.usable import Usable
-from proxy.policyfile.values import KeySource
 from proxy.policyfile.yamltext import Steps, path_text, shown
 
 DEFAULT_MAX_AGE = 3600  # seconds

@@ -31,12 +31,14 @@ from pydantic_core import ErrorDetails
 from proxy.core.fields.selectors import BadSelector
 from proxy.core.rules.policy import Listener, Mode, Policy
 from proxy.disk.reading import read_regular
-from proxy.policyfile.addresses import parse_admin, parse_listener
 from proxy.policyfile.build import Builder
 from proxy.policyfile.listening import listener_problems
-from proxy.policyfile.model import MARKERS, DecryptEntry, EncryptEntry, PolicyFile, Section
+from proxy.policyfile.model.addresses import parse_admin, parse_listener
+from proxy.policyfile.model.fields import DecryptEntry, EncryptEntry
+from proxy.policyfile.model.section import Section
+from proxy.policyfile.model.selectortext import BadEntry
+from proxy.policyfile.model.whole import MARKERS, PolicyFile
 from proxy.policyfile.nearby import DEFAULT_FILE, is_there, nearly_named, what_lies_there, whose
-from proxy.policyfile.selectortext import BadEntry
 from proxy.policyfile.yamltext import (
     ANY_INDEX,
     MAX_BYTES,

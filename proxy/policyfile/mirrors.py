@@ -28,7 +28,7 @@ from proxy.core.rules.policy import HostPattern, Listener, Mirror, Policy
 from proxy.core.rules.transport import forbidden_behind_mirror
 from proxy.core.who.addresses import parse_ip
 from proxy.disk.reading import MAX_ROOTS_BYTES, read_regular
-from proxy.policyfile.model import RuleSection
+from proxy.policyfile.model.rules import RuleSection
 from proxy.policyfile.nearby import unreadable
 from proxy.policyfile.yamltext import Steps
 

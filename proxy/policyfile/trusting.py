@@ -30,7 +30,7 @@ from proxy.core.rules.trust import ClientCertificate, Crls, Trust
 from proxy.disk.keyfiles import KeyFileError, read_key_file
 from proxy.disk.reading import MAX_ROOTS_BYTES, list_folder
 from proxy.policyfile.keysets import variable_name
-from proxy.policyfile.model import (
+from proxy.policyfile.model.trust import (
     SYSTEM_ROOTS,
     ClientCertificateSection,
     CrlsSection,

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from proxy.policyfile.model import MARKERS, PolicyFile
+from proxy.policyfile.model.whole import MARKERS, PolicyFile
 from proxy.policyfile.yamltext import Steps
 
 # Stand-ins for required values that are wrong, so that their neighbours can be checked. They cause no errors

@@ -13,9 +13,9 @@ from proxy.core.destinations import Destination
 from proxy.core.jose.keys import Alg, new_key, to_pem
 from proxy.core.rules.policy import Listener, ListenerKind, Mirror, Policy
 from proxy.core.who.addresses import AddressKind, AddressSet, parse_addresses
-from proxy.policyfile.addresses import parse_listener
 from proxy.policyfile.findings import calendar, endings
 from proxy.policyfile.load import PolicyErrors, load_policy
+from proxy.policyfile.model.addresses import parse_listener
 from proxy.processes.wires import pack, unpack
 from tests.e2e.certificates import Authority, Variant
 

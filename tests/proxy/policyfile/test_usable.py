@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from proxy.policyfile.model import PolicyFile
+from proxy.policyfile.model.whole import PolicyFile
 from proxy.policyfile.usable import Usable, usable_part
 from proxy.policyfile.yamltext import UNUSABLE, Steps
 

@@ -1,8 +1,8 @@
-"""Parses the selectors of the policy file. The model (`proxy.policyfile.model`) calls it for each; `proxy.policyfile.
-load` finds the place of what is wrong.
+"""Parses the selectors of the policy file. `proxy.policyfile.model.fields` calls it for each; `proxy.policyfile.load`
+finds the place of what is wrong.
 
-Rules of this module: those of `proxy.policyfile.values`; and an error knows the character at which the selector is
-wrong.
+Rules of this module: those of `proxy.policyfile.model.values`; and an error knows the character at which the selector
+is wrong.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import PlainValidator, WithJsonSchema
 
 from proxy.core.fields.automaton import MAX_INSIDE
 from proxy.core.fields.selectors import BadSelector, Selector, parse_selector
-from proxy.policyfile.values import parsed, text_schema
+from proxy.policyfile.model.values import parsed, text_schema
 
 
 def _visible(text: str) -> Selector:

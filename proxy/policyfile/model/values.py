@@ -1,5 +1,5 @@
-"""Parses the single values of the policy file, from text into the core's types. The model (`proxy.policyfile.model`)
-calls it for each value.
+"""Parses the single values of the policy file, from text into the core's types. The sections of the model call it for
+each value.
 
 Rules of this module:
 
@@ -26,7 +26,7 @@ from proxy.core.pins import Pin, parse_pin
 from proxy.core.rules.policy import HostPattern, Listener
 from proxy.core.who.addresses import AddressKind, Network, parse_addresses
 from proxy.core.who.clients import PasswordHash, parse_password_hash, parse_user_name
-from proxy.policyfile.addresses import (
+from proxy.policyfile.model.addresses import (
     MAX_PATH_LENGTH,
     JwksUrl,
     ProxyAddress,

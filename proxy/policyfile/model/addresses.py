@@ -1,4 +1,4 @@
-"""Parses hosts, addresses and listeners as the policy file writes them. `proxy.policyfile.values` calls it, and
+"""Parses hosts, addresses and listeners as the policy file writes them. `proxy.policyfile.model.values` calls it, and
 `proxy.policyfile.load` for flags and variables.
 
 Rules of this module:
