@@ -34,21 +34,23 @@ class Value:
         path: its place, as `cty` must say.
         means: the JSON value of the text that it stands for, where it does not stand there as JSON: in forms.
         quote: what stands round its token.
+        usual: how it is spelled where it is opened, if that is another spelling of the same text: in forms.
     """
 
     sent: bytes
     path: str
     means: str | None = None
     quote: bytes = b'"'
+    usual: bytes | None = None
 
     def is_told_by(self, value: bytes) -> bool:
         """Tell whether the plaintext of a token is this value: exactly, or for text the JSON string of it."""
         return value == self.sent if self.means is None else json.loads(value) == self.means
 
 
-def field(sent: bytes, path: str, means: str | None = None) -> Value:
+def field(sent: bytes, path: str, means: str | None = None, usual: bytes | None = None) -> Value:
     """Return a value of a form, whose token has no quotes."""
-    return Value(sent, path, sent.decode() if means is None else means, b"")
+    return Value(sent, path, sent.decode() if means is None else means, b"", usual)
 
 
 Pieces = Sequence[bytes | Value]
@@ -72,6 +74,11 @@ class Body:
     def plain(self) -> bytes:
         """The body without any token."""
         return b"".join(piece.sent if isinstance(piece, Value) else piece for piece in self.pieces)
+
+    @property
+    def usual(self) -> bytes:
+        """The body once its tokens are opened: that without any, but for the spelling of text in forms."""
+        return b"".join((each.usual or each.sent) if isinstance(each, Value) else each for each in self.pieces)
 
     @property
     def values(self) -> list[Value]:
@@ -111,11 +118,11 @@ REQUESTS: dict[str, Body] = {
         FORM,
         (
             b"a=1&card_number=",
-            field(b"41%201+1%C3%A9", "$.card_number", "41 1 1é"),
+            field(b"41%201+1%C3%A9", "$.card_number", "41 1 1é", b"41+1+1%C3%A9"),
             b"&b=%zz+&%63ard_number=",
             field(b"", "$.card_number"),
             b"&card%5Bcvv%5D=",
-            field(b'1"\\', "$['card[cvv]']"),
+            field(b'1"\\', "$['card[cvv]']", usual=b"1%22%5C"),
             b"&CARD_NUMBER=x&ssn=free",
         ),
     ),
@@ -248,7 +255,8 @@ RESPONSES: dict[str, Body] = {
 
 def jwk_of(receiver: Receiver) -> Any:
     """Return a receiver's private key as joserfc has it."""
-    return JWKRegistry.import_key(json.dumps(to_jwk(receiver.key, private=True)))
+    jwk: Any = to_jwk(receiver.key, private=True)
+    return JWKRegistry.import_key(jwk)
 
 
 def _cty(host: str, path: str) -> str:

@@ -27,19 +27,29 @@ class Relay:
 
     Args:
         authority: who signs its certificate, and has signed that of the server behind.
-        name: what it is called, and the server behind.
+        name: what it is called, and the server behind; or several names.
         to: where the server behind listens.
+        alpn: the protocol that it agrees on with both sides.
 
     Attributes:
         instead: an answer to give in place of the server's; None for the server's own.
+        asked: all that the app's side has sent, for each connection.
+        told: all that the server's side has sent, for each connection.
     """
 
-    def __init__(self, authority: Authority, name: str, to: tuple[str, int]) -> None:
+    def __init__(
+        self, authority: Authority, name: str | tuple[str, ...], to: tuple[str, int], *, alpn: str = "http/1.1"
+    ) -> None:
+        names = (name,) if isinstance(name, str) else name
         self.instead: bytes | None = None
-        self._name, self._to = name, to
+        self.asked: list[bytearray] = []
+        self.told: list[bytearray] = []
+        self._name, self._to = names[0], to
         self._server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue(name).load_into(self._server)
+        authority.issue(*names).load_into(self._server)
         self._client = ssl.create_default_context(cadata=authority.pem.decode())
+        self._server.set_alpn_protocols([alpn])
+        self._client.set_alpn_protocols([alpn])
         self._listener = listen()
         self.port: int = self._listener.getsockname()[1]
         self._seen = bytearray()
@@ -73,6 +83,10 @@ class Relay:
         with contextlib.suppress(OSError), connection, socket.create_connection(self._to) as raw:
             app = self._server.wrap_socket(connection, server_side=True)
             server = self._client.wrap_socket(raw, server_hostname=self._name)
+            asked, told = bytearray(), bytearray()
+            with self._changed:
+                self.asked.append(asked)
+                self.told.append(told)
             while True:  # in one thread: a TLS session must not be read in one and written to in another
                 for source, to in ((app, server), (server, app)):
                     source.settimeout(0)
@@ -81,6 +95,7 @@ class Relay:
                             return
                         with self._changed:
                             self._seen += data
+                            (asked if source is app else told).extend(data)
                         to.settimeout(DEADLINE)
                         to.sendall(self.instead if source is server and self.instead is not None else data)
                 if not app.pending() and not server.pending():
