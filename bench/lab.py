@@ -213,6 +213,10 @@ class Process:
         with contextlib.suppress(ProcessLookupError):  # usually nothing is left
             os.killpg(self._popen.pid, signal.SIGKILL)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, such as SIGHUP."""
+        self._popen.send_signal(number)
+
     # -- what the kernel says about it and its children
 
     def pids(self) -> list[int]:

@@ -53,11 +53,11 @@ GROWTH_REQUESTS = 50_000  # with fewer, growth is shown but proves nothing: cach
 SILENT_CLOSE = 0.005  # share of good answers after which the upstream closes without having said so
 
 
-class _Ended(Exception):
+class Ended(Exception):
     """The connection ended before a whole message came."""
 
 
-async def _read_message(reader: asyncio.StreamReader) -> tuple[bytes, dict[str, str], bytes]:
+async def read_message(reader: asyncio.StreamReader) -> tuple[bytes, dict[str, str], bytes]:
     """Read a start line, headers and a body with Content-Length."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -71,7 +71,7 @@ async def _read_message(reader: asyncio.StreamReader) -> tuple[bytes, dict[str, 
         else:
             body = await reader.readexactly(int(headers.get("content-length", "0")))
     except (asyncio.IncompleteReadError, OSError) as e:
-        raise _Ended(type(e).__name__) from None
+        raise Ended(type(e).__name__) from None
     return start, headers, body
 
 
@@ -102,13 +102,13 @@ class Upstream:
                 await UpstreamConnection(reader, writer, self._tally, self._random, self._refused).serve()
                 return
             while True:
-                start, headers, body = await _read_message(reader)
+                start, headers, body = await read_message(reader)
                 path = start.split(b" ")[1].decode("ascii").strip("/").removeprefix("h2-")
                 kind, _, number = path.partition("/")
                 self._tally.arrived(kind, int(number), body)
                 if not await self._answer(kind, number, reader, writer) or headers.get("connection") == "close":
                     break
-        except (_Ended, OSError):
+        except (Ended, OSError):
             return  # the proxy is done with this connection
         finally:
             self.connections -= 1
@@ -161,7 +161,7 @@ class Client:
             except TimeoutError:
                 soak.tally.fault("lost", f"{kind} {number} got no answer in {PATIENCE:.0f} s")
                 self.leave()
-            except (_Ended, OSError) as e:
+            except (Ended, OSError) as e:
                 if KINDS[kind].statuses:
                     soak.tally.fault("lost", f"{kind} {number} got no answer: {e!r}")
                 self.leave()
@@ -200,7 +200,7 @@ class Client:
                 await asyncio.wait_for(self._reader.read(1), GIVE_UP)
             self.leave()
             return
-        start, headers, body = await _read_message(self._reader)
+        start, headers, body = await read_message(self._reader)
         self._soak.tally.judge(kind, number, int(start.split(b" ")[1]), body)
         if headers.get("connection") == "close" or kind in ("inspected", "tunnelled", "close"):
             self.leave()
@@ -219,9 +219,9 @@ class Client:
         """Ask for a tunnel and speak TLS in it: with the proxy or the upstream; the CA that is trusted tells which."""
         port = self._soak.upstream_port if kind == "inspected" else self._soak.tunnel_port
         writer.write(f"CONNECT {NAME}:{port} HTTP/1.1\r\nHost: {NAME}:{port}\r\n\r\n".encode("ascii"))
-        start, _, _ = await _read_message(self._reader)
+        start, _, _ = await read_message(self._reader)
         if b" 200 " not in start + b" ":
-            raise _Ended(f"CONNECT was answered {start!r}")
+            raise Ended(f"CONNECT was answered {start!r}")
         await writer.start_tls(self._soak.contexts[kind], server_hostname=NAME)
 
 
@@ -351,7 +351,7 @@ def _verdict(tally: Tally, samples: list[Sample], left: int, descriptors: tuple[
     print(f"{'kind':<14}{'requests':>10}{'arrived':>10}")
     for name, counts in kinds.items():
         print(f"{name:<14}{counts.total():>10,}{sum(times * count for times, count in counts.items()):>10,}")
-    _judge_growth(tally, samples)
+    judge_growth(tally, samples)
     if left:
         tally.fault("hangs on", f"{left} upstream connections are open though no client is there")
     # Not while it works: how many connections are open then says more about the load.
@@ -370,7 +370,16 @@ def _verdict(tally: Tally, samples: list[Sample], left: int, descriptors: tuple[
     return not tally.faults
 
 
-def _judge_growth(tally: Tally, samples: list[Sample]) -> None:
+def judge_growth(tally: Tally, samples: list[Sample]) -> None:
+    """Print how much memory and how many files there were, and say whether memory grew.
+
+    Args:
+        tally: of all requests.
+        samples: what the proxy held, in their order.
+
+    Raises:
+        LabError: there are too few of them.
+    """
     total = len(tally.kinds)
     early = [sample for sample in samples if 0.2 * total <= sample.done < 0.4 * total]
     late = [sample for sample in samples if 0.8 * total <= sample.done < total]
