@@ -1,8 +1,9 @@
-"""A server on the other side of the sidecar, for docker-compose.yml: `upstream.py HOST FOLDER`.
+"""A server on the other side of the sidecar, for docker-compose.yml: `upstream.py HOST FOLDER [NEXT]`.
 
 Rules of this module:
 
-- It speaks TLS only on port 8443. Port 8081 is for the person who tries the example: GET /received tells every request
+- It speaks TLS only on port 8443. With NEXT, an http URL, it is a gateway: it sends what it was sent there, and answers
+  with the answer. Port 8081 is for the person who tries the example: GET /received tells every request
   as it arrived, byte for byte.
 - Its private keys never leave it: the authority's is forgotten at once, the server's is read by OpenSSL from a file
   that is gone before the first connection. FOLDER gets the public parts only: `authority.pem`, `server.pem` and
@@ -10,6 +11,7 @@ Rules of this module:
 - The folder is complete before port 8081 answers, so whoever waits for that finds all files.
 """
 
+import http.client
 import json
 import ssl
 import sys
@@ -32,21 +34,37 @@ class Api(BaseHTTPRequestHandler):
     """Takes charges over TLS, and remembers all that it was sent."""
 
     protocol_version = "HTTP/1.1"
+    next_hop: str | None = None
 
     def do_POST(self) -> None:
-        """Record the request and answer with the amount."""
+        """Record the request and answer with the amount, or with what the next hop answers."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         connection = self.connection
-        received.append(
-            {
-                "method": self.command,
-                "path": self.path,
-                "tls": connection.version() if isinstance(connection, ssl.SSLSocket) else None,
-                "headers": self.headers.items(),
-                "body": body.decode(),
-            }
-        )
-        _answer(self, {"charged": json.loads(body)["amount"]})
+        seen = {
+            "method": self.command,
+            "path": self.path,
+            "tls": connection.version() if isinstance(connection, ssl.SSLSocket) else None,
+            "headers": self.headers.items(),
+            "body": body.decode(),
+        }
+        received.append(seen)
+        if self.next_hop is None:
+            _answer(self, {"charged": json.loads(body)["amount"]})
+            return
+        status, kind, answer = self._pass_on(body)
+        seen["answer"] = answer.decode()
+        print(f"the gateway saw: {seen['body']}\n        and back: {seen['answer']}", flush=True)
+        _send(self, status, kind, answer)
+
+    def _pass_on(self, body: bytes) -> tuple[int, str, bytes]:
+        assert self.next_hop is not None
+        connection = http.client.HTTPConnection(self.next_hop.removeprefix("http://"), timeout=10)
+        try:
+            connection.request("POST", self.path, body, dict(self.headers.items()))
+            response = connection.getresponse()
+            return response.status, response.headers.get_content_type(), response.read()
+        finally:
+            connection.close()
 
 
 class Desk(BaseHTTPRequestHandler):
@@ -61,9 +79,12 @@ class Desk(BaseHTTPRequestHandler):
 
 
 def _answer(handler: BaseHTTPRequestHandler, value: object) -> None:
-    body = json.dumps(value, indent=1).encode() + b"\n"
-    handler.send_response(200)
-    handler.send_header("Content-Type", "application/json")
+    _send(handler, 200, "application/json", json.dumps(value, indent=1).encode() + b"\n")
+
+
+def _send(handler: BaseHTTPRequestHandler, status: int, kind: str, body: bytes) -> None:
+    handler.send_response(status)
+    handler.send_header("Content-Type", kind)
     handler.send_header("Content-Length", str(len(body)))
     handler.end_headers()
     handler.wfile.write(body)
@@ -123,7 +144,7 @@ def make_certificates(host: str) -> tuple[bytes, bytes, bytes]:
     return authority.public_bytes(pem), server.public_bytes(pem), private
 
 
-def main(host: str, folder: Path) -> None:
+def main(host: str, folder: Path, next_hop: str | None = None) -> None:
     """Make the keys, publish their public parts, and serve."""
     authority, server, private = make_certificates(host)
     receiver = ec.generate_private_key(ec.SECP256R1()).public_key()
@@ -140,6 +161,7 @@ def main(host: str, folder: Path) -> None:
         both.write(private + server)
         both.flush()
         context.load_cert_chain(both.name)
+    Api.next_hop = next_hop
     api = ThreadingHTTPServer(("", 8443), Api)
     # The handshake is left to each connection's own thread: one that stalls must not stop the others.
     api.socket = context.wrap_socket(api.socket, server_side=True, do_handshake_on_connect=False)
@@ -148,4 +170,4 @@ def main(host: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
