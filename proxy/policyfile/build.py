@@ -1,8 +1,6 @@
 """Builds the core's `Policy` from the model of a policy file, reads the files that it names, and makes the checks that
 need several values at once. `proxy.policyfile.load` calls it after the model.
 
-It is longer than 500 lines, because what checks several values at once has to know all of them.
-
 Rules of this module:
 
 - If the model refuses part of the file, the rest is checked all the same, so that one run finds as many errors as
@@ -15,16 +13,11 @@ Rules of this module:
 from __future__ import annotations
 
 import base64
-import difflib
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from proxy.core.fields.entries import FieldEntry, When, Work
-from proxy.core.fields.envelopes import Envelope
-from proxy.core.fields.selectors import Selector
 from proxy.core.jose.keymaterial import SecretBytes
 from proxy.core.jose.keys import KeySet
 from proxy.core.pinfiles import pin_of_pem
@@ -45,11 +38,12 @@ from proxy.core.rules.trust import Trust
 from proxy.core.who.addresses import address_set
 from proxy.core.who.clients import ClientRules, PasswordHash, User, parse_password_hash
 from proxy.disk.reading import read_regular
+from proxy.policyfile.entries import EntryReader
 from proxy.policyfile.hosts import HostIndex, check_hosts
 from proxy.policyfile.keysets import KeyReader, variable_name
-from proxy.policyfile.mirrors import Mirrors, wrong_work
+from proxy.policyfile.mirrors import Mirrors
 from proxy.policyfile.model.access import ClientsSection
-from proxy.policyfile.model.fields import DecryptEntry, EncryptEntry, WhenSection
+from proxy.policyfile.model.fields import DecryptEntry, EncryptEntry
 from proxy.policyfile.model.limits import LimitsSection, RuleLimitsSection
 from proxy.policyfile.model.rules import RuleSection
 from proxy.policyfile.model.trust import PinsSection
@@ -117,6 +111,9 @@ class Builder:
         self._listen = listen if listen is not None else tuple(self._usable.file.listen)
         is_known = bool(listen) if listen is not None else not self._usable.is_about_wrong(("listen",))
         self.mirrors = Mirrors(self._listen if is_known else None, folder, is_without_secrets, self.note)
+        self._entries = EntryReader(
+            self._usable, self._problem, self.remarks, knows_mirrors=self.mirrors.listeners is not None
+        )
 
     def build(self) -> Policy:
         """Return the policy; it is valid only if neither the model nor this step has found an error."""
@@ -363,8 +360,8 @@ class Builder:
             https=https,
             https_port=section.https_port,
             pins=self._pins((*steps, "pins"), section.pins) if section.pins else None,
-            request=self._fields((*steps, "request"), section.request or [], keys, is_mirrored=is_mirrored),
-            response=self._fields((*steps, "response"), section.response or [], keys, is_mirrored=is_mirrored),
+            request=self._entries.read((*steps, "request"), section.request or [], keys, is_mirrored=is_mirrored),
+            response=self._entries.read((*steps, "response"), section.response or [], keys, is_mirrored=is_mirrored),
             raw_tcp=section.raw_tcp is not None,
             trust=self._trusting.trust_of_rule((*steps, "trust"), trust, policys) if trust is not None else None,
             client_certificate=self._trusting.client_certificate((*steps, "client_certificate"), certificate)
@@ -406,96 +403,3 @@ class Builder:
         except ValueError as error:
             self._problem((*steps, "file"), f"{self._folder / entry.file}: {error}")
             return None
-
-    def _fields(
-        self,
-        steps: Steps,
-        entries: Sequence[EncryptEntry | DecryptEntry],
-        keys: Mapping[str, KeySet | None],
-        *,
-        is_mirrored: bool,
-    ) -> tuple[FieldEntry, ...]:
-        fields: list[FieldEntry] = []
-        for index, entry in self._usable.numbered(steps, entries):
-            at: Steps = (*steps, index, "key")
-            work = Work.ENCRYPT if isinstance(entry, EncryptEntry) else Work.DECRYPT
-            wrong = wrong_work(work, of_request=steps[-1] == "request", is_mirrored=is_mirrored)
-            if wrong is not None and self.mirrors.listeners is not None:
-                self._problem((*steps, index, work.value), wrong)
-            if entry.key not in keys:
-                near = difflib.get_close_matches(entry.key, keys, n=1)
-                known = ", ".join(keys) if keys else "none"
-                hint = f"; did you mean {near[0]}?" if near else ""
-                self._problem(at, f"there is no key set {entry.key}{hint} (known: {known})")
-                continue
-            key_set = keys[entry.key]
-            if key_set is None:  # the error is reported at the key set
-                continue
-            made = FieldEntry(
-                tuple(entry.encrypt if isinstance(entry, EncryptEntry) else entry.decrypt),
-                key_set,
-                work,
-                _when(entry.when),
-                name=f"{steps[-1]}[{index}]",
-                envelope=Envelope(envelope) if (envelope := entry.envelope or key_set.form.envelope) else None,
-                rename=entry.rename,
-                inside=entry.inside or (),
-                match=entry.match,
-            )
-            if isinstance(entry, EncryptEntry):
-                made = replace(made, signed=entry.signed, already_sealed=entry.already_sealed, pad=entry.pad)
-                signing = frozenset(name.encode("ascii") for name in entry.signed_headers or ())
-                made = replace(_with_kinds(made, entry), digests=entry.digests, signed_headers=signing)
-                if entry.form and (made.envelope is not None or entry.rename is not None):
-                    self._problem(
-                        (*steps, index, "form"),
-                        "a form's field is sealed as a token under its own name: leave envelope and rename out, or "
-                        "give forms an entry of their own",
-                    )
-            else:
-                made = replace(made, on_failure=entry.on_failure, form=tuple(dict.fromkeys(entry.form or ())))
-            if work is Work.DECRYPT and not key_set.can_open:
-                self._problem(
-                    at, f"key set {entry.key} has public keys only; decrypting takes a private or symmetric key"
-                )
-            for name in ("form", "graphql_arguments") if steps[-1] == "response" else ():
-                if getattr(entry, name, None) is not None:
-                    self._problem((*steps, index, name), "this is about requests: leave it out")
-            if entry.rename is not None and not all(selector.ends_in_name for selector in made.selectors):
-                self._problem((*steps, index, "rename"), "only a member has a name: each field must end in one")
-            if work is Work.ENCRYPT and steps[-1] == "request" and "match" not in entry.model_fields_set:
-                self._recommend_match((*steps, index), made.selectors)
-            fields.append(made)
-        return tuple(fields)
-
-    def _recommend_match(self, steps: Steps, selectors: Sequence[Selector]) -> None:
-        """Remark that a receiver may read more names than those of the first selector whose names are all letters."""
-        for selector in selectors:
-            names = [name for segment in selector.segments for name in segment.choices if isinstance(name, str)]
-            if names and all(map(str.isalpha, names)):
-                self.remarks.append(
-                    f"{path_text(steps)}: {shown(selector.text)} is matched exactly, and servers that take names in "
-                    f"any case (in Go, .NET) read {shown(names[-1].swapcase())}, too: write match: ignore_case, or "
-                    "match: exact if the servers are exact"
-                )
-                return
-
-
-def _with_kinds(made: FieldEntry, entry: EncryptEntry) -> FieldEntry:
-    """Return an entry with what it says of the kinds of bodies."""
-    return replace(
-        made,
-        form=tuple(dict.fromkeys(entry.form or ())),
-        graphql_arguments=frozenset(entry.graphql_arguments or ()),
-        required=entry.required,
-        other_bodies=entry.other_bodies,
-    )
-
-
-def _when(section: WhenSection | None) -> When:
-    if section is None:
-        return When()
-    return When(
-        frozenset(section.methods) if section.methods else None,
-        tuple(section.paths) if section.paths else None,
-    )
