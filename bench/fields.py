@@ -38,7 +38,8 @@ from proxy.core.fields.entries import FieldEntry
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.splice import Job, splice
 from proxy.core.fields.values import Setting
-from proxy.core.jose.keys import Alg, KeySet, new_key, to_jwk
+from proxy.core.jose.keys import Alg, KeySet, new_key
+from proxy.core.jose.keywriting import to_jwk
 from proxy.core.jose.place import Place
 from proxy.core.jose.sealing import Sealers
 

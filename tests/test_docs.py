@@ -27,7 +27,8 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.fields.entries import FieldEntry
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.shapes import Shape
-from proxy.core.jose.keys import Alg, KeySet, new_key, to_pem
+from proxy.core.jose.keys import Alg, KeySet, new_key
+from proxy.core.jose.keywriting import to_pem
 from proxy.core.pins import PinSet, mismatch_facts
 from proxy.core.rules.policy import Mode, Policy
 from proxy.policyfile.load import load_policy

@@ -14,7 +14,8 @@ import pytest
 from joserfc import jwe
 from joserfc.jwk import ECKey
 
-from proxy.core.jose.keys import Alg, KeySet, new_key, to_pem
+from proxy.core.jose.keys import Alg, KeySet, new_key
+from proxy.core.jose.keywriting import to_pem
 from proxy.core.jose.place import Place
 from proxy.core.jose.sealing import seal
 

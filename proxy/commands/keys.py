@@ -330,7 +330,7 @@ def _today() -> date:
 
 
 def _encode(key: Key, form: str, *, private: bool) -> bytes:
-    from proxy.core.jose.keys import to_jwk, to_pem
+    from proxy.core.jose.keywriting import to_jwk, to_pem
 
     if form == "jwk":
         return json.dumps(to_jwk(key, private=private), indent=1).encode("ascii") + b"\n"
@@ -436,7 +436,7 @@ def _rows(key_set: KeySet, today: date) -> list[Row]:
 
 def _row(key_set: KeySet, key: Key, today: date) -> Row:
     from proxy.core.jose.keymaterial import SecretBytes
-    from proxy.core.jose.keys import thumbprint
+    from proxy.core.jose.keywriting import thumbprint
 
     primary = key_set.primary
     is_newer = primary is not None and key.made is not None and (primary.made is None or key.made > primary.made)

@@ -78,7 +78,7 @@ def add_key(file: Path, key: Key, unsafe: bool = False) -> None:
         OSError: it cannot be read or written.
         proxy.disk.keyfiles.KeyFileError: others can read it.
     """
-    from proxy.core.jose.keys import to_jwk
+    from proxy.core.jose.keywriting import to_jwk
     from proxy.core.jose.rotation import add
     from proxy.disk.keyfiles import create_file, exclusively
 
@@ -133,7 +133,8 @@ def _alg_of(members: dict[str, Any]) -> Alg:
 def _stepped(keys: list[dict[str, Any]], step: str, primary: Key, kid: str | None) -> Sequence[Any]:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-    from proxy.core.jose.keys import new_key, to_jwk
+    from proxy.core.jose.keys import new_key
+    from proxy.core.jose.keywriting import to_jwk
     from proxy.core.jose.rotation import Step, add, promote, retire
 
     if step == Step.ADD:
@@ -167,7 +168,7 @@ def _write(
 
 def _public_text(members: dict[str, Any], alg: Alg) -> bytes:
     from proxy.core.jose.jwksets import keys_of_set
-    from proxy.core.jose.keys import to_jwk
+    from proxy.core.jose.keywriting import to_jwk
 
     keys = keys_of_set(_text(members), alg=alg)
     days = ("iat", "nbf", "exp")

@@ -14,7 +14,8 @@ from proxy.core.fields import splice
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.jose import jwe
-from proxy.core.jose.keys import Alg, Key, KeySet, new_key, to_pem
+from proxy.core.jose.keys import Alg, Key, KeySet, new_key
+from proxy.core.jose.keywriting import to_pem
 from proxy.core.jose.place import Place
 from proxy.demo.sidecar import Answer, Sidecar, ask
 from proxy.demo.upstreams import DemoCa, Gateway, Upstream, start

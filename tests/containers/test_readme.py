@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from docs.alerts import ALERTS
-from proxy.core.jose.keys import Alg, new_key, to_pem
+from proxy.core.jose.keys import Alg, new_key
+from proxy.core.jose.keywriting import to_pem
 from tests.containers.engine import copy_of_the_clone, evidence_of, readable_for_all
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from typing import Any
 from joserfc import jwe
 from joserfc.jwk import JWKRegistry
 
-from proxy.core.jose.keys import to_jwk
+from proxy.core.jose.keywriting import to_jwk
 from tests.e2e.receiver import TOKEN, Receiver
 
 FORM = "application/x-www-form-urlencoded"

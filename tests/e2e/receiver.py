@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 
 from proxy.core.jose.jwe import open_token
-from proxy.core.jose.keys import Alg, Key, KeySet, SecretBytes, new_key, to_jwk, to_pem
+from proxy.core.jose.keys import Alg, Key, KeySet, SecretBytes, new_key
+from proxy.core.jose.keywriting import to_jwk, to_pem
 from proxy.core.jose.place import Place
 from proxy.core.jose.sealing import seal
 

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pytest
 
 from docs.dashboard import ROWS, panels
-from proxy.core.jose.keys import to_jwk
+from proxy.core.jose.keywriting import to_jwk
 from proxy.core.who.clients import hash_password
 from tests.e2e import wire
 from tests.e2e.certificates import Authority

@@ -19,7 +19,8 @@ from joserfc.jwk import JWKRegistry
 from jwcrypto import jwe as jwcrypto_jwe
 from jwcrypto import jwk as jwcrypto_jwk
 
-from proxy.core.jose.keys import Alg, to_pem
+from proxy.core.jose.keys import Alg
+from proxy.core.jose.keywriting import to_pem
 from tests.e2e import wire
 from tests.e2e.app import Way, ask, decision_of, fresh
 from tests.e2e.certificates import Authority

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from proxy.core.jose.keys import Alg, thumbprint, to_jwk
+from proxy.core.jose.keys import Alg
+from proxy.core.jose.keywriting import thumbprint, to_jwk
 from tests.e2e import wire
 from tests.e2e.app import ask
 from tests.e2e.certificates import Authority

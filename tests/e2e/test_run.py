@@ -26,7 +26,8 @@ from typing import Any
 
 import pytest
 
-from proxy.core.jose.keys import Alg, new_key, to_jwk
+from proxy.core.jose.keys import Alg, new_key
+from proxy.core.jose.keywriting import to_jwk
 from tests.e2e.certificates import Authority
 from tests.e2e.processes import children, is_alive
 from tests.e2e.receiver import Receiver

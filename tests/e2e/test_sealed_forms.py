@@ -15,7 +15,8 @@ import pytest
 from joserfc import jwe as joserfc_jwe
 from joserfc.jwk import JWKRegistry
 
-from proxy.core.jose.keys import Alg, to_jwk
+from proxy.core.jose.keys import Alg
+from proxy.core.jose.keywriting import to_jwk
 from tests.e2e import wire
 from tests.e2e.app import Way, ask, decision_of, fresh
 from tests.e2e.certificates import Authority

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.core.jose.keys import Alg, to_jwk
+from proxy.core.jose.keys import Alg
+from proxy.core.jose.keywriting import to_jwk
 from tests.e2e import wire
 from tests.e2e.app import Way, connect, open_way, request
 from tests.e2e.certificates import Authority

@@ -21,7 +21,8 @@ from textwrap import dedent
 import pytest
 from cryptography import x509
 
-from proxy.core.jose.keys import Alg, new_key, to_jwk
+from proxy.core.jose.keys import Alg, new_key
+from proxy.core.jose.keywriting import to_jwk
 from proxy.engine.upstreams.connection import MAX_INTERIM
 from tests.e2e import wire
 from tests.e2e.app import Way, ask

@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from proxy.cli import main
-from proxy.core.jose.keys import Alg, new_key, to_jwk, to_pem
+from proxy.core.jose.keys import Alg, new_key
+from proxy.core.jose.keywriting import to_jwk, to_pem
 from proxy.core.who.clients import hash_password
 from tests.e2e.certificates import Authority, Variant
 from tests.e2e.sidecar import clean_environment, overcoat_command

@@ -17,7 +17,8 @@ import yaml
 from click.testing import CliRunner
 
 from proxy.cli import main
-from proxy.core.jose.keys import Alg, new_key, to_pem
+from proxy.core.jose.keys import Alg, new_key
+from proxy.core.jose.keywriting import to_pem
 from proxy.policyfile.findings import findings
 from proxy.policyfile.load import PolicyError, PolicyErrors, load_policy
 from tests.proxy.policyfile.test_load import BAD

@@ -8,8 +8,9 @@ Offers:
 - `jwksets`: fitting_keys, keys_of_set; JWK Sets
 - `keyformats`: looks_like_key, members_of_set; the forms in which files hold keys
 - `keymaterial`: SecretBytes; a secret that is never printed
-- `keys`: MAX_KID_LENGTH, Alg, BadKey, Bind, Enc, Key, KeySet, NoKey, Supply, alg_for, is_public, load_key, new_key,
-  thumbprint, to_jwk, to_pem; keys, and the sets of them that a policy names
+- `keys`: MAX_KID_LENGTH, Alg, BadKey, Bind, Enc, Key, KeySet, NoKey, Supply, alg_for, is_public, load_key, new_key;
+  keys, and the sets of them that a policy names
+- `keywriting`: thumbprint, to_jwk, to_pem; keys as text
 - `profiles`: Profile, form_of; how others use JWE
 - `sealing`: Sealers, Sealing, seal; tokens that are made
 - `rotation`: Step, add, promote, retire, standing; how the keys of a JWK Set are replaced

@@ -11,6 +11,8 @@ Rules of this module:
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -297,3 +299,9 @@ def _check_operations(operations: object, material: Material) -> None:
             right, fits = "deriveKey, deriveBits or nothing", not named or bool(named & {"deriveKey", "deriveBits"})
     if not fits:
         raise BadKey(f"the JWK's key_ops do not allow what this key is for; they must have {right}")
+
+
+def thumbprint_of(material: Material) -> str:
+    """Return the SHA-256 JWK thumbprint in base64url (RFC 7638, RFC 8037); see `proxy.core.jose.keywriting`."""
+    canonical = json.dumps(required_members(material), sort_keys=True, separators=(",", ":"))
+    return base64url(hashlib.sha256(canonical.encode("ascii")).digest())

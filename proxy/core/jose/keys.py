@@ -1,7 +1,6 @@
-"""Keys for encrypted values: reads, checks, writes and names them. The policy file's reader makes the key sets of a
-policy with it; the commands `overcoat keys` and `overcoat demo` make and write keys.
-
-It is longer than 500 lines, because what a key is and what its set makes of it follow the same rules.
+"""Keys for encrypted values: reads, checks, makes and names them. The policy file's reader makes the key sets of a
+policy with it; the commands `overcoat keys` and `overcoat demo` make keys, and write them with
+`proxy.core.jose.keywriting`.
 
 Rules of this module:
 
@@ -16,8 +15,6 @@ Rules of this module:
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import secrets
 from collections.abc import Callable, Mapping
@@ -26,16 +23,13 @@ from datetime import UTC, date, datetime, time
 from enum import StrEnum
 from typing import Literal
 
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from proxy.core.jose.encoding import base64url
 from proxy.core.jose.keyformats import is_public, read_material
 from proxy.core.jose.keymaterial import (
     MIN_RSA_BITS,
     MIN_RSA_EXPONENT,
-    P256_BYTES,
     SYMMETRIC_BYTES,
     Alg,
     BadKey,
@@ -44,9 +38,8 @@ from proxy.core.jose.keymaterial import (
     SecretBytes,
     check_fits,
     check_use,
-    encode_integer,
     public_material,
-    required_members,
+    thumbprint_of,
 )
 from proxy.core.jose.profiles import Form, Profile, fingerprint, form_of
 
@@ -64,9 +57,6 @@ __all__ = [
     "is_public",
     "load_key",
     "new_key",
-    "thumbprint",
-    "to_jwk",
-    "to_pem",
 ]
 
 NEW_RSA_BITS = 3072
@@ -367,7 +357,7 @@ def key_of(
         raise BadKey(f"the JWK's kid is {own_kid!r}, not {kid!r}; name it the same in both places")
     if kid is None:
         check_fits(alg, material)  # a key that does not fit has no thumbprint
-        name = fingerprint if profile is Profile.MASTERCARD else _thumbprint
+        name = fingerprint if profile is Profile.MASTERCARD else thumbprint_of
         kid = own_kid if own_kid is not None else name(material)
     begins, ends, made = (_instant(members, name) for name in ("nbf", "exp", "iat"))
     return Key(
@@ -437,71 +427,4 @@ def new_key(alg: Alg, *, curve: Literal["P-256", "X25519"] = "P-256", kid: str |
         material = X25519PrivateKey.generate()
     else:
         material = ec.generate_private_key(ec.SECP256R1())
-    return Key(kid if kid is not None else _thumbprint(material), alg, material)
-
-
-def thumbprint(key: Key) -> str:
-    """Return the SHA-256 JWK thumbprint in base64url (RFC 7638, RFC 8037); both halves of a key pair have the same.
-
-    The thumbprint of a symmetric key is a digest of a secret; it is harmless because the secret is random (RFC 7638,
-    section 7).
-    """
-    return _thumbprint(key.material)
-
-
-def to_jwk(key: Key, *, private: bool) -> dict[str, str]:
-    """Return the key as the members of a JWK (RFC 7517, RFC 7518 section 6, RFC 8037).
-
-    Args:
-        key: the key.
-        private: whether to include the secret members.
-
-    Raises:
-        BadKey: `private` is true and the key has no secret members, or it is false and the key has no others.
-    """
-    if private and not key.is_secret:
-        raise BadKey("this is a public key; its private half is not here")
-    material = key.material if private else public_material(key.material)
-    members = required_members(material)
-    match material:
-        case ec.EllipticCurvePrivateKey():
-            members["d"] = base64url(material.private_numbers().private_value.to_bytes(P256_BYTES))
-        case X25519PrivateKey():
-            members["d"] = base64url(material.private_bytes_raw())
-        case rsa.RSAPrivateKey():
-            n = material.private_numbers()
-            parts = {"d": n.d, "p": n.p, "q": n.q, "dp": n.dmp1, "dq": n.dmq1, "qi": n.iqmp}
-            members |= {name: encode_integer(value) for name, value in parts.items()}
-        case _:
-            pass  # a public key has no more members; a symmetric key has only its required one
-    return members | {"use": "enc", "alg": key.alg.value, "kid": key.kid}
-
-
-def to_pem(key: Key, *, private: bool) -> bytes:
-    """Return the key as PEM: unencrypted PKCS#8 for the private half, SPKI for the public one.
-
-    Args:
-        key: the key.
-        private: which half to return.
-
-    Raises:
-        BadKey: the key is symmetric, or is public and has no private half.
-    """
-    if not private:
-        return public_material(key.material).public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-    match key.material:
-        case ec.EllipticCurvePrivateKey() | X25519PrivateKey() | rsa.RSAPrivateKey():
-            return key.material.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        case SecretBytes():
-            raise BadKey("PEM has no form for a symmetric key; write it as a JWK")
-        case _:
-            raise BadKey("this is a public key; its private half is not here")
-
-
-def _thumbprint(material: Material) -> str:
-    canonical = json.dumps(required_members(material), sort_keys=True, separators=(",", ":"))
-    return base64url(hashlib.sha256(canonical.encode("ascii")).digest())
+    return Key(kid if kid is not None else thumbprint_of(material), alg, material)

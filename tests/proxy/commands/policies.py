@@ -8,7 +8,8 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 
 from proxy.cli import main
-from proxy.core.jose.keys import Alg, new_key, to_jwk
+from proxy.core.jose.keys import Alg, new_key
+from proxy.core.jose.keywriting import to_jwk
 from proxy.core.who.clients import hash_password
 
 PIN_A = "sha256/AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="

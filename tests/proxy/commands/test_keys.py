@@ -17,7 +17,8 @@ from click.testing import CliRunner, Result
 
 from proxy.commands import keys as command
 from proxy.core.jose.encoding import base64url, unbase64url
-from proxy.core.jose.keys import Alg, load_key, thumbprint
+from proxy.core.jose.keys import Alg, load_key
+from proxy.core.jose.keywriting import thumbprint
 
 PLACE = ("--host", "api.pay.example", "--path", "$.card.number")
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.core.jose.keys import Alg, new_key, to_pem
+from proxy.core.jose.keys import Alg, new_key
+from proxy.core.jose.keywriting import to_pem
 from proxy.disk.keyfiles import KeyFileError, check_permissions, create_file, exclusively, read_key_file, replace_file
 
 KEY = new_key(Alg.ECDH_ES_A256KW)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.core.jose.keys import Alg, new_key, to_pem
+from proxy.core.jose.keys import Alg, new_key
+from proxy.core.jose.keywriting import to_pem
 from proxy.core.pins import parse_pin
 from proxy.core.rules.policy import Policy
 from proxy.disk.chains import remember_chains

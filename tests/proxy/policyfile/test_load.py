@@ -22,7 +22,8 @@ from proxy.core.destinations import Destination
 from proxy.core.fields.entries import AlreadySealed, Match
 from proxy.core.fields.envelopes import Envelope
 from proxy.core.fields.readings import readings
-from proxy.core.jose.keys import Alg, Bind, Enc, Key, new_key, to_jwk, to_pem
+from proxy.core.jose.keys import Alg, Bind, Enc, Key, new_key
+from proxy.core.jose.keywriting import to_jwk, to_pem
 from proxy.core.jose.profiles import fingerprint
 from proxy.core.pinfiles import pin_of_pem
 from proxy.core.pins import parse_pin

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from proxy.core.destinations import Destination
-from proxy.core.jose.keys import Alg, new_key, to_pem
+from proxy.core.jose.keys import Alg, new_key
+from proxy.core.jose.keywriting import to_pem
 from proxy.core.rules.policy import Listener, ListenerKind, Mirror, Policy
 from proxy.core.who.addresses import AddressKind, AddressSet, parse_addresses
 from proxy.policyfile.findings import calendar, endings

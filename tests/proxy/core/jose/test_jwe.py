@@ -21,7 +21,8 @@ from proxy.core.jose import jwe, sealing
 from proxy.core.jose.agreement import concat_kdf
 from proxy.core.jose.encoding import base64url, unbase64url
 from proxy.core.jose.jwe import JweError, Opening, is_json_serialized, is_token, open_token
-from proxy.core.jose.keys import Alg, BadKey, Bind, Enc, Key, KeySet, SecretBytes, new_key, to_jwk
+from proxy.core.jose.keys import Alg, BadKey, Bind, Enc, Key, KeySet, SecretBytes, new_key
+from proxy.core.jose.keywriting import to_jwk
 from proxy.core.jose.place import Place
 from proxy.core.jose.sealing import Sealing, seal
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.jose.jwksets import fitting_keys, keys_of_set
-from proxy.core.jose.keys import Alg, BadKey, new_key, thumbprint, to_jwk
+from proxy.core.jose.keys import Alg, BadKey, new_key
+from proxy.core.jose.keywriting import thumbprint, to_jwk
 
 ECDH, RSA, AES = Alg.ECDH_ES_A256KW, Alg.RSA_OAEP_256, Alg.A256KW
 

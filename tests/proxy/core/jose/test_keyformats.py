@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from proxy.core.jose.keyformats import MOST_IN_A_SET, is_public, looks_like_key
-from proxy.core.jose.keys import Alg, BadKey, alg_for, load_key, new_key, thumbprint, to_jwk, to_pem
+from proxy.core.jose.keys import Alg, BadKey, alg_for, load_key, new_key
+from proxy.core.jose.keywriting import thumbprint, to_jwk, to_pem
 from tests.proxy.core.jose.test_keymaterial import _certificate
 
 ECDH, RSA, AES = Alg.ECDH_ES_A256KW, Alg.RSA_OAEP_256, Alg.A256KW

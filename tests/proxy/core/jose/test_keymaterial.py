@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from proxy.core.jose.encoding import base64url
 from proxy.core.jose.keyformats import is_public
 from proxy.core.jose.keymaterial import Alg, BadKey, PrivateMaterial, PublicMaterial
-from proxy.core.jose.keys import SecretBytes, alg_for, load_key, new_key, to_jwk
+from proxy.core.jose.keys import SecretBytes, alg_for, load_key, new_key
+from proxy.core.jose.keywriting import to_jwk
 
 ECDH, RSA, AES = Alg.ECDH_ES_A256KW, Alg.RSA_OAEP_256, Alg.A256KW
 

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from proxy.core.jose.encoding import base64url, unbase64url
 from proxy.core.jose.jwe import JweError, Opening, open_token
 from proxy.core.jose.jwksets import keys_of_set
-from proxy.core.jose.keys import Alg, BadKey, Bind, Enc, Key, KeySet, load_key, new_key, to_jwk, to_pem
+from proxy.core.jose.keys import Alg, BadKey, Bind, Enc, Key, KeySet, load_key, new_key
+from proxy.core.jose.keywriting import to_jwk, to_pem
 from proxy.core.jose.oaep import RSA_OAEP_256
 from proxy.core.jose.place import Place
 from proxy.core.jose.profiles import OWN, Profile, fingerprint, form_of
