@@ -7,12 +7,13 @@ Offers:
 
 - `decisionline`: done; what was really done with a request
 - `encryption`: Encryption; encrypts fields of requests, decrypts those of responses
+- `expected`: expect; each series before its first event
 - `exchange`: Exchange, Upstream, is_denied, problem_response; what is known of one request, and how it is denied
 - `gate`: Gate; lets in who may ask for what, and finds the destination
 - `headers`: has_field, values_of; header fields by name
 - `localca`: LocalCaGuard; no certificate from a local CA that has ended
 - `messages`: Messages; encrypts and decrypts fields of WebSocket messages
-- `metrics`: NO_REASON, NO_RULE, Metrics; what is counted
+- `metrics`: NO_RULE, Metrics; what is counted
 - `pinning`: Pinning, expired_pins, have_expired; pins, in the handshake
 - `policymetrics`: PolicyMetrics; what is read from the policy at each scrape
 - `sessions`: Session, Sessions; what is known of one client connection

@@ -1,39 +1,30 @@
 """The metrics: counters that addons and engine increase, and gauges that are read from the policy at each scrape.
 `proxy.processes.admin` serves them as `/metrics`.
 
-It is longer than 500 lines, because each metric stands here with what is said of it.
-
 Rules of this module:
 
 - Labels are limited by the policy and by our own enums, never chosen by a client.
 - What depends on the policy is read from it at each scrape, so nothing of an earlier policy remains.
-- Whatever can be counted is shown as 0 from the start, and from each reload on: rates and increases need an earlier
-  sample. The alerts of `docs.alerts` rely on this.
+- Whatever can be counted is shown as 0 from the start, and from each reload on (`addons.expected`).
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client.samples import Exemplar
-from prometheus_client.values import MutexValue
 
 from addons.fieldcounts import Counts
-from proxy.core.decisions import FIELD_REASONS, Action, Outcome, Reason
+from proxy.core.decisions import Reason
 from proxy.core.fields.entries import Work
-from proxy.core.handshakes import GROUPS
 from proxy.core.jose.keys import Key, KeySet
-from proxy.core.pins import Level, PinSet, PinVerdict
+from proxy.core.pins import PinSet
+from proxy.core.rules.ends import End
 from proxy.core.rules.policy import Mode, Policy
 
 NO_RULE = "-"
-NO_REASON = "-"
-NO_STATUS = "-"
 NO_LEVEL = "-"
 UPSTREAM_PROXY = "(upstream_proxy)"  # in the place of a rule, for its pins
 REFRESHES = ("fetched", "failed")
@@ -47,66 +38,13 @@ UPSTREAM_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.
 KINDS = ("request", "tunnel", "websocket")
 DIRECTIONS = {Work.ENCRYPT: "encrypted", Work.DECRYPT: "decrypted"}
 CONNECTIONS = ("hit", "miss", "evicted")
-_STATUS_CLASSES = (NO_STATUS, "1xx", "2xx", "3xx", "4xx", "5xx")
-_PASSING = (Action.UPGRADE, Action.ALLOW, Action.INSPECT)
-_MIRRORING = (Action.MIRROR,)
-_ANSWERED_NEVER = frozenset((Reason.UPSTREAM_CUT, Reason.APP_TLS_FAILED, Reason.NOT_HTTP))
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the series; several workers have none
-
-
-class End(NamedTuple):
-    """How a request or a tunnel ended, as labels."""
-
-    action: str
-    outcome: str
-    reason: str
-    status: str
-
-
-def status_class(status: int | None) -> str:
-    """Return the class of a status as a label. Beyond 599 is as 5xx (RFC 9110, section 15)."""
-    return _STATUS_CLASSES[min((status or 0) // 100, 5)]
 
 
 def pins_mode(pins: PinSet, mode: Mode) -> Mode:
     """Return the mode in which pins are checked: observe, if they or all else of their rule are only observed."""
     return Mode.OBSERVE if pins.observes else mode
-
-
-def ends(mode: Mode, *, is_mirrored: bool = False) -> Iterator[End]:
-    """Return how requests can end, to show them as 0. Where observe mode lets pass what enforcing would deny, only the
-    most usual status is among them.
-
-    Args:
-        mode: the mode in which they are handled.
-        is_mirrored: whether they come to mirror listeners.
-    """
-    good = Outcome.OK if mode is Mode.ENFORCE else Outcome.OBSERVED
-    passing, tunnels = (_MIRRORING, ()) if is_mirrored else (_PASSING, (Action.TUNNEL,))
-    for action in passing:
-        for status in _STATUS_CLASSES[1:]:
-            yield End(action, good, NO_REASON, status)
-        yield End(action, Outcome.APP_LEFT, NO_REASON, NO_STATUS)
-    for action in tunnels:
-        yield End(action, good, NO_REASON, NO_STATUS)
-        yield End(action, Outcome.APP_LEFT, NO_REASON, NO_STATUS)
-    for reason in Reason:
-        outcome, told = reason.outcome, status_class(reason.status)
-        if reason is Reason.APP_TLS_FAILED:
-            actions = (
-                [] if is_mirrored else [Action.INSPECT]
-            )  # of a mirror's peer that did not get so far, no rule is known
-        else:
-            actions = [Action.DENY] if outcome is Outcome.DENIED else [*passing, *tunnels]
-        for action in actions:
-            if reason not in _ANSWERED_NEVER:
-                yield End(action, outcome, reason.code, told)
-            if outcome is not Outcome.UPSTREAM_FAILED or action is Action.TUNNEL:
-                yield End(action, outcome, reason.code, NO_STATUS)
-        if mode is Mode.OBSERVE and outcome is Outcome.DENIED:
-            yield End(Action.DENY, good, reason.code, "2xx")
-            yield End(Action.DENY, good, reason.code, NO_STATUS)
 
 
 class Metrics:
@@ -308,53 +246,6 @@ class Metrics:
             "overcoat_hook_failures", "Hooks that raised; the request was denied.", registry=registry
         )
 
-    def expect(self, policy: Policy) -> None:
-        """Show everything that can be counted under a policy from now on, as 0, before it first happens.
-
-        With several workers, one process does this for all of them.
-        """
-        for each in (None, *policy.rules):
-            rule, mode = each.name if each else NO_RULE, policy.mode_of(each)
-            for end in ends(mode, is_mirrored=policy.is_mirrored(each)):
-                self.requests.labels(rule, mode, *end)
-            if each is None and policy.mirrored:
-                failed = Reason.APP_TLS_FAILED
-                self.requests.labels(rule, mode, Action.DENY, failed.outcome, failed.code, NO_STATUS)
-            for times in (self.seconds, self.own, self.upstream):
-                times.labels(rule, mode)
-            for direction in ("sent", "received"):
-                self.bytes.labels(rule, mode, direction)
-            for group in GROUPS:
-                self.handshakes.labels(rule, group)
-            for kind in KINDS:
-                self.in_flight.labels(rule, mode, kind)
-            if each is None:
-                continue
-            self.certificate_expiry.labels(rule)
-            for entry in each.fields:
-                if mode is Mode.ENFORCE:
-                    self.fields.labels(rule, mode, entry.name, DIRECTIONS[entry.work])
-                for reason in FIELD_REASONS:
-                    self.field_failures.labels(rule, mode, entry.name, reason.code)
-            if each.pins is not None:
-                self._expect_pins(each.name, each.pins, mode)
-        if policy.upstream_proxy is not None and policy.upstream_proxy.rule.pins is not None:
-            self._expect_pins(UPSTREAM_PROXY, policy.upstream_proxy.rule.pins, Mode.ENFORCE)
-        self._expect_keys(policy)
-        for name, key_set in policy.keys.items():
-            if key_set.supply is not None:
-                for result in REFRESHES:
-                    self.jwks_refreshes.labels(name, result)
-        for user in policy.clients.users:
-            for outcome in Outcome:
-                self.users.labels(self.user_label(policy, user.name), outcome)
-        for of_process in (self.memory, self.descriptors, self.most_descriptors, self.processor, self.lag):
-            of_process.labels(self.process)
-        for result in RELOADS:
-            self.reloads.labels(result)
-        for result in CONNECTIONS:
-            self.pool.labels(result)
-
     def count_fields(self, counts: Counts, rule: str, mode: Mode) -> None:
         """Count what was done with fields, and what failed; in observe mode nothing was done."""
         for (entry, what), count in counts.items():
@@ -362,22 +253,6 @@ class Metrics:
                 self._failures(rule, mode, entry, what.code).inc(count)
             elif mode is Mode.ENFORCE:
                 self._fields(rule, mode, entry, DIRECTIONS[what]).inc(count)
-
-    def _expect_pins(self, rule: str, pins: PinSet, mode: Mode) -> None:
-        mode = pins_mode(pins, mode)
-        for verdict in PinVerdict:
-            for level in Level if verdict is PinVerdict.MATCH else (NO_LEVEL,):
-                self.pins.labels(rule, mode, verdict.value, level)
-        for pin in pins.any_of:
-            for level in Level:
-                self.pin_matches.labels(rule, pin.short, level)
-
-    def _expect_keys(self, policy: Policy) -> None:
-        for entry in (entry for rule in policy.rules for entry in rule.fields):
-            keys = entry.keys.keys[:1] if entry.work is Work.ENCRYPT else entry.keys.keys
-            for key in keys:
-                if entry.work is Work.ENCRYPT or key.can_open:
-                    self.key_uses.labels(entry.keys.name, key.kid, DIRECTIONS[entry.work])
 
     def key_used(self, key_set: KeySet, key: Key, work: Work) -> None:
         """Count that a key has sealed or opened a value."""
@@ -421,72 +296,3 @@ class Metrics:
             self.policy_refused.set(result == "refused")
         if result in (None, "taken"):
             self.policy_taken.set(now)
-
-
-class RequestCounts:
-    """Counts the requests of one rule, mode and end.
-
-    It adds to the values that prometheus-client keeps behind its counters. The counters' own methods check at each call
-    that the counter has no labels left to fill in, which takes as long as all the adding. Nor does it take the lock of
-    a value that this process alone has: only the event loop's thread adds to these, and reading one is one step.
-    """
-
-    def __init__(self, metrics: Metrics, rule: str, mode: Mode, *end: str) -> None:
-        """Find the values.
-
-        Args:
-            metrics: the metrics that they belong to.
-            rule: the rule's name, or `NO_RULE`.
-            mode: the mode in which they were handled.
-            end: how they ended: the parts of an `End`.
-        """
-        seconds, own, upstream = (each.labels(rule, mode) for each in (metrics.seconds, metrics.own, metrics.upstream))
-        self._requests = metrics.requests.labels(rule, mode, *end)._value
-        self._is_alone = isinstance(self._requests, MutexValue)
-        self._seconds, self._buckets = seconds._sum, seconds._buckets
-        self._bounds = seconds._upper_bounds
-        self._own, self._own_buckets = own._sum, own._buckets
-        self._upstream, self._upstream_buckets = upstream._sum, upstream._buckets
-        self._sent = metrics.bytes.labels(rule, mode, "sent")._value.inc
-        self._received = metrics.bytes.labels(rule, mode, "received")._value.inc
-
-    def add(self, seconds: float, sent: int, received: int) -> None:
-        """Count a request that is over.
-
-        Args:
-            seconds: how long it took.
-            sent: bytes of its body that went to the upstream.
-            received: bytes of the response's body that came back.
-        """
-        bucket = self._buckets[bisect_left(self._bounds, seconds)]
-        if self._is_alone:
-            self._requests._value += 1
-            self._seconds._value += seconds
-            bucket._value += 1
-        else:
-            self._requests.inc(1)
-            self._seconds.inc(seconds)
-            bucket.inc(1)
-        if sent:
-            self._sent(sent)
-        if received:
-            self._received(received)
-
-    def add_times(self, own: float, upstream: float) -> None:
-        """Count the parts of a request's time in seconds: Overcoat's own, and the upstream's."""
-        own_bucket = self._own_buckets[bisect_left(OWN_BUCKETS, own)]
-        upstream_bucket = self._upstream_buckets[bisect_left(UPSTREAM_BUCKETS, upstream)]
-        if self._is_alone:
-            self._own._value += own
-            self._upstream._value += upstream
-            own_bucket._value += 1
-            upstream_bucket._value += 1
-        else:
-            self._own.inc(own)
-            self._upstream.inc(upstream)
-            own_bucket.inc(1)
-            upstream_bucket.inc(1)
-
-    def remember(self, id: str) -> None:
-        """Show a request's id as the exemplar of its series (OpenMetrics), until the next one."""
-        self._requests.set_exemplar(Exemplar({"id": id}, 1.0, time.time()))

@@ -22,21 +22,14 @@ from mitmproxy import connection, http, tls
 from addons import marked
 from addons.decisionline import line_of
 from addons.exchange import Exchange, Upstream, action_of, is_denied, never_left, outcome_of
-from addons.metrics import (
-    NO_LEVEL,
-    NO_REASON,
-    NO_RULE,
-    UPSTREAM_PROXY,
-    Metrics,
-    RequestCounts,
-    pins_mode,
-    status_class,
-)
+from addons.metrics import NO_LEVEL, NO_RULE, UPSTREAM_PROXY, Metrics, pins_mode
+from addons.requestcounts import RequestCounts
 from addons.sessions import Sessions
 from addons.underway import UnderWay
 from proxy.core.decisions import Outcome
 from proxy.core.handshakes import group_of
 from proxy.core.pins import PinVerdict
+from proxy.core.rules.ends import NO_REASON, status_class
 from proxy.core.rules.policy import ListenerKind, Mode
 
 _SWITCHES = 101

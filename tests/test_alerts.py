@@ -15,6 +15,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from addons.expected import expect
 from addons.metrics import Metrics
 from addons.policymetrics import PolicyMetrics
 from docs.alerts import ALERTS, alerts_rows, rules_text
@@ -63,7 +64,7 @@ def test_all_that_they_read_exists_and_is_there_from_the_start() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     registry.register(PolicyMetrics("1", Policy, 0))
-    metrics.expect(Policy())
+    expect(metrics, Policy())
     shown = {sample.name for family in registry.collect() for sample in family.samples}
     named = {name for alert in ALERTS for name in re.findall(r"overcoat_\w+", alert.expr)}
     assert named - shown == {  # where no rule has such pins, no key an end, or there is no rule

@@ -219,6 +219,7 @@ async def _serve_alone(
     """
     from prometheus_client import CollectorRegistry
 
+    from addons.expected import expect
     from addons.metrics import Metrics
     from addons.policymetrics import PolicyMetrics
     from proxy.processes.decisionlines import LineWriter
@@ -230,7 +231,7 @@ async def _serve_alone(
     metrics = Metrics(CollectorRegistry())
     recent, started = Recent(), time.time()
     lines = LineWriter(path or sys.stdout, metrics.lines_lost.inc, form=form, recent=recent)
-    metrics.expect(policy)
+    expect(metrics, policy)
     metrics.note_reading(None)
     is_ready = False
     authority, engine, sockets = _prepare(policy, metrics, lines.write)
@@ -312,6 +313,7 @@ def _reload(engine: Engine, reader: Reader, metrics: Metrics, changed: Sequence[
         metrics: where it is counted.
         changed: the files whose change is the reason; none if a signal is.
     """
+    from addons.expected import expect
     from proxy.processes.reload import log_read
 
     before, was_refused = engine.policy, reader.is_refused
@@ -322,7 +324,7 @@ def _reload(engine: Engine, reader: Reader, metrics: Metrics, changed: Sequence[
     if policy is not None and policy is not before:
         engine.take_over(policy)
         reader.taken = time.time()
-        metrics.expect(policy)
+        expect(metrics, policy)
     if policy is not None:
         result = "unchanged" if policy is before else "taken"
         log_read(policy, before, changed)

@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from addons.expected import expect
 from addons.metrics import Metrics
 from addons.policymetrics import PolicyMetrics
 from proxy.core.rules.policy import Policy
@@ -192,7 +193,7 @@ def administer(desk: Desk, seat: Seat, policy: Policy) -> None:
     MultiProcessCollector(registry, path=str(desk.directory))  # type: ignore[no-untyped-call]  # untyped there
     registry.register(PolicyMetrics(version("overcoat"), lambda: policy, desk.started))
     metrics = Metrics(CollectorRegistry(), seat.metrics)  # its own counters stay 0: they define what the others count
-    metrics.expect(policy)
+    expect(metrics, policy)
     taken = desk.started
     sidecar = Sidecar(
         version("overcoat"),
@@ -209,7 +210,7 @@ def administer(desk: Desk, seat: Seat, policy: Policy) -> None:
     seat.wire.settimeout(None)
     while (message := receive(seat.wire)) is not None:
         policy, taken = unpack(message), time.time()
-        metrics.expect(policy)
+        expect(metrics, policy)
         send(seat.wire, TAKEN)
     for listener in listeners:
         listener.close()

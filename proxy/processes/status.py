@@ -22,9 +22,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
-from addons.metrics import NO_REASON, NO_RULE
+from addons.metrics import NO_RULE
 from proxy import timelimits
 from proxy.core.fields.entries import Work
+from proxy.core.rules.ends import NO_REASON
 from proxy.core.rules.policy import Mode, Policy, Rule
 from proxy.policyfile.findings import Ending, calendar
 from proxy.processes.recent import KEPT, Recent

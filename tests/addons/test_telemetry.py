@@ -8,14 +8,13 @@ from dataclasses import replace
 from datetime import date
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from mitmproxy.test import tflow
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from addons.decisionline import done
 from addons.exchange import Exchange
-from addons.metrics import MOST_KIDS, MOST_USERS, OTHER_USERS, End, Metrics, RequestCounts, ends, status_class
+from addons.expected import expect
+from addons.metrics import MOST_KIDS, MOST_USERS, OTHER_USERS, Metrics
 from addons.policymetrics import PolicyMetrics
 from addons.sessions import Sessions
 from addons.telemetry import Telemetry
@@ -23,7 +22,6 @@ from proxy.core.decisions import FIELD_REASONS, Action, Decision, Denied, Outcom
 from proxy.core.destinations import Destination
 from proxy.core.fields.entries import FieldEntry, When, Work
 from proxy.core.fields.selectors import parse_selector
-from proxy.core.handshakes import GROUPS
 from proxy.core.jose.keys import Alg, KeySet, Supply, new_key
 from proxy.core.pins import Pin, PinSet
 from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
@@ -112,7 +110,7 @@ def test_the_day_that_pins_expire_is_good_until_its_last_second() -> None:
     rule = Rule("a", hosts, PlainHttp.UPGRADE, Https.INSPECT, pins=pins)
     addon = telemetry(lambda _: None)
     policy = Policy(rules=(rule,))
-    addon.metrics.expect(policy)
+    expect(addon.metrics, policy)
     addon.metrics.registry.register(PolicyMetrics("1.2.3", lambda: policy, 1.5))
     assert value(addon, "overcoat_pins_expire_timestamp_seconds", rule="a") == 1814399999  # 2027-06-30T23:59:59Z
     assert value(addon, "overcoat_info", version="1.2.3", mode="enforce") == 1
@@ -123,7 +121,7 @@ def test_all_that_can_be_counted_under_a_policy_is_there_at_0_before_it_happens(
     addon = telemetry(lambda _: None)
     pins = PinSet((Pin("spki", bytes(32)),), None)
     hosts = (HostPattern("exact", "a.example"),)
-    addon.metrics.expect(Policy(rules=(Rule("a", hosts, PlainHttp.UPGRADE, Https.INSPECT, pins=pins),)))
+    expect(addon.metrics, Policy(rules=(Rule("a", hosts, PlainHttp.UPGRADE, Https.INSPECT, pins=pins),)))
     for rule in ("a", "-"):
         for outcome in set(Outcome) - {Outcome.OBSERVED}:
             assert value(addon, "overcoat_requests_total", rule=rule, mode="enforce", outcome=outcome) == 0
@@ -163,7 +161,7 @@ def with_fields(mode: Mode | None = None, *, has_left: bool = False) -> Exchange
 def test_fields_and_their_failures_are_there_at_0_for_each_entry() -> None:
     for mode in Mode:
         addon = telemetry(lambda _: None)
-        addon.metrics.expect(Policy(rules=(rule_with_fields(mode),)))
+        expect(addon.metrics, Policy(rules=(rule_with_fields(mode),)))
         for name, direction in (("request[0]", "encrypted"), ("request[1]", "encrypted"), ("response[0]", "decrypted")):
             done = value(addon, "overcoat_fields_total", rule="a", mode=mode, entry=name, direction=direction)
             assert done == (0 if mode is Mode.ENFORCE else None)  # in observe mode nothing is done with any
@@ -232,60 +230,22 @@ def test_what_passes_though_it_failed_is_a_failure_too() -> None:
     assert value(addon, "overcoat_requests_total", reason="-") == 1
 
 
-def test_no_metric_is_without_a_series_before_anything_happens() -> None:
-    """A new one has to be in `Metrics.expect`, too, if it has labels."""
-    metrics = Metrics(CollectorRegistry())
-    pins = PinSet((Pin("spki", bytes(32)),), None)
-    rule = replace(rule_with_fields(), pins=pins)
-    users = (User("ann", hash_password("secret", bytes(16))),)
-    supply = Supply("https://keys.example/", "keys.example", 443, "/", 3600)
-    keys = {"partner": KeySet("partner", Alg.ECDH_ES_A256KW, None, supply=supply)}
-    metrics.expect(Policy(rules=(rule,), clients=replace(Policy().clients, users=users), keys=keys))
-    metrics.keys_fetched("partner", 0)  # each engine does, for itself: the admin process has nothing to say about it
-    assert [family.name for family in metrics.registry.collect() if not family.samples] == []
-
-
 def test_users_have_labels_of_their_own_up_to_a_number() -> None:
     metrics = Metrics(CollectorRegistry())
     some = hash_password("secret", bytes(16))
     users = tuple(User(f"u{number}", some) for number in range(MOST_USERS + 5))
     policy = Policy(clients=replace(Policy().clients, users=users))
-    metrics.expect(policy)
+    expect(metrics, policy)
     assert metrics.user_label(policy, "u99") == "u99"
     assert metrics.user_label(policy, "u100") == OTHER_USERS
     (family,) = [each for each in metrics.registry.collect() if each.name == "overcoat_user_requests"]
     assert len({sample.labels["user"] for sample in family.samples}) == MOST_USERS + 1
 
 
-def test_the_series_are_as_many_as_the_policy_makes_them() -> None:
-    def series(count: int) -> int:
-        addon = telemetry(lambda _: None)
-        hosts = (HostPattern("exact", "a.example"),)
-        names = [f"rule{number}" for number in range(count)]
-        addon.metrics.expect(Policy(rules=tuple(Rule(n, hosts, PlainHttp.UPGRADE, Https.TUNNEL) for n in names)))
-        return sum(len(family.samples) for family in addon.metrics.registry.collect())
-
-    of_one = series(1) - series(0)
-    assert series(10) - series(0) == 10 * of_one
-    others = 17 + 14 + 16 + 2 + 3 + 1 + len(GROUPS)  # three histograms, bytes, kinds in flight, a certificate
-    assert of_one == len(list(ends(Mode.ENFORCE))) + others
-    assert of_one < 220
-
-
-@pytest.mark.parametrize("mode", Mode)
-def test_what_is_shown_as_0_is_each_end_once_and_no_mode_has_one_of_the_others(mode: Mode) -> None:
-    found = list(ends(mode))
-    assert len(set(found)) == len(found)
-    assert {end.reason for end in found} == {"-", *(reason.code for reason in Reason)}
-    assert {end.status for end in found} == {"-", "1xx", "2xx", "3xx", "4xx", "5xx"}
-    others = Outcome.OBSERVED if mode is Mode.ENFORCE else Outcome.OK
-    assert {end.outcome for end in found} == set(Outcome) - {others}
-
-
 def test_a_rule_that_observes_has_series_of_its_own_mode() -> None:
     addon = telemetry(lambda _: None)
     rule = Rule("a", (HostPattern("exact", "a.example"),), PlainHttp.UPGRADE, Https.INSPECT, mode=Mode.OBSERVE)
-    addon.metrics.expect(Policy(rules=(rule,)))
+    expect(addon.metrics, Policy(rules=(rule,)))
     assert value(addon, "overcoat_requests_total", rule="a", mode="observe") == 0
     assert value(addon, "overcoat_requests_total", rule="a", mode="enforce") is None
     assert value(addon, "overcoat_requests_total", rule="-", mode="enforce") == 0
@@ -293,14 +253,6 @@ def test_a_rule_that_observes_has_series_of_its_own_mode() -> None:
     it.settle(rule, Decision(Action.UPGRADE))
     addon.finish(it, 200, None)
     assert value(addon, "overcoat_requests_total", rule="a", mode="observe", outcome="observed") == 1
-
-
-@pytest.mark.parametrize(
-    ("status", "kind"),
-    [(None, "-"), (101, "1xx"), (200, "2xx"), (399, "3xx"), (404, "4xx"), (599, "5xx"), (999, "5xx")],
-)
-def test_a_status_counts_with_its_class(status: int | None, kind: str) -> None:
-    assert status_class(status) == kind
 
 
 @pytest.mark.parametrize(
@@ -339,24 +291,6 @@ def test_a_held_response_is_counted_by_what_came_and_a_missing_body_is_none() ->
     flow.response.data.content = None
     addon.response(flow)
     assert json.loads(lines[0])["bytes_received"] == 0
-
-
-@given(st.lists(st.floats(0, 20, allow_nan=False) | st.sampled_from((0.005, 0.01, 7.5, 10.0)), max_size=20))
-def test_requests_are_counted_as_the_library_itself_counts_them(times: list[float]) -> None:
-    ours, theirs = Metrics(CollectorRegistry()), Metrics(CollectorRegistry())
-    end = End("upgrade", "ok", "-", "2xx")
-    counts, _ = (RequestCounts(metrics, "pay", Mode.ENFORCE, *end) for metrics in (ours, theirs))
-    for number, seconds in enumerate(times):
-        sent, received = number % 3, number % 2
-        counts.add(seconds, sent, received)
-        counts.add_times(seconds / 1000, seconds * 10)
-        theirs.own.labels("pay", "enforce").observe(seconds / 1000)
-        theirs.upstream.labels("pay", "enforce").observe(seconds * 10)
-        theirs.requests.labels("pay", "enforce", *end).inc()
-        theirs.seconds.labels("pay", "enforce").observe(seconds)
-        theirs.bytes.labels("pay", "enforce", "sent").inc(sent)
-        theirs.bytes.labels("pay", "enforce", "received").inc(received)
-    assert generate_latest(ours.registry) == generate_latest(theirs.registry)
 
 
 def test_names_of_keys_that_others_choose_are_bounded() -> None:

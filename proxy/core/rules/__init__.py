@@ -5,6 +5,7 @@ Offers:
 
 - `appview`: View, interim_fields, renamed, request_fields, response_fields, upgraded; what an app that was upgraded to
   https must not notice
+- `ends`: NO_REASON, NO_STATUS, End, ends, status_class; how requests can end, as labels
 - `hsts`: KnownHosts; hosts that have asked for https only (RFC 6797)
 - `policy`: Defaults, Egress, HostPattern, Https, Limits, Listener,
   ListenerKind, Mirror, Mode, OpenConnections, PlainHttp, Policy, Rule, RuleLimits, UpstreamProxy, upgraded; the

@@ -1,0 +1,84 @@
+"""Counts each request that is over, in the metrics that are about requests. `addons.telemetry` calls it.
+
+Rules of this module: those of `addons.metrics`.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+
+from prometheus_client.samples import Exemplar
+from prometheus_client.values import MutexValue
+
+from addons.metrics import OWN_BUCKETS, UPSTREAM_BUCKETS, Metrics
+from proxy.core.rules.policy import Mode
+
+
+class RequestCounts:
+    """Counts the requests of one rule, mode and end.
+
+    It adds to the values that prometheus-client keeps behind its counters. The counters' own methods check at each call
+    that the counter has no labels left to fill in, which takes as long as all the adding. Nor does it take the lock of
+    a value that this process alone has: only the event loop's thread adds to these, and reading one is one step.
+    """
+
+    def __init__(self, metrics: Metrics, rule: str, mode: Mode, *end: str) -> None:
+        """Find the values.
+
+        Args:
+            metrics: the metrics that they belong to.
+            rule: the rule's name, or `NO_RULE`.
+            mode: the mode in which they were handled.
+            end: how they ended: the parts of an `End`.
+        """
+        seconds, own, upstream = (each.labels(rule, mode) for each in (metrics.seconds, metrics.own, metrics.upstream))
+        self._requests = metrics.requests.labels(rule, mode, *end)._value
+        self._is_alone = isinstance(self._requests, MutexValue)
+        self._seconds, self._buckets = seconds._sum, seconds._buckets
+        self._bounds = seconds._upper_bounds
+        self._own, self._own_buckets = own._sum, own._buckets
+        self._upstream, self._upstream_buckets = upstream._sum, upstream._buckets
+        self._sent = metrics.bytes.labels(rule, mode, "sent")._value.inc
+        self._received = metrics.bytes.labels(rule, mode, "received")._value.inc
+
+    def add(self, seconds: float, sent: int, received: int) -> None:
+        """Count a request that is over.
+
+        Args:
+            seconds: how long it took.
+            sent: bytes of its body that went to the upstream.
+            received: bytes of the response's body that came back.
+        """
+        bucket = self._buckets[bisect_left(self._bounds, seconds)]
+        if self._is_alone:
+            self._requests._value += 1
+            self._seconds._value += seconds
+            bucket._value += 1
+        else:
+            self._requests.inc(1)
+            self._seconds.inc(seconds)
+            bucket.inc(1)
+        if sent:
+            self._sent(sent)
+        if received:
+            self._received(received)
+
+    def add_times(self, own: float, upstream: float) -> None:
+        """Count the parts of a request's time in seconds: Overcoat's own, and the upstream's."""
+        own_bucket = self._own_buckets[bisect_left(OWN_BUCKETS, own)]
+        upstream_bucket = self._upstream_buckets[bisect_left(UPSTREAM_BUCKETS, upstream)]
+        if self._is_alone:
+            self._own._value += own
+            self._upstream._value += upstream
+            own_bucket._value += 1
+            upstream_bucket._value += 1
+        else:
+            self._own.inc(own)
+            self._upstream.inc(upstream)
+            own_bucket.inc(1)
+            upstream_bucket.inc(1)
+
+    def remember(self, id: str) -> None:
+        """Show a request's id as the exemplar of its series (OpenMetrics), until the next one."""
+        self._requests.set_exemplar(Exemplar({"id": id}, 1.0, time.time()))
