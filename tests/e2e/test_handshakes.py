@@ -19,11 +19,10 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from OpenSSL import SSL
 
-from tests.e2e import wire
 from tests.e2e.certificates import Authority, Identity
 from tests.e2e.clients import Answer, curl
+from tests.e2e.farm import GroupServer
 from tests.e2e.listeners import listen
 from tests.e2e.reloading import reload
 from tests.e2e.sidecar import Sidecar, SidecarFailed
@@ -349,49 +348,6 @@ class TestRevocation:
         assert "trust.crls.files[0]" in failed.value.stderr
 
 
-class Server:
-    """A TLS 1.3 server with chosen groups, made of the OpenSSL that Overcoat uses, which answers each request."""
-
-    def __init__(self, identity: Identity, groups: str) -> None:
-        self._context = SSL.Context(SSL.TLS_SERVER_METHOD)
-        self._context.use_certificate(identity.certificate)
-        key: Any = serialization.load_pem_private_key(identity.key_pem, None)
-        self._context.use_privatekey(key)
-        lib: Any = SSL._lib  # type: ignore[attr-defined]  # pyOpenSSL has no call for groups
-        assert lib.SSL_CTX_set1_curves_list(self._context._context, groups.encode()) == 1
-        self.groups: list[str | None] = []
-        self.received = b""
-        self._listener = listen()
-        self.port = self._listener.getsockname()[1]
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                accepted, _ = self._listener.accept()
-            except OSError:
-                return
-            connection = SSL.Connection(self._context, accepted)
-            connection.set_accept_state()
-            with contextlib.suppress(SSL.Error):
-                connection.do_handshake()
-                self.groups.append(connection.get_group_name())
-                self.received += connection.recv(65536)
-                connection.sendall(wire.response(200, b"{}", headers=(("Connection", "close"),)))
-                connection.shutdown()
-            accepted.close()
-
-
 class TestKeyExchange:
     HYBRID = "trust: {roots: roots.pem, key_exchange: hybrid}\n"
 
@@ -404,7 +360,7 @@ class TestKeyExchange:
         self, authority: Authority, start: Callable[[str], Sidecar]
     ) -> None:
         with (
-            Server(authority.issue(*HOSTS), "X25519MLKEM768:X25519") as server,
+            GroupServer(authority.issue(*HOSTS), "X25519MLKEM768:X25519") as server,
             start("trust: {roots: roots.pem}\n" + RULES) as sidecar,
         ):
             assert ask(sidecar, "inspected", server.port).status == 200
@@ -420,7 +376,7 @@ class TestKeyExchange:
         self, authority: Authority, start: Callable[[str], Sidecar]
     ) -> None:
         with (
-            Server(authority.issue(*HOSTS), "X25519") as server,
+            GroupServer(authority.issue(*HOSTS), "X25519") as server,
             start("trust: {roots: roots.pem}\n" + RULES) as sidecar,
         ):
             assert ask(sidecar, "inspected", server.port).status == 200
@@ -432,7 +388,7 @@ class TestKeyExchange:
     def test_where_it_is_demanded_nothing_else_is_taken(
         self, authority: Authority, start: Callable[[str], Sidecar], groups: str, way: str
     ) -> None:
-        with Server(authority.issue(*HOSTS), groups) as server, start(self.HYBRID + RULES) as sidecar:
+        with GroupServer(authority.issue(*HOSTS), groups) as server, start(self.HYBRID + RULES) as sidecar:
             answer = ask(sidecar, way, server.port, "-d", "a secret")
             if "MLKEM" in groups:  # also where the server would rather have had another
                 assert answer.status == 200
@@ -450,7 +406,7 @@ class TestKeyExchange:
     def test_a_rule_may_demand_it_alone(self, authority: Authority, start: Callable[[str], Sidecar]) -> None:
         rule = "{name: open, hosts: [open.example], trust: {key_exchange: hybrid}}"
         policy = f"trust: {{roots: roots.pem}}\nrules: [{rule}]\n"
-        with Server(authority.issue(*HOSTS), "X25519") as server, start(policy) as sidecar:
+        with GroupServer(authority.issue(*HOSTS), "X25519") as server, start(policy) as sidecar:
             problem(curl(f"http://open.example:{server.port}/", proxy=sidecar.proxy_url), "key_exchange_refused")
             assert curl(f"http://pay.example:{server.port}/", proxy=sidecar.proxy_url).status == 200
 
