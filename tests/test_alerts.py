@@ -146,6 +146,58 @@ def test_one_fires_whenever_something_happened_and_only_then(tmp_path: Path, nam
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+# name: (what the counter of observed pins' results shows every 15 s, whether the alert fires after 21 minutes)
+OBSERVED: dict[str, tuple[str, str, bool]] = {
+    "a server without a pinned key": ("mismatch", "0x80 1x200", True),
+    "pins past their last day": ("expired", "0x80 1x200", True),
+    "a pin that matches": ("match", "0x80 1x200", False),
+    "one long ago": ("mismatch", "1x300", False),
+}
+
+
+@pytest.mark.parametrize("name", OBSERVED)
+def test_what_observed_pins_would_have_refused_is_an_alert_that_says_which_rule(tmp_path: Path, name: str) -> None:
+    result, counter, fires = OBSERVED[name]
+    labels = 'job="overcoat", instance="a:9464"'
+    series = f'overcoat_pin_checks_total{{{labels}, rule="pay", mode="%s", result="{result}", level="-"}}'
+    said = next(alert for alert in ALERTS if alert.name == "OvercoatPinsWouldRefuse")
+    test = {
+        "interval": "15s",
+        "input_series": [
+            {"series": series % "observe", "values": counter},
+            {"series": series % "enforce", "values": "0x80 7x200"},
+            {"series": f"overcoat_start_timestamp_seconds{{{labels}}}", "values": LONG_AGO},
+        ],
+        "alert_rule_test": [
+            {
+                "alertname": said.name,
+                "eval_time": "21m",
+                "exp_alerts": [
+                    {
+                        "exp_labels": {
+                            "job": "overcoat",
+                            "instance": "a:9464",
+                            "severity": said.severity,
+                            "rule": "pay",
+                            "result": result,
+                        },
+                        "exp_annotations": {
+                            "summary": f"rule pay: pins that are only observed would have refused a server ({result})",
+                            "description": said.description,
+                        },
+                    }
+                ]
+                if fires
+                else [],
+            }
+        ],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "15s", "tests": [test]}))
+    done = promtool("test", "rules", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # name: (requests that pass every 15 s, those that do not, whether that fires after half an hour)
 SHARES: dict[str, tuple[str, str, bool]] = {
     "one of ten": ("0+9x300", "0+1x300", True),

@@ -35,6 +35,7 @@ from proxy.core.rules.policy import ListenerKind, Mode, Policy
 from proxy.disk.ca import LocalCa
 from proxy.engine.flows import new_context
 from proxy.engine.server import Engine
+from proxy.engine.tls import with_roots
 from proxy.engine.unverified import NoHandshake, sent_chain
 from proxy.engine.upstreams.asking import ask_server
 from proxy.engine.upstreams.dialling import connect
@@ -91,7 +92,8 @@ def _engine(policy: Policy) -> Engine:
     """
     with tempfile.TemporaryDirectory() as folder:  # for a CA that is needed, and signs nothing
         authority = LocalCa.open(Path(folder), datetime.now(UTC), any_clock=True)
-    return Engine(replace(policy, mode=Mode.ENFORCE), authority, Metrics(CollectorRegistry()), lambda _line: None)
+    complete = replace(with_roots(policy), mode=Mode.ENFORCE)
+    return Engine(complete, authority, Metrics(CollectorRegistry()), lambda _line: None)
 
 
 def _place(engine: Engine, destination: Destination, *, tls: bool) -> _Place:

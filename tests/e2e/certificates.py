@@ -110,6 +110,25 @@ class Authority:
         path.write_bytes(self.pem)
         return path
 
+    def crl(self, *revoked: x509.Certificate, days: int = 7, signer: Authority | None = None) -> bytes:
+        """Return a revocation list in PEM.
+
+        Args:
+            revoked: the certificates on it.
+            days: when it ends, from now.
+            signer: who signs it, if not this authority.
+        """
+        now = datetime.now(UTC)
+        builder = x509.CertificateRevocationListBuilder(
+            x509.load_pem_x509_certificate(self.pem).subject, now - timedelta(days=30), now + timedelta(days=days)
+        )
+        for certificate in revoked:
+            entry = x509.RevokedCertificateBuilder(certificate.serial_number, now - timedelta(days=1)).build()
+            builder = builder.add_revoked_certificate(entry)
+        key = serialization.load_pem_private_key((signer or self).key_pem, None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
     def issue(self, *names: str, variant: Variant = Variant.VALID) -> Identity:
         """Return a new key and a certificate for it; every call makes another key.
 

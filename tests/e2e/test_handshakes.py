@@ -12,13 +12,11 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 
 from tests.e2e.certificates import Authority, Identity
 from tests.e2e.clients import Answer, curl
@@ -210,38 +208,11 @@ class TestClientCertificates:
 
 
 class Issuer:
-    """A root and an intermediate CA, with leaf certificates and revocation lists of both."""
+    """A root and an intermediate CA."""
 
     def __init__(self) -> None:
         self.root = Authority()
         self.middle = self.root.intermediate()
-
-    def crl(self, of: Authority, *revoked: x509.Certificate, days: int = 7, signer: Authority | None = None) -> bytes:
-        """Return a revocation list in PEM.
-
-        Args:
-            of: whose list it is.
-            revoked: the certificates on it.
-            days: when it ends, from now.
-            signer: who signs it, if not the issuer.
-        """
-        issuer = x509.load_pem_x509_certificate(of.pem)
-        key = serialization.load_pem_private_key((signer or of).key_pem, None)
-        now = datetime.now(UTC)
-        builder = (
-            x509.CertificateRevocationListBuilder()
-            .issuer_name(issuer.subject)
-            .last_update(now - timedelta(days=30))
-            .next_update(now + timedelta(days=days))
-        )
-        for certificate in revoked:
-            builder = builder.add_revoked_certificate(
-                x509.RevokedCertificateBuilder()
-                .serial_number(certificate.serial_number)
-                .revocation_date(now - timedelta(days=1))
-                .build()
-            )
-        return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)  # type: ignore[arg-type]  # an EC key
 
 
 REQUIRE = "trust: {{roots: roots.pem, crls: {{files: [crls/*.pem], when: {when}}}}}\n"
@@ -270,8 +241,8 @@ class TestRevocation:
         middle = x509.load_pem_x509_certificate(issuer.middle.pem)
         self.lists(
             tmp_path,
-            root=issuer.crl(issuer.root, *([middle] if what == "intermediate" else [])),
-            middle=issuer.crl(issuer.middle, *([identity.certificate] if what == "leaf" else [])),
+            root=issuer.root.crl(*([middle] if what == "intermediate" else [])),
+            middle=issuer.middle.crl(*([identity.certificate] if what == "leaf" else [])),
         )
         upstream = tls_upstream(identity=identity)
         with self.start(tmp_path, issuer, when) as sidecar:
@@ -290,13 +261,13 @@ class TestRevocation:
     ) -> None:
         issuer = Issuer()
         authorities = {"root": issuer.root, "middle": issuer.middle}
-        good = {name: issuer.crl(each) for name, each in authorities.items()}
+        good = {name: each.crl() for name, each in authorities.items()}
         if lack == "missing":
             del good[whose]
         elif lack == "ended":
-            good[whose] = issuer.crl(authorities[whose], days=-1)
+            good[whose] = authorities[whose].crl(days=-1)
         else:
-            good[whose] = issuer.crl(authorities[whose], signer=Authority())
+            good[whose] = authorities[whose].crl(signer=Authority())
         self.lists(tmp_path, **good)
         upstream = tls_upstream(*HOSTS, identity=issuer.middle.issue(*HOSTS))
         with self.start(tmp_path, issuer, "require") as sidecar:
@@ -309,14 +280,14 @@ class TestRevocation:
     def test_an_ended_list_still_revokes(self, tls_upstream: MakeTls, tmp_path: Path) -> None:
         issuer = Issuer()
         identity = issuer.middle.issue(*HOSTS)
-        self.lists(tmp_path, middle=issuer.crl(issuer.middle, identity.certificate, days=-1))
+        self.lists(tmp_path, middle=issuer.middle.crl(identity.certificate, days=-1))
         upstream = tls_upstream(identity=identity)
         with self.start(tmp_path, issuer, "if_present") as sidecar:
             problem(ask(sidecar, "upgraded", upstream.port), "certificate_invalid")
 
     def test_an_anchor_that_is_no_root_needs_no_list_of_its_issuer(self, tls_upstream: MakeTls, tmp_path: Path) -> None:
         issuer = Issuer()
-        self.lists(tmp_path, middle=issuer.crl(issuer.middle))
+        self.lists(tmp_path, middle=issuer.middle.crl())
         upstream = tls_upstream(identity=issuer.middle.issue(*HOSTS))
         issuer.middle.write_pem(tmp_path / "roots.pem")
         with Sidecar(REQUIRE.format(when="require") + RULES, tmp_path, hosts=HOSTS) as sidecar:
@@ -325,11 +296,11 @@ class TestRevocation:
     def test_a_new_list_counts_at_once_for_new_requests(self, tls_upstream: MakeTls, tmp_path: Path) -> None:
         issuer = Issuer()
         identity = issuer.middle.issue(*HOSTS)
-        self.lists(tmp_path, middle=issuer.crl(issuer.middle), root=issuer.crl(issuer.root))
+        self.lists(tmp_path, middle=issuer.middle.crl(), root=issuer.root.crl())
         upstream = tls_upstream(identity=identity)
         with self.start(tmp_path, issuer, "require") as sidecar:
             assert ask(sidecar, "upgraded", upstream.port).status == 200
-            self.lists(tmp_path, later=issuer.crl(issuer.middle, identity.certificate))  # a file that was not there
+            self.lists(tmp_path, later=issuer.middle.crl(identity.certificate))  # a file that was not there
             (tmp_path / "crls" / "middle.pem").unlink()
             reload(sidecar)
             problem(ask(sidecar, "upgraded", upstream.port), "certificate_invalid")

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,14 @@ def test_a_mismatch_tells_the_keys_of_each_level_and_those_wanted(
         problem = curl(upstream.url(host="held.example"), proxy=sidecar.proxy_url).json()
         line = sidecar.wait_for_decision()
         metrics = sidecar.metrics()
+        page = curl("-H", "Accept: text/html", upstream.url(host="held.example"), proxy=sidecar.proxy_url).body.decode()
     pins = [upstream.pin, world.middle.pin, authority.pin]
     levels = ("leaf", "intermediate", "root")
     seen = [{"level": level, "pin": pin} for level, pin in zip(levels, pins, strict=True)]
     assert (problem["reason"], problem["pins_seen"], problem["pins_wanted"]) == ("pin_mismatch", seen, [UNUSED_PIN])
     assert (line["reason"], line["pins_seen"], line["pins_wanted"]) == ("pin_mismatch", seen, [UNUSED_PIN])
+    shown = [unescape(each) for each in re.findall(r"<li><code>(.*?)</code></li>", page)]
+    assert shown == [*(f"{level} {pin}" for level, pin in zip(levels, pins, strict=True)), UNUSED_PIN]
     assert metrics.value("overcoat_pin_checks_total", rule="api", mode="enforce", result="mismatch", level="-") == 1
     assert not any(pin in metrics.text for pin in pins)
     upstream.assert_no_application_bytes()

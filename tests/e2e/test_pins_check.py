@@ -20,11 +20,19 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 
 from proxy.disk.ca import LocalCa
 from tests.e2e.certificates import Authority, Identity, Variant, pin_of
+from tests.e2e.clients import curl
 from tests.e2e.sidecar import Sidecar, SidecarFailed
 from tests.e2e.upstream import TlsUpstream
 
 MakeTls = Callable[..., TlsUpstream]
 NO_PIN = "sha256/" + "A" * 42 + "E="
+# name: (trust.crls.when, what is trusted, what is wrong); there is a list of the intermediate authority alone
+REVOCATIONS = {
+    "no list of the root": ("if_present", "root", ""),
+    "one is required": ("require", "root", "unable to get certificate CRL"),
+    "an anchor needs none": ("require", "middle", ""),
+    "revoked": ("if_present", "root", "certificate revoked"),
+}
 HOSTS = {f"{name}.example": "127.0.0.1" for name in ("one", "two", "three", "deep.four", "proxy")}
 
 
@@ -259,6 +267,31 @@ class TestCandidates:
         other = b"".join(authority.issue("other.example").chain_pem)
         with pytest.raises(json.JSONDecodeError):
             self.rehearse(authority, tmp_path, f"'{NO_PIN}'", other, status=1)
+
+
+class TestRevocation:
+    """Revocation lists reach what is tried and what is rehearsed, as they reach a handshake (`test_candidates`)."""
+
+    @pytest.mark.parametrize(("when", "anchor", "told"), REVOCATIONS.values(), ids=list(REVOCATIONS))
+    def test_the_sidecar_a_host_that_is_tried_and_a_candidate_come_to_the_same(
+        self, tls_upstream: MakeTls, tmp_path: Path, when: str, anchor: str, told: str
+    ) -> None:
+        root = Authority()
+        middle = root.intermediate()
+        identity = middle.issue("one.example")
+        one = tls_upstream(identity=identity)
+        (tmp_path / "list.pem").write_bytes(middle.crl(*[identity.certificate] * (told == "certificate revoked")))
+        (tmp_path / "next.pem").write_bytes(b"".join(identity.chain_pem))
+        {"root": root, "middle": middle}[anchor].write_pem(tmp_path / "anchor.pem")
+        rule = f"{{name: one, hosts: ['one.example:{one.port}'], pins: {{any_of: ['{one.pin}', '{NO_PIN}']}}}}"
+        trust = f"trust: {{roots: anchor.pem, crls: {{files: [list.pem], when: {when}}}}}\n"
+        with Sidecar(trust + policy_of(rule), tmp_path, hosts=HOSTS) as sidecar:
+            answer = curl(one.url(host="one.example"), proxy=sidecar.proxy_url)
+            assert (told in answer.json()["detail"]) if told else (answer.status == 200)
+            for candidate in ((), ("--candidate", "next.pem")):
+                report, errors = checked(sidecar, *candidate, status=1 if told else 0)
+                assert report["hosts"][0]["result"] == ("failed" if told else "match")
+                assert told in errors
 
 
 class TestBackup:

@@ -3,7 +3,8 @@ The module `addons.exchange` calls it for each response that Overcoat makes itse
 
 Rules of this module:
 
-- Every form has the same reason, detail and id, and pages and problem details rule and hint; none quotes the request.
+- Every form has the same reason, detail and id, and pages and problem details rule, hint and facts; none quotes the
+  request.
 - Clients that ask for pages get a page; all others get problem details (RFC 9457).
 - gRPC clients show only gRPC's own status and message, which are fields; so they get these.
 """
@@ -64,6 +65,7 @@ def problem_page(denied: Denied, rule: str | None, id: str) -> bytes:
     more = f"<p>What to do: {escape(denied.hint)}.</p>\n"
     if rule is not None:
         more += f"<p>The rule that counts is <code>{escape(rule)}</code>.</p>\n"
+    more += "".join(_shown(name, value) for name, value in denied.facts.items())
     page = _PAGE.format(
         title=escape(denied.reason.title),
         detail=escape(denied.detail),
@@ -73,6 +75,14 @@ def problem_page(denied: Denied, rule: str | None, id: str) -> bytes:
         id=escape(id),
     )
     return page.encode()
+
+
+def _shown(name: str, value: object) -> str:
+    """Return a fact as HTML: its name in words, and a line for each value that it has."""
+    values = value if isinstance(value, list) else [value]
+    lines = [" ".join(map(str, each.values())) if isinstance(each, dict) else str(each) for each in values]
+    listed = "".join(f"<li><code>{escape(line)}</code></li>" for line in lines)
+    return f"<p>{escape(name.replace('_', ' ').capitalize())}:</p>\n<ul>{listed}</ul>\n"
 
 
 def wants_page(accept: str) -> bool:

@@ -40,6 +40,16 @@ def test_it_says_what_the_problem_details_say_and_nothing_of_it_is_markup() -> N
     assert "<script" not in page
 
 
+def test_it_has_the_facts_that_the_problem_details_have() -> None:
+    seen = [{"level": "leaf", "pin": "sha256/A"}, {"level": "root", "pin": "sha256/B"}]
+    denied = Denied(Reason.PIN_MISMATCH, "x", facts={"pins_seen": seen, "pins_wanted": ["sha256/C", "<D>"], "other": 5})
+    page = problem_page(denied, "r", "0-1").decode()
+    assert "<p>Pins seen:</p>\n<ul><li><code>leaf sha256/A</code></li><li><code>root sha256/B</code></li></ul>" in page
+    assert "<p>Pins wanted:</p>\n<ul><li><code>sha256/C</code></li><li><code>&lt;D&gt;</code></li></ul>" in page
+    assert "<p>Other:</p>\n<ul><li><code>5</code></li></ul>" in page
+    assert "<ul>" not in problem_page(Denied(Reason.BAD_REQUEST, "x"), None, "0").decode()
+
+
 def test_without_a_rule_there_is_no_word_of_one() -> None:
     page = problem_page(Denied(Reason.BAD_REQUEST, "x"), None, "0-1").decode()
     assert "The rule" not in page
