@@ -1,21 +1,29 @@
-"""Counts each request that is over, in the metrics that are about requests. `addons.telemetry` calls it.
+"""Counts each request and each tunnel that is over. `addons.telemetry` calls it.
 
-Rules of this module: those of `addons.metrics`.
+Rules of this module:
+
+- A request counts once, under its rule, the mode in which it was handled, and the end that its decision line tells.
+- What was counted while it was still under way (`addons.underway`) is left out here.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from bisect import bisect_left
 
 from prometheus_client.samples import Exemplar
 from prometheus_client.values import MutexValue
 
-from addons.metrics import OWN_BUCKETS, UPSTREAM_BUCKETS, Metrics
+from addons.exchange import Exchange, action_of
+from addons.handshakecounts import HandshakeCounts
+from addons.metrics import NO_RULE, OWN_BUCKETS, UPSTREAM_BUCKETS, Metrics
+from proxy.core.decisions import Outcome
+from proxy.core.rules.ends import NO_REASON, status_class
 from proxy.core.rules.policy import Mode
 
 
-class RequestCounts:
+class EndCounts:
     """Counts the requests of one rule, mode and end.
 
     It adds to the values that prometheus-client keeps behind its counters. The counters' own methods check at each call
@@ -82,3 +90,42 @@ class RequestCounts:
     def remember(self, id: str) -> None:
         """Show a request's id as the exemplar of its series (OpenMetrics), until the next one."""
         self._requests.set_exemplar(Exemplar({"id": id}, 1.0, time.time()))
+
+
+class RequestCounts:
+    """Counts requests and tunnels, with their users, fields and pins."""
+
+    def __init__(self, metrics: Metrics, handshakes: HandshakeCounts) -> None:
+        self._metrics = metrics
+        self._handshakes = handshakes
+        # `labels` always returns the same object for the same labels, and is slow; so the objects are kept.
+        self._ends = functools.cache(functools.partial(EndCounts, metrics))
+
+    def count(self, exchange: Exchange, status: int | None, seconds: float) -> None:
+        """Count an exchange that is over, whose outcome is known.
+
+        Args:
+            exchange: the exchange.
+            status: the status that the app was told; None if it was told none.
+            seconds: how long it took.
+        """
+        rule, mode = exchange.rule_name or NO_RULE, Mode.OBSERVE if exchange.observing else Mode.ENFORCE
+        outcome, reason = exchange.outcome, exchange.denied.reason.code if exchange.denied else NO_REASON
+        assert outcome is not None
+        counts = self._ends(rule, mode, action_of(exchange), outcome, reason, status_class(status))
+        sent, received = exchange.counted
+        counts.add(seconds, exchange.bytes_sent - sent, exchange.bytes_received - received)
+        if exchange.headed:
+            own = exchange.ready - exchange.started_monotonic - exchange.waited
+            if exchange.whole:
+                own += exchange.started_monotonic + seconds - exchange.whole
+            whole = exchange.sent if exchange.sent <= exchange.headed else 0.0
+            counts.add_times(own, exchange.headed - max(exchange.ready, whole))
+        if exchange.user is not None:
+            self._metrics.users.labels(self._metrics.user_label(exchange.policy, exchange.user), outcome).inc()
+        if outcome is not Outcome.OK and outcome is not Outcome.OBSERVED:
+            counts.remember(exchange.id)
+        if exchange.fields is not None:
+            self._metrics.count_fields(exchange.fields.take(), rule, mode)
+        if exchange.upstream is not None and exchange.upstream.rule is not None:
+            self._handshakes.count_check(rule, mode, exchange.upstream)

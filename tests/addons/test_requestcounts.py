@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
 from addons.metrics import Metrics
-from addons.requestcounts import RequestCounts
+from addons.requestcounts import EndCounts
 from proxy.core.rules.ends import End
 from proxy.core.rules.policy import Mode
 
@@ -16,7 +16,7 @@ from proxy.core.rules.policy import Mode
 def test_requests_are_counted_as_the_library_itself_counts_them(times: list[float]) -> None:
     ours, theirs = Metrics(CollectorRegistry()), Metrics(CollectorRegistry())
     end = End("upgrade", "ok", "-", "2xx")
-    counts, _ = (RequestCounts(metrics, "pay", Mode.ENFORCE, *end) for metrics in (ours, theirs))
+    counts, _ = (EndCounts(metrics, "pay", Mode.ENFORCE, *end) for metrics in (ours, theirs))
     for number, seconds in enumerate(times):
         sent, received = number % 3, number % 2
         counts.add(seconds, sent, received)
