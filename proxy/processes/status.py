@@ -33,7 +33,6 @@ from proxy.processes.recent import KEPT, Recent
 DAYS = 90  # what ends within so many days is shown
 RULES = 200  # so many rules are shown, those with the most requests
 HOSTS = 3  # so many hosts of a rule are shown
-_PASSED = frozenset(("ok", "observed"))
 _FAILED = frozenset(("upstream_failed", "upstream_cut"))
 
 type _Counts = dict[str, _Traffic]

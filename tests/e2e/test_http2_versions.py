@@ -110,7 +110,6 @@ class Http1End:
     def __init__(self, client: RawClient | Accepted) -> None:
         self.client = client
         self._head: wire.Head
-        self._first_line = ""
 
     def _start(self, first: str, fields: Fields, last: bool) -> None:
         lines = [first, *(f"{name}: {value}" for name, value in fields)]

@@ -184,7 +184,6 @@ _IS_KNOWN = re.compile(
 _IS_HEX = re.compile(rb"(?=[0-9]*[A-Fa-f])(?=[A-Fa-f]*[0-9])[0-9A-Fa-f]{32,}+").fullmatch
 _IS_RANDOM = re.compile(rb"[A-Za-z0-9+/_-]{20,}+={0,2}").fullmatch
 _KINDS_OF_CHARACTERS = tuple(map(re.compile, (rb"[A-Z]", rb"[a-z]", rb"[0-9]")))
-_SEPARATORS = re.compile(rb"[ -]")
 _PASSWORDS = frozenset((b"password", b"passwd", b"pwd", b"passphrase", b"passcode", b"kennwort", b"passwort"))
 _CARD_CODES = frozenset((b"cvv", b"cvc", b"csc", b"cid"))
 _SOCIAL = frozenset((b"ssn", b"social"))

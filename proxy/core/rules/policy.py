@@ -404,11 +404,6 @@ class Policy:
         """Whether something is only observed: under a rule, or where there is none."""
         return self.mode is Mode.OBSERVE or any(self.observes(rule) for rule in self.rules)
 
-    @property
-    def trusts(self) -> frozenset[Trust]:
-        """Everything that `trust_for` may return."""
-        return frozenset(self.trust_for(rule) for rule in (None, *self.rules))
-
     def with_trusts(self, change: Callable[[Trust], Trust]) -> Policy:
         """Return the policy with each `Trust` in it replaced, and the content's hash as it is."""
         rules = tuple(rule if rule.trust is None else replace(rule, trust=change(rule.trust)) for rule in self.rules)
@@ -421,12 +416,6 @@ class Policy:
     def response_seconds(self, rule: Rule | None) -> int | None:
         """Return how many seconds an upstream may take to begin its response under a rule, or under none."""
         return (self.limits if rule is None or rule.limits is None else rule.limits).response_seconds
-
-    @property
-    def shortest_wait(self) -> int:
-        """The shortest of the time limits for an app to send and for an upstream to answer, in seconds."""
-        times = (self.response_seconds(rule) for rule in (None, *self.rules))
-        return min(self.limits.request_seconds, *(seconds for seconds in times if seconds is not None), 86_400)
 
     def reachable(self, rule: Rule | None) -> AddressSet:
         """Return which non-public addresses may be reached under a rule, or under none."""

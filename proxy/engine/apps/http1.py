@@ -54,7 +54,6 @@ class AppHttp1(Speaker):
         self._inside = tunnel.asked if tunnel is not None else None
         self._listener_target = listener_target
         self._is_first = True  # whether no request has come yet
-        self._is_http11 = True
         self._is_chunked = False  # whether the current response is in chunks
         self.is_last = False  # whether no other request is served after the current one
         self.conversation: Conversation | Connect | None = None
@@ -140,7 +139,6 @@ class AppHttp1(Speaker):
 
     def _begin(self, head: RequestHead) -> None:
         self._is_first = False
-        self._is_http11 = head.is_http11
         # RFC 9112, section 9.3: a proxy keeps no connection open with an HTTP/1.0 client, even if that asks for it.
         self.is_last = not (head.is_http11 and keeps_alive(True, head.fields)) or wants_to_switch(head.fields)
 

@@ -268,7 +268,6 @@ ViaName = Annotated[str, parsed(_parse_via), text_schema(pattern=f"^{_VIA.patter
 Kid = Annotated[str, parsed(_parse_kid), text_schema(minLength=1, maxLength=MAX_KID_LENGTH)]
 MemberName = Annotated[str, parsed(_parse_member_name), text_schema(minLength=1, maxLength=_MAX_MEMBER_NAME)]
 FileName = Annotated[str, parsed(parse_path), text_schema(minLength=1, maxLength=MAX_PATH_LENGTH)]
-Variable = Annotated[str, parsed(_parse_variable), text_schema(pattern=f"^{_VARIABLE.pattern}$")]
 Days = Annotated[int, parsed(_parse_days), text_schema(pattern="^[1-9][0-9]{0,5}[smhdw]$")]
 JwksUrlText = Annotated[JwksUrl, parsed(parse_jwks_url), text_schema(pattern="^https://")]
 MaxAge = Annotated[int, parsed(_parse_max_age), text_schema(pattern="^[1-9][0-9]{0,5}[smhdw]$")]
