@@ -13,8 +13,9 @@ import re
 import ssl
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -100,6 +101,19 @@ def beside(
 def trusted(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Path:
     """The file of the authority's certificate."""
     return authority.write_pem(tmp_path_factory.mktemp("trusted") / "ca.pem")
+
+
+type Own = Callable[..., Sidecar]
+
+
+@pytest.fixture
+def own(tmp_path: Path, server: PlainUpstream, authority: Authority, receiver: Receiver, app: Receiver) -> Own:
+    """Return what makes a mirror for one test: in its folder and beside the server, if it says nothing else."""
+
+    def make(behind: PlainUpstream | TlsUpstream | int = server, *, folder: Path = tmp_path, **options: Any) -> Sidecar:
+        return mirror(folder, behind, authority, receiver, app, **options)
+
+    return make
 
 
 def post(sidecar: Sidecar, trusted: Path, body: bytes, path: str = "/echo", **options: object) -> Answer:
@@ -351,13 +365,12 @@ class TestTls:
             client.start_tls(NAME, context=context)
 
     def test_a_server_that_speaks_tls_is_verified_as_any_upstream(
-        self, authority: Authority, receiver: Receiver, app: Receiver, trusted: Path, tmp_path: Path
+        self, own: Own, authority: Authority, trusted: Path, tmp_path: Path
     ) -> None:
         for known, status in ((authority, 200), (Authority(), 502)):
-            folder = tmp_path / str(status)
             with (
                 TlsUpstream(known, "127.0.0.1", respond=answering) as behind,
-                mirror(folder, behind, authority, receiver, app) as sidecar,
+                own(behind, folder=tmp_path / str(status)) as sidecar,
             ):
                 answer = post(sidecar, trusted, b"{}")
                 assert answer.status == status
@@ -375,15 +388,9 @@ def elsewhere(sidecar: Sidecar) -> None:
 
 class TestAsAnyListener:
     def test_a_new_certificate_is_taken_over_when_its_files_change(
-        self,
-        server: PlainUpstream,
-        authority: Authority,
-        receiver: Receiver,
-        app: Receiver,
-        trusted: Path,
-        tmp_path: Path,
+        self, own: Own, authority: Authority, trusted: Path, tmp_path: Path
     ) -> None:
-        with mirror(tmp_path, server, authority, receiver, app) as sidecar:
+        with own() as sidecar:
 
             def shown() -> bytes:
                 with peer(sidecar, trusted) as client:
@@ -403,12 +410,12 @@ class TestAsAnyListener:
             assert sidecar.metrics().value("overcoat_mirror_certificate_expiry_timestamp_seconds", host=NAME) > 0
 
     def test_plain_peers_are_served_if_they_are_listed(
-        self, server: PlainUpstream, authority: Authority, receiver: Receiver, app: Receiver, tmp_path: Path
+        self, own: Own, server: PlainUpstream, receiver: Receiver, tmp_path: Path
     ) -> None:
         for who, status in (("127.0.0.0/8", 200), ("10.0.0.0/8", 403)):
             listener = listener_of(server, more=f"&from={who}")
             with (
-                mirror(tmp_path / who[:2], server, authority, receiver, app, listener=listener) as sidecar,
+                own(folder=tmp_path / who[:2], listener=listener) as sidecar,
                 RawClient(sidecar.address) as client,
             ):
                 body = b'{"x":{"secret":' + receiver.seal(b"1", NAME, "$.x.secret") + b"}}"
@@ -421,15 +428,9 @@ class TestAsAnyListener:
                     assert newest(server, "/plainly").body == b'{"x":{"secret":1}}'
 
     def test_observe_mode_changes_nothing(
-        self,
-        server: PlainUpstream,
-        authority: Authority,
-        receiver: Receiver,
-        app: Receiver,
-        trusted: Path,
-        tmp_path: Path,
+        self, own: Own, server: PlainUpstream, receiver: Receiver, trusted: Path
     ) -> None:
-        with mirror(tmp_path, server, authority, receiver, app, rule="mode: observe") as sidecar:
+        with own(rule="mode: observe") as sidecar:
             body = b'{"x":{"secret":' + receiver.seal(b"1", NAME, "$.x.secret") + b"}}"
             assert post(sidecar, trusted, body, "/observed").body == body
             assert newest(server, "/observed").body == body
@@ -452,51 +453,31 @@ class TestAsAnyListener:
         assert client.read(stream).status == 200
         assert newest(server, "/trailers").body == b"{}"
 
-    def test_grpc_passes_where_nothing_in_it_is_marked(
-        self, authority: Authority, receiver: Receiver, app: Receiver, tmp_path: Path
-    ) -> None:
+    def test_grpc_passes_where_nothing_in_it_is_marked(self, own: Own, authority: Authority) -> None:
         options = (("grpc.ssl_target_name_override", NAME), ("grpc.default_authority", NAME))
         with Service(None) as service:
-            sidecar = mirror(tmp_path, service.port, authority, receiver, app)
+            sidecar = own(service.port)
             elsewhere(sidecar)
             trust = grpc.ssl_channel_credentials(authority.pem)
             with sidecar, grpc.secure_channel(sidecar.listen[0], trust, options) as channel:
                 assert unary_unary(channel, "Echo")(b"\x00hello\xff", timeout=DEADLINE) == b"\x00hello\xff"
 
-    def test_its_server_is_never_reached_through_another_proxy(
-        self,
-        server: PlainUpstream,
-        authority: Authority,
-        receiver: Receiver,
-        app: Receiver,
-        trusted: Path,
-        tmp_path: Path,
-    ) -> None:
+    def test_its_server_is_never_reached_through_another_proxy(self, own: Own, trusted: Path) -> None:
         with PlainUpstream() as proxy:
             more = f"\n    upstream_proxy: {{url: 'http://127.0.0.1:{proxy.port}'}}\n"
-            with mirror(tmp_path, server, authority, receiver, app, more=more) as sidecar:
+            with own(more=more) as sidecar:
                 assert post(sidecar, trusted, b"{}").status == 200
             proxy.assert_untouched()
 
-    def test_several_processes_show_the_same(
-        self,
-        server: PlainUpstream,
-        authority: Authority,
-        receiver: Receiver,
-        app: Receiver,
-        trusted: Path,
-        tmp_path: Path,
-    ) -> None:
-        with mirror(tmp_path, server, authority, receiver, app, more="\n    workers: 2\n") as sidecar:
+    def test_several_processes_show_the_same(self, own: Own, receiver: Receiver, trusted: Path) -> None:
+        with own(more="\n    workers: 2\n") as sidecar:
             for _ in range(8):
                 body = b'{"x":{"secret":' + receiver.seal(b"1", NAME, "$.x.secret") + b"}}"
                 assert post(sidecar, trusted, body).status == 200
 
-    def test_a_server_that_is_not_there_is_said_and_is_asked_no_other_way(
-        self, authority: Authority, receiver: Receiver, app: Receiver, trusted: Path, tmp_path: Path
-    ) -> None:
+    def test_a_server_that_is_not_there_is_said_and_is_asked_no_other_way(self, own: Own, trusted: Path) -> None:
         with PlainUpstream() as gone:
-            sidecar = mirror(tmp_path, gone, authority, receiver, app)
+            sidecar = own(gone)
         with sidecar:
             answer = post(sidecar, trusted, b"{}")
         assert (answer.status, answer.json()["reason"]) == (502, "upstream_unreachable")
@@ -504,16 +485,10 @@ class TestAsAnyListener:
 
     @pytest.mark.parametrize("scheme", ["http", "https"])
     def test_nothing_leaves_for_its_host_by_another_listener(
-        self,
-        server: PlainUpstream,
-        authority: Authority,
-        receiver: Receiver,
-        app: Receiver,
-        tmp_path: Path,
-        scheme: str,
+        self, own: Own, server: PlainUpstream, scheme: str
     ) -> None:
         both = f"{listener_of(server)}', 'forward://127.0.0.1:0"
-        with mirror(tmp_path, server, authority, receiver, app, listener=both) as sidecar:
+        with own(listener=both) as sidecar:
             proxy = f"http://{sidecar.listen[1]}"
             answer = curl(f"{scheme}://{NAME}/leaving", proxy=proxy, ca_file=sidecar.ca_file)
             line = sidecar.wait_for_decision(lambda line: line["reason"] == "destination_forbidden")
@@ -541,14 +516,7 @@ class TestAsAnyListener:
         ]
         assert told["denial"]["reason"] == "request_not_opened"
 
-    def test_a_websocket_passes_where_nothing_in_it_is_marked(
-        self,
-        authority: Authority,
-        receiver: Receiver,
-        app: Receiver,
-        trusted: Path,
-        tmp_path: Path,
-    ) -> None:
+    def test_a_websocket_passes_where_nothing_in_it_is_marked(self, own: Own, trusted: Path) -> None:
         def switch(got: RecordedRequest) -> bytes:
             key = (got.headers.get("sec-websocket-key") or "") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
             accept = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
@@ -556,7 +524,7 @@ class TestAsAnyListener:
             return b"HTTP/1.1 101 Switching Protocols\r\n" + fields.encode() + b"\x81\x02hi"
 
         with PlainUpstream(respond=switch) as talking:
-            sidecar = mirror(tmp_path, talking, authority, receiver, app)
+            sidecar = own(talking)
             elsewhere(sidecar)
             with sidecar, peer(sidecar, trusted) as client:
                 fields = (
