@@ -41,10 +41,12 @@ def begin(exchange: Exchange, flow: http.HTTPFlow, setting: Callable[[], Setting
     assert response is not None
     rule = exchange.rule
     entries = marked.of_response(exchange) if rule is not None and rule.response else ()
+    status, work = response.data.status_code, exchange.response_work
+    if not entries or status == 101:  # it has no body
+        response.stream = exchange.count_received
+        return
     label = responses.label_of(values_of(response.headers, b"content-type"))
-    status, work = response.status_code, exchange.response_work
-    may_pass = work is Work.DECRYPT and label is responses.Label.OTHER and status != _PARTIAL
-    if not entries or status == 101 or may_pass:  # 101: it has no body
+    if work is Work.DECRYPT and label is responses.Label.OTHER and status != _PARTIAL:
         response.stream = exchange.count_received
         return
     if exchange.method == "HEAD" or status in _WITHOUT_BODY:  # its fields are about another body

@@ -36,6 +36,7 @@ class Event(StrEnum):
 MAX_PATH = 2048  # characters of a path in a line: nobody can hide a request by making its line too long to be written
 
 _encode = json.JSONEncoder().encode
+_quote = json.encoder.encode_basestring_ascii  # what that calls for a string
 _known = lru_cache(256)(_encode)  # for values of which there are few, and which come again in the next line
 
 
@@ -70,7 +71,7 @@ def line_of(
         f'{_who(exchange.client, exchange.user)}, "trace_id": {f'"{trace}"' if trace else "null"}, '
         f'"method": {_known(exchange.method)}, '
         f"{_where(exchange.asked, upstream.address if upstream else None)}, "
-        f'"path": {_encode(path)}, {verdict}, '
+        f'"path": {_quote(path)}, {verdict}, '
         f"{_NO_FIELDS if exchange.fields is None else _fields(exchange)}, "
         f'"status": {"null" if status is None else status}, '
         f'"bytes_sent": {exchange.bytes_sent}, "bytes_received": {exchange.bytes_received}, '

@@ -132,6 +132,7 @@ class Metrics:
             ["result"],
             registry=registry,
         )
+        self._connection = functools.cache(self.pool.labels)
         self.clients = Gauge(
             "overcoat_client_connections",
             "Client connections open now.",
@@ -276,6 +277,10 @@ class Metrics:
     def keys_tried(self, key_set: str, *, succeeded: bool) -> None:
         """Count an attempt to fetch the keys of a set."""
         self.jwks_refreshes.labels(key_set, REFRESHES[not succeeded]).inc()
+
+    def count_connection(self, result: str) -> None:
+        """Count a connection to an upstream that was taken from the pool, opened or closed: one of `CONNECTIONS`."""
+        self._connection(result)._value.inc(1)  # not by the counter's own method: see `addons.requestcounts`
 
     def user_label(self, policy: Policy, name: str) -> str:
         """Return the label for a user: the name, unless the policy has very many."""

@@ -47,8 +47,8 @@ class EndCounts:
         self._bounds = seconds._upper_bounds
         self._own, self._own_buckets = own._sum, own._buckets
         self._upstream, self._upstream_buckets = upstream._sum, upstream._buckets
-        self._sent = metrics.bytes.labels(rule, mode, "sent")._value.inc
-        self._received = metrics.bytes.labels(rule, mode, "received")._value.inc
+        self._sent = metrics.bytes.labels(rule, mode, "sent")._value
+        self._received = metrics.bytes.labels(rule, mode, "received")._value
 
     def add(self, seconds: float, sent: int, received: int) -> None:
         """Count a request that is over.
@@ -63,14 +63,16 @@ class EndCounts:
             self._requests._value += 1
             self._seconds._value += seconds
             bucket._value += 1
-        else:
-            self._requests.inc(1)
-            self._seconds.inc(seconds)
-            bucket.inc(1)
+            self._sent._value += sent
+            self._received._value += received
+            return
+        self._requests.inc(1)
+        self._seconds.inc(seconds)
+        bucket.inc(1)
         if sent:
-            self._sent(sent)
+            self._sent.inc(sent)
         if received:
-            self._received(received)
+            self._received.inc(received)
 
     def add_times(self, own: float, upstream: float) -> None:
         """Count the parts of a request's time in seconds: Overcoat's own, and the upstream's."""

@@ -17,7 +17,6 @@ from mitmproxy import connection, http
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.http.redirects import Trail
-from proxy.core.rules.appview import View
 from proxy.core.rules.policy import ListenerKind, Mirror, Policy
 from proxy.core.who.addresses import network_of
 from proxy.core.who.clients import User
@@ -38,7 +37,6 @@ class Session:
         admitted_by: the policy that last allowed its client to use the proxy.
         verified: the users, and the credentials of one of them that this connection has sent.
         user: the name of that one.
-        view: the app's view of the last host that was upgraded for it, and the policy under which it was.
         speaks_http: whether plain http came inside that tunnel, whose requests are read here.
         trail: the redirects that an upgraded app follows on it.
         upstreams: the upstream connections that are being opened, by mitmproxy's connection id.
@@ -58,7 +56,6 @@ class Session:
     admitted_by: Policy | None = None
     user: str | None = None
     verified: tuple[tuple[User, ...], str] | None = field(default=None, repr=False)
-    view: tuple[Policy, View] | None = field(default=None, repr=False)
     speaks_http: bool = False
     trail: Trail = field(default_factory=Trail)
     upstreams: dict[str, Upstream] = field(default_factory=dict)

@@ -19,13 +19,14 @@ from addons.exchange import Exchange, is_denied
 from addons.headers import values_of
 from addons.sessions import Sessions
 from proxy.core.decisions import Action, Denied, Reason
-from proxy.core.destinations import HTTPS_PORT, Destination, parse_authority
+from proxy.core.destinations import CACHED, HTTPS_PORT, Destination, parse_authority
 from proxy.core.http.cookies import Cookies, Delivery, names_sent
 from proxy.core.http.heads import names_in
 from proxy.core.http.hops import has_come_through, one_forward_less, without_hop
 from proxy.core.http.names import host_field, with_host
 from proxy.core.rules import appview
 from proxy.core.rules.hsts import KnownHosts
+from proxy.core.rules.policy import Policy
 from proxy.core.rules.transport import decide_plain_http
 
 _FOR_THE_PROXY = frozenset((b"proxy-connection", b"proxy-authorization"))
@@ -39,6 +40,8 @@ class Transport:
         self._cookies = cookies
         self._known = known
         self._lasting = known.lasting()
+        self._viewed: Policy | None = None  # the policy that these views are of; they refer to it
+        self._views: dict[Destination, appview.View] = {}
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """Deny a CONNECT to a host whose https is rejected."""
@@ -82,7 +85,7 @@ class Transport:
             headers.fields, may_go_on = one_forward_less(headers.fields)
             if not may_go_on:
                 exchange.deny(flow, Denied(Reason.NO_FORWARDS_LEFT, "the request's Max-Forwards is 0"))
-        exchange.view = self._view(flow, exchange, is_upgraded=is_upgraded)
+        exchange.view = self._view(exchange, is_upgraded=is_upgraded)
         if exchange.view is not None:
             if b"origin" in names:
                 exchange.origin = values_of(headers, b"origin")[0]
@@ -126,18 +129,21 @@ class Transport:
             exchange.note_reason(denied)  # unless in observe mode, `response` replaces the response
         headers.fields = fields
 
-    def _view(self, flow: http.HTTPFlow, exchange: Exchange, *, is_upgraded: bool) -> appview.View | None:
+    def _view(self, exchange: Exchange, *, is_upgraded: bool) -> appview.View | None:
         if exchange.asked is None:
             return None
         if exchange.front is not None:
             return appview.renamed(exchange.front, exchange.asked)
         if not is_upgraded:
             return None
-        session = self.sessions.of(flow.client_conn)
-        if session.view is not None and session.view[0] is exchange.policy and session.view[1].asked == exchange.asked:
-            return session.view[1]
-        view = appview.upgraded(exchange.policy, exchange.asked, self._known, self._lasting)
-        session.view = exchange.policy, view
+        if exchange.policy is not self._viewed:
+            self._viewed, self._views = exchange.policy, {}
+        view = self._views.get(exchange.asked)
+        if view is None:
+            if len(self._views) >= CACHED:
+                del self._views[next(iter(self._views))]
+            view = appview.upgraded(exchange.policy, exchange.asked, self._known, self._lasting)
+            self._views[exchange.asked] = view
         return view
 
     def response(self, flow: http.HTTPFlow) -> None:

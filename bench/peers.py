@@ -127,7 +127,8 @@ def overcoat(
     port = free_port()
     path = lab.write(f"overcoat-{port}.yaml", json.dumps(overcoat_policy(lab, job, port)))
     command: list[str | Path] = [lab.overcoat]
-    environment = {}
+    data = lab.directory / f"overcoat-{port}-data"  # its own: no two share a local CA unasked
+    environment = {"OVERCOAT_DATA": str(data)}
     if checkout is not None:
         python = checkout / ".venv" / "bin" / "python"
         command = [python if python.exists() else sys.executable, "-m", "overcoat"]
@@ -140,7 +141,7 @@ def overcoat(
         if unknown is not None:
             raise Unavailable(f"the policy of this Overcoat has no such key: {', '.join(job.more)}") from None
         raise
-    return Contender(name, process, port, ca_file=lab.directory / "overcoat-data" / "ca-cert.pem")
+    return Contender(name, process, port, ca_file=data / "ca-cert.pem")
 
 
 def mitmdump_command(lab: Lab, job: Job, port: int) -> tuple[list[str | Path], dict[str, str]]:

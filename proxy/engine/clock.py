@@ -68,6 +68,7 @@ class ResponseClock:
         """Stop, for good."""
         self.stop()
         self._cancel()
+        self._guarded = _nothing  # the owner's, which refers back to this; without that circle, both are freed at once
 
     def _cancel(self) -> None:
         self._looks_at = math.inf
@@ -94,3 +95,7 @@ class ResponseClock:
         strike = self._strike
         self.stop()
         strike()
+
+
+def _nothing(*_arguments: object) -> None:
+    """Run no step: the connection is over."""

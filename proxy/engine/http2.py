@@ -161,6 +161,12 @@ class Connection[S: Stream](ABC):
     def goaway(self, last: int, code: int) -> None:
         """Called when the peer says that it serves no stream above `last`."""
 
+    def request(self, number: int, fields: Fields, *, is_whole: bool) -> None:  # noqa: B027  # upstreams ask nothing
+        """Begin a stream: its peer has sent the head of a request, and nothing more if `is_whole`."""
+
+    def ended(self, stream: S) -> None:  # noqa: B027  # as above
+        """Called when the peer has ended a stream that began with `request`."""
+
     @abstractmethod
     def broken(self, streams: list[S], why: str) -> None:
         """Called when the connection must end, after `outgoing` is sent: the peer broke the protocol, or did too much.
@@ -270,6 +276,8 @@ class Connection[S: Stream](ABC):
     def _take_frame(self, kind: int, flags: int, frame: bytes) -> None:
         number = int.from_bytes(frame[5:9]) & _LAST_ID
         stream = self.streams.get(number)
+        if kind == _HEADERS and stream is None and not self._is_client and self._take_request(number, flags, frame):
+            return
         if kind == _DATA and stream is not None and _has_data(flags, frame):
             self._empty.earn(EMPTY_A_FRAME)
         elif not self._carries(kind, flags, number, stream) and not self._empty.take():
@@ -299,11 +307,30 @@ class Connection[S: Stream](ABC):
             return stream is not None and bool(flags & _END_STREAM)
         return kind == _CONTINUATION or (kind == _RST_STREAM and stream is not None)
 
+    def _take_request(self, number: int, flags: int, frame: bytes) -> bool:
+        """Take the head of a request, if the frame is all of it; return whether it was."""
+        try:
+            fields = self.state.receive_request(number, flags, frame)
+        except h2.exceptions.ProtocolError as e:
+            self._misfed(e)
+            return True
+        if fields is None:
+            return False
+        is_whole = bool(flags & _END_STREAM)
+        self.request(number, fields, is_whole=is_whole)
+        if is_whole and (stream := self.streams.get(number)) is not None:
+            self.ended(stream)
+        return True
+
+    def _misfed(self, error: h2.exceptions.ProtocolError) -> None:
+        """End the connection for a frame that may not come; the GOAWAY is ready to be sent."""
+        self._end(f"a frame that may not be, or not now ({name_of(int(error.error_code))})")
+
     def _feed(self, data: bytes) -> bool:
         try:
             events = self.state.receive_data(data)
-        except h2.exceptions.ProtocolError as e:  # its GOAWAY is ready to be sent
-            self._end(f"a frame that may not be, or not now ({name_of(int(e.error_code))})")
+        except h2.exceptions.ProtocolError as e:
+            self._misfed(e)
             return False
         for event in events:
             if self.is_over:
@@ -328,6 +355,8 @@ class Connection[S: Stream](ABC):
             elif stream is not None:
                 self._close(stream)
                 self.event(event, stream)
+        elif isinstance(event, h2.events.RequestReceived):
+            self.request(event.stream_id, tuple(event.headers), is_whole=event.stream_ended is not None)
         else:
             self.event(event, stream)
 

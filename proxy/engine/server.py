@@ -191,8 +191,7 @@ class Engine:
         self.loop.set_exception_handler(_Reports())
         self.policy = policy
         self.connections: set[OpenConnection] = set()
-        found = functools.cache(metrics.pool.labels)  # it always returns the same object for the same label
-        self.pool = Pool(self.loop, lambda result: found(result).inc())
+        self.pool = Pool(self.loop, metrics.count_connection)
         self._taken = self.loop.time()  # when the policy in force was taken over
         self.is_parting = False  # told to end; new connections are still taken, for `drain_wait`
         self.is_draining = False

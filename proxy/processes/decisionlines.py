@@ -93,7 +93,8 @@ class LineWriter:
         self._gap = 0  # lines lost since the log said that lines are lost
         self._gap_began = 0.0
         self._is_closing = False
-        self._changed = threading.Condition()
+        self._guard = threading.Lock()
+        self._changed = threading.Condition(self._guard)
         self._thread = threading.Thread(target=self._run, name="lines", daemon=True)
         self._thread.start()
 
@@ -109,7 +110,7 @@ class LineWriter:
         if self._descriptor is None:
             self._lose(1, "there is no standard output")
             raise OSError(errno.EBADF, "there is no standard output")
-        with self._changed:
+        with self._guard:  # the condition's own lock, without a call of Python at each end
             has_room = self._size + len(data) <= MAX_WAITING
             if has_room:
                 if not self._waiting:

@@ -76,6 +76,8 @@ def trailers_to_relay(fields: Fields, *, stays_apart: bool = False) -> Fields:
         fields: name and value, as they came.
         stays_apart: whether they are received and sent in HTTP/2.
     """
+    if not fields:  # as nearly always
+        return ()
     return tuple(
         field
         for field in fields

@@ -35,7 +35,7 @@ from addons.pinning import have_expired
 from proxy.core.decisions import Denied, Reason, late_response
 from proxy.core.fields import bodies
 from proxy.core.fields.uploads import MOST_LOOKED_AT
-from proxy.core.http.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead, ResponseHead
+from proxy.core.http.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead, ResponseHead, names_in
 from proxy.core.http.hops import without_framing, without_hop
 from proxy.core.http.websocket import BINARY, TEXT
 from proxy.core.rules.appview import interim_fields
@@ -249,7 +249,7 @@ class Conversation:
     @property
     def takes_trailers(self) -> bool:
         """Whether the app accepts trailers in the response (RFC 9110, section 10.1.4)."""
-        return self.head.is_http2 and any(name == b"te" for name, _ in self.head.fields)
+        return self.head.is_http2 and b"te" in names_in(self.head.fields)
 
     def _acquire(self, *, fresh: bool = False) -> None:
         request = self.flow.request.data

@@ -46,6 +46,8 @@ MAX_DISCARDED = 1024 * 1024  # bytes of a body that nobody needs any more
 STILL_TAKEN = 256 * 1024  # bytes that are still taken from an app that breaks the rules, so that it can read why
 _NOT_IN_HTTP2 = frozenset((b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection", b"upgrade"))
 _PER_FIELD = 32  # RFC 9113, section 6.5.2
+# Of the same requests on several connections the heads are one object, so what is cached by a head is found at once.
+_kept_request = lru_cache(KEPT)(read_http2_request)
 
 
 class AppHttp2(Connection["AppHttp2Stream"], Speaker):
@@ -68,7 +70,8 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
         self.inside = tunnel.asked if tunnel is not None else None
         self.listener_target = listener_target
         self.is_leaving = False
-        self._heads: dict[tuple[tuple[tuple[bytes, bytes], ...], bool], RequestHead] = {}
+        self._limits = limits  # those within which these heads are
+        self._heads: dict[tuple[Fields, bool], RequestHead] = {}
         self._clocks: list[ResponseClock] = []
         self._late: Denied | None = None
         self._last = 2**31 - 1  # the highest stream that is served
@@ -183,9 +186,7 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
 
     def event(self, event: h2.events.Event, stream: AppHttp2Stream | None) -> None:
         """Handle what a frame means."""
-        if isinstance(event, h2.events.RequestReceived):
-            self._begin(event)
-        elif isinstance(event, h2.events.DataReceived):
+        if isinstance(event, h2.events.DataReceived):
             if stream is None:
                 self.ignore_data(event)
             else:
@@ -193,14 +194,18 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
                 self.told(stream)
         elif stream is not None:
             if isinstance(event, h2.events.StreamEnded):
-                stream.ended()
+                self.ended(stream)
             elif isinstance(event, h2.events.TrailersReceived):
                 stream.behind(event.headers or [])
             elif isinstance(event, h2.events.StreamReset):
                 stream.gone()
 
-    def _begin(self, event: h2.events.RequestReceived) -> None:
-        number = event.stream_id or 0
+    def ended(self, stream: AppHttp2Stream) -> None:
+        """Handle the end of a request."""
+        stream.ended()
+
+    def request(self, number: int, fields: Fields, *, is_whole: bool) -> None:
+        """Handle the head of a request."""
         stream = AppHttp2Stream(self, number)
         self.streams[number] = stream
         if number > self._last or len(self.streams) > MAX_STREAMS:
@@ -213,12 +218,11 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
             self.reset(stream, ErrorCodes.REFUSED_STREAM)
             return
         self.app.session.policy = self.app.house.policy  # the policy in force when the stream begins
-        is_whole = event.stream_ended is not None
         try:
-            head = self._read_head(tuple(event.headers or ()), is_whole)
+            head = self._read_head(fields, is_whole)
             head, request, front = aimed(head, self.inside, self.listener_target, is_tls=self.app.tls is not None)
         except Denied as denied:
-            stream.deny(denied, event.headers or [])
+            stream.deny(denied, fields)
             return
         stream.expected = head.body if head.body >= 0 else None
         stream.conversation = conversation = Conversation(stream, request, head)
@@ -231,22 +235,30 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
     @property
     def _is_disowned(self) -> bool:
         """Whether the users of the proxy have changed since this connection was let in by name and password."""
-        connect, users = self.app.session.connect, self.app.house.policy.clients.users
-        return connect is not None and connect.policy.clients.users != users
+        connect, policy = self.app.session.connect, self.app.house.policy
+        if connect is None or connect.policy is policy:
+            return False
+        return connect.policy.clients.users != policy.clients.users
 
-    def _read_head(self, block: tuple[tuple[bytes, bytes], ...], is_whole: bool) -> RequestHead:
-        """Read the head of a request; a head that has come before is cached (5 % of the cost of a small request).
+    def _read_head(self, block: Fields, is_whole: bool) -> RequestHead:
+        """Read the head of a request; a small one that has come before is not read again, nor are its limits checked.
 
         Raises:
             Denied: it is malformed, or longer than a head of HTTP/1 may be.
         """
-        known = self._heads.get((block, is_whole))
-        head = known or read_http2_request(block, is_whole=is_whole)
-        self.check_limits(head.fields, len(head.method) + len(head.target), "header")
-        if known is None and size_of(block) <= KEPT_LIST:
-            if len(self._heads) >= KEPT_HEADS:
-                self._heads.clear()
-            self._heads[block, is_whole] = head
+        limits = self.app.session.policy.limits
+        if limits is not self._limits:
+            self._limits = limits
+            self._heads.clear()
+        head = self._heads.get((block, is_whole))
+        if head is None:
+            is_small = size_of(block) <= KEPT_LIST
+            head = (_kept_request if is_small else read_http2_request)(block, is_whole=is_whole)
+            self.check_limits(head.fields, len(head.method) + len(head.target), "header")
+            if is_small:
+                if len(self._heads) >= KEPT_HEADS:
+                    self._heads.clear()
+                self._heads[block, is_whole] = head
         return head
 
     def clock(self) -> ResponseClock:
@@ -414,7 +426,7 @@ class AppHttp2Stream(Stream):
             late = Denied(Reason.REQUEST_TIMEOUT, f"the app did not send all of it within {seconds} s")
             self.conversation.give_up(late)
 
-    def deny(self, denied: Denied, block: list[tuple[bytes, bytes]]) -> None:
+    def deny(self, denied: Denied, block: Fields) -> None:
         """Answer a head that is no request; `block` has its fields."""
         content_type = next((value for name, value in block if name == b"content-type"), b"")
         exchange = self.app.denied(denied)
@@ -434,8 +446,8 @@ class AppHttp2Stream(Stream):
 
     def version(self, request: http.Request) -> Version:
         """Return the version in which a request is to go out: HTTP/2 if HTTP/1.1 could not carry everything."""
-        types = values_of(request.headers, b"content-type")
-        if any(is_grpc(each) for each in types):
+        types = values_of(request.data.headers, b"content-type")
+        if types and any(is_grpc(each) for each in types):
             return Version.ONLY_HTTP2
         mirror = self.app.session.mirror
         if mirror is not None and mirror.is_plain:  # its server may speak HTTP/1.1 only, which no handshake tells

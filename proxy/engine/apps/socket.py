@@ -420,7 +420,8 @@ class AppSocket(Life):
             self.transport.close()
         else:
             self._start_timer("linger", timelimits.LINGER_SECONDS, self.transport.close)
-        self._limit_flush(self.abort)
+        if self.transport.get_write_buffer_size():
+            self._limit_flush(self.abort)
 
 
 def _tcp_state(connection: socket.socket) -> int | None:

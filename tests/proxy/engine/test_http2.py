@@ -16,6 +16,7 @@ import pytest
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
+from proxy.core.http.heads import Fields
 from proxy.engine.http2 import EMPTY_AT_ONCE, PREFACE, Allowance, Connection, Stream, _has_data, _opens_nothing
 from proxy.engine.http2state import MAX_HUFFMAN, MAX_STREAMS, MAX_TABLE, NeverIndexed, State, _Encoder
 from tests.e2e.frames import (
@@ -360,9 +361,8 @@ class Asked(Way):
         self.heads: list[int] = []
         self.received(PREFACE + settings())
 
-    def event(self, event: h2.events.Event, stream: Stream | None) -> None:
-        if isinstance(event, h2.events.RequestReceived):
-            self.heads.append(len(event.headers or []))
+    def request(self, number: int, fields: Fields, *, is_whole: bool) -> None:
+        self.heads.append(len(fields))
 
 
 class TestTurns:

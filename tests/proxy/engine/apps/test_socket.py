@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -30,6 +32,9 @@ class Transport:
 
     def is_closing(self) -> bool:
         return bool({"close", "abort"} & set(self.calls))
+
+    def get_write_buffer_size(self) -> int:
+        return 0
 
     def __getattr__(self, name: str) -> Callable[[], None]:
         return lambda: self.calls.append(name)
@@ -106,6 +111,25 @@ def test_what_was_opened_for_a_connection_may_fail_after_its_end() -> None:
         assert calls == ["abort"]
 
     run(check)
+
+
+def test_one_that_is_over_is_freed_at_once() -> None:
+    """It has no circle of references, which only the garbage collector would find."""
+
+    async def main() -> None:
+        app, _ = opened()
+        app.clock.start(SimpleNamespace(unsent=lambda: 0), 60, lambda: None)
+        app.close()
+        app.connection_lost(None)
+        freed = weakref.ref(app)
+        del app
+        assert freed() is None
+
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
 
 
 def test_it_is_lost_once() -> None:

@@ -1,0 +1,138 @@
+"""How much work a request is, in steps of Python's interpreter: that does not depend on the machine, nor on what else
+it does.
+
+Rules of this module:
+
+- A ceiling is some three per cent above what is needed. Who makes requests cheaper lowers it; who makes them dearer by
+  that much has a reason, and says it.
+- The ceilings are for one version of Python, since others have other steps; what is compared within one run is not.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.app import connect
+from tests.e2e.certificates import Authority
+from tests.e2e.clients import RawClient
+from tests.e2e.http2 import speak
+from tests.e2e.sidecar import Sidecar
+from tests.e2e.upstream import TlsUpstream
+from tests.waiting import wait_until
+
+PROGRAM = Path(__file__).with_name("programs") / "counted.py"
+STREAMS = 16  # at once
+ROUNDS = 5
+OF_ONE_VERSION = pytest.mark.skipif(
+    sys.version_info[:2] != (3, 13), reason="the ceilings are counted in steps of Python 3.13; others have other steps"
+)
+
+
+class Counted:
+    """A sidecar whose steps are counted, and the work that is given to it."""
+
+    def __init__(self, sidecar: Sidecar, upstream: TlsUpstream, file: Path) -> None:
+        self.sidecar = sidecar
+        self.name = f"localhost:{upstream.port}"
+        self._file = file
+
+    def steps(self, work: Callable[[], object], count: int) -> float:
+        """Return the steps of one of `count` requests, which `work` makes."""
+        on, begun = self._file.with_name("steps.on"), self._file.with_name("steps.counts")
+        for _ in range(2):  # what is kept from one request for the next is there by then
+            work()
+        on.touch()
+        wait_until(begun.exists, "counting has begun")
+        work()
+        on.unlink()
+        wait_until(self._file.exists, "the count is there")
+        found = int(self._file.read_text())
+        self._file.unlink()
+        return found / count
+
+    def get(self, client: RawClient, target: str, host: str, more: str = "") -> None:
+        client.send(f"GET {target} HTTP/1.1\r\nHost: {host}\r\nAccept: */*\r\n{more}\r\n".encode())
+        assert client.read_response().status == 200
+
+    def kept_open(self) -> float:
+        """Return the steps of an upgraded request on an open connection."""
+        with RawClient(self.sidecar.address) as client:
+            count = STREAMS * ROUNDS
+
+            def work() -> None:
+                for _ in range(count):
+                    self.get(client, "http://localhost/a", "localhost")
+
+            return self.steps(work, count)
+
+    def on_new_connections(self) -> float:
+        """Return the steps of one for which the app connects anew."""
+
+        def work() -> None:
+            for _ in range(STREAMS):
+                with RawClient(self.sidecar.address) as client:
+                    self.get(client, "http://localhost/a", "localhost", "Connection: close\r\n")
+                    assert client.read_to_end() == b""
+
+        return self.steps(work, STREAMS)
+
+    def inspected(self) -> float:
+        """Return the steps of an inspected request on open connections, of which there are as many as streams."""
+        clients = [connect(self.sidecar, self.name) for _ in range(STREAMS)]
+        for client in clients:
+            client.start_tls("localhost", self.sidecar.ca_file)
+        head = f"GET /a HTTP/1.1\r\nHost: {self.name}\r\nAccept: */*\r\n\r\n".encode()
+
+        def work() -> None:
+            for _ in range(ROUNDS):
+                for client in clients:
+                    client.send(head)
+                for client in clients:
+                    assert client.read_response().status == 200
+
+        return self.steps(work, STREAMS * ROUNDS)
+
+    def in_streams(self) -> float:
+        """Return the steps of an inspected request in HTTP/2."""
+        client = speak(self.sidecar, self.name)
+        fields = [(":method", "GET"), (":scheme", "https"), (":authority", self.name), (":path", "/a")]
+
+        def work() -> None:
+            for _ in range(ROUNDS):
+                streams = [client.begin_raw([*fields, ("accept", "*/*")], last=True) for _ in range(STREAMS)]
+                assert {client.read(stream).status for stream in streams} == {200}
+
+        return self.steps(work, STREAMS * ROUNDS)
+
+
+@pytest.fixture(scope="module")
+def counted(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counted]:
+    folder = tmp_path_factory.mktemp("counted")
+    with TlsUpstream(authority) as upstream:
+        policy = f"rules:\n  - {{name: counted, hosts: [localhost], https_port: {upstream.port}, https: inspect}}\n"
+        command = [sys.executable, "-P", str(PROGRAM), str(folder / "steps")]
+        with Sidecar(policy, folder, authority=authority, command=command) as sidecar:
+            yield Counted(sidecar, upstream, folder / "steps")
+
+
+@OF_ONE_VERSION
+def test_of_a_request_on_an_open_connection(counted: Counted) -> None:
+    assert 3000 < counted.kept_open() < 6400
+
+
+@OF_ONE_VERSION
+def test_of_one_on_a_new_connection(counted: Counted) -> None:
+    assert 3000 < counted.on_new_connections() < 10_200
+
+
+@OF_ONE_VERSION
+def test_of_one_in_http2(counted: Counted) -> None:
+    assert 3000 < counted.in_streams() < 7250
+
+
+def test_http2_costs_little_more_than_http1(counted: Counted) -> None:
+    assert counted.in_streams() / counted.inspected() < 1.2
