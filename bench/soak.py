@@ -36,8 +36,8 @@ from statistics import median
 from bench.lab import HOST, NAME, Lab, LabError, Process, Settings, free_port
 from bench.measure import BODY
 from bench.peers import FIELDS
-from bench.soak_http2 import AppConnections, UpstreamConnection, context_of
-from bench.soak_kinds import KINDS, Tally, answer_of
+from bench.soak_http2 import AppConnections, UpstreamConnection
+from bench.soak_kinds import KINDS, Soak, Tally, answer_of
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 1024 * 1024
@@ -223,21 +223,6 @@ class Client:
         if b" 200 " not in start + b" ":
             raise Ended(f"CONNECT was answered {start!r}")
         await writer.start_tls(self._soak.contexts[kind], server_hostname=NAME)
-
-
-class Soak:
-    """What all clients share."""
-
-    def __init__(self, total: int, seed: int, authorities: dict[str, Path]) -> None:
-        self.tally = Tally(bytearray(total), [""] * total)
-        self.numbers = iter(number for number in range(total) if number % 3)
-        self.http2_numbers = iter(range(0, total, 3))
-        self.random = random.Random(seed)
-        self.names = [name for name in KINDS if not name.startswith("h2-")]
-        self.weights = [KINDS[name].weight for name in self.names]
-        self.contexts = {kind: ssl.create_default_context(cafile=file) for kind, file in authorities.items()}
-        self.http2_context = context_of(authorities["inspected"])
-        self.port = self.upstream_port = self.tunnel_port = self.http2_port = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,5 @@
 """The HTTP/2 of the soak: an app with several streams at once, and an upstream that goes away and resets.
 
-It is longer than 500 lines, because the app and the upstream count the same streams, each from its side.
-
 Rules of this module:
 
 - Both stand on h2, and read nothing of the product's.
@@ -15,11 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h2.config
 import h2.connection
@@ -31,10 +27,7 @@ from hyperframe.frame import GoAwayFrame
 
 from bench.lab import HOST, NAME
 from bench.measure import BODY
-from bench.soak_kinds import KINDS, LARGE, Tally, answer_of
-
-if TYPE_CHECKING:
-    from bench.soak import Soak
+from bench.soak_kinds import KINDS, LARGE, Soak, Tally, answer_of
 
 STREAMS = 8  # at once on a connection
 PATIENCE = 60.0  # seconds that an app waits for an answer that must come
@@ -382,13 +375,6 @@ class UpstreamConnection:
 def _field(event: h2.events.RequestReceived | h2.events.ResponseReceived, name: str) -> str:
     fields: dict[Any, Any] = dict(event.headers or ())
     return str(fields[name])
-
-
-def context_of(ca_file: Path) -> ssl.SSLContext:
-    """Return the TLS of an app that speaks HTTP/2."""
-    context = ssl.create_default_context(cafile=str(ca_file))
-    context.set_alpn_protocols(["h2"])
-    return context
 
 
 @dataclass(frozen=True, slots=True)

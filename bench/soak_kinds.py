@@ -1,9 +1,12 @@
-"""What the soak asks for, and what became of it."""
+"""What the soak asks for, what became of it, and what all its clients share."""
 
 from __future__ import annotations
 
+import random
+import ssl
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from bench.measure import PLAIN_VALUES
 from bench.peers import FIELDS
@@ -120,6 +123,28 @@ class Tally:
             self.refused.append(number)
         elif status not in KINDS[kind].statuses:
             self.fault("unexpected", f"{kind} {number}: {status} {body[:200]!r}")
+
+
+class Soak:
+    """What all clients share."""
+
+    def __init__(self, total: int, seed: int, authorities: dict[str, Path]) -> None:
+        self.tally = Tally(bytearray(total), [""] * total)
+        self.numbers = iter(number for number in range(total) if number % 3)
+        self.http2_numbers = iter(range(0, total, 3))
+        self.random = random.Random(seed)
+        self.names = [name for name in KINDS if not name.startswith("h2-")]
+        self.weights = [KINDS[name].weight for name in self.names]
+        self.contexts = {kind: ssl.create_default_context(cafile=file) for kind, file in authorities.items()}
+        self.http2_context = context_of(authorities["inspected"])
+        self.port = self.upstream_port = self.tunnel_port = self.http2_port = 0
+
+
+def context_of(ca_file: Path) -> ssl.SSLContext:
+    """Return the TLS of an app that speaks HTTP/2."""
+    context = ssl.create_default_context(cafile=str(ca_file))
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 def answer_of(kind: str, number: int) -> bytes:

@@ -34,6 +34,11 @@ def test_no_modules_import_each_other_in_a_circle(house: Tree) -> None:
     assert not path, " → ".join(path)
 
 
+def test_nor_does_what_measures_and_documents_it() -> None:
+    path = circle(Tree(ROOT, ["bench", "docs"]).graph())
+    assert not path, " → ".join(path)
+
+
 def test_modules_import_only_what_the_architecture_allows(house: Tree) -> None:
     wrong = wrong_imports(house, places((ROOT / "ARCHITECTURE.md").read_text("utf-8")))
     assert not wrong, "\n".join(wrong)
