@@ -1,8 +1,6 @@
 """The policy in force: frozen and complete, with every key loaded and every pattern parsed. The policy file's reader
 builds it (`proxy.policyfile.load`); engine and addons look things up in it for each request.
 
-It is longer than 500 lines, because the parts of a policy are looked up in each other, and are found in one place.
-
 Rules of this module:
 
 - A `Policy` never changes after it was built; a reload replaces it as a whole.
