@@ -103,7 +103,7 @@ class Gate:
         """
         clients = exchange.policy.clients_of(session.mirror)
         if session.admitted_by is not exchange.policy:  # the policy may have changed
-            check_client(clients, exchange.client)
+            check_client(clients, exchange.client, is_at_mirror=session.mirror is not None)
             session.admitted_by = exchange.policy
         if not clients.users:
             return

@@ -22,7 +22,7 @@ from OpenSSL import SSL, crypto
 from addons.exchange import Upstream
 from addons.sessions import Sessions
 from proxy.core.certificates.forms import form_defect
-from proxy.core.certificates.words import circumstances
+from proxy.core.certificates.words import OF_CRLS, circumstances, remedy
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import HTTPS_PORT, Destination
 from proxy.core.handshakes import handshake_failed
@@ -104,11 +104,11 @@ def verifier(policy: Policy, upstream: Upstream, destination: Destination) -> Ve
             upstream.denied = Denied(Reason.INTERNAL_ERROR, f"checking the certificate raised {type(e).__name__}")
             return False
 
-    def refuse(what: str, depth: int, is_for_its_form: bool, more: str = "") -> bool:
+    def refuse(what: str, depth: int, hint: str, more: str = "") -> bool:
         upstream.denied = Denied(
             Reason.CERTIFICATE_INVALID,
             f"the certificate of {destination.host} is not valid: {what} (depth {depth}){more and f': {more}'}",
-            _lenience(upstream) if is_for_its_form else "",
+            hint,
         )
         return False
 
@@ -117,11 +117,12 @@ def verifier(policy: Policy, upstream: Upstream, destination: Destination) -> Ve
             return True
         if not ok:
             more = circumstances(error, crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate), datetime.now(UTC))
-            return refuse(verify_error(error), depth, is_about_form(error, certificate), more)
+            hint = _lenience(upstream) if is_about_form(error, certificate) else remedy(error)
+            return refuse(verify_error(error), depth, hint, more)
         chain[depth] = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
         defect = form_defect(chain[depth]) if is_strict and len(chain) + depth > 1 else None
         if defect is not None:
-            return refuse(defect, depth, True)
+            return refuse(defect, depth, _lenience(upstream))
         if depth > 0:
             return True
         return _check(policy, upstream, [chain[d] for d in sorted(chain)], destination)
@@ -134,7 +135,7 @@ def _is_tolerable(trust: Trust, error: int, certificate: crypto.X509) -> bool:
 
     An anchor is trusted for itself: nobody issued it whose list could name it.
     """
-    if trust.crls is None or error not in _OF_CRLS:
+    if trust.crls is None or error not in OF_CRLS:
         return False
     if trust.crls.when is CrlUse.IF_PRESENT:
         return True
@@ -183,11 +184,7 @@ def _unpinned(upstream: Upstream, rule: Rule, verified_chain: list[bytes], desti
     )
 
 
-# <openssl/x509_vfy.h>: there is no list; or it is not verifiable, not yet valid, past its next update, or without an
-# issuer; its issuer signs no lists or has no valid path; it has an unknown critical extension or another scope. That a
-# certificate is revoked (23) is none of these.
-_NO_CRL = 3
-_OF_CRLS = frozenset((_NO_CRL, 5, 8, 11, 12, 15, 16, 33, 35, 36, 44, 54))
+_NO_CRL = 3  # <openssl/x509_vfy.h>
 # <openssl/x509_vfy.h>: errors that only X509_V_FLAG_X509_STRICT finds.
 _OF_STRICT = frozenset((78, *range(80, 95)))
 _INVALID_CA = 79

@@ -16,6 +16,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from addons.metrics import UPSTREAM_PROXY
+from proxy.core.certificates.crls import ends_of
+from proxy.core.certificates.words import shown_name
 from proxy.core.rules.policy import Policy
 
 
@@ -33,6 +35,7 @@ class PolicyMetrics(Collector):
         self._version = version
         self._policy = policy
         self._started = started
+        self._lists: tuple[Policy | None, dict[tuple[str, str], datetime]] = (None, {})
 
     def describe(self) -> tuple[GaugeMetricFamily, ...]:
         """Return the families without samples."""
@@ -62,6 +65,11 @@ class PolicyMetrics(Collector):
                 "When the certificate ends that a rule's hosts are shown.",
                 labels=["rule"],
             ),
+            GaugeMetricFamily(
+                "overcoat_crl_expiry_timestamp_seconds",
+                "When a revocation list that the policy names ends, by its issuer and by what happens then.",
+                labels=["issuer", "when"],
+            ),
             GaugeMetricFamily("overcoat_info", "Always 1; the version and mode that run.", labels=["version", "mode"]),
             GaugeMetricFamily(
                 "overcoat_policy_info",
@@ -74,7 +82,7 @@ class PolicyMetrics(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Return the families."""
         policy = self._policy()
-        families = keys, ages, expiry, certificates, own, info, content, start = self.describe()
+        families = keys, ages, expiry, certificates, own, lists, info, content, start = self.describe()
         sets = {entry.keys.name: entry.keys for rule in policy.rules for entry in rule.fields}
         for name, key_set in sets.items():
             if key_set.supply is not None:
@@ -97,10 +105,28 @@ class PolicyMetrics(Collector):
         for rule in policy.rules:
             if rule.client_certificate is not None:
                 own.add_metric([rule.name], int(rule.client_certificate.ends.timestamp()))
+        for (issuer, when), end in self._ends_of_lists(policy).items():
+            lists.add_metric([issuer, when], int(end.timestamp()))
         info.add_metric([self._version, policy.mode.value], 1)
         content.add_metric([policy.short_hash], 1)
         start.add_metric([], self._started)
         yield from families
+
+    def _ends_of_lists(self, policy: Policy) -> dict[tuple[str, str], datetime]:
+        """Return the ends of revocation lists by issuer and use; of several scopes and rules, the first one.
+
+        Lists may be long, so they are read once for a policy and not at each scrape.
+        """
+        if self._lists[0] is not policy:
+            found: dict[tuple[str, str], datetime] = {}
+            for trust in (policy.trust, *(rule.trust for rule in policy.rules)):
+                if trust is None or trust.crls is None:
+                    continue
+                for issuer, end in ends_of(trust.crls.lists):
+                    label = shown_name(issuer), trust.crls.when.value
+                    found[label] = min(end, found.get(label, end))
+            self._lists = policy, found
+        return self._lists[1]
 
 
 def _end_of(day: date) -> int:

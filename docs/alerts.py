@@ -6,10 +6,14 @@ Rules of this module:
 - An event that is counted fires its alert, whether it happened once or many times between two scrapes. `increase` sees
   it only if there was an earlier sample; events without one count, too (see `events`).
 - Every metric and every reason in here exists, and each alert fires: tests say so.
+- A summary is true at 3 a.m., too: what has ended "has ended" (no negative time), what never was "never" was, and `-`,
+  which stands for no rule, is said in words.
+- Each names the place in the papers that leads to the end of the trouble.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,7 +33,9 @@ class Alert:
         severity: `critical` (there may be an attack, or a protection does not hold), `warning`, `info`.
         summary: one line, with templates for labels.
         description: what to do.
+        runbook: the place in the papers that goes on from there: a file and a heading, from the repository's folder.
         wait: how long the expression must hold.
+        within: of what ends, how long before it fires, in words.
     """
 
     name: str
@@ -37,7 +43,17 @@ class Alert:
     severity: str
     summary: str
     description: str
+    runbook: str
     wait: str = ""
+    within: str = ""
+
+
+RULE = '{{ if eq $labels.rule "-" }}hosts without a rule{{ else }}rule {{ $labels.rule }}{{ end }}'
+ENDS = "{{ if gt $value 0.0 }}ends in {{ $value | humanizeDuration }}{{ else }}has ended{{ end }}"
+# What was never fetched was so at 0, the beginning of 1970: the time since then is no age.
+NOT_FETCHED = (
+    "{{ if gt $value 1e9 }}never been fetched{{ else }}not been fetched for {{ $value | humanizeDuration }}{{ end }}"
+)
 
 
 def events(counter: str, by: Sequence[str] = ()) -> str:
@@ -94,120 +110,156 @@ ALERTS = (
         "OvercoatPinMismatch",
         events(denials(Reason.PIN_MISMATCH), _DENIED),
         "critical",
-        "rule {{ $labels.rule }}: a server showed a valid certificate whose key matches no pin",
+        f"{RULE}: a server showed a valid certificate whose key matches no pin",
         "Nothing was sent to it. Either its key was changed without notice, or somebody else has a certificate for its "
         "name. Ask the server's operator for the key over another channel; never take the pin from what answers now.",
+        runbook="docs/pinning.md#at-3-am-a-pin-does-not-match",
     ),
     Alert(
         "OvercoatCertificateInvalid",
         events(denials(Reason.CERTIFICATE_INVALID), _DENIED),
         "critical",
-        "rule {{ $labels.rule }}: a server's certificate is not valid",
-        "Nothing was sent to it. Its certificate has expired, names another host, comes from nobody who is trusted, or "
-        "somebody on the way shows one of their own. The decision line's detail says which.",
+        f"{RULE}: a server's certificate is not valid",
+        "Nothing was sent to it. Its certificate has expired, was revoked, names another host, comes from nobody who "
+        "is trusted, or somebody on the way shows one of their own; or there is no list of revoked ones (trust.crls) "
+        "that is valid now. The decision lines' detail says which, destination and upstream which server.",
+        runbook="docs/troubleshooting.md#a-certificate-is-not-valid",
     ),
     Alert(
         "OvercoatPinsExpired",
         events(denials(Reason.PINS_EXPIRED), _DENIED),
         "critical",
-        "rule {{ $labels.rule }}: its pins have expired, and its hosts are denied",
+        f"{RULE}: its pins have expired, and its hosts are denied",
         "Check the server's key, then renew pins.any_of and pins.expires.",
+        runbook="docs/pinning.md#a-pins-life",
     ),
     Alert(
         "OvercoatPinsExpireSoon",
         "overcoat_pins_expire_timestamp_seconds - time() < 30 * 86400",
         "warning",
-        "rule {{ $labels.rule }}: its pins expire in {{ $value | humanizeDuration }}",
+        f"{RULE}: the time of its pins {ENDS}",
         "From then on its hosts are denied, or with after_expiry: warn no longer held to them. Check the server's key, "
         "then renew pins.any_of and pins.expires.",
+        runbook="docs/pinning.md#a-pins-life",
+        within="30 days",
     ),
     Alert(
         "OvercoatPinsLapsed",
         'overcoat_pins_expire_timestamp_seconds{after_expiry="warn"} - time() < 0',
         "critical",
-        "rule {{ $labels.rule }}: its pins have expired, and any valid certificate is let through (after_expiry: warn)",
+        f"{RULE}: its pins have expired, and any valid certificate is let through (after_expiry: warn)",
         "The protection is off until the pins are renewed: check the server's key, then renew pins.any_of and "
         "pins.expires. Decision lines say pin_detail where the server's keys are others meanwhile.",
+        runbook="docs/pinning.md#a-pins-life",
     ),
     Alert(
         "OvercoatPinsWouldRefuse",
         events('overcoat_pin_checks_total{mode="observe", result!="match"}', ("rule", "result")),
         "warning",
-        "rule {{ $labels.rule }}: pins that are only observed would have refused a server ({{ $labels.result }})",
+        f"{RULE}: pins that are only observed would have refused a server ({{{{ $labels.result }}}})",
         "What it was sent has left. Its decision lines have the keys that it showed (pins_seen). Either the pins are "
         "not right yet, or this is what they are for: ask the server's operator, then correct and enforce them.",
+        runbook="docs/pinning.md#at-3-am-a-pin-does-not-match",
     ),
     Alert(
         "OvercoatLocalCaExpired",
         events(denials(Reason.LOCAL_CA_EXPIRED), _DENIED),
         "critical",
-        "rule {{ $labels.rule }}: the local CA has ended, and inspected hosts are denied",
-        "Run overcoat ca rotate, which replaces it at once, and make the apps trust the new CA.",
+        f"{RULE}: the local CA has ended, and inspected hosts are denied",
+        "Run overcoat ca rotate, as the sidecar's user and with its OVERCOAT_DATA: it replaces the CA at once, without "
+        "a restart. Then make the apps trust what overcoat ca prints.",
+        runbook="docs/apps.md#when-it-ends",
     ),
     Alert(
         "OvercoatLocalCaExpiresSoon",
         "(overcoat_local_ca_expiry_timestamp_seconds > 0) - time() < 30 * 86400",
         "warning",
-        "the local CA ends in {{ $value | humanizeDuration }}",
-        "From then on inspected hosts are denied. Run overcoat ca rotate, make the apps trust both CAs, and then run "
-        "overcoat ca rotate --finish.",
+        f"the local CA {ENDS}",
+        "From then on inspected hosts are denied. Run overcoat ca rotate, as the sidecar's user and with its "
+        "OVERCOAT_DATA, make the apps trust both CAs, and then run overcoat ca rotate --finish.",
+        runbook="docs/apps.md#when-it-ends",
+        within="30 days",
     ),
     Alert(
         "OvercoatKeyUnavailable",
         events(denials(Reason.KEY_UNAVAILABLE), _DENIED),
         "critical",
-        "rule {{ $labels.rule }}: there is no key to encrypt with, and requests are denied",
-        "The key set's primary key is past its not_after date, or not good yet (not_before): give it another one. "
-        "Keys that are fetched by URL (jwks) may never have come: the log says why.",
+        f"{RULE}: there is no key to encrypt with, and requests are denied",
+        "The decision lines' detail says which key set, and why: its primary key is past its not_after date, or not "
+        "good yet (not_before), so give it another one; or keys that are fetched by URL (jwks) have never come, and "
+        "the log says why.",
+        runbook="docs/keys.md#rotating",
     ),
     Alert(
         "OvercoatKeyExpiresSoon",
         'overcoat_key_expiry_timestamp_seconds{use="primary"} - time() < 30 * 86400',
         "warning",
-        "key {{ $labels.kid }} of {{ $labels.key }} ends in {{ $value | humanizeDuration }}",
+        f"key {{{{ $labels.kid }}}} of {{{{ $labels.key }}}} {ENDS}",
         "From then on nothing is encrypted with it, and its requests are denied. Make the next one (overcoat keys "
         "rotate), and give it to who decrypts before it becomes the primary key.",
+        runbook="docs/keys.md#rotating",
+        within="30 days",
     ),
     Alert(
         "OvercoatMirrorCertificateExpiresSoon",
         "overcoat_mirror_certificate_expiry_timestamp_seconds - time() < 3 * 86400",
         "warning",
-        "{{ $labels.host }}: its mirror listener's certificate ends in {{ $value | humanizeDuration }}",
+        f"{{{{ $labels.host }}}}: its mirror listener's certificate {ENDS}",
         "From then on no peer connects. Renew it: new files are read by themselves. Where certificates are made for a "
         "few days only, it says that their renewal does not work.",
+        runbook="docs/policy.md#the-servers-side",
+        within="3 days",
     ),
     Alert(
         "OvercoatJwksStale",
         "time() - overcoat_jwks_fetched_timestamp_seconds\n> on (job, instance, key) 2 * overcoat_jwks_max_age_seconds",
         "warning",
-        "key set {{ $labels.key }}: its keys have not been fetched for {{ $value | humanizeDuration }}",
+        f"key set {{{{ $labels.key }}}}: its keys have {NOT_FETCHED}",
         "The last ones stay in use, so what the other side has replaced or withdrawn is still encrypted with; without "
         "any, its requests are denied. The log says why, and overcoat check tries it once.",
         wait="5m",
+        runbook="docs/keys.md#keys-that-others-publish",
+    ),
+    Alert(
+        "OvercoatRevocationListExpiresSoon",
+        "overcoat_crl_expiry_timestamp_seconds - time() < 6 * 3600",
+        "warning",
+        f"the revocation list of {{{{ $labels.issuer }}}} {ENDS}",
+        "From then on what its issuer signed is refused (trust.crls.when: require), or what has been revoked since is "
+        "accepted (if_present). Whoever fetches the lists into trust.crls.files does not get new ones: see to that; "
+        "they are read by themselves.",
+        runbook="docs/troubleshooting.md#a-certificate-is-not-valid",
+        within="6 hours",
     ),
     Alert(
         "OvercoatUpstreamCertificateExpiresSoon",
         "(overcoat_upstream_certificate_expiry_timestamp_seconds > 0) - time() < 3 * 86400",
         "warning",
-        "rule {{ $labels.rule }}: a server's certificate ends in {{ $value | humanizeDuration }}",
-        "From then on its requests are denied, whoever renews it: tell the server's operator. Where certificates are "
-        "made for a few days only, it says that their renewal does not work.",
+        f"{RULE}: a server's certificate {ENDS}",
+        "From then on its requests are denied, whoever renews it: tell the server's operator. overcoat pins check "
+        "shows which host it is. Where certificates are made for a few days only, it says that their renewal does not "
+        "work.",
+        runbook="docs/troubleshooting.md#a-certificate-is-not-valid",
+        within="3 days",
     ),
     Alert(
         "OvercoatClientCertificateExpiresSoon",
         "overcoat_client_certificate_expiry_timestamp_seconds - time() < 14 * 86400",
         "warning",
-        "rule {{ $labels.rule }}: the client certificate ends in {{ $value | humanizeDuration }}",
+        f"{RULE}: the client certificate {ENDS}",
         "From then on the rule's hosts refuse it. Put the new one, and its key, in the place of the old: they are read "
-        "at once. A negative time says that it has ended.",
+        "at once.",
+        runbook="docs/troubleshooting.md#a-client-certificate-is-refused",
+        within="14 days",
     ),
     Alert(
         "OvercoatFieldsFail",
         events(_field_failures(), ("rule", "entry", "reason")),
         "warning",
-        "rule {{ $labels.rule }}, {{ $labels.entry }}: fields could not be sealed or opened ({{ $labels.reason }})",
+        f"{RULE}, {{{{ $labels.entry }}}}: fields could not be sealed or opened ({{{{ $labels.reason }}}})",
         "The request, or the response, was kept back, unless the entry lets it pass. The lines' field_failures and "
-        "detail say which and why, docs/reasons.md what to change.",
+        "detail say which entry and why; client and destination, whose and where to.",
+        runbook="docs/troubleshooting.md#fields-fail",
     ),
     Alert(
         "OvercoatRequestsFail",
@@ -226,10 +278,12 @@ ALERTS = (
             above=0.05,
         ),
         "warning",
-        "rule {{ $labels.rule }}: {{ $value | humanizePercentage }} of the requests fail ({{ $labels.reason }})",
-        "docs/reasons.md says whose fault that is: the upstream's or the way there, the app's that does not trust the "
-        "local CA, or that of a limit. The decision line's detail says which host, and what went wrong.",
+        f"{RULE}: {{{{ $value | humanizePercentage }}}} of the requests fail ({{{{ $labels.reason }}}})",
+        "The reason says whose fault that is: the server's or the way there (upstream_..., tls_failed), that of our "
+        "client certificate, the app's that does not trust the local CA (app_tls_failed), or that of a limit. The "
+        "decision lines' destination and upstream say which host, client which app, detail what went wrong.",
         wait="5m",
+        runbook="docs/troubleshooting.md#the-app-gets-a-status",
     ),
     Alert(
         "OvercoatUpstreamErrors",
@@ -237,10 +291,11 @@ ALERTS = (
         f'/ sum by (job, instance, rule) (increase(overcoat_requests_total{{outcome="ok"}}[{WINDOW}]))\n'
         "> 0.1",
         "warning",
-        "rule {{ $labels.rule }}: {{ $value | humanizePercentage }} of the servers' answers are errors of theirs (5xx)",
+        f"{RULE}: {{{{ $value | humanizePercentage }}}} of the servers' answers are errors of theirs (5xx)",
         "Overcoat passes them on: the fault is behind it. The decision lines say which paths, and which address "
         "answered.",
         wait="10m",
+        runbook="docs/on-call.md#us-or-them",
     ),
     Alert(
         "OvercoatDescriptorsShort",
@@ -250,6 +305,7 @@ ALERTS = (
         "Without free ones new connections wait or are refused (too_many_connections). Raise the limit (ulimit -n), or "
         "find out which app keeps so many open.",
         wait="5m",
+        runbook="docs/on-call.md#us-or-them",
     ),
     Alert(
         "OvercoatBusy",
@@ -259,6 +315,7 @@ ALERTS = (
         "One process uses one processor at most, and requests begin to wait. Give it more workers, or other machines "
         "a part of its apps.",
         wait="15m",
+        runbook="docs/on-call.md#us-or-them",
     ),
     Alert(
         "OvercoatForbidden",
@@ -272,6 +329,7 @@ ALERTS = (
         "somebody asked for what is not allowed ({{ $labels.reason }})",
         "An app, or who uses it, tries to reach what it must not, under another name, or with guessed passwords. Or "
         "the policy does not know a destination or an app yet. The decision lines name client and destination.",
+        runbook="docs/troubleshooting.md#the-app-gets-a-status",
     ),
     Alert(
         "OvercoatInternalError",
@@ -279,6 +337,7 @@ ALERTS = (
         "critical",
         "Overcoat failed inside, and kept a request back",
         "See its log for the place, and report it.",
+        runbook="docs/troubleshooting.md#a-message-in-the-log",
     ),
     Alert(
         "OvercoatReloadRefused",
@@ -287,6 +346,7 @@ ALERTS = (
         "a policy that was read again was refused: the one before stays in force",
         "Its log says what is wrong, and so does overcoat check: a restart with it would fail. Or listeners or workers "
         "are others now, which takes a restart. Until one is taken nothing that was changed counts.",
+        runbook="docs/troubleshooting.md#a-message-in-the-log",
     ),
     Alert(
         "OvercoatDecisionLinesLost",
@@ -295,6 +355,7 @@ ALERTS = (
         "decision lines could not be written",
         "The record of requests has a gap. Overcoat's log says why: who reads its standard output is gone or too slow, "
         "or the disk of its file is full.",
+        runbook="docs/troubleshooting.md#a-message-in-the-log",
     ),
     Alert(
         "OvercoatWorkerReplaced",
@@ -303,6 +364,7 @@ ALERTS = (
         "a worker, or the admin endpoint, ended by itself, and was replaced",
         "What a worker had under way was cut off. Its log says which it was and how it ended; the kernel's, whether "
         "memory ran out.",
+        runbook="docs/troubleshooting.md#a-message-in-the-log",
     ),
     Alert(
         "OvercoatObserves",
@@ -311,6 +373,7 @@ ALERTS = (
         "it observes, and protects nothing",
         "End it with mode: enforce once its decision lines show what enforcing would do.",
         wait="1h",
+        runbook="docs/tutorial-observe.md#enforce",
     ),
     Alert(
         "OvercoatDown",
@@ -321,6 +384,7 @@ ALERTS = (
         "Prometheus says what it got: 403 where clients.admin does not name its address, 421 where names lacks the "
         "name that it calls, nothing where admin is at an address that it does not reach.",
         wait="1m",
+        runbook="docs/troubleshooting.md#a-container-is-unhealthy-or-not-ready",
     ),
 )
 
@@ -342,8 +406,9 @@ def rules_text() -> str:
             "        labels:",
             f"          severity: {alert.severity}",
             "        annotations:",
-            f'          summary: "{alert.summary}"',
-            f'          description: "{alert.description}"',
+            f"          summary: {json.dumps(alert.summary)}",  # which is YAML, too
+            f"          description: {json.dumps(alert.description)}",
+            f"          runbook: {alert.runbook}",
         ]
     return "\n".join(lines) + "\n"
 
@@ -351,28 +416,33 @@ def rules_text() -> str:
 def alerts_rows() -> list[tuple[str, str, str]]:
     """Return the rows of the table of alerts: name, severity, and what they say."""
     return [
-        (f"`{alert.name}`", alert.severity, f"{_without_templates(alert.summary)}. {alert.description}")
+        (
+            f"`{alert.name}`",
+            alert.severity,
+            f"{_without_templates(alert)}. {alert.description} [More]({alert.runbook.removeprefix('docs/')})",
+        )
         for alert in ALERTS
     ]
 
 
-def _without_templates(text: str) -> str:
+def _without_templates(alert: Alert) -> str:
+    text = alert.summary
     for template, words in (
-        ("rule {{ $labels.rule }}: ", ""),
+        (f"{RULE}: ", ""),
+        (f"{RULE}, {{{{ $labels.entry }}}}: ", ""),
+        (ENDS, f"ends within {alert.within}, or has ended"),
+        (NOT_FETCHED, "not been fetched for twice the time for which they are to be used, or never"),
         ("{{ $labels.host }}: its mirror", "a mirror"),
-        ("rule {{ $labels.rule }}, {{ $labels.entry }}: ", ""),
+        ("of {{ $labels.issuer }}", "of an issuer"),
         ("{{ $labels.reason }}", "with its reason"),
         ("({{ $labels.result }})", "(mismatch or expired)"),
         ("{{ $value | humanizePercentage }} of the servers'", "more than 10 % of the servers'"),
         ("{{ $value | humanizePercentage }} of its file", "more than 80 % of its file"),
         ("{{ $value | humanizePercentage }} of a processor", "more than 90 % of a processor"),
         ("{{ $value | humanizePercentage }}", "more than 5 %"),
-        ("certificate ends in {{ $value | humanizeDuration }}", "certificate ends within 3 days"),
-        ("in {{ $value | humanizeDuration }}", "within 30 days"),
         ("process {{ $labels.process }}: ", ""),
         ("key {{ $labels.kid }} of {{ $labels.key }}", "the primary key of a key set"),
         ("key set {{ $labels.key }}: its keys", "the keys of a key set"),
-        ("for {{ $value | humanizeDuration }}", "for twice the time for which they are to be used"),
     ):
         text = text.replace(template, words)
     return text[0].upper() + text[1:]

@@ -49,7 +49,7 @@ def test_the_file_has_what_is_written_in_the_code() -> None:
     ]
     assert [each.get("for", "") for each in group["rules"]] == [alert.wait for alert in ALERTS]
     assert [each["annotations"] for each in group["rules"]] == [
-        {"summary": alert.summary, "description": alert.description} for alert in ALERTS
+        {"summary": alert.summary, "description": alert.description, "runbook": alert.runbook} for alert in ALERTS
     ]
 
 
@@ -74,6 +74,7 @@ def test_all_that_they_read_exists_and_is_there_from_the_start() -> None:
         "overcoat_mirror_certificate_expiry_timestamp_seconds",
         *("overcoat_jwks_fetched_timestamp_seconds", "overcoat_jwks_max_age_seconds"),
         "overcoat_client_certificate_expiry_timestamp_seconds",
+        "overcoat_crl_expiry_timestamp_seconds",
     }
     lists = [found for alert in ALERTS for found in re.findall(r'reason=~"([^"]+)"', alert.expr)]
     codes = {code for found in lists for code in found.split("|")}
@@ -300,6 +301,16 @@ STATES: dict[str, tuple[str, dict[str, str], bool]] = {
         {'overcoat_client_certificate_expiry_timestamp_seconds{rule="pay"}': "172800x300"},
         True,
     ),
+    "a revocation list for five hours": (
+        "OvercoatRevocationListExpiresSoon",
+        {'overcoat_crl_expiry_timestamp_seconds{issuer="CN=a"}': "21600x300"},
+        True,
+    ),
+    "a revocation list for a day": (
+        "OvercoatRevocationListExpiresSoon",
+        {'overcoat_crl_expiry_timestamp_seconds{issuer="CN=a"}': "90000x300"},
+        False,
+    ),
     "a certificate for two days": (
         "OvercoatUpstreamCertificateExpiresSoon",
         {'overcoat_upstream_certificate_expiry_timestamp_seconds{rule="pay"}': "172800x300"},
@@ -387,3 +398,108 @@ def test_a_state_is_an_alert_while_it_lasts(tmp_path: Path, name: str) -> None:
     file.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "15s", "tests": [test]}))
     done = promtool("test", "rules", str(file))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+# name: (alert, series, its labels, the summary)
+WORDS: dict[str, tuple[str, str, str, str]] = {
+    "an end that comes": (
+        "OvercoatClientCertificateExpiresSoon",
+        "overcoat_client_certificate_expiry_timestamp_seconds 90000x300",
+        'rule="pay"',
+        "rule pay: the client certificate ends in 1d 0h 0m 0s",
+    ),
+    "an end that was": (
+        "OvercoatClientCertificateExpiresSoon",
+        "overcoat_client_certificate_expiry_timestamp_seconds -90000x300",
+        'rule="pay"',
+        "rule pay: the client certificate has ended",
+    ),
+    "no rule": (
+        "OvercoatUpstreamCertificateExpiresSoon",
+        "overcoat_upstream_certificate_expiry_timestamp_seconds 90000x300",
+        'rule="-"',
+        "hosts without a rule: a server's certificate ends in 1d 0h 0m 0s",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_summary_can_be_read_by_somebody_tired(tmp_path: Path, name: str) -> None:
+    alert, series, labels, summary = WORDS[name]
+    metric, values = series.split()
+    (rule,) = (each for each in ALERTS if each.name == alert)
+    test = {
+        "interval": "15s",
+        "input_series": [{"series": f"{metric}{{{labels}}}", "values": values}],
+        "alert_rule_test": [
+            {
+                "eval_time": "1h",
+                "alertname": alert,
+                "exp_alerts": [
+                    {
+                        "exp_labels": {"rule": labels.split('"')[1], "severity": rule.severity},
+                        "exp_annotations": {
+                            "summary": summary,
+                            "description": rule.description,
+                            "runbook": rule.runbook,
+                        },
+                    }
+                ],
+            }
+        ],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "15s", "tests": [test]}))
+    done = promtool("test", "rules", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fetched", "words"),
+    [("2592000000", "not been fetched for 30d 0h 0m 0s"), ("0", "never been fetched")],
+)
+def test_keys_that_never_came_have_no_age(tmp_path: Path, fetched: str, words: str) -> None:
+    # The rules count from 1970, and promtool's time begins there: so its alert is shifted to today.
+    now = 2592000000 + 30 * 86400
+    text = rules_text().replace("time() - overcoat_jwks_fetched", f"{now} - overcoat_jwks_fetched")
+    (tmp_path / "rules.yml").write_text(text)
+    (rule,) = (each for each in ALERTS if each.name == "OvercoatJwksStale")
+    labels = '{key="partner"}'
+    test = {
+        "interval": "15s",
+        "input_series": [
+            {"series": f"overcoat_jwks_fetched_timestamp_seconds{labels}", "values": f"{fetched}x300"},
+            {"series": f"overcoat_jwks_max_age_seconds{labels}", "values": "3600x300"},
+        ],
+        "alert_rule_test": [
+            {
+                "eval_time": "1h",
+                "alertname": rule.name,
+                "exp_alerts": [
+                    {
+                        "exp_labels": {"key": "partner", "severity": "warning"},
+                        "exp_annotations": {
+                            "summary": f"key set partner: its keys have {words}",
+                            "description": rule.description,
+                            "runbook": rule.runbook,
+                        },
+                    }
+                ],
+            }
+        ],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump({"rule_files": ["rules.yml"], "evaluation_interval": "15s", "tests": [test]}))
+    done = promtool("test", "rules", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_how_long_before_is_said_as_it_is() -> None:
+    units = {"days": 86400, "hours": 3600}
+    for alert in ALERTS:
+        limit = re.fullmatch(r".*- time\(\) < (\d+) \* (\d+)", alert.expr)
+        if limit is None or int(limit[1]) == 0:
+            assert not alert.within, alert.name
+            continue
+        number, unit = alert.within.split()
+        assert (int(number), units[unit]) == (int(limit[1]), int(limit[2])), alert.name

@@ -265,6 +265,7 @@ async def look_up(host: str, port: int, seconds: float) -> list[Address]:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except TimeoutError:
         raise Denied(Reason.UPSTREAM_TIMEOUT, f"the name {host} was not resolved in {seconds} s") from None
-    except (OSError, UnicodeError):
-        raise unresolved(host) from None
+    except (OSError, UnicodeError) as e:
+        is_unknown = not isinstance(e, OSError) or e.errno == socket.EAI_NONAME
+        raise unresolved(host, is_unknown=is_unknown) from None
     return [parse_ip(str(address[0])) for *_, address in found]

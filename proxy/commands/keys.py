@@ -280,7 +280,7 @@ def open_value(source: Source) -> None:
             hint = f"; say --kid {_kid_of(token)} if that is the key in the file" if unnamed else ""
             says = _says_of_itself(token)
             raise Failed(f"{error}{hint}{f' (the token says: {says})' if says else ''}") from None
-    click.echo(plaintext, nl=False)
+    click.echo(plaintext, nl=sys.stdout.isatty())  # elsewhere exactly what was sealed, and nothing more
     click.echo(f"note: {_says_of_itself(token)}", err=True)
 
 

@@ -320,6 +320,6 @@ def _left(days: int | None) -> str:
 
 
 def _backup(host: dict[str, Any]) -> str:
-    if host["result"] in ("unpinned", "failed"):
-        return "-"
+    if host["result"] in ("unpinned", "failed", "mismatch"):
+        return "-"  # where no pin matches, none is the backup of another
     return "yes" if host["backups"] else "none"

@@ -120,7 +120,8 @@ def _fetched(policy: Policy) -> list[Finding]:
                 supply.current = asyncio.run(fetch(policy, key_set, supply))
             except SupplyFailed as why:
                 text = f"key set {key_set.name}: its keys cannot be fetched from {supply.url}: {why}"
-                found.append(Finding(f"{text}; what it should encrypt is denied", has_failed=True))
+                then = "what it should encrypt is denied, by a sidecar that has no earlier keys"
+                found.append(Finding(f"{text}; {then}", has_failed=True))
             except NoRoots:
                 pass  # that is said already
     return found

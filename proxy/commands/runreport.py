@@ -68,7 +68,10 @@ class Report:
                 "yellow",
             )
         else:
-            done = [f"{number} {_WORDS.get(action, action)}" for action, number in tally.actions.most_common()]
+            done = [
+                f"{number} {_WORDS.get(action, action)}{_of_these_failed(tally.failed[action], number)}"
+                for action, number in tally.actions.most_common()
+            ]
             say(f"{_many(tally.total, 'request')} of {self.name}: {', '.join(done)}")
         protected = [f"pin {verdict}: {number}" for verdict, number in tally.pins.most_common()]
         protected += [f"{_many(tally.encrypted, 'field')} encrypted"] if tally.encrypted else []
@@ -143,3 +146,10 @@ def _rows(counter: Counter[tuple[str, str]]) -> list[dict[str, Any]]:
 
 def _many(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _of_these_failed(failed: int, number: int) -> str:
+    """Return how many of a number of requests failed, for behind it: what the policy says is not what came of it."""
+    if not failed:
+        return ""
+    return ", but failed" if failed == number else f" ({failed} of them failed)"

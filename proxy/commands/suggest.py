@@ -102,7 +102,7 @@ def _print_table(found: Findings) -> None:
     for name, host in by_use(found.seen):
         tried = found.upgrades.get(name)
         upgrade = "" if not host.plain else "?" if tried is None else "no" if not tried.works else "works"
-        if tried is not None and tried.works and not tried.is_same:
+        if tried is not None and tried.works and tried.is_same is False:
             upgrade = "differs"
         numbers = [str(number or "") for number in (host.plain.total(), host.https.total(), host.denied.total())]
         table.add_row(name, *numbers, upgrade, str(len(host.fields) or ""))

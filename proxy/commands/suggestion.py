@@ -104,6 +104,8 @@ def _rules(found: Findings) -> Iterator[str]:
 def _rule(name: str, host: Host, found: Findings) -> Iterator[str]:
     tried = found.upgrades.get(name)
     yield f"# {_traffic(host)}"
+    if host.encrypted:
+        yield "# What your policy encrypts here already is in no line: take keys and request over from it."
     if host.denied:
         yield f"# denied, or it would have been: {_counted(host.denied)}"
     if host.kinds:
@@ -134,6 +136,8 @@ def _upgrade(name: str, host: Host, tried: Tried | None) -> Iterator[str]:
         yield "plain_http: upgrade"
         return
     same = "the same answer" if tried.is_same else "ANOTHER answer: look at it before you enforce"
+    if tried.is_same is None:
+        same = "it works, and there is no answer over plain http to compare it with"
     yield f"# Tried {_clean(tried.path)}: {same}; {_clean(tried.said)}."
     yield "plain_http: upgrade"
     usual = upgraded(Destination(name, host.plain.most_common(1)[0][0]), None)

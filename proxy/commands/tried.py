@@ -33,14 +33,14 @@ class Tried:
         target: where https was spoken.
         path: what was asked for.
         works: whether https gave an answer there.
-        is_same: whether it was the answer of plain http, as far as status and length tell.
+        is_same: whether it was the answer of plain http, as far as status and length tell; None if that gave none.
         said: what came, in one sentence.
     """
 
     target: Destination
     path: str
     works: bool
-    is_same: bool
+    is_same: bool | None
     said: str
 
 
@@ -101,7 +101,7 @@ async def _compare(policy: Policy, target: Destination, path: str, plain: Answer
         return Tried(target, path, False, False, f"{secure.reason.code}: {secure.detail}")
     if isinstance(plain, Denied):
         said = f"https gives {_text(secure)}; plain http none: {plain.reason.code}"
-        return Tried(target, path, True, False, said)
+        return Tried(target, path, True, None, said)
     if plain.location.startswith("https:") and plain.status in (301, 302, 303, 307, 308):
         return Tried(target, path, True, True, f"plain http only leads to https, which gives {_text(secure)}")
     is_same = (plain.status, plain.length) == (secure.status, secure.length)

@@ -271,8 +271,8 @@ class Reason(Enum):
         502,
         "tls_certificate_error",
         "The upstream's certificate is not valid",
-        "The chain does not lead to a trusted root, has expired, does not name this host, or lacks the form that RFC "
-        "5280 prescribes (`trust.strict`).",
+        "The chain does not lead to a trusted root, has expired, was revoked (or no valid list of `trust.crls` says it "
+        "was not), does not name this host, or lacks the form that RFC 5280 prescribes (`trust.strict`).",
         "fix the upstream's certificate, or name its CA in trust.roots",
     )
     PIN_MISMATCH = (

@@ -344,7 +344,7 @@ class Engine:
         Raises:
             Denied: TOO_MANY_CONNECTIONS; CLIENT_FORBIDDEN if the client may not connect.
         """
-        check_client(self.policy.clients_of(session.mirror), session.client)
+        check_client(self.policy.clients_of(session.mirror), session.client, is_at_mirror=session.mirror is not None)
         limits = self.policy.limits
         if self.sessions.admitted >= (most := carried()):
             where = f"as many connections are open as this process has descriptors for ({most:.0f})"

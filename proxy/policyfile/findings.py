@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-from cryptography import x509
 from OpenSSL import crypto
 
 from proxy import timelimits
+from proxy.core.certificates.crls import ends_of
 from proxy.core.destinations import HTTPS_PORT, BadDestination, parse_authority
 from proxy.core.fields.entries import Work
 from proxy.core.jose.keymaterial import SecretBytes
@@ -264,10 +264,8 @@ def _without_crl(trust: Trust) -> str:
 
 
 def _ends_of_crls(trust: Trust) -> Iterator[tuple[str, datetime]]:
-    for crl in trust.crls.lists if trust.crls is not None else ():
-        loaded = x509.load_der_x509_crl(crl)
-        if loaded.next_update_utc is not None:
-            yield loaded.issuer.rfc4514_string(), loaded.next_update_utc
+    if trust.crls is not None:
+        yield from ends_of(trust.crls.lists)
 
 
 def _of_client_certificate(rule: Rule, now: datetime) -> Iterator[Finding]:

@@ -218,7 +218,8 @@ class LineWriter:
             if is_new:
                 self._gap_began = time.monotonic()
         if is_new:
-            logger.error("decision lines cannot be written, and are lost: %s", why)
+            where = f" to {self._path}" if self._path is not None else ""
+            logger.error("decision lines cannot be written%s, and are lost: %s", where, why)
 
     def _end_gap(self) -> None:
         """Log that lines are written again, if they were not for a while."""

@@ -232,7 +232,7 @@ def _end(line: Mapping[str, Any]) -> float:
 def _ends_of_certificates(families: Mapping[str, Metric]) -> Iterator[Ending]:
     """Yield when the local CA ends, and the certificates that upstreams have shown (both are known to the metrics)."""
     if own := _value(families.get("overcoat_local_ca_expiry_timestamp_seconds")):
-        yield Ending("the local CA", _day(own), "apps that trust it meet certificates that have ended")
+        yield Ending("the local CA", _day(own), "inspected hosts are denied")
     shown = families.get("overcoat_upstream_certificate_expiry_timestamp_seconds")
     for sample in shown.samples if shown is not None else ():
         if sample.value:

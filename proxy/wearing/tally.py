@@ -21,6 +21,7 @@ class Tally:
 
     Attributes:
         actions: the number of requests and tunnels by action.
+        failed: the number of those that ended otherwise than well and were not denied, by action.
         denials: the number of denials by reason and destination.
         failures: the number of those that ended otherwise than well, by reason (or outcome) and destination.
         hosts: the number of requests and tunnels by destination.
@@ -33,6 +34,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.actions: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
         self.denials: Counter[tuple[str, str]] = Counter()
         self.failures: Counter[tuple[str, str]] = Counter()
         self.hosts: Counter[str] = Counter()
@@ -48,7 +50,10 @@ class Tally:
         self.actions[action] += 1
         _count(self.hosts, destination, "others")
         if (outcome := line["outcome"]) not in _WELL:
-            counter = self.denials if outcome == "denied" else self.failures
+            counter = self.denials
+            if outcome != "denied":
+                counter = self.failures
+                self.failed[action] += 1
             _count(counter, (line["reason"] or outcome, destination), ("others", "others"))
         if line["pin"] is not None:
             self.pins[line["pin"]] += 1

@@ -328,6 +328,10 @@ def test_each_fires_on_one_event_and_on_many_between_two_scrapes(
         # What takes load, or certificates of other ends: promtool sees them fire (tests/test_alerts.py).
         states_only = {"OvercoatUpstreamCertificateExpiresSoon", "OvercoatUpstreamErrors"}
         states_only |= {"OvercoatDescriptorsShort", "OvercoatBusy", "OvercoatClientCertificateExpiresSoon"}
-        states_only |= {"OvercoatMirrorCertificateExpiresSoon", "OvercoatJwksStale"}
+        states_only |= {
+            "OvercoatMirrorCertificateExpiresSoon",
+            "OvercoatJwksStale",
+            "OvercoatRevocationListExpiresSoon",
+        }
         unseen = {alert.name for alert in ALERTS} - {name for name, _, _ in expected | states | {refused}} - states_only
         assert unseen == (set() if workers > 1 else {"OvercoatWorkerReplaced"})

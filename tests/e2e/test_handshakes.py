@@ -11,6 +11,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,7 @@ class TestRevocation:
                 return
             details = problem(answer, "certificate_invalid")
         assert "certificate revoked" in details["detail"]
+        assert "must get another certificate" in details["hint"]
         upstream.assert_no_application_bytes()
 
     @pytest.mark.parametrize("lack", ["missing", "ended", "forged"])
@@ -273,9 +275,31 @@ class TestRevocation:
         with self.start(tmp_path, issuer, "require") as sidecar:
             details = problem(ask(sidecar, "upgraded", upstream.port, "-d", "x"), "certificate_invalid")
         assert "CRL" in details["detail"]
+        assert "(trust.crls)" in details["detail"]
+        assert "into the files of trust.crls" in details["hint"]  # it is not the server's certificate that is wrong
         upstream.assert_no_application_bytes()
         with self.start(tmp_path, issuer, "if_present") as sidecar:
             assert ask(sidecar, "upgraded", upstream.port).status == 200
+
+    def test_an_older_list_beside_the_newest_harms_nothing(self, tls_upstream: MakeTls, tmp_path: Path) -> None:
+        issuer = Issuer()
+        newest = {"root": issuer.root.crl(), "middle": issuer.middle.crl()}
+        self.lists(tmp_path, **newest, earlier=issuer.middle.crl(days=-1))
+        upstream = tls_upstream(identity=issuer.middle.issue(*HOSTS))
+        with self.start(tmp_path, issuer, "require") as sidecar:
+            assert ask(sidecar, "upgraded", upstream.port).status == 200
+        assert "ended on" not in sidecar.stderr
+
+    @pytest.mark.parametrize("when", ["require", "if_present"])
+    def test_when_a_list_ends_is_a_metric(self, tmp_path: Path, when: str) -> None:
+        issuer = Issuer()
+        self.lists(tmp_path, root=issuer.root.crl(days=3))
+        with self.start(tmp_path, issuer, when) as sidecar:
+            metrics = sidecar.metrics()
+        (labels,) = metrics.labels("overcoat_crl_expiry_timestamp_seconds")
+        end = metrics.value("overcoat_crl_expiry_timestamp_seconds", **labels)
+        assert labels["when"] == when
+        assert abs(end - time.time() - 3 * 86400) < 3600
 
     def test_an_ended_list_still_revokes(self, tls_upstream: MakeTls, tmp_path: Path) -> None:
         issuer = Issuer()

@@ -214,6 +214,7 @@ def test_from_thirty_days_on_it_is_warned_of_and_still_works(
             done = run(tmp_path, *command)
             assert done.returncode == status
             assert "warning: the local CA ends on " in done.stderr
+            assert "`overcoat ca rotate --finish`" in done.stderr  # there are three steps while it is good
     assert "the local CA" not in run_with_fresh_ca(tmp_path / "fresh")
 
 

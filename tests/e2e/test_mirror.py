@@ -424,6 +424,8 @@ class TestAsAnyListener:
                 assert answer.status == status
                 if status == 403:
                     assert answer.json()["reason"] == "client_forbidden"
+                    assert answer.json()["detail"] == "the mirror listener lets nobody at 127.0.0.1 connect"
+                    assert "`from`" in answer.json()["hint"]  # clients.allow says nothing here
                 else:
                     assert newest(server, "/plainly").body == b'{"x":{"secret":1}}'
 

@@ -87,7 +87,9 @@ def whole(far: Far) -> None:
 
 def upstream_silent(far: Far) -> None:
     far.ask().close()
-    assert far.app.read_response().status == 502
+    answer = far.app.read_response()
+    assert answer.status == 502
+    assert answer.json()["detail"] == "the upstream closed the connection without an answer"
 
 
 def upstream_gone(far: Far) -> None:

@@ -16,6 +16,11 @@ from datetime import datetime, timedelta
 from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 
+_BEFORE_ITS_END = (
+    "run `overcoat ca rotate` with Overcoat's data directory ($OVERCOAT_DATA), make the apps trust both CAs, which "
+    "`overcoat ca` prints then, and after that run `overcoat ca rotate --finish`"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
@@ -57,8 +62,7 @@ class Lifetime:
         if now < self.ends - timedelta(seconds=timelimits.SOON_SECONDS):
             return None
         return (
-            f"the local CA ends on {self.ends:%Y-%m-%d}, and from then on inspected hosts are denied; "
-            f"{Reason.LOCAL_CA_EXPIRED.hint}"
+            f"the local CA ends on {self.ends:%Y-%m-%d}, and from then on inspected hosts are denied; {_BEFORE_ITS_END}"
         )
 
     def until_change(self, now: datetime) -> timedelta | None:

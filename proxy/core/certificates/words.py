@@ -32,6 +32,11 @@ _SUBJECT_ALT_NAME = bytes.fromhex("551d11")
 # <openssl/x509_vfy.h>
 _NO_ISSUER = frozenset((2, 20, 21))
 _DATES = frozenset((9, 10))
+# There is no list; or it is not verifiable, not yet valid, past its next update, or without an issuer; its issuer signs
+# no lists or has no valid path; it has an unknown critical extension or another scope. That a certificate is revoked is
+# none of these.
+OF_CRLS = frozenset((3, 5, 8, 11, 12, 15, 16, 33, 35, 36, 44, 54))
+_REVOKED = 23
 _SELF_SIGNED, _SELF_SIGNED_IN_CHAIN = 18, 19
 _NAMES = frozenset((62, 64))
 
@@ -51,12 +56,36 @@ def circumstances(error: int, certificate_der: bytes, now: datetime) -> str:
             return _said_of_names(certificate_der)
         if error in _NO_ISSUER:
             return f"its issuer is {issuer_of(certificate_der)}, which is not trusted, and nothing sent leads to a root"
+        if error in OF_CRLS:
+            return f"what counts is the revocation list of {issuer_of(certificate_der)} (trust.crls)"
         if error == _SELF_SIGNED:
             return f"nobody but {subject_of(certificate_der)} itself vouches for it"
         if error == _SELF_SIGNED_IN_CHAIN:
             return f"the chain ends at {subject_of(certificate_der)}, which is no trusted root"
     except ValueError:
         pass
+    return ""
+
+
+def remedy(error: int) -> str:
+    """Return what to do about a certificate that is refused; "" where no more can be said than the reason does.
+
+    Args:
+        error: OpenSSL's X.509 verification error code.
+    """
+    if error in _DATES:
+        return "the server's operator must renew it; or set this machine's clock, if it is wrong"
+    if error in _NAMES:
+        return "call the server by a name that its certificate has, or have its operator get one with this name"
+    if error in OF_CRLS:
+        return "put a list of that issuer that is valid now into the files of trust.crls: they are read by themselves"
+    if error == _REVOKED:
+        return "the server's operator must get another certificate: its issuer has withdrawn this one"
+    if error in _NO_ISSUER or error in (_SELF_SIGNED, _SELF_SIGNED_IN_CHAIN):
+        return (
+            "if that is the server's own certificate, name its CA in trust.roots (which then counts alone), or have "
+            "its operator send the intermediate certificates; if not, somebody on the way answers in its name"
+        )
     return ""
 
 

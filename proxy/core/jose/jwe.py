@@ -41,7 +41,6 @@ MAX_TOKEN_CHARACTERS = 16 * 1024 * 1024
 _TAG_BYTES = 16
 _WRAP_BYTES = 8  # RFC 3394 adds one 64-bit block
 _BASE64URL_TEXT = re.compile(r"[A-Za-z0-9_-]*+")
-_CANNOT_OPEN = "the token cannot be opened with this key"
 _PARAMETERS_REFUSED = ("crit", "zip", "jwk", "jku", "x5u", "x5c")
 
 
@@ -137,7 +136,8 @@ class Opening:
         try:
             return AESGCM(content_key).decrypt(parts.iv, parts.ciphertext + parts.tag, parts.protected.encode("ascii"))
         except InvalidTag:
-            raise JweError(_CANNOT_OPEN) from None
+            # One answer for both: which step failed is nobody's business (RFC 7516, section 11.5).
+            raise JweError(f"key {key.kid} of this set does not open it, or it was changed on the way") from None
 
     def _content_key(self, wrapped: bytes, header: Mapping[str, object], key: Key) -> bytes | None:
         """Return the content key, decrypted or remembered; None if it cannot be decrypted."""
@@ -260,7 +260,7 @@ def _choose_key(header: Mapping[str, object], keys: KeySet, today: date) -> Key:
     kid = header.get("kid")
     key = keys.by_kid(kid) if isinstance(kid, str) else keys.now.primary
     if key is None:
-        raise JweError("header parameter kid: names no key of this set")
+        raise JweError("header parameter kid: names none of the keys of this set")
     if not keys.opens_with(key, today):
         raise JweError("the key of this token is past its not_after date")
     return key
@@ -278,5 +278,7 @@ def _check_type(header: Mapping[str, object], bind: Bind, place: Place | None) -
         return
     if "host" not in parameters or ("path" not in parameters and bind is Bind.PLACE):
         raise JweError('header parameter cty: must bind the token to its place: application/json;host="…";path="…"')
-    if parameters["host"] != place.host or (bind is Bind.PLACE and parameters["path"] != place.path):
-        raise JweError("header parameter cty: the token was sealed for another place")
+    if parameters["host"] != place.host:
+        raise JweError(f"header parameter cty: it was sealed for another host than {place.host}")
+    if bind is Bind.PLACE and parameters["path"] != place.path:
+        raise JweError("header parameter cty: it was sealed for another field")

@@ -250,10 +250,23 @@ def hint_for_neighbour(host: str, rule: Rule | None) -> str:
     return f"{_reach_directly(host)}; or, if it speaks no TLS, write plain_http: allow in rule {rule.name}"
 
 
-def unresolved(host: str) -> Denied:
-    """Return the denial of a host whose name cannot be resolved."""
-    hint = f"{_reach_directly(host)}; or let Overcoat share a network with it" if is_local_name(host) else ""
-    return Denied(Reason.UPSTREAM_UNREACHABLE, f"the name {host} cannot be resolved", hint)
+def unresolved(host: str, *, is_unknown: bool) -> Denied:
+    """Return the denial of a host whose name cannot be resolved.
+
+    Args:
+        host: the canonical host.
+        is_unknown: whether there is no such name, by what was asked; otherwise that gave no answer.
+    """
+    if is_unknown:
+        why, hint = "there is no such name, or it has no address", f"see that {host} is spelt as it should be"
+    else:
+        why, hint = (
+            "the DNS gave no answer",
+            "see whether the DNS server is up that Overcoat's machine or container asks",
+        )
+    if is_local_name(host):
+        hint = f"{_reach_directly(host)}; or let Overcoat share a network with it"
+    return Denied(Reason.UPSTREAM_UNREACHABLE, f"the name {host} cannot be resolved: {why}", hint)
 
 
 def untaken(host: str, port: int, *, is_behind_mirror: bool = False) -> Denied:

@@ -140,18 +140,26 @@ def may_ask(scrapers: AddressSet, client: str) -> bool:
     return LOOPBACK.holds(address) or scrapers.holds(address)
 
 
-def check_client(rules: ClientRules, client: str) -> None:
-    """Check that an app may connect from its address.
+def check_client(rules: ClientRules, client: str, *, is_at_mirror: bool = False) -> None:
+    """Check that an app, or a peer of a mirror, may connect from its address.
 
     Args:
-        rules: the client rules of the policy.
-        client: the app's address, as the system gives it.
+        rules: the client rules of the policy, or of the mirror listener.
+        client: the address, as the system gives it.
+        is_at_mirror: whether it came to a mirror listener.
 
     Raises:
         Denied: CLIENT_FORBIDDEN.
     """
-    if not rules.admits(parse_ip(client)):
+    if rules.admits(parse_ip(client)):
+        return
+    if is_at_mirror:
         raise Denied(
             Reason.CLIENT_FORBIDDEN,
-            f"the policy lets no app at {client} use the proxy",
+            f"the mirror listener lets nobody at {client} connect",
+            "add the address or network of whoever calls the server to the listener's `from`",
         )
+    raise Denied(
+        Reason.CLIENT_FORBIDDEN,
+        f"the policy lets no app at {client} use the proxy",
+    )

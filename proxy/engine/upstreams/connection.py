@@ -513,10 +513,9 @@ class UpstreamConnection(Life):
         if isinstance(self._body, UntilCloseBody) and is_all and not is_broken:
             self._complete(b"")
             return
-        self._fail(
-            self.end_of_tls()
-            or Denied(Reason.UPSTREAM_FAILED, "the upstream closed the connection before its response was whole")
-        )
+        has_begun = self._body is not None or self._unread or self._interim
+        how = "before its response was whole" if has_begun else "without an answer"
+        self._fail(self.end_of_tls() or Denied(Reason.UPSTREAM_FAILED, f"the upstream closed the connection {how}"))
 
     def end_of_tls(self) -> Denied | None:
         """Return the denial if TLS was the reason why the upstream ended the connection; None if nothing tells."""

@@ -33,6 +33,10 @@ from proxy.engine.descriptors import KEPT_FROM_DIALS, SHORTAGES, is_taken, short
 from proxy.engine.sockets import tcp_socket
 from proxy.engine.upstreams.services import Services
 
+# What getaddrinfo(3) says of a name that the DNS does not have, or has no address for; anything else says that it gave
+# no answer that could be used.
+_NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+
 
 async def connect(services: Services, host: str, port: int, record: Upstream) -> socket.socket:
     """Open a TCP connection.
@@ -57,8 +61,8 @@ async def connect(services: Services, host: str, port: int, record: Upstream) ->
             connection = await _first(services.loop, _allowed(await _look_up(services, host, port), host, record))
     except TimeoutError:
         raise Denied(Reason.UPSTREAM_TIMEOUT, f"{host} port {port} took no connection in {seconds} s") from None
-    except socket.gaierror:
-        raise unresolved(host) from None
+    except socket.gaierror as e:
+        raise unresolved(host, is_unknown=e.errno in _NO_SUCH_NAME) from None
     except (OSError, UnicodeError) as e:
         if isinstance(e, OSError) and e.errno in SHORTAGES:
             where = f"no descriptor is left for a connection to {host} port {port}"

@@ -185,6 +185,11 @@ def _parse_mirror(query: str) -> Mirror:
             raise ValueError(f"{name}= stands twice; only for= and from= may")
     if bool(found["cert"]) != bool(found["key"]):
         raise ValueError("cert= and key= go together: with both it speaks TLS, and without them plain http")
+    for name in ("for", "from"):
+        for value in found[name]:
+            if "," in value:
+                several = "&".join(f"{name}={each.strip()}" for each in value.split(","))
+                raise ValueError(f"{name}= has one value each time; write {several}")
     names = [_parse_stood_for(text) for text in found["for"]]
     if len(set(names)) < len(names):
         raise ValueError("two of its for= name the same host")

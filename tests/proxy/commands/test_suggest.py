@@ -144,6 +144,7 @@ def test_fields_and_pins_that_are_taken_out_of_their_comments(tmp_path: Path) ->
             None,
         ),
         (Tried(Destination("api.example", 443), "/", True, False, "not"), "ANOTHER answer", None),
+        (Tried(Destination("api.example", 443), "/", True, None, "none"), "no answer over plain http", None),
         (Tried(Destination("api.example", 8443), "/", True, True, "both"), "https_port: 8443", 8443),
         (
             Tried(Destination("api.example", 443), "/", False, False, "tls_failed: it\n\x1b[31m"),
@@ -157,6 +158,12 @@ def test_what_came_of_an_upgrade(tried: Tried | None, said: str, port: int | Non
     assert said in policy_text(findings)
     (rule,) = suggested(findings, tmp_path).rules
     assert (rule.plain_http, rule.https_port) == (PlainHttp.UPGRADE, port)
+
+
+def test_fields_that_are_encrypted_already_are_not_forgotten(tmp_path: Path) -> None:
+    words = "take keys and request over"
+    assert words in policy_text(Findings(read(line(encrypted=2))))
+    assert words not in policy_text(Findings(read(line(encrypted=0))))
 
 
 def test_keys_that_could_not_be_had(tmp_path: Path) -> None:

@@ -126,6 +126,8 @@ def test_a_listener_is_read(text: str, mirror: Mirror) -> None:
         ("to=http://a:1&for=a.example&key=k", "go together"),
         ("to=http://a:1&for=a.example&cert=-----BEGIN&key=k", "this is a key"),
         ("to=http://a:1&for=a.example&from=any", "from=any stands alone"),
+        ("to=http://a:1&for=a.example&from=private,loopback", "write from=private&from=loopback"),
+        ("to=http://a:1&for=a.example, b.example&from=private", "write for=a.example&for=b.example"),
         ("to=http://a:1&for=a.example&cert=c&key=k&from=any&from=private", "from=any stands alone"),
         ("to=http://a:1&for=a.example&from=nobody", "is none of the kinds"),
     ],

@@ -187,8 +187,9 @@ def test_a_full_disk_tears_no_line_and_is_over_once_there_is_room(
     torn = [b"000000002"[: room % 10]] if kind == "stream" and room % 10 and not is_ended else []
     assert found == [*whole, *torn, b"000000006", b"000000007"]
     assert got.endswith(b"\n")
+    where = f" to {path}" if kind == "file" else ""
     assert said(caplog) == [
-        "decision lines cannot be written, and are lost: no space left on device",
+        f"decision lines cannot be written{where}, and are lost: no space left on device",
         f"decision lines are written again; lost in between: {sum(lost)}",
     ]
 
@@ -208,7 +209,7 @@ def test_a_reader_that_is_slow_again_and_again_is_not_spoken_of_each_time(
         wait_until(partial(holds, tmp_path / "lines", b"x\n" * count))
     writer.close()
     assert said(caplog) == [
-        "decision lines cannot be written, and are lost: no space left on device",
+        f"decision lines cannot be written to {tmp_path / 'lines'}, and are lost: no space left on device",
         "decision lines that were lost by the end: 4",
     ]
 

@@ -36,6 +36,16 @@ def test_what_was_done_is_added_up() -> None:
     assert (sums.encrypted, sums.decrypted, sums.pins) == (2, 1, {"match": 1})
     assert sums.denials == {("pin_mismatch", "api.example:443"): 1}
     assert sums.hosts == {"api.example:443": 3}
+    assert not sums.failed.total()
+
+
+def test_what_failed_is_told_from_what_was_denied() -> None:
+    sums = taken(
+        {"outcome": "upstream_failed", "reason": "tls_failed"},
+        {"action": "deny", "outcome": "denied", "reason": "pin_mismatch"},
+        {},
+    )
+    assert sums.failed == {"upgrade": 1}
 
 
 def test_what_failed_is_no_denial() -> None:

@@ -21,6 +21,7 @@ from proxy.core.certificates.words import (
     circumstances,
     host_names,
     issuer_of,
+    remedy,
     shown_name,
     subject_of,
 )
@@ -74,8 +75,34 @@ def test_who_vouches_for_itself_is_said() -> None:
     assert circumstances(IN_CHAIN, certificate(), NOW) == 'the chain ends at "CN=api", which is no trusted root'
 
 
+@pytest.mark.parametrize("error", [3, 12])
+def test_whose_revocation_list_is_looked_for_is_said(error: int) -> None:
+    said = circumstances(error, certificate(), NOW)
+    assert said == 'what counts is the revocation list of "CN=Some CA" (trust.crls)'
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (EXPIRED, "must renew it"),
+        (NOT_YET, "this machine's clock"),
+        (HOST, "by a name that its certificate has"),
+        (ADDRESS, "by a name that its certificate has"),
+        (3, "into the files of trust.crls"),
+        (12, "into the files of trust.crls"),
+        (23, "must get another certificate"),
+        (UNKNOWN, "name its CA in trust.roots"),
+        (SELF_SIGNED, "name its CA in trust.roots"),
+        (IN_CHAIN, "name its CA in trust.roots"),
+    ],
+)
+def test_what_to_do_depends_on_what_is_wrong(error: int, words: str) -> None:
+    assert words in remedy(error)
+    assert ("trust.roots" in remedy(error)) == ("trust.roots" in words)  # which helps against nothing else
+
+
 def test_of_all_else_nothing_is_said() -> None:
-    assert circumstances(26, certificate(), NOW) == ""
+    assert circumstances(26, certificate(), NOW) == remedy(26) == ""
     for error in (EXPIRED, UNKNOWN, SELF_SIGNED, IN_CHAIN, HOST):
         assert circumstances(error, b"junk", NOW) == ""
     wrong_version = certificate().replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x09")

@@ -226,7 +226,7 @@ class TestDecrypting:
             decrypt(body, PLAIN, [ENTRY])
         assert denied.value.detail == (
             "the response cannot be decrypted: a value at $..ssn is not opened by key set app: "
-            "header parameter kid: names no key of this set"
+            "header parameter kid: names none of the keys of this set"
         )
         assert denied.value.entries == (ENTRY.name,)
 

@@ -368,9 +368,11 @@ def test_what_is_far_away_gets_no_such_hint(host: str) -> None:
 
 
 def test_a_name_that_leads_nowhere_may_be_a_neighbours() -> None:
-    assert unresolved("api.example").hint == Reason.UPSTREAM_UNREACHABLE.hint
-    assert "NO_PROXY" in unresolved("search").hint
-    assert unresolved("search").reason is Reason.UPSTREAM_UNREACHABLE
+    assert "spelt" in unresolved("api.example", is_unknown=True).hint
+    assert "DNS server" in unresolved("api.example", is_unknown=False).hint
+    for is_unknown in (True, False):
+        assert "NO_PROXY" in unresolved("search", is_unknown=is_unknown).hint
+        assert unresolved("search", is_unknown=is_unknown).reason is Reason.UPSTREAM_UNREACHABLE
 
 
 @pytest.mark.parametrize("host", ["localhost", "app.localhost", "127.0.0.1", "::1"])

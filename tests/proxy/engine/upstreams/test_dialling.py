@@ -232,13 +232,24 @@ def test_a_name_that_nobody_answers_for_takes_no_longer_than_the_limit(monkeypat
     assert refused.value.reason is Reason.UPSTREAM_TIMEOUT
 
 
-def test_a_name_that_does_not_exist_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(*_: Any, **__: Any) -> list[Any]:
-        raise socket.gaierror(-2, "Name or service not known")
+@pytest.mark.parametrize(
+    ("error", "why", "hint"),
+    [
+        (socket.EAI_NONAME, "there is no such name", "spelt"),
+        (socket.EAI_AGAIN, "the DNS gave no answer", "DNS server"),
+        (socket.EAI_FAIL, "the DNS gave no answer", "DNS server"),
+    ],
+)
+def test_a_name_that_is_not_there_and_a_dns_that_does_not_answer_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch, error: int, why: str, hint: str
+) -> None:
+    def fails(*_: Any, **__: Any) -> list[Any]:
+        raise socket.gaierror(error, "words of the system's")
 
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(Denied, match="cannot be resolved"):
+    monkeypatch.setattr(socket, "getaddrinfo", fails)
+    with pytest.raises(Denied, match=f"cannot be resolved: {why}") as refused:
         connect(1, Policy())
+    assert hint in refused.value.hint
 
 
 def test_the_upstream_proxy_is_where_the_policy_says_whatever_is_forbidden_to_others(
