@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -89,10 +90,88 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "node_modules"
 
 
-def run(language: str, folder: Path, token: str, modules: Path | None) -> subprocess.CompletedProcess[str]:
-    """Run a snippet in a folder with a key and a body."""
+# What a program does round the snippet: it reads key and body, as the others do.
+GO_MAIN = """\
+package main
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"os"
+
+	"example.test/receiver/fields"
+)
+
+func must[T any](value T, err error) T {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "Error:", err)
+		os.Exit(1)
+	}
+	return value
+}
+
+func main() {
+	block, _ := pem.Decode(must(os.ReadFile("pay-2026.pem")))
+	key := must(x509.ParsePKCS8PrivateKey(block.Bytes)).(*ecdsa.PrivateKey)
+	var body struct{ Card struct{ Number string } }
+	must(0, json.Unmarshal(must(os.ReadFile("body.json")), &body))
+	keys := map[string]*ecdsa.PrivateKey{"pay-2026": key}
+	var parsed any
+	must(0, json.Unmarshal(must(fields.Open(body.Card.Number, "$.card.number", "api.pay.example", keys)), &parsed))
+	var shown bytes.Buffer
+	must(0, json.NewEncoder(&shown).Encode(parsed))
+	os.Stdout.Write(shown.Bytes())
+}
+"""
+
+
+@pytest.fixture(scope="session")
+def go_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The snippet for Go, built with what stands round it."""
+    if (go := shutil.which("go")) is None:
+        pytest.skip("go is not installed")
+    folder = tmp_path_factory.mktemp("go")
+    (folder / "fields").mkdir()
+    (folder / "fields" / "fields.go").write_text(snippet("go"), "utf-8")
+    (folder / "main.go").write_text(GO_MAIN, "utf-8")
+    env = {**os.environ, "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local"}
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [go, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    command("mod", "init", "example.test/receiver")
+    try:
+        got = command("get", "github.com/go-jose/go-jose/v4")
+    except subprocess.TimeoutExpired:
+        pytest.skip("go does not get go-jose in time")
+    if got.returncode != 0:
+        pytest.skip("go does not get go-jose: no module proxy, no way there, or this go is too old for it")
+    built = command("build", "-o", "receiver", ".")
+    assert built.returncode == 0, built.stderr
+    return folder / "receiver"
+
+
+def provide(folder: Path, token: str) -> None:
+    """Write a key and a body into a folder."""
     (folder / "pay-2026.pem").write_bytes(to_pem(KEY, private=True))
     (folder / "body.json").write_text(json.dumps({"card": {"number": token}}))
+
+
+def run_program(program: Path, folder: Path, token: str) -> subprocess.CompletedProcess[str]:
+    """Run a built snippet in a folder with a key and a body."""
+    provide(folder, token)
+    return subprocess.run([str(program)], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+
+
+def run(language: str, folder: Path, token: str, modules: Path | None) -> subprocess.CompletedProcess[str]:
+    """Run a snippet in a folder with a key and a body."""
+    provide(folder, token)
     script = folder / ("open.py" if language == "python" else "open.mjs")
     script.write_text(snippet(language), "utf-8")
     if modules is not None and not (folder / "node_modules").exists():
@@ -113,6 +192,21 @@ def test_node_opens_what_was_sealed(tmp_path: Path, modules: Path, maker: str) -
     token = by_us(Place(HOST, PATH)) if maker == "us" else by_joserfc({}, b'"411 1"')
     done = run("node", tmp_path, token, modules)
     assert (done.returncode, done.stdout) == (0, '"411 1"\n'), done.stderr
+
+
+@pytest.mark.parametrize("maker", ["us", "joserfc"])
+def test_go_opens_what_was_sealed(tmp_path: Path, go_program: Path, maker: str) -> None:
+    token = by_us(Place(HOST, PATH)) if maker == "us" else by_joserfc({}, b'"411 1"')
+    done = run_program(go_program, tmp_path, token)
+    assert (done.returncode, done.stdout) == (0, '"411 1"\n'), done.stderr
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_go_refuses_what_is_wrong(tmp_path: Path, go_program: Path, what: str) -> None:
+    make, said = REFUSED[what]
+    done = run_program(go_program, tmp_path, make())
+    assert (done.returncode, done.stdout) == (1, "")
+    assert ("cryptographic primitive" if what == "a changed tag" else said) in done.stderr
 
 
 @pytest.mark.parametrize("what", REFUSED)
