@@ -31,6 +31,7 @@ from proxy.commands.shared import (
     entry_summary,
     json_option,
     load_or_exit,
+    marked_by,
     needs_plaintext,
     pins_life,
     policy_option,
@@ -404,10 +405,10 @@ def _print_explanation(explanation: Explanation, method: str, path: str) -> None
     for name, entries in works if explanation.mirror is None else reversed(works):
         for entry in entries:
             even = "; what cannot be opened passes" if entry.get("on_failure") == OnFailure.PASS else ""
-            lines.append((name, f"{', '.join(entry['selectors'])} with {entry['key']}{even}"))
+            lines.append((name, f"{', '.join(marked_by(entry))} with {entry['key']} ({entry['name']}){even}"))
     for entry in explanation.other_entries:
         conditions = [*(entry["methods"] or ()), *(entry["paths"] or ())]
-        lines.append(("not here", f"{', '.join(entry['selectors'])}: only {' '.join(conditions)}"))
+        lines.append(("not here", f"{', '.join(marked_by(entry))} ({entry['name']}): only {' '.join(conditions)}"))
     if explanation.signed_by is not None:
         if is_digest(explanation.signed_by.removeprefix("the field ").encode("latin-1")):
             kinds = {entry["digests"] for entry in explanation.encrypt}

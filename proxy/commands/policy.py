@@ -25,6 +25,7 @@ from proxy.commands.shared import (
     entry_summary,
     json_option,
     load_or_exit,
+    marked_by,
     needs_plaintext,
     pins_life,
     plain_table,
@@ -276,16 +277,16 @@ def _print_summary(policy: Policy) -> None:
             )
         console.print(table)
     if any(rule.fields for rule in policy.rules):
-        table = plain_table("rule", "does", "fields", "key set", "when")
+        table = plain_table("rule", "entry", "does", "fields", "key set", "when")
         for rule in policy.rules:
             for entry in rule.fields:
-                fields = "\n".join(entry.marks.texts)
+                fields = "\n".join(marked_by(entry_summary(entry)))
                 even = ", signed or not" if entry.signed is Signed.PASS else ""
                 even += ", in any case" if entry.match is Match.IGNORE_CASE else ""
                 even += f", in {entry.envelope.name}" if entry.envelope is not None else ""
                 even += f", as {entry.rename}" if entry.rename is not None else ""
                 even += ", or passes" if entry.on_failure is OnFailure.PASS else ""
-                table.add_row(rule.name, entry.work + even, fields, entry.keys.name, _when_text(entry))
+                table.add_row(rule.name, entry.name, entry.work + even, fields, entry.keys.name, _when_text(entry))
         console.print(table)
     if policy.keys:
         table = plain_table("key set", "alg", "kid", "decrypts", "good")

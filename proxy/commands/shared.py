@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, date, datetime
 from typing import Any, NoReturn
@@ -90,7 +91,9 @@ def destination_of(authority: str, default_port: int) -> Destination:
 def entry_summary(entry: FieldEntry) -> dict[str, Any]:
     """Return a field entry as plain values; its key set only by name."""
     return {
+        "name": entry.name,
         "selectors": entry.marks.texts,
+        "form": list(entry.form),
         "match": entry.match.value,
         "key": entry.keys.name,
         "methods": sorted(entry.when.methods) if entry.when.methods is not None else None,
@@ -99,6 +102,11 @@ def entry_summary(entry: FieldEntry) -> dict[str, Any]:
         "rename": entry.rename,
         **({"on_failure": entry.on_failure.value} if entry.work is Work.DECRYPT else {}),
     }
+
+
+def marked_by(summary: Mapping[str, Any]) -> list[str]:
+    """Return what an entry marks, by its summary: its selectors, and the fields of forms."""
+    return [*summary["selectors"], *(f"form field {name}" for name in summary["form"])]
 
 
 def encrypt_summary(entry: FieldEntry) -> dict[str, Any]:
@@ -110,7 +118,6 @@ def encrypt_summary(entry: FieldEntry) -> dict[str, Any]:
         "signed_headers": sorted(name.decode("ascii") for name in entry.signed_headers),
         "already_sealed": entry.already_sealed.value,
         "pad": entry.pad,
-        "form": list(entry.form),
         "graphql_arguments": sorted(entry.graphql_arguments),
         "required": entry.required,
         "other_bodies": entry.other_bodies.value,

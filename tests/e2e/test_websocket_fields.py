@@ -10,6 +10,7 @@ import contextlib
 import json
 import socket
 import ssl
+import subprocess
 import threading
 import time
 import zlib
@@ -29,7 +30,7 @@ from tests.e2e.clients import Accepted, RawClient, send_until_blocked
 from tests.e2e.mirrors import NAME, mirror, rule_of_app
 from tests.e2e.receiver import Marked, Pieces, Receiver, assert_only_marked_changed, plain
 from tests.e2e.scripted import Upstream, scripted_upstream
-from tests.e2e.sidecar import Decision, Sidecar
+from tests.e2e.sidecar import Decision, Sidecar, clean_environment, overcoat_command
 from tests.e2e.websockets import CLOSE, DEADLINE, PING, PONG, TEXT, Server, client, frame
 
 BOTH, SEALS, OPENS, FREE, SEEN, WHEN = (
@@ -140,6 +141,42 @@ class TestWhatArrives:
         line = line_of(sidecar, server.port)
         assert (line["status"], line["outcome"], line["action"]) == (101, "ok", "inspect" if over_tls else "upgrade")
         assert (line["encrypted"], line["decrypted"], line["fields"]) == (8, 4, {"request[0]": 8, "response[0]": 4})
+
+    def test_keys_open_opens_a_value_at_its_place_in_its_message(
+        self, sidecar: Sidecar, authority: Authority, receivers: dict[str, Receiver], tmp_path: Path
+    ) -> None:
+        key = receivers["pay"].write_private(tmp_path)
+        message = '{"arguments":[{"ssn":"078"}]}\x1e{"ssn":1}\x1e'  # each text of it is a message of its own (SignalR)
+        with Server(authority, *HOSTS) as server, client(sidecar, BOTH, server.port) as app:
+            app.send(message)
+            got = server.first().next()
+        assert isinstance(got, str)
+        first, second, _ = got.split("\x1e")
+
+        def opened(token: str, path: str, status: int = 0) -> str:
+            command = [
+                *overcoat_command(),
+                "keys",
+                "open",
+                "--key",
+                key,
+                "--kid",
+                "pay",
+                "--host",
+                BOTH,
+                "--path",
+                path,
+            ]
+            done = subprocess.run(
+                command, input=token, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False
+            )
+            assert done.returncode == status, done.stderr
+            return done.stdout.strip() if status == 0 else done.stderr
+
+        token = json.loads(first)["arguments"][0]["ssn"]
+        assert opened(token, "$.arguments[*].ssn") == '"078"'
+        assert opened(json.loads(second)["ssn"], "$.ssn") == "1"
+        assert "$.arguments[*].ssn" in opened(token, "$.ssn", status=1)
 
     @pytest.mark.parametrize("more", [{}, deflates()], ids=["plain", "deflate"])
     def test_fragments_are_put_together_in_both_directions(

@@ -19,7 +19,6 @@ SEALED_AS_EVER = {
     "signed_headers": [],
     "already_sealed": "keep",
     "pad": 1,
-    "form": [],
     "graphql_arguments": [],
     "required": False,
     "other_bodies": "deny",
@@ -56,7 +55,9 @@ def test_explain_tells_the_whole_way_of_a_plain_http_request() -> None:
         "pins_life": "until 2999-06-30",
         "encrypt": [
             {
+                "name": "request[0]",
                 "selectors": ["$.card.number", "$..ssn"],
+                "form": [],
                 "key": "app",
                 "match": "exact",
                 "methods": ["POST"],
@@ -65,7 +66,9 @@ def test_explain_tells_the_whole_way_of_a_plain_http_request() -> None:
                 **SEALED_AS_EVER,
             },
             {
+                "name": "request[1]",
                 "selectors": ["$.note"],
+                "form": [],
                 "key": "app",
                 "match": "exact",
                 "methods": None,
@@ -77,7 +80,9 @@ def test_explain_tells_the_whole_way_of_a_plain_http_request() -> None:
         "decrypt": [],
         "other_entries": [
             {
+                "name": "response[0]",
                 "selectors": ["$.card"],
+                "form": [],
                 "key": "app",
                 "match": "exact",
                 "methods": ["GET"],
@@ -243,9 +248,9 @@ GET http://api.pay.example:80/v1/x
   pins     one of 2, until 2999-06-30
            {PIN_A}
            {PIN_B}
-  encrypt  $.note with app
-  decrypt  $.card with app
-  not here $.card.number, $..ssn: only POST /v1/**
+  encrypt  $.note with app (request[1])
+  decrypt  $.card with app (response[0])
+  not here $.card.number, $..ssn (request[0]): only POST /v1/**
 GET https://api.pay.example:443/v1/x
   rule     pay
   action   inspect: https is opened, checked and sent on as https
@@ -254,9 +259,9 @@ GET https://api.pay.example:443/v1/x
   pins     one of 2, until 2999-06-30
            {PIN_A}
            {PIN_B}
-  encrypt  $.note with app
-  decrypt  $.card with app
-  not here $.card.number, $..ssn: only POST /v1/**
+  encrypt  $.note with app (request[1])
+  decrypt  $.card with app (response[0])
+  not here $.card.number, $..ssn (request[0]): only POST /v1/**
 """
     )
 

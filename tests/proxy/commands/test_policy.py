@@ -29,9 +29,9 @@ def test_check_shows_what_the_policy_does() -> None:
     assert f"policy policy.yaml, mode enforce, hash {short_hash()} listen forward://127.0.0.1:0; admin off" in words
     assert "pay api.pay.example upgrade to port 8443 inspect: pins, encrypt, decrypt 2, until 2999-06-30" in words
     assert "printer printer.lan allow inspect: the policy says so" in words
-    assert "pay encrypt $.card.number app POST $..ssn /v1/**" in words
-    assert "pay encrypt $.note app always" in words
-    assert "pay decrypt $.card app GET" in words
+    assert "pay request[0] encrypt $.card.number app POST $..ssn /v1/**" in words
+    assert "pay request[1] encrypt $.note app always" in words
+    assert "pay response[0] decrypt $.card app GET" in words
     assert "app A256KW app-1 yes until 2999-01-01" in words
 
 
@@ -80,6 +80,7 @@ def test_check_prints_json_for_programs() -> None:
         "pins, encrypt, decrypt",
     )
     assert pay["encrypt"][0] == {
+        "name": "request[0]",
         "selectors": ["$.card.number", "$..ssn"],
         "key": "app",
         "match": "exact",
@@ -97,6 +98,15 @@ def test_check_prints_json_for_programs() -> None:
         "envelope": None,
         "rename": None,
     }
+
+
+def test_fields_of_forms_are_shown() -> None:
+    text = POLICY.replace("match: exact\n        when", "form: [card_number]\n        when", 1)
+    assert "form field card_number" in " ".join(run("check", policy=text).stdout.split())
+    assert (
+        "$..ssn, form field card_number with app (request[0])"
+        in run("explain", "-X", "POST", "api.pay.example/v1/x", policy=text).stdout
+    )
 
 
 def test_check_never_prints_a_key() -> None:
