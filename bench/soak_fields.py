@@ -233,7 +233,9 @@ class Soak:
 
 
 def _policy(lab: Lab, soak: Soak, admin: int, times: int) -> str:
-    """Return the policy as it is for the nth time: the same, but for a rule about something else."""
+    """Return the policy as it is for the nth time: the same, but for a rule about something else, which has one of two
+    names: each name of a rule has metrics of its own as long as the process lives.
+    """
     entry = {"encrypt": ["$.card.number", "$.ssn"], "form": ["ssn"], "key": "pay", "required": True}
     policy = {
         "version": 1,
@@ -252,7 +254,7 @@ def _policy(lab: Lab, soak: Soak, admin: int, times: int) -> str:
                 "request": [entry],
                 "response": [{"decrypt": ["$.told"], "key": "app"}],
             },
-            {"name": f"other-{times}", "hosts": ["other.example"]},
+            {"name": f"other-{times % 4}", "hosts": ["other.example"]},
         ],
     }
     return json.dumps(policy)
