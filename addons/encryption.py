@@ -27,7 +27,6 @@ from proxy.core.decisions import Denied
 from proxy.core.fields import bodies, graphqlrequests, responses, values
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.values import Setting
-from proxy.core.http.digests import without_digests
 from proxy.core.jose.keys import Key, KeySet
 from proxy.core.jose.sealing import Sealers, Sealing
 
@@ -139,7 +138,7 @@ class Encryption:
             if entries[0].work is Work.ENCRYPT:
                 fields = bodies.with_digests(fields, head, entries, body, changed)
             elif any(changed.counts):
-                fields = without_digests(fields)  # which were about the sealed body
+                fields = bodies.followed_digests(fields, head, entries, body, changed.body)
         except Denied as denied:
             exchange.deny(flow, denied)
             return

@@ -8,6 +8,8 @@ sealed once. Heads are in `test_both_ends`.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -39,6 +41,7 @@ RULES = (
     + """
       - name: told
         hosts: [told.example]
+        request: [{encrypt: ["$.ssn"], key: pay, digests: recompute, signed: pass}]
         response: [{decrypt: ["$.token", "$..secret"], key: app}]
 """
 )
@@ -122,7 +125,8 @@ class Between:
         listen = f"mirror://127.0.0.1:0?to={to}&{names}&cert=server.pem&key=server.key"
         keys = KEYS.format(pay=self._receiver.write_private(folder), app=self._sender.write_private(folder))
         mirrored = RULES.replace("encrypt:", "?:").replace("decrypt:", "encrypt:").replace("?:", "decrypt:")
-        mirrored = mirrored.replace("            graphql_arguments: [ssn]\n", "")
+        for only_sealing in ("            graphql_arguments: [ssn]\n", ", digests: recompute, signed: pass"):
+            mirrored = mirrored.replace(only_sealing, "")
         policy = f"    listen: ['{listen}']\n" + keys.lstrip("\n") + mirrored
         return self._stack.enter_context(Sidecar(policy, folder, authority=self._authority))
 
@@ -309,6 +313,32 @@ def test_an_app_gets_the_response_that_it_gets_without_any(
         assert alone.fields.keys() - seen.fields.keys() <= framing
         between = seen.told
     assert_sealed(between, body, sender, TOLD)
+
+
+SIGNED = b'{"ssn": "078"}'
+DIGEST = f"sha-256=:{base64.b64encode(hashlib.sha256(SIGNED).digest()).decode()}:"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [("Content-Digest", DIGEST)],
+        [("repr-digest", DIGEST), ("Content-MD5", base64.b64encode(hashlib.md5(SIGNED).digest()).decode())],
+        [("X-Hub-Signature-256", "sha256=" + "a1" * 32)],
+        [("Content-Digest", f"{DIGEST}, crc32c=:AAAA:"), ("X-Hub-Signature-256", "sha256=" + "a1" * 32)],
+        [
+            ("Content-Digest", DIGEST),
+            ("Signature-Input", 'sig=("content-digest");keyid="a"'),
+            ("Signature", "sig=:" + "A" * 44 + ":"),
+        ],
+    ],
+)
+def test_what_signs_a_body_or_is_its_digest_fits_it_again(both: Between, fields: list[tuple[str, str]]) -> None:
+    fields = [("Content-Type", "application/json"), ("Accept-Encoding", "gzip"), *fields]
+    alone = both.alone("/v1/none/identity", TOLD, fields, SIGNED)
+    seen = both.through(Way.HTTP1, "/v1/none/identity", TOLD, fields, SIGNED)
+    assert b"078" not in seen.asked
+    assert seen.got.raw == alone.got.raw
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ other byte stays as it came.
 Offers:
 
 - `automaton`: MAX_INSIDE, Marks; what an entry marks
-- `bodies`: MAX_SEALED, BodyHead, acceptable, change, check_before, check_signature, count_marked, covered_by, passes,
-  too_large, unchangeable, with_digests; one body, from start to end
+- `bodies`: MAX_SEALED, BodyHead, acceptable, change, check_before, check_signature, count_marked, covered_by,
+  followed_digests, passes, too_large, unchangeable, with_digests; one body, from start to end
 - `encodings`: beginning, decode, parse_encoding; content encodings such as gzip
 - `entries`: AlreadySealed, Digests, FieldEntry, Match, OnFailure, OtherBodies, PathGlob, Signed, When, Work; one entry
   of a rule's `request` or `response` list

@@ -20,7 +20,7 @@ from proxy.core.fields import encodings, kinds, splice, values
 from proxy.core.fields.entries import Digests, FieldEntry, OnFailure, Signed, Work
 from proxy.core.fields.responses import Label, label_of, may_be_json
 from proxy.core.fields.values import Setting
-from proxy.core.http.digests import BadDigest, first_digest, is_digest, recomputed, without_digests
+from proxy.core.http.digests import BadDigest, first_digest, followed, is_digest, recomputed, without_digests
 from proxy.core.http.heads import Fields
 from proxy.core.jose import jwe
 
@@ -292,6 +292,23 @@ def with_digests(
     except BadDigest as why:
         names = tuple(entry.name for entry in changing)
         raise Denied(Reason.SIGNED_BODY, str(why), _DIGEST_HINT, entries=names) from None
+
+
+def followed_digests(
+    fields: Fields, head: BodyHead, entries: Sequence[FieldEntry], before: bytes, body: bytes
+) -> Fields:
+    """Return a request's header fields once its sealed body was opened: what they are without a sidecar on either side.
+
+    Where a signature covers the body, it was made before the body was sealed, and so were the digests beside it.
+
+    Args:
+        fields: its header fields.
+        head: what they, and the trailers, said before.
+        entries: the entries that were asked to open it.
+        before: the body as it came.
+        body: the opened one.
+    """
+    return fields if _signature(head, entries) is not None else followed(fields, before, body)
 
 
 class Required:

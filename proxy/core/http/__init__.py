@@ -5,7 +5,8 @@ bytes and tuples of fields, never on a socket.
 Offers:
 
 - `cookies`: Cookies, Delivery, names_sent; which cookies of a server the app keeps
-- `digests`: BadDigest, first_digest, is_digest, recomputed, without_digests; fields that hold a digest of the body
+- `digests`: BadDigest, first_digest, followed, is_digest, recomputed, without_digests; fields that hold a digest of a
+  body
 - `framing`: MAX_TRAILERS, BadFraming, Body, UntilCloseBody, body_of, chunk, last_chunk; where a body of HTTP/1 ends
 - `heads`: CHUNKED, KEPT, MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, HeadEnd, RequestHead, ResponseHead, can_become_a_head,
   names_in, read_request_head, read_response_head; heads of HTTP/1

@@ -8,6 +8,7 @@ Rules of this module:
   3230) and Content-MD5; only the values change. Any other algorithm or field is refused: leaving it out would hide that
   it was there.
 - A digest that does not fit the content as it came is refused, or a body that was damaged before would look intact.
+- Each digest of a content is made once: a field may name an algorithm a thousand times.
 """
 
 from __future__ import annotations
@@ -95,14 +96,56 @@ def recomputed(fields: Fields, before: bytes, after: bytes) -> Fields:
     Raises:
         BadDigest: one cannot be written anew, or does not fit `before`.
     """
-    is_part = any(name.lower() == _OF_PARTS for name, _ in fields)
+    is_part, old, new = _is_of_part(fields), _Made(before), _Made(after)
     return tuple(
-        (name, _recomputed(name, value, before, after, is_part=is_part)) if is_digest(name) else (name, value)
+        (name, _recomputed(name, value, old, new, is_part=is_part)) if is_digest(name) else (name, value)
         for name, value in fields
     )
 
 
-def _recomputed(name: bytes, value: bytes, before: bytes, after: bytes, *, is_part: bool) -> bytes:
+def followed(fields: Fields, before: bytes, after: bytes) -> Fields:
+    """Return header fields for content that was made what it was once: a digest that fits it already stays, one that
+    fits it as it came is about it now, and any other is left out.
+
+    Args:
+        fields: as they came.
+        before: the content as it came.
+        after: the content that is sent instead.
+    """
+    is_part, old, new = _is_of_part(fields), _Made(before), _Made(after)
+    kept: list[tuple[bytes, bytes]] = []
+    for field in fields:
+        if not is_digest(field[0]):
+            kept.append(field)
+            continue
+        for made in (new, old):
+            try:
+                kept.append((field[0], _recomputed(*field, made, new, is_part=is_part)))
+            except BadDigest:
+                continue
+            break
+    return tuple(kept)
+
+
+class _Made:
+    """The digests of one content, each made once, however often a field asks for it."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._made: dict[bytes, bytes] = {}
+
+    def by(self, algorithm: bytes) -> bytes:
+        """Return that of one of `_ALGORITHMS`."""
+        if algorithm not in self._made:
+            self._made[algorithm] = _ALGORITHMS[algorithm](self._content)
+        return self._made[algorithm]
+
+
+def _is_of_part(fields: Fields) -> bool:
+    return any(name.lower() == _OF_PARTS for name, _ in fields)
+
+
+def _recomputed(name: bytes, value: bytes, before: _Made, after: _Made, *, is_part: bool) -> bytes:
     shown = name.decode("latin-1")
     member = _MEMBERS.get(name.lower())
     if member is None or (is_part and name.lower() in (b"repr-digest", b"digest")):
@@ -112,10 +155,10 @@ def _recomputed(name: bytes, value: bytes, before: bytes, after: bytes, *, is_pa
         found = member(text)
         if found is None:
             raise BadDigest(f"the field {shown} is not formed as it should be")
-        make = _ALGORITHMS.get(found["name"].lower())
-        if make is None:
+        algorithm = found["name"].lower()
+        if algorithm not in _ALGORITHMS:
             raise BadDigest(f"the field {shown} has an algorithm that is not known here")
-        if make(before) != found["value"]:
+        if before.by(algorithm) != found["value"]:
             raise BadDigest(f"the field {shown} does not fit the body as it came")
-        made.append(b"".join((found["before"], found["name"], found["is"], make(after), found["after"])))
+        made.append(b"".join((found["before"], found["name"], found["is"], after.by(algorithm), found["after"])))
     return b",".join(made)

@@ -24,12 +24,14 @@ from proxy.core.fields.bodies import (
     check_before,
     count_marked,
     covered_by,
+    followed_digests,
     too_large,
     unchangeable,
     with_digests,
 )
 from proxy.core.fields.entries import Digests, FieldEntry, OnFailure, Signed, Work
 from proxy.core.fields.selectors import parse_selector
+from proxy.core.fields.signatures import covering
 from proxy.core.fields.splice import Job, splice
 from proxy.core.fields.values import MAX_OPENED, Setting
 from proxy.core.jose import sealing
@@ -380,6 +382,17 @@ class TestDigests:
         head = BodyHead(["application/json"], fields=(*fields, *trailing))
         changed = change(self.BODY, head, [entry], Setting(HOST, LIMIT, TODAY))
         return changed, with_digests(fields, head, [entry], self.BODY, changed)
+
+    def test_behind_a_mirror_it_follows_the_body_or_stays_if_a_signature_covers_that(self) -> None:
+        signed = (b"X-Hub-Signature-256", b"sha256=" + b"a1" * 32)
+        strange = (b"Content-Digest", b"crc32c=:AAAA:")
+        opening = [replace(ENTRY, work=Work.DECRYPT)]
+        for fields, told in (
+            ((self.MD5, strange, self.OTHER), (self.MD5, self.OTHER)),
+            ((self.MD5, strange, signed), (self.MD5, strange, signed)),
+        ):
+            head = BodyHead(["application/json"], signature=covering(fields), fields=fields)
+            assert followed_digests(fields, head, opening, b"sealed", self.BODY) == told
 
     def test_a_digest_is_denied_with_a_way_out(self) -> None:
         with pytest.raises(Denied, match="the field Content-MD5 holds a digest") as denied:

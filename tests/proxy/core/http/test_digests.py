@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+
 import pytest
 
-from proxy.core.http.digests import BadDigest, first_digest, is_digest, recomputed, without_digests
+from proxy.core.http import digests
+from proxy.core.http.digests import BadDigest, first_digest, followed, is_digest, recomputed, without_digests
 
 
 @pytest.mark.parametrize(
@@ -78,3 +82,43 @@ def test_no_refusal_quotes_a_value(value: bytes, why: str) -> None:
     with pytest.raises(BadDigest, match=why) as refused:
         recomputed(((b"Digest", value),), HELLO, b"")
     assert "AA" not in str(refused.value)
+
+
+def sha_256(content: bytes) -> bytes:
+    return b"sha-256=:%s:" % base64.b64encode(hashlib.sha256(content).digest())
+
+
+def test_after_content_was_made_what_it_was_its_digests_follow() -> None:
+    fits_new, fits_old, fits_none = sha_256(b"new"), sha_256(b"old"), sha_256(b"other")
+    fields = (
+        (b"A", b"b"),
+        (b"Content-Digest", fits_new),
+        (b"content-digest", fits_old),
+        (b"CONTENT-DIGEST", fits_none),
+        (b"Repr-Digest", b" " + fits_old + b"\t, " + fits_old),
+        (b"Repr-Digest", fits_new + b"," + fits_old),
+        (b"x-amz-checksum-sha256", b"AA=="),
+        (b"Digest", b"crc32c=AA=="),
+    )
+    assert followed(fields, b"old", b"new") == (
+        (b"A", b"b"),
+        (b"Content-Digest", fits_new),
+        (b"content-digest", fits_new),
+        (b"Repr-Digest", b" " + fits_new + b"\t, " + fits_new),
+    )
+
+
+def test_each_digest_of_a_content_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+    made = digests._ALGORITHMS[b"sha-256"]
+
+    def make(content: bytes) -> bytes:
+        asked.append(content)
+        return made(content)
+
+    monkeypatch.setitem(digests._ALGORITHMS, b"sha-256", make)
+    fields = ((b"Content-Digest", b",".join([sha_256(b"old")] * 1000)), (b"Repr-Digest", sha_256(b"old")))
+    recomputed(fields, b"old", b"new")
+    assert asked == [b"old", b"new"]
+    followed(fields, b"old", b"new")
+    assert sorted(asked[2:]) == [b"new", b"old"]
