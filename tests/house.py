@@ -22,6 +22,32 @@ from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+# What of the standard library only computes: `pathlib` for paths as values, `secrets` for keys and nonces, `importlib`
+# for what is large and seldom needed.
+COMPUTING = frozenset(
+    (
+        *("__future__", "array", "base64", "binascii", "collections", "collections.abc", "dataclasses", "datetime"),
+        *("enum", "functools", "hashlib", "hmac", "html", "importlib", "ipaddress", "itertools", "json", "math"),
+        *(
+            "pathlib",
+            "plistlib",
+            "re",
+            "secrets",
+            "struct",
+            "typing",
+            "unicodedata",
+            "urllib.parse",
+            "warnings",
+            "weakref",
+        ),
+        *("xml.parsers", "zlib"),
+    )
+)
+ACTING_CALLS = frozenset(("open", "print", "input", "exec", "eval", "__import__"))
+ACTING_METHODS = frozenset(
+    ("now", "utcnow", "today", "urlopen", "read_text", "read_bytes", "write_text", "write_bytes", "exists", "stat")
+)
+
 STANDARD = {*sys.stdlib_module_names, "_typeshed"}  # typeshed's own names exist for type checkers only
 
 
@@ -205,6 +231,27 @@ def wrong_imports(tree: Tree, rows: list[Place]) -> list[str]:
             f"{row.paths[0]} may import {word}: nothing in it does" for word in row.allowed if word not in used[number]
         ]
     return sorted(set(wrong))
+
+
+def acts(tree: Tree, folder: str) -> list[str]:
+    """Return what in a folder could do more than decide: modules of the standard library that are not among those which
+    only compute, and calls that read, write or ask for the time.
+    """
+    found = []
+    for module in sorted(tree.files):
+        if not is_under(tree.path(module), folder):
+            continue
+        for node in ast.walk(tree.parsed[module]):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            standard = [name for name in names if name.partition(".")[0] in STANDARD]
+            found += [f"{module} imports {name}" for name in standard if name not in COMPUTING]
+            match node:
+                case ast.Call(func=ast.Name(id=called)) if called in ACTING_CALLS:
+                    found.append(f"{module} calls {called}")
+                case ast.Call(func=ast.Attribute(attr=called)) if called in ACTING_METHODS:
+                    found.append(f"{module} calls .{called}")
+    return found
 
 
 def offers(docstring: str) -> dict[str, set[str]]:

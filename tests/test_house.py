@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import Place, Tree, circle, offers, places, wrong_imports, wrong_offers
+from tests.house import Place, Tree, acts, circle, offers, places, wrong_imports, wrong_offers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,6 +49,10 @@ def test_rooms_offer_what_others_import_and_nothing_else(house: Tree) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_core_decides_and_never_acts(house: Tree) -> None:
+    assert acts(house, "proxy/core") == []
+
+
 def test_packages_import_nothing(house: Tree) -> None:
     """What must be imported first, such as `prepare_metrics`, would come too late if a package imported others."""
     assert [each for each in house.imports if house.is_package(each.importer)] == []
@@ -70,6 +74,24 @@ def test_packages_import_nothing(house: Tree) -> None:
 def test_a_circle_is_found_however_a_module_is_imported(tmp_path: Path, line: str) -> None:
     tree = made_up(tmp_path, a="from p.b import Y", b="from p.c import Z", c=line)
     assert circle(tree.graph()) == ["p.a", "p.b", "p.c", "p.a"]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("import re\nfrom collections.abc import Mapping", []),
+        ("import os.path", ["p.a imports os.path"]),
+        ("from urllib.request import urlopen", ["p.a imports urllib.request"]),
+        ("def later():\n    from socket import create_server", ["p.a imports socket"]),
+        ("from . import time", []),
+        ("from pathlib import Path\nPath('x').read_text()", ["p.a calls .read_text"]),
+        ("from datetime import date\ndate.today()", ["p.a calls .today"]),
+        ("open('x')", ["p.a calls open"]),
+        ("def use(it):\n    return it.open('x'), it.now", []),
+    ],
+)
+def test_what_acts_is_found(tmp_path: Path, line: str, found: list[str]) -> None:
+    assert acts(made_up(tmp_path, a=line, r__b="import os"), "p/a.py") == found
 
 
 def test_of_two_circles_the_shorter_is_shown(tmp_path: Path) -> None:

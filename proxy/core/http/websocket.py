@@ -14,7 +14,7 @@ Rules of this module:
 
 from __future__ import annotations
 
-import os
+import secrets
 import struct
 from dataclasses import dataclass
 
@@ -368,5 +368,5 @@ class Writer:
             head = struct.pack(">BBQ", flags, masked | 127, size)
         if not masked:
             return head + payload
-        mask = os.urandom(4)
+        mask = secrets.token_bytes(4)
         return head + mask + _xor(payload, (mask * (size // 4 + 1))[:size])
