@@ -246,6 +246,13 @@ class Http2Client:
             self._receive(acknowledging)
         return message
 
+    def read_head(self, stream: int) -> Message:
+        """Return what there is of the response in a stream, once its head or a reset is here; errors as for `read`."""
+        message = self._messages[stream]
+        while not message.headers and message.reset is None:
+            self._receive()
+        return message
+
     def read_to_end(self) -> None:
         """Read until the other end closes the connection; nothing is answered."""
         self._client.read_to_end()

@@ -350,6 +350,7 @@ class TlsUpstream(_Upstream):
         clients: Authority | None = None,
     ) -> None:
         self._clients = clients
+        self._shown: ssl.SSLContext | None = None  # in place of `_context`, whose sessions and tickets count
         self.identity = identity or authority.issue(*(names or ("localhost", address)), variant=variant)
         self._options = (min_tls, max_tls, alpn, ciphers)
         self._context = self._new_context()
@@ -360,10 +361,18 @@ class TlsUpstream(_Upstream):
         """The pin of the key that is presented now, `sha256/…`."""
         return self.identity.pin
 
-    def present(self, identity: Identity) -> None:
-        """Present another key and certificate from the next connection on; sessions of before are not resumed."""
+    def present(self, identity: Identity, *, keeps_sessions: bool = False) -> None:
+        """Present another key and certificate from the next connection on.
+
+        Args:
+            identity: the key and certificates.
+            keeps_sessions: whether a client may resume a session of before, in which it then sees none of them.
+        """
         self.identity = identity
-        self._context = self._new_context()
+        if keeps_sessions:
+            self._shown = self._new_context()
+        else:
+            self._context, self._shown = self._new_context(), None
 
     def _channel(self, connection: Connection) -> Channel:
         return TlsChannel(self._context, connection)
@@ -372,7 +381,7 @@ class TlsUpstream(_Upstream):
         min_tls, max_tls, alpn, ciphers = self._options
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.sslobject_class = ServerObject
-        context.sni_callback = _remember_name
+        context.sni_callback = self._take_name
         if ciphers is None and max_tls < ssl.TLSVersion.TLSv1_2:
             ciphers = "DEFAULT:@SECLEVEL=0"  # OpenSSL 3 signs no TLS 1.0 or 1.1 handshake above level 0
         if ciphers is not None:
@@ -389,10 +398,11 @@ class TlsUpstream(_Upstream):
             context.load_verify_locations(cadata=self._clients.pem.decode("ascii"))
         return context
 
-
-def _remember_name(tls: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
-    assert isinstance(tls, ServerObject)
-    tls.asked_for = name
+    def _take_name(self, tls: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        assert isinstance(tls, ServerObject)
+        tls.asked_for = name
+        if self._shown is not None:
+            tls.context = self._shown
 
 
 def _readable(sock: socket.socket, seconds: float | None) -> bool:
