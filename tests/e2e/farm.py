@@ -153,10 +153,15 @@ class Party:
         """
         return _certificate(self, subject, names, is_ca=False, **changes)
 
-    def crl(self, *revoked: Party) -> bytes:
-        """Return this authority's revocation list in PEM."""
+    def crl(self, *revoked: Party, ends: float = 7) -> bytes:
+        """Return this authority's revocation list in PEM.
+
+        Args:
+            revoked: whose certificates are on it.
+            ends: days from now.
+        """
         now = datetime.now(UTC)
-        builder = x509.CertificateRevocationListBuilder(self.name, now - timedelta(days=1), now + timedelta(days=7))
+        builder = x509.CertificateRevocationListBuilder(self.name, now - timedelta(days=1), now + timedelta(days=ends))
         for each in revoked:
             number = x509.load_der_x509_certificate(each.der).serial_number
             entry = x509.RevokedCertificateBuilder(number, now - timedelta(days=1)).build()

@@ -284,8 +284,9 @@ class TestRevocation:
         (tmp_path / "next.pem").write_bytes(b"".join(identity.chain_pem))
         {"root": root, "middle": middle}[anchor].write_pem(tmp_path / "anchor.pem")
         rule = f"{{name: one, hosts: ['one.example:{one.port}'], pins: {{any_of: ['{one.pin}', '{NO_PIN}']}}}}"
-        trust = f"trust: {{roots: anchor.pem, crls: {{files: [list.pem], when: {when}}}}}\n"
-        with Sidecar(trust + policy_of(rule), tmp_path, hosts=HOSTS) as sidecar:
+        trust = f"trust: {{crls: {{files: [list.pem], when: {when}}}}}\n"
+        system = {"SSL_CERT_FILE": str(tmp_path / "anchor.pem")}
+        with Sidecar(trust + policy_of(rule), tmp_path, hosts=HOSTS, env=system) as sidecar:
             answer = curl(one.url(host="one.example"), proxy=sidecar.proxy_url)
             assert (told in answer.json()["detail"]) if told else (answer.status == 200)
             for candidate in ((), ("--candidate", "next.pem")):

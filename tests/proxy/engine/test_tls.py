@@ -25,10 +25,11 @@ from OpenSSL import SSL, crypto
 from addons.pinning import is_about_form
 from addons.sessions import Sessions
 from proxy.core.rules.policy import HostPattern, Https, PlainHttp, Policy, Rule
-from proxy.core.rules.trust import ClientCertificate, Trust
+from proxy.core.rules.trust import ClientCertificate, Crls, CrlUse, Trust
 from proxy.disk.ca import LocalCa
 from proxy.engine import tls
 from proxy.engine.tls import NoRoots, TlsConnections, expect_name, find_roots, upstream_context, with_roots
+from tests.e2e.farm import Party
 
 
 @dataclass
@@ -119,6 +120,39 @@ def test_the_systems_roots_are_as_usable_as_in_python_3_13() -> None:
         assert _ours(lenient, leaf) == WRONG_SIGNATURE, root.subject
         usable += ours == WRONG_SIGNATURE
     assert usable > 0
+
+
+@pytest.mark.parametrize(("what", "error"), [("leaf", 10), ("middle", 10), ("root", 10), ("list", 12)])
+def test_all_that_ends_is_good_until_that_second(what: str, error: int) -> None:
+    """The codes are X509_V_ERR_CERT_HAS_EXPIRED and X509_V_ERR_CRL_HAS_EXPIRED."""
+    ends = {each: 10.0 if each == what else 20.0 for each in ("leaf", "middle", "root", "list")}
+    root = Party.root("root", ends=ends["root"])
+    middle = root.authority("middle", ends=ends["middle"])
+    leaf = middle.issues("api.example", ends=ends["leaf"])
+    lists = [x509.load_pem_x509_crl(each.crl(ends=ends["list"])) for each in (root, middle)]
+    loaded = {
+        "list": lists[0].next_update_utc,
+        **{
+            name: x509.load_der_x509_certificate(party.der).not_valid_after_utc
+            for name, party in (("leaf", leaf), ("middle", middle), ("root", root))
+        },
+    }
+    end = loaded[what]
+    assert end is not None
+    crls = Crls((), CrlUse.REQUIRE, tuple(each.public_bytes(serialization.Encoding.DER) for each in lists))
+    own, issuer = (crypto.load_certificate(crypto.FILETYPE_ASN1, each.der) for each in (leaf, middle))
+
+    def verify(when: datetime) -> None:
+        context = upstream_context(Trust(anchors=(root.der,), crls=crls))  # a store takes a time but once
+        store = context.get_cert_store()
+        assert store is not None
+        store.set_time(when)
+        crypto.X509StoreContext(store, own, [issuer]).verify_certificate()
+
+    verify(end - timedelta(seconds=1))
+    with pytest.raises(crypto.X509StoreContextError) as refused:
+        verify(end + timedelta(seconds=1))
+    assert refused.value.errors[0] == error
 
 
 def test_roots_that_are_known_already_are_not_read_again(tmp_path: Path) -> None:

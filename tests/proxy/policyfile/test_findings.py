@@ -9,18 +9,25 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from proxy import timelimits
+from proxy.core.jose.keymaterial import SecretBytes
 from proxy.core.jose.keys import Alg, new_key
 from proxy.core.jose.keywriting import to_pem
 from proxy.core.pins import parse_pin
-from proxy.core.rules.policy import Policy
+from proxy.core.rules.policy import HostPattern, Https, PlainHttp, Policy, Rule
+from proxy.core.rules.trust import ClientCertificate, Crls, CrlUse, Trust
 from proxy.disk.chains import remember_chains
 from proxy.policyfile.findings import Finding, findings, log_findings
 from proxy.policyfile.load import load_policy
+from tests.e2e.farm import Party
 from tests.proxy.commands.policies import JWK, PIN_A, PIN_B, POLICY
 
 TODAY = date(2027, 1, 15)
 NOW = datetime(2027, 1, 15, 23, 59, tzinfo=UTC)
+RULE = Rule("pay", (HostPattern("exact", "api.pay.example"),), PlainHttp.UPGRADE, Https.INSPECT)
 TWO_PINS = f'["{PIN_A}", "{PIN_B}"]'
 
 
@@ -52,6 +59,53 @@ def test_ends_that_are_near_or_past(
     assert len(said) == len(expected)
     for finding, start in zip(said, expected, strict=True):
         assert f"{'! ' if finding.has_failed else ''}{finding.text}".startswith(start)
+
+
+SECOND, SOON = timedelta(seconds=1), timedelta(seconds=timelimits.SOON_SECONDS)
+# name: (how long after the end it is, what is found; "!" for what has failed)
+CLIENT, LIST, ROOT = (
+    "rule pay: client_certificate app.pem",
+    "trust.crls: the list of 'CN=root'",
+    "trust.roots: root.pem",
+)
+ENDS: dict[str, tuple[timedelta, str]] = {
+    "client certificate, in time": (-SOON - SECOND, ""),
+    "client certificate, near": (-SOON, f"{CLIENT} ends on DAY; afterwards"),
+    "client certificate, the last second": (timedelta(), f"{CLIENT} ends on DAY; afterwards"),
+    "client certificate, past": (SECOND, f"! {CLIENT} ended on DAY: the rule's hosts refuse it"),
+    "required list, the last second": (timedelta(), ""),
+    "required list, past": (SECOND, f"! {LIST} ended on DAY: what its issuer signed is refused"),
+    "list, past": (SECOND, f"{LIST} ended on DAY: what has been revoked since is accepted"),
+    "root, in time": (-SOON - SECOND, ""),
+    "root, near": (-SOON, f"{ROOT}: 'CN=root' will expire on DAY"),
+    "root, the last second": (timedelta(), f"{ROOT}: 'CN=root' will expire on DAY"),
+    "root, past": (SECOND, f"! {ROOT}: all certificates have expired, so that no upstream is trusted"),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_end_of_certificates_and_lists_by_the_second(name: str) -> None:
+    after, expected = ENDS[name]
+    what, policy = name.partition(",")[0], Policy()
+    root = Party.root("root")
+    end = x509.load_der_x509_certificate(root.der).not_valid_after_utc
+    if what == "client certificate":
+        own = ClientCertificate(Path("app.pem"), (root.der,), SecretBytes(b""), end)
+        policy = replace(policy, rules=(replace(RULE, client_certificate=own),))
+    elif what == "root":
+        policy = replace(policy, trust=Trust(roots=Path("root.pem"), anchors=(root.der,)))
+    else:
+        crl = x509.load_pem_x509_crl(root.crl())
+        assert crl.next_update_utc is not None
+        end = crl.next_update_utc
+        when = CrlUse.REQUIRE if what == "required list" else CrlUse.IF_PRESENT
+        lists = Crls((Path("list.pem"),), when, (crl.public_bytes(Encoding.DER),))
+        policy = replace(policy, trust=Trust(crls=lists))
+    said = [f"{'! ' if each.has_failed else ''}{each.text}" for each in findings(policy, {}, end + after)]
+    about = [each for each in said if each.lstrip("! ").startswith(("rule pay: client", "trust."))]
+    wanted = [expected.replace("DAY", f"{end:%Y-%m-%d}")] if expected else []
+    assert len(about) == len(wanted), about
+    assert all(each.startswith(start) for each, start in zip(about, wanted, strict=True)), about
 
 
 def test_the_pins_of_the_upstream_proxy_end_like_all_others(tmp_path: Path) -> None:
