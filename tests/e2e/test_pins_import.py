@@ -198,3 +198,32 @@ def test_imported_rules_hold_in_a_handshake(
         assert curl(right.url(host="a.pinned.example"), proxy=sidecar.proxy_url).status == 200
         assert curl(wrong.url(host="a.pinned.example"), proxy=sidecar.proxy_url).json()["reason"] == "pin_mismatch"
     wrong.assert_no_application_bytes()
+
+
+# OkHttp's pattern: (hosts that it matches, hosts that it does not)
+OF_OKHTTP: dict[str, tuple[list[str], list[str]]] = {
+    "exact.example": (["exact.example"], ["a.exact.example", "xexact.example"]),
+    "*.one.example": (["a.one.example", "b.one.example"], ["one.example", "b.a.one.example", "aone.example"]),
+    "**.any.example": (["any.example", "a.any.example", "b.a.any.example"], ["xany.example", "any.example.org"]),
+}
+
+
+def test_the_sidecar_decides_by_imported_patterns_as_okhttp_would(
+    authority: Authority, tls_upstream: Callable[..., TlsUpstream], tmp_path: Path
+) -> None:
+    names = [host for lists in OF_OKHTTP.values() for hosts in lists for host in hosts]
+    right, wrong = (tls_upstream(*names) for _ in range(2))
+    calls = "".join(f'.add("{pattern}", "{right.pin}")' for pattern in OF_OKHTTP)
+    (tmp_path / "Pinner.java").write_text(f"new CertificatePinner.Builder(){calls}.build();")
+    text = Sidecar("mode: enforce", tmp_path).run("pins", "import", "Pinner.java")
+    with Sidecar(text, tmp_path, authority=authority, hosts=dict.fromkeys(names, "127.0.0.1")) as sidecar:
+
+        def reasons(upstream: TlsUpstream) -> dict[str, str]:
+            answers = {host: curl(upstream.url(host=host), proxy=sidecar.proxy_url) for host in names}
+            return {host: str(answer.json().get("reason", "")) for host, answer in answers.items()}
+
+        assert reasons(right) == dict.fromkeys(names, "")
+        found = reasons(wrong)
+    for pattern, (matching, others) in OF_OKHTTP.items():
+        assert {host: found[host] for host in matching} == dict.fromkeys(matching, "pin_mismatch"), pattern
+        assert {host: found[host] for host in others} == dict.fromkeys(others, ""), pattern

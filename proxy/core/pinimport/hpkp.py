@@ -4,6 +4,7 @@ Rules of this module:
 
 - It names no host: who imports it says which host sent it.
 - `max-age` was renewed with each response, so there is no last day to be carried over; `max-age=0` means no pins.
+- A line that begins with a blank goes on with the field of the line before, as RFC 7469 prints its examples.
 - `Public-Key-Pins-Report-Only` only reported: its pins are observed.
 """
 
@@ -15,6 +16,7 @@ from proxy.core.pinimport.rules import Imported, Pinned, in_order, pattern_of, p
 
 MARK = "pin-sha256"
 _FIELD = re.compile(r"public-key-pins(-report-only)?[ \t]*+:", re.IGNORECASE)
+_FOLD = re.compile(r"\r?+\n[ \t]++")
 _DIRECTIVE = re.compile(r'([A-Za-z0-9-]++)[ \t]*+(?:=[ \t]*+(?:"([^"]*+)"|([^;"\s]*+)))?')
 
 
@@ -31,8 +33,8 @@ def read_hpkp(text: str, host: str) -> Imported:
     named = _FIELD.search(text)
     observes = named is not None and named[1] is not None
     value = text
-    if named is not None:  # a field ends with its line
-        value = text[named.end() :].lstrip("\r\n").partition("\n")[0]
+    if named is not None:
+        value = _FOLD.sub(" ", text[named.end() :]).lstrip("\r\n").partition("\n")[0]
     pins, notes, kind, is_over = [], [], "exact", False
     for directive in _DIRECTIVE.finditer(value):
         name, argument = directive[1].lower(), directive[2] if directive[2] is not None else directive[3]

@@ -22,6 +22,7 @@ from proxy.core.rules.policy import HostPattern
 _KINDS = ("exact", "one_label", "any_depth")
 _NO_NAME = re.compile(r"[^a-z0-9]+")
 _LONGEST_NAME = 60
+_PLACEHOLDER = "A" * 43  # what OkHttp's documentation pins, so that the failure tells the right pins
 MOST_HOSTS = 2000
 MOST_CHARACTERS = 200  # of a foreign file's words in a note
 
@@ -131,6 +132,8 @@ def pin_of_base64(text: str) -> Pin:
         ValueError: it is no SHA-256. The message quotes it, cut and printable.
     """
     bare = text.strip().rstrip("=")
+    if bare == _PLACEHOLDER:
+        raise ValueError(f"{quoted(text.strip())} is a placeholder and no pin")
     try:
         return parse_pin(f"sha256/{bare}{'=' * (-len(bare) % 4)}")
     except ValueError:

@@ -51,6 +51,41 @@ def test_patterns(pattern: str) -> None:
     assert not any(asked(imported, host) for host in others)
 
 
+OF_ITS_DOCUMENTATION = """\
+ *     String hostname = "publicobject.com";
+ *     CertificatePinner certificatePinner = new CertificatePinner.Builder()
+ *         .add(hostname, "sha256/AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")
+ *         .build();
+ *     OkHttpClient client = OkHttpClient.Builder()
+ *         .certificatePinner(certificatePinner)
+ *         .build();
+ *
+ *     Request request = new Request.Builder()
+ *         .url("https://" + hostname)
+ *         .build();
+ *     client.newCall(request).execute();
+
+ CertificatePinner certificatePinner = new CertificatePinner.Builder()
+     .add("publicobject.com", "sha256/afwiKY3RxoMmLkuRW1l7QsPZTJPwDS2pdDROQjXw8ig=")
+     .add("publicobject.com", "sha256/klO23nT2ehFDXCfx3eHTDRESMz3asj1muO+4aIdjiuY=")
+     .add("publicobject.com", "sha256/grX4Ta9HpZx6tSHkmCrvpApTQGo67CYDnvprLg5yRME=")
+     .add("publicobject.com", "sha256/lCppFqbkrlJ3EcVFAkeip0+44VaoJUymbnOaEUk7tEU=")
+     .build();
+"""
+
+
+def test_the_examples_of_its_documentation() -> None:
+    imported = read_okhttp(OF_ITS_DOCUMENTATION)
+    (note,) = imported.notes
+    assert note == f'line 3: "{"A" * 43}=" is a placeholder and no pin, and not carried over'
+    assert asked(imported, "publicobject.com") == {
+        "sha256/afwiKY3RxoMmLkuRW1l7QsPZTJPwDS2pdDROQjXw8ig=",
+        "sha256/klO23nT2ehFDXCfx3eHTDRESMz3asj1muO+4aIdjiuY=",
+        "sha256/grX4Ta9HpZx6tSHkmCrvpApTQGo67CYDnvprLg5yRME=",
+        "sha256/lCppFqbkrlJ3EcVFAkeip0+44VaoJUymbnOaEUk7tEU=",
+    }
+
+
 WRONG = ["*", "**", "***.a.com", "a.*.com", "*a.com", "*.*.com", "**.*.com", "", "*.", "a b.com"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from datetime import date
 
 import pytest
@@ -71,6 +72,49 @@ def test_a_public_key_pins_field(text: str, pattern: str, observes: bool, notes:
     assert (str(rule.hosts[0]), rule.pins, rule.observes) == (pattern, (PIN,), observes)
     assert len(found.notes) == len(notes)
     assert all(said.startswith(note) for said, note in zip(found.notes, notes, strict=True))
+
+
+D6, E9, LP = (
+    f"sha256/{text}="
+    for text in (
+        "d6qzRu9zOECb90Uez27xWltNsj0e1Md7GkYYkVoZWmM",
+        "E9CZ9INDbd+2eRQozYqqbQ2yXLVKB9+xcprMF+44U1g",
+        "LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ",
+    )
+)
+# The examples of RFC 7469, section 2.1.5, as they are printed there, and what each says
+OF_THE_RFC = [
+    (f"Public-Key-Pins: max-age=3000;\n    {D6};\n    {E9}", [D6, E9], "example.com", False),
+    (f"Public-Key-Pins: max-age=2592000;\n    {E9};\n    {LP}", [E9, LP], "example.com", False),
+    (
+        f'Public-Key-Pins: max-age=2592000;\n    {E9};\n    {LP};\n    report-uri="http://example.com/pkp-report"',
+        [E9, LP],
+        "example.com",
+        False,
+    ),
+    (
+        f"Public-Key-Pins-Report-Only: max-age=2592000;\n    {E9};\n    {LP};\n"
+        '    report-uri="https://other.example.net/pkp-report"',
+        [E9, LP],
+        "example.com",
+        True,
+    ),
+    (f"Public-Key-Pins:\n    {D6};\n    {LP};\n    max-age=259200", [D6, LP], "example.com", False),
+    (
+        f"Public-Key-Pins:\n    {D6};\n    {E9};\n    {LP};\n    max-age=10000; includeSubDomains",
+        [D6, E9, LP],
+        "**.example.com",
+        False,
+    ),
+]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize(("text", "pins", "pattern", "observes"), OF_THE_RFC)
+def test_the_examples_of_the_rfc(text: str, pins: list[str], pattern: str, observes: bool, ending: str) -> None:
+    text = re.sub(r"sha256/(\S+=)", r'pin-sha256="\1"', f"{text}\nServer: a; b=c\n").replace("\n", ending)
+    (rule,) = import_pins(text.encode(), Kind.HPKP, "example.com").rules
+    assert ([str(pin) for pin in rule.pins], str(rule.hosts[0]), rule.observes) == (pins, pattern, observes)
 
 
 def test_okhttps_text_is_read() -> None:
