@@ -138,6 +138,20 @@ class TestForms:
             assert got.get("content-length") is None
             check(got.body, receiver)
 
+    def test_its_json_is_sealed_by_the_selectors(
+        self, sidecar: Sidecar, upstream: TlsUpstream, receiver: Receiver
+    ) -> None:
+        """As a browser sends what a script has made of an object: a file named "blob" that says it is JSON."""
+        blob = part("data", b'{"a":1.0, "ssn" :"078"}', '; filename="blob"\r\nContent-Type: application/json')
+        body = part("f", FILE, '; filename="x"') + blob + b"--xYz--\r\n"
+        assert ask(sidecar, upstream, "form.example", headers=(("Content-Type", TYPE),), body=body).status == 200
+        (got,) = upstream.wait_for_requests(1)
+        before, _, behind = body.partition(b'"078"')
+        assert got.body.startswith(before)
+        assert got.body.endswith(behind)
+        token = got.body[len(before) + 1 : len(got.body) - len(behind) - 1]
+        assert receiver.open(token, host="form.example", path="$.ssn") == b'"078"'
+
     def test_a_short_one_is_held_and_keeps_a_length(
         self, sidecar: Sidecar, upstream: TlsUpstream, receiver: Receiver
     ) -> None:

@@ -6,7 +6,8 @@ Rules of this module:
 - Many servers read JSON whatever the label says. So what begins like JSON counts as JSON under any label but those of
   several texts, multipart forms and binary formats; and a body under a label of JSON is JSON, or denied.
 - An entry has nothing to do with a body of another kind than it marks fields in; then its `other_bodies` counts.
-- In an array of requests (JSON-RPC, GraphQL) an entry's selectors count for each of them, too.
+- In an array of requests (JSON-RPC, GraphQL) an entry's selectors count for each of them, too, and in a multipart form
+  for each part that says it is JSON.
 - What could be read in two ways, in both of which something is marked, is denied.
 """
 
@@ -169,13 +170,9 @@ def splice_body(
     kind = kind_of(content_types, text)
     if not check_other(entries, kind):
         unchanged = Spliced(text, (0,) * len(jobs))
-        if (
-            kind is not Kind.MULTIPART
-            or entries[0].work is not Work.DECRYPT
-            or graphqlrequests.OPERATIONS.encode() not in text
-        ):
+        if kind is not Kind.MULTIPART or entries[0].work is not Work.DECRYPT:
             return unchanged
-        try:  # a mirror opens a GraphQL request in an upload, and lets all others pass
+        try:  # a mirror opens the JSON in an upload, and lets what it cannot read pass
             return _splice_multipart(text, content_types[0], entries, jobs, most)
         except Denied as denied:
             if denied.reason is not Reason.BODY_UNREADABLE:
@@ -187,13 +184,11 @@ def splice_body(
             return forms.splice_form(text, names_of(entries), jobs, most)
         case Kind.MULTIPART:
             return _splice_multipart(text, content_types[0], entries, jobs, most)
-        case Kind.LINES | Kind.SEQUENCE:
-            return _splice_texts(text, entries, jobs, most, records=kind is Kind.SEQUENCE)
         case Kind.GRAPHQL:
             graphqlrequests.check_query(forms.decoded_utf8(text), entries)
             return Spliced(text, (0,) * len(jobs))
         case _:
-            spliced = splice_json(text, entries, jobs, most, is_patch=kind is Kind.PATCH)
+            spliced = _splice_as(kind, text, entries, jobs, most)
             if label_of(content_types) is Kind.FORM:
                 _check_form_too(text, entries)
             return spliced
@@ -211,6 +206,13 @@ def _check_form_too(text: bytes, entries: Sequence[FieldEntry]) -> None:
     names = names_of(entries)
     if names.exact and any(names.job_of(field.name) is not None for field in forms.fields(text)):
         raise unreadable("the body is JSON, labelled as a form, and has a marked field if it is read as one")
+
+
+def _splice_as(kind: Kind, text: bytes, entries: Sequence[FieldEntry], jobs: Sequence[Job], most: int) -> Spliced:
+    """Replace the marked values of a body of one of the kinds of JSON."""
+    if kind in (Kind.LINES, Kind.SEQUENCE):
+        return _splice_texts(text, entries, jobs, most, records=kind is Kind.SEQUENCE)
+    return splice_json(text, entries, jobs, most, is_patch=kind is Kind.PATCH)
 
 
 # -- JSON
@@ -306,8 +308,9 @@ class Parts:
         name = head.name
         if "%" in name and self._names.job_of(unquote(name)) is not None:
             raise unreadable("a part has a marked name with an escape in it, which servers read differently")
-        is_request = self._is_graphql and name in ("query", "variables", graphqlrequests.OPERATIONS)
-        return self._names.job_of(name) is not None or is_request or name == "_charset_"
+        is_request = self._is_graphql and name in ("query", "variables")
+        is_marked = self._names.job_of(name) is not None or self._json_in(head) is not None
+        return is_marked or is_request or name == "_charset_"
 
     def replaced(self, value: multipart.Value, boundary: bytes) -> bytes:
         """Return what takes the place of a part that is kept.
@@ -315,9 +318,10 @@ class Parts:
         Raises:
             Denied: it cannot be protected.
         """
-        multipart.check_kept(value)
         name, text = value.head.name, value.text
         job = self._names.job_of(name)
+        kind = self._json_in(value.head) if job is None else None
+        multipart.check_kept(value, may_be_file=kind is not None)
         if job is not None:
             replacement = self._jobs[job].transform(forms.as_json(text), member_path(name))
             if replacement is None:
@@ -325,21 +329,28 @@ class Parts:
             new = forms.from_json(replacement)
             self.counts[job] += 1
             self.spans.append(Span(value.start, value.start + len(text), member_path(name), job))
-        elif name == graphqlrequests.OPERATIONS:
-            spliced = splice_json(text, self._entries, self._jobs, self._most)
+        elif kind is not None and text:
+            spliced = _splice_as(kind, text, self._entries, self._jobs, self._most)
             new = spliced.body
             self.counts = [one + more for one, more in zip(self.counts, spliced.counts, strict=True)]
             self.spans += [
                 each._replace(start=value.start + each.start, end=value.start + each.end) for each in spliced.spans
             ]
         else:
-            if name != "_charset_":
+            if name in ("query", "variables"):
                 graphqlrequests.check_form(b"%s=%s" % (name.encode(), forms.encoded(text)), self._entries)
             return text
         forms.check_number(sum(self.counts), self._most)
         if b"--" + boundary in new:
             raise unreadable("a part would have the form's boundary in it")
         return new
+
+    def _json_in(self, head: multipart.PartHead) -> Kind | None:
+        """Return the kind of JSON that a part says it is; None if it is none."""
+        label = label_of([head.content_type]) if head.content_type else None
+        if label in _OF_JSON:
+            return label
+        return Kind.JSON if self._is_graphql and head.name == graphqlrequests.OPERATIONS else None
 
 
 def _splice_multipart(

@@ -8,8 +8,8 @@ Rules of this module:
   parameter that comes twice, `name*`, escapes in names, encoded words, transfer encodings, parts in parts, a form that
   is cut off.
 - No more of a part is kept than its head, unless it is marked; and of that no more than the limit.
-- A name is compared as `proxy.core.fields.forms` does, and bound to the same place. A marked part is text in UTF-8, and
-  no file.
+- A name is compared as `proxy.core.fields.forms` does, and bound to the same place. A part of a marked name is text in
+  UTF-8, and no file. One that says it is JSON may be a file: browsers say so of what a script makes (`Blob`).
 - What is put in place of a part never has the boundary in it.
 - Reading takes linear time, however the pieces are cut. No message has a name or a value of the body in it.
 """
@@ -63,11 +63,13 @@ class PartHead:
         name: the field's name.
         is_file: whether it has a filename.
         is_text: whether it may be text in UTF-8.
+        content_type: what it says of itself; empty if nothing.
     """
 
     name: str
     is_file: bool
     is_text: bool
+    content_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +246,9 @@ def read_head(text: bytes) -> PartHead:
     if disposition is None:
         raise unreadable("a part of the form has no Content-Disposition", _HINT)
     name, is_file = _disposition(disposition)
-    return PartHead(name, is_file, content_type is None or _is_text(content_type))
+    if content_type is None:
+        return PartHead(name, is_file, is_text=True)
+    return PartHead(name, is_file, _is_text(content_type), content_type.decode("latin-1"))
 
 
 def _disposition(value: bytes) -> tuple[str, bool]:
@@ -291,15 +295,19 @@ def _is_text(content_type: bytes) -> bool:
     return parameters.get("charset", "utf-8").lower() in _UTF8
 
 
-def check_kept(value: Value) -> None:
-    """Check that the value of a marked part is text, and no file.
+def check_kept(value: Value, *, may_be_file: bool) -> None:
+    """Check that the value of a part that is kept is text, and no file.
+
+    Args:
+        value: the part.
+        may_be_file: whether a file is as good.
 
     Raises:
         Denied: BODY_UNREADABLE.
     """
     if value.head.name == "_charset_":
         check_charset(value.text)
-    elif value.head.is_file or not value.head.is_text:
+    elif (value.head.is_file and not may_be_file) or not value.head.is_text:
         raise unreadable(
             "a marked part of the form is a file, or no text in UTF-8", "send it as an ordinary field, or take it out"
         )

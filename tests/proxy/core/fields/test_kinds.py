@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -33,7 +34,7 @@ def splice(text: bytes, content_type: str | None, *entries: FieldEntry, most: in
     types = [] if content_type is None else [content_type]
     entries = entries or (ENTRY,)
     spliced = splice_body(text, types, entries, [Job(entry.marks, sealed) for entry in entries], most)
-    is_text = kind_of(types, text) in (Kind.FORM, Kind.MULTIPART) and b"operations" not in text
+    is_text = kind_of(types, text) in (Kind.FORM, Kind.MULTIPART) and not re.search(b'operations|"data"', text)
     expected = text  # what is said of the places is right, whatever the kind
     for span in reversed(spliced.spans):
         token = b"T" if is_text else b'\\"T\\"' if span.depth else b'"T"'
@@ -355,6 +356,45 @@ class TestGraphql:
     def test_a_query_is_looked_into_in_each_kind_of_body(self, text: bytes, content_type: str) -> None:
         assert reason_of(text, content_type, GRAPHQL) is Reason.GRAPHQL_LITERAL
         assert splice(text.replace(b"ssn", b"nss"), content_type, GRAPHQL).total == 0
+
+    @pytest.mark.parametrize(
+        ("more", "text", "places"),
+        [
+            ("\r\nContent-Type: application/json", b'{"ssn":1,"x":[{"ssn":2}]}', ["$.ssn"]),
+            ('; filename="blob"\r\nContent-Type: application/vnd.api+json', b'{"ssn":1}', ["$.ssn"]),
+            ("\r\ncontent-type:application/x-ndjson", b'{"ssn":1}\n{"ssn":2}', ["$.ssn", "$.ssn"]),
+            ("\r\nContent-Type: application/json-patch+json", b'[{"op":"add","path":"/ssn","value":1}]', ["$.ssn"]),
+            ("\r\nContent-Type: application/json", b'[{"method":"a","ssn":1}]', ["$[*].ssn"]),
+            ("\r\nContent-Type: application/json", b"", []),
+            ("\r\nContent-Type: text/plain", b'{"ssn":1}', []),
+            ('; filename="a.json"', b'{"ssn":1}', []),
+        ],
+    )
+    @pytest.mark.parametrize("work", Work)
+    def test_a_part_that_says_it_is_json_is_a_body_of_its_own(
+        self, more: str, text: bytes, places: list[str], work: Work
+    ) -> None:
+        body = part("a", b"json") + part("data", text, more) + b"--b--"
+        assert splice(body, MULTIPART, replace(WITH_FORM, work=work)).total == len(places)
+        assert [path for _, path in SEEN] == places
+
+    @pytest.mark.parametrize(
+        ("content_type", "text", "reason"),
+        [
+            ("application/json", b"{", Reason.BODY_NOT_JSON),
+            ("application/json; charset=utf-16", b'{"ssn":1}', Reason.BODY_UNREADABLE),
+            ("application/json", b'{"ssn":1,"a":{"ssn":[' + b"1," * 20 + b"2]}}", Reason.BODY_TOO_LARGE),
+        ],
+    )
+    def test_it_is_sealed_or_denied_as_such(self, content_type: str, text: bytes, reason: Reason) -> None:
+        entry = replace(WITH_FORM, selectors=(parse_selector("$..ssn"), parse_selector("$.a.ssn[*]")))
+        body = part("data", text, f"\r\nContent-Type: {content_type}") + b"--b--"
+        assert reason_of(body, MULTIPART, entry, most=1) is reason
+
+    def test_by_a_marked_name_it_is_sealed_as_a_whole(self) -> None:
+        body = part("ssn", b'{"ssn":1}', "\r\nContent-Type: application/json") + b"--b--"
+        assert splice(body, MULTIPART, WITH_FORM).total == 1
+        assert SEEN == [(b'"{\\"ssn\\":1}"', "$.ssn")]
 
     def test_a_mirror_opens_the_operations_of_an_upload(self) -> None:
         text = part("operations", b'{"variables":{"ssn":"token"}}') + part("0", b"\xff") + b"--b--"

@@ -162,10 +162,12 @@ def test_heads_that_parsers_read_differently_are_denied(head: bytes) -> None:
         (b"content-disposition:form-data;name=a", PartHead("a", is_file=False, is_text=True)),
         (b'Content-Disposition: form-data ; filename="C:\\x.txt" ; name="a" ', PartHead("a", True, True)),
         (b"Content-Disposition: form-data; name=a; filename*=utf-8''%e2", PartHead("a", True, True)),
-        (DISPOSITION % "é".encode() + b"\r\nContent-Type: a/b;charset=UTF-8\r\nX: 1", PartHead("é", False, True)),
-        (DISPOSITION % b"a" + b"\r\nContent-Type: text/plain; charset=latin-1", PartHead("a", False, False)),
-        (DISPOSITION % b"a" + b"\r\nContent-Type: text", PartHead("a", False, True)),
-        (DISPOSITION % b"a" + b"\r\nContent-Type: ;", PartHead("a", False, False)),
+        (DISPOSITION % "é".encode() + b"\r\nContent-Type: a/b;charset=UTF-8\r\nX: 1",
+         PartHead("é", False, True, "a/b;charset=UTF-8")),
+        (DISPOSITION % b"a" + b"\r\nContent-Type: text/plain; charset=latin-1",
+         PartHead("a", False, False, "text/plain; charset=latin-1")),
+        (DISPOSITION % b"a" + b"\r\nContent-Type: text", PartHead("a", False, True, "text")),
+        (DISPOSITION % b"a" + b"\r\nContent-Type: ;", PartHead("a", False, False, ";")),
         (DISPOSITION % b"a" + b"\r\nContent-Transfer-Encoding: 8BIT", PartHead("a", False, True)),
     ],
 )  # fmt: skip
@@ -207,15 +209,17 @@ def test_a_boundary_that_parsers_read_differently_is_denied(content_type: str) -
 
 
 def test_a_marked_part_is_text_and_no_file() -> None:
-    check_kept(Value(PartHead("ssn", is_file=False, is_text=True), 0, b""))
-    check_kept(Value(PartHead("_charset_", is_file=False, is_text=True), 0, b"utf-8"))
-    for head, text in (
-        (PartHead("ssn", is_file=True, is_text=True), b""),
-        (PartHead("ssn", is_file=False, is_text=False), b""),
-        (PartHead("_charset_", is_file=False, is_text=True), b"latin-1"),
+    check_kept(Value(PartHead("ssn", is_file=False, is_text=True), 0, b""), may_be_file=False)
+    check_kept(Value(PartHead("ssn", is_file=True, is_text=True), 0, b""), may_be_file=True)
+    check_kept(Value(PartHead("_charset_", is_file=False, is_text=True), 0, b"utf-8"), may_be_file=False)
+    for head, text, may_be_file in (
+        (PartHead("ssn", is_file=True, is_text=True), b"", False),
+        (PartHead("ssn", is_file=False, is_text=False), b"", False),
+        (PartHead("ssn", is_file=True, is_text=False), b"", True),
+        (PartHead("_charset_", is_file=False, is_text=True), b"latin-1", True),
     ):
         with pytest.raises(Denied):
-            check_kept(Value(head, 0, text))
+            check_kept(Value(head, 0, text), may_be_file=may_be_file)
 
 
 def test_what_is_kept_is_limited() -> None:
