@@ -1,4 +1,4 @@
-"""Fixtures of the end-to-end tests: the certificate authority, and upstreams that close by themselves.
+"""Fixtures of the end-to-end tests: the certificate authority, keys, and upstreams that close by themselves.
 
 A test asks for what it needs and starts its own sidecar:
 
@@ -18,7 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from proxy.core.jose.keys import Alg
 from tests.e2e.certificates import Authority
+from tests.e2e.receiver import Receiver
 from tests.e2e.upstream import PlainUpstream, SlowUpstream, TlsUpstream
 
 
@@ -32,6 +34,18 @@ def authority() -> Authority:
 def roots(authority: Authority, tmp_path: Path) -> Path:
     """The authority's certificate in a file, for clients that ask the upstream directly."""
     return authority.write_pem(tmp_path / "authority.pem")
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Receiver:
+    """Who fields are sealed for, under the kid `pay`."""
+    return Receiver("pay")
+
+
+@pytest.fixture(scope="module")
+def sender() -> Receiver:
+    """Who seals what the app's own key opens: `app`, which is symmetric."""
+    return Receiver("app", Alg.A256KW)
 
 
 @pytest.fixture

@@ -37,12 +37,6 @@ POLICY = """
 
 
 @pytest.fixture(scope="module")
-def receiver() -> Receiver:
-    """Who the fields are encrypted for."""
-    return Receiver("pay")
-
-
-@pytest.fixture(scope="module")
 def sidecar(authority: Authority, receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
     """One sidecar for all tests here: its policy changes in none of them."""
     folder = tmp_path_factory.mktemp("kinds")

@@ -13,7 +13,6 @@ from enum import Enum
 
 import pytest
 
-from proxy.core.jose.keys import Alg
 from tests.e2e import wire
 from tests.e2e.app import connect, request
 from tests.e2e.bodies import HOSTS, REQUESTS, RESPONSES, RULES, Body, assert_sealed, sealed
@@ -66,18 +65,6 @@ def pieces_of(body: bytes) -> list[bytes]:
     """Return a body in pieces of a few bytes, not more than some fifty of them; an empty one in none."""
     size = max(7, len(body) // 50)
     return [piece for start in range(1 - size, len(body), size) if (piece := body[max(0, start) : start + size])]
-
-
-@pytest.fixture(scope="module")
-def receiver() -> Receiver:
-    """Who requests are sealed for."""
-    return Receiver("pay")
-
-
-@pytest.fixture(scope="module")
-def sender() -> Receiver:
-    """Who seals responses."""
-    return Receiver("app", Alg.A256KW)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 
-from proxy.core.jose.keys import Alg
 from tests.e2e import bodies, wire
 from tests.e2e.app import connect, request
 from tests.e2e.bodies import REQUESTS, RESPONSES, Body, assert_sealed
@@ -234,18 +233,6 @@ def _last_data(sent: bytes) -> bytes:
             data[stream] = data.get(stream, b"") + sent[at + 9 : at + 9 + size]
         at += 9 + size
     return data[max(data)]
-
-
-@pytest.fixture(scope="module")
-def receiver() -> Receiver:
-    """Whose key opens requests."""
-    return Receiver("pay")
-
-
-@pytest.fixture(scope="module")
-def sender() -> Receiver:
-    """Whose key opens responses."""
-    return Receiver("app", Alg.A256KW)
 
 
 @pytest.fixture(scope="module")

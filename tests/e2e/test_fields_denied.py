@@ -43,12 +43,6 @@ POLICY = """
 """
 
 
-@pytest.fixture(scope="module")
-def receiver() -> Receiver:
-    """Who the fields are encrypted for."""
-    return Receiver("pay")
-
-
 def write_policy(folder: Path, receiver: Receiver) -> str:
     """Write the key, and return the policy."""
     now = datetime.now(UTC)

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from h2.errors import ErrorCodes
 
-from proxy.core.jose.keys import Alg
 from proxy.engine.http2 import RESETS_AT_ONCE
 from proxy.engine.upstreams.connection import MAX_INTERIM
 from tests.e2e import wire
@@ -45,18 +44,6 @@ POLICY = """
 """
 
 MakeTls = Callable[..., TlsUpstream]
-
-
-@pytest.fixture(scope="module")
-def receiver() -> Receiver:
-    """Who the fields of requests are encrypted for."""
-    return Receiver("pay")
-
-
-@pytest.fixture(scope="module")
-def sender() -> Receiver:
-    """Who seals the fields of responses."""
-    return Receiver("app", Alg.A256KW)
 
 
 @pytest.fixture(scope="module")

@@ -294,12 +294,6 @@ class Setting:
 
 
 @pytest.fixture(scope="module")
-def receiver() -> Receiver:
-    """Who the fields of requests are encrypted for."""
-    return Receiver("pay")
-
-
-@pytest.fixture(scope="module")
 def setting(authority: Authority, receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     """One sidecar and two servers for all tests here."""
     folder = tmp_path_factory.mktemp("clients")

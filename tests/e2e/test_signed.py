@@ -114,11 +114,6 @@ Make = Callable[..., TlsUpstream]
 
 
 @pytest.fixture(scope="module")
-def receiver() -> Receiver:
-    return Receiver("pay")
-
-
-@pytest.fixture(scope="module")
 def sidecar(authority: Authority, receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
     folder = tmp_path_factory.mktemp("signed")
     policy = POLICY.format(pay=receiver.write_public(folder))

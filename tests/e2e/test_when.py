@@ -27,11 +27,6 @@ MULTIPART: Fields = (("Content-Type", "multipart/form-data; boundary=b"),)
 
 
 @pytest.fixture(scope="module")
-def receiver() -> Receiver:
-    return Receiver("pay")
-
-
-@pytest.fixture(scope="module")
 def sidecar(authority: Authority, receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
     folder = tmp_path_factory.mktemp("when")
     policy = f"""
