@@ -20,7 +20,7 @@ import click
 from proxy.commands.pinsshared import destination_in, owner_of, printable, rule_of, said_of, shake_hands
 from proxy.commands.shared import json_option, load_or_exit, policy_option, today, wide_console
 from proxy.core.decisions import Denied
-from proxy.core.rules.policy import Policy
+from proxy.core.rules.policy import Policy, Rule
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -94,9 +94,19 @@ def _described(policy: Policy, destination: Destination, seen: Shown, *, insecur
         "not_in_chain": [pin for pin in wanted if pin not in found],
         "pins_expire": pins.expires.isoformat() if pins is not None and pins.expires else None,
         "pins_expired": pins is not None and pins.have_ended(today()),
+        "refused": rule is not None and pins is not None and not found and _refuses(policy, rule, pins),
         "pins_after_expiry": pins.after_expiry.value if pins is not None and pins.expires else None,
         "advice": [] if insecure else advice_on(seen.chain),
     }
+
+
+def _refuses(policy: Policy, rule: Rule, pins: PinSet) -> bool:
+    """Tell whether the sidecar refuses a server none of whose keys is pinned. An upstream proxy's pins hold always."""
+    from proxy.core.pins import PinVerdict
+
+    is_proxy = not rule.hosts
+    verdict = PinVerdict.EXPIRED if pins.have_ended(today()) else PinVerdict.MISMATCH
+    return pins.refuses(verdict) and (is_proxy or not policy.observes(rule))
 
 
 def _certificate(
@@ -210,11 +220,14 @@ def _warn_of_mismatch(shown: dict[str, Any]) -> None:
     server = shown["chain"][0]
     count = len(shown["not_in_chain"])
     pins = "the one pin" if count == 1 else f"any of the {count} pins"
+    does = "the sidecar sends nothing to it"
+    if not shown["refused"]:
+        does = "the sidecar sends to it all the same, since the policy has these pins refuse nothing"
     for line in (
         f"error: pin_mismatch: nothing in the verified chain has {pins} of {shown['pinned_by']}",
         f"Its certificate is valid from {server['not_before'][:10]} on, issued by {printable(server['issuer'])}.",
         "Either the server's key was changed, or somebody else answers in its name, with a certificate from a CA that "
-        "is trusted. From here both look the same; the sidecar sends nothing to it.",
+        f"is trusted. From here both look the same; {does}.",
         "Ask the server's operator for the key, over another channel than this network. A change is one that they know "
         "of: they name a key of this chain, all of it, and then it goes into the policy, beside a backup.",
         "If they do not know the key, or other networks see another one, it is an attack: change nothing in the "

@@ -88,7 +88,8 @@ def findings(policy: Policy, env: Mapping[str, str], now: datetime) -> list[Find
                 )
             )
         if len(pins.any_of) == 1:
-            found.append(Finding(f"{whose}: one pin without a backup; if the upstream's key changes, it is denied"))
+            then = "no pin matches" if pins.observes else "it is denied"
+            found.append(Finding(f"{whose}: one pin without a backup; if the upstream's key changes, {then}"))
         else:
             found += _of_backups(whose, pins, seen.get(whose, {}))
     for key_set in policy.keys.values():

@@ -103,6 +103,31 @@ def test_where_no_pin_matches_nothing_is_printed_to_paste(
     upstream.assert_no_application_bytes()
 
 
+@pytest.mark.parametrize(
+    ("more", "mode", "is_refused"),
+    [
+        ("", "enforce", True),
+        (", expires: 2026-01-01", "enforce", True),
+        (", expires: 2026-01-01, after_expiry: warn", "enforce", False),
+        (", mode: observe", "enforce", False),
+        ("", "observe", False),
+    ],
+)
+def test_a_mismatch_says_what_the_sidecar_does_with_that_server(
+    authority: Authority, tls_upstream: MakeTls, tmp_path: Path, more: str, mode: str, is_refused: bool
+) -> None:
+    upstream = tls_upstream("api.example")
+    rule = f"rules: [{{name: api, hosts: [api.example], pins: {{any_of: ['{NO_PIN}']{more}}}}}]"
+    with Sidecar(f"mode: {mode}\n{rule}", tmp_path, authority=authority, hosts=HOSTS) as sidecar:
+        failed = failure(sidecar, f"api.example:{upstream.port}", "--json")
+        told = "sends nothing to it" if is_refused else "sends to it all the same, since the policy has these pins"
+        assert told in failed.stderr
+        assert json.loads(failed.stdout)["refused"] is is_refused
+        url = upstream.url(scheme="https", host="api.example")
+        ca_file = sidecar.ca_file if mode == "enforce" else tmp_path / "roots.pem"  # where it observes, it tunnels
+        assert (curl(url, proxy=sidecar.proxy_url, ca_file=ca_file).status == 200) is not is_refused
+
+
 def test_the_level_that_is_pinned_is_named(authority: Authority, tls_upstream: MakeTls, tmp_path: Path) -> None:
     middle = authority.intermediate()
     upstream = tls_upstream(identity=middle.issue("api.example"))

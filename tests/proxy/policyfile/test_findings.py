@@ -320,6 +320,14 @@ def test_pins_that_refuse_nothing_are_said_to(tmp_path: Path) -> None:
           - {{name: observes, hosts: [b.example], pins: {{any_of: {TWO_PINS}, mode: observe}}}}
           - {{name: both, hosts: [d.example], pins: {{any_of: {TWO_PINS}, mode: observe, expires: 2027-01-14}}}}
         """
+    (one,) = (
+        each
+        for each in found(
+            tmp_path, rules.replace(f'["{PIN_A}", "{PIN_B}"], mode: observe}}', f'["{PIN_A}"], mode: observe}}')
+        )
+        if "backup" in each.text
+    )
+    assert one.text == "rule observes: one pin without a backup; if the upstream's key changes, no pin matches"
     let_through = "any valid certificate is let through"
     observed = "its pins are only observed (pins.mode), and refuse no server: take mode out once no decision line says "
     assert found(tmp_path, rules) == [
