@@ -77,6 +77,7 @@ class Explanation:
         allowed: the non-public addresses at which the host may be, if it is a name.
         raw_tcp: whether any protocol passes unchecked.
         strict: whether certificates must have the form that RFC 5280 prescribes; None if none is checked.
+        client_certificate: the file of what is shown to a server that asks who comes; None for nothing.
         denial: the very denial that it would get, as far as can be known without dialling: reason, status (None if the
             connection is closed without an answer), detail and hint; None if nothing denies it.
         denied: the reason codes with which it would be denied today, as far as can be known without dialling.
@@ -104,6 +105,7 @@ class Explanation:
     allowed: list[str]
     raw_tcp: bool
     strict: bool | None
+    client_certificate: str | None
     denial: dict[str, Any] | None
     denied: list[str]
     pins: list[str]
@@ -238,6 +240,7 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
     encrypt, not_encrypt = _split(opened.entries(Work.ENCRYPT) if opened else (), request)
     decrypt, not_decrypt = _split(opened.entries(Work.DECRYPT) if opened else (), request)
     pins = opened.pins if opened else None
+    shakes_hands = decision.action in (Action.UPGRADE, Action.INSPECT)
     if pins and pins.have_ended(request.today) and pins.refuses(PinVerdict.EXPIRED):
         denied.append(Reason.PINS_EXPIRED.code)
     if any(_lacks_key(entry, request.today) for entry in encrypt):
@@ -275,7 +278,10 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
         through=proxy_url(proxy) if target and proxy and proxy.serves(target) and mirror is None else None,
         allowed=policy.reachable(rule).texts(),
         raw_tcp=rule is not None and rule.raw_tcp and decision.action is Action.TUNNEL,
-        strict=policy.trust_for(rule).strict if decision.action in (Action.UPGRADE, Action.INSPECT) else None,
+        strict=policy.trust_for(rule).strict if shakes_hands else None,
+        client_certificate=str(rule.client_certificate.file)
+        if shakes_hands and rule is not None and rule.client_certificate is not None
+        else None,
         denial=_denial_summary(refusal),
         denied=denied,
         pins=[str(pin) for pin in pins.any_of] if pins else [],
@@ -397,6 +403,8 @@ def _print_explanation(explanation: Explanation, method: str, path: str) -> None
         lines.append(("raw tcp", "anything passes here, and nothing of it is looked at"))
     if explanation.strict is False:
         lines.append(("trust", "not strict: certificates whose form RFC 5280 forbids are taken"))
+    if explanation.client_certificate is not None:
+        lines.append(("shows", f"{explanation.client_certificate}, where the server asks for a client certificate"))
     if explanation.pins:
         life = f", {explanation.pins_life}" if explanation.pins_life else ""
         lines.append(("pins", f"one of {len(explanation.pins)}{life}"))

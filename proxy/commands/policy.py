@@ -255,6 +255,8 @@ def _print_summary(policy: Policy) -> None:
     for rule in policy.rules:
         if rule.trust is not None and rule.trust != policy.trust:
             click.echo(f"          rule {rule.name}: {_trust_text(rule.trust)}")
+        if rule.client_certificate is not None:
+            click.echo(f"          rule {rule.name}: shows {rule.client_certificate.file}")
     if policy.workers != 1:
         click.echo(f"workers   {summary['workers']}")
     console = wide_console()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import ssl
 import threading
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from tests.e2e.certificates import Authority, Identity
+from tests.e2e.certificates import Authority, Identity, Variant
 from tests.e2e.clients import Answer, curl
 from tests.e2e.farm import GroupServer
 from tests.e2e.listeners import listen
@@ -170,6 +171,15 @@ class TestClientCertificates:
             other = curl(f"http://pay.example:{upstream.port}/", proxy=sidecar.proxy_url)
             assert "wants a client certificate" in problem(other, "client_certificate_refused")["detail"]
 
+    def test_check_and_explain_say_who_is_shown_it(self, authority: Authority, tmp_path: Path) -> None:
+        self.wear(authority.issue("app@client.example"), tmp_path)
+        sidecar = Sidecar(self.RULE, tmp_path, authority=authority)
+        assert re.search(r"^ +rule inspected: shows app\.pem$", sidecar.run("check", "-p", "policy.yaml"), re.MULTILINE)
+        for url in ("http://open.example", "https://inspected.example"):
+            said = sidecar.run("explain", "-p", "policy.yaml", url)
+            assert re.search(r"^ +shows +app\.pem, where the server asks for a client certificate$", said, re.MULTILINE)
+        assert "app.pem" not in sidecar.run("explain", "-p", "policy.yaml", "http://pay.example")
+
     @pytest.mark.parametrize("max_tls", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
     def test_one_that_the_server_does_not_accept_is_told_with_the_alert(
         self, authority: Authority, tls_upstream: MakeTls, tmp_path: Path, max_tls: ssl.TLSVersion
@@ -179,6 +189,22 @@ class TestClientCertificates:
         with Sidecar(self.RULE, tmp_path, authority=authority, hosts=HOSTS) as sidecar:
             details = problem(ask(sidecar, "upgraded", upstream.port), "client_certificate_refused")
         assert "did not accept the rule's client certificate (alert unknown_ca)" in details["detail"]
+
+    def test_a_new_one_counts_from_the_reload_on(
+        self, authority: Authority, tls_upstream: MakeTls, tmp_path: Path
+    ) -> None:
+        wanted = Authority()
+        upstream = tls_upstream(*HOSTS, clients=wanted)
+        ended = wanted.issue("app@client.example", variant=Variant.EXPIRED)
+        self.wear(ended, tmp_path)
+        with Sidecar(self.RULE, tmp_path, authority=authority, hosts=HOSTS) as sidecar:
+            details = problem(ask(sidecar, "upgraded", upstream.port), "client_certificate_refused")
+            assert "(alert certificate_expired)" in details["detail"]
+            assert "client_certificate" in sidecar.stderr
+            assert "ended on" in sidecar.stderr
+            self.wear(wanted.issue("app@client.example"), tmp_path)
+            reload(sidecar)
+            assert ask(sidecar, "upgraded", upstream.port).status == 200
 
     @pytest.mark.parametrize(
         ("wrong", "words"),

@@ -48,6 +48,7 @@ def test_explain_tells_the_whole_way_of_a_plain_http_request() -> None:
         "allowed": [],
         "raw_tcp": False,
         "strict": True,
+        "client_certificate": None,
         "denial": None,
         "denied": [],
         "pins": [PIN_A, PIN_B],
