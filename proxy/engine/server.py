@@ -356,6 +356,7 @@ class Engine:
             where = f"limits.client_connections ({limits.client_connections}) are open from {session.client}"
             raise Denied(Reason.TOO_MANY_CONNECTIONS, where)
         self.sessions.admit(session)
+        session.admitted_by = self.policy
 
     def check_room(self, session: Session) -> None:
         """Check that a client connection may have another upstream connection, beside its first.

@@ -12,7 +12,6 @@ Rules of this module:
 from __future__ import annotations
 
 import re
-from collections import Counter
 from urllib.parse import urldefrag, urljoin
 
 from proxy.core.decisions import Denied, Reason
@@ -32,7 +31,7 @@ class Trail:
 
     def __init__(self) -> None:
         self._next: int | None = None
-        self._visits: Counter[int] = Counter()  # keyed by hashes, since a URL may be long
+        self._visits: dict[int, int] = {}  # keyed by hashes, since a URL may be long
 
     def follow(self, method: str, status: int, asked: Destination, path: str, fields: Fields) -> None:
         """Take a response.
@@ -62,7 +61,7 @@ class Trail:
             return
         if hash(here) != self._next or len(self._visits) >= MAX_URLS:
             self._visits.clear()
-        self._visits[hash(here)] += 1
+        self._visits[hash(here)] = self._visits.get(hash(here), 0) + 1
         self._next = hash(there)
         if b"retry-after" in names or "://" not in location:
             return

@@ -20,6 +20,7 @@ import math
 import socket
 import time
 from collections.abc import Callable
+from functools import cached_property
 
 from mitmproxy.connection import Client, ConnectionState
 from mitmproxy.proxy.context import Context
@@ -52,7 +53,6 @@ class AppSocket(Life):
 
     client: Client
     session: Session
-    context: Context
     speaker: Speaker
 
     def __init__(self, house: House, listener: Listener, meet: Callable[[AppSocket], None]) -> None:
@@ -82,6 +82,11 @@ class AppSocket(Life):
         self.clock = ResponseClock(house.timers, self.guarded)
         self._last_activity = self._opened = self.loop.time()
 
+    @cached_property
+    def context(self) -> Context:
+        """mitmproxy's context object for hooks about TLS; most connections need none."""
+        return new_context(self.client)
+
     # -- beginning and end
 
     def _go_on(self, event: SocketEvent) -> None:
@@ -105,7 +110,6 @@ class AppSocket(Life):
         self.client = new_client(*names, time.time())
         listener = self.listener
         self.session = self.house.sessions.open(self.client, self.house.policy, listener.kind, listener.mirror)
-        self.context = new_context(self.client)
         self.house.began(self)
         self.guarded(self._start)
 

@@ -202,12 +202,13 @@ class Pool:
 
     def give(self, upstream: IdleConnection) -> None:
         """Take a connection back after a complete response, or close it."""
-        idle = self._idle.setdefault(upstream.key, collections.deque())
-        if not upstream.can_reuse or self._size >= MAX_IDLE or len(idle) >= MAX_IDLE_PER_KEY:
-            if not idle:
-                del self._idle[upstream.key]
+        idle = self._idle.get(upstream.key)
+        count = 0 if idle is None else len(idle)
+        if not upstream.can_reuse or self._size >= MAX_IDLE or count >= MAX_IDLE_PER_KEY:
             upstream.close()
             return
+        if idle is None:
+            idle = self._idle[upstream.key] = collections.deque()
         upstream.rest(self._loop.time())
         idle.append(upstream)
         self._size += 1
