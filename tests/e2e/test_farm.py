@@ -110,6 +110,7 @@ class Row:
         python: whether Python 3.13 does.
         sidecar: the sidecar's reason to refuse it; "" if it takes it.
         why: why the sidecar decides otherwise than one of them.
+        words: what the denial's detail says.
         host: whom the clients mean; a name of its own by default.
         since: the version of OpenSSL that it takes to speak with it.
     """
@@ -119,6 +120,7 @@ class Row:
     python: bool
     sidecar: str
     why: str = ""
+    words: str = ""
     host: str = ""
     since: tuple[int, int] = (3, 0)
 
@@ -277,18 +279,18 @@ V1_0, V1_1, V1_2, V1_3 = (ssl.TLSVersion[f"TLSv1{minor}"] for minor in ("", "_1"
 ROWS: dict[str, Row] = {
     "right": Row(leaf(), OK, OK, TAKEN),
     # As the sites of badssl.com
-    "expired": Row(leaf(begins=-30, ends=-1), NO, NO, INVALID),
-    "not yet valid": Row(leaf(begins=1), NO, NO, INVALID),
-    "wrong host": Row(leaf("elsewhere.example"), NO, NO, INVALID),
-    "self-signed": Row(itself, NO, NO, INVALID),
+    "expired": Row(leaf(begins=-30, ends=-1), NO, NO, INVALID, words="expired (depth 0): it is valid from"),
+    "not yet valid": Row(leaf(begins=1), NO, NO, INVALID, words="not yet valid"),
+    "wrong host": Row(leaf("elsewhere.example"), NO, NO, INVALID, words="it names elsewhere.example"),
+    "self-signed": Row(itself, NO, NO, INVALID, words="self-signed certificate (depth 0): nobody but"),
     "self-signed and trusted": Row(itself_trusted, OK, OK, TAKEN),
-    "untrusted root": Row(other_root, NO, NO, INVALID),
-    "revoked": Row(revoked("leaf"), NO, NO, INVALID),
-    "revoked authority": Row(revoked("middle"), NO, NO, INVALID),
+    "untrusted root": Row(other_root, NO, NO, INVALID, words='its issuer is "CN=stranger"'),
+    "revoked": Row(revoked("leaf"), NO, NO, INVALID, words="certificate revoked (depth 0)"),
+    "revoked authority": Row(revoked("middle"), NO, NO, INVALID, words="certificate revoked (depth 1)"),
     "not revoked": Row(revoked("nothing"), OK, OK, TAKEN),
-    "incomplete chain": Row(incomplete, NO, NO, INVALID),
-    "expired authority": Row(middle(begins=-30, ends=-1), NO, NO, INVALID),
-    "expired root": Row(root(begins=-30, ends=-1), NO, NO, INVALID),
+    "incomplete chain": Row(incomplete, NO, NO, INVALID, words="its issuer is "),
+    "expired authority": Row(middle(begins=-30, ends=-1), NO, NO, INVALID, words="certificate has expired (depth 1)"),
+    "expired root": Row(root(begins=-30, ends=-1), NO, NO, INVALID, words="certificate has expired (depth 1)"),
     "no common name": Row(leaf(subject=None), OK, OK, TAKEN),
     "no common name, no other": Row(leaf(subject=None, without=[x509.SubjectAlternativeName]), NO, NO, INVALID),
     "no other name": Row(leaf(without=[x509.SubjectAlternativeName]), NO, NO, INVALID),
@@ -413,8 +415,20 @@ ROWS: dict[str, Row] = {
     "constrained to another": Row(constrained(permitted=[x509.DNSName("other.example")]), NO, NO, INVALID),
     "excluded by constraints": Row(constrained(excluded=[x509.DNSName(DOMAIN)]), NO, NO, INVALID),
     # Versions and cipher suites
-    "TLS 1.0": Row(tls(min_tls=V1_0, max_tls=V1_0), NO, NO, "tls_failed"),
-    "TLS 1.1": Row(tls(min_tls=V1_1, max_tls=V1_1), NO, NO, "tls_failed"),
+    "TLS 1.0": Row(
+        tls(min_tls=V1_0, max_tls=V1_0),
+        NO,
+        NO,
+        "tls_failed",
+        words="speaks no version of TLS",
+    ),
+    "TLS 1.1": Row(
+        tls(min_tls=V1_1, max_tls=V1_1),
+        NO,
+        NO,
+        "tls_failed",
+        words="speaks no version of TLS",
+    ),
     "TLS 1.2": Row(tls(max_tls=V1_2), OK, OK, TAKEN),
     "TLS 1.3": Row(tls(min_tls=V1_3), OK, OK, TAKEN),
     "TLS 1.2 where the rule wants 1.3": Row(
@@ -439,7 +453,9 @@ ROWS: dict[str, Row] = {
         "the group is the server's choice, and nobody checks it: ECDHE only",
     ),
     "static RSA": Row(of_rsa(max_tls=V1_2, ciphers="AES128-GCM-SHA256"), OK, NO, "tls_failed", AEAD),
-    "CBC": Row(tls(max_tls=V1_2, ciphers="ECDHE-ECDSA-AES128-SHA256"), OK, OK, "tls_failed", AEAD),
+    "CBC": Row(
+        tls(max_tls=V1_2, ciphers="ECDHE-ECDSA-AES128-SHA256"), OK, OK, "tls_failed", AEAD, "accepts none of the"
+    ),
     "AES-GCM": Row(tls(max_tls=V1_2, ciphers="ECDHE-ECDSA-AES128-GCM-SHA256"), OK, OK, TAKEN),
     "ChaCha20": Row(tls(max_tls=V1_2, ciphers="ECDHE-ECDSA-CHACHA20-POLY1305"), OK, OK, TAKEN),
     # Groups of the key exchange
@@ -604,24 +620,26 @@ def tunnelled(row: Running, sidecar: Sidecar) -> bool:
         return ask_over(connection, row, "/tunnelled")
 
 
-def upgraded(row: Running, sidecar: Sidecar) -> str:
-    """Return the sidecar's reason; "" if there is an answer of the server's."""
+def upgraded(row: Running, sidecar: Sidecar) -> tuple[str, str]:
+    """Return the sidecar's reason and detail; two times "" if there is an answer of the server's."""
     with RawClient(sidecar.address) as client:
         client.send(request(row, row.asked, "/upgraded", "http://"))
-        return reason(client)
+        return denial(client)
 
 
-def inspected(row: Running, sidecar: Sidecar) -> str:
-    """Return the sidecar's reason; "" if there is an answer of the server's."""
+def inspected(row: Running, sidecar: Sidecar) -> tuple[str, str]:
+    """As `upgraded`, for https."""
     with connect(sidecar, f"{row.host}:{row.asked.port}") as client:
         client.start_tls(row.host, ca_file=sidecar.ca_file)
         client.send(request(row, row.asked, "/inspected"))
-        return reason(client)
+        return denial(client)
 
 
-def reason(client: RawClient) -> str:
+def denial(client: RawClient) -> tuple[str, str]:
     answer = client.read_response()
-    return "" if answer.status == 200 else str(answer.json()["reason"])
+    said = {} if answer.status == 200 else answer.json()
+    assert answer.status in (200, 502)
+    return str(said.get("reason", "")), str(said.get("detail", ""))
 
 
 @functools.cache
@@ -673,9 +691,11 @@ def test_the_sidecar(world: World, name: str) -> None:
     row, it = ROWS[name], world.rows[name]
     reasons: list[str] = []
 
-    def ask(how: Callable[[Running, Sidecar], str]) -> bool:
-        reasons.append(how(it, world.sidecar))
-        return not reasons[-1]
+    def ask(how: Callable[[Running, Sidecar], tuple[str, str]]) -> bool:
+        reason, detail = how(it, world.sidecar)
+        reasons.append(reason)
+        assert row.words in detail
+        return not reason
 
     for how in (upgraded, inspected):
         assert has_taken(it.asked, functools.partial(ask, how)) is not bool(row.sidecar)
@@ -685,6 +705,9 @@ def test_the_sidecar(world: World, name: str) -> None:
     found = re.findall(rb"^GET (\S+)", it.asked.received, re.MULTILINE)
     assert found == ([] if reasons[0] else [b"/upgraded", b"/inspected"])
     assert not reasons[0] or it.asked.received == b""
+    if isinstance(it.asked, TlsUpstream):
+        assert all(each.wire[:2] == b"\x16\x03" and b"HTTP/1" not in each.wire for each in it.asked.connections)
+        assert not reasons[0] or not any(each.handshake_completed for each in it.asked.connections)
     asked = f"{it.host}:{it.asked.port}"
 
     def told() -> list[str]:

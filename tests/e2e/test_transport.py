@@ -674,63 +674,7 @@ class TestHttps:
             assert_denied(client.read_response(), 502, "upstream_unreachable")
 
 
-WRONG: list[Any] = [
-    pytest.param({"variant": Variant.EXPIRED}, "certificate_invalid", "expired", id="expired"),
-    pytest.param({"variant": Variant.NOT_YET_VALID}, "certificate_invalid", "not yet valid", id="not yet valid"),
-    pytest.param({"variant": Variant.WRONG_HOST}, "certificate_invalid", "ostname mismatch", id="wrong host"),
-    pytest.param({"variant": Variant.SELF_SIGNED}, "certificate_invalid", "self-signed", id="self-signed"),
-    pytest.param({"variant": Variant.OTHER_AUTHORITY}, "certificate_invalid", "issuer", id="unknown authority"),
-    pytest.param({"max_tls": ssl.TLSVersion.TLSv1_1}, "tls_failed", "speaks no version of TLS", id="TLS 1.1"),
-    pytest.param(
-        {"max_tls": ssl.TLSVersion.TLSv1_2, "ciphers": "ECDHE-ECDSA-AES128-SHA256"},
-        "tls_failed",
-        "accepts none of the cipher suites",
-        id="CBC",
-    ),
-]
-
-
 class TestUpstreamsThatACarefulClientWouldRefuse:
-    @pytest.mark.parametrize(("options", "reason", "words"), WRONG)
-    def test_upgraded_http_is_502_with_no_byte_sent_and_no_retry(
-        self, sidecar: Sidecar, tls_upstream: MakeTls, options: dict[str, Any], reason: str, words: str
-    ) -> None:
-        upstream = tls_upstream("open.example", **options)
-        answer = curl("-d", "secret", upstream.url(host="open.example"), proxy=sidecar.proxy_url)
-        assert words in assert_denied(answer, 502, reason)["detail"]
-        upstream.assert_no_application_bytes()
-        assert_only_tls_came(upstream)
-        (connection,) = upstream.wait_for_connections(1, closed=True)
-        assert not connection.handshake_completed
-        assert decision_about(sidecar, f"open.example:{upstream.port}", "POST")["reason"] == reason
-
-    @pytest.mark.parametrize(("options", "reason", "words"), WRONG)
-    def test_inspected_https_is_502_with_no_byte_sent(
-        self, sidecar: Sidecar, tls_upstream: MakeTls, options: dict[str, Any], reason: str, words: str
-    ) -> None:
-        upstream = tls_upstream("inspected.example", **options)
-        url = upstream.url(scheme="https", host="inspected.example")
-        answer = curl("--http1.1", "-d", "secret", url, proxy=sidecar.proxy_url, ca_file=sidecar.ca_file)
-        assert words in assert_denied(answer, 502, reason, "inspected")["detail"]
-        upstream.assert_no_application_bytes()
-        assert not upstream.connections[0].handshake_completed
-
-    @pytest.mark.parametrize(
-        "options",
-        [
-            pytest.param({}, id="TLS 1.3"),
-            pytest.param({"max_tls": ssl.TLSVersion.TLSv1_2}, id="TLS 1.2"),
-            pytest.param({"max_tls": ssl.TLSVersion.TLSv1_2, "ciphers": "ECDHE+AESGCM"}, id="TLS 1.2 with AEAD"),
-        ],
-    )
-    def test_what_nothing_is_wrong_with_passes_both_ways(
-        self, sidecar: Sidecar, tls_upstream: MakeTls, options: dict[str, Any]
-    ) -> None:
-        upstream = tls_upstream("open.example", "inspected.example", **options)
-        assert curl(upstream.url(host="open.example"), proxy=sidecar.proxy_url).status == 200
-        url = upstream.url(scheme="https", host="inspected.example")
-        assert curl(url, proxy=sidecar.proxy_url, ca_file=sidecar.ca_file).status == 200
-
     @pytest.mark.parametrize("said", [b"", b"\x16\x03\x03\x00\x7a\x02"], ids=["nothing", "part of a record"])
     def test_one_that_ends_in_the_handshake_is_502_at_once(self, sidecar: Sidecar, said: bytes) -> None:
         with listen() as listener, RawClient(sidecar.address) as app:
