@@ -138,6 +138,18 @@ def test_people_get_a_table(authority: Authority, tls_upstream: MakeTls, tmp_pat
     assert "the local CA ends in 182" in said
 
 
+def test_a_pin_beside_none_that_matches_is_not_called_a_backup(
+    authority: Authority, tls_upstream: MakeTls, tmp_path: Path
+) -> None:
+    one = tls_upstream("one.example")
+    rule = f"{{name: one, hosts: ['one.example:{one.port}'], pins: {{any_of: ['{NO_PIN}']}}}}"
+    sidecar = Sidecar(policy_of(rule), tmp_path, authority=authority, hosts=HOSTS)
+    with pytest.raises(SidecarFailed) as failed:
+        sidecar.run("pins", "check", "-p", "policy.yaml")
+    row = next(line for line in failed.value.stdout.splitlines() if line.strip().startswith("one.example"))
+    assert (row.split()[2], row.split()[-1]) == ("mismatch", "-")
+
+
 def test_the_local_ca_counts_where_something_is_inspected(
     authority: Authority, tls_upstream: MakeTls, tmp_path: Path
 ) -> None:

@@ -206,6 +206,14 @@ time.sleep(1)  # it is looked for several times a second
         assert re.search(rf"past it: python\S* reached {ELSEWHERE}:7777 \(tcp\)", done.stderr), done.stderr
         assert "shorter connections are not seen" in done.stderr
 
+    def test_a_request_that_failed_is_not_called_upgraded_and_no_more(
+        self, run: Runner, plain_upstream: PlainUpstream
+    ) -> None:
+        gone = f"http://127.0.0.1:{plain_upstream.port}/"  # no TLS is spoken there
+        done = run(*CURL, "--noproxy", "", gone)
+        assert "1 request of curl: 1 upgraded to https, but failed" in done.stderr
+        assert "failed: 127.0.0.1:" in done.stderr
+
     def test_a_program_that_asks_nobody_is_told_of(self, run: Runner) -> None:
         done = run("true")
         assert "no request of true came here" in done.stderr

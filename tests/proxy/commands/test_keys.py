@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -209,6 +210,24 @@ def sealed(run: Run) -> bytes:
 
 def test_only_one_line_feed_is_taken_off_what_is_sealed(run: Run, sealed: bytes) -> None:
     assert run("open", "--key", "pay.pem", "--kid", "pay", stdin=sealed).stdout_bytes == b"1\n"
+
+
+def test_on_a_terminal_a_note_does_not_stand_behind_the_value(tmp_path: Path) -> None:
+    overcoat = Path(sys.executable).with_name("overcoat")
+
+    def keys(*arguments: str, **more: Any) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run([overcoat, "keys", *arguments], cwd=tmp_path, check=True, timeout=60, **more)
+
+    keys("new", "--out", "pay.pem", "--kid", "pay", stdout=subprocess.DEVNULL)
+    token = keys("seal", "--key", "pay.pem", "--kid", "pay", input=b"1", stdout=subprocess.PIPE).stdout
+    terminal, screen = os.openpty()
+    try:
+        keys("open", "--key", "pay.pem", "--kid", "pay", input=token, stdout=screen, stderr=screen)
+        said = os.read(terminal, 4096)
+    finally:
+        os.close(terminal)
+        os.close(screen)
+    assert said.startswith(b"1\r\nnote: ")
 
 
 def test_a_value_opens_at_no_other_place(run: Run, sealed: bytes) -> None:
