@@ -11,7 +11,7 @@ Offers:
 - `exchange`: Exchange, Upstream, is_denied, problem_response; what is known of one request, and how it is denied
 - `gate`: Gate; lets in who may ask for what, and finds the destination
 - `headers`: has_field, values_of; header fields by name
-- `localca`: LocalCaGuard; no certificate from a local CA that has ended
+- `localca`: LocalCaGuard; no certificate that the local CA may not sign
 - `messages`: Messages; encrypts and decrypts fields of WebSocket messages
 - `metrics`: NO_RULE, Metrics; what is counted
 - `pinning`: Pinning, expired_pins, have_expired; pins, in the handshake

@@ -1,5 +1,5 @@
 """The addon, called by the engine after the gate, that denies a CONNECT whose https would be decrypted, if the local CA
-has ended: apps would not accept its certificates.
+has ended, or may not sign for that host: apps would not accept its certificates.
 
 Rules of this addon:
 
@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from mitmproxy import http
 
 from addons.sessions import Sessions
-from proxy.core.certificates.localca import Lifetime
+from proxy.core.certificates.localca import Mandate
 from proxy.core.decisions import Action, Denied
 from proxy.core.destinations import HTTP_PORT
 
@@ -24,12 +24,12 @@ class LocalCaGuard:
     it needs.
 
     Attributes:
-        lifetime: the CA's; another one once there is another CA.
+        mandate: the CA's; another one once there is another CA.
     """
 
-    def __init__(self, sessions: Sessions, lifetime: Lifetime) -> None:
+    def __init__(self, sessions: Sessions, mandate: Mandate) -> None:
         self._sessions = sessions
-        self.lifetime = lifetime
+        self.mandate = mandate
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """Deny a CONNECT to a host whose https is inspected."""
@@ -37,9 +37,9 @@ class LocalCaGuard:
         decision = exchange.decision
         if flow.response is not None or decision is None or decision.action is not Action.INSPECT:
             return
-        if decision.target is not None and decision.target.port == HTTP_PORT:
+        if decision.target is None or decision.target.port == HTTP_PORT:
             return
         try:
-            self.lifetime.check(datetime.now(UTC))
+            self.mandate.check(decision.target.host, datetime.now(UTC))
         except Denied as denied:
             exchange.deny(flow, denied)

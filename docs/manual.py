@@ -21,6 +21,7 @@ _ENVIRONMENT = (
     ("OVERCOAT_LISTEN, OVERCOAT_ADMIN, OVERCOAT_PROBES, OVERCOAT_MODE", "Override the same keys of the policy."),
     ("OVERCOAT_DATA", "The folder of the local CA, in place of ~/.local/share/overcoat."),
     ("OVERCOAT_SHARE_CA", "Start although another sidecar uses the same data directory, as --share-ca."),
+    ("OVERCOAT_CONSTRAIN_CA", "A local CA that `serve` makes may sign for the hosts alone that the policy inspects."),
     ("OVERCOAT_PUBLISH_CA", "A folder for the local CA's certificate, as --publish-ca."),
     ("SSL_CERT_FILE", "The trusted roots, where the policy says `roots: system`."),
     ("NO_COLOR", "No colours on a terminal."),

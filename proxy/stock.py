@@ -44,6 +44,7 @@ from proxy.engine.tls import NoRoots, TlsConnections, with_roots
 from proxy.policyfile.findings import findings
 from proxy.policyfile.load import PolicyErrors, load_policy
 from proxy.processes.secrecy import SecretVariables
+from proxy.processes.starting import unfit
 
 if TYPE_CHECKING:
     from mitmproxy.addonmanager import Loader
@@ -124,6 +125,8 @@ class Overcoat:
                 return missing
             policy = with_roots(policy)
             authority = LocalCa.open(data_directory(os.environ), now)
+            if (said := unfit(policy, authority)) is not None:
+                return [said]
             self._build(policy, authority)
         except PolicyErrors as e:
             return [str(error) for error in e.errors]
@@ -145,10 +148,10 @@ class Overcoat:
         encryption = Encryption(sessions, used=metrics.key_used)
         stages = (
             Heads(sessions),
-            Apps(sessions, policy, dials, authority.lifetime),
+            Apps(sessions, policy, dials, authority.mandate),
             connections,
             Gate(sessions, Verifier(os.urandom(32), time.monotonic), known),
-            LocalCaGuard(sessions, authority.lifetime),
+            LocalCaGuard(sessions, authority.mandate),
             Transport(sessions, known, Cookies(authority.tag)),
             Pinning(sessions),
             encryption,

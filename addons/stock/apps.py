@@ -25,7 +25,7 @@ from addons.exchange import Exchange
 from addons.sessions import Sessions
 from addons.stock.dials import Dials
 from addons.stock.guard import Closed
-from proxy.core.certificates.localca import Lifetime
+from proxy.core.certificates.localca import Mandate
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.http.heads import can_become_a_head
 from proxy.core.http.names import check_server_name
@@ -41,11 +41,11 @@ _SERVER_NAME = 0  # RFC 6066, section 3
 class Apps:
     """Lets apps in, and decides which protocol is spoken on their connections."""
 
-    def __init__(self, sessions: Sessions, policy: Policy, dials: Dials, lifetime: Lifetime) -> None:
+    def __init__(self, sessions: Sessions, policy: Policy, dials: Dials, mandate: Mandate) -> None:
         self._sessions = sessions
         self._policy = policy
         self._dials = dials
-        self._lifetime = lifetime
+        self._mandate = mandate
         self._refused: set[str] = set()
 
     def client_connected(self, client: connection.Client) -> None:
@@ -112,7 +112,7 @@ class Apps:
                 raise connect.decision.denied
             check_server_name(_server_name(data.client_hello), connect.asked)
             if connect.decision.action is Action.INSPECT:
-                self._lifetime.check(datetime.now(UTC))
+                self._mandate.check(connect.asked.host, datetime.now(UTC))
         except Denied as denied:
             if not connect.observing:
                 connect.break_off(denied)

@@ -26,7 +26,7 @@ from addons.localca import LocalCaGuard
 from addons.pinning import expired_pins
 from addons.sessions import Sessions
 from addons.transport import Transport
-from proxy.core.certificates.localca import Lifetime
+from proxy.core.certificates.localca import Mandate
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.fields.bodies import too_large
@@ -84,28 +84,28 @@ class Refusal:
     rule: Rule | None
 
 
-def refusal_of(policy: Policy, asked: Asked, lifetime: Lifetime | None) -> Refusal | None:
+def refusal_of(policy: Policy, asked: Asked, mandate: Mandate | None) -> Refusal | None:
     """Return why a request would be denied; None if nothing that is known here denies it.
 
     Args:
         policy: the policy. It is taken as enforced, for everybody.
         asked: the request.
-        lifetime: that of the local CA, if there is one yet.
+        mandate: that of the local CA, if there is one yet.
     """
     rules = tuple(replace(rule, mode=None) for rule in policy.rules)
-    return _Way(replace(policy, mode=Mode.ENFORCE, rules=rules, clients=ClientRules()), asked, lifetime).refusal()
+    return _Way(replace(policy, mode=Mode.ENFORCE, rules=rules, clients=ClientRules()), asked, mandate).refusal()
 
 
 class _Way:
     """The way of one request through the addons."""
 
-    def __init__(self, policy: Policy, asked: Asked, lifetime: Lifetime | None) -> None:
-        self._policy, self._asked, self._lifetime = policy, asked, lifetime
+    def __init__(self, policy: Policy, asked: Asked, mandate: Mandate | None) -> None:
+        self._policy, self._asked, self._mandate = policy, asked, mandate
         self._sessions = Sessions()
         known = KnownHosts(time.time, is_preloaded)
         addons = (
             Gate(self._sessions, Verifier(os.urandom(32), time.monotonic), known),
-            *((LocalCaGuard(self._sessions, lifetime),) if lifetime is not None else ()),
+            *((LocalCaGuard(self._sessions, mandate),) if mandate is not None else ()),
             Transport(self._sessions, known, Cookies("explain")),
             Encryption(self._sessions),
         )
@@ -135,8 +135,8 @@ class _Way:
         if decision.action is Action.TUNNEL:
             return self._at_dial(rule, asked.destination)
         try:
-            if self._lifetime is not None:
-                self._lifetime.check(datetime.now(UTC))
+            if self._mandate is not None:
+                self._mandate.check(self._asked.destination.host, datetime.now(UTC))
         except Denied as denied:
             return Refusal(denied, None, rule)
         return self._request(asked.destination)

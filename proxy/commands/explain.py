@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -38,7 +38,7 @@ from proxy.commands.shared import (
     proxy_url,
     today,
 )
-from proxy.core.certificates.localca import Lifetime
+from proxy.core.certificates.localca import Mandate
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, Destination
 from proxy.core.fields.bodies import BodyHead, check_signature, covered_by
@@ -53,7 +53,7 @@ from proxy.core.pins import PinVerdict
 from proxy.core.rules.hsts import KnownHosts
 from proxy.core.rules.policy import Mode, PlainHttp, Policy, Rule
 from proxy.core.rules.transport import decide_https, decide_mirror, decide_plain_http, denied_by_address
-from proxy.disk.ca import CaError, data_directory, published_lifetime
+from proxy.disk.ca import CaError, data_directory, published_mandates
 from proxy.disk.preload import is_preloaded
 
 _MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -231,7 +231,7 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
     forbidden = denied_by_address(policy, rule, target.host) if target is not None and mirror is None else None
     if forbidden is not None:
         decision, target = Decision(Action.DENY, denied=forbidden), None
-    refusal = refusal_of(policy, replace(_asked(scheme, asked, request), mirror=mirror), _lifetime())
+    refusal = refusal_of(policy, replace(_asked(scheme, asked, request), mirror=mirror), _mandate())
     if request.body is not None:
         request = replace(request, body=_decoded(request))
     proxy = policy.upstream_proxy
@@ -245,8 +245,8 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
         denied.append(Reason.PINS_EXPIRED.code)
     if any(_lacks_key(entry, request.today) for entry in encrypt):
         denied.append(Reason.KEY_UNAVAILABLE.code)
-    if decision.action is Action.INSPECT and not _ca_is_valid():
-        denied.append(Reason.LOCAL_CA_EXPIRED.code)
+    if decision.action is Action.INSPECT and target is not None:
+        denied += _ca_denies(target.host)
     head = BodyHead(signature=covering(request.fields, request.query), fields=request.fields)
     signed_by = covered_by(head, encrypt) if encrypt and mirror is None else None
     places = shown = None
@@ -308,17 +308,21 @@ def _denial_summary(refusal: Refusal | None) -> dict[str, Any] | None:
     return {"reason": denied.reason.code, "status": refusal.status, "detail": denied.detail, "hint": denied.hint}
 
 
-def _lifetime() -> Lifetime | None:
+def _mandate() -> Mandate | None:
     """Return that of the local CA; None if it does not exist, and would be made when needed."""
     try:
-        return published_lifetime(data_directory(os.environ))
+        return next(iter(published_mandates(data_directory(os.environ))), None)
     except CaError:  # there is no home directory; `serve` reports that itself
         return None
 
 
-def _ca_is_valid() -> bool:
-    lifetime = _lifetime()
-    return lifetime is None or lifetime.holds(datetime.now(UTC))
+def _ca_denies(host: str) -> Iterator[str]:
+    """Yield the reason for which the local CA signs nothing for a host; none if it does."""
+    try:
+        if (mandate := _mandate()) is not None:
+            mandate.check(host, datetime.now(UTC))
+    except Denied as denied:
+        yield denied.reason.code
 
 
 def _may_change(head: BodyHead, entries: Sequence[FieldEntry]) -> bool:

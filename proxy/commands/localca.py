@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from proxy.disk.ca import CaError, LocalCa, data_directory
 
 if TYPE_CHECKING:
+    from proxy.core.rules.policy import Policy
+    from proxy.processes.reload import Reader
     from proxy.processes.reminder import Reminder
 
 logger = logging.getLogger("overcoat")
@@ -48,6 +50,36 @@ def hold(*, shares: bool) -> None:
         logger.warning("whether another sidecar uses %s cannot be told: %s", directory, hold.problem)
 
 
+def open_authority(policy: Policy, *, constrains: bool) -> LocalCa:
+    """Return the local CA; make it if there is none.
+
+    Args:
+        policy: the policy to be served.
+        constrains: whether one that is made may sign for the hosts alone that the policy inspects. Where these are no
+            fixed list, it may sign for any host, which is said.
+
+    Raises:
+        CannotStart: it cannot be used, or not for this policy.
+    """
+    from proxy.core.rules.inspected import NotFixed, constraints_for
+    from proxy.processes.starting import unfit
+
+    try:
+        directory = data_directory(os.environ)
+        constraints = None
+        if constrains and LocalCa.find(directory) is None:
+            try:
+                constraints = constraints_for(policy)
+            except NotFixed as why:
+                logger.warning("the new local CA may sign for any host (--constrain-ca): the policy: %s", why)
+        authority = LocalCa.open(directory, datetime.now(UTC), constraints=constraints)
+    except CaError as e:
+        raise CannotStart(str(e)) from None
+    if (said := unfit(policy, authority)) is not None:
+        raise CannotStart(said)
+    return authority
+
+
 def publish(folder: Path) -> None:
     """Write what apps trust. Without roots of the system's own, the bundle is the local CA alone."""
     from proxy.core.rules.trust import Trust
@@ -67,17 +99,23 @@ def publish(folder: Path) -> None:
         raise CannotStart(str(e)) from None
 
 
-def renew_authority(authority: LocalCa, folder: Path | None, reminder: Reminder) -> bool:
+def renew_authority(
+    authority: LocalCa, folder: Path | None, reminder: Reminder, reader: Reader, policy: Policy
+) -> bool:
     """Read the local CA again if its files have changed, and publish what apps should trust now.
 
     Args:
         authority: the CA.
         folder: where it is published; None if nowhere.
         reminder: warns of its end.
+        reader: knows whether a policy waits for another CA, and will be read again.
+        policy: the policy in force.
 
     Returns:
         Whether there is another one, or another successor.
     """
+    from proxy.processes.starting import unfit
+
     before = authority.certificate
     try:
         if not authority.renew():
@@ -90,6 +128,8 @@ def renew_authority(authority: LocalCa, folder: Path | None, reminder: Reminder)
         logger.info("another local CA signs from now on; it ends on %s", f"{authority.lifetime.ends:%Y-%m-%d}")
     elif authority.successor is not None:
         logger.info("the local CA has a successor, which apps should trust, too")
+    if not reader.waits_for_ca and (said := unfit(policy, authority)) is not None:
+        logger.error("such hosts are denied from now on (local_ca_constrained): %s", said)
     if folder is not None:
         try:
             publish(folder)

@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from proxy.commands.ownca import OwnCa, local_ca_of
 from proxy.commands.shared import (
     encrypt_summary,
     entry_summary,
@@ -82,6 +83,7 @@ def _check(option: str | None, secrets: SecretVariables, *, as_json: bool, no_se
     from proxy.processes.starting import obstacles
 
     policy = load_or_exit(option, as_json=as_json, is_without_secrets=no_secrets, secrets=secrets)
+    local_ca = None if no_secrets else local_ca_of(policy, os.environ)
     found = []
     try:
         policy = with_roots(policy)
@@ -97,9 +99,10 @@ def _check(option: str | None, secrets: SecretVariables, *, as_json: bool, no_se
     if as_json:
         warnings = [finding.text for finding in found if not finding.has_failed]
         said = {"warnings": warnings, "failed": failed, **({"unchecked": unchecked} if no_secrets else {})}
-        click.echo(json.dumps({"ok": not failed, **policy_summary(policy), **said}, indent=2))
+        own = {"local_ca": None if local_ca is None else local_ca.summary()}
+        click.echo(json.dumps({"ok": not failed, **policy_summary(policy), **own, **said}, indent=2))
     else:
-        _print_summary(policy)
+        _print_summary(policy, local_ca)
     for finding in found:
         click.echo(f"{'error' if finding.has_failed else 'warning'}: {finding.text}", err=True)
     for text in unchecked:
@@ -235,7 +238,7 @@ def _own_listeners_text(policy: Policy) -> str:
     return admin + (f"; probes {policy.probes.address}" if policy.probes else "")
 
 
-def _print_summary(policy: Policy) -> None:
+def _print_summary(policy: Policy, local_ca: OwnCa | None) -> None:
     summary = policy_summary(policy)
     known = policy.short_hash if not policy.unchecked else "unknown, since keys are not here"
     click.echo(f"policy    {policy.source}, mode {policy.mode}, hash {known}")
@@ -257,6 +260,8 @@ def _print_summary(policy: Policy) -> None:
             click.echo(f"          rule {rule.name}: {_trust_text(rule.trust)}")
         if rule.client_certificate is not None:
             click.echo(f"          rule {rule.name}: shows {rule.client_certificate.file}")
+    if local_ca is not None and (text := str(local_ca)):
+        click.echo(f"local CA  {text}")
     if policy.workers != 1:
         click.echo(f"workers   {summary['workers']}")
     console = wide_console()

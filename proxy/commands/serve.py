@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING
 import click
 
 from proxy import timelimits
-from proxy.commands.localca import CannotStart, hold, publish, renew_authority
-from proxy.disk.ca import CaError, LocalCa, data_directory
+from proxy.commands.localca import CannotStart, hold, open_authority, publish, renew_authority
 from proxy.disk.reading import Version, noting_files
 from proxy.engine.descriptors import raise_limit, warn_of_limit
 from proxy.health import Sign, address_text, data_folder
@@ -35,6 +34,7 @@ from proxy.processes.signals import DRAIN, RELOAD, REOPEN, take_over_signals
 if TYPE_CHECKING:
     from addons.metrics import Metrics
     from proxy.core.rules.policy import Policy
+    from proxy.disk.ca import LocalCa
     from proxy.engine.server import Bound, Engine
     from proxy.processes.admin import AdminSockets
     from proxy.processes.readable import Form
@@ -91,6 +91,12 @@ def or_exit[T](load: Callable[[], T]) -> T:
     envvar="OVERCOAT_SHARE_CA",
     help="Start although another sidecar uses the same data directory, and so the same CA; else $OVERCOAT_SHARE_CA.",
 )
+@click.option(
+    "--constrain-ca",
+    is_flag=True,
+    envvar="OVERCOAT_CONSTRAIN_CA",
+    help="A CA that is made now may sign for the hosts alone that the policy inspects; else $OVERCOAT_CONSTRAIN_CA.",
+)
 @click.option("--lines", type=click.Path(path_type=Path), metavar="FILE", help="Append decision lines to FILE.")
 @click.option("--log-file", type=click.Path(path_type=Path), metavar="FILE", help="Append everything else to FILE.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="For people or programs, wherever it goes.")
@@ -108,6 +114,7 @@ def serve(
     probes: str | None,
     publish_ca: Path | None,
     share_ca: bool,
+    constrain_ca: bool,
     watch: bool,
     until_eof: bool,
 ) -> None:
@@ -123,6 +130,7 @@ def serve(
     """
     from proxy.policyfile.load import find_policy, load_policy
     from proxy.processes.reload import Reader
+    from proxy.processes.starting import unfit
 
     given = {"listen": listen, "admin": admin, "probes": probes, "mode": mode}
     overrides = {key: value for key, value in given.items() if value is not None}
@@ -157,17 +165,21 @@ def serve(
                 _check_lines(lines)
             if not until_eof:  # `overcoat run` starts one for each program of a user, and these share by design
                 hold(shares=share_ca)
+            authority = open_authority(policy, constrains=constrain_ca)
+            reader.unfit = partial(unfit, authority=authority)
             if publish_ca is not None:
                 publish(publish_ca)
             if signals.asks_to_drain:
                 status = 0
             elif count == 1:
                 alone = _serve_alone(
-                    policy, reader, closing, lines, publish_ca=publish_ca, form=form, until_eof=until_eof
+                    policy, reader, authority, closing, lines, publish_ca=publish_ca, form=form, until_eof=until_eof
                 )
                 status = int(asyncio.run(alone) > 0)
             else:
-                status = _serve_together(policy, reader, count, closing, lines, publish_ca=publish_ca, form=form)
+                status = _serve_together(
+                    policy, reader, authority, closing, lines, count=count, publish_ca=publish_ca, form=form
+                )
     except CannotStart as e:
         logger.error("%s", e)
         status = e.status
@@ -205,6 +217,7 @@ def _check_lines(path: Path) -> None:
 async def _serve_alone(
     policy: Policy,
     reader: Reader,
+    authority: LocalCa,
     closing: contextlib.ExitStack,
     path: Path | None,
     *,
@@ -234,7 +247,7 @@ async def _serve_alone(
     expect(metrics, policy)
     metrics.note_reading(None)
     is_ready = False
-    authority, engine, sockets = _prepare(policy, metrics, lines.write)
+    engine, sockets = _prepare(policy, authority, metrics, lines.write)
     metrics.registry.register(PolicyMetrics(version("overcoat"), lambda: engine.policy, started))
     admin_sockets = _bind_admin(policy)
     reader.taken = started
@@ -254,7 +267,7 @@ async def _serve_alone(
     await engine.listen(sockets)
     is_ready = True
     _announce(policy, sockets, admin_sockets, None if until_eof else closing)
-    reminder = Reminder(engine.local_ca, policy, datetime.now(UTC))
+    reminder = Reminder(authority.lifetime, policy, datetime.now(UTC))
     _keep_reminding(engine, reminder)
     stop = asyncio.Event()
 
@@ -269,8 +282,10 @@ async def _serve_alone(
                 _reload(engine, reader, metrics)
 
     def renew() -> None:
-        if renew_authority(authority, publish_ca, reminder):
+        if renew_authority(authority, publish_ca, reminder, reader, engine.policy):
             engine.take_over_ca()
+            if reader.waits_for_ca:
+                _reload(engine, reader, metrics)
 
     def look() -> None:
         if not stop.is_set():
@@ -334,10 +349,11 @@ def _reload(engine: Engine, reader: Reader, metrics: Metrics, changed: Sequence[
 def _serve_together(
     policy: Policy,
     reader: Reader,
-    count: int,
+    authority: LocalCa,
     closing: contextlib.ExitStack,
     lines: Path | None,
     *,
+    count: int,
     publish_ca: Path | None,
     form: Form | None,
 ) -> int:
@@ -356,7 +372,6 @@ def _serve_together(
         shares = _bind(policy, count)
         admin_sockets = _bind_admin(policy)
         guarded = tuple(each.getsockname()[:2] for each in admin_sockets.all)
-        authority = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
         is_ready = Shared()
         recents = [Recent() for _ in shares]
         seats = [
@@ -373,24 +388,33 @@ def _serve_together(
             answer = partial(administer, Desk(directory, is_ready, time.time(), admin_sockets, recents))
             seats.append(Seat("the admin endpoint", False, "admin", admin_sockets.all, answer))
         reminder = Reminder(authority.lifetime, policy, datetime.now(UTC))
-        renew = partial(renew_authority, authority, publish_ca, reminder)
-        supervisor = Supervisor(seats, is_ready, directory, policy, reader, remind=reminder.remind, renew=renew)
+        renew = partial(renew_authority, authority, publish_ca, reminder, reader)
+        supervisor = Supervisor(
+            seats,
+            is_ready,
+            directory,
+            policy,
+            reader,
+            remind=reminder.remind,
+            renew=renew,
+        )
         status = supervisor.run(lambda: _announce(policy, shares[0], admin_sockets, closing))
-    except (BindError, CaError, NoRoots, SupervisorFailed) as e:
+    except (BindError, NoRoots, SupervisorFailed) as e:
         raise CannotStart(str(e)) from None
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return status
 
 
-def _prepare(policy: Policy, metrics: Metrics, write: Callable[[str], object]) -> tuple[LocalCa, Engine, list[Bound]]:
+def _prepare(
+    policy: Policy, authority: LocalCa, metrics: Metrics, write: Callable[[str], object]
+) -> tuple[Engine, list[Bound]]:
     from proxy.engine.server import BindError, Engine
     from proxy.engine.tls import NoRoots
 
     try:
-        authority = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
-        return authority, Engine(policy, authority, metrics, write), _bind(policy, 1)[0]
-    except (CaError, NoRoots, BindError) as e:
+        return Engine(policy, authority, metrics, write), _bind(policy, 1)[0]
+    except (NoRoots, BindError) as e:
         raise CannotStart(str(e)) from None
 
 

@@ -149,6 +149,16 @@ class Reason(Enum):
         "run `overcoat ca rotate` with Overcoat's data directory ($OVERCOAT_DATA), and make the apps trust the new CA, "
         "which `overcoat ca` prints",
     )
+    LOCAL_CA_CONSTRAINED = (
+        "local_ca_constrained",
+        503,
+        "proxy_configuration_error",
+        "The local CA may not sign for this host",
+        "The https of this host is inspected, and the CA that signs the certificates for that is constrained to other "
+        "hosts: it was put in its place while this policy was in force. Upgrades and tunnels go on.",
+        "run `overcoat ca rotate` with this policy, and then, once the apps trust the new CA, `overcoat ca rotate "
+        "--finish`",
+    )
     NOT_HTTP = (
         "not_http",
         400,

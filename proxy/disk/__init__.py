@@ -3,7 +3,7 @@ reader, the engine and the commands call it whenever something is read from or w
 
 Offers:
 
-- `ca`: CaError, Leaf, LocalCa, data_directory, published_lifetime; the local CA and its folder
+- `ca`: CaError, Leaf, LocalCa, data_directory, published_lifetime, published_mandates; the local CA and its folder
 - `chains`: SeenChain, read_chains, remember_chains; which keys hosts have shown last
 - `issuing`: ca_certificate, private_pem, server_certificate, valid_from; certificates of a CA and of servers
 - `keyfiles`: MAX_KEY_FILE_BYTES, KeyFileError, create_file, exclusively, read_key_file, replace_file; files with

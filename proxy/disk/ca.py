@@ -4,8 +4,8 @@ engine calls it for handshakes with apps; `overcoat ca` prints its certificate.
 Rules of this module:
 
 - The CA's key is made once, on this machine; only its owner can read it; and it signs nothing but leaf certificates.
-- Leaf certificates use a separate key, which each process makes anew and never writes to disk. They are valid for a
-  week.
+- Each leaf certificate has a key of its own, which is never written to disk. It is valid for a week.
+- A CA that is constrained to some hosts is an intermediate one, whose root apps trust. The root's key is never written.
 - A damaged or foreign CA is an error that says what to do; it is never replaced silently, because apps trust the old
   one. The same holds for a CA that has ended: it signs nothing (`proxy.core.certificates.localca`), while everything
   that needs no certificate goes on.
@@ -27,13 +27,14 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from proxy import timelimits
-from proxy.core.certificates.localca import Lifetime
-from proxy.disk.issuing import ca_certificate, private_pem, server_certificate, valid_from
+from proxy.core.certificates.constraints import Constraints
+from proxy.core.certificates.localca import Lifetime, Mandate
+from proxy.disk.issuing import ca_certificate, constrained_chain, private_pem, server_certificate, valid_from
 from proxy.disk.publishing import published, write_public
 from proxy.disk.reading import Version, read_regular, version_of
 from proxy.health import data_folder
@@ -83,7 +84,10 @@ class LocalCa:
     """A loaded CA.
 
     Attributes:
-        certificate: its certificate.
+        directory: where it lies.
+        certificate: the certificate that apps trust.
+        issuer: the certificate whose key signs: the same, or that of an intermediate CA below it.
+        constraints: the hosts for which it may sign; None for any.
         successor: the certificate of the CA that will take its place, which apps should trust, too; None if there is
             none.
         tag: a short word that only holders of the CA's key can know, and that stays the same as long as the CA and its
@@ -91,14 +95,15 @@ class LocalCa:
     """
 
     certificate: x509.Certificate
+    issuer: x509.Certificate
+    constraints: Constraints | None
     successor: x509.Certificate | None
     tag: str
     _key: ec.EllipticCurvePrivateKey
 
     def __init__(self, directory: Path) -> None:
         """Load it; see `open` and `load`."""
-        self._directory = directory
-        self._leaf_key = ec.generate_private_key(ec.SECP256R1())
+        self.directory = directory
         self._versions = self._look()
         self._read()
 
@@ -108,18 +113,26 @@ class LocalCa:
         return Lifetime(self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc)
 
     @property
+    def mandate(self) -> Mandate:
+        """What it may sign."""
+        return Mandate(self.lifetime, self.constraints)
+
+    @property
     def pem(self) -> bytes:
         """The CA's certificate, for apps to trust, and then that of its successor."""
         own = self.certificate.public_bytes(serialization.Encoding.PEM)
         return own if self.successor is None else own + self.successor.public_bytes(serialization.Encoding.PEM)
 
     @classmethod
-    def open(cls, directory: Path, now: datetime, *, any_clock: bool = False) -> LocalCa:
+    def open(
+        cls, directory: Path, now: datetime, *, constraints: Constraints | None = None, any_clock: bool = False
+    ) -> LocalCa:
         """Load the CA from a directory; create it there first if there is none.
 
         Args:
             directory: the data directory.
             now: the current time.
+            constraints: the hosts for which one that is to be made may sign; None for any.
             any_clock: make a CA even if the clock must be wrong, since nothing that it signs will be used.
 
         Raises:
@@ -131,7 +144,7 @@ class LocalCa:
             if not (directory / KEY_FILE).exists():
                 if not any_clock:
                     check_clock(directory, now)
-                create(directory / KEY_FILE, now)
+                create(directory / KEY_FILE, now, constraints=constraints)
             authority = cls.load(directory)
             write_public(directory / CERTIFICATE_FILE, authority.pem)
             return authority
@@ -164,6 +177,18 @@ class LocalCa:
             raise no_access(directory, e) from None
 
     @classmethod
+    def find(cls, directory: Path) -> LocalCa | None:
+        """Load the CA from a directory, and change nothing; return None if there is none.
+
+        Raises:
+            CaError: a file is not as it should be, or cannot be read.
+        """
+        try:
+            return cls(directory) if (directory / KEY_FILE).exists() else None
+        except OSError as e:
+            raise no_access(directory, e) from None
+
+    @classmethod
     def load(cls, directory: Path) -> LocalCa:
         """Load the CA from a directory, and change nothing.
 
@@ -186,22 +211,28 @@ class LocalCa:
         try:
             self._read()
         except OSError as e:
-            raise no_access(self._directory, e) from None
+            raise no_access(self.directory, e) from None
         return True
 
     def _look(self) -> tuple[Version, ...]:
-        return tuple(version_of(self._directory / name) for name in (KEY_FILE, NEXT_FILE))
+        return tuple(version_of(self.directory / name) for name in (KEY_FILE, NEXT_FILE))
 
     def _read(self) -> None:
         # The successor comes last: a rotation that ends meanwhile takes it away, and is seen at the next look.
-        certificate, key, mark = _read_ca(self._directory / KEY_FILE)
+        found = _read_ca(self.directory / KEY_FILE)
         successor = None
-        if (self._directory / NEXT_FILE).exists():
+        if (self.directory / NEXT_FILE).exists():
             with contextlib.suppress(FileNotFoundError):
-                successor = _read_ca(self._directory / NEXT_FILE)[0]
-        secret = key.private_numbers().private_value.to_bytes(32)
+                successor = _read_ca(self.directory / NEXT_FILE).root
+        secret = found.key.private_numbers().private_value.to_bytes(32)
         own = hmac.digest(secret, b"overcoat: the mark of cookies", "sha256").hex()[:12]
-        self.certificate, self._key, self.successor, self.tag = certificate, key, successor, mark or own
+        self.certificate, self.issuer, self._key, self.constraints = (
+            found.root,
+            found.issuer,
+            found.key,
+            found.constraints,
+        )
+        self.successor, self.tag = successor, found.mark or own
 
     def leaf(self, host: str, now: datetime) -> Leaf:
         """Sign a certificate for a host.
@@ -211,20 +242,29 @@ class LocalCa:
             now: the time from which it is valid, within the CA's lifetime. It ends after a week, or earlier with the
                 CA.
         """
-        ends = min(now + timedelta(seconds=timelimits.LEAF_SECONDS), self.certificate.not_valid_after_utc)
-        public_key = self._leaf_key.public_key()
-        certificate = server_certificate(host, public_key, self.certificate, self._key, valid_from(now, ends))
-        return Leaf(certificate, self._leaf_key, self.certificate)
+        ends = min(now + timedelta(seconds=timelimits.LEAF_SECONDS), self.issuer.not_valid_after_utc)
+        key = ec.generate_private_key(ec.SECP256R1())  # a tenth of the time that the certificate takes
+        certificate = server_certificate(host, key.public_key(), self.issuer, self._key, valid_from(now, ends))
+        return Leaf(certificate, key, self.issuer)
 
 
 def published_lifetime(directory: Path) -> Lifetime | None:
     """Return the lifetime of the CA in a directory, from its public certificate; None if that cannot be read."""
+    return next((each.lifetime for each in published_mandates(directory)), None)
+
+
+def published_mandates(directory: Path) -> list[Mandate]:
+    """Return what the CA in a directory may sign, and then its successor, from their public certificates; nothing if
+    these cannot be read.
+    """
     try:
         pem, _ = read_regular(directory / CERTIFICATE_FILE, _MAX_BYTES)
-        certificate = x509.load_pem_x509_certificate(pem)
+        return [
+            Mandate(Lifetime(each.not_valid_before_utc, each.not_valid_after_utc), Constraints.of(each))
+            for each in x509.load_pem_x509_certificates(pem)
+        ]
     except (OSError, ValueError, x509.InvalidVersion):
-        return None  # there is none, or this user may not read it; `LocalCa.open` says what is wrong
-    return Lifetime(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+        return []  # there is none, or this user may not read it; `LocalCa.open` says what is wrong
 
 
 def check_clock(directory: Path, now: datetime) -> None:
@@ -240,8 +280,25 @@ def check_clock(directory: Path, now: datetime) -> None:
         )
 
 
-def _read_ca(path: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey, str]:
-    """Read a CA's certificate, its key, and the mark of cookies that it has taken over (else empty).
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a CA's file holds.
+
+    Attributes:
+        issuer: the certificate of its key.
+        root: the certificate that apps trust: the same, or the one behind it in the file, if that has signed it.
+        mark: the mark of cookies that it has taken over; empty if there is none.
+    """
+
+    key: ec.EllipticCurvePrivateKey
+    issuer: x509.Certificate
+    root: x509.Certificate
+    constraints: Constraints | None
+    mark: str
+
+
+def _read_ca(path: Path) -> _Found:
+    """Read a CA's file.
 
     Raises:
         CaError: the file is not as it should be.
@@ -253,37 +310,59 @@ def _read_ca(path: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey, 
     pem = _read_private(path)
     try:
         key = serialization.load_pem_private_key(pem, None)
-        certificate = x509.load_pem_x509_certificate(pem)
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        certificate, *others = x509.load_pem_x509_certificates(pem)
+        basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        constraints = Constraints.of(certificate)
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound):
         raise CaError(f"{path} holds no CA key and certificate: {remedy}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise CaError(f"the key in {path} is not on the curve P-256: {remedy}")
-    if key.public_key() != certificate.public_key() or not constraints.ca:
+    if key.public_key() != certificate.public_key() or not basic.ca:
         raise CaError(f"the key and the certificate in {path} are not those of one CA: {remedy}")
     mark = _MARK.search(pem)
-    return certificate, key, mark[1].decode() if mark is not None else ""
+    root = others[0] if others and _has_signed(others[0], certificate) else certificate
+    return _Found(key, certificate, root, constraints, mark[1].decode() if mark is not None else "")
 
 
-def create(path: Path, now: datetime, mark: str = "") -> None:
+def _has_signed(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def create(
+    path: Path, now: datetime, mark: str = "", *, constraints: Constraints | None = None, replaces: bool = False
+) -> None:
     """Make a CA. If two processes do so at once, the first one's is kept.
 
     Args:
         path: its file.
         now: the current time.
         mark: the mark of cookies of the CA whose place it takes; empty if there is none.
+        constraints: the hosts for which it may sign; None for any.
+        replaces: whether it takes the place of a file that is there.
 
     Raises:
         OSError: it cannot be written.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     lifetime = valid_from(now, now + timedelta(seconds=timelimits.CA_SECONDS))
-    certificate = ca_certificate(f"Overcoat local CA {secrets.token_hex(4)}", key, lifetime)
-    content = private_pem(key) + certificate.public_bytes(serialization.Encoding.PEM)
+    name = f"Overcoat local CA {secrets.token_hex(4)}"
+    certificates = (
+        (ca_certificate(name, key, lifetime),)
+        if constraints is None
+        else constrained_chain(name, key, lifetime, constraints)
+    )
+    content = private_pem(key) + b"".join(each.public_bytes(serialization.Encoding.PEM) for each in certificates)
     content += f"cookie-mark: {mark}\n".encode() if mark else b""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         _write_new(temporary, content, 0o600)
+        if replaces:
+            os.replace(temporary, path)
+            return
         with contextlib.suppress(FileExistsError):  # another process was first: its CA is used
             os.link(temporary, path)
     finally:

@@ -4,7 +4,8 @@ Rules of this module:
 
 - A certificate says all that strict clients ask for (RFC 5280; Python's `VERIFY_X509_STRICT`): critical basic
   constraints and key usage, and the key identifiers.
-- A CA signs servers' certificates only, never another CA.
+- A CA signs servers' certificates only, never another CA. The one exception is a root whose key is forgotten at once,
+  and its one intermediate CA.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from proxy import timelimits
+from proxy.core.certificates.constraints import Constraints
 from proxy.core.certificates.localca import Lifetime
 
 
@@ -34,13 +36,51 @@ def ca_certificate(name: str, key: ec.EllipticCurvePrivateKey, lifetime: Lifetim
         key: its key.
         lifetime: when it is valid.
     """
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    subject = _named(name)
+    return _ca(subject, subject, key.public_key(), lifetime, 0).sign(key, hashes.SHA256())
+
+
+def constrained_chain(
+    name: str, key: ec.EllipticCurvePrivateKey, lifetime: Lifetime, constraints: Constraints
+) -> tuple[x509.Certificate, x509.Certificate]:
+    """Return the certificate of an intermediate CA that may sign for some hosts only, and that of its root.
+
+    Both have the constraints: many clients hold a root to its own, but RFC 5280 (section 6.2) does not ask for that,
+    and Java does not do it. The root's key signs the intermediate CA, and exists no longer than this call.
+
+    Args:
+        name: the root's common name.
+        key: the intermediate CA's key.
+        lifetime: when both are valid.
+        constraints: the hosts.
+    """
+    root_key = ec.generate_private_key(ec.SECP256R1())
+    root, extension = _named(name), constraints.extension()
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key())
     return (
-        _begin(subject, subject, key.public_key(), lifetime)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        _ca(_named(f"{name}, signer"), root, key.public_key(), lifetime, 0)
+        .add_extension(extension, critical=True)
+        .add_extension(identifier, critical=False)
+        .sign(root_key, hashes.SHA256()),
+        _ca(root, root, root_key.public_key(), lifetime, 1)
+        .add_extension(extension, critical=True)
+        .sign(root_key, hashes.SHA256()),
+    )
+
+
+def _named(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _ca(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, lifetime: Lifetime, below: int
+) -> x509.CertificateBuilder:
+    """Begin a CA's certificate; so many CAs may follow below it."""
+    return (
+        _begin(subject, issuer, key, lifetime)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=below), critical=True)
         .add_extension(_key_usage(signs_certificates=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
 

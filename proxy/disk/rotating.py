@@ -10,6 +10,7 @@ Rules of this module:
 - A successor takes over the mark of cookies, so that nobody has to log in again.
 - A CA that has ended signs nothing, so there is nothing to overlap with: it is replaced at once.
 - The old key is not kept: nothing needs it any more, and nobody can steal it then.
+- A successor that was made for other hosts than those that are wanted now is replaced by another one.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ import os
 from datetime import datetime
 from pathlib import Path
 
+from proxy.core.certificates.constraints import Constraints
 from proxy.disk.ca import CERTIFICATE_FILE, KEY_FILE, NEXT_FILE, CaError, LocalCa, check_clock, create, no_access
 from proxy.disk.publishing import write_public
 
 
-def rotate(directory: Path, now: datetime) -> LocalCa:
+def rotate(directory: Path, now: datetime, constraints: Constraints | None = None) -> LocalCa:
     """Make a successor, and put it in the CA's place at once if that has ended.
 
     Args:
         directory: the data directory.
         now: the current time.
+        constraints: the hosts for which the successor may sign; None for any.
 
     Returns:
         The CA as it is now: it has a successor, or is the new one.
@@ -38,15 +41,17 @@ def rotate(directory: Path, now: datetime) -> LocalCa:
     try:
         authority = _load(directory)
         authority_has_ended = now >= authority.lifetime.ends
-        if authority.successor is not None and not authority_has_ended:
+        successor = authority.successor
+        fits = successor is not None and Constraints.of(successor) == constraints
+        if fits and not authority_has_ended:
             raise CaError(
                 f"a new CA has been made in {directory} already; once the apps trust it: overcoat ca rotate --finish"
             )
         if now < authority.lifetime.begins:
             raise CaError(f"the local CA in {directory} has not begun by this machine's clock: set the clock")
-        if authority.successor is None:
+        if not fits:
             check_clock(directory, now)
-            create(directory / NEXT_FILE, now, authority.tag)
+            create(directory / NEXT_FILE, now, authority.tag, constraints=constraints, replaces=successor is not None)
         if authority_has_ended:
             return finish(directory, now)
         return _publish(directory)

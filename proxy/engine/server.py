@@ -181,7 +181,7 @@ class Engine:
         self.sessions = Sessions()
         self.verifier = Verifier(os.urandom(32), time.monotonic)
         self._ca = ca
-        self._ca_guard = LocalCaGuard(self.sessions, ca.lifetime)
+        self._ca_guard = LocalCaGuard(self.sessions, ca.mandate)
         self._tls = TlsConnections(self.sessions, ca)
         self._tls.prepare(policy)
         self.loop = asyncio.get_running_loop()
@@ -228,8 +228,8 @@ class Engine:
 
     def take_over_ca(self) -> None:
         """Go on with the local CA as it is now, after it was renewed (`LocalCa.renew`)."""
-        self.local_ca = self._ca_guard.lifetime = self._ca.lifetime
-        self._metrics.local_ca_expiry.set(int(self.local_ca.ends.timestamp()))
+        self.local_ca = self._ca_guard.mandate = self._ca.mandate
+        self._metrics.local_ca_expiry.set(int(self.local_ca.lifetime.ends.timestamp()))
 
     async def listen(self, sockets: Iterable[Bound]) -> None:
         """Accept connections on bound sockets (see `bind`), once keys that are to be fetched are there, or late."""

@@ -241,7 +241,7 @@ class TlsConnections:
     def _context_for(self, host: str) -> SSL.Context:
         now = datetime.now(UTC)
         cached = self._app_contexts.get(host)
-        if cached is not None and cached[0].issuer is self._ca.certificate and cached[0].is_fresh(now):
+        if cached is not None and cached[0].issuer is self._ca.issuer and cached[0].is_fresh(now):
             self._app_contexts.move_to_end(host)
             return cached[1]
         leaf = self._ca.leaf(host, now)

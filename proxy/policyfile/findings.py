@@ -29,10 +29,11 @@ from proxy.core.jose.keymaterial import SecretBytes
 from proxy.core.jose.keys import Key, KeySet
 from proxy.core.pinlife.checks import backups
 from proxy.core.pins import PinSet, PinVerdict
+from proxy.core.rules.inspected import outside
 from proxy.core.rules.policy import Mode, Policy, Rule
 from proxy.core.rules.transport import denied_by_address
 from proxy.core.rules.trust import CrlUse, Trust
-from proxy.disk.ca import CaError, data_directory, published_lifetime
+from proxy.disk.ca import CaError, data_directory, published_mandates
 from proxy.disk.chains import SeenChain, read_chains
 from proxy.disk.mounts import is_mounted_by_itself, is_replaced
 from proxy.policyfile.yamltext import shown
@@ -429,7 +430,13 @@ def _of_local_ca(policy: Policy, env: Mapping[str, str], now: datetime) -> Itera
     except CaError:  # there is no home directory; `serve` reports that itself
         return
     yield from _of_writers(directory)
-    lifetime = published_lifetime(directory)
-    warning = lifetime.warning(now) if lifetime is not None else None
-    if lifetime is not None and warning is not None:
-        yield Finding(warning, has_failed=policy.inspects and not lifetime.holds(now))
+    mandates = published_mandates(directory)
+    for own in mandates[:1]:
+        if (warning := own.lifetime.warning(now)) is not None:
+            yield Finding(warning, has_failed=policy.inspects and not own.lifetime.holds(now))
+    for successor in mandates[1:]:
+        if (left_out := outside(policy, successor.constraints)) is not None:
+            yield Finding(
+                f"the new CA that `overcoat ca rotate` has made may not sign for {left_out}, which this policy "
+                "inspects; run it again, and make the apps trust what it makes then"
+            )

@@ -7,8 +7,9 @@ Rules of this module:
 - It reads the file that was read at the start. If that file is gone, this is an error; the built-in policy never
   replaces it.
 - If the file and all files that it names have the same content as before, nothing is taken over.
-- A policy with errors changes nothing. Nor does one whose roots cannot be read, or one that changes what is fixed while
-  the process runs: the listeners and the number of workers. The log says what is wrong.
+- A policy with errors changes nothing. Nor does one whose roots cannot be read, one that changes what is fixed while
+  the process runs (the listeners and the number of workers), or one that inspects hosts for which the local CA may not
+  sign. The log says what is wrong. The last of these is read again once there is another CA.
 - The files that count are those that the last reading met, whatever came of it: a key that a refused policy names is
   waited for, too. That they were only touched is no news, and is neither logged nor counted.
 """
@@ -43,6 +44,8 @@ class Reader:
 
     Attributes:
         is_refused: whether what was read last must not be taken over.
+        waits_for_ca: whether that is so for want of a local CA that may sign for its hosts.
+        unfit: says why the local CA does not fit a policy; None if it does.
         watches: whether it looks for changes of files.
         taken: when the policy in force was taken over, in seconds since 1970; set by whoever does that.
     """
@@ -59,7 +62,8 @@ class Reader:
         self._fixed = _fixed(policy)
         self._watch = Watch(versions or {})
         self.watches = versions is not None
-        self.is_refused = False
+        self.is_refused = self.waits_for_ca = False
+        self.unfit: Callable[[Policy], str | None] = lambda _: None
         self.taken = time.time()
 
     def changed(self) -> list[Path]:
@@ -81,10 +85,12 @@ class Reader:
         return policy
 
     def _read(self, current: Policy) -> Policy | None:
+        self.waits_for_ca = False
         try:
             policy = with_roots(self._load())
             changed = [name for name, value in _fixed(policy).items() if value != self._fixed[name]]
-            if not changed:
+            unfit = self.unfit(policy)
+            if not changed and unfit is None:
                 return current if policy.says_the_same_as(current) else policy
         except PolicyErrors as e:
             for error in e.errors:
@@ -97,7 +103,8 @@ class Reader:
         except Exception as e:  # whatever it is: the sidecar must go on serving
             logger.error("%s: reading it failed with %s", KEPT, type(e).__name__)
             return None
-        logger.error("%s: a change of %s takes a restart", KEPT, " and ".join(changed))
+        self.waits_for_ca = not changed
+        logger.error("%s: %s", KEPT, f"a change of {' and '.join(changed)} takes a restart" if changed else unfit)
         return None
 
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 
+from proxy.core.certificates.constraints import Constraints
+from proxy.core.rules.inspected import outside
 from proxy.core.rules.policy import Listener, Policy
 from proxy.disk.ca import CaError, LocalCa, data_directory
 from proxy.engine.server import BindError, bind
@@ -31,7 +33,11 @@ def obstacles(policy: Policy, env: Mapping[str, str]) -> list[str]:
     """
     found = []
     try:
-        LocalCa.examine(data_directory(env), datetime.now(UTC))
+        directory = data_directory(env)
+        LocalCa.examine(directory, datetime.now(UTC))
+        authority = LocalCa.find(directory)
+        if authority is not None and (said := unfit(policy, authority)) is not None:
+            found.append(said)
     except CaError as e:
         found.append(str(e))
     for attempt in _bindings(policy):
@@ -42,6 +48,19 @@ def obstacles(policy: Policy, env: Mapping[str, str]) -> list[str]:
             if e.number != errno.EADDRINUSE:
                 found.append(str(e))
     return found
+
+
+def unfit(policy: Policy, authority: LocalCa) -> str | None:
+    """Return why the local CA does not fit a policy, in one line; None if it may sign for all that is inspected."""
+    left_out = outside(policy, authority.constraints)
+    if left_out is None:
+        return None
+    successor = authority.successor
+    if successor is not None and outside(policy, Constraints.of(successor)) is None:
+        way = "`overcoat ca rotate` has made one that may; once the apps trust it: `overcoat ca rotate --finish`"
+    else:
+        way = "run `overcoat ca rotate`, which makes one that fits this policy"
+    return f"the policy inspects {left_out}, for which the local CA in {authority.directory} may not sign: {way}"
 
 
 def bind_own(listener: Listener | None, name: str) -> socket.socket | None:

@@ -132,7 +132,7 @@ class Supervisor:
         reader: Reader,
         *,
         remind: Callable[[Policy, datetime], float],
-        renew: Callable[[], bool] = lambda: False,
+        renew: Callable[[Policy], bool] = lambda _: False,
     ) -> None:
         """Prepare.
 
@@ -144,7 +144,8 @@ class Supervisor:
             reader: reads and checks the policy again.
             remind: logs the warnings that are due, given the policy in force and the time; returns the number of
                 seconds after which to call it again.
-            renew: reads the local CA again if its files have changed; returns whether there is another.
+            renew: reads the local CA again if its files have changed, given the policy in force; returns whether there
+                is another.
         """
         self._renew = renew
         self._seats = seats
@@ -409,8 +410,10 @@ class Supervisor:
         self._tell_workers(wires.DRAIN)
 
     def _renew_authority(self) -> None:
-        if not self._is_leaving and self._renew():
+        if not self._is_leaving and self._renew(self._policy):
             self._tell_workers(wires.AUTHORITY)
+            if self._reader.waits_for_ca:
+                self._reload()
 
     def _tell_workers(self, order: bytes) -> None:
         for seat in self._seats:

@@ -10,7 +10,7 @@ from mitmproxy import http
 
 from addons.localca import LocalCaGuard
 from addons.sessions import Sessions
-from proxy.core.certificates.localca import Lifetime
+from proxy.core.certificates.localca import Lifetime, Mandate
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
 
@@ -39,7 +39,7 @@ def test_what_takes_a_certificate_is_denied(
     flow = new_flow("CONNECT")
     exchange = sessions.exchange(flow)
     exchange.decision = Decision(action, Destination("api.example", port))
-    LocalCaGuard(sessions, lifetime).http_connect(flow)
+    LocalCaGuard(sessions, Mandate(lifetime)).http_connect(flow)
     assert (exchange.denied.reason.code if exchange.denied else None) == reason
     assert (flow.response is not None) is (reason is not None)
 
@@ -49,7 +49,7 @@ def test_what_is_denied_already_keeps_its_reason(sessions: Sessions, new_flow: C
     exchange = sessions.exchange(flow)
     exchange.decision = Decision(Action.INSPECT, Destination("api.example", 443))
     exchange.deny_always(flow, Denied(Reason.PROXY_AUTHENTICATION_REQUIRED, "who are you?"))
-    LocalCaGuard(sessions, ENDED).http_connect(flow)
+    LocalCaGuard(sessions, Mandate(ENDED)).http_connect(flow)
     assert exchange.denied is not None
     assert exchange.denied.reason is Reason.PROXY_AUTHENTICATION_REQUIRED
     assert flow.response is not None

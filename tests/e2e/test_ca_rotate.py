@@ -22,6 +22,7 @@ from proxy.commands.localca import renew_authority
 from proxy.core.rules.policy import Policy
 from proxy.disk.ca import CERTIFICATE_FILE, KEY_FILE, NEXT_FILE, CaError, LocalCa
 from proxy.disk.rotating import finish, rotate
+from proxy.processes.reload import Reader
 from proxy.processes.reminder import Reminder
 from proxy.wearing.variables import JAVA_PASSWORD
 from tests.e2e.certificates import Authority
@@ -270,10 +271,11 @@ class TestTheFiles:
         reminder = Reminder(loaded.lifetime, Policy(), NOW)
         rotate(tmp_path, NOW + DAY)
         new = finish(tmp_path, NOW + DAY)
-        assert renew_authority(loaded, None, reminder)
+        reader = Reader(Policy, Policy(), None)
+        assert renew_authority(loaded, None, reminder, reader, Policy())
         assert reminder.lifetime == new.lifetime
         (tmp_path / KEY_FILE).write_bytes(b"")
-        assert not renew_authority(loaded, None, reminder)
+        assert not renew_authority(loaded, None, reminder, reader, Policy())
         assert "the local CA is used as it was before: " in caplog.text
         assert loaded.certificate == new.certificate
 

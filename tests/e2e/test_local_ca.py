@@ -19,7 +19,7 @@ import pytest
 from cryptography import x509
 
 from proxy.disk.ca import LocalCa
-from tests.e2e.certificates import Authority
+from tests.e2e.certificates import Authority, Variant
 from tests.e2e.clients import RawClient, curl
 from tests.e2e.sidecar import Sidecar, SidecarFailed, clean_environment, overcoat_command
 from tests.e2e.upstream import TlsUpstream
@@ -27,7 +27,7 @@ from tests.waiting import wait_until
 
 MakeTls = Callable[..., TlsUpstream]
 DAY, LIFE = timedelta(days=1), timedelta(days=5 * 365)
-INSPECTED, TUNNELLED = "inspected.example", "tunnelled.example"
+INSPECTED, TUNNELLED, PINNED = "inspected.example", "tunnelled.example", "pinned.example"
 HOSTS = dict.fromkeys((INSPECTED, TUNNELLED), "127.0.0.1")
 WAY_OUT = "run `overcoat ca rotate`"
 
@@ -322,3 +322,63 @@ def test_a_folder_that_cannot_be_written_keeps_the_sidecar_from_starting(authori
         Sidecar("mode: enforce", tmp_path, authority=authority, arguments=["--publish-ca", "public"]).start()
     assert failed.value.status == 1
     assert "the local CA's certificate cannot be written to public: file exists" in failed.value.stderr
+
+
+class TestWhereAnUpstreamIsRefused:
+    """The app's handshake is completed under the local CA only to carry the answer."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def sidecar(cls, authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
+        unused = authority.issue(INSPECTED).pin
+        hosts = dict.fromkeys((INSPECTED, PINNED), "127.0.0.1")
+        rules = f"""
+            rules:
+              - {{name: pinned, hosts: [{PINNED}], pins: {{any_of: ["{unused}"]}}}}
+              - {{name: inspected, hosts: [{INSPECTED}], https: inspect}}
+        """
+        folder = tmp_path_factory.mktemp("refused")
+        with Sidecar(rules, folder, authority=authority, hosts=hosts) as sidecar:
+            yield sidecar
+
+    @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+    @pytest.mark.parametrize(
+        ("host", "variant", "reason"),
+        [
+            (PINNED, Variant.VALID, "pin_mismatch"),
+            (INSPECTED, Variant.EXPIRED, "certificate_invalid"),
+            (INSPECTED, Variant.WRONG_HOST, "certificate_invalid"),
+            (INSPECTED, Variant.OTHER_AUTHORITY, "certificate_invalid"),
+            (INSPECTED, Variant.VALID, None),
+        ],
+    )
+    def test_the_app_gets_a_502_and_the_server_not_one_byte(
+        self,
+        authority: Authority,
+        sidecar: Sidecar,
+        tls_upstream: MakeTls,
+        host: str,
+        variant: Variant,
+        reason: str | None,
+        version: str,
+    ) -> None:
+        upstream = tls_upstream(identity=authority.issue(host, variant=variant))
+        url = upstream.url("/secret", scheme="https", host=host)
+        # It trusts the local CA alone, so what it reads has come under that.
+        send = (version, "-w", "%{stderr}version %{http_version}", "-d", "secret", "-H", "X-Secret: 1")
+        answer = curl(*send, url, proxy=sidecar.proxy_url, ca_file=sidecar.ca_file)
+        assert answer.exit_status == 0, answer.error
+        assert ("version 2" in answer.error) is (version == "--http2")
+        line = sidecar.wait_for_decision(
+            lambda d: d["destination"] == f"{host}:{upstream.port}" and d["method"] == "POST"
+        )
+        if reason is None:  # the same server with the right certificate
+            assert (answer.status, line["action"]) == (200, "inspect")
+            assert b"secret" in upstream.received
+            return
+        assert (answer.status, answer.json()["reason"]) == (502, reason)
+        assert (line["action"], line["reason"], line["status"]) == ("deny", reason, 502)
+        (connection,) = upstream.wait_for_connections(1, closed=True)
+        assert not connection.handshake_completed
+        upstream.assert_no_application_bytes()
+        assert all(b"secret" not in each.wire.lower() for each in upstream.connections)

@@ -1,10 +1,11 @@
-"""The local CA's lifetime: whether it may sign now, when to warn of its end, and the text of the warning. The addon
+"""What the local CA may sign: when, and for whom; when to warn of its end, and the text of the warning. The addon
 `addons.localca` checks it before a handshake with an app; `proxy.policyfile.findings` and `proxy.processes.reminder`
 report the warnings.
 
 Rules of this module:
 
-- Outside its lifetime the CA signs nothing: an app would refuse the certificate, and could not say why.
+- Outside its lifetime and its constraints the CA signs nothing: an app would refuse the certificate, and could not say
+  why.
 - Whatever needs no certificate from the CA (upgrades, tunnels, reverse listeners) goes on.
 """
 
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from proxy import timelimits
+from proxy.core.certificates.constraints import Constraints
 from proxy.core.decisions import Denied, Reason
 
 _BEFORE_ITS_END = (
@@ -69,3 +71,26 @@ class Lifetime:
         """Return the time until the warning changes; None if it never will."""
         changes = (self.begins, self.ends - timedelta(seconds=timelimits.SOON_SECONDS), self.ends)
         return min((change - now for change in changes if change > now), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Mandate:
+    """What a CA may sign.
+
+    Attributes:
+        lifetime: when.
+        constraints: for which hosts; None for any.
+    """
+
+    lifetime: Lifetime
+    constraints: Constraints | None = None
+
+    def check(self, host: str, now: datetime) -> None:
+        """Check that a certificate can be made for a host now.
+
+        Raises:
+            Denied: LOCAL_CA_EXPIRED, or LOCAL_CA_CONSTRAINED: the CA's constraints leave this host out.
+        """
+        self.lifetime.check(now)
+        if self.constraints is not None and not self.constraints.permits(host):
+            raise Denied(Reason.LOCAL_CA_CONSTRAINED, f"the local CA may not sign for {host}")

@@ -7,6 +7,7 @@ Offers:
   https must not notice
 - `ends`: NO_REASON, NO_STATUS, End, ends, status_class; how requests can end, as labels
 - `hsts`: KnownHosts; hosts that have asked for https only (RFC 6797)
+- `inspected`: NotFixed, constraints_for, outside; which hosts are inspected, and whether the local CA may sign for them
 - `policy`: Defaults, Egress, HostPattern, Https, Limits, Listener,
   ListenerKind, Mirror, Mode, OpenConnections, PlainHttp, Policy, Rule, RuleLimits, UpstreamProxy, upgraded; the
   policy and its parts

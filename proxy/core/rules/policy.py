@@ -10,7 +10,7 @@ Rules of this module:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -385,9 +385,25 @@ class Policy:
     @property
     def inspects(self) -> bool:
         """Whether there may be a host whose https is decrypted."""
-        return (self.mode is Mode.ENFORCE and self.defaults.https is Https.INSPECT) or any(
-            rule.https is Https.INSPECT and not self.observes(rule) for rule in self.rules
+        return (self.mode is Mode.ENFORCE and self.inspects_unnamed) or any(
+            not self.observes(rule) for rule, _ in self.inspected
         )
+
+    @property
+    def inspects_unnamed(self) -> bool:
+        """Whether hosts that no rule names are inspected, once the policy is enforced."""
+        return self.defaults.https is Https.INSPECT and self.egress is Egress.ANY
+
+    @property
+    def inspected(self) -> Iterator[tuple[Rule, HostPattern]]:
+        """The hosts that rules inspect, once they are enforced. What comes to a mirror's host is opened with its own
+        certificate.
+        """
+        for rule in self.rules:
+            if rule.https is Https.INSPECT:
+                for pattern in rule.hosts:
+                    if pattern.kind != "exact" or pattern.host not in self.mirrored:
+                        yield rule, pattern
 
     def mode_of(self, rule: Rule | None) -> Mode:
         """Return the mode in which a rule's requests are handled, or those of none."""

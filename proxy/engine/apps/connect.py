@@ -225,7 +225,7 @@ class FirstBytes(Speaker):
                 raise connect.decision.denied
             check_server_name(heard.sni, connect.asked)
             if connect.decision.action is Action.INSPECT:
-                self._app.house.local_ca.check(datetime.now(UTC))
+                self._app.house.local_ca.check(connect.asked.host, datetime.now(UTC))
         except Denied as denied:
             self._deny(denied, is_observed=connect.observing)
             return

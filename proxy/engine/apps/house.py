@@ -9,7 +9,7 @@ from typing import Protocol
 
 from addons.exchange import Exchange
 from addons.sessions import Session, Sessions
-from proxy.core.certificates.localca import Lifetime
+from proxy.core.certificates.localca import Mandate
 from proxy.core.decisions import Denied
 from proxy.core.rules.policy import Policy
 from proxy.core.who.credentials import Verifier
@@ -50,8 +50,8 @@ class House(Protocol):
         """The policy in force."""
 
     @property
-    def local_ca(self) -> Lifetime:
-        """When the CA is valid that signs the certificates for apps."""
+    def local_ca(self) -> Mandate:
+        """What the CA may sign whose certificates apps are shown."""
 
     @property
     def verifier(self) -> Verifier:

@@ -19,7 +19,7 @@ from addons.stock.apps import Apps
 from addons.stock.dials import Dials
 from addons.stock.flows import StockSessions
 from addons.stock.guard import Closed
-from proxy.core.certificates.localca import Lifetime
+from proxy.core.certificates.localca import Lifetime, Mandate
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.rules.policy import Limits, Mode, Policy
@@ -40,7 +40,7 @@ class Setting:
         self.policy = policy or Policy()
         self.sessions = StockSessions()
         self.dials = Dials(self.sessions, set, lambda *_: None)
-        self.apps = Apps(self.sessions, self.policy, self.dials, lifetime)
+        self.apps = Apps(self.sessions, self.policy, self.dials, Mandate(lifetime))
         self.client = self.connect()
         self.asked = Exchange(self.policy, "127.0.0.1", "CONNECT", asked=ASKED, decision=Decision(action, ASKED))
         self.sessions.of(self.client).connect = self.asked

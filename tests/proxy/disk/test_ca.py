@@ -18,8 +18,18 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
+from proxy.core.certificates.constraints import Constraints
 from proxy.core.certificates.localca import Lifetime
-from proxy.disk.ca import CERTIFICATE_FILE, KEY_FILE, CaError, Leaf, LocalCa, data_directory, published_lifetime
+from proxy.disk.ca import (
+    CERTIFICATE_FILE,
+    KEY_FILE,
+    CaError,
+    Leaf,
+    LocalCa,
+    data_directory,
+    published_lifetime,
+    published_mandates,
+)
 from tests.e2e.sidecar import ROOT
 
 NOW = datetime(2027, 1, 15, tzinfo=UTC)
@@ -281,6 +291,8 @@ class TestLeaves:
         assert leaf.key.public_key() == leaf.certificate.public_key()
         assert leaf.certificate.public_key() != ca.certificate.public_key()
         assert LocalCa.open(folder, NOW).leaf("api.example", NOW).certificate.public_key() != leaf.key.public_key()
+        keys = {ca.leaf(host, NOW).key.private_numbers().private_value for host in ("a.example", "b.example")}
+        assert len(keys) == 2  # of one process, too: each host has its own
         written = b"".join(path.read_bytes() for path in folder.iterdir())
         secret = leaf.key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -314,6 +326,79 @@ class TestLeaves:
 
     def test_it_is_signed_with_sha256(self, ca: LocalCa) -> None:
         assert isinstance(ca.leaf("api.example", NOW).certificate.signature_hash_algorithm, hashes.SHA256)
+
+
+class TestConstrained:
+    """A CA that may sign for some hosts alone: an intermediate one, whose root nobody has the key of any more."""
+
+    @pytest.fixture
+    def ca(self, folder: Path) -> LocalCa:
+        return LocalCa.open(folder, NOW, constraints=Constraints.to(["api.example", "192.0.2.7"]))
+
+    @staticmethod
+    def verify(ca: LocalCa, host: str) -> list[x509.Certificate]:
+        """Verify a leaf, as a client that trusts the root alone and is sent the rest."""
+        subject = x509.IPAddress(ipaddress.ip_address(host)) if host[0].isdigit() else x509.DNSName(host)
+        leaf = ca.leaf(host, NOW)
+        verifier = PolicyBuilder().store(Store([ca.certificate])).time(NOW).build_server_verifier(subject)
+        return verifier.verify(leaf.certificate, [leaf.issuer])
+
+    @pytest.mark.parametrize("host", ["api.example", "x.api.example", "192.0.2.7"])
+    def test_a_leaf_for_a_listed_host_verifies(self, ca: LocalCa, host: str) -> None:
+        assert self.verify(ca, host)[1:] == [ca.issuer, ca.certificate]
+
+    @pytest.mark.parametrize("host", ["other.example", "example", "xapi.example", "192.0.2.8"])
+    def test_a_leaf_for_any_other_does_not_although_the_key_signs_it(self, ca: LocalCa, host: str) -> None:
+        with pytest.raises(VerificationError):
+            self.verify(ca, host)
+
+    def test_root_and_intermediate_have_the_constraints_and_critical(self, ca: LocalCa) -> None:
+        for certificate, below in ((ca.certificate, 1), (ca.issuer, 0)):
+            found = certificate.extensions.get_extension_for_class(x509.NameConstraints)
+            assert found.critical
+            assert Constraints.of(certificate) == ca.constraints
+            basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+            assert (basic.ca, basic.path_length) == (True, below)
+        assert (ca.certificate.not_valid_before_utc, ca.certificate.not_valid_after_utc) == (
+            ca.issuer.not_valid_before_utc,
+            ca.issuer.not_valid_after_utc,
+        )
+
+    def test_apps_trust_the_root_whose_key_is_nowhere(self, ca: LocalCa, folder: Path) -> None:
+        assert ca.pem == (folder / CERTIFICATE_FILE).read_bytes()
+        assert x509.load_pem_x509_certificates(ca.pem) == [ca.certificate]
+        key = serialization.load_pem_private_key((folder / KEY_FILE).read_bytes(), None)
+        assert key.public_key() == ca.issuer.public_key() != ca.certificate.public_key()
+        assert sorted(path.name for path in folder.iterdir()) == sorted([KEY_FILE, CERTIFICATE_FILE])
+        assert (folder / KEY_FILE).read_bytes().count(b"PRIVATE KEY") == 2  # one key: begin and end
+
+    def test_what_it_may_sign_is_read_again_and_is_public(self, ca: LocalCa, folder: Path) -> None:
+        again = LocalCa.open(folder, NOW, constraints=Constraints.to(["ignored.example"]))
+        assert (again.certificate, again.issuer, again.mandate) == (ca.certificate, ca.issuer, ca.mandate)
+        assert published_mandates(folder) == [ca.mandate]
+        assert ca.mandate.constraints == ca.constraints is not None
+
+    def test_one_that_was_made_without_stays_as_it_is(self, folder: Path) -> None:
+        made = LocalCa.open(folder, NOW)
+        again = LocalCa.open(folder, NOW, constraints=Constraints.to(["api.example"]))
+        assert (again.certificate, again.issuer, again.constraints) == (made.certificate, made.certificate, None)
+        assert published_mandates(folder)[0].constraints is None
+
+    def test_a_certificate_in_its_file_that_has_not_signed_it_is_no_root(self, ca: LocalCa, folder: Path) -> None:
+        other = LocalCa.open(folder.parent / "other", NOW)
+        pem = (folder / KEY_FILE).read_bytes()
+        alone = pem.replace(ca.certificate.public_bytes(serialization.Encoding.PEM), other.pem)
+        (folder / KEY_FILE).write_bytes(alone)
+        assert LocalCa.open(folder, NOW).certificate == ca.issuer
+
+    def test_find_finds_what_is_there(self, folder: Path, ca: LocalCa) -> None:
+        found = LocalCa.find(folder)
+        assert found is not None
+        assert found.certificate == ca.certificate
+        assert LocalCa.find(folder / "none") is None
+        (folder / KEY_FILE).chmod(0o644)
+        with pytest.raises(CaError, match="readable by others"):
+            LocalCa.find(folder)
 
 
 class TestDataDirectory:

@@ -222,6 +222,27 @@ class TestLeaves:
             connections._context_for(name)
         assert list(connections._app_contexts) == ["c", "a", "d"]
 
+    def test_each_host_has_a_key_of_its_own_and_a_flood_of_names_makes_no_more_than_so_many(
+        self, connections: TlsConnections, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[ec.EllipticCurvePrivateKey] = []
+
+        def generate(curve: ec.EllipticCurve) -> ec.EllipticCurvePrivateKey:
+            made.append(new(curve))
+            return made[-1]
+
+        new = ec.generate_private_key
+        monkeypatch.setattr(ec, "generate_private_key", generate)
+        monkeypatch.setattr("proxy.engine.tls._LEAF_CACHE", 50)
+        for number in range(500):
+            connections._context_for(f"{number}.example")
+            connections._context_for("often.example")  # one that is used stays, and keeps its key
+        assert len(made) == 501  # one a name: no work grows with what is kept
+        kept = [leaf.key for leaf, _ in connections._app_contexts.values()]
+        assert len(kept) == 50
+        assert made[1] in kept
+        assert len({key.private_numbers().private_value for key in made}) == 501
+
 
 class TestWhatCannotBe:
     """What no code path leads to raises, so that a mistake fails closed."""

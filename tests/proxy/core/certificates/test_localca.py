@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from proxy.core.certificates.localca import Lifetime
+from proxy.core.certificates.constraints import Constraints
+from proxy.core.certificates.localca import Lifetime, Mandate
 from proxy.core.decisions import Denied, Reason
 
 DAY, SECOND = timedelta(days=1), timedelta(seconds=1)
@@ -70,3 +71,23 @@ def test_its_end_is_spoken_of_from_thirty_days_before(now: datetime, said: str |
 )
 def test_when_something_else_is_to_be_said(now: datetime, left: timedelta | None) -> None:
     assert LIFE.until_change(now) == left
+
+
+class TestItsMandate:
+    def test_within_its_life_and_its_constraints_it_signs(self) -> None:
+        Mandate(LIFE).check("a.example", BEGINS)
+        Mandate(LIFE, Constraints.to(["a.example"])).check("a.example", BEGINS)
+
+    def test_for_another_host_it_signs_nothing(self) -> None:
+        with pytest.raises(Denied) as caught:
+            Mandate(LIFE, Constraints.to(["a.example"])).check("b.example", BEGINS)
+        assert (caught.value.reason, caught.value.detail) == (
+            Reason.LOCAL_CA_CONSTRAINED,
+            "the local CA may not sign for b.example",
+        )
+        assert "overcoat ca rotate" in caught.value.hint
+
+    def test_after_its_end_that_is_the_reason(self) -> None:
+        with pytest.raises(Denied) as caught:
+            Mandate(LIFE, Constraints.to(["a.example"])).check("b.example", ENDS)
+        assert caught.value.reason is Reason.LOCAL_CA_EXPIRED
