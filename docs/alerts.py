@@ -166,9 +166,9 @@ ALERTS = (
         events(denials(Reason.LOCAL_CA_EXPIRED, Reason.LOCAL_CA_CONSTRAINED), _DENIED),
         "critical",
         f"{RULE}: the local CA has ended or may not sign, and inspected hosts are denied",
-        "Run overcoat ca rotate, as the sidecar's user and with its OVERCOAT_DATA, and make the apps trust what overcoat "
-        "ca prints. One that has ended is replaced at once, without a restart; one that may not sign for these hosts "
-        "(local_ca_constrained) by overcoat ca rotate --finish.",
+        "Run overcoat ca rotate, as the sidecar's user and with its OVERCOAT_DATA, and make the apps trust what "
+        "overcoat ca prints. One that has ended is replaced at once, without a restart; one that may not sign "
+        "for these hosts (local_ca_constrained) by --finish.",
         runbook="docs/apps.md#when-it-ends",
     ),
     Alert(

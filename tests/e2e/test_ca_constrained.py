@@ -27,7 +27,7 @@ from proxy.disk.rotating import finish, rotate
 from tests.e2e.certificates import Authority, Identity
 from tests.e2e.clients import RawClient, curl
 from tests.e2e.reloading import edit, reload
-from tests.e2e.sidecar import Sidecar, SidecarFailed
+from tests.e2e.sidecar import Sidecar, SidecarFailed, clean_environment, overcoat_command
 from tests.e2e.upstream import TlsUpstream
 from tests.waiting import wait_until
 
@@ -297,6 +297,20 @@ class TestTheCommands:
         assert f"may sign only for {LISTED}, {NEW}, 192.0.2.7, and for names below" in sidecar.run(
             "check", "-p", "policy.yaml"
         )
+
+    def test_ca_says_that_one_which_is_there_may_sign_for_any_host(self, sidecar: Sidecar) -> None:
+        made = sidecar.run("ca")
+        done = subprocess.run(
+            [*overcoat_command(), "ca", "--constrain", "-p", "policy.yaml"],
+            capture_output=True,
+            text=True,
+            env=clean_environment({"OVERCOAT_DATA": str(sidecar.data)}),
+            cwd=sidecar.policy_file.parent,
+            timeout=60,
+            check=True,
+        )
+        assert done.stdout == made
+        assert "this CA may sign for any host; overcoat ca rotate --constrain makes another" in done.stderr
 
     def test_explain_says_that_it_may_not_sign(self, sidecar: Sidecar) -> None:
         sidecar.run("ca", "--constrain", "-p", "policy.yaml")

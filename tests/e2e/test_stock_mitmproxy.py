@@ -15,14 +15,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, ServerPerMessageDeflateFactory
 
+from proxy.core.certificates.constraints import Constraints
 from proxy.core.decisions import Reason
 from proxy.core.jose.keys import Alg
+from proxy.disk.ca import LocalCa
 from tests.e2e import wire
 from tests.e2e.app import Way, ask, assert_denied, client_hello, connect, decision_of, open_way, request
 from tests.e2e.certificates import Authority, Identity, Variant
@@ -696,6 +699,14 @@ class TestStart:
         mitm.start(is_ready=False)
         assert mitm.wait() == 1
         assert "--set overcoat_policy=FILE" in mitm.said
+
+    def test_a_ca_that_may_not_sign_for_its_hosts_ends_the_start(self, authority: Authority, tmp_path: Path) -> None:
+        LocalCa.open(tmp_path / "data", datetime.now(UTC), constraints=Constraints.to(["a.example"]))
+        policy = POLICY_ALONE + "rules: [{name: seen, hosts: [b.example], https: inspect}]\n"
+        mitm = Mitmdump(policy, tmp_path, authority=authority)
+        mitm.start(is_ready=False)
+        assert mitm.wait() == 1
+        assert "the policy inspects b.example (rule seen)" in mitm.said
 
     def test_taking_the_addon_away_ends_mitmproxy(self, authority: Authority, tmp_path: Path) -> None:
         script = tmp_path / "away.py"

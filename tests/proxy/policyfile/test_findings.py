@@ -13,13 +13,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from proxy import timelimits
+from proxy.core.certificates.constraints import Constraints
 from proxy.core.jose.keymaterial import SecretBytes
 from proxy.core.jose.keys import Alg, new_key
 from proxy.core.jose.keywriting import to_pem
 from proxy.core.pins import parse_pin
 from proxy.core.rules.policy import HostPattern, Https, PlainHttp, Policy, Rule
 from proxy.core.rules.trust import ClientCertificate, Crls, CrlUse, Trust
+from proxy.disk.ca import LocalCa
 from proxy.disk.chains import remember_chains
+from proxy.disk.rotating import rotate
 from proxy.policyfile.findings import Finding, findings, log_findings
 from proxy.policyfile.load import load_policy
 from tests.e2e.farm import Party
@@ -369,3 +372,16 @@ def test_pins_that_all_stood_in_one_chain_are_no_backup_of_each_other(tmp_path: 
     assert of_proxy.startswith(
         "the upstream proxy: 2 pins without a backup: all of them stood in what proxy.example:3128"
     )
+
+
+def test_a_new_ca_that_does_not_fit_the_policy_is_spoken_of_before_it_signs(tmp_path: Path) -> None:
+    text = "version: 1\nrules: [{name: seen, hosts: [a.example], https: inspect}]\n"
+    (tmp_path / "policy.yaml").write_text(text)
+    policy, data = load_policy(tmp_path / "policy.yaml", {}), tmp_path / "data"
+    LocalCa.open(data, NOW, constraints=Constraints.to(["a.example"]))
+    for host, is_said in (("b.example", True), ("a.example", False)):
+        rotate(data, NOW, Constraints.to([host]))
+        said = [each.text for each in findings(policy, {"OVERCOAT_DATA": str(data)}, NOW)]
+        about = [each for each in said if "the new CA that `overcoat ca rotate` has made" in each]
+        assert bool(about) is is_said
+        assert all("may not sign for a.example (rule seen)" in each for each in about)
