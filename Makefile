@@ -55,15 +55,18 @@ $(VENV)/installed: $(VENV)/dependencies pyproject.toml
 demo: $(VENV)/installed ## show what Overcoat does, on this machine alone
 	@$(BIN)/overcoat demo
 
+# Files go whole to workers, in the order of tests/conftest.py.
+ALL_TESTS := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not containers and not browser"
+
 .PHONY: test
 test: $(VENV)/installed ## run all tests; fails under 100 % branch coverage of proxy/core
-	$(BIN)/pytest -n 3 --dist loadfile -m "not containers and not browser" --cov --cov-report=term-missing:skip-covered
+	$(ALL_TESTS) --cov --cov-report=term-missing:skip-covered
 
 # A test with a time limit may fail here because all is slower: `make test` judges tests, this what they run.
 .PHONY: coverage
 coverage: $(VENV)/installed ## test the engine and the addons, sidecars counted: 90 % of the branches of each file (slow)
 	@rm -f coverage.json
-	-$(BIN)/pytest -n 3 --dist loadfile -m "not containers and not browser" tests/addons tests/e2e tests/proxy/engine \
+	-$(ALL_TESTS) tests/addons tests/e2e tests/proxy/engine \
 		--cov --cov-config=tests/coverage.toml --cov-report=term-missing --cov-report=json:coverage.json
 	$(BIN)/python tests/floors.py coverage.json
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import settings
 from mitmproxy import connection
@@ -26,6 +28,23 @@ def sessions(client: connection.Client) -> Sessions:
     sessions = Sessions()
     sessions.open(client, Policy())
     return sessions
+
+
+# Files that take longer than their number of tests says: at the end, a worker would be alone with one.
+LONG = frozenset(
+    f"test_{name}.py"
+    for name in (
+        *("wheel", "response_time", "signals", "reload", "reload_on_change", "uploads", "exhaustion", "tutorial"),
+        *("readme", "alerts", "dashboard", "workers", "faults", "http1", "http2_floods", "http2_pace", "receiving"),
+    )
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the files that take longest first, where several workers share them (`--no-loadscope-reorder`)."""
+    if hasattr(config, "workerinput"):
+        counts = Counter(item.path for item in items)
+        items.sort(key=lambda item: (item.path.name not in LONG, -counts[item.path]))
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
