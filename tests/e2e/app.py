@@ -106,8 +106,9 @@ def open_way(proxy: Proxy, host: str, port: int, way: Way = Way.HTTP) -> RawClie
     """Return a connection on which a request for this host may be sent."""
     if way is Way.HTTP:
         return RawClient(proxy.address)
+    ca_file = proxy.ca_file  # asked for first: it may run a command, and the sidecar waits only so long for a handshake
     client = connect(proxy, f"{host}:{port}")
-    client.start_tls(host, proxy.ca_file)
+    client.start_tls(host, ca_file)
     return client
 
 

@@ -10,7 +10,7 @@ import gzip
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
@@ -204,10 +204,12 @@ def streaming(
     is_whole: bool = True,
 ) -> Iterator[Stream]:
     """Have an app ask for a response in pieces; the head, and each piece, waits for `go_on`, but for the first."""
-    goes_on = threading.Semaphore(0)
+    goes_on, is_over = threading.Semaphore(0), threading.Event()
 
     def wait() -> None:
         assert goes_on.acquire(timeout=DEADLINE), "the app did not get what came before"
+        if is_over.is_set():  # the test wants no more of it, which is a server's OSError
+            raise ConnectionAbortedError
 
     def respond(_: RecordedRequest) -> Iterator[bytes]:
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
@@ -227,16 +229,16 @@ def streaming(
             got.peer.send(frames.data(got.stream, piece))
         got.peer.send(frames.data(got.stream, b"", last=True) if is_whole else frames.reset(got.stream, 2))
 
-    if way is Way.HTTP2:
-        with frame_server(authority, host, answer) as server:
-            app = App(sidecar, way, host, server.port)
-            yield Stream(app, server.port, goes_on)
-            app.close()
-    else:
-        upstream = fresh(lambda: tls_upstream(*HOSTS, respond=respond))
-        app = App(sidecar, way, host, upstream.port)
-        yield Stream(app, upstream.port, goes_on)
-        app.close()
+    with ExitStack() as closing:
+        if way is Way.HTTP2:
+            port = closing.enter_context(frame_server(authority, host, answer)).port
+        else:
+            port = fresh(lambda: tls_upstream(*HOSTS, respond=respond)).port
+        app = App(sidecar, way, host, port)
+        closing.callback(app.close)
+        closing.callback(goes_on.release)
+        closing.callback(is_over.set)
+        yield Stream(app, port, goes_on)
 
 
 def line_of(sidecar: Sidecar, port: int) -> Decision:
