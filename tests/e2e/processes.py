@@ -24,3 +24,8 @@ def name_of(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except FileNotFoundError:
         return ""
+
+
+def workers(pid: int) -> list[int]:
+    """Return the worker processes of a sidecar, by their name."""
+    return [child for child in children(pid) if name_of(child) == "overcoat-worker"]

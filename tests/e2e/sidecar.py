@@ -4,7 +4,8 @@ Rules of this module:
 
 - What is tested is the installed command, as a user starts it: the console script beside this Python. Only a test that
   needs host names (`hosts=`) starts it through `named_hosts`, and only a checkout that is not installed is run from its
-  source.
+  source. Where nothing depends on the start itself, the script runs in a fork that has its imports already
+  (`tests.e2e.forks`); a `StartedSidecar`, and any in `make coverage`, is never one.
 - The sidecar's environment has no proxy and no `OVERCOAT_*` variable but those that a test gives; its state lies under
   the test's own folder.
 - A sidecar that dies, or that ends with another status than 0, fails the test, which then shows its standard error.
@@ -35,11 +36,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, ClassVar, Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.certificates import Authority
+from tests.e2e.forks import Fork, can_fork, fork
+from tests.e2e.forks import run as run_fork
 
 ROOT = Path(__file__).resolve().parents[2]
 START_DEADLINE = 30.0  # seconds; a cold start on a busy machine takes two or three
@@ -156,13 +159,17 @@ class Sidecar:
         hosts: host names and the loopback addresses that they lead to, for this sidecar only.
         env: further environment variables.
         arguments: further arguments of `overcoat serve`.
-        command: what to run instead of the installed `overcoat`. Without one, nothing inside may fail.
+        command: what to run instead of the installed `overcoat`; it is never a fork, since it may change the product
+            before all is imported. Without one, nothing inside may fail.
         deadline: seconds until it must be ready.
 
     Attributes:
         policy_file: where the policy stands.
         data: the sidecar's state folder.
+        may_be_forked: whether a start may be a fork; see `tests.e2e.forks`.
     """
+
+    may_be_forked: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -182,10 +189,11 @@ class Sidecar:
         self._roots = authority.write_pem(folder / "roots.pem") if authority is not None else None
         self._command = list(command) if command is not None else overcoat_command(hosts)
         self._is_broken = command is not None
+        self._may_fork = self.may_be_forked and command is None
         self._arguments = list(arguments)
         self._environment = clean_environment({"OVERCOAT_DATA": str(self.data), **(env or {})})
         self._deadline = deadline
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Fork | None = None
         self._ended_by_test = False
         self._listen: tuple[str, ...] = ()
         self._admin = ""
@@ -235,14 +243,18 @@ class Sidecar:
         Raises:
             SidecarFailed: it ended, or was not ready in time.
         """
-        self._process = subprocess.Popen(
-            [*self._command, "serve", "-p", str(self.policy_file), *self._arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=self._environment,
-            cwd=self.policy_file.parent,
-        )
+        command = [*self._command, "serve", "-p", str(self.policy_file), *self._arguments]
+        if self._may_fork and can_fork(command, self._environment):
+            self._process = fork(command, self.policy_file.parent, self._environment)
+        else:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=self._environment,
+                cwd=self.policy_file.parent,
+            )
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._stdout = _Output(self._process.stdout)
@@ -328,15 +340,11 @@ class Sidecar:
         Raises:
             SidecarFailed: it ended with another status than 0.
         """
-        done = subprocess.run(
+        done = run_command(
             [*self._command, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            env=self._environment,
-            cwd=self.policy_file.parent,
-            timeout=START_DEADLINE,
-            check=False,
+            self.policy_file.parent,
+            self._environment,
+            may_be_forked=self._may_fork,
         )
         if done.returncode != 0:
             what = f"overcoat {' '.join(arguments)} ended with status {done.returncode}"
@@ -438,7 +446,7 @@ class Sidecar:
         return status
 
     @property
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> subprocess.Popen[bytes] | Fork:
         assert self._process is not None, "the sidecar was never started"
         return self._process
 
@@ -448,6 +456,12 @@ class Sidecar:
 
     def _failed(self, what: str, status: int | None) -> SidecarFailed:
         return SidecarFailed(what, status, self.stdout, self.stderr)
+
+
+class StartedSidecar(Sidecar):
+    """One that is always started as a user starts it: for tests of what a start itself does."""
+
+    may_be_forked = False
 
 
 class _AnyStatus(urllib.request.HTTPErrorProcessor):
@@ -484,6 +498,7 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     unwanted = re.compile(
         r"(?i)(https?|all|no|ftp)_proxy|OVERCOAT_.*|SSL_CERT_(FILE|DIR)|CURL_CA_BUNDLE|REQUESTS_CA_BUNDLE"
         r"|PYTHONUNBUFFERED"  # it would hide a line that is never flushed
+        r"|PYTHONDONTWRITEBYTECODE"  # it would have each start compile all of the product anew
     )
     kept = {name: value for name, value in os.environ.items() if not unwanted.fullmatch(name)}
     return {**kept, **(extra or {})}
@@ -502,6 +517,34 @@ def overcoat_command(hosts: Mapping[str, str] | None = None) -> list[str]:
     if installed.exists():
         return [str(installed)]
     return [sys.executable, "-P", str(launcher), ""]
+
+
+def run_command(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], *, may_be_forked: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of `overcoat_command` to its end, with nothing to read, and return its status and its output.
+
+    Args:
+        command: `overcoat_command` and its arguments.
+        folder: where it is run.
+        environment: all its variables.
+        may_be_forked: whether it may be a fork; see `tests.e2e.forks`.
+
+    Raises:
+        subprocess.TimeoutExpired: it did not end in time; it is killed then.
+    """
+    if may_be_forked and can_fork(command, environment):
+        return run_fork(command, folder, environment, timeout=START_DEADLINE)
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=START_DEADLINE,
+        check=False,
+    )
 
 
 def _shown(stderr: str) -> str:

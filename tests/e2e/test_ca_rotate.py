@@ -27,7 +27,7 @@ from proxy.processes.reminder import Reminder
 from proxy.wearing.variables import JAVA_PASSWORD
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import curl
-from tests.e2e.sidecar import Sidecar, clean_environment, overcoat_command
+from tests.e2e.sidecar import Sidecar, clean_environment, overcoat_command, run_command
 from tests.e2e.upstream import TlsUpstream
 from tests.waiting import wait_until
 
@@ -37,14 +37,7 @@ DAY, LIFE = timedelta(days=1), timedelta(days=5 * 365)
 
 
 def run(data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*overcoat_command(), *arguments],
-        env=clean_environment({"OVERCOAT_DATA": str(data)}),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return run_command([*overcoat_command(), *arguments], Path.cwd(), clean_environment({"OVERCOAT_DATA": str(data)}))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient, curl, send_until_blocked
 from tests.e2e.http2 import Http2Client
 from tests.e2e.scripted import scripted_upstream
-from tests.e2e.sidecar import ROOT, Sidecar, SidecarFailed, clean_environment, overcoat_command
+from tests.e2e.sidecar import ROOT, SidecarFailed, clean_environment, overcoat_command
+from tests.e2e.sidecar import StartedSidecar as Sidecar
 from tests.e2e.upstream import PlainUpstream, SlowUpstream, TlsUpstream
 from tests.waiting import wait_until, wait_while_changing
 

@@ -28,8 +28,8 @@ from tests.e2e.app import careless, connect
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient, curl
 from tests.e2e.frames import END_HEADERS, PREFACE, Peer, asked, headers, settings
+from tests.e2e.processes import workers
 from tests.e2e.sidecar import ROOT, Decision, Sidecar, overcoat_command
-from tests.e2e.test_workers import workers
 from tests.e2e.upstream import TlsUpstream
 from tests.waiting import wait_until
 
@@ -83,10 +83,10 @@ def test_a_worker_killed_under_load_loses_only_what_it_had_in_hand(
         for app in apps:
             app.start()
         time.sleep(0.3)
-        victim, _ = workers(sidecar)
+        victim, _ = workers(sidecar.pid)
         os.kill(victim, signal.SIGKILL)
         try:
-            wait_until(lambda: len(workers(sidecar)) == 2 and victim not in workers(sidecar))
+            wait_until(lambda: len(workers(sidecar.pid)) == 2 and victim not in workers(sidecar.pid))
             time.sleep(0.3)
         finally:
             stop.set()

@@ -24,7 +24,7 @@ from tests.e2e.certificates import Authority
 from tests.e2e.clients import Accepted, Answer, RawClient, curl, send_until_blocked
 from tests.e2e.connection import RecordedRequest
 from tests.e2e.http2 import Http2Client
-from tests.e2e.sidecar import Sidecar, SidecarFailed, overcoat_command
+from tests.e2e.sidecar import Sidecar, SidecarFailed, clean_environment, overcoat_command, run_command
 from tests.e2e.test_http1 import is_open
 from tests.e2e.upstream import TlsUpstream, echo
 
@@ -455,7 +455,7 @@ LIMITS = """
 def limited(authority: Authority, tmp_path: Path) -> Iterator[Sidecar]:
     """A sidecar with narrow limits."""
     made = [*overcoat_command(), "keys", "new", "--alg", "A256KW", "--format", "jwk", "--kid", "k", "--out"]
-    subprocess.run([*made, tmp_path / "k.jwk"], check=True, capture_output=True, timeout=20)
+    run_command([*made, str(tmp_path / "k.jwk")], tmp_path, clean_environment()).check_returncode()
     with Sidecar(LIMITS, tmp_path, authority=authority) as running:
         yield running
 

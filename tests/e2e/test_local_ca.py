@@ -21,7 +21,7 @@ from cryptography import x509
 from proxy.disk.ca import LocalCa
 from tests.e2e.certificates import Authority, Variant
 from tests.e2e.clients import RawClient, curl
-from tests.e2e.sidecar import Sidecar, SidecarFailed, clean_environment, overcoat_command
+from tests.e2e.sidecar import Sidecar, SidecarFailed, clean_environment, overcoat_command, run_command
 from tests.e2e.upstream import TlsUpstream
 from tests.waiting import wait_until
 
@@ -51,15 +51,8 @@ def policy(upstream: TlsUpstream, workers: int = 1, more: str = "") -> str:
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command with the environment of the sidecar in a folder."""
-    return subprocess.run(
-        [*overcoat_command(None), *arguments],
-        capture_output=True,
-        text=True,
-        env=clean_environment({"OVERCOAT_DATA": str(folder / "data")}),
-        cwd=folder,
-        timeout=30,
-        check=False,
-    )
+    environment = clean_environment({"OVERCOAT_DATA": str(folder / "data")})
+    return run_command([*overcoat_command(), *arguments], folder, environment)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.clients import RawClient
-from tests.e2e.sidecar import Sidecar, SidecarFailed, clean_environment, overcoat_command
+from tests.e2e.sidecar import SidecarFailed, clean_environment, overcoat_command
+from tests.e2e.sidecar import StartedSidecar as Sidecar
 from tests.waiting import wait_until
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (INFO|WARNING|ERROR) \S.*")

@@ -24,7 +24,7 @@ from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.listeners import closed_port
 from tests.e2e.receiver import Receiver
-from tests.e2e.sidecar import Sidecar, clean_environment, overcoat_command
+from tests.e2e.sidecar import Sidecar, clean_environment, overcoat_command, run_command
 from tests.e2e.upstream import TlsUpstream
 from tests.waiting import wait_until
 
@@ -35,17 +35,7 @@ PIN = "sha256/" + "A" * 42 + "E="
 def run(*arguments: str, folder: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command in a folder; it must end by itself."""
     environment = clean_environment({"OVERCOAT_DATA": str(folder / "data"), **(env or {})})
-    command = [*overcoat_command(), *arguments]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    return run_command([*overcoat_command(), *arguments], folder, environment)
 
 
 def refusals(

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from tests.e2e.clients import RawClient
 from tests.e2e.processes import children
 from tests.e2e.receiver import Receiver
 from tests.e2e.reloading import cannot_mount, edit, mounted
-from tests.e2e.sidecar import Sidecar, clean_environment, overcoat_command
+from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import TlsUpstream
 from tests.waiting import wait_until
 
@@ -51,15 +50,7 @@ def hash_in_force(sidecar: Sidecar) -> str:
 
 def checked_hash(sidecar: Sidecar) -> str:
     """Return what `overcoat check` says of the same file."""
-    done = subprocess.run(
-        [*overcoat_command(), "check", "--json", "-p", str(sidecar.policy_file)],
-        env=clean_environment({"OVERCOAT_DATA": str(sidecar.data)}),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=30,
-    )
-    return str(json.loads(done.stdout)["hash"])
+    return str(json.loads(sidecar.run("check", "--json", "-p", str(sidecar.policy_file)))["hash"])
 
 
 def ask(client: RawClient, upstream: TlsUpstream) -> int:

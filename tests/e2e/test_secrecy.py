@@ -17,7 +17,8 @@ import pytest
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.processes import children
-from tests.e2e.sidecar import Sidecar, clean_environment
+from tests.e2e.sidecar import StartedSidecar as Sidecar
+from tests.e2e.sidecar import clean_environment
 from tests.e2e.upstream import TlsUpstream
 from tests.waiting import wait_until
 

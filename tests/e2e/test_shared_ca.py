@@ -19,7 +19,7 @@ import pytest
 
 from proxy.disk.ca import BUILT, CERTIFICATE_FILE, KEY_FILE, CaError, LocalCa
 from proxy.disk.sharing import LOCK_FILE, Hold, InUse
-from tests.e2e.sidecar import ROOT, Sidecar, SidecarFailed, clean_environment, overcoat_command
+from tests.e2e.sidecar import ROOT, Sidecar, SidecarFailed, clean_environment, overcoat_command, run_command
 from tests.waiting import wait_until
 
 
@@ -68,9 +68,7 @@ class TestTwoSidecars:
     def test_commands_need_no_permission(self, first: Sidecar) -> None:
         env = clean_environment({"OVERCOAT_DATA": str(first.data)})
         for command in (["ca"], ["check", "-p", str(first.policy_file)], ["run", "--", "true"]):
-            done = subprocess.run(
-                [*overcoat_command(), *command], env=env, capture_output=True, text=True, timeout=60, check=False
-            )
+            done = run_command([*overcoat_command(), *command], first.data.parent, env)
             assert done.returncode == 0, done.stderr
 
     def test_one_that_was_killed_holds_nothing_even_while_its_workers_drain(self, first: Sidecar) -> None:

@@ -20,7 +20,8 @@ from tests.e2e.clients import RawClient
 from tests.e2e.connection import RecordedRequest
 from tests.e2e.processes import children, is_alive
 from tests.e2e.scripted import scripted_upstream
-from tests.e2e.sidecar import Sidecar, clean_environment, overcoat_command
+from tests.e2e.sidecar import StartedSidecar as Sidecar
+from tests.e2e.sidecar import clean_environment, overcoat_command
 from tests.e2e.upstream import PlainUpstream, SlowUpstream, TlsUpstream
 from tests.waiting import wait_until
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from proxy.policyfile.load import load_policy
-from tests.e2e.sidecar import Sidecar
+from tests.e2e.sidecar import StartedSidecar as Sidecar
 from tests.waiting import wait_until
 
 UNIT = Path(__file__).resolve().parents[2] / "deploy" / "systemd" / "overcoat.service"

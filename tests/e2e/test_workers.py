@@ -19,18 +19,14 @@ import pytest
 
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
-from tests.e2e.processes import children, is_alive, name_of
-from tests.e2e.sidecar import ROOT, Sidecar, SidecarFailed, overcoat_command
+from tests.e2e.processes import children, is_alive, workers
+from tests.e2e.sidecar import ROOT, SidecarFailed, overcoat_command
+from tests.e2e.sidecar import StartedSidecar as Sidecar
 from tests.e2e.upstream import TlsUpstream
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in /proc (Linux)")
 COUNT = 3
-
-
-def workers(sidecar: Sidecar) -> list[int]:
-    """Return the worker processes, by their name."""
-    return [child for child in children(sidecar.pid) if name_of(child) == "overcoat-worker"]
 
 
 @pytest.fixture
@@ -52,7 +48,7 @@ def ask(sidecar: Sidecar, upstream: TlsUpstream, path: str = "/") -> int:
 
 
 def test_the_workers_share_the_work_and_their_metrics_are_added_up(sidecar: Sidecar, upstream: TlsUpstream) -> None:
-    assert len(workers(sidecar)) == COUNT
+    assert len(workers(sidecar.pid)) == COUNT
     assert [ask(sidecar, upstream, f"/{n}") for n in range(60)] == [200] * 60
     assert sidecar.metrics().value("overcoat_requests_total", rule="-", action="upgrade", reason="-") == 60
     assert len(sidecar.wait_for_decisions(60)) == 60
@@ -64,12 +60,12 @@ def test_the_workers_share_the_work_and_their_metrics_are_added_up(sidecar: Side
 def test_a_worker_that_dies_is_replaced_and_counted_and_no_later_request_fails(
     sidecar: Sidecar, upstream: TlsUpstream
 ) -> None:
-    victim, *others = workers(sidecar)
+    victim, *others = workers(sidecar.pid)
     os.kill(victim, signal.SIGKILL)
     assert [ask(sidecar, upstream) for _ in range(20)] == [200] * 20  # also those that wait in the dead one's queue
-    wait_until(lambda: len(workers(sidecar)) == COUNT)
-    assert set(others) < set(workers(sidecar))
-    assert victim not in workers(sidecar)
+    wait_until(lambda: len(workers(sidecar.pid)) == COUNT)
+    assert set(others) < set(workers(sidecar.pid))
+    assert victim not in workers(sidecar.pid)
     assert "a worker was killed by signal 9 (Killed), and is replaced" in sidecar.stderr
     assert sidecar.metrics().value("overcoat_worker_restarts_total") == 1
     assert sidecar.admin_get("/ready")[0] == 200
@@ -88,7 +84,7 @@ def test_successors_go_on_counting_in_the_same_files(
         assert [ask(sidecar, upstream) for _ in range(20)] == [200] * 20
         wait_until(lambda: counted() == 20)
         files = sorted(temporary.rglob("*.db"))
-        for victim in workers(sidecar):
+        for victim in workers(sidecar.pid):
             os.kill(victim, signal.SIGKILL)
         wait_until(lambda: sidecar.metrics().value("overcoat_worker_restarts_total") == 2)
         wait_until(lambda: sidecar.admin_get("/ready")[0] == 200)
@@ -110,17 +106,17 @@ def test_without_processes_a_dead_worker_is_replaced_later(authority: Authority,
     command = [sys.executable, "-P", str(tmp_path / "limited.py"), str(tmp_path), str(ROOT)]
     with Sidecar("workers: 2\n", tmp_path, authority=authority, command=command) as sidecar:
         (tmp_path / "none").touch()
-        victim = workers(sidecar)[0]
+        victim = workers(sidecar.pid)[0]
         os.kill(victim, signal.SIGKILL)
         wait_until(lambda: "no process for a worker" in sidecar.stderr)
         assert sidecar.admin_get("/ready")[0] == 503
         (tmp_path / "none").unlink()
         wait_until(lambda: sidecar.admin_get("/ready")[0] == 200)
-        assert len(workers(sidecar)) == 2
+        assert len(workers(sidecar.pid)) == 2
 
 
 def test_the_admin_endpoint_is_replaced_where_it_was(sidecar: Sidecar) -> None:
-    (endpoint,) = set(children(sidecar.pid)) - set(workers(sidecar))
+    (endpoint,) = set(children(sidecar.pid)) - set(workers(sidecar.pid))
     os.kill(endpoint, signal.SIGKILL)
 
     def is_back() -> bool:
@@ -168,7 +164,7 @@ def test_running_requests_end_before_any_worker_does(authority: Authority, tmp_p
 
 def test_the_end_does_not_wait_for_workers_that_are_not_there(authority: Authority, tmp_path: Path) -> None:
     with Sidecar("workers: 2\n", tmp_path, authority=authority) as sidecar:
-        for worker in workers(sidecar):
+        for worker in workers(sidecar.pid):
             os.kill(worker, signal.SIGKILL)
         wait_until(lambda: "is replaced" in sidecar.stderr)
         began = time.monotonic()
@@ -179,7 +175,7 @@ def test_the_end_does_not_wait_for_workers_that_are_not_there(authority: Authori
 
 def test_it_is_not_ready_while_a_worker_is_missing(authority: Authority, tmp_path: Path) -> None:
     with Sidecar("workers: 2\n", tmp_path, authority=authority) as sidecar:
-        os.kill(workers(sidecar)[0], signal.SIGKILL)
+        os.kill(workers(sidecar.pid)[0], signal.SIGKILL)
         wait_until(lambda: sidecar.admin_get("/ready")[0] == 503)
         wait_until(lambda: sidecar.admin_get("/ready")[0] == 200)
 
@@ -189,7 +185,7 @@ def test_a_successor_trusts_the_roots_that_the_others_trust(
 ) -> None:
     with Sidecar("workers: 2\n", tmp_path, authority=authority, arguments=["--no-watch"]) as sidecar:
         Authority().write_pem(tmp_path / "roots.pem")  # another authority's, which nobody has asked to be taken over
-        for worker in workers(sidecar):
+        for worker in workers(sidecar.pid):
             os.kill(worker, signal.SIGKILL)
         wait_until(lambda: sidecar.metrics().value("overcoat_worker_restarts_total") == 2)
         wait_until(lambda: sidecar.admin_get("/ready")[0] == 200)
@@ -211,7 +207,7 @@ def test_a_child_of_somebody_else_does_not_keep_it(authority: Authority, tmp_pat
 
 def test_a_worker_that_does_not_drain_is_ended(authority: Authority, tmp_path: Path) -> None:
     with Sidecar("workers: 2\n", tmp_path, authority=authority) as sidecar:
-        stuck = workers(sidecar)[0]
+        stuck = workers(sidecar.pid)[0]
         os.kill(stuck, signal.SIGSTOP)
         sidecar.signal(signal.SIGTERM)
         wait_until(lambda: not is_alive(sidecar.pid), seconds=20)
