@@ -57,6 +57,7 @@ def growth[T](read: Callable[[T], object], make: Callable[[int], T], most: int) 
         make: makes a text of about a given length.
         most: the greatest length.
     """
+    read(make(most // 256))  # followed, so that coverage knows its lines
     for length in (most // 16, most):  # the short length first, where a quadratic reader does not take so long yet
         step = partial(read, make(length))
         cost = seconds(step)

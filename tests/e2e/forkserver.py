@@ -4,9 +4,9 @@
 
 Rules of this module:
 
-- It imports what `overcoat serve` has imported when it is ready, and nothing else of ours (`tests/e2e/test_forks.py`
-  compares the two), so that an import that the product forgot is missing here, too. It starts no thread, and runs
-  nothing of the product itself.
+- It imports what `overcoat serve` has imported when it is ready, and nothing more (`tests/e2e/test_forks.py` compares
+  the two), so that an import that the product forgot is missing here, too; one that is left out here takes time in each
+  fork. It starts no thread, and runs nothing of the product itself.
 - A fork has nothing of it but these modules: environment, folder, arguments, standard streams and descriptors are those
   that were asked for. It runs the script that it was asked for from its first line, and ends as that does.
 - Who asked is told the process id, and later the exit status, through a socket of its own. Until it closes that, the
@@ -31,7 +31,7 @@ LONGEST = 128 * 1024  # bytes of a request
 STREAMS = 3
 MODULES = (
     *("overcoat.__main__", "proxy.cli", "proxy.commands.serve", "proxy.policyfile.load", "proxy.disk.sharing"),
-    *("addons.metrics", "addons.policymetrics", "proxy.engine.server"),
+    *("addons.expected", "addons.metrics", "addons.policymetrics", "proxy.engine.server"),
     *("proxy.processes." + name for name in ("admin", "decisionlines", "recent", "reload", "reminder", "starting")),
     *("proxy.processes.status", "_strptime", "encodings.ascii", "importlib.metadata._adapters"),
 )

@@ -73,10 +73,10 @@ def test_any_bytes_are_a_bundle_or_refused(data: bytes) -> None:
 def test_the_time_is_linear() -> None:
     def seconds(count: int) -> float:
         data = b"-----BEGIN A-----" * count + b"-----END A-----" * count
-        start = time.perf_counter()
+        start = time.thread_time()
         with pytest.raises(BadBundle):
             read_bundle(b"-----BEGIN B-----\n-----END B-----" * count + data)
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
     few = min(seconds(5_000) for _ in range(3))
     assert min(seconds(20_000) for _ in range(3)) < 8 * few + 0.05

@@ -284,9 +284,9 @@ class TestLimits:
     @pytest.mark.parametrize("coding", [GZIP, ZSTD])
     def test_very_many_empty_members_take_linear_time(self, coding: Encoding) -> None:
         empty = encode(b"", [coding])
-        started = time.monotonic()
+        started = time.thread_time()
         assert decode(empty * 100_000, [coding], 10) == b""
-        assert time.monotonic() - started < 5
+        assert time.thread_time() - started < 5
 
     def test_the_limit_of_a_stream_is_that_of_a_piece(self) -> None:
         decoder = Decoder([GZIP])

@@ -201,9 +201,9 @@ def test_a_path_glob_matches_what_a_naive_matcher_matches(glob: list[str], path:
     [("/**/a/**/b/**/a/**/z", "/a/b" * 16_000), ("/*a*a*a*a*a*z", "/" + "a" * 64_000)],
 )
 def test_a_long_path_does_not_make_a_glob_slow(glob: str, path: str) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     assert not PathGlob.parse(glob).matches(path)
-    assert time.perf_counter() - start < 2  # a backtracking matcher takes hours
+    assert time.thread_time() - start < 2  # a backtracking matcher takes hours
 
 
 def test_a_field_entry_without_conditions_applies_to_every_request() -> None:
