@@ -12,6 +12,7 @@ Offers:
 - `gate`: Gate; lets in who may ask for what, and finds the destination
 - `headers`: has_field, values_of; header fields by name
 - `localca`: LocalCaGuard; no certificate that the local CA may not sign
+- `marked`: takes_long; whether it may take long to work on a body
 - `messages`: Messages; encrypts and decrypts fields of WebSocket messages
 - `metrics`: NO_RULE, Metrics; what is counted
 - `pinning`: Pinning, expired_pins, have_expired; pins, in the handshake

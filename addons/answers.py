@@ -94,6 +94,10 @@ class _Changing:
         self._exchange = exchange
         self._stream = stream
 
+    def takes_long(self, data: bytes) -> bool:
+        """Tell whether it may take long to take a piece."""
+        return self._stream.takes_long(data)
+
     def __call__(self, data: bytes) -> bytes:
         """Take a piece of the body, or its end, which is an empty piece.
 

@@ -26,6 +26,7 @@ from addons.sessions import Sessions
 from proxy.core.decisions import Denied
 from proxy.core.fields import bodies, graphqlrequests, responses, values
 from proxy.core.fields.entries import FieldEntry, Work
+from proxy.core.fields.pauses import Pause, never
 from proxy.core.fields.values import Setting
 from proxy.core.jose.keys import Key, KeySet
 from proxy.core.jose.sealing import Sealers, Sealing
@@ -40,10 +41,12 @@ class Encryption:
         today: Callable[[], date] = lambda: datetime.now(UTC).date(),
         *,
         used: Callable[[KeySet, Key, Work], None] = lambda keys, key, work: None,
+        pause: Pause = never,
     ) -> None:
         self.sessions = sessions
         self.today = today
         self._used = used
+        self._pause = pause
         self._sealers = Sealers()
 
     def _sealing(self, keys: KeySet, key: Key) -> Sealing:
@@ -53,7 +56,7 @@ class Encryption:
         """Return what counts for the work on a body, or a message, of an exchange."""
         limit, failed = exchange.policy.limits.held_body, exchange.count_failure
         host, today = marked.host(exchange), self.today()
-        return Setting(host, limit, today, self._sealing, of_request, self._used, failed)
+        return Setting(host, limit, today, self._sealing, of_request, self._used, failed, self._pause)
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Hold a body that has fields to change; let any other body stream."""
@@ -125,15 +128,16 @@ class Encryption:
             return
         body = flow.request.data.content or b""
         try:
-            marked.read_body(exchange, flow.request, body)
+            marked.read_body(exchange, flow.request, body, self._pause)
             if not (entries := marked.of_request(exchange)):  # it was held only to look for another method
                 exchange.bytes_sent = len(body)
                 return
             head = marked.signed_head(flow.request)
             if entries[0].work is Work.ENCRYPT:
                 bodies.check_before(head, entries, self.today())
+            kids = values.told_kids(entries, self.today())  # the keys may change while the body is worked on
             changed = bodies.change(body, head, entries, self.setting(exchange, of_request=True))
-            told = values.kid_fields(entries, changed.counts, self.today())
+            told = values.kid_fields(entries, changed.counts, kids)
             fields = flow.request.headers.fields
             if entries[0].work is Work.ENCRYPT:
                 fields = bodies.with_digests(fields, head, entries, body, changed)

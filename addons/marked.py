@@ -19,6 +19,7 @@ from addons.headers import has_field, values_of
 from proxy.core.decisions import FIELD_REASONS, Denied
 from proxy.core.fields import bodies, encodings, readings, signatures
 from proxy.core.fields.entries import FieldEntry
+from proxy.core.fields.pauses import SHORT, Pause, never
 from proxy.core.fields.values import Setting
 from proxy.core.http.digests import without_digests
 
@@ -44,7 +45,7 @@ def read_head(exchange: Exchange, request: http.Request) -> None:
         )
 
 
-def read_body(exchange: Exchange, request: http.Request, body: bytes) -> None:
+def read_body(exchange: Exchange, request: http.Request, body: bytes, pause: Pause = never) -> None:
     """Find out whether a request's body asks for another method.
 
     Raises:
@@ -53,7 +54,8 @@ def read_body(exchange: Exchange, request: http.Request, body: bytes) -> None:
     if not exchange.looks_inside or exchange.readings is None:
         return
     said = head(request)
-    decoded = encodings.decode(body, encodings.parse_encoding(said.content_encoding), exchange.policy.limits.held_body)
+    codings = encodings.parse_encoding(said.content_encoding)
+    decoded = encodings.decode(body, codings, exchange.policy.limits.held_body, pause=pause)
     exchange.readings = readings.with_body(exchange.readings, decoded, said.content_types)
 
 
@@ -116,6 +118,11 @@ def told_head(response: http.Response) -> bodies.BodyHead:
     return replace(head(response), signature=signatures.covering(fields), fields=fields)
 
 
+def takes_long(message: http.Message, body: bytes | bytearray) -> bool:
+    """Tell whether it may take long to work on a held body."""
+    return len(body) > SHORT or (len(body) > 0 and has_field(message.headers, b"content-encoding"))
+
+
 def replace_body(message: http.Message, body: bytes) -> None:
     """Set the body to send, and its Content-Length if the message has one."""
     if message.data.content is body:
@@ -134,6 +141,10 @@ class Tee:
         self.setting = setting
         self.held = bytearray()
 
+    def takes_long(self, data: bytes) -> bool:
+        """Tell whether it may take long to take a piece."""
+        return not data and takes_long(self.request, self.held)
+
     def __call__(self, data: bytes) -> bytes:
         """Take a piece of the body, or its end, which is an empty piece."""
         exchange, limit = self.exchange, self.exchange.policy.limits.held_body
@@ -146,7 +157,7 @@ class Tee:
             if len(self.held) > limit:
                 raise bodies.too_large(limit)
             body = bytes(self.held)
-            read_body(exchange, self.request, body)
+            read_body(exchange, self.request, body, self.setting.pause)
             if entries := of_request(exchange):
                 counts = bodies.count_marked(body, signed_head(self.request), entries, self.setting)
                 exchange.count_fields(entries, counts)

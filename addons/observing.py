@@ -31,6 +31,11 @@ class Watch:
         self._then = then
         self._kept = bytearray()
 
+    def takes_long(self, data: bytes) -> bool:
+        """Tell whether it may take long to take a piece: where what takes the body says so."""
+        then = getattr(self._then, "takes_long", None)
+        return then is not None and then(data) is True
+
     def __call__(self, data: bytes) -> bytes | Iterable[bytes]:
         """Take a piece of the body, or its end, which is an empty piece."""
         if data:

@@ -46,7 +46,7 @@ def hold(flow: http.HTTPFlow, exchange: Exchange, entries: Sequence[FieldEntry],
                 return None
             _say_no_length(request)
             exchange.holds_request = False
-            return _through(uploads.Upload(head, entries, setting), exchange, entries)
+            return _Through(uploads.Upload(head, entries, setting), exchange, entries)
 
         exchange.lets_stream = long_form
     else:
@@ -62,14 +62,28 @@ def hold(flow: http.HTTPFlow, exchange: Exchange, entries: Sequence[FieldEntry],
         exchange.lets_stream = other_body
 
 
-def _through(upload: uploads.Upload, exchange: Exchange, entries: Sequence[FieldEntry]) -> Callable[[bytes], bytes]:
-    def stream(data: bytes) -> bytes:
-        out = upload.feed(data) if data else upload.end()
-        if not data:
-            exchange.count_fields(entries, upload.counts)
-        return exchange.count_sent(out)
+class _Through:
+    """Passes a long form on."""
 
-    return stream
+    def __init__(self, upload: uploads.Upload, exchange: Exchange, entries: Sequence[FieldEntry]) -> None:
+        self._upload = upload
+        self._exchange = exchange
+        self._entries = entries
+
+    def takes_long(self, data: bytes) -> bool:
+        """Tell whether it may take long to take a piece."""
+        return self._upload.takes_long(data)
+
+    def __call__(self, data: bytes) -> bytes:
+        """Take a piece of the form, or its end, which is an empty piece.
+
+        Raises:
+            Denied: it cannot go on.
+        """
+        out = self._upload.feed(data) if data else self._upload.end()
+        if not data:
+            self._exchange.count_fields(self._entries, self._upload.counts)
+        return self._exchange.count_sent(out)
 
 
 def _say_no_length(request: http.Request) -> None:

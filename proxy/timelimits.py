@@ -63,6 +63,11 @@ RATE_SECONDS = _MINUTE
 # Below that a rate says little: then the one since the start is shown.
 LEAST_RATE_SECONDS = 4.0
 
+# -- long work on bodies
+
+# For one piece of it, in one turn of the event loop, for which all others wait; shorter ones cost changes of threads.
+PIECE_SECONDS = 0.005
+
 # -- decision lines
 
 # For the lines that wait at the end: a reader that takes nothing must not delay the end.

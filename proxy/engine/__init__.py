@@ -2,11 +2,12 @@
 request, and speaks with servers. `overcoat serve` and the worker processes make one `server.Engine` each. `apps` holds
 what speaks with apps, `upstreams` what speaks with servers; directly in this folder is what both use.
 
-Theory of operation. There is one thread, one asyncio loop and no lock. When bytes come from a socket, everything that
-they cause happens in one synchronous turn of the loop, always in the same order: the app's speaker reads them, a
+Theory of operation. There is one asyncio loop, in one thread, and no lock. When bytes come from a socket, everything
+that they cause happens in one synchronous turn of the loop, always in the same order: the app's speaker reads them, a
 conversation calls the hooks as plain functions, and what is to be sent is gathered, and written once at the end of the
 turn. Only opening a connection to an upstream is a task, since it waits. So a hook that takes long holds up all
-connections.
+connections. One that may, since it works on a long body, is done piece by piece by `turns`; meanwhile its direction of
+the conversation waits (`apps.lanes`).
 
 If one side is slow, nothing more is read from the other. If a step raises, the connection that it belongs to is closed,
 with everything that was opened for it; if a hook raises, `dispatch` denies the flow.
@@ -33,5 +34,6 @@ Offers:
 - `tlsstream`: TlsStream, reasons; TLS over a socket of the event loop
 - `transport`: SocketTransport; a connected socket in the event loop
 - `vitals`: measure; memory, descriptors and processor time of a process
+- `turns`: Turns, Work; long work on bodies, piece by piece
 - `transitions`: table; the states of a thing with a life of its own, and what leads from one to the next
 """

@@ -54,6 +54,7 @@ from proxy.engine.descriptors import SHORTAGES, AppListener, carried
 from proxy.engine.dispatch import Dispatcher
 from proxy.engine.timers import Timers
 from proxy.engine.tls import TlsConnections
+from proxy.engine.turns import Turns
 from proxy.engine.upstreams.asides import Asides
 from proxy.engine.upstreams.pool import Pool
 from proxy.engine.upstreams.services import Services
@@ -186,6 +187,7 @@ class Engine:
         self._tls.prepare(policy)
         self.loop = asyncio.get_running_loop()
         self.timers = Timers(self.loop)
+        self.turns = Turns(self.loop.call_soon)
         # Names are resolved in threads; there must be more of them than one app can keep busy with slow names.
         resolvers = ThreadPoolExecutor(RESOLVERS, "resolver")
         self.loop.set_exception_handler(_Reports())
@@ -212,7 +214,7 @@ class Engine:
                 self._ca_guard,
                 Transport(self.sessions, known, Cookies(ca.tag)),
                 Pinning(self.sessions),
-                encryption := Encryption(self.sessions, used=metrics.key_used),
+                encryption := Encryption(self.sessions, used=metrics.key_used, pause=self.turns.pause),
                 Messages(self.sessions, encryption.setting),
                 telemetry,
             ),

@@ -379,7 +379,7 @@ import named_hosts
 named_hosts.install({hosts!r})
 sys.path.append({root!r})
 import proxy.core.fields.splice
-def raises(*_):
+def raises(*_, **__):
     raise ValueError("the body was canary-4111")
 proxy.core.fields.splice.splice = raises
 from proxy.cli import main

@@ -17,6 +17,7 @@ Offers:
 - `jsontext`: NotJson, Span, find_spans; where values stand in JSON text
 - `kinds`: splice_body; bodies of every kind: JSON, lines, forms, patches, GraphQL
 - `messages`: Plan, change, count_marked, too_large; one WebSocket message
+- `pauses`: SHORT, Pause, never; where long work on a body may be interrupted
 - `readings`: Readings, may_be_any_method, may_name_method, readings, with_body; all methods and paths that a server may
   read in a request
 - `responses`: Label, asked, comes_in_texts, label_of, told; which responses may hold fields, and their header fields
@@ -27,5 +28,5 @@ Offers:
 - `splice`: Job, splice, token_of; replacing values without touching other bytes
 - `streams`: Stream; a body of several JSON texts, changed while it comes
 - `uploads`: MOST_LOOKED_AT, Upload, may_stream, passes; bodies that need not be held
-- `values`: Setting, kid_fields, sealing_key; what happens to one value
+- `values`: Setting, kid_fields, sealing_key, told_kids; what happens to one value
 """

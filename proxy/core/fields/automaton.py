@@ -19,7 +19,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from proxy.core.fields.names import folded, path_step
+from proxy.core.fields.names import FOLDS, folded, path_step
 from proxy.core.fields.selectors import MAX_INDEX, Choice, Every, Segment, Selector, Slice
 
 MAX_INSIDE = 8  # texts inside one another
@@ -72,6 +72,7 @@ class Automaton:
         stay: the bits whose next segment is a descendant segment.
         by_name: the bits that accept a member of this name (UTF-8), wildcards included.
         by_folded: the bits that accept a member whose folded name is this, without the wildcards.
+        longest: the greatest length of a name, in bytes, that may be one of these.
         every: the bits that accept any child.
         by_index: the bits that accept the element of this index, wildcards included.
         slices: the slices, and the bits that accept the elements in each; a negative index is a slice, too.
@@ -96,6 +97,7 @@ class Automaton:
     stay: int
     by_name: dict[bytes, int]
     by_folded: dict[bytes, int]
+    longest: int
     every: int
     by_index: dict[int, int]
     slices: tuple[tuple[slice, int], ...]
@@ -121,7 +123,7 @@ class Automaton:
             name: its decoded name, in UTF-8.
         """
         bits = self.by_name.get(name, self.every)
-        return bits | self.by_folded.get(folded(name), 0) if self.by_folded else bits
+        return bits | self.by_folded.get(folded(name), 0) if len(name) <= self.longest else bits
 
     def ranges(self, alive: int, length: int) -> tuple[tuple[range, int], ...]:
         """Return the indexes that slices select of an array, and the bits that accept each.
@@ -244,6 +246,7 @@ class _Build:
             stay=self.stay,
             by_name={name: bits | self.every for name, bits in self.by_name.items()},
             by_folded=self.by_folded,
+            longest=max(map(len, self.by_folded), default=-1) * FOLDS,
             every=self.every,
             by_index={index: bits | self.every for index, bits in self.by_index.items()},
             slices=tuple((slice(*part), bits) for part, bits in self.slices.items()),

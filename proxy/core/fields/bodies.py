@@ -133,7 +133,7 @@ def encrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting:
         Denied: the fields cannot be encrypted.
     """
     try:
-        return _splice(body, head, entries, values.sealing(entries, setting), setting.limit)
+        return _splice(body, head, entries, values.sealing(entries, setting), setting)
     except jwe.JweError:  # sealing fails for one reason only: the token would be too long
         raise too_large(setting.limit) from None
 
@@ -144,7 +144,7 @@ def count_marked(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], set
     Raises:
         Denied: as `encrypt` would.
     """
-    return _splice(body, head, entries, values.counting(entries, setting), setting.limit).counts
+    return _splice(body, head, entries, values.counting(entries, setting), setting).counts
 
 
 def decrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting: Setting) -> Changed:
@@ -163,17 +163,19 @@ def decrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting:
             return unchanged
         check_charset(head.content_types)
         codings = encodings.parse_encoding(head.content_encoding)
-        text, codings = encodings.take_off(body, codings, setting.limit)
+        text, codings = encodings.take_off(body, codings, setting.limit, pause=setting.pause)
         jobs = values.opening(entries, setting)
         if setting.of_request:
             if not text:
                 return unchanged
-            spliced = kinds.splice_body(text, head.content_types, entries, jobs, MAX_SEALED)
+            spliced = kinds.splice_body(text, head.content_types, entries, jobs, MAX_SEALED, pause=setting.pause)
         elif label_of(head.content_types) is not Label.JSON and not may_be_json(text):
             return unchanged
         else:
-            spliced = splice.splice(text, jobs)
-        return Changed(encodings.encode(spliced.body, codings), spliced.counts) if spliced.total else unchanged
+            spliced = splice.splice(text, jobs, pause=setting.pause)
+        if not spliced.total:
+            return unchanged
+        return Changed(encodings.encode(spliced.body, codings, pause=setting.pause), spliced.counts)
     except Denied as denied:
         if setting.of_request and denied.reason in _UNREAD and label_of(head.content_types) is Label.OTHER:
             return unchanged
@@ -204,23 +206,26 @@ def passes(why: Denied, entries: Sequence[FieldEntry], setting: Setting) -> bool
 
 
 def _splice(
-    body: bytes, head: BodyHead, entries: Sequence[FieldEntry], jobs: Sequence[splice.Job], limit: int
+    body: bytes, head: BodyHead, entries: Sequence[FieldEntry], jobs: Sequence[splice.Job], setting: Setting
 ) -> Changed:
     unchanged = Changed(body, (0,) * len(entries))
     required = Required(entries)
     if not body:
         required.check()
         return unchanged
-    text, codings = encodings.take_off(body, encodings.parse_encoding(head.content_encoding), limit)
+    pause = setting.pause
+    text, codings = encodings.take_off(
+        body, encodings.parse_encoding(head.content_encoding), setting.limit, pause=pause
+    )
     if not text:
         required.check()
         return unchanged
-    spliced = kinds.splice_body(text, head.content_types, entries, required.watching(jobs), MAX_SEALED)
+    spliced = kinds.splice_body(text, head.content_types, entries, required.watching(jobs), MAX_SEALED, pause=pause)
     required.check()
     if spliced.total == 0:
         return unchanged
     check_signature(head, entries, spliced.counts)
-    return Changed(encodings.encode(spliced.body, codings), spliced.counts)
+    return Changed(encodings.encode(spliced.body, codings, pause=pause), spliced.counts)
 
 
 def check_signature(head: BodyHead, entries: Sequence[FieldEntry], counts: Sequence[int]) -> None:

@@ -24,6 +24,7 @@ import brotli
 import zstandard
 
 from proxy.core.decisions import Denied, Reason
+from proxy.core.fields.pauses import Pause, never
 
 MAX_CODINGS = 3  # one round the other
 MAX_WINDOW = 8 * 1024 * 1024
@@ -163,13 +164,16 @@ def _limited(pieces: Iterator[bytes], most: int, limit: int) -> Iterator[bytes]:
         yield piece
 
 
-def take_off(body: bytes, codings: Sequence[Encoding], limit: int) -> tuple[bytes, tuple[Encoding, ...]]:
+def take_off(
+    body: bytes, codings: Sequence[Encoding], limit: int, *, pause: Pause = never
+) -> tuple[bytes, tuple[Encoding, ...]]:
     """Return the decoded body, and with what `encode` makes the same of it again.
 
     Args:
         body: the whole body as it came.
         codings: its codings; see `parse_encoding`.
         limit: the greatest length of the decoded body in bytes.
+        pause: called again and again meanwhile.
 
     Raises:
         Denied: BODY_TOO_LARGE beyond the limit; ENCODING_UNSUPPORTED for a body that is not so coded, damaged, cut
@@ -183,13 +187,14 @@ def take_off(body: bytes, codings: Sequence[Encoding], limit: int) -> tuple[byte
     decoded = bytearray()
     for piece in decoder.feed(body, limit):
         decoded += piece
+        pause()
     decoder.end()
     return bytes(decoded), decoder.codings
 
 
-def decode(body: bytes, codings: Sequence[Encoding], limit: int) -> bytes:
+def decode(body: bytes, codings: Sequence[Encoding], limit: int, *, pause: Pause = never) -> bytes:
     """Return the decoded body; see `take_off`."""
-    return take_off(body, codings, limit)[0]
+    return take_off(body, codings, limit, pause=pause)[0]
 
 
 def beginning(body: bytes, content_encoding: str, most: int) -> bytes:
@@ -211,14 +216,16 @@ def beginning(body: bytes, content_encoding: str, most: int) -> bytes:
     return bytes(decoded[:most])
 
 
-def encode(body: bytes, codings: Sequence[Encoding]) -> bytes:
+def encode(body: bytes, codings: Sequence[Encoding], *, pause: Pause = never) -> bytes:
     """Return the encoded body; the same body always gives the same bytes.
 
     Args:
         body: the decoded body.
         codings: the codings to use, one after the other.
+        pause: called after each.
     """
     for coding in codings:
+        pause()
         if coding is Encoding.BR:
             body = brotli.compress(body, quality=_BROTLI_QUALITY)
         elif coding is Encoding.ZSTD:

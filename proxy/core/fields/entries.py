@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from importlib import import_module
 
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.envelopes import Envelope
@@ -206,3 +207,7 @@ class FieldEntry:
     def __post_init__(self) -> None:
         marks = Marks(self.selectors, self.inside, self.match is Match.IGNORE_CASE, is_strict=self.work is Work.ENCRYPT)
         object.__setattr__(self, "marks", marks)  # frozen once it is complete
+        if (
+            self.graphql_arguments
+        ):  # no request should wait for the parser to be loaded, which takes a tenth of a second
+            import_module("proxy.core.fields.graphql")

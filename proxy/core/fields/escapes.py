@@ -13,6 +13,8 @@ import json
 import re
 from collections.abc import Sequence
 
+from proxy.core.fields.pauses import STEP, Pause, never
+
 # A whole pair is one escape: it stands for one character.
 _find_escapes = re.compile(
     rb"\\(?:u([Dd][89ABab][0-9A-Fa-f]{2})\\u[Dd][C-Fc-f][0-9A-Fa-f]{2}|u([0-9A-Fa-f]{4})|.)"
@@ -37,19 +39,23 @@ def inner_text(string: bytes) -> bytes | None:
         return None
 
 
-def outer_offsets(string: bytes, inner: Sequence[int]) -> list[int]:
+def outer_offsets(string: bytes, inner: Sequence[int], pause: Pause = never) -> list[int]:
     """Return where bytes of the inner text stand in the string.
 
     Args:
         string: as for `inner_text`.
         inner: offsets in the inner text, in ascending order; each is the first byte of a character, or the end.
+        pause: called again and again meanwhile.
     """
     outer: list[int] = []
     # Up to `at` in the string, `before` bytes of the inner text have been passed.
     at, before = 1, 0
     wanted = iter(inner)
-    next_wanted = next(wanted, None)
+    next_wanted, next_pause = next(wanted, None), STEP
     for escape in _find_escapes(string):
+        if at > next_pause:
+            next_pause = at + STEP
+            pause()
         while next_wanted is not None and next_wanted <= before + escape.start() - at:
             outer.append(at + next_wanted - before)
             next_wanted = next(wanted, None)

@@ -83,6 +83,11 @@ class Events:
         self._bound(out)
         return b"".join(out)
 
+    @property
+    def held(self) -> int:
+        """How many bytes of an event are held."""
+        return len(self._held)
+
     def end(self) -> bytes:
         """Return what is left when the stream is complete, which may be an event without a blank line behind it."""
         event, is_event = bytes(self._held), self._has_data and not self._skips

@@ -22,12 +22,14 @@ from urllib.parse import quote_plus, unquote_to_bytes
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields.jsontext import Span, member_path, string_value
-from proxy.core.fields.names import folded
+from proxy.core.fields.names import FOLDS, folded
+from proxy.core.fields.pauses import Pause, never
 from proxy.core.fields.splice import Job, Spliced
 
 MAX_FIELDS = 10_000  # of one form; an honest one has a hundred
 
 _HALF = re.compile("[\ud800-\udfff]")
+_PERCENT, _DECODED = ord("%"), 64 * 1024  # bytes that are decoded at once
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _SEPARATORS = str.maketrans({"[": "_", ".": "_", " ": "_"})
 _BEHIND = ("", "[", ".", " ")  # what ends a name, and what begins a part of it
@@ -47,11 +49,13 @@ class FieldNames:
         exact: the entry's number by the name.
         by_folded: the entry's number by the folded name, of entries that ignore case.
         similar: what a name looks like to servers that write its separators in another way.
+        longest: the greatest length of a name, in characters, that folding may make one of these.
     """
 
     exact: dict[str, int]
     by_folded: dict[str, int]
     similar: tuple[str, ...]
+    longest: int
 
     def job_of(self, name: str) -> int | None:
         """Return the number of the entry that marks a field; None if none does.
@@ -64,7 +68,7 @@ class FieldNames:
         """
         job = self.exact.get(name)
         if job is None and self.by_folded:
-            job = self.by_folded.get(_folded(name))
+            job = self.by_folded.get(_folded(name[: self.longest + 1]))
         if job is None and self.similar:
             self._check(name)
         return job
@@ -73,7 +77,7 @@ class FieldNames:
         """Refuse a name that PHP, Rails, Spring or a reader in C takes for a marked one, or for a part of it."""
         stripped = name.partition("\0")[0].lstrip().replace("]", "")
         if self.by_folded:
-            stripped = _folded(stripped)
+            stripped = _folded(stripped[: self.longest + 1])
         spelled = stripped.translate(_SEPARATORS)
         for each in self.similar:
             if spelled.startswith(each) and stripped[len(each) : len(each) + 1] in _BEHIND:
@@ -105,7 +109,8 @@ def field_names(names: tuple[tuple[str, ...], ...], ignoring_case: tuple[bool, .
     spelled = {name.lstrip().replace("]", "").translate(_SEPARATORS).rstrip("_") for name in exact}
     if by_folded:
         spelled = {_folded(each) for each in spelled}
-    return FieldNames(exact, by_folded, tuple(sorted(spelled)))
+    longest = max((len(name.encode()) for name in (*by_folded, *spelled)), default=0)
+    return FieldNames(exact, by_folded, tuple(sorted(spelled)), (longest + 1) * FOLDS)
 
 
 def as_json(text: bytes) -> bytes:
@@ -146,8 +151,12 @@ class Field:
     end: int
 
 
-def fields(text: bytes) -> Iterator[Field]:
+def fields(text: bytes, pause: Pause = never) -> Iterator[Field]:
     """Yield the fields of a form or a query.
+
+    Args:
+        text: the form, or the query.
+        pause: called before each.
 
     Raises:
         Denied: BODY_UNREADABLE for a name that cannot be decoded; BODY_TOO_LARGE for too many fields.
@@ -156,20 +165,34 @@ def fields(text: bytes) -> Iterator[Field]:
         raise Denied(Reason.BODY_TOO_LARGE, f"the form has more than {MAX_FIELDS} fields", "send it in smaller parts")
     begin = 0
     for pair in text.split(b"&"):
+        pause()
         name, equals, _ = pair.partition(b"=")
-        yield Field(decoded(name).decode(), begin, begin + len(name) + len(equals), begin + len(pair))
+        yield Field(decoded(name, pause).decode(), begin, begin + len(name) + len(equals), begin + len(pair))
         begin += len(pair) + 1
 
 
-def decoded(text: bytes) -> bytes:
+def decoded(text: bytes, pause: Pause = never) -> bytes:
     """Return the bytes that stand in a name or a value, without escapes; they are UTF-8.
+
+    Args:
+        text: the name or value as it stands in the form.
+        pause: called again and again meanwhile.
 
     Raises:
         Denied: BODY_UNREADABLE.
     """
     if _BAD_ESCAPE.search(text):
         raise unreadable("a form has a percent sign that begins no escape", "write it as %25")
-    plain = unquote_to_bytes(text.replace(b"+", b" "))
+    text = text.replace(b"+", b" ")
+    pieces: list[bytes] = []
+    start = 0
+    while len(text) - start > _DECODED:
+        end = start + _DECODED
+        end -= 1 if text[end - 1] == _PERCENT else 2 if text[end - 2] == _PERCENT else 0  # not within an escape
+        pieces.append(unquote_to_bytes(text[start:end]))
+        start = end
+        pause()
+    plain = b"".join((*pieces, unquote_to_bytes(text[start:])))
     decoded_utf8(plain)
     return plain
 
@@ -191,7 +214,7 @@ def decoded_utf8(text: bytes) -> str:
         raise unreadable("the body is not UTF-8", "send forms and queries in UTF-8") from None
 
 
-def splice_form(text: bytes, names: FieldNames, jobs: Sequence[Job], most: int) -> Spliced:
+def splice_form(text: bytes, names: FieldNames, jobs: Sequence[Job], most: int, *, pause: Pause = never) -> Spliced:
     """Replace the values of the marked fields of a form.
 
     Args:
@@ -199,12 +222,13 @@ def splice_form(text: bytes, names: FieldNames, jobs: Sequence[Job], most: int) 
         names: which fields are marked; the number of an entry is that of its job.
         jobs: what to do with their values. A transform gets a JSON string, and must return one.
         most: the greatest number of values.
+        pause: called again and again meanwhile.
 
     Raises:
         Denied: BODY_UNREADABLE, BODY_TOO_LARGE, or what a transform raises.
     """
     spans: list[Span] = []
-    for field in fields(text):
+    for field in fields(text, pause):
         job = names.job_of(field.name)
         if field.name == "_charset_":
             check_charset(text[field.start : field.end])
@@ -216,7 +240,8 @@ def splice_form(text: bytes, names: FieldNames, jobs: Sequence[Job], most: int) 
     copied, counts = 0, [0] * len(jobs)
     replaced: list[Span] = []
     for span in spans:
-        replacement = jobs[span.job].transform(as_json(decoded(text[span.start : span.end])), span.path)
+        pause()
+        replacement = jobs[span.job].transform(as_json(decoded(text[span.start : span.end], pause)), span.path)
         if replacement is not None:
             pieces += (text[copied : span.start], encoded(from_json(replacement)))
             copied = span.end

@@ -18,8 +18,10 @@ from collections.abc import Iterator
 
 from graphql import language as ast
 from graphql.error import GraphQLSyntaxError
+from graphql.language.parser import Parser
 
 from proxy.core.decisions import Denied, Reason
+from proxy.core.fields.pauses import Pause, never
 
 MAX_QUERY = 64 * 1024  # characters
 MAX_TOKENS = 8192
@@ -27,12 +29,13 @@ MAX_TOKENS = 8192
 _HINT = "give marked arguments by variables, which are sealed, and send queries that the GraphQL grammar knows"
 
 
-def variables_of(query: str, marked: frozenset[str]) -> frozenset[str]:
+def variables_of(query: str, marked: frozenset[str], *, pause: Pause = never) -> frozenset[str]:
     """Return the names of the variables that a query gives to marked arguments.
 
     Args:
         query: the text of a GraphQL document.
         marked: the names of arguments and fields of input objects.
+        pause: called again and again meanwhile.
 
     Raises:
         Denied: GRAPHQL_LITERAL, if the query has a literal of a marked name; BODY_UNREADABLE, if it cannot be parsed.
@@ -42,7 +45,7 @@ def variables_of(query: str, marked: frozenset[str]) -> frozenset[str]:
             Reason.BODY_TOO_LARGE, f"the GraphQL query has more than {MAX_QUERY} characters", "use a persisted query"
         )
     try:
-        document = ast.parse(query, no_location=True, max_tokens=MAX_TOKENS)
+        document = _Parser(query, pause).parse_document()
     except (GraphQLSyntaxError, RecursionError):
         raise Denied(
             Reason.BODY_UNREADABLE,
@@ -52,6 +55,7 @@ def variables_of(query: str, marked: frozenset[str]) -> frozenset[str]:
     used: set[str] = set()
     defaults: dict[str, ast.ValueNode] = {}
     for node in _nodes(document):
+        pause()
         match node:
             case ast.VariableDefinitionNode(default_value=ast.ValueNode() as default):
                 defaults[node.variable.name.value] = default
@@ -62,6 +66,16 @@ def variables_of(query: str, marked: frozenset[str]) -> frozenset[str]:
     for name in used & defaults.keys():
         _only_variables(defaults[name])
     return frozenset(used)
+
+
+class _Parser(Parser):
+    def __init__(self, query: str, pause: Pause) -> None:
+        super().__init__(query, no_location=True, max_tokens=MAX_TOKENS)
+        self._pause = pause
+
+    def advance_lexer(self) -> None:
+        self._pause()
+        super().advance_lexer()
 
 
 def _nodes(root: ast.Node) -> Iterator[ast.Node]:

@@ -22,7 +22,8 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.forms import check_number, unreadable
 from proxy.core.fields.jsontext import Span, member_path, string_value
-from proxy.core.fields.names import folded
+from proxy.core.fields.names import FOLDS, folded
+from proxy.core.fields.pauses import Pause, never
 from proxy.core.fields.selectors import Choice, Every, Selector, Slice, parse_selector
 from proxy.core.fields.splice import Job, Spliced, spans_of, splice
 
@@ -41,18 +42,19 @@ MAX_STEPS = 20_000  # in all paths; an honest one has a dozen
 _HINT = "send each operation as RFC 6902 has it"
 
 
-def splice_patch(text: bytes, jobs: Sequence[Job], most: int) -> Spliced:
+def splice_patch(text: bytes, jobs: Sequence[Job], most: int, *, pause: Pause = never) -> Spliced:
     """Replace the values of a patch that will stand at a marked place.
 
     Args:
         text: the patch, an array of operations.
         jobs: what to replace, and with what.
         most: the greatest number of values.
+        pause: called again and again meanwhile.
 
     Raises:
         Denied: BODY_UNREADABLE, BODY_TOO_LARGE, BODY_NOT_JSON, or what a transform raises.
     """
-    operations = spans_of(text, _ELEMENTS)
+    operations = spans_of(text, _ELEMENTS, pause=pause)
     if len(operations) > MAX_OPERATIONS or text.count(b"/") > MAX_STEPS:
         raise Denied(
             Reason.BODY_TOO_LARGE,
@@ -63,12 +65,12 @@ def splice_patch(text: bytes, jobs: Sequence[Job], most: int) -> Spliced:
     copied, counts = 0, [0] * len(jobs)
     replaced: list[Span] = []
     for operation in operations:
-        value = _marked_value(text[operation.start : operation.end], jobs)
+        value = _marked_value(text[operation.start : operation.end], jobs, pause)
         if value is None:
             continue
         span, inner, owners = value
         start, end = operation.start + span.start, operation.start + span.end
-        spliced = splice(text[start:end], inner, most)
+        spliced = splice(text[start:end], inner, most, pause=pause)
         check_number(sum(counts) + spliced.total, most)
         if any(each.path == "$" and jobs[owners[each.job]].rename is not None for each in spliced.spans):
             raise unreadable(
@@ -87,7 +89,7 @@ def splice_patch(text: bytes, jobs: Sequence[Job], most: int) -> Spliced:
     return Spliced(b"".join((*pieces, text[copied:])), tuple(counts), tuple(replaced))
 
 
-def _marked_value(operation: bytes, jobs: Sequence[Job]) -> tuple[Span, list[Job], list[int]] | None:
+def _marked_value(operation: bytes, jobs: Sequence[Job], pause: Pause) -> tuple[Span, list[Job], list[int]] | None:
     """Return where an operation's value stands, what is to be done in it, and whose of `jobs` each of these jobs is;
     None if it is not about a marked place.
 
@@ -95,7 +97,7 @@ def _marked_value(operation: bytes, jobs: Sequence[Job]) -> tuple[Span, list[Job
         Denied: BODY_UNREADABLE.
     """
     found: list[list[Span]] = [[] for _ in _MEMBERS]
-    for span in spans_of(operation, _MEMBERS):
+    for span in spans_of(operation, _MEMBERS, pause=pause):
         found[span.job].append(span)
     if any(len(each) > 1 for each in found):
         raise unreadable("an operation of the patch has a member twice", _HINT)
@@ -183,7 +185,9 @@ def after(selector: Selector, steps: Sequence[str], *, ignore_case: bool = False
 def _accepts(choice: Choice, step: str, ignore_case: bool) -> bool:
     """Tell whether a choice may select the child that a step names."""
     if isinstance(choice, str):
-        return choice == step or (ignore_case and folded(choice.encode()) == folded(step.encode()))
+        if choice == step or not ignore_case or len(step) > FOLDS * len(choice.encode()):
+            return choice == step
+        return folded(choice.encode()) == folded(step.encode())
     if isinstance(choice, Every):
         return True
     if not _INDEX.fullmatch(step):

@@ -28,18 +28,20 @@ from proxy.core.fields import plainwalk, quickwalk
 from proxy.core.fields.automaton import Automaton, Marks, automaton_inside, automaton_of
 from proxy.core.fields.escapes import inner_text, outer_offsets
 from proxy.core.fields.names import path_step
+from proxy.core.fields.pauses import Pause, never
 from proxy.core.fields.spans import MAX_VALUES, Found, Holder, NotJson, Span, TooMuchSelected
 
 __all__ = ["MAX_VALUES", "Marks", "NotJson", "Span", "TooMuchSelected", "find_spans", "is_name", "member_path"]
 
 
-def find_spans(text: bytes, marks: Sequence[Marks], most: int = MAX_VALUES) -> list[Span]:
+def find_spans(text: bytes, marks: Sequence[Marks], most: int = MAX_VALUES, *, pause: Pause = never) -> list[Span]:
     """Check that a text is JSON and find the values that are marked.
 
     Args:
         text: the whole text.
         marks: for each job what it marks.
         most: the greatest number of values.
+        pause: called again and again meanwhile.
 
     Returns:
         The spans in the order of the text; none overlaps another.
@@ -48,26 +50,27 @@ def find_spans(text: bytes, marks: Sequence[Marks], most: int = MAX_VALUES) -> l
         NotJson: the text, or one inside it, is not strict RFC 8259 JSON in UTF-8.
         TooMuchSelected: more is selected than that, or than the paths' limit allows.
     """
-    return _find(text, automaton_of(tuple(marks)), most)
+    return _find(text, automaton_of(tuple(marks)), most, pause)
 
 
-def _find(text: bytes, automaton: Automaton, most: int) -> list[Span]:
-    found = Found(text, automaton, most)
+def _find(text: bytes, automaton: Automaton, most: int, pause: Pause) -> list[Span]:
+    found = Found(text, automaton, most, pause)
     is_json = quickwalk.is_json(text)
+    pause()
     if not is_json or not quickwalk.walk(found):
         if not is_json:
             _check_encoding(text)
-        found = Found(text, automaton, most)
+        found = Found(text, automaton, most, pause)
         plainwalk.walk(found, is_json=is_json)
     if not found.holders:
         return found.spans
     inner: list[Span] = []
     for holder in found.holders:
-        inner += _look_inside(text, automaton, holder, most - len(found.spans) - len(inner))
+        inner += _look_inside(text, automaton, holder, most - len(found.spans) - len(inner), pause)
     return sorted(found.spans + inner)  # by their starts
 
 
-def _look_inside(text: bytes, automaton: Automaton, holder: Holder, most: int) -> list[Span]:
+def _look_inside(text: bytes, automaton: Automaton, holder: Holder, most: int, pause: Pause) -> list[Span]:
     """Find the values in the text that a string holds.
 
     Raises:
@@ -82,7 +85,7 @@ def _look_inside(text: bytes, automaton: Automaton, holder: Holder, most: int) -
     try:
         if inner is None:
             raise NotJson("", 0)
-        spans = _find(inner, within, most)
+        spans = _find(inner, within, most, pause)
     except NotJson:
         if any(each.is_strict for each in within.marks if each.selectors):
             raise NotJson(
@@ -90,7 +93,7 @@ def _look_inside(text: bytes, automaton: Automaton, holder: Holder, most: int) -
             ) from None
         return []
     edges = [edge for span in spans for edge in (*(span.name or (span.start, span.start)), span.start, span.end)]
-    outer = [holder.start + offset for offset in outer_offsets(string, edges)]
+    outer = [holder.start + offset for offset in outer_offsets(string, edges, pause)]
     return [
         Span(
             start=outer[at + 2],

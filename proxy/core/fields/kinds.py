@@ -25,6 +25,7 @@ from proxy.core.fields.automaton import Marks, in_each
 from proxy.core.fields.entries import FieldEntry, OtherBodies, Work
 from proxy.core.fields.forms import FieldNames, unreadable
 from proxy.core.fields.jsontext import NotJson, Span, find_spans, member_path
+from proxy.core.fields.pauses import Pause, never
 from proxy.core.fields.responses import may_be_json
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.splice import Job, Spliced
@@ -92,12 +93,13 @@ def label_of(content_types: Sequence[str]) -> Kind | None:
     return Kind.GRAPHQL if sub == "graphql" else Kind.OTHER
 
 
-def kind_of(content_types: Sequence[str], text: bytes) -> Kind:
+def kind_of(content_types: Sequence[str], text: bytes, *, pause: Pause = never) -> Kind:
     """Return what a body is.
 
     Args:
         content_types: the values of Content-Type.
         text: the decoded body, not empty.
+        pause: called again and again meanwhile.
 
     Raises:
         Denied: BODY_UNREADABLE, as `label_of`.
@@ -106,12 +108,12 @@ def kind_of(content_types: Sequence[str], text: bytes) -> Kind:
     if label is Kind.FORM:
         return Kind.JSON if may_be_json(text) else Kind.FORM
     if label is Kind.GRAPHQL:
-        return Kind.JSON if _is_json(text) else Kind.GRAPHQL
+        return Kind.JSON if _is_json(text, pause) else Kind.GRAPHQL
     if label is not None and label is not Kind.OTHER:
         return label
     if is_binary(content_types):
         return Kind.OTHER
-    return Kind.JSON if may_be_json(text) or _is_json(text) else Kind.OTHER
+    return Kind.JSON if may_be_json(text) or _is_json(text, pause) else Kind.OTHER
 
 
 def is_binary(content_types: Sequence[str]) -> bool:
@@ -120,9 +122,9 @@ def is_binary(content_types: Sequence[str]) -> bool:
     return found is not None and (found[1] in _BINARY_TYPES or any(each in found[2] for each in _BINARY_FORMATS))
 
 
-def _is_json(text: bytes) -> bool:
+def _is_json(text: bytes, pause: Pause) -> bool:
     try:
-        find_spans(text, ())
+        find_spans(text, (), pause=pause)
     except NotJson:
         return False
     return True
@@ -152,7 +154,13 @@ def check_other(entries: Sequence[FieldEntry], kind: Kind) -> bool:
 
 
 def splice_body(
-    text: bytes, content_types: Sequence[str], entries: Sequence[FieldEntry], jobs: Sequence[Job], most: int
+    text: bytes,
+    content_types: Sequence[str],
+    entries: Sequence[FieldEntry],
+    jobs: Sequence[Job],
+    most: int,
+    *,
+    pause: Pause = never,
 ) -> Spliced:
     """Replace the marked values of a body of any kind.
 
@@ -162,35 +170,36 @@ def splice_body(
         entries: what is marked; all of them do the same work.
         jobs: what to do with the values of each entry.
         most: the greatest number of values.
+        pause: called again and again meanwhile.
 
     Raises:
         Denied: it cannot be read, it is of another kind, or a transform says so.
         ValueError: a transform returned something that is not JSON.
     """
-    kind = kind_of(content_types, text)
+    kind = kind_of(content_types, text, pause=pause)
     if not check_other(entries, kind):
         unchanged = Spliced(text, (0,) * len(jobs))
         if kind is not Kind.MULTIPART or entries[0].work is not Work.DECRYPT:
             return unchanged
         try:  # a mirror opens the JSON in an upload, and lets what it cannot read pass
-            return _splice_multipart(text, content_types[0], entries, jobs, most)
+            return _splice_multipart(text, content_types[0], Parts(entries, jobs, most, pause=pause))
         except Denied as denied:
             if denied.reason is not Reason.BODY_UNREADABLE:
                 raise
             return unchanged
     match kind:
         case Kind.FORM:
-            graphqlrequests.check_form(text, entries)
-            return forms.splice_form(text, names_of(entries), jobs, most)
+            graphqlrequests.check_form(text, entries, pause)
+            return forms.splice_form(text, names_of(entries), jobs, most, pause=pause)
         case Kind.MULTIPART:
-            return _splice_multipart(text, content_types[0], entries, jobs, most)
+            return _splice_multipart(text, content_types[0], Parts(entries, jobs, most, pause=pause))
         case Kind.GRAPHQL:
-            graphqlrequests.check_query(forms.decoded_utf8(text), entries)
+            graphqlrequests.check_query(forms.decoded_utf8(text), entries, pause)
             return Spliced(text, (0,) * len(jobs))
         case _:
-            spliced = _splice_as(kind, text, entries, jobs, most)
+            spliced = _splice_as(kind, text, entries, jobs, most, pause=pause)
             if label_of(content_types) is Kind.FORM:
-                _check_form_too(text, entries)
+                _check_form_too(text, entries, pause)
             return spliced
 
 
@@ -201,25 +210,33 @@ def names_of(entries: Sequence[FieldEntry]) -> FieldNames:
     )
 
 
-def _check_form_too(text: bytes, entries: Sequence[FieldEntry]) -> None:
+def _check_form_too(text: bytes, entries: Sequence[FieldEntry], pause: Pause) -> None:
     """Refuse JSON under the label of a form in which servers that believe the label find a marked field."""
     names = names_of(entries)
-    if names.exact and any(names.job_of(field.name) is not None for field in forms.fields(text)):
+    if names.exact and any(names.job_of(field.name) is not None for field in forms.fields(text, pause)):
         raise unreadable("the body is JSON, labelled as a form, and has a marked field if it is read as one")
 
 
-def _splice_as(kind: Kind, text: bytes, entries: Sequence[FieldEntry], jobs: Sequence[Job], most: int) -> Spliced:
+def _splice_as(
+    kind: Kind, text: bytes, entries: Sequence[FieldEntry], jobs: Sequence[Job], most: int, *, pause: Pause
+) -> Spliced:
     """Replace the marked values of a body of one of the kinds of JSON."""
     if kind in (Kind.LINES, Kind.SEQUENCE):
-        return _splice_texts(text, entries, jobs, most, records=kind is Kind.SEQUENCE)
-    return splice_json(text, entries, jobs, most, is_patch=kind is Kind.PATCH)
+        return _splice_texts(text, entries, jobs, most, records=kind is Kind.SEQUENCE, pause=pause)
+    return splice_json(text, entries, jobs, most, is_patch=kind is Kind.PATCH, pause=pause)
 
 
 # -- JSON
 
 
 def splice_json(
-    text: bytes, entries: Sequence[FieldEntry], jobs: Sequence[Job], most: int, *, is_patch: bool = False
+    text: bytes,
+    entries: Sequence[FieldEntry],
+    jobs: Sequence[Job],
+    most: int,
+    *,
+    is_patch: bool = False,
+    pause: Pause = never,
 ) -> Spliced:
     """Replace the marked values of one JSON text; see `splice_body`.
 
@@ -229,27 +246,29 @@ def splice_json(
         jobs: what to do with the values of each entry.
         most: the greatest number of values.
         is_patch: whether it is labelled as a JSON Patch.
+        pause: called again and again meanwhile.
     """
     holds_requests = False
     if is_patch or _ARRAY.match(text):
-        spans = splice.spans_of(text, _LOOK)
+        spans = splice.spans_of(text, _LOOK, pause=pause)
         of = [0] * len(_LOOK)
         for span in spans:
             of[span.job] += 1
         holds_requests = of[0] > 0
         if is_patch or (of[1] and of[2]):
-            patched = jsonpatch.splice_patch(text, jobs, most)
+            patched = jsonpatch.splice_patch(text, jobs, most, pause=pause)
             if is_patch:
                 return patched
             if patched.total:
-                if splice.spans_of(text, [job.marks for job in jobs]):
+                if splice.spans_of(text, [job.marks for job in jobs], pause=pause):
                     raise unreadable("the body has marked values both as a JSON Patch and as it is")
                 return patched
     if any(entry.graphql_arguments for entry in entries):
-        graphqlrequests.check_json(text, entries)
+        graphqlrequests.check_json(text, entries, pause)
     if not holds_requests:
-        return splice.splice(text, jobs, most)
-    spliced = splice.splice(text, [*jobs, *(replace(job, marks=in_each(job.marks)) for job in jobs)], most)
+        return splice.splice(text, jobs, most, pause=pause)
+    doubled = [*jobs, *(replace(job, marks=in_each(job.marks)) for job in jobs)]
+    spliced = splice.splice(text, doubled, most, pause=pause)
     return _as_of(spliced, [*range(len(jobs))] * 2, len(jobs))
 
 
@@ -262,7 +281,7 @@ def _as_of(spliced: Spliced, owners: Sequence[int], count: int) -> Spliced:
 
 
 def _splice_texts(
-    text: bytes, entries: Sequence[FieldEntry], jobs: Sequence[Job], most: int, *, records: bool
+    text: bytes, entries: Sequence[FieldEntry], jobs: Sequence[Job], most: int, *, records: bool, pause: Pause
 ) -> Spliced:
     if text.count(b"\x1e" if records else b"\n") > MAX_TEXTS:
         raise Denied(
@@ -272,7 +291,7 @@ def _splice_texts(
     copied, counts = 0, [0] * len(jobs)
     replaced: list[Span] = []
     for start, end in lines.texts(text, records=records):
-        spliced = splice_json(text[start:end], entries, jobs, most)
+        spliced = splice_json(text[start:end], entries, jobs, most, pause=pause)
         if not spliced.total:
             continue
         pieces += (text[copied:start], spliced.body)
@@ -291,7 +310,8 @@ def _splice_texts(
 class Parts:
     """Replaces the marked parts of a multipart form, one after the other."""
 
-    def __init__(self, entries: Sequence[FieldEntry], jobs: Sequence[Job], most: int) -> None:
+    def __init__(self, entries: Sequence[FieldEntry], jobs: Sequence[Job], most: int, *, pause: Pause = never) -> None:
+        self._pause = pause
         self._entries, self._jobs, self._most = entries, jobs, most
         self._names = names_of(entries)
         # A mirror opens every GraphQL request: of its entries none has `graphql_arguments`.
@@ -318,6 +338,7 @@ class Parts:
         Raises:
             Denied: it cannot be protected.
         """
+        self._pause()
         name, text = value.head.name, value.text
         job = self._names.job_of(name)
         kind = self._json_in(value.head) if job is None else None
@@ -330,7 +351,7 @@ class Parts:
             self.counts[job] += 1
             self.spans.append(Span(value.start, value.start + len(text), member_path(name), job))
         elif kind is not None and text:
-            spliced = _splice_as(kind, text, self._entries, self._jobs, self._most)
+            spliced = _splice_as(kind, text, self._entries, self._jobs, self._most, pause=self._pause)
             new = spliced.body
             self.counts = [one + more for one, more in zip(self.counts, spliced.counts, strict=True)]
             self.spans += [
@@ -338,7 +359,7 @@ class Parts:
             ]
         else:
             if name in ("query", "variables"):
-                graphqlrequests.check_form(b"%s=%s" % (name.encode(), forms.encoded(text)), self._entries)
+                graphqlrequests.check_form(b"%s=%s" % (name.encode(), forms.encoded(text)), self._entries, self._pause)
             return text
         forms.check_number(sum(self.counts), self._most)
         if b"--" + boundary in new:
@@ -353,10 +374,8 @@ class Parts:
         return Kind.JSON if self._is_graphql and head.name == graphqlrequests.OPERATIONS else None
 
 
-def _splice_multipart(
-    text: bytes, content_type: str, entries: Sequence[FieldEntry], jobs: Sequence[Job], most: int
-) -> Spliced:
-    parts, boundary = Parts(entries, jobs, most), multipart.boundary_of(content_type)
+def _splice_multipart(text: bytes, content_type: str, parts: Parts) -> Spliced:
+    boundary = multipart.boundary_of(content_type)
     pieces = [
         parts.replaced(piece, boundary) if isinstance(piece, multipart.Value) else piece
         for piece in multipart.pieces_of(text, boundary, parts.is_kept)

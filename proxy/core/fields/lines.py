@@ -78,6 +78,11 @@ class _Texts:
         self._held = bytearray()
         self._skips = False  # whether the rest of a text goes on as it comes
 
+    @property
+    def held(self) -> int:
+        """How many bytes of a text are held."""
+        return len(self._held)
+
     def end(self) -> bytes:
         """Return what is left when the body is complete: a last text without an end of its own."""
         out: list[bytes] = []

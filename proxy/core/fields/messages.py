@@ -23,6 +23,7 @@ from proxy.core.fields.automaton import Marks
 from proxy.core.fields.bodies import BodyHead, Changed
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.kinds import Kind
+from proxy.core.fields.pauses import Pause
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.values import Setting
 from proxy.core.http.permessage import Parameters
@@ -63,7 +64,9 @@ def change(payload: bytes, entries: Sequence[FieldEntry], setting: Setting, *, i
     try:
         if _may_pass(payload, entries, setting, is_text=is_text):
             return Changed(payload, (0,) * len(entries))
-        return _records(payload, entries, lambda record, head: bodies.change(record, head, entries, setting))
+        return _records(
+            payload, entries, setting.pause, lambda record, head: bodies.change(record, head, entries, setting)
+        )
     except Denied as denied:
         if setting.of_request or entries[0].work is Work.DECRYPT or denied.reason is Reason.RESPONSE_NOT_SEALED:
             raise
@@ -82,7 +85,7 @@ def count_marked(payload: bytes, entries: Sequence[FieldEntry], setting: Setting
     def count(record: bytes, head: BodyHead) -> Changed:
         return Changed(record, bodies.count_marked(record, head, entries, setting))
 
-    return _records(payload, entries, count).counts
+    return _records(payload, entries, setting.pause, count).counts
 
 
 def too_large(entries: Sequence[FieldEntry], limit: int, *, of_request: bool) -> Denied:
@@ -108,32 +111,39 @@ def _may_pass(payload: bytes, entries: Sequence[FieldEntry], setting: Setting, *
     """
     if len(payload) > setting.limit:
         raise too_large(entries, setting.limit, of_request=setting.of_request)
-    if is_text or not payload or entries[0].work is Work.DECRYPT or kinds.kind_of((), payload) is not Kind.OTHER:
+    if (
+        is_text
+        or not payload
+        or entries[0].work is Work.DECRYPT
+        or kinds.kind_of((), payload, pause=setting.pause) is not Kind.OTHER
+    ):
         return False
     kinds.check_other(entries, Kind.OTHER)
     return True
 
 
-def _check_queries(record: bytes, entries: Sequence[FieldEntry]) -> None:
+def _check_queries(record: bytes, entries: Sequence[FieldEntry], pause: Pause) -> None:
     """Check the GraphQL request in a message's `payload`; that of the message itself is checked as that of a body."""
     if not entries:
         return
-    for span in splice.spans_of(record, _PAYLOAD):
-        kinds.splice_json(record[span.start : span.end], entries, (), bodies.MAX_SEALED)
+    for span in splice.spans_of(record, _PAYLOAD, pause=pause):
+        kinds.splice_json(record[span.start : span.end], entries, (), bodies.MAX_SEALED, pause=pause)
 
 
-def _records(payload: bytes, entries: Sequence[FieldEntry], step: Callable[[bytes, BodyHead], Changed]) -> Changed:
+def _records(
+    payload: bytes, entries: Sequence[FieldEntry], pause: Pause, step: Callable[[bytes, BodyHead], Changed]
+) -> Changed:
     seals = entries[0].work is Work.ENCRYPT
     head, graphql = _JSON if seals else _NOTHING, [entry for entry in entries if seals and entry.graphql_arguments]
     if not payload.endswith(_RECORD_END):
-        _check_queries(payload, graphql)
+        _check_queries(payload, graphql, pause)
         return step(payload, head)
     if payload.count(_RECORD_END) > MAX_RECORDS:
         raise _too_much(f"more than {MAX_RECORDS} records")
     counts = [0] * len(entries)
     pieces: list[bytes] = []
     for record in payload[:-1].split(_RECORD_END):
-        _check_queries(record, graphql)
+        _check_queries(record, graphql, pause)
         changed = step(record, head)
         counts = [one + more for one, more in zip(counts, changed.counts, strict=True)]
         if sum(counts) > bodies.MAX_SEALED:

@@ -17,7 +17,7 @@ Rules of this module:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -116,6 +116,11 @@ class FormReader:
         self._searched = 0  # unread bytes in which nothing begins that is looked for
         self._head: PartHead | None = None
         self._parts = 0
+
+    @property
+    def held(self) -> int:
+        """How many bytes are held of a part that is kept."""
+        return len(self._unread) if self._state is _State.KEEPING else 0
 
     def feed(self, data: bytes) -> Iterator[bytes | Value]:
         """Yield what comes with a piece of the form: bytes that pass, and values that are kept, in their order.
@@ -313,11 +318,12 @@ def check_kept(value: Value, *, may_be_file: bool) -> None:
         )
 
 
-def pieces_of(text: bytes, boundary: bytes, is_kept: Callable[[PartHead], bool]) -> Sequence[bytes | Value]:
-    """Return what a whole form consists of.
+def pieces_of(text: bytes, boundary: bytes, is_kept: Callable[[PartHead], bool]) -> Iterator[bytes | Value]:
+    """Yield what a whole form consists of.
 
     Raises:
         Denied: BODY_UNREADABLE or BODY_TOO_LARGE.
     """
     reader = FormReader(boundary, is_kept, len(text))
-    return [*reader.feed(text), reader.end()]
+    yield from reader.feed(text)
+    yield reader.end()

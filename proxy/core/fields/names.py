@@ -25,6 +25,9 @@ type Step = bytes | int | None
 _is_shorthand = re.compile(r"[A-Za-z_][A-Za-z0-9_]*").fullmatch
 _PATH_ESCAPES = {ord(character): "\\" + letter for character, letter in zip("\b\t\n\f\r'\\", "btnfr'\\", strict=True)}
 _ROUNDS = 3  # after two, no character changes any more
+# Folding makes of so many bytes at least one: composed characters have four at most, of four bytes each, and a dot may
+# follow. A name that is longer than so many times another one need not be folded to tell that they differ.
+FOLDS = 64
 
 
 def folded(name: bytes) -> bytes:

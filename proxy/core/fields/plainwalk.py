@@ -16,6 +16,7 @@ from typing import cast
 from proxy.core.fields import spans
 from proxy.core.fields.automaton import UNKNOWN_LENGTH, automaton_of
 from proxy.core.fields.names import Step, path_step, unescaped_name
+from proxy.core.fields.pauses import STEP, Pause
 from proxy.core.fields.spans import Found, NotJson
 
 _QUOTE, _COMMA, _OPEN_ARRAY, _CLOSE_ARRAY, _CLOSE_OBJECT = b'",[]}'
@@ -66,8 +67,10 @@ def walk(found: Found, *, is_json: bool = False) -> None:
     lengths = None
     if found.automaton.counts_from_end:
         if not is_json:
-            _whole(Found(found.text, automaton_of(())), data, None)  # a simpler reader counts, which needs JSON
-        lengths = _array_lengths(found.text)
+            _whole(
+                Found(found.text, automaton_of(()), pause=found.pause), data, None
+            )  # a simpler reader counts, which needs JSON
+        lengths = _array_lengths(found.text, found.pause)
     _whole(found, data, lengths)
 
 
@@ -118,8 +121,12 @@ def walk_value(
     # bit is alive, so there is never a second one.
     held_depth, held_bits, held_start, held_path, held_name = -1, 0, 0, "", name
 
+    next_pause = position + STEP
     while True:
         # A value begins at `position`; `bits` are the automaton's at this value.
+        if position > next_pause:
+            next_pause = position + STEP
+            found.pause()
         token = _match_value(data, position)
         if token is None:
             raise _no_value(data, position)
@@ -143,6 +150,9 @@ def walk_value(
                 if len(written) > len(outer):
                     written.pop()
                 position += 1
+                if position > next_pause:
+                    next_pause = position + STEP
+                    found.pause()
                 if len(outer) == held_depth:
                     found.add(held_bits, held_start, position, held_path, held_name)
                     held_depth = -1
@@ -194,15 +204,20 @@ def walk_value(
         bits = (alive & accepting) << 1 | alive & stay
 
 
-def _array_lengths(text: bytes) -> array[int]:
+def _array_lengths(text: bytes, pause: Pause) -> array[int]:
     """Count the elements of each array that is not empty, in the order of their opening brackets.
 
     Args:
         text: a JSON text that `walk_value` has accepted.
+        pause: called again and again meanwhile.
     """
     lengths = array("Q")
     open_containers: list[int] = []  # the index of each array's length; -1 for an object
+    next_pause = STEP
     for token in _find_structure(text):
+        if token.start() > next_pause:
+            next_pause = token.start() + STEP
+            pause()
         what = token[0]
         if what == b"[":
             open_containers.append(len(lengths))

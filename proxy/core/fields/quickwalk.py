@@ -28,6 +28,7 @@ import msgspec
 from proxy.core.fields import plainwalk
 from proxy.core.fields.automaton import Automaton
 from proxy.core.fields.names import path_step, unescaped_name
+from proxy.core.fields.pauses import STEP
 from proxy.core.fields.spans import Found, Holder, Span, TooMuchSelected
 
 _new_span = tuple.__new__  # a named tuple's own constructor takes four times as long
@@ -134,8 +135,12 @@ def _walk(found: Found, begin: int, look: _Match) -> bool:
     held_depth, held_bits, held_path, held_name = -1, 0, "", (0, 0)
     data = b""
     position = begin + 1
+    next_pause = position + STEP
     while token := look(text, position):
         kind, position = token.lastindex, token.end()
+        if position > next_pause:
+            next_pause = position + STEP
+            found.pause()
         if kind == _CLOSING:
             begin, alive, prefix = begins.pop(), all_alive.pop(), ""
             if len(begins) == held_depth:

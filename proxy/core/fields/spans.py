@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from proxy.core.fields.automaton import Automaton
+from proxy.core.fields.pauses import Pause, never
 
 MAX_VALUES = 32 * 1024  # selected values in one text
 MAX_DEPTH = (
@@ -97,12 +98,14 @@ class Found:
         most: the greatest number of values.
         spans: the values, in the order of the text.
         holders: values to look into, likewise. None stands in a value of `spans`.
+        pause: called again and again while the text is read.
     """
 
-    __slots__ = ("_characters", "automaton", "holders", "most", "spans", "text")
+    __slots__ = ("_characters", "automaton", "holders", "most", "pause", "spans", "text")
 
-    def __init__(self, text: bytes, automaton: Automaton, most: int = MAX_VALUES) -> None:
+    def __init__(self, text: bytes, automaton: Automaton, most: int = MAX_VALUES, pause: Pause = never) -> None:
         self.text = text
+        self.pause = pause
         self.automaton = automaton
         self.spans: list[Span] = []
         self.holders: list[Holder] = []

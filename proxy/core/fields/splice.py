@@ -20,6 +20,7 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.escapes import escaped
 from proxy.core.fields.jsontext import find_spans, is_name, string_value
+from proxy.core.fields.pauses import Pause, never
 from proxy.core.fields.spans import MAX_VALUES, NotJson, Span, TooMuchSelected
 
 _TOKEN = re.compile(r"[A-Za-z0-9_.-]+")
@@ -71,14 +72,14 @@ class Spliced(NamedTuple):
         return sum(self.counts)
 
 
-def spans_of(body: bytes, marks: Sequence[Marks], most: int = MAX_VALUES) -> list[Span]:
+def spans_of(body: bytes, marks: Sequence[Marks], most: int = MAX_VALUES, *, pause: Pause = never) -> list[Span]:
     """Return where the marked values of a body stand; see `find_spans`, which has the same arguments.
 
     Raises:
         Denied: BODY_NOT_JSON if the body is not strict JSON, BODY_TOO_LARGE if too many values are selected.
     """
     try:
-        return find_spans(body, marks, most)
+        return find_spans(body, marks, most, pause=pause)
     except NotJson as problem:
         raise Denied(
             Reason.BODY_NOT_JSON,
@@ -91,7 +92,7 @@ def spans_of(body: bytes, marks: Sequence[Marks], most: int = MAX_VALUES) -> lis
         ) from None
 
 
-def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES) -> Spliced:
+def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES, *, pause: Pause = never) -> Spliced:
     """Replace the values that jobs select. If several jobs select a value, the first counts; of nested values, the
     outermost.
 
@@ -99,12 +100,13 @@ def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES) -> Spliced:
         body: the decoded body.
         jobs: what to replace, and with what.
         most: the greatest number of values, which is checked before the first is replaced.
+        pause: called again and again meanwhile.
 
     Raises:
         Denied: BODY_NOT_JSON if the body is not strict JSON, BODY_TOO_LARGE if too many values are selected.
         ValueError: a transform returned something that is not JSON.
     """
-    spans = spans_of(body, [job.marks for job in jobs], most)
+    spans = spans_of(body, [job.marks for job in jobs], most, pause=pause)
     counts = [0] * len(jobs)
     if not spans:
         return Spliced(body, tuple(counts))
@@ -115,6 +117,7 @@ def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES) -> Spliced:
     for span in spans:
         start, end, path, number, name, depth, inner = span
         job = jobs[number]
+        pause()
         replacement = job.transform(body[start:end] if inner is None else inner, path)
         if replacement is None:
             kept.add(span)

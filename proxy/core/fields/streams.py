@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields import bodies, encodings, events, lines, splice, values
 from proxy.core.fields.entries import FieldEntry, Work
+from proxy.core.fields.pauses import SHORT
 from proxy.core.fields.responses import Label, may_be_json
 from proxy.core.fields.values import Setting
 from proxy.core.jose.jwe import JweError
@@ -92,12 +93,17 @@ class Stream:
         except Denied as denied:
             raise self._ended(denied) from None
 
+    def takes_long(self, data: bytes) -> bool:
+        """Tell whether it may take long to feed a piece."""
+        return bool(self._decoder.codings) or self._texts.held + len(data) > SHORT
+
     def take(self) -> tuple[int, ...]:
         """Return how many values were changed for each entry since this was last asked."""
         counts, self._counts = tuple(self._counts), [0] * len(self.entries)
         return counts
 
     def _change(self, text: bytes) -> bytes:
+        self._setting.pause()
         self._left -= 1
         if self._left < 0 and self._decoder.codings:
             raise Denied(Reason.BODY_TOO_LARGE, f"a piece of the body decodes to more than {MAX_TEXTS} JSON texts")
@@ -107,7 +113,7 @@ class Stream:
             work = values.opening if self._opens else values.sealing
             self._jobs = self._required.watching(work(self.entries, self._setting))
         try:
-            spliced = splice.splice(text, self._jobs, bodies.MAX_SEALED)
+            spliced = splice.splice(text, self._jobs, bodies.MAX_SEALED, pause=self._setting.pause)
         except Denied as denied:
             if denied.reason is not Reason.BODY_NOT_JSON or not self._is_no_text(text):
                 self._fail(denied)

@@ -18,6 +18,7 @@ from proxy.core.fields import kinds, multipart, values
 from proxy.core.fields.bodies import MAX_SEALED, BodyHead, Required, check_signature, too_large
 from proxy.core.fields.entries import FieldEntry, OtherBodies, Work
 from proxy.core.fields.kinds import Kind
+from proxy.core.fields.pauses import SHORT
 from proxy.core.fields.responses import may_be_json
 from proxy.core.fields.values import Setting
 from proxy.core.jose import jwe
@@ -93,13 +94,19 @@ class Upload:
         self._boundary = multipart.boundary_of(head.content_types[0])
         self._required = Required(entries)
         jobs = values.sealing if entries[0].work is Work.ENCRYPT else values.opening
-        self._parts = kinds.Parts(entries, self._required.watching(jobs(entries, setting)), MAX_SEALED)
+        self._parts = kinds.Parts(
+            entries, self._required.watching(jobs(entries, setting)), MAX_SEALED, pause=setting.pause
+        )
         self._reader = multipart.FormReader(self._boundary, self._parts.is_kept, setting.limit)
 
     @property
     def counts(self) -> tuple[int, ...]:
         """How many values of each entry were changed so far."""
         return tuple(self._parts.counts)
+
+    def takes_long(self, data: bytes) -> bool:
+        """Tell whether it may take long to feed a piece."""
+        return self._reader.held + len(data) > SHORT
 
     def feed(self, data: bytes) -> bytes:
         """Take a piece of the form, and return what may go on.

@@ -23,6 +23,7 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.fields import splice
 from proxy.core.fields.entries import AlreadySealed, FieldEntry, OnFailure, Work
 from proxy.core.fields.jsontext import member_path
+from proxy.core.fields.pauses import Pause, never
 from proxy.core.jose import jwe
 from proxy.core.jose.keys import Key, KeySet, NoKey
 from proxy.core.jose.place import Place
@@ -46,6 +47,7 @@ class Setting:
         of_request: whether it is the body of a request.
         used: called for each value with the key that has sealed or opened it.
         failed: called with the name of an entry, and why its work has failed, where this lets a value or body pass.
+        pause: called again and again while a body is worked on; see `proxy.core.fields.pauses`.
     """
 
     host: str
@@ -55,6 +57,7 @@ class Setting:
     of_request: bool = False
     used: Callable[[KeySet, Key, Work], None] = lambda keys, key, work: None
     failed: Callable[[str, Reason], object] = lambda _name, _reason: None
+    pause: Pause = never
 
 
 def sealing(entries: Sequence[FieldEntry], setting: Setting) -> list[splice.Job]:
@@ -91,23 +94,39 @@ def counting(entries: Sequence[FieldEntry], setting: Setting) -> list[splice.Job
     return [sealer.job(entry, is_counting=True) for entry in entries]
 
 
-def kid_fields(entries: Sequence[FieldEntry], counts: Sequence[int], today: date) -> dict[str, str]:
-    """Return the fields that a request's head needs, since profiles of key sets say the kid there, too.
+def told_kids(entries: Sequence[FieldEntry], today: date) -> list[str | None]:
+    """Return for each entry the kid that a request's head must say, since profiles of key sets say it there, too; None
+    if it need not.
+
+    Args:
+        entries: the entries that apply to the request.
+        today: the current day, for the days of the keys.
+
+    Raises:
+        Denied: KEY_UNAVAILABLE.
+    """
+    return [
+        None if entry.keys.form.kid_field is None or entry.work is not Work.ENCRYPT else sealing_key(entry, today).kid
+        for entry in entries
+    ]
+
+
+def kid_fields(entries: Sequence[FieldEntry], counts: Sequence[int], kids: Sequence[str | None]) -> dict[str, str]:
+    """Return the fields that a request's head needs.
 
     Args:
         entries: the entries that apply to the request.
         counts: how many values were sealed for each.
-        today: the current day, for the days of the keys.
+        kids: see `told_kids`.
 
     Raises:
         Denied: KEY_UNAVAILABLE, if one field would have to say two.
     """
     fields: dict[str, str] = {}
-    for entry, count in zip(entries, counts, strict=True):
+    for entry, count, kid in zip(entries, counts, kids, strict=True):
         name = entry.keys.form.kid_field
-        if name is None or not count or entry.work is not Work.ENCRYPT:
+        if name is None or kid is None or not count:
             continue
-        kid = sealing_key(entry, today).kid
         if fields.setdefault(name, kid) != kid:
             raise Denied(
                 Reason.KEY_UNAVAILABLE,

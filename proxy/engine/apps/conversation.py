@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from mitmproxy import flow as mitmproxy_flow
 from mitmproxy import http
@@ -31,6 +32,7 @@ from mitmproxy.websocket import WebSocketData, WebSocketMessage
 
 from addons.exchange import Exchange, Upstream, is_denied
 from addons.headers import has_field
+from addons.marked import takes_long
 from addons.pinning import have_expired
 from proxy.core.decisions import Denied, Reason, late_response
 from proxy.core.fields import bodies
@@ -40,6 +42,7 @@ from proxy.core.http.hops import without_framing, without_hop
 from proxy.core.http.websocket import BINARY, TEXT
 from proxy.core.rules.appview import interim_fields
 from proxy.engine.apps.appstream import AppStream
+from proxy.engine.apps.lanes import Lane, Result
 from proxy.engine.apps.messages import Relay
 from proxy.engine.apps.states import AFTER_CONVERSATION, ConversationEvent, ConversationState
 from proxy.engine.apps.websocket import Switched, may_switch
@@ -79,6 +82,9 @@ class Conversation:
     """One request and its response."""
 
     _relay: Relay | None = None  # of a WebSocket whose messages are read
+    # The two directions, once something in one has taken long.
+    _sending: Lane | None = None
+    _receiving: Lane | None = None
 
     def __init__(self, stream: AppStream, request: http.Request, head: RequestHead) -> None:
         """Start.
@@ -138,6 +144,9 @@ class Conversation:
 
     def request_data(self, data: bytes) -> None:
         """Handle a piece of the body."""
+        if self._sending is not None and self._sending.is_busy:
+            self._sending.behind(partial(self.request_data, data))
+            return
         state = _REQUEST_DATA[self.state]
         self._size += len(data)
         if state is _HOLDING:
@@ -176,30 +185,40 @@ class Conversation:
         self._held_since = 0.0
         self.flow.request.stream = stream
         self.state = _STREAM[self.state]
-        if self._pass_on(held):
-            self._acquire()
+        self._pass_on(held, self._acquire)
 
-    def _pass_on(self, data: bytes) -> bool:
-        """Send a piece of the body, and return whether the request goes on: what it streams through may deny it."""
-        try:
-            piece = self._streamed(data)
-        except Denied as denied:
-            self._leave_upstream()  # in the middle: it has no end, and so it never looks complete
-            self._fail(denied)
-            return False
-        self._send_piece(piece)
-        return True
-
-    def _streamed(self, data: bytes) -> bytes:
+    def _pass_on(self, data: bytes, then: Callable[[], object] | None = None) -> None:
+        """Send a piece of the body, and go on with `then`, unless what the body streams through denies it."""
         stream = self.flow.request.stream
-        if not callable(stream):
-            return data
-        piece = stream(data)
-        return piece if isinstance(piece, bytes) else b"".join(piece)
+        if callable(stream):
+            if _takes_long(stream, data):
+                self._lane(from_app=True).do(partial(stream, data), partial(self._passed, then))
+            else:
+                self._passed(then, partial(stream, data))
+        else:
+            self._send_piece(data)
+            if then is not None:
+                then()
+
+    def _passed(self, then: Callable[[], object] | None, result: Result[bytes | Iterable[bytes]]) -> None:
+        try:
+            piece = result()
+        except Denied as denied:
+            if self.state not in _ANSWERED:
+                self._leave_upstream()  # in the middle: it has no end, and so it never looks complete
+                self._fail(denied)
+            return
+        if self.state in _ANSWERED:  # meanwhile
+            return
+        self._send_piece(piece if isinstance(piece, bytes) else b"".join(piece))
+        if then is not None:
+            then()
 
     def _send_piece(self, data: bytes) -> None:
         if not data:
             return
+        if self.upstream is None and self._receiving is not None and self._receiving.is_busy:
+            return  # the response is whole
         if self._kept is not None:
             self._kept += data
             if len(self._kept) > KEPT_AT_MOST:
@@ -212,6 +231,9 @@ class Conversation:
 
     def request_end(self, trailers: Fields = ()) -> None:
         """Handle the end of the request. Trailers go on only with a body that was streamed."""
+        if self._sending is not None and self._sending.is_busy:
+            self._sending.behind(partial(self.request_end, trailers))
+            return
         flow = self.flow
         before, self.state = self.state, _END[self.state]
         if self.state is _OVER:
@@ -220,29 +242,41 @@ class Conversation:
             return
         flow.request.timestamp_end = time.time()
         assert self.exchange is not None
-        is_held = self.state is _HELD
         if self._held_since:
             self.exchange.waited = time.monotonic() - self._held_since
-        if is_held:
-            flow.request.data.content = bytes(self._held)
+        if self.state is _HELD:
+            body = flow.request.data.content = bytes(self._held)
             flow.request.data.trailers = headers_of(trailers) if trailers else None  # for what they say of the body
             self._held.clear()
+            do = partial(self.house.dispatch.call, "request", flow)
+            if self.exchange.holds_request and takes_long(flow.request, body):
+                self._lane(from_app=True).do(do, self._protected)
+            else:
+                self._protected(do)
         else:
             self.exchange.sent = time.monotonic()
-            if not self._pass_on(b""):
-                return
-        self.house.dispatch.call("request", flow)
-        if flow.error:
+            self._pass_on(b"", partial(self._streamed, trailers))
+
+    def _protected(self, result: Result[None]) -> None:
+        """Go on with a request that was held, once the hooks have seen its body."""
+        result()
+        if self.flow.error:
             self._cut_off()
-        elif not is_held:
-            self._trailers = trailers
-            if self.upstream is not None:
-                self.upstream.end(trailers)
-            self._count_time()
-        elif flow.response is not None:
+        elif self.flow.response is not None:
             self._answer()
         else:
             self._acquire()
+
+    def _streamed(self, trailers: Fields) -> None:
+        """End a request that was passed on."""
+        self.house.dispatch.call("request", self.flow)
+        if self.flow.error:
+            self._cut_off()
+            return
+        self._trailers = trailers
+        if self.upstream is not None:
+            self.upstream.end(trailers)
+        self._count_time()
 
     # -- the upstream
 
@@ -438,6 +472,9 @@ class Conversation:
 
     def response_data(self, data: bytes) -> None:
         """Handle a piece of the body of the response."""
+        if self._receiving is not None and self._receiving.is_busy:
+            self._receiving.behind(partial(self.response_data, data))
+            return
         state = _RESPONSE_DATA[self.state]
         if state is _OVER:
             return
@@ -467,20 +504,47 @@ class Conversation:
         self.stream.begin(response, has_body=True)
         self._send_on(gathered)
 
-    def _send_on(self, data: bytes) -> bool:
-        """Send a piece of a response that streams, or its end, which is an empty piece; return whether it goes on."""
+    def _lane(self, *, from_app: bool) -> Lane:
+        """Return one direction, for what takes long."""
+        turns = self.house.turns
+        if from_app:
+            self._sending = self._sending or Lane(turns, self._take_step, partial(self.stream.hold, "work"))
+            return self._sending
+        self._receiving = self._receiving or Lane(turns, self._take_step, self._hold_upstream)
+        return self._receiving
+
+    def _cancel_work(self) -> None:
+        for lane in (self._sending, self._receiving):
+            if lane is not None:
+                lane.cancel()
+
+    def _hold_upstream(self, is_held: bool) -> None:
+        if self.upstream is not None:
+            self.upstream.hold("work", is_held)
+
+    def _send_on(self, data: bytes, then: Callable[[], object] | None = None) -> None:
+        """Send a piece of a response that streams, or its end, which is an empty piece, and go on with `then`, unless
+        what the body streams through denies it.
+        """
         assert self.flow.response is not None
         stream = self.flow.response.stream
-        if callable(stream):
-            try:
-                piece = stream(data)
-            except Denied as denied:
-                self._fail(denied)
-                return False
-            data = piece if isinstance(piece, bytes) else b"".join(piece)
-        if data:
+        if not callable(stream):
+            self._sent_on(then, lambda: data)
+        elif _takes_long(stream, data):
+            self._lane(from_app=False).do(partial(stream, data), partial(self._sent_on, then))
+        else:
+            self._sent_on(then, partial(stream, data))
+
+    def _sent_on(self, then: Callable[[], object] | None, result: Result[bytes | Iterable[bytes]]) -> None:
+        try:
+            piece = result()
+        except Denied as denied:
+            self._fail(denied)
+            return
+        if data := piece if isinstance(piece, bytes) else b"".join(piece):
             self.stream.send(data)
-        return True
+        if then is not None:
+            then()
 
     def response_end(self, trailers: Fields = ()) -> None:
         """Handle the end of the response. Trailers go on only with a body that was streamed as it came."""
@@ -490,33 +554,57 @@ class Conversation:
                 upstream.part()
             else:
                 upstream.give_back()
+        if self._receiving is not None and self._receiving.is_busy:
+            self._receiving.behind(partial(self._response_whole, trailers))
+        else:
+            self._response_whole(trailers)
+
+    def _response_whole(self, trailers: Fields) -> None:
         if self.state is _OVER:
             return
-        is_held, after = self.state in _GATHERING, _COMPLETE[self.state]
         response = self.flow.response
         assert response is not None
         response.timestamp_end = time.time()
         assert self.exchange is not None
         self.exchange.whole = time.monotonic()
-        if is_held:
-            response.data.content, self._gathered = bytes(self._gathered), b""
-        elif not self._send_on(b""):
-            return
+        if self.state in _GATHERING:
+            body = response.data.content = bytes(self._gathered)
+            self._gathered = b""
+            do = partial(self.house.dispatch.call, "response", self.flow)
+            if self.exchange.holds_response and takes_long(response, body):
+                self._lane(from_app=False).do(do, self._opened)
+            else:
+                self._opened(do)
         else:
-            self.stream.flush()  # the streamed bytes need not wait for the decision line
+            self._send_on(b"", partial(self._response_streamed, trailers))
+
+    def _response_streamed(self, trailers: Fields) -> None:
+        """End a response that was passed on."""
+        assert self.exchange is not None
+        self.stream.flush()  # the streamed bytes need not wait for the decision line
         self.house.dispatch.call("response", self.flow)
+        if self.flow.error:
+            self._cut_off()
+        else:
+            self._end_response(() if self.exchange.changes_response else trailers)
+
+    def _opened(self, result: Result[None]) -> None:
+        """Send a response that was held, once the hooks have seen its body."""
+        result()
         response = self.flow.response
         assert response is not None
         if self.flow.error:
             self._cut_off()
             return
-        if is_held:
-            content = response.data.content or b""
-            has_body = self._has_body(response.data.status_code)
-            self.stream.begin(response, has_body=has_body)
-            if content and has_body:
-                self.stream.send(content)
-        self.stream.end(() if is_held or self.exchange.changes_response else trailers)
+        content, has_body = response.data.content or b"", self._has_body(response.data.status_code)
+        self.stream.begin(response, has_body=has_body)
+        if content and has_body:
+            self.stream.send(content)
+        self._end_response(())
+
+    def _end_response(self, trailers: Fields) -> None:
+        after = _COMPLETE[self.state]
+        self.stream.end(trailers)
         self.state = after
         if after is _OVER:
             self.stream.next()
@@ -529,6 +617,9 @@ class Conversation:
     def response_failed(self, denied: Denied, began: bool, *, is_untouched: bool = False) -> None:
         """Handle that there is no complete response."""
         self._release_upstream()
+        if self._receiving is not None and self._receiving.is_busy:
+            self._receiving.behind(partial(self.response_failed, denied, began, is_untouched=is_untouched))
+            return
         if self.state is _OVER:
             return
         is_streamed = self.state is not _HELD
@@ -553,6 +644,8 @@ class Conversation:
         self._only_http1 = True
 
     def _fail(self, denied: Denied) -> None:
+        if self._receiving is not None:
+            self._receiving.cancel()
         if (upstream := self._release_upstream()) is not None:
             upstream.close()
         assert self.exchange is not None
@@ -605,12 +698,19 @@ class Conversation:
         assert data is not None
         assert exchange is not None
         message = WebSocketMessage(TEXT if is_text else BINARY, from_app, payload)
-        data.messages = [message]
+        data.messages = [message]  # hooks look there before they pause: the other side may have a message meanwhile
         self.house.dispatch.call("websocket_message", self.flow)
         data.messages = []
         if exchange.denied is not None and is_denied(exchange):
             raise exchange.denied
         return message.content
+
+    def long_message(
+        self, payload: bytes, then: Callable[[Result[bytes]], object], *, is_text: bool, from_app: bool
+    ) -> None:
+        """Do the same piece by piece; see `Talk`."""
+        do = partial(self.message, payload, is_text=is_text, from_app=from_app)
+        self._lane(from_app=from_app).do(do, then)
 
     def hold_side(self, from_app: bool, is_held: bool) -> None:
         """Read no more from one side of a WebSocket, or go on."""
@@ -682,6 +782,7 @@ class Conversation:
 
     def crashed(self, error: Exception) -> None:
         """Close everything that belongs to this request alone."""
+        self._cancel_work()
         if (upstream := self._release_upstream()) is not None:
             upstream.close()
         self.stream.crash(error)
@@ -691,6 +792,8 @@ class Conversation:
     def _answer(self) -> None:
         """Send `flow.response`, which was made here."""
         after = _DENY[self.state]
+        if after is _OVER and self._sending is not None:
+            self._sending.cancel()
         response = self.flow.response
         assert response is not None
         response.timestamp_start = response.timestamp_end = time.time()
@@ -758,6 +861,7 @@ class Conversation:
         if before is _OVER:
             return
         self.state = _BREAK[before]
+        self._cancel_work()
         self._leave_upstream()
         if before is not _DISCARDING:
             self.house.dispatch.call(hook, self.flow)
@@ -765,6 +869,8 @@ class Conversation:
 
     def _release_upstream(self) -> UpstreamStream | None:
         """Let go of the upstream; if it was congested, the app need not wait for it any more."""
+        if self._receiving is not None:
+            self._hold_upstream(False)
         upstream, self.upstream = self.upstream, None
         self._count(False)
         self.stream.clock.stop()
@@ -778,3 +884,9 @@ class Conversation:
             upstream.close()
         if self._dialling is not None and not self._dialling.done():
             self._dialling.cancel()
+
+
+def _takes_long(stream: object, data: bytes) -> bool:
+    """Tell whether it may take long to take a piece of a body; most of what takes one says nothing about it."""
+    tells = getattr(stream, "takes_long", None)
+    return tells is not None and tells(data) is True

@@ -15,6 +15,7 @@ from proxy.core.rules.policy import Policy
 from proxy.core.who.credentials import Verifier
 from proxy.engine.dispatch import Dispatcher
 from proxy.engine.timers import Timers
+from proxy.engine.turns import Turns
 from proxy.engine.upstreams.asides import Asides
 from proxy.engine.upstreams.pool import Pool
 from proxy.engine.upstreams.services import Services
@@ -64,6 +65,10 @@ class House(Protocol):
     @property
     def dispatch(self) -> Dispatcher:
         """Calls the addons' hooks."""
+
+    @property
+    def turns(self) -> Turns:
+        """Does long work on bodies piece by piece."""
 
     @property
     def pool(self) -> Pool:

@@ -16,10 +16,12 @@ Rules of this module:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields.messages import Plan, too_large
+from proxy.core.fields.pauses import SHORT
 from proxy.core.http import websocket
 from proxy.core.http.permessage import Inflater, Parameters, TooLarge, deflater
 from proxy.core.http.websocket import BadFrame, Control, Frames, Message, Messages, Part, Passing, Writer
@@ -47,6 +49,11 @@ class Talk(Switchable, Protocol):
         Raises:
             Denied: nothing is.
         """
+
+    def long_message(
+        self, payload: bytes, then: Callable[[Callable[[], bytes]], object], *, is_text: bool, from_app: bool
+    ) -> None:
+        """Do the same piece by piece, and call `then` with what returns or raises the result, perhaps at once."""
 
     def hold_side(self, from_app: bool, is_held: bool) -> None:
         """Read no more from one side, or go on."""
@@ -79,6 +86,7 @@ class _Way:
         writer: writes what goes on.
         has_closed: whether a close frame has gone on.
         waits: whether there may be more to do than was done so far.
+        is_busy: whether a message is shown to the addons; nothing behind it is read meanwhile.
         has_ended: whether nothing more will come.
     """
 
@@ -100,6 +108,7 @@ class _Way:
         self.writer = Writer(deflater(bits, forgets=forgets) if compresses else None, is_masked=from_app)
         self.has_closed = False
         self.waits = False
+        self.is_busy = False
         self.has_ended = False
 
     @property
@@ -189,15 +198,18 @@ class Relay(Switched):
     def _run(self, from_app: bool) -> None:
         """Do a part of the work of one direction."""
         way = self._ways[from_app]
-        if self._is_over:
+        if self._is_over or way.is_busy:
             return
         if self._talk.is_side_congested(not from_app) and not way.is_copy:
             self._wait(from_app, True)  # until that side takes more
             return
         out: list[bytes] = []
-        left, why = _TURN, None
+        left, why, long = _TURN, None, None
         try:
             while left > 0 and (item := way.reader.read()) is not None:
+                if isinstance(item, Message) and len(item.payload) > SHORT:
+                    long = item
+                    break
                 left -= self._pass(item, way, out, from_app)
         except BadFrame as e:
             why = e.code, _broken(e.detail, from_app)
@@ -209,6 +221,8 @@ class Relay(Switched):
             self._send(b"".join(out), from_app=from_app)
         if why is not None:
             self._break(*why, from_app=from_app)
+        elif long is not None:
+            self._show(long, from_app)
         elif left <= 0:
             self._wait(from_app, True)
             self._talk.later(self._run, from_app)
@@ -216,6 +230,28 @@ class Relay(Switched):
             self._wait(from_app, False)
             if way.has_ended:
                 self._talk.end_switched()
+
+    def _show(self, message: Message, from_app: bool) -> None:
+        """Show a long message to the addons, and go on with what is behind it in a later turn."""
+        self._ways[from_app].is_busy = True
+        self._wait(from_app, True)
+        is_text = message.opcode == websocket.TEXT
+        then = partial(self._shown, message, from_app)
+        self._talk.long_message(message.payload, then, is_text=is_text, from_app=from_app)
+
+    def _shown(self, message: Message, from_app: bool, result: Callable[[], bytes]) -> None:
+        way = self._ways[from_app]
+        way.is_busy = False
+        if self._is_over:
+            return
+        try:
+            message.payload = result()
+        except Denied as denied:
+            self._break(_CODES.get(denied.reason, websocket.POLICY_VIOLATION), denied, from_app=from_app)
+            return
+        if not way.is_copy:
+            self._send(way.writer.message(message), from_app=from_app)
+        self._talk.later(self._run, from_app)
 
     def _pass(self, item: Message | Control | Part, way: _Way, out: list[bytes], from_app: bool) -> int:
         """Pass on what was read; return what that costs."""

@@ -16,7 +16,8 @@ class LimitsSection(Section):
         default=Limits().held_body,
         ge=1024,
         le=1024 * 1024 * 1024,
-        description="Bytes of a body, decoded, that is held in memory to protect its fields. A larger one is denied.",
+        description="Bytes of a body, decoded, that is held in memory to protect its fields. A larger one is denied. "
+        "Others are served while it is worked on.",
     )
     header_bytes: int = Field(
         default=Limits().header_bytes,

@@ -19,7 +19,7 @@ from proxy.core.fields.entries import AlreadySealed, FieldEntry, Work
 from proxy.core.fields.envelopes import Envelope
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.splice import Spliced, splice
-from proxy.core.fields.values import MAX_OPENED, Setting, counting, kid_fields, opening, sealing
+from proxy.core.fields.values import MAX_OPENED, Setting, counting, kid_fields, opening, sealing, told_kids
 from proxy.core.jose.encoding import base64url, unbase64url
 from proxy.core.jose.keys import Alg, Bind, Key, KeySet, SecretBytes, new_key
 from proxy.core.jose.place import Place
@@ -351,14 +351,14 @@ class TestKidFields:
     def test_a_request_says_the_kid_that_its_body_was_sealed_with(self) -> None:
         today = SETTING.today
         visa, plain = entry_of("$", keys=self.VISA), entry_of("$")
-        assert kid_fields([visa, plain], (1, 1), today) == {"keyId": "visa-1"}
-        assert kid_fields([visa, visa], (1, 2), today) == {"keyId": "visa-1"}
-        assert kid_fields([visa, plain], (0, 1), today) == {}
-        assert kid_fields([replace(visa, work=Work.DECRYPT)], (1,), today) == {}
+        assert kid_fields([visa, plain], (1, 1), told_kids([visa, plain], today)) == {"keyId": "visa-1"}
+        assert kid_fields([visa, visa], (1, 2), told_kids([visa, visa], today)) == {"keyId": "visa-1"}
+        assert kid_fields([visa, plain], (0, 1), told_kids([visa, plain], today)) == {}
+        assert told_kids([replace(visa, work=Work.DECRYPT)], today) == [None]
 
     def test_two_of_them_are_denied(self) -> None:
         entries = [entry_of("$.a", keys=self.VISA), entry_of("$.b", keys=self.OTHER)]
-        assert kid_fields(entries, (0, 1), SETTING.today) == {"keyId": "visa-2"}
+        assert kid_fields(entries, (0, 1), told_kids(entries, SETTING.today)) == {"keyId": "visa-2"}
         with pytest.raises(Denied, match="sealed with two keys") as caught:
-            kid_fields(entries, (1, 1), SETTING.today)
+            kid_fields(entries, (1, 1), told_kids(entries, SETTING.today))
         assert reason_of(caught) is Reason.KEY_UNAVAILABLE

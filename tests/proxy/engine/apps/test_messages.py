@@ -32,6 +32,7 @@ class Talk:
         self.is_congested = {True: False, False: False}
         self.steps: list[tuple[Callable[[bool], None], bool]] = []
         self.told: list[object] = []
+        self.long: list[Callable[[], object]] = []  # messages that take long, which are done when a test says so
         self.denied: Denied | None = None
         self.words: tuple[Denied, bytes, bytes] | None = None
 
@@ -46,6 +47,11 @@ class Talk:
             raise self.denied
         self.seen.append((payload, is_text, from_app))
         return payload.replace(b"secret", b"*")
+
+    def long_message(
+        self, payload: bytes, then: Callable[[Callable[[], bytes]], object], *, is_text: bool, from_app: bool
+    ) -> None:
+        self.long.append(lambda: then(lambda: self.message(payload, is_text=is_text, from_app=from_app)))
 
     def hold_side(self, from_app: bool, is_held: bool) -> None:
         self.held[from_app] = is_held
@@ -318,3 +324,73 @@ class TestObserving:
         both.feed(frame(TEXT, b"a") * 100)
         talk.turn()
         assert len(talk.seen) == 100
+
+
+class TestLongMessages:
+    TEXT = b"secret" * 1000
+
+    def test_what_is_behind_one_waits_until_it_is_done(self) -> None:
+        talk = Talk()
+        both = relay(talk)
+        both.feed(frame(TEXT, b"1") + frame(TEXT, self.TEXT) + frame(TEXT, b"2"))
+        both.feed(frame(TEXT, b"3"))
+        assert [payload for payload, *_ in talk.seen] == [b"1"]
+        assert talk.held[True]
+        assert not talk.held[False]
+        both.upstream_congested(False)  # which lets it go on only if nothing else holds it
+        talk.turn()
+        assert [payload for payload, *_ in talk.seen] == [b"1"]
+        talk.long.pop()()
+        talk.turn()
+        assert [payload for payload, *_ in talk.seen] == [b"1", self.TEXT, b"2", b"3"]
+        assert not talk.held[True]
+        sent = b"".join(talk.to_upstream)
+        assert len(sent) == 3 * 7 + 8 + 1000
+
+    def test_the_other_side_goes_on_meanwhile(self) -> None:
+        talk = Talk()
+        both = relay(talk)
+        both.feed_from_upstream(frame(TEXT, self.TEXT, mask=None))
+        both.feed(frame(TEXT, b"1"))
+        assert [payload for payload, *_ in talk.seen] == [b"1"]
+        assert talk.held == {True: False, False: True}
+
+    def test_one_that_is_denied_ends_it(self) -> None:
+        talk = Talk()
+        both = relay(talk)
+        both.feed(frame(TEXT, self.TEXT))
+        talk.denied = Denied(Reason.BODY_NOT_JSON, "no JSON")
+        talk.long.pop()()
+        assert talk.words is not None
+        assert talk.words[0] is talk.denied
+        assert talk.to_upstream == []
+
+    def test_one_that_comes_too_late_goes_nowhere(self) -> None:
+        talk = Talk()
+        both = relay(talk)
+        both.feed(frame(TEXT, self.TEXT))
+        both.feed_from_upstream(frame(0x83, mask=None))  # no frame that there is: it is over
+        assert talk.words is not None
+        talk.long.pop()()
+        assert talk.to_upstream == []
+        assert talk.steps == []
+
+    def test_an_end_behind_one_waits_for_it(self) -> None:
+        talk = Talk()
+        both = relay(talk)
+        both.feed(frame(TEXT, self.TEXT))
+        both.eof()
+        assert talk.told == []
+        talk.long.pop()()
+        talk.turn()
+        assert talk.told == ["ended"]
+
+    def test_where_bytes_have_gone_on_already_it_is_only_seen(self) -> None:
+        talk = Talk()
+        both = relay(talk, observes=True)
+        data = frame(TEXT, self.TEXT)
+        both.feed(data)
+        talk.long.pop()()
+        talk.turn()
+        assert talk.to_upstream == [data]
+        assert [payload for payload, *_ in talk.seen] == [self.TEXT]
