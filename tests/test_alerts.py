@@ -185,6 +185,7 @@ def test_what_observed_pins_would_have_refused_is_an_alert_that_says_which_rule(
                         "exp_annotations": {
                             "summary": f"rule pay: pins that are only observed would have refused a server ({result})",
                             "description": said.description,
+                            "runbook": said.runbook,
                         },
                     }
                 ]
