@@ -39,6 +39,7 @@ TOLD = (
     ("Strict-Transport-Security", "max-age=60"),
     ("Location", f"http://{NAME}:8443/next"),
 )
+EVENTS = (("Content-Type", "text/event-stream"),)
 ANSWER = b'{ "token" : "secret-of-the-server", "n": 1.50, "items": [{"secret":null}] }'
 
 
@@ -70,6 +71,10 @@ def answering(request_: RecordedRequest) -> bytes:
             return wire.response(200, b'{"token":"%s"}' % (b"x" * 2_000_000), headers=JSON)
         case "/fields":
             return wire.response(200, b"{}", headers=(*JSON, *TOLD, ("Alt-Svc", 'h3=":443"')))
+        case "/mislabelled":
+            return wire.response(200, b'{"token":"secret-of-the-server"}\n', headers=EVENTS)
+        case "/packets":
+            return wire.response(200, b'data: 42["x",{"token":"secret-of-the-server"}]\n\n', headers=EVENTS)
         case "/none":
             return wire.response(200, b'{"n":1}', headers=(*JSON, ("ETag", '"abc"')))
         case _:
@@ -254,6 +259,14 @@ class TestResponses:
             answer = client.read_response()
         assert (answer.status, answer.json()["reason"]) == (502, "response_not_sealed")
         assert b"secret-of-the-server" not in answer.body
+        line = beside.wait_for_decision(lambda line: line["path"] == path)
+        assert (line["reason"], line["encrypted"]) == ("response_not_sealed", 0)
+
+    @pytest.mark.parametrize("path", ["/mislabelled", "/packets"])
+    def test_nothing_of_json_that_is_no_event_leaves(self, beside: Sidecar, trusted: Path, path: str) -> None:
+        with peer(beside, trusted) as client:
+            client.send(request(path, NAME, method="GET", headers=()))
+            assert b"secret-of-the-server" not in client.read_to_end()
         line = beside.wait_for_decision(lambda line: line["path"] == path)
         assert (line["reason"], line["encrypted"]) == ("response_not_sealed", 0)
 

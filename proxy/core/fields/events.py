@@ -7,6 +7,7 @@ Rules of this module:
   end with CRLF, LF or CR, also where a piece ends in between; a byte order mark at the start is no part of a line.
 - The text of an event is what its `data` lines hold, joined by LF. A changed text is written back as `data` lines, in
   the places of those that were there. All other lines stay as they came.
+- A line that begins like JSON is none of an event. Readers of events pass over it, but one that guesses may not.
 - White space of JSON that would end a line does so: it stays white space.
 - No event is held, or changed, that is longer than the limit.
 """
@@ -23,6 +24,8 @@ _BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _EVENT_END = re.compile(rb"(?>\r\n|\n|\r)(?:\r\n|\n|\r)")
 _DATA_START = re.compile(rb"(?<![^\r\n])data(?=[:\r\n])")
+# A line of JSON among those of events: all that an event has begin with a letter or a colon.
+_STRAY = re.compile(rb"(?<![^\r\n])[\x00 \t]*+[{\[\"]")
 # A data line: what stands before its value, the value, and its end.
 _DATA = re.compile(rb"(?<![^\r\n])(data(?:: ?+|(?![^\r\n])))([^\r\n]*+)(\r\n|\n|\r|\Z)")
 
@@ -30,14 +33,22 @@ _DATA = re.compile(rb"(?<![^\r\n])(data(?:: ?+|(?![^\r\n])))([^\r\n]*+)(\r\n|\n|
 class Events:
     """A stream of events."""
 
-    def __init__(self, change: Change, limit: int, skip: Callable[[Denied], object]) -> None:
+    def __init__(
+        self,
+        change: Change,
+        limit: int,
+        skip: Callable[[Denied], object],
+        stray: Callable[[], object] = lambda: None,
+    ) -> None:
         """Start.
 
         Args:
             change: what happens to the text of each event.
             limit: the greatest length of an event that is held, in bytes.
             skip: called for an event that is longer. It raises, or lets the event go on as it comes.
+            stray: called where a line begins like JSON, so that it is none of an event. It raises, or lets it go on.
         """
+        self._stray = stray
         self._change = change
         self._limit = limit
         self._skip = skip
@@ -73,7 +84,7 @@ class Events:
                 since = max(at, self._searched)  # before that a line goes on that is no data, unless its first is
                 found = _DATA_START.match(held, at) or _DATA_START.search(held, since)
                 start = found.start() if found is not None else max(at, _end_of_lines(held, since))
-                out.append(bytes(held[at:start]))
+                out.append(self._others(bytes(held[at:start])))
                 at = self._searched = start
                 if found is None:
                     break
@@ -92,7 +103,13 @@ class Events:
         """Return what is left when the stream is complete, which may be an event without a blank line behind it."""
         event, is_event = bytes(self._held), self._has_data and not self._skips
         self._held.clear()
-        return self._changed(event) if is_event else event
+        return self._changed(event) if is_event else self._others(event)
+
+    def _others(self, lines: bytes) -> bytes:
+        """Return lines, once those that are no data have been looked at."""
+        if _STRAY.search(lines) is not None:
+            self._stray()
+        return lines
 
     def _bound(self, out: list[bytes]) -> None:
         held = self._held
@@ -106,7 +123,7 @@ class Events:
             self._searched = 0
 
     def _changed(self, event: bytes) -> bytes:
-        found = list(_DATA.finditer(event))
+        found = list(_DATA.finditer(self._others(event)))
         text = b"\n".join([each[2] for each in found])
         changed = self._change(text)
         if changed is text:

@@ -8,7 +8,8 @@ Rules of this module:
 - What fails in a text ends the body, unless all entries say `on_failure: pass`; then this text goes on as it came. What
   cannot be decoded always ends it, as what came before went on without its coding.
 - Where fields are opened, a text goes on unread if no token can be in it, and so do data of an event that are no JSON.
-  Where they are sealed, each text must be JSON, but for data of an event that cannot begin a JSON text, and `[DONE]`.
+  Where they are sealed, each text must be JSON, but for data of an event in which nothing is an object or array, and
+  `[DONE]`; and no other line of an event stream may be JSON.
 - One piece must not make all others wait: what it decodes to, and the work on its fields, is limited.
 """
 
@@ -29,12 +30,12 @@ from proxy.core.jose.jwe import JweError
 MAX_OF_A_PIECE = 1024 * 1024  # bytes
 MAX_TEXTS = 16 * 1024
 
-_KINDS: dict[Label, type[lines.Lines] | type[lines.Sequence] | type[events.Events]] = {
+_KINDS: dict[Label, type[lines.Lines] | type[lines.Sequence]] = {
     Label.LINES: lines.Lines,
     Label.RECORDS: lines.Sequence,
-    Label.EVENTS: events.Events,
 }
 _DONE = b"[DONE]"  # how streams of language models end
+_BRACE = re.compile(rb"[{\[]")  # what JSON with names or elements has, and be it behind a number (socket.io)
 # Without any of these, no string can be what `jwe.is_token` takes for a token, and no object what
 # `jwe.is_json_serialized` takes for one: a header, which starts with a brace or blanks, and a dot; an IV between dots;
 # a member; an escape.
@@ -70,7 +71,12 @@ class Stream:
         self._jobs: Sequence[splice.Job] | None = None
         self._left = MAX_TEXTS
         self._counts = [0] * len(entries)
-        self._texts = _KINDS[label](self._change, self._setting.limit, self._fail)
+        limit = self._setting.limit
+        self._texts: lines.Lines | lines.Sequence | events.Events
+        if label is Label.EVENTS:
+            self._texts = events.Events(self._change, limit, self._fail, self._stray)
+        else:
+            self._texts = _KINDS[label](self._change, limit, self._fail)
         bodies.check_charset(head.content_types)
         self._decoder = encodings.Decoder(encodings.parse_encoding(head.content_encoding))
 
@@ -132,7 +138,14 @@ class Stream:
         """Tell whether data of an event may pass though they are no JSON."""
         if not self._is_events:
             return False
-        return not may_be_json(data) or (_TOKEN.search(data) is None if self._opens else data == _DONE)
+        if self._opens:
+            return not may_be_json(data) or _TOKEN.search(data) is None
+        return data == _DONE or not (may_be_json(data) or _BRACE.search(data) is not None)
+
+    def _stray(self) -> None:
+        """Take note of a line of JSON that is none of an event."""
+        if not self._opens:
+            self._fail(Denied(Reason.BODY_NOT_JSON, "a line of the event stream is JSON, and no line of an event"))
 
     def _fail(self, denied: Denied) -> None:
         """Let a text go on as it came, or raise."""

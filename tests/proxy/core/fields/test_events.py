@@ -168,3 +168,8 @@ def test_a_longer_event_goes_on_as_it_comes_where_it_may(end: bytes) -> None:
     assert len(skipped) == 1
     events.feed(event)
     assert events.end() == end
+
+
+def test_an_end_of_a_line_that_is_left_and_the_blank_line_do_not_become_one() -> None:
+    events = Events(lambda text: text.replace(b"\n", b""), 100, refuse)
+    assert events.feed(b"data: a\rdata: b\r\n\n") == b"data: ab\r:\r\n\n"

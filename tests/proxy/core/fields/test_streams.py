@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
+from functools import partial
 
 import brotli
 import pytest
@@ -154,10 +155,46 @@ class TestSealed:
         event = b"data: " + data + b"\n\n"
         assert stream(Label.EVENTS, SEAL).feed(event) == event
 
-    @pytest.mark.parametrize(("label", "text"), [(Label.EVENTS, b"{x}"), (Label.LINES, b"ping")])
+    @pytest.mark.parametrize(
+        ("label", "text"),
+        [
+            (Label.EVENTS, b"{x}"),
+            (Label.EVENTS, b'42["event",{"ssn":"078"}]'),
+            (Label.EVENTS, b"[1] [2]"),
+            (Label.EVENTS, b'"078'),
+            (Label.LINES, b"ping"),
+        ],
+    )
     def test_what_is_no_json_does_not(self, label: Label, text: bytes) -> None:
         denied = refused(lambda: stream(label, SEAL).feed(wrapped(label, text)))
         assert denied.reason is Reason.RESPONSE_NOT_SEALED
+
+    @pytest.mark.parametrize(
+        "before", [b"", b": c\n", b"data: 1\n", b"data: 1\n\n", b"\xef\xbb\xbf", b"data: 1\rid: 2\r"]
+    )
+    @pytest.mark.parametrize("line", [b'{"ssn":"078"}', b'\t [{"ssn":"078"}]', b'"078"'])
+    @pytest.mark.parametrize("end", [b"", b"\n", b"\r\ndata: 1\n\n"])
+    def test_a_line_of_json_among_those_of_events_does_not(self, before: bytes, line: bytes, end: bytes) -> None:
+        def tell(body: Stream, data: bytes, size: int, out: list[bytes]) -> None:
+            for start in range(0, len(data), size):
+                out.append(body.feed(data[start : start + size]))
+            out.append(body.feed(b""))
+
+        data = before + line + end
+        for size in (1, 5, len(data)):
+            out: list[bytes] = []
+            denied = refused(partial(tell, stream(Label.EVENTS, SEAL), data, size, out))
+            assert denied.reason is Reason.RESPONSE_NOT_SEALED
+            assert b"078" not in b"".join(out)
+        out = []
+        tell(stream(Label.EVENTS), data, len(data), out)
+        assert b"".join(out) == data  # where fields are opened it passes
+
+    @pytest.mark.parametrize("line", [b'id: [{"topic":1}]', b': {"a":1}', b"event: {x}", b"retry", b"x[1]", b"x {"])
+    def test_other_lines_of_events_do(self, line: bytes) -> None:
+        body = stream(Label.EVENTS, SEAL)
+        data = b"data: 1\n" + line + b"\n\n" + line
+        assert body.feed(data) + body.feed(b"") == data
 
     def test_neither_does_another_coding_nor_what_is_too_long(self) -> None:
         assert refused(lambda: stream(Label.LINES, SEAL, coding="dcb")).reason is Reason.ENCODING_UNSUPPORTED
