@@ -150,6 +150,10 @@ REQUESTS: dict[str, Body] = {
         "application/x-ndjson",
         (b'{"ssn":', Value(b"1", "$.ssn"), b'}\r\n\n{"x":1}\n {"ssn": ', Value(b'"2"', "$.ssn"), b"}"),
     ),
+    "lines by another label": Body(  # as Elasticsearch's clients send them
+        "application/vnd.elasticsearch+x-ndjson; compatible-with=8",
+        (b'{"index":{}}\n{"ssn":', Value(b'"2"', "$.ssn"), b"}\n"),
+    ),
     "sequence": Body(
         "application/json-seq",
         (b'\x1e{"ssn":', Value(b"1", "$.ssn"), b'}\n\x1e{"ssn":\n', Value(b"2", "$.ssn"), b"}\n"),

@@ -26,14 +26,12 @@ from proxy.core.fields.entries import FieldEntry, OtherBodies, Work
 from proxy.core.fields.forms import FieldNames, unreadable
 from proxy.core.fields.jsontext import NotJson, Span, find_spans, member_path
 from proxy.core.fields.pauses import Pause, never
-from proxy.core.fields.responses import may_be_json
+from proxy.core.fields.responses import is_lines, is_sequence, may_be_json
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.splice import Job, Spliced
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # noqa: S105  # RFC 9110's token, not a secret
 _MEDIA_TYPE = re.compile(rf"[ \t]*+({_TOKEN})/({_TOKEN})[ \t]*+(?:;|\Z)")
-_LINES = re.compile(r"(?:x-)?+(?:nd-?+json|json-?+l|json-?+lines)|stream\+json|x-json-?+stream")
-_SEQUENCE = re.compile(r"(?:.*\+)?+json-seq")
 _BINARY_TYPES = frozenset(("image", "audio", "video", "font", "model"))
 _BINARY_FORMATS = ("grpc", "protobuf", "cbor", "msgpack")
 _ARRAY = re.compile(rb"[ \t\r\n]*+\[")
@@ -81,9 +79,9 @@ def label_of(content_types: Sequence[str]) -> Kind | None:
         return Kind.JSON if "json" in text else None
     top, sub = found.groups()
     if "json" in sub:
-        if _LINES.fullmatch(sub):
+        if is_lines(sub):
             return Kind.LINES
-        if _SEQUENCE.fullmatch(sub):
+        if is_sequence(sub):
             return Kind.SEQUENCE
         return Kind.PATCH if sub == "json-patch+json" else Kind.JSON
     if top == "multipart":

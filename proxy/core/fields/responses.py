@@ -27,7 +27,9 @@ _ENTITY_TAG = re.compile(rb'(?:W/)?+("[^"]*+")')
 # in UTF-16 and UTF-32, which have NULs in between.
 _JSON_START = re.compile(rb"(?:\xef\xbb\xbf|\xff\xfe|\xfe\xff)?+[\x00 \t\r\n]*+[{\[\"]")
 _OF_PARTS = (b"range", b"if-range")
-_OF_LINES = frozenset(("ndjson", "jsonl", "jsonlines", "json-lines", "ldjson", "json-stream", "jsonstream"))
+# Also behind another name, as Elasticsearch has it: application/vnd.elasticsearch+x-ndjson.
+_LINES = re.compile(r"(?:.*\+)?+(?:x-)?+(?:(?:nd|ld)-?+json|json-?+(?:lines|l|stream))|stream\+json")
+_SEQUENCE = re.compile(r"(?:.*\+)?+(?:x-)?+json-seq")
 
 
 class Label(Enum):
@@ -63,12 +65,21 @@ def label_of(content_types: Sequence[str]) -> Label:
 def _label_of_type(kind: str, subtype: str) -> Label:
     if (kind, subtype) == ("text", "event-stream"):
         return Label.EVENTS
-    name = subtype.rpartition("+")[2].removeprefix("x-")
-    if name == "json-seq":
+    if is_sequence(subtype):
         return Label.RECORDS
-    if name in _OF_LINES or subtype == "stream+json":
+    if is_lines(subtype):
         return Label.LINES
     return Label.JSON if "json" in subtype else Label.OTHER
+
+
+def is_lines(subtype: str) -> bool:
+    """Tell whether a media type is of JSON texts of which each is a line, by its subtype in lower case."""
+    return _LINES.fullmatch(subtype) is not None
+
+
+def is_sequence(subtype: str) -> bool:
+    """Tell whether it is of JSON texts behind record separators (RFC 7464)."""
+    return _SEQUENCE.fullmatch(subtype) is not None
 
 
 def comes_in_texts(label: Label) -> bool:

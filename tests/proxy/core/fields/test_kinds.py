@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from proxy.core.decisions import Denied, Reason
+from proxy.core.fields import responses
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.entries import FieldEntry, OtherBodies, Work
 from proxy.core.fields.kinds import MAX_TEXTS, Kind, is_binary, kind_of, splice_body
@@ -67,7 +68,8 @@ LINES_TYPES = (
         "application/jsonlines",
     ),
     *("application/json-lines", "application/x-jsonlines", "application/stream+json", "application/x-json-stream"),
-    *("application/json-l", "application/x-nd-json", "text/x-ndjson"),
+    *("application/json-l", "application/x-nd-json", "text/x-ndjson", "application/ldjson", "application/json-stream"),
+    *("application/vnd.elasticsearch+x-ndjson; compatible-with=8", "application/vnd.example+jsonl"),
 )
 
 
@@ -79,12 +81,14 @@ class TestKinds:
     @pytest.mark.parametrize("content_type", LINES_TYPES)
     def test_so_have_lines(self, content_type: str) -> None:
         assert kind_of([content_type], b"x") is Kind.LINES
+        assert responses.label_of([content_type]) is responses.Label.LINES
 
     @pytest.mark.parametrize(
         ("content_type", "kind"),
         [
             ("application/json-seq", Kind.SEQUENCE),
             ("application/geo+json-seq", Kind.SEQUENCE),
+            ("application/x-json-seq", Kind.SEQUENCE),
             ("application/json-patch+json", Kind.PATCH),
             ("application/x-www-form-urlencoded; charset=UTF-8", Kind.FORM),
             ("multipart/form-data; boundary=x", Kind.MULTIPART),
