@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.app import connect
+from proxy.core.jose.keys import Alg
+from tests.e2e import wire
+from tests.e2e.app import connect, request
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.connection import RecordedRequest
+from tests.e2e.receiver import Receiver
 from tests.e2e.reloading import reload
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import TlsUpstream
@@ -129,3 +132,59 @@ def test_so_does_a_change_of_who_may_use_the_proxy(opened: Open) -> None:
 def test_keep_leaves_alone_what_is_open(opened: Open) -> None:
     reload(opened.sidecar, policy(dict.fromkeys(KINDS, OTHER_PINS), "open_connections: keep\n"))
     assert opened.ended() == set()
+
+
+KEYS = """
+    keys:
+      pay: {{alg: ECDH-ES+A256KW, {pay}}}
+      app: {{alg: A256KW, {app}}}
+    rules:
+      - name: keys
+        hosts: [response.example]
+        request: [{{encrypt: [$.ssn], key: pay}}]
+        response: [{{decrypt: [$.token], key: app}}]
+"""
+
+
+@pytest.mark.parametrize("is_retired", [False, True])
+def test_a_rotation_of_keys_loses_no_request_until_its_own_is_retired(
+    authority: Authority, tmp_path: Path, is_retired: bool
+) -> None:
+    pay = {kid: Receiver(kid) for kid in ("pay-1", "pay-2")}
+    app = {kid: Receiver(kid, Alg.A256KW) for kid in ("app-1", "app-2")}
+    for receiver in pay.values():
+        receiver.write_public(tmp_path)
+    for receiver in app.values():
+        receiver.write_private(tmp_path)
+
+    def keys(pay_kids: tuple[str, ...], app_kids: tuple[str, ...]) -> str:
+        def said(kids: tuple[str, ...], end: str) -> str:
+            first, *older = (f"{{kid: {kid}, file: {kid}.{end}}}" for kid in kids)
+            return f"primary: {first}" + (f", older: [{', '.join(older)}]" if older else "")
+
+        return KEYS.format(pay=said(pay_kids, "pub.pem"), app=said(app_kids, "jwk"))
+
+    is_asked, goes_on = threading.Event(), threading.Event()
+
+    def respond(_: RecordedRequest) -> bytes:
+        is_asked.set()
+        goes_on.wait(30)
+        return wire.response(200, b'{"token":%s}' % app["app-1"].seal(b"1", "response.example", "$.token"))
+
+    with (
+        TlsUpstream(authority, *HOSTS, respond=respond) as upstream,
+        Sidecar(keys(("pay-1",), ("app-1",)), tmp_path, authority=authority, hosts=HOSTS) as sidecar,
+        RawClient(sidecar.address) as client,
+    ):
+        url = upstream.url(host="response.example")
+        client.send(request(url, f"response.example:{upstream.port}", body=b'{"ssn":1}'))
+        assert is_asked.wait(AT_MOST)
+        # where values are sealed the new key is at the front already, where they are opened it is there
+        reload(sidecar, keys(("pay-2",) if is_retired else ("pay-2", "pay-1"), ("app-1", "app-2")))
+        time.sleep(AT_MOST)
+        goes_on.set()
+        answer = client.read_response()
+    if is_retired:
+        assert (answer.status, answer.json()["reason"]) == (503, "policy_changed")
+    else:
+        assert (answer.status, answer.body) == (200, b'{"token":1}')

@@ -5,7 +5,9 @@ Rules of this module:
 
 - What counts is what the policy promises for a destination: which rule's protection it has, its pins, whom its server
   must be trusted by, where it may lead, and who may use it. A rule's name and its place in the list do not count.
-- Keys count by their names: a policy that is read again has them in new objects, though nothing has changed.
+- Keys count by their names: a policy that is read again has them in new objects, though nothing has changed. A key that
+  is added, and one that comes to the front where values are sealed, ends nothing: a rotation loses no request. What
+  ends is what seals or opens with a key that is there no more, and what has not the key that seals for it now.
 - Pins that have ended end what is open, too.
 """
 
@@ -17,7 +19,7 @@ from datetime import date
 
 from proxy.core.decisions import Action
 from proxy.core.destinations import Destination
-from proxy.core.fields.entries import FieldEntry
+from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.jose.keys import KeySet
 from proxy.core.pins import PinVerdict
 from proxy.core.rules.hsts import KnownHosts
@@ -44,11 +46,11 @@ def has_outlived(
     if begun is now:
         return False
     if action is Action.MIRROR:
-        return _promise(begun, rule, asked) != _promise(now, now.rule_for(asked), asked)
+        return _differs(begun, rule, now, now.rule_for(asked), asked)
     is_plain = action in (Action.UPGRADE, Action.ALLOW)
     counts, decision = decide_plain_http(now, asked, known) if is_plain else decide_https(now, asked)
     is_denied = decision.action is Action.DENY and not now.observes(counts)
-    return is_denied or _promise(begun, rule, asked) != _promise(now, counts, asked)
+    return is_denied or _differs(begun, rule, now, counts, asked)
 
 
 def pins_have_ended(rule: Rule | None, today: date) -> bool:
@@ -56,6 +58,25 @@ def pins_have_ended(rule: Rule | None, today: date) -> bool:
     if rule is None or rule.pins is None:
         return False
     return rule.pins.have_ended(today) and not rule.pins.observes and rule.pins.refuses(PinVerdict.EXPIRED)
+
+
+def _differs(begun: Policy, rule: Rule | None, now: Policy, counts: Rule | None, asked: Destination) -> bool:
+    if _promise(begun, rule, asked) != _promise(now, counts, asked):
+        return True
+    entries = zip(() if rule is None else rule.fields, () if counts is None else counts.fields, strict=True)
+    return any(_lacks_keys(was, each) for was, each in entries)
+
+
+def _lacks_keys(was: FieldEntry, now: FieldEntry) -> bool:
+    """Tell whether an entry of an earlier policy has keys that are withdrawn, or has not those that count now."""
+    before, after = _kids(was.keys), _kids(now.keys)
+    if was.work is Work.ENCRYPT:
+        return not set(before[:1]) <= set(after)
+    return not (set(before) <= set(after) and set(after[:1]) <= set(before))
+
+
+def _kids(keys: KeySet) -> tuple[str, ...]:
+    return tuple(key.kid for key in (keys.primary, *keys.older) if key is not None)
 
 
 def _promise(policy: Policy, rule: Rule | None, asked: Destination) -> Hashable:
@@ -74,7 +95,7 @@ def _content(value: object) -> Hashable:
     """Return what a part of the policy says, comparable with what another policy's says."""
     match value:
         case KeySet():
-            return value.name, value.alg, value.bind, tuple(key.kid for key in (value.primary, *value.older) if key)
+            return value.name, value.alg, value.bind  # for its keys see `_lacks_keys`
         case ClientCertificate():
             return value.chain
         case Rule():

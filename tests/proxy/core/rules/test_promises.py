@@ -11,7 +11,7 @@ import pytest
 
 from proxy.core.decisions import Action
 from proxy.core.destinations import Destination
-from proxy.core.fields.entries import FieldEntry
+from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.jose.keymaterial import SecretBytes
 from proxy.core.jose.keys import Alg, KeySet, new_key
@@ -44,8 +44,9 @@ def policy(rule: Rule | None = None, **more: Any) -> Policy:
     return Policy(rules=() if rule is None else (rule,), **more)
 
 
-def key_set(kid: str = "k") -> KeySet:
-    return KeySet("set", Alg.A256KW, new_key(Alg.A256KW, kid=kid))
+def key_set(kid: str = "k", *older: str) -> KeySet:
+    first, *others = (new_key(Alg.A256KW, kid=each) for each in (kid, *older))
+    return KeySet("set", Alg.A256KW, first, tuple(others))
 
 
 def certificate(der: bytes = b"own") -> ClientCertificate:
@@ -103,6 +104,29 @@ def test_what_promises_the_same_goes_on(before: dict[str, Any], after: dict[str,
 @pytest.mark.parametrize(("before", "after"), OTHER)
 def test_what_promises_something_else_does_not(before: dict[str, Any], after: dict[str, Any]) -> None:
     assert outlived(before, after)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ends"),
+    [  # which ends: what seals, what opens
+        (("a",), ("a", "b"), (False, False)),  # added
+        (("a", "b"), ("b", "a"), (False, False)),  # brought to the front, which what opens has had before
+        (("a",), ("b", "a"), (False, True)),  # … and has not
+        (("b", "a"), ("b",), (False, True)),  # retired
+        (("a", "b"), ("b",), (True, True)),  # … though it still seals
+        (("a",), ("b",), (True, True)),
+    ],
+)
+def test_a_rotation_ends_only_what_has_keys_that_count_no_more(
+    before: tuple[str, ...], after: tuple[str, ...], ends: tuple[bool, bool]
+) -> None:
+    def rule(kids: tuple[str, ...], place: str, work: Work) -> Rule:
+        entry = replace(ENTRY, keys=key_set(*kids), work=work)
+        return replace(RULE, request=(entry,)) if place == "request" else replace(RULE, response=(entry,))
+
+    for work, is_ended in zip(Work, ends, strict=True):
+        for place in ("request", "response"):
+            assert outlived({"rule": rule(before, place, work)}, {"rule": rule(after, place, work)}) is is_ended
 
 
 def test_under_the_same_policy_everything_goes_on() -> None:
