@@ -21,7 +21,7 @@ import ssl
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +132,11 @@ def leaf(*names: str | x509.GeneralName, options: Mapping[str, Any] | None = Non
     )
 
 
-def middle(**changes: Any) -> Make:
+def middle(options: Mapping[str, Any] | None = None, **changes: Any) -> Make:
     """A server that is right, under an intermediate authority that is not."""
-    return lambda farm, host: Made(farm.root.authority(f"middle of {host}", **changes).issues(host), farm.root.pem)
+    return lambda farm, host: Made(
+        farm.root.authority(f"middle of {host}", **changes).issues(host), farm.root.pem, options=options or {}
+    )
 
 
 def root(**changes: Any) -> Make:
@@ -262,7 +264,17 @@ def other_root(farm: Farm, host: str) -> Made:
 def incomplete(farm: Farm, host: str) -> Made:
     """A server that does not send its intermediate authority's certificate."""
     whole = farm.middle.issues(host)
-    return Made(Party(whole.der, whole.name, whole.key), farm.root.pem)
+    return Made(replace(whole, behind=()), farm.root.pem)
+
+
+def sending(*others: str) -> Make:
+    """A server that sends these certificates behind its own."""
+
+    def make(farm: Farm, host: str) -> Made:
+        known = {"root": farm.root.der, "middle": farm.middle.der, "stranger": Party.root("stranger").der}
+        return Made(replace(farm.middle.issues(host), behind=tuple(known[each] for each in others)), farm.root.pem)
+
+    return make
 
 
 def too_long(farm: Farm, host: str) -> Made:
@@ -289,6 +301,8 @@ ROWS: dict[str, Row] = {
     "revoked authority": Row(revoked("middle"), NO, NO, INVALID, words="certificate revoked (depth 1)"),
     "not revoked": Row(revoked("nothing"), OK, OK, TAKEN),
     "incomplete chain": Row(incomplete, NO, NO, INVALID, words="its issuer is "),
+    "chain in disorder": Row(sending("root", "middle"), OK, OK, TAKEN),
+    "a stranger sent along": Row(sending("stranger", "middle"), OK, OK, TAKEN),
     "expired authority": Row(middle(begins=-30, ends=-1), NO, NO, INVALID, words="certificate has expired (depth 1)"),
     "expired root": Row(root(begins=-30, ends=-1), NO, NO, INVALID, words="certificate has expired (depth 1)"),
     "no common name": Row(leaf(subject=None), OK, OK, TAKEN),
@@ -298,12 +312,18 @@ ROWS: dict[str, Row] = {
         lambda farm, host: Made(farm.middle.issues(subject=host), farm.root.pem), OK, OK, INVALID, NAMES
     ),
     "SHA-1": Row(leaf(has_sha1=True, options={"ciphers": WEAK}), NO, NO, INVALID),
+    "SHA-1 of an authority": Row(middle(has_sha1=True, options={"ciphers": WEAK}), NO, NO, INVALID),
+    "RSA 1024 of an authority": Row(middle(key=rsa_key(1024), options={"ciphers": WEAK}), NO, NO, INVALID),
     "SHA-1 of a root": Row(root(has_sha1=True), OK, OK, TAKEN),
     "RSA 1024": Row(of_rsa(1024, ciphers=WEAK), NO, NO, INVALID),
     "RSA 2048": Row(of_rsa(), OK, OK, TAKEN),
     "RSA 8192": Row(of_rsa(8192), OK, OK, TAKEN),
     "P-384": Row(leaf(key=ec.generate_private_key(ec.SECP384R1())), OK, OK, TAKEN),
     "Ed25519": Row(leaf(key=ed25519.Ed25519PrivateKey.generate()), OK, OK, TAKEN),
+    "a name as long as may be": Row(leaf(), OK, OK, TAKEN, host=f"{'a' * 63}.{'b' * 63}.{DOMAIN}"),
+    "an OCSP answer that must be stapled": Row(
+        leaf(put=[x509.TLSFeature([x509.TLSFeatureType.status_request])]), OK, OK, TAKEN
+    ),
     "1000 names": Row(
         lambda farm, host: Made(farm.middle.issues(*(f"n{n}.{host}" for n in range(999)), host), farm.root.pem),
         OK,
