@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import warnings
 from typing import Any
 
 import click
@@ -88,4 +89,6 @@ def main(ctx: click.Context) -> None:
 
     Example: overcoat check -p overcoat.yaml && overcoat serve -p overcoat.yaml
     """
+    # cryptography's, of serial numbers that are 0 or negative: OpenSSL decides on such certificates, and there are some
+    warnings.filterwarnings("ignore", message="Parsed a serial number")
     keep_private(is_limited=ctx.invoked_subcommand != "run")

@@ -175,7 +175,7 @@ def _rehearse(policy: Policy, file: Path, named: Sequence[Destination], now: dat
     hosts = [(each, rule_of(policy, each)) for each in named] or list(_hosts_of(policy, candidate))
     pinned = [(host, rule) for host, rule in hosts if rule is not None and rule.pins is not None]
     if not pinned:
-        names = ", ".join(str(each) for each in named) or ", ".join(candidate.names[:5]) or "no host"
+        names = ", ".join(str(each) for each in named) or _names(candidate)
         raise Failed(f"no rule with pins is for what {file} is for ({names}): name a host with --host")
     return [_tested(policy, candidate, host, rule, now) for host, rule in pinned]
 
@@ -220,14 +220,21 @@ def _tested(policy: Policy, candidate: Candidate, destination: Destination, rule
             detail="" if is_pinned else detail,
         )
     if not candidate.is_for(destination.host):
-        names = ", ".join(candidate.names[:5]) or "no host"
-        return failed_host(host, whose, pins, f"certificate_invalid: it is for {names}, and not for {destination.host}")
+        said = f"certificate_invalid: it is for {_names(candidate)}, and not for {destination.host}"
+        return failed_host(host, whose, pins, said)
     try:
         return check_host(host, whose, pins, verified_chain(policy.trust_for(rule), candidate.chain), now)
     except NotTrusted as error:
         return failed_host(host, whose, pins, f"certificate_invalid: {error}")
     except NoRoots as error:
         raise Failed(str(error)) from None
+
+
+def _names(candidate: Candidate) -> str:
+    """Return for whom a candidate is, for a sentence: what stands in it is somebody else's text."""
+    from proxy.core.certificates.words import MOST_NAMES, shown_name
+
+    return ", ".join(map(shown_name, candidate.names[:MOST_NAMES])) or "no host"
 
 
 def _local_ca() -> Lifetime | None:

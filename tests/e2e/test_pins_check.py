@@ -7,6 +7,7 @@ policy's trust and routes; and what is wrong makes the exit status 1.
 from __future__ import annotations
 
 import json
+import re
 import stat
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from proxy.disk.ca import LocalCa
 from tests.e2e.certificates import Authority, Identity, Variant, pin_of
 from tests.e2e.clients import curl
+from tests.e2e.farm import Party
 from tests.e2e.sidecar import Sidecar, SidecarFailed
 from tests.e2e.upstream import TlsUpstream
 
@@ -257,6 +259,17 @@ class TestCandidates:
         ahead = authority.intermediate().issue("one.example")
         _, errors = self.rehearse(authority, tmp_path, f"'{ahead.pin}'", ahead.chain_pem[0], status=1)
         assert "failed: certificate_invalid: " in errors
+
+    def test_the_names_in_it_are_somebody_elses_text(self, authority: Authority, tmp_path: Path) -> None:
+        root = Party.root("root")
+        (tmp_path / "next.pem").write_bytes(root.issues(x509.DNSName("one.example\0\x1b[2J")).pem)
+        rule = f"{{name: one, hosts: [one.example], pins: {{any_of: ['{NO_PIN}']}}}}"
+        sidecar = Sidecar(policy_of(rule), tmp_path, authority=authority)
+        for more in (("--host", "one.example"), ()):
+            with pytest.raises(SidecarFailed) as failed:
+                sidecar.run("pins", "check", "-p", "policy.yaml", "--candidate", "next.pem", *more)
+            assert '"one.example\\u0000\\u001b[2J"' in failed.value.stderr
+            assert not re.search(r"[\0\x1b]", failed.value.stderr)
 
     def test_a_request_is_known_by_its_key(self, authority: Authority, tmp_path: Path) -> None:
         pin, request = self.spare(tmp_path)

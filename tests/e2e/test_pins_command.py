@@ -13,10 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from proxy.core.pins import pin_of_public_key_info
 from tests.e2e.certificates import Authority, Identity, Variant
 from tests.e2e.clients import curl
-from tests.e2e.sidecar import Sidecar, SidecarFailed
+from tests.e2e.farm import Party, with_serial
+from tests.e2e.sidecar import Sidecar, SidecarFailed, clean_environment, overcoat_command
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
 MakeTls = Callable[..., TlsUpstream]
@@ -126,6 +129,37 @@ def test_a_mismatch_says_what_the_sidecar_does_with_that_server(
         url = upstream.url(scheme="https", host="api.example")
         ca_file = sidecar.ca_file if mode == "enforce" else tmp_path / "roots.pem"  # where it observes, it tunnels
         assert (curl(url, proxy=sidecar.proxy_url, ca_file=ca_file).status == 200) is not is_refused
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_nothing_is_said_of_serial_numbers_which_openssl_takes(
+    tls_upstream: MakeTls, tmp_path: Path, workers: int
+) -> None:
+    root = Party.root("root", edit=with_serial(b"\xff"))
+    leaf = root.issues("api.example", edit=with_serial(b"\0"))
+    upstream = tls_upstream(identity=leaf.identity)
+    (tmp_path / "root.pem").write_bytes(root.pem)
+    info = leaf.key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    pin = pin_of_public_key_info(info)
+    policy = f"""
+        workers: {workers}
+        trust: {{roots: root.pem}}
+        rules: [{{name: api, hosts: ["api.example:{upstream.port}"], pins: {{any_of: ['{pin}', '{NO_PIN}']}}}}]
+    """
+    with Sidecar(policy, tmp_path, hosts=HOSTS) as sidecar:
+        assert curl(upstream.url(host="api.example"), proxy=sidecar.proxy_url).status == 200
+        assert "Parsed" not in sidecar.stderr
+    where = f"api.example:{upstream.port}"
+    for arguments in (("fetch", where, "--json"), ("fetch", "--insecure", where), ("check",)):
+        done = subprocess.run(
+            [*overcoat_command(HOSTS), "pins", arguments[0], "-p", "policy.yaml", *arguments[1:]],
+            cwd=tmp_path,
+            env=clean_environment({"OVERCOAT_DATA": str(sidecar.data)}),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, "Parsed" in done.stderr) == (0, False), done.stderr
 
 
 def test_the_level_that_is_pinned_is_named(authority: Authority, tls_upstream: MakeTls, tmp_path: Path) -> None:
