@@ -20,6 +20,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from urllib.parse import unquote, unquote_to_bytes
 
 from proxy.core.fields.automaton import Marks
@@ -163,6 +164,10 @@ def spellings(path: str) -> tuple[str, ...] | None:
     Args:
         path: as sent, without the query.
     """
+    return _kept(path) if len(path) <= _MOST_KEPT else _spellings(path)
+
+
+def _spellings(path: str) -> tuple[str, ...] | None:
     if _AMBIGUOUS.search(path):
         return None
     try:
@@ -183,6 +188,10 @@ def spellings(path: str) -> tuple[str, ...] | None:
     if any(_AMBIGUOUS.search(each) for each in found[1:]):
         return None
     return tuple(dict.fromkeys(found))
+
+
+_MOST_KEPT = 256  # characters of a path whose spellings are kept for the next request
+_kept = lru_cache(maxsize=1024)(_spellings)
 
 
 def _either(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
