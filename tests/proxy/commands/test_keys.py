@@ -233,7 +233,7 @@ def test_on_a_terminal_a_note_does_not_stand_behind_the_value(tmp_path: Path) ->
 def test_a_value_opens_at_no_other_place(run: Run, sealed: bytes) -> None:
     elsewhere = ("--host", "api.pay.example", "--path", "$.card.cvv")
     line = _failed(run("open", "--key", "pay.pem", "--kid", "pay", *elsewhere, stdin=sealed))
-    assert "sealed for another field" in line
+    assert "sealed for another place" in line
     says = "sealed with key 'pay', 'ECDH-ES+A256KW', 'A256GCM'; bound to '$.card.number' at 'api.pay.example'"
     assert line.endswith(f" (the token says: {says})")
     assert run("open", "--key", "pay.pem", "--kid", "pay", stdin=sealed).stderr == f"note: {says}\n"

@@ -159,7 +159,7 @@ class TestEnvelopes:
 
     def test_a_token_that_does_not_open_is_refused(self) -> None:
         token = seal(b"1", KEYS, Place(HOST, "$.elsewhere"))
-        with pytest.raises(Denied, match="sealed for another field") as caught:
+        with pytest.raises(Denied, match="sealed for another place") as caught:
             opened(b'{"encData":"%s"}' % token.encode(), entry_of("$", envelope=Envelope("encData")))
         assert reason_of(caught) is Reason.DECRYPTION_FAILED
 
