@@ -222,8 +222,9 @@ def by_hand(sidecar: Sidecar, authority: str) -> Peer:
     Raises:
         AssertionError: the sidecar does not speak HTTP/2.
     """
+    ca_file = sidecar.ca_file  # asked for first: it may run a command, and a handshake has a limit
     client = connect(sidecar, authority)
-    agree_on_http2(client, authority.partition(":")[0], sidecar.ca_file)
+    agree_on_http2(client, authority.partition(":")[0], ca_file)
     return Peer(client, PREFACE + settings())
 
 
