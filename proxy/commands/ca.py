@@ -59,7 +59,7 @@ def ca(context: click.Context, show_path: bool, out: Path | None, *, constrain: 
         found = LocalCa.find(directory)
         if constrain and found is not None and found.constraints is None:
             click.echo("warning: this CA may sign for any host; overcoat ca rotate --constrain makes another", err=True)
-        wanted = _constraints(_load(policy_path)) if constrain and found is None else None
+        wanted = _wanted(_load(policy_path)) if constrain and found is None else None
         authority = LocalCa.open(directory, now, constraints=wanted)
     except CaError as e:
         raise fail(str(e)) from None
@@ -79,6 +79,16 @@ def _load(path: str | None) -> Policy:
     from proxy.commands.shared import load_or_exit
 
     return load_or_exit(path, as_json=False, is_without_secrets=True)
+
+
+def _wanted(policy: Policy) -> Constraints | None:
+    """Return those of the first CA, as `serve` would make it; None, and say so, where the default inspects."""
+    if policy.inspects_unnamed:
+        click.echo(
+            f"warning: this CA may sign for any host, since policy {policy.source} inspects by default", err=True
+        )
+        return None
+    return _constraints(policy)
 
 
 def _constraints(policy: Policy) -> Constraints:

@@ -312,6 +312,11 @@ class TestTheCommands:
         assert done.stdout == made
         assert "this CA may sign for any host; overcoat ca rotate --constrain makes another" in done.stderr
 
+    def test_ca_makes_one_for_any_host_where_the_default_inspects(self, sidecar: Sidecar) -> None:
+        edit(sidecar.policy_file, sidecar.policy_file.read_text() + "defaults: {https: inspect}\n")
+        sidecar.run("ca", "--constrain", "-p", "policy.yaml")
+        assert self.constraints(sidecar) is None
+
     def test_explain_says_that_it_may_not_sign(self, sidecar: Sidecar) -> None:
         sidecar.run("ca", "--constrain", "-p", "policy.yaml")
         edit(sidecar.policy_file, sidecar.policy_file.read_text().replace(LISTED, OUTSIDE))
