@@ -213,6 +213,26 @@ class TestRequests:
             assert client.read_response().status == 200
         assert newest(server, "/json?other").body == body
 
+    @pytest.mark.parametrize(
+        ("content_type", "body"),
+        [
+            ("text/plain", b'[{"secret":%s}' + b',{"secret":0}' * 4096 + b"]"),
+            ("text/plain; charset=iso-8859-1", b'{"secret":%s}'),
+            ("application/x-www-form-urlencoded; charset=iso-8859-1", b"card=%s"),
+        ],
+    )
+    def test_no_token_passes_in_another_body_that_could_not_be_read(
+        self, beside: Sidecar, server: PlainUpstream, receiver: Receiver, trusted: Path, content_type: str, body: bytes
+    ) -> None:
+        token = receiver.seal(b'"4111"', "other.example", "$.secret")
+        body = body.replace(b"%s", token.strip(b'"') if b"=%s" in body else token)
+        before = len(server.requests)
+        with peer(beside, trusted) as client:
+            client.send(request("/unread", NAME, headers=(("Content-Type", content_type),), body=body))
+            answer = client.read_response()
+        assert (answer.status, answer.json()["reason"]) == (422, "request_not_opened")
+        assert len(server.requests) == before
+
 
 class TestResponses:
     @pytest.mark.parametrize("version", [1, 2])

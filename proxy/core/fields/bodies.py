@@ -18,6 +18,7 @@ from datetime import date
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields import encodings, kinds, splice, values
 from proxy.core.fields.entries import Digests, FieldEntry, OnFailure, Signed, Work
+from proxy.core.fields.kinds import Kind
 from proxy.core.fields.responses import Label, label_of, may_be_json
 from proxy.core.fields.values import Setting
 from proxy.core.http.digests import BadDigest, first_digest, followed, is_digest, recomputed, without_digests
@@ -26,6 +27,7 @@ from proxy.core.jose import jwe
 
 _UNREAD = frozenset((Reason.BODY_NOT_JSON, Reason.ENCODING_UNSUPPORTED, Reason.BODY_TOO_LARGE))
 MAX_SEALED = 4096  # half a second of work at most
+_LOOKED_AT = 1024  # bytes at the beginning of a body, which tell what it is
 
 _UTF8 = ("utf-8", "utf8", "us-ascii")
 _DIGEST_HINT = (
@@ -151,8 +153,8 @@ def decrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting:
     """Decrypt the fields that entries select, if they hold a JWE; see `change`.
 
     A value that is no JWE was never sealed, and stays as it is. So does a body that is no JSON, if its label says
-    nothing about it (see `Label`); one of a request that cannot be read, if its label says that it is no JSON; and what
-    cannot be opened, where the entries say so (`OnFailure`).
+    nothing about it (see `Label`); one of a request that cannot be read, if it is another kind of body, and no form
+    with fields to open (see `_is_other`); and what cannot be opened, where the entries say so (`OnFailure`).
 
     Raises:
         Denied: DECRYPTION_FAILED, of a request REQUEST_NOT_OPENED; the detail says why.
@@ -177,7 +179,7 @@ def decrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting:
             return unchanged
         return Changed(encodings.encode(spliced.body, codings, pause=setting.pause), spliced.counts)
     except Denied as denied:
-        if setting.of_request and denied.reason in _UNREAD and label_of(head.content_types) is Label.OTHER:
+        if setting.of_request and denied.reason in _UNREAD and _is_other(body, head, entries, denied.reason):
             return unchanged
         why = denied
     except ValueError:
@@ -187,6 +189,29 @@ def decrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting:
     if setting.of_request:
         raise Denied(Reason.REQUEST_NOT_OPENED, f"the request cannot be decrypted: {why.detail}", entries=why.entries)
     raise unchangeable(Work.DECRYPT, why.detail, why.entries)
+
+
+def _is_other(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], why: Reason) -> bool:
+    """Tell whether a request's body that cannot be read is none in which a value could have been sealed.
+
+    Args:
+        body: the whole body, as it came.
+        head: what its header fields say.
+        entries: what is to be opened.
+        why: why it cannot be read; one of `_UNREAD`.
+    """
+    if label_of(head.content_types) is not Label.OTHER:
+        return False
+    try:
+        label = kinds.label_of(head.content_types) or Kind.OTHER
+    except Denied:
+        return False
+    if any(kinds.takes(entry, label) for entry in entries):  # a form, in which a field may be sealed
+        return False
+    if why is Reason.BODY_NOT_JSON or kinds.is_binary(head.content_types):
+        return True
+    # Its charset, its coding or its length kept it from being read: what begins like JSON may be JSON.
+    return not may_be_json(encodings.beginning(body, head.content_encoding or "", _LOOKED_AT))
 
 
 def not_one_value() -> Denied:

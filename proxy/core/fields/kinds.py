@@ -182,7 +182,7 @@ def splice_body(
         try:  # a mirror opens the JSON in an upload, and lets what it cannot read pass
             return _splice_multipart(text, content_types[0], Parts(entries, jobs, most, pause=pause))
         except Denied as denied:
-            if denied.reason is not Reason.BODY_UNREADABLE:
+            if denied.reason not in (Reason.BODY_UNREADABLE, Reason.BODY_NOT_JSON):
                 raise
             return unchanged
     match kind:
@@ -247,6 +247,10 @@ def splice_json(
         pause: called again and again meanwhile.
     """
     holds_requests = False
+    if is_patch and not _ARRAY.match(text):
+        raise unreadable(
+            "the body is labelled as a JSON Patch, and is no array", "send a JSON Patch as RFC 6902 has it"
+        )
     if is_patch or _ARRAY.match(text):
         spans = splice.spans_of(text, _LOOK, pause=pause)
         of = [0] * len(_LOOK)

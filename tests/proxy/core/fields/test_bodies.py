@@ -338,12 +338,67 @@ class TestRequestsThatAreOpened:
     def test_what_is_json_is_opened_whatever_it_is_called(self, types: tuple[str, ...]) -> None:
         assert self.opened(b' {"a":"%s"}' % token(HOST), *types) == b' {"a":1}'
 
-    @pytest.mark.parametrize("body", [b"{", b'{"a":1', b"[NaN]", b'"a', b"{}" + b" " * 2000])
-    def test_what_says_that_it_is_json_must_be_read(self, body: bytes) -> None:
+    def refused(self, body: bytes, *types: str, coding: str | None = None) -> None:
+        """Check that a request does not get to the server."""
         with pytest.raises(Denied) as caught:
-            self.opened(body, "application/json")
+            self.opened(body, *types, coding=coding)
         assert caught.value.reason is Reason.REQUEST_NOT_OPENED
+
+    @pytest.mark.parametrize("body", [b"{", b'{"a":1', b"[NaN]", b'"a', b"-" * 2000])
+    def test_what_says_that_it_is_json_must_be_read(self, body: bytes) -> None:
+        self.refused(body, "application/json")
         assert self.opened(body, "application/octet-stream") == body
+
+    @pytest.mark.parametrize(
+        ("types", "coding"),
+        [
+            pytest.param(("text/plain",), "gzip", id="longer than what is held"),
+            pytest.param(("text/plain; charset=iso-8859-1",), None, id="another charset"),
+            pytest.param(("text/plain; charset=iso-8859-1", "multipart/form-data"), None, id="two labels"),
+        ],
+    )
+    def test_what_begins_like_json_must_be_read_whatever_it_is_called(
+        self, types: tuple[str, ...], coding: str | None
+    ) -> None:
+        body = b'{"a":"%s"}' % token("other.example")
+        if coding is not None:
+            body = gzip.compress(body + b" " * 2000)
+        self.refused(body, *types, coding=coding)
+        assert self.opened(body, "image/png; charset=iso-8859-1", coding=coding) == body
+        other = b"-" if coding is None else gzip.compress(b"-" * 2000)
+        assert self.opened(other, "text/plain; charset=iso-8859-1", coding=coding) == other
+
+    def test_tokens_do_not_pass_because_there_are_too_many(self) -> None:
+        opening = replace(ENTRY, selectors=(parse_selector("$[*].a"),), work=Work.DECRYPT)
+        setting = Setting(HOST, LIMIT, TODAY, of_request=True)
+        element = b'{"a":"%s"}' % seal(b"1", KEYS, Place(HOST, "$[*].a")).encode("ascii")
+        for elements in ([element] * (MAX_OPENED * 8 + 1), [b'{"a":1}'] * MAX_SEALED + [element]):
+            with pytest.raises(Denied) as caught:
+                change(b"[%s]" % b",".join(elements), BodyHead(["text/plain"]), [opening], setting)
+            assert caught.value.reason is Reason.REQUEST_NOT_OPENED
+
+    @pytest.mark.parametrize(
+        ("content_type", "body"),
+        [
+            pytest.param("application/x-www-form-urlencoded; charset=iso-8859-1", b"card=%s", id="another charset"),
+            pytest.param("application/x-www-form-urlencoded", b'{"x=1&card=%s', id="a form that begins like JSON"),
+            pytest.param("application/x-www-form-urlencoded", b"card=%s" + b"&a" * 10_000, id="too many fields"),
+            pytest.param(
+                "multipart/form-data; boundary=b",
+                b'--b\r\nContent-Disposition: form-data; name="card"\r\n\r\n%s\r\n'
+                b'--b\r\nContent-Disposition: form-data; name="x"\r\nContent-Type: application/json\r\n\r\n{\r\n'
+                b"--b--\r\n",
+                id="a part that is no JSON",
+            ),
+        ],
+    )
+    def test_a_form_with_fields_to_open_must_be_read(self, content_type: str, body: bytes) -> None:
+        body = body.replace(b"%s", seal(b'"1"', KEYS, Place(HOST, "$.card")).encode("ascii"))
+        opening, setting = replace(ENTRY, work=Work.DECRYPT), Setting(HOST, LIMIT, TODAY, of_request=True)
+        with pytest.raises(Denied) as caught:
+            change(body, BodyHead([content_type]), [replace(opening, form=("card",))], setting)
+        assert caught.value.reason is Reason.REQUEST_NOT_OPENED
+        assert change(body, BodyHead([content_type]), [opening], setting).body == body
 
     def test_other_kinds_are_opened_as_they_are_sealed(self) -> None:
         lines = b'{"a":"%s"}\n' % token(HOST)

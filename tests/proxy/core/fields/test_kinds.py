@@ -242,6 +242,12 @@ class TestPatches:
         assert reason_of(b'{"ssn":1}', "application/json-patch+json") is Reason.BODY_UNREADABLE
         assert reason_of(b"[", "application/json-patch+json") is Reason.BODY_NOT_JSON
 
+    @pytest.mark.parametrize("text", [b'"078-05-1120"', b" 7", b"{}"])
+    def test_what_is_no_array_is_no_patch_and_could_not_be_sealed(self, text: bytes) -> None:
+        with pytest.raises(Denied) as denied:
+            splice(text, "application/json-patch+json", replace(ENTRY, selectors=(parse_selector("$"),)))
+        assert denied.value.reason is Reason.BODY_UNREADABLE
+
 
 class TestForms:
     def test_marked_fields_are_found(self) -> None:
