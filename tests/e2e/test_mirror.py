@@ -75,6 +75,9 @@ def answering(request_: RecordedRequest) -> bytes:
             return wire.response(200, b'{"token":"secret-of-the-server"}\n', headers=EVENTS)
         case "/packets":
             return wire.response(200, b'data: 42["x",{"token":"secret-of-the-server"}]\n\n', headers=EVENTS)
+        case "/answers":
+            body = b'data: [{"jsonrpc":"2.0","id":1,"token":"secret-of-the-server"}]\n\n'
+            return wire.response(200, body, headers=EVENTS)
         case "/none":
             return wire.response(200, b'{"n":1}', headers=(*JSON, ("ETag", '"abc"')))
         case _:
@@ -289,6 +292,13 @@ class TestResponses:
             assert b"secret-of-the-server" not in client.read_to_end()
         line = beside.wait_for_decision(lambda line: line["path"] == path)
         assert (line["reason"], line["encrypted"]) == ("response_not_sealed", 0)
+
+    def test_what_is_marked_in_an_array_of_answers_leaves_sealed_in_a_stream_too(
+        self, beside: Sidecar, app: Receiver, trusted: Path
+    ) -> None:
+        answer = post(beside, trusted, b"{}", "/answers")
+        sealed = json.loads(answer.body.removeprefix(b"data: "))[0]["token"]
+        assert app.open(sealed.encode(), host=NAME, path="$[*].token") == b'"secret-of-the-server"'
 
     def test_servers_are_asked_for_whole_bodies(self, beside: Sidecar, server: PlainUpstream, trusted: Path) -> None:
         fields = (("Range", "bytes=0-3"), ("If-Match", 'W/"abc"'), ("Accept-Encoding", "br, gzip"))

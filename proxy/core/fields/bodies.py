@@ -174,7 +174,7 @@ def decrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting:
         elif label_of(head.content_types) is not Label.JSON and not may_be_json(text):
             return unchanged
         else:
-            spliced = splice.splice(text, jobs, pause=setting.pause)
+            spliced = kinds.splice_text(text, jobs, pause=setting.pause)
         if not spliced.total:
             return unchanged
         return Changed(encodings.encode(spliced.body, codings, pause=setting.pause), spliced.counts)

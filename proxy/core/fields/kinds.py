@@ -6,8 +6,8 @@ Rules of this module:
 - Many servers read JSON whatever the label says. So what begins like JSON counts as JSON under any label but those of
   several texts, multipart forms and binary formats; and a body under a label of JSON is JSON, or denied.
 - An entry has nothing to do with a body of another kind than it marks fields in; then its `other_bodies` counts.
-- In an array of requests (JSON-RPC, GraphQL) an entry's selectors count for each of them, too, and in a multipart form
-  for each part that says it is JSON.
+- In an array of requests, or of answers (JSON-RPC, GraphQL), an entry's selectors count for each of them, too, and in a
+  multipart form for each part that says it is JSON.
 - What could be read in two ways, in both of which something is marked, is denied.
 """
 
@@ -28,6 +28,7 @@ from proxy.core.fields.jsontext import NotJson, Span, find_spans, member_path
 from proxy.core.fields.pauses import Pause, never
 from proxy.core.fields.responses import is_lines, is_sequence, may_be_json
 from proxy.core.fields.selectors import parse_selector
+from proxy.core.fields.spans import MAX_VALUES
 from proxy.core.fields.splice import Job, Spliced
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # noqa: S105  # RFC 9110's token, not a secret
@@ -38,11 +39,12 @@ _ARRAY = re.compile(rb"[ \t\r\n]*+\[")
 
 MAX_TEXTS = 20_000  # in one body: each costs some time, however short it is
 
-# One walk over an array tells what it is an array of: requests, or operations of a patch.
+# One walk over an array tells what it is an array of: requests, answers to them, or operations of a patch.
 _OF_REQUESTS = ("jsonrpc", "method", "params", "query", "variables", "operationName", "extensions")
+_OF_ANSWERS = ("result", "error", "data", "errors")
 _LOOK = [
     Marks((parse_selector(text),), ignore_case=True)
-    for text in (f"$[*][{','.join(map(repr, _OF_REQUESTS))}]", "$[*].op", "$[*].path")
+    for text in (f"$[*][{','.join(map(repr, _OF_REQUESTS + _OF_ANSWERS))}]", "$[*].op", "$[*].path")
 ]
 
 
@@ -267,8 +269,29 @@ def splice_json(
                 return patched
     if any(entry.graphql_arguments for entry in entries):
         graphqlrequests.check_json(text, entries, pause)
-    if not holds_requests:
-        return splice.splice(text, jobs, most, pause=pause)
+    return _splice_each(text, jobs, most, pause) if holds_requests else splice.splice(text, jobs, most, pause=pause)
+
+
+def splice_text(text: bytes, jobs: Sequence[Job], most: int = MAX_VALUES, *, pause: Pause = never) -> Spliced:
+    """Replace the marked values of one JSON text of a response, which may be an array of answers.
+
+    Args:
+        text: the text.
+        jobs: what to do with the values.
+        most: the greatest number of values.
+        pause: called again and again meanwhile.
+
+    Raises:
+        Denied: it cannot be read, or a transform says so.
+        ValueError: a transform returned something that is not JSON.
+    """
+    if _ARRAY.match(text) and splice.spans_of(text, _LOOK[:1], pause=pause):
+        return _splice_each(text, jobs, most, pause)
+    return splice.splice(text, jobs, most, pause=pause)
+
+
+def _splice_each(text: bytes, jobs: Sequence[Job], most: int, pause: Pause) -> Spliced:
+    """Replace what is marked in an array of requests or answers, and in each of them."""
     doubled = [*jobs, *(replace(job, marks=in_each(job.marks)) for job in jobs)]
     spliced = splice.splice(text, doubled, most, pause=pause)
     return _as_of(spliced, [*range(len(jobs))] * 2, len(jobs))

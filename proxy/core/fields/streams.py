@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.fields import bodies, encodings, events, lines, splice, values
+from proxy.core.fields import bodies, encodings, events, kinds, lines, splice, values
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.pauses import SHORT
 from proxy.core.fields.responses import Label, may_be_json
@@ -119,7 +119,7 @@ class Stream:
             work = values.opening if self._opens else values.sealing
             self._jobs = self._required.watching(work(self.entries, self._setting))
         try:
-            spliced = splice.splice(text, self._jobs, bodies.MAX_SEALED, pause=self._setting.pause)
+            spliced = kinds.splice_text(text, self._jobs, bodies.MAX_SEALED, pause=self._setting.pause)
         except Denied as denied:
             if denied.reason is not Reason.BODY_NOT_JSON or not self._is_no_text(text):
                 self._fail(denied)

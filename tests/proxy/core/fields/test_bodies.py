@@ -314,6 +314,15 @@ def test_what_of_an_offer_can_be_opened_here(offered: str, acceptable_here: str)
     assert acceptable(offered) == acceptable_here
 
 
+@pytest.mark.parametrize("name", ["jsonrpc", "result", "error", "data", "errors", "extensions"])
+def test_an_array_of_answers_that_a_mirror_has_sealed_is_opened_for_the_app(name: str) -> None:
+    entry = replace(ENTRY, selectors=(parse_selector(f"$.{name}.a"),))
+    body = b'[ {"%s":{"a": 1}}, {"%s":{"a":"2"},"b":3}]' % (name.encode(), name.encode())
+    sealed, count = encrypt(body, PLAIN, [entry])
+    assert count == 2
+    assert decrypt(sealed, PLAIN, [entry]) == (body, 2)
+
+
 def token(host: str) -> bytes:
     """Return a token of `1` at `$.a`."""
     return seal(b"1", KEYS, Place(host, "$.a")).encode("ascii")

@@ -70,6 +70,17 @@ def refused(step: Callable[[], object]) -> Denied:
     return denied.value
 
 
+@KINDS
+def test_an_array_of_answers_is_sealed_and_opened_answer_by_answer(label: Label) -> None:
+    text = wrapped(label, b'[{"jsonrpc":"2.0","id":1,"ssn":"078"}, {"error":1,"ssn":2}]')
+    sealed = stream(label, SEAL).feed(text)
+    assert b"078" not in sealed
+    assert sealed.count(b"eyJ") == 2
+    assert stream(label).feed(sealed) == text
+    other = wrapped(label, b'[{"id":1,"ssn":"078"}]')
+    assert stream(label, SEAL).feed(other) == other
+
+
 class TestOpened:
     @KINDS
     def test_each_text_goes_on_with_its_fields_opened(self, label: Label) -> None:
