@@ -48,6 +48,10 @@ _LOOK = [
 ]
 
 
+# The path of a member that no operation has, or of what is in it.
+_BESIDE = re.compile(r"\$\[\*\](?!\.(?:op|path|from|value)(?![A-Za-z0-9_]))[.\[]", re.IGNORECASE)
+
+
 class Kind(StrEnum):
     """What a body is."""
 
@@ -262,6 +266,9 @@ def splice_json(
         if is_patch or (of[1] and of[2]):
             patched = jsonpatch.splice_patch(text, jobs, most, pause=pause)
             if is_patch:
+                marked = splice.spans_of(text, [job.marks for job in jobs], pause=pause)
+                if any(_BESIDE.match(span.path) for span in marked):
+                    raise unreadable("an operation of the patch has a marked member beside those of RFC 6902")
                 return patched
             if patched.total:
                 if splice.spans_of(text, [job.marks for job in jobs], pause=pause):

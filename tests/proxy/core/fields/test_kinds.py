@@ -242,6 +242,16 @@ class TestPatches:
         assert reason_of(b'{"ssn":1}', "application/json-patch+json") is Reason.BODY_UNREADABLE
         assert reason_of(b"[", "application/json-patch+json") is Reason.BODY_NOT_JSON
 
+    @pytest.mark.parametrize("name", [b"ssn", b"values", b"a b"])
+    def test_a_marked_member_beside_those_of_an_operation_is_denied(self, name: bytes) -> None:
+        entry = replace(ENTRY, selectors=(parse_selector("$..ssn"),))
+        text = b'[{"op":"add","path":"/x","value":{"ssn":1},"%s":%s}]'
+        label = "application/json-patch+json"
+        assert (
+            reason_of(text % (name, b"1" if name == b"ssn" else b'{"ssn":1}'), label, entry) is Reason.BODY_UNREADABLE
+        )
+        assert splice(text % (name.upper(), b'{"n":1}'), label, entry).total == 1
+
     @pytest.mark.parametrize("text", [b'"078-05-1120"', b" 7", b"{}"])
     def test_what_is_no_array_is_no_patch_and_could_not_be_sealed(self, text: bytes) -> None:
         with pytest.raises(Denied) as denied:
