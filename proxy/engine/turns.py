@@ -10,7 +10,8 @@ Rules of this module:
 
 - In one turn of the loop one work goes on, up to the first pause after `PIECE_SECONDS`. They take turns.
 - The first piece is done at once, unless others have begun: what takes no longer costs two changes of threads.
-- At most `AT_ONCE` works have begun; the others wait, in the order in which they came.
+- At most `AT_ONCE` works have begun, and `EACH` of one owner, an app's connection; the others wait. Whose work begins
+  next goes round the owners, and each one's begin in the order in which they came: much work of one keeps no other out.
 - What was cancelled ends in its pause, before `cancel` returns. Nothing of it happens later.
 """
 
@@ -18,13 +19,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
 from proxy import timelimits
 
 AT_ONCE = 32  # each has a thread
+EACH = 4
 
 
 class Cancelled(BaseException):
@@ -38,9 +40,10 @@ class Work[T]:
         is_over: whether it is done, has failed, or was cancelled.
     """
 
-    def __init__(self, do: Callable[[], T], then: Callable[[Work[T]], object]) -> None:
+    def __init__(self, do: Callable[[], T], then: Callable[[Work[T]], object], owner: object) -> None:
         self._do = do
         self.then = then
+        self.owner = owner
         self.hand: _Hand | None = None  # the thread that does it, once it has begun
         self.is_over = False
         self.is_cancelled = False
@@ -111,7 +114,8 @@ class Turns:
         self._current: Work[Any] | None = None  # the one that has the baton
         self._until = 0.0
         self._ring: deque[Work[Any]] = deque()  # those that take turns
-        self._later: deque[Work[Any]] = deque()  # those that have not begun
+        self._begun: Counter[object] = Counter()  # how many of these each owner has
+        self._later: dict[object, deque[Work[Any]]] = {}  # those that have not begun; the owner who is next comes first
         self._is_called = False
 
     def pause(self) -> None:
@@ -131,18 +135,20 @@ class Turns:
         if work.is_cancelled:
             raise Cancelled
 
-    def start[T](self, do: Callable[[], T], then: Callable[[Work[T]], object]) -> Work[T]:
+    def start[T](self, do: Callable[[], T], then: Callable[[Work[T]], object], owner: object) -> Work[T]:
         """Begin some work.
 
         Args:
             do: does it.
             then: called with it in a later turn, once it is over; not if it is over when this returns.
+            owner: whose it is; compared by what it is.
         """
-        work: Work[T] = Work(do, then)
+        work: Work[T] = Work(do, then, owner)
         if not self._ring:
             self._go_on(work)
         if not work.is_over:
-            (self._ring if len(self._ring) < AT_ONCE else self._later).append(work)
+            self._later.setdefault(owner, deque()).append(work)
+            self._admit()
             self._call()
         return work
 
@@ -151,13 +157,16 @@ class Turns:
         if work.is_over:
             return
         work.is_cancelled = True
-        if work in self._later:
-            self._later.remove(work)
+        if work in (waiting := self._later.get(work.owner, ())):
+            assert isinstance(waiting, deque)
+            waiting.remove(work)
+            if not waiting:
+                del self._later[work.owner]
         else:
             self._ring.remove(work)
             if work.hand is not None:
                 self._go_on(work)
-            self._admit()
+            self._end(work)
         work.is_over = True
 
     def _go_on[T](self, work: Work[T]) -> None:
@@ -176,9 +185,24 @@ class Turns:
             self._is_called = True
             self._call_soon(self._turn)
 
+    def _end(self, work: Work[Any]) -> None:
+        """Count one that had begun as over, which is not in the ring any more, and let another begin."""
+        self._begun[work.owner] -= 1
+        if not self._begun[work.owner]:
+            del self._begun[work.owner]
+        self._admit()
+
     def _admit(self) -> None:
-        if self._later and len(self._ring) < AT_ONCE:
-            self._ring.append(self._later.popleft())
+        """Let work begin while there is room."""
+        while len(self._ring) < AT_ONCE:
+            owner = next((owner for owner in self._later if self._begun[owner] < EACH), None)
+            if owner is None:
+                return
+            waiting = self._later.pop(owner)
+            self._ring.append(waiting.popleft())
+            self._begun[owner] += 1
+            if waiting:
+                self._later[owner] = waiting  # behind all others
 
     def _turn(self) -> None:
         self._is_called = False
@@ -187,7 +211,7 @@ class Turns:
         work = self._ring.popleft()
         self._go_on(work)
         if work.is_over:
-            self._admit()
+            self._end(work)
         else:
             self._ring.append(work)
         self._call()

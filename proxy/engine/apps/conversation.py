@@ -506,11 +506,11 @@ class Conversation:
 
     def _lane(self, *, from_app: bool) -> Lane:
         """Return one direction, for what takes long."""
-        turns = self.house.turns
+        turns, owner = self.house.turns, self.app
         if from_app:
-            self._sending = self._sending or Lane(turns, self._take_step, partial(self.stream.hold, "work"))
+            self._sending = self._sending or Lane(turns, owner, self._take_step, partial(self.stream.hold, "work"))
             return self._sending
-        self._receiving = self._receiving or Lane(turns, self._take_step, self._hold_upstream)
+        self._receiving = self._receiving or Lane(turns, owner, self._take_step, self._hold_upstream)
         return self._receiving
 
     def _cancel_work(self) -> None:

@@ -22,11 +22,12 @@ type Result[T] = Callable[[], T]  # returns what work gave, or raises what it ra
 class Lane:
     """One direction."""
 
-    __slots__ = ("_behind", "_hold", "_take_step", "_turns", "_work")
+    __slots__ = ("_behind", "_hold", "_owner", "_take_step", "_turns", "_work")
 
     def __init__(
         self,
         turns: Turns,
+        owner: object,
         take_step: Callable[[Callable[[None], None], None], object],
         hold: Callable[[bool], object],
     ) -> None:
@@ -34,10 +35,12 @@ class Lane:
 
         Args:
             turns: does what takes long.
+            owner: whose work it is: the app's connection.
             take_step: runs a step in a later turn, and ends the conversation if it raises.
             hold: reads no more from this side, or goes on.
         """
         self._turns = turns
+        self._owner = owner
         self._take_step = take_step
         self._hold = hold
         self._work: Work[Any] | None = None
@@ -55,7 +58,7 @@ class Lane:
             do: does it.
             then: called when it is over; before anything that is put behind it.
         """
-        work = self._turns.start(do, lambda work: self._take_step(partial(self._over, work, then), None))
+        work = self._turns.start(do, lambda work: self._take_step(partial(self._over, work, then), None), self._owner)
         if work.is_over:
             then(work.result)
         else:

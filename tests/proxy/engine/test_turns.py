@@ -46,8 +46,13 @@ class Loop:
 
         return do
 
-    def start(self, name: str, pauses: int) -> Work[str]:
-        return self.turns.start(self.work(name, pauses), lambda work: self.log.append(("then", work.result())))
+    def start(self, name: str, pauses: int, owner: str | None = None) -> Work[str]:
+        """Start work whose owner is called as itself, if not by another name."""
+
+        def then(work: Work[str]) -> None:
+            self.log.append(("then", work.result()))
+
+        return self.turns.start(self.work(name, pauses), then, owner or name)
 
 
 @pytest.fixture
@@ -116,6 +121,23 @@ def test_only_some_begin(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [each for each in loop.log if each[0] == "then"] == [("then", name) for name in "abc"]  # type: ignore[index]  # pairs
 
 
+def test_much_work_of_one_keeps_no_other_out(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "AT_ONCE", 3)
+    monkeypatch.setattr(turns, "EACH", 2)
+    for number in range(6):
+        loop.start(f"one {number}", 1, owner="one")
+    for name in ("b", "c", "d"):
+        loop.start(name, 1)
+    loop.turns.cancel(loop.start("one more", 1, owner="one"))
+    while loop.turn():
+        pass
+    begun = [each[0] for each in loop.log if each[1] == 0]  # type: ignore[index]  # all are pairs
+    # Two of the first at once, and who is alone; then who waits, in turn with them.
+    assert begun == ["one 0", "one 1", "b", "one 2", "c", "d", "one 3", "one 4", "one 5"]
+    assert not loop.turns._later
+    assert not loop.turns._begun
+
+
 def test_it_is_never_done_beside_the_loop(loop: Loop) -> None:
     here = threading.get_ident()
     running = [here]
@@ -128,14 +150,14 @@ def test_it_is_never_done_beside_the_loop(loop: Loop) -> None:
             running[0] = here
             loop.turns.pause()
 
-    works = [loop.turns.start(do, lambda work: work.result()) for _ in range(3)]
+    works = [loop.turns.start(do, lambda work: work.result(), 1) for _ in range(3)]
     while loop.turn():
         assert running[0] == here
     assert all(work.is_over for work in works)
 
 
 def test_threads_are_used_again(loop: Loop) -> None:
-    found = {loop.turns.start(threading.get_ident, print).result() for _ in range(20)}
+    found = {loop.turns.start(threading.get_ident, print, 1).result() for _ in range(20)}
     assert len(found) == 1
     assert threading.get_ident() not in found
 
@@ -150,7 +172,7 @@ def test_what_fails_tells_so(loop: Loop) -> None:
     def do() -> None:
         raise ValueError("x")
 
-    failed = loop.turns.start(do, print)
+    failed = loop.turns.start(do, print, 1)
     with pytest.raises(ValueError, match="x"):
         failed.result()
 
@@ -158,7 +180,7 @@ def test_what_fails_tells_so(loop: Loop) -> None:
         loop.turns.pause()
         raise ValueError("late")
 
-    loop.turns.start(late, lambda work: work.result())
+    loop.turns.start(late, lambda work: work.result(), 1)
     with pytest.raises(ValueError, match="late"):
         loop.turn()
 
@@ -188,7 +210,7 @@ class TestCancelled:
                 except turns.Cancelled:
                     log.append(number)
 
-        work = loop.turns.start(stubborn, print)
+        work = loop.turns.start(stubborn, print, 1)
         loop.turns.cancel(work)
         assert log == [0, 1, 2]
 

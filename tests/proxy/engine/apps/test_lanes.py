@@ -19,7 +19,12 @@ class World:
         self.soon: deque[Callable[[], None]] = deque()
         self.turns = Turns(self.soon.append)
         self.log: list[str] = []
-        self.lane = Lane(self.turns, self.take_step, lambda is_held: self.log.append("hold" if is_held else "go on"))
+        self.lane = Lane(
+            self.turns, self, self.take_step, lambda is_held: self.log.append("hold" if is_held else "go on")
+        )
+
+    def hold(self, is_held: bool) -> None:
+        self.log.append("hold" if is_held else "go on")
 
     def take_step(self, step: Callable[[None], None], argument: None) -> None:
         step(argument)
