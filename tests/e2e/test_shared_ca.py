@@ -68,7 +68,7 @@ class TestTwoSidecars:
     def test_commands_need_no_permission(self, first: Sidecar) -> None:
         env = clean_environment({"OVERCOAT_DATA": str(first.data)})
         for command in (["ca"], ["check", "-p", str(first.policy_file)], ["run", "--", "true"]):
-            done = run_command([*overcoat_command(), *command], first.data.parent, env)
+            done = run_command([*overcoat_command(), *command], first.data, env)
             assert done.returncode == 0, done.stderr
 
     def test_one_that_was_killed_holds_nothing_even_while_its_workers_drain(self, first: Sidecar) -> None:
