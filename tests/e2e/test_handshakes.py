@@ -460,3 +460,22 @@ class TestTrustOfARule:
             details = problem(curl(upstream.url(host="open.example"), proxy=sidecar.proxy_url), "tls_failed")
             assert "which is 1.3 and newer" in details["detail"]
             assert curl(upstream.url(host="pay.example"), proxy=sidecar.proxy_url).status == 200
+
+    @pytest.mark.parametrize("wants", ["asked", "target"])
+    def test_an_upgrade_to_a_port_of_another_rule_takes_no_trust_away(
+        self, wants: str, authority: Authority, tls_upstream: MakeTls, tmp_path: Path
+    ) -> None:
+        """Whichever of the two wants TLS 1.3; the other one's pins do not make up for it."""
+        identity = authority.issue("pay.example")
+        old = tls_upstream(identity=identity, max_tls=ssl.TLSVersion.TLSv1_2)
+        strict, pins = "trust: {min_tls: '1.3'}", f'pins: {{any_of: ["{identity.pin}"]}}'
+        first, second = (strict, pins) if wants == "asked" else (pins, strict)
+        policy = f"""
+            rules:
+              - {{name: asked, hosts: ["pay.example:5001"], https_port: {old.port}, {first}}}
+              - {{name: target, hosts: ["pay.example:{old.port}"], {second}}}
+        """
+        with Sidecar(policy, tmp_path, authority=authority, hosts=HOSTS) as sidecar:
+            answer = curl("http://pay.example:5001/", proxy=sidecar.proxy_url)
+        assert (answer.status, answer.json()["reason"]) == (403, "plain_http_rejected")
+        assert not old.requests

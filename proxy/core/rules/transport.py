@@ -87,9 +87,9 @@ def _upgrade(policy: Policy, rule: Rule | None, asked: Destination) -> tuple[Rul
         return there, Decision(Action.DENY, denied=_https_rejected(there, target))
     if there is None or there is rule:
         return rule, Decision(Action.UPGRADE, target)
-    if rule is None or not rule.needs_plaintext:
+    if rule is None or not _would_be_missed(policy, rule, there):
         return there, Decision(Action.UPGRADE, target)
-    if not there.needs_plaintext:
+    if not _would_be_missed(policy, there, rule):
         return rule, Decision(Action.UPGRADE, target)
     return rule, Decision(
         Action.DENY,
@@ -99,6 +99,15 @@ def _upgrade(policy: Policy, rule: Rule | None, asked: Destination) -> tuple[Rul
             "let one rule name both ports of the host",
         ),
     )
+
+
+def _would_be_missed(policy: Policy, rule: Rule, other: Rule) -> bool:
+    """Tell whether a rule protects what goes out under another one instead: its pins or fields, or a `trust` of its own
+    that takes less.
+    """
+    if rule.needs_plaintext:
+        return True
+    return rule.trust is not None and not policy.trust_for(other).takes_only_what_is_taken_by(rule.trust)
 
 
 def decide_https(policy: Policy, asked: Destination) -> tuple[Rule | None, Decision]:

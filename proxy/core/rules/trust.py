@@ -67,6 +67,18 @@ class Trust:
     key_exchange: KeyExchange = KeyExchange.ANY
     crls: Crls | None = None
 
+    def takes_only_what_is_taken_by(self, other: Trust) -> bool:
+        """Tell whether no upstream passes here that would not pass under another `Trust`. Other roots, and other
+        revocation lists, count as ones that let something else pass.
+        """
+        return (
+            (self.roots, self.anchors) == (other.roots, other.anchors)
+            and self.min_tls >= other.min_tls
+            and self.strict >= other.strict
+            and (other.key_exchange is KeyExchange.ANY or self.key_exchange is other.key_exchange)
+            and (other.crls is None or self.crls == other.crls)
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClientCertificate:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +38,7 @@ from proxy.core.rules.transport import (
     unresolved,
     untaken,
 )
+from proxy.core.rules.trust import Crls, CrlUse, KeyExchange, Trust
 from proxy.core.who.addresses import AddressKind, AddressSet, parse_ip
 from proxy.core.who.clients import ClientRules
 
@@ -206,6 +209,54 @@ def test_two_rules_that_protect_the_two_ports_in_different_ways_deny() -> None:
     _, decision = decide_plain_http(Policy(rules=(one, two)), ASKED)
     assert decision.denied is not None
     assert decision.denied.reason is Reason.PLAIN_HTTP_REJECTED
+
+
+_CRLS = Crls((Path("a.crl"),), lists=(b"a",))
+
+
+@pytest.mark.parametrize(
+    ("strong", "weak"),
+    [
+        ({"min_tls": "1.3"}, {}),
+        ({"strict": True}, {"strict": False}),
+        ({"key_exchange": KeyExchange.HYBRID}, {}),
+        ({"crls": _CRLS}, {}),
+        ({"crls": replace(_CRLS, when=CrlUse.REQUIRE)}, {"crls": _CRLS}),
+        ({"roots": Path("own.pem")}, {}),
+        ({"anchors": (b"own",)}, {"anchors": (b"other",)}),
+    ],
+)
+def test_no_upgrade_takes_a_servers_trust_away(strong: dict[str, object], weak: dict[str, object]) -> None:
+    """Whichever of the two rules has it, and whether the other one protects something or not."""
+    strict, lax = (Trust(**each) for each in (strong, weak))  # type: ignore[arg-type]  # the table's values fit
+    pinned: dict[str, object] = {"pins": _PINS, "https": Https.INSPECT}
+    for is_dialled, has_other_more in product((False, True), repeat=2):
+        ports = ["api.example:80", "api.example:443"]
+        strong_one = _rule("strong", ports.pop(is_dialled), trust=strict)
+        weak_one = _rule("weak", *ports, **(pinned if has_other_more else {}))
+        rules = (weak_one, strong_one) if is_dialled else (strong_one, weak_one)  # the first may be about both ports
+        rule, decision = decide_plain_http(Policy(rules=rules, trust=lax), ASKED)
+        if has_other_more:
+            assert decision.denied is not None
+            assert decision.denied.reason is Reason.PLAIN_HTTP_REJECTED
+        else:
+            assert (rule, decision.action) == (strong_one, Action.UPGRADE)
+
+
+@pytest.mark.parametrize(
+    ("strong", "weak"),
+    [
+        ({}, {}),
+        ({"min_tls": "1.3", "key_exchange": KeyExchange.HYBRID, "crls": _CRLS}, {"strict": False}),
+    ],
+)
+@pytest.mark.parametrize("own", ["80", "443"])
+def test_a_trust_that_takes_more_is_not_missed(own: str, strong: dict[str, object], weak: dict[str, object]) -> None:
+    strict, lax = (Trust(**each) for each in (strong, weak))  # type: ignore[arg-type]  # the table's values fit
+    strong_one = _rule("strong", f"api.example:{own}", trust=strict, pins=_PINS, https=Https.INSPECT)
+    weak_one = _rule("weak", "**.example", trust=lax)
+    rule, decision = decide_plain_http(Policy(rules=(strong_one, weak_one)), ASKED)
+    assert (rule, decision.action) == (strong_one, Action.UPGRADE)
 
 
 def test_a_rule_for_443_that_lets_plain_http_pass_is_not_about_port_80() -> None:
