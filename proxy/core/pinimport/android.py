@@ -13,7 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import date
 
-from proxy.core.pinimport.rules import Imported, Pinned, in_order, last_day_before, pattern_of, pin_of_base64, quoted
+from proxy.core.pinimport.rules import (
+    Imported,
+    Pinned,
+    in_order,
+    last_day_before,
+    limit_pins,
+    pattern_of,
+    pin_of_base64,
+    quoted,
+)
 from proxy.core.pinimport.xmltext import Node, read_xml
 
 ROOT = "network-security-config"
@@ -80,6 +89,7 @@ def _configured(config: Node, around: Pinned | None, notes: list[str]) -> Iterat
 def _pin_set(node: Node, notes: list[str]) -> Pinned:
     """Return the pins of a pin-set, for no hosts yet."""
     pins, said = [], []
+    limit_pins(len(node.all("pin")))  # those that are not carried over count, too: notes about them are inherited
     for pin in node.all("pin"):
         digest = pin.attributes.get("digest", "")
         if digest.upper() != "SHA-256":

@@ -10,7 +10,7 @@ Rules of this module, as OkHttp reads its patterns:
 
 from __future__ import annotations
 
-from proxy.core.pinimport.rules import Imported, Pinned, in_order, limit, pattern_of, pin_of_base64, quoted
+from proxy.core.pinimport.rules import Imported, Pinned, in_order, limit, limit_pins, pattern_of, pin_of_base64, quoted
 from proxy.core.pinimport.source import Reader, tokens_of
 from proxy.core.pins import Pin
 from proxy.core.rules.policy import HostPattern
@@ -40,6 +40,7 @@ def read_okhttp(text: str) -> Imported:
     for pattern, listed in pins.items():
         united = [pin for other, its in pins.items() if other.covers(pattern) for pin in its]
         own = list(dict.fromkeys([*listed, *united]))
+        limit_pins(len(own))
         joined = len(own) > len(dict.fromkeys(listed))
         said = ("OkHttp unites the pins of all patterns that a host matches: those of wider ones stand here, too",)
         if own:

@@ -24,6 +24,7 @@ _NO_NAME = re.compile(r"[^a-z0-9]+")
 _LONGEST_NAME = 60
 _PLACEHOLDER = "A" * 43  # what OkHttp's documentation pins, so that the failure tells the right pins
 MOST_HOSTS = 2000
+MOST_PINS = 100  # of a host: where many hosts share pins, each rule repeats them
 MOST_CHARACTERS = 200  # of a foreign file's words in a note
 
 
@@ -100,6 +101,16 @@ def limit(count: int) -> None:
     """
     if count > MOST_HOSTS:
         raise ValueError(f"it names more than {MOST_HOSTS} hosts")
+
+
+def limit_pins(count: int) -> None:
+    """Check that hosts have not so many pins that repeating them for each would take much memory.
+
+    Raises:
+        ValueError: they have.
+    """
+    if count > MOST_PINS:
+        raise ValueError(f"it gives one host more than {MOST_PINS} pins")
 
 
 def _order(pattern: HostPattern) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.pinimport.reading import MOST_BYTES, Kind, NotReadable, import_pins, kind_of
-from proxy.core.pinimport.rules import Imported, Pinned, as_policy, in_order, pattern_of, quoted
+from proxy.core.pinimport.rules import MOST_PINS, Imported, Pinned, as_policy, in_order, pattern_of, quoted
 from proxy.core.pins import Pin
 
 DIGEST = base64.b64encode(hashlib.sha256(b"a").digest()).decode()
@@ -155,3 +155,25 @@ def test_foreign_words_stay_on_one_line(words: str) -> None:
 def test_a_kind_that_nobody_knows_is_ours_to_mend() -> None:
     with pytest.raises(AssertionError):
         pattern_of("a.example", "three_labels")
+
+
+def _shared_by_many(kind: Kind, count: int) -> bytes:
+    """Text in which so many pins are given to one host, and others have them, too."""
+    digests = [base64.b64encode(hashlib.sha256(b"%d" % number).digest()).decode() for number in range(count)]
+    if kind is Kind.ANDROID:
+        pins = f'<pin digest="SHA-256">{digests[0]}</pin>' + "<pin/>\n" * (count - 1)  # notes are repeated like pins
+        nested = "<domain-config><domain>a.x</domain></domain-config>"
+        return (
+            f"<network-security-config><domain-config><pin-set>{pins}</pin-set>{nested}</domain-config>"
+            "</network-security-config>"
+        ).encode()
+    wide = "".join(f'.add("**.x", "sha256/{digest}")' for digest in digests)
+    return f'CertificatePinner.Builder(){wide}.add("a.x", "sha256/{digests[0]}")'.encode()
+
+
+@pytest.mark.parametrize("kind", [Kind.ANDROID, Kind.OKHTTP])
+def test_what_many_hosts_share_is_limited(kind: Kind) -> None:
+    """Each rule repeats it: a file of 100 KB became a policy of 500 MB."""
+    assert import_pins(_shared_by_many(kind, MOST_PINS), kind).rules
+    with pytest.raises(NotReadable, match=f"more than {MOST_PINS} pins"):
+        import_pins(_shared_by_many(kind, MOST_PINS + 1), kind)
