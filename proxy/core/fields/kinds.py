@@ -14,7 +14,7 @@ Rules of this module:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from urllib.parse import unquote
@@ -185,18 +185,22 @@ def splice_body(
         unchanged = Spliced(text, (0,) * len(jobs))
         if kind is not Kind.MULTIPART or entries[0].work is not Work.DECRYPT:
             return unchanged
-        try:  # a mirror opens the JSON in an upload, and lets what it cannot read pass
-            return _splice_multipart(text, content_types[0], Parts(entries, jobs, most, pause=pause))
+        parts = Parts(entries, jobs, most, pause=pause)
+        try:  # a mirror opens the JSON in an upload, and lets a form pass that it cannot read
+            boundary = multipart.boundary_of(content_types[0])
+            pieces = [*multipart.pieces_of(text, boundary, parts.is_kept)]
         except Denied as denied:
-            if denied.reason not in (Reason.BODY_UNREADABLE, Reason.BODY_NOT_JSON):
+            if denied.reason is not Reason.BODY_UNREADABLE:
                 raise
             return unchanged
+        return _splice_pieces(text, pieces, boundary, parts)
     match kind:
         case Kind.FORM:
             graphqlrequests.check_form(text, entries, pause)
             return forms.splice_form(text, names_of(entries), jobs, most, pause=pause)
         case Kind.MULTIPART:
-            return _splice_multipart(text, content_types[0], Parts(entries, jobs, most, pause=pause))
+            parts, boundary = Parts(entries, jobs, most, pause=pause), multipart.boundary_of(content_types[0])
+            return _splice_pieces(text, multipart.pieces_of(text, boundary, parts.is_kept), boundary, parts)
         case Kind.GRAPHQL:
             graphqlrequests.check_query(forms.decoded_utf8(text), entries, pause)
             return Spliced(text, (0,) * len(jobs))
@@ -406,12 +410,8 @@ class Parts:
         return Kind.JSON if self._is_graphql and head.name == graphqlrequests.OPERATIONS else None
 
 
-def _splice_multipart(text: bytes, content_type: str, parts: Parts) -> Spliced:
-    boundary = multipart.boundary_of(content_type)
-    pieces = [
-        parts.replaced(piece, boundary) if isinstance(piece, multipart.Value) else piece
-        for piece in multipart.pieces_of(text, boundary, parts.is_kept)
-    ]
+def _splice_pieces(text: bytes, pieces: Iterable[bytes | multipart.Value], boundary: bytes, parts: Parts) -> Spliced:
+    new = [parts.replaced(each, boundary) if isinstance(each, multipart.Value) else each for each in pieces]
     if not parts.spans:
         return Spliced(text, tuple(parts.counts))
-    return Spliced(b"".join(pieces), tuple(parts.counts), tuple(parts.spans))
+    return Spliced(b"".join(new), tuple(parts.counts), tuple(parts.spans))

@@ -13,6 +13,7 @@ from proxy.core.fields import responses
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.entries import FieldEntry, OtherBodies, Work
 from proxy.core.fields.kinds import MAX_TEXTS, Kind, is_binary, kind_of, splice_body
+from proxy.core.fields.multipart import MAX_PARTS
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.splice import Job, Spliced
 from proxy.core.jose.keys import Alg, KeySet, new_key
@@ -410,6 +411,20 @@ class TestGraphql:
         entry = replace(WITH_FORM, selectors=(parse_selector("$..ssn"), parse_selector("$.a.ssn[*]")))
         body = part("data", text, f"\r\nContent-Type: {content_type}") + b"--b--"
         assert reason_of(body, MULTIPART, entry, most=1) is reason
+
+    @pytest.mark.parametrize("at", [0, 1])
+    def test_behind_a_mirror_none_passes_that_cannot_be_read(self, at: int) -> None:
+        """Whether `form` is said or not: another part may hold what must be opened."""
+        parts = [part("x", b'{"ssn":"token"}', "\r\nContent-Type: application/json")]
+        parts.insert(at, part("y", b"{", "\r\nContent-Type: application/json"))
+        for entry in (ENTRY, WITH_FORM):
+            reason = reason_of(b"".join((*parts, b"--b--")), MULTIPART, replace(entry, work=Work.DECRYPT))
+            assert reason is Reason.BODY_NOT_JSON
+
+    def test_nor_one_of_too_many_parts(self) -> None:
+        mirror = replace(ENTRY, work=Work.DECRYPT)
+        text = part("a", b"1") * (MAX_PARTS + 1) + b"--b--"
+        assert reason_of(text, MULTIPART, mirror) is Reason.BODY_TOO_LARGE
 
     def test_by_a_marked_name_it_is_sealed_as_a_whole(self) -> None:
         body = part("ssn", b'{"ssn":1}', "\r\nContent-Type: application/json") + b"--b--"

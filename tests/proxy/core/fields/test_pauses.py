@@ -39,7 +39,7 @@ SETTING = Setting("h", 1 << 20, date(2026, 1, 1), of_request=True)
 JSON = BodyHead(("application/json",))
 FORM = BodyHead(("application/x-www-form-urlencoded",))
 LINES = BodyHead(("application/x-ndjson",))
-MULTIPART = BodyHead(("multipart/form-data; boundary=b",))
+MULTIPART = BodyHead(("multipart/form-data; boundary=b'b",))
 PATCH = BodyHead(("application/json-patch+json",))
 TOOL = 4
 
@@ -98,7 +98,7 @@ def inside(depth: int, text: bytes) -> bytes:
     return text
 
 
-PART = b'--b\r\nContent-Disposition: form-data; name="ssn"\r\n\r\n1\r\n'
+PART = b'--b\'b\r\nContent-Disposition: form-data; name="ssn"\r\n\r\n1\r\n'
 QUERY = json.dumps({"query": "{" + "a(b:$b){c}" * 1300 + "}"}).encode()
 SHALLOW = json.dumps({"query": "{" + "a " * 8000 + "}"}).encode()
 IN_STRING = {"inside": (parse_selector("$.m"),)}
