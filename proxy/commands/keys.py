@@ -427,7 +427,7 @@ def _rows(key_set: KeySet, today: date) -> list[Row]:
                 "kind": "public",
                 "can_open": False,
                 "expired": False,
-                "source": supply.url,
+                "source": supply.shown,
                 **nothing,
             }
         ]

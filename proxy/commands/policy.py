@@ -94,7 +94,9 @@ def _check(option: str | None, secrets: SecretVariables, *, as_json: bool, no_se
         found += _fetched(policy)
     found += findings(policy, os.environ, datetime.now(UTC))
     failed = [finding.text for finding in found if finding.has_failed]
-    supplied = [f"keys.{name}.jwks: {each.supply.url}" for name, each in policy.keys.items() if each.supply is not None]
+    supplied = [
+        f"keys.{name}.jwks: {each.supply.shown}" for name, each in policy.keys.items() if each.supply is not None
+    ]
     unchecked = [*policy.unchecked, *supplied, "whether serve would start here"] if no_secrets else []
     if as_json:
         warnings = [finding.text for finding in found if not finding.has_failed]
@@ -123,7 +125,7 @@ def _fetched(policy: Policy) -> list[Finding]:
             try:
                 supply.current = asyncio.run(fetch(policy, key_set, supply))
             except SupplyFailed as why:
-                text = f"key set {key_set.name}: its keys cannot be fetched from {supply.url}: {why}"
+                text = f"key set {key_set.name}: its keys cannot be fetched from {supply.shown}: {why}"
                 then = "what it should encrypt is denied, by a sidecar that has no earlier keys"
                 found.append(Finding(f"{text}; {then}", has_failed=True))
             except NoRoots:
@@ -186,7 +188,7 @@ def _key_set_summary(policy: Policy, name: str) -> dict[str, Any]:
         "profile": key_set.profile.value if key_set.profile is not None else None,
         "bind": key_set.bind.value,
         "grace_days": key_set.grace,
-        "jwks": key_set.supply.url if key_set.supply is not None else None,
+        "jwks": key_set.supply.shown if key_set.supply is not None else None,
         "keys": [
             {
                 "kid": key.kid,

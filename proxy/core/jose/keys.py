@@ -179,6 +179,11 @@ class Supply:
     current: KeySet | None = None
     missed: Callable[[], None] | None = None
 
+    @property
+    def shown(self) -> str:
+        """The URL for people: without its query, which may be a secret."""
+        return self.url.partition("?")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class KeySet:
@@ -267,7 +272,7 @@ class KeySet:
         """
         key = self.now.primary
         if key is None:
-            url = self.supply.url if self.supply is not None else "nowhere"
+            url = self.supply.shown if self.supply is not None else "nowhere"
             raise NoKey(
                 f"key set {self.name} has no key yet: none could be fetched from {url}",
                 "the log says why; overcoat check tries it once more",

@@ -88,7 +88,7 @@ async def fetch_keys(services: Services, policy: Policy, key_set: KeySet, supply
         raise SupplyFailed(f"{destination} sent the JWK Set in an encoding, which was not asked for")
     today = datetime.now(UTC).date()
     try:
-        keys = fitting_keys(bytes(answer.body), alg=key_set.alg, today=today, kid=supply.kid, source=supply.url)
+        keys = fitting_keys(bytes(answer.body), alg=key_set.alg, today=today, kid=supply.kid, source=supply.shown)
         return replace(key_set, primary=keys[0], older=keys[1:], supply=None)
     except BadKey as error:
         raise SupplyFailed(str(error)) from None
@@ -222,9 +222,9 @@ class Supplies:
         assert now.primary is not None
         kid = now.primary.kid
         if had is None or had.primary is None or had.primary.kid != kid:
-            logger.info("key set %s seals with key %s of %s", name, kid, source.supply.url)
+            logger.info("key set %s seals with key %s of %s", name, kid, source.supply.shown)
         elif source.failures:
-            logger.info("key set %s: its keys are fetched again from %s", name, source.supply.url)
+            logger.info("key set %s: its keys are fetched again from %s", name, source.supply.shown)
         source.failures = 0
 
     def _say_failure(self, source: _Source, why: SupplyFailed) -> None:
@@ -234,7 +234,11 @@ class Supplies:
         source.said = now
         then = "the keys of before stay" if source.supply.current is not None else "what it should encrypt is denied"
         logger.warning(
-            "key set %s: its keys cannot be fetched from %s: %s; %s", source.key_set.name, source.supply.url, why, then
+            "key set %s: its keys cannot be fetched from %s: %s; %s",
+            source.key_set.name,
+            source.supply.shown,
+            why,
+            then,
         )
 
 
