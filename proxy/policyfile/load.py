@@ -411,6 +411,8 @@ def _only_key_hint(steps: Steps, raw: object) -> str:
     if len(names) != 1:
         return ""
     shown_whole = isinstance(raw, str) and len(raw) <= _SHOWN_WHOLE
+    if isinstance(raw, str) and names[0] == "file" and "." not in raw:  # it may be the key itself, which has no dots
+        shown_whole = False
     value = _list_of(str(raw))[1:-1] if shown_whole else "[…]" if isinstance(raw, list) else "…"
     return f": write {{{names[0]}: {value}}}"
 

@@ -417,6 +417,16 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         "not a list: write {any_of: […]}",
     ),
     ("no mapping, but much text", "version: 1\ntrust: " + "x" * 61 + "\n", 2, 8, "trust", "not text: write {roots: …}"),
+    (
+        "no mapping, but a file's name",
+        "version: 1\nkeys: {a: {alg: A256KW, primary: a.key}}\n",
+        *(2, 34, "keys.a.primary", "not text: write {file: a.key}"),
+    ),
+    (
+        "no mapping, but what may be a key",
+        "version: 1\nkeys: {a: {alg: A256KW, primary: 3q2+7w==}}\n",
+        *(2, 34, "keys.a.primary", "not text: write {file: …}"),
+    ),
     ("no mapping, but text as in quotes", "version: 1\ntrust: '1'\n", 2, 8, "trust", 'not text: write {roots: "1"}'),
     ("no mapping, but what fits no key", "version: 1\ntrust: 1\n", 2, 8, "trust", "must be a mapping, not a number"),
     (
