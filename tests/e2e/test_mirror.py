@@ -581,3 +581,18 @@ class TestAsAnyListener:
                 client.send(request("/talk", NAME, method="GET", headers=fields))
                 assert client.read_response().status == 101
                 assert client.read_exactly(4) == b"\x81\x02hi"
+
+
+def test_no_app_is_served_on_a_connection_that_a_mirror_opened(own: Own, trusted: Path) -> None:
+    """Other ways lead to a mirror's server than to a host of that name: nothing is shared, in observe mode either."""
+    with PlainUpstream() as server:
+        listener = listener_of(server).replace("http://127.0.0.1", f"http://{NAME}") + "', 'forward://127.0.0.1:0"
+        with own(server, listener=listener, more="    mode: observe\n", hosts={NAME: "127.0.0.1"}) as sidecar:
+            with peer(sidecar, trusted) as client:
+                client.send(request("/mirrored", NAME, method="GET"))
+                assert client.read_response().status == 200
+            authority = f"{NAME}:{server.port}"
+            with RawClient(sidecar.addresses[1]) as client:
+                client.send(f"GET http://{authority}/from-here HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode())
+                assert client.read_response().status == 200
+        assert len(server.connections) == 2

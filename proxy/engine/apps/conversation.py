@@ -292,7 +292,9 @@ class Conversation:
         self._tries += 1
         if not exchange.ready:
             exchange.ready = time.monotonic()
-        key = (request.host, request.port, request.scheme, exchange.rule and exchange.rule.name, exchange.policy)
+        mirror = self.app.session.mirror  # to whose server other ways lead than to hosts of that name
+        rule = exchange.rule and exchange.rule.name
+        key = (request.host, request.port, request.scheme, rule, exchange.policy, mirror is not None)
         self._version = self.stream.version(self.flow.request)
         version = Version.HTTP1 if self._needs_own_connection() else self._version
         if not fresh and not have_expired(exchange.rule) and (upstream := self.house.pool.take(key, version)):
@@ -300,7 +302,7 @@ class Conversation:
             self._connected(upstream)
             return
         self._was_reused = False
-        record = exchange.upstream = Upstream(exchange.policy, exchange.rule, mirror=self.app.session.mirror)
+        record = exchange.upstream = Upstream(exchange.policy, exchange.rule, mirror=mirror)
         self._dialling = self.app.loop.create_task(self._dial(record, key, version))
 
     def _needs_own_connection(self) -> bool:
