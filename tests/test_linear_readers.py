@@ -733,7 +733,8 @@ def test_a_reader_that_does_not_is_found() -> None:
     def slow(text: str) -> int:
         return sum(each == "b" for at in range(len(text)) for each in text[at:])  # nothing of it is linear
 
-    assert growth(slow, lambda length: "a" * length, 16 * 1024) >= TOO_MUCH
+    # Other work on the machine may make the shorter text's share look greater, as it may for any; seldom three times.
+    assert max(growth(slow, lambda length: "a" * length, 4 * 1024) for _ in range(3)) >= TOO_MUCH
 
 
 def test_these_texts_reach_what_reads_them() -> None:

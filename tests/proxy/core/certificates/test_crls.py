@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from proxy.core.certificates.crls import ends_of
+from proxy.core.certificates.der import element, elements, encoded
 
 NOW = datetime(2026, 11, 30, tzinfo=UTC)
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -39,6 +40,17 @@ def test_the_newest_of_an_issuer_counts_wherever_it_stands() -> None:
 def test_lists_about_different_certificates_are_each_told() -> None:
     ends = ends_of([a_list("A", -1, "http://a/1"), a_list("A", 7, "http://a/2"), a_list("A", 3)])
     assert sorted(end for _, end in ends) == [NOW + timedelta(days=days) for days in (-1, 3, 7)]
+
+
+def test_one_that_does_not_say_when_the_next_comes_has_no_end() -> None:
+    der = a_list("A", 7)
+    outer = element(der, 0, len(der))
+    signed, *rest = elements(der, outer)
+    fields = [der[each.at : each.end] for each in elements(der, signed)]
+    del fields[4]  # version, signature, issuer, thisUpdate, nextUpdate
+    without = encoded(0x30, encoded(0x30, b"".join(fields)) + b"".join(der[each.at : each.end] for each in rest))
+    assert x509.load_der_x509_crl(without).next_update_utc is None
+    assert ends_of([without]) == []
 
 
 def test_there_may_be_none() -> None:

@@ -80,6 +80,8 @@ class TestAddresses:
         check_client(ClientRules(), "127.0.0.1")
         with pytest.raises(Denied, match=r"no app at 192\.0\.2\.1"):
             check_client(ClientRules(), "192.0.2.1")
+        with pytest.raises(Denied, match=r"the mirror listener lets nobody at 192\.0\.2\.1"):
+            check_client(ClientRules(), "192.0.2.1", is_at_mirror=True)
 
     def test_who_is_named(self) -> None:
         rules = ClientRules(AddressSet(frozenset({AddressKind.PRIVATE})))
