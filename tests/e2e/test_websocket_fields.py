@@ -31,7 +31,7 @@ from tests.e2e.mirrors import NAME, mirror, rule_of_app
 from tests.e2e.receiver import Marked, Pieces, Receiver, assert_only_marked_changed, plain
 from tests.e2e.scripted import Upstream, scripted_upstream
 from tests.e2e.sidecar import Decision, Sidecar, clean_environment, overcoat_command
-from tests.e2e.websockets import CLOSE, DEADLINE, PING, PONG, TEXT, Server, client, frame
+from tests.e2e.websockets import CLOSE, DEADLINE, PING, PONG, TEXT, Server, client, for_two_threads, frame
 
 BOTH, SEALS, OPENS, FREE, SEEN, WHEN = (
     f"{name}.example" for name in ("both", "seals", "opens", "free", "seen", "when")
@@ -364,7 +364,7 @@ class TestBothEnds:
         reason: str,
     ) -> None:
         token = receivers["pay"].seal(b'"4111"', host_of_token, "$.card.number").decode()
-        tls = ssl.create_default_context(cadata=authority.pem.decode())
+        tls = for_two_threads(ssl.create_default_context(cadata=authority.pem.decode()))
         with (
             Server(None, answer=lambda _: answer) as server,
             mirror(tmp_path / "server", server.port, authority, receivers["pay"], receivers["app"]) as beside,
