@@ -99,6 +99,8 @@ def is_refused(address: tuple[str, int]) -> bool:
         socket.create_connection(address, 1).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # it was in the queue when the listener closed; the next one tells
+        pass
     return False
 
 
