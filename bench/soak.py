@@ -29,9 +29,11 @@ import ssl
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from bench.lab import HOST, NAME, Lab, LabError, Process, Settings, free_port
 from bench.measure import BODY
@@ -385,11 +387,22 @@ def judge_growth(tally: Tally, samples: list[Sample]) -> None:
         tally.fault("grows", f"resident memory by {(rss[1] - rss[0]) / MIB:.1f} MiB")
 
 
-def main() -> int:
-    """Read the arguments and soak."""
-    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--requests", type=int, default=REQUESTS, help="default: %(default)s")
-    parser.add_argument("--concurrency", type=int, default=32, help="clients at a time (default: %(default)s)")
+type Soaking = Callable[[Lab, int, int, int], Coroutine[Any, Any, bool]]  # requests, clients at a time, seed
+
+
+def run(soak: Soaking, name: str, about: str, *, requests: int, concurrency: int) -> int:
+    """Read the arguments, soak, and return the exit status.
+
+    Args:
+        soak: does it, and tells whether all was well.
+        name: the module's.
+        about: its docstring; the first line counts.
+        requests: how many, if nothing else is said.
+        concurrency: how many clients at a time, if nothing else is said.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=about.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=requests, help="default: %(default)s")
+    parser.add_argument("--concurrency", type=int, default=concurrency, help="clients at a time (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of what is asked in which order (default: %(default)s)")
     parser.add_argument(
         "--overcoat", type=Path, default=ROOT / ".venv" / "bin" / "overcoat", help="the command to soak"
@@ -397,7 +410,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         with Lab(Settings(), options.overcoat.absolute(), has_peers=False) as lab:
-            well = asyncio.run(_soak(lab, options.requests, options.concurrency, options.seed))
+            well = asyncio.run(soak(lab, options.requests, options.concurrency, options.seed))
     except LabError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
@@ -405,4 +418,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(_soak, "soak", __doc__ or "", requests=REQUESTS, concurrency=32))

@@ -15,7 +15,6 @@ and answers with the number, sealed with joserfc. At the end the following must 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import gzip
@@ -36,8 +35,8 @@ from typing import Any
 from joserfc import jwe
 from joserfc.jwk import JWKRegistry
 
-from bench.lab import HOST, NAME, Lab, LabError, Process, Settings, free_port
-from bench.soak import DESCRIPTOR_GROWTH, HANG_ON, PATIENCE, ROOT, Ended, Sample, judge_growth, read_message
+from bench.lab import HOST, NAME, Lab, Process, free_port
+from bench.soak import DESCRIPTOR_GROWTH, HANG_ON, PATIENCE, Ended, Sample, judge_growth, read_message, run
 from bench.soak_kinds import Tally
 
 REQUESTS = 100_000
@@ -365,24 +364,5 @@ def _verdict(tally: Tally, samples: list[Sample], server: Server, series: dict[s
     return not tally.faults
 
 
-def main() -> int:
-    """Read the arguments and soak."""
-    parser = argparse.ArgumentParser(prog="python -m bench.soak_fields", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--requests", type=int, default=REQUESTS, help="default: %(default)s")
-    parser.add_argument("--concurrency", type=int, default=48, help="clients at a time (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of what is sent in which order (default: %(default)s)")
-    parser.add_argument(
-        "--overcoat", type=Path, default=ROOT / ".venv" / "bin" / "overcoat", help="the command to soak"
-    )
-    options = parser.parse_args()
-    try:
-        with Lab(Settings(), options.overcoat.absolute(), has_peers=False) as lab:
-            well = asyncio.run(_soak(lab, options.requests, options.concurrency, options.seed))
-    except LabError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    return 0 if well else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(_soak, "soak_fields", __doc__ or "", requests=REQUESTS, concurrency=48))

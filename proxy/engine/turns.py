@@ -157,8 +157,8 @@ class Turns:
         if work.is_over:
             return
         work.is_cancelled = True
-        if work in (waiting := self._later.get(work.owner, ())):
-            assert isinstance(waiting, deque)
+        waiting = self._later.get(work.owner)
+        if waiting is not None and work in waiting:
             waiting.remove(work)
             if not waiting:
                 del self._later[work.owner]

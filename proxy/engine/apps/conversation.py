@@ -3,10 +3,10 @@ HTTP/2 make one conversation of each request that they have read.
 
 A conversation makes mitmproxy's flow objects, and calls the hooks in the order in which mitmproxy's layers would. It
 knows nothing about the wire: it is answered on an `AppStream`, and sends the request on an `UpstreamStream`, whatever
-version of HTTP each of them speaks. It always has one state; the table in `states` says what may happen in each. This
-state links request, upstream and response, so the module is longer than others: they cannot be read apart.
+version of HTTP each of them speaks. It always has one state; the table in `states` says what may happen in each.
 
-It is longer than 500 lines, because the request and the response change each other's state at nearly every step.
+It is longer than 500 lines, because the request and the response change each other's state at nearly every step: they
+cannot be read apart.
 
 Rules of this module:
 
