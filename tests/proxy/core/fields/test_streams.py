@@ -74,7 +74,7 @@ def refused(step: Callable[[], object]) -> Denied:
 def test_an_array_of_answers_is_sealed_and_opened_answer_by_answer(label: Label) -> None:
     text = wrapped(label, b'[{"jsonrpc":"2.0","id":1,"ssn":"078"}, {"error":1,"ssn":2}]')
     sealed = stream(label, SEAL).feed(text)
-    assert b"078" not in sealed
+    assert b'"078"' not in sealed
     assert sealed.count(b"eyJ") == 2
     assert stream(label).feed(sealed) == text
     other = wrapped(label, b'[{"id":1,"ssn":"078"}]')
