@@ -64,6 +64,7 @@ class Upstream:
         wants_certificate: whether the server has asked for a client certificate.
         group: the group of the key exchange, as OpenSSL calls it.
         mirror: the mirror listener behind which it is, if it is a mirror's server.
+        through: the pins of the upstream proxy through which it leads, as a rule; None if it leads there directly.
     """
 
     policy: Policy
@@ -81,6 +82,7 @@ class Upstream:
     wants_certificate: bool = False
     group: str | None = None
     mirror: Mirror | None = None
+    through: Rule | None = None
 
     def handshake(self, where: Destination) -> Handshake:
         """Return what is known of its TLS, for the words of a failure.

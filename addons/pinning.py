@@ -28,6 +28,7 @@ from proxy.core.destinations import HTTPS_PORT, Destination
 from proxy.core.handshakes import handshake_failed
 from proxy.core.pins import PinVerdict, check_pins, mismatch_facts, spki_pin
 from proxy.core.rules.policy import Policy, Rule
+from proxy.core.rules.promises import pins_have_ended
 from proxy.core.rules.transport import hint_for_neighbour
 from proxy.core.rules.trust import CrlUse, Trust
 
@@ -80,11 +81,10 @@ def _ended(rule: Rule, whose: str) -> Denied:
 
 
 def have_expired(rule: Rule | None) -> bool:
-    """Tell whether a rule's pins have ended, and refuse everything. Then even a connection that was opened before must
-    not be used.
+    """Tell whether the pins of a rule, or of an upstream proxy, have ended, and refuse everything. Then even a connection
+    that was opened before must not be used.
     """
-    pins = rule.pins if rule is not None else None
-    return pins is not None and pins.have_ended(datetime.now(UTC).date()) and pins.refuses(PinVerdict.EXPIRED)
+    return rule is not None and rule.pins is not None and pins_have_ended(rule, datetime.now(UTC).date())
 
 
 def verifier(policy: Policy, upstream: Upstream, destination: Destination) -> VerifyCallback:

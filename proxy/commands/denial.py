@@ -209,6 +209,9 @@ class _Way:
             return None  # where its server may be was checked when the policy was read, as far as that is known
         denied = denied_by_address(self._policy, rule, target.host)
         is_tls = flow is not None and flow.request.scheme == "https"
+        if denied is None and (proxy := self._policy.proxy_to(target)) is not None:
+            denied = expired_pins(proxy.rule, "upstream_proxy")
+            denied = denied and denied.again(f"the upstream proxy: {denied.detail}")
         if denied is None and is_tls:
             denied = expired_pins(rule)
         return None if denied is None else Refusal(denied, denied.reason.status, rule)

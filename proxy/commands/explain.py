@@ -49,7 +49,6 @@ from proxy.core.fields.signatures import covering
 from proxy.core.http.digests import is_digest
 from proxy.core.http.heads import Fields
 from proxy.core.jose.keys import NoKey
-from proxy.core.pins import PinVerdict
 from proxy.core.rules.hsts import KnownHosts
 from proxy.core.rules.policy import Mode, PlainHttp, Policy, Rule
 from proxy.core.rules.transport import decide_https, decide_mirror, decide_plain_http, denied_by_address
@@ -234,14 +233,15 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
     refusal = refusal_of(policy, replace(_asked(scheme, asked, request), mirror=mirror), _mandate())
     if request.body is not None:
         request = replace(request, body=_decoded(request))
-    proxy = policy.upstream_proxy
+    proxy = policy.proxy_to(target) if target is not None and mirror is None else None
     denied = [decision.denied.reason.code] if decision.denied else []
     opened = rule if decision.action not in (Action.DENY, Action.TUNNEL) else None
     encrypt, not_encrypt = _split(opened.entries(Work.ENCRYPT) if opened else (), request)
     decrypt, not_decrypt = _split(opened.entries(Work.DECRYPT) if opened else (), request)
     pins = opened.pins if opened else None
     shakes_hands = decision.action in (Action.UPGRADE, Action.INSPECT)
-    if pins and pins.have_ended(request.today) and pins.refuses(PinVerdict.EXPIRED):
+    on_the_way = (pins, proxy.rule.pins if proxy is not None else None)
+    if any(each is not None and each.have_run_out(request.today) for each in on_the_way):
         denied.append(Reason.PINS_EXPIRED.code)
     if any(_lacks_key(entry, request.today) for entry in encrypt):
         denied.append(Reason.KEY_UNAVAILABLE.code)
@@ -275,7 +275,7 @@ def _explain(policy: Policy, scheme: str, asked: Destination, request: _Request)
         action=decision.action.value,
         why=_why(policy, rule, decision, scheme) if mirror is None else f"a mirror listener stands for it: {mirror}",
         dials=str(target) if target else None,
-        through=proxy_url(proxy) if target and proxy and proxy.serves(target) and mirror is None else None,
+        through=proxy_url(proxy) if proxy is not None else None,
         allowed=policy.reachable(rule).texts(),
         raw_tcp=rule is not None and rule.raw_tcp and decision.action is Action.TUNNEL,
         strict=policy.trust_for(rule).strict if shakes_hands else None,

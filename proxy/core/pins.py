@@ -112,6 +112,10 @@ class PinSet:
         """Tell whether their last day has passed."""
         return self.expires is not None and today > self.expires
 
+    def have_run_out(self, today: date) -> bool:
+        """Tell whether their last day has passed, and nothing may pass any more."""
+        return self.have_ended(today) and self.refuses(PinVerdict.EXPIRED)
+
     def refuses(self, verdict: PinVerdict) -> bool:
         """Tell whether a server with this verdict gets nothing."""
         if verdict is PinVerdict.MATCH or self.observes:

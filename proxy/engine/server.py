@@ -287,6 +287,8 @@ class Engine:
                 continue
             if not exchange.observing and pins_have_ended(exchange.rule, today):
                 return f"the pins of rule {exchange.rule_name} have ended"
+            if exchange.upstream is not None and pins_have_ended(exchange.upstream.through, today):
+                return "the pins of the upstream proxy have ended"
             if exchange.policy is self.policy or not is_due:
                 continue
             action = exchange.decision.action if exchange.decision is not None else None

@@ -208,6 +208,22 @@ def test_what_ends_without_an_answer_is_told_as_that(world: World) -> None:
     assert (denial["reason"], denial["status"]) == ("https_rejected", None if status == 200 else status)
 
 
+def test_pins_of_the_upstream_proxy_that_have_ended_are_told_as_the_sidecar_tells_them(
+    authority: Authority, tmp_path: Path
+) -> None:
+    with TlsUpstream(authority, "proxy.example") as proxy:
+        url = f"https://proxy.example:{proxy.port}"
+        pins = f'{{any_of: ["{proxy.pin}"], expires: 2020-01-01}}'
+        policy = f"upstream_proxy: {{url: '{url}', direct: [direct.example], pins: {pins}}}"
+        with Sidecar(policy, tmp_path, authority=authority, hosts={"proxy.example": "127.0.0.1"}) as sidecar:
+            world = World(sidecar, proxy.port, tmp_path)
+            case = Case("http://open.example/", "pins_expired", "GET", ())
+            status, said = sent(world, case)
+            found, direct = world.explain(case.url), world.explain("http://direct.example/")
+    assert found["denial"] == {"status": status, **{key: said[key] for key in ("reason", "detail", "hint")}}
+    assert (said["reason"], found["denied"], direct["denied"]) == ("pins_expired", ["pins_expired"], [])
+
+
 def test_for_people_the_installed_command_says_the_same(world: World, tmp_path: Path) -> None:
     text = world.sidecar.run(
         "explain", "-p", "policy.yaml", "--header", "Via: 1.1 coat", f"http://open.example:{world.port}/"

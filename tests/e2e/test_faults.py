@@ -28,6 +28,7 @@ from tests.e2e.app import careless, connect
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient, curl
 from tests.e2e.frames import END_HEADERS, PREFACE, Peer, asked, headers, settings
+from tests.e2e.movedclock import Clock
 from tests.e2e.processes import workers
 from tests.e2e.sidecar import ROOT, Decision, Sidecar, overcoat_command
 from tests.e2e.upstream import TlsUpstream
@@ -279,25 +280,6 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-# Starts the command with a wall clock that the test can move. The monotonic clock, which no one can, stays.
-MOVED = """
-import pathlib, sys, time, datetime as module
-offset = pathlib.Path(sys.argv[1])
-sys.path.append(sys.argv[2])
-del sys.argv[1:3]
-real = time.time
-
-class Moved(module.datetime):
-    @classmethod
-    def now(cls, zone=None):
-        return cls.fromtimestamp(time.time(), zone)
-
-time.time = lambda: real() + float(offset.read_text())
-module.datetime = Moved
-sys.argv[0] = "overcoat"
-from proxy.cli import main
-main()
-"""
 DAY = 86400.0
 
 
@@ -305,15 +287,11 @@ DAY = 86400.0
 def test_a_clock_that_jumps_harms_no_request_for_longer_than_it_is_wrong(
     authority: Authority, upstream: TlsUpstream, tmp_path: Path, jump: float
 ) -> None:
-    offset = tmp_path / "offset"
-    offset.write_text("0")
-    (tmp_path / "moved.py").write_text(MOVED)
-    command = [sys.executable, "-P", str(tmp_path / "moved.py"), str(offset), str(ROOT)]
+    clock = Clock(tmp_path)
     policy = f'rules: [{{name: pinned, hosts: ["127.0.0.1"], pins: {{any_of: ["{upstream.pin}"]}}}}]'
-    with Sidecar(policy, tmp_path, authority=authority, command=command) as sidecar:
+    with Sidecar(policy, tmp_path, authority=authority, command=clock.command()) as sidecar:
         for moved in (0.0, jump, 0.0):
-            (tmp_path / "next").write_text(str(moved))
-            (tmp_path / "next").replace(offset)  # at once: it is read all the time
+            clock.move(moved)
             assert ask(sidecar, upstream, f"/{moved}") == 200
             if moved < -7 * DAY:  # before the local CA began, no certificate of its can be made
                 answer = curl(upstream.url(scheme="https"), proxy=sidecar.proxy_url)

@@ -427,6 +427,11 @@ class Policy:
         """Return which certificates are trusted under a rule, or under none."""
         return self.trust if rule is None or rule.trust is None else rule.trust
 
+    def proxy_to(self, destination: Destination) -> UpstreamProxy | None:
+        """Return the upstream proxy through which a destination is reached; None if it is reached directly."""
+        proxy = self.upstream_proxy
+        return proxy if proxy is not None and proxy.serves(destination) else None
+
     def response_seconds(self, rule: Rule | None) -> int | None:
         """Return how many seconds an upstream may take to begin its response under a rule, or under none."""
         return (self.limits if rule is None or rule.limits is None else rule.limits).response_seconds

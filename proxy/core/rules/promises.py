@@ -8,7 +8,7 @@ Rules of this module:
 - Keys count by their names: a policy that is read again has them in new objects, though nothing has changed. A key that
   is added, and one that comes to the front where values are sealed, ends nothing: a rotation loses no request. What
   ends is what seals or opens with a key that is there no more, and what has not the key that seals for it now.
-- Pins that have ended end what is open, too.
+- Pins that have ended end what is open, too: those of the rule, and those of the upstream proxy that it goes through.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from proxy.core.decisions import Action
 from proxy.core.destinations import Destination
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.jose.keys import KeySet
-from proxy.core.pins import PinVerdict
 from proxy.core.rules.hsts import KnownHosts
 from proxy.core.rules.policy import Policy, Rule, UpstreamProxy
 from proxy.core.rules.transport import decide_https, decide_plain_http
@@ -46,22 +45,31 @@ def has_outlived(
     if begun is now:
         return False
     if action is Action.MIRROR:
-        return _differs(begun, rule, now, now.rule_for(asked), asked)
+        return _differs(begun, rule, now, now.rule_for(asked), None)
     is_plain = action in (Action.UPGRADE, Action.ALLOW)
     counts, decision = decide_plain_http(now, asked, known) if is_plain else decide_https(now, asked)
-    is_denied = decision.action is Action.DENY and not now.observes(counts)
-    return is_denied or _differs(begun, rule, now, counts, asked)
+    is_observed = now.observes(counts)
+    dialled = asked if is_observed or decision.target is None else decision.target
+    is_denied = decision.action is Action.DENY and not is_observed
+    return is_denied or _differs(begun, rule, now, counts, dialled)
 
 
 def pins_have_ended(rule: Rule | None, today: date) -> bool:
     """Tell whether a rule's pins have ended, and nothing may pass any more."""
-    if rule is None or rule.pins is None:
-        return False
-    return rule.pins.have_ended(today) and not rule.pins.observes and rule.pins.refuses(PinVerdict.EXPIRED)
+    return rule is not None and rule.pins is not None and rule.pins.have_run_out(today)
 
 
-def _differs(begun: Policy, rule: Rule | None, now: Policy, counts: Rule | None, asked: Destination) -> bool:
-    if _promise(begun, rule, asked) != _promise(now, counts, asked):
+def _differs(begun: Policy, rule: Rule | None, now: Policy, counts: Rule | None, dialled: Destination | None) -> bool:
+    """Tell whether two policies promise different things.
+
+    Args:
+        begun: the earlier policy.
+        rule: the rule that counted in it.
+        now: the present one.
+        counts: the rule that counts in it.
+        dialled: where it leads; None for a mirror's server, to which no upstream proxy does.
+    """
+    if _promise(begun, rule, dialled) != _promise(now, counts, dialled):
         return True
     entries = zip(() if rule is None else rule.fields, () if counts is None else counts.fields, strict=True)
     return any(_lacks_keys(was, each) for was, each in entries)
@@ -79,15 +87,15 @@ def _kids(keys: KeySet) -> tuple[str, ...]:
     return tuple(key.kid for key in (keys.primary, *keys.older) if key is not None)
 
 
-def _promise(policy: Policy, rule: Rule | None, asked: Destination) -> Hashable:
-    proxy = policy.upstream_proxy
+def _promise(policy: Policy, rule: Rule | None, dialled: Destination | None) -> Hashable:
+    proxy = None if dialled is None else policy.proxy_to(dialled)
     return (
         policy.mode_of(rule),
         policy.trust_for(rule),
         policy.reachable(rule),
         policy.egress if rule is None else None,
         policy.defaults if rule is None else _content(rule),
-        _content(proxy) if proxy is not None and proxy.serves(asked) else None,
+        None if proxy is None else _content(proxy),
     )
 
 

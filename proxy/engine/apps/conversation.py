@@ -35,6 +35,7 @@ from addons.headers import has_field
 from addons.marked import takes_long
 from addons.pinning import have_expired
 from proxy.core.decisions import Denied, Reason, late_response
+from proxy.core.destinations import Destination
 from proxy.core.fields import bodies
 from proxy.core.fields.uploads import MOST_LOOKED_AT
 from proxy.core.http.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead, ResponseHead, names_in
@@ -297,7 +298,11 @@ class Conversation:
         key = (request.host, request.port, request.scheme, rule, exchange.policy, mirror is not None)
         self._version = self.stream.version(self.flow.request)
         version = Version.HTTP1 if self._needs_own_connection() else self._version
-        if not fresh and not have_expired(exchange.rule) and (upstream := self.house.pool.take(key, version)):
+        may_take = not fresh and not have_expired(exchange.rule)
+        if may_take and exchange.policy.upstream_proxy is not None and mirror is None:
+            proxy = exchange.policy.proxy_to(Destination(request.host, request.port))
+            may_take = proxy is None or not have_expired(proxy.rule)
+        if may_take and (upstream := self.house.pool.take(key, version)):
             self._was_reused = True
             self._connected(upstream)
             return

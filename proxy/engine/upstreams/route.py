@@ -9,6 +9,7 @@ Rules of this module:
 
 - If the proxy fails or refuses, the request is denied: it never goes directly instead.
 - An https proxy is verified like any upstream, and must match its own pins, even in observe mode: it sees where we go.
+- Once its pins have ended, no connection through it is used again, as with a rule's own.
 - The proxy's credentials go only to the proxy, and only inside TLS if it is an https proxy.
 """
 
@@ -77,9 +78,9 @@ async def reach(services: Services, host: str, port: int, record: Upstream, cont
     Raises:
         Denied: it cannot be opened, or must not be.
     """
-    through = record.policy.upstream_proxy
     destination = Destination(host, port)
-    if through is None or record.mirror is not None or not through.serves(destination):
+    through = record.policy.proxy_to(destination) if record.mirror is None else None
+    if through is None:
         return await connect(services, host, port, record)
     check_address(host, record)  # the proxy resolves names; an address can be checked here
     there = "127.0.0.1" if is_loopback(host) else host
@@ -102,6 +103,7 @@ async def _through(
     server = Server(address=(host, port))
     server.tls = proxy.is_https
     of_proxy = Upstream(record.policy, proxy.rule, is_proxy=True)
+    record.through = proxy.rule
     upstreams = services.sessions.of(context.client).upstreams
     upstreams[server.id] = of_proxy
     try:

@@ -151,6 +151,22 @@ def test_what_came_to_a_mirror_has_the_rule_of_the_host_for_which_it_stands() ->
     assert has_outlived(begun, rejecting, Action.MIRROR, other, HOST, known=KNOWN)
 
 
+def test_the_upstream_proxy_counts_where_it_is_dialled() -> None:
+    asked = Destination("api.example", 80)
+    other = replace(PROXY, is_https=True)
+
+    def ends(direct_port: int, rule: Rule = RULE, action: Action = Action.UPGRADE) -> bool:
+        direct = (HostPattern("exact", "api.example", direct_port),)
+        begun, now = (policy(rule, upstream_proxy=replace(each, direct=direct)) for each in (PROXY, other))
+        return has_outlived(begun, rule, action, now, asked, known=KNOWN)
+
+    assert (ends(443), ends(80)) == (False, True)
+    observing = replace(RULE, mode=Mode.OBSERVE)  # where it is dialled as it was asked for
+    assert (ends(443, observing), ends(80, observing)) == (True, False)
+    assert not ends(443, action=Action.MIRROR)  # whose server no upstream proxy leads to
+    assert not ends(80, action=Action.MIRROR)
+
+
 def test_what_is_no_part_of_a_policy_is_not_compared() -> None:
     odd = replace(RULE, pins=[])  # type: ignore[arg-type]  # what must not be
     with pytest.raises(TypeError, match="list"):
@@ -170,6 +186,7 @@ def test_what_is_no_part_of_a_policy_is_not_compared() -> None:
 )
 def test_pins_that_have_ended_and_still_count_end_what_is_open(pins: PinSet | None, ended: bool) -> None:
     assert pins_have_ended(replace(RULE, pins=pins), DAY_AFTER) is ended
+    assert pins is None or pins.have_run_out(DAY_AFTER) is ended
 
 
 def test_no_rule_has_no_pins() -> None:
