@@ -11,6 +11,7 @@ Offers:
 - `exchange`: Exchange, Upstream, is_denied, problem_response; what is known of one request, and how it is denied
 - `gate`: Gate; lets in who may ask for what, and finds the destination
 - `headers`: has_field, values_of; header fields by name
+- `inforce`: InForce; the metrics without gauges of what a reload took away
 - `localca`: LocalCaGuard; no certificate that the local CA may not sign
 - `marked`: takes_long; whether it may take long to work on a body
 - `messages`: Messages; encrypts and decrypts fields of WebSocket messages

@@ -19,7 +19,7 @@ from addons.exchange import Upstream
 from addons.metrics import NO_LEVEL, NO_RULE, UPSTREAM_PROXY, Metrics, pins_mode
 from proxy.core.handshakes import group_of
 from proxy.core.pins import PinVerdict
-from proxy.core.rules.policy import Mode
+from proxy.core.rules.policy import HostPattern, Mode, Policy
 
 MOST_HOSTS = 100  # of a rule, of whose certificates the first end is shown
 
@@ -50,6 +50,15 @@ class HandshakeCounts:
         if ends is not None:
             when = datetime.strptime(ends.decode("ascii"), "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
             self._note_end(record.rule.name, host, when)
+
+    def take_over(self, before: Policy, now: Policy) -> None:
+        """Forget the certificates of a rule that is gone, or that may have other hosts under another policy: each is
+        noted again with the next handshake, for which a reload makes room.
+        """
+        hosts = _hosts_of(now)
+        for rule, had in _hosts_of(before).items():
+            if hosts.get(rule) != had and self._ends.pop(rule, None) is not None:
+                self._metrics.certificate_expiry.labels(rule).set(0)
 
     def _note_end(self, rule: str, host: str, when: float) -> None:
         known = self._ends.setdefault(rule, {})
@@ -84,3 +93,12 @@ class HandshakeCounts:
             is_match = record.pin is PinVerdict.MATCH
             level = record.matches[0].level.value if is_match and record.matches else NO_LEVEL
             self._pins(rule, pins_mode(record.rule.pins, mode), record.pin.value, level).inc()
+
+
+def _hosts_of(policy: Policy) -> dict[str, tuple[tuple[HostPattern, ...], int]]:
+    """Return what says which hosts a rule has, by its name: its own, and those of the rules before it, as a hash."""
+    before, found = 0, {}
+    for rule in policy.rules:
+        found[rule.name] = rule.hosts, before
+        before = hash((before, rule.hosts))
+    return found

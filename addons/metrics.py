@@ -4,7 +4,8 @@
 Rules of this module:
 
 - Labels are limited by the policy and by our own enums, never chosen by a client.
-- What depends on the policy is read from it at each scrape, so nothing of an earlier policy remains.
+- Of an earlier policy no gauge remains: what depends on the policy alone is read from it at each scrape
+  (`addons.policymetrics`); what else is about a rule or a key set is shown while there is one (`addons.inforce`).
 - Whatever can be counted is shown as 0 from the start, and from each reload on (`addons.expected`).
 """
 
@@ -35,6 +36,7 @@ MOST_USERS = 100  # that have labels of their own
 OTHER_USERS = "(others)"
 OWN_BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, float("inf"))
 UPSTREAM_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, float("inf"))
+IN_FLIGHT = "overcoat_in_flight"
 KINDS = ("request", "tunnel", "websocket")
 DIRECTIONS = {Work.ENCRYPT: "encrypted", Work.DECRYPT: "decrypted"}
 CONNECTIONS = ("hit", "miss", "evicted")
@@ -140,7 +142,7 @@ class Metrics:
             multiprocess_mode="livesum",
         )
         self.in_flight = Gauge(
-            "overcoat_in_flight",
+            IN_FLIGHT,
             "What was under way at the last look, a few seconds ago at most.",
             ["rule", "mode", "kind"],
             registry=registry,
@@ -269,9 +271,7 @@ class Metrics:
         count()
 
     def keys_fetched(self, key_set: str, when: float) -> None:
-        """Note when the keys of a set were fetched by URL, in seconds since 1970; 0 for never, NaN for a set that is
-        gone: nothing compares with that.
-        """
+        """Note when the keys of a set were fetched by URL, in seconds since 1970; 0 for never."""
         self.jwks_fetched.labels(key_set).set(when)
 
     def keys_tried(self, key_set: str, *, succeeded: bool) -> None:

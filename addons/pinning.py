@@ -81,8 +81,8 @@ def _ended(rule: Rule, whose: str) -> Denied:
 
 
 def have_expired(rule: Rule | None) -> bool:
-    """Tell whether the pins of a rule, or of an upstream proxy, have ended, and refuse everything. Then even a connection
-    that was opened before must not be used.
+    """Tell whether the pins of a rule, or of an upstream proxy, have ended, and refuse everything. Then even a
+    connection that was opened before must not be used.
     """
     return rule is not None and rule.pins is not None and pins_have_ended(rule, datetime.now(UTC).date())
 

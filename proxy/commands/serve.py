@@ -233,6 +233,7 @@ async def _serve_alone(
     from prometheus_client import CollectorRegistry
 
     from addons.expected import expect
+    from addons.inforce import InForce
     from addons.metrics import Metrics
     from addons.policymetrics import PolicyMetrics
     from proxy.processes.decisionlines import LineWriter
@@ -248,14 +249,16 @@ async def _serve_alone(
     metrics.note_reading(None)
     is_ready = False
     engine, sockets = _prepare(policy, authority, metrics, lines.write)
-    metrics.registry.register(PolicyMetrics(version("overcoat"), lambda: engine.policy, started))
+    shown = CollectorRegistry()
+    shown.register(InForce(metrics.registry, lambda: engine.policy, metrics))
+    shown.register(PolicyMetrics(version("overcoat"), lambda: engine.policy, started))
     admin_sockets = _bind_admin(policy)
     reader.taken = started
     sidecar = Sidecar(
         version("overcoat"),
         1,
         started,
-        metrics.registry,
+        shown,
         lambda: is_ready,
         lambda: engine.policy,
         lambda: reader.taken,

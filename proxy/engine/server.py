@@ -204,7 +204,7 @@ class Engine:
         self._own: list[tuple[str, int]] = []
         known = self._known = KnownHosts(time.time, is_preloaded)
         telemetry = Telemetry(self.sessions, metrics, write_line)
-        self._finish, self._under_way = telemetry.finish, telemetry.under_way
+        self._finish, self._under_way, self._handshakes = telemetry.finish, telemetry.under_way, telemetry.handshakes
         self._metrics = metrics
         self.take_over_ca()
         self.dispatch = Dispatcher(
@@ -321,7 +321,8 @@ class Engine:
         self._tls.prepare(policy)
         if policy.lets_plain_http_pass and not self.policy.lets_plain_http_pass:
             logger.warning("plain http may pass now: Secure cookies that apps have kept so far are not marked as such")
-        self.policy, self._taken = policy, self.loop.time()
+        before, self.policy, self._taken = self.policy, policy, self.loop.time()
+        self._handshakes.take_over(before, policy)
         self._supplies.take_over(policy)
         self.pool.close()
         for connection in list(self.connections):

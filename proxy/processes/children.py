@@ -23,6 +23,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from addons.expected import expect
+from addons.inforce import InForce
 from addons.metrics import Metrics
 from addons.policymetrics import PolicyMetrics
 from proxy.core.rules.policy import Policy
@@ -190,9 +191,10 @@ def administer(desk: Desk, seat: Seat, policy: Policy) -> None:
     """
     registry = CollectorRegistry()
     registry.register(_Vitals(lambda: metrics))
-    MultiProcessCollector(registry, path=str(desk.directory))  # type: ignore[no-untyped-call]  # untyped there
+    counted = MultiProcessCollector(None, path=str(desk.directory))  # type: ignore[no-untyped-call]  # untyped there
     registry.register(PolicyMetrics(version("overcoat"), lambda: policy, desk.started))
     metrics = Metrics(CollectorRegistry(), seat.metrics)  # its own counters stay 0: they define what the others count
+    registry.register(InForce(counted, lambda: policy, metrics))
     expect(metrics, policy)
     taken = desk.started
     sidecar = Sidecar(

@@ -1,5 +1,5 @@
-"""The pins of an upstream proxy whose last day passes while the sidecar runs: what goes through it ends as it would with
-a rule's own pins. What does not go through it goes on, and so does what the policy keeps, or only warns of.
+"""The pins of an upstream proxy whose last day passes while the sidecar runs: what goes through it ends, as it would
+with a rule's own pins. What does not go through it goes on, and so does what the policy keeps, or only warns of.
 """
 
 from __future__ import annotations

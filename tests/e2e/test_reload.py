@@ -26,7 +26,7 @@ from tests.e2e.http2 import Http2Client
 from tests.e2e.processes import children
 from tests.e2e.receiver import Receiver
 from tests.e2e.reloading import reload
-from tests.e2e.sidecar import Sidecar
+from tests.e2e.sidecar import Metrics, Sidecar
 from tests.e2e.upstream import TlsUpstream
 from tests.waiting import wait_until
 
@@ -361,3 +361,47 @@ def test_that_a_policy_is_refused_is_told_until_one_is_not(sidecar: Sidecar, wor
     assert refused() == 1
     reload(sidecar, policy(workers, NO_PIN))
     assert refused() == 0
+
+
+RULES_THAT_GO = """
+    workers: {workers}
+    open_connections: keep
+    keys:
+      fetched: {{jwks: "https://127.0.0.1:{port}/keys", alg: ECDH-ES+A256KW}}
+    rules:
+      - {{name: {name}, hosts: [{host}], request: [{{encrypt: [$.a], key: fetched, when: {{methods: [PUT]}}}}]}}
+"""
+RULES_ABOUT_OTHERS = """
+    workers: {workers}
+    open_connections: keep
+    rules:
+      - {{name: {name}, hosts: [{host}]}}
+"""
+END = "overcoat_upstream_certificate_expiry_timestamp_seconds"
+
+
+@pytest.mark.parametrize("way", ["its rule is gone", "its rule has other hosts"])
+def test_no_gauge_tells_of_what_the_policy_has_no_more(
+    authority: Authority, upstream: TlsUpstream, workers: int, tmp_path: Path, way: str
+) -> None:
+    """Else an alert about it would last until the next start."""
+    before = RULES_THAT_GO.format(workers=workers, port=upstream.port, name="old", host="127.0.0.1")
+    with Sidecar(before, tmp_path, authority=authority) as sidecar:
+        for _ in range(10):
+            with RawClient(sidecar.address) as client:
+                client.send(f"GET {upstream.url()} HTTP/1.1\r\nHost: 127.0.0.1:{upstream.port}\r\n\r\n".encode())
+                assert client.read_response().status == 200
+        metrics = sidecar.metrics()
+        assert metrics.value(END, rule="old") > 0
+        assert metrics.labels("overcoat_jwks_fetched_timestamp_seconds") == ({"key": "fetched"},)
+        assert {"rule": "old", "mode": "enforce", "kind": "request"} in metrics.labels("overcoat_in_flight")
+        name = "other" if way == "its rule is gone" else "old"
+        reload(sidecar, RULES_ABOUT_OTHERS.format(workers=workers, name=name, host="other.example"))
+        wait_until(lambda: sidecar.metrics().value(END) == 0)
+        metrics = sidecar.metrics()
+        assert {labels["rule"] for labels in metrics.labels(END)} <= {name}
+        assert metrics.labels("overcoat_jwks_fetched_timestamp_seconds") == ()
+        assert {labels["rule"] for labels in metrics.labels("overcoat_in_flight")} == {name, "-"}
+        assert metrics.value("overcoat_requests_total", rule="old") == 10  # what was counted stays
+        one = Metrics.parse(sidecar.admin_get("/metrics?name[]=overcoat_client_connections")[1])
+        assert {name for name, _, _ in one.samples} == {"overcoat_client_connections"}

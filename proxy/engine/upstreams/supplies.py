@@ -52,7 +52,7 @@ class Counts(Protocol):
     """Counts what happens."""
 
     def keys_fetched(self, key_set: str, when: float) -> None:
-        """Note when the keys of a set were fetched, in seconds since 1970; 0 for never, NaN for a set that is gone."""
+        """Note when the keys of a set were fetched, in seconds since 1970; 0 for never."""
 
     def keys_tried(self, key_set: str, *, succeeded: bool) -> None:
         """Count an attempt."""
@@ -154,9 +154,8 @@ class Supplies:
                 source.task = self._services.loop.create_task(self._keep(source))
             supply.missed = functools.partial(self._missed, source)
             self._sources[key_set.name] = source
-        for name, source in before.items():
+        for source in before.values():
             self._end(source)
-            self._counts.keys_fetched(name, float("nan"))
 
     def _go_on(self, source: _Source, policy: Policy, key_set: KeySet, supply: Supply) -> None:
         """Go on under another policy, with what was fetched under the one before."""
