@@ -12,7 +12,9 @@ Rules of this module:
   answer (DNS rebinding).
 - The probes listener answers anybody, by any name: what it says is no secret.
 - They run in their own threads, so that a slow scraper does not delay the proxy. The number of connections is limited:
-  the oldest is closed for a new one.
+  the oldest is closed for a new one, and its thread ends.
+- Metrics and the status page are made for one request at a time. All that make them at once would take turns with the
+  proxy itself, which has one thread. `/live` and `/ready` wait for nobody.
 - They answer even if no file descriptor is free: one is kept for that.
 """
 
@@ -26,7 +28,7 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
 MAX_OPEN = 16
 MAX_REQUEST_LINE = 65536
+_TURN = "overcoat.turn"
 
 logger = logging.getLogger("overcoat")
 
@@ -61,7 +64,9 @@ class _ThreadingServer(socketserver.ThreadingMixIn, WSGIServer):
 
     def __init__(self, bound: socket.socket) -> None:
         self._spare: int | None = None
-        self._open: dict[socket.socket, None] = {}  # open connections, oldest first
+        self._open: dict[socket.socket, None] = {}  # connections that may stay, oldest first
+        self._changed = threading.Condition()  # what is open, or whether an answer is being made
+        self._is_making = False
         super().__init__(bound.getsockname(), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = bound
@@ -93,16 +98,40 @@ class _ThreadingServer(socketserver.ThreadingMixIn, WSGIServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer in a separate thread."""
-        if len(self._open) >= MAX_OPEN:
-            with contextlib.suppress(OSError, StopIteration):  # it has ended meanwhile
-                next(iter(self._open)).shutdown(socket.SHUT_RDWR)
-        self._open[request] = None
+        with self._changed:
+            if len(self._open) >= MAX_OPEN:
+                oldest = next(iter(self._open))
+                del self._open[oldest]  # its thread ends once it reads, writes or waits
+                with contextlib.suppress(OSError):  # its peer has ended it
+                    oldest.shutdown(socket.SHUT_RDWR)
+                self._changed.notify_all()
+            self._open[request] = None
         super().process_request(request, client_address)
 
     def close_request(self, request: Any) -> None:
         """Close a connection, and forget it."""
-        self._open.pop(request, None)
+        with self._changed:
+            self._open.pop(request, None)
         super().close_request(request)
+
+    @contextlib.contextmanager
+    def turn(self, connection: socket.socket) -> Iterator[None]:
+        """Wait until no other answer is being made, and let no other be made meanwhile.
+
+        Raises:
+            ConnectionAbortedError: the connection was closed for a new one.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_making or connection not in self._open)
+            if connection not in self._open:
+                raise ConnectionAbortedError
+            self._is_making = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_making = False
+                self._changed.notify_all()
 
     def server_close(self) -> None:
         """Stop, and close the kept descriptor."""
@@ -146,6 +175,15 @@ class _Handler(WSGIRequestHandler):
             answer = _Answer(reader, writer, self.get_stderr(), self.get_environ())
             answer.request_handler = self
             answer.run(cast("WSGIApplication", cast(WSGIServer, self.server).get_app()))
+
+    def get_environ(self) -> WSGIEnvironment:
+        """Return the environment of the request, with what waits for its turn."""
+        server = cast(_ThreadingServer, self.server)
+        return {**super().get_environ(), _TURN: lambda: server.turn(self.request)}
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer what is no request, without repeating anything of it."""
+        super().send_error(code)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing: scrapes are not requests of the app."""
@@ -238,13 +276,25 @@ def admin_app(sidecar: Sidecar) -> WSGIApplication:
             asked.pop("HTTP_ACCEPT", None)
             return cast("Iterable[bytes]", metrics(asked, start_response))
 
-    answer = _app({"/metrics": show, **_probes(sidecar.is_ready), **status_pages(Status(sidecar).view)})
+    pages = status_pages(Status(sidecar).view)
+    pages["/"] = _in_turn(pages["/"])
+    answer = _app({"/metrics": _in_turn(show), **_probes(sidecar.is_ready), **pages})
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         refused = _refused(environ, sidecar.policy())
         if refused is None:
             return answer(environ, start_response)
         return _without_body_of_head(environ, _text(start_response, *refused))
+
+    return app
+
+
+def _in_turn(page: WSGIApplication) -> WSGIApplication:
+    """Return a page that is made for one request at a time. It is sent at whatever pace its reader has."""
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        with environ[_TURN]():
+            return page(environ, start_response)
 
     return app
 

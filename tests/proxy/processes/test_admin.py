@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import struct
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.core import CounterMetricFamily, Metric
 
 import proxy.processes.admin
 from proxy.core.rules.policy import Policy
@@ -150,6 +152,10 @@ class TestBadScrapers:
         assert not running.ask(request_bytes + b"\r\n\r\n").startswith(b"HTTP/1.0 200")
         assert running.get("/live")[0] == 200
 
+    @pytest.mark.parametrize("line", [b"GET 4711 x HTTP/1.1", b"GET / HTTP/4711.4711", b"4711", b"GET / 4711"])
+    def test_nothing_of_what_is_no_request_is_repeated(self, running: Running, line: bytes) -> None:
+        assert b"4711" not in running.ask(line + b"\r\n\r\n")
+
     def test_one_that_goes_away_costs_a_line_and_no_traceback(
         self, running: Running, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
     ) -> None:
@@ -259,3 +265,91 @@ def test_of_many_connections_the_oldest_go(running: Running) -> None:
         assert idle[0].recv(1) == b""
         idle[-1].sendall(b"GET /live HTTP/1.0\r\n\r\n")
         assert idle[-1].recv(4096).startswith(b"HTTP/1.0 200 OK")
+
+
+class Making:
+    """A collector whose metrics take as long to make as a test wants.
+
+    Attributes:
+        text: what they say of themselves.
+        is_free: once it is set, they are made.
+        now: how many are being made.
+        most: how many were at once.
+    """
+
+    def __init__(self) -> None:
+        self.text = "An example."
+        self.is_free = threading.Event()
+        self.now = self.most = 0
+        self._guard = threading.Lock()
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        with self._guard:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        self.is_free.wait(10)
+        with self._guard:
+            self.now -= 1
+        yield CounterMetricFamily("overcoat_made", self.text, 4711)
+
+
+@pytest.fixture
+def making() -> Iterator[tuple[Running, Making]]:
+    registry, slow = CollectorRegistry(), Making()
+    registry.register(slow)
+    admin = Admin(bind_admin("127.0.0.1", 0), admin_app(told(registry)))
+    yield Running(admin), slow
+    slow.is_free.set()
+    admin.close()
+
+
+def answering() -> int:
+    """Return how many threads answer requests."""
+    return sum("process_request_thread" in each.name for each in threading.enumerate())
+
+
+class TestManyScrapers:
+    """All threads that make metrics take turns with the one that serves apps: sixteen of them made it twenty times as
+    slow, and with hundreds of rules a thousand times.
+    """
+
+    def test_one_is_answered_after_the_other_and_probes_at_once(self, making: tuple[Running, Making]) -> None:
+        running, slow = making
+        with contextlib.ExitStack() as closing:
+            waiting = [closing.enter_context(socket.create_connection(running.admin.address, 5)) for _ in range(4)]
+            for each in waiting:
+                each.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            wait_until(lambda: slow.now and answering() == 4)
+            assert running.get("/live")[0] == 200
+            slow.is_free.set()
+            for each in waiting:
+                answer = b""
+                while data := each.recv(65536):
+                    answer += data
+                assert b"overcoat_made_total 4711" in answer
+        assert slow.most == 1
+
+    def test_so_many_wait_and_no_more(self, making: tuple[Running, Making]) -> None:
+        running, slow = making
+        with contextlib.ExitStack() as closing:
+            for _ in range(4 * MAX_OPEN):
+                client = closing.enter_context(socket.create_connection(running.admin.address, 5))
+                client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            wait_until(lambda: slow.now and answering() <= MAX_OPEN + 1)
+            assert running.get("/live")[0] == 200
+        slow.is_free.set()
+        wait_until(lambda: answering() == 0)
+        assert slow.most == 1
+
+    def test_who_reads_slowly_holds_up_no_other(self, making: tuple[Running, Making]) -> None:
+        running, slow = making
+        slow.text = "too much for all buffers on its way " * 500_000
+        slow.is_free.set()
+        with socket.create_connection(running.admin.address, 5) as client:
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            wait_until(lambda: slow.most == 1 and slow.now == 0)
+            assert running.get("/metrics")[0] == 200
+            assert answering() == 1
