@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import gc
 import ipaddress
 import logging
 import math
@@ -234,7 +235,11 @@ class Engine:
         self._metrics.local_ca_expiry.set(int(self.local_ca.lifetime.ends.timestamp()))
 
     async def listen(self, sockets: Iterable[Bound]) -> None:
-        """Accept connections on bound sockets (see `bind`), once keys that are to be fetched are there, or late."""
+        """Accept connections on bound sockets (see `bind`), once keys that are to be fetched are there, or late.
+
+        What there is then stays to the end, and the garbage collector leaves it out from now on. It takes 0.2 s to look
+        through it with some hundred rules, and each scrape of the metrics makes it do so; meanwhile no app is served.
+        """
         self._supplies.take_over(self.policy)
         await self._supplies.first()
         for listener, bound in sockets:
@@ -246,6 +251,7 @@ class Engine:
             self._own.append(bound.getsockname()[:2])
         measure(self._metrics)
         self._watching = self._watching or self.loop.create_task(self._watch())
+        gc.freeze()
 
     async def _watch(self) -> None:
         """Look at what is under way, now and then, until the end."""
