@@ -33,7 +33,8 @@ class Event(StrEnum):
     RUNNING = "running"  # it still is open
 
 
-MAX_PATH = 2048  # characters of a path in a line: nobody can hide a request by making its line too long to be written
+# Characters of a path and of a method in a line: nobody can hide a request by making its line too long to be written.
+MAX_PATH, MAX_METHOD = 2048, 64
 
 _encode = json.JSONEncoder().encode
 _quote = json.encoder.encode_basestring_ascii  # what that calls for a string
@@ -52,7 +53,7 @@ def line_of(
         seconds: how long it took.
         event: what else than its end the line is about; then it has no outcome yet.
     """
-    path = exchange.path if len(exchange.path) <= MAX_PATH else f"{exchange.path[:MAX_PATH]}…"
+    method, path = _cut(exchange.method, MAX_METHOD), _cut(exchange.path, MAX_PATH)
     upstream, is_observing, trace = exchange.upstream, exchange.observing, exchange.trace_id
     second, millisecond = divmod(int(exchange.started * 1000), 1000)
     verdict = _verdict(
@@ -69,7 +70,7 @@ def line_of(
     return (
         f'{{"time": "{_date(second)}.{millisecond:03d}+00:00", "id": "{id_of(exchange.number)}", '
         f'{_who(exchange.client, exchange.user)}, "trace_id": {f'"{trace}"' if trace else "null"}, '
-        f'"method": {_known(exchange.method)}, '
+        f'"method": {_known(method)}, '
         f"{_where(exchange.asked, upstream.address if upstream else None)}, "
         f'"path": {_quote(path)}, {verdict}, '
         f"{_NO_FIELDS if exchange.fields is None else _fields(exchange)}, "
@@ -77,6 +78,10 @@ def line_of(
         f'"bytes_sent": {exchange.bytes_sent}, "bytes_received": {exchange.bytes_received}, '
         f'"seconds": {seconds:.6f}{_more(exchange, event)}}}\n'
     )
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 _NO_FIELDS = '"encrypted": 0, "decrypted": 0'

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mitmproxy.test import tflow
 
-from addons.decisionline import MAX_PATH, Event, line_of
+from addons.decisionline import MAX_METHOD, MAX_PATH, Event, line_of
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
 from proxy.core.destinations import Destination
@@ -210,3 +210,9 @@ def test_whatever_the_app_chose_is_one_line_of_ascii(path: str, method: str) -> 
 def test_a_path_is_cut_where_it_is_too_long(length: int) -> None:
     said = read(line_of(exchange(path="/" + "a" * (length - 1)), 200, None, 1.0))
     assert said["path"] == "/" + "a" * (MAX_PATH - 1) + "…" * (length > MAX_PATH)
+
+
+@pytest.mark.parametrize("length", [MAX_METHOD, MAX_METHOD + 1])
+def test_so_is_a_method(length: int) -> None:
+    said = read(line_of(exchange(method="M" * length), 200, None, 1.0))
+    assert said["method"] == "M" * MAX_METHOD + "…" * (length > MAX_METHOD)
