@@ -60,14 +60,24 @@ class TlsStream:
         return not self._left and not self._header
 
     def _take(self, data: bytes | memoryview) -> None:
-        """Give OpenSSL received bytes. It may answer when a record's header is there (garbage), and when the record is
-        complete.
-        """
-        at, size = 0, len(data)
+        """Give OpenSSL received bytes, at least one."""
+        size = len(data)
         if not self._left and not self._header and int.from_bytes(data[3:_HEADER]) == size - _HEADER:
             self._due += 1  # exactly one record, as nearly always
-            at = size
+        else:
+            self._count_records(data, size)
+        if _lib.BIO_write(self._into, _ffi.from_buffer(data), size) != size:
+            raise MemoryError("OpenSSL has no room for what came")  # the only reason for which a memory BIO fails
+
+    def _count_records(self, data: bytes | memoryview, size: int) -> None:
+        """Count what OpenSSL may answer: when a record's header is there (garbage), and when the record is complete."""
+        at = 0
         while at < size:
+            end = at + _HEADER + int.from_bytes(data[at + 3 : at + _HEADER])
+            if end <= size and not self._left and not self._header:  # a whole record, as most are
+                self._due += 1
+                at = end
+                continue
             if not self._left:
                 part = bytes(data[at : at + _HEADER - len(self._header)])
                 at += len(part)
@@ -85,8 +95,6 @@ class TlsStream:
             at += step
             if not self._left:
                 self._due += 1
-        if data and _lib.BIO_write(self._into, _ffi.from_buffer(data), size) != size:
-            raise MemoryError("OpenSSL has no room for what came")  # the only reason for which a memory BIO fails
 
     def handshake(self, data: bytes | memoryview) -> bool:
         """Go on with the handshake.
@@ -139,13 +147,14 @@ class TlsStream:
         Raises:
             OpenSSL.SSL.Error: the session is over.
         """
-        at = 0
-        while at < len(data):  # OpenSSL takes one record at a time
+        rest: bytes | memoryview = data
+        while rest:  # OpenSSL takes one record at a time
             self._may_owe = True
-            rest = memoryview(data)[at:] if at else data
             if (sent := _lib.SSL_write(self._ssl, _ffi.from_buffer(rest), len(rest))) <= 0:
                 self.conn._raise_ssl_error(self._ssl, sent)
-            at += sent
+            if sent == len(rest):
+                return
+            rest = memoryview(rest)[sent:]
 
     def close(self) -> None:
         """End the session: the close_notify waits in `outgoing`."""
@@ -156,12 +165,14 @@ class TlsStream:
 
     def outgoing(self) -> bytes:
         """Take the ciphertext that waits to be sent."""
-        pieces: list[bytes] = []
-        while self._may_owe:
-            if (size := _lib.BIO_read(self._from, _PIECE, _CHUNK)) <= 0:
-                break
-            pieces.append(_ffi.buffer(_PIECE, size)[:])
-            if size < _CHUNK:  # there is no more
-                break
+        if not self._may_owe:
+            return b""
         self._may_owe = False
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        size = _lib.BIO_read(self._from, _PIECE, _CHUNK)
+        if size < _CHUNK:  # this is all, as nearly always
+            return _ffi.buffer(_PIECE, size)[:] if size > 0 else b""
+        pieces: list[bytes] = []
+        while size > 0:
+            pieces.append(_ffi.buffer(_PIECE, size)[:])
+            size = _lib.BIO_read(self._from, _PIECE, _CHUNK)
+        return b"".join(pieces)
