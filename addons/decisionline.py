@@ -19,10 +19,11 @@ from functools import lru_cache
 
 from mitmproxy import http
 
-from addons.exchange import Exchange, action_of, would_deny
+from addons.exchange import Exchange, Upstream, action_of, would_deny
 from addons.ids import id_of
-from proxy.core.decisions import Action, Outcome
+from proxy.core.decisions import Action, Outcome, Reason
 from proxy.core.destinations import Destination
+from proxy.core.pins import PinVerdict
 from proxy.core.rules.policy import Mode
 
 
@@ -38,7 +39,6 @@ MAX_PATH, MAX_METHOD = 2048, 64
 
 _encode = json.JSONEncoder().encode
 _quote = json.encoder.encode_basestring_ascii  # what that calls for a string
-_known = lru_cache(256)(_encode)  # for values of which there are few, and which come again in the next line
 
 
 def line_of(
@@ -53,30 +53,34 @@ def line_of(
         seconds: how long it took.
         event: what else than its end the line is about; then it has no outcome yet.
     """
-    method, path = _cut(exchange.method, MAX_METHOD), _cut(exchange.path, MAX_PATH)
-    upstream, is_observing, trace = exchange.upstream, exchange.observing, exchange.trace_id
+    method, path = exchange.method, exchange.path
+    if len(method) > MAX_METHOD or len(path) > MAX_PATH:
+        method, path = _cut(method, MAX_METHOD), _cut(path, MAX_PATH)
+    upstream, denied, trace = exchange.upstream, exchange.denied, exchange.trace_id
+    would, address, group, pin = exchange.observing and would_deny(exchange), None, None, None
+    if upstream is not None:
+        would = would or upstream.would_refuse
+        address, group, pin = upstream.address, upstream.group, upstream.pin
     second, millisecond = divmod(int(exchange.started * 1000), 1000)
     verdict = _verdict(
         exchange.rule_name,
-        Mode.OBSERVE if is_observing else Mode.ENFORCE,
+        exchange.observing,
         done(exchange),
         exchange.outcome,
-        exchange.denied.reason.code if exchange.denied else None,
-        (is_observing and would_deny(exchange)) or (upstream is not None and upstream.would_refuse),
-        flow.server_conn.tls_version if flow and flow.server_conn else None,
-        upstream.group if upstream else None,
-        upstream.pin.value if upstream and upstream.pin else None,
+        denied and denied.reason,
+        would,
+        flow.server_conn.tls_version if flow is not None else None,
+        group,
+        pin,
     )
     return (
         f'{{"time": "{_date(second)}.{millisecond:03d}+00:00", "id": "{id_of(exchange.number)}", '
         f'{_who(exchange.client, exchange.user)}, "trace_id": {f'"{trace}"' if trace else "null"}, '
-        f'"method": {_known(method)}, '
-        f"{_where(exchange.asked, upstream.address if upstream else None)}, "
-        f'"path": {_quote(path)}, {verdict}, '
+        f'{_whither(method, exchange.asked, address)}, "path": {_quote(path)}, {verdict}, '
         f"{_NO_FIELDS if exchange.fields is None else _fields(exchange)}, "
         f'"status": {"null" if status is None else status}, '
         f'"bytes_sent": {exchange.bytes_sent}, "bytes_received": {exchange.bytes_received}, '
-        f'"seconds": {seconds:.6f}{_more(exchange, event)}}}\n'
+        f'"seconds": {seconds:.6f}{_more(exchange, upstream, event)}}}\n'
     )
 
 
@@ -106,8 +110,9 @@ def _who(client: str, user: str | None) -> str:
 
 
 @lru_cache(256)
-def _where(asked: Destination | None, address: str | None) -> str:
-    return f'"destination": {_encode(asked and asked.authority)}, "upstream": {_encode(address)}'
+def _whither(method: str, asked: Destination | None, address: str | None) -> str:
+    there = f'"destination": {_encode(asked and asked.authority)}, "upstream": {_encode(address)}'
+    return f'"method": {_encode(method)}, {there}'
 
 
 @lru_cache(4)
@@ -118,33 +123,35 @@ def _date(second: int) -> str:
 @lru_cache(256)
 def _verdict(  # noqa: PLR0917  # in their order in the line
     rule: str | None,
-    mode: str,
-    action: str,
-    outcome: str | None,
-    reason: str | None,
+    is_observing: bool,
+    action: Action,
+    outcome: Outcome | None,
+    reason: Reason | None,
     would: bool,
     tls: str | None,
     key_exchange: str | None,
-    pin: str | None,
+    pin: PinVerdict | None,
 ) -> str:
     """Return the part that is the same for most requests of a rule."""
     said = {
         "rule": rule,
-        "mode": mode,
+        "mode": Mode.OBSERVE if is_observing else Mode.ENFORCE,
         "action": action,
         "outcome": outcome,
-        "reason": reason,
+        "reason": reason and reason.code,
         "would_deny": would,
         "tls": tls,
         "key_exchange": key_exchange,
-        "pin": pin,
+        "pin": pin and pin.value,
     }
     return _encode(said)[1:-1]
 
 
-def _more(exchange: Exchange, event: Event | None) -> str:
+def _more(exchange: Exchange, upstream: Upstream | None, event: Event | None) -> str:
     """Return the parts that only some lines have."""
-    noted = next((each.noted for each in (exchange.upstream, exchange.aside) if each and each.noted), None)
+    noted = None if upstream is None else upstream.noted
+    if noted is None and exchange.aside is not None:
+        noted = exchange.aside.noted
     if event is None and exchange.denied is noted is None and not exchange.observing and not exchange.app_left:
         return ""
     more: dict[str, object] = {} if event is None else {"event": event}
@@ -155,7 +162,7 @@ def _more(exchange: Exchange, event: Event | None) -> str:
         more["would_encrypt"] = exchange.fields_encrypted
         if exchange.fields is not None and (fields := exchange.fields.by_entry()):
             more["would_fields"] = fields
-        pins = [each.pin.value for each in (exchange.upstream, exchange.aside) if each is not None and each.pin]
+        pins = [each.pin.value for each in (upstream, exchange.aside) if each is not None and each.pin]
         more["would_pin"] = pins[0] if pins else None
         if exchange.looks_secret:
             more["looks_secret"] = exchange.looks_secret

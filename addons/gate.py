@@ -62,22 +62,23 @@ class Gate:
             if session.mirror is not None:
                 self._mirror(flow, exchange, session.mirror)
                 return
-            exchange.asked = _canonical(flow)
+            exchange.asked = asked = _canonical(flow)
             _check_path(flow.request)
-            is_https = flow.request.data.scheme == b"https"
+            data = flow.request.data
+            is_https = data.scheme == b"https"
             # Before the names are compared, so that a mismatch has a rule, too.
             if is_https:
-                rule, decision = decide_https(exchange.policy, exchange.asked)
+                rule, decision = decide_https(exchange.policy, asked)
             else:
-                rule, decision = decide_plain_http(exchange.policy, exchange.asked, self._known)
+                rule, decision = decide_plain_http(exchange.policy, asked, self._known)
             if decision.action is Action.TUNNEL:  # an https:// target outside CONNECT: Overcoat makes the TLS
-                decision = Decision(Action.INSPECT, exchange.asked)
+                decision = Decision(Action.INSPECT, asked)
             exchange.settle(rule, decision)
-            _check_host(flow, exchange.asked, 443 if is_https else 80)
+            _check_host(flow, asked, 443 if is_https else 80)
             if session.connect is not None and session.connect.asked is not None:
                 check_server_name(flow.client_conn.sni, session.connect.asked)
-            if not flow.request.is_http2:
-                flow.request.data.authority = b""  # upstreams get a target in origin form (RFC 9112, section 3.2.1)
+            if data.authority and not flow.request.is_http2:
+                data.authority = b""  # upstreams get a target in origin form (RFC 9112, section 3.2.1)
         except Denied as denied:
             _deny(flow, exchange, denied)
 
@@ -166,20 +167,20 @@ def _canonical(flow: http.HTTPFlow) -> Destination:
     Raises:
         Denied: BAD_REQUEST.
     """
-    request = flow.request
-    if not request.data.host:
-        raise Denied(
-            Reason.BAD_REQUEST,
-            "the request has no destination: a proxy is sent an absolute-form target or CONNECT",
-            "set this address as the app's HTTP_PROXY or HTTPS_PROXY instead of calling it directly",
-        )
+    data = flow.request.data
     try:
-        destination = canonical(request.data.host, request.data.port)
+        destination = canonical(data.host, data.port)
     except BadDestination as e:
+        if not data.host:
+            raise Denied(
+                Reason.BAD_REQUEST,
+                "the request has no destination: a proxy is sent an absolute-form target or CONNECT",
+                "set this address as the app's HTTP_PROXY or HTTPS_PROXY instead of calling it directly",
+            ) from None
         raise Denied(Reason.BAD_REQUEST, f"the request's destination is not valid: {e}") from None
     if not 1 <= destination.port <= 65535:
         raise Denied(Reason.BAD_REQUEST, f"port {destination.port} is not a number from 1 to 65535")
-    request.data.host = destination.host  # not with the setter, which would rewrite Host
+    data.host = destination.host  # not with the setter, which would rewrite Host
     return destination
 
 
@@ -201,10 +202,11 @@ def _check_host(flow: http.HTTPFlow, destination: Destination, default_port: int
     Raises:
         Denied: BAD_REQUEST if a value is malformed, HOST_MISMATCH if it names another destination.
     """
-    fields, authority = flow.request.headers.fields, flow.request.data.authority
-    if not authority and flow.request.is_http2 and b"host" not in names_in(fields):
-        raise Denied(Reason.BAD_REQUEST, "the request has neither `:authority` nor a Host field")
+    data = flow.request.data
+    fields, authority = data.headers.fields, data.authority
     check_hosts_in(fields, destination, default_port)
     if authority:
         # `:authority`, or an absolute target inside CONNECT. The property is not used: it decodes A-labels.
         check_host_fields([authority.decode("ascii", "replace")], destination, default_port)
+    elif flow.request.is_http2 and b"host" not in names_in(fields):
+        raise Denied(Reason.BAD_REQUEST, "the request has neither `:authority` nor a Host field")

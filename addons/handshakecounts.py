@@ -86,10 +86,9 @@ class HandshakeCounts:
         Args:
             rule: the label of the rule.
             mode: the mode in which the request is handled.
-            record: what is known of the upstream connection, whose rule is known.
+            record: what is known of the upstream connection.
         """
-        assert record.rule is not None
-        if record.rule.pins is not None and isinstance(record.pin, PinVerdict):
+        if record.pin is not None and record.rule is not None and record.rule.pins is not None:
             is_match = record.pin is PinVerdict.MATCH
             level = record.matches[0].level.value if is_match and record.matches else NO_LEVEL
             self._pins(rule, pins_mode(record.rule.pins, mode), record.pin.value, level).inc()

@@ -18,7 +18,7 @@ from prometheus_client.values import MutexValue
 from addons.exchange import Exchange, action_of
 from addons.handshakecounts import HandshakeCounts
 from addons.metrics import NO_RULE, OWN_BUCKETS, UPSTREAM_BUCKETS, Metrics
-from proxy.core.decisions import Outcome
+from proxy.core.decisions import Action, Outcome, Reason
 from proxy.core.rules.ends import NO_REASON, status_class
 from proxy.core.rules.policy import Mode
 
@@ -40,6 +40,7 @@ class EndCounts:
             mode: the mode in which they were handled.
             end: how they ended: the parts of an `End`.
         """
+        self.rule, self.mode = rule, mode
         seconds, own, upstream = (each.labels(rule, mode) for each in (metrics.seconds, metrics.own, metrics.upstream))
         self._requests = metrics.requests.labels(rule, mode, *end)._value
         self._is_alone = isinstance(self._requests, MutexValue)
@@ -101,7 +102,20 @@ class RequestCounts:
         self._metrics = metrics
         self._handshakes = handshakes
         # `labels` always returns the same object for the same labels, and is slow; so the objects are kept.
-        self._ends = functools.cache(functools.partial(EndCounts, metrics))
+        self._counts_of = functools.lru_cache(1024)(self._find)
+
+    def _find(  # noqa: PLR0917  # the key of a look-up
+        self,
+        rule: str | None,
+        is_observing: bool,
+        action: Action,
+        outcome: Outcome,
+        reason: Reason | None,
+        status: int | None,
+    ) -> EndCounts:
+        mode = Mode.OBSERVE if is_observing else Mode.ENFORCE
+        why = NO_REASON if reason is None else reason.code
+        return EndCounts(self._metrics, rule or NO_RULE, mode, action, outcome, why, status_class(status))
 
     def count(self, exchange: Exchange, status: int | None, seconds: float) -> None:
         """Count an exchange that is over, whose outcome is known.
@@ -111,10 +125,10 @@ class RequestCounts:
             status: the status that the app was told; None if it was told none.
             seconds: how long it took.
         """
-        rule, mode = exchange.rule_name or NO_RULE, Mode.OBSERVE if exchange.observing else Mode.ENFORCE
-        outcome, reason = exchange.outcome, exchange.denied.reason.code if exchange.denied else NO_REASON
+        outcome, denied = exchange.outcome, exchange.denied
         assert outcome is not None
-        counts = self._ends(rule, mode, action_of(exchange), outcome, reason, status_class(status))
+        reason = denied and denied.reason
+        counts = self._counts_of(exchange.rule_name, exchange.observing, action_of(exchange), outcome, reason, status)
         sent, received = exchange.counted
         counts.add(seconds, exchange.bytes_sent - sent, exchange.bytes_received - received)
         if exchange.headed:
@@ -128,6 +142,6 @@ class RequestCounts:
         if outcome is not Outcome.OK and outcome is not Outcome.OBSERVED:
             counts.remember(exchange.id)
         if exchange.fields is not None:
-            self._metrics.count_fields(exchange.fields.take(), rule, mode)
-        if exchange.upstream is not None and exchange.upstream.rule is not None:
-            self._handshakes.count_check(rule, mode, exchange.upstream)
+            self._metrics.count_fields(exchange.fields.take(), counts.rule, counts.mode)
+        if exchange.upstream is not None:
+            self._handshakes.count_check(counts.rule, counts.mode, exchange.upstream)

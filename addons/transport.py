@@ -30,6 +30,9 @@ from proxy.core.rules.policy import Policy
 from proxy.core.rules.transport import decide_plain_http
 
 _FOR_THE_PROXY = frozenset((b"proxy-connection", b"proxy-authorization"))
+# All that is looked at below but for Host, Via and Max-Forwards: most messages have none of it.
+_CHANGED_IN_REQUESTS = _FOR_THE_PROXY | appview.OF_REQUESTS.keys() | {b"traceparent", b"cookie"}
+_CHANGED_IN_RESPONSES = appview.OF_RESPONSES.keys() | {b"strict-transport-security", b"alt-svc", b"set-cookie"}
 
 
 class Transport:
@@ -67,12 +70,7 @@ class Transport:
             exchange.deny(flow, decision.denied)
         data, policy = flow.request.data, exchange.policy
         headers = data.headers
-        names = names_in(headers.fields)
-        if not names.isdisjoint(_FOR_THE_PROXY):
-            headers.fields = tuple(field for field in headers.fields if field[0].lower() not in _FOR_THE_PROXY)
-        if b"traceparent" in names:
-            exchange.trace(headers)
-        is_upgraded = _is_upgraded(exchange)
+        is_upgraded = decision is not None and decision.action is Action.UPGRADE and not exchange.observing
         if is_upgraded and decision is not None and decision.target is not None:
             # Not with the setters: they rewrite Host with their own default port.
             data.scheme = b"https"
@@ -86,6 +84,17 @@ class Transport:
             if not may_go_on:
                 exchange.deny(flow, Denied(Reason.NO_FORWARDS_LEFT, "the request's Max-Forwards is 0"))
         exchange.view = self._view(exchange, is_upgraded=is_upgraded)
+        names = names_in(headers.fields)
+        if not names.isdisjoint(_CHANGED_IN_REQUESTS):
+            self._change_request(flow, exchange, names)
+
+    def _change_request(self, flow: http.HTTPFlow, exchange: Exchange, names: frozenset[bytes]) -> None:
+        """Change what is for the proxy, or means another thing to the server than to the app."""
+        headers = flow.request.headers
+        if not names.isdisjoint(_FOR_THE_PROXY):
+            headers.fields = tuple(field for field in headers.fields if field[0].lower() not in _FOR_THE_PROXY)
+        if b"traceparent" in names:
+            exchange.trace(headers)
         if exchange.view is not None:
             if b"origin" in names:
                 exchange.origin = values_of(headers, b"origin")[0]
@@ -101,32 +110,39 @@ class Transport:
         if response is None:
             return
         headers, policy = response.data.headers, exchange.policy
-        names, is_mirrored = names_in(headers.fields), _is_mirrored(exchange)
-        is_https = flow.request.data.scheme == b"https"
         if policy.via is not None and not exchange.observing:
             headers.fields += ((b"Via", _version(response) + b" " + policy.via.encode("ascii")),)
-        if b"strict-transport-security" in names and is_https and exchange.asked is not None and not is_mirrored:
-            self._known.learn(exchange.asked.host, values_of(headers, b"strict-transport-security")[0])
+        names = names_in(headers.fields)
+        if not names.isdisjoint(_CHANGED_IN_RESPONSES):
+            self._change_response(flow, exchange, headers, names)
         if is_denied(exchange):
             return
         if flow.request.is_http2 and not response.is_http2:  # elsewhere, they were removed with the rest of their head
             headers.fields = without_hop(headers.fields)
+        if view is not None:
+            trail, path = self.sessions.of(flow.client_conn).trail, flow.request.path
+            try:
+                trail.follow(exchange.method, response.data.status_code, view.asked, path, headers.fields)
+            except Denied as denied:
+                exchange.note_reason(denied)  # unless in observe mode, `response` replaces the response
+
+    def _change_response(
+        self, flow: http.HTTPFlow, exchange: Exchange, headers: http.Headers, names: frozenset[bytes]
+    ) -> None:
+        """Change what means another thing to the app than to the server, and learn what the server says of itself."""
+        is_https, is_mirrored = flow.request.data.scheme == b"https", _is_mirrored(exchange)
+        if b"strict-transport-security" in names and is_https and exchange.asked is not None and not is_mirrored:
+            self._known.learn(exchange.asked.host, values_of(headers, b"strict-transport-security")[0])
+        if is_denied(exchange):
+            return
         # it leads past this proxy (RFC 7838), or past this mirror of the server
         if b"alt-svc" in names and (is_https or is_mirrored) and not exchange.observing:
             headers.fields = tuple(each for each in headers.fields if each[0].lower() != b"alt-svc")
         fields = headers.fields
         if b"set-cookie" in names and not is_mirrored:
             fields = self._cookies.received(fields, _delivery(flow, exchange), exchange.jar)
-        if view is None:
-            headers.fields = fields
-            return
-        asked = view.asked
-        fields = appview.response_fields(fields, view, exchange.origin)
-        trail = self.sessions.of(flow.client_conn).trail
-        try:
-            trail.follow(exchange.method, response.data.status_code, asked, flow.request.path, fields)
-        except Denied as denied:
-            exchange.note_reason(denied)  # unless in observe mode, `response` replaces the response
+        if exchange.view is not None:
+            fields = appview.response_fields(fields, exchange.view, exchange.origin)
         headers.fields = fields
 
     def _view(self, exchange: Exchange, *, is_upgraded: bool) -> appview.View | None:
@@ -186,11 +202,6 @@ def _is_mirrored(exchange: Exchange) -> bool:
     return exchange.decision is not None and exchange.decision.action is Action.MIRROR
 
 
-def _is_upgraded(exchange: Exchange) -> bool:
-    decision = exchange.decision
-    return decision is not None and decision.action is Action.UPGRADE and not exchange.observing
-
-
 def _deny_if_decided(flow: http.HTTPFlow, exchange: Exchange) -> None:
     if exchange.decision is not None and exchange.decision.denied is not None:
         exchange.deny(flow, exchange.decision.denied)
@@ -198,6 +209,7 @@ def _deny_if_decided(flow: http.HTTPFlow, exchange: Exchange) -> None:
 
 def _follow(request: http.Request, target: Destination) -> None:
     """Make Host and `:authority` name the target; leave them unchanged if they do so already."""
-    request.headers.fields = with_host(request.headers.fields, target)
-    if request.is_http2 and request.authority and parse_authority(request.authority, HTTPS_PORT) != target:
+    headers = request.data.headers
+    headers.fields = with_host(headers.fields, target)
+    if request.data.authority and request.is_http2 and parse_authority(request.authority, HTTPS_PORT) != target:
         request.data.authority = host_field(target)

@@ -111,15 +111,15 @@ class LineWriter:
             self._lose(1, "there is no standard output")
             raise OSError(errno.EBADF, "there is no standard output")
         with self._guard:  # the condition's own lock, without a call of Python at each end
-            has_room = self._size + len(data) <= MAX_WAITING
-            if has_room:
+            size = self._size + len(data)
+            if size <= MAX_WAITING:
                 if not self._waiting:
                     self._changed.notify()
                 self._waiting.append(data)
-                self._size += len(data)
-        if not has_room:
-            self._lose(1, TOO_SLOW)
-            raise BlockingIOError(errno.EAGAIN, "the decision lines are read too slowly")
+                self._size = size
+                return
+        self._lose(1, TOO_SLOW)
+        raise BlockingIOError(errno.EAGAIN, "the decision lines are read too slowly")
 
     def reopen(self) -> None:
         """Open the file again soon, because it was renamed. Standard output cannot be opened again."""

@@ -24,6 +24,7 @@ KEPT = 50
 _SLOT = 2048  # bytes: a line has some 450
 _HEAD = struct.Struct("=II")  # the length of the line, 0 if there is none yet, and its CRC-32
 _ROOM = _SLOT - _HEAD.size
+_WHOLE = struct.Struct(f"=II{_ROOM}s")  # the same with the line
 _CUTS = (200, 40, 8)  # characters that are left of a text in a line for which there is no room; the last always fits
 _WITHOUT_REASON = b'"reason": null'  # no text in a line can contain it, since JSON escapes the quotes there
 
@@ -58,10 +59,9 @@ class _Ring:
         self._count = 0
 
     def add(self, line: bytes) -> None:
-        start = self._count % KEPT * _SLOT
-        self._count += 1
-        self._memory[start + _HEAD.size : start + _HEAD.size + len(line)] = line
-        _HEAD.pack_into(self._memory, start, len(line), crc32(line))
+        at = self._count % KEPT
+        self._count = at + 1
+        _WHOLE.pack_into(self._memory, at * _SLOT, len(line), crc32(line), line)
 
     def lines(self) -> Iterator[dict[str, Any]]:
         for start in range(0, KEPT * _SLOT, _SLOT):

@@ -8,6 +8,7 @@ import pytest
 from mitmproxy import connection, http
 from mitmproxy.test import tflow
 
+from addons.exchange import Exchange
 from addons.gate import Gate
 from addons.sessions import Sessions
 from addons.transport import Transport
@@ -64,6 +65,12 @@ def run(
         else:
             addon.requestheaders(flow)
     return flow
+
+
+def exchange_of(flow: http.HTTPFlow) -> Exchange:
+    found = flow.metadata["overcoat"]
+    assert isinstance(found, Exchange)
+    return found
 
 
 class TestUpgrade:
@@ -153,6 +160,14 @@ class TestFieldsThatEndHere:
         assert self.fields(*headers) == headers
 
 
+def test_what_an_app_says_of_its_trace_and_its_cookies_is_noted_if_that_is_all_that_it_says() -> None:
+    traced = exchange_of(
+        run([(b"Host", b"api.example"), (b"Traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01")])
+    )
+    assert traced.trace_id == "a" * 32
+    assert exchange_of(run([(b"Host", b"api.example"), (b"Cookie", b"a=1; b=2")])).jar == {"a", "b"}
+
+
 @pytest.mark.parametrize("mode", Mode)
 @pytest.mark.parametrize("via", [None, "here"])
 def test_via_is_added_where_the_policy_says_so_and_not_in_observe_mode(mode: Mode, via: str | None) -> None:
@@ -225,6 +240,10 @@ class TestResponses:
         response, _ = self.answer(host, ("Alt-Svc", 'h3=":443"'), ("X", "1"), mode=mode, scheme=scheme)
         assert ("alt-svc" in response.headers) is is_kept
         assert response.headers["x"] == "1"
+
+    def test_a_secure_cookie_is_one_that_an_app_on_plain_http_keeps(self) -> None:
+        response, _ = self.answer("api.example", ("Set-Cookie", "a=1; Secure"))
+        assert "secure" not in response.headers["set-cookie"].lower()
 
     @pytest.mark.parametrize("mode", Mode)
     @pytest.mark.parametrize("via", [None, "here"])

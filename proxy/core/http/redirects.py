@@ -47,7 +47,8 @@ class Trail:
             Denied: REDIRECT_LOOP: the redirect leads in a circle.
         """
         if status not in _REDIRECTS:
-            self._forget()
+            if self._visits:
+                self._forget()
             return
         names = {name.lower(): value for name, value in fields}
         location = names.get(b"location", b"").decode("utf-8", "surrogateescape")

@@ -3,8 +3,8 @@ builds the `Policy`; the addons ask for a decision on each request; the engine a
 
 Offers:
 
-- `appview`: View, interim_fields, renamed, request_fields, response_fields, upgraded; what an app that was upgraded to
-  https must not notice
+- `appview`: OF_REQUESTS, OF_RESPONSES, View, interim_fields, renamed, request_fields, response_fields, upgraded; what
+  an app that was upgraded to https must not notice
 - `ends`: NO_REASON, NO_STATUS, End, ends, status_class; how requests can end, as labels
 - `hsts`: KnownHosts; hosts that have asked for https only (RFC 6797)
 - `inspected`: NotFixed, constraints_for, outside; which hosts are inspected, and whether the local CA may sign for them

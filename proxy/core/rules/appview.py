@@ -117,7 +117,7 @@ def request_fields(fields: Fields, view: View) -> Fields:
         fields: name and value, as the app sent them.
         view: the view of the app.
     """
-    return _changed(fields, _OF_REQUESTS, view, "")
+    return _changed(fields, OF_REQUESTS, view, "")
 
 
 def response_fields(fields: Fields, view: View, app_origin: str = "") -> Fields:
@@ -128,7 +128,7 @@ def response_fields(fields: Fields, view: View, app_origin: str = "") -> Fields:
         view: the view of the app.
         app_origin: the Origin that the app sent with the request; "" for none.
     """
-    return _changed(fields, _OF_RESPONSES, view, app_origin)
+    return _changed(fields, OF_RESPONSES, view, app_origin)
 
 
 def interim_fields(fields: Fields, view: View) -> Fields:
@@ -217,7 +217,7 @@ def _without_upgrade(value: str) -> str | None:
 
 # Changes a field's value, given the app's view and the Origin that it sent; None removes the field.
 type _Change = Callable[[str, View, str], str | None]
-_OF_REQUESTS: dict[bytes, _Change] = {
+OF_REQUESTS: dict[bytes, _Change] = {
     b"origin": _url_for_server,
     b"referer": _url_for_server,
     b"destination": _url_for_server,  # RFC 4918, section 10.3
@@ -227,7 +227,7 @@ _OF_REQUESTS: dict[bytes, _Change] = {
     b"front-end-https": lambda value, *_: _OFF.sub("on", value),
     b"forwarded": lambda value, *_: _FORWARDED_PROTO.sub(r"\1\2https\2", value),
 }
-_OF_RESPONSES: dict[bytes, _Change] = {
+OF_RESPONSES: dict[bytes, _Change] = {
     b"location": _url_for_app,
     b"content-location": _url_for_app,
     b"access-control-allow-origin": _origin_for_app,
