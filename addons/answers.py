@@ -41,13 +41,14 @@ def begin(exchange: Exchange, flow: http.HTTPFlow, setting: Callable[[], Setting
     assert response is not None
     rule = exchange.rule
     entries = marked.of_response(exchange) if rule is not None and rule.response else ()
-    status, work = response.data.status_code, exchange.response_work
+    status = response.data.status_code
     if not entries or status == 101:  # it has no body
-        response.stream = exchange.count_received
+        response.stream = True
         return
+    work = exchange.response_work
     label = responses.label_of(values_of(response.headers, b"content-type"))
     if work is Work.DECRYPT and label is responses.Label.OTHER and status != _PARTIAL:
-        response.stream = exchange.count_received
+        response.stream = True
         return
     if exchange.method == "HEAD" or status in _WITHOUT_BODY:  # its fields are about another body
         exchange.holds_response = True
@@ -66,7 +67,7 @@ def begin(exchange: Exchange, flow: http.HTTPFlow, setting: Callable[[], Setting
             exchange.lets_pass = partial(bodies.passes, entries=entries, setting=setting())
     except Denied as denied:
         if bodies.passes(denied, entries, setting()):
-            response.stream = exchange.count_received
+            response.stream = True
         else:
             exchange.holds_response = True
             exchange.deny_always(flow, bodies.unchangeable(work, denied.detail, denied.entries))

@@ -172,12 +172,16 @@ class Sessions:
     def exchange(self, flow: http.HTTPFlow) -> Exchange:
         """Return the exchange of a flow; it is made at the first call."""
         try:
-            exchange: Exchange = flow.metadata[_KEY]
+            return flow.metadata[_KEY]  # type: ignore[no-any-return]  # it is what `begin` has put there
         except KeyError:
-            return self._begin(flow)
-        return exchange
+            return self.begin(flow)
 
-    def _begin(self, flow: http.HTTPFlow) -> Exchange:
+    def begin(self, flow: http.HTTPFlow) -> Exchange:
+        """Make the exchange of a flow that has none yet.
+
+        Raises:
+            KeyError: as `of`.
+        """
         session = self.of(flow.client_conn)
         data = flow.request.data
         path = data.path.partition(b"?")[0].decode("utf-8", "surrogateescape")

@@ -23,6 +23,7 @@ from proxy.core.http.hops import without_hop
 from proxy.engine.flows import new_request, new_response
 
 _OF_THE_CONNECTION = ("negotiate", "ntlm")  # schemes that authenticate a connection, not a request (RFC 4559)
+_NO_HEADERS = http.Headers()
 _PORTS = {b"http": HTTP_PORT, b"https": HTTPS_PORT}
 _WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
 _ABSOLUTE = re.compile(rb"([^:/?]*+)://([^/?]*+)(.*+)", re.DOTALL)
@@ -162,12 +163,10 @@ def response_of(head: ResponseHead, fields: Fields) -> http.Response:
 def authenticates_connection(request: http.Request, response: http.Response | None) -> bool:
     """Tell whether the upstream may take the next request on this connection for one of the same user."""
     asked = request.data.headers
-    said = None if response is None else response.data.headers
-    if not has_field(asked, b"authorization") and (said is None or not has_field(said, b"www-authenticate")):
+    said = _NO_HEADERS if response is None else response.data.headers
+    if b"authorization" not in names_in(asked.fields) and b"www-authenticate" not in names_in(said.fields):
         return False
-    offers = values_of(asked, b"authorization")
-    if said is not None:
-        offers += values_of(said, b"www-authenticate")
+    offers = values_of(asked, b"authorization") + values_of(said, b"www-authenticate")
     return any(offer.lower().lstrip().startswith(_OF_THE_CONNECTION) for offer in offers)
 
 
@@ -207,8 +206,13 @@ def _origin(scheme: bytes, authority: bytes) -> tuple[bytes, Destination]:
 def response_head(response: http.Response, *, is_closing: bool) -> bytes:
     """Return the head of a response in the form in which it is sent to the app."""
     data = response.data
+    return _response_head(data.status_code, data.reason, data.headers.fields, is_closing)
+
+
+@lru_cache(KEPT)
+def _response_head(status: int, reason: bytes, fields: Fields, is_closing: bool) -> bytes:
     end = b"Connection: close\r\n\r\n" if is_closing else b"\r\n"
-    return b"HTTP/1.1 %d %s\r\n%s%s" % (data.status_code, data.reason, _lines(data.headers.fields), end)
+    return b"HTTP/1.1 %d %s\r\n%s%s" % (status, reason, _lines(fields), end)
 
 
 def request_head(request: http.Request) -> bytes:

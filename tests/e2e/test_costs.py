@@ -121,18 +121,19 @@ def counted(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @OF_ONE_VERSION
 def test_of_a_request_on_an_open_connection(counted: Counted) -> None:
-    assert 3000 < counted.kept_open() < 6280
+    assert 3000 < counted.kept_open() < 5310
 
 
 @OF_ONE_VERSION
 def test_of_one_on_a_new_connection(counted: Counted) -> None:
-    assert 3000 < counted.on_new_connections() < 9550
+    assert 3000 < counted.on_new_connections() < 8320
 
 
 @OF_ONE_VERSION
 def test_of_one_in_http2(counted: Counted) -> None:
-    assert 3000 < counted.in_streams() < 7150
+    assert 3000 < counted.in_streams() < 6310
 
 
 def test_http2_costs_little_more_than_http1(counted: Counted) -> None:
-    assert counted.in_streams() / counted.inspected() < 1.2
+    """In steps; in processor time it costs less, since a connection of many streams needs fewer calls of the system."""
+    assert counted.in_streams() / counted.inspected() < 1.25

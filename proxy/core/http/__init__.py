@@ -11,7 +11,7 @@ Offers:
 - `heads`: CHUNKED, KEPT, MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, HeadEnd, RequestHead, ResponseHead, can_become_a_head,
   names_in, read_request_head, read_response_head; heads of HTTP/1
 - `heads2`: read_http2_request, read_http2_response, read_http2_trailers; heads of HTTP/2
-- `hops`: has_come_through, keeps_alive, one_forward_less, trailers_to_relay, wants_to_switch, without_framing,
+- `hops`: has_come_through, is_last_request, keeps_alive, one_forward_less, trailers_to_relay, without_framing,
   without_hop; fields about one connection only
 - `names`: check_host_fields, check_hosts_in, check_server_name, host_field, is_own_name, mirrored_host,
   read_host_field, with_host; whether Host, SNI and destination agree

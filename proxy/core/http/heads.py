@@ -130,6 +130,8 @@ class HeadEnd:
         Raises:
             Denied: BAD_REQUEST or HEADERS_TOO_LARGE; for a response, UPSTREAM_FAILED.
         """
+        if not self._looked and 0 <= (end := data.find(b"\r\n\r\n")) <= most:  # all at once, as nearly always
+            return end + 4
         looked, self._looked = self._looked, len(data)
         end = data.find(b"\r\n\r\n", max(looked - 3, 0))
         if (end if end >= 0 else len(data) - 3) > most:  # up to three of the four bytes that end it may be there

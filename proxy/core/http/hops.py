@@ -106,8 +106,9 @@ def keeps_alive(is_http11: bool, fields: Fields) -> bool:
 
 
 @lru_cache(KEPT)
-def wants_to_switch(fields: Fields) -> bool:
-    """Tell whether an app may send another protocol right after a request, without waiting for the answer.
+def is_last_request(fields: Fields) -> bool:
+    """Tell whether no other request may be read after one of HTTP/1.1 on its connection: since it says so, or since the
+    app may send another protocol right after it, without waiting for the answer.
 
     If no switch follows, these bytes must not be read as a request (RFC 9931, section 4.1). An offer of h2c alone,
     which some clients send with the first request to a host, is harmless: the bytes would begin with a preface that is
@@ -117,7 +118,7 @@ def wants_to_switch(fields: Fields) -> bool:
         fields: name and value, as they came.
     """
     offers = [value for name, value in fields if name.lower() == b"upgrade"]
-    return any(_options(value) - {b"h2c", b""} for value in offers)
+    return not keeps_alive(True, fields) or any(_options(value) - {b"h2c", b""} for value in offers)
 
 
 def one_forward_less(fields: Fields) -> tuple[Fields, bool]:

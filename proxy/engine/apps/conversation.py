@@ -87,22 +87,28 @@ class Conversation:
     _sending: Lane | None = None
     _receiving: Lane | None = None
 
-    def __init__(self, stream: AppStream, request: http.Request, head: RequestHead) -> None:
+    def __init__(
+        self, stream: AppStream, request: http.Request, head: RequestHead, front: Destination | None = None
+    ) -> None:
         """Start.
 
         Args:
             stream: where the app has sent it, and gets the response.
             request: the request.
             head: its head as it came.
+            front: its destination as the app knows it, if a reverse listener stands for it.
         """
         self.state = _HOLDING
         self.stream = stream
         self.app = stream.app
         self.house = stream.app.house
         self.head = head
+        # Whether the app accepts trailers in the response (RFC 9110, section 10.1.4).
+        self.takes_trailers = head.is_http2 and b"te" in names_in(head.fields)
         self.flow = new_flow(self.app.client, request)
         self.upstream: UpstreamStream | None = None
-        self.exchange: Exchange | None = None
+        self.exchange: Exchange = self.house.sessions.begin(self.flow)
+        self.exchange.front = front
         self._held = bytearray()  # the request's body so far, in one piece
         self._held_since = 0.0  # when its body began to be awaited, if that is held
         self._size = 0  # bytes of the request's body that have come, or that were thrown away
@@ -124,10 +130,9 @@ class Conversation:
 
     def start(self, *, has_body: bool) -> None:
         """Pass the head through the addons."""
-        flow = self.flow
+        flow, exchange = self.flow, self.exchange
         self._expects = has_body and has_field(flow.request.headers, b"expect")
         self.house.dispatch.call("requestheaders", flow)
-        self.exchange = exchange = self.house.sessions.exchange(flow)
         if exchange.observing and flow.request.data.scheme == b"http":
             self.house.asides.note(exchange)
         if flow.response is not None:
@@ -162,7 +167,6 @@ class Conversation:
 
     def _hold(self, data: bytes) -> None:
         """Keep a piece of the body; from where it need not be held any more, let it stream."""
-        assert self.exchange is not None
         self._held += data
         limit = self.exchange.policy.limits.held_body
         is_too_long = self._size > limit
@@ -241,26 +245,29 @@ class Conversation:
             if before is _DISCARDING:
                 self.stream.next()
             return
-        flow.request.timestamp_end = time.time()
-        assert self.exchange is not None
         if self._held_since:
             self.exchange.waited = time.monotonic() - self._held_since
         if self.state is _HELD:
             body = flow.request.data.content = bytes(self._held)
-            flow.request.data.trailers = headers_of(trailers) if trailers else None  # for what they say of the body
             self._held.clear()
-            do = partial(self.house.dispatch.call, "request", flow)
+            if trailers:
+                flow.request.data.trailers = headers_of(trailers)  # for what they say of the body
             if self.exchange.holds_request and takes_long(flow.request, body):
-                self._lane(from_app=True).do(do, self._protected)
+                do = partial(self.house.dispatch.call, "request", flow)
+                self._lane(from_app=True).do(do, self._worked_on)
             else:
-                self._protected(do)
+                self.house.dispatch.call("request", flow)
+                self._protected()
         else:
             self.exchange.sent = time.monotonic()
             self._pass_on(b"", partial(self._streamed, trailers))
 
-    def _protected(self, result: Result[None]) -> None:
-        """Go on with a request that was held, once the hooks have seen its body."""
+    def _worked_on(self, result: Result[None]) -> None:
         result()
+        self._protected()
+
+    def _protected(self) -> None:
+        """Go on with a request that was held, once the hooks have seen its body."""
         if self.flow.error:
             self._cut_off()
         elif self.flow.response is not None:
@@ -281,23 +288,18 @@ class Conversation:
 
     # -- the upstream
 
-    @property
-    def takes_trailers(self) -> bool:
-        """Whether the app accepts trailers in the response (RFC 9110, section 10.1.4)."""
-        return self.head.is_http2 and b"te" in names_in(self.head.fields)
-
     def _acquire(self, *, fresh: bool = False) -> None:
         request = self.flow.request.data
         exchange = self.exchange
-        assert exchange is not None
         self._tries += 1
         if not exchange.ready:
             exchange.ready = time.monotonic()
         mirror = self.app.session.mirror  # to whose server other ways lead than to hosts of that name
         rule = exchange.rule and exchange.rule.name
         key = (request.host, request.port, request.scheme, rule, exchange.policy, mirror is not None)
-        self._version = self.stream.version(self.flow.request)
-        version = Version.HTTP1 if self._needs_own_connection() else self._version
+        self._version = version = self.stream.version(self.flow.request)
+        if version is not Version.HTTP1 and self._needs_own_connection():
+            version = Version.HTTP1
         may_take = not fresh and not have_expired(exchange.rule)
         if may_take and exchange.policy.upstream_proxy is not None and mirror is None:
             proxy = exchange.policy.proxy_to(Destination(request.host, request.port))
@@ -353,7 +355,6 @@ class Conversation:
         self.app.after_step()
 
     def _unreachable(self, denied: Denied) -> None:
-        assert self.exchange is not None
         self._waiting.clear()
         self.exchange.deny_always(self.flow, denied)
         self._answer()
@@ -375,7 +376,6 @@ class Conversation:
         return Denied(Reason.UPSTREAM_FAILED, why)
 
     def _connected(self, upstream: UpstreamStream) -> None:
-        assert self.exchange is not None
         if (denied := self._unfit(upstream)) is not None:
             self.flow.server_conn = upstream.server
             upstream.close()
@@ -403,8 +403,9 @@ class Conversation:
         """Whether the app is to go on: to send more, or to read."""
         if self.stream.is_congested or self.state is _HOLDING:
             return True
-        is_taken = self.upstream is not None and not self.upstream.is_congested
-        return self.state in _PASSING_ON and not self._awaits_continue and is_taken
+        if self.state not in _PASSING_ON or self._awaits_continue:
+            return False
+        return self.upstream is not None and not self.upstream.is_congested
 
     @property
     def _is_taken(self) -> bool:
@@ -413,7 +414,6 @@ class Conversation:
 
     def _count_time(self) -> None:
         """Let the time limit for the response run while the upstream is to go on; each call starts it anew."""
-        assert self.exchange is not None
         seconds = self.exchange.policy.response_seconds(self.exchange.rule)
         if self.upstream is None or seconds is None or self.state not in _WAITING or self._awaits_app:
             self.stream.clock.stop()
@@ -421,7 +421,6 @@ class Conversation:
             self.stream.clock.start(self.upstream, seconds, self._upstream_late)
 
     def _upstream_late(self) -> None:
-        assert self.exchange is not None
         seconds = self.exchange.policy.response_seconds(self.exchange.rule) or 0
         self._fail(late_response(seconds, is_taken=self._is_taken))
 
@@ -433,7 +432,7 @@ class Conversation:
         if head.status < 200 and head.status != 101:
             if self.head.is_http11:
                 fields = without_framing(without_hop(head.fields))
-                if self.exchange is not None and self.exchange.view is not None:
+                if self.exchange.view is not None:
                     fields = interim_fields(fields, self.exchange.view)
                 self.stream.interim(response_of(head, fields))
             self._awaits_continue = self._awaits_continue and head.status != 100
@@ -441,7 +440,6 @@ class Conversation:
             return
         self.stream.clock.stop()
         self._kept = None
-        assert self.exchange is not None
         self.exchange.headed = time.monotonic()
         fields = without_hop(head.fields)
         if head.status in (101, 204):
@@ -449,13 +447,12 @@ class Conversation:
         has_body = self._has_body(head.status)
         if (head.body == UNTIL_CLOSE and has_body) or self.house.is_last_response(self.app.session):
             self.stream.last()
-        is_whole = self.state is not _STREAMING
-        if self._expects and not is_whole and not self._size:
+        if self._expects and self.state is _STREAMING and not self._size:
             self.stream.last()  # the app may or may not send its body now (RFC 9110, section 10.1.1)
         if head.body == CHUNKED and not self.head.is_http11:  # RFC 9112, section 6.1: not even without a body
             fields = tuple(field for field in fields if field[0].lower() != b"transfer-encoding")
         flow.response = response_of(head, fields)
-        if head.status == 101 and not (is_whole and may_switch(flow.request, flow.response)):
+        if head.status == 101 and (self.state is _STREAMING or not may_switch(flow.request, flow.response)):
             self._fail(Denied(Reason.UPSTREAM_FAILED, "the upstream switched to a protocol that was not asked for"))
             return
         self.house.dispatch.call("responseheaders", flow)
@@ -467,7 +464,8 @@ class Conversation:
             self._switch()
         elif flow.response.stream or not has_body:
             self.state = _BEGIN[self.state]
-            flow.response.stream = flow.response.stream or True
+            if not flow.response.stream:
+                flow.response.stream = True
             # For gRPC, fields in a head without a body are trailers; before an empty body they are not.
             self.stream.begin(flow.response, has_body=has_body and not head.is_all)
         else:
@@ -488,17 +486,20 @@ class Conversation:
         response = self.flow.response
         assert response is not None
         if state in _GATHERING:
-            assert self.exchange is not None
             self._gathered += data
             if len(self._gathered) > self.exchange.policy.limits.held_body:
                 self._overflow()
-        elif data:  # an empty piece is the end
+        elif not data:  # an empty piece is the end
+            return
+        elif callable(response.stream):
             self._send_on(data)
+        else:
+            self.exchange.bytes_received += len(data)
+            self.stream.send(data)
 
     def _overflow(self) -> None:
         """Deny a response that is too long to be held, or let it go on as it comes."""
         exchange, response = self.exchange, self.flow.response
-        assert exchange is not None
         assert response is not None
         why = bodies.too_large(exchange.policy.limits.held_body)
         if exchange.lets_pass is None or not exchange.lets_pass(why):
@@ -506,10 +507,11 @@ class Conversation:
             return
         self.state = _BEGIN[self.state]
         exchange.holds_response = False
-        response.stream = exchange.count_received
+        response.stream = True
         gathered, self._gathered = bytes(self._gathered), b""
         self.stream.begin(response, has_body=True)
-        self._send_on(gathered)
+        exchange.bytes_received += len(gathered)
+        self.stream.send(gathered)
 
     def _lane(self, *, from_app: bool) -> Lane:
         """Return one direction, for what takes long."""
@@ -530,14 +532,13 @@ class Conversation:
             self.upstream.hold("work", is_held)
 
     def _send_on(self, data: bytes, then: Callable[[], object] | None = None) -> None:
-        """Send a piece of a response that streams, or its end, which is an empty piece, and go on with `then`, unless
-        what the body streams through denies it.
+        """Send a piece of a response that is changed while it streams, or its end, which is an empty piece, and go on
+        with `then`, unless what changes the body denies it.
         """
         assert self.flow.response is not None
         stream = self.flow.response.stream
-        if not callable(stream):
-            self._sent_on(then, lambda: data)
-        elif _takes_long(stream, data):
+        assert callable(stream)
+        if _takes_long(stream, data):
             self._lane(from_app=False).do(partial(stream, data), partial(self._sent_on, then))
         else:
             self._sent_on(then, partial(stream, data))
@@ -571,8 +572,6 @@ class Conversation:
             return
         response = self.flow.response
         assert response is not None
-        response.timestamp_end = time.time()
-        assert self.exchange is not None
         self.exchange.whole = time.monotonic()
         if self.state in _GATHERING:
             body = response.data.content = bytes(self._gathered)
@@ -582,12 +581,13 @@ class Conversation:
                 self._lane(from_app=False).do(do, self._opened)
             else:
                 self._opened(do)
-        else:
+        elif callable(response.stream):
             self._send_on(b"", partial(self._response_streamed, trailers))
+        else:
+            self._response_streamed(trailers)
 
     def _response_streamed(self, trailers: Fields) -> None:
         """End a response that was passed on."""
-        assert self.exchange is not None
         self.stream.flush()  # the streamed bytes need not wait for the decision line
         self.house.dispatch.call("response", self.flow)
         if self.flow.error:
@@ -655,7 +655,6 @@ class Conversation:
             self._receiving.cancel()
         if (upstream := self._release_upstream()) is not None:
             upstream.close()
-        assert self.exchange is not None
         self._gathered = b""
         if self.state in _ANSWERING:  # the app has the status
             is_upstreams = denied.reason is Reason.UPSTREAM_FAILED
@@ -672,7 +671,6 @@ class Conversation:
         self.state = _SWITCH[self.state]
         self.stream.begin(self.flow.response, has_body=False)
         self.house.dispatch.call("response", self.flow)
-        assert self.exchange is not None
         speaker = Switched(self)
         if (plan := self.exchange.plan) is not None:
             self.flow.websocket = WebSocketData()
@@ -683,7 +681,6 @@ class Conversation:
 
     def switched(self, data: bytes) -> None:
         """Pass WebSocket bytes from the upstream on."""
-        assert self.exchange is not None
         self.exchange.count_received(data)
         if self._relay is not None:
             self._relay.feed_from_upstream(data)
@@ -696,14 +693,13 @@ class Conversation:
 
     def switched_from_app(self, data: bytes) -> None:
         """Pass WebSocket bytes from the app on."""
-        if self.upstream is not None and self.exchange is not None:
+        if self.upstream is not None:
             self.upstream.send(self.exchange.count_sent(data))
 
     def message(self, payload: bytes, *, is_text: bool, from_app: bool) -> bytes:
         """Show a WebSocket message to the addons; see `Talk`. No message is kept."""
         data, exchange = self.flow.websocket, self.exchange
         assert data is not None
-        assert exchange is not None
         message = WebSocketMessage(TEXT if is_text else BINARY, from_app, payload)
         data.messages = [message]  # hooks look there before they pause: the other side may have a message meanwhile
         self.house.dispatch.call("websocket_message", self.flow)
@@ -736,12 +732,10 @@ class Conversation:
 
     def note_switched(self, denied: Denied) -> None:
         """Note why enforcing would have ended the WebSocket."""
-        assert self.exchange is not None
         self.exchange.note_reason(denied)
 
     def break_switched(self, denied: Denied, to_app: bytes, to_upstream: bytes) -> None:
         """End the WebSocket for a reason, with a last word to each side."""
-        assert self.exchange is not None
         self.exchange.break_off(denied)
         if to_app:
             self.stream.send(to_app)
@@ -801,9 +795,6 @@ class Conversation:
         after = _DENY[self.state]
         if after is _OVER and self._sending is not None:
             self._sending.cancel()
-        response = self.flow.response
-        assert response is not None
-        response.timestamp_start = response.timestamp_end = time.time()
         self._size = 0
         self._waiting.clear()
         self.stream.hold("dialling", False)

@@ -17,11 +17,10 @@ import re
 from mitmproxy import http
 
 from addons.exchange import Exchange, problem_response
-from addons.headers import has_field
 from proxy.core.decisions import Denied, Reason
 from proxy.core.http.framing import BadFraming, Body, body_of, chunk, last_chunk
-from proxy.core.http.heads import MAX_HEAD_BYTES, Fields, HeadEnd, RequestHead, read_request_head
-from proxy.core.http.hops import keeps_alive, trailers_to_relay, wants_to_switch
+from proxy.core.http.heads import MAX_HEAD_BYTES, Fields, HeadEnd, names_in, read_request_head
+from proxy.core.http.hops import is_last_request, trailers_to_relay
 from proxy.engine.apps.connect import Connect
 from proxy.engine.apps.conversation import Conversation
 from proxy.engine.apps.http2 import AppHttp2
@@ -74,8 +73,10 @@ class AppHttp1(Speaker):
         app = self.app
         if app.speaker is self and not app.is_closing:
             conversation = self.conversation
-            is_held = isinstance(conversation, Conversation) and conversation.holds_body
-            app.expect((self._body is not None and is_held) or (conversation is None and self._unread != b""))
+            if self._body is None:
+                app.expect(conversation is None and self._unread != b"")
+            else:
+                app.expect(isinstance(conversation, Conversation) and conversation.holds_body)
 
     def _read_on(self) -> None:
         app = self.app
@@ -84,8 +85,8 @@ class AppHttp1(Speaker):
                 if not self._read_body(self._body) or self.conversation is None:
                     return  # if it was answered at once, the next one has a turn of its own: see below
             elif self.conversation is not None or app.is_congested:
-                # Pipelined requests wait in the kernel's buffer when ours is full.
-                app.hold("pipelining", len(self._unread) > MAX_PIPELINED)
+                if len(self._unread) > MAX_PIPELINED:  # the others wait in the kernel's buffer
+                    app.hold("pipelining", True)
                 return
             elif not self._read_head():
                 if self._has_ended:
@@ -96,12 +97,12 @@ class AppHttp1(Speaker):
 
     def _read_head(self) -> bool:
         # RFC 9112, section 2.2: empty lines before a request are skipped.
-        if empty_lines := _EMPTY_LINES.match(self._unread):
+        if self._unread.startswith(b"\r\n") and (empty_lines := _EMPTY_LINES.match(self._unread)):
             self._unread = self._unread[empty_lines.end() :]
         stripped = self._unread
         if stripped in (b"", b"\r"):
             return False
-        if stripped[:4] == PREFACE[:4] and self._is_first and PREFACE.startswith(stripped[: len(PREFACE)]):
+        if self._is_first and stripped[:4] == PREFACE[:4] and PREFACE.startswith(stripped[: len(PREFACE)]):
             if len(stripped) >= len(PREFACE):
                 self.speak_http2(stripped)
             return False
@@ -127,20 +128,15 @@ class AppHttp1(Speaker):
             self.conversation = connect = Connect(self, request, AppHttp1)
             connect.start()
             return not self.app.is_closing
-        self._begin(head)
-        self.conversation = conversation = Conversation(self, request, head)
-        if front is not None:
-            self.app.house.sessions.exchange(conversation.flow).front = front
+        self._is_first = False
+        # RFC 9112, section 9.3: a proxy keeps no connection open with an HTTP/1.0 client, even if that asks for it.
+        self.is_last = not head.is_http11 or is_last_request(head.fields)
+        self.conversation = conversation = Conversation(self, request, head, front)
         self._body = body_of(head.body) if head.body else None
         conversation.start(has_body=self._body is not None)
         if self._body is None and not self.app.is_closing:
             conversation.request_end()
         return True
-
-    def _begin(self, head: RequestHead) -> None:
-        self._is_first = False
-        # RFC 9112, section 9.3: a proxy keeps no connection open with an HTTP/1.0 client, even if that asks for it.
-        self.is_last = not (head.is_http11 and keeps_alive(True, head.fields)) or wants_to_switch(head.fields)
 
     def speak_http2(self, data: bytes = b"") -> None:
         """Give the connection to the speaker for HTTP/2, with its bytes that have come already."""
@@ -216,7 +212,7 @@ class AppHttp1(Speaker):
 
     def begin(self, response: http.Response, *, has_body: bool) -> None:
         """Send the head of a response."""
-        self._is_chunked = has_body and has_field(response.headers, b"transfer-encoding")
+        self._is_chunked = has_body and b"transfer-encoding" in names_in(response.data.headers.fields)
         is_switch = response.data.status_code == 101
         self.app.write(response_head(response, is_closing=self.is_last and not is_switch))
 
@@ -260,8 +256,8 @@ class AppHttp1(Speaker):
         """Go on after a conversation."""
         self.conversation = None
         if not self.is_last:
-            self.app.hold("pipelining", False)
             if self._unread or self._has_ended:
+                self.app.hold("pipelining", False)
                 # Not directly: the end of one request must not deepen the stack of the next.
                 self.app.loop.call_soon(self.app.guarded, self.advance)
         else:

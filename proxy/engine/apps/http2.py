@@ -225,9 +225,7 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
             stream.deny(denied, fields)
             return
         stream.expected = head.body if head.body >= 0 else None
-        stream.conversation = conversation = Conversation(stream, request, head)
-        if front is not None:
-            self.app.house.sessions.exchange(conversation.flow).front = front
+        stream.conversation = conversation = Conversation(stream, request, head, front)
         conversation.start(has_body=not is_whole)
         if not is_whole:
             stream.watch_held()
@@ -398,12 +396,11 @@ class AppHttp2Stream(Stream):
     @property
     def is_asking(self) -> bool:
         """Whether a request is under way whose decision line is not written yet."""
-        exchange = self.conversation.exchange if self.conversation is not None else None
-        return exchange is not None and not exchange.finished
+        return self.conversation is not None and not self.conversation.exchange.finished
 
     def break_off(self, denied: Denied) -> None:
         """Note why it ends without an answer."""
-        if self.conversation is not None and self.conversation.exchange is not None:
+        if self.conversation is not None:
             self.conversation.exchange.break_off(denied)
 
     def over(self) -> None:

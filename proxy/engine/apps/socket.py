@@ -65,6 +65,7 @@ class AppSocket(Life):
         """
         super().__init__(house.timers)
         self.state = SocketState.OPEN
+        self._is_leaving = False  # whether the engine has asked for its end, once nothing is under way
         self.is_closing = False  # same as in `state`: we have sent our last bytes; what comes is thrown away
         self.house = house
         self.listener = listener
@@ -218,6 +219,7 @@ class AppSocket(Life):
         """Close as soon as no request is under way. On a new connection, the first request counts as under way for a
         moment.
         """
+        self._is_leaving = True
         connect = self.session.connect
         age = self.loop.time() - (self._opened if connect is None else connect.started_monotonic)
         is_fresh = not self.session.requests and age < timelimits.FRESH_SECONDS
@@ -269,7 +271,7 @@ class AppSocket(Life):
     def after_step(self) -> None:
         """Write what was gathered; close if the engine wants this connection to end and nothing is under way."""
         self.flush()
-        if not self.is_closing and self.house.is_leaving(self.session):
+        if self._is_leaving and not self.is_closing:
             self.drain()
 
     # -- reading

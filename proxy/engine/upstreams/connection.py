@@ -32,12 +32,19 @@ from mitmproxy.connection import Server
 from OpenSSL import SSL
 
 from addons.exchange import Upstream
-from addons.headers import has_field
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.handshakes import alert_of, ended_after
 from proxy.core.http.framing import BadFraming, Body, UntilCloseBody, body_of, chunk, last_chunk
-from proxy.core.http.heads import MAX_HEAD_BYTES, UNTIL_CLOSE, Fields, HeadEnd, ResponseHead, read_response_head
+from proxy.core.http.heads import (
+    MAX_HEAD_BYTES,
+    UNTIL_CLOSE,
+    Fields,
+    HeadEnd,
+    ResponseHead,
+    names_in,
+    read_response_head,
+)
 from proxy.core.http.hops import keeps_alive, trailers_to_relay
 from proxy.engine.life import Life
 from proxy.engine.messages import frame, request_head
@@ -262,7 +269,7 @@ class UpstreamConnection(Life):
         self._unread = b""
         if request.is_http2:
             frame(request, len(body) if is_whole else None)
-        self._is_chunked = has_field(request.headers, b"transfer-encoding")
+        self._is_chunked = b"transfer-encoding" in names_in(request.data.headers.fields)
         out = request_head(request)
         if body:
             out += chunk(body) if self._is_chunked else body
@@ -431,13 +438,13 @@ class UpstreamConnection(Life):
             return None
         self._unread = b""
         head, rest = read_response_head(data[:end]), data[end:]
-        if head.status == 101:
-            self.state = _SWITCH[self.state]
-            self.receiver.response_head(head)
-            if rest and self.receiver is not None:
-                self.receiver.switched(rest)
-            return None
         if head.status < 200:
+            if head.status == 101:
+                self.state = _SWITCH[self.state]
+                self.receiver.response_head(head)
+                if rest and self.receiver is not None:
+                    self.receiver.switched(rest)
+                return None
             self._interim += 1
             if self._interim > MAX_INTERIM:
                 raise Denied(Reason.UPSTREAM_FAILED, "the upstream sends interim responses (1xx) without an end")
@@ -451,12 +458,15 @@ class UpstreamConnection(Life):
             )
         has_body = self._method != b"HEAD" and head.status not in (204, 304)
         size = head.body if has_body else 0
-        self._body = body_of(size)
         self._keeps_alive = size != UNTIL_CLOSE and keeps_alive(head.is_http11, head.fields)
         self.receiver.response_head(head)
-        if size == 0 and self.receiver is not None:
-            self._complete(rest)
+        if 0 <= size <= len(rest):  # all of the body is here, as nearly always
+            if size and self.receiver is not None:
+                self.receiver.response_data(rest[:size])
+            if self.receiver is not None:
+                self._complete(rest[size:])
             return None
+        self._body = body_of(size)
         return rest
 
     def _is_answer(self, timeout: ResponseHead) -> bool:

@@ -14,7 +14,6 @@ Rules of this module:
 from __future__ import annotations
 
 import asyncio
-import collections
 from collections.abc import Callable
 from typing import Protocol
 
@@ -93,7 +92,7 @@ class Pool:
         """
         self._loop = loop
         self._count = count
-        self._idle: dict[object, collections.deque[IdleConnection]] = {}
+        self._idle: dict[object, list[IdleConnection]] = {}
         self._size = 0
         self._timer: asyncio.TimerHandle | None = None
         self._shared: dict[object, list[SharedConnection]] = {}
@@ -112,20 +111,20 @@ class Pool:
                 if shared.has_room and self._loop.time() - shared.carrier.opened < timelimits.POOL_AGE_SECONDS:
                     self._count("hit")
                     return shared.open()
-        if version.is_of_http2 and not self.speaks_only_http1(key, version):
-            return None
+            if version.is_of_http2:
+                return None
         return self._take_idle(key)
 
     def _take_idle(self, key: object) -> IdleConnection | None:
         idle = self._idle.get(key)
+        now = self._loop.time()
         while idle:
             upstream = idle.pop()
             self._size -= 1
             if not idle:
                 del self._idle[key]
-            now = self._loop.time()
             is_young = now - upstream.opened < timelimits.POOL_AGE_SECONDS
-            if upstream.is_usable and is_young and now - upstream.idle_since < timelimits.POOL_IDLE_SECONDS:
+            if is_young and now - upstream.idle_since < timelimits.POOL_IDLE_SECONDS and upstream.is_usable:
                 upstream.wake()
                 self._count("hit")
                 return upstream
@@ -203,14 +202,14 @@ class Pool:
     def give(self, upstream: IdleConnection) -> None:
         """Take a connection back after a complete response, or close it."""
         idle = self._idle.get(upstream.key)
-        count = 0 if idle is None else len(idle)
-        if not upstream.can_reuse or self._size >= MAX_IDLE or count >= MAX_IDLE_PER_KEY:
+        if not upstream.can_reuse or self._size >= MAX_IDLE or (idle and len(idle) >= MAX_IDLE_PER_KEY):
             upstream.close()
             return
         if idle is None:
-            idle = self._idle[upstream.key] = collections.deque()
+            self._idle[upstream.key] = [upstream]
+        else:
+            idle.append(upstream)
         upstream.rest(self._loop.time())
-        idle.append(upstream)
         self._size += 1
         self._look_later()
 

@@ -7,10 +7,10 @@ import pytest
 from proxy.core.http.heads import Fields
 from proxy.core.http.hops import (
     has_come_through,
+    is_last_request,
     keeps_alive,
     one_forward_less,
     trailers_to_relay,
-    wants_to_switch,
     without_framing,
     without_hop,
 )
@@ -206,7 +206,7 @@ class TestMaxForwards:
 
 
 @pytest.mark.parametrize(
-    ("sent", "may_go_on_in_another"),
+    ("sent", "is_last"),
     [
         ("", False),
         ("Connection: Upgrade|A: websocket", False),
@@ -215,8 +215,10 @@ class TestMaxForwards:
         ("Upgrade: websocket", True),
         ("UPGRADE: h2c, websocket", True),
         ("Upgrade: h2c|A: 1|Upgrade: TLS/1.0", True),
+        ("Connection: close", True),
+        ("A: 1|Connection: Upgrade, Close|Upgrade: h2c", True),
     ],
 )
-def test_an_app_that_offers_another_protocol_may_go_on_in_it(sent: str, may_go_on_in_another: bool) -> None:
+def test_no_request_is_read_after_one_that_says_so_or_offers_another_protocol(sent: str, is_last: bool) -> None:
     """RFC 9931, section 4.1; of h2c, what would follow is no request (RFC 9113, section 3.4)."""
-    assert wants_to_switch(fields(sent)) is may_go_on_in_another
+    assert is_last_request(fields(sent)) is is_last

@@ -44,7 +44,8 @@ class World:
     def __init__(self, state: State) -> None:
         self.hooks: list[str] = []
         dispatch = SimpleNamespace(call=lambda hook, _: self.hooks.append(hook))
-        house: Any = Told(dispatch=dispatch, sessions=Told(), is_last_response=lambda _: False)
+        sessions = Told(begin=lambda _: Exchange(Policy(), "127.0.0.1"))
+        house: Any = Told(dispatch=dispatch, sessions=sessions, is_last_response=lambda _: False)
         app: Any = Told(house=house, client=tflow.tclient_conn(), session=SimpleNamespace())
         self.stream: Any = Told(app=app, is_congested=False, is_last=False, clock=Told())
         self.upstream: Any = Told(
@@ -52,7 +53,6 @@ class World:
         )
         head = RequestHead(b"GET", b"http://a.example/", True, (), 0)
         self.conversation = Conversation(cast(Any, self.stream), http.Request.make("GET", "http://a.example/"), head)
-        self.conversation.exchange = Exchange(Policy(), "127.0.0.1")
         self.conversation.state = state
 
 
@@ -103,7 +103,6 @@ def test_who_has_been_answered_is_given_no_reason_to_end(state: State) -> None:
     world.conversation.give_up(Denied(Reason.IDLE_TIMEOUT, "no byte passed"))
     assert world.stream.calls == ["last", "close"]
     assert world.hooks == []
-    assert world.conversation.exchange is not None
     assert world.conversation.exchange.denied is None
 
 
