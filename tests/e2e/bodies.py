@@ -236,6 +236,24 @@ RESPONSES: dict[str, Body] = {
             b"}]}\n",
         ),
     ),
+    "patch": Body(
+        "application/json-patch+json",
+        (
+            b'[{"op":"add","path":"/token","value" : ',
+            Value(b'"tok_\\u20ac"', "$.token"),
+            b'},{"op":"replace","path":"/items/0","value":{"n":1.0,"secret":',
+            Value(b"[1 ,2]", "$.items[*].secret"),
+            b'}},\n{"op":"remove","path":"/secret"},{"op":"add","path":"/x","value":{"token":"free"}}]',
+        ),
+    ),
+    "an array that looks like a patch": Body(  # which a response is by its label alone, at both ends
+        "application/json",
+        (
+            rb'[{"op":"read","path":"C:\\x","value":"free"},{"op":"add","path":"/token","value":"free","secret":',
+            Value(b'"of a log"', "$[*].secret"),
+            b"}]",
+        ),
+    ),
     "lines": Body(
         "application/x-ndjson",
         (b'{"token":', Value(b'"a\\n"', "$.token"), b'}\r\n\n{"x":1}\n {"token": ', Value(b"null", "$.token"), b"}"),
@@ -255,6 +273,8 @@ RESPONSES: dict[str, Body] = {
         ),
     ),
 }
+
+TEXT_BY_TEXT = frozenset(("lines", "sequence", "events"))  # of these; the others are held
 
 
 def jwk_of(receiver: Receiver) -> Any:

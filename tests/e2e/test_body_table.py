@@ -15,7 +15,7 @@ import pytest
 
 from tests.e2e import wire
 from tests.e2e.app import connect, request
-from tests.e2e.bodies import HOSTS, REQUESTS, RESPONSES, RULES, Body, assert_sealed, sealed
+from tests.e2e.bodies import HOSTS, REQUESTS, RESPONSES, RULES, TEXT_BY_TEXT, Body, assert_sealed, sealed
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.codings import coded_as, decoded_from
@@ -205,5 +205,5 @@ def test_a_response_reaches_the_app_opened_and_otherwise_as_it_was_sent(
     got = app.send(way, TOLD, [("Accept", "*/*")], b"")
     assert got.fields["content-type"] == body.content_type
     # Texts that are opened one by one go on without a coding (docs/policy.md).
-    assert got.fields.get("content-encoding", "identity") == (coding if kind == "json" else "identity")
+    assert got.fields.get("content-encoding", "identity") == ("identity" if kind in TEXT_BY_TEXT else coding)
     assert decoded_from(got.fields.get("content-encoding", "identity"), got.body) == body.plain

@@ -174,7 +174,8 @@ def decrypt(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting:
         elif label_of(head.content_types) is not Label.JSON and not may_be_json(text):
             return unchanged
         else:
-            spliced = kinds.splice_text(text, jobs, pause=setting.pause)
+            is_labelled = kinds.is_patch(head.content_types)
+            spliced = kinds.splice_text(text, jobs, is_labelled=is_labelled, pause=setting.pause)
         if not spliced.total:
             return unchanged
         return Changed(encodings.encode(spliced.body, codings, pause=setting.pause), spliced.counts)
@@ -245,7 +246,8 @@ def _splice(
     if not text:
         required.check()
         return unchanged
-    spliced = kinds.splice_body(text, head.content_types, entries, required.watching(jobs), MAX_SEALED, pause=pause)
+    jobs, of_request = required.watching(jobs), setting.of_request
+    spliced = kinds.splice_body(text, head.content_types, entries, jobs, MAX_SEALED, of_request=of_request, pause=pause)
     required.check()
     if spliced.total == 0:
         return unchanged

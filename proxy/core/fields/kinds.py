@@ -8,12 +8,15 @@ Rules of this module:
 - An entry has nothing to do with a body of another kind than it marks fields in; then its `other_bodies` counts.
 - In an array of requests, or of answers (JSON-RPC, GraphQL), an entry's selectors count for each of them, too, and in a
   multipart form for each part that says it is JSON.
+- What is labelled as a JSON Patch is one. In a request, so is an array that looks like one, since servers may read it as
+  one; in a response it is what it is, for whoever seals it and for whoever opens it.
 - What could be read in two ways, in both of which something is marked, is denied.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -33,6 +36,7 @@ from proxy.core.fields.splice import Job, Spliced
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # noqa: S105  # RFC 9110's token, not a secret
 _MEDIA_TYPE = re.compile(rf"[ \t]*+({_TOKEN})/({_TOKEN})[ \t]*+(?:;|\Z)")
+_PATCH = "json-patch+json"
 _BINARY_TYPES = frozenset(("image", "audio", "video", "font", "model"))
 _BINARY_FORMATS = ("grpc", "protobuf", "cbor", "msgpack")
 _ARRAY = re.compile(rb"[ \t\r\n]*+\[")
@@ -50,6 +54,9 @@ _LOOK = [
 
 # The path of a member that no operation has, or of what is in it.
 _BESIDE = re.compile(r"\$\[\*\](?!\.(?:op|path|from|value)(?![A-Za-z0-9_]))[.\[]", re.IGNORECASE)
+_WHOLE = re.compile(r"\$(?:\[\*\])?")  # that of all of a patch, or of an operation
+_MEMBERS = [Marks((parse_selector("$[*].*"),))]
+_NO_PATCH = frozenset((Reason.BODY_UNREADABLE, Reason.BODY_TOO_LARGE))
 
 
 class Kind(StrEnum):
@@ -89,12 +96,22 @@ def label_of(content_types: Sequence[str]) -> Kind | None:
             return Kind.LINES
         if is_sequence(sub):
             return Kind.SEQUENCE
-        return Kind.PATCH if sub == "json-patch+json" else Kind.JSON
+        return Kind.PATCH if sub == _PATCH else Kind.JSON
     if top == "multipart":
         return Kind.MULTIPART if sub == "form-data" else Kind.OTHER
     if top == "application" and sub == "x-www-form-urlencoded":
         return Kind.FORM
     return Kind.GRAPHQL if sub == "graphql" else Kind.OTHER
+
+
+def is_patch(content_types: Sequence[str]) -> bool:
+    """Tell whether a body is labelled as a JSON Patch (RFC 6902).
+
+    Args:
+        content_types: the values of Content-Type.
+    """
+    found = _MEDIA_TYPE.match(content_types[0].lower()) if len(content_types) == 1 else None
+    return found is not None and found[2] == _PATCH
 
 
 def kind_of(content_types: Sequence[str], text: bytes, *, pause: Pause = never) -> Kind:
@@ -164,6 +181,7 @@ def splice_body(
     jobs: Sequence[Job],
     most: int,
     *,
+    of_request: bool = True,
     pause: Pause = never,
 ) -> Spliced:
     """Replace the marked values of a body of any kind.
@@ -174,6 +192,7 @@ def splice_body(
         entries: what is marked; all of them do the same work.
         jobs: what to do with the values of each entry.
         most: the greatest number of values.
+        of_request: whether it is a request's.
         pause: called again and again meanwhile.
 
     Raises:
@@ -205,7 +224,7 @@ def splice_body(
             graphqlrequests.check_query(forms.decoded_utf8(text), entries, pause)
             return Spliced(text, (0,) * len(jobs))
         case _:
-            spliced = _splice_as(kind, text, entries, jobs, most, pause=pause)
+            spliced = _splice_as(kind, text, entries, jobs, most, of_request=of_request, pause=pause)
             if label_of(content_types) is Kind.FORM:
                 _check_form_too(text, entries, pause)
             return spliced
@@ -226,12 +245,21 @@ def _check_form_too(text: bytes, entries: Sequence[FieldEntry], pause: Pause) ->
 
 
 def _splice_as(
-    kind: Kind, text: bytes, entries: Sequence[FieldEntry], jobs: Sequence[Job], most: int, *, pause: Pause
+    kind: Kind,
+    text: bytes,
+    entries: Sequence[FieldEntry],
+    jobs: Sequence[Job],
+    most: int,
+    *,
+    of_request: bool = True,
+    pause: Pause,
 ) -> Spliced:
     """Replace the marked values of a body of one of the kinds of JSON."""
     if kind in (Kind.LINES, Kind.SEQUENCE):
         return _splice_texts(text, entries, jobs, most, records=kind is Kind.SEQUENCE, pause=pause)
-    return splice_json(text, entries, jobs, most, is_patch=kind is Kind.PATCH, pause=pause)
+    if kind is Kind.PATCH or of_request:
+        return splice_json(text, entries, jobs, most, is_labelled=kind is Kind.PATCH, pause=pause)
+    return splice_text(text, jobs, most, pause=pause)
 
 
 # -- JSON
@@ -243,36 +271,34 @@ def splice_json(
     jobs: Sequence[Job],
     most: int,
     *,
-    is_patch: bool = False,
+    is_labelled: bool = False,
     pause: Pause = never,
 ) -> Spliced:
-    """Replace the marked values of one JSON text; see `splice_body`.
+    """Replace the marked values of one JSON text of a request, or of a JSON Patch; see `splice_body`.
 
     Args:
         text: the text.
         entries: what is marked.
         jobs: what to do with the values of each entry.
         most: the greatest number of values.
-        is_patch: whether it is labelled as a JSON Patch.
+        is_labelled: whether it is labelled as a JSON Patch.
         pause: called again and again meanwhile.
     """
     holds_requests = False
-    if is_patch and not _ARRAY.match(text):
+    if is_labelled and not _ARRAY.match(text):
         raise unreadable(
             "the body is labelled as a JSON Patch, and is no array", "send a JSON Patch as RFC 6902 has it"
         )
-    if is_patch or _ARRAY.match(text):
+    if is_labelled or _ARRAY.match(text):
         spans = splice.spans_of(text, _LOOK, pause=pause)
         of = [0] * len(_LOOK)
         for span in spans:
             of[span.job] += 1
         holds_requests = of[0] > 0
-        if is_patch or (of[1] and of[2]):
+        if is_labelled or (of[1] and of[2]):
             patched = jsonpatch.splice_patch(text, jobs, most, pause=pause)
-            if is_patch:
-                marked = splice.spans_of(text, [job.marks for job in jobs], pause=pause)
-                if any(_BESIDE.match(span.path) for span in marked):
-                    raise unreadable("an operation of the patch has a marked member beside those of RFC 6902")
+            if is_labelled:
+                _check_beside(text, jobs, pause)
                 return patched
             if patched.total:
                 if splice.spans_of(text, [job.marks for job in jobs], pause=pause):
@@ -283,19 +309,48 @@ def splice_json(
     return _splice_each(text, jobs, most, pause) if holds_requests else splice.splice(text, jobs, most, pause=pause)
 
 
-def splice_text(text: bytes, jobs: Sequence[Job], most: int = MAX_VALUES, *, pause: Pause = never) -> Spliced:
+def _check_beside(text: bytes, jobs: Sequence[Job], pause: Pause) -> None:
+    """Refuse a patch of which an operation has a marked member beside those of RFC 6902, whether it is marked itself,
+    has something marked in it, or stands in an operation that is marked whole.
+    """
+    marked = splice.spans_of(text, [job.marks for job in jobs], pause=pause)
+    whole = [span for span in marked if _WHOLE.fullmatch(span.path)]
+    members = splice.spans_of(text, _MEMBERS, pause=pause) if whole else []
+    starts = [span.start for span in whole]
+    for span in members:
+        number = bisect(starts, span.start) - 1
+        if number >= 0 and span.end <= whole[number].end:
+            marked.append(span)
+    if any(_BESIDE.match(span.path) for span in marked):
+        raise unreadable("an operation of the patch has a marked member beside those of RFC 6902")
+
+
+def splice_text(
+    text: bytes, jobs: Sequence[Job], most: int = MAX_VALUES, *, is_labelled: bool = False, pause: Pause = never
+) -> Spliced:
     """Replace the marked values of one JSON text of a response, which may be an array of answers.
 
     Args:
         text: the text.
         jobs: what to do with the values.
         most: the greatest number of values.
+        is_labelled: whether it is to be opened, and labelled as a JSON Patch. If it can be read as one, what is marked
+            in it as one is opened, or else what is marked in it as it is.
         pause: called again and again meanwhile.
 
     Raises:
         Denied: it cannot be read, or a transform says so.
         ValueError: a transform returned something that is not JSON.
     """
+    if is_labelled and _ARRAY.match(text):
+        try:
+            patched = jsonpatch.splice_patch(text, jobs, most, pause=pause)
+        except Denied as denied:
+            if denied.reason not in _NO_PATCH:
+                raise
+        else:
+            if patched.total:
+                return patched
     if _ARRAY.match(text) and splice.spans_of(text, _LOOK[:1], pause=pause):
         return _splice_each(text, jobs, most, pause)
     return splice.splice(text, jobs, most, pause=pause)

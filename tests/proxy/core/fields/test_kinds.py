@@ -12,7 +12,7 @@ from proxy.core.decisions import Denied, Reason
 from proxy.core.fields import responses
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.entries import FieldEntry, OtherBodies, Work
-from proxy.core.fields.kinds import MAX_TEXTS, Kind, is_binary, kind_of, splice_body
+from proxy.core.fields.kinds import MAX_TEXTS, Kind, is_binary, is_patch, kind_of, splice_body, splice_text
 from proxy.core.fields.multipart import MAX_PARTS
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.splice import Job, Spliced
@@ -252,6 +252,67 @@ class TestPatches:
             reason_of(text % (name, b"1" if name == b"ssn" else b'{"ssn":1}'), label, entry) is Reason.BODY_UNREADABLE
         )
         assert splice(text % (name.upper(), b'{"n":1}'), label, entry).total == 1
+
+    @pytest.mark.parametrize("outer", ["$", "$[*]", "$[0]", "$..*", "$[0:1]"])
+    @pytest.mark.parametrize("name", [b"ssn", b"value-2", b"valued", b"values", b"valu\xc3\xa9", b"value\xc3\xa9", b""])
+    def test_also_one_in_an_operation_that_is_marked_whole(self, outer: str, name: bytes) -> None:
+        """A selector that takes the whole operation hides what others select in it."""
+        entry = replace(ENTRY, selectors=(parse_selector(outer), parse_selector("$..ssn")))
+        label = "application/json-patch+json"
+        text = b'[{"op":"add","path":"/x","value":1%s}]'
+        assert reason_of(text % b',"%s":"078"' % name, label, entry) is Reason.BODY_UNREADABLE
+        assert splice(text % b',"from":"/x"', label, entry).total >= 0
+
+    def test_but_not_in_another_one(self) -> None:
+        entry = replace(ENTRY, selectors=(parse_selector("$[0]"),))
+        text = b'[{"op":"add","path":"/x","value":1},{"op":"add","path":"/y","value":1,"ssn":"free"}]'
+        assert splice(text, "application/json-patch+json", entry).body == text
+
+    def test_in_a_response_only_the_label_tells_of_one(self) -> None:
+        for content_type in ("application/json", "text/plain", None):
+            types = [content_type] if content_type else []
+            jobs = [Job(ENTRY.marks, lambda _value, _path: b'"T"')]
+            assert splice_body(self.PATCH, types, [ENTRY], jobs, 9, of_request=False).body == self.PATCH
+        label = ["application/json-patch+json; charset=utf-8"]
+        assert splice_body(self.PATCH, label, [ENTRY], jobs, 9, of_request=False).total == 1
+        odd = b'[{"op":"read","path":"C:","ssn":1}]'
+        assert splice_body(odd, ["application/json"], [ENTRY], jobs, 9, of_request=False).total == 0  # it is $.ssn
+        batch = b'[{"op":"add","path":"/ssn","value":1,"result":{}},{"result":1,"ssn":2}]'
+        assert splice_body(batch, ["application/json"], [ENTRY], jobs, 9, of_request=False).total == 1
+
+    def test_a_response_is_opened_as_one_if_it_can_be_read_as_one_and_else_as_it_is(self) -> None:
+        jobs = [Job(Marks((parse_selector("$.ssn"), parse_selector("$[*].ssn"))), lambda _value, _path: b'"T"')]
+
+        def opened(text: bytes) -> bytes:
+            return splice_text(text, jobs, is_labelled=True).body
+
+        assert opened(self.PATCH) == self.PATCH.replace(b":1", b':"T"')
+        assert splice_text(self.PATCH, jobs).body == self.PATCH
+        for text in (
+            b'[{"op":"add","path":"/x","value":1,"ssn":2}]',
+            b'[{"op":"add","path":"x","value":1,"ssn":2}]',
+            b'[%s{"ssn":2}]' % (b'{"path":""},' * 2001),
+            b'{"ssn":2}',
+        ):
+            assert opened(text) == text.replace(b'"ssn":2', b'"ssn":"T"')
+        with pytest.raises(Denied) as denied:
+            opened(b"[")
+        assert denied.value.reason is Reason.BODY_NOT_JSON
+
+    @pytest.mark.parametrize(
+        ("content_types", "is_one"),
+        [
+            (["application/json-patch+json"], True),
+            (["Application/JSON-Patch+json ; charset=utf-8"], True),
+            (["application/merge-patch+json"], False),
+            (["application/json-patch+json, text/plain"], False),
+            (["application/json-patch+json"] * 2, False),
+            (["/"], False),
+            ([], False),
+        ],
+    )
+    def test_its_label_is_the_only_one(self, content_types: list[str], is_one: bool) -> None:
+        assert is_patch(content_types) is is_one
 
     @pytest.mark.parametrize("text", [b'"078-05-1120"', b" 7", b"{}"])
     def test_what_is_no_array_is_no_patch_and_could_not_be_sealed(self, text: bytes) -> None:
