@@ -245,6 +245,23 @@ BAD: dict[str, tuple[str, int, str]] = {
         400,
         "bad_request",
     ),
+    "a transfer coding with an underscore": (
+        "POST http://up.example:PORT/ HTTP/1.1\r\nHost: up.example:PORT\r\nContent-Length: 5\r\n"
+        "Transfer_Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+        "bad_request",
+    ),
+    "a length with an underscore": (
+        "POST http://up.example:PORT/ HTTP/1.1\r\nHost: up.example:PORT\r\ncontent_LENGTH: 0\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+        "bad_request",
+    ),
+    "a length with a point": (
+        "GET http://up.example:PORT/ HTTP/1.1\r\nHost: up.example:PORT\r\nContent.Length: 5\r\n\r\n",
+        400,
+        "bad_request",
+    ),
     "two lengths that agree": (
         "POST http://up.example:PORT/ HTTP/1.1\r\nHost: up.example:PORT\r\nContent-Length: 1\r\n"
         "Content-Length: 1\r\n\r\nx",
@@ -392,6 +409,11 @@ def test_it_is_refused_with_its_reason_and_nothing_is_sent(world: World, marks: 
             "POST http://up.example:PORT/ HTTP/1.1\r\nHost: up.example:PORT\r\nTransfer-Encoding: Chunked\r\n\r\n"
             "0\r\n\r\n",
             id="chunked",
+        ),
+        pytest.param(
+            "POST http://up.example:PORT/ HTTP/1.1\r\nHost: up.example:PORT\r\nContent_Type: a\r\nX_Length: 9\r\n"
+            "Content_Lengths: 9\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            id="other names with underscores",
         ),
         pytest.param(
             f"GET http://up.example:PORT/ HTTP/1.1\r\nHost: up.example:PORT\r\nX: {'x' * 60_000}\r\n\r\n",

@@ -181,6 +181,23 @@ class TestRequests:
             assert client.read_response().status == 200
         assert newest(server, "/alone?q=%20").raw == sent
 
+    @pytest.mark.parametrize("version", [1, 2])
+    @pytest.mark.parametrize("name", ["Transfer_Encoding", "content_length", "X_Length"])
+    def test_no_name_comes_to_the_server_that_it_may_take_for_the_framings(
+        self, beside: Sidecar, server: PlainUpstream, trusted: Path, name: str, version: int
+    ) -> None:
+        """Else a peer could begin the next peer's request, on a connection of the pool."""
+        path = f"/{name}/{version}"
+        before, status = len(server.requests), 200 if name == "X_Length" else 400
+        if version == 1:
+            with peer(beside, trusted) as client:
+                client.send(request(path, NAME, headers=((name, "chunked"),), body=b"[]"))
+                assert client.read_response().status == status
+        else:
+            two = peer2(beside, trusted)
+            assert two.read(two.send(NAME, path, headers=[(name.lower(), "5")], body=b"[]")).status == status
+        assert len(server.requests) == before + (status == 200)
+
     @pytest.mark.parametrize("change", ["host", "path", "key", "byte", "truncated"])
     def test_a_value_that_does_not_open_never_gets_to_the_server(
         self, beside: Sidecar, server: PlainUpstream, receiver: Receiver, trusted: Path, change: str

@@ -4,7 +4,8 @@ engine calls it for each message; so does `addons.stock` inside stock mitmproxy.
 Rules of this module (RFC 9112):
 
 - Requests are smuggled where two parsers read one message differently. So only the plain form passes: CRLF line ends,
-  no folding, no space before a colon, no control characters, one Host, one framing.
+  no folding, no space before a colon, no control characters, one Host, one framing, and no name in a request that a
+  server may take for one of the framing's.
 - An error names what is wrong, and in which line, but never quotes it: header values may be credentials.
 """
 
@@ -40,7 +41,18 @@ _EACH_FIELD = re.compile(rb"(?m)^([^:\n]++):[ \t]*+(.*)\r\n")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")  # some readers take a leading zero for octal
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _TWO_LENGTHS = "the length of the body is given more than once (RFC 9112, section 6.3)"
-_SEEN = frozenset((b"host", b"content-length", b"transfer-encoding"))
+# Names of the framing with another sign for the dash. Servers that hand names on in variables (CGI, WSGI, PHP) read them
+# as the same; the next request on a connection, which may be another app's, would begin elsewhere for them.
+LIKE_FRAMING = frozenset(
+    b"%s%c%s" % (one, sign, other)
+    for one, other in ((b"content", b"length"), (b"transfer", b"encoding"))
+    for sign in b"!#$%&'*+.^_`|~"
+)
+DISGUISED = (
+    "a field's name is Content-Length or Transfer-Encoding but for the sign in the place of the dash, and some servers "
+    "take it for that"
+)
+_SEEN = frozenset((b"host", b"content-length", b"transfer-encoding")) | LIKE_FRAMING
 KEPT, _KEPT_BYTES = 32, 1024  # heads to keep, and the longest of them: most heads of an app and its servers come again
 
 type Fields = tuple[tuple[bytes, bytes], ...]
@@ -185,6 +197,8 @@ def _read_request(head: bytes) -> RequestHead:
         raise Denied(Reason.BAD_REQUEST, "the request has more than one Host field (RFC 9112, section 3.2)")
     if is_http11 and not hosts:
         raise Denied(Reason.BAD_REQUEST, "the HTTP/1.1 request has no Host field (RFC 9112, section 3.2)")
+    if not LIKE_FRAMING.isdisjoint(seen):
+        raise Denied(Reason.BAD_REQUEST, DISGUISED)
     body = _framing(seen, is_http11, Reason.BAD_REQUEST)
     if method == b"CONNECT" and body not in (0, UNTIL_CLOSE):
         raise Denied(

@@ -15,7 +15,16 @@ import re
 from collections.abc import Iterable
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.http.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead, ResponseHead, read_length
+from proxy.core.http.heads import (
+    CHUNKED,
+    DISGUISED,
+    LIKE_FRAMING,
+    UNTIL_CLOSE,
+    Fields,
+    RequestHead,
+    ResponseHead,
+    read_length,
+)
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]++")
 _VALUE = re.compile(rb"(?:[^\x00-\x08\x0a-\x1f\x7f \t](?:[^\x00-\x08\x0a-\x1f\x7f]*+(?<![ \t]))?+)?+")
@@ -124,6 +133,8 @@ def _split(
             continue
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
             raise _malformed("a field's name is no lower-case token, or its value malformed", "8.2.1", reason)
+        if name in LIKE_FRAMING and known is _OF_REQUESTS:
+            raise Denied(reason, DISGUISED)
         if name in _OF_A_CONNECTION or (name == b"te" and value.lower() != b"trailers"):
             raise _malformed("a field is about one connection, which HTTP/2 has other words for", "8.2.2", reason)
         fields.append(field)

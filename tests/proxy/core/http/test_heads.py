@@ -205,6 +205,14 @@ def test_the_length_of_the_body_is_told_once_and_plainly(fields: bytes, wrong: s
     assert wrong in refusal(b"POST / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n")
 
 
+@pytest.mark.parametrize("sign", "_.~!")
+@pytest.mark.parametrize("name", ["Content-Length", "transfer-ENCODING"])
+def test_no_name_in_a_request_may_be_taken_for_the_framings(name: str, sign: str) -> None:
+    field = f"{name.replace('-', sign)}: 5\r\n".encode()
+    assert "the sign in the place of the dash" in refusal(b"GET / HTTP/1.1\r\nHost: a\r\n" + field + b"\r\n")
+    assert read_response_head(b"HTTP/1.1 200 OK\r\n" + field + b"\r\n").fields  # apps are no such servers
+
+
 def test_chunks_are_refused_in_http_1_0() -> None:
     assert "HTTP/1.1" in refusal(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n")
 

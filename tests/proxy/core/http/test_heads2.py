@@ -52,6 +52,12 @@ def read(*fields: tuple[bytes, bytes], start: Block = START, is_whole: bool = Fa
 
 
 class TestRequests:
+    @pytest.mark.parametrize("name", [b"content_length", b"transfer_encoding", b"content.length"])
+    def test_no_name_may_be_taken_for_the_framings(self, name: bytes) -> None:
+        assert "the sign in the place of the dash" in refusal([*START, (name, b"5")])
+        assert read_http2_trailers([(name, b"5")], Reason.BAD_REQUEST) == ((name, b"5"),)  # `hops` sees to them
+        assert read((b"content_lengths", b"5")).fields[1:] == ((b"content_lengths", b"5"),)
+
     def test_a_head_is_that_of_an_http_1_1_request(self) -> None:
         assert read((b"x-note", b"a b\t\xe9"), (b"te", b"trailers"), (b"empty", b"")) == RequestHead(
             b"POST",
