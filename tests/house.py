@@ -26,8 +26,9 @@ from pathlib import Path
 # for what is large and seldom needed.
 COMPUTING = frozenset(
     (
-        *("__future__", "array", "base64", "binascii", "collections", "collections.abc", "dataclasses", "datetime"),
-        *("enum", "functools", "hashlib", "hmac", "html", "importlib", "ipaddress", "itertools", "json", "math"),
+        *("__future__", "array", "base64", "binascii", "bisect", "collections", "collections.abc", "dataclasses"),
+        *("datetime", "enum", "functools", "hashlib", "hmac", "html", "importlib", "ipaddress", "itertools", "json"),
+        *("math",),
         *(
             "pathlib",
             "plistlib",

@@ -15,7 +15,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -27,7 +29,7 @@ from tests.e2e.certificates import Authority
 from tests.e2e.clients import Answer, RawClient, curl
 from tests.e2e.connection import RecordedRequest
 from tests.e2e.grpcs import DEADLINE, Service, unary_unary
-from tests.e2e.mirrors import NAME, listener_of, mirror, peer, peer2, write_identity
+from tests.e2e.mirrors import NAME, listener_of, mirror, peer, peer2, rule_of_mirror, write_identity
 from tests.e2e.receiver import Receiver
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
@@ -613,3 +615,52 @@ def test_no_app_is_served_on_a_connection_that_a_mirror_opened(own: Own, trusted
                 client.send(f"GET http://{authority}/from-here HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode())
                 assert client.read_response().status == 200
         assert len(server.connections) == 2
+
+
+def without_form(folder: Path, receiver: Receiver, app: Receiver, more: str = "") -> str:
+    """Return the mirror's rule without `form`: only the JSON in uploads is opened."""
+    text = rule_of_mirror(folder, receiver, app).replace(", form: [card]", more)
+    return f"limits: {{held_body: 1024}}\n{dedent(text)}"
+
+
+UPLOAD = b'--b\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+UPLOADS = {  # each unreadable for one cause, but the first
+    "fine": (UPLOAD, b"--b--\r\n"),
+    "an escape in a file's name": (UPLOAD.replace(b'"%s"', b'"%s"; filename="a\\".txt"'), b"--b--\r\n"),
+    "no end": (UPLOAD, b""),
+    "something before the boundary": (b"preamble\r\n" + UPLOAD, b"--b--\r\n"),
+}
+
+
+@pytest.mark.parametrize("on_failure", ["deny", "pass"])
+@pytest.mark.parametrize("length", [100, 5000], ids=["held", "streamed"])
+@pytest.mark.parametrize("kind", UPLOADS)
+def test_an_upload_that_cannot_be_read_is_denied_held_or_not_also_without_form(
+    server: PlainUpstream,
+    authority: Authority,
+    receiver: Receiver,
+    app: Receiver,
+    trusted: Path,
+    tmp_path: Path,
+    kind: str,
+    length: int,
+    on_failure: str,
+) -> None:
+    write_identity(tmp_path, authority.issue(NAME))
+    more = ", on_failure: pass" if on_failure == "pass" else ""
+    policy = f"listen: ['{listener_of(server)}']\n" + without_form(tmp_path, receiver, app, more)
+    part, end = UPLOADS[kind]
+    body = part % (b"x", b"", b"x" * length) + end
+    path = f"/json?{quote(kind)}-{length}-{on_failure}"
+    with Sidecar(policy, tmp_path, authority=authority) as sidecar, peer(sidecar, trusted) as client:
+        fields = (("Content-Type", "multipart/form-data; boundary=b"),)
+        client.send(request(path, NAME, headers=fields, body=body))
+        if kind == "fine" or on_failure == "pass":
+            assert client.read_response().status == 200
+            assert newest(server, path).body == body
+            return
+        answer = client.read_response()
+        line = sidecar.wait_for_decision()
+    assert (line["reason"], line["outcome"]) == ("request_not_opened", "denied")
+    assert answer.status == 422
+    assert not any(each.target == path for each in server.requests)

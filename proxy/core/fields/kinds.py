@@ -8,8 +8,8 @@ Rules of this module:
 - An entry has nothing to do with a body of another kind than it marks fields in; then its `other_bodies` counts.
 - In an array of requests, or of answers (JSON-RPC, GraphQL), an entry's selectors count for each of them, too, and in a
   multipart form for each part that says it is JSON.
-- What is labelled as a JSON Patch is one. In a request, so is an array that looks like one, since servers may read it as
-  one; in a response it is what it is, for whoever seals it and for whoever opens it.
+- What is labelled as a JSON Patch is one. In a request, so is an array that looks like one, since servers may read it
+  as one; in a response it is what it is, for whoever seals it and for whoever opens it.
 - What could be read in two ways, in both of which something is marked, is denied.
 """
 
@@ -200,19 +200,9 @@ def splice_body(
         ValueError: a transform returned something that is not JSON.
     """
     kind = kind_of(content_types, text, pause=pause)
-    if not check_other(entries, kind):
-        unchanged = Spliced(text, (0,) * len(jobs))
-        if kind is not Kind.MULTIPART or entries[0].work is not Work.DECRYPT:
-            return unchanged
-        parts = Parts(entries, jobs, most, pause=pause)
-        try:  # a mirror opens the JSON in an upload, and lets a form pass that it cannot read
-            boundary = multipart.boundary_of(content_types[0])
-            pieces = [*multipart.pieces_of(text, boundary, parts.is_kept)]
-        except Denied as denied:
-            if denied.reason is not Reason.BODY_UNREADABLE:
-                raise
-            return unchanged
-        return _splice_pieces(text, pieces, boundary, parts)
+    opens_parts = kind is Kind.MULTIPART and entries[0].work is Work.DECRYPT  # a mirror opens the JSON in any upload
+    if not check_other(entries, kind) and not opens_parts:
+        return Spliced(text, (0,) * len(jobs))
     match kind:
         case Kind.FORM:
             graphqlrequests.check_form(text, entries, pause)

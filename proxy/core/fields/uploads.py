@@ -6,6 +6,8 @@ Rules of this module:
 - A body that fits the limit is held whole, so that its length is right, and nothing of it leaves if it is denied. Only
   a longer multipart form streams: what is marked in it is held part by part, each within the limit.
 - It never looks complete if it is denied in the middle: its last delimiter passes at the end.
+- What cannot be opened is denied, held or not; or the rest goes on as it came, where all entries say
+  `on_failure: pass`.
 - What begins like JSON is held whatever its label says, unless that is of a binary format.
 """
 
@@ -15,7 +17,8 @@ from collections.abc import Sequence
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields import kinds, multipart, values
-from proxy.core.fields.bodies import MAX_SEALED, BodyHead, Required, check_signature, too_large
+from proxy.core.fields.bodies import MAX_SEALED, BodyHead, Required, check_signature, not_one_value, too_large
+from proxy.core.fields.bodies import passes as passes_unopened
 from proxy.core.fields.entries import FieldEntry, OtherBodies, Work
 from proxy.core.fields.kinds import Kind
 from proxy.core.fields.pauses import SHORT
@@ -90,8 +93,15 @@ class Upload:
         """
         self._head = head
         self._entries = entries
+        self._setting = setting
         self._limit = setting.limit
-        self._boundary = multipart.boundary_of(head.content_types[0])
+        self._came = bytearray()  # what has come and not gone on yet
+        self._is_given_up = False
+        self._boundary = b""
+        try:
+            self._boundary = multipart.boundary_of(head.content_types[0])
+        except Denied as denied:
+            self._rest_after(denied)
         self._required = Required(entries)
         jobs = values.sealing if entries[0].work is Work.ENCRYPT else values.opening
         self._parts = kinds.Parts(
@@ -114,10 +124,19 @@ class Upload:
         Raises:
             Denied: it cannot be protected.
         """
+        if self._is_given_up:
+            return data
+        self._came += data
+        out: list[bytes] = []
         try:
-            return b"".join(map(self._changed, self._reader.feed(data)))
+            for piece in self._reader.feed(data):
+                out.append(self._changed(piece))
+                del self._came[: len(piece if isinstance(piece, bytes) else piece.text)]
         except Denied as denied:
-            raise self._told(denied) from None
+            out.append(self._rest_after(denied))
+        except ValueError:
+            out.append(self._rest_after(not_one_value()))
+        return b"".join(out)
 
     def end(self) -> bytes:
         """Return the rest of the form, which is complete.
@@ -125,12 +144,25 @@ class Upload:
         Raises:
             Denied: it is not, or nothing was found that must be there.
         """
+        if self._is_given_up:
+            return b""
         try:
             rest = self._reader.end()
         except Denied as denied:
-            raise self._told(denied) from None
+            return self._rest_after(denied)
         self._required.check()
         return rest
+
+    def _rest_after(self, denied: Denied) -> bytes:
+        """Return what has not gone on yet, as it came, if the entries let pass what cannot be opened.
+
+        Raises:
+            Denied: they do not.
+        """
+        if not passes_unopened(denied, self._entries, self._setting):
+            raise self._told(denied) from None
+        self._is_given_up = True
+        return bytes(self._came)
 
     def _told(self, denied: Denied) -> Denied:
         """Return the denial that the app is told: of a mirror that a request is not opened."""

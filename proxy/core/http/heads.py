@@ -41,8 +41,8 @@ _EACH_FIELD = re.compile(rb"(?m)^([^:\n]++):[ \t]*+(.*)\r\n")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")  # some readers take a leading zero for octal
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _TWO_LENGTHS = "the length of the body is given more than once (RFC 9112, section 6.3)"
-# Names of the framing with another sign for the dash. Servers that hand names on in variables (CGI, WSGI, PHP) read them
-# as the same; the next request on a connection, which may be another app's, would begin elsewhere for them.
+# Names of the framing with another sign for the dash. Servers that hand names on in variables (CGI, WSGI, PHP) read
+# them as the same; the next request on a connection, which may be another app's, would begin elsewhere for them.
 LIKE_FRAMING = frozenset(
     b"%s%c%s" % (one, sign, other)
     for one, other in ((b"content", b"length"), (b"transfer", b"encoding"))

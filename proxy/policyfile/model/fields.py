@@ -134,7 +134,8 @@ class DecryptEntry(Section):
     form: Annotated[list[FormName], Field(min_length=1)] | None = Field(
         default=None,
         description="Of requests to a mirror: fields of forms and multipart forms to decrypt, as `form` of the app's "
-        "side seals them. Left out: none, and forms pass as they are.",
+        "side seals them. Left out: none, and forms pass as they are; multipart ones if they "
+        "can be read, as JSON in them is opened.",
     )
     when: WhenSection | None = Field(
         default=None, description="Which requests' responses are meant. Left out: all of the rule."

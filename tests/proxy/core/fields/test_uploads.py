@@ -9,7 +9,7 @@ import pytest
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields.bodies import BodyHead
-from proxy.core.fields.entries import FieldEntry, OtherBodies, Work
+from proxy.core.fields.entries import FieldEntry, OnFailure, OtherBodies, Work
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.uploads import MOST_LOOKED_AT, Upload, may_stream, passes
 from proxy.core.fields.values import Setting
@@ -123,6 +123,61 @@ class TestUploads:
 
         with pytest.raises(Denied) as denied:
             whole()
+        assert denied.value.reason is Reason.REQUEST_NOT_OPENED
+
+    UNREADABLE = (
+        b"x" + FILE,
+        FILE + b"--b-",
+        FILE + b"--bx\r\n" + FILE,
+        FILE + part("a", b"1").replace(b'name="a"', b"name=a b") + b"--b--",
+        FILE + b"--b--\r\nx",
+        part("ssn", b"t") + part("ssn", b"x" * 1001) + FILE,
+        part("ssn", b"t") + b"--b--x",
+        FILE,
+        b"",
+    )
+
+    @pytest.mark.parametrize("text", UNREADABLE)
+    @pytest.mark.parametrize("size", [1, 50, 100_000])
+    @pytest.mark.parametrize("form", [("ssn",), ()])
+    def test_what_a_mirror_cannot_read_passes_as_it_came_where_the_entries_say_so(
+        self, text: bytes, size: int, form: tuple[str, ...]
+    ) -> None:
+        """As a form that is held does; without `form` only JSON in it would be opened."""
+        opening = replace(ENTRY, work=Work.DECRYPT, form=form)
+        failed: list[str] = []
+        setting = replace(SETTING, of_request=True, failed=lambda name, _: failed.append(name))
+        passing = Upload(FORM, [replace(opening, on_failure=OnFailure.PASS)], setting)
+        out = b"".join(passing.feed(text[at : at + size]) for at in range(0, len(text), size)) + passing.end()
+        assert out == text
+        assert len(failed) == 1
+        denying = Upload(FORM, [opening], setting)
+
+        def whole() -> None:
+            for at in range(0, len(text), size):
+                denying.feed(text[at : at + size])
+            denying.end()
+
+        with pytest.raises(Denied) as denied:
+            whole()
+        assert denied.value.reason is Reason.REQUEST_NOT_OPENED
+
+    def test_so_does_one_whose_boundary_cannot_be_read(self) -> None:
+        head, opening = BodyHead(["multipart/form-data"]), replace(ENTRY, work=Work.DECRYPT)
+        passing = Upload(head, [replace(opening, on_failure=OnFailure.PASS)], SETTING)
+        assert passing.feed(b"--b") + passing.feed(b"x") + passing.end() == b"--bx"
+        with pytest.raises(Denied) as denied:
+            Upload(head, [opening], SETTING)
+        assert denied.value.reason is Reason.REQUEST_NOT_OPENED
+        with pytest.raises(Denied) as denied:
+            Upload(head, [ENTRY], SETTING)
+        assert denied.value.reason is Reason.BODY_UNREADABLE
+
+    def test_a_part_that_opens_to_more_than_one_value_is_not_opened(self) -> None:
+        token = sealing.seal(b'1,"admin":true', KEYS, Place("a.example", "$.ssn")).encode()
+        text = part("x", b'{"ssn":"%s"}' % token).replace(b'"x"', b'"x"\r\nContent-Type: application/json') + b"--b--"
+        with pytest.raises(Denied) as denied:
+            Upload(FORM, [replace(ENTRY, work=Work.DECRYPT)], SETTING).feed(text)
         assert denied.value.reason is Reason.REQUEST_NOT_OPENED
 
     @pytest.mark.parametrize(
