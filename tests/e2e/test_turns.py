@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import signal
+import textwrap
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,11 +19,11 @@ import pytest
 
 from tests.e2e.app import JSON, ask, connect, fresh
 from tests.e2e.certificates import Authority
-from tests.e2e.clients import RawClient
+from tests.e2e.clients import Accepted, RawClient
 from tests.e2e.http2 import Http2Client
 from tests.e2e.receiver import Receiver
 from tests.e2e.reloading import reload
-from tests.e2e.scripted import scripted_upstream
+from tests.e2e.scripted import Upstream, scripted_upstream
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.upstream import TlsUpstream
 from tests.e2e.websockets import MASK, TEXT, frame
@@ -93,6 +95,25 @@ def served_during(sidecar: Sidecar, other: TlsUpstream, work: Callable[[], objec
     return count
 
 
+def switched(client: RawClient, upstream: Upstream, more: str = "") -> Accepted:
+    """Open a WebSocket, and return the server's end of it.
+
+    Args:
+        client: the app's end.
+        upstream: the server.
+        more: fields of the request, which the response has, too.
+    """
+    fields = "Upgrade: websocket\r\nConnection: Upgrade\r\n" + more
+    key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+    client.send(upstream.request(more=fields + key))
+    accepted = upstream.accept()
+    accepted.read_head()
+    accept = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"
+    accepted.send(f"HTTP/1.1 101 Switching Protocols\r\n{fields}{accept}\r\n".encode())
+    client.read_until(b"\r\n\r\n")
+    return accepted
+
+
 class TestOthersAreServed:
     @pytest.mark.parametrize("text", [NUMBERS, QUERIES], ids=["numbers", "queries"])
     def test_while_a_request_is_sealed(
@@ -142,19 +163,7 @@ class TestOthersAreServed:
     ) -> None:
         small = b'{"a":1}'
         with scripted_upstream(HOST, authority) as upstream, RawClient(sidecar.address) as client:
-            more = (
-                "Upgrade: websocket\r\nConnection: Upgrade\r\n"
-                "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
-            )
-            client.send(upstream.request(more=more))
-            accepted = upstream.accept()
-            accepted.read_head()
-            accepted.send(
-                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
-            )
-            client.read_until(b"\r\n\r\n")
-
+            accepted = switched(client, upstream)
             frames = frame(TEXT, NUMBERS, mask=b"\0\0\0\0") + frame(TEXT, small, mask=MASK)
 
             def work() -> None:
@@ -167,6 +176,30 @@ class TestOthersAreServed:
                 head = bytes(byte ^ mask[at % 4] for at, byte in enumerate(got[:12]))
                 assert head == b'{"ssn":"eyJh'
                 assert len(accepted.read_exactly(2 + 4 + len(small))) == 6 + len(small)
+
+            assert served_during(sidecar, other, work) >= SERVED
+
+    def test_while_a_message_is_compressed_again(
+        self, authority: Authority, receiver: Receiver, other: TlsUpstream, tmp_path: Path
+    ) -> None:
+        """A few bytes stand for a long value, of which sealed nothing is left that compresses well."""
+        policy = textwrap.dedent(policy_with(receiver.write_private(tmp_path), "pay"))
+        policy += "limits: {held_body: 20000000}\n"
+        hosts = dict.fromkeys((HOST, OTHER), "127.0.0.1")
+        extension = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
+        context = zlib.compressobj(wbits=-15)
+        packed = context.compress(b'{"ssn":"' + b"1" * 10_000_000 + b'"}') + context.flush(zlib.Z_SYNC_FLUSH)
+        with (
+            Sidecar(policy, tmp_path, authority=authority, hosts=hosts) as sidecar,
+            scripted_upstream(HOST, authority) as upstream,
+            RawClient(sidecar.address) as client,
+        ):
+            accepted = switched(client, upstream, extension)
+            message = frame(0xC1, packed.removesuffix(b"\x00\x00\xff\xff"), mask=MASK)
+
+            def work() -> None:
+                client.send(message)
+                assert accepted.read_exactly(1) == b"\xc1"
 
             assert served_during(sidecar, other, work) >= SERVED
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 NAME = "permessage-deflate"
@@ -25,6 +25,7 @@ _TAIL = b"\x00\x00\xff\xff"  # of a message, which is not sent (section 7.2.1)
 _NOTHING = b"\x00"  # an empty message (section 7.2.3.6)
 # A context of ours takes 32 KiB then, in place of 256.
 _MOST_BITS, _MEMORY = 12, 5
+_PIECE = 16 * 1024  # bytes that are deflated at once: about a millisecond
 _LEAST_BITS = 9  # zlib makes no raw stream of a smaller window
 
 
@@ -204,12 +205,21 @@ class Deflater:
     def _new(self) -> zlib._Compress:
         return zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, self._bits, _MEMORY)
 
-    def deflate(self, payload: bytes) -> bytes:
-        """Return a message's payload, compressed."""
-        out = self._context.compress(payload) + self._context.flush(zlib.Z_SYNC_FLUSH)
+    def deflate(self, payload: bytes, pause: Callable[[], object] = lambda: None) -> bytes:
+        """Return a message's payload, compressed.
+
+        Args:
+            payload: the message.
+            pause: called after each piece.
+        """
+        out = []
+        for at in range(0, len(payload), _PIECE):
+            out.append(self._context.compress(payload[at : at + _PIECE]))
+            pause()
+        out.append(self._context.flush(zlib.Z_SYNC_FLUSH))
         if self._forgets:
             self._context = self._new()
-        return out.removesuffix(_TAIL) or _NOTHING
+        return b"".join(out).removesuffix(_TAIL) or _NOTHING
 
 
 def deflater(bits: int | None, *, forgets: bool) -> Deflater | None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import secrets
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from proxy.core.http.permessage import BadMessage, Deflater, Inflater, TooLarge
@@ -347,12 +348,17 @@ class Writer:
         self._deflater = deflater
         self._is_masked = is_masked
 
-    def message(self, message: Message) -> bytes:
-        """Return the frame of a message; it is compressed if it came so, and can be."""
+    def message(self, message: Message, pause: Callable[[], object] = lambda: None) -> bytes:
+        """Return the frame of a message; it is compressed if it came so, and can be.
+
+        Args:
+            message: the message.
+            pause: called now and then while it is compressed.
+        """
         deflater = self._deflater if message.was_compressed else None
         if deflater is None:
             return self._frame(_FIN | message.opcode, message.payload)
-        return self._frame(_FIN | _RSV1 | message.opcode, deflater.deflate(message.payload))
+        return self._frame(_FIN | _RSV1 | message.opcode, deflater.deflate(message.payload, pause))
 
     def control(self, control: Control) -> bytes:
         """Return the frame of a control message."""

@@ -37,6 +37,7 @@ from addons.pinning import have_expired
 from proxy.core.decisions import Denied, Reason, late_response
 from proxy.core.destinations import Destination
 from proxy.core.fields import bodies
+from proxy.core.fields.pauses import Pause
 from proxy.core.fields.uploads import MOST_LOOKED_AT
 from proxy.core.http.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead, ResponseHead, names_in
 from proxy.core.http.hops import without_framing, without_hop
@@ -709,10 +710,19 @@ class Conversation:
         return message.content
 
     def long_message(
-        self, payload: bytes, then: Callable[[Result[bytes]], object], *, is_text: bool, from_app: bool
+        self,
+        payload: bytes,
+        write: Callable[[bytes, Pause], bytes],
+        then: Callable[[Result[bytes]], object],
+        *,
+        is_text: bool,
+        from_app: bool,
     ) -> None:
         """Do the same piece by piece; see `Talk`."""
-        do = partial(self.message, payload, is_text=is_text, from_app=from_app)
+
+        def do() -> bytes:
+            return write(self.message(payload, is_text=is_text, from_app=from_app), self.house.turns.pause)
+
         self._lane(from_app=from_app).do(do, then)
 
     def hold_side(self, from_app: bool, is_held: bool) -> None:

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields.messages import Plan, too_large
-from proxy.core.fields.pauses import SHORT
+from proxy.core.fields.pauses import SHORT, Pause
 from proxy.core.http import websocket
 from proxy.core.http.permessage import Inflater, Parameters, TooLarge, deflater
 from proxy.core.http.websocket import BadFrame, Control, Frames, Message, Messages, Part, Passing, Writer
@@ -51,9 +51,17 @@ class Talk(Switchable, Protocol):
         """
 
     def long_message(
-        self, payload: bytes, then: Callable[[Callable[[], bytes]], object], *, is_text: bool, from_app: bool
+        self,
+        payload: bytes,
+        write: Callable[[bytes, Pause], bytes],
+        then: Callable[[Callable[[], bytes]], object],
+        *,
+        is_text: bool,
+        from_app: bool,
     ) -> None:
-        """Do the same piece by piece, and call `then` with what returns or raises the result, perhaps at once."""
+        """Do the same piece by piece, and `write` what is to go on; then call `then` with what returns the frame, or
+        raises, perhaps at once.
+        """
 
     def hold_side(self, from_app: bool, is_held: bool) -> None:
         """Read no more from one side, or go on."""
@@ -236,21 +244,26 @@ class Relay(Switched):
         self._ways[from_app].is_busy = True
         self._wait(from_app, True)
         is_text = message.opcode == websocket.TEXT
-        then = partial(self._shown, message, from_app)
-        self._talk.long_message(message.payload, then, is_text=is_text, from_app=from_app)
+        write, then = partial(self._written, message, from_app), partial(self._shown, from_app)
+        self._talk.long_message(message.payload, write, then, is_text=is_text, from_app=from_app)
 
-    def _shown(self, message: Message, from_app: bool, result: Callable[[], bytes]) -> None:
+    def _written(self, message: Message, from_app: bool, payload: bytes, pause: Pause) -> bytes:
+        """Return the frame of what is to go on of a long message."""
+        way, message.payload = self._ways[from_app], payload
+        return b"" if way.is_copy else way.writer.message(message, pause)
+
+    def _shown(self, from_app: bool, result: Callable[[], bytes]) -> None:
         way = self._ways[from_app]
         way.is_busy = False
         if self._is_over:
             return
         try:
-            message.payload = result()
+            frame = result()
         except Denied as denied:
             self._break(_CODES.get(denied.reason, websocket.POLICY_VIOLATION), denied, from_app=from_app)
             return
-        if not way.is_copy:
-            self._send(way.writer.message(message), from_app=from_app)
+        if frame:
+            self._send(frame, from_app=from_app)
         self._talk.later(self._run, from_app)
 
     def _pass(self, item: Message | Control | Part, way: _Way, out: list[bytes], from_app: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import zlib
 
 import pytest
@@ -151,6 +152,14 @@ class TestMessages:
             for at in range(40):
                 payload = words + b"%d" % at
                 assert theirs.inflate(ours.deflate(payload), LIMIT) + theirs.end(LIMIT) == payload
+
+    def test_a_long_one_is_deflated_piece_by_piece(self) -> None:
+        pauses: list[None] = []
+        payload = random.Random(4711).randbytes(100_000) + b"a" * 100_000
+        ours, theirs = Deflater(15, forgets=False), Inflater(15, forgets=False)
+        data = ours.deflate(payload, lambda: pauses.append(None))
+        assert theirs.inflate(data, 200_000) + theirs.end(0) == payload
+        assert len(pauses) > 10
 
     def test_a_context_is_forgotten_where_that_was_agreed_on(self) -> None:
         ours = Deflater(15, forgets=True)

@@ -10,6 +10,7 @@ import pytest
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.messages import Plan
+from proxy.core.fields.pauses import Pause, never
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.http.permessage import Deflater, Parameters
 from proxy.core.jose.keys import Alg, KeySet, new_key
@@ -49,9 +50,18 @@ class Talk:
         return payload.replace(b"secret", b"*")
 
     def long_message(
-        self, payload: bytes, then: Callable[[Callable[[], bytes]], object], *, is_text: bool, from_app: bool
+        self,
+        payload: bytes,
+        write: Callable[[bytes, Pause], bytes],
+        then: Callable[[Callable[[], bytes]], object],
+        *,
+        is_text: bool,
+        from_app: bool,
     ) -> None:
-        self.long.append(lambda: then(lambda: self.message(payload, is_text=is_text, from_app=from_app)))
+        def do() -> bytes:
+            return write(self.message(payload, is_text=is_text, from_app=from_app), never)
+
+        self.long.append(lambda: then(do))
 
     def hold_side(self, from_app: bool, is_held: bool) -> None:
         self.held[from_app] = is_held
