@@ -32,6 +32,7 @@ HOST, OPENED, OTHER = "pay.example", "answers.example", "other.example"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 SERVED = 5  # requests of another app, at least, while the work on one text goes on
 NUMBERS = b'{"ssn":"1","a":[' + b"1," * 520_000 + b"1]}"  # each is looked at, and all are counted before
+LONG = b'{"ssn":"' + b"1" * 10_000_000 + b'"}'  # it is short when compressed, until its value is sealed
 QUERIES = json.dumps([{"query": "{" + "a " * 1000 + "}"}] * 60).encode()
 
 
@@ -58,6 +59,15 @@ def sidecar(authority: Authority, receiver: Receiver, tmp_path_factory: pytest.T
     with Sidecar(
         policy_with(receiver.write_private(folder), "pay"), folder, authority=authority, hosts=hosts
     ) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def roomy(authority: Authority, receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
+    """One that holds `LONG`."""
+    folder = tmp_path_factory.mktemp("roomy")
+    policy = textwrap.dedent(policy_with(receiver.write_private(folder), "pay")) + "limits: {held_body: 20000000}\n"
+    with Sidecar(policy, folder, authority=authority, hosts=dict.fromkeys((HOST, OTHER), "127.0.0.1")) as running:
         yield running
 
 
@@ -180,28 +190,19 @@ class TestOthersAreServed:
             assert served_during(sidecar, other, work) >= SERVED
 
     def test_while_a_message_is_compressed_again(
-        self, authority: Authority, receiver: Receiver, other: TlsUpstream, tmp_path: Path
+        self, authority: Authority, roomy: Sidecar, other: TlsUpstream
     ) -> None:
-        """A few bytes stand for a long value, of which sealed nothing is left that compresses well."""
-        policy = textwrap.dedent(policy_with(receiver.write_private(tmp_path), "pay"))
-        policy += "limits: {held_body: 20000000}\n"
-        hosts = dict.fromkeys((HOST, OTHER), "127.0.0.1")
-        extension = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
         context = zlib.compressobj(wbits=-15)
-        packed = context.compress(b'{"ssn":"' + b"1" * 10_000_000 + b'"}') + context.flush(zlib.Z_SYNC_FLUSH)
-        with (
-            Sidecar(policy, tmp_path, authority=authority, hosts=hosts) as sidecar,
-            scripted_upstream(HOST, authority) as upstream,
-            RawClient(sidecar.address) as client,
-        ):
-            accepted = switched(client, upstream, extension)
+        packed = context.compress(LONG) + context.flush(zlib.Z_SYNC_FLUSH)
+        with scripted_upstream(HOST, authority) as upstream, RawClient(roomy.address) as client:
+            accepted = switched(client, upstream, "Sec-WebSocket-Extensions: permessage-deflate\r\n")
             message = frame(0xC1, packed.removesuffix(b"\x00\x00\xff\xff"), mask=MASK)
 
             def work() -> None:
                 client.send(message)
                 assert accepted.read_exactly(1) == b"\xc1"
 
-            assert served_during(sidecar, other, work) >= SERVED
+            assert served_during(roomy, other, work) >= SERVED
 
     def test_while_a_part_of_a_long_form_is_read(
         self, sidecar: Sidecar, other: TlsUpstream, tls_upstream: Callable[..., TlsUpstream]

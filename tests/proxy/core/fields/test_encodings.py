@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
+import random
 import time
 import tracemalloc
 import zlib
@@ -146,6 +147,14 @@ class TestDecoded:
     @pytest.mark.parametrize("coding", Encoding)
     def test_the_same_body_always_gives_the_same_bytes(self, coding: Encoding) -> None:
         assert encode(BODY, [coding]) == encode(BODY, [coding])
+
+    @pytest.mark.parametrize("coding", Encoding)
+    def test_a_long_body_is_coded_piece_by_piece(self, coding: Encoding) -> None:
+        pauses: list[None] = []
+        body = random.Random(4711).randbytes(1_000_000)
+        coded = encode(body, [coding], pause=lambda: pauses.append(None))
+        assert THEIR_DECODERS[coding](coded) == body
+        assert len(pauses) > 10
 
     def test_all_members_of_a_gzip_file_are_decoded(self) -> None:
         members = [b"[1,", b"", b"2,", b"3]" * 5000]
