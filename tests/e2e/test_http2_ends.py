@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from proxy.engine.apps.conversation import MAX_TRIES
+from proxy.engine.http2state import MAX_STREAMS
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import Accepted, RawClient
 from tests.e2e.frames import (
@@ -389,6 +390,41 @@ class TestAppsGone:
             assert {got.peer for got in server.requests} == {first.peer}
             echo(first)
             assert stays.read(kept).body == b"GET /stays "
+
+    @pytest.mark.parametrize(("method", "status"), [("HEAD", "200"), ("GET", "204"), ("GET", "304")])
+    def test_so_is_one_whose_answer_has_no_body_and_no_end(
+        self, sidecar: Sidecar, authority: Authority, method: str, status: str
+    ) -> None:
+        """What the app has is whole, while the upstream has not ended it."""
+
+        def answer(got: Got) -> None:
+            got.peer.send(headers(got.stream, block((":status", status)), END_HEADERS))
+
+        with frame_server(authority, HOST, answer) as server:
+            peer = by_hand(sidecar, server.authority)
+            peer.send(headers(1, asked(server.authority, path="/open", method=method)))
+            assert peer.head(1).is_end
+            peer.client.close()
+            (got,) = server.wait_for(1)
+            server.wait(lambda: got.reset == Code.CANCEL, "a reset")
+
+    def test_streams_with_such_answers_count_as_others_do(self, sidecar: Sidecar, authority: Authority) -> None:
+        def answer(got: Got) -> None:
+            got.peer.send(headers(got.stream, block((":status", "204")), END_HEADERS))
+
+        with frame_server(authority, HOST, answer) as server:
+            peer = by_hand(sidecar, server.authority)
+            for each in range(MAX_STREAMS):
+                peer.send(headers(2 * each + 1, asked(server.authority)))
+                assert peer.head(2 * each + 1).is_end
+            last = 2 * MAX_STREAMS + 1
+            peer.send(headers(last, asked(server.authority)))
+            assert peer.find(lambda each: each.stream == last).code == Code.REFUSED_STREAM
+            first = server.wait_for(MAX_STREAMS)[0]
+            first.peer.send(data(first.stream, b"", last=True), frame(PING, 0, 0, bytes(8)))
+            server.wait(lambda: first.peer.pongs, "an answer to PING")
+            peer.send(headers(last + 2, asked(server.authority)))
+            assert peer.find(lambda each: each.stream == last + 2).get(":status") == "204"
 
     def test_one_that_is_given_up_is_cancelled_alone(self, sidecar: Sidecar, authority: Authority) -> None:
         with frame_server(authority, HOST, lambda _: None) as server:

@@ -73,6 +73,8 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
         self._limits = limits  # those within which these heads are
         self._heads: dict[tuple[Fields, bool], RequestHead] = {}
         self._clocks: list[ResponseClock] = []
+        # Streams that are over, since their answers have no bodies, before the upstreams have ended these.
+        self._answered: set[AppHttp2Stream] = set()
         self._late: Denied | None = None
         self._last = 2**31 - 1  # the highest stream that is served
         self._app_has_left = False
@@ -110,7 +112,7 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
     def gone(self) -> None:
         """Called when the app's connection is over."""
         self.app.before_close = None
-        for stream in self.end():
+        for stream in [*self.end(), *self._answered]:
             stream.gone()
         for clock in self._clocks:
             clock.close()
@@ -208,7 +210,7 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
         """Handle the head of a request."""
         stream = AppHttp2Stream(self, number)
         self.streams[number] = stream
-        if number > self._last or len(self.streams) > MAX_STREAMS:
+        if number > self._last or len(self.streams) + len(self._answered) > MAX_STREAMS:
             if not self._resets.take():
                 self.fail(ErrorCodes.ENHANCE_YOUR_CALM, TOO_MANY_RESETS)
             else:
@@ -311,12 +313,18 @@ class AppHttp2(Connection["AppHttp2Stream"], Speaker):
     def closed(self, stream: AppHttp2Stream) -> None:
         """Close the connection if this was the last stream, and the connection is to end."""
         stream.over()
+        if stream.conversation is not None:
+            self._answered.add(stream)
         if self._is_idle and (self._app_has_left or self._has_ended or (self.is_leaving and self._last < 2**31 - 1)):
             self.app.loop.call_soon(self.app.guarded, self._leave_if_idle)
 
     def _leave_if_idle(self) -> None:
         if self._is_idle and not self.app.is_closing:
             self._leave_now()
+
+    def forget(self, stream: AppHttp2Stream) -> None:
+        """Forget a stream whose conversation is over."""
+        self._answered.discard(stream)
 
     def owe(self, is_owed: bool) -> None:
         """Called when the app has begun something that it must finish in time, and when it has."""
@@ -391,6 +399,7 @@ class AppHttp2Stream(Stream):
         conversation, self.conversation = self.conversation, None
         if conversation is not None:
             conversation.gone()
+        self._connection.forget(self)
         self.over()
 
     @property
@@ -502,10 +511,12 @@ class AppHttp2Stream(Stream):
     def next(self) -> None:
         """Called when the conversation has ended in order."""
         self.conversation = None
+        self._connection.forget(self)
 
     def close(self) -> None:
         """End it: the app need not send the rest."""
         self.conversation = None
+        self._connection.forget(self)
         if self.has_ended and not self.is_all_sent:
             return  # it ends after what waits; bytes from the app are thrown away
         self._connection.reset(self, ErrorCodes.NO_ERROR if self.has_ended else ErrorCodes.CANCEL)
