@@ -20,9 +20,11 @@ from functools import lru_cache
 from mitmproxy import http
 
 from addons.exchange import Exchange, Upstream, action_of, would_deny
+from addons.fieldcounts import FieldCounts
 from addons.ids import id_of
 from proxy.core.decisions import Action, Outcome, Reason
 from proxy.core.destinations import Destination
+from proxy.core.fields.entries import Work
 from proxy.core.pins import PinVerdict
 from proxy.core.rules.policy import Mode
 
@@ -93,11 +95,16 @@ _NO_FIELDS = '"encrypted": 0, "decrypted": 0'
 
 def _fields(exchange: Exchange) -> str:
     """Return the part about marked fields, of an exchange that has had any."""
-    counts = exchange.fields
-    assert counts is not None
-    encrypted = 0 if exchange.observing else exchange.fields_encrypted
-    said: dict[str, object] = {"encrypted": encrypted, "decrypted": exchange.fields_decrypted}
-    if not exchange.observing and (done := counts.by_entry()):
+    assert exchange.fields is not None
+    return _counted(exchange.fields.all(), exchange.observing)
+
+
+@lru_cache(256)
+def _counted(found: tuple[tuple[tuple[str, Work | Reason], int], ...], is_observing: bool) -> str:
+    counts = FieldCounts(found)
+    encrypted = 0 if is_observing else counts.total(Work.ENCRYPT)
+    said: dict[str, object] = {"encrypted": encrypted, "decrypted": counts.total(Work.DECRYPT)}
+    if not is_observing and (done := counts.by_entry()):
         said["fields"] = done
     if failures := counts.failures():
         said["field_failures"] = failures

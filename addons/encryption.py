@@ -20,7 +20,7 @@ from mitmproxy import http
 
 from addons import answers, marked, messages, uploads
 from addons.exchange import Exchange
-from addons.headers import has_field, values_of
+from addons.headers import has_field
 from addons.observing import Watch
 from addons.sessions import Sessions
 from proxy.core.decisions import Denied
@@ -74,7 +74,7 @@ class Encryption:
     def _protect(self, flow: http.HTTPFlow, exchange: Exchange) -> None:
         """Hold a body that has fields to change, and ask for a response whose fields can be changed."""
         marked.read_head(exchange, flow.request)
-        entries = marked.of_request(exchange)
+        entries, upgrades = marked.of_request(exchange), has_field(flow.request.headers, b"upgrade")
         if not entries and not exchange.looks_inside:
             flow.request.stream = exchange.count_sent
         else:
@@ -86,9 +86,9 @@ class Encryption:
                 opens = any(entry.work is Work.DECRYPT for entry in entries)  # and observing opens nothing
                 tee = marked.Tee(exchange, flow.request, self.setting(exchange, of_request=True))
                 flow.request.stream = exchange.count_sent if opens else tee
-            elif flow.response is None and not messages.is_opening(flow.request):  # which is no body, and has none
-                uploads.hold(flow, exchange, entries, self.setting(exchange, of_request=True))
-        if has_field(flow.request.headers, b"upgrade"):
+            elif flow.response is None and not (upgrades and messages.is_opening(flow.request)):  # which has no body
+                uploads.hold(flow, exchange, entries, partial(self.setting, exchange, of_request=True))
+        if upgrades:
             messages.narrow_offer(exchange, flow.request)
         if of_response := marked.of_response(exchange):
             try:
@@ -117,8 +117,7 @@ class Encryption:
             bodies.check_before(marked.head(request), sealing, self.today())
             graphqlrequests.check_target(request.path.partition("?")[2], sealing)
         limit = exchange.policy.limits.held_body
-        is_long = any(int(length) > limit for length in values_of(request.headers, b"content-length"))
-        if is_long and not uploads.may_be_long(exchange, request, entries):
+        if marked.length_said(request.headers.fields) > limit and not uploads.may_be_long(exchange, request, entries):
             raise bodies.too_large(limit)
 
     def request(self, flow: http.HTTPFlow) -> None:
@@ -132,11 +131,9 @@ class Encryption:
             if not (entries := marked.of_request(exchange)):  # it was held only to look for another method
                 exchange.bytes_sent = len(body)
                 return
-            head = marked.signed_head(flow.request)
-            if entries[0].work is Work.ENCRYPT:
-                bodies.check_before(head, entries, self.today())
-            kids = values.told_kids(entries, self.today())  # the keys may change while the body is worked on
-            changed = bodies.change(body, head, entries, self.setting(exchange, of_request=True))
+            head, setting = marked.signed_head(flow.request), self.setting(exchange, of_request=True)
+            kids = values.told_kids(entries, setting.today)  # the keys may change while the body is worked on
+            changed = bodies.change(body, head, entries, setting)
             told = values.kid_fields(entries, changed.counts, kids)
             fields = flow.request.headers.fields
             if entries[0].work is Work.ENCRYPT:

@@ -9,27 +9,33 @@ Rules of this module:
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from proxy.core.decisions import Reason
 from proxy.core.fields.entries import FieldEntry, Work
 
-type Counts = Counter[tuple[str, Work | Reason]]
+type Counts = dict[tuple[str, Work | Reason], int]
 
 
 class FieldCounts:
     """The counts of one exchange."""
 
-    def __init__(self) -> None:
-        self._found: Counts = Counter()
-        self._taken: Counts = Counter()
+    __slots__ = ("_found", "_taken")
+
+    def __init__(self, found: Iterable[tuple[tuple[str, Work | Reason], int]] = ()) -> None:
+        """Start with what `all` has returned."""
+        self._found: Counts = dict(found)
+        self._taken: Counts = {}
+
+    def all(self) -> tuple[tuple[tuple[str, Work | Reason], int], ...]:
+        """Return all counts: an entry's name, with what was done or why it failed, and how often."""
+        return tuple(self._found.items())
 
     def add(self, entries: Sequence[FieldEntry], counts: Sequence[int]) -> None:
         """Count values that were sealed or opened, for each entry."""
         for entry, count in zip(entries, counts, strict=True):
             if count:
-                self._found[entry.name, entry.work] += count
+                self._count((entry.name, entry.work), count)
 
     def fail(self, name: str, reason: Reason) -> None:
         """Count that the work of an entry failed.
@@ -38,7 +44,10 @@ class FieldCounts:
             name: the entry's name.
             reason: why.
         """
-        self._found[name, reason] += 1
+        self._count((name, reason), 1)
+
+    def _count(self, what: tuple[str, Work | Reason], count: int) -> None:
+        self._found[what] = self._found.get(what, 0) + count
 
     def forget(self) -> None:
         """Note that nothing of what was sealed or opened has left."""
@@ -63,5 +72,5 @@ class FieldCounts:
 
     def take(self) -> Counts:
         """Return what has been counted since the last call."""
-        new, self._taken = self._found - self._taken, self._found.copy()
-        return new
+        taken, self._taken = self._taken, self._found.copy()
+        return {what: new for what, count in self._found.items() if (new := count - taken.get(what, 0)) > 0}

@@ -11,17 +11,21 @@ Rules of this module:
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from mitmproxy import http
 
 from addons.exchange import Exchange
-from addons.headers import has_field, values_of
+from addons.headers import has_field, values_in, values_of, with_length
 from proxy.core.decisions import FIELD_REASONS, Denied
 from proxy.core.fields import bodies, encodings, readings, signatures
 from proxy.core.fields.entries import FieldEntry
 from proxy.core.fields.pauses import SHORT, Pause, never
 from proxy.core.fields.values import Setting
 from proxy.core.http.digests import without_digests
+from proxy.core.http.heads import KEPT, Fields
+
+_readings = lru_cache(KEPT)(readings.readings)  # most heads of an app come again
 
 
 def host(exchange: Exchange) -> str:
@@ -36,13 +40,12 @@ def read_head(exchange: Exchange, request: http.Request) -> None:
     if exchange.rule is None:
         return
     query = request.path.partition("?")[2]
-    found = exchange.readings = readings.readings(exchange.method, exchange.path, query, request.headers.fields)
+    found = exchange.readings = _readings(exchange.method, exchange.path, query, request.headers.fields)
+    others = [entry for entry in exchange.rule.request if not entry.when.applies(found)]
     has_body = request.is_http2 or has_field(request.headers, b"content-length", b"transfer-encoding")
-    if has_body and readings.may_name_method(values_of(request.headers, b"content-type")):
+    if others and has_body and readings.may_name_method(values_of(request.headers, b"content-type")):
         by_any = readings.may_be_any_method(found)
-        exchange.looks_inside = any(
-            entry.when.applies(by_any) and not entry.when.applies(found) for entry in exchange.rule.request
-        )
+        exchange.looks_inside = any(entry.when.applies(by_any) for entry in others)
 
 
 def read_body(exchange: Exchange, request: http.Request, body: bytes, pause: Pause = never) -> None:
@@ -61,8 +64,8 @@ def read_body(exchange: Exchange, request: http.Request, body: bytes, pause: Pau
 
 def of_request(exchange: Exchange) -> tuple[FieldEntry, ...]:
     """Return the entries that are about the request's body."""
-    entries = exchange.rule.request if exchange.rule else ()
-    return tuple(entry for entry in entries if entry.when.applies(_found(exchange)))
+    entries, found = exchange.rule.request if exchange.rule else (), _found(exchange)
+    return tuple([entry for entry in entries if entry.when.applies(found)])
 
 
 def of_response(exchange: Exchange) -> tuple[FieldEntry, ...]:
@@ -98,16 +101,32 @@ def _found(exchange: Exchange) -> readings.Readings:
 
 def head(message: http.Message) -> bodies.BodyHead:
     """Return what a message's header fields say about its body."""
-    codings = values_of(message.headers, b"content-encoding")
-    return bodies.BodyHead(values_of(message.headers, b"content-type"), ", ".join(codings) if codings else None)
+    return _head(message.headers.fields)
+
+
+@lru_cache(KEPT)
+def _head(fields: Fields) -> bodies.BodyHead:
+    types, codings = values_in(fields, b"content-type"), values_in(fields, b"content-encoding")
+    return bodies.BodyHead(tuple(types), ", ".join(codings) if codings else None)
+
+
+@lru_cache(KEPT)
+def length_said(fields: Fields) -> int:
+    """Return the length of the body, as a request's header fields say it; 0 if they do not."""
+    return max(map(int, values_in(fields, b"content-length")), default=0)
 
 
 def signed_head(request: http.Request) -> bodies.BodyHead:
     """Return the same for a request whose body has come, with what signs it, also in its trailers."""
-    query = request.data.path.partition(b"?")[2].decode("latin-1")
-    trailers = request.data.trailers
-    fields = (*request.headers.fields, *(trailers.fields if trailers is not None else ()))
-    return replace(head(request), signature=signatures.covering(fields, query), fields=fields)
+    query, trailers = request.data.path.partition(b"?")[2], request.data.trailers
+    return _signed_head(request.headers.fields, () if trailers is None else trailers.fields, query)
+
+
+@lru_cache(KEPT)
+def _signed_head(fields: Fields, trailers: Fields, query: bytes) -> bodies.BodyHead:
+    said, both = _head(fields), fields + trailers
+    signature = signatures.covering(both, query.decode("latin-1"))
+    return bodies.BodyHead(said.content_types, said.content_encoding, signature, both)
 
 
 def told_head(response: http.Response) -> bodies.BodyHead:
@@ -128,8 +147,9 @@ def replace_body(message: http.Message, body: bytes) -> None:
     if message.data.content is body:
         return
     message.data.content = body
-    if not has_field(message.headers, b"transfer-encoding"):
-        message.headers["content-length"] = str(len(body))
+    headers = message.headers
+    if not has_field(headers, b"transfer-encoding"):
+        headers.fields = with_length(headers.fields, len(body))
 
 
 class Tee:

@@ -49,6 +49,17 @@ def pins_mode(pins: PinSet, mode: Mode) -> Mode:
     return Mode.OBSERVE if pins.observes else mode
 
 
+def _adder(counter: Counter, *labels: str) -> Callable[[float], None]:
+    """Return what adds to a counter's value; not by the counter's own method: see `addons.requestcounts`."""
+    add: Callable[[float], None] = counter.labels(*labels)._value.inc
+    return add
+
+
+def _adding(counter: Counter) -> Callable[..., Callable[[float], None]]:
+    """Return what returns the adder for labels, which is kept."""
+    return functools.cache(functools.partial(_adder, counter))
+
+
 class Metrics:
     """The counters of this process, in a registry."""
 
@@ -80,7 +91,7 @@ class Metrics:
             ["rule", "mode", "entry", "reason"],
             registry=registry,
         )
-        self._fields, self._failures = functools.cache(self.fields.labels), functools.cache(self.field_failures.labels)
+        self._fields, self._failures = _adding(self.fields), _adding(self.field_failures)
         self.pins = Counter(
             "overcoat_pin_checks",
             "Requests whose server's pins were checked, by rule and result, and the level at which one matched first.",
@@ -224,7 +235,7 @@ class Metrics:
             ["key", "kid", "direction"],
             registry=registry,
         )
-        self._key_uses: dict[tuple[str, str, Work], Callable[[], None]] = {}
+        self._key_uses: dict[tuple[str, str, Work], Callable[[float], None]] = {}
         self.jwks_fetched = Gauge(
             "overcoat_jwks_fetched_timestamp_seconds",
             "When the keys of a key set were last fetched from its URL, by the process for which that is longest ago; "
@@ -253,22 +264,22 @@ class Metrics:
         """Count what was done with fields, and what failed; in observe mode nothing was done."""
         for (entry, what), count in counts.items():
             if isinstance(what, Reason):
-                self._failures(rule, mode, entry, what.code).inc(count)
+                self._failures(rule, mode, entry, what.code)(count)
             elif mode is Mode.ENFORCE:
-                self._fields(rule, mode, entry, DIRECTIONS[what]).inc(count)
+                self._fields(rule, mode, entry, DIRECTIONS[what])(count)
 
     def key_used(self, key_set: KeySet, key: Key, work: Work) -> None:
         """Count that a key has sealed or opened a value."""
         what = (key_set.name, key.kid, work)
-        count = self._key_uses.get(what)
-        if count is None:
+        add = self._key_uses.get(what)
+        if add is None:
             # Keys that are fetched have names that somebody else chooses, again and again.
             is_full = len(self._key_uses) >= MOST_KIDS
             kid = OTHER_KIDS if is_full and key_set.supply is not None else key.kid
-            count = self.key_uses.labels(key_set.name, kid, DIRECTIONS[work]).inc
+            add = _adder(self.key_uses, key_set.name, kid, DIRECTIONS[work])
             if not is_full:
-                self._key_uses[what] = count
-        count()
+                self._key_uses[what] = add
+        add(1)
 
     def keys_fetched(self, key_set: str, when: float) -> None:
         """Note when the keys of a set were fetched by URL, in seconds since 1970; 0 for never."""

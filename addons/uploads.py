@@ -29,8 +29,10 @@ def may_be_long(exchange: Exchange, request: http.Request, entries: Sequence[Fie
     return uploads.may_stream(head, entries) or uploads.passes(head, entries, b"") is not False
 
 
-def hold(flow: http.HTTPFlow, exchange: Exchange, entries: Sequence[FieldEntry], setting: Setting) -> None:
-    """Hold a request's body, as far as it must be."""
+def hold(
+    flow: http.HTTPFlow, exchange: Exchange, entries: Sequence[FieldEntry], setting: Callable[[], Setting]
+) -> None:
+    """Hold a request's body, as far as it must be; `setting` returns what counts for its fields."""
     exchange.holds_request = True
     request = flow.request
     if not may_be_long(exchange, request, entries):
@@ -46,7 +48,7 @@ def hold(flow: http.HTTPFlow, exchange: Exchange, entries: Sequence[FieldEntry],
                 return None
             _say_no_length(request)
             exchange.holds_request = False
-            return _Through(uploads.Upload(head, entries, setting), exchange, entries)
+            return _Through(uploads.Upload(head, entries, setting()), exchange, entries)
 
         exchange.lets_stream = long_form
     else:

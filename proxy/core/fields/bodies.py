@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import lru_cache
+from typing import NamedTuple
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields import encodings, kinds, splice, values
@@ -53,8 +55,7 @@ class BodyHead:
     fields: Fields = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(NamedTuple):
     """A body whose fields were encrypted or decrypted.
 
     Attributes:
@@ -104,12 +105,18 @@ def check_before(head: BodyHead, entries: Sequence[FieldEntry], today: date) -> 
     """
     for entry in entries:
         values.sealing_key(entry, today)
-    check_charset(head.content_types)
-    if len(head.content_types) > 1:
+    _check_form(tuple(head.content_types), head.content_encoding)
+
+
+@lru_cache(maxsize=32)
+def _check_form(content_types: tuple[str, ...], content_encoding: str | None) -> None:
+    """Check that a body is in a form in which its fields can be found."""
+    check_charset(content_types)
+    if len(content_types) > 1:
         raise Denied(
             Reason.ENCODING_UNSUPPORTED, "the body's Content-Type is given more than once", "send one Content-Type"
         )
-    encodings.parse_encoding(head.content_encoding)
+    encodings.parse_encoding(content_encoding)
 
 
 def change(body: bytes, head: BodyHead, entries: Sequence[FieldEntry], setting: Setting) -> Changed:
@@ -234,23 +241,17 @@ def passes(why: Denied, entries: Sequence[FieldEntry], setting: Setting) -> bool
 def _splice(
     body: bytes, head: BodyHead, entries: Sequence[FieldEntry], jobs: Sequence[splice.Job], setting: Setting
 ) -> Changed:
-    unchanged = Changed(body, (0,) * len(entries))
-    required = Required(entries)
-    if not body:
-        required.check()
-        return unchanged
-    pause = setting.pause
-    text, codings = encodings.take_off(
-        body, encodings.parse_encoding(head.content_encoding), setting.limit, pause=pause
-    )
+    required, pause = Required(entries), setting.pause
+    codings = encodings.parse_encoding(head.content_encoding) if body else ()
+    text, codings = encodings.take_off(body, codings, setting.limit, pause=pause)
     if not text:
         required.check()
-        return unchanged
+        return Changed(body, (0,) * len(entries))
     jobs, of_request = required.watching(jobs), setting.of_request
     spliced = kinds.splice_body(text, head.content_types, entries, jobs, MAX_SEALED, of_request=of_request, pause=pause)
     required.check()
-    if spliced.total == 0:
-        return unchanged
+    if not any(spliced.counts):
+        return Changed(body, spliced.counts)
     check_signature(head, entries, spliced.counts)
     return Changed(encodings.encode(spliced.body, codings, pause=pause), spliced.counts)
 
@@ -267,15 +268,13 @@ def check_signature(head: BodyHead, entries: Sequence[FieldEntry], counts: Seque
         Denied: SIGNED_BODY.
     """
     changing = [entry for entry, count in zip(entries, counts, strict=True) if count]
-    signature = _signature(head, changing)
+    signature, digest = _signature(head, changing), first_digest(head.fields)
     if signature is not None:
         if names := tuple(entry.name for entry in changing if entry.signed is Signed.DENY):
             detail = f"{signature} covers the body, whose fields must be encrypted"
             raise Denied(Reason.SIGNED_BODY, detail, entries=names)
         return
-    digest = first_digest(head.fields)
-    names = tuple(entry.name for entry in changing if entry.digests is Digests.DENY)
-    if digest is not None and names:
+    if digest is not None and (names := tuple(entry.name for entry in changing if entry.digests is Digests.DENY)):
         detail = f"the field {digest} holds a digest of the body, whose fields must be encrypted"
         raise Denied(Reason.SIGNED_BODY, detail, _DIGEST_HINT, entries=names)
 
@@ -290,7 +289,9 @@ def _signature(head: BodyHead, entries: Sequence[FieldEntry]) -> str | None:
     """Return what signs a body, in words: what is known to, or what the entries name."""
     if head.signature is not None:
         return head.signature
-    named = frozenset[bytes]().union(*(entry.signed_headers for entry in entries))
+    named = [name for entry in entries for name in entry.signed_headers]
+    if not named:
+        return None
     return next((f"the field {name.decode('latin-1')}" for name, _ in head.fields if name.lower() in named), None)
 
 
@@ -312,8 +313,9 @@ def with_digests(
     Raises:
         Denied: SIGNED_BODY: a digest cannot be written anew.
     """
-    changing = [entry for entry, count in zip(entries, changed.counts, strict=True) if count]
-    if not changing or first_digest(head.fields) is None or _signature(head, changing) is not None:
+    has_digest = first_digest(head.fields) is not None
+    changing = [entry for entry, count in zip(entries, changed.counts, strict=True) if count and has_digest]
+    if not changing or _signature(head, changing) is not None:
         return fields
     left = without_digests(fields)
     if all(entry.digests is not Digests.RECOMPUTE for entry in changing):

@@ -74,7 +74,9 @@ def parse_encoding(value: str | None) -> tuple[Encoding, ...]:
     Raises:
         Denied: ENCODING_UNSUPPORTED for any other coding, an empty name among several, and more than `MAX_CODINGS`.
     """
-    names = [name.strip(" \t").lower() for name in (value or "").split(",", MAX_CODINGS)]
+    if not value:
+        return ()
+    names = [name.strip(" \t").lower() for name in value.split(",", MAX_CODINGS)]
     if names == [""]:
         return ()
     if len(names) > MAX_CODINGS:

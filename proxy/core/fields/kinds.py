@@ -20,6 +20,7 @@ from bisect import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from enum import StrEnum
+from functools import lru_cache
 from urllib.parse import unquote
 
 from proxy.core.decisions import Denied, Reason
@@ -84,6 +85,11 @@ def label_of(content_types: Sequence[str]) -> Kind | None:
     Raises:
         Denied: BODY_UNREADABLE, if it cannot be read, and some servers may see a form in it.
     """
+    return _label_of(tuple(content_types))
+
+
+@lru_cache(maxsize=32)
+def _label_of(content_types: tuple[str, ...]) -> Kind | None:
     text = ",".join(content_types).lower()
     found = _MEDIA_TYPE.match(text)
     if found is None or len(content_types) > 1:
@@ -164,6 +170,8 @@ def check_other(entries: Sequence[FieldEntry], kind: Kind) -> bool:
     Raises:
         Denied: BODY_NOT_JSON, if an entry has not, and does not let it pass.
     """
+    if kind in _OF_JSON:
+        return bool(entries)
     for entry in entries:
         if not takes(entry, kind) and entry.work is Work.ENCRYPT and entry.other_bodies is OtherBodies.DENY:
             raise Denied(
@@ -274,12 +282,12 @@ def splice_json(
         is_labelled: whether it is labelled as a JSON Patch.
         pause: called again and again meanwhile.
     """
-    holds_requests = False
-    if is_labelled and not _ARRAY.match(text):
+    holds_requests, is_array = False, _ARRAY.match(text) is not None
+    if is_labelled and not is_array:
         raise unreadable(
             "the body is labelled as a JSON Patch, and is no array", "send a JSON Patch as RFC 6902 has it"
         )
-    if is_labelled or _ARRAY.match(text):
+    if is_array:
         spans = splice.spans_of(text, _LOOK, pause=pause)
         of = [0] * len(_LOOK)
         for span in spans:

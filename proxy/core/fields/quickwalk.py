@@ -253,11 +253,10 @@ class _KnownPlaces:
         if match is None:
             return False
         places = match.regs
-        found.spans = [
-            _new_span(Span, (*places[group + 1], path, job, places[group], 0, None))
-            for group, job, path in self.leaves
-            if places[group][0] >= 0
-        ]
+        for group, job, path in self.leaves:
+            start, end = places[group + 1]
+            if start >= 0:
+                found.spans.append(_new_span(Span, (start, end, path, job, places[group], 0, None)))
         found.spans.sort()
         for group, bits, path in self.holding:
             if places[group][0] >= 0:
@@ -297,7 +296,7 @@ def _known_places(automaton: Automaton) -> _KnownPlaces | None:
                 value = rb"%s|(?!\{)(?:%s)" % (object_of(inner, inner_path), _VALUE)
                 members.append(rb'"%s"%s:%s(?:%s)' % (names[-1], _BLANK, _BLANK, value))
         other = rb'"(?!(?:%s)")[^"\\]*+"%s:%s(?:%s)' % (rb"|".join(names), _BLANK, _BLANK, _VALUE)
-        return rb"\{(?:[, \t\n\r]++|%s|%s)*+\}" % (other, rb"|".join(members))
+        return rb"\{[, \t\n\r]*+(?:(?:%s|%s)[, \t\n\r]*+)*+\}" % (other, rb"|".join(members))
 
     expression = _BLANK + object_of(automaton.start, "$")
     if next(groups) > 2 * _MOST_LEAVES:

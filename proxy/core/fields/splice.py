@@ -23,7 +23,6 @@ from proxy.core.fields.jsontext import find_spans, is_name, string_value
 from proxy.core.fields.pauses import Pause, never
 from proxy.core.fields.spans import MAX_VALUES, NotJson, Span, TooMuchSelected
 
-_TOKEN = re.compile(r"[A-Za-z0-9_.-]+")
 # Such a string is one JSON value: no parser is needed to check it.
 _is_token_string = re.compile(rb'"[A-Za-z0-9_.-]*"').fullmatch
 
@@ -111,7 +110,6 @@ def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES, *, pause: P
     if not spans:
         return Spliced(body, tuple(counts))
     pieces: list[bytes] = []
-    add = pieces.append
     kept: set[Span] = set()
     copied = 0
     for span in spans:
@@ -125,16 +123,14 @@ def splice(body: bytes, jobs: Sequence[Job], most: int = MAX_VALUES, *, pause: P
         if not _is_token_string(replacement):
             _check_replacement(replacement, number)
         if job.rename is not None and name is not None:
-            add(body[copied : name[0]])
-            add(escaped(job.rename, depth))
+            pieces += body[copied : name[0]], escaped(job.rename, depth)
             copied = name[1]
-        add(body[copied:start])
-        add(escaped(replacement, depth) if depth else replacement)
+        pieces += body[copied:start], escaped(replacement, depth) if depth else replacement
         copied = end
         counts[number] += 1
     if not pieces:
         return Spliced(body, tuple(counts))
-    add(body[copied:])
+    pieces.append(body[copied:])
     replaced = [span for span in spans if span not in kept] if kept else spans
     return Spliced(b"".join(pieces), tuple(counts), tuple(replaced))
 
@@ -145,20 +141,6 @@ def _check_replacement(replacement: bytes, job: int) -> None:
         find_spans(replacement, ())
     except NotJson:
         raise ValueError(f"the transform of job {job} returned something that is not one JSON value") from None
-
-
-def sealed_string(token: str) -> bytes:
-    """Return the JSON string that holds a compact JWE.
-
-    Args:
-        token: the JWE.
-
-    Raises:
-        ValueError: the token has characters other than base64url's and dots.
-    """
-    if not _TOKEN.fullmatch(token):
-        raise ValueError("a compact JWE consists of base64url characters and dots")
-    return b'"' + token.encode() + b'"'
 
 
 def token_of(value: bytes) -> str | None:

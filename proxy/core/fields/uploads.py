@@ -38,13 +38,13 @@ def may_stream(head: BodyHead, entries: Sequence[FieldEntry]) -> bool:
         head: what its header fields say.
         entries: what is marked; not empty.
     """
-    # A field of the head that names the key (`values.kid_fields`) would come too late.
-    if head.content_encoding is not None or any(entry.keys.form.kid_field is not None for entry in entries):
-        return False
     try:
-        is_multipart = kinds.label_of(head.content_types) is Kind.MULTIPART
+        is_multipart = head.content_encoding is None and kinds.label_of(head.content_types) is Kind.MULTIPART
+        # A field of the head that names the key (`values.kid_fields`) would come too late.
+        if not is_multipart or any(entry.keys.form.kid_field is not None for entry in entries):
+            return False
         # On a mirror each may hold a GraphQL request that is to be opened.
-        return is_multipart and (kinds.check_other(entries, Kind.MULTIPART) or entries[0].work is Work.DECRYPT)
+        return kinds.check_other(entries, Kind.MULTIPART) or entries[0].work is Work.DECRYPT
     except Denied:
         return False
 

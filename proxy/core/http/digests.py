@@ -17,8 +17,9 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable
+from functools import lru_cache
 
-from proxy.core.http.heads import Fields
+from proxy.core.http.heads import KEPT, Fields
 
 # RFC 9530 (content-digest, repr-digest; unencoded-digest is their sibling), RFC 3230, RFC 1864, and the fields of
 # object stores.
@@ -75,6 +76,7 @@ def is_digest(name: bytes) -> bool:
     return lower in _NAMES or lower.startswith(_PREFIXES)
 
 
+@lru_cache(KEPT)
 def first_digest(fields: Fields) -> str | None:
     """Return the name, as sent, of the first field that holds a digest; None if there is none."""
     return next((name.decode("latin-1") for name, _ in fields if is_digest(name)), None)

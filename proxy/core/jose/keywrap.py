@@ -19,6 +19,7 @@ KEY_BYTES = (16, 32)
 _HALF = 8  # bytes: half a block of AES, a semiblock in RFC 3394
 _ROUNDS = 6
 _INITIAL_VALUE = b"\xa6" * _HALF  # RFC 3394, section 2.2.3.1
+_WITH_STEP = [bytes(byte ^ step for byte in range(256)) for step in range(_ROUNDS * max(KEY_BYTES) // _HALF + 1)]
 _ECB = ECB()  # noqa: S305  # RFC 3394 is built on it
 
 
@@ -68,18 +69,17 @@ def wrap_all(wrapping_key: bytes, keys: Sequence[bytes]) -> list[bytes]:
     parts = array("Q", b"".join(keys))
     registers = [parts[part::semiblocks] for part in range(semiblocks)]
     size = _HALF * len(keys)
-    checks = array("Q", _INITIAL_VALUE * len(keys))
-    ones = int.from_bytes((1).to_bytes(_HALF) * len(keys))  # multiplied by a step's number: that number for every key
     blocks = array("Q", bytes(2 * size))
+    blocks[0::2] = array("Q", _INITIAL_VALUE * len(keys))
     for step in range(_ROUNDS * semiblocks):
         part = step % semiblocks
-        blocks[0::2], blocks[1::2] = checks, registers[part]
-        encrypted = array("Q", encrypt(blocks.tobytes()))
-        numbered = int.from_bytes(encrypted[0::2].tobytes()) ^ ones * (step + 1)
-        checks = array("Q", numbered.to_bytes(size))
-        registers[part] = encrypted[1::2]
+        blocks[1::2] = registers[part]
+        encrypted = bytearray(encrypt(blocks.tobytes()))
+        encrypted[7::16] = encrypted[7::16].translate(_WITH_STEP[step + 1])  # for all keys: see `wrap`
+        blocks = array("Q", encrypted)
+        registers[part] = blocks[1::2]
     wrapped = array("Q", bytes((semiblocks + 1) * size))
-    for part, values in enumerate((checks, *registers)):
+    for part, values in enumerate((blocks[0::2], *registers)):
         wrapped[part :: semiblocks + 1] = values
     data, length = wrapped.tobytes(), key_bytes + _HALF
     return [data[start : start + length] for start in range(0, len(data), length)]

@@ -18,14 +18,15 @@ from __future__ import annotations
 import json
 import secrets
 
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from proxy import timelimits
 from proxy.core.jose.agreement import offer
-from proxy.core.jose.encoding import base64url
+from proxy.core.jose.encoding import dotted
 from proxy.core.jose.jwe import MAX_TOKEN_CHARACTERS, JweError
-from proxy.core.jose.keymaterial import PublicMaterial, SecretBytes, public_material
+from proxy.core.jose.keymaterial import SecretBytes, public_material
 from proxy.core.jose.keys import Key, KeySet
 from proxy.core.jose.keywrap import wrap, wrap_all
 from proxy.core.jose.oaep import RSA_OAEP_256
@@ -35,9 +36,8 @@ _IV_BYTES = 12
 _TAG_BYTES = 16
 _AGREEMENTS = 100  # a second, and at once: two hundredths of a processor's time, with the wraps behind them
 _REMEMBERED = 64  # places; the same come again and again
-_STOCK = (
-    64  # content keys at most that are made and wrapped in one go, which takes as long as for four of them; and IVs
-)
+_STOCK = 64  # content keys at most that are made and wrapped in one go, which takes as long as for four; and IVs
+_MANY = 32  # the first time that there are several: it takes a third less, and most may never be used
 
 
 class Sealing:
@@ -48,7 +48,7 @@ class Sealing:
     def __init__(self, kept: _Kept, now: float) -> None:
         self._kept = kept
         content_key, wrapped, self._tail = kept.content_key(now)
-        self._wrapped = base64url(wrapped)
+        self._wrapped = b".%b." % dotted((wrapped,))
         self._encrypt = AESGCM(content_key).encrypt
         self._protected = kept.protected if self._tail == kept.tail else {}
 
@@ -58,6 +58,10 @@ class Sealing:
         return cls(_Kept(keys, key, now), now)
 
     def seal(self, plaintext: bytes, place: Place | None) -> str:
+        """Encrypt a value; see `token`."""
+        return self.token(plaintext, place).decode("ascii")
+
+    def token(self, plaintext: bytes, place: Place | None) -> bytes:
         """Encrypt a value.
 
         Args:
@@ -66,28 +70,26 @@ class Sealing:
                 key set with a profile binds to none.
 
         Returns:
-            A compact JWE (RFC 7516, section 7.1).
+            A compact JWE (RFC 7516, section 7.1), in ASCII.
 
         Raises:
             JweError: the token would be longer than `open_token` accepts.
         """
-        protected, header = self._protected.get(place) or self._protect(place)
+        protected = self._protected.get(place) or self._protect(place)
         ivs = self._kept.ivs
         iv = ivs.pop() if ivs else self._kept.more_ivs()
-        sealed = self._encrypt(iv, plaintext, header)
-        ciphertext, tag = base64url(sealed[:-_TAG_BYTES]), base64url(sealed[-_TAG_BYTES:])
-        token = f"{protected}.{self._wrapped}.{base64url(iv)}.{ciphertext}.{tag}"
+        sealed = self._encrypt(iv, plaintext, protected)
+        token = protected + self._wrapped + dotted((iv, sealed[:-_TAG_BYTES], sealed[-_TAG_BYTES:]))
         if len(token) > MAX_TOKEN_CHARACTERS:
             raise JweError(f"the sealed value would have more than {MAX_TOKEN_CHARACTERS} characters")
         return token
 
-    def _protect(self, place: Place | None) -> tuple[str, bytes]:
-        """Return the protected header for a place, as text and as the bytes that are authenticated."""
-        protected = base64url(self._kept.head(place) + self._tail)
-        made = protected, protected.encode("ascii")
+    def _protect(self, place: Place | None) -> bytes:
+        """Return the protected header for a place as it stands in the token, which is what is authenticated."""
+        protected = dotted((self._kept.head(place) + self._tail,))
         if len(self._protected) < _REMEMBERED:
-            self._protected[place] = made
-        return made
+            self._protected[place] = protected
+        return protected
 
 
 class Sealers:
@@ -147,7 +149,8 @@ class _Kept:
         "_heads",
         "_next_stock",
         "_parameters",
-        "_recipient",
+        "_peer",
+        "_rsa",
         "_stock",
         "_wrapping_key",
         "ivs",
@@ -165,17 +168,20 @@ class _Kept:
         self._form = keys.form
         self._parameters = {"alg": keys.alg.value, "enc": keys.enc.value, "kid": key.kid}
         self._heads: dict[Place | None, bytes] = {}
-        self._recipient: PublicMaterial | None = None
+        self._rsa: rsa.RSAPublicKey | None = None
+        self._peer: ec.EllipticCurvePublicKey | X25519PublicKey | None = None  # of key agreements
         self._allowed = float(_AGREEMENTS)  # agreements that may be made now
         self._wrapping_key, self.tail = b"", b"}"
         self._stock: list[tuple[bytes, bytes]] = []  # content keys that were wrapped in advance
         self._next_stock = 1
-        self.protected: dict[Place | None, tuple[str, bytes]] = {}
+        self.protected: dict[Place | None, bytes] = {}
         self.ivs: list[bytes] = []
         if isinstance(key.material, SecretBytes):
             self._wrapping_key = key.material.reveal()
+        elif isinstance(recipient := public_material(key.material), rsa.RSAPublicKey):
+            self._rsa = recipient
         else:
-            self._recipient = public_material(key.material)
+            self._peer = recipient
 
     def head(self, place: Place | None) -> bytes:
         """Return a protected header for a place, without its end: `content_key` returns that."""
@@ -197,26 +203,32 @@ class _Kept:
 
     def content_key(self, now: float) -> tuple[bytes, bytes, bytes]:
         """Return a content key that was never used, the encrypted key for tokens, and the end of their header."""
-        self._allowed = min(_AGREEMENTS, self._allowed + (now - self.used) * _AGREEMENTS)
-        self.used = now
-        if isinstance(self._recipient, rsa.RSAPublicKey):
+        before, self.used = self.used, now
+        if self._rsa is not None:
             key = secrets.token_bytes(self.keys.enc.key_bytes)
             tail = b',"iat":%d}' % (now * 1000) if self._form.has_time else self.tail
-            return key, self._recipient.encrypt(key, RSA_OAEP_256), tail
-        if self._recipient is not None and self._allowed >= 1:
-            self._allowed -= 1
-            epk, self._wrapping_key = offer(self._recipient)
-            self.tail, self.protected = b',"epk":%s}' % epk, {}
-            self._stock, self._next_stock = [], 1
+            return key, self._rsa.encrypt(key, RSA_OAEP_256), tail
+        if self._peer is not None:
+            self._allowed = min(_AGREEMENTS, self._allowed + (now - before) * _AGREEMENTS)
+            if self._allowed >= 1:
+                self._agree(self._peer)
         if not self._stock:
             self._stock = self._new_stock()
         return *self._stock.pop(), self.tail
+
+    def _agree(self, peer: ec.EllipticCurvePublicKey | X25519PublicKey) -> None:
+        """Agree on a new wrapping key."""
+        self._allowed -= 1
+        epk, self._wrapping_key = offer(peer)
+        self.tail, self.protected = b',"epk":%s}' % epk, {}
+        # One key, if the next body may have an agreement of its own.
+        self._stock, self._next_stock = [], 1 if self._allowed >= 1 else _MANY
 
     def _new_stock(self) -> list[tuple[bytes, bytes]]:
         """Make several content keys in one go, since each call of AES costs time: more each time."""
         size = self.keys.enc.key_bytes
         noise = secrets.token_bytes(self._next_stock * size)
-        self._next_stock = min(16 * self._next_stock, _STOCK)
+        self._next_stock = min(_MANY * self._next_stock, _STOCK)
         keys = [noise[at : at + size] for at in range(0, len(noise), size)]
         wrapped = wrap_all(self._wrapping_key, keys) if len(keys) > 1 else [wrap(self._wrapping_key, keys[0])]
         return list(zip(keys, wrapped, strict=True))

@@ -145,7 +145,7 @@ class Conversation:
                 self._acquire()
             else:
                 self._held_since = time.monotonic()
-                if flow.request.headers.pop("expect", "").lower() == "100-continue":
+                if self._expects and flow.request.headers.pop("expect").lower() == "100-continue":
                     self.stream.interim(_CONTINUE)
                     self._expects = False
 

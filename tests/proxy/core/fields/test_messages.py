@@ -25,7 +25,7 @@ KEYS = KeySet("app", Alg.A256KW, KEY)
 SEAL = FieldEntry((parse_selector("$..ssn"),), KEYS, name="request[0]")
 OPEN = replace(SEAL, work=Work.DECRYPT, name="response[0]")
 SETTING = Setting("api.example", 1 << 20, TODAY, of_request=True)
-OF_SERVER = replace(SETTING, of_request=False)
+OF_SERVER = SETTING._replace(of_request=False)
 
 
 def sealed(payload: bytes, *, is_text: bool = True) -> tuple[bytes, tuple[int, ...]]:
@@ -168,7 +168,7 @@ class TestOpening:
 
     def test_it_passes_where_the_entry_says_so_and_is_counted(self) -> None:
         failed: list[tuple[str, Reason]] = []
-        setting = replace(OF_SERVER, failed=lambda name, why: failed.append((name, why)))
+        setting = OF_SERVER._replace(failed=lambda name, why: failed.append((name, why)))
         token = seal(b"1", KEYS, Place("other.example", "$.ssn"))
         payload = b'{"ssn":"%s"}\x1e{"ssn":"%s"}\x1e' % (
             token.encode(),
@@ -199,7 +199,7 @@ class TestLimits:
     def test_a_message_that_is_too_long_is_a_failure_of_its_entries(
         self, entry: FieldEntry, of_request: bool, why: Reason
     ) -> None:
-        setting = replace(SETTING, limit=10, of_request=of_request)
+        setting = SETTING._replace(limit=10, of_request=of_request)
         assert change(b" " * 8 + b"[]", [entry], setting, is_text=True).counts == (0,)
         with pytest.raises(Denied, match="longer than the 10 bytes") as denied:
             change(b" " * 9 + b"[]", [entry], setting, is_text=True)

@@ -142,7 +142,7 @@ BODIES: dict[str, tuple[bytes, BodyHead, FieldEntry]] = {
 def test_little_is_done_between_two_pauses(name: str) -> None:
     body, head, one = BODIES[name]
     with counting() as counter, suppress(Denied):
-        bodies.change(body, head, [one], replace(SETTING, pause=counter.pause))
+        bodies.change(body, head, [one], SETTING._replace(pause=counter.pause))
     assert counter.most < MOST
     assert counter.pauses > 5
 
@@ -157,7 +157,7 @@ def test_the_same_comes_out_with_and_without_pauses(name: str) -> None:
         except Denied as denied:
             return denied.reason, denied.detail
 
-    assert outcome(SETTING) == outcome(replace(SETTING, pause=lambda: 1))
+    assert outcome(SETTING) == outcome(SETTING._replace(pause=lambda: 1))
 
 
 def tokens(count: int) -> bytes:
@@ -167,10 +167,10 @@ def tokens(count: int) -> bytes:
 
 @pytest.mark.parametrize("of_request", [True, False])
 def test_values_to_open(of_request: bool) -> None:
-    opening = replace(SETTING, of_request=of_request)
+    opening = SETTING._replace(of_request=of_request)
     body, one = tokens(3000), entry("$[*].ssn", work=Work.DECRYPT)
     with counting() as counter:
-        changed = bodies.change(body, JSON, [one], replace(opening, pause=counter.pause))
+        changed = bodies.change(body, JSON, [one], opening._replace(pause=counter.pause))
     assert changed.counts == (3000,)
     assert counter.most < MOST
 
@@ -178,7 +178,7 @@ def test_values_to_open(of_request: bool) -> None:
 def test_a_message() -> None:
     payload = (b'{"a":[' + b'{"b":1},' * 100 + b"1]}\x1e") * 200
     with counting() as counter:
-        messages.change(payload, [entry("$..ssn", "$.*[0]")], replace(SETTING, pause=counter.pause), is_text=True)
+        messages.change(payload, [entry("$..ssn", "$.*[0]")], SETTING._replace(pause=counter.pause), is_text=True)
     assert counter.most < MOST
 
 
@@ -191,7 +191,7 @@ def fed(stream: streams.Stream | uploads.Upload, pieces: Sequence[bytes]) -> Non
 def test_a_response_with_many_texts() -> None:
     head = BodyHead(("application/x-ndjson",), "gzip")
     with counting() as counter:
-        setting = replace(SETTING, of_request=False, pause=counter.pause)
+        setting = SETTING._replace(of_request=False, pause=counter.pause)
         one = entry("$.ssn", work=Work.DECRYPT)
         fed(streams.Stream(Label.LINES, head, [one], lambda: setting), [gzip.compress(b"1\n" * 16_000)])
     assert counter.most < MOST
@@ -199,7 +199,7 @@ def test_a_response_with_many_texts() -> None:
 
 def test_a_part_of_an_upload() -> None:
     with counting() as counter:
-        setting = replace(SETTING, pause=counter.pause)
+        setting = SETTING._replace(pause=counter.pause)
         upload = uploads.Upload(MULTIPART, [entry("$.a", form=("ssn",))], setting)
         fed(upload, [PART * 900])
     assert counter.most < MOST
@@ -249,7 +249,7 @@ def test_a_pause_may_end_the_work() -> None:
             raise Enough
 
     with pytest.raises(Enough):
-        bodies.change(array_of(b"1"), JSON, [entry("$[5].*")], replace(SETTING, pause=pause))
+        bodies.change(array_of(b"1"), JSON, [entry("$[5].*")], SETTING._replace(pause=pause))
     assert never() is None  # type: ignore[func-returns-value]  # what it returns says nothing
 
 

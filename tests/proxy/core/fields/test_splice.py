@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from proxy.core.decisions import Denied, Reason
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.selectors import parse_selector
-from proxy.core.fields.splice import Job, Spliced, sealed_string, splice, token_of
+from proxy.core.fields.splice import Job, Spliced, splice, token_of
 
 VECTORS = Path(__file__).resolve().parents[4].parent / "shared" / "vectors"
 
@@ -189,8 +189,8 @@ def loosely_written(value: Any, seed: int) -> bytes:
 
 
 def seal(value: bytes, path: str) -> bytes:
-    parts = (base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in (value, path.encode()))
-    return sealed_string(".".join(parts))
+    parts = (base64.urlsafe_b64encode(part).rstrip(b"=") for part in (value, path.encode()))
+    return b'"%b"' % b".".join(parts)
 
 
 def unseal(value: bytes, path: str) -> bytes:
@@ -213,18 +213,6 @@ def test_what_was_put_in_can_be_taken_out_again_and_gives_the_same_bytes(
     assert opened.body == body
     assert opened.counts == sealed.counts
     assert (sealed.body is body) == (sealed.total == 0)
-
-
-@pytest.mark.parametrize("token", ["eyJh.-_9.A.B.C", "a"])
-def test_a_compact_jwe_becomes_a_json_string_and_comes_back(token: str) -> None:
-    assert json.loads(sealed_string(token)) == token
-    assert token_of(sealed_string(token)) == token
-
-
-@pytest.mark.parametrize("token", ["", 'a"', "a\\", "a b", "a\n", "a=", "a+/", "é", "a\x00"])
-def test_what_is_no_compact_jwe_is_never_made_a_string(token: str) -> None:
-    with pytest.raises(ValueError, match="base64url"):
-        sealed_string(token)
 
 
 def test_a_token_is_read_from_a_string_with_escapes_and_from_nothing_but_a_string() -> None:

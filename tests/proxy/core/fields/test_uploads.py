@@ -146,7 +146,7 @@ class TestUploads:
         """As a form that is held does; without `form` only JSON in it would be opened."""
         opening = replace(ENTRY, work=Work.DECRYPT, form=form)
         failed: list[str] = []
-        setting = replace(SETTING, of_request=True, failed=lambda name, _: failed.append(name))
+        setting = SETTING._replace(of_request=True, failed=lambda name, _: failed.append(name))
         passing = Upload(FORM, [replace(opening, on_failure=OnFailure.PASS)], setting)
         out = b"".join(passing.feed(text[at : at + size]) for at in range(0, len(text), size)) + passing.end()
         assert out == text

@@ -340,7 +340,7 @@ class TestOneBody:
         def never(keys: KeySet, key: Key) -> Any:
             raise AssertionError
 
-        assert sealed(b'{"x":1}', entry_of("$.a"), replace(SETTING, sealing=never)).counts == (0,)
+        assert sealed(b'{"x":1}', entry_of("$.a"), SETTING._replace(sealing=never)).counts == (0,)
 
 
 class TestKidFields:
@@ -355,6 +355,7 @@ class TestKidFields:
         assert kid_fields([visa, visa], (1, 2), told_kids([visa, visa], today)) == {"keyId": "visa-1"}
         assert kid_fields([visa, plain], (0, 1), told_kids([visa, plain], today)) == {}
         assert told_kids([replace(visa, work=Work.DECRYPT)], today) == [None]
+        assert kid_fields([plain], (1,), told_kids([plain], today)) == {}
 
     def test_two_of_them_are_denied(self) -> None:
         entries = [entry_of("$.a", keys=self.VISA), entry_of("$.b", keys=self.OTHER)]
