@@ -33,15 +33,13 @@ def begin(exchange: Exchange, flow: http.HTTPFlow, setting: Callable[[], Setting
     """Decide, when the head of a response is there, what becomes of its body.
 
     Args:
-        exchange: its exchange.
+        exchange: its exchange, whose rule has entries for responses.
         flow: its flow.
         setting: returns what counts for its fields.
     """
     response = flow.response
     assert response is not None
-    rule = exchange.rule
-    entries = marked.of_response(exchange) if rule is not None and rule.response else ()
-    status = response.data.status_code
+    entries, status = marked.of_response(exchange), response.data.status_code
     if not entries or status == 101:  # it has no body
         response.stream = True
         return

@@ -156,13 +156,17 @@ class Encryption:
         response = flow.response
         if response is None or (exchange.denied is not None and not exchange.observing):
             return
-        if response.status_code == 101 and exchange.rule is not None and exchange.rule.fields:
+        rule = exchange.rule
+        if response.data.status_code == 101 and rule is not None and rule.fields:
             try:
                 messages.plan(exchange, flow.request, response)
             except Denied as denied:
                 exchange.deny_always(flow, denied)
                 return
-        answers.begin(exchange, flow, partial(self.setting, exchange, of_request=False))
+        if rule is None or not rule.response:
+            response.stream = True
+        else:
+            answers.begin(exchange, flow, partial(self.setting, exchange, of_request=False))
 
     def response(self, flow: http.HTTPFlow) -> None:
         """Decrypt the fields of a held response, or encrypt them."""

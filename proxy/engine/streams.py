@@ -41,7 +41,7 @@ class Receiver(Protocol):
         """Called with the head; perhaps several times with a 1xx before the final one."""
 
     def response_data(self, data: bytes) -> None:
-        """Called with a piece of the body."""
+        """Called with a piece of the body, which is never empty."""
 
     def response_end(self, trailers: Fields = ()) -> None:
         """Called at the end of the response, with the trailers that may go on."""

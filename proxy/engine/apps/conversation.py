@@ -490,8 +490,6 @@ class Conversation:
             self._gathered += data
             if len(self._gathered) > self.exchange.policy.limits.held_body:
                 self._overflow()
-        elif not data:  # an empty piece is the end
-            return
         elif callable(response.stream):
             self._send_on(data)
         else:

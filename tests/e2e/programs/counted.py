@@ -3,7 +3,8 @@
     python counted.py FILE serve -p POLICY
 
 While FILE.on exists, steps are counted; FILE.counts says that counting has begun. Once FILE.on is gone, the number is
-written to FILE. What the thread that writes decision lines does is left out: that depends on time.
+written to FILE. Only the thread of the event loop counts: what others do, such as the one that writes decision lines,
+depends on time.
 """
 
 import runpy
@@ -13,26 +14,19 @@ import time
 from pathlib import Path
 from types import CodeType
 
-LEFT_OUT = ("threading.py", "counted.py")
 TOOL = 3
 
 
 class Counter:
     def __init__(self) -> None:
-        self.steps: dict[CodeType, int] = {}
+        self.steps = 0
+        self._loop = threading.main_thread().ident
         sys.monitoring.use_tool_id(TOOL, "counted")
         sys.monitoring.register_callback(TOOL, sys.monitoring.events.INSTRUCTION, self.count)
 
-    def count(self, code: CodeType, _at: int) -> None:
-        self.steps[code] = self.steps.get(code, 0) + 1
-
-    def total(self) -> int:
-        """Return the number of steps, without those that depend on time."""
-        return sum(
-            count
-            for code, count in list(self.steps.items())
-            if not code.co_filename.endswith(LEFT_OUT) and not code.co_qualname.startswith("LineWriter._")
-        )
+    def count(self, _code: CodeType, _at: int) -> None:
+        if threading.get_ident() == self._loop:
+            self.steps += 1
 
     def watch(self, file: Path) -> None:
         """Count as often as it is asked for."""
@@ -40,13 +34,13 @@ class Counter:
         while True:
             while not wanted.exists():
                 time.sleep(0.01)
-            self.steps.clear()
+            self.steps = 0
             sys.monitoring.set_events(TOOL, sys.monitoring.events.INSTRUCTION)
             begun.touch()
             while wanted.exists():
                 time.sleep(0.01)
             sys.monitoring.set_events(TOOL, 0)
-            begun.write_text(str(self.total()))
+            begun.write_text(str(self.steps))
             begun.replace(file)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import ssl
 from typing import Any
 
 import pytest
 import trustme
+from hypothesis import given
+from hypothesis import strategies as st
 from OpenSSL import SSL
 
 from proxy.engine import tlsstream
@@ -125,6 +128,22 @@ def test_it_knows_whether_a_record_has_begun(pair: tuple[TlsStream, Peer]) -> No
     assert not is_between()
     stream.receive(several[-1:])
     assert is_between()
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.lists(st.integers(1, 60), max_size=30))
+def test_records_are_counted_however_they_come(lengths: list[int], sizes: list[int]) -> None:
+    """OpenSSL is asked as often as there are whole ones, or more often: what it has is never left there. What is in
+    them looks like headers of empty ones.
+    """
+    records = [b"\x17\x03\x03" + length.to_bytes(2) + bytes(length) for length in lengths]
+    ends = list(itertools.accumulate(map(len, records)))
+    stream, data, at = client(None), b"".join(records), 0
+    for size in [*sizes, ends[-1]]:
+        piece = data[at : at + size]
+        at += len(piece)
+        stream._count_records(piece, len(piece))
+        assert stream.is_between_records is (at in (0, *ends))
+        assert sum(end <= at for end in ends) <= stream._due <= 2 * len(records)
 
 
 def test_plaintext_that_came_with_the_end_of_the_handshake_is_not_lost(authority: trustme.CA) -> None:

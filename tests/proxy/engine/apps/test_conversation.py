@@ -14,7 +14,7 @@ from mitmproxy.test import tflow
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.core.http.heads import RequestHead, ResponseHead
-from proxy.core.rules.policy import Policy
+from proxy.core.rules.policy import Limits, Policy
 from proxy.engine.apps.conversation import Conversation
 from proxy.engine.apps.states import ConversationState as State
 from proxy.engine.transitions import IllegalTransition
@@ -111,6 +111,20 @@ def test_a_silence_is_answered_as_long_as_no_response_has_begun(state: State) ->
     begun = (State.ANSWERING, State.EARLY_ANSWERING, State.SWITCHED, *ANSWERED)
     denied = World(state).conversation.overdue(30.0)
     assert (denied is None) == (state in begun)
+
+
+def test_a_response_that_is_too_long_to_be_held_may_go_on_and_all_of_it_counts() -> None:
+    world = World(State.GATHERING)
+    conversation, exchange = world.conversation, world.conversation.exchange
+    exchange.policy = Policy(limits=Limits(held_body=4))
+    exchange.lets_pass = lambda _: True
+    conversation.flow.response = http.Response.make(200)
+    conversation.response_data(b"1234")
+    assert world.stream.calls == []
+    conversation.response_data(b"5")
+    conversation.response_data(b"678")
+    assert world.stream.calls == ["begin", "send", "send"]
+    assert exchange.bytes_received == 8
 
 
 @pytest.mark.parametrize("state", list(State), ids=lambda each: each.name)

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from addons.exchange import Exchange
 from addons.sessions import Sessions
 from proxy import timelimits
 from proxy.core.rules.policy import Listener, Policy
@@ -109,6 +110,21 @@ def test_what_was_opened_for_a_connection_may_fail_after_its_end() -> None:
         app.crash(RuntimeError())
         assert app.state is State.LOST
         assert calls == ["abort"]
+
+    run(check)
+
+
+def test_one_that_is_to_end_does_so_once_nothing_is_under_way_on_it() -> None:
+    def check(app: AppSocket, calls: list[str]) -> None:
+        exchange = Exchange(app.session.policy, app.session.client)
+        app.session.requests = 1
+        app.session.unfinished.add(exchange)
+        app.drain()
+        app.after_step()
+        assert calls == []
+        app.session.unfinished.discard(exchange)
+        app.after_step()
+        assert calls == ["write_eof"]
 
     run(check)
 
