@@ -150,17 +150,17 @@ def parse_authority(text: str, default_port: int | None = None) -> Destination:
         host, closing, rest = text.partition("]")
         host += closing
         if rest and not rest.startswith(":"):
-            raise BadDestination(f"{text!r}: only a port may follow the closing bracket")
+            raise BadDestination("only a port may follow the closing bracket")
         has_port, port_text = bool(rest), rest[1:]
     else:
         if text.count(":") > 1:
-            raise BadDestination(f"{text!r}: an IPv6 address needs brackets")
+            raise BadDestination("there is more than one colon, and an IPv6 address needs brackets")
         host, colon, port_text = text.partition(":")
         has_port = bool(colon)
     if not has_port or (not port_text and default_port is not None):  # "host:" is "host" (RFC 3986, section 3.2.3)
         if default_port is None:
-            raise BadDestination(f"{text!r} has no port")
+            raise BadDestination("the authority has no port")
         return Destination(canonical_host(host), default_port)
     if not _PORT.fullmatch(port_text) or not 1 <= int(port_text) <= 65535:
-        raise BadDestination(f"port {port_text!r} is not a number from 1 to 65535")
+        raise BadDestination("the port is not a number from 1 to 65535")
     return Destination(canonical_host(host), int(port_text))

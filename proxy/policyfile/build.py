@@ -49,7 +49,7 @@ from proxy.policyfile.model.rules import RuleSection
 from proxy.policyfile.model.trust import PinsSection
 from proxy.policyfile.model.values import KeySource, PinFile
 from proxy.policyfile.model.whole import PolicyFile, UpstreamProxySection
-from proxy.policyfile.nearby import unreadable
+from proxy.policyfile.nearby import missing, unreadable
 from proxy.policyfile.trusting import TrustReader
 from proxy.policyfile.usable import usable_part
 from proxy.policyfile.yamltext import Document, Problem, Steps, path_text, shown
@@ -195,9 +195,9 @@ class Builder:
             content, _ = read_regular(path, limit)
         except OSError as error:
             if is_secret and self._keys.is_without_secrets and isinstance(error, FileNotFoundError):
-                self._keys.unchecked.append(f"{path_text(steps)}: there is no {path}")
+                self._keys.unchecked.append(f"{path_text(steps)}: {missing(self._folder, name)}")
             else:
-                self._problem(steps, unreadable(path, error))
+                self._problem(steps, unreadable(self._folder, name, error))
             return None
         if len(content) > limit:
             self._problem(steps, f"{path} has more than {limit} bytes")

@@ -24,7 +24,7 @@ from proxy.core.jose.profiles import form_of
 from proxy.disk.keyfiles import KeyFileError, read_key_file
 from proxy.policyfile.model.keys import KeyEntry, KeySetSection
 from proxy.policyfile.model.values import KeySource
-from proxy.policyfile.nearby import unreadable
+from proxy.policyfile.nearby import missing, unreadable
 from proxy.policyfile.usable import Usable
 from proxy.policyfile.yamltext import Steps, path_text, shown
 
@@ -191,13 +191,13 @@ class KeyReader:
             except (FileNotFoundError, _NotSet) as error:
                 if not self.is_without_secrets:
                     raise
-                why = str(error) if path is None else f"there is no {path}"
+                why = str(error) if path is None else missing(self.folder, source.file or "")
                 self.unchecked.append(f"{path_text(at)}: {why}")
                 return stand_in()
             self.note(data)
             return read(data, str(path) if path is not None else f"${source.env}")
         except OSError as error:
-            self.report(at, unreadable(path or Path(), error))
+            self.report(at, unreadable(self.folder, source.file or "", error))
         except (_NotSet, KeyFileError, BadKey) as error:
             self.report(at, str(error))
         return None

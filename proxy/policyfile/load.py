@@ -38,7 +38,7 @@ from proxy.policyfile.model.fields import DecryptEntry, EncryptEntry
 from proxy.policyfile.model.section import Section
 from proxy.policyfile.model.selectortext import BadEntry
 from proxy.policyfile.model.whole import MARKERS, PolicyFile
-from proxy.policyfile.nearby import DEFAULT_FILE, is_there, nearly_named, what_lies_there, whose
+from proxy.policyfile.nearby import DEFAULT_FILE, is_there, looks_like_name, nearly_named, what_lies_there, whose
 from proxy.policyfile.yamltext import (
     ANY_INDEX,
     MAX_BYTES,
@@ -411,7 +411,7 @@ def _only_key_hint(steps: Steps, raw: object) -> str:
     if len(names) != 1:
         return ""
     shown_whole = isinstance(raw, str) and len(raw) <= _SHOWN_WHOLE
-    if isinstance(raw, str) and names[0] == "file" and "." not in raw:  # it may be the key itself, which has no dots
+    if isinstance(raw, str) and names[0] == "file" and not looks_like_name(raw):  # it may be the key itself
         shown_whole = False
     value = _list_of(str(raw))[1:-1] if shown_whole else "[…]" if isinstance(raw, list) else "…"
     return f": write {{{names[0]}: {value}}}"

@@ -29,7 +29,7 @@ from proxy.core.rules.transport import forbidden_behind_mirror
 from proxy.core.who.addresses import parse_ip
 from proxy.disk.reading import MAX_ROOTS_BYTES, read_regular
 from proxy.policyfile.model.rules import RuleSection
-from proxy.policyfile.nearby import unreadable
+from proxy.policyfile.nearby import missing, unreadable
 from proxy.policyfile.yamltext import Steps
 
 _FOR_OTHERS = 0o066  # group or others may read or write
@@ -191,9 +191,9 @@ class Mirrors:
             content, status = read_regular(path, MAX_ROOTS_BYTES)
         except OSError as error:
             if is_key and self.is_without_secrets and isinstance(error, FileNotFoundError):
-                self.unchecked.append(f"listen: there is no {path}")
+                self.unchecked.append(f"listen: {missing(self.folder, name)}")
                 return None
-            raise Unreadable(unreadable(path, error)) from None
+            raise Unreadable(unreadable(self.folder, name, error)) from None
         if len(content) > MAX_ROOTS_BYTES:
             raise Unreadable(f"{path} has more than {MAX_ROOTS_BYTES} bytes")
         if is_key and status.st_mode & _FOR_OTHERS:

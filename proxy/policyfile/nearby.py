@@ -5,6 +5,8 @@ Rules of this module:
 
 - It only makes messages better. A file that it finds is never read instead of the one that was named.
 - It reads a limited number of a folder's entries: the folder may be anybody's, and hold anything.
+- What stands in the place of a file's name may be the secret itself. It is repeated only if it is there, or looks like
+  a name.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import os
+import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +25,12 @@ _ENDINGS = (".yaml", ".yml")
 _ALIKE = 0.82  # likeness of two names that differ in a typing error, an ending, or upper and lower case
 _MAX_LOOKED_AT = 2000
 _MAX_NAME = 40
+_MAX_NAMED = 4096
+# A text that looks like a file's name, and like no key and no password: it has an ending, or leads from the root.
+_OF_A_FILE = re.compile(
+    r"(?=.{1,200}\Z)[^\n:=+]*[^\n:=+/]\.(?:pem|key|crt|cer|der|crl|p12|pfx|jwk|jwks|json|txt|pub|secret|token|env|conf)|"
+    r"(?:/[a-z0-9][a-z0-9._-]{0,40}){2,12}"
+)
 _SHOWN = 5
 
 
@@ -82,13 +91,45 @@ def what_lies_there(path: Path) -> str:
     return f"; in {path.parent.resolve()} there is {'no YAML file' if _names(path.parent) else 'nothing at all'}"
 
 
-def unreadable(path: Path, error: OSError) -> str:
+def may_be_secret(folder: Path, name: str) -> bool:
+    """Tell whether a text that should name a file may be a key or a password that was pasted there.
+
+    Args:
+        folder: the folder to which it is relative.
+        name: the text, as it stands in the policy; "" for the folder itself, which is never meant as a secret.
+    """
+    path = folder / name
+    try:
+        os.lstat(path)
+    except PermissionError:
+        return False
+    except (OSError, ValueError):
+        is_in_folder = "/" in name and len(name) <= _MAX_NAMED and path.parent.is_dir()
+        return name != "" and not is_in_folder and not looks_like_name(name)
+    return False
+
+
+def looks_like_name(text: str) -> bool:
+    """Tell whether a text looks like a file's name, and like no key and no password."""
+    return _OF_A_FILE.fullmatch(text) is not None
+
+
+def missing(folder: Path, name: str) -> str:
+    """Return the message about a file that a policy names and that is not there; see `may_be_secret`."""
+    return "there is no such file" if may_be_secret(folder, name) else f"there is no {folder / name}"
+
+
+def unreadable(folder: Path, name: str, error: OSError) -> str:
     """Return the message about a file that a policy names and that cannot be read, with what is there instead.
 
     Args:
-        path: the file, as the policy and its folder name it.
+        folder: the folder to which the name is relative.
+        name: the file, as the policy names it; see `may_be_secret`.
         error: why it cannot be read.
     """
+    path = folder / name
+    if may_be_secret(folder, name):
+        return f"there is no such file: {error.strerror}; this is the name of a file, never a key or a password itself"
     told = f"{path} cannot be read: {error.strerror}{whose(path, error)}"
     if is_there(path):
         return told

@@ -37,7 +37,7 @@ from proxy.policyfile.model.trust import (
     RuleTrustSection,
     TrustSection,
 )
-from proxy.policyfile.nearby import unreadable
+from proxy.policyfile.nearby import missing, unreadable
 from proxy.policyfile.yamltext import Steps, path_text
 
 _MAX_CHAIN_BYTES = 256 * 1024
@@ -166,7 +166,7 @@ class TrustReader:
         try:
             there = list_folder(self.folder / folder)
         except OSError as error:
-            self.report(at, unreadable(self.folder / folder, error))
+            self.report(at, unreadable(self.folder / folder, "", error))
             return []
         found = sorted(each for each in there if fnmatch.fnmatchcase(each, pattern) and not each.startswith("."))
         if not found:
@@ -220,9 +220,9 @@ class TrustReader:
             self.note(data)
             return _read_private_key(data)
         except FileNotFoundError:
-            self._missing(at, f"there is no {self.folder / (source.file or '')}")
+            self._missing(at, missing(self.folder, source.file or ""))
         except OSError as error:
-            self.report(at, unreadable(self.folder / (source.file or ""), error))
+            self.report(at, unreadable(self.folder, source.file or "", error))
         except (KeyFileError, ValueError) as error:
             self.report(at, str(error))
         return None

@@ -4,6 +4,7 @@
 Rules of this module:
 
 - Each error says what would be right.
+- None repeats what stands where a URL may have a password in it by mistake.
 - A host has one spelling from here on (`proxy.core.destinations`); international names become A-labels (UTS 46).
 """
 
@@ -15,7 +16,7 @@ from typing import Literal
 
 import idna
 
-from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, Destination, canonical_host, parse_authority
+from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, BadDestination, Destination, canonical_host, parse_authority
 from proxy.core.rules.policy import HostPattern, Listener, ListenerKind, Mirror
 from proxy.core.who.addresses import address_set, parse_addresses
 
@@ -244,7 +245,21 @@ def parse_proxy_url(text: str) -> ProxyAddress:
     rest = text.removeprefix(scheme[0]).removesuffix("/")
     if "@" in rest:
         raise ValueError("credentials do not stand in the URL: say where they come from in `credentials`")
-    return ProxyAddress(parse_authority(ascii_host(rest)), scheme[1] == "https")
+    return ProxyAddress(_authority_of_url(rest), scheme[1] == "https")
+
+
+def _authority_of_url(text: str, default_port: int | None = None) -> Destination:
+    """Read the authority of a URL in which a password may stand by mistake.
+
+    Raises:
+        ValueError: it is malformed. The message repeats nothing of it.
+    """
+    try:
+        return parse_authority(ascii_host(text), default_port)
+    except BadDestination as error:
+        is_repeated = "'" in str(error) or '"' in str(error)
+        why = "the host is no valid name, and no address" if is_repeated else str(error)
+        raise ValueError(why) from None
 
 
 def parse_admin(text: str) -> Listener:
@@ -302,4 +317,4 @@ def parse_jwks_url(text: str) -> JwksUrl:
         raise ValueError("this is https://HOST[:PORT]/PATH, without a user and without a fragment")
     if not _URL_PATH.fullmatch(path):
         raise ValueError("the path is printable ASCII without blanks: write everything else as %XX")
-    return JwksUrl(parse_authority(ascii_host(authority), HTTPS_PORT), f"{slash or '/'}{path}")
+    return JwksUrl(_authority_of_url(authority, HTTPS_PORT), f"{slash or '/'}{path}")

@@ -283,7 +283,7 @@ def test_explain_prints_a_denial_and_the_mode() -> None:
     [
         ("ftp://x.example", "write http://…, https://…, or only a host"),
         ("http://user@x.example/", "userinfo"),
-        ("http://x.example:0/", "port '0'"),
+        ("http://x.example:0/", "the port is not a number"),
         ("http:///v1", "the host is empty"),
         ("http://127.1/", "dotted-quad"),
         ("http://bü cher.example/", "UTS 46"),

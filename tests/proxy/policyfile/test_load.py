@@ -1166,6 +1166,42 @@ def test_a_wrong_policy_is_refused_at_its_place(
     assert str(error).startswith(f"{folder / 'policy.yaml'}:{line}:{column}: ")
 
 
+PASTED = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2U"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "upstream_proxy: {url: 'http://proxy.example:SECRET'}",
+        "upstream_proxy: {url: 'http://me:SECRET'}",
+        "upstream_proxy: {url: 'http://me:SECRET@proxy.example:80'}",
+        "upstream_proxy: {url: 'http://proxy.example:80:SECRET'}",
+        "upstream_proxy: {url: 'http://SECRET%:80'}",
+        "upstream_proxy: {url: 'http://[::1]SECRET:80'}",
+        "upstream_proxy: {url: 'http://proxy.example:80', credentials: {file: 'me:SECRET'}}",
+        "upstream_proxy: {url: 'http://proxy.example:80', credentials: {file: SECRET/x}}",
+        "upstream_proxy: {url: 'http://proxy.example:80', credentials: {env: 'me:SECRET'}}",
+        "upstream_proxy: {url: 'http://proxy.example:80', credentials: 'me:SECRET'}",
+        "keys: {k: {alg: A256KW, primary: {kid: a, file: SECRET}}}",
+        "keys: {k: {alg: A256KW, primary: {file: a.p12, password: {file: SECRET}}}}",
+        "keys: {k: {alg: A256KW, primary: SECRET}}",
+        "keys: {k: {alg: A256KW, set: {file: SECRET}}}",
+        "keys: {k: {alg: ECDH-ES+A256KW, jwks: 'https://k.example:SECRET/x'}}",
+        "keys: {k: {alg: ECDH-ES+A256KW, jwks: 'https://me:SECRET@k.example/x'}}",
+        "clients: {users: [{name: me, password_hash: {file: SECRET}}]}",
+        "clients: {users: [{name: me, password_hash: SECRET}]}",
+        "rules: [{name: a, hosts: [a.example], client_certificate: {cert: server.pem, key: {file: SECRET}}}]",
+        "rules: [{name: a, hosts: [a.example], pins: {any_of: [{file: SECRET}]}}]",
+        "trust: {roots: SECRET}",
+        "listen: ['mirror://127.0.0.1:1?to=http://127.0.0.1:5000&for=a.example&cert=server.pem&key=SECRET']",
+    ],
+)
+def test_no_secret_that_was_pasted_in_another_place_is_repeated(text: str, folder: Path) -> None:
+    errors = _errors(folder, f"version: 1\n{text.replace('SECRET', PASTED)}\n")
+    assert errors
+    assert PASTED not in "".join(map(str, errors))
+
+
 def test_the_bad_policies_have_names_of_their_own() -> None:
     assert len({case[0] for case in BAD}) == len(BAD)
 

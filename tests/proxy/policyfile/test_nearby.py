@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from proxy.policyfile.nearby import is_there, nearly_named, unreadable, what_lies_there
+from proxy.policyfile.nearby import is_there, may_be_secret, missing, nearly_named, unreadable, what_lies_there
 
 
 @pytest.mark.parametrize(
@@ -114,14 +115,58 @@ def test_what_is_told_of_a_file_of_a_policy_that_is_not_there(tmp_path: Path, mo
     (tmp_path / "keys").mkdir()
     (tmp_path / "policy.yaml").touch()  # may be meant for a policy, but for no key
     start = "keys/pay-2026.pub.pem cannot be read: No such file or directory"
-    path = Path("keys/pay-2026.pub.pem")
-    error = _error_of(path)
-    assert unreadable(path, error) == f"{start}; it was looked for in {tmp_path / 'keys'}"
-    assert unreadable(tmp_path / path, error) == f"{tmp_path}/{start}"
-    assert unreadable(Path("a.pem"), error).endswith(f"; it was looked for in {tmp_path}")
-    assert unreadable(Path("key/a.pem"), error).endswith("; there is no folder key")
+    name, here = "keys/pay-2026.pub.pem", Path()
+    error = _error_of(Path(name))
+    assert unreadable(here, name, error) == f"{start}; it was looked for in {tmp_path / 'keys'}"
+    assert unreadable(tmp_path, name, error) == f"{tmp_path}/{start}"
+    assert unreadable(here, "a.pem", error).endswith(f"; it was looked for in {tmp_path}")
+    assert unreadable(here, "key/a.pem", error).endswith("; there is no folder key")
+    assert unreadable(tmp_path / "crls", "", error).startswith(f"{tmp_path / 'crls'} cannot be read")
     (tmp_path / "keys" / "pay-2025.pub.pem").touch()
-    assert unreadable(path, error) == f"{start}; but there is pay-2025.pub.pem"
+    assert unreadable(here, name, error) == f"{start}; but there is pay-2025.pub.pem"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["no.pem", "a/b c/pay.pub.pem", "/run/secrets/app_key", "/run/secrets/p12", "keys/app_key", "../x.jwk", "it"],
+)
+def test_a_name_is_repeated(tmp_path: Path, name: str) -> None:
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "it").touch()
+    assert not may_be_secret(tmp_path, name)
+    assert missing(tmp_path, name) == f"there is no {tmp_path / name}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hunter2",
+        "me:hunter2",
+        "me:hunter2.pem",
+        "pass.word",
+        "hunter2.x/y",
+        "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2U",
+        "/c2VjcmV0c2Vjcm/V0c2VjcmV0c2VjcmV0c2VjcmV0+U=",
+        "eyJhbGciOiJBMjU2S1cifQ.aaaa..bbbb.cccc",
+        "scrypt:16:8:1$aaaa$bbbb",
+        "x" * 5000,
+        "a/" * 3000 + "b.pem",
+        "\0",
+    ],
+)
+def test_what_may_be_the_secret_itself_is_not(tmp_path: Path, name: str) -> None:
+    assert missing(tmp_path, name) == "there is no such file"
+    told = unreadable(tmp_path, name, FileNotFoundError(errno.ENOENT, "No such file or directory"))
+    assert told.startswith("there is no such file: No such file or directory; ")
+    assert name not in told
+
+
+def test_what_may_not_be_looked_at_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(_path: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.lstat", closed)
+    assert not may_be_secret(tmp_path, "hunter2")
 
 
 def test_what_is_told_of_a_file_of_a_policy_that_is_somebody_elses() -> None:
@@ -139,7 +184,9 @@ def test_what_is_told_of_a_file_of_a_policy_that_is_somebody_elses() -> None:
             os.seteuid(65534)
         try:
             user = os.geteuid()
-            told, told_inside = (unreadable(each, _error_of(each)) for each in (path, folder / "pay.pem"))
+            told, told_inside = (
+                unreadable(each.parent, each.name, _error_of(each)) for each in (path, folder / "pay.pem")
+            )
         finally:
             if is_root:
                 os.seteuid(0)
