@@ -44,7 +44,7 @@ from proxy.engine.tls import NoRoots, TlsConnections, with_roots
 from proxy.policyfile.findings import findings
 from proxy.policyfile.load import PolicyErrors, load_policy
 from proxy.processes.secrecy import SecretVariables
-from proxy.processes.starting import unfit
+from proxy.processes.starting import asks_to_constrain, first_constraints, unfit
 
 if TYPE_CHECKING:
     from mitmproxy.addonmanager import Loader
@@ -124,7 +124,9 @@ class Overcoat:
             if missing := list(_missing(policy)):
                 return missing
             policy = with_roots(policy)
-            authority = LocalCa.open(data_directory(os.environ), now)
+            directory = data_directory(os.environ)
+            constraints = first_constraints(policy, directory) if asks_to_constrain(os.environ) else None
+            authority = LocalCa.open(directory, now, constraints=constraints)
             if (said := unfit(policy, authority)) is not None:
                 return [said]
             self._build(policy, authority)

@@ -1,12 +1,15 @@
 """`overcoat env` prints the variables with which programs use and trust a sidecar that runs: what `overcoat run` sets,
 in the form that a shell, a compose file, Java or a program reads.
+
+Rules of this module:
+
+- It makes no local CA: a sidecar makes its own when it starts, and may constrain it to the hosts of its policy.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -106,7 +109,12 @@ def _write(folder: Path) -> None:
     from proxy.wearing.files import write_files
 
     try:
-        authority = LocalCa.open(data_directory(os.environ), datetime.now(UTC))
+        directory = data_directory(os.environ)
+        authority = LocalCa.find(directory)
+        if authority is None:
+            raise NotReady(
+                f"there is no local CA in {directory}: a sidecar makes it when it starts, or overcoat ca does"
+            )
         write_files(folder, authority.pem, read_roots(Trust()))
     except (CaError, PublishingError, NoRoots) as e:
         raise NotReady(str(e)) from None

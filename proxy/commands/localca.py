@@ -61,17 +61,11 @@ def open_authority(policy: Policy, *, constrains: bool) -> LocalCa:
     Raises:
         CannotStart: it cannot be used, or not for this policy.
     """
-    from proxy.core.rules.inspected import NotFixed, constraints_for
-    from proxy.processes.starting import unfit
+    from proxy.processes.starting import first_constraints, unfit
 
     try:
         directory = data_directory(os.environ)
-        constraints = None
-        if constrains and LocalCa.find(directory) is None:
-            try:
-                constraints = constraints_for(policy)
-            except NotFixed as why:
-                logger.warning("the new local CA may sign for any host (--constrain-ca): the policy: %s", why)
+        constraints = first_constraints(policy, directory) if constrains else None
         authority = LocalCa.open(directory, datetime.now(UTC), constraints=constraints)
     except CaError as e:
         raise CannotStart(str(e)) from None

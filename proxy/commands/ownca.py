@@ -17,8 +17,6 @@ from proxy.core.rules.inspected import NotFixed, constraints_for, outside
 from proxy.core.rules.policy import Policy
 from proxy.disk.ca import CaError, data_directory, published_mandates
 
-_NO_WORDS = ("", "0", "false", "f", "no", "n", "off")  # as click reads a flag's variable
-
 
 @dataclass(frozen=True, slots=True)
 class OwnCa:
@@ -69,6 +67,8 @@ def local_ca_of(policy: Policy, env: Mapping[str, str]) -> OwnCa:
         policy: the policy.
         env: the environment, which says where Overcoat keeps its data, and whether a CA that is made is constrained.
     """
+    from proxy.processes.starting import asks_to_constrain
+
     try:
         mandates = published_mandates(data_directory(env))
     except CaError:  # there is no home directory; `serve` reports that itself
@@ -77,9 +77,6 @@ def local_ca_of(policy: Policy, env: Mapping[str, str]) -> OwnCa:
         wanted, why = constraints_for(policy), ""
     except NotFixed as e:
         wanted, why = None, str(e)
-    if mandates:
-        constraints = mandates[0].constraints
-    else:
-        constraints = wanted if env.get("OVERCOAT_CONSTRAIN_CA", "").lower() not in _NO_WORDS else None
+    constraints = mandates[0].constraints if mandates else wanted if asks_to_constrain(env) else None
     needed = policy.inspects_unnamed or any(True for _ in policy.inspected)
     return OwnCa(bool(mandates), constraints, wanted, why, outside(policy, constraints), needed)

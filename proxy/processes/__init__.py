@@ -15,7 +15,8 @@ Offers:
 - `reminder`: Reminder; warns while a sidecar runs of what ends soon
 - `secrecy`: SecretVariables, keep_private; keeps memory and environment from other users
 - `signals`: DRAIN, RELOAD, REOPEN, take_over_signals; what each signal asks for
-- `starting`: bind_own, obstacles, unfit; whether the addresses can be listened on, and the local CA may sign
+- `starting`: asks_to_constrain, bind_own, first_constraints, obstacles, unfit; whether the addresses can be listened
+  on, and the local CA may sign
 - `status`: Sidecar; what the status page tells about
 - `supervisor`: Seat, Shared, Supervisor, SupervisorFailed; the parent
 """

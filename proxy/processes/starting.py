@@ -1,5 +1,5 @@
 """Checks what a start needs beyond a right policy: a data directory with a sound local CA, and addresses to listen on.
-`overcoat check` calls `obstacles`; `overcoat serve` calls `bind_own`.
+`overcoat check` calls `obstacles`; `overcoat serve` calls `bind_own` and, before it makes a CA, `first_constraints`.
 
 Rules of this module:
 
@@ -11,17 +11,23 @@ Rules of this module:
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 from proxy.core.certificates.constraints import Constraints
-from proxy.core.rules.inspected import outside
+from proxy.core.rules.inspected import NotFixed, constraints_for, outside
 from proxy.core.rules.policy import Listener, Policy
 from proxy.disk.ca import CaError, LocalCa, data_directory
 from proxy.engine.server import BindError, bind
 from proxy.processes.admin import bind_admin
+
+logger = logging.getLogger("overcoat")
+
+_NO_WORDS = ("", "0", "false", "f", "no", "n", "off")  # as click reads a flag's variable
 
 
 def obstacles(policy: Policy, env: Mapping[str, str]) -> list[str]:
@@ -61,6 +67,31 @@ def unfit(policy: Policy, authority: LocalCa) -> str | None:
     else:
         way = "run `overcoat ca rotate`, which makes one that fits this policy"
     return f"the policy inspects {left_out}, for which the local CA in {authority.directory} may not sign: {way}"
+
+
+def asks_to_constrain(env: Mapping[str, str]) -> bool:
+    """Tell whether the environment wants a local CA that is made to be constrained, as `serve --constrain-ca` does."""
+    return env.get("OVERCOAT_CONSTRAIN_CA", "").lower() not in _NO_WORDS
+
+
+def first_constraints(policy: Policy, directory: Path) -> Constraints | None:
+    """Return to which hosts a local CA is to be constrained that is made for a policy: those that it inspects. None if
+    there is a CA already, or if these are no fixed list, which is logged.
+
+    Args:
+        policy: the policy to be served.
+        directory: the data directory.
+
+    Raises:
+        CaError: it cannot be read.
+    """
+    if LocalCa.find(directory) is not None:
+        return None
+    try:
+        return constraints_for(policy)
+    except NotFixed as why:
+        logger.warning("the new local CA may sign for any host (--constrain-ca): the policy: %s", why)
+        return None
 
 
 def bind_own(listener: Listener | None, name: str) -> socket.socket | None:

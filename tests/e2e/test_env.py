@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.e2e.certificates import Authority
-from tests.e2e.sidecar import Sidecar, SidecarFailed
+from tests.e2e.sidecar import Sidecar, SidecarFailed, clean_environment, overcoat_command, run_command
 from tests.e2e.upstream import TlsUpstream
 
 HERE = "127.0.0.2"
@@ -98,3 +98,15 @@ def test_what_a_container_is_told_of_is_published(authority: Authority, tmp_path
     assert len(named) >= 7
     for path in named:
         assert (public / path.rpartition("/run/overcoat-ca/")[2]).exists(), path
+
+
+def test_no_local_ca_is_made(tmp_path: Path) -> None:
+    """A sidecar makes it, which may be told to constrain it to the hosts of its policy."""
+    data, env = tmp_path / "data", clean_environment({"OVERCOAT_DATA": str(tmp_path / "data")})
+    done = run_command([*overcoat_command(), "env", "--proxy", "http://127.0.0.1:8080"], tmp_path, env)
+    assert done.returncode == 1
+    assert f"there is no local CA in {data}: a sidecar makes it when it starts" in done.stderr
+    assert not (data / "ca-key.pem").exists()
+    assert run_command([*overcoat_command(), "ca"], tmp_path, env).returncode == 0
+    done = run_command([*overcoat_command(), "env", "--proxy", "http://127.0.0.1:8080"], tmp_path, env)
+    assert (done.returncode, "http_proxy=http://127.0.0.1:8080" in done.stdout) == (0, True)

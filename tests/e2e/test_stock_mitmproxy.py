@@ -658,6 +658,15 @@ POLICY_ALONE = "version: 1\ntrust: {roots: roots.pem}\n"
 
 
 class TestStart:
+    @pytest.mark.parametrize("asked", ["1", "0"])
+    def test_the_local_ca_that_it_makes_is_constrained_if_that_is_asked_for(
+        self, authority: Authority, tmp_path: Path, asked: str
+    ) -> None:
+        policy = "version: 1\ntrust: {roots: roots.pem}\nrules: [{name: a, hosts: [a.example], https: inspect}]\n"
+        with Mitmdump(policy, tmp_path, authority=authority, env={"OVERCOAT_CONSTRAIN_CA": asked}):
+            found = LocalCa.load(tmp_path / "data").constraints
+        assert (found.texts() if found is not None else None) == (["a.example"] if asked == "1" else None)
+
     @pytest.mark.parametrize(
         ("policy", "options", "findings"),
         [
