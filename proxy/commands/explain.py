@@ -31,6 +31,7 @@ from proxy.commands.shared import (
     entry_summary,
     json_option,
     load_or_exit,
+    manner_of,
     marked_by,
     needs_plaintext,
     pins_life,
@@ -417,7 +418,8 @@ def _print_explanation(explanation: Explanation, method: str, path: str) -> None
     for name, entries in works if explanation.mirror is None else reversed(works):
         for entry in entries:
             even = "; what cannot be opened passes" if entry.get("on_failure") == OnFailure.PASS else ""
-            lines.append((name, f"{', '.join(marked_by(entry))} with {entry['key']} ({entry['name']}){even}"))
+            how = manner_of(entry) + even
+            lines.append((name, f"{', '.join(marked_by(entry))} with {entry['key']} ({entry['name']}){how}"))
     for entry in explanation.other_entries:
         conditions = [*(entry["methods"] or ()), *(entry["paths"] or ())]
         lines.append(("not here", f"{', '.join(marked_by(entry))} ({entry['name']}): only {' '.join(conditions)}"))

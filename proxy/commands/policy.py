@@ -26,15 +26,17 @@ from proxy.commands.shared import (
     entry_summary,
     json_option,
     load_or_exit,
+    manner_of,
     marked_by,
     needs_plaintext,
     pins_life,
     plain_table,
     policy_option,
     proxy_url,
+    summary_of,
     wide_console,
 )
-from proxy.core.fields.entries import FieldEntry, Match, OnFailure, Signed, Work
+from proxy.core.fields.entries import FieldEntry, OnFailure, Work
 from proxy.core.rules.policy import Egress, Https, Mode, PlainHttp, Policy, Rule
 from proxy.core.rules.trust import KeyExchange, Trust
 from proxy.core.who.addresses import AddressSet
@@ -289,11 +291,8 @@ def _print_summary(policy: Policy, local_ca: OwnCa | None) -> None:
         table = plain_table("rule", "entry", "does", "fields", "key set", "when")
         for rule in policy.rules:
             for entry in rule.fields:
-                fields = "\n".join(marked_by(entry_summary(entry)))
-                even = ", signed or not" if entry.signed is Signed.PASS else ""
-                even += ", in any case" if entry.match is Match.IGNORE_CASE else ""
-                even += f", in {entry.envelope.name}" if entry.envelope is not None else ""
-                even += f", as {entry.rename}" if entry.rename is not None else ""
+                told = summary_of(entry)
+                fields, even = "\n".join(marked_by(told)), manner_of(told)
                 even += ", or passes" if entry.on_failure is OnFailure.PASS else ""
                 table.add_row(rule.name, entry.name, entry.work + even, fields, entry.keys.name, _when_text(entry))
         console.print(table)

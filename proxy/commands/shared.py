@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from proxy.core.destinations import Destination, parse_authority
-from proxy.core.fields.entries import FieldEntry, Work
+from proxy.core.fields.entries import FieldEntry, Match, Signed, Work
 from proxy.core.pins import AfterExpiry, PinSet
 from proxy.core.rules.policy import Policy, Rule, UpstreamProxy
 from proxy.policyfile.load import PolicyErrors, find_policy, load_policy
@@ -105,8 +105,25 @@ def entry_summary(entry: FieldEntry) -> dict[str, Any]:
 
 
 def marked_by(summary: Mapping[str, Any]) -> list[str]:
-    """Return what an entry marks, by its summary: its selectors, and the fields of forms."""
-    return [*summary["selectors"], *(f"form field {name}" for name in summary["form"])]
+    """Return what an entry marks, by its summary: its selectors, the fields of forms, and the arguments of GraphQL."""
+    arguments = (f"GraphQL argument {name}" for name in summary.get("graphql_arguments", ()))
+    return [*summary["selectors"], *(f"form field {name}" for name in summary["form"]), *arguments]
+
+
+def manner_of(summary: Mapping[str, Any]) -> str:
+    """Return how an entry does its work where that is not as usual, by its summary, as the end of a text."""
+    words = [
+        "signed or not" if summary.get("signed") == Signed.PASS else "",
+        "in any case" if summary["match"] == Match.IGNORE_CASE else "",
+        f"in {summary['envelope']}" if summary["envelope"] is not None else "",
+        f"as {summary['rename']}" if summary["rename"] is not None else "",
+    ]
+    return "".join(f", {each}" for each in words if each)
+
+
+def summary_of(entry: FieldEntry) -> dict[str, Any]:
+    """Return an entry as plain values, with all that is said of one that does its work."""
+    return encrypt_summary(entry) if entry.work is Work.ENCRYPT else entry_summary(entry)
 
 
 def encrypt_summary(entry: FieldEntry) -> dict[str, Any]:

@@ -212,3 +212,14 @@ def test_check_says_where_a_rules_own_hosts_may_be() -> None:
     assert [line.partition(" is never")[0] for line in result.stderr.splitlines()] == ["warning: rule other: 10.1.2.4"]
     rules = json.loads(run("check", "--json", policy=policy).stdout)["rules"]
     assert [rule["destinations"] for rule in rules] == [["private"], None]
+
+
+def test_what_else_an_entry_marks_and_how_is_shown_by_check_and_explain() -> None:
+    more = "graphql_arguments: [ssn]\n        match: ignore_case\n        signed: pass\n        when"
+    text = POLICY.replace("match: exact\n        when", more, 1)
+    assert more in text
+    checked = " ".join(run("check", policy=text).stdout.split())
+    assert "GraphQL argument ssn" in checked
+    assert "signed or not, in any case" in checked
+    explained = run("explain", "-X", "POST", "api.pay.example/v1/x", policy=text).stdout
+    assert "$..ssn, GraphQL argument ssn with app (request[0]), signed or not, in any case\n" in explained
