@@ -426,6 +426,34 @@ class TestAppsGone:
             peer.send(headers(last + 2, asked(server.authority)))
             assert peer.find(lambda each: each.stream == last + 2).get(":status") == "204"
 
+    @pytest.mark.parametrize("is_denied", [True, False])
+    def test_those_with_an_early_answer_count_until_the_app_has_ended_them(
+        self, sidecar: Sidecar, authority: Authority, is_denied: bool
+    ) -> None:
+        with frame_server(authority, HOST, began=lambda got: got.reply(b"", status=400)) as server:
+            peer = by_hand(sidecar, server.authority)
+            name = f"{HOST}:1" if is_denied else server.authority
+            for each in range(MAX_STREAMS + 5):
+                stream = 2 * each + 1
+                peer.send(headers(stream, asked(name, method="POST"), END_HEADERS))
+                assert peer.head(stream).get(":status") == ("421" if is_denied else "400")
+                peer.send(data(stream, b"x", last=True))
+
+    def test_one_whose_answer_came_early_and_without_an_end_is_ended_upstream(
+        self, sidecar: Sidecar, authority: Authority
+    ) -> None:
+        def begun(got: Got) -> None:
+            got.peer.send(headers(got.stream, block((":status", "204")), END_HEADERS))
+
+        with frame_server(authority, HOST, lambda _: None, began=begun) as server:
+            peer = by_hand(sidecar, server.authority)
+            peer.send(headers(1, asked(server.authority, method="POST"), END_HEADERS))
+            assert peer.head(1).is_end
+            peer.send(data(1, b"x", last=True))
+            (got,) = server.wait_for(1)
+            server.wait(lambda: got.is_whole, "the request's end")
+            assert got.body == b"x"
+
     def test_one_that_is_given_up_is_cancelled_alone(self, sidecar: Sidecar, authority: Authority) -> None:
         with frame_server(authority, HOST, lambda _: None) as server:
             client = speak(sidecar, server.authority)

@@ -387,7 +387,7 @@ class AppHttp2Stream(Stream):
             self._held_timer.cancel()
         conversation = self.conversation
         self._connection.peer_ended(self)
-        if conversation is None or not self.is_open:
+        if conversation is None:
             return
         if self.expected:
             conversation.broken()
