@@ -30,6 +30,7 @@ from proxy.core.rules.policy import Mode, Policy, Rule
 from proxy.policyfile.findings import Ending, calendar
 from proxy.processes.recent import KEPT, Recent
 
+STALE_AFTER = 2  # times that for which keys are to be used, as OvercoatJwksStale has it
 DAYS = 90  # what ends within so many days is shown
 RULES = 200  # so many rules are shown, those with the most requests
 HOSTS = 3  # so many hosts of a rule are shown
@@ -138,6 +139,7 @@ class Status:
             ],
             "ends": [each for each in days if each["days"] <= DAYS],
             "ends_later": [each for each in days if each["days"] > DAYS][:1],
+            "fetched": list(_fetched(policy, families.get("overcoat_jwks_fetched_timestamp_seconds"), at)),
             "rules": [
                 _rule(policy, name, names.get(name), _of(traffic, name), rates.get(name, 0.0), reasons)
                 for name in (*shown[: RULES - 1], *shown[RULES - 1 :][-1:])
@@ -238,6 +240,17 @@ def _ends_of_certificates(families: Mapping[str, Metric]) -> Iterator[Ending]:
         if sample.value:
             whose = f"rule {sample.labels['rule']}" if sample.labels["rule"] != NO_RULE else "a host without a rule"
             yield Ending(f"{whose}: a server's certificate", _day(sample.value), "its requests are denied")
+
+
+def _fetched(policy: Policy, family: Metric | None, at: float) -> Iterator[dict[str, Any]]:
+    """Yield of each key set that is fetched by URL how old its keys are in the process in which they are the oldest."""
+    times = {sample.labels["key"]: sample.value for sample in family.samples} if family is not None else {}
+    for name, key_set in policy.keys.items():
+        if key_set.supply is not None:
+            when, most = times.get(name, 0.0), key_set.supply.max_age
+            age = max(0, int(at - when)) if when else None
+            is_stale = age is None or age > STALE_AFTER * most
+            yield {"key": name, "age_seconds": age, "max_age_seconds": int(most), "is_stale": is_stale}
 
 
 def _day(seconds: float) -> date:

@@ -21,6 +21,7 @@ from tests.e2e import wire
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import curl
 from tests.e2e.connection import RecordedRequest
+from tests.e2e.mirrors import write_identity
 from tests.e2e.receiver import Receiver
 from tests.e2e.reloading import reload
 from tests.e2e.sidecar import ROOT, Sidecar
@@ -31,6 +32,10 @@ DASHBOARD = ROOT / "config" / "grafana" / "overcoat.json"
 HOSTS = dict.fromkeys(("pay.example", "never.example", "seen.example", "far.example", "fetched.example"), "127.0.0.1")
 POLICY = """
     workers: {workers}
+    listen:
+      - forward://127.0.0.1:0
+      - mirror://127.0.0.1:0?to=http://127.0.0.1:9&for=mirrored.example&cert=server.pem&key=server.key
+    trust: {{roots: roots.pem, crls: {{files: [crl.pem]}}}}
     keys:
       pay: {{alg: ECDH-ES+A256KW, primary: {{kid: new, file: {key}, not_after: {soon}}}}}
       fetched: {{jwks: "https://pay.example:{port}/jwks.json", alg: ECDH-ES+A256KW}}
@@ -39,8 +44,10 @@ POLICY = """
       - name: pay
         hosts: [pay.example]
         pins: {{any_of: ["{pin}"], expires: {soon}}}
+        client_certificate: {{cert: server.pem, key: {{file: server.key}}}}
         request: [{{encrypt: ["$.a"], key: pay}}]
       - {{name: fetched, hosts: [fetched.example], request: [{{encrypt: ["$.a"], key: fetched}}]}}
+      - {{name: mirrored, hosts: [mirrored.example], response: [{{encrypt: ["$.a"], key: pay}}]}}
       - {{name: never, hosts: [never.example], plain_http: reject}}
       - {{name: seen, hosts: [seen.example], plain_http: reject, mode: observe}}
 """
@@ -90,6 +97,8 @@ def test_every_expression_of_every_panel_returns_data(authority: Authority, tmp_
     folder = tmp_path / "prometheus"
     folder.mkdir()
     receiver = Receiver("pay")
+    write_identity(tmp_path, authority.issue("mirrored.example"))
+    (tmp_path / "crl.pem").write_bytes(authority.crl())
     keys = json.dumps({"keys": [to_jwk(receiver.key, private=False)]}).encode()
 
     def respond(asked: RecordedRequest) -> bytes:

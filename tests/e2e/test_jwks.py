@@ -383,6 +383,16 @@ class TestWhileItRuns:
             wait_until(lambda: len(keys.requests) == 2, "the keys under the new pin")
             wait_until(lambda: kid_of_a_request(sidecar, upstream) == "two", "the new key")
 
+    @pytest.mark.parametrize(("status", "said"), [(200, "were fetched"), (500, "have never been fetched")])
+    def test_the_status_page_says_how_old_they_are(
+        self, authority: Authority, keys: TlsUpstream, publisher: Publisher, tmp_path: Path, status: int, said: str
+    ) -> None:
+        publisher.answer = lambda: wire.response(status, a_set(jwk(ONE)))
+        with Sidecar(policy(keys.port), tmp_path, authority=authority, hosts=HOSTS) as sidecar:
+            page = sidecar.admin_get("/")[1]
+        assert f"The keys of partner {said}" in page
+        assert "and are to be every 60 min" in page
+
     def test_a_key_set_that_is_gone_is_fetched_no_more(
         self, authority: Authority, upstream: TlsUpstream, keys: TlsUpstream, tmp_path: Path
     ) -> None:

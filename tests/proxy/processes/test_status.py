@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from proxy import timelimits
+from proxy.core.jose.keys import Alg, KeySet, Supply, new_key
 from proxy.core.pins import Pin, PinSet
 from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
 from proxy.processes.recent import KEPT, Recent
@@ -168,6 +169,22 @@ def test_so_do_certificates_that_servers_have_shown() -> None:
         ("rule a: pins", 60),
         ("a host without a rule: a server's certificate", 70),
     ]
+
+
+@pytest.mark.parametrize(
+    ("ago", "age", "is_stale"),
+    [(None, None, True), (0, None, True), (30, 30, False), (119, 119, False), (130, 130, True)],
+)
+def test_how_old_fetched_keys_are_is_said(ago: float | None, age: int | None, is_stale: bool) -> None:
+    supply = Supply("https://k.example/k", "k.example", 443, "/k", 60)
+    keys = KeySet("partner", Alg.ECDH_ES_A256KW, None, supply=supply)
+    of_file = KeySet("own", Alg.A256KW, new_key(Alg.A256KW))
+    running = Running(Policy(keys={"partner": keys, "own": of_file}))
+    if ago is not None:
+        gauge = Gauge("overcoat_jwks_fetched_timestamp_seconds", "x", ["key"], registry=running.registry)
+        gauge.labels("partner").set(time.time() - ago if ago else 0)
+    expected = {"key": "partner", "age_seconds": age, "max_age_seconds": 60, "is_stale": is_stale}
+    assert running.view()["fetched"] == [expected]
 
 
 def test_how_it_runs_is_said() -> None:
