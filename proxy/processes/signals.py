@@ -68,10 +68,14 @@ class Signals:
         return any(number in DRAIN for number in tuple(self._come))  # another may come in between
 
     def take(self) -> list[int]:
-        """Return the signals that have come since the last call, in order."""
+        """Return the signals that have come since the last call, each once, in the order of the first of each.
+
+        One that comes again before anybody acts on it asks for nothing more. Else signals that come faster than they
+        are acted on, as the policy is read again, would leave no time for anything else.
+        """
         with contextlib.suppress(BlockingIOError):
             os.read(self.descriptor, 4096)
-        return [self._come.popleft() for _ in range(len(self._come))]
+        return list(dict.fromkeys(self._come.popleft() for _ in range(len(self._come))))
 
     def leave_to_parent(self) -> None:
         """Ignore all signals: for a child, whose parent tells it what to do."""

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.e2e.clients import RawClient
 from tests.e2e.connection import RecordedRequest
 from tests.e2e.processes import children, is_alive
 from tests.e2e.scripted import scripted_upstream
-from tests.e2e.sidecar import Sidecar, clean_environment, overcoat_command
+from tests.e2e.sidecar import ROOT, Sidecar, clean_environment, overcoat_command
 from tests.e2e.upstream import PlainUpstream, SlowUpstream, TlsUpstream
 from tests.waiting import wait_until
 
@@ -287,6 +288,44 @@ class TestDuringTheStart:
         _, err = process.communicate(timeout=20)
         assert process.returncode == 0, err
         assert b'"level": "error"' not in err, err
+
+
+# Starts the command so that each reading of the policy, from the start on, brings a hundred signals to read it again.
+STORM = """
+import os, signal, sys
+sys.path.append(sys.argv.pop(1))
+from proxy.processes import reload
+from proxy.processes.signals import take_over_signals
+again = reload.Reader.again
+
+def stormy(self, current):
+    for _ in range(100):
+        os.kill(os.getpid(), signal.SIGHUP)
+    return again(self, current)
+
+reload.Reader.again = stormy
+take_over_signals()
+os.kill(os.getpid(), signal.SIGHUP)
+sys.argv[0] = "overcoat"
+from proxy.cli import main
+main()
+"""
+
+
+@COUNTS
+def test_signals_that_come_faster_than_they_are_acted_on_keep_it_from_nothing(
+    authority: Authority, tmp_path: Path, count: int
+) -> None:
+    (tmp_path / "storm.py").write_text(STORM)
+    command = [sys.executable, "-P", str(tmp_path / "storm.py"), str(ROOT)]
+    with (
+        TlsUpstream(authority) as upstream,
+        Sidecar(f"workers: {count}", tmp_path, authority=authority, command=command) as sidecar,
+        RawClient(sidecar.address) as client,
+    ):
+        client.send(get(upstream.url()))
+        assert client.read_response().status == 200
+        assert sidecar.metrics().value("overcoat_policy_reloads_total", result="unchanged") >= 1
 
 
 def start(folder: Path, count: int) -> subprocess.Popen[bytes]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import collections
+import os
+import signal
 from types import SimpleNamespace
 
 import click
 import pytest
 
 from proxy import cli
+from proxy.processes.signals import Signals
 
 
 @pytest.mark.parametrize(
@@ -29,3 +33,14 @@ def test_those_of_serve_are_taken_over_before_its_imports_and_no_others(
     monkeypatch.setattr(cli, "importlib", SimpleNamespace(import_module=imported))
     cli.main.resolve_command(click.Context(cli.main), [name])
     assert done == order
+
+
+def test_one_that_comes_again_before_it_is_acted_on_asks_for_nothing_more() -> None:
+    signals = object.__new__(Signals)
+    signals.descriptor, signals._wake = os.pipe()
+    os.set_blocking(signals.descriptor, False)
+    signals._come = collections.deque([signal.SIGHUP, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP])
+    assert signals.take() == [signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM]
+    assert signals.take() == []
+    os.close(signals._wake)
+    os.close(signals.descriptor)
