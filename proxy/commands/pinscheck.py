@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,7 +80,15 @@ def check(option: str | None, as_json: bool, days: int, named: tuple[str, ...], 
         checks = _try(policy, targets, now)
         _remember(checks, now)
         ca = _local_ca()
-        report = report_of(checks, days, now, not_tried=targets.not_tried, local_ca=ca, needs_ca=policy.inspects)
+        report = report_of(
+            checks,
+            days,
+            now,
+            not_tried=targets.not_tried,
+            local_ca=ca,
+            needs_ca=policy.inspects,
+            inspected=inspected_of(policy, targets),
+        )
     if as_json:
         click.echo(json.dumps(report, indent=2, ensure_ascii=False))
     else:
@@ -119,6 +127,15 @@ def targets_of(policy: Policy, named: Sequence[Destination] = ()) -> Targets:
         else:
             raise Failed(f"no rule names {each}")
     return Targets(hosts, tuple(not_tried))
+
+
+def inspected_of(policy: Policy, targets: Targets) -> frozenset[str]:
+    """Return the hosts that apps see under a certificate of the local CA."""
+    return frozenset(
+        destination.authority
+        for destination, rule in targets.hosts.items()
+        if rule.https is Https.INSPECT and rule.hosts and not policy.observes(rule) and not policy.is_mirrored(rule)
+    )
 
 
 def _https(pattern: HostPattern, rule: Rule) -> Destination:
@@ -254,6 +271,7 @@ def report_of(
     not_tried: Sequence[tuple[str, str]] = (),
     local_ca: Lifetime | None = None,
     needs_ca: bool = False,
+    inspected: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return the report as plain values.
 
@@ -264,9 +282,11 @@ def report_of(
         not_tried: patterns that were not tried, each with its rule.
         local_ca: the local CA's lifetime, if there is one.
         needs_ca: whether the policy inspects anything, so that its end matters.
+        inspected: the hosts for which it signs.
     """
     from proxy.core.pinlife.checks import days_until, troubles
 
+    ca_days = days_until(local_ca.ends, now) if local_ca is not None else None
     hosts = [
         {
             "host": each.host,
@@ -281,11 +301,11 @@ def report_of(
             "pins_expire": each.expires.isoformat() if each.expires is not None else None,
             "pins_days": days_until(each.expires, now) if each.expires is not None else None,
             "pins_observed": each.observes,
+            "local_ca_days": ca_days if each.host in inspected else None,
             "troubles": troubles(each, days, now),
         }
         for each in checks
     ]
-    ca_days = days_until(local_ca.ends, now) if local_ca is not None else None
     ca_is_due = needs_ca and ca_days is not None and ca_days < days
     return {
         "ok": not ca_is_due and not any(each["troubles"] for each in hosts),
@@ -300,7 +320,7 @@ def report_of(
 
 def _print(report: dict[str, Any]) -> None:
     if report["hosts"]:
-        table = plain_table("host", "rule", "pins", "matched at", "certificate", "pins' end", "backup")
+        table = plain_table("host", "rule", "pins", "matched at", "certificate", "pins' end", "local CA", "backup")
         for each in report["hosts"]:
             table.add_row(
                 each["host"],
@@ -309,6 +329,7 @@ def _print(report: dict[str, Any]) -> None:
                 each["level"] or "-",
                 _left(each["certificate_days"]),
                 _left(each["pins_days"]),
+                _left(each["local_ca_days"]),
                 _backup(each),
             )
         wide_console().print(table)
@@ -317,7 +338,7 @@ def _print(report: dict[str, Any]) -> None:
     if not report["hosts"]:
         click.echo("no host was tried: the policy names none exactly; --host HOST tries one of a pattern")
     ca = report["local_ca"]
-    if ca is not None:
+    if ca is not None and (ca["is_due"] or all(each["local_ca_days"] is None for each in report["hosts"])):
         due = ", which is due now" if ca["is_due"] else ""
         click.echo(f"the local CA ends in {ca['days']} days{due}")
 

@@ -128,16 +128,22 @@ def test_a_pattern_is_tried_by_one_of_its_hosts(authority: Authority, tls_upstre
 
 
 def test_people_get_a_table(authority: Authority, tls_upstream: MakeTls, tmp_path: Path) -> None:
-    one = tls_upstream("one.example")
+    one = tls_upstream("one.example", "two.example")
     rule = f"{{name: one, hosts: ['one.example:{one.port}', '*.x.example'], pins: {{any_of: ['{one.pin}']}}}}"
-    sidecar = Sidecar(policy_of(rule), tmp_path, authority=authority, hosts=HOSTS)
+    tunnelled = f"{{name: two, hosts: ['two.example:{one.port}'], https: tunnel}}"
+    sidecar = Sidecar(policy_of(rule, tunnelled), tmp_path, authority=authority, hosts=HOSTS)
     LocalCa.open(sidecar.data, datetime.now(UTC))
     said = sidecar.run("pins", "check", "-p", "policy.yaml")
     row = next(line for line in said.splitlines() if line.strip().startswith("one.example"))
     assert row.split()[:4] == [f"one.example:{one.port}", "one", "match", "leaf"]
-    assert row.split()[-1] == "none"
+    assert row.split()[-2:] == ["d", "none"]
+    assert row.split()[-3].startswith("182")  # the local CA, under whose certificate an app sees this host
+    other = next(line for line in said.splitlines() if line.strip().startswith("two.example"))
+    assert other.split()[-2:] == ["-", "-"]  # … and not that one
     assert "not tried: *.x.example of rule one" in said
-    assert "the local CA ends in 182" in said
+    assert "the local CA ends" not in said
+    sidecar.write_policy(policy_of(tunnelled))
+    assert "the local CA ends in 182" in sidecar.run("pins", "check", "-p", "policy.yaml")
 
 
 def test_a_pin_beside_none_that_matches_is_not_called_a_backup(
@@ -163,6 +169,7 @@ def test_the_local_ca_counts_where_something_is_inspected(
         report, _ = checked(sidecar, status=status)
         assert report["local_ca"]["is_due"] is bool(status)
         assert report["local_ca"]["days"] in (9, 10)
+        assert report["hosts"][0]["local_ca_days"] == (report["local_ca"]["days"] if pins else None)
 
 
 def test_the_upstream_proxy_and_what_is_behind_it(authority: Authority, tls_upstream: MakeTls, tmp_path: Path) -> None:
