@@ -313,6 +313,64 @@ class TestTurns:
         assert had < self.COUNT  # or nothing was measured
         assert slowest < 0.4
 
+    @has_proc
+    def test_what_is_denied_at_once_is_not_read_ahead(self, sidecar: Sidecar) -> None:
+        """All of it was, and was moved with each request: 16 MB took 400 MB, and other apps waited for a second."""
+        one, count = b"GET http://a/ HTTP/1.1\r\nHost: b\r\nX: %s\r\n\r\n" % (b"x" * 80), 16_000
+        flood, status = one * count, b"HTTP/1.1 421 "
+        answered = 0
+        with connected(sidecar) as client:
+
+            def read() -> None:
+                nonlocal answered
+                rest = b""
+                while answered < count:
+                    data = rest + client._socket.recv(MIB)
+                    answered += data.count(status)
+                    rest = data[1 - len(status) :]
+
+            reading = threading.Thread(target=read, daemon=True)
+            reading.start()
+            inside = []
+            for at in range(0, len(flood), 16_384):
+                client.send(flood[at : at + 16_384])
+                taken = min(at + 16_384, len(flood)) - in_sockets(client)
+                inside.append(taken - answered * len(one))
+            reading.join(60)
+        assert answered == count
+        assert max(inside) < 800_000
+
+    @pytest.mark.parametrize("length", [1000, 70_000, 300_000])
+    @pytest.mark.parametrize("between", [b"", b"\r\n" * 50_000], ids=["directly", "after empty lines"])
+    def test_what_is_behind_it_comes_to_its_end(self, sidecar: Sidecar, far: Far, length: int, between: bytes) -> None:
+        """Nobody waits for bytes that are not read because others wait."""
+        denied, body = b"GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n", b"x" * length
+        with connected(sidecar) as client:
+            head = far.request("/behind", f"Content-Length: {length}\r\n", "POST")
+            client.send(denied * 1900 + between + head + body + denied)
+            for _ in range(1900):
+                assert client.read_response().status == 421
+            server = far.accept()
+            server.read_head()
+            assert server.read_exactly(length) == body
+            server.send(OK)
+            assert client.read_response().status == 200
+            assert client.read_response().status == 421
+
+
+def in_sockets(client: RawClient) -> int:
+    """Return how many bytes of an app's are in the sockets of both ends, and not read by the sidecar (Linux)."""
+    ports = [f":{address[1]:04X}" for address in (client._socket.getsockname(), client._socket.getpeername())]
+    total = 0
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, queues, *_ = line.split()
+        unsent, unread = (int(each, 16) for each in queues.split(":"))
+        if (local[8:], remote[8:]) == tuple(ports):
+            total += unsent
+        elif (remote[8:], local[8:]) == tuple(ports):
+            total += unread
+    return total
+
 
 def serve(server: Accepted, client: RawClient) -> None:
     server.read_head()

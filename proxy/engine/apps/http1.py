@@ -60,12 +60,16 @@ class AppHttp1(Speaker):
         self._head_end = HeadEnd(of_request=True)
         self._body: Body | None = None
         self._waits_for_turn = False
+        self._is_due = False  # whether the next request has its turn soon
         self._has_ended = False
 
     def feed(self, data: bytes) -> None:
         """Handle received bytes."""
         self._unread = self._unread + data if self._unread else data
-        self.advance()
+        if not self._is_due:
+            self.advance()
+        elif len(self._unread) > MAX_PIPELINED:
+            self.app.hold("pipelining", True)
 
     def advance(self) -> None:
         """Read on, as far as the bytes go."""
@@ -257,11 +261,18 @@ class AppHttp1(Speaker):
         self.conversation = None
         if not self.is_last:
             if self._unread or self._has_ended:
-                self.app.hold("pipelining", False)
-                # Not directly: the end of one request must not deepen the stack of the next.
-                self.app.loop.call_soon(self.app.guarded, self.advance)
+                self.app.hold("pipelining", len(self._unread) > MAX_PIPELINED)
+                if not self._is_due:
+                    # Not directly: the end of one request must not deepen the stack of the next.
+                    self._is_due = True
+                    self.app.loop.call_soon(self.app.guarded, self._take_due)
         else:
             self.app.close()
+
+    def _take_due(self) -> None:
+        self._is_due = False
+        self.app.hold("pipelining", False)
+        self.advance()
 
     def established(self) -> bytes:
         """Return the answer to a CONNECT that is open."""
