@@ -40,7 +40,7 @@ class Encryption:
         sessions: Sessions,
         today: Callable[[], date] = lambda: datetime.now(UTC).date(),
         *,
-        used: Callable[[KeySet, Key, Work], None] = lambda keys, key, work: None,
+        used: Callable[[KeySet, Key, Work], Callable[[], object]] = lambda keys, key, work: never,
         pause: Pause = never,
     ) -> None:
         self.sessions = sessions

@@ -73,4 +73,6 @@ class FieldCounts:
     def take(self) -> Counts:
         """Return what has been counted since the last call."""
         taken, self._taken = self._taken, self._found.copy()
+        if not taken:  # of all but a WebSocket, it is asked once
+            return self._taken
         return {what: new for what, count in self._found.items() if (new := count - taken.get(what, 0)) > 0}

@@ -42,8 +42,10 @@ def read_head(exchange: Exchange, request: http.Request) -> None:
     query = request.path.partition("?")[2]
     found = exchange.readings = _readings(exchange.method, exchange.path, query, request.headers.fields)
     others = [entry for entry in exchange.rule.request if not entry.when.applies(found)]
+    if not others:
+        return
     has_body = request.is_http2 or has_field(request.headers, b"content-length", b"transfer-encoding")
-    if others and has_body and readings.may_name_method(values_of(request.headers, b"content-type")):
+    if has_body and readings.may_name_method(values_of(request.headers, b"content-type")):
         by_any = readings.may_be_any_method(found)
         exchange.looks_inside = any(entry.when.applies(by_any) for entry in others)
 
@@ -101,7 +103,7 @@ def _found(exchange: Exchange) -> readings.Readings:
 
 def head(message: http.Message) -> bodies.BodyHead:
     """Return what a message's header fields say about its body."""
-    return _head(message.headers.fields)
+    return _head(message.data.headers.fields)
 
 
 @lru_cache(KEPT)
@@ -119,7 +121,7 @@ def length_said(fields: Fields) -> int:
 def signed_head(request: http.Request) -> bodies.BodyHead:
     """Return the same for a request whose body has come, with what signs it, also in its trailers."""
     query, trailers = request.data.path.partition(b"?")[2], request.data.trailers
-    return _signed_head(request.headers.fields, () if trailers is None else trailers.fields, query)
+    return _signed_head(request.data.headers.fields, () if trailers is None else trailers.fields, query)
 
 
 @lru_cache(KEPT)
@@ -147,7 +149,7 @@ def replace_body(message: http.Message, body: bytes) -> None:
     if message.data.content is body:
         return
     message.data.content = body
-    headers = message.headers
+    headers = message.data.headers
     if not has_field(headers, b"transfer-encoding"):
         headers.fields = with_length(headers.fields, len(body))
 

@@ -235,7 +235,7 @@ class Metrics:
             ["key", "kid", "direction"],
             registry=registry,
         )
-        self._key_uses: dict[tuple[str, str, Work], Callable[[float], None]] = {}
+        self._key_uses: dict[tuple[str, str, Work], Callable[[], None]] = {}
         self.jwks_fetched = Gauge(
             "overcoat_jwks_fetched_timestamp_seconds",
             "When the keys of a key set were last fetched from its URL, by the process for which that is longest ago; "
@@ -268,18 +268,18 @@ class Metrics:
             elif mode is Mode.ENFORCE:
                 self._fields(rule, mode, entry, DIRECTIONS[what])(count)
 
-    def key_used(self, key_set: KeySet, key: Key, work: Work) -> None:
-        """Count that a key has sealed or opened a value."""
+    def key_used(self, key_set: KeySet, key: Key, work: Work) -> Callable[[], None]:
+        """Return what counts a value that a key seals or opens."""
         what = (key_set.name, key.kid, work)
-        add = self._key_uses.get(what)
-        if add is None:
+        count = self._key_uses.get(what)
+        if count is None:
             # Keys that are fetched have names that somebody else chooses, again and again.
             is_full = len(self._key_uses) >= MOST_KIDS
             kid = OTHER_KIDS if is_full and key_set.supply is not None else key.kid
-            add = _adder(self.key_uses, key_set.name, kid, DIRECTIONS[work])
+            count = functools.partial(_adder(self.key_uses, key_set.name, kid, DIRECTIONS[work]), 1)
             if not is_full:
-                self._key_uses[what] = add
-        add(1)
+                self._key_uses[what] = count
+        return count
 
     def keys_fetched(self, key_set: str, when: float) -> None:
         """Note when the keys of a set were fetched by URL, in seconds since 1970; 0 for never."""

@@ -300,9 +300,9 @@ def test_names_of_keys_that_others_choose_are_bounded() -> None:
     own = KeySet("app", Alg.A256KW, new_key(Alg.A256KW, kid="own"))
     key = new_key(Alg.A256KW)
     for number in range(MOST_KIDS + 5):
-        metrics.key_used(fetched, replace(key, kid=f"k{number}"), Work.ENCRYPT)
+        metrics.key_used(fetched, replace(key, kid=f"k{number}"), Work.ENCRYPT)()
     for used in own.keys:
-        metrics.key_used(own, used, Work.DECRYPT)
+        metrics.key_used(own, used, Work.DECRYPT)()
     (family,) = [each for each in metrics.registry.collect() if each.name == "overcoat_key_uses"]
     counts = {(each.labels["kid"], each.labels["direction"]): each.value for each in family.samples}
     assert len(counts) == MOST_KIDS + 2

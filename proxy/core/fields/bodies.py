@@ -313,8 +313,9 @@ def with_digests(
     Raises:
         Denied: SIGNED_BODY: a digest cannot be written anew.
     """
-    has_digest = first_digest(head.fields) is not None
-    changing = [entry for entry, count in zip(entries, changed.counts, strict=True) if count and has_digest]
+    if first_digest(head.fields) is None:
+        return fields
+    changing = [entry for entry, count in zip(entries, changed.counts, strict=True) if count]
     if not changing or _signature(head, changing) is not None:
         return fields
     left = without_digests(fields)

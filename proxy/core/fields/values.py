@@ -46,7 +46,7 @@ class Setting(NamedTuple):
         today: the current day in UTC, for the keys' `not_after`.
         sealing: returns what seals the values of one body with a key of a key set; see `sealing.Sealers`.
         of_request: whether it is the body of a request.
-        used: called for each value with the key that has sealed or opened it.
+        used: returns what is called for each value that a key seals or opens.
         failed: called with the name of an entry, and why its work has failed, where this lets a value or body pass.
         pause: called again and again while a body is worked on; see `proxy.core.fields.pauses`.
     """
@@ -56,7 +56,7 @@ class Setting(NamedTuple):
     today: date
     sealing: Callable[[KeySet, Key], Sealing] = Sealing.alone
     of_request: bool = False
-    used: Callable[[KeySet, Key, Work], None] = lambda keys, key, work: None
+    used: Callable[[KeySet, Key, Work], Callable[[], object]] = lambda keys, key, work: never
     failed: Callable[[str, Reason], object] = lambda _name, _reason: None
     pause: Pause = never
 
@@ -145,12 +145,12 @@ class _Sealer:
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
-        self._sealings: dict[int, Sealing] = {}
-        self._opener = _Opener(setting)
+        self._begun: dict[int, tuple[Sealing, Callable[[], object]]] = {}  # and what counts a value
+        self._opener: _Opener | None = None
 
     def job(self, entry: FieldEntry, *, is_counting: bool = False) -> splice.Job:
         keys, key = entry.keys, sealing_key(entry, self._setting.today)
-        host, used, sealings, of = self._setting.host, self._setting.used, self._sealings, id(keys)
+        host, begun, number = self._setting.host, self._begun, id(keys)
         pad, envelope, looks = entry.pad, entry.envelope, entry.already_sealed is not AlreadySealed.SEAL
 
         def seal(value: bytes, path: str) -> bytes | None:
@@ -160,11 +160,11 @@ class _Sealer:
                 return value if entry.rename is not None else None
             if is_counting:
                 return value
-            sealing = sealings.get(of) or self._begin(keys, key)
+            sealing, count = begun.get(number) or self._begin(keys, key)
             if pad > 1:
                 value += b" " * (-len(value) % pad)
             sealed = b'"%b"' % sealing.token(value, place)
-            used(keys, key, Work.ENCRYPT)
+            count()
             return sealed if envelope is None else envelope.around(sealed)
 
         return splice.Job(entry.marks, seal, _rename(entry))
@@ -179,6 +179,7 @@ class _Sealer:
         if text is None or text.count(b".") != _DOTS:
             return False
         token = splice.token_of(text)
+        self._opener = self._opener or _Opener(self._setting)
         if token is None or not self._opener.of(entry).has_sealed(token, place):
             return False
         if entry.already_sealed is AlreadySealed.DENY:
@@ -186,9 +187,10 @@ class _Sealer:
             raise Denied(Reason.ALREADY_SEALED, f"a value at {where} is sealed already", entries=(entry.name,))
         return True
 
-    def _begin(self, keys: KeySet, key: Key) -> Sealing:
+    def _begin(self, keys: KeySet, key: Key) -> tuple[Sealing, Callable[[], object]]:
         """Begin to seal with a key set, which is done only once there is a value: it takes a while."""
-        made = self._sealings[id(keys)] = self._setting.sealing(keys, key)
+        setting = self._setting
+        made = self._begun[id(keys)] = setting.sealing(keys, key), setting.used(keys, key, Work.ENCRYPT)
         return made
 
 
@@ -261,7 +263,7 @@ class _Opener:
         except jwe.JweError as e:
             raise _refused(entry, f"is not opened by key set {entry.keys.name}: {e}") from None
         assert opening.last is not None
-        self._setting.used(entry.keys, opening.last, Work.DECRYPT)
+        self._setting.used(entry.keys, opening.last, Work.DECRYPT)()
         return opened.rstrip(b" ")  # blanks at the end are `pad`'s, and no part of the value
 
     def _token(self, entry: FieldEntry, value: bytes) -> str | None:

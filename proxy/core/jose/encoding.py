@@ -13,21 +13,17 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterable
 from typing import NoReturn
 
-_TO_URL_ALPHABET = bytes.maketrans(b"+/", b"-_")
+# What turns base64 as `binascii` writes it into base64url without padding: `text.translate(TO_URL, LEFT_OUT)`.
+TO_URL = bytes.maketrans(b"+/", b"-_")
+LEFT_OUT = b"=\n"
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
 
 
 def base64url(data: bytes) -> str:
     """Encode as base64url without padding (RFC 7515, section 2)."""
-    return binascii.b2a_base64(data, newline=False).translate(_TO_URL_ALPHABET).rstrip(b"=").decode("ascii")
-
-
-def dotted(parts: Iterable[bytes]) -> bytes:
-    """Encode each part as base64url without padding, with dots between, as in a compact JWE (RFC 7516, section 7.1)."""
-    return b".".join(map(binascii.b2a_base64, parts)).translate(_TO_URL_ALPHABET, b"=\n")
+    return binascii.b2a_base64(data).translate(TO_URL, LEFT_OUT).decode("ascii")
 
 
 def unbase64url(text: str) -> bytes:

@@ -482,6 +482,8 @@ class TestDigests:
         entry = replace(ENTRY, digests=Digests.DROP)
         head = BodyHead(fields=(self.MD5,))
         assert with_digests(head.fields, head, [entry], b"", Changed(b"", (0,))) == head.fields
+        head = BodyHead(fields=(self.OTHER,))
+        assert with_digests(head.fields, head, [entry], b"", Changed(b"", (1,))) is head.fields
         signing = replace(entry, signed=Signed.PASS, signed_headers=frozenset((b"x-other",)))
         assert self.change(signing, self.MD5, self.OTHER)[1] == (self.MD5, self.OTHER)
         with pytest.raises(Denied, match="the field X-Other covers the body"):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.jose.encoding import base64url, dotted, parse_object, unbase64url
+from proxy.core.jose.encoding import base64url, parse_object, unbase64url
 
 ALPHABET = string.ascii_letters + string.digits + "-_"
 
@@ -17,11 +17,6 @@ ALPHABET = string.ascii_letters + string.digits + "-_"
 @given(st.binary(max_size=100))
 def test_base64url_gives_back_what_was_encoded(data: bytes) -> None:
     assert unbase64url(base64url(data)) == data
-
-
-@given(st.lists(st.binary(max_size=30), min_size=1, max_size=5))
-def test_several_parts_are_encoded_with_dots_between(parts: list[bytes]) -> None:
-    assert dotted(parts).decode("ascii") == ".".join(map(base64url, parts))
 
 
 @given(st.text(alphabet=ALPHABET, max_size=12))
