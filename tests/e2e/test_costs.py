@@ -163,7 +163,8 @@ def test_sealing_four_fields_costs_half_of_all_else_at_most(counted: Counted) ->
 
 @OF_ONE_VERSION
 def test_of_one_on_a_new_connection(counted: Counted) -> None:
-    assert 3000 < counted.on_new_connections() < 8400
+    # The least of three: in which order connections begin is chance, and so is what they share.
+    assert 3000 < min(counted.on_new_connections() for _ in range(3)) < 8400
 
 
 @OF_ONE_VERSION

@@ -182,6 +182,15 @@ class TestDays:
             self.KEYS.sealing_key(date(2027, 2, 1))
         assert "give key set app a new primary key" in late.value.hint
 
+    def test_each_day_counts_alone(self) -> None:
+        day = date(2027, 1, 10)
+        first, last = replace(KEYS["oct"], not_before=day), replace(KEYS["oct"], not_after=day)
+        for key, other in ((first, date(2027, 1, 9)), (last, date(2027, 1, 11))):
+            keys = KeySet("app", AES, key)
+            assert keys.sealing_key(day) is key
+            with pytest.raises(NoKey):
+                keys.sealing_key(other)
+
     def test_the_last_day_is_not_before_the_first(self) -> None:
         replace(KEYS["oct"], not_before=date(2027, 1, 10), not_after=date(2027, 1, 10))
         with pytest.raises(BadKey, match="last day \\(2027-01-09\\) is before its first"):
