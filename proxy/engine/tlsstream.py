@@ -129,7 +129,7 @@ class TlsStream:
         pieces = []
         while self._due:
             if (size := _lib.SSL_read(self._ssl, _PIECE, _CHUNK)) > 0:
-                pieces.append(_ffi.buffer(_PIECE, size)[:])
+                pieces.append(_ffi.unpack(_PIECE, size))
                 self._due -= 1
                 continue
             try:
@@ -147,14 +147,15 @@ class TlsStream:
         Raises:
             OpenSSL.SSL.Error: the session is over.
         """
-        rest: bytes | memoryview = data
-        while rest:  # OpenSSL takes one record at a time
+        rest: Any = data  # as bytes, which are handed on as they are
+        left = len(data)
+        while left:  # OpenSSL takes one record at a time
             self._may_owe = True
-            if (sent := _lib.SSL_write(self._ssl, _ffi.from_buffer(rest), len(rest))) <= 0:
+            if (sent := _lib.SSL_write(self._ssl, rest, left)) <= 0:
                 self.conn._raise_ssl_error(self._ssl, sent)
-            if sent == len(rest):
-                return
-            rest = memoryview(rest)[sent:]
+            left -= sent
+            if left:
+                rest = _ffi.from_buffer(memoryview(data)[-left:])
 
     def close(self) -> None:
         """End the session: the close_notify waits in `outgoing`."""
@@ -170,9 +171,9 @@ class TlsStream:
         self._may_owe = False
         size = _lib.BIO_read(self._from, _PIECE, _CHUNK)
         if size < _CHUNK:  # this is all, as nearly always
-            return _ffi.buffer(_PIECE, size)[:] if size > 0 else b""
+            return _ffi.unpack(_PIECE, size) if size > 0 else b""
         pieces: list[bytes] = []
         while size > 0:
-            pieces.append(_ffi.buffer(_PIECE, size)[:])
+            pieces.append(_ffi.unpack(_PIECE, size))
             size = _lib.BIO_read(self._from, _PIECE, _CHUNK)
         return b"".join(pieces)
