@@ -448,7 +448,10 @@ class TestFaults:
             # what has failed.
             with contextlib.suppress(ConnectionError), RawClient(sidecar.address) as client:
                 with contextlib.suppress(ConnectionError):
-                    client.send(request(f"http://{host}/?{QUERY}", host, headers=headers, body=BODY))
+                    sent = request(f"http://{host}/?{QUERY}", host, headers=headers, body=BODY)
+                    client.send(
+                        sent * 200 if name == "in a pause" else sent
+                    )  # much that comes too early makes it pause
                 return client.read_to_end()
             return b""
 
