@@ -136,7 +136,7 @@ def told_head(response: http.Response) -> bodies.BodyHead:
     of what is told.
     """
     fields = without_digests(response.headers.fields)
-    return replace(head(response), signature=signatures.covering(fields), fields=fields)
+    return head(response)._replace(signature=signatures.covering(fields), fields=fields)
 
 
 def takes_long(message: http.Message, body: bytes | bytearray) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date
 from functools import lru_cache
 from typing import NamedTuple
@@ -38,8 +38,7 @@ _DIGEST_HINT = (
 _WEIGHT_ZERO = re.compile(r"[Qq]=0(?:\.0{0,3})?")
 
 
-@dataclass(frozen=True, slots=True)
-class BodyHead:
+class BodyHead(NamedTuple):
     """What a message's header fields say about its body.
 
     Attributes:

@@ -26,7 +26,7 @@ from urllib.parse import unquote, unquote_to_bytes
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.jsontext import NotJson, TooMuchSelected, find_spans, string_value
 from proxy.core.fields.selectors import parse_selector
-from proxy.core.http.heads import Fields
+from proxy.core.http.heads import KEPT, Fields, names_in
 
 # The greatest number of methods, and of paths (each after each prefix). An honest request names one or two.
 MOST_NAMED = 16
@@ -96,10 +96,8 @@ def readings(method: str, path: str, query: str = "", fields: Fields = ()) -> Re
     """
     methods: frozenset[str] | None = frozenset((method.upper(),))
     prefixes, paths, queries = [""], [path], [query]
-    for name, value in fields:
+    for name, value in fields if _say_more(names_in(fields)) else ():
         folded = name.translate(_FOLD)
-        if not folded.startswith(b"x-"):
-            continue
         if folded in _METHOD_FIELDS:
             methods = _either(methods, _methods(value))
         elif folded in _PATH_FIELDS:
@@ -122,6 +120,12 @@ def readings(method: str, path: str, query: str = "", fields: Fields = ()) -> Re
             return Readings(methods, None)
         found += spelled
     return Readings(methods, tuple(dict.fromkeys(found)))
+
+
+@lru_cache(KEPT)  # of most requests the names are the same, whatever the values
+def _say_more(names: frozenset[bytes]) -> bool:
+    folded = {name.translate(_FOLD) for name in names}
+    return not folded.isdisjoint(_METHOD_FIELDS | _PATH_FIELDS | _PREFIX_FIELDS)
 
 
 def may_be_any_method(found: Readings) -> Readings:

@@ -17,17 +17,18 @@ OAuth 1.0 body hashes; Hawk payload hashes; and the HMAC fields of webhooks, ban
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from functools import cached_property, lru_cache
 from urllib.parse import unquote
 
 from proxy.core.http.digests import is_digest
-from proxy.core.http.heads import Fields
+from proxy.core.http.heads import KEPT, Fields, names_in
 
 _MAX_REMEMBERED = 64  # characters: the kind of a longer name is not cached
 _MIN_SIGNATURE = 16  # characters: an HMAC of 128 bits is longer; `true` and `v2` are no signatures
 _UNSIGNED = b"unsigned-payload"
+_JWS = b"eyJ"  # how its header begins
 _WORDS = re.compile(r"[-_]")
 # Words in the names of fields that only describe a signature: X-Signature-Timestamp.
 _COMPANIONS = frozenset(
@@ -94,14 +95,22 @@ def covering(fields: Fields, query: str = "") -> str | None:
         The field's name as sent, or the parameter of the query, in words.
     """
     beside = _Beside(fields)
-    for name, value in fields:
+    looked_at: Iterable[tuple[bytes, bytes]] = fields
+    if _say_nothing(names_in(fields)):
+        looked_at = [field for field in fields if field[1].lstrip().startswith(_JWS)]
+    for name, value in looked_at:
         kind = _kind(name) if len(name) <= _MAX_REMEMBERED else _kind.__wrapped__(name)
-        if kind is _Kind.NOTHING and not value.lstrip().startswith(b"eyJ"):
+        if kind is _Kind.NOTHING and not value.lstrip().startswith(_JWS):
             continue
         if _field_covers(kind, value.decode("latin-1"), beside):
             return f"the field {name.decode('latin-1')}"
     parameter = _covering_parameter(query, fields) if query else None
     return f"{parameter} in the query" if parameter else None
+
+
+@lru_cache(KEPT)  # of most requests the names are the same, whatever the values
+def _say_nothing(names: frozenset[bytes]) -> bool:
+    return all(_kind.__wrapped__(name) is _Kind.NOTHING for name in names)
 
 
 @lru_cache(maxsize=512)  # a few names come again and again

@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from proxy.core.http.heads import KEPT, Fields
+from proxy.core.http.heads import KEPT, Fields, names_in
 
 # RFC 9530 (content-digest, repr-digest; unencoded-digest is their sibling), RFC 3230, RFC 1864, and the fields of
 # object stores.
@@ -79,7 +79,14 @@ def is_digest(name: bytes) -> bool:
 @lru_cache(KEPT)
 def first_digest(fields: Fields) -> str | None:
     """Return the name, as sent, of the first field that holds a digest; None if there is none."""
-    return next((name.decode("latin-1") for name, _ in fields if is_digest(name)), None)
+    if not _have_digest(names_in(fields)):
+        return None
+    return next(name.decode("latin-1") for name, _ in fields if is_digest(name))
+
+
+@lru_cache(KEPT)  # of most requests the names are the same, whatever the values
+def _have_digest(names: frozenset[bytes]) -> bool:
+    return any(map(is_digest, names))
 
 
 def without_digests(fields: Fields) -> Fields:

@@ -202,7 +202,7 @@ class TestUploads:
         assert denied.value.reason is reason
 
     def test_a_signature_over_what_changes_is_denied(self) -> None:
-        upload = Upload(replace(FORM, signature="the field X"), [ENTRY], SETTING)
+        upload = Upload(FORM._replace(signature="the field X"), [ENTRY], SETTING)
         assert upload.feed(self.FILE)
         with pytest.raises(Denied) as denied:
             upload.feed(part("ssn", b"1") + b"--b--")
