@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from mitmproxy import tls
 from mitmproxy.connection import Server
 from OpenSSL import SSL, crypto
 
@@ -31,6 +31,9 @@ from proxy.core.rules.policy import Policy, Rule
 from proxy.core.rules.promises import pins_have_ended
 from proxy.core.rules.transport import hint_for_neighbour
 from proxy.core.rules.trust import CrlUse, Trust
+
+if TYPE_CHECKING:  # two MiB, with all that it imports; see proxy.engine.hookdata
+    from mitmproxy import tls
 
 VerifyCallback = Callable[[SSL.Connection, crypto.X509, int, int, int], bool]
 

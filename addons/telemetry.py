@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from mitmproxy import connection, http, tls
+from mitmproxy import connection, http
 
 from addons import marked
 from addons.decisionline import line_of
@@ -26,6 +27,9 @@ from addons.requestcounts import RequestCounts
 from addons.sessions import Sessions
 from addons.underway import UnderWay
 from proxy.core.rules.policy import ListenerKind
+
+if TYPE_CHECKING:  # two MiB, with all that it imports; see proxy.engine.hookdata
+    from mitmproxy import tls
 
 _SWITCHES = 101
 

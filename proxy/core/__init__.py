@@ -9,6 +9,7 @@ Offers:
   it ends and why
 - `destinations`: CACHED, HTTPS_PORT, HTTP_PORT, BadDestination, Destination, canonical, canonical_host, is_local,
   is_local_name, parse_authority; host and port in one spelling
+- `clienthello`: ClientHello, read_client_hello; what an app says at the start of TLS
 - `handshakes`: GROUPS, HYBRID, Handshake, alert_of, ended_after, group_of, handshake_failed; why a TLS handshake
   failed, in words, and which key exchanges there are
 - `pinfiles`: pin_of_pem; the pin of a certificate or key in a file

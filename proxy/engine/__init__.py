@@ -19,6 +19,7 @@ Offers:
 - `descriptors`: KEPT_FROM_DIALS, SHORTAGES, is_taken, raise_limit, shortage, warn_of_limit; the limit of open sockets
 - `dispatch`: Dispatcher, HookFailed; calls the addons' hooks, and fails closed
 - `flows`: new_client, new_context, new_flow, new_request, new_server; makes mitmproxy's objects at low cost
+- `hookdata`: Context, TlsData; what the hooks about TLS get
 - `http2`: PREFACE, TOO_MANY_RESETS, Connection, Stream, name_of; what both sides of HTTP/2 do alike
 - `http2state`: KEPT_LIST, MAX_STREAMS, NeverIndexed, size_of; h2's connection state, with stricter checks
 - `life`: Life; an open socket: pauses, time limits, and its ends

@@ -3,7 +3,7 @@ constructors. The conversations and `messages` call it.
 
 Rules of this module:
 
-- Each object has mitmproxy's own class and every attribute that its constructor sets; nothing else about it differs:
+- Each object but the context (`hookdata`) has mitmproxy's own class and every attribute that its constructor sets:
   `tests/proxy/engine/test_flows.py` compares them one by one.
 - Identifiers are counted. They are unique within the process, which they never leave, and none looks like the UUIDs of
   objects that mitmproxy makes itself.
@@ -17,14 +17,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from typing import TYPE_CHECKING, cast
 
 from mitmproxy import http
 from mitmproxy.connection import Client, ConnectionState, Server
-from mitmproxy.proxy.context import Context
 
-if TYPE_CHECKING:
-    from mitmproxy.options import Options
+from proxy.engine.hookdata import Context
 
 _count = itertools.count(1)
 _CLIENT = vars(Client(peername=("", 0), sockname=("", 0), state=ConnectionState.OPEN, timestamp_start=0.0))
@@ -87,17 +84,12 @@ def new_server(address: tuple[str, int] | None, *, tls: bool) -> Server:
 
 
 def new_context(client: Client) -> Context:
-    """Return mitmproxy's context object, which hooks get, for a client whose upstream is not known yet.
+    """Return the context, which hooks get, for a client whose upstream is not known yet.
 
     Args:
         client: the client.
     """
-    context = Context.__new__(Context)
-    context.client = client
-    context.server = new_server(None, tls=False)
-    context.options = cast("Options", None)  # no hook here reads the options
-    context.layers = []
-    return context
+    return Context(client, new_server(None, tls=False))
 
 
 def new_request(

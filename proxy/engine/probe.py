@@ -22,7 +22,6 @@ from pathlib import Path
 
 from cryptography import x509
 from mitmproxy.connection import Client, ConnectionState, Server
-from mitmproxy.proxy.context import Context
 from prometheus_client import CollectorRegistry
 
 from addons.exchange import Upstream
@@ -34,6 +33,7 @@ from proxy.core.jose.keys import KeySet, Supply
 from proxy.core.rules.policy import ListenerKind, Mode, Policy
 from proxy.disk.ca import LocalCa
 from proxy.engine.flows import new_context
+from proxy.engine.hookdata import Context
 from proxy.engine.server import Engine
 from proxy.engine.tls import with_roots
 from proxy.engine.unverified import NoHandshake, sent_chain

@@ -26,7 +26,7 @@ from weakref import WeakKeyDictionary
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_der_private_key
-from mitmproxy import connection, tls
+from mitmproxy import connection
 from OpenSSL import SSL, crypto
 
 from addons.exchange import Upstream
@@ -38,6 +38,7 @@ from proxy.core.rules.policy import Mirror, Policy, Rule
 from proxy.core.rules.trust import ClientCertificate, KeyExchange, Trust
 from proxy.disk.ca import Leaf, LocalCa
 from proxy.disk.reading import MAX_ROOTS_BYTES, read_regular
+from proxy.engine.hookdata import TlsData
 
 # Forward secrecy and AEAD only (RFC 9325, section 4.2); all TLS 1.3 suites have both.
 _CIPHERS_TLS12 = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:@SECLEVEL=2"
@@ -225,7 +226,7 @@ class TlsConnections:
         self._upstream[policy] = {kind: upstream_context(*kind) for kind in _kinds(policy)}
         self._mirrors[policy] = {mirror: mirror_context(each) for mirror, each in policy.certificates.items()}
 
-    def tls_start_client(self, data: tls.TlsData) -> None:
+    def tls_start_client(self, data: TlsData) -> None:
         """Prepare the handshake with an app whose https is decrypted."""
         session = self._sessions.of(data.context.client)
         connect = session.connect
@@ -259,7 +260,7 @@ class TlsConnections:
                 return
             self._app_contexts.popitem(last=False)
 
-    def tls_start_server(self, data: tls.TlsData) -> None:
+    def tls_start_server(self, data: TlsData) -> None:
         """Prepare the handshake with an upstream: set the name for SNI and for verification."""
         server = data.conn
         assert isinstance(server, connection.Server)

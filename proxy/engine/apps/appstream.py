@@ -10,13 +10,13 @@ from typing import Protocol
 
 from mitmproxy import http
 from mitmproxy.connection import Client
-from mitmproxy.proxy.context import Context
 
 from addons.sessions import Session
 from proxy.core.http.heads import Fields
 from proxy.engine.apps.house import House
 from proxy.engine.apps.speaker import Speaker
 from proxy.engine.clock import ResponseClock
+from proxy.engine.hookdata import Context
 from proxy.engine.streams import Version
 
 

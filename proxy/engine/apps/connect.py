@@ -17,7 +17,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from mitmproxy import http, tls
+from mitmproxy import http
 
 from addons.exchange import Exchange, Upstream
 from proxy.core.decisions import Action, Denied, Reason
@@ -29,6 +29,7 @@ from proxy.engine.apps.socket import AppSocket
 from proxy.engine.apps.speaker import Speaker
 from proxy.engine.apps.tunnels import Relay
 from proxy.engine.flows import new_flow, new_server
+from proxy.engine.hookdata import TlsData
 from proxy.engine.http2 import PREFACE
 from proxy.engine.upstreams.connection import UpstreamConnection
 from proxy.engine.upstreams.route import dial
@@ -264,7 +265,7 @@ class FirstBytes(Speaker):
         app.client.alpn_offers = heard.alpn
         assert self._connect.asked is not None
         app.context.server.address = self._connect.asked.host, self._connect.asked.port  # as mitmproxy sets it, too
-        data = tls.TlsData(app.client, app.context)
+        data = TlsData(app.client, app.context)
         app.house.dispatch.call("tls_start_client", data)
         assert data.ssl_conn is not None
         app.start_tls(data.ssl_conn)

@@ -21,7 +21,7 @@ import struct
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 
-from mitmproxy import http, tls
+from mitmproxy import http
 
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, BadDestination, Destination, canonical_host, parse_authority
@@ -34,6 +34,7 @@ from proxy.engine.apps.http1 import AppHttp1
 from proxy.engine.apps.sniffing import Speech, listen
 from proxy.engine.apps.socket import AppSocket
 from proxy.engine.apps.speaker import Speaker
+from proxy.engine.hookdata import TlsData
 from proxy.engine.messages import request_of
 
 _SO_ORIGINAL_DST = 80  # <linux/netfilter_ipv4.h>; IPv6 has the same number
@@ -427,7 +428,7 @@ class PeerHello(Speaker):
         if heard.speech is Speech.TLS:
             assert app.listener.mirror is not None
             app.client.sni, app.client.alpn_offers = heard.sni, heard.alpn
-            start = tls.TlsData(app.client, app.context)
+            start = TlsData(app.client, app.context)
             app.house.dispatch.call("tls_start_client", start)
             assert start.ssl_conn is not None
             app.start_tls(start.ssl_conn)

@@ -14,13 +14,15 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-from mitmproxy.net.tls import starts_like_tls_record
-from mitmproxy.tls import ClientHello
+from mitmproxy.net.check import is_valid_host
+
+from proxy.core.clienthello import ClientHello, read_client_hello
 
 MAX_RECORDS = 64  # a ClientHello is in one record, or in a few from odd clients
 MAX_CLIENT_HELLO = 64 * 1024  # a ClientHello with post-quantum key shares has about 2 KiB
 
-_SERVER_NAME = 0  # the extension's type (RFC 6066, section 3)
+_HOST_NAME = 0  # the only kind of server name that there is (RFC 6066, section 3)
+_RECORD = re.compile(rb"\x16\x03[\x00-\x03]")  # the start of a record with a handshake, of any version
 
 _HTTP_START = re.compile(rb"[A-Z][A-Z-]{2,19} ")
 _HTTP_MAYBE = re.compile(rb"(?:[A-Z][A-Z-]{0,19})?")
@@ -61,7 +63,7 @@ def listen(data: bytes) -> Heard:
 def _listen_to_tls(data: bytes) -> Heard:
     if len(data) < 3:
         return Heard(Speech.UNDECIDED if data[1:2] in (b"", b"\x03") else Speech.OTHER)
-    if not starts_like_tls_record(data):
+    if not _RECORD.match(data):
         return Heard(Speech.OTHER)
     if data[5:6] not in (b"", b"\x01"):  # a handshake record, but no ClientHello
         return Heard(Speech.OTHER)
@@ -69,10 +71,10 @@ def _listen_to_tls(data: bytes) -> Heard:
         message = _message(data)
         if message is None:
             return Heard(Speech.UNDECIDED if len(data) <= MAX_CLIENT_HELLO else Speech.OTHER)
-        hello = ClientHello(message)
-    except (ValueError, EOFError):
+        hello = read_client_hello(message)
+    except ValueError:
         return Heard(Speech.OTHER)
-    return Heard(Speech.TLS, _server_name(hello), tuple(hello.alpn_protocols))
+    return Heard(Speech.TLS, _server_name(hello), hello.alpn)
 
 
 def _message(data: bytes) -> bytes | None:
@@ -102,14 +104,15 @@ def _message(data: bytes) -> bytes | None:
         at = end
     if needed is None or size < needed:
         return None
-    if not all(starts_like_tls_record(data[start - 5 : start]) for start, _ in records):
+    if not all(_RECORD.match(data, start - 5) for start, _ in records):
         raise ValueError("a record of another kind")
     return b"".join(data[start:end] for start, end in records)[4:needed]
 
 
 def _server_name(hello: ClientHello) -> str | None:
-    extensions = sum(kind == _SERVER_NAME for kind, _ in hello.extensions)
-    if extensions == 0:
-        return None
-    # mitmproxy returns the name of the first extension, and none if its list has several names or an invalid one.
-    return hello.sni or "" if extensions == 1 else ""
+    match hello.server_names:
+        case None:
+            return None
+        case ((kind, name),) if kind == _HOST_NAME and is_valid_host(name):
+            return name.decode("ascii")
+    return ""

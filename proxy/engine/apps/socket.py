@@ -23,7 +23,6 @@ from collections.abc import Callable
 from functools import cached_property
 
 from mitmproxy.connection import Client, ConnectionState
-from mitmproxy.proxy.context import Context
 from OpenSSL import SSL
 
 from addons.exchange import Exchange
@@ -37,6 +36,7 @@ from proxy.engine.apps.states import AFTER_SOCKET, SocketEvent, SocketState
 from proxy.engine.clock import ResponseClock
 from proxy.engine.dispatch import HookFailed
 from proxy.engine.flows import new_client, new_context
+from proxy.engine.hookdata import Context
 from proxy.engine.life import Life
 from proxy.engine.tlsstream import TlsStream
 from proxy.log import describe

@@ -13,15 +13,14 @@ import asyncio
 import socket
 import time
 
-from mitmproxy import tls
 from mitmproxy.connection import ConnectionState, Server
-from mitmproxy.proxy.context import Context
 
 from addons.exchange import Upstream
 from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.engine.dispatch import HookFailed
+from proxy.engine.hookdata import Context, TlsData
 from proxy.engine.transport import SocketTransport
 from proxy.engine.upstreams.connection import UpstreamConnection
 from proxy.engine.upstreams.services import Services
@@ -57,9 +56,7 @@ async def secure(
 
 
 async def _secure(services: Services, upstream: UpstreamConnection, context: Context) -> None:
-    of_this = context.fork()
-    of_this.server = upstream.server
-    data = tls.TlsData(upstream.server, of_this)
+    data = TlsData(upstream.server, context.with_server(upstream.server))
     try:
         services.dispatch.call("tls_start_server", data)
         assert data.ssl_conn is not None

@@ -14,10 +14,10 @@ from __future__ import annotations
 import asyncio
 
 from mitmproxy.connection import Server
-from mitmproxy.proxy.context import Context
 
 from addons.exchange import Upstream
 from proxy.core.decisions import Denied
+from proxy.engine.hookdata import Context
 from proxy.engine.streams import UpstreamStream, Version
 from proxy.engine.upstreams.connection import UpstreamConnection
 from proxy.engine.upstreams.http2 import UpstreamHttp2

@@ -21,7 +21,6 @@ import socket
 from collections.abc import Sequence
 
 from mitmproxy.connection import Server
-from mitmproxy.proxy.context import Context
 
 from addons.exchange import Upstream
 from proxy import timelimits
@@ -30,6 +29,7 @@ from proxy.core.destinations import Destination
 from proxy.core.http.heads import HeadEnd
 from proxy.core.rules.policy import UpstreamProxy
 from proxy.core.rules.transport import own_listener
+from proxy.engine.hookdata import Context
 from proxy.engine.life import Life
 from proxy.engine.transport import SocketTransport
 from proxy.engine.upstreams.connection import MAX_INTERIM, NoResponses, UpstreamConnection

@@ -6,15 +6,12 @@ A failure after a new version of mitmproxy means: it has an attribute that `prox
 from __future__ import annotations
 
 import time
-from typing import cast
 
 import pytest
 from mitmproxy import http
 from mitmproxy.connection import Client, Connection, ConnectionState, Server
-from mitmproxy.options import Options
-from mitmproxy.proxy.context import Context
 
-from proxy.engine.flows import new_client, new_context, new_flow, new_request, new_response, new_server
+from proxy.engine.flows import new_client, new_flow, new_request, new_response, new_server
 
 PEER, OURS = ("127.0.0.1", 4711), ("127.0.0.1", 8080)
 FIELDS = ((b"Host", b"a"), (b"x", b"1"), (b"X", b"2"))
@@ -119,15 +116,3 @@ def test_all_that_is_made_has_an_identifier_of_its_own() -> None:
     identifiers = {*(each.id for each in connections), *(each.id for each in flows)}
     assert len(identifiers) == 5
     assert all(isinstance(each, str) and len(each) < 32 for each in identifiers)  # a UUID has 36 characters
-
-
-def test_a_context_is_what_its_constructor_makes() -> None:
-    client = new_client(PEER, OURS, 1.0)
-    theirs = Context(client, cast("Options", None))
-    ours = new_context(client)
-    assert vars(ours).keys() == vars(theirs).keys()
-    assert ours.client is client
-    assert (ours.options, ours.layers) == (theirs.options, theirs.layers)
-    assert without_id(ours.server) == without_id(theirs.server)
-    assert new_context(client).server.id != ours.server.id
-    assert new_context(client).layers is not ours.layers

@@ -8,8 +8,8 @@ import struct
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from mitmproxy.tls import ClientHello
 
+from proxy.core.clienthello import ClientHello, read_client_hello
 from proxy.engine.apps import sniffing
 from proxy.engine.apps.sniffing import MAX_CLIENT_HELLO, MAX_RECORDS, Heard, Speech, listen
 
@@ -118,9 +118,9 @@ def test_a_client_hello_is_parsed_only_once_it_is_whole(monkeypatch: pytest.Monk
 
     def parse(message: bytes) -> ClientHello:
         parsed.append(message)
-        return ClientHello(message)
+        return read_client_hello(message)
 
-    monkeypatch.setattr(sniffing, "ClientHello", parse)
+    monkeypatch.setattr(sniffing, "read_client_hello", parse)
     records = in_records(HELLO[5:], [1, 2, 100, 100])
     for length in range(len(records) + 1):
         listen(records[:length])
@@ -132,9 +132,9 @@ def test_nothing_of_what_follows_the_client_hello_in_its_last_record_is_parsed(m
 
     def parse(message: bytes) -> ClientHello:
         parsed.append(message)
-        return ClientHello(message)
+        return read_client_hello(message)
 
-    monkeypatch.setattr(sniffing, "ClientHello", parse)
+    monkeypatch.setattr(sniffing, "read_client_hello", parse)
     assert listen(in_records(HELLO[5:] + b"more", [10])) == Heard(Speech.TLS, "api.example")
     assert parsed == [HELLO[9:]]
 
