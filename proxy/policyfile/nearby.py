@@ -28,7 +28,7 @@ _MAX_NAME = 40
 _MAX_NAMED = 4096
 # A text that looks like a file's name, and like no key and no password: it has an ending, or leads from the root.
 _OF_A_FILE = re.compile(
-    r"(?=.{1,200}\Z)[^\n:=+]*[^\n:=+/]\.(?:pem|key|crt|cer|der|crl|p12|pfx|jwk|jwks|json|txt|pub|secret|token|env|conf)|"
+    r"(?=.{1,200}\Z)[^\n:=+]*[^\n:=+/]\.(?:pem|key|crt|cer|der|crl|p12|pfx|jwk|jwks|json|txt|pub|secret|token|hash|env|conf)|"
     r"(?:/[a-z0-9][a-z0-9._-]{0,40}){2,12}"
 )
 _SHOWN = 5

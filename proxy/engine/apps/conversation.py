@@ -311,20 +311,22 @@ class Conversation:
             return
         self._was_reused = False
         record = exchange.upstream = Upstream(exchange.policy, exchange.rule, mirror=mirror)
-        self._dialling = self.app.loop.create_task(self._dial(record, key, version))
+        self._dialling = self.app.loop.create_task(self._dial(record, key, version, may_share=may_take))
 
     def _needs_own_connection(self) -> bool:
         """Whether the request must not share a connection: it may authenticate it, or the upstream wants HTTP/1.1."""
         return self._only_http1 or (self.head.is_http2 and authenticates_connection(self.flow.request, None))
 
-    async def _dial(self, record: Upstream, key: object, version: Version) -> None:
+    async def _dial(self, record: Upstream, key: object, version: Version, *, may_share: bool) -> None:
         request, session = self.flow.request.data, self.app.session
         server = new_server((request.host, request.port), tls=request.scheme == b"https")
         try:
             self.house.check_room(session)
             self._count(True)
             session.upstreams[server.id] = record
-            upstream = await open_stream(self.house.services, server, key, record, self.app.context, version=version)
+            upstream = await open_stream(
+                self.house.services, server, key, record, self.app.context, version=version, may_share=may_share
+            )
         except Denied as denied:
             record.denied = denied
             if self.state is not _OVER:

@@ -33,7 +33,14 @@ _OFFERS = {
 
 
 async def open_stream(
-    services: Services, server: Server, key: object, record: Upstream, context: Context, *, version: Version
+    services: Services,
+    server: Server,
+    key: object,
+    record: Upstream,
+    context: Context,
+    *,
+    version: Version,
+    may_share: bool = True,
 ) -> UpstreamStream:
     """Open a stream to an upstream.
 
@@ -44,6 +51,7 @@ async def open_stream(
         record: notes the result of the handshake.
         context: the client for which it is made, for the hooks.
         version: the version of HTTP that is wanted.
+        may_share: whether a connection will do that has become open since the pool was asked.
 
     Raises:
         Denied: it cannot be opened, or the server is not trusted.
@@ -62,6 +70,8 @@ async def open_stream(
             return found
         if pool.speaks_only_http1(key, version):
             return await _dial(services, server, key, record, context)
+    if may_share and (found := pool.take(key, version)) is not None:
+        return found  # it became open just before this began to run
     end = pool.begin_to_open(key)
     failed: Upstream | None = None
     try:
