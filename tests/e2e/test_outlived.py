@@ -18,6 +18,7 @@ from tests.e2e.app import connect, request
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient
 from tests.e2e.connection import RecordedRequest
+from tests.e2e.lasting import SWITCH, Lasting
 from tests.e2e.receiver import Receiver
 from tests.e2e.reloading import reload
 from tests.e2e.sidecar import Sidecar
@@ -25,7 +26,6 @@ from tests.e2e.upstream import TlsUpstream
 
 NO_PIN = "sha256/" + "A" * 42 + "E="
 OTHER_PINS = f', pins: {{any_of: ["{NO_PIN}"]}}'
-SWITCH = b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
 AT_MOST = 10.0  # seconds
 TUNNELS = ("roots", "rejected", "forbidden", "alone")
 KINDS = (*TUNNELS, "websocket", "response")
@@ -45,8 +45,9 @@ class Open:
 
     def __init__(self, authority: Authority, folder: Path) -> None:
         self.stack = contextlib.ExitStack()
-        self.go_on = threading.Event()
-        self.upstream = self.stack.enter_context(TlsUpstream(authority, *HOSTS, respond=self._respond))
+        lasting = Lasting()
+        self.go_on = lasting.go_on
+        self.upstream = self.stack.enter_context(TlsUpstream(authority, *HOSTS, respond=lasting.respond))
         self.sidecar = self.stack.enter_context(Sidecar(policy({}), folder, authority=authority, hosts=HOSTS))
         roots = authority.write_pem(folder / "upstream.pem")
         self.clients: dict[str, RawClient] = {}
@@ -63,16 +64,6 @@ class Open:
 
     def _head(self, kind: str, target: str) -> bytes:
         return f"GET {target} HTTP/1.1\r\nHost: {kind}.example:{self.upstream.port}\r\n".encode()
-
-    def _respond(self, request: RecordedRequest) -> bytes | Iterator[bytes]:
-        if request.headers.get("upgrade"):
-            return b"HTTP/1.1 101 Switching Protocols\r\n" + SWITCH
-        return self._slowly()
-
-    def _slowly(self) -> Iterator[bytes]:
-        yield b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf"
-        self.go_on.wait(30)
-        yield b"half"
 
     def has_ended(self, kind: str) -> bool:
         """Whether it has ended by now."""

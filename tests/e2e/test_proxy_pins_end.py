@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import json
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ import pytest
 from tests.e2e.app import ask, connect
 from tests.e2e.certificates import Authority, pin_of
 from tests.e2e.clients import RawClient
-from tests.e2e.connection import RecordedRequest
+from tests.e2e.lasting import SWITCH, Lasting
 from tests.e2e.movedclock import Clock
 from tests.e2e.sidecar import Sidecar
 from tests.e2e.test_upstream_proxy import Corporate
@@ -27,7 +26,6 @@ from tests.e2e.upstream import TlsUpstream
 THROUGH, DIRECT = "api.example", "straight.example"
 HOSTS = dict.fromkeys((THROUGH, DIRECT, "proxy.example"), "127.0.0.1")
 AT_MOST = 10.0  # seconds
-SWITCH = b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
 Serve = Callable[..., contextlib.AbstractContextManager[Sidecar]]
 
 
@@ -87,8 +85,9 @@ class Open:
     def __init__(self, kind: str, authority: Authority, folder: Path) -> None:
         self.kind = kind
         self.stack = contextlib.ExitStack()
-        self.go_on = threading.Event()
-        self.upstream = self.stack.enter_context(TlsUpstream(authority, THROUGH, DIRECT, respond=self._respond))
+        lasting = Lasting()
+        self.go_on = lasting.go_on
+        self.upstream = self.stack.enter_context(TlsUpstream(authority, THROUGH, DIRECT, respond=lasting.respond))
         self._roots = authority.write_pem(folder / "upstream.pem")
 
     def start(self, sidecar: Sidecar) -> dict[str, RawClient]:
@@ -102,16 +101,6 @@ class Open:
         client.send(f"GET / HTTP/1.1\r\nHost: {named}\r\n".encode() + more)
         client.read_until(b"\r\n\r\n" if self.kind == "websocket" else b"half")
         return client
-
-    def _respond(self, request: RecordedRequest) -> bytes | Iterator[bytes]:
-        if request.headers.get("upgrade"):
-            return b"HTTP/1.1 101 Switching Protocols\r\n" + SWITCH
-        return self._slowly()
-
-    def _slowly(self) -> Iterator[bytes]:
-        yield b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf"
-        self.go_on.wait(30)
-        yield b"half"
 
     def goes_on(self, client: RawClient) -> bool:
         try:
