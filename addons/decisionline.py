@@ -19,9 +19,11 @@ from functools import lru_cache
 
 from mitmproxy import http
 
-from addons.exchange import Exchange, Upstream, action_of, would_deny
+from addons.exchange import Exchange
 from addons.fieldcounts import FieldCounts
 from addons.ids import id_of
+from addons.outcomes import action_of, done, would_deny
+from addons.upstream import Upstream
 from proxy.core.decisions import Action, Outcome, Reason
 from proxy.core.destinations import Destination
 from proxy.core.fields.entries import Work
@@ -186,18 +188,3 @@ def _more(exchange: Exchange, upstream: Upstream | None, event: Event | None) ->
     for each in (noted, exchange.denied):
         more |= {} if each is None else each.facts
     return f", {_encode(more)[1:-1]}" if more else ""
-
-
-def done(exchange: Exchange) -> Action:
-    """Return what was really done; in observe mode, a request is only passed on."""
-    if not exchange.observing:
-        return action_of(exchange)
-    if exchange.is_carried_out and exchange.denied is not None and exchange.denied.reason.outcome is Outcome.DENIED:
-        return Action.DENY
-    if exchange.method == "CONNECT":
-        return Action.TUNNEL
-    if exchange.decision is None or exchange.decision.action in (Action.TUNNEL, Action.INSPECT):
-        return Action.INSPECT
-    if exchange.decision.action is Action.MIRROR:
-        return Action.MIRROR
-    return Action.ALLOW

@@ -1,5 +1,5 @@
-"""The state of one request (`Exchange`) and of one connection to an upstream (`Upstream`), for all addons and the
-engine; and how a request is denied. The addons' hooks read and write it; the engine reads it.
+"""The state of one request (`Exchange`), for all addons and the engine: the addons' hooks read and write it, the engine
+reads it. What became of it tells `addons.outcomes`; what is known of the connection that carries it, `addons.upstream`.
 
 Rules of this module:
 
@@ -16,89 +16,22 @@ from dataclasses import dataclass, field
 
 from mitmproxy import http
 
+from addons.denials import problem_response
 from addons.fieldcounts import FieldCounts
 from addons.headers import values_of
 from addons.ids import id_of, next_number
-from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
+from addons.upstream import Upstream
+from proxy.core.decisions import UPSTREAM_FAILURES, Action, Decision, Denied, Outcome, Reason
 from proxy.core.destinations import Destination
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.messages import Plan
 from proxy.core.fields.readings import Readings
 from proxy.core.fields.shapes import Shape
-from proxy.core.handshakes import Handshake
-from proxy.core.http.problems import (
-    JSON_TYPE,
-    PAGE_TYPE,
-    grpc_fields,
-    problem_details,
-    problem_page,
-    proxy_status,
-    wants_page,
-)
 from proxy.core.http.traces import trace_id
-from proxy.core.pins import PinMatch, PinVerdict
 from proxy.core.rules.appview import View
-from proxy.core.rules.policy import Mirror, Mode, Policy, Rule
-from proxy.core.rules.trust import KeyExchange
+from proxy.core.rules.policy import Mode, Policy, Rule
 
 _OF_TLS = frozenset((Reason.TLS_FAILED, Reason.CERTIFICATE_INVALID, Reason.CLIENT_CERTIFICATE_REFUSED))
-
-
-@dataclass(slots=True)
-class Upstream:
-    """One connection to an upstream: the rule for which it was opened, and what its handshake showed.
-
-    Attributes:
-        policy: the policy under which it was opened.
-        rule: the rule whose pins it must match; a request of another rule never uses this connection.
-        denied: why it could not be used.
-        observed: in observe mode, why it could not have been used.
-        noted: what its pins would have refused it for, where they are only observed (`pins.mode`), or have ended and
-            only warn (`pins.after_expiry`); or those of the upstream proxy on the way.
-        would_refuse: whether that is so since they are only observed: enforced, they would have refused it.
-        matches: which of its pins stand in the verified chain, and at which level.
-        address: the address and port that it leads to, once it is open.
-        is_proxy: whether it leads to the policy's upstream proxy.
-        alpn: the protocols to offer there, in order of preference (RFC 7301).
-        errors: OpenSSL's reasons for a handshake that failed, or for the end of the connection.
-        wants_certificate: whether the server has asked for a client certificate.
-        group: the group of the key exchange, as OpenSSL calls it.
-        mirror: the mirror listener behind which it is, if it is a mirror's server.
-        through: the pins of the upstream proxy through which it leads, as a rule; None if it leads there directly.
-    """
-
-    policy: Policy
-    rule: Rule | None
-    pin: PinVerdict | None = None
-    denied: Denied | None = None
-    observed: Denied | None = None
-    noted: Denied | None = None
-    would_refuse: bool = False
-    matches: tuple[PinMatch, ...] = ()
-    address: str | None = None
-    is_proxy: bool = False
-    alpn: tuple[bytes, ...] = (b"http/1.1",)
-    errors: tuple[str, ...] = ()
-    wants_certificate: bool = False
-    group: str | None = None
-    mirror: Mirror | None = None
-    through: Rule | None = None
-
-    def handshake(self, where: Destination) -> Handshake:
-        """Return what is known of its TLS, for the words of a failure.
-
-        Args:
-            where: the server.
-        """
-        trust = self.policy.trust_for(self.rule)
-        return Handshake(
-            f"{where.host} port {where.port}",
-            self.errors,
-            trust.min_tls,
-            is_hybrid=trust.key_exchange is KeyExchange.HYBRID,
-            wants_certificate=self.wants_certificate,
-            has_certificate=self.rule is not None and self.rule.client_certificate is not None,
-        )
 
 
 @dataclass(slots=True, eq=False)
@@ -280,7 +213,7 @@ class Exchange:
     def note_aside(self) -> None:
         """Note what the handshake beside it says against it. That it did not come about says nothing."""
         denied = None if self.aside is None else self.aside.denied
-        if denied is not None and denied.reason not in _FAILURES:
+        if denied is not None and denied.reason not in UPSTREAM_FAILURES:
             self.note_reason(denied)
 
     def note_reason(self, denied: Denied) -> None:
@@ -317,83 +250,3 @@ class Exchange:
         # With `stream`, the answer is sent at once, and the rest of the request's body is discarded.
         flow.request.stream = True
         flow.request.headers.pop("expect", None)
-
-
-def problem_response(
-    denied: Denied, rule: str | None, accept: str = "", content_type: str = "", *, id: str
-) -> http.Response:
-    """Return the response to a denied request (RFC 9457, RFC 9209), or a page for clients that ask for pages.
-
-    Args:
-        denied: the reason.
-        rule: the name of the rule that matched, or None.
-        accept: the request's Accept field, or "".
-        content_type: its Content-Type field, or "".
-        id: the request's id.
-    """
-    is_page = wants_page(accept)
-    headers = {
-        "Content-Type": PAGE_TYPE if is_page else JSON_TYPE,
-        "Proxy-Status": proxy_status(denied),
-        "Cache-Control": "no-store",
-        **grpc_fields(denied, content_type, id),
-    }
-    if denied.reason is Reason.PROXY_AUTHENTICATION_REQUIRED:
-        headers["Proxy-Authenticate"] = 'Basic realm="overcoat", charset="UTF-8"'
-    if denied.reason is Reason.TOO_MANY_ATTEMPTS:
-        headers["Retry-After"] = "1"
-    if is_page:
-        headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'"
-        headers["X-Content-Type-Options"] = "nosniff"
-    body = problem_page(denied, rule, id) if is_page else problem_details(denied, rule, id)
-    return http.Response.make(denied.reason.status, body, headers)
-
-
-def is_denied(exchange: Exchange) -> bool:
-    """Tell whether the exchange is really denied (not only in observe mode)."""
-    return exchange.denied is not None and (exchange.is_carried_out or not exchange.observing)
-
-
-# Failures of upstreams. In observe mode plain http stays plain, so a failure there does not tell what enforcing would
-# do.
-_FAILURES = frozenset(
-    (
-        Reason.UPSTREAM_UNREACHABLE,
-        Reason.UPSTREAM_TIMEOUT,
-        Reason.UPSTREAM_FAILED,
-        Reason.UPSTREAM_CUT,
-        Reason.TLS_FAILED,
-        Reason.CLIENT_CERTIFICATE_REFUSED,
-    )
-)
-
-
-def would_deny(exchange: Exchange) -> bool:
-    """Tell whether enforcing the policy would have denied what observe mode let pass."""
-    found = (exchange.denied, exchange.observed)
-    return exchange.observing and any(denied is not None and denied.reason not in _FAILURES for denied in found)
-
-
-def never_left(exchange: Exchange) -> bool:
-    """Tell whether the request was denied before any of it had reached the upstream."""
-    return is_denied(exchange) and not exchange.has_left
-
-
-def outcome_of(exchange: Exchange) -> Outcome:
-    """Return how an exchange that is over has ended."""
-    if exchange.denied is not None and is_denied(exchange):
-        return exchange.denied.reason.outcome
-    if exchange.app_left:
-        return Outcome.APP_LEFT
-    return Outcome.OBSERVED if exchange.observing else Outcome.OK
-
-
-def action_of(exchange: Exchange) -> Action:
-    """Return what the policy says of an exchange, whatever became of it then; in observe mode, too."""
-    decision, denied = exchange.decision, exchange.denied
-    if decision is None:
-        return Action.DENY
-    if denied is None:
-        return decision.action
-    says_no = would_deny(exchange) if exchange.observing else denied.reason.outcome is Outcome.DENIED
-    return Action.DENY if says_no else decision.action

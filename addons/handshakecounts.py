@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 
 from OpenSSL import SSL
 
-from addons.exchange import Upstream
 from addons.metrics import NO_LEVEL, NO_RULE, UPSTREAM_PROXY, Metrics, pins_mode
+from addons.upstream import Upstream
 from proxy.core.handshakes import group_of
 from proxy.core.pins import PinVerdict
 from proxy.core.rules.policy import HostPattern, Mode, Policy

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from mitmproxy.connection import Server
 from OpenSSL import SSL, crypto
 
-from addons.exchange import Upstream
 from addons.sessions import Sessions
+from addons.upstream import Upstream
 from proxy.core.certificates.forms import form_defect
 from proxy.core.certificates.words import OF_CRLS, circumstances, remedy
 from proxy.core.decisions import Denied, Reason

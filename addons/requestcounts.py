@@ -15,9 +15,10 @@ from bisect import bisect_left
 from prometheus_client.samples import Exemplar
 from prometheus_client.values import MutexValue
 
-from addons.exchange import Exchange, action_of
+from addons.exchange import Exchange
 from addons.handshakecounts import HandshakeCounts
 from addons.metrics import NO_RULE, OWN_BUCKETS, UPSTREAM_BUCKETS, Metrics
+from addons.outcomes import action_of
 from proxy.core.decisions import Action, Outcome, Reason
 from proxy.core.rules.ends import NO_REASON, status_class
 from proxy.core.rules.policy import Mode

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from mitmproxy import connection, http
 
-from addons.exchange import Exchange, Upstream
+from addons.exchange import Exchange
+from addons.upstream import Upstream
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.http.redirects import Trail
 from proxy.core.rules.policy import ListenerKind, Mirror, Policy

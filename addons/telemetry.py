@@ -20,12 +20,14 @@ from mitmproxy import connection, http
 
 from addons import marked
 from addons.decisionline import line_of
-from addons.exchange import Exchange, Upstream, is_denied, never_left, outcome_of
+from addons.exchange import Exchange
 from addons.handshakecounts import HandshakeCounts
 from addons.metrics import Metrics
+from addons.outcomes import is_denied, never_left, outcome_of
 from addons.requestcounts import RequestCounts
 from addons.sessions import Sessions
 from addons.underway import UnderWay
+from addons.upstream import Upstream
 from proxy.core.rules.policy import ListenerKind
 
 if TYPE_CHECKING:  # two MiB, with all that it imports; see proxy.engine.hookdata

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from mitmproxy import http
 
-from addons.exchange import Exchange, is_denied
+from addons.exchange import Exchange
 from addons.headers import values_of
+from addons.outcomes import is_denied
 from addons.sessions import Sessions
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import CACHED, HTTPS_PORT, Destination, parse_authority

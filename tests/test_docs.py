@@ -16,11 +16,12 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from addons.exchange import Exchange, Upstream
+from addons.exchange import Exchange
 from addons.metrics import Metrics
 from addons.policymetrics import PolicyMetrics
 from addons.sessions import Sessions
 from addons.telemetry import Telemetry
+from addons.upstream import Upstream
 from docs.alerts import ALERTS
 from proxy import cli
 from proxy.core.decisions import Denied, Reason

@@ -24,10 +24,11 @@ from mitmproxy import connection, http, tls
 from mitmproxy.exceptions import AddonHalt
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
-from addons.exchange import Exchange, Upstream
+from addons.exchange import Exchange
 from addons.pinning import have_expired
 from addons.sessions import Sessions
 from addons.stock.guard import Cut
+from addons.upstream import Upstream
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.rules.policy import Policy, Rule

@@ -14,8 +14,9 @@ from weakref import WeakKeyDictionary
 
 from mitmproxy import http
 
-from addons.decisionline import done
-from addons.exchange import Exchange, is_denied, problem_response
+from addons.denials import problem_response
+from addons.exchange import Exchange
+from addons.outcomes import done, is_denied
 from addons.sessions import Sessions
 
 _FACTS = "overcoat"  # in a flow's metadata

@@ -25,7 +25,7 @@ from mitmproxy.exceptions import AddonHalt
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
-from addons.exchange import is_denied
+from addons.outcomes import is_denied
 from addons.stock.flows import Answers, Shown, StockSessions
 from proxy.core.decisions import Denied, Reason
 from proxy.log import describe

@@ -20,9 +20,9 @@ from datetime import UTC, datetime
 from mitmproxy import http
 
 from addons.encryption import Encryption
-from addons.exchange import is_denied
 from addons.gate import Gate
 from addons.localca import LocalCaGuard
+from addons.outcomes import is_denied
 from addons.pinning import expired_pins
 from addons.sessions import Sessions
 from addons.transport import Transport

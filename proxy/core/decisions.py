@@ -474,6 +474,19 @@ FIELD_REASONS = (
     Reason.RESPONSE_NOT_SEALED,
 )
 
+# Failures of upstreams. In observe mode plain http stays plain, so a failure there does not tell what enforcing would
+# do.
+UPSTREAM_FAILURES = frozenset(
+    (
+        Reason.UPSTREAM_UNREACHABLE,
+        Reason.UPSTREAM_TIMEOUT,
+        Reason.UPSTREAM_FAILED,
+        Reason.UPSTREAM_CUT,
+        Reason.TLS_FAILED,
+        Reason.CLIENT_CERTIFICATE_REFUSED,
+    )
+)
+
 _OUTCOMES = {
     Reason.UPSTREAM_UNREACHABLE: Outcome.UPSTREAM_FAILED,
     Reason.UPSTREAM_PROXY_FAILED: Outcome.UPSTREAM_FAILED,

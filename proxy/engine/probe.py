@@ -24,8 +24,8 @@ from cryptography import x509
 from mitmproxy.connection import Client, ConnectionState, Server
 from prometheus_client import CollectorRegistry
 
-from addons.exchange import Upstream
 from addons.metrics import Metrics
+from addons.upstream import Upstream
 from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination

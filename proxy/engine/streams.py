@@ -15,7 +15,7 @@ from typing import Protocol
 from mitmproxy import http
 from mitmproxy.connection import Server
 
-from addons.exchange import Upstream
+from addons.upstream import Upstream
 from proxy.core.decisions import Denied
 from proxy.core.http.heads import Fields, ResponseHead
 

@@ -29,8 +29,8 @@ from cryptography.hazmat.primitives.serialization import load_der_private_key
 from mitmproxy import connection
 from OpenSSL import SSL, crypto
 
-from addons.exchange import Upstream
 from addons.sessions import Sessions
+from addons.upstream import Upstream
 from proxy.core.certificates.bundles import BadBundle, read_bundle
 from proxy.core.certificates.serving import ServerCertificate
 from proxy.core.handshakes import HYBRID

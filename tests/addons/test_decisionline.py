@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from mitmproxy.test import tflow
 
 from addons.decisionline import MAX_METHOD, MAX_PATH, Event, line_of
-from addons.exchange import Exchange, Upstream
+from addons.exchange import Exchange
+from addons.upstream import Upstream
 from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
 from proxy.core.destinations import Destination
 from proxy.core.fields.entries import FieldEntry, Work

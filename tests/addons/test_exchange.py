@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from mitmproxy import connection, http
 
-from addons.exchange import Exchange, action_of, is_denied, never_left, problem_response, would_deny
+from addons.exchange import Exchange
+from addons.outcomes import action_of, is_denied, would_deny
 from addons.sessions import Sessions
-from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
-from proxy.core.destinations import Destination
+from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.rules.policy import Mode, Policy
 
 NewFlow = Callable[..., http.HTTPFlow]
@@ -89,56 +88,6 @@ class TestDenials:
         assert json.loads(flow.response.content or b"")["reason"] == SECOND.reason.code
         assert exchange.denied is SECOND
 
-    def test_the_answer_is_problem_details_with_a_proxy_status(self) -> None:
-        response = problem_response(FIRST, "payments", id="0-1")
-        problem: dict[str, Any] = json.loads(response.content or b"")
-        assert problem["status"] == response.status_code == 403
-        assert (problem["reason"], problem["rule"], problem["hint"]) == ("plain_http_rejected", "payments", "a hint")
-        assert response.headers["content-type"] == "application/problem+json"
-        assert response.headers["proxy-status"].startswith("overcoat; error=http_request_denied")
-        assert response.headers["cache-control"] == "no-store"
-        assert response.headers["content-length"] == str(len(response.content or b""))
-
-
-@pytest.mark.parametrize(
-    ("decision", "denied", "action"),
-    [
-        (None, None, Action.DENY),  # nothing was decided: closed
-        (Decision(Action.UPGRADE, Destination("api.example", 443)), None, Action.UPGRADE),
-        (Decision(Action.UPGRADE, Destination("api.example", 443)), FIRST, Action.DENY),
-        (Decision(Action.TUNNEL, Destination("api.example", 443)), None, Action.TUNNEL),
-    ],
-)
-def test_what_the_policy_says_of_an_exchange(decision: Decision | None, denied: Denied | None, action: Action) -> None:
-    exchange = Exchange(Policy(), "127.0.0.1", decision=decision, denied=denied)
-    assert action_of(exchange) is action
-    assert is_denied(exchange) is (denied is not None)
-
-
-@pytest.mark.parametrize(
-    ("mode", "reason", "would", "is_kept"),
-    [
-        (Mode.ENFORCE, Reason.PIN_MISMATCH, False, True),
-        (Mode.ENFORCE, Reason.UPSTREAM_TIMEOUT, False, True),
-        (Mode.OBSERVE, Reason.PIN_MISMATCH, True, False),
-        (Mode.OBSERVE, Reason.UPSTREAM_FAILED, False, False),
-        (Mode.OBSERVE, Reason.UPSTREAM_UNREACHABLE, False, False),
-        (Mode.OBSERVE, Reason.UPSTREAM_CUT, False, False),
-    ],
-)
-def test_what_would_be_denied_and_what_has_left(mode: Mode, reason: Reason, would: bool, is_kept: bool) -> None:
-    exchange = Exchange(replace(Policy(), mode=mode), "127.0.0.1", "GET", "/")
-    exchange.decision = Decision(Action.UPGRADE)
-    assert not would_deny(exchange)
-    assert not never_left(exchange)
-    exchange.note_reason(Denied(reason, "x"))
-    assert would_deny(exchange) is would
-    assert never_left(exchange) is is_kept
-    exchange.has_left = True
-    assert not never_left(exchange)
-    is_denied_here = mode is Mode.ENFORCE and reason.outcome is Outcome.DENIED
-    assert (action_of(exchange) is Action.DENY) is (is_denied_here or would)
-
 
 @pytest.mark.parametrize(
     ("is_by_hsts", "reason", "is_said"),
@@ -159,22 +108,3 @@ def test_that_only_the_server_wanted_https_is_said_where_its_tls_fails(
     exchange.deny_always(flow, Denied(reason, "failed"))
     assert exchange.denied is not None
     assert ("Strict-Transport-Security" in exchange.denied.detail) is is_said
-
-
-@pytest.mark.parametrize(
-    ("reason", "accept", "names"),
-    [
-        (Reason.BAD_REQUEST, "", set()),
-        (Reason.PROXY_AUTHENTICATION_REQUIRED, "", {"proxy-authenticate"}),
-        (Reason.TOO_MANY_ATTEMPTS, "", {"retry-after"}),
-        (Reason.BAD_REQUEST, "text/html", {"content-security-policy", "x-content-type-options"}),
-    ],
-)
-def test_an_answer_has_the_fields_that_its_reason_and_its_form_want(
-    reason: Reason, accept: str, names: set[str]
-) -> None:
-    response = problem_response(Denied(reason, "x"), None, accept, id="0-1")
-    found = {name.lower() for name in response.headers}
-    assert found - {"content-type", "proxy-status", "cache-control", "content-length"} == names
-    assert response.headers["content-type"].startswith("text/html" if accept else "application/problem+json")
-    assert (response.content or b"").startswith(b"<!" if accept else b"{")

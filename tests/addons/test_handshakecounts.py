@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from addons.exchange import Upstream
 from addons.handshakecounts import MOST_HOSTS, HandshakeCounts
 from addons.metrics import Metrics
+from addons.upstream import Upstream
 from proxy.core.rules.policy import HostPattern, Https, PlainHttp, Policy, Rule
 
 RULE = Rule("a", (HostPattern("any_depth", "a.example"),), PlainHttp.UPGRADE, Https.INSPECT)

@@ -11,8 +11,8 @@ from mitmproxy.test import tflow
 from mitmproxy.websocket import WebSocketData, WebSocketMessage
 
 from addons.encryption import Encryption
-from addons.exchange import is_denied
 from addons.messages import Messages
+from addons.outcomes import is_denied
 from addons.sessions import Sessions
 from proxy.core.decisions import Action, Decision, Reason
 from proxy.core.destinations import Destination

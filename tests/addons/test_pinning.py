@@ -21,9 +21,9 @@ from mitmproxy.proxy.context import Context
 from OpenSSL import SSL, crypto
 
 from addons import pinning
-from addons.exchange import Upstream
 from addons.pinning import Pinning, have_expired, is_about_form, verifier, verify_error
 from addons.sessions import Sessions
+from addons.upstream import Upstream
 from proxy.core.destinations import Destination
 from proxy.core.pins import AfterExpiry, Level, Pin, PinSet, PinVerdict, certificate_pin, spki_pin
 from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule

@@ -1,4 +1,4 @@
-"""What the end-to-end tests of telemetry cannot isolate: a line that cannot be written, and each word of `action`."""
+"""What the end-to-end tests of telemetry cannot isolate, such as a line that cannot be written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from mitmproxy.test import tflow
 from prometheus_client import CollectorRegistry
 
-from addons.decisionline import done
 from addons.exchange import Exchange
 from addons.expected import expect
 from addons.metrics import MOST_KIDS, MOST_USERS, OTHER_USERS, Metrics
@@ -81,27 +80,6 @@ def test_a_line_is_one_line_of_plain_ascii_whatever_the_path_holds(path: str) ->
     assert line.count("\n") == 1
     assert line.removesuffix("\n").isprintable()
     assert json.loads(line)["path"] == path
-
-
-@pytest.mark.parametrize(
-    ("it", "action"),
-    [
-        (exchange(action=Action.UPGRADE), Action.UPGRADE),
-        (exchange(action=Action.TUNNEL), Action.TUNNEL),
-        (exchange(action=Action.UPGRADE, denied=DENIED), Action.DENY),
-        (exchange(action=None), Action.DENY),
-        (exchange(action=Action.TUNNEL, denied=Denied(Reason.IDLE_TIMEOUT, "why")), Action.TUNNEL),
-        (exchange(action=None, denied=Denied(Reason.DRAIN_TIMEOUT, "why")), Action.DENY),
-        (exchange(Mode.OBSERVE, Action.UPGRADE), Action.ALLOW),
-        (exchange(Mode.OBSERVE, Action.ALLOW), Action.ALLOW),
-        (exchange(Mode.OBSERVE, Action.DENY, denied=DENIED), Action.ALLOW),
-        (exchange(Mode.OBSERVE, Action.INSPECT), Action.INSPECT),
-        (exchange(Mode.OBSERVE, Action.INSPECT, method="CONNECT"), Action.TUNNEL),
-        (exchange(Mode.OBSERVE, Action.DENY, method="CONNECT", denied=DENIED), Action.TUNNEL),
-    ],
-)
-def test_action_says_what_was_done_and_in_observe_mode_that_is_passing_on(it: Exchange, action: Action) -> None:
-    assert done(it) is action
 
 
 def test_the_day_that_pins_expire_is_good_until_its_last_second() -> None:

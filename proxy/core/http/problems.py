@@ -1,5 +1,5 @@
 """Writes what an app, or the person in front of it, is told about a denial: problem details, a page, or gRPC's fields.
-The module `addons.exchange` calls it for each response that Overcoat makes itself.
+The module `addons.denials` calls it for each response that Overcoat makes itself.
 
 Rules of this module:
 

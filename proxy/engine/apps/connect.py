@@ -19,7 +19,8 @@ from typing import Any, Protocol
 
 from mitmproxy import http
 
-from addons.exchange import Exchange, Upstream
+from addons.exchange import Exchange
+from addons.upstream import Upstream
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import HTTP_PORT
 from proxy.core.http.heads import MAX_HEAD_BYTES, can_become_a_head

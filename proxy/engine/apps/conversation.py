@@ -30,10 +30,12 @@ from mitmproxy import flow as mitmproxy_flow
 from mitmproxy import http
 from mitmproxy.websocket import WebSocketData, WebSocketMessage
 
-from addons.exchange import Exchange, Upstream, is_denied
+from addons.exchange import Exchange
 from addons.headers import has_field
 from addons.marked import takes_long
+from addons.outcomes import is_denied
 from addons.pinning import have_expired
+from addons.upstream import Upstream
 from proxy.core.decisions import Denied, Reason, late_response
 from proxy.core.destinations import Destination
 from proxy.core.fields import bodies

@@ -16,7 +16,8 @@ import re
 
 from mitmproxy import http
 
-from addons.exchange import Exchange, problem_response
+from addons.denials import problem_response
+from addons.exchange import Exchange
 from proxy.core.decisions import Denied, Reason
 from proxy.core.http.framing import BadFraming, Body, body_of, chunk, last_chunk
 from proxy.core.http.heads import MAX_HEAD_BYTES, Fields, HeadEnd, names_in, read_request_head

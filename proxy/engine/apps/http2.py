@@ -22,7 +22,8 @@ import h2.events
 from h2.errors import ErrorCodes
 from mitmproxy import http
 
-from addons.exchange import Exchange, problem_response
+from addons.denials import problem_response
+from addons.exchange import Exchange
 from addons.headers import has_field, values_of
 from proxy import timelimits
 from proxy.core.decisions import Denied, Reason

@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from addons.exchange import Exchange, Upstream
+from addons.exchange import Exchange
+from addons.upstream import Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.engine.apps.socket import AppSocket
 from proxy.engine.apps.speaker import Speaker

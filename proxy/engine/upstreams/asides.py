@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 
 from mitmproxy.connection import Client, ConnectionState
 
-from addons.exchange import Exchange, Upstream
+from addons.exchange import Exchange
+from addons.upstream import Upstream
 from proxy import timelimits
 from proxy.core.decisions import Action, Denied
 from proxy.core.destinations import Destination

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from mitmproxy import http
 from mitmproxy.connection import Client, ConnectionState
 
-from addons.exchange import Upstream
+from addons.upstream import Upstream
 from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, Destination

@@ -31,7 +31,7 @@ from mitmproxy import http
 from mitmproxy.connection import Server
 from OpenSSL import SSL
 
-from addons.exchange import Upstream
+from addons.upstream import Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.handshakes import alert_of, ended_after

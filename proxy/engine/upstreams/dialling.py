@@ -16,7 +16,7 @@ import functools
 import socket
 from collections.abc import Sequence
 
-from addons.exchange import Upstream
+from addons.upstream import Upstream
 from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.core.rules.policy import Mirror

@@ -15,7 +15,7 @@ import time
 
 from mitmproxy.connection import ConnectionState, Server
 
-from addons.exchange import Upstream
+from addons.upstream import Upstream
 from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination

@@ -15,7 +15,7 @@ import asyncio
 
 from mitmproxy.connection import Server
 
-from addons.exchange import Upstream
+from addons.upstream import Upstream
 from proxy.core.decisions import Denied
 from proxy.engine.hookdata import Context
 from proxy.engine.streams import UpstreamStream, Version

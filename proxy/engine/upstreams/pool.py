@@ -17,7 +17,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from addons.exchange import Upstream
+from addons.upstream import Upstream
 from proxy import timelimits
 from proxy.engine.streams import UpstreamStream, Version
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from mitmproxy.connection import Server
 
-from addons.exchange import Upstream
+from addons.upstream import Upstream
 from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
-from addons.exchange import Upstream
+from addons.upstream import Upstream
 from proxy import timelimits
 from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination

@@ -11,7 +11,8 @@ import pytest
 from mitmproxy import http
 from mitmproxy.test import tflow
 
-from addons.exchange import Exchange, Upstream
+from addons.exchange import Exchange
+from addons.upstream import Upstream
 from proxy.core.decisions import Denied, Reason
 from proxy.core.http.heads import RequestHead, ResponseHead
 from proxy.core.rules.policy import Limits, Policy

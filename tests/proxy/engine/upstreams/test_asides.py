@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from addons.exchange import Exchange, Upstream
+from addons.exchange import Exchange
 from addons.sessions import Sessions
+from addons.upstream import Upstream
 from proxy import timelimits
 from proxy.core.decisions import Action, Decision, Denied, Reason
 from proxy.core.destinations import Destination

@@ -12,7 +12,7 @@ import pytest
 from mitmproxy import http
 from mitmproxy.connection import Server
 
-from addons.exchange import Upstream
+from addons.upstream import Upstream
 from proxy.core.rules.policy import Policy
 from proxy.engine.transitions import IllegalTransition
 from proxy.engine.upstreams.connection import UpstreamConnection

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from addons.exchange import Upstream
+from addons.upstream import Upstream
 from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
