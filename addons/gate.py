@@ -1,5 +1,6 @@
-"""The addon whose hooks the engine calls first for each request: checks who is asking and for which destination, that
-all names in the request agree, and asks the transport rules for a decision, which later addons carry out.
+"""The addon whose hooks the engine calls first for each request: has `addons.admission` check who is asking, finds for
+which destination, checks that all names in the request agree, and asks the transport rules for a decision, which later
+addons carry out.
 
 Rules of this addon:
 
@@ -17,18 +18,24 @@ import contextlib
 
 from mitmproxy import http
 
+from addons.admission import Admission
 from addons.exchange import Exchange
-from addons.headers import values_of
-from addons.sessions import Session, Sessions
+from addons.sessions import Sessions
 from proxy.core.decisions import Action, Decision, Denied, Reason
-from proxy.core.destinations import BadDestination, Destination, canonical
+from proxy.core.destinations import Destination
 from proxy.core.http.heads import names_in
-from proxy.core.http.names import check_host_fields, check_hosts_in, check_server_name, mirrored_host
+from proxy.core.http.names import (
+    check_host_fields,
+    check_hosts_in,
+    check_path,
+    check_server_name,
+    mirrored_host,
+    read_target,
+)
 from proxy.core.rules.hsts import KnownHosts
-from proxy.core.rules.policy import ListenerKind, Mirror
+from proxy.core.rules.policy import Mirror
 from proxy.core.rules.transport import decide_https, decide_mirror, decide_plain_http
-from proxy.core.who.clients import check_client
-from proxy.core.who.credentials import Verifier, read_basic
+from proxy.core.who.credentials import Verifier
 
 
 class Gate:
@@ -37,7 +44,7 @@ class Gate:
     def __init__(self, sessions: Sessions, verifier: Verifier, known: KnownHosts) -> None:
         self.sessions = sessions
         self._known = known
-        self._verifier = verifier
+        self._admit = Admission(verifier).admit
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """Decide on a CONNECT."""
@@ -63,8 +70,8 @@ class Gate:
                 self._mirror(flow, exchange, session.mirror)
                 return
             exchange.asked = asked = _canonical(flow)
-            _check_path(flow.request)
             data = flow.request.data
+            check_path(data.path, data.method)
             is_https = data.scheme == b"https"
             # Before the names are compared, so that a mismatch has a rule, too.
             if is_https:
@@ -89,49 +96,13 @@ class Gate:
             Denied: BAD_REQUEST, MISDIRECTED.
         """
         to = _canonical(flow)
-        _check_path(flow.request)
-        authority = flow.request.data.authority.decode("ascii", "replace")
+        data = flow.request.data
+        check_path(data.path, data.method)
+        authority = data.authority.decode("ascii", "replace")
         exchange.asked = mirrored_host(flow.request.headers.fields, authority, flow.client_conn.sni, mirror.names)
         exchange.settle(*decide_mirror(exchange.policy, exchange.asked, to))
         if not flow.request.is_http2:
-            flow.request.data.authority = b""
-
-    def _admit(self, flow: http.HTTPFlow, exchange: Exchange, session: Session) -> None:
-        """Check that the client may use the proxy.
-
-        Raises:
-            Denied: CLIENT_FORBIDDEN, PROXY_AUTHENTICATION_REQUIRED.
-        """
-        clients = exchange.policy.clients_of(session.mirror)
-        if session.admitted_by is not exchange.policy:  # the policy may have changed
-            check_client(clients, exchange.client, is_at_mirror=session.mirror is not None)
-            session.admitted_by = exchange.policy
-        if not clients.users:
-            return
-        if not self._shows_credentials(session, exchange):
-            exchange.user = session.connect.user if session.connect is not None else None
-            return
-        shown = values_of(flow.request.headers, b"proxy-authorization")
-        if len(shown) == 1 and (clients.users, shown[0]) == session.verified:
-            exchange.user = session.user
-            return  # others who guess from this address must not disturb a connection that was let in
-        if len(shown) != 1 or not self._verifier.verify(clients.users, shown[0], exchange.client):
-            raise Denied(
-                Reason.PROXY_AUTHENTICATION_REQUIRED,
-                "the request carries a name or a password that is not the proxy's"
-                if shown
-                else "the request carries no credentials for the proxy",
-            )
-        session.verified = (clients.users, shown[0])
-        credentials = read_basic(shown[0])
-        exchange.user = session.user = credentials[0] if credentials is not None else None
-
-    def _shows_credentials(self, session: Session, exchange: Exchange) -> bool:
-        """Tell whether an app sends credentials here: not if it does not know of a proxy, and not again inside
-        CONNECT.
-        """
-        knows = session.listener_kind in (ListenerKind.FORWARD, ListenerKind.SOCKS5)
-        return knows and (session.connect is None or session.connect is exchange)
+            data.authority = b""
 
 
 def _check_listed(exchange: Exchange, asked: Destination) -> None:
@@ -161,41 +132,6 @@ def _deny(flow: http.HTTPFlow, exchange: Exchange, denied: Denied) -> None:
         exchange.deny_always(flow, denied)
 
 
-def _canonical(flow: http.HTTPFlow) -> Destination:
-    """Return the canonical destination of a request, and set it as the one to dial.
-
-    Raises:
-        Denied: BAD_REQUEST.
-    """
-    data = flow.request.data
-    try:
-        destination = canonical(data.host, data.port)
-    except BadDestination as e:
-        if not data.host:
-            raise Denied(
-                Reason.BAD_REQUEST,
-                "the request has no destination: a proxy is sent an absolute-form target or CONNECT",
-                "set this address as the app's HTTP_PROXY or HTTPS_PROXY instead of calling it directly",
-            ) from None
-        raise Denied(Reason.BAD_REQUEST, f"the request's destination is not valid: {e}") from None
-    if not 1 <= destination.port <= 65535:
-        raise Denied(Reason.BAD_REQUEST, f"port {destination.port} is not a number from 1 to 65535")
-    data.host = destination.host  # not with the setter, which would rewrite Host
-    return destination
-
-
-def _check_path(request: http.Request) -> None:
-    """Check that the path is a path. `:path` may hold anything, even a whole URL, which no glob of a policy would
-    match.
-
-    Raises:
-        Denied: BAD_REQUEST.
-    """
-    path = request.data.path
-    if path[:1] != b"/" and not (path == b"*" and request.method == "OPTIONS"):
-        raise Denied(Reason.BAD_REQUEST, "the request's path does not begin with a slash (RFC 9113, section 8.3.1)")
-
-
 def _check_host(flow: http.HTTPFlow, destination: Destination, default_port: int) -> None:
     """Check that Host and `:authority` name the destination.
 
@@ -210,3 +146,15 @@ def _check_host(flow: http.HTTPFlow, destination: Destination, default_port: int
         check_host_fields([authority.decode("ascii", "replace")], destination, default_port)
     elif flow.request.is_http2 and b"host" not in names_in(fields):
         raise Denied(Reason.BAD_REQUEST, "the request has neither `:authority` nor a Host field")
+
+
+def _canonical(flow: http.HTTPFlow) -> Destination:
+    """Return the canonical destination of a request, and set it as the one to dial.
+
+    Raises:
+        Denied: BAD_REQUEST.
+    """
+    data = flow.request.data
+    destination = read_target(data.host, data.port)
+    data.host = destination.host  # not with the setter, which would rewrite Host
+    return destination

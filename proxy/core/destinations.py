@@ -60,16 +60,6 @@ class Destination(NamedTuple):
 
 
 @lru_cache(maxsize=CACHED)
-def canonical(host: str, port: int) -> Destination:
-    """Return the canonical destination of a port and a host in any spelling.
-
-    Raises:
-        BadDestination: as for `canonical_host`.
-    """
-    return Destination(canonical_host(host), port)
-
-
-@lru_cache(maxsize=CACHED)
 def canonical_host(text: str) -> str:
     """Return the one spelling of a host name or IP address.
 

@@ -5,8 +5,6 @@ Proves ARCHITECTURE's rule 4 (decide on the real destination).
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from dataclasses import replace
 
 import pytest
@@ -18,9 +16,9 @@ from addons.sessions import Sessions
 from proxy.core.decisions import Action, Reason
 from proxy.core.destinations import Destination
 from proxy.core.rules.hsts import KnownHosts
-from proxy.core.rules.policy import Defaults, Egress, HostPattern, Https, ListenerKind, Mode, PlainHttp, Policy, Rule
+from proxy.core.rules.policy import Defaults, Egress, HostPattern, Https, Mode, PlainHttp, Policy, Rule
 from proxy.core.who.addresses import AddressSet
-from proxy.core.who.clients import ClientRules, PasswordHash, User
+from proxy.core.who.clients import ClientRules
 from proxy.core.who.credentials import Verifier
 
 VERIFIER = Verifier(b"", lambda: 0.0)
@@ -80,115 +78,6 @@ def refused(sessions: Sessions, flow: http.HTTPFlow) -> Reason:
     assert denied is not None
     assert flow.response is not None
     return denied.reason
-
-
-def credentials(text: str) -> tuple[bytes, bytes]:
-    return b"Proxy-Authorization", b"Basic " + base64.b64encode(text.encode())
-
-
-class TestCredentials:
-    RIGHT, WRONG = credentials("app:one"), credentials("app:two")
-    SALT = b"8 bytes."
-    USERS = (User("app", PasswordHash(10, 1, 1, SALT, hashlib.scrypt(b"one", salt=SALT, n=1024, r=1, p=1, dklen=32))),)
-
-    def flow(
-        self, client: connection.Client, *shown: tuple[bytes, bytes], kind: ListenerKind = ListenerKind.FORWARD
-    ) -> tuple[Sessions, http.HTTPFlow]:
-        sessions = Sessions()
-        sessions.open(client, replace(POLICY, clients=ClientRules(users=self.USERS)), kind)
-        flow = new_flow(client)
-        flow.request.headers.fields += shown
-        return sessions, flow
-
-    @pytest.mark.parametrize(
-        ("shown", "said"),
-        [
-            ((), "carries no credentials"),
-            ((WRONG,), "carries a name or a password that is not the proxy's"),
-            ((RIGHT, WRONG), "carries a name or a password that is not the proxy's"),
-            ((RIGHT, RIGHT), "carries a name or a password that is not the proxy's"),
-        ],
-    )
-    @pytest.mark.parametrize("kind", [ListenerKind.FORWARD, ListenerKind.SOCKS5])
-    def test_without_one_users_own_nothing_passes(
-        self, client: connection.Client, kind: ListenerKind, shown: tuple[tuple[bytes, bytes], ...], said: str
-    ) -> None:
-        sessions, flow = self.flow(client, *shown, kind=kind)
-        assert refused(sessions, flow) is Reason.PROXY_AUTHENTICATION_REQUIRED
-        denied = sessions.exchange(flow).denied
-        assert denied is not None
-        assert said in denied.detail
-
-    @pytest.mark.parametrize("kind", [ListenerKind.FORWARD, ListenerKind.SOCKS5])
-    def test_with_them_it_passes(self, client: connection.Client, kind: ListenerKind) -> None:
-        passed(*self.flow(client, self.RIGHT, kind=kind))
-
-    @pytest.mark.parametrize("kind", [ListenerKind.REVERSE, ListenerKind.TRANSPARENT])
-    def test_where_an_app_knows_of_no_proxy_none_are_asked_for(
-        self, client: connection.Client, kind: ListenerKind
-    ) -> None:
-        passed(*self.flow(client, kind=kind))
-
-    def test_inside_connect_they_are_not_asked_for_again(self, client: connection.Client) -> None:
-        sessions, flow = self.flow(client)
-        sessions.of(client).connect = sessions.exchange(new_flow(client, method="CONNECT"))
-        passed(sessions, flow)
-
-    def test_connect_itself_shows_them(self, client: connection.Client) -> None:
-        sessions, flow = self.flow(client)
-        gate = Gate(sessions, VERIFIER, KNOWN)
-        flow.request.method = "CONNECT"
-        gate.http_connect(flow)
-        denied = sessions.exchange(flow).denied
-        assert denied is not None
-        assert denied.reason is Reason.PROXY_AUTHENTICATION_REQUIRED
-
-    def test_what_a_connection_has_shown_is_not_looked_at_again_while_the_users_stay(
-        self, client: connection.Client
-    ) -> None:
-        """So whoever guesses from the same address keeps no connection out that is in."""
-        sessions, flow = self.flow(client, self.RIGHT)
-        asked: list[str] = []
-
-        class Counting(Verifier):
-            def verify(self, users: tuple[User, ...], value: str, client: str) -> bool:
-                asked.append(value)
-                return super().verify(users, value, client)
-
-        gate = Gate(sessions, Counting(b"", lambda: 0.0), KNOWN)
-        gate.requestheaders(flow)
-        right = self.RIGHT[1].decode()
-        assert asked == [right]
-        for shown, is_let_in, more in ((self.RIGHT, True, []), (self.WRONG, False, [self.WRONG[1].decode()])):
-            again = new_flow(client)
-            again.request.headers.fields += (shown,)
-            asked.clear()
-            gate.requestheaders(again)
-            assert (again.response is None, asked) == (is_let_in, more)
-        others = (replace(self.USERS[0], name="other"),)
-        session = sessions.of(client)
-        session.policy = replace(session.policy, clients=ClientRules(users=others))
-        later = new_flow(client)
-        later.request.headers.fields += (self.RIGHT,)
-        gate.requestheaders(later)
-        assert later.response is not None
-
-
-class TestClients:
-    def test_another_policy_is_asked_again_whether_the_client_may_use_the_proxy(
-        self, sessions: Sessions, client: connection.Client
-    ) -> None:
-        session = sessions.of(client)
-        for _ in range(2):
-            passed(sessions, new_flow(client))
-        nowhere = replace(POLICY, clients=ClientRules(addresses=AddressSet()))
-        session.policy = nowhere
-        for _ in range(2):  # who was refused is not let in by asking again
-            assert refused(sessions, new_flow(client)) is Reason.CLIENT_FORBIDDEN
-        session.policy = POLICY
-        passed(sessions, new_flow(client))
-        session.policy = nowhere
-        assert refused(sessions, new_flow(client)) is Reason.CLIENT_FORBIDDEN
 
 
 class TestDestination:
@@ -429,3 +318,12 @@ class TestConnect:
         self.connect(sessions, client)
         client.sni = sni
         assert refused(sessions, new_flow(client, port=443, scheme="https")) is Reason.HOST_MISMATCH
+
+    def test_who_may_not_use_the_proxy_learns_that_alone(self, client: connection.Client) -> None:
+        sessions = Sessions()
+        sessions.open(client, replace(POLICY, clients=ClientRules(addresses=AddressSet())))
+        denied = sessions.exchange(self.connect(sessions, client, "evil.example:443")).denied
+        assert denied is not None
+        assert denied.reason is Reason.CLIENT_FORBIDDEN
+        sessions.of(client).connect = None
+        assert refused(sessions, new_flow(client, names=("evil.example",))) is Reason.CLIENT_FORBIDDEN

@@ -13,8 +13,8 @@ Offers:
 - `heads2`: read_http2_request, read_http2_response, read_http2_trailers; heads of HTTP/2
 - `hops`: has_come_through, is_last_request, keeps_alive, one_forward_less, trailers_to_relay, without_framing,
   without_hop; fields about one connection only
-- `names`: check_host_fields, check_hosts_in, check_server_name, host_field, is_own_name, mirrored_host,
-  read_host_field, with_host; whether Host, SNI and destination agree
+- `names`: check_host_fields, check_hosts_in, check_path, check_server_name, host_field, is_own_name, mirrored_host,
+  read_host_field, read_target, with_host; whether Host, SNI and destination agree
 - `permessage`: BadAnswer, Inflater, Parameters, TooLarge, agreed, deflater, offers; compression of WebSocket messages
 - `problems`: JSON_TYPE, PAGE_TYPE, grpc_fields, is_grpc, problem_details, problem_page, proxy_status, wants_page; what
   an app is told about a denial

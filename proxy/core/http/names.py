@@ -13,9 +13,53 @@ from collections.abc import Collection, Iterable
 from functools import lru_cache
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.destinations import HTTPS_PORT, BadDestination, Destination, canonical_host, parse_authority
+from proxy.core.destinations import (
+    CACHED,
+    HTTPS_PORT,
+    BadDestination,
+    Destination,
+    canonical_host,
+    parse_authority,
+)
 from proxy.core.http.heads import KEPT, Fields
 from proxy.core.who.addresses import parse_ip
+
+
+@lru_cache(CACHED)
+def read_target(host: str, port: int) -> Destination:
+    """Return the canonical destination of a request.
+
+    Args:
+        host: the host of its target as it came; "" if it names none.
+        port: the port.
+
+    Raises:
+        Denied: BAD_REQUEST.
+    """
+    try:
+        destination = Destination(canonical_host(host), port)
+    except BadDestination as e:
+        if not host:
+            raise Denied(
+                Reason.BAD_REQUEST,
+                "the request has no destination: a proxy is sent an absolute-form target or CONNECT",
+                "set this address as the app's HTTP_PROXY or HTTPS_PROXY instead of calling it directly",
+            ) from None
+        raise Denied(Reason.BAD_REQUEST, f"the request's destination is not valid: {e}") from None
+    if not 1 <= port <= 65535:
+        raise Denied(Reason.BAD_REQUEST, f"port {port} is not a number from 1 to 65535")
+    return destination
+
+
+def check_path(path: bytes, method: bytes) -> None:
+    """Check that the path is a path. `:path` may hold anything, even a whole URL, which no glob of a policy would
+    match.
+
+    Raises:
+        Denied: BAD_REQUEST.
+    """
+    if path[:1] != b"/" and not (path == b"*" and method.upper() == b"OPTIONS"):
+        raise Denied(Reason.BAD_REQUEST, "the request's path does not begin with a slash (RFC 9113, section 8.3.1)")
 
 
 def read_host_field(value: str, default_port: int) -> Destination:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.destinations import BadDestination, Destination, canonical, canonical_host, is_local, parse_authority
+from proxy.core.destinations import BadDestination, Destination, canonical_host, is_local, parse_authority
 
 
 @pytest.mark.parametrize(
@@ -178,14 +178,3 @@ def test_any_text_is_an_authority_or_refused_and_reads_back(text: str, default_p
 )
 def test_a_local_host_is_an_address_or_means_something_in_one_network_only(host: str, expected: bool) -> None:
     assert is_local(canonical_host(host)) is expected
-
-
-@pytest.mark.parametrize("spelling", ["api.example", "API.Example.", "Api.example"])
-def test_every_spelling_of_a_host_is_one_destination(spelling: str) -> None:
-    assert canonical(spelling, 80) == Destination("api.example", 80)
-
-
-def test_what_is_no_host_is_no_destination_each_time() -> None:
-    for _ in range(2):
-        with pytest.raises(BadDestination):
-            canonical("127.1", 80)

@@ -9,15 +9,60 @@ from proxy.core.destinations import Destination
 from proxy.core.http.names import (
     check_host_fields,
     check_hosts_in,
+    check_path,
     check_server_name,
     host_field,
     is_own_name,
     mirrored_host,
     read_host_field,
+    read_target,
     with_host,
 )
 
 ASKED = Destination("api.example", 443)
+
+
+@pytest.mark.parametrize("spelling", ["api.example", "API.Example.", "Api.example"])
+def test_every_spelling_of_a_host_is_one_destination(spelling: str) -> None:
+    assert read_target(spelling, 80) == Destination("api.example", 80)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "said"),
+    [
+        ("127.1", 80, "is not valid"),
+        ("", 80, "has no destination"),
+        ("api.example", 0, "port 0 is not a number"),
+        ("api.example", 65536, "port 65536 is not a number"),
+    ],
+)
+def test_what_is_no_destination_is_refused_each_time(host: str, port: int, said: str) -> None:
+    for _ in range(2):
+        with pytest.raises(Denied) as caught:
+            read_target(host, port)
+        assert caught.value.reason is Reason.BAD_REQUEST
+        assert said in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "is_one"),
+    [
+        (b"GET", b"/", True),
+        (b"OPTIONS", b"*", True),
+        (b"options", b"*", True),
+        (b"GET", b"*", False),
+        (b"OPTIONS", b"a", False),
+        (b"GET", b"http://api.example/", False),
+        (b"GET", b"", False),
+    ],
+)
+def test_a_path_begins_with_a_slash(method: bytes, path: bytes, is_one: bool) -> None:
+    if is_one:
+        check_path(path, method)
+        return
+    with pytest.raises(Denied) as caught:
+        check_path(path, method)
+    assert caught.value.reason is Reason.BAD_REQUEST
 
 
 @pytest.mark.parametrize(
