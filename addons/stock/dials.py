@@ -25,7 +25,7 @@ from mitmproxy.exceptions import AddonHalt
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from addons.exchange import Exchange
-from addons.pinning import have_expired
+from addons.pinning import expired_pins
 from addons.sessions import Sessions
 from addons.stock.guard import Cut
 from addons.upstream import Upstream
@@ -112,9 +112,8 @@ class Dials:
                 flow, Denied(Reason.DESTINATION_FORBIDDEN, what, "let one rule name both ports of the host")
             )
             return
-        if target.is_tls and have_expired(exchange.rule) and not exchange.observing:
+        if target.is_tls and not exchange.observing and (expired := expired_pins(exchange.rule)) is not None:
             # Else mitmproxy would go on using an open connection.
-            expired = Denied(Reason.PINS_EXPIRED, f"the pins of rule {exchange.rule_name} have expired")
             exchange.deny(flow, expired)
             return
         if target not in may_dial.let_through:  # else it was judged, and will be again at the next dial

@@ -210,7 +210,7 @@ class _Way:
         denied = denied_by_address(self._policy, rule, target.host)
         is_tls = flow is not None and flow.request.scheme == "https"
         if denied is None and (proxy := self._policy.proxy_to(target)) is not None:
-            denied = expired_pins(proxy.rule, "upstream_proxy")
+            denied = expired_pins(proxy.rule, is_proxy=True)
             denied = denied and denied.again(f"the upstream proxy: {denied.detail}")
         if denied is None and is_tls:
             denied = expired_pins(rule)

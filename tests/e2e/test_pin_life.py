@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from addons.pinning import verify_error
+from addons.verification import verify_error
 from proxy.core.certificates.words import circumstances
 from tests.e2e.certificates import Authority, Identity, Variant
 from tests.e2e.clients import Answer, curl

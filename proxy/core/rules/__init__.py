@@ -16,4 +16,5 @@ Offers:
   forbidden_behind_mirror, hint_for_neighbour, own_listener, unresolved, untaken; upgrade, reject or allow; which
   addresses may be reached
 - `trust`: ClientCertificate, CrlUse, Crls, KeyExchange, Trust; which certificates are trusted, and which one is shown
+- `unpinned`: ended, unpinned; what is said of a server that the pins do not vouch for
 """

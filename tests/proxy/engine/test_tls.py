@@ -22,8 +22,8 @@ from cryptography.x509.oid import NameOID
 from mitmproxy import connection
 from OpenSSL import SSL, crypto
 
-from addons.pinning import is_about_form
 from addons.sessions import Sessions
+from addons.verification import is_about_form
 from proxy.core.rules.policy import HostPattern, Https, PlainHttp, Policy, Rule
 from proxy.core.rules.trust import ClientCertificate, Crls, CrlUse, Trust
 from proxy.disk.ca import LocalCa
