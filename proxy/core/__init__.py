@@ -14,6 +14,6 @@ Offers:
   failed, in words, and which key exchanges there are
 - `pinfiles`: pin_of_pem; the pin of a certificate or key in a file
 - `pins`: AfterExpiry, Level, Pin, PinCheck, PinMatch, PinSet, PinVerdict, certificate_pin, check_pins, level_of,
-  matching_pins, mismatch_facts, parse_pin, pin_of_public_key_info, spki_pin; whether a server's certificates match what the policy
-  expects
+  matching_pins, mismatch_facts, parse_pin, pin_of_public_key_info, spki_pin; whether a server's certificates match what
+  the policy expects
 """

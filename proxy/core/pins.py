@@ -1,5 +1,5 @@
 """Certificate pins: reads them, computes them, and checks a server's verified chain against them. The policy file's
-reader calls `parse_pin`; the addon `addons.pinning` calls `check_pins` in the TLS handshake; `overcoat pins` prints
+reader calls `parse_pin`; `addons.verification` calls `check_pins` in the TLS handshake; `overcoat pins` prints
 pins, and calls `check_pins` for what it has fetched.
 
 Rules of this module:

@@ -1,4 +1,4 @@
-"""Checks the form of a server's certificate more strictly than OpenSSL 4.0 does. The addon `addons.pinning` calls it in
+"""Checks the form of a server's certificate more strictly than OpenSSL 4.0 does. `addons.verification` calls it in
 the handshake if the policy says `trust.strict`.
 
 RFC 5280 wants two extensions marked critical. OpenSSL up to version 3 checks that under X509_STRICT; version 4.0

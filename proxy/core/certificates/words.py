@@ -1,5 +1,5 @@
 """Says what a refused certificate itself has to do with it: its dates and the present time, the names that it has, who
-issued it. The addon `addons.pinning` puts that behind OpenSSL's own words; `overcoat pins` shows names with it.
+issued it. `addons.verification` puts that behind OpenSSL's own words; `overcoat pins` shows names with it.
 
 Rules of this module:
 

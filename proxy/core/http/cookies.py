@@ -1,6 +1,6 @@
 """Translates cookies between a server that speaks https and an app that speaks http to it. Such an app's cookie jar
 drops, or sends to the wrong host, what the server meant for https; so the name of such a cookie gets a mark (a prefix)
-towards the app, and loses it towards the server. The addon `addons.transport` calls it for each request and response.
+towards the app, and loses it towards the server. `addons.translation` calls it.
 
 Rules of this module (RFC 6265bis):
 

@@ -1,6 +1,6 @@
 """Translates header fields between an app and a server that know each other by different URLs: the app asked for
-http://host, or for a reverse listener, and the server is https://host. The app must not notice. The addon
-`addons.transport` calls it for each request and response.
+http://host, or for a reverse listener, and the server is https://host. The app must not notice. `addons.translation`
+calls it.
 
 Rules of this module:
 

@@ -1,5 +1,5 @@
 """HTTP Strict Transport Security (RFC 6797), on behalf of apps that do not keep it themselves: remembers which hosts
-want https only. The addon `addons.transport` teaches it, and `decide_plain_http` asks it.
+want https only. `addons.translation` teaches it, and `decide_plain_http` asks it.
 
 Rules of this module:
 

@@ -1,4 +1,4 @@
-"""Who is asking: network addresses, the clients that a policy lets in, and their passwords. The addon `addons.gate`
+"""Who is asking: network addresses, the clients that a policy lets in, and their passwords. `addons.admission`
 calls it for each connection and request; `proxy.policyfile` reads addresses and users with it.
 
 Offers:

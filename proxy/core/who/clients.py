@@ -1,4 +1,4 @@
-"""Who may use the proxy: by address, by name and password (RFC 7617), or both. The addon `addons.gate` asks it about
+"""Who may use the proxy: by address, by name and password (RFC 7617), or both. `addons.admission` asks it about
 each app; the policy file's reader parses users with it.
 
 Rules of this module:

@@ -1,5 +1,5 @@
-"""Checks the credentials that an app sends (RFC 7617), and limits how fast anybody can guess passwords. The addon
-`addons.gate` calls it for each request that needs credentials.
+"""Checks the credentials that an app sends (RFC 7617), and limits how fast anybody can guess passwords.
+`addons.admission` calls it for each request that needs credentials.
 
 Rules of this module:
 
