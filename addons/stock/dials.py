@@ -8,14 +8,12 @@ Rules of this addon:
   notes where a request may go, and under which rule; `server_connect` refuses any other address.
 - A connection serves only requests of the rule whose pins it was opened with. mitmproxy compares only address and TLS;
   so if two rules lead to one address, a client connection can use only one of them.
-- A name is looked up and judged here, and then mitmproxy looks it up again. So the address that it has really reached
-  is judged again; if it is forbidden, the connection is cut before a byte is sent.
+- An address that is forbidden (`addons.stock.judging`) is not dialled. If mitmproxy has reached one all the same, the
+  connection is cut before a byte is sent.
 """
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -28,12 +26,11 @@ from addons.exchange import Exchange
 from addons.pinning import expired_pins
 from addons.sessions import Sessions
 from addons.stock.guard import Cut
+from addons.stock.judging import Judge
 from addons.upstream import Upstream
 from proxy.core.decisions import Action, Denied, Reason
 from proxy.core.destinations import Destination
-from proxy.core.rules.policy import Policy, Rule
-from proxy.core.rules.transport import forbidden_address, own_listener, unresolved, untaken
-from proxy.core.who.addresses import Address, AddressKind, kind_of, parse_ip
+from proxy.core.rules.transport import untaken
 
 _TOO_LARGE = "exceeds mitmproxy's body_size_limit"
 
@@ -73,7 +70,7 @@ class Dials:
             cut: ends a connection before another byte is written to it.
         """
         self._sessions = sessions
-        self._own_ports = own_ports
+        self._judge = Judge(own_ports)
         self._cut = cut
         self._may_dial: dict[str, _MayDial] = {}
 
@@ -123,25 +120,12 @@ class Dials:
 
     async def _judge_flow(self, flow: http.HTTPFlow, exchange: Exchange, host: str, port: int) -> None:
         try:
-            observed = await self._judge(exchange.policy, exchange.rule, host, port)
+            observed = await self._judge.before(exchange.policy, exchange.rule, host, port)
         except Denied as denied:
             exchange.deny_always(flow, denied)
         else:
             if observed is not None:
                 exchange.deny(flow, observed)
-
-    async def _judge(self, policy: Policy, rule: Rule | None, host: str, port: int) -> Denied | None:
-        """Look a host up; return why the policy forbids all its addresses, or None.
-
-        Raises:
-            Denied: it cannot be reached at all, or must not be in any mode.
-        """
-        found = await look_up(host, port, policy.limits.connect_seconds)
-        if port in self._own_ports() and any(kind_of(each) is AddressKind.LOOPBACK for each in found):
-            raise own_listener(f"{host} port {port}")
-        reachable = policy.reachable(rule)
-        kind = next((kind for each in found if (kind := reachable.forbids(each)) is not None), None)
-        return None if kind is None else forbidden_address(host, kind, rule)
 
     # -- while dialling
 
@@ -162,7 +146,7 @@ class Dials:
         if may_dial.carried is not None:
             exchange.upstream = record
         try:
-            found = await self._judge(record.policy, record.rule, host, port)
+            found = await self._judge.before(record.policy, record.rule, host, port)
             if found is not None and not exchange.observing:
                 raise found
             record.observed = found
@@ -177,13 +161,8 @@ class Dials:
         if server.peername is None or server.sockname is None or server.address is None:
             raise RuntimeError("a connection without addresses")
         record.address = Destination(*server.peername[:2]).authority
-        there, here = parse_ip(server.peername[0]), parse_ip(server.sockname[0])
-        kind = record.policy.reachable(record.rule).forbids(there)
-        is_own = server.peername[1] in self._own_ports() and (there == here or (there.is_loopback and here.is_loopback))
-        if is_own:
-            record.denied = own_listener(f"{server.address[0]} port {server.peername[1]}")
-        elif kind is not None and record.observed is None:
-            record.denied = forbidden_address(server.address[0], kind, record.rule)
+        found = self._judge.reached(record, server.address[0], server.peername[:2], server.sockname[0])
+        record.denied = found or record.denied
         if record.denied is not None:
             self._cut(data.client, server)
 
@@ -243,29 +222,3 @@ def _reason_of(message: str, is_upstreams_fault: bool, has_begun: bool) -> Denie
 
 def _of(exchange: Exchange) -> tuple[str, int] | None:
     return None if exchange.asked is None else (exchange.asked.host, exchange.asked.port)
-
-
-async def look_up(host: str, port: int, seconds: float) -> list[Address]:
-    """Return the addresses of a host.
-
-    Args:
-        host: the canonical host.
-        port: the port.
-        seconds: the time limit.
-
-    Raises:
-        Denied: UPSTREAM_UNREACHABLE, UPSTREAM_TIMEOUT.
-    """
-    try:
-        return [parse_ip(host)]
-    except ValueError:
-        pass
-    try:
-        async with asyncio.timeout(seconds):
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except TimeoutError:
-        raise Denied(Reason.UPSTREAM_TIMEOUT, f"the name {host} was not resolved in {seconds} s") from None
-    except (OSError, UnicodeError) as e:
-        is_unknown = not isinstance(e, OSError) or e.errno == socket.EAI_NONAME
-        raise unresolved(host, is_unknown=is_unknown) from None
-    return [parse_ip(str(address[0])) for *_, address in found]

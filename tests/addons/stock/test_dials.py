@@ -18,9 +18,9 @@ from mitmproxy.tls import TlsData
 from OpenSSL import SSL
 
 from addons.exchange import Exchange
-from addons.stock.dials import Dials, look_up
+from addons.stock.dials import Dials
 from addons.stock.flows import StockSessions
-from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.decisions import Action, Decision, Reason
 from proxy.core.destinations import Destination
 from proxy.core.pins import Pin, PinSet
 from proxy.core.rules.policy import Egress, HostPattern, Https, Mode, PlainHttp, Policy, Rule
@@ -189,24 +189,12 @@ class TestAddresses:
     def test_our_own_port_is_no_destination(self) -> None:
         assert reason(Line(own_ports={443}).ask()) is Reason.DESTINATION_FORBIDDEN
 
-    def test_nor_by_another_address_of_this_machine(self) -> None:
+    def test_nor_is_it_used_once_it_was_reached_by_another_address(self) -> None:
         line = Line(replace(LOOPBACK, destinations=AddressSet(frozenset(AddressKind))), own_ports={443})
         line.ask(host="192.168.9.9")
         data = line.dial("192.168.9.9")
         line.reach(data, "192.168.9.9", "192.168.9.9")
         assert line.cut == [data.server]
-
-    def test_another_machine_may_have_something_at_the_same_port(self) -> None:
-        line = Line(replace(LOOPBACK, destinations=AddressSet(frozenset(AddressKind))), own_ports={443})
-        line.ask(host="192.168.9.9")
-        data = line.dial("192.168.9.9")
-        line.reach(data, "192.168.9.9", "192.168.9.1")
-        assert line.cut == []
-
-    def test_a_name_without_an_address_is_unreachable(self) -> None:
-        with pytest.raises(Denied) as denied:
-            asyncio.run(look_up("no-such-name.invalid", 443, 5))
-        assert denied.value.reason is Reason.UPSTREAM_UNREACHABLE
 
     def test_a_tunnel_is_judged_before_it_is_granted(self) -> None:
         line = Line(Policy())
