@@ -90,11 +90,16 @@ class Session:
             )
         ]
 
-    def tls_failed(self) -> bool:
-        """Note that the app did not complete TLS with us; return whether there was a CONNECT to note it for."""
+    def tls_failed(self, why: str = "") -> bool:
+        """Note that the app did not complete TLS with us; return whether there was a CONNECT to note it for.
+
+        Args:
+            why: the reason as far as it is known, for the end of a sentence.
+        """
         if self.connect is None:
             return False
-        self.connect.break_off(Denied(Reason.APP_TLS_FAILED, "the app did not complete TLS with the local CA"))
+        detail = f"the app did not complete TLS with the local CA{why}"
+        self.connect.break_off(Denied(Reason.APP_TLS_FAILED, detail))
         return True
 
     def idled(self, seconds: float) -> None:

@@ -19,7 +19,7 @@ from OpenSSL import SSL, crypto
 
 from addons.upstream import Upstream
 from proxy.core.certificates.forms import form_defect
-from proxy.core.certificates.words import OF_CRLS, circumstances, remedy
+from proxy.core.certificates.words import OF_CRLS, circumstances, remedy, whose
 from proxy.core.decisions import Denied, Reason
 from proxy.core.destinations import Destination
 from proxy.core.pins import PinVerdict, check_pins
@@ -64,13 +64,14 @@ def verifier(policy: Policy, upstream: Upstream, destination: Destination) -> Ve
         if not ok and _is_tolerable(trust, error, certificate):
             return True
         if not ok:
-            more = circumstances(error, crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate), datetime.now(UTC))
-            hint = _lenience(upstream) if is_about_form(error, certificate) else remedy(error)
-            return refuse(verify_error(error), depth, hint, more)
+            der = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
+            if is_about_form(error, certificate):
+                return refuse(verify_error(error), depth, _lenience(upstream), whose(der))
+            return refuse(verify_error(error), depth, remedy(error), circumstances(error, der, datetime.now(UTC)))
         chain[depth] = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
         defect = form_defect(chain[depth]) if is_strict and len(chain) + depth > 1 else None
         if defect is not None:
-            return refuse(defect, depth, _lenience(upstream))
+            return refuse(defect, depth, _lenience(upstream), whose(chain[depth]))
         if depth > 0:
             return True
         return _check(policy, upstream, [chain[d] for d in sorted(chain)], destination)

@@ -49,6 +49,8 @@ class Alert:
 
 
 RULE = '{{ if eq $labels.rule "-" }}hosts without a rule{{ else }}rule {{ $labels.rule }}{{ end }}'
+# What is refused for how many connections there are has no rule yet: nobody has read for which host it is.
+RULE_IF_KNOWN = RULE.replace("hosts without a rule", "hosts without a rule, or not known yet")
 ENDS = "{{ if gt $value 0.0 }}ends in {{ $value | humanizeDuration }}{{ else }}has ended{{ end }}"
 # What was never fetched was so at 0, the beginning of 1970: the time since then is no age.
 NOT_FETCHED = (
@@ -102,6 +104,25 @@ def share(*reasons: Reason, above: float) -> str:
         f"sum by (job, instance, rule, reason) (increase({denials(*reasons)}[{WINDOW}]))\n"
         f"/ on (job, instance, rule) group_left () {of_all}\n"
         f"> {above}"
+    )
+
+
+def _fields_stopped() -> str:
+    """Return PromQL for entries that protected fields a day ago and protect none now, although requests go on.
+
+    Of all sidecars of a job together: they come and go, and the requests of one may be others today. A day ago is the
+    same hour, and mostly the same work.
+    """
+    fields = 'sum by (job, rule, entry, direction) (increase(overcoat_fields_total{mode="enforce"}[1h]%s))'
+    passed = 'sum by (job, rule) (increase(overcoat_requests_total{mode="enforce", outcome="ok"}[1h]%s))'
+    ago = " offset 1d"
+    return (
+        f"{fields % ago} > 10\n"
+        f"unless {fields % ''} > 0\n"
+        "and on (job, rule) (\n"
+        f"  {passed % ''}\n"
+        f"  > 0.5 * {passed % ago}\n"
+        ")"
     )
 
 
@@ -263,6 +284,18 @@ ALERTS = (
         runbook="docs/troubleshooting.md#fields-fail",
     ),
     Alert(
+        "OvercoatFieldsStopped",
+        _fields_stopped(),
+        "warning",
+        f"{RULE}, {{{{ $labels.entry }}}}: it has found no field for an hour, and yesterday at this time it did",
+        "The rule's requests go on, so they may leave with these fields readable: an app writes them under another "
+        "name, at another place or to another path, or somebody has changed the entry. A line with encrypted 0 says "
+        "which app and path; overcoat explain --body, what the entry finds in such a body. required: true denies what "
+        "has no such field.",
+        wait="15m",
+        runbook="docs/troubleshooting.md#nothing-is-encrypted",
+    ),
+    Alert(
         "OvercoatRequestsFail",
         share(
             Reason.UPSTREAM_UNREACHABLE,
@@ -279,7 +312,7 @@ ALERTS = (
             above=0.05,
         ),
         "warning",
-        f"{RULE}: {{{{ $value | humanizePercentage }}}} of the requests fail ({{{{ $labels.reason }}}})",
+        f"{RULE_IF_KNOWN}: {{{{ $value | humanizePercentage }}}} of the requests fail ({{{{ $labels.reason }}}})",
         "The reason says whose fault that is: the server's or the way there (upstream_..., tls_failed), that of our "
         "client certificate, the app's that does not trust the local CA (app_tls_failed), or that of a limit. The "
         "decision lines' destination and upstream say which host, client which app, detail what went wrong.",
@@ -329,7 +362,8 @@ ALERTS = (
         "warning",
         "somebody asked for what is not allowed ({{ $labels.reason }})",
         "An app, or who uses it, tries to reach what it must not, under another name, or with guessed passwords. Or "
-        "the policy does not know a destination or an app yet. The decision lines name client and destination.",
+        "the policy does not know a destination or an app, perhaps since it was changed: the lines name client and "
+        "destination, overcoat_policy_taken_timestamp_seconds and the log say when.",
         runbook="docs/troubleshooting.md#the-app-gets-a-status",
     ),
     Alert(
@@ -375,6 +409,17 @@ ALERTS = (
         "End it with mode: enforce once its decision lines show what enforcing would do.",
         wait="1h",
         runbook="docs/tutorial-observe.md#enforce",
+    ),
+    Alert(
+        "OvercoatProtectionEnded",
+        'overcoat_info{mode="observe"} == 1\n'
+        'and on (job, instance) max_over_time(overcoat_info{mode="enforce"}[1d]) == 1',
+        "critical",
+        "it has enforced its policy until today, and now only observes",
+        "Plain http stays plain, fields leave readable, and no pin refuses anything: somebody has changed mode, in the "
+        "policy, in OVERCOAT_MODE or by --mode. overcoat_policy_taken_timestamp_seconds and the log say when. Apps may "
+        "fail, too, whose plain http goes to a port of TLS again (upstream_failed).",
+        runbook="docs/on-call.md#us-or-them",
     ),
     Alert(
         "OvercoatDown",
@@ -429,6 +474,7 @@ def alerts_rows() -> list[tuple[str, str, str]]:
 def _without_templates(alert: Alert) -> str:
     text = alert.summary
     for template, words in (
+        (f"{RULE_IF_KNOWN}: ", ""),
         (f"{RULE}: ", ""),
         (f"{RULE}, {{{{ $labels.entry }}}}: ", ""),
         (ENDS, f"ends within {alert.within}, or has ended"),

@@ -70,7 +70,7 @@ def test_all_that_they_read_exists_and_is_there_from_the_start() -> None:
     assert named - shown == {  # where no rule has such pins, no key an end, or there is no rule
         *("overcoat_pins_expire_timestamp_seconds", "overcoat_key_expiry_timestamp_seconds"),
         *("overcoat_upstream_certificate_expiry_timestamp_seconds", "overcoat_field_failures_total"),
-        "overcoat_pin_checks_total",
+        *("overcoat_pin_checks_total", "overcoat_fields_total"),
         "overcoat_mirror_certificate_expiry_timestamp_seconds",
         *("overcoat_jwks_fetched_timestamp_seconds", "overcoat_jwks_max_age_seconds"),
         "overcoat_client_certificate_expiry_timestamp_seconds",
@@ -241,6 +241,61 @@ def test_requests_that_fail_are_an_alert_where_they_are_many_and_for_a_while(tmp
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+# What an hour brings, yesterday at this time and today, every five minutes; and 23 hours between, with anything.
+def _two_days(yesterday: str, today: str) -> str:
+    return f"0+{yesterday}x12 {int(yesterday) * 12}x275 {int(yesterday) * 12}+{today}x24"
+
+
+# name: (fields yesterday, fields today, requests that passed yesterday, and today, whether it fires)
+STOPPED: dict[str, tuple[str, str, str, str, bool]] = {
+    "none is found any more": ("5", "0", "20", "20", True),
+    "of more requests": ("5", "0", "20", "90", True),
+    "some are": ("5", "1", "20", "20", False),
+    "nobody asks any more": ("5", "0", "20", "0", False),
+    "few ask, as on a Sunday": ("5", "0", "20", "5", False),
+    "there never were any": ("0", "0", "20", "20", False),
+}
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_fields_that_are_not_found_any_more_are_an_alert(tmp_path: Path, name: str) -> None:
+    *numbers, fires = STOPPED[name]
+    fields_before, fields, before, now = numbers
+    one, other = (f'job="overcoat", instance="{each}:9464", rule="pay", mode="enforce"' for each in "ab")
+    entry = 'entry="request[0]", direction="encrypted"'
+    passed = 'action="upgrade", outcome="ok", reason="-", status="2xx"'
+    series = {
+        # Another sidecar of the job than yesterday.
+        f"overcoat_fields_total{{{one}, {entry}}}": f"{_two_days(fields_before, '0')}".rpartition(" ")[0],
+        f"overcoat_fields_total{{{other}, {entry}}}": f"_x288 0+{fields}x24",
+        f"overcoat_fields_total{{{other}, {entry.replace('[0]', '[1]')}}}": "0+3x312",
+        f"overcoat_requests_total{{{one}, {passed}}}": _two_days(before, "0").rpartition(" ")[0],
+        f"overcoat_requests_total{{{other}, {passed}}}": f"_x288 0+{now}x24",
+    }
+    test = {
+        "interval": "5m",
+        "input_series": [{"series": each, "values": values} for each, values in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": 'count by (job, rule, entry) (ALERTS{alertname="OvercoatFieldsStopped", alertstate="firing"})',
+                "eval_time": "25h20m",
+                "exp_samples": [
+                    {
+                        "labels": '{job="overcoat", rule="pay", entry="request[0]"}',
+                        "value": 1,
+                    }
+                ]
+                if fires
+                else [],
+            }
+        ],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "5m", "tests": [test]}))
+    done = promtool("test", "rules", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # name: (alert, series and what they show every 15 s, whether it fires after an hour)
 STATES: dict[str, tuple[str, dict[str, str], bool]] = {
     "a primary key that ends in ten days": (
@@ -373,6 +428,30 @@ STATES: dict[str, tuple[str, dict[str, str], bool]] = {
             'overcoat_process_open_descriptors{process="0"}': "500x300",
             'overcoat_process_max_descriptors{process="0"}': "1024x300",
             'overcoat_process_max_descriptors{process="1"}': "100x300",
+        },
+        False,
+    ),
+    "enforced until just now": (
+        "OvercoatProtectionEnded",
+        {
+            'overcoat_info{mode="enforce", version="1"}': "1x200 stale",
+            'overcoat_info{mode="observe", version="1"}': "_x200 1x100",
+        },
+        True,
+    ),
+    "observed all the time, and another sidecar enforces": (
+        "OvercoatProtectionEnded",
+        {
+            'overcoat_info{instance="a", mode="observe", version="1"}': "1x300",
+            'overcoat_info{instance="b", mode="enforce", version="1"}': "1x300",
+        },
+        False,
+    ),
+    "observed until just now": (
+        "OvercoatProtectionEnded",
+        {
+            'overcoat_info{mode="observe", version="1"}': "1x200 stale",
+            'overcoat_info{mode="enforce", version="1"}': "_x200 1x100",
         },
         False,
     ),

@@ -434,7 +434,12 @@ def _print_explanation(explanation: Explanation, method: str, path: str) -> None
     if explanation.places is not None:
         lines += [("in body", f"{place['path']} with {place['key']}") for place in explanation.places]
         if not explanation.places:
-            lines.append(("in body", f"nothing to {'encrypt' if explanation.mirror is None else 'decrypt'}"))
+            lines.append(
+                (
+                    "in body",
+                    f"nothing to {'encrypt' if explanation.mirror is None else 'decrypt'}: no marked field is in it",
+                )
+            )
     if explanation.denied:
         lines.append(("denied", ", ".join(explanation.denied)))
     if (denial := explanation.denial) is not None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from proxy.commands.failed import Failed
-from proxy.commands.pinsshared import destination_in, owner_of, rule_of, shake_hands
+from proxy.commands.pinsshared import destination_in, owner_of, rule_of, said_of, shake_hands
 from proxy.commands.shared import json_option, load_or_exit, plain_table, policy_option, wide_console
 from proxy.core.decisions import Denied
 from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, Destination
@@ -155,7 +155,7 @@ def _try(policy: Policy, targets: Targets, now: datetime) -> list[HostCheck]:
     for destination, rule in targets.hosts.items():
         found, host, whose = seen[destination], destination.authority, owner_of(rule)
         if isinstance(found, Denied):
-            checks.append(failed_host(host, whose, rule.pins, f"{found.reason.code}: {found.detail}"))
+            checks.append(failed_host(host, whose, rule.pins, said_of(found)))
         else:
             chain = [each.public_bytes(Encoding.DER) for each in found.chain]
             checks.append(check_host(host, whose, rule.pins, chain, now))

@@ -63,8 +63,9 @@ class Report:
         tally = self.tally
         if not tally.total:
             say(
-                f"no request of {self.name} came here: it made none, or only to hosts in NO_PROXY, as localhost is, "
-                "or reads none of the variables (docs/apps.md)",
+                f"no request of {self.name} came here: it made none, or only to hosts in NO_PROXY, as localhost is "
+                "(to try one there: `overcoat run -- env NO_PROXY= no_proxy= PROGRAM`), or reads none of the "
+                "variables (docs/apps.md)",
                 "yellow",
             )
         else:

@@ -10,8 +10,8 @@ Offers:
 - `destinations`: CACHED, HTTPS_PORT, HTTP_PORT, BadDestination, Destination, canonical_host, is_local,
   is_local_name, parse_authority; host and port in one spelling
 - `clienthello`: ClientHello, read_client_hello; what an app says at the start of TLS
-- `handshakes`: GROUPS, HYBRID, Handshake, alert_of, ended_after, group_of, handshake_failed; why a TLS handshake
-  failed, in words, and which key exchanges there are
+- `handshakes`: GROUPS, HYBRID, Handshake, alert_of, ended_after, group_of, handshake_failed, why_app_failed; why a
+  TLS handshake failed, in words, and which key exchanges there are
 - `pinfiles`: pin_of_pem; the pin of a certificate or key in a file
 - `pins`: AfterExpiry, Level, Pin, PinCheck, PinMatch, PinSet, PinVerdict, certificate_pin, check_pins, level_of,
   matching_pins, mismatch_facts, parse_pin, pin_of_public_key_info, spki_pin; whether a server's certificates match what

@@ -50,6 +50,8 @@ _ABOUT_OUR_CERTIFICATE = frozenset(
         *("certificate_expired", "certificate_unknown", "unknown_ca", "access_denied", "certificate_required"),
     )
 )
+# What an app says that does not know our CA: OpenSSL and Go the first ones, Java and browsers the last.
+_DISTRUST = frozenset(("unknown_ca", "bad_certificate", "certificate_unknown"))
 _NOTHING_IN_COMMON = frozenset(("handshake_failure", "insufficient_security"))
 # What a server may say that has no group which the policy takes.
 _WITHOUT_GROUP = _NOTHING_IN_COMMON | {"protocol_version", "illegal_parameter"}
@@ -89,6 +91,20 @@ def alert_of(errors: Sequence[str]) -> str | None:
         if error in _WITHOUT_THE_WORD:
             return _WITHOUT_THE_WORD[error]
     return None
+
+
+def why_app_failed(errors: Sequence[str]) -> str:
+    """Return why an app did not complete TLS with us, for the end of a sentence; "" if it just left.
+
+    Args:
+        errors: OpenSSL's reasons.
+    """
+    alert = alert_of(errors)
+    if alert is None:
+        causes = ", ".join(filter(None, errors))
+        return f": {causes}" if causes else ""
+    meaning = ", which says that it does not trust it" if alert in _DISTRUST else ""
+    return f": it sent the alert {alert}{meaning}"
 
 
 def group_of(openssl_name: str | None) -> str:

@@ -39,6 +39,7 @@ _SPKI_PREFIX = re.compile(r"sha256[/:]")
 _HPKP_DIRECTIVE = re.compile(r'pin-sha256="([^"]*)"')
 _HEX = re.compile(r"[0-9a-fA-F]{64}|[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){31}")
 _OTHER_HASH = re.compile(r'(?:pin-|cert-)?(md5|sha-?1|sha-?224|sha-?384|sha-?512|sha3-?\d*)(?:[/:="]|$)', re.IGNORECASE)
+_FILE = re.compile(r"\.(?:pem|crt|cer)$", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 
 
@@ -179,6 +180,8 @@ def parse_pin(text: str) -> Pin:
     if len(text) == _BASE64_LENGTH and _BASE64.fullmatch(text):
         _digest_of_base64(text)
         raise ValueError(f"the kind is missing: for the hash of a public key write sha256/{text}")
+    if _FILE.search(text):
+        raise ValueError(f"{_EXPECTED}; for the key of a certificate in a file write {{file: {text}}}")
     raise ValueError(f"{_EXPECTED}; this is neither")
 
 

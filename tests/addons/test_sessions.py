@@ -77,9 +77,10 @@ class TestSessions:
         connect = session.connect = sessions.exchange(new_flow("CONNECT", ""))
         before = connect.denied
         assert before is None
-        session.tls_failed()
+        session.tls_failed(": the reason")
         assert connect.denied is not None
         assert connect.denied.reason is Reason.APP_TLS_FAILED
+        assert connect.denied.detail == "the app did not complete TLS with the local CA: the reason"
 
     def test_a_flow_keeps_the_policy_of_its_connection(self, client: connection.Client, new_flow: NewFlow) -> None:
         sessions = Sessions()

@@ -406,6 +406,7 @@ class TestTls:
             client.start_tls(NAME, other)
         line = beside.wait_for_decision(lambda line: line["reason"] == "app_tls_failed")
         assert (line["outcome"], line["status"]) == ("app_left", None)
+        assert "did not complete TLS: it sent the alert unknown_ca, " in line["detail"]
         time.sleep(0.2)  # until the connection is over, too
         assert sum(each["reason"] == "app_tls_failed" for each in beside.decisions()) == 1
 

@@ -94,6 +94,7 @@ def test_all_hosts_are_tried_and_what_is_wrong_makes_it_1(
     assert f"error: two.example:{two.port}: mismatch: nothing in the verified chain has a pin of rule two" in errors
     assert f"error: three.example:{three.port}: failed: certificate_invalid: " in errors
     assert "error: gone.example:443: failed: upstream_unreachable: " in errors
+    assert "; see that gone.example is spelt as it should be" in errors
     for upstream in (one, two, three):
         upstream.assert_no_application_bytes()
 

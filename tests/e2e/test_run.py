@@ -214,9 +214,14 @@ time.sleep(1)  # it is looked for several times a second
         assert "1 request of curl: 1 upgraded to https, but failed" in done.stderr
         assert "failed: 127.0.0.1:" in done.stderr
 
+    def test_what_the_report_says_to_try_localhost_with_works(self, run: Runner, plain_upstream: PlainUpstream) -> None:
+        done = run("env", "NO_PROXY=", "no_proxy=", *CURL, f"http://localhost:{plain_upstream.port}/")
+        assert "1 request of env: 1 upgraded to https, but failed" in done.stderr
+
     def test_a_program_that_asks_nobody_is_told_of(self, run: Runner) -> None:
         done = run("true")
         assert "no request of true came here" in done.stderr
+        assert "as localhost is (to try one there: `overcoat run -- env NO_PROXY= no_proxy= PROGRAM`)" in done.stderr
         assert "past it: nothing was seen" in done.stderr
 
     def test_observed_only(self, run: Runner, plain_upstream: PlainUpstream) -> None:

@@ -599,7 +599,10 @@ class TestHttps:
             "app_left",
             "app_tls_failed",
         )
-        assert "local CA" in decision["detail"]
+        assert decision["detail"] == (
+            "the app did not complete TLS with the local CA: it sent the alert unknown_ca, which says that it does not "
+            "trust it"
+        )
 
     def test_https_without_connect_is_sent_as_https(self, sidecar: Sidecar, tls_upstream: MakeTls) -> None:
         upstream = tls_upstream("open.example")

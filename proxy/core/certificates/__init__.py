@@ -12,6 +12,6 @@ Offers:
 - `localca`: Lifetime, Mandate; when and for whom the local CA may sign, and when to warn of its end
 - `serving`: BadServerCertificate, BadServerKey, ServerCertificate, read_server_certificate; what a mirror listener
   shows
-- `words`: MOST_NAMES, OF_CRLS, circumstances, host_names, remedy, shown_name; what a refused certificate itself has to
-  do with it, and what to do
+- `words`: MOST_NAMES, OF_CRLS, circumstances, host_names, remedy, shown_name, whose; what a refused certificate itself
+  has to do with it, and what to do
 """

@@ -67,6 +67,14 @@ def circumstances(error: int, certificate_der: bytes, now: datetime) -> str:
     return ""
 
 
+def whose(certificate_der: bytes) -> str:
+    """Return whose certificate one is, for who sees only the server's name; "" if it cannot be read."""
+    try:
+        return f"that is the certificate of {subject_of(certificate_der)}"
+    except ValueError:
+        return ""
+
+
 def remedy(error: int) -> str:
     """Return what to do about a certificate that is refused; "" where no more can be said than the reason does.
 

@@ -94,6 +94,7 @@ class Selector:
 _BLANKS = " \t\n\r"
 _NAME_FIRST = r"A-Za-z_\x80-\ud7ff\ue000-\U0010ffff"
 _SHORTHAND = re.compile(rf"[{_NAME_FIRST}][0-9{_NAME_FIRST}]*")
+_DOTTED = re.compile(rf"{_SHORTHAND.pattern}(?:\.{_SHORTHAND.pattern})*+")
 _DIGITS = re.compile(r"[0-9]+")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
 _PLAIN_TEXT = re.compile(r"[^\x00-\x1f\\'\"\ud800-\udfff]+")
@@ -120,6 +121,12 @@ def parse_selector(text: str) -> Selector:
     return _Parser(text).selector()
 
 
+def _rooted(text: str) -> str:
+    """Return what to write where the root is missing, if it is clear: for dotted names, and for a JSON Pointer."""
+    names = text[1:].replace("/", ".") if text.startswith("/") else text
+    return f": write $.{names}" if _DOTTED.fullmatch(names) else ""
+
+
 class _Parser:
     """A cursor over one selector. Each method reads what its name says, and leaves the cursor after it."""
 
@@ -129,7 +136,7 @@ class _Parser:
 
     def selector(self) -> Selector:
         if not self.take("$"):
-            raise self.refusal("a selector starts with '$', the root of the JSON text")
+            raise self.refusal(f"a selector starts with '$', the root of the JSON text{_rooted(self.text)}")
         segments: list[Segment] = []
         while self.position < len(self.text):
             before_blank = self.position
@@ -165,6 +172,8 @@ class _Parser:
         choices: list[Choice] = []
         while True:
             self.skip_blank()
+            if not choices and self.next_is("]"):
+                raise self.refusal("there is nothing between '[' and ']': write [*] for every element")
             choices.append(self.bracketed_choice())
             self.skip_blank()
             if self.take("]"):

@@ -173,9 +173,20 @@ def parse_addresses(text: str) -> AddressKind | Network:
     except ValueError:
         raise ValueError(
             f"{text[:40]!r} is none of the kinds ({', '.join(AddressKind)}), nor a network such as 10.0.0.0/8, nor an "
-            f"address{'; this machine is loopback' if text.lower() == 'localhost' else ''}"
+            f"address{_meant(text)}"
         ) from None
     raise ValueError(f"the network's address has bits beyond its length: write {network}")
+
+
+def _meant(text: str) -> str:
+    """Return what was meant by a text that is no address, as far as that is clear."""
+    if text.lower() == "localhost":
+        return "; this machine is loopback"
+    address, _, port = text.rpartition(":")
+    try:
+        return f"; no port stands here: write {ipaddress.ip_address(address.strip('[]'))}" if port.isdigit() else ""
+    except ValueError:
+        return ""
 
 
 def address_set(entries: list[AddressKind | Network]) -> AddressSet:

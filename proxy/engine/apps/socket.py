@@ -29,6 +29,7 @@ from addons.exchange import Exchange
 from addons.sessions import Session
 from proxy import timelimits
 from proxy.core.decisions import Denied, Reason
+from proxy.core.handshakes import why_app_failed
 from proxy.core.rules.policy import Listener
 from proxy.engine.apps.house import House
 from proxy.engine.apps.speaker import GONE, Speaker
@@ -38,7 +39,7 @@ from proxy.engine.dispatch import HookFailed
 from proxy.engine.flows import new_client, new_context
 from proxy.engine.hookdata import Context
 from proxy.engine.life import Life
-from proxy.engine.tlsstream import TlsStream
+from proxy.engine.tlsstream import TlsStream, reasons
 from proxy.log import describe
 
 logger = logging.getLogger("overcoat")
@@ -301,9 +302,9 @@ class AppSocket(Life):
         if not self.tls.is_established:
             try:
                 done = self.tls.handshake(data)
-            except SSL.Error:
+            except SSL.Error as error:
                 self._out.append(self.tls.outgoing())
-                self._tls_failed()
+                self._tls_failed(why_app_failed(reasons(error)))
                 self.close()
                 return
             self._out.append(self.tls.outgoing())
@@ -325,10 +326,10 @@ class AppSocket(Life):
         if self.tls.has_ended and not self.is_closing:
             self.speaker.eof()
 
-    def _tls_failed(self) -> None:
+    def _tls_failed(self, why: str = "") -> None:
         self._tls_has_failed = True
-        if not self.session.tls_failed():
-            what = "the peer of a mirror listener did not complete TLS"
+        if not self.session.tls_failed(why):
+            what = f"the peer of a mirror listener did not complete TLS{why}"
             self.write_denied(self.denied(Denied(Reason.APP_TLS_FAILED, what)), None)
 
     def eof_received(self) -> bool:

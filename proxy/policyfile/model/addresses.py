@@ -22,6 +22,7 @@ from proxy.core.who.addresses import address_set, parse_addresses
 
 _PORT = re.compile(r"0|[1-9][0-9]{0,4}")
 _SCHEME = re.compile(r"\A([A-Za-z][A-Za-z0-9+.-]*+)://")
+_NETWORK = re.compile(r"[0-9a-fA-F.:]++/[0-9]{1,3}")
 _URL_PATH = re.compile(r"[!-~]*")
 MAX_PATH_LENGTH = 4096
 MAX_PORT = 65535
@@ -42,6 +43,8 @@ def parse_host_pattern(text: str) -> HostPattern:
     scheme = _SCHEME.match(text)
     if scheme:
         raise ValueError(f"only the host is named here: leave {scheme[0]} out, and any path")
+    if _NETWORK.fullmatch(text):
+        raise ValueError("a rule is for hosts, and this is a network: `destinations` says which networks are reached")
     if "/" in text:
         raise ValueError("only the host is named here; paths go into `when.paths`")
     kind: Literal["exact", "one_label", "any_depth"] = "exact"

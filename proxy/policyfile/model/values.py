@@ -39,6 +39,7 @@ from proxy.policyfile.model.addresses import (
 )
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_NO_NAME = re.compile(r"[^a-z0-9_-]+")
 _VIA = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Z]+")  # a token (RFC 9110, section 5.6.2) without lower case
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -78,7 +79,9 @@ def _parse_host_name(text: str) -> str:
 
 def _parse_name(text: str) -> str:
     if not _NAME.fullmatch(text):
-        raise ValueError("a name is 1 to 63 of a-z, 0-9, '_' and '-', and starts with a letter or digit")
+        near = _NO_NAME.sub("-", text.lower()).strip("-_")
+        meant = f": write {near}" if _NAME.fullmatch(near) else ""
+        raise ValueError(f"a name is 1 to 63 of a-z, 0-9, '_' and '-', and starts with a letter or digit{meant}")
     return text
 
 

@@ -6,7 +6,16 @@ import pytest
 from OpenSSL import SSL
 
 from proxy.core.decisions import Denied, Reason
-from proxy.core.handshakes import HYBRID, Handshake, alert_of, ended_after, group_of, group_refused, handshake_failed
+from proxy.core.handshakes import (
+    HYBRID,
+    Handshake,
+    alert_of,
+    ended_after,
+    group_of,
+    group_refused,
+    handshake_failed,
+    why_app_failed,
+)
 
 WHERE = "api.example port 443"
 
@@ -192,3 +201,23 @@ def test_a_server_that_asked_for_a_certificate_and_ends_at_once_wanted_one_thoug
 def test_a_group_has_the_name_of_the_registry_or_none_of_its_own(openssl: str, name: str) -> None:
     assert group_of(openssl) == name
     assert group_of(None) == "other"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (48, ": it sent the alert unknown_ca, which says that it does not trust it"),
+        (42, ": it sent the alert bad_certificate, which says that it does not trust it"),
+        (46, ": it sent the alert certificate_unknown, which says that it does not trust it"),
+        (70, ": it sent the alert protocol_version"),
+    ],
+)
+def test_an_app_says_why_it_leaves(number: int, said: str) -> None:
+    assert why_app_failed(openssl_says(bytes((21, 3, 3, 0, 2, 2, number)))) == said
+
+
+@pytest.mark.parametrize(
+    ("errors", "said"), [((), ""), (("",), ""), (("no shared cipher", "", "x"), ": no shared cipher, x")]
+)
+def test_what_went_wrong_with_an_app_is_said_where_it_says_nothing(errors: tuple[str, ...], said: str) -> None:
+    assert why_app_failed(errors) == said

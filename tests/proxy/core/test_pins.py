@@ -89,6 +89,8 @@ def test_a_pin_reads_back_from_its_own_text(kind: str, digest: bytes) -> None:
         (HEX, f"write cert-sha256/{HEX}"),
         (BASE64, f"write sha256/{BASE64}"),
         ("", "a pin is sha256/"),
+        ("certs/server.PEM", "hex; for the key of a certificate in a file write {file: certs/server.PEM}"),
+        ("server.pem.", "this is neither"),
         ("AAAA", "a pin is sha256/"),
         (f"SHA256/{BASE64}", "a pin is sha256/"),
         (f" sha256/{BASE64}", "a pin is sha256/"),

@@ -24,6 +24,7 @@ from proxy.core.certificates.words import (
     remedy,
     shown_name,
     subject_of,
+    whose,
 )
 from tests.growth import TOO_MUCH, growth
 
@@ -68,6 +69,11 @@ def test_the_names_that_it_has_are_said(error: int) -> None:
 def test_the_issuer_that_is_unknown_is_said(error: int) -> None:
     said = circumstances(error, certificate(), NOW)
     assert said == 'its issuer is "CN=Some CA", which is not trusted, and nothing sent leads to a root'
+
+
+def test_whose_certificate_it_is_is_said() -> None:
+    assert whose(certificate(subject="Our CA")) == 'that is the certificate of "CN=Our CA"'
+    assert whose(b"no certificate") == ""
 
 
 def test_who_vouches_for_itself_is_said() -> None:
