@@ -12,6 +12,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from proxy.late import load_late
 from proxy.processes.secrecy import keep_private
 from proxy.processes.signals import take_over_signals
 
@@ -63,6 +64,7 @@ class _Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] == "serve":
             take_over_signals()  # before the imports, the slowest part of the start
+            load_late()
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +29,7 @@ from proxy.processes.manager import tell_manager
 from proxy.processes.readable import form_for
 from proxy.processes.secrecy import SecretVariables
 from proxy.processes.signals import DRAIN, RELOAD, REOPEN, take_over_signals
+from proxy.version import VERSION
 
 if TYPE_CHECKING:
     from addons.metrics import Metrics
@@ -251,11 +251,11 @@ async def _serve_alone(
     engine, sockets = _prepare(policy, authority, metrics, lines.write)
     shown = CollectorRegistry()
     shown.register(InForce(metrics.registry, lambda: engine.policy, metrics))
-    shown.register(PolicyMetrics(version("overcoat"), lambda: engine.policy, started))
+    shown.register(PolicyMetrics(VERSION, lambda: engine.policy, started))
     admin_sockets = _bind_admin(policy)
     reader.taken = started
     sidecar = Sidecar(
-        version("overcoat"),
+        VERSION,
         1,
         started,
         shown,

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Metric
@@ -38,6 +37,7 @@ from proxy.processes.recent import Recent
 from proxy.processes.status import Sidecar
 from proxy.processes.supervisor import CANNOT_START, Seat, Shared
 from proxy.processes.wires import AUTHORITY, DRAIN, PART, REOPEN, SERVES, TAKEN, receive, send, unpack
+from proxy.version import VERSION
 
 logger = logging.getLogger("overcoat")
 
@@ -192,13 +192,13 @@ def administer(desk: Desk, seat: Seat, policy: Policy) -> None:
     registry = CollectorRegistry()
     registry.register(_Vitals(lambda: metrics))
     counted = MultiProcessCollector(None, path=str(desk.directory))  # type: ignore[no-untyped-call]  # untyped there
-    registry.register(PolicyMetrics(version("overcoat"), lambda: policy, desk.started))
+    registry.register(PolicyMetrics(VERSION, lambda: policy, desk.started))
     metrics = Metrics(CollectorRegistry(), seat.metrics)  # its own counters stay 0: they define what the others count
     registry.register(InForce(counted, lambda: policy, metrics))
     expect(metrics, policy)
     taken = desk.started
     sidecar = Sidecar(
-        version("overcoat"),
+        VERSION,
         len(desk.recents),
         desk.started,
         registry,

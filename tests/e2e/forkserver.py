@@ -33,7 +33,7 @@ MODULES = (
     *("overcoat.__main__", "proxy.cli", "proxy.commands.serve", "proxy.policyfile.load", "proxy.disk.sharing"),
     *("addons.expected", "addons.metrics", "addons.policymetrics", "proxy.engine.server"),
     *("proxy.processes." + name for name in ("admin", "decisionlines", "recent", "reload", "reminder", "starting")),
-    *("proxy.processes.status", "_strptime", "encodings.ascii", "importlib.metadata._adapters"),
+    *("proxy.processes.status", "_strptime", "encodings.ascii"),
 )
 
 
@@ -41,6 +41,7 @@ def import_all() -> None:
     """Import what a sidecar that is ready has imported."""
     root = str(Path(__file__).resolve().parents[2])
     sys.path.insert(0, root)  # as the launcher does
+    importlib.import_module("proxy.late").load_late()  # and this the command
     for name in MODULES:
         importlib.import_module(name)
     sys.path.remove(root)
