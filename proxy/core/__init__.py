@@ -7,7 +7,7 @@ Offers:
 
 - `decisions`: FIELD_REASONS, UPSTREAM_FAILURES, Action, Decision, Denied, Outcome, Reason, late_response; what happens
   to a request, how it ends and why
-- `destinations`: CACHED, HTTPS_PORT, HTTP_PORT, BadDestination, Destination, canonical_host, is_local,
+- `destinations`: CACHED, HTTPS_PORT, HTTP_PORT, BadDestination, Destination, canonical_host, is_address, is_local,
   is_local_name, parse_authority; host and port in one spelling
 - `clienthello`: ClientHello, read_client_hello; what an app says at the start of TLS
 - `handshakes`: GROUPS, HYBRID, Handshake, alert_of, ended_after, group_of, handshake_failed, why_app_failed; why a

@@ -101,15 +101,16 @@ def canonical_host(text: str) -> str:
 
 def is_local(host: str) -> bool:
     """Tell whether a canonical host is an IP address, or a name that is known in one network only."""
-    return _is_address(host) or is_local_name(host)
+    return is_address(host) or is_local_name(host)
 
 
 def is_local_name(host: str) -> bool:
     """Tell whether a canonical host is a name that is known in one network only, such as a container's."""
-    return not _is_address(host) and ("." not in host or host.endswith(_LOCAL_SUFFIXES))
+    return not is_address(host) and ("." not in host or host.endswith(_LOCAL_SUFFIXES))
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Tell whether a canonical host is an IP address."""
     return ":" in host or _LOOKS_NUMERIC.fullmatch(host.rpartition(".")[2]) is not None
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -69,3 +71,29 @@ def scripted_upstream(host: str, authority: Authority | None) -> Iterator[Upstre
         yield upstream
     finally:
         upstream.close()
+
+
+@contextmanager
+def answering_anything(response: bytes) -> Iterator[tuple[int, list[bytes]]]:
+    """A server that answers the first bytes of each connection alike, whatever they are, and then closes it.
+
+    Yields its port, and the list of those first bytes.
+    """
+    heard: list[bytes] = []
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                accepted, _ = listener.accept()
+            except OSError:  # closed at the end of the test
+                return
+            with accepted:
+                heard.append(accepted.recv(65536))
+                accepted.sendall(response)
+
+    with listen() as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        try:
+            yield listener.getsockname()[1], heard
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)

@@ -24,7 +24,7 @@ import pytest
 from tests.e2e.certificates import Authority
 from tests.e2e.clients import RawClient, curl, send_until_blocked
 from tests.e2e.http2 import Http2Client
-from tests.e2e.scripted import scripted_upstream
+from tests.e2e.scripted import answering_anything, scripted_upstream
 from tests.e2e.sidecar import ROOT, SidecarFailed, clean_environment, overcoat_command
 from tests.e2e.sidecar import StartedSidecar as Sidecar
 from tests.e2e.upstream import PlainUpstream, SlowUpstream, TlsUpstream
@@ -412,20 +412,8 @@ class TestGrowth:
     @has_proc
     def test_one_long_app_connection_to_an_upstream_that_closes_each_time_does_not_grow(self, tmp_path: Path) -> None:
         """The upstream says nothing of closing, so the app's connection stays."""
-        with Sidecar(ALLOW, tmp_path) as sidecar, socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-
-            def serve() -> None:
-                while True:
-                    try:
-                        accepted, _ = listener.accept()
-                    except OSError:  # closed at the end of the test
-                        return
-                    with accepted:
-                        accepted.recv(65536)
-                        accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-
-            threading.Thread(target=serve, daemon=True).start()
+        response = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+        with Sidecar(ALLOW, tmp_path) as sidecar, answering_anything(response) as (port, _):
             before = sidecar.open_files()
             request = f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
             with RawClient(sidecar.address) as client:
@@ -436,7 +424,6 @@ class TestGrowth:
                 assert set(statuses) <= {200, 502}  # 502 where the end crossed the next request
                 assert statuses.count(200) > 150
                 wait_until(lambda: sidecar.open_files() <= before + 3, "the upstream's sockets are closed")
-            listener.shutdown(socket.SHUT_RDWR)
 
 
 class TestBackPressure:

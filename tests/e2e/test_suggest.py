@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.comments import PROTECTIONS, uncomment
 from tests.e2e import wire
 from tests.e2e.app import ask, connect, decision_of, fresh, request
 from tests.e2e.certificates import Authority
@@ -82,25 +83,8 @@ class TestTheWay:
         folder.mkdir()
         receiver = Receiver("receiver-1")
         (folder / receiver.write_public(folder)).rename(folder / "receiver.pub.pem")
-        wanted = (
-            "keys:",
-            "receiver: {",
-            "pins:",
-            "any_of:",
-            "- sha256/",
-            "request:",
-            "- encrypt:",
-            '- "$',
-            "key: receiver",
-            "match: ",
-        )
-        rows = [
-            row.replace("# ", "", 1) if row.strip().removeprefix("# ").strip().startswith(wanted) else row
-            for row in text.splitlines()
-        ]
-        with Sidecar(
-            "\n".join(rows).replace("mode: observe", "mode: enforce"), folder, authority=authority, hosts=HOSTS
-        ) as enforcing:
+        policy = uncomment(text, PROTECTIONS).replace("mode: observe", "mode: enforce")
+        with Sidecar(policy, folder, authority=authority, hosts=HOSTS) as enforcing:
             assert ask(enforcing, plain, "pay.example", "/v1/charges", body=BODY).status == 200
             line = enforcing.wait_for_decision()
         assert (line["action"], line["pin"], line["encrypted"]) == ("upgrade", "match", 1)

@@ -29,6 +29,7 @@ from tests.e2e.certificates import Authority, Identity, Variant
 from tests.e2e.clients import Answer, RawClient, curl, urllib_request
 from tests.e2e.connection import RecordedRequest
 from tests.e2e.listeners import listen
+from tests.e2e.scripted import answering_anything
 from tests.e2e.sidecar import ROOT, Sidecar
 from tests.e2e.upstream import PlainUpstream, TlsUpstream
 
@@ -693,7 +694,8 @@ class TestUpstreamsThatACarefulClientWouldRefuse:
         assert decision_about(sidecar, authority, "GET")["reason"] == "tls_failed"
 
     def test_an_upstream_without_tls_is_502_and_hears_no_http(self, sidecar: Sidecar) -> None:
-        with _plain_server_that_answers_anything() as (port, heard):
+        bad_request = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"  # as servers without TLS say to TLS
+        with answering_anything(bad_request) as (port, heard):
             answer = curl("-d", "secret", f"http://open.example:{port}/", proxy=sidecar.proxy_url)
             assert_denied(answer, 502, "tls_failed")
         assert len(heard) == 1
@@ -783,27 +785,6 @@ def _recorder() -> Iterator[tuple[int, _Conversation]]:
             yield listener.getsockname()[1], conversation
         finally:
             conversation.close()
-
-
-@contextmanager
-def _plain_server_that_answers_anything() -> Iterator[tuple[int, list[bytes]]]:
-    """A web server without TLS: it answers a ClientHello with 400, as real ones do."""
-    heard: list[bytes] = []
-
-    def serve(listener: socket.socket) -> None:
-        while True:
-            try:
-                accepted, _ = listener.accept()
-            except OSError:  # closed at the end of the test
-                return
-            with accepted:
-                heard.append(accepted.recv(65536))
-                accepted.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=serve, args=(listener,), daemon=True).start()
-        yield listener.getsockname()[1], heard
-        listener.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

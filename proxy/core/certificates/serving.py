@@ -11,7 +11,6 @@ Rules of this module:
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 import warnings
 from collections.abc import Iterable
@@ -25,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from proxy.core.certificates.bundles import BadBundle, read_bundle
+from proxy.core.destinations import is_address
 
 _SERVES = frozenset((ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE))
 _MIN_RSA_BITS = 2048
@@ -148,13 +148,5 @@ def _check_form(certificate: x509.Certificate) -> list[str]:
 def _covers(named: str, host: str) -> bool:
     if named.startswith("*."):
         label, dot, rest = host.partition(".")
-        return bool(label and dot) and rest == named[2:] and not _is_address(host)
+        return bool(label and dot) and rest == named[2:] and not is_address(host)
     return named == host
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -11,12 +11,12 @@ Rules of this module:
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 from proxy import timelimits
+from proxy.core.destinations import is_address
 
 MAX_HOSTS = 10_000
 
@@ -91,7 +91,7 @@ class KnownHosts:
             host: the canonical host.
             uses_preload: whether the browsers' list counts, too.
         """
-        if _is_address(host):
+        if is_address(host):
             return False
         now = self._clock()
         for name in _and_above(host):
@@ -105,11 +105,3 @@ def _and_above(host: str) -> Iterator[str]:
     while host:
         yield host
         host = host.partition(".")[2]
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -21,6 +21,7 @@ from proxy.core.destinations import Destination
 from proxy.core.pins import Pin
 from proxy.core.rules.policy import Mode, PlainHttp, Policy
 from proxy.policyfile.load import load_policy
+from tests.comments import PROTECTIONS, uncomment
 
 PINS = tuple(Pin("spki", bytes(range(number, number + 32))) for number in range(3))
 
@@ -52,14 +53,8 @@ def suggested(found: Findings, folder: Path, *, uncommented: tuple[str, ...] = (
     """Load what is suggested, after these beginnings of comments were made part of it."""
     text = policy_text(found)
     file = folder / "suggested.yaml"
-    file.write_text("".join(_with(row, uncommented) for row in text.splitlines(keepends=True)), "utf-8")
+    file.write_text(uncomment(text, uncommented), "utf-8")
     return load_policy(file, {})
-
-
-def _with(row: str, uncommented: tuple[str, ...]) -> str:
-    bare = row.lstrip(" ")
-    is_meant = bare.startswith("# ") and bare[2:].strip().startswith(uncommented) and bool(uncommented)
-    return row.replace("# ", "", 1) if is_meant else row
 
 
 def suggest(*arguments: str, text: str = "") -> Result:
@@ -113,24 +108,12 @@ def test_fields_and_pins_that_are_taken_out_of_their_comments(tmp_path: Path) ->
     assert not suggested(findings, tmp_path).rules[0].needs_plaintext
     made = CliRunner().invoke(main, ["keys", "new", "--kid", "receiver-1", "--out", str(tmp_path / "receiver.pem")])
     assert made.exit_code == 0
-    parts = (
-        "keys:",
-        "receiver: {",
-        "pins:",
-        "any_of:",
-        "- sha256/",
-        "request:",
-        "- encrypt:",
-        '- "$',
-        "key: receiver",
-        "match: ",
-    )
-    (rule,) = suggested(findings, tmp_path, uncommented=parts).rules
+    (rule,) = suggested(findings, tmp_path, uncommented=PROTECTIONS).rules
     assert rule.pins is not None
     assert rule.pins.any_of == PINS[:2]  # the server's key, and as a backup its CA's
     (entry,) = rule.request
     assert {selector.text for selector in entry.selectors} == {"$.card.number", "$.by.*.pwd", "$['a-b']"}
-    (rule,) = suggested(findings, tmp_path, uncommented=(*parts, "# sha256/")).rules
+    (rule,) = suggested(findings, tmp_path, uncommented=(*PROTECTIONS, "# sha256/")).rules
     assert rule.pins is not None
 
 

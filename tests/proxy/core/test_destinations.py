@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.destinations import BadDestination, Destination, canonical_host, is_local, parse_authority
+from proxy.core.destinations import BadDestination, Destination, canonical_host, is_address, is_local, parse_authority
 
 
 @pytest.mark.parametrize(
@@ -178,3 +178,18 @@ def test_any_text_is_an_authority_or_refused_and_reads_back(text: str, default_p
 )
 def test_a_local_host_is_an_address_or_means_something_in_one_network_only(host: str, expected: bool) -> None:
     assert is_local(canonical_host(host)) is expected
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("192.0.2.1", True),
+        ("2001:DB8::1", True),
+        ("[::ffff:192.0.2.1]", True),
+        ("api.example", False),
+        ("1.example", False),
+        ("localhost", False),
+    ],
+)
+def test_a_host_is_an_address_or_a_name(host: str, expected: bool) -> None:
+    assert is_address(canonical_host(host)) is expected

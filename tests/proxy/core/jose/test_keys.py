@@ -10,19 +10,9 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from proxy.core.jose.keys import Alg, BadKey, Bind, Key, KeySet, NoKey, SecretBytes, Supply, load_key, new_key
+from proxy.core.jose.keys import BadKey, Bind, Key, KeySet, NoKey, SecretBytes, Supply, load_key, new_key
 from proxy.core.jose.keywriting import thumbprint, to_jwk, to_pem
-
-ECDH, RSA, AES = Alg.ECDH_ES_A256KW, Alg.RSA_OAEP_256, Alg.A256KW
-
-KEYS = {
-    "P-256": new_key(ECDH, kid="p"),
-    "X25519": new_key(ECDH, curve="X25519", kid="x"),
-    "RSA": new_key(RSA, kid="r"),
-    "oct": new_key(AES, kid="a"),
-}
-PAIRS = [KEYS["P-256"], KEYS["X25519"], KEYS["RSA"]]
-ALL = list(KEYS.values())
+from tests.proxy.core.jose.eachkind import AES, ALL, ECDH, KEYS, PAIRS, RSA
 
 
 def supply() -> Supply:

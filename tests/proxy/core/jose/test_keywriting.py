@@ -9,19 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from proxy.core.jose.encoding import unbase64url
-from proxy.core.jose.keys import Alg, BadKey, Key, load_key, new_key
+from proxy.core.jose.keys import BadKey, Key, load_key
 from proxy.core.jose.keywriting import thumbprint, to_jwk, to_pem
-
-ECDH, RSA, AES = Alg.ECDH_ES_A256KW, Alg.RSA_OAEP_256, Alg.A256KW
-
-KEYS = {
-    "P-256": new_key(ECDH, kid="p"),
-    "X25519": new_key(ECDH, curve="X25519", kid="x"),
-    "RSA": new_key(RSA, kid="r"),
-    "oct": new_key(AES, kid="a"),
-}
-PAIRS = [KEYS["P-256"], KEYS["X25519"], KEYS["RSA"]]
-ALL = list(KEYS.values())
+from tests.proxy.core.jose.eachkind import ALL, KEYS, PAIRS, RSA
 
 
 def _kind(key: Key) -> str:
