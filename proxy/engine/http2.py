@@ -37,6 +37,7 @@ import h2.settings
 import h2.stream
 from h2.errors import ErrorCodes
 
+from proxy.core.http.allowances import Allowance
 from proxy.core.http.heads import Fields
 from proxy.engine.http2state import State, reset_here
 
@@ -65,30 +66,6 @@ _LAST_ID = 2**31 - 1
 def name_of(code: int) -> str:
     """Return the name of an error code (RFC 9113, section 7), or its number if it has none."""
     return ErrorCodes(code).name if code in ErrorCodes.__members__.values() else str(code)
-
-
-class Allowance:
-    """An allowance: so many at once, and so many a second after that."""
-
-    __slots__ = ("_a_second", "_at_once", "_left", "_since")
-
-    def __init__(self, at_once: int, a_second: int) -> None:
-        self._at_once = self._left = float(at_once)
-        self._a_second = a_second
-        self._since = time.monotonic()
-
-    def take(self) -> bool:
-        """Take one; return whether there was one left."""
-        if self._left < 1:
-            now = time.monotonic()
-            self._left = min(self._at_once, self._left + (now - self._since) * self._a_second)
-            self._since = now
-        self._left -= 1
-        return self._left >= 0
-
-    def earn(self, count: float) -> None:
-        """Add so many to the allowance."""
-        self._left = min(self._at_once, self._left + count)
 
 
 def _has_data(flags: int, frame: bytes) -> bool:
@@ -148,8 +125,8 @@ class Connection[S: Stream](ABC):
         self._has_looked = False  # at the header of a frame that is not complete
         self._block: int | None = None  # bytes of an unfinished header block; None if there is none
         self._waits_for_turn = False
-        self._empty = Allowance(EMPTY_AT_ONCE, EMPTY_A_SECOND)
-        self._resets = Allowance(RESETS_AT_ONCE, RESETS_A_SECOND)
+        self._empty = Allowance(EMPTY_AT_ONCE, EMPTY_A_SECOND, time.monotonic)
+        self._resets = Allowance(RESETS_AT_ONCE, RESETS_A_SECOND, time.monotonic)
 
     # -- for its owner
 

@@ -4,6 +4,7 @@ bytes and tuples of fields, never on a socket.
 
 Offers:
 
+- `allowances`: Allowance; how often a peer may do what costs it nothing
 - `cookies`: Cookies, Delivery, names_sent; which cookies of a server the app keeps
 - `digests`: BadDigest, first_digest, followed, is_digest, recomputed, without_digests; fields that hold a digest of a
   body

@@ -17,7 +17,7 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
 from proxy.core.http.heads import Fields
-from proxy.engine.http2 import EMPTY_AT_ONCE, PREFACE, Allowance, Connection, Stream, _has_data, _opens_nothing
+from proxy.engine.http2 import EMPTY_AT_ONCE, PREFACE, Connection, Stream, _has_data, _opens_nothing
 from proxy.engine.http2state import MAX_HUFFMAN, MAX_STREAMS, MAX_TABLE, NeverIndexed, State, _Encoder
 from tests.e2e.frames import (
     DATA,
@@ -41,33 +41,6 @@ ASKED = [(b":method", b"POST"), (b":scheme", b"https"), (b":authority", b"a"), (
 REQUEST = block(*ASKED)
 LONG = REQUEST + block(("content-length", "5"))
 OK = block((":status", "200"))
-
-
-class TestAllowance:
-    @pytest.fixture
-    def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-        now = [100.0]
-        monkeypatch.setattr(time, "monotonic", lambda: now[0])
-        return now
-
-    def test_so_many_at_once_and_then_so_many_a_second(self, clock: list[float]) -> None:
-        allowance = Allowance(3, 2)
-        assert [allowance.take() for _ in range(4)] == [True, True, True, False]
-        clock[0] += 2
-        assert [allowance.take() for _ in range(4)] == [True, True, True, False]
-
-    def test_never_more_at_once_however_long_nothing_was_taken(self, clock: list[float]) -> None:
-        allowance = Allowance(3, 2)
-        assert [allowance.take() for _ in range(3)] == [True] * 3
-        clock[0] += 1000
-        assert [allowance.take() for _ in range(4)] == [True, True, True, False]
-
-    def test_what_is_earned_may_be_taken_and_is_not_heaped_up(self, clock: list[float]) -> None:
-        allowance = Allowance(3, 0)
-        allowance.earn(100)
-        assert [allowance.take() for _ in range(3)] == [True] * 3
-        allowance.earn(2)
-        assert [allowance.take() for _ in range(3)] == [True, True, False]
 
 
 def server() -> State:
