@@ -1,5 +1,6 @@
 """The metrics: counters that addons and engine increase, and gauges that are read from the policy at each scrape.
-`proxy.processes.admin` serves them as `/metrics`.
+`proxy.processes.admin` serves them as `/metrics`. All metrics stand in one list, with their words; the addons and the
+engine count where something happens.
 
 Rules of this module:
 

@@ -1,5 +1,5 @@
 """The state of each client connection (`Session`), and of all of them together (`Sessions`). The engine opens and
-closes sessions; the addons look them up in their hooks.
+closes sessions; the addons look them up in their hooks. It is state, not an addon of the pipeline.
 
 Rules of this module:
 

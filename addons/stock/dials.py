@@ -1,6 +1,6 @@
 """The addon that controls upstream connections inside stock mitmproxy, which dials by itself: it lets mitmproxy dial
 only where a request was let through, and cuts connections to forbidden addresses. `proxy.stock` puts it into the
-pipeline.
+pipeline. It is long for an addon, because what is let through, dialled and used are steps in one table a client.
 
 Rules of this addon:
 

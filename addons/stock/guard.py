@@ -1,5 +1,6 @@
 """Calls our addons' hooks inside stock mitmproxy, and fails closed. mitmproxy logs what a hook raises, and lets the
-flow go on; so it gets only one addon, `Guard`, which calls all others. `proxy.stock` makes it.
+flow go on; so it gets only one addon, `Guard`, which calls all others. `proxy.stock` makes it. It is long for an addon,
+because each of mitmproxy's hooks stands in it, with what failing closed means there.
 
 Rules of this module:
 

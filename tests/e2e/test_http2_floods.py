@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.engine.apps.http2 import MAX_DISCARDED
+from proxy.engine.apps.conversation import MAX_DISCARDED
 from proxy.engine.http2 import RESETS_AT_ONCE
 from proxy.engine.http2state import MAX_STREAMS
 from tests.e2e import wire

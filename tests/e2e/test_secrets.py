@@ -428,8 +428,8 @@ c.dial = never
 FAULTS_IN_HTTP_2 = FAULTS | {
     "in the state of a connection": _broken("proxy.engine.http2state", "State.receive_data"),
     "in what a frame means": _broken("proxy.engine.apps.http2", "AppHttp2.event"),
-    "in a stream": _broken("proxy.engine.apps.http2", "AppHttp2Stream.data"),
-    "in an answer": _broken("proxy.engine.apps.http2", "AppHttp2Stream.begin"),
+    "in a stream": _broken("proxy.engine.apps.http2stream", "AppHttp2Stream.data"),
+    "in an answer": _broken("proxy.engine.apps.http2stream", "AppHttp2Stream.begin"),
     "in the conversation": _broken("proxy.engine.apps.conversation", "Conversation.request_end"),
     "in the dialling": _broken("proxy.engine.upstreams.route", "dial"),
     "in the end of a connection": _broken("proxy.engine.apps.http2", "AppHttp2.gone"),

@@ -1,6 +1,6 @@
 """The interface between a conversation and the app's side, whatever version of HTTP is spoken: `apps.conversation`
-answers each request on an `AppStream`. `apps.http1` is one for a whole connection, `apps.http2` has one for each
-stream.
+answers each request on an `AppStream`. `apps.http1` is one for a whole connection, `apps.http2stream` is one for
+each stream.
 """
 
 from __future__ import annotations

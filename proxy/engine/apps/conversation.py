@@ -5,8 +5,8 @@ A conversation makes mitmproxy's flow objects, and calls the hooks in the order 
 knows nothing about the wire: it is answered on an `AppStream`, and sends the request on an `UpstreamStream`, whatever
 version of HTTP each of them speaks. It always has one state; the table in `states` says what may happen in each.
 
-It is longer than 500 lines, because the request and the response change each other's state at nearly every step: they
-cannot be read apart.
+It is longer than 500 lines, because the request, the response and a WebSocket that follows are steps between the states
+of one table, and change each other's at nearly every step: they cannot be read apart.
 
 Rules of this module:
 
@@ -56,7 +56,7 @@ from proxy.engine.streams import UpstreamStream, Version
 from proxy.engine.upstreams.connection import ONLY_HTTP2, UpstreamConnection
 from proxy.engine.upstreams.opening import open_stream
 
-MAX_DISCARDED = 1024 * 1024
+MAX_DISCARDED = 1024 * 1024  # bytes of a body that nobody needs any more
 KEPT_AT_MOST = 64 * 1024  # bytes of a streamed body that are kept, in case it must be sent again
 MAX_TRIES = 4  # attempts for a request that upstreams do nothing about
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))  # RFC 9110, section 9.2.2
