@@ -135,6 +135,9 @@ def unreadable(folder: Path, name: str, error: OSError) -> str:
         return told
     if not path.parent.is_dir():
         return f"{told}; there is no folder {path.parent}"
+    private = path.parent / path.name.replace(".pub.", ".", 1)
+    if path.stem.endswith(".pub") and is_there(private):  # to name it is no way out
+        return f"{told}; its private half is there: overcoat keys public {private} > {path} makes the public one anew"
     found = nearly_named(path.parent, path.name, likely=())
     if found:
         return f"{told}; but there is {' and '.join(found)}"

@@ -124,6 +124,11 @@ def test_what_is_told_of_a_file_of_a_policy_that_is_not_there(tmp_path: Path, mo
     assert unreadable(tmp_path / "crls", "", error).startswith(f"{tmp_path / 'crls'} cannot be read")
     (tmp_path / "keys" / "pay-2025.pub.pem").touch()
     assert unreadable(here, name, error) == f"{start}; but there is pay-2025.pub.pem"
+    (tmp_path / "keys" / "pay-2026.pem").touch()  # the private half is nothing to take in its place
+    makes = "overcoat keys public keys/pay-2026.pem > keys/pay-2026.pub.pem makes the public one anew"
+    assert unreadable(here, name, error) == f"{start}; its private half is there: {makes}"
+    assert unreadable(here, "keys/.pub.", error).endswith(f"; it was looked for in {tmp_path / 'keys'}")
+    assert unreadable(here, "keys/pay-2026.key", error).endswith("; but there is pay-2026.pem")
 
 
 @pytest.mark.parametrize(
