@@ -150,7 +150,10 @@ def new(
         secret = _encode(key, form, private=True)
         if out is None:
             click.echo(secret, nl=False)
-            _explain(key, "FILE", None if symmetric else "FILE")
+            _explain(key, f"PRIVATE.{form}", None if symmetric else f"PUBLIC.{form}")
+            click.echo(
+                "note: the key was printed, and is in no file; --out FILE writes it, and its public half", err=True
+            )
             return
         create_file(out, secret, mode=0o600)
         if symmetric:

@@ -73,7 +73,7 @@ class NotRegularError(OSError):
     """The file is a pipe, a device, a socket, a directory, or anything else that may block."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(errno.EINVAL, "it is no regular file, and pipes, devices and directories are not read", path)
+        super().__init__(errno.EINVAL, "it is no regular file; pipes, devices and directories are not taken", path)
 
 
 def read_regular(path: Path, limit: int) -> tuple[bytes, os.stat_result]:

@@ -94,6 +94,11 @@ def test_new_without_a_file_prints_the_key_alone_on_stdout(run: Run) -> None:
     key = load_key(result.stdout_bytes, alg=Alg.ECDH_ES_A256KW)
     assert key.can_open
     assert f"kid: {key.kid}\n" in result.stderr
+    snippet = yaml.safe_load(result.stderr.split("\n", 1)[1].partition("note: ")[0])
+    assert snippet["keys"]["NAME"]["primary"]["file"] == "PUBLIC.pem"
+    assert f'#   primary: {{kid: "{key.kid}", file: "PRIVATE.pem"}}' in result.stderr
+    assert "note: the key was printed, and is in no file; --out FILE writes it, and its public half" in result.stderr
+    assert "PRIVATE.jwk" in run("new", "--alg", "A256KW").stderr
 
 
 @pytest.mark.parametrize("alg", ["ECDH-ES+A256KW", "A256KW"])
