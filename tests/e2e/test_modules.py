@@ -17,9 +17,11 @@ from tests.e2e.upstream import TlsUpstream
 COMMAND = [sys.executable, "-X", "importtime", "-P", str(SERVER.with_name("named_hosts.py")), "{}"]
 LEFT_OUT = (
     "h11._connection",  # what a package imports while it is loaded tells that it is
+    "graphql",
     "mitmproxy.options",
     "mitmproxy.proxy.layers",
     "mitmproxy_rs.mitmproxy_rs",
+    "msgspec",
     "rich",
 )
 

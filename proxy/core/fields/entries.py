@@ -11,7 +11,7 @@ Rules of this module:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from importlib import import_module
 
@@ -207,7 +207,11 @@ class FieldEntry:
     def __post_init__(self) -> None:
         marks = Marks(self.selectors, self.inside, self.match is Match.IGNORE_CASE, is_strict=self.work is Work.ENCRYPT)
         object.__setattr__(self, "marks", marks)  # frozen once it is complete
-        if (
-            self.graphql_arguments
-        ):  # no request should wait for the parser to be loaded, which takes a tenth of a second
+        # No request should wait for these, which takes up to a tenth of a second; without entries nobody needs them.
+        import_module("msgspec")
+        if self.graphql_arguments:
             import_module("proxy.core.fields.graphql")
+
+    def __reduce__(self) -> tuple[type[FieldEntry], tuple[object, ...]]:
+        """Have another process make it anew, so that it is complete there, too."""
+        return FieldEntry, tuple(getattr(self, each.name) for each in fields(self) if each.init)

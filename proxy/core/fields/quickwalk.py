@@ -21,9 +21,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-
-import msgspec
+from functools import cache, lru_cache
 
 from proxy.core.fields import plainwalk
 from proxy.core.fields.automaton import Automaton
@@ -32,7 +30,6 @@ from proxy.core.fields.pauses import STEP
 from proxy.core.fields.spans import Found, Holder, Span, TooMuchSelected
 
 _new_span = tuple.__new__  # a named tuple's own constructor takes four times as long
-_read = msgspec.json.Decoder(msgspec.Raw).decode
 
 _OPEN_ARRAY, _COLON, _QUOTE, _BACKSLASH = b'[:"\\'
 _BLANKS = b" \t\n\r"
@@ -59,13 +56,22 @@ _CLOSING, _OPENING, _NAME, _ODD_NAME, _NAMED_SCALAR = range(1, 6)
 
 def is_json(text: bytes) -> bool:
     """Tell whether a text is strict JSON in UTF-8, and no name in it is ambiguous. False is no last word on it."""
+    read, error = _parser()
     try:
-        _read(text)
+        read(text)
         if not text.isascii():
             text.decode()
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    except (error, RecursionError, UnicodeDecodeError):
         return False
     return b"\\" not in text or b"\\u0000" not in text
+
+
+@cache
+def _parser() -> tuple[Callable[[bytes], object], type[Exception]]:
+    """Return what reads a text without making anything of it, and what it raises if that is no JSON."""
+    import msgspec  # noqa: PLC0415  # takes 1 MiB, which only policies with entries need; these load it
+
+    return msgspec.json.Decoder(msgspec.Raw).decode, msgspec.DecodeError
 
 
 def walk(found: Found) -> bool:
