@@ -6,6 +6,7 @@ connection to a server.
 
 Offers:
 
+- `bodyheads`: takes_long; whether it may take long to work on a body
 - `denials`: problem_response; how a denied request is answered
 - `encryption`: Encryption; encrypts fields of requests, decrypts those of responses
 - `expected`: expect; each series before its first event
@@ -14,7 +15,6 @@ Offers:
 - `headers`: has_field, values_of; header fields by name
 - `inforce`: InForce; the metrics without gauges of what a reload took away
 - `localca`: LocalCaGuard; no certificate that the local CA may not sign
-- `marked`: takes_long; whether it may take long to work on a body
 - `messages`: Messages; encrypts and decrypts fields of WebSocket messages
 - `metrics`: NO_RULE, Metrics; what is counted
 - `outcomes`: done, is_denied; what became of one request

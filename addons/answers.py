@@ -17,7 +17,7 @@ from functools import partial
 
 from mitmproxy import http
 
-from addons import marked
+from addons import bodyheads, marked
 from addons.exchange import Exchange
 from addons.headers import has_field, values_of
 from proxy.core.decisions import Denied, Reason
@@ -72,7 +72,7 @@ def begin(exchange: Exchange, flow: http.HTTPFlow, setting: Callable[[], Setting
 
 
 def _head(exchange: Exchange, response: http.Response) -> bodies.BodyHead:
-    return marked.head(response) if exchange.response_work is Work.DECRYPT else marked.told_head(response)
+    return bodyheads.head(response) if exchange.response_work is Work.DECRYPT else bodyheads.told_head(response)
 
 
 def _change_texts(exchange: Exchange, flow: http.HTTPFlow, stream: streams.Stream) -> None:
@@ -142,4 +142,4 @@ def complete(exchange: Exchange, flow: http.HTTPFlow, setting: Setting) -> None:
     exchange.bytes_received = len(body)
     if any(changed.counts):
         response.headers.fields = responses.told(response.headers.fields, with_length=True)
-        marked.replace_body(response, changed.body)
+        bodyheads.replace_body(response, changed.body)

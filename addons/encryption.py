@@ -18,10 +18,10 @@ from functools import partial
 
 from mitmproxy import http
 
-from addons import answers, marked, messages, uploads
+from addons import answers, bodyheads, marked, messages, uploads
 from addons.exchange import Exchange
 from addons.headers import has_field
-from addons.observing import Watch
+from addons.observing import Tee, Watch
 from addons.sessions import Sessions
 from proxy.core.decisions import Denied
 from proxy.core.fields import bodies, graphqlrequests, responses, values
@@ -84,7 +84,7 @@ class Encryption:
                 exchange.deny(flow, denied)
             if exchange.observing:
                 opens = any(entry.work is Work.DECRYPT for entry in entries)  # and observing opens nothing
-                tee = marked.Tee(exchange, flow.request, self.setting(exchange, of_request=True))
+                tee = Tee(exchange, flow.request, self.setting(exchange, of_request=True))
                 flow.request.stream = exchange.count_sent if opens else tee
             elif flow.response is None and not (upgrades and messages.is_opening(flow.request)):  # which has no body
                 uploads.hold(flow, exchange, entries, partial(self.setting, exchange, of_request=True))
@@ -114,10 +114,10 @@ class Encryption:
     def _check_before_body(self, exchange: Exchange, entries: tuple[FieldEntry, ...], request: http.Request) -> None:
         sealing = [entry for entry in entries if entry.work is Work.ENCRYPT]
         if sealing or not entries:
-            bodies.check_before(marked.head(request), sealing, self.today())
+            bodies.check_before(bodyheads.head(request), sealing, self.today())
             graphqlrequests.check_target(request.path.partition("?")[2], sealing)
-        limit = exchange.policy.limits.held_body
-        if marked.length_said(request.headers.fields) > limit and not uploads.may_be_long(exchange, request, entries):
+        limit, length = exchange.policy.limits.held_body, bodyheads.length_said(request.headers.fields)
+        if length > limit and not uploads.may_be_long(exchange, request, entries):
             raise bodies.too_large(limit)
 
     def request(self, flow: http.HTTPFlow) -> None:
@@ -131,7 +131,7 @@ class Encryption:
             if not (entries := marked.of_request(exchange)):  # it was held only to look for another method
                 exchange.bytes_sent = len(body)
                 return
-            head, setting = marked.signed_head(flow.request), self.setting(exchange, of_request=True)
+            head, setting = bodyheads.signed_head(flow.request), self.setting(exchange, of_request=True)
             kids = values.told_kids(entries, setting.today)  # the keys may change while the body is worked on
             changed = bodies.change(body, head, entries, setting)
             told = values.kid_fields(entries, changed.counts, kids)
@@ -148,7 +148,7 @@ class Encryption:
             flow.request.headers[name] = kid
         exchange.count_fields(entries, changed.counts)
         exchange.bytes_sent = len(changed.body)
-        marked.replace_body(flow.request, changed.body)
+        bodyheads.replace_body(flow.request, changed.body)
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         """Hold or change a response that may have fields to change; let any other response stream."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from mitmproxy import http
 
-from addons import marked
+from addons import bodyheads
 from addons.exchange import Exchange
 from addons.headers import has_field
 from proxy.core.fields import uploads
@@ -25,7 +25,7 @@ def may_be_long(exchange: Exchange, request: http.Request, entries: Sequence[Fie
     """Tell whether a body may be longer than what is held."""
     if not entries or exchange.looks_inside:
         return False
-    head = marked.head(request)
+    head = bodyheads.head(request)
     return uploads.may_stream(head, entries) or uploads.passes(head, entries, b"") is not False
 
 
@@ -37,7 +37,7 @@ def hold(
     request = flow.request
     if not may_be_long(exchange, request, entries):
         return
-    head = marked.signed_head(request)
+    head = bodyheads.signed_head(request)
     if uploads.passes(head, entries, b""):
         exchange.holds_request = False
         request.stream = exchange.count_sent

@@ -395,7 +395,7 @@ def _broken(module: str, name: str) -> str:
 FAULTS = {
     "in a request hook": _broken("addons.encryption", "Encryption.request"),
     "in the telemetry": _broken("addons.telemetry", "Telemetry.response"),
-    "in a verification callback": _broken("addons.pinning", "_check"),
+    "in a verification callback": _broken("addons.verification", "_check"),
 }
 FAULTS_IN_HTTP_1 = FAULTS | {
     "in the reading of a head": _broken("proxy.engine.messages", "request_of"),

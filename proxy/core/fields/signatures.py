@@ -1,5 +1,5 @@
 """Recognises requests whose body is signed. Encrypting a field would break the signature, and the server would refuse
-the request; so `addons.marked` asks this module first.
+the request; so `addons.bodyheads` asks this module first.
 
 Rules of this module:
 

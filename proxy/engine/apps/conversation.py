@@ -30,9 +30,9 @@ from mitmproxy import flow as mitmproxy_flow
 from mitmproxy import http
 from mitmproxy.websocket import WebSocketData, WebSocketMessage
 
+from addons.bodyheads import takes_long
 from addons.exchange import Exchange
 from addons.headers import has_field
-from addons.marked import takes_long
 from addons.outcomes import is_denied
 from addons.pinning import have_expired
 from addons.upstream import Upstream
