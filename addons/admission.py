@@ -16,7 +16,8 @@ from mitmproxy import http
 from addons.exchange import Exchange
 from addons.headers import values_of
 from addons.sessions import Session
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import ListenerKind
 from proxy.core.who.clients import check_client
 from proxy.core.who.credentials import Verifier, read_basic

@@ -20,10 +20,11 @@ from mitmproxy import http
 from addons import bodyheads, marked
 from addons.exchange import Exchange
 from addons.headers import has_field, values_of
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields import bodies, responses, streams
 from proxy.core.fields.entries import Work
 from proxy.core.fields.values import Setting
+from proxy.core.reasons import Reason
 
 _PARTIAL = 206
 _WITHOUT_BODY = (204, 304)

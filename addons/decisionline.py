@@ -24,10 +24,11 @@ from addons.fieldcounts import FieldCounts
 from addons.ids import id_of
 from addons.outcomes import action_of, done, would_deny
 from addons.upstream import Upstream
-from proxy.core.decisions import Action, Outcome, Reason
+from proxy.core.decisions import Action
 from proxy.core.destinations import Destination
 from proxy.core.fields.entries import Work
 from proxy.core.pins import PinVerdict
+from proxy.core.reasons import Outcome, Reason
 from proxy.core.rules.policy import Mode
 
 

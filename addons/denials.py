@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from mitmproxy import http
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.http.problems import (
     JSON_TYPE,
     PAGE_TYPE,
@@ -21,6 +21,7 @@ from proxy.core.http.problems import (
     proxy_status,
     wants_page,
 )
+from proxy.core.reasons import Reason
 
 
 def problem_response(

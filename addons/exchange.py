@@ -21,13 +21,14 @@ from addons.fieldcounts import FieldCounts
 from addons.headers import values_of
 from addons.ids import id_of, next_number
 from addons.upstream import Upstream
-from proxy.core.decisions import UPSTREAM_FAILURES, Action, Decision, Denied, Outcome, Reason
+from proxy.core.decisions import Action, Decision, Denied
 from proxy.core.destinations import Destination
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.messages import Plan
 from proxy.core.fields.readings import Readings
 from proxy.core.fields.shapes import Shape
 from proxy.core.http.traces import trace_id
+from proxy.core.reasons import UPSTREAM_FAILURES, Outcome, Reason
 from proxy.core.rules.appview import View
 from proxy.core.rules.policy import Mode, Policy, Rule
 

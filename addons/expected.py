@@ -21,10 +21,11 @@ from addons.metrics import (
     Metrics,
     pins_mode,
 )
-from proxy.core.decisions import FIELD_REASONS, Action, Outcome, Reason
+from proxy.core.decisions import Action
 from proxy.core.fields.entries import Work
 from proxy.core.handshakes import GROUPS
 from proxy.core.pins import Level, PinSet, PinVerdict
+from proxy.core.reasons import FIELD_REASONS, Outcome, Reason
 from proxy.core.rules.ends import NO_STATUS, ends
 from proxy.core.rules.policy import Mode, Policy
 

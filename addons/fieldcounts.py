@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from proxy.core.decisions import Reason
 from proxy.core.fields.entries import FieldEntry, Work
+from proxy.core.reasons import Reason
 
 type Counts = dict[tuple[str, Work | Reason], int]
 

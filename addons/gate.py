@@ -21,7 +21,7 @@ from mitmproxy import http
 from addons.admission import Admission
 from addons.exchange import Exchange
 from addons.sessions import Sessions
-from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.decisions import Action, Decision, Denied
 from proxy.core.destinations import Destination
 from proxy.core.http.heads import names_in
 from proxy.core.http.names import (
@@ -32,6 +32,7 @@ from proxy.core.http.names import (
     mirrored_host,
     read_target,
 )
+from proxy.core.reasons import Reason
 from proxy.core.rules.hsts import KnownHosts
 from proxy.core.rules.policy import Mirror
 from proxy.core.rules.transport import decide_https, decide_mirror, decide_plain_http

@@ -16,11 +16,12 @@ from mitmproxy import http
 from addons import bodyheads
 from addons.exchange import Exchange
 from addons.headers import has_field, values_of
-from proxy.core.decisions import FIELD_REASONS, Denied
+from proxy.core.decisions import Denied
 from proxy.core.fields import encodings, readings
 from proxy.core.fields.entries import FieldEntry
 from proxy.core.fields.pauses import Pause, never
 from proxy.core.http.heads import KEPT
+from proxy.core.reasons import FIELD_REASONS
 
 _readings = lru_cache(KEPT)(readings.readings)  # most heads of an app come again
 

@@ -20,12 +20,13 @@ from addons import marked
 from addons.exchange import Exchange
 from addons.headers import has_field, values_of
 from addons.sessions import Sessions
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields import messages
 from proxy.core.fields.entries import Work
 from proxy.core.fields.messages import Plan
 from proxy.core.fields.values import Setting
 from proxy.core.http.permessage import BadAnswer, agreed, offers
+from proxy.core.reasons import Reason
 
 _EXTENSIONS = b"sec-websocket-extensions"
 

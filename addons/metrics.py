@@ -19,10 +19,10 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from addons.fieldcounts import Counts
-from proxy.core.decisions import Reason
 from proxy.core.fields.entries import Work
 from proxy.core.jose.keys import Key, KeySet
 from proxy.core.pins import PinSet
+from proxy.core.reasons import Reason
 from proxy.core.rules.ends import End
 from proxy.core.rules.policy import Mode, Policy
 

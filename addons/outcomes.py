@@ -11,7 +11,8 @@ Rules of this module:
 from __future__ import annotations
 
 from addons.exchange import Exchange
-from proxy.core.decisions import UPSTREAM_FAILURES, Action, Outcome
+from proxy.core.decisions import Action
+from proxy.core.reasons import UPSTREAM_FAILURES, Outcome
 
 
 def is_denied(exchange: Exchange) -> bool:

@@ -19,7 +19,8 @@ from addons.exchange import Exchange
 from addons.handshakecounts import HandshakeCounts
 from addons.metrics import NO_RULE, OWN_BUCKETS, UPSTREAM_BUCKETS, Metrics
 from addons.outcomes import action_of
-from proxy.core.decisions import Action, Outcome, Reason
+from proxy.core.decisions import Action
+from proxy.core.reasons import Outcome, Reason
 from proxy.core.rules.ends import NO_REASON, status_class
 from proxy.core.rules.policy import Mode
 

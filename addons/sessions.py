@@ -16,8 +16,9 @@ from mitmproxy import connection, http
 
 from addons.exchange import Exchange
 from addons.upstream import Upstream
-from proxy.core.decisions import Action, Denied, Reason
+from proxy.core.decisions import Action, Denied
 from proxy.core.http.redirects import Trail
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import ListenerKind, Mirror, Policy
 from proxy.core.who.addresses import network_of
 from proxy.core.who.clients import User

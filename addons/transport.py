@@ -18,12 +18,13 @@ from addons.headers import values_of
 from addons.outcomes import is_denied
 from addons.sessions import Sessions
 from addons.translation import CHANGED_IN_REQUESTS, CHANGED_IN_RESPONSES, Translation
-from proxy.core.decisions import Action, Denied, Reason
+from proxy.core.decisions import Action, Denied
 from proxy.core.destinations import HTTPS_PORT, Destination, parse_authority
 from proxy.core.http.cookies import Cookies
 from proxy.core.http.heads import names_in
 from proxy.core.http.hops import has_come_through, one_forward_less, without_hop
 from proxy.core.http.names import host_field, with_host
+from proxy.core.reasons import Reason
 from proxy.core.rules.hsts import KnownHosts
 from proxy.core.rules.transport import decide_plain_http
 

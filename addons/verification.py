@@ -20,9 +20,10 @@ from OpenSSL import SSL, crypto
 from addons.upstream import Upstream
 from proxy.core.certificates.forms import form_defect
 from proxy.core.certificates.words import OF_CRLS, circumstances, remedy, whose
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination
 from proxy.core.pins import PinVerdict, check_pins
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import Policy
 from proxy.core.rules.trust import CrlUse, Trust
 from proxy.core.rules.unpinned import unpinned

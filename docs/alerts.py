@@ -17,7 +17,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proxy.core.decisions import FIELD_REASONS, Reason
+from proxy.core.reasons import FIELD_REASONS, Reason
 
 _WINDOW_MINUTES = 15
 WINDOW = f"{_WINDOW_MINUTES}m"  # how long an event keeps its alert firing: many scrapes, so that some may fail

@@ -28,7 +28,8 @@ from addons.policymetrics import PolicyMetrics
 from docs.alerts import alerts_rows, rules_text
 from docs.dashboard import dashboard_text, panels_rows
 from docs.manual import manual_text
-from proxy.core.decisions import Action, Outcome, Reason
+from proxy.core.decisions import Action
+from proxy.core.reasons import Outcome, Reason
 from proxy.core.rules.policy import Policy
 from proxy.policyfile.model.schema import policy_table, schema_text
 from tests.clients.programs import CLIENTS

@@ -19,7 +19,7 @@ from addons.expected import expect
 from addons.metrics import Metrics
 from addons.policymetrics import PolicyMetrics
 from docs.alerts import ALERTS, alerts_rows, rules_text
-from proxy.core.decisions import Reason
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import Policy
 
 RULES = Path(__file__).resolve().parents[1] / "config" / "prometheus" / "overcoat.rules.yml"

@@ -24,13 +24,14 @@ from addons.telemetry import Telemetry
 from addons.upstream import Upstream
 from docs.alerts import ALERTS
 from proxy import cli
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.entries import FieldEntry
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.shapes import Shape
 from proxy.core.jose.keys import Alg, KeySet, new_key
 from proxy.core.jose.keywriting import to_pem
 from proxy.core.pins import PinSet, mismatch_facts
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import Mode, Policy
 from proxy.policyfile.load import load_policy
 

@@ -26,9 +26,10 @@ from addons.sessions import Sessions
 from addons.stock.dials import Dials
 from addons.stock.guard import Closed
 from proxy.core.certificates.localca import Mandate
-from proxy.core.decisions import Action, Denied, Reason
+from proxy.core.decisions import Action, Denied
 from proxy.core.http.heads import can_become_a_head
 from proxy.core.http.names import check_server_name
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import Policy
 from proxy.core.who.clients import check_client
 

@@ -28,8 +28,9 @@ from addons.sessions import Sessions
 from addons.stock.guard import Cut
 from addons.stock.judging import Judge
 from addons.upstream import Upstream
-from proxy.core.decisions import Action, Denied, Reason
+from proxy.core.decisions import Action, Denied
 from proxy.core.destinations import Destination
+from proxy.core.reasons import Reason
 from proxy.core.rules.transport import untaken
 
 _TOO_LARGE = "exceeds mitmproxy's body_size_limit"

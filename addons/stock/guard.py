@@ -28,7 +28,8 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from addons.outcomes import is_denied
 from addons.stock.flows import Answers, Shown, StockSessions
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 from proxy.log import describe
 
 logger = logging.getLogger("overcoat")

@@ -15,11 +15,12 @@ from mitmproxy import http
 
 from addons.headers import has_field
 from addons.sessions import Sessions
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, Destination
 from proxy.core.http.heads import Fields, read_request_head, read_response_head
 from proxy.core.http.heads2 import read_http2_request, read_http2_response
 from proxy.core.http.hops import without_hop
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import Limits
 
 _INTERIM = Denied(

@@ -14,7 +14,8 @@ import socket
 from collections.abc import Callable, Collection
 
 from addons.upstream import Upstream
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import Policy, Rule
 from proxy.core.rules.transport import forbidden_address, own_listener, unresolved
 from proxy.core.who.addresses import Address, AddressKind, kind_of, parse_ip

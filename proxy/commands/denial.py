@@ -27,12 +27,13 @@ from addons.pinning import expired_pins
 from addons.sessions import Sessions
 from addons.transport import Transport
 from proxy.core.certificates.localca import Mandate
-from proxy.core.decisions import Action, Denied, Reason
+from proxy.core.decisions import Action, Denied
 from proxy.core.destinations import Destination
 from proxy.core.fields.bodies import too_large
 from proxy.core.fields.uploads import MOST_LOOKED_AT
 from proxy.core.http.cookies import Cookies
 from proxy.core.http.heads import Fields, HeadEnd, read_request_head
+from proxy.core.reasons import Reason
 from proxy.core.rules.hsts import KnownHosts
 from proxy.core.rules.policy import Mirror, Mode, Policy, Rule
 from proxy.core.rules.transport import denied_by_address

@@ -40,7 +40,7 @@ from proxy.commands.shared import (
     today,
 )
 from proxy.core.certificates.localca import Mandate
-from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.decisions import Action, Decision, Denied
 from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, Destination
 from proxy.core.fields.bodies import BodyHead, check_signature, covered_by
 from proxy.core.fields.encodings import decode, parse_encoding
@@ -50,6 +50,7 @@ from proxy.core.fields.signatures import covering
 from proxy.core.http.digests import is_digest
 from proxy.core.http.heads import Fields
 from proxy.core.jose.keys import NoKey
+from proxy.core.reasons import Reason
 from proxy.core.rules.hsts import KnownHosts
 from proxy.core.rules.policy import Mode, PlainHttp, Policy, Rule
 from proxy.core.rules.transport import decide_https, decide_mirror, decide_plain_http, denied_by_address

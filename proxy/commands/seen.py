@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from proxy.core.decisions import Reason
 from proxy.core.destinations import HTTP_PORT, BadDestination, Destination, parse_authority
 from proxy.core.fields.selectors import BadSelector, parse_selector
 from proxy.core.fields.shapes import MOST_PATH, Shape
+from proxy.core.reasons import Reason
 from proxy.core.who.addresses import AddressKind
 
 MOST_LINE = 64 * 1024  # bytes; ours are far shorter

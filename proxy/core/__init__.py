@@ -5,8 +5,8 @@ decisions there are, and certificate pins.
 
 Offers:
 
-- `decisions`: FIELD_REASONS, UPSTREAM_FAILURES, Action, Decision, Denied, Outcome, Reason, late_response; what happens
-  to a request, how it ends and why
+- `decisions`: Action, Decision, Denied, late_response; what happens to a request
+- `reasons`: FIELD_REASONS, UPSTREAM_FAILURES, Outcome, Reason; why it is denied, and how it ends
 - `destinations`: CACHED, HTTPS_PORT, HTTP_PORT, BadDestination, Destination, canonical_host, is_address, is_local,
   is_local_name, parse_authority; host and port in one spelling
 - `clienthello`: ClientHello, read_client_hello; what an app says at the start of TLS

@@ -15,7 +15,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 
 HYBRID = "X25519MLKEM768"
 OTHER_GROUP = "other"

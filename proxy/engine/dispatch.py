@@ -18,7 +18,8 @@ from mitmproxy import flow as mitmproxy_flow
 from mitmproxy import http
 
 from addons.sessions import Sessions
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 from proxy.log import describe
 
 logger = logging.getLogger("overcoat")

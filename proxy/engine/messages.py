@@ -16,10 +16,11 @@ from typing import Protocol
 from mitmproxy import http
 
 from addons.headers import has_field, values_of
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.destinations import CACHED, HTTP_PORT, HTTPS_PORT, BadDestination, Destination, parse_authority
 from proxy.core.http.heads import KEPT, Fields, RequestHead, ResponseHead, names_in
 from proxy.core.http.hops import without_hop
+from proxy.core.reasons import Reason
 from proxy.engine.flows import new_request, new_response
 
 _OF_THE_CONNECTION = ("negotiate", "ntlm")  # schemes that authenticate a connection, not a request (RFC 4559)

@@ -27,9 +27,10 @@ from prometheus_client import CollectorRegistry
 from addons.metrics import Metrics
 from addons.upstream import Upstream
 from proxy import timelimits
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination
 from proxy.core.jose.keys import KeySet, Supply
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import ListenerKind, Mode, Policy
 from proxy.disk.ca import LocalCa
 from proxy.engine.flows import new_context

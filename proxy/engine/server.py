@@ -37,8 +37,9 @@ from addons.sessions import Session, Sessions
 from addons.telemetry import Telemetry
 from addons.transport import Transport
 from proxy import timelimits
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.http.cookies import Cookies
+from proxy.core.reasons import Reason
 from proxy.core.rules.hsts import KnownHosts
 from proxy.core.rules.policy import Listener, OpenConnections, Policy
 from proxy.core.rules.promises import has_outlived, pins_have_ended

@@ -11,7 +11,8 @@ from mitmproxy import connection, http
 
 from addons.admission import Admission
 from addons.sessions import Sessions
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import ListenerKind, Policy
 from proxy.core.who.addresses import AddressSet
 from proxy.core.who.clients import ClientRules, PasswordHash, User

@@ -16,12 +16,13 @@ from mitmproxy.test import tflow
 from addons.decisionline import MAX_METHOD, MAX_PATH, Event, line_of
 from addons.exchange import Exchange
 from addons.upstream import Upstream
-from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
+from proxy.core.decisions import Action, Decision, Denied
 from proxy.core.destinations import Destination
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.jose.keys import Alg, KeySet, new_key
 from proxy.core.pins import PinVerdict
+from proxy.core.reasons import Outcome, Reason
 from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
 
 RULE = Rule('a "rule"', (HostPattern("exact", "a.example"),), PlainHttp.UPGRADE, Https.TUNNEL)

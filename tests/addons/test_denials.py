@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from addons.denials import problem_response
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 
 
 def test_the_answer_is_problem_details_with_a_proxy_status() -> None:

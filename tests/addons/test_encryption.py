@@ -12,13 +12,14 @@ from mitmproxy.test import tflow
 from addons.encryption import Encryption
 from addons.exchange import Exchange
 from addons.sessions import Sessions
-from proxy.core.decisions import Action, Decision, Reason
+from proxy.core.decisions import Action, Decision
 from proxy.core.destinations import Destination
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.jose import jwe, sealing
 from proxy.core.jose.keys import Alg, Key, KeySet, new_key
 from proxy.core.jose.place import Place
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import HostPattern, Https, Limits, Mode, PlainHttp, Policy, Rule
 
 TODAY = date(2026, 6, 30)

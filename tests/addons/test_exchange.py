@@ -12,7 +12,8 @@ from mitmproxy import connection, http
 from addons.exchange import Exchange
 from addons.outcomes import action_of, is_denied, would_deny
 from addons.sessions import Sessions
-from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.decisions import Action, Decision, Denied
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import Mode, Policy
 
 NewFlow = Callable[..., http.HTTPFlow]

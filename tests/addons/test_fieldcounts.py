@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from addons.fieldcounts import FieldCounts
-from proxy.core.decisions import Reason
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.jose.keys import Alg, KeySet, new_key
+from proxy.core.reasons import Reason
 
 SEALS = FieldEntry((parse_selector("$.a"),), KeySet("k", Alg.A256KW, new_key(Alg.A256KW)), name="request[0]")
 OPENS = FieldEntry(SEALS.selectors, SEALS.keys, Work.DECRYPT, name="response[0]")

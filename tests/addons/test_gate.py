@@ -13,8 +13,9 @@ from mitmproxy import connection, http
 from addons.exchange import Exchange
 from addons.gate import Gate
 from addons.sessions import Sessions
-from proxy.core.decisions import Action, Reason
+from proxy.core.decisions import Action
 from proxy.core.destinations import Destination
+from proxy.core.reasons import Reason
 from proxy.core.rules.hsts import KnownHosts
 from proxy.core.rules.policy import Defaults, Egress, HostPattern, Https, Mode, PlainHttp, Policy, Rule
 from proxy.core.who.addresses import AddressSet

@@ -11,8 +11,9 @@ from mitmproxy import http
 from addons.localca import LocalCaGuard
 from addons.sessions import Sessions
 from proxy.core.certificates.localca import Lifetime, Mandate
-from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.decisions import Action, Decision, Denied
 from proxy.core.destinations import Destination
+from proxy.core.reasons import Reason
 
 NOW, DAY = datetime.now(UTC), timedelta(days=1)
 ENDED, VALID = Lifetime(NOW - 2 * DAY, NOW - DAY), Lifetime(NOW - DAY, NOW + DAY)

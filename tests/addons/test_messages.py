@@ -14,13 +14,14 @@ from addons.encryption import Encryption
 from addons.messages import Messages
 from addons.outcomes import is_denied
 from addons.sessions import Sessions
-from proxy.core.decisions import Action, Decision, Reason
+from proxy.core.decisions import Action, Decision
 from proxy.core.destinations import Destination
 from proxy.core.fields.entries import FieldEntry, When, Work
 from proxy.core.fields.messages import Plan
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.http.permessage import Parameters
 from proxy.core.jose.keys import Alg, KeySet, new_key
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import HostPattern, Https, Limits, Mode, PlainHttp, Policy, Rule
 
 SEALS = FieldEntry((parse_selector("$.a"),), KeySet("k", Alg.A256KW, new_key(Alg.A256KW)), name="request[0]")

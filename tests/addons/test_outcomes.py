@@ -6,8 +6,9 @@ import pytest
 
 from addons.exchange import Exchange
 from addons.outcomes import action_of, done, is_denied, never_left, would_deny
-from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
+from proxy.core.decisions import Action, Decision, Denied
 from proxy.core.destinations import Destination
+from proxy.core.reasons import Outcome, Reason
 from proxy.core.rules.policy import Mode, Policy
 
 FIRST = Denied(Reason.PLAIN_HTTP_REJECTED, "first", "a hint")

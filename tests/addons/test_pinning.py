@@ -14,8 +14,9 @@ from addons import pinning
 from addons.pinning import Pinning, expired_pins, have_expired
 from addons.sessions import Sessions
 from addons.upstream import Upstream
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.pins import AfterExpiry, Pin, PinSet
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import HostPattern, Https, PlainHttp, Policy, Rule
 
 FREE = Rule("api", (HostPattern("exact", "api.example"),), PlainHttp.UPGRADE, Https.INSPECT)

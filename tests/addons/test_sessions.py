@@ -9,7 +9,8 @@ import pytest
 from mitmproxy import connection, http
 
 from addons.sessions import Sessions
-from proxy.core.decisions import Action, Decision, Denied, Outcome, Reason
+from proxy.core.decisions import Action, Decision, Denied
+from proxy.core.reasons import Outcome, Reason
 from proxy.core.rules.policy import Mode, Policy
 
 NewFlow = Callable[..., http.HTTPFlow]

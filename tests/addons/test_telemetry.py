@@ -17,12 +17,13 @@ from addons.metrics import MOST_KIDS, MOST_USERS, OTHER_USERS, Metrics
 from addons.policymetrics import PolicyMetrics
 from addons.sessions import Sessions
 from addons.telemetry import Telemetry
-from proxy.core.decisions import FIELD_REASONS, Action, Decision, Denied, Outcome, Reason
+from proxy.core.decisions import Action, Decision, Denied
 from proxy.core.destinations import Destination
 from proxy.core.fields.entries import FieldEntry, When, Work
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.jose.keys import Alg, KeySet, Supply, new_key
 from proxy.core.pins import Pin, PinSet
+from proxy.core.reasons import FIELD_REASONS, Outcome, Reason
 from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
 from proxy.core.who.clients import User, hash_password
 

@@ -23,8 +23,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, ServerPerMessageDeflateFactory
 
 from proxy.core.certificates.constraints import Constraints
-from proxy.core.decisions import Reason
 from proxy.core.jose.keys import Alg
+from proxy.core.reasons import Reason
 from proxy.disk.ca import LocalCa
 from tests.e2e import wire
 from tests.e2e.app import Way, ask, assert_denied, client_hello, connect, decision_of, open_way, request

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.core.decisions import Reason
+from proxy.core.reasons import Reason
 from tests.e2e import wire
 from tests.e2e.app import Way, ask, client_hello, connect, decision_of, open_way, request
 from tests.e2e.certificates import Authority

@@ -16,7 +16,8 @@ from datetime import datetime, timedelta
 
 from proxy import timelimits
 from proxy.core.certificates.constraints import Constraints
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 
 _BEFORE_ITS_END = (
     "run `overcoat ca rotate` with Overcoat's data directory ($OVERCOAT_DATA), make the apps trust both CAs, which "

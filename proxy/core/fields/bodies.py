@@ -17,7 +17,7 @@ from datetime import date
 from functools import lru_cache
 from typing import NamedTuple
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields import encodings, kinds, splice, values
 from proxy.core.fields.entries import Digests, FieldEntry, OnFailure, Signed, Work
 from proxy.core.fields.kinds import Kind
@@ -26,6 +26,7 @@ from proxy.core.fields.values import Setting
 from proxy.core.http.digests import BadDigest, first_digest, followed, is_digest, recomputed, without_digests
 from proxy.core.http.heads import Fields
 from proxy.core.jose import jwe
+from proxy.core.reasons import Reason
 
 _UNREAD = frozenset((Reason.BODY_NOT_JSON, Reason.ENCODING_UNSUPPORTED, Reason.BODY_TOO_LARGE))
 MAX_SEALED = 4096  # half a second of work at most

@@ -23,8 +23,9 @@ from typing import Protocol
 import brotli
 import zstandard
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.pauses import Pause, never
+from proxy.core.reasons import Reason
 
 MAX_CODINGS = 3  # one round the other
 MAX_WINDOW = 8 * 1024 * 1024

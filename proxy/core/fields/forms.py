@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import quote_plus, unquote_to_bytes
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.jsontext import Span, member_path, string_value
 from proxy.core.fields.names import FOLDS, folded
 from proxy.core.fields.pauses import Pause, never
 from proxy.core.fields.splice import Job, Spliced
+from proxy.core.reasons import Reason
 
 MAX_FIELDS = 10_000  # of one form; an honest one has a hundred
 

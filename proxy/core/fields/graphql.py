@@ -20,8 +20,9 @@ from graphql import language as ast
 from graphql.error import GraphQLSyntaxError
 from graphql.language.parser import Parser
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.pauses import Pause, never
+from proxy.core.reasons import Reason
 
 MAX_QUERY = 64 * 1024  # characters
 MAX_TOKENS = 8192

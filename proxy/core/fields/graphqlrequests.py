@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields import forms, splice
 from proxy.core.fields.automaton import Marks, in_each
 from proxy.core.fields.entries import FieldEntry
@@ -21,6 +21,7 @@ from proxy.core.fields.forms import unreadable
 from proxy.core.fields.jsontext import string_value
 from proxy.core.fields.pauses import Pause, never
 from proxy.core.fields.selectors import Segment, Selector, parse_selector
+from proxy.core.reasons import Reason
 
 OPERATIONS = "operations"  # the part of a multipart form that holds a GraphQL request
 

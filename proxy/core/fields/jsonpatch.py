@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.forms import check_number, unreadable
 from proxy.core.fields.jsontext import Span, member_path, string_value
@@ -26,6 +26,7 @@ from proxy.core.fields.names import FOLDS, folded
 from proxy.core.fields.pauses import Pause, never
 from proxy.core.fields.selectors import Choice, Every, Selector, Slice, parse_selector
 from proxy.core.fields.splice import Job, Spliced, spans_of, splice
+from proxy.core.reasons import Reason
 
 _ELEMENTS = [Marks((parse_selector("$[*]"),))]
 # Some readers ignore the case of these names, too.

@@ -23,7 +23,7 @@ from enum import StrEnum
 from functools import lru_cache
 from urllib.parse import unquote
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields import forms, graphqlrequests, jsonpatch, lines, multipart, splice
 from proxy.core.fields.automaton import Marks, in_each
 from proxy.core.fields.entries import FieldEntry, OtherBodies, Work
@@ -34,6 +34,7 @@ from proxy.core.fields.responses import is_lines, is_sequence, may_be_json
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.spans import MAX_VALUES
 from proxy.core.fields.splice import Job, Spliced
+from proxy.core.reasons import Reason
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # noqa: S105  # RFC 9110's token, not a secret
 _MEDIA_TYPE = re.compile(rf"[ \t]*+({_TOKEN})/({_TOKEN})[ \t]*+(?:;|\Z)")

@@ -17,7 +17,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 
 _NO_TEXT = re.compile(rb"[ \t\r\n]*+\Z")
 _RS = b"\x1e"

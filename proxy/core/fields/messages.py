@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields import bodies, kinds, splice
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.bodies import BodyHead, Changed
@@ -27,6 +27,7 @@ from proxy.core.fields.pauses import Pause
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.values import Setting
 from proxy.core.http.permessage import Parameters
+from proxy.core.reasons import Reason
 
 MAX_RECORDS = 1024  # in one message
 _RECORD_END = b"\x1e"

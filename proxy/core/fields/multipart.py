@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.forms import check_charset, unreadable
 from proxy.core.jose.place import read_media_type
+from proxy.core.reasons import Reason
 
 MAX_PARTS = 1000
 MAX_PART_HEAD = 8 * 1024

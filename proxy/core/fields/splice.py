@@ -16,12 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.escapes import escaped
 from proxy.core.fields.jsontext import find_spans, is_name, string_value
 from proxy.core.fields.pauses import Pause, never
 from proxy.core.fields.spans import MAX_VALUES, NotJson, Span, TooMuchSelected
+from proxy.core.reasons import Reason
 
 # Such a string is one JSON value: no parser is needed to check it.
 _is_token_string = re.compile(rb'"[A-Za-z0-9_.-]*"').fullmatch

@@ -18,13 +18,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields import bodies, encodings, events, kinds, lines, splice, values
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.pauses import SHORT
 from proxy.core.fields.responses import Label, may_be_json
 from proxy.core.fields.values import Setting
 from proxy.core.jose.jwe import JweError
+from proxy.core.reasons import Reason
 
 # What one piece, of 16 KiB mostly, may decode to.
 MAX_OF_A_PIECE = 1024 * 1024  # bytes

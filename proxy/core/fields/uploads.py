@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields import kinds, multipart, values
 from proxy.core.fields.bodies import MAX_SEALED, BodyHead, Required, check_signature, not_one_value, too_large
 from proxy.core.fields.bodies import passes as passes_unopened
@@ -25,6 +25,7 @@ from proxy.core.fields.pauses import SHORT
 from proxy.core.fields.responses import may_be_json
 from proxy.core.fields.values import Setting
 from proxy.core.jose import jwe
+from proxy.core.reasons import Reason
 
 MOST_LOOKED_AT = 1024  # bytes at the beginning of a body, which tell what it is
 

@@ -19,7 +19,7 @@ from datetime import date
 from functools import partial
 from typing import NamedTuple
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields import splice
 from proxy.core.fields.entries import AlreadySealed, FieldEntry, OnFailure, Work
 from proxy.core.fields.jsontext import member_path
@@ -28,6 +28,7 @@ from proxy.core.jose import jwe
 from proxy.core.jose.keys import Key, KeySet, NoKey
 from proxy.core.jose.place import Place
 from proxy.core.jose.sealing import Sealing
+from proxy.core.reasons import Reason
 
 # Half a second of work at most: opening a value takes one operation with the private key, which is slow with a long RSA
 # key.

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 
 MAX_HEAD_BYTES = 64 * 1024
 BAD_REQUEST_LINE = "the request line is not `METHOD target HTTP/1.x` with single spaces and visible ASCII characters"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.http.heads import (
     CHUNKED,
     DISGUISED,
@@ -25,6 +25,7 @@ from proxy.core.http.heads import (
     ResponseHead,
     read_length,
 )
+from proxy.core.reasons import Reason
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]++")
 _VALUE = re.compile(rb"(?:[^\x00-\x08\x0a-\x1f\x7f \t](?:[^\x00-\x08\x0a-\x1f\x7f]*+(?<![ \t]))?+)?+")

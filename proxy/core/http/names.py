@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.destinations import (
     CACHED,
     HTTPS_PORT,
@@ -22,6 +22,7 @@ from proxy.core.destinations import (
     parse_authority,
 )
 from proxy.core.http.heads import KEPT, Fields
+from proxy.core.reasons import Reason
 from proxy.core.who.addresses import parse_ip
 
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 import re
 from urllib.parse import urldefrag, urljoin
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.destinations import HTTP_PORT, BadDestination, Destination, parse_authority
 from proxy.core.http.heads import Fields
+from proxy.core.reasons import Reason
 
 MAX_VISITS = 5  # times that one URL may redirect within one chain; common clients follow 10 to 50 redirects
 MAX_URLS = 50  # URLs of one chain that are remembered

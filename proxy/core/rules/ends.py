@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from proxy.core.decisions import Action, Outcome, Reason
+from proxy.core.decisions import Action
+from proxy.core.reasons import Outcome, Reason
 from proxy.core.rules.policy import Mode
 
 NO_REASON = "-"

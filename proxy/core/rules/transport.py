@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.decisions import Action, Decision, Denied
 from proxy.core.destinations import Destination, is_local_name
+from proxy.core.reasons import Reason
 from proxy.core.rules.hsts import KnownHosts
 from proxy.core.rules.kept import Kept
 from proxy.core.rules.policy import Egress, Https, PlainHttp, Policy, Rule, upgraded

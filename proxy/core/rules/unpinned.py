@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.destinations import HTTPS_PORT, Destination
 from proxy.core.pins import PinCheck, PinSet, PinVerdict, mismatch_facts, spki_pin
+from proxy.core.reasons import Reason
 
 
 def ended(pins: PinSet, rule: str | None) -> Denied:

@@ -16,7 +16,8 @@ import hmac
 import re
 from dataclasses import dataclass
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 from proxy.core.who.addresses import Address, AddressKind, AddressSet, parse_ip
 
 _PHC = re.compile(r"\$scrypt\$ln=([0-9]{1,2}),r=([0-9]{1,2}),p=([0-9]{1,2})\$([A-Za-z0-9+/]+)\$([A-Za-z0-9+/]+)")

@@ -19,7 +19,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 from proxy import timelimits
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 from proxy.core.who.addresses import network_of
 from proxy.core.who.clients import PasswordHash, User
 

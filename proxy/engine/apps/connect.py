@@ -21,10 +21,11 @@ from mitmproxy import http
 
 from addons.exchange import Exchange
 from addons.upstream import Upstream
-from proxy.core.decisions import Action, Denied, Reason
+from proxy.core.decisions import Action, Denied
 from proxy.core.destinations import HTTP_PORT
 from proxy.core.http.heads import MAX_HEAD_BYTES, can_become_a_head
 from proxy.core.http.names import check_server_name
+from proxy.core.reasons import Reason
 from proxy.engine.apps.sniffing import Heard, Speech, listen
 from proxy.engine.apps.socket import AppSocket
 from proxy.engine.apps.speaker import Speaker

@@ -36,7 +36,7 @@ from addons.headers import has_field
 from addons.outcomes import is_denied
 from addons.pinning import have_expired
 from addons.upstream import Upstream
-from proxy.core.decisions import Denied, Reason, late_response
+from proxy.core.decisions import Denied, late_response
 from proxy.core.destinations import Destination
 from proxy.core.fields import bodies
 from proxy.core.fields.pauses import Pause
@@ -44,6 +44,7 @@ from proxy.core.fields.uploads import MOST_LOOKED_AT
 from proxy.core.http.heads import CHUNKED, UNTIL_CLOSE, Fields, RequestHead, ResponseHead, names_in
 from proxy.core.http.hops import without_framing, without_hop
 from proxy.core.http.websocket import BINARY, TEXT
+from proxy.core.reasons import Reason
 from proxy.core.rules.appview import interim_fields
 from proxy.engine.apps.appstream import AppStream
 from proxy.engine.apps.lanes import Lane, Result

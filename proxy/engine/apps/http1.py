@@ -18,10 +18,11 @@ from mitmproxy import http
 
 from addons.denials import problem_response
 from addons.exchange import Exchange
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.http.framing import BadFraming, Body, body_of, chunk, last_chunk
 from proxy.core.http.heads import MAX_HEAD_BYTES, Fields, HeadEnd, names_in, read_request_head
 from proxy.core.http.hops import is_last_request, trailers_to_relay
+from proxy.core.reasons import Reason
 from proxy.engine.apps.connect import Connect
 from proxy.engine.apps.conversation import Conversation
 from proxy.engine.apps.http2 import AppHttp2

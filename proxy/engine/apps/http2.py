@@ -20,9 +20,10 @@ from h2.errors import ErrorCodes
 
 from addons.exchange import Exchange
 from proxy import timelimits
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.http.heads import KEPT, Fields, RequestHead
 from proxy.core.http.heads2 import read_http2_request
+from proxy.core.reasons import Reason
 from proxy.engine.apps.conversation import Conversation
 from proxy.engine.apps.http2stream import AppHttp2Stream, StreamOwner
 from proxy.engine.apps.socket import AppSocket

@@ -20,11 +20,12 @@ from mitmproxy import http
 
 from addons.denials import problem_response
 from addons.headers import has_field, values_of
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination
 from proxy.core.http.heads import KEPT, Fields
 from proxy.core.http.heads2 import read_http2_trailers
 from proxy.core.http.problems import is_grpc
+from proxy.core.reasons import Reason
 from proxy.engine.apps.conversation import MAX_DISCARDED, Conversation
 from proxy.engine.apps.socket import AppSocket
 from proxy.engine.apps.speaker import Speaker

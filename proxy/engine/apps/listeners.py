@@ -23,10 +23,11 @@ from dataclasses import dataclass, replace
 
 from mitmproxy import http
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, BadDestination, Destination, canonical_host, parse_authority
 from proxy.core.http.heads import Fields, RequestHead, names_in, read_request_head
 from proxy.core.http.names import is_own_name, read_host_field
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import ListenerKind, Mirror
 from proxy.core.who.addresses import parse_ip
 from proxy.engine.apps.connect import Connect

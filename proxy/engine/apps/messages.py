@@ -19,12 +19,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.messages import Plan, too_large
 from proxy.core.fields.pauses import SHORT, Pause
 from proxy.core.http import websocket
 from proxy.core.http.permessage import Inflater, Parameters, TooLarge, deflater
 from proxy.core.http.websocket import BadFrame, Control, Frames, Message, Messages, Part, Passing, Writer
+from proxy.core.reasons import Reason
 from proxy.engine.apps.websocket import Switchable, Switched
 
 _TURN = 1024  # what is done in one turn, as a number of small frames

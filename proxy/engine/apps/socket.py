@@ -28,8 +28,9 @@ from OpenSSL import SSL
 from addons.exchange import Exchange
 from addons.sessions import Session
 from proxy import timelimits
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.handshakes import why_app_failed
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import Listener
 from proxy.engine.apps.house import House
 from proxy.engine.apps.speaker import GONE, Speaker

@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 from addons.exchange import Exchange
 from addons.upstream import Upstream
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 from proxy.engine.apps.socket import AppSocket
 from proxy.engine.apps.speaker import Speaker
 from proxy.engine.flows import new_server

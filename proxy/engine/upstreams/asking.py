@@ -18,9 +18,10 @@ from mitmproxy.connection import Client, ConnectionState
 
 from addons.upstream import Upstream
 from proxy import timelimits
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, Destination
 from proxy.core.http.heads import Fields, ResponseHead
+from proxy.core.reasons import Reason
 from proxy.engine.flows import new_context, new_request, new_server
 from proxy.engine.upstreams.connection import UpstreamConnection
 from proxy.engine.upstreams.route import dial

@@ -32,7 +32,7 @@ from mitmproxy.connection import Server
 from OpenSSL import SSL
 
 from addons.upstream import Upstream
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination
 from proxy.core.handshakes import alert_of, ended_after
 from proxy.core.http.framing import BadFraming, Body, UntilCloseBody, body_of, chunk, last_chunk
@@ -46,6 +46,7 @@ from proxy.core.http.heads import (
     read_response_head,
 )
 from proxy.core.http.hops import keeps_alive, trailers_to_relay
+from proxy.core.reasons import Reason
 from proxy.engine.life import Life
 from proxy.engine.messages import frame, request_head
 from proxy.engine.streams import Receiver

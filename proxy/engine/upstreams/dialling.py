@@ -18,7 +18,8 @@ from collections.abc import Sequence
 
 from addons.upstream import Upstream
 from proxy import timelimits
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import Mirror
 from proxy.core.rules.transport import (
     denied_by_address,

@@ -17,8 +17,9 @@ from mitmproxy.connection import ConnectionState, Server
 
 from addons.upstream import Upstream
 from proxy import timelimits
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination
+from proxy.core.reasons import Reason
 from proxy.engine.dispatch import HookFailed
 from proxy.engine.hookdata import Context, TlsData
 from proxy.engine.transport import SocketTransport

@@ -21,11 +21,12 @@ from h2.errors import ErrorCodes
 from mitmproxy import http
 
 from proxy import timelimits
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.http.framing import MAX_TRAILERS
 from proxy.core.http.heads import MAX_HEAD_BYTES, Fields
 from proxy.core.http.heads2 import read_http2_response, read_http2_trailers
 from proxy.core.http.hops import trailers_to_relay
+from proxy.core.reasons import Reason
 from proxy.engine.http2 import Connection, Stream, name_of
 from proxy.engine.http2state import MAX_STREAMS, NeverIndexed
 from proxy.engine.streams import Receiver

@@ -24,9 +24,10 @@ from mitmproxy.connection import Server
 
 from addons.upstream import Upstream
 from proxy import timelimits
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination
 from proxy.core.http.heads import HeadEnd
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import UpstreamProxy
 from proxy.core.rules.transport import own_listener
 from proxy.engine.hookdata import Context

@@ -20,8 +20,9 @@ from addons.stock.dials import Dials
 from addons.stock.flows import StockSessions
 from addons.stock.guard import Closed
 from proxy.core.certificates.localca import Lifetime, Mandate
-from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.decisions import Action, Decision, Denied
 from proxy.core.destinations import Destination
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import Limits, Mode, Policy
 from proxy.core.who.addresses import AddressKind, AddressSet
 from proxy.core.who.clients import ClientRules

@@ -20,9 +20,10 @@ from OpenSSL import SSL
 from addons.exchange import Exchange
 from addons.stock.dials import Dials
 from addons.stock.flows import StockSessions
-from proxy.core.decisions import Action, Decision, Reason
+from proxy.core.decisions import Action, Decision
 from proxy.core.destinations import Destination
 from proxy.core.pins import Pin, PinSet
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import Egress, HostPattern, Https, Mode, PlainHttp, Policy, Rule
 from proxy.core.who.addresses import AddressKind, AddressSet
 

@@ -15,7 +15,8 @@ from mitmproxy.websocket import WebSocketData, WebSocketMessage
 
 from addons.exchange import Exchange
 from addons.stock.guard import Closed, Guard
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import Policy
 
 

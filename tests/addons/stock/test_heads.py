@@ -10,7 +10,7 @@ from mitmproxy import flow as mitmproxy_flow
 
 from addons.stock.flows import StockSessions
 from addons.stock.heads import Heads
-from proxy.core.decisions import Reason
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import Limits, Policy
 
 Fields = tuple[tuple[bytes, bytes], ...]

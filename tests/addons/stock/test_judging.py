@@ -9,7 +9,8 @@ import pytest
 
 from addons.stock.judging import Judge, look_up
 from addons.upstream import Upstream
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import Policy
 from proxy.core.who.addresses import AddressKind, AddressSet
 

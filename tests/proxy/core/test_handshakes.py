@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from OpenSSL import SSL
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.handshakes import (
     HYBRID,
     Handshake,
@@ -16,6 +16,7 @@ from proxy.core.handshakes import (
     handshake_failed,
     why_app_failed,
 )
+from proxy.core.reasons import Reason
 
 WHERE = "api.example port 443"
 

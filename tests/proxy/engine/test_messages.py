@@ -8,9 +8,10 @@ from __future__ import annotations
 import pytest
 from mitmproxy import http
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination
 from proxy.core.http.heads import read_request_head, read_response_head
+from proxy.core.reasons import Reason
 from proxy.engine.messages import (
     authenticates_connection,
     headers_of,

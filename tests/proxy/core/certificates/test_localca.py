@@ -8,7 +8,8 @@ import pytest
 
 from proxy.core.certificates.constraints import Constraints
 from proxy.core.certificates.localca import Lifetime, Mandate
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 
 DAY, SECOND = timedelta(days=1), timedelta(seconds=1)
 BEGINS, ENDS = datetime(2027, 1, 15, tzinfo=UTC), datetime(2032, 1, 14, tzinfo=UTC)

@@ -12,7 +12,7 @@ from datetime import date
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.bodies import (
     MAX_SEALED,
@@ -39,6 +39,7 @@ from proxy.core.jose.jwe import open_token
 from proxy.core.jose.keys import Alg, Key, KeySet, new_key
 from proxy.core.jose.place import Place
 from proxy.core.jose.sealing import seal
+from proxy.core.reasons import Reason
 
 TODAY = date(2026, 11, 23)
 KEY = new_key(Alg.A256KW, kid="one")

@@ -17,7 +17,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.encodings import (
     MAX_CODINGS,
     Decoder,
@@ -28,6 +28,7 @@ from proxy.core.fields.encodings import (
     parse_encoding,
     take_off,
 )
+from proxy.core.reasons import Reason
 
 BODY = b'{"card": {"number": "4111"}}' * 20
 GZIP, DEFLATE, RAW, BR, ZSTD = Encoding

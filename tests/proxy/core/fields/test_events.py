@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.events import Events
+from proxy.core.reasons import Reason
 
 
 def upper(text: bytes) -> bytes:

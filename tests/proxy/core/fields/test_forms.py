@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields import forms
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.forms import MAX_FIELDS, field_names, splice_form
 from proxy.core.fields.splice import Job, Spliced
+from proxy.core.reasons import Reason
 
 SEEN: list[tuple[bytes, str]] = []
 

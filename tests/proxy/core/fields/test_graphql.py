@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.graphql import MAX_QUERY, MAX_TOKENS, variables_of
+from proxy.core.reasons import Reason
 
 SSN = frozenset(("ssn",))
 

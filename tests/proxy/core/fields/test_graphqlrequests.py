@@ -7,11 +7,12 @@ from urllib.parse import quote_plus
 
 import pytest
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.entries import FieldEntry
 from proxy.core.fields.graphqlrequests import check_form, check_json, check_query, check_target
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.jose.keys import Alg, KeySet, new_key
+from proxy.core.reasons import Reason
 
 KEYS = KeySet("app", Alg.A256KW, new_key(Alg.A256KW, kid="one"))
 PLAIN = FieldEntry((parse_selector("$.ssn"),), KEYS)

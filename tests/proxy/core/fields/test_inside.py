@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.escapes import escaped, inner_text, outer_offsets
 from proxy.core.fields.jsontext import NotJson, TooMuchSelected, find_spans
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.splice import Job, splice
+from proxy.core.reasons import Reason
 
 
 def marks(selector: str, *inside: str, is_strict: bool = True) -> Marks:

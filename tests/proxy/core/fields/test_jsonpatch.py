@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.jsonpatch import MAX_OPERATIONS, MAX_STEPS, after, place_of, splice_patch
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.splice import Job, Spliced
+from proxy.core.reasons import Reason
 
 SEEN: list[tuple[bytes, str]] = []
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields import responses
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.entries import FieldEntry, OtherBodies, Work
@@ -17,6 +17,7 @@ from proxy.core.fields.multipart import MAX_PARTS
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.splice import Job, Spliced
 from proxy.core.jose.keys import Alg, KeySet, new_key
+from proxy.core.reasons import Reason
 
 KEYS = KeySet("app", Alg.A256KW, new_key(Alg.A256KW, kid="one"))
 ENTRY = FieldEntry((parse_selector("$.ssn"),), KEYS)

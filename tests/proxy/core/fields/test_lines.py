@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.lines import Lines, Sequence, texts
+from proxy.core.reasons import Reason
 
 JSON = st.sampled_from([b"{}", b'{"a":[1]}', b'"}{\\""', b'"\\\\"', b"1", b"[[]]", b'{"a":"\\\\\\""}', b"null "])
 

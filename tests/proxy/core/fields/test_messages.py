@@ -8,7 +8,7 @@ from datetime import date, timedelta
 
 import pytest
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.bodies import MAX_SEALED, Changed
 from proxy.core.fields.entries import FieldEntry, OnFailure, OtherBodies, Work
 from proxy.core.fields.messages import MAX_RECORDS, change, count_marked
@@ -18,6 +18,7 @@ from proxy.core.jose import jwe
 from proxy.core.jose.keys import Alg, KeySet, new_key
 from proxy.core.jose.place import Place
 from proxy.core.jose.sealing import seal
+from proxy.core.reasons import Reason
 
 TODAY = date(2026, 11, 23)
 KEY = new_key(Alg.A256KW, kid="k")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.multipart import (
     MAX_PART_HEAD,
     MAX_PARTS,
@@ -18,6 +18,7 @@ from proxy.core.fields.multipart import (
     pieces_of,
     read_head,
 )
+from proxy.core.reasons import Reason
 
 B = b"xYz"
 DISPOSITION = b'Content-Disposition: form-data; name="%s"'

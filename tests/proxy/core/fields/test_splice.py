@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.automaton import Marks
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.fields.splice import Job, Spliced, splice, token_of
+from proxy.core.reasons import Reason
 
 VECTORS = Path(__file__).resolve().parents[4].parent / "shared" / "vectors"
 

@@ -15,7 +15,7 @@ import brotli
 import pytest
 import zstandard
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.bodies import BodyHead
 from proxy.core.fields.entries import FieldEntry, OnFailure, Work
 from proxy.core.fields.responses import Label
@@ -26,6 +26,7 @@ from proxy.core.jose.jwe import MAX_TOKEN_CHARACTERS, open_token
 from proxy.core.jose.keys import Alg, KeySet, new_key
 from proxy.core.jose.place import Place
 from proxy.core.jose.sealing import seal
+from proxy.core.reasons import Reason
 
 TODAY = date(2026, 11, 30)
 KEY = new_key(Alg.A256KW, kid="one")

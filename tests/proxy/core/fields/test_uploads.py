@@ -7,7 +7,7 @@ from datetime import date
 
 import pytest
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.bodies import BodyHead
 from proxy.core.fields.entries import FieldEntry, OnFailure, OtherBodies, Work
 from proxy.core.fields.selectors import parse_selector
@@ -16,6 +16,7 @@ from proxy.core.fields.values import Setting
 from proxy.core.jose import jwe, sealing
 from proxy.core.jose.keys import Alg, KeySet, new_key
 from proxy.core.jose.place import Place
+from proxy.core.reasons import Reason
 
 TODAY = date(2026, 11, 23)
 KEYS = KeySet("app", Alg.A256KW, new_key(Alg.A256KW, kid="one"))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from joserfc import jwe as joserfc_jwe
 from joserfc.jwk import OctKey
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.entries import AlreadySealed, FieldEntry, Work
 from proxy.core.fields.envelopes import Envelope
 from proxy.core.fields.selectors import parse_selector
@@ -25,6 +25,7 @@ from proxy.core.jose.keys import Alg, Bind, Key, KeySet, SecretBytes, new_key
 from proxy.core.jose.place import Place
 from proxy.core.jose.profiles import Profile
 from proxy.core.jose.sealing import seal
+from proxy.core.reasons import Reason
 
 HOST = "api.pay.example"
 SETTING = Setting(HOST, 1 << 24, date(2026, 6, 1))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.http import heads
 from proxy.core.http.heads import (
     BAD_REQUEST_LINE,
@@ -26,6 +26,7 @@ from proxy.core.http.heads import (
     read_request_head,
     read_response_head,
 )
+from proxy.core.reasons import Reason
 
 GOOD = b"POST http://api.example/v1?q=1 HTTP/1.1\r\nHost: api.example\r\nContent-Length: 2\r\nX-Note: a b\t\xe9\r\n\r\n"
 

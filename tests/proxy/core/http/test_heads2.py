@@ -9,9 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.http.heads import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead, read_request_head
 from proxy.core.http.heads2 import read_http2_request, read_http2_response, read_http2_trailers
+from proxy.core.reasons import Reason
 
 type Block = list[tuple[bytes, bytes]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination
 from proxy.core.http.names import (
     check_host_fields,
@@ -18,6 +18,7 @@ from proxy.core.http.names import (
     read_target,
     with_host,
 )
+from proxy.core.reasons import Reason
 
 ASKED = Destination("api.example", 443)
 

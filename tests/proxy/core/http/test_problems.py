@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.http.problems import grpc_fields, problem_details, problem_page, wants_page
+from proxy.core.reasons import Reason
 
 
 @pytest.mark.parametrize(

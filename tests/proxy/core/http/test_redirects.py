@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination
 from proxy.core.http.redirects import MAX_URLS, MAX_VISITS, Trail
+from proxy.core.reasons import Reason
 
 ASKED = Destination("api.example", 80)
 COOKIE = (b"Set-Cookie", b"seen=1")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.core.decisions import Action, Outcome, Reason
+from proxy.core.decisions import Action
+from proxy.core.reasons import Outcome, Reason
 from proxy.core.rules.ends import ends, status_class
 from proxy.core.rules.policy import Mode
 

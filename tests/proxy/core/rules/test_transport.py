@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from proxy.core.decisions import Action, Decision, Reason
+from proxy.core.decisions import Action, Decision
 from proxy.core.destinations import Destination
 from proxy.core.pins import Pin, PinSet
+from proxy.core.reasons import Reason
 from proxy.core.rules.hsts import KnownHosts
 from proxy.core.rules.policy import (
     Defaults,

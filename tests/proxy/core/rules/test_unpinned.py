@@ -9,9 +9,9 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from proxy.core.decisions import Reason
 from proxy.core.destinations import Destination
 from proxy.core.pins import AfterExpiry, Level, Pin, PinCheck, PinMatch, PinSet, PinVerdict, spki_pin
+from proxy.core.reasons import Reason
 from proxy.core.rules.unpinned import ended, unpinned
 
 SERVER = Destination("api.example", 443)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 from proxy.core.who import clients, credentials
 from proxy.core.who.clients import PasswordHash, User
 from proxy.core.who.credentials import (

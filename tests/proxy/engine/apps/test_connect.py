@@ -13,7 +13,8 @@ from mitmproxy import http
 from mitmproxy.test import tflow
 
 from addons.exchange import Exchange
-from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.decisions import Action, Decision, Denied
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import Policy
 from proxy.engine.apps import connect
 from proxy.engine.apps.connect import Connect

@@ -13,8 +13,9 @@ from mitmproxy.test import tflow
 
 from addons.exchange import Exchange
 from addons.upstream import Upstream
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.http.heads import RequestHead, ResponseHead
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import Limits, Policy
 from proxy.engine.apps.conversation import Conversation
 from proxy.engine.apps.states import ConversationState as State

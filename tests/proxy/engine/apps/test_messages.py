@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import pytest
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.fields.entries import FieldEntry, Work
 from proxy.core.fields.messages import Plan
 from proxy.core.fields.pauses import Pause, never
 from proxy.core.fields.selectors import parse_selector
 from proxy.core.http.permessage import Deflater, Parameters
 from proxy.core.jose.keys import Alg, KeySet, new_key
+from proxy.core.reasons import Reason
 from proxy.engine.apps.messages import Relay
 from tests.e2e.websockets import BINARY, CLOSE, PING, TEXT, frame
 

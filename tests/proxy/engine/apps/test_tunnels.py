@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from addons.exchange import Exchange
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import Policy
 from proxy.engine.apps import tunnels
 from proxy.engine.apps.tunnels import MAX_BACKLOG, Relay

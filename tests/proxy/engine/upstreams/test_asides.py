@@ -14,9 +14,10 @@ from addons.exchange import Exchange
 from addons.sessions import Sessions
 from addons.upstream import Upstream
 from proxy import timelimits
-from proxy.core.decisions import Action, Decision, Denied, Reason
+from proxy.core.decisions import Action, Decision, Denied
 from proxy.core.destinations import Destination
 from proxy.core.pins import Pin, PinSet, PinVerdict
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import HostPattern, Https, Mode, PlainHttp, Policy, Rule
 from proxy.engine.upstreams import asides
 from proxy.engine.upstreams.asides import Asides

@@ -12,8 +12,9 @@ import pytest
 
 from addons.upstream import Upstream
 from proxy import timelimits
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
 from proxy.core.destinations import Destination
+from proxy.core.reasons import Reason
 from proxy.core.rules.policy import Limits, Mirror, Mode, Policy
 from proxy.core.who.addresses import AddressKind, AddressSet
 from proxy.engine.upstreams import dialling

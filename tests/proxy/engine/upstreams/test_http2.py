@@ -11,7 +11,8 @@ import hpack
 import pytest
 from mitmproxy import http
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 from proxy.engine.flows import new_request
 from proxy.engine.http2 import FRAMES_A_TURN
 from proxy.engine.http2state import MAX_STREAMS

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.core.decisions import Denied, Reason
+from proxy.core.decisions import Denied
+from proxy.core.reasons import Reason
 from proxy.engine.flows import new_server
 from proxy.engine.streams import Version
 from proxy.engine.upstreams import opening
