@@ -40,6 +40,20 @@ _COMMANDS = {
 _POLICY_FILE = re.compile(r"\.ya?ml\b")
 
 
+_NO_COMMAND = re.compile(r"No such command '(.*)'")
+
+
+def _meant(name: str, ctx: click.Context | None) -> str:
+    """Return which command was meant by a name that is none in this context's group, as far as that is clear."""
+    from difflib import get_close_matches  # noqa: PLC0415  # for who mistyped alone: nobody else pays for it
+
+    if _POLICY_FILE.search(name):
+        return f"; a policy file is named with -p: overcoat serve -p {name}"
+    group = ctx.command if ctx is not None else None
+    found = get_close_matches(name, group.list_commands(ctx) if ctx and isinstance(group, click.Group) else (), 1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
 class _Commands(click.Group):
     """A group that imports a subcommand only when it is used, so that help is fast."""
 
@@ -73,6 +87,10 @@ class _Commands(click.Group):
         except click.UsageError as error:
             if error.message.startswith("Got unexpected extra argument") and _POLICY_FILE.search(error.message):
                 raise click.UsageError(f"{error.message}; a policy file is named with -p", error.ctx) from None
+            if found := _NO_COMMAND.match(error.message):
+                raise click.UsageError(
+                    f"No such command {found[1]!r}{_meant(found[1], error.ctx)}", error.ctx
+                ) from None
             raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

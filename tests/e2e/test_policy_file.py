@@ -151,6 +151,21 @@ class TestBadPolicies:
         assert "(overcoat.yaml); a policy file is named with -p" in done.stderr
         assert "-p" not in run(*command, "other", folder=tmp_path).stderr
 
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("chekc",), "No such command 'chekc'; did you mean check?\n"),
+            (("pins", "fetsh"), "No such command 'fetsh'; did you mean fetch?\n"),
+            (("a.yaml",), "No such command 'a.yaml'; a policy file is named with -p: overcoat serve -p a.yaml\n"),
+            (("xyzzy",), "No such command 'xyzzy'\n"),
+        ],
+    )
+    def test_a_command_that_there_is_not_is_told_what_was_meant(
+        self, tmp_path: Path, arguments: tuple[str, ...], said: str
+    ) -> None:
+        done = run(*arguments, folder=tmp_path)
+        assert (done.returncode, done.stderr.endswith(said)) == (2, True), done.stderr
+
     # Whoever reads a policy: each would otherwise go on with the built-in default, which protects less.
     @pytest.mark.parametrize(
         "command",
@@ -188,7 +203,7 @@ class TestBadPolicies:
         (there.parent / "overcoat.yml").touch()
         assert f"{start}but there is overcoat.yml: rename it" in told()
         there.mkdir()
-        assert "directories are not read; it is a folder: Docker makes one where" in told()
+        assert "directories are not taken; it is a folder: Docker makes one where" in told()
 
     def test_without_any_file_that_is_said_where_something_is_wrong(self, tmp_path: Path) -> None:
         done = run("serve", folder=tmp_path, env={"OVERCOAT_LISTEN": "forward://0.0.0.0:0"})

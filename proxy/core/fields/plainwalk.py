@@ -247,7 +247,9 @@ def _no_member(data: bytes, position: int) -> NotJson:
     """Return the error for a position where a member should begin; `data` ends with the sentinel."""
     name = _match_string(data, position)
     if name is None:
-        return NotJson("expected a member name, a string without control characters and unknown escapes,", position)
+        return NotJson(
+            "expected a member name, in double quotes and without control characters and unknown escapes,", position
+        )
     if not is_name(data, position, name.end()):
         return NotJson(
             "a member name with NUL or half a surrogate pair in it, which parsers read differently, begins", position

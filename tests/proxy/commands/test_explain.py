@@ -275,7 +275,7 @@ def test_explain_prints_a_denial_and_the_mode() -> None:
     assert "  denied   https_rejected" in lines
     assert lines[2].startswith("  mode     observe: all this is decided")
     lines = run("explain", "--body", "body.json", "http://printer.lan").stdout.splitlines()
-    assert "  in body  nothing to encrypt" in lines
+    assert "  in body  nothing to encrypt: no marked field is in it" in lines
 
 
 @pytest.mark.parametrize(
