@@ -29,7 +29,7 @@ Offers:
   keys it has, for commands
 - `server`: BindError, Bound, Engine, bind; the engine, and the sockets it listens on
 - `sockets`: Reading, tcp_socket; makes sockets, and reads from them
-- `streams`: Receiver, UpstreamStream, Version; the interface between a conversation and an upstream
+- `streams`: NoResponses, Receiver, UpstreamStream, Version; the interface between a conversation and an upstream
 - `timers`: Timers; time limits of many connections
 - `tls`: NoRoots, TlsConnections, read_roots, with_roots; TLS contexts and connections
 - `tlsstream`: TlsStream, reasons; TLS over a socket of the event loop

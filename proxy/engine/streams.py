@@ -75,6 +75,26 @@ class Receiver(Protocol):
         """Called when the receiver itself raised; nothing more will come."""
 
 
+class NoResponses:
+    """A receiver of bytes that are not read as HTTP."""
+
+    def wants_http1(self) -> None:
+        """Never called."""
+        raise RuntimeError("a version where none is spoken")
+
+    def response_head(self, head: ResponseHead) -> None:
+        """Never called."""
+        raise RuntimeError("a response where none is read")
+
+    def response_data(self, data: bytes) -> None:
+        """Never called."""
+        raise RuntimeError("a response where none is read")
+
+    def response_end(self, trailers: Fields = ()) -> None:
+        """Never called."""
+        raise RuntimeError("a response where none is read")
+
+
 class UpstreamStream(Protocol):
     """Carries one request to an upstream: a connection of HTTP/1 for a while, or a stream of HTTP/2."""
 

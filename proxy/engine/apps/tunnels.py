@@ -20,7 +20,8 @@ from proxy.engine.apps.socket import AppSocket
 from proxy.engine.apps.speaker import Speaker
 from proxy.engine.flows import new_server
 from proxy.engine.sockets import Reading
-from proxy.engine.upstreams.connection import NoResponses, UpstreamConnection
+from proxy.engine.streams import NoResponses
+from proxy.engine.upstreams.connection import UpstreamConnection
 from proxy.engine.upstreams.route import dial
 
 MAX_BACKLOG = 256 * 1024  # bytes from the app that may wait while its upstream is dialled

@@ -14,7 +14,7 @@ Offers:
 
 - `asking`: ask_server; a question of Overcoat's own
 - `asides`: Asides; handshakes beside what is observed
-- `connection`: ONLY_HTTP2, NoResponses, UpstreamConnection; one connection to a server
+- `connection`: ONLY_HTTP2, UpstreamConnection; one connection to a server
 - `dialling`: connect; a TCP connection to an address that may be reached
 - `handshake`: secure; a TLS handshake with a server
 - `opening`: open_stream; a stream to a server for one request

@@ -82,26 +82,6 @@ _CARRYING = State.CARRYING
 _UNANSWERED = (State.SENDING, State.WAITING)
 
 
-class NoResponses:
-    """A receiver of bytes that are not read as HTTP."""
-
-    def wants_http1(self) -> None:
-        """Never called."""
-        raise RuntimeError("a version where none is spoken")
-
-    def response_head(self, head: ResponseHead) -> None:
-        """Never called."""
-        raise RuntimeError("a response where none is read")
-
-    def response_data(self, data: bytes) -> None:
-        """Never called."""
-        raise RuntimeError("a response where none is read")
-
-    def response_end(self, trailers: Fields = ()) -> None:
-        """Never called."""
-        raise RuntimeError("a response where none is read")
-
-
 class Home(Protocol):
     """Where a connection goes between two requests: `proxy.engine.upstreams.pool`."""
 

@@ -29,8 +29,8 @@ from proxy.core.http.hops import trailers_to_relay
 from proxy.core.reasons import Reason
 from proxy.engine.http2 import Connection, Stream, name_of
 from proxy.engine.http2state import MAX_STREAMS, NeverIndexed
-from proxy.engine.streams import Receiver
-from proxy.engine.upstreams.connection import MAX_INTERIM, NoResponses, UpstreamConnection
+from proxy.engine.streams import NoResponses, Receiver
+from proxy.engine.upstreams.connection import MAX_INTERIM, UpstreamConnection
 from proxy.engine.upstreams.services import Services
 from proxy.engine.upstreams.state import SHARED_AFTER, Sharing, SharingEvent
 

@@ -32,8 +32,9 @@ from proxy.core.rules.policy import UpstreamProxy
 from proxy.core.rules.transport import own_listener
 from proxy.engine.hookdata import Context
 from proxy.engine.life import Life
+from proxy.engine.streams import NoResponses
 from proxy.engine.transport import SocketTransport
-from proxy.engine.upstreams.connection import MAX_INTERIM, NoResponses, UpstreamConnection
+from proxy.engine.upstreams.connection import MAX_INTERIM, UpstreamConnection
 from proxy.engine.upstreams.dialling import check_address, connect, is_loopback, local_address_to
 from proxy.engine.upstreams.handshake import secure
 from proxy.engine.upstreams.pairs import Ending, PairedSocket, paired_sockets, say_ending
