@@ -126,6 +126,16 @@ def _fields_stopped() -> str:
     )
 
 
+def _most_denied() -> str:
+    """Return PromQL for the share of all requests that were denied, if it is most of them, and they are not a few.
+
+    What an app does wrong by itself is told to the app alone. But where all apps do it at once, it is the policy.
+    """
+    denied = f'sum by (job, instance) (increase(overcoat_requests_total{{outcome="denied"}}[{WINDOW}]))'
+    of_all = f"sum by (job, instance) (increase(overcoat_requests_total[{WINDOW}]))"
+    return f"{denied}\n/ {of_all}\n> 0.5\nand {denied} > 50"
+
+
 ALERTS = (
     Alert(
         "OvercoatPinMismatch",
@@ -306,6 +316,7 @@ ALERTS = (
             Reason.TLS_FAILED,
             Reason.CLIENT_CERTIFICATE_REFUSED,
             Reason.KEY_EXCHANGE_REFUSED,
+            Reason.REDIRECT_LOOP,
             Reason.APP_TLS_FAILED,
             Reason.IDLE_TIMEOUT,
             Reason.TOO_MANY_CONNECTIONS,
@@ -313,8 +324,8 @@ ALERTS = (
         ),
         "warning",
         f"{RULE_IF_KNOWN}: {{{{ $value | humanizePercentage }}}} of the requests fail ({{{{ $labels.reason }}}})",
-        "The reason says whose fault that is: the server's or the way there (upstream_..., tls_failed), that of our "
-        "client certificate, the app's that does not trust the local CA (app_tls_failed), or that of a limit. The "
+        "The reason says whose fault that is: the server's or the way there (upstream_..., tls_failed, redirect_loop), that of "
+        "our client certificate, the app's that does not trust the local CA (app_tls_failed), or that of a limit. The "
         "decision lines' destination and upstream say which host, client which app, detail what went wrong.",
         wait="5m",
         runbook="docs/troubleshooting.md#the-app-gets-a-status",
@@ -365,6 +376,18 @@ ALERTS = (
         "the policy does not know a destination or an app, perhaps since it was changed: the lines name client and "
         "destination, overcoat_policy_taken_timestamp_seconds and the log say when.",
         runbook="docs/troubleshooting.md#the-app-gets-a-status",
+    ),
+    Alert(
+        "OvercoatMostDenied",
+        _most_denied(),
+        "warning",
+        "{{ $value | humanizePercentage }} of all requests are denied",
+        "Overcoat itself refuses them: overcoat_requests_total by reason says why, and the lines, whom. If it began at "
+        "once, look first whether the policy was changed then (overcoat_policy_taken_timestamp_seconds, and the log): "
+        "who may use the proxy, passwords, plain_http and https, the list of hosts. No single reason need have an "
+        "alert of its own.",
+        wait="5m",
+        runbook="docs/on-call.md#us-or-them",
     ),
     Alert(
         "OvercoatInternalError",

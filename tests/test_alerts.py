@@ -89,7 +89,6 @@ def test_all_that_they_read_exists_and_is_there_from_the_start() -> None:
             "https_rejected",
             "request_loop",
             "no_forwards_left",
-            "redirect_loop",
             "drain_timeout",
             "policy_changed",
             "misdirected",
@@ -453,6 +452,28 @@ STATES: dict[str, tuple[str, dict[str, str], bool]] = {
             'overcoat_info{mode="observe", version="1"}': "1x200 stale",
             'overcoat_info{mode="enforce", version="1"}': "_x200 1x100",
         },
+        False,
+    ),
+    "all that apps ask is denied": (
+        "OvercoatMostDenied",
+        {
+            'overcoat_requests_total{outcome="denied", reason="proxy_authentication_required"}': "0+1x300",
+            'overcoat_requests_total{outcome="denied", reason="plain_http_rejected", rule="old"}': "0+1x300",
+            'overcoat_requests_total{outcome="ok", reason="-"}': "0+1x300",
+        },
+        True,
+    ),
+    "what one app asks is denied": (
+        "OvercoatMostDenied",
+        {
+            'overcoat_requests_total{outcome="denied", reason="plain_http_rejected"}': "0+1x300",
+            'overcoat_requests_total{outcome="ok", reason="-"}': "0+2x300",
+        },
+        False,
+    ),
+    "what a few ask is denied": (
+        "OvercoatMostDenied",
+        {'overcoat_requests_total{outcome="denied", reason="plain_http_rejected"}': "0+1x40 40x250 0+1x20"},
         False,
     ),
     "a processor in use": ("OvercoatBusy", {'overcoat_process_cpu_seconds_total{process="0"}': "0+14.5x300"}, True),
