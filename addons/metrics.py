@@ -204,6 +204,13 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.measured = Gauge(
+            "overcoat_process_measured_timestamp_seconds",
+            "When a process last measured itself, as it does every few seconds unless it hangs.",
+            ["process"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.policy_taken = Gauge(
             "overcoat_policy_taken_timestamp_seconds",
             "When the policy in force was taken over, or the sidecar started with it.",

@@ -9,6 +9,9 @@ Rules of this module:
 - A summary is true at 3 a.m., too: what has ended "has ended" (no negative time), what never was "never" was, and `-`,
   which stands for no rule, is said in words.
 - Each names the place in the papers that leads to the end of the trouble.
+
+It is longer than 500 lines, because one table has all alerts, each with its words, as who reads it needs them side by
+side.
 """
 
 from __future__ import annotations
@@ -136,6 +139,7 @@ def _most_denied() -> str:
     return f"{denied}\n/ {of_all}\n> 0.5\nand {denied} > 50"
 
 
+SILENT = "one of several processes has done nothing for 20 seconds"
 ALERTS = (
     Alert(
         "OvercoatPinMismatch",
@@ -324,9 +328,9 @@ ALERTS = (
         ),
         "warning",
         f"{RULE_IF_KNOWN}: {{{{ $value | humanizePercentage }}}} of the requests fail ({{{{ $labels.reason }}}})",
-        "The reason says whose fault that is: the server's or the way there (upstream_..., tls_failed, redirect_loop), that of "
-        "our client certificate, the app's that does not trust the local CA (app_tls_failed), or that of a limit. The "
-        "decision lines' destination and upstream say which host, client which app, detail what went wrong.",
+        "The reason says whose fault that is: the server's or the way there (upstream_..., tls_failed, redirect_loop), "
+        "that of our client certificate, the app's that does not trust the local CA (app_tls_failed), or that of a "
+        "limit. The decision lines' destination and upstream say which host, client which app, detail what went wrong.",
         wait="5m",
         runbook="docs/troubleshooting.md#the-app-gets-a-status",
     ),
@@ -350,6 +354,20 @@ ALERTS = (
         "Without free ones new connections wait or are refused (too_many_connections). Raise the limit (ulimit -n), or "
         "find out which app keeps so many open.",
         wait="5m",
+        runbook="docs/on-call.md#us-or-them",
+    ),
+    Alert(
+        "OvercoatWorkerHangs",
+        # Of one clock both, and as old as the scrape: what Prometheus takes for the present time has no part in it.
+        'max by (job, instance) (overcoat_process_measured_timestamp_seconds{process="admin"})\n'
+        "- on (job, instance) group_right () overcoat_process_measured_timestamp_seconds\n"
+        "> 20",
+        "critical",
+        "process {{ $labels.process }}: it has done nothing for {{ $value | humanizeDuration }}",
+        "It hangs, or is stopped, and apps that are connected to it, or come to it, wait; /ready does not know. See "
+        "what it waits for (its state in ps, the disk of --lines, the container's processor limit), keep that for a "
+        "report, and end it with SIGKILL: it is replaced at once.",
+        wait="1m",
         runbook="docs/on-call.md#us-or-them",
     ),
     Alert(
@@ -509,7 +527,9 @@ def _without_templates(alert: Alert) -> str:
         ("{{ $value | humanizePercentage }} of the servers'", "more than 10 % of the servers'"),
         ("{{ $value | humanizePercentage }} of its file", "more than 80 % of its file"),
         ("{{ $value | humanizePercentage }} of a processor", "more than 90 % of a processor"),
+        ("{{ $value | humanizePercentage }} of all requests", "more than half of all requests, and more than 50,"),
         ("{{ $value | humanizePercentage }}", "more than 5 %"),
+        ("process {{ $labels.process }}: it has done nothing for {{ $value | humanizeDuration }}", SILENT),
         ("process {{ $labels.process }}: ", ""),
         ("key {{ $labels.kid }} of {{ $labels.key }}", "the primary key of a key set"),
         ("key set {{ $labels.key }}: its keys", "the keys of a key set"),

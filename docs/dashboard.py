@@ -16,6 +16,7 @@ from typing import Any
 _WIDTH, _HEIGHT = 24, 7  # of a row of panels, in Grafana's units
 _OF = 'job=~"$job", instance=~"$instance"'
 _OF_RULE = f'{_OF}, rule=~"$rule"'
+_MEASURED = "overcoat_process_measured_timestamp_seconds"
 _RATE = "[$__rate_interval]"
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
@@ -310,8 +311,15 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             ),
             Panel(
                 "Lag",
-                "Does the event loop come too late, because it is busy or blocked?",
-                ((f"overcoat_process_lag_seconds{{{_OF}}}", "{{process}}"),),
+                "Does the event loop come too late, because it is busy or blocked? Is a worker silent, since it hangs?",
+                (
+                    (f"overcoat_process_lag_seconds{{{_OF}}}", "{{process}}"),
+                    (
+                        f'max by (job, instance) ({_MEASURED}{{{_OF}, process="admin"}}) '
+                        f"- on (job, instance) group_right () {_MEASURED}{{{_OF}}}",
+                        "{{process}} silent for",
+                    ),
+                ),
                 "s",
                 width=6,
             ),

@@ -70,7 +70,7 @@ def test_all_that_they_read_exists_and_is_there_from_the_start() -> None:
     assert named - shown == {  # where no rule has such pins, no key an end, or there is no rule
         *("overcoat_pins_expire_timestamp_seconds", "overcoat_key_expiry_timestamp_seconds"),
         *("overcoat_upstream_certificate_expiry_timestamp_seconds", "overcoat_field_failures_total"),
-        *("overcoat_pin_checks_total", "overcoat_fields_total"),
+        *("overcoat_pin_checks_total", "overcoat_fields_total", "overcoat_process_measured_timestamp_seconds"),
         "overcoat_mirror_certificate_expiry_timestamp_seconds",
         *("overcoat_jwks_fetched_timestamp_seconds", "overcoat_jwks_max_age_seconds"),
         "overcoat_client_certificate_expiry_timestamp_seconds",
@@ -474,6 +474,24 @@ STATES: dict[str, tuple[str, dict[str, str], bool]] = {
     "what a few ask is denied": (
         "OvercoatMostDenied",
         {'overcoat_requests_total{outcome="denied", reason="plain_http_rejected"}': "0+1x40 40x250 0+1x20"},
+        False,
+    ),
+    "a worker that has stopped": (
+        "OvercoatWorkerHangs",
+        {
+            'overcoat_process_measured_timestamp_seconds{process="admin"}': "1000+15x300",
+            'overcoat_process_measured_timestamp_seconds{process="0"}': "1000x300",
+            'overcoat_process_measured_timestamp_seconds{process="1"}': "998+15x300",
+        },
+        True,
+    ),
+    "workers of which none has, and a clock that is wrong": (
+        "OvercoatWorkerHangs",
+        {
+            'overcoat_process_measured_timestamp_seconds{process="admin"}': "0+15x300",
+            'overcoat_process_measured_timestamp_seconds{process="0"}': "-2+15x300",
+            'overcoat_process_measured_timestamp_seconds{process="1"}': "-19+15x300",
+        },
         False,
     ),
     "a processor in use": ("OvercoatBusy", {'overcoat_process_cpu_seconds_total{process="0"}': "0+14.5x300"}, True),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import time
 from pathlib import Path
 
 from addons.metrics import Metrics
@@ -19,6 +20,7 @@ _DESCRIPTORS = "/proc/self/fd"
 def measure(metrics: Metrics) -> None:
     """Set the gauges of this process."""
     process = metrics.process
+    metrics.measured.labels(process).set(time.time())
     used = resource.getrusage(resource.RUSAGE_SELF)
     metrics.processor.labels(process)._value.set(used.ru_utime + used.ru_stime)
     metrics.most_descriptors.labels(process).set(resource.getrlimit(resource.RLIMIT_NOFILE)[0])

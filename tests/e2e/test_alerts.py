@@ -330,7 +330,7 @@ def test_each_fires_on_one_event_and_on_many_between_two_scrapes(
         # What takes load, or certificates of other ends: promtool sees them fire (tests/test_alerts.py).
         states_only = {"OvercoatUpstreamCertificateExpiresSoon", "OvercoatUpstreamErrors"}
         states_only |= {"OvercoatDescriptorsShort", "OvercoatBusy", "OvercoatClientCertificateExpiresSoon"}
-        states_only |= {"OvercoatFieldsStopped", "OvercoatProtectionEnded"}
+        states_only |= {"OvercoatFieldsStopped", "OvercoatProtectionEnded", "OvercoatWorkerHangs"}
         states_only |= {
             "OvercoatMirrorCertificateExpiresSoon",
             "OvercoatJwksStale",

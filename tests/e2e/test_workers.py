@@ -130,6 +130,21 @@ def test_the_admin_endpoint_is_replaced_where_it_was(sidecar: Sidecar) -> None:
     assert sidecar.metrics().value("overcoat_worker_restarts_total") == 1
 
 
+def test_a_worker_that_hangs_is_told_from_the_others_by_when_it_measured_itself(sidecar: Sidecar) -> None:
+    def silent_for(process: str) -> float:
+        metrics, name = sidecar.metrics(), "overcoat_process_measured_timestamp_seconds"
+        return metrics.value(name, process="admin") - metrics.value(name, process=process)
+
+    stopped = workers(sidecar.pid)[0]
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        names = [str(number) for number in range(COUNT)]
+        wait_until(lambda: sum(silent_for(name) > 8 for name in names) == 1)
+        assert sorted(silent_for(name) > 8 for name in names) == [False] * (COUNT - 1) + [True]
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+
+
 def test_the_admin_endpoint_cannot_be_reached_through_any_worker(sidecar: Sidecar) -> None:
     port = int(sidecar.admin_url.rsplit(":", 1)[1])
     for _ in range(10):
