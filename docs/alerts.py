@@ -438,8 +438,8 @@ ALERTS = (
         events("overcoat_worker_restarts_total"),
         "warning",
         "a worker, or the admin endpoint, ended by itself, and was replaced",
-        "What a worker had under way was cut off. Its log says which it was and how it ended; the kernel's, whether "
-        "memory ran out.",
+        "What a worker had under way was cut off. Its log says how it ended, and whether it was a worker; the "
+        "kernel's, whether memory ran out.",
         runbook="docs/troubleshooting.md#a-message-in-the-log",
     ),
     Alert(

@@ -115,7 +115,9 @@ def renew_authority(
         if not authority.renew():
             return False
     except CaError as e:
-        logger.error("the local CA is used as it was before: %s", e)
+        logger.error(
+            "the local CA is used as it was before: %s; a restart would be without it, and apps trust no other", e
+        )
         return False
     reminder.lifetime = authority.lifetime
     if authority.certificate != before:

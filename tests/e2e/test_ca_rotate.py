@@ -270,6 +270,7 @@ class TestTheFiles:
         (tmp_path / KEY_FILE).write_bytes(b"")
         assert not renew_authority(loaded, None, reminder, reader, Policy())
         assert "the local CA is used as it was before: " in caplog.text
+        assert "; a restart would be without it, and apps trust no other" in caplog.text
         assert loaded.certificate == new.certificate
 
     def test_java_gets_both(self, tmp_path: Path) -> None:
