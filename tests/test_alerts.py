@@ -473,7 +473,7 @@ STATES: dict[str, tuple[str, dict[str, str], bool]] = {
     ),
     "what a few ask is denied": (
         "OvercoatMostDenied",
-        {'overcoat_requests_total{outcome="denied", reason="plain_http_rejected"}': "0+1x40 40x250 0+1x20"},
+        {'overcoat_requests_total{outcome="denied", reason="plain_http_rejected"}': "0x200 0+1x100"},
         False,
     ),
     "a worker that has stopped": (
