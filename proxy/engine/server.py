@@ -68,6 +68,8 @@ logger = logging.getLogger("overcoat")
 
 BACKLOG = 1024
 RESOLVERS = 64
+MOST_LINGERING = 256  # clients that were refused, and stay connected for a moment
+SHARE_OF_LINGERING = 0.125  # the same, of the connections that descriptors allow
 SHARE_OF_MORE = 0.75  # of the connections that descriptors allow: for upstream connections beyond a client's first
 
 
@@ -369,6 +371,13 @@ class Engine:
             raise Denied(Reason.TOO_MANY_CONNECTIONS, where)
         self.sessions.admit(session)
         session.admitted_by = self.policy
+
+    def may_linger(self) -> bool:
+        """Tell whether a client that was just refused may stay connected for a moment, so that it surely reads why.
+
+        Each that does takes a descriptor, although it is not admitted: who is refused must not keep others waiting.
+        """
+        return len(self.connections) - self.sessions.admitted <= min(MOST_LINGERING, carried() * SHARE_OF_LINGERING)
 
     def check_room(self, session: Session) -> None:
         """Check that a client connection may have another upstream connection, beside its first.

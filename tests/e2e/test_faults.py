@@ -226,6 +226,33 @@ def test_apps_of_http_2_that_hold_many_servers_leave_descriptors_to_others(
             app.client.close()
 
 
+LINGERING = """
+import sys
+from proxy import timelimits
+timelimits.LINGER_SECONDS = 600.0
+sys.argv[0] = "overcoat"
+from overcoat.__main__ import main
+main()
+"""
+
+
+@on_linux
+@pytest.mark.parametrize("kind", ["forward", "socks5"])
+def test_who_is_refused_keeps_nobody_waiting(
+    authority: Authority, upstream: TlsUpstream, tmp_path: Path, kind: str
+) -> None:
+    """However fast they come, and however long they could take to read why."""
+    command = ["sh", "-c", 'ulimit -n 256; exec "$@"', "sh", sys.executable, "-P", "-c", LINGERING]
+    policy = f"listen: ['{kind}://127.0.0.1:0', 'forward://127.0.0.1:0']\nlimits: {{client_connections: 2}}\n"
+    with Sidecar(policy, tmp_path, authority=authority, command=command) as sidecar, contextlib.ExitStack() as crowd:
+        for _ in range(600):
+            crowd.enter_context(socket.create_connection(sidecar.address, 5, source_address=("127.0.0.5", 0)))
+        with RawClient(sidecar.addresses[1]) as other:
+            other.send(request(upstream))
+            assert other.read_response().status == 200
+        sidecar.wait_for_decisions(599)  # each refusal has its line, and the answer its request
+
+
 @on_linux
 def test_where_nothing_can_be_opened_any_more_requests_are_denied_and_the_admin_listener_answers(
     authority: Authority, upstream: TlsUpstream, tmp_path: Path

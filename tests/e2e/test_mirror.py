@@ -7,9 +7,11 @@ what cannot be sealed never leaves; a host that it does not stand for gets 421; 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
+import socket
 import ssl
 import time
 import warnings
@@ -665,3 +667,34 @@ def test_an_upload_that_cannot_be_read_is_denied_held_or_not_also_without_form(
     assert (line["reason"], line["outcome"]) == ("request_not_opened", "denied")
     assert answer.status == 422
     assert not any(each.target == path for each in server.requests)
+
+
+def test_no_session_is_kept_for_a_peer_that_keeps_none_itself(
+    own: Own, trusted: Path, authority: Authority, tmp_path: Path
+) -> None:
+    """Each would take 1 KiB, and OpenSSL keeps 20,480 for each certificate. Who takes tickets resumes them."""
+
+    def resumes(address: tuple[str, int], roots: Path, options: int, name: str, ask: bytes = b"") -> bool:
+        tls = ssl.create_default_context(cafile=str(roots))
+        tls.maximum_version = ssl.TLSVersion.TLSv1_2
+        tls.options |= options
+        session, was_resumed = None, None
+        for _ in range(2):
+            with socket.create_connection(address, 5) as raw:
+                if ask:
+                    raw.sendall(ask)
+                    assert raw.recv(100).startswith(b"HTTP/1.1 200")
+                with tls.wrap_socket(raw, server_hostname=name, session=session) as stream:
+                    session, was_resumed = stream.session, stream.session_reused
+                    with contextlib.suppress(OSError):
+                        stream.unwrap()  # OpenSSL resumes no session that has not ended in order
+        return bool(was_resumed)
+
+    inspects = "listen: ['forward://127.0.0.1:0']\ndefaults: {https: inspect}\n"
+    inside = b"CONNECT api.example:443 HTTP/1.1\r\nHost: api.example:443\r\n\r\n"
+    folder = tmp_path / "forward"
+    folder.mkdir()
+    with PlainUpstream() as server, own(server) as beside, Sidecar(inspects, folder, authority=authority) as before:
+        for options, is_resumed in ((ssl.OP_NO_TICKET, False), (0, True)):
+            assert resumes(beside.address, trusted, options, NAME) is is_resumed
+            assert resumes(before.address, before.ca_file, options, "api.example", inside) is is_resumed

@@ -95,6 +95,9 @@ class House(Protocol):
             Denied: TOO_MANY_CONNECTIONS, CLIENT_FORBIDDEN.
         """
 
+    def may_linger(self) -> bool:
+        """Tell whether a client that was just refused may stay connected for a moment, so that it surely reads why."""
+
     def check_room(self, session: Session) -> None:
         """Check that a connection may have another upstream connection beside its first.
 

@@ -58,6 +58,8 @@ def meet(app: AppSocket) -> None:
             AppHttp1(app, None).deny(denied)
         else:
             app.close_denied(denied)
+        if not app.house.may_linger():
+            app.transport.close()
 
 
 def _speaker_for(app: AppSocket) -> Speaker:
