@@ -51,15 +51,16 @@ def shown_body(body: bytes, spans: Sequence[Span], *, is_terminal: bool) -> str:
     for span in spans:
         if span.end > MOST_SHOWN:
             break
-        value = _text(body[span.start : span.end])
+        value = shown_text(body[span.start : span.end])
         marked = click.style(value, reverse=True) if is_terminal else f"{_BEFORE}{value}{_BEHIND}"
-        pieces += [_text(body[copied : span.start]), marked]
+        pieces += [shown_text(body[copied : span.start]), marked]
         copied = span.end
-    pieces.append(_text(body[copied : max(MOST_SHOWN, copied)]))
+    pieces.append(shown_text(body[copied : max(MOST_SHOWN, copied)]))
     left = len(body) - max(MOST_SHOWN, copied)
     return "".join(pieces) + (f"\n… and {left} bytes more" if left > 0 else "")
 
 
-def _text(data: bytes) -> str:
+def shown_text(data: bytes) -> str:
+    """Return bytes as text in which nothing is a command to a terminal."""
     text = data.decode("utf-8", "backslashreplace").replace("\r\n", "\n")
     return "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)

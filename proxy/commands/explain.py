@@ -10,7 +10,6 @@ Rules of this module:
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -27,6 +26,7 @@ from proxy.commands.bodymarks import marked_spans, shown_body
 from proxy.commands.denial import Asked, Refusal, refusal_of
 from proxy.commands.shared import (
     destination_of,
+    echo_json,
     encrypt_summary,
     entry_summary,
     json_option,
@@ -166,7 +166,7 @@ def explain(
     explanations = [_explain(policy, scheme, destination, request) for scheme, destination in requests]
     if as_json:
         answer = {"mode": policy.mode.value, "method": method, "requests": [_as_values(item) for item in explanations]}
-        click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+        echo_json(answer)
         return
     for explanation in explanations:
         _print_explanation(explanation, method, path)

@@ -205,12 +205,14 @@ def list_keys(policy: str | None, as_json: bool) -> None:
     \b
     Example: overcoat keys list -p overcoat.yaml
     """
+    from proxy.commands.shared import echo_json
+
     with key_failures():
         loaded = _load_policy(policy)
     today = _today()
     rows = [row for key_set in loaded.keys.values() for row in _rows(key_set, today)]
     if as_json:
-        click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        echo_json(rows)
         return
     if not rows:
         click.echo("the policy has no keys")
@@ -255,7 +257,8 @@ def seal(source: Source) -> None:
 @keys.command("open")
 @_source_options
 def open_value(source: Source) -> None:
-    """Decrypt the JWE on stdin, bare, as a JSON string or in an envelope, and print the exact bytes it holds.
+    """Decrypt the JWE on stdin, bare, as a JSON string or in an envelope, and print the exact bytes it holds. On a
+    terminal, what that would take for a command is shown as an escape.
 
     What the JWE says of itself goes to stderr: its key, and the place that it was sealed for. Without --host and --path
     that place is not checked.
@@ -263,6 +266,7 @@ def open_value(source: Source) -> None:
     \b
     Example: overcoat keys open --key pay.pem --kid pay < token
     """
+    from proxy.commands.bodymarks import shown_text
     from proxy.core.fields.splice import token_of
     from proxy.core.jose.jwe import JweError, open_token
 
@@ -283,7 +287,8 @@ def open_value(source: Source) -> None:
             hint = f"; say --kid {_kid_of(token)} if that is the key in the file" if unnamed else ""
             says = _says_of_itself(token)
             raise Failed(f"{error}{hint}{f' (the token says: {says})' if says else ''}") from None
-    click.echo(plaintext, nl=sys.stdout.isatty())  # elsewhere exactly what was sealed, and nothing more
+    is_terminal = sys.stdout.isatty()  # elsewhere exactly what was sealed, and nothing more
+    click.echo(shown_text(plaintext) if is_terminal else plaintext, nl=is_terminal)
     click.echo(f"note: {_says_of_itself(token)}", err=True)
 
 

@@ -20,7 +20,7 @@ import click
 
 from proxy.commands.failed import Failed
 from proxy.commands.pinsshared import destination_in, owner_of, rule_of
-from proxy.commands.shared import json_option, load_or_exit, policy_option
+from proxy.commands.shared import echo_json, json_option, load_or_exit, policy_option
 from proxy.core.rules.policy import Policy, Rule
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ def backup(option: str | None, as_json: bool, kind: str, out: Path, server: str)
     \b
     Example: overcoat pins backup -p overcoat.yaml api.pay.example
     """
-    import json
 
     policy = load_or_exit(option, as_json=as_json)
     try:
@@ -72,7 +71,7 @@ def backup(option: str | None, as_json: bool, kind: str, out: Path, server: str)
             "csr": str(request_file),
             "belongs": where,
         }
-        click.echo(json.dumps(said, indent=2, ensure_ascii=False))
+        echo_json(said)
         return
     click.echo(pin)
     click.echo(f"The key: {key_file} (mode 0600). Its request for a certificate: {request_file}.", err=True)

@@ -12,7 +12,6 @@ Rules of this module:
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import click
 
 from proxy.commands.failed import Failed
 from proxy.commands.pinsshared import destination_in, owner_of, rule_of, said_of, shake_hands
-from proxy.commands.shared import json_option, load_or_exit, plain_table, policy_option, wide_console
+from proxy.commands.shared import echo_json, json_option, load_or_exit, plain_table, policy_option, wide_console
 from proxy.core.decisions import Denied
 from proxy.core.destinations import HTTP_PORT, HTTPS_PORT, Destination
 from proxy.core.rules.policy import HostPattern, Https, PlainHttp, Policy, Rule, upgraded
@@ -90,7 +89,7 @@ def check(option: str | None, as_json: bool, days: int, named: tuple[str, ...], 
             inspected=inspected_of(policy, targets),
         )
     if as_json:
-        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        echo_json(report)
     else:
         _print(report)
     for each in report["hosts"]:

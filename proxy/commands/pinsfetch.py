@@ -11,14 +11,13 @@ Rules of this module:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from proxy.commands.pinsshared import destination_in, owner_of, printable, rule_of, said_of, shake_hands
-from proxy.commands.shared import json_option, load_or_exit, policy_option, today, wide_console
+from proxy.commands.shared import echo_json, json_option, load_or_exit, policy_option, today, wide_console
 from proxy.core.decisions import Denied
 from proxy.core.rules.policy import Policy, Rule
 
@@ -62,7 +61,7 @@ def fetch(option: str | None, as_json: bool, insecure: bool, servers: tuple[str,
         if not isinstance(found, Denied)
     ]
     if as_json and shown:
-        click.echo(json.dumps(shown[0] if len(servers) == 1 else shown, indent=2, ensure_ascii=False))
+        echo_json(shown[0] if len(servers) == 1 else shown)
     for each in () if as_json else shown:
         _print(each)
     for found in seen.values():

@@ -38,6 +38,12 @@ policy_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
+def echo_json(value: object) -> None:
+    """Print JSON for programs, and for people who look at it: what a terminal could take for a command is an escape."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    click.echo("".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text))
+
+
 def load_or_exit(
     option: str | None, *, as_json: bool, is_without_secrets: bool = False, secrets: SecretVariables | None = None
 ) -> Policy:

@@ -9,8 +9,8 @@ Rules of this module:
   The verified chain, which is checked against the pins, ends at the first anchor.
 - Upstream sessions are never resumed: a resumed handshake calls no verification callback, and so checks no pins.
 - The app gets a certificate for the host that it named in CONNECT, never for another name of its choice.
-- Nothing is kept here of a session with an app: OpenSSL would keep 20,480 of TLS 1.2 for each host, 1 KiB each. Tickets,
-  which apps keep themselves, resume them.
+- Nothing is kept here of a session with an app: OpenSSL would keep 20,480 of TLS 1.2 for each host, 1 KiB each.
+  Tickets, which apps keep themselves, resume them.
 """
 
 from __future__ import annotations

@@ -217,14 +217,15 @@ def test_only_one_line_feed_is_taken_off_what_is_sealed(run: Run, sealed: bytes)
     assert run("open", "--key", "pay.pem", "--kid", "pay", stdin=sealed).stdout_bytes == b"1\n"
 
 
-def test_on_a_terminal_a_note_does_not_stand_behind_the_value(tmp_path: Path) -> None:
+def test_on_a_terminal_a_value_commands_nothing_and_a_note_does_not_stand_behind_it(tmp_path: Path) -> None:
     overcoat = Path(sys.executable).with_name("overcoat")
 
     def keys(*arguments: str, **more: Any) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run([overcoat, "keys", *arguments], cwd=tmp_path, check=True, timeout=60, **more)
 
     keys("new", "--out", "pay.pem", "--kid", "pay", stdout=subprocess.DEVNULL)
-    token = keys("seal", "--key", "pay.pem", "--kid", "pay", input=b"1", stdout=subprocess.PIPE).stdout
+    value = '"a\u009b31m\u202eb"'.encode()  # C1's CSI, and what turns the direction round
+    token = keys("seal", "--key", "pay.pem", "--kid", "pay", input=value, stdout=subprocess.PIPE).stdout
     terminal, screen = os.openpty()
     try:
         keys("open", "--key", "pay.pem", "--kid", "pay", input=token, stdout=screen, stderr=screen)
@@ -232,7 +233,8 @@ def test_on_a_terminal_a_note_does_not_stand_behind_the_value(tmp_path: Path) ->
     finally:
         os.close(terminal)
         os.close(screen)
-    assert said.startswith(b"1\r\nnote: ")
+    assert said.startswith(b'"a\\x9b31m\\u202eb"\r\nnote: ')
+    assert keys("open", "--key", "pay.pem", "--kid", "pay", input=token, stdout=subprocess.PIPE).stdout == value
 
 
 def test_a_value_opens_at_no_other_place(run: Run, sealed: bytes) -> None:
