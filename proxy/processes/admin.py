@@ -11,6 +11,7 @@ Rules of this module:
   must call it by a name that nobody else can register; otherwise a web page in a browser on this machine could read the
   answer (DNS rebinding).
 - The probes listener answers anybody, by any name: what it says is no secret.
+- A request is read up to 64 KiB of its first line, and as many of its fields.
 - They run in their own threads, so that a slow scraper does not delay the proxy. The number of connections is limited:
   the oldest is closed for a new one, and its thread ends.
 - Metrics and the status page are made for one request at a time. All that make them at once would take turns with the
@@ -31,6 +32,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from http.client import LineTooLong
 from typing import IO, TYPE_CHECKING, Any, cast
 from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
 MAX_OPEN = 16
 MAX_REQUEST_LINE = 65536
+MAX_FIELDS = 65536  # bytes of all header fields; http.server alone would take a hundred of that size
 _TURN = "overcoat.turn"
 
 logger = logging.getLogger("overcoat")
@@ -161,6 +164,26 @@ class _Answer(ServerHandler):
             logger.error("a request to the admin listener could not be answered: %s", describe(error))
 
 
+class _Fields:
+    """The header fields of a request, line by line, up to a limit."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._left = MAX_FIELDS
+
+    def readline(self, limit: int) -> bytes:
+        """Return the next line, or its first `limit` bytes.
+
+        Raises:
+            LineTooLong: there is more than the limit of all of them; the handler's base class answers that.
+        """
+        line: bytes = self._stream.readline(min(limit, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            raise LineTooLong("header")
+        return line
+
+
 class _Handler(WSGIRequestHandler):
     timeout = timelimits.ADMIN_SOCKET_SECONDS
 
@@ -170,11 +193,20 @@ class _Handler(WSGIRequestHandler):
         if len(self.raw_requestline) > MAX_REQUEST_LINE:
             self.requestline, self.request_version, self.command = "", "", ""
             self.send_error(HTTPStatus.REQUEST_URI_TOO_LONG)
-        elif self.parse_request():
+        elif self._read_fields():
             reader, writer = cast(IO[bytes], self.rfile), cast(IO[bytes], self.wfile)
             answer = _Answer(reader, writer, self.get_stderr(), self.get_environ())
             answer.request_handler = self
             answer.run(cast("WSGIApplication", cast(WSGIServer, self.server).get_app()))
+
+    def _read_fields(self) -> bool:
+        """Read the rest of the head; if it is none that is answered, say so and return False."""
+        whole = self.rfile
+        self.rfile = cast(Any, _Fields(whole))
+        try:
+            return self.parse_request()
+        finally:
+            self.rfile = whole
 
     def get_environ(self) -> WSGIEnvironment:
         """Return the environment of the request, with what waits for its turn."""

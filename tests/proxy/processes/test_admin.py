@@ -21,7 +21,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 
 import proxy.processes.admin
 from proxy.core.rules.policy import Policy
-from proxy.processes.admin import MAX_OPEN, MAX_REQUEST_LINE, Admin, admin_app, bind_admin, probes_app
+from proxy.processes.admin import MAX_FIELDS, MAX_OPEN, MAX_REQUEST_LINE, Admin, admin_app, bind_admin, probes_app
 from proxy.processes.status import Sidecar
 from tests.waiting import wait_until
 
@@ -141,6 +141,13 @@ class TestBadScrapers:
         admin.close()
         assert "ended early: TimeoutError" in caplog.text
         assert capfd.readouterr().err == ""
+
+    @pytest.mark.parametrize(("spare", "status"), [(2, b"200"), (-1, b"431")])
+    def test_fields_are_read_up_to_a_limit(self, running: Running, spare: int, status: bytes) -> None:
+        """The probes listener answers strangers: http.server alone takes 6 MiB of each."""
+        first = b"X: " + b"a" * 40_000 + b"\r\n"
+        second = b"Y: " + b"a" * (MAX_FIELDS - spare - len(first) - 5) + b"\r\n"
+        assert running.ask(b"GET /live HTTP/1.1\r\n" + first + second + b"\r\n").split(b" ")[1] == status
 
     def test_a_request_line_without_end_is_refused(self, running: Running) -> None:
         assert running.ask(b"GET /%s" % (b"a" * (MAX_REQUEST_LINE - 4))).startswith(b"HTTP/1.0 414 ")
