@@ -40,9 +40,11 @@ from proxy.core.rules.policy import Policy
 from proxy.core.who.credentials import Verifier
 from proxy.disk.ca import CaError, LocalCa, data_directory
 from proxy.disk.preload import is_preloaded
-from proxy.engine.tls import NoRoots, TlsConnections, with_roots
+from proxy.engine.roots import NoRoots, with_roots
+from proxy.engine.tls import TlsConnections
 from proxy.policyfile.findings import findings
-from proxy.policyfile.load import PolicyErrors, load_policy
+from proxy.policyfile.load import load_policy
+from proxy.policyfile.refusal import PolicyErrors
 from proxy.processes.secrecy import SecretVariables
 from proxy.processes.starting import asks_to_constrain, first_constraints, unfit
 

@@ -105,7 +105,7 @@ def _write(folder: Path) -> None:
     from proxy.core.rules.trust import Trust
     from proxy.disk.ca import CaError, LocalCa, data_directory
     from proxy.disk.publishing import PublishingError
-    from proxy.engine.tls import NoRoots, read_roots
+    from proxy.engine.roots import NoRoots, read_roots
     from proxy.wearing.files import write_files
 
     try:

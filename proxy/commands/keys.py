@@ -373,7 +373,9 @@ def _read_key(file: Path, alg: str | None, kid: str | None, unsafe: bool, passwo
 
 
 def _load_policy(option: str | None) -> Policy:
-    from proxy.policyfile.load import PolicyErrors, find_policy, load_policy
+    from proxy.policyfile.load import load_policy
+    from proxy.policyfile.nearby import find_policy
+    from proxy.policyfile.refusal import PolicyErrors
     from proxy.processes.secrecy import SecretVariables
 
     try:

@@ -78,7 +78,7 @@ def publish(folder: Path) -> None:
     """Write what apps trust. Without roots of the system's own, the bundle is the local CA alone."""
     from proxy.core.rules.trust import Trust
     from proxy.disk.publishing import PublishingError
-    from proxy.engine.tls import NoRoots, read_roots
+    from proxy.engine.roots import NoRoots, read_roots
     from proxy.wearing.files import write_files
 
     try:

@@ -218,7 +218,7 @@ def _tested(policy: Policy, candidate: Candidate, destination: Destination, rule
     from proxy.core.pinlife.checks import HostCheck, Result, backups, check_host, failed_host
     from proxy.core.pins import Level, PinMatch
     from proxy.engine.candidates import NotTrusted, verified_chain
-    from proxy.engine.tls import NoRoots
+    from proxy.engine.roots import NoRoots
 
     host, whose, pins = destination.authority, owner_of(rule), rule.pins
     assert pins is not None

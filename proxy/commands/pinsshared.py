@@ -57,7 +57,7 @@ def shake_hands(
     Raises:
         Failed: the trusted roots cannot be found or read.
     """
-    from proxy.engine.tls import NoRoots
+    from proxy.engine.roots import NoRoots
 
     try:
         return asyncio.run(_shake_all(policy, destinations, unverified=unverified))

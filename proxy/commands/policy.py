@@ -81,7 +81,7 @@ def check(*, option: str | None, as_json: bool, no_secrets: bool, files: tuple[s
 
 
 def _check(option: str | None, secrets: SecretVariables, *, as_json: bool, no_secrets: bool) -> None:
-    from proxy.engine.tls import NoRoots, with_roots
+    from proxy.engine.roots import NoRoots, with_roots
     from proxy.processes.starting import obstacles
 
     policy = load_or_exit(option, as_json=as_json, is_without_secrets=no_secrets, secrets=secrets)
@@ -118,7 +118,7 @@ def _check(option: str | None, secrets: SecretVariables, *, as_json: bool, no_se
 def _fetched(policy: Policy) -> list[Finding]:
     """Fetch the keys that the policy names by URL, once; return what is wrong with them."""
     from proxy.engine.probe import fetch
-    from proxy.engine.tls import NoRoots
+    from proxy.engine.roots import NoRoots
     from proxy.engine.upstreams.supplies import SupplyFailed
 
     found = []

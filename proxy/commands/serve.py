@@ -61,7 +61,7 @@ def fail(message: str, status: int = 1) -> click.exceptions.Exit:
 
 def or_exit[T](load: Callable[[], T]) -> T:
     """Return the result of `load`; if the policy is wrong, print all its errors and exit with status 2."""
-    from proxy.policyfile.load import PolicyErrors
+    from proxy.policyfile.refusal import PolicyErrors
 
     try:
         return load()
@@ -128,7 +128,8 @@ def serve(
 
     Example: overcoat serve -p overcoat.yaml
     """
-    from proxy.policyfile.load import find_policy, load_policy
+    from proxy.policyfile.load import load_policy
+    from proxy.policyfile.nearby import find_policy
     from proxy.processes.reload import Reader
     from proxy.processes.starting import unfit
 
@@ -192,7 +193,7 @@ def serve(
 
 
 def _with_roots(policy: Policy) -> Policy:
-    from proxy.engine.tls import NoRoots, with_roots
+    from proxy.engine.roots import NoRoots, with_roots
 
     try:
         return with_roots(policy)
@@ -364,8 +365,8 @@ def _serve_together(
     from proxy.processes.metricsfiles import prepare_metrics
 
     directory = prepare_metrics()
+    from proxy.engine.roots import NoRoots
     from proxy.engine.server import BindError
-    from proxy.engine.tls import NoRoots
     from proxy.processes.children import Desk, Equipment, administer, work
     from proxy.processes.recent import Recent
     from proxy.processes.reminder import Reminder
@@ -412,8 +413,8 @@ def _serve_together(
 def _prepare(
     policy: Policy, authority: LocalCa, metrics: Metrics, write: Callable[[str], object]
 ) -> tuple[Engine, list[Bound]]:
+    from proxy.engine.roots import NoRoots
     from proxy.engine.server import BindError, Engine
-    from proxy.engine.tls import NoRoots
 
     try:
         return Engine(policy, authority, metrics, write), _bind(policy, 1)[0]

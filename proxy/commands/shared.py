@@ -21,8 +21,10 @@ from proxy.core.destinations import Destination, parse_authority
 from proxy.core.fields.entries import FieldEntry, Match, Signed, Work
 from proxy.core.pins import AfterExpiry, PinSet
 from proxy.core.rules.policy import Policy, Rule, UpstreamProxy
-from proxy.policyfile.load import PolicyErrors, find_policy, load_policy
+from proxy.policyfile.load import load_policy
 from proxy.policyfile.model.addresses import ascii_host
+from proxy.policyfile.nearby import find_policy
+from proxy.policyfile.refusal import PolicyErrors
 from proxy.processes.secrecy import SecretVariables
 
 _PIPE_WIDTH = 120

@@ -65,7 +65,7 @@ def _read(lines: Path | None) -> Seen:
 def _ask(policy: Policy, seen: Seen, *, tries: bool, pins: bool) -> Findings:
     from proxy.commands.suggestion import Findings, by_use, https_target
     from proxy.commands.tried import fetch_keys, try_upgrades
-    from proxy.engine.tls import NoRoots
+    from proxy.engine.roots import NoRoots
 
     try:
         upgrades = try_upgrades(policy, seen.hosts) if tries else {}

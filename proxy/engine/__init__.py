@@ -27,11 +27,12 @@ Offers:
   response_head, response_of; heads of the core to mitmproxy's messages and back
 - `probe`: Answered, Prober, Shown, ask, fetch, probe; which certificates a server shows, what it answers, and which
   keys it has, for commands
+- `roots`: NoRoots, read_roots, with_roots; what upstreams are verified with
 - `server`: BindError, Bound, Engine, bind; the engine, and the sockets it listens on
 - `sockets`: Reading, tcp_socket; makes sockets, and reads from them
 - `streams`: NoResponses, Receiver, UpstreamStream, Version; the interface between a conversation and an upstream
 - `timers`: Timers; time limits of many connections
-- `tls`: NoRoots, TlsConnections, read_roots, with_roots; TLS contexts and connections
+- `tls`: TlsConnections; TLS contexts and connections
 - `tlsstream`: TlsStream, reasons; TLS over a socket of the event loop
 - `transport`: SocketTransport; a connected socket in the event loop
 - `vitals`: measure; memory, descriptors and processor time of a process

@@ -20,7 +20,7 @@ from OpenSSL import SSL, crypto
 
 from proxy.core.certificates.forms import form_defect
 from proxy.core.rules.trust import Crls, CrlUse, Trust
-from proxy.engine.tls import read_roots, upstream_context
+from proxy.engine.roots import read_roots, upstream_context
 
 _lib: Any = SSL._lib  # type: ignore[attr-defined]  # pyOpenSSL has no public call for a store's purpose
 _SSL_SERVER = _lib.X509_PURPOSE_SSL_SERVER

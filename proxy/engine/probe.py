@@ -35,8 +35,8 @@ from proxy.core.rules.policy import ListenerKind, Mode, Policy
 from proxy.disk.ca import LocalCa
 from proxy.engine.flows import new_context
 from proxy.engine.hookdata import Context
+from proxy.engine.roots import with_roots
 from proxy.engine.server import Engine
-from proxy.engine.tls import with_roots
 from proxy.engine.unverified import NoHandshake, sent_chain
 from proxy.engine.upstreams.asking import ask_server
 from proxy.engine.upstreams.dialling import connect

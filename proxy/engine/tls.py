@@ -5,8 +5,7 @@ Rules of this module:
 
 - Upstreams are verified as a careful direct client would do it: trusted roots, validity, host name or address, the form
   that RFC 5280 prescribes, TLS 1.2 or newer with forward secrecy and AEAD ciphers only.
-- Every certificate among the roots is an anchor, even an intermediate CA's or a server's own, as in curl and Python.
-  The verified chain, which is checked against the pins, ends at the first anchor.
+- The verified chain, which is checked against the pins, ends at the first anchor (`proxy.engine.roots`).
 - Upstream sessions are never resumed: a resumed handshake calls no verification callback, and so checks no pins.
 - The app gets a certificate for the host that it named in CONNECT, never for another name of its choice.
 - Nothing is kept here of a session with an app: OpenSSL would keep 20,480 of TLS 1.2 for each host, 1 KiB each.
@@ -15,159 +14,28 @@ Rules of this module:
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
-import os
-import ssl
 from collections import OrderedDict
-from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_der_private_key
 from mitmproxy import connection
 from OpenSSL import SSL, crypto
 
 from addons.sessions import Sessions
 from addons.upstream import Upstream
-from proxy.core.certificates.bundles import BadBundle, read_bundle
 from proxy.core.certificates.serving import ServerCertificate
-from proxy.core.handshakes import HYBRID
-from proxy.core.rules.policy import Mirror, Policy, Rule
-from proxy.core.rules.trust import ClientCertificate, KeyExchange, Trust
+from proxy.core.rules.policy import Mirror, Policy
+from proxy.core.rules.trust import ClientCertificate, Trust
 from proxy.disk.ca import Leaf, LocalCa
-from proxy.disk.reading import MAX_ROOTS_BYTES, read_regular
 from proxy.engine.hookdata import TlsData
+from proxy.engine.roots import CIPHERS_TLS12, kind_of, kinds_of, upstream_context
 
-# Forward secrecy and AEAD only (RFC 9325, section 4.2); all TLS 1.3 suites have both.
-_CIPHERS_TLS12 = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:@SECLEVEL=2"
-_MIN_VERSION = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _LEAF_CACHE = 1000
 # The functions on which pyOpenSSL is built, for what it has no public calls for.
 _lib: Any = SSL._lib  # type: ignore[attr-defined]  # see above
 _ffi: Any = SSL._ffi  # type: ignore[attr-defined]  # see above
-_SYSTEM_BUNDLES = (
-    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine
-    "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
-    "/etc/ssl/ca-bundle.pem",  # openSUSE
-    "/etc/ssl/cert.pem",  # macOS, the BSDs
-)
-
-
-class NoRoots(Exception):
-    """What the policy trusts cannot be used: mostly the roots cannot be found or read. The message says why."""
-
-
-def find_roots(trust: Trust) -> Path:
-    """Return the PEM bundle of trusted roots.
-
-    Raises:
-        NoRoots: there is none.
-    """
-    if trust.roots is not None:
-        return trust.roots
-    if named := os.environ.get("SSL_CERT_FILE"):
-        return Path(named)  # these or none: to trust others would be a guess
-    for candidate in (ssl.get_default_verify_paths().cafile, *_SYSTEM_BUNDLES):
-        if candidate and Path(candidate).is_file():
-            return Path(candidate)
-    raise NoRoots(
-        "no system bundle of trusted roots was found: install ca-certificates, or set trust.roots to a PEM file"
-    )
-
-
-def read_roots(trust: Trust) -> tuple[bytes, ...]:
-    """Read the bundle of trusted roots; return its certificates in DER.
-
-    Raises:
-        NoRoots: the bundle cannot be found or read.
-    """
-    source = find_roots(trust)
-    try:
-        content, _ = read_regular(source, MAX_ROOTS_BYTES)
-    except OSError as e:
-        raise NoRoots(f"{source} cannot be read: {e.strerror}") from None
-    if len(content) > MAX_ROOTS_BYTES:
-        raise NoRoots(f"{source} has more than {MAX_ROOTS_BYTES} bytes")
-    try:
-        return read_bundle(content).certificates
-    except BadBundle as e:
-        raise NoRoots(f"{source} holds no readable PEM certificates to trust: {e}") from None
-
-
-def with_roots(policy: Policy) -> Policy:
-    """Return the policy with the certificates of its trusted roots in it, so that later changes of their files have no
-    effect.
-
-    Several processes use the policy, at different times, and all must trust the same roots.
-
-    Raises:
-        NoRoots: the roots cannot be found or read.
-    """
-    known: dict[Path | None, tuple[bytes, ...]] = {}
-    content = hashlib.sha256(policy.content)
-
-    def read(trust: Trust) -> Trust:
-        if trust.roots not in known:
-            anchors = known[trust.roots] = trust.anchors if trust.anchors is not None else read_roots(trust)
-            for anchor in anchors:
-                content.update(hashlib.sha256(anchor).digest())
-        return replace(trust, anchors=known[trust.roots])
-
-    complete = policy.with_trusts(read)
-    for kind in _kinds(complete):
-        upstream_context(*kind)
-    return replace(complete, content=content.digest())
-
-
-def upstream_context(trust: Trust, certificate: ClientCertificate | None = None) -> SSL.Context:
-    """Return the context for all upstream handshakes with the same `Trust` and client certificate.
-
-    Raises:
-        NoRoots: the roots cannot be found or read, or this OpenSSL has no hybrid key exchange, or does not take the
-            client certificate.
-    """
-    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-    is_hybrid = trust.key_exchange is KeyExchange.HYBRID
-    context.set_min_proto_version(SSL.TLS1_3_VERSION if is_hybrid else _MIN_VERSION[trust.min_tls])
-    context.set_cipher_list(_CIPHERS_TLS12)
-    if is_hybrid and _lib.SSL_CTX_set1_curves_list(context._context, HYBRID.encode("ascii")) != 1:
-        raise NoRoots(f"this build of OpenSSL has no {HYBRID}: install a newer one, or write key_exchange: any")
-    if certificate is not None:
-        _show(context, certificate)
-    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION)
-    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    context.set_verify(SSL.VERIFY_PEER)
-    store = context.get_cert_store()
-    assert store is not None  # every context has one
-    store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN | (crypto.X509StoreFlags.X509_STRICT if trust.strict else 0))
-    if trust.crls is not None:
-        store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)
-        for crl in trust.crls.lists:
-            store.add_crl(x509.load_der_x509_crl(crl))
-    for number, anchor in enumerate(read_roots(trust) if trust.anchors is None else trust.anchors, 1):
-        try:
-            store.add_cert(crypto.load_certificate(crypto.FILETYPE_ASN1, anchor))
-        except crypto.Error:
-            raise NoRoots(f"certificate {number} of {find_roots(trust)} is damaged, or no certificate") from None
-    return context
-
-
-def _show(context: SSL.Context, certificate: ClientCertificate) -> None:
-    """Make a context show a certificate to servers that ask for one."""
-    own, *issuers = [x509.load_der_x509_certificate(each) for each in certificate.chain]
-    try:
-        context.use_certificate(own)
-        for issuer in issuers:
-            context.add_extra_chain_cert(issuer)
-        key: Any = load_der_private_key(certificate.key.reveal(), None)  # of a kind that the policy's reader takes
-        context.use_privatekey(key)
-        context.check_privatekey()
-    except SSL.Error:
-        raise NoRoots(f"OpenSSL does not take the client certificate {certificate.file}") from None
 
 
 def select_alpn(_conn: SSL.Connection, offers: list[bytes]) -> Any:
@@ -201,7 +69,7 @@ def mirror_context(shown: ServerCertificate) -> SSL.Context:
 def _server_context() -> SSL.Context:
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
-    context.set_cipher_list(_CIPHERS_TLS12)
+    context.set_cipher_list(CIPHERS_TLS12)
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_RENEGOTIATION)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_alpn_select_callback(select_alpn)
@@ -226,7 +94,7 @@ class TlsConnections:
         Raises:
             NoRoots: the roots cannot be found or read.
         """
-        self._upstream[policy] = {kind: upstream_context(*kind) for kind in _kinds(policy)}
+        self._upstream[policy] = {kind: upstream_context(*kind) for kind in kinds_of(policy)}
         self._mirrors[policy] = {mirror: mirror_context(each) for mirror, each in policy.certificates.items()}
 
     def tls_start_client(self, data: TlsData) -> None:
@@ -273,21 +141,11 @@ class TlsConnections:
         server.sni = host
         record = self._sessions.of(data.context.client).upstreams[server.id]
         server.alpn_offers = list(record.alpn)
-        data.ssl_conn = SSL.Connection(self._upstream[record.policy][_kind(record.policy, record.rule)])
+        data.ssl_conn = SSL.Connection(self._upstream[record.policy][kind_of(record.policy, record.rule)])
         expect_name(data.ssl_conn, host)
         note_certificate_request(data.ssl_conn, record)
         data.ssl_conn.set_alpn_protos(server.alpn_offers)
         data.ssl_conn.set_connect_state()
-
-
-def _kind(policy: Policy, rule: Rule | None) -> tuple[Trust, ClientCertificate | None]:
-    """Return what the context for a rule's upstreams depends on."""
-    return policy.trust_for(rule), None if rule is None else rule.client_certificate
-
-
-def _kinds(policy: Policy) -> set[tuple[Trust, ClientCertificate | None]]:
-    """Return what the contexts for all upstreams of a policy depend on; most rules share one."""
-    return {_kind(policy, rule) for rule in (None, *policy.rules)}
 
 
 def note_certificate_request(conn: SSL.Connection, record: Upstream) -> None:

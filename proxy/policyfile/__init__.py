@@ -7,5 +7,7 @@ Offers:
 
 - `findings`: Ending, Finding, calendar, endings, findings, log_findings; what needs attention about a right policy, and
   what ends
-- `load`: PolicyErrors, find_policy, load_policy; from a path to a `Policy`, or to all errors
+- `load`: load_policy; from a path to a `Policy`, or to all errors
+- `nearby`: find_policy; which file it is
+- `refusal`: PolicyError, PolicyErrors; the errors
 """

@@ -50,9 +50,10 @@ from proxy.policyfile.model.trust import PinsSection
 from proxy.policyfile.model.values import KeySource, PinFile
 from proxy.policyfile.model.whole import PolicyFile, UpstreamProxySection
 from proxy.policyfile.nearby import missing, unreadable
+from proxy.policyfile.refusal import shown
 from proxy.policyfile.trusting import TrustReader
 from proxy.policyfile.usable import usable_part
-from proxy.policyfile.yamltext import Document, Problem, Steps, path_text, shown
+from proxy.policyfile.yamltext import Document, Problem, Steps, path_text
 
 _MAX_PIN_FILE_BYTES = 64 * 1024
 _MAX_PASSWORD_BYTES = 1024

@@ -16,8 +16,9 @@ from proxy.core.fields.selectors import Selector
 from proxy.core.jose.keys import KeySet
 from proxy.policyfile.mirrors import wrong_work
 from proxy.policyfile.model.fields import DecryptEntry, EncryptEntry, WhenSection
+from proxy.policyfile.refusal import shown
 from proxy.policyfile.usable import Usable
-from proxy.policyfile.yamltext import Steps, path_text, shown
+from proxy.policyfile.yamltext import Steps, path_text
 
 
 @dataclass(frozen=True, slots=True)

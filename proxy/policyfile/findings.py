@@ -36,7 +36,7 @@ from proxy.core.rules.trust import CrlUse, Trust
 from proxy.disk.ca import CaError, data_directory, published_mandates
 from proxy.disk.chains import SeenChain, read_chains
 from proxy.disk.mounts import is_mounted_by_itself, is_replaced
-from proxy.policyfile.yamltext import shown
+from proxy.policyfile.refusal import shown
 
 logger = logging.getLogger("overcoat")
 

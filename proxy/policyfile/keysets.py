@@ -25,8 +25,9 @@ from proxy.disk.keyfiles import KeyFileError, read_key_file
 from proxy.policyfile.model.keys import KeyEntry, KeySetSection
 from proxy.policyfile.model.values import KeySource
 from proxy.policyfile.nearby import missing, unreadable
+from proxy.policyfile.refusal import shown
 from proxy.policyfile.usable import Usable
-from proxy.policyfile.yamltext import Steps, path_text, shown
+from proxy.policyfile.yamltext import Steps, path_text
 
 DEFAULT_MAX_AGE = 3600  # seconds
 

@@ -19,7 +19,7 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from types import GenericAlias
@@ -38,18 +38,9 @@ from proxy.policyfile.model.fields import DecryptEntry, EncryptEntry
 from proxy.policyfile.model.section import Section
 from proxy.policyfile.model.selectortext import BadEntry
 from proxy.policyfile.model.whole import MARKERS, PolicyFile
-from proxy.policyfile.nearby import DEFAULT_FILE, is_there, looks_like_name, nearly_named, what_lies_there, whose
-from proxy.policyfile.yamltext import (
-    ANY_INDEX,
-    MAX_BYTES,
-    UNUSABLE,
-    Document,
-    Problem,
-    Steps,
-    path_text,
-    read_yaml,
-    shown,
-)
+from proxy.policyfile.nearby import looks_like_name, what_lies_there, whose
+from proxy.policyfile.refusal import PolicyError, PolicyErrors, shown
+from proxy.policyfile.yamltext import ANY_INDEX, MAX_BYTES, UNUSABLE, Document, Problem, Steps, path_text, read_yaml
 
 NULLABLE: frozenset[Steps] = frozenset(
     {("admin",), ("probes",), ("limits", "response_seconds"), ("rules", ANY_INDEX, "limits", "response_seconds")}
@@ -76,67 +67,6 @@ _EXPECTED = {
     "dict_type": "a mapping",
     "model_type": "a mapping",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyError:
-    """One error in a policy.
-
-    Attributes:
-        file: the policy file as it was named; "" for an error in an environment variable or a flag.
-        line: from 1; 0 if the error has no position in a file.
-        column: from 1; 0 as above.
-        path: the key or entry, such as `rules[0].pins.any_of[1]`; or the variable or flag.
-        message: what is wrong and what would be right.
-    """
-
-    file: str
-    line: int
-    column: int
-    path: str
-    message: str
-
-    def __str__(self) -> str:
-        position = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
-        return ": ".join(part for part in (position, self.path, self.message) if part)
-
-
-class PolicyErrors(Exception):
-    """The policy is refused.
-
-    Attributes:
-        errors: everything that is wrong with it, in the order of the file.
-    """
-
-    def __init__(self, errors: Iterable[PolicyError]) -> None:
-        self.errors = tuple(errors)
-        super().__init__("\n".join(str(error) for error in self.errors))
-
-
-def find_policy(option: str | None, env: Mapping[str, str]) -> Path | None:
-    """Return the policy file to read: the option, else `$OVERCOAT_POLICY`, else `./overcoat.yaml` if it exists.
-
-    Returns:
-        The file, which need not exist if it was named; None for the built-in default.
-
-    Raises:
-        PolicyErrors: the name that was given is empty; or none was given, and there is a file with nearly the default's
-            name. Such a file must not be ignored for a policy that protects less.
-    """
-    for label, name in (("--policy", option), ("OVERCOAT_POLICY", env.get("OVERCOAT_POLICY"))):
-        if name == "":
-            raise PolicyErrors([PolicyError("", 0, 0, label, "the name of the policy file is empty")])
-        if name is not None:
-            return Path(name)
-    if is_there(DEFAULT_FILE):
-        return DEFAULT_FILE
-    if found := nearly_named(Path(), DEFAULT_FILE.name):
-        message = (
-            f"there is no such file, but {' and '.join(found)}: rename it, or name it with -p or OVERCOAT_POLICY; the "
-            "built-in default holds only where nothing of the kind is"
-        )
-        raise PolicyErrors([PolicyError(str(DEFAULT_FILE), 0, 0, "", message)])
-    return None
 
 
 def load_policy(

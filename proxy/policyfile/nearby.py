@@ -1,9 +1,9 @@
-"""Finds out what is there instead, if a policy file, or a file that it names, cannot be opened: a file with a similar
-name, a folder, or nothing. The policy file's reader calls it to say so in its error.
+"""Finds the policy file; and finds out what is there instead, if it, or a file that it names, cannot be opened: a file
+with a similar name, a folder, or nothing. The commands call the first, the policy file's reader the second.
 
 Rules of this module:
 
-- It only makes messages better. A file that it finds is never read instead of the one that was named.
+- It makes messages better. A file that it finds is never read instead of the one that was named.
 - It reads a limited number of a folder's entries: the folder may be anybody's, and hold anything.
 - What stands in the place of a file's name may be the secret itself. It is repeated only if it is there, or looks like
   a name.
@@ -16,8 +16,10 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from proxy.policyfile.refusal import PolicyError, PolicyErrors
 
 DEFAULT_FILE = Path("overcoat.yaml")
 _LIKELY = ("policy.yaml", "policy.yml")
@@ -32,6 +34,32 @@ _OF_A_FILE = re.compile(
     r"(?:/[a-z0-9][a-z0-9._-]{0,40}){2,12}"
 )
 _SHOWN = 5
+
+
+def find_policy(option: str | None, env: Mapping[str, str]) -> Path | None:
+    """Return the policy file to read: the option, else `$OVERCOAT_POLICY`, else `./overcoat.yaml` if it exists.
+
+    Returns:
+        The file, which need not exist if it was named; None for the built-in default.
+
+    Raises:
+        PolicyErrors: the name that was given is empty; or none was given, and there is a file with nearly the default's
+            name. Such a file must not be ignored for a policy that protects less.
+    """
+    for label, name in (("--policy", option), ("OVERCOAT_POLICY", env.get("OVERCOAT_POLICY"))):
+        if name == "":
+            raise PolicyErrors([PolicyError("", 0, 0, label, "the name of the policy file is empty")])
+        if name is not None:
+            return Path(name)
+    if is_there(DEFAULT_FILE):
+        return DEFAULT_FILE
+    if found := nearly_named(Path(), DEFAULT_FILE.name):
+        message = (
+            f"there is no such file, but {' and '.join(found)}: rename it, or name it with -p or OVERCOAT_POLICY; the "
+            "built-in default holds only where nothing of the kind is"
+        )
+        raise PolicyErrors([PolicyError(str(DEFAULT_FILE), 0, 0, "", message)])
+    return None
 
 
 def is_there(path: Path) -> bool:

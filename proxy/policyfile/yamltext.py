@@ -22,6 +22,7 @@ from typing import Final
 
 import yaml
 
+from proxy.policyfile.refusal import shown
 from proxy.policyfile.yamlwords import yaml_words
 
 MAX_BYTES = 1024 * 1024
@@ -370,11 +371,6 @@ def _resolve(text: str) -> str:
     """Return the type that YAML 1.1 gives a plain scalar: the last part of the tag, such as `str`, `int` or `bool`."""
     tag: str = _RESOLVER.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]  # in the stubs
     return tag.rpartition(":")[2]
-
-
-def shown(text: str, limit: int = 60) -> str:
-    """Return text in quotes for a message, shortened if it is long."""
-    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
 def _mark(event: yaml.Event, source: str) -> Mark:

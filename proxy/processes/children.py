@@ -27,8 +27,8 @@ from addons.metrics import Metrics
 from addons.policymetrics import PolicyMetrics
 from proxy.core.rules.policy import Policy
 from proxy.disk.ca import CaError, LocalCa
+from proxy.engine.roots import NoRoots
 from proxy.engine.server import Bound, Engine
-from proxy.engine.tls import NoRoots
 from proxy.engine.vitals import measure
 from proxy.processes.admin import AdminSockets
 from proxy.processes.decisionlines import LineWriter

@@ -26,9 +26,9 @@ from pathlib import Path
 from proxy.core.rules.policy import Policy
 from proxy.disk.reading import Version, noting_files
 from proxy.engine.descriptors import warn_of_limit
-from proxy.engine.tls import NoRoots, with_roots
+from proxy.engine.roots import NoRoots, with_roots
 from proxy.policyfile.findings import findings, log_findings
-from proxy.policyfile.load import PolicyErrors
+from proxy.policyfile.refusal import PolicyErrors
 from proxy.processes.manager import tell_manager
 from proxy.processes.watch import Watch
 

@@ -20,7 +20,8 @@ from proxy.cli import main
 from proxy.core.jose.keys import Alg, new_key
 from proxy.core.jose.keywriting import to_pem
 from proxy.policyfile.findings import findings
-from proxy.policyfile.load import PolicyError, PolicyErrors, load_policy
+from proxy.policyfile.load import load_policy
+from proxy.policyfile.refusal import PolicyError, PolicyErrors
 from tests.proxy.policyfile.test_load import BAD
 
 PIN = "sha256/AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from proxy.cli import main
-from proxy.engine.tls import with_roots
+from proxy.engine.roots import with_roots
 from proxy.policyfile.load import load_policy
 from proxy.policyfile.model.schema import schema_text
 from tests.proxy.commands.policies import JWK, PIN_A, PIN_B, POLICY, WAY, run

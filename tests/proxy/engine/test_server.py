@@ -24,9 +24,9 @@ from proxy.core.rules.trust import Trust
 from proxy.disk.ca import LocalCa
 from proxy.engine.accepting import Door
 from proxy.engine.apps.http1 import AppHttp1
+from proxy.engine.roots import NoRoots, find_roots, upstream_context
 from proxy.engine.server import BindError, Engine, bind, is_same_machine
 from proxy.engine.sockets import Reading
-from proxy.engine.tls import NoRoots, find_roots, upstream_context
 from proxy.engine.transport import SocketTransport
 from proxy.engine.upstreams import dialling, opening
 

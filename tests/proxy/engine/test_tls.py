@@ -27,8 +27,9 @@ from addons.verification import is_about_form
 from proxy.core.rules.policy import HostPattern, Https, PlainHttp, Policy, Rule
 from proxy.core.rules.trust import ClientCertificate, Crls, CrlUse, Trust
 from proxy.disk.ca import LocalCa
-from proxy.engine import tls
-from proxy.engine.tls import NoRoots, TlsConnections, expect_name, find_roots, upstream_context, with_roots
+from proxy.engine import roots, tls
+from proxy.engine.roots import NoRoots, find_roots, upstream_context, with_roots
+from proxy.engine.tls import TlsConnections, expect_name
 from tests.e2e.farm import Party
 
 
@@ -288,7 +289,7 @@ def test_rules_that_trust_alike_cost_one_context(monkeypatch: pytest.MonkeyPatch
         made.append(trust)
         return upstream_context(trust, certificate)
 
-    monkeypatch.setattr(tls, "upstream_context", counted)
+    monkeypatch.setattr(roots, "upstream_context", counted)
     anchor = ssl.PEM_cert_to_DER_cert(trustme.CA().cert_pem.bytes().decode())
     with_roots(Policy(trust=Trust(anchors=(anchor,)), rules=rules))
     assert len(made) == 1

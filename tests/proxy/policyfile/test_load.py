@@ -29,8 +29,10 @@ from proxy.core.pinfiles import pin_of_pem
 from proxy.core.pins import parse_pin
 from proxy.core.rules.policy import Defaults, HostPattern, Https, Limits, Listener, Mode, PlainHttp, Policy
 from proxy.core.who.clients import PasswordHash
-from proxy.policyfile.load import PolicyError, PolicyErrors, find_policy, load_policy
+from proxy.policyfile.load import load_policy
 from proxy.policyfile.model.schema import policy_schema, policy_table, schema_text
+from proxy.policyfile.nearby import find_policy
+from proxy.policyfile.refusal import PolicyError, PolicyErrors
 from proxy.processes.wires import pack, unpack
 
 CONFIG = Path(__file__).resolve().parents[3] / "config"

@@ -15,8 +15,9 @@ from proxy.core.jose.keywriting import to_pem
 from proxy.core.rules.policy import Listener, ListenerKind, Mirror, Policy
 from proxy.core.who.addresses import AddressKind, AddressSet, parse_addresses
 from proxy.policyfile.findings import calendar, endings
-from proxy.policyfile.load import PolicyErrors, load_policy
+from proxy.policyfile.load import load_policy
 from proxy.policyfile.model.addresses import parse_listener
+from proxy.policyfile.refusal import PolicyErrors
 from proxy.processes.wires import pack, unpack
 from tests.e2e.certificates import Authority, Variant
 

@@ -11,8 +11,8 @@ import pytest
 import trustme
 
 from proxy.core.rules.policy import Listener, Mode, Policy
-from proxy.engine.tls import with_roots
-from proxy.policyfile.load import PolicyError, PolicyErrors
+from proxy.engine.roots import with_roots
+from proxy.policyfile.refusal import PolicyError, PolicyErrors
 from proxy.processes.reload import KEPT, Reader, log_read
 
 FIRST = with_roots(Policy())
