@@ -9,7 +9,7 @@ Offers:
 - `bodyheads`: takes_long; whether it may take long to work on a body
 - `denials`: problem_response; how a denied request is answered
 - `encryption`: Encryption; encrypts fields of requests, decrypts those of responses
-- `expected`: expect; each series before its first event
+- `expected`: expect, rule_by_rule; each series before its first event
 - `exchange`: Exchange; what is known of one request
 - `gate`: Gate; lets in who may ask for what, and finds the destination
 - `headers`: has_field, values_of; header fields by name

@@ -119,6 +119,10 @@ SHARE_LOOK_SECONDS = 0.02
 LOOK_SECONDS = 0.5
 # For files to come to rest: one that is written without end must not keep another from being read.
 UNRESTING_SECONDS = 30.0
+# For another process to read the policy: thousands of rules take a minute with a tenth of a processor.
+READ_POLICY_SECONDS = 2 * _MINUTE
+# Before changed files are read again, after no process was to be had, or it was killed: memory may be short.
+READ_AGAIN_SECONDS = 10.0
 
 # -- what is under way
 

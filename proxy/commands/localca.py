@@ -94,15 +94,15 @@ def publish(folder: Path) -> None:
 
 
 def renew_authority(
-    authority: LocalCa, folder: Path | None, reminder: Reminder, reader: Reader, policy: Policy
+    authority: LocalCa, folder: Path | None, reader: Reader, reminder: Reminder, policy: Policy
 ) -> bool:
     """Read the local CA again if its files have changed, and publish what apps should trust now.
 
     Args:
         authority: the CA.
         folder: where it is published; None if nowhere.
-        reminder: warns of its end.
         reader: knows whether a policy waits for another CA, and will be read again.
+        reminder: warns of its end.
         policy: the policy in force.
 
     Returns:

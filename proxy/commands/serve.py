@@ -19,27 +19,27 @@ from typing import TYPE_CHECKING
 
 import click
 
-from proxy import timelimits
 from proxy.commands.localca import CannotStart, hold, open_authority, publish, renew_authority
-from proxy.disk.reading import Version, noting_files
 from proxy.engine.descriptors import raise_limit, warn_of_limit
 from proxy.health import Sign, address_text, data_folder
 from proxy.log import say_all_in_one_form
+from proxy.policyfile.nearby import find_policy
+from proxy.policyfile.refusal import PolicyErrors
+from proxy.processes.apart import Reading
 from proxy.processes.manager import tell_manager
 from proxy.processes.readable import form_for
 from proxy.processes.secrecy import SecretVariables
-from proxy.processes.signals import DRAIN, RELOAD, REOPEN, take_over_signals
-from proxy.version import VERSION
+from proxy.processes.signals import take_over_signals
 
 if TYPE_CHECKING:
-    from addons.metrics import Metrics
     from proxy.core.rules.policy import Policy
     from proxy.disk.ca import LocalCa
-    from proxy.engine.server import Bound, Engine
+    from proxy.engine.server import Bound
+    from proxy.policyfile.refusal import PolicyError
     from proxy.processes.admin import AdminSockets
+    from proxy.processes.alone import Alone
     from proxy.processes.readable import Form
     from proxy.processes.reload import Reader
-    from proxy.processes.reminder import Reminder
 
 logger = logging.getLogger("overcoat")
 
@@ -59,17 +59,12 @@ def fail(message: str, status: int = 1) -> click.exceptions.Exit:
     return click.exceptions.Exit(status)
 
 
-def or_exit[T](load: Callable[[], T]) -> T:
-    """Return the result of `load`; if the policy is wrong, print all its errors and exit with status 2."""
-    from proxy.policyfile.refusal import PolicyErrors
-
-    try:
-        return load()
-    except PolicyErrors as e:
-        for error in e.errors:
-            click.echo(str(error), err=True)
-        count = len(e.errors)
-        raise fail(f"the policy has {count} {'error' if count == 1 else 'errors'}; nothing was started", 2) from None
+def refused(errors: Sequence[PolicyError]) -> click.exceptions.Exit:
+    """Print all errors of a policy, and return the exit to raise."""
+    for error in errors:
+        click.echo(str(error), err=True)
+    count = len(errors)
+    return fail(f"the policy has {count} {'error' if count == 1 else 'errors'}; nothing was started", 2)
 
 
 @click.command()
@@ -128,25 +123,24 @@ def serve(
 
     Example: overcoat serve -p overcoat.yaml
     """
-    from proxy.policyfile.load import load_policy
-    from proxy.policyfile.nearby import find_policy
+    given = {"listen": listen, "admin": admin, "probes": probes, "mode": mode}
+    overrides = {key: value for key, value in given.items() if value is not None}
+    try:
+        path = find_policy(policy_path, os.environ)
+    except PolicyErrors as e:
+        raise refused(e.errors) from None
+    secrets = SecretVariables()
+    os.register_at_fork(after_in_child=secrets.forget)  # only the parent has the policy read again
+    signals = take_over_signals()
+    begin = partial(Reading, path, overrides, secrets)
+    reading = begin()
+    # Half of the start is imports: they are done while the policy is read.
     from proxy.processes.reload import Reader
     from proxy.processes.starting import unfit
 
-    given = {"listen": listen, "admin": admin, "probes": probes, "mode": mode}
-    overrides = {key: value for key, value in given.items() if value is not None}
-    path = or_exit(lambda: find_policy(policy_path, os.environ))
-
-    secrets = SecretVariables()
-    os.register_at_fork(after_in_child=secrets.forget)  # only the parent reads the policy again
-
-    def load() -> Policy:
-        return load_policy(path, os.environ, overrides, secrets)
-
-    signals = take_over_signals()
-    versions: dict[Path, Version] = {}
-    with noting_files(versions):
-        policy = or_exit(load)
+    answer = reading.wait()
+    if answer.errors:
+        raise refused(answer.errors)
     try:
         say_all_in_one_form(sys.stderr, log_format, log_file)
     except OSError as e:
@@ -156,11 +150,12 @@ def serve(
     if secrets.taken:  # whoever started this process can keep them from others
         extra = {"facts": {"event": "secrets", "variables": secrets.taken}}
         logger.info("secrets were read from the environment: %s", ", ".join(secrets.taken), extra=extra)
-    count = 1 if until_eof else policy.workers or processors()
     try:
-        with noting_files(versions):
-            policy = _with_roots(policy)
-        reader = Reader(load, policy, versions if watch else None)
+        if answer.policy is None:
+            raise CannotStart(answer.failure)
+        policy = answer.policy
+        count = 1 if until_eof else policy.workers or processors()
+        reader = Reader(begin, policy, answer.versions if watch else None)
         with contextlib.ExitStack() as closing:
             if lines is not None:
                 _check_lines(lines)
@@ -173,10 +168,11 @@ def serve(
             if signals.asks_to_drain:
                 status = 0
             elif count == 1:
-                alone = _serve_alone(
-                    policy, reader, authority, closing, lines, publish_ca=publish_ca, form=form, until_eof=until_eof
-                )
-                status = int(asyncio.run(alone) > 0)
+                from proxy.processes.alone import Alone
+
+                renew = partial(renew_authority, authority, publish_ca, reader)
+                making = partial(Alone, policy, reader, authority, renew, lines=lines, form=form, until_eof=until_eof)
+                status = int(asyncio.run(_serve_alone(policy, making, None if until_eof else closing)) > 0)
             else:
                 status = _serve_together(
                     policy, reader, authority, closing, lines, count=count, publish_ca=publish_ca, form=form
@@ -190,15 +186,6 @@ def serve(
         if stream is not None:
             stream.flush()
     os._exit(status)  # does not wait for threads that still resolve a name
-
-
-def _with_roots(policy: Policy) -> Policy:
-    from proxy.engine.roots import NoRoots, with_roots
-
-    try:
-        return with_roots(policy)
-    except NoRoots as e:
-        raise CannotStart(str(e)) from None
 
 
 def processors() -> int:
@@ -215,139 +202,17 @@ def _check_lines(path: Path) -> None:
         raise CannotStart(f"decision lines cannot be written to {path}: {(e.strerror or str(e)).lower()}") from None
 
 
-async def _serve_alone(
-    policy: Policy,
-    reader: Reader,
-    authority: LocalCa,
-    closing: contextlib.ExitStack,
-    path: Path | None,
-    *,
-    publish_ca: Path | None,
-    form: Form | None,
-    until_eof: bool,
-) -> int:
-    """Serve in this process, with the admin listener in a thread; return how much was cut off at the end.
+async def _serve_alone(policy: Policy, make: Callable[[], Alone], closing: contextlib.ExitStack | None) -> int:
+    """Serve in this process; return how much was cut off at the end."""
+    from proxy.engine.roots import NoRoots
+    from proxy.engine.server import BindError
 
-    With `until_eof`, only the end of standard input ends it. A supervisor sends its signals to all processes, but the
-    program that this sidecar is for may need it to the end.
-    """
-    from prometheus_client import CollectorRegistry
-
-    from addons.expected import expect
-    from addons.inforce import InForce
-    from addons.metrics import Metrics
-    from addons.policymetrics import PolicyMetrics
-    from proxy.processes.decisionlines import LineWriter
-    from proxy.processes.recent import Recent
-    from proxy.processes.reload import log_leaving
-    from proxy.processes.reminder import Reminder
-    from proxy.processes.status import Sidecar
-
-    metrics = Metrics(CollectorRegistry())
-    recent, started = Recent(), time.time()
-    lines = LineWriter(path or sys.stdout, metrics.lines_lost.inc, form=form, recent=recent)
-    expect(metrics, policy)
-    metrics.note_reading(None)
-    is_ready = False
-    engine, sockets = _prepare(policy, authority, metrics, lines.write)
-    shown = CollectorRegistry()
-    shown.register(InForce(metrics.registry, lambda: engine.policy, metrics))
-    shown.register(PolicyMetrics(VERSION, lambda: engine.policy, started))
-    admin_sockets = _bind_admin(policy)
-    reader.taken = started
-    sidecar = Sidecar(
-        VERSION,
-        1,
-        started,
-        shown,
-        lambda: is_ready,
-        lambda: engine.policy,
-        lambda: reader.taken,
-        [recent],
-    )
-    listeners = admin_sockets.start(sidecar)
-    for listener in listeners:
-        engine.guard(listener.address)
-    await engine.listen(sockets)
-    is_ready = True
-    _announce(policy, sockets, admin_sockets, None if until_eof else closing)
-    reminder = Reminder(authority.lifetime, policy, datetime.now(UTC))
-    _keep_reminding(engine, reminder)
-    stop = asyncio.Event()
-
-    def act() -> None:
-        for number in signals.take():
-            if number in DRAIN and not until_eof:
-                stop.set()
-            elif number == REOPEN:
-                lines.reopen()
-            elif number == RELOAD and not stop.is_set():
-                renew()
-                _reload(engine, reader, metrics)
-
-    def renew() -> None:
-        if renew_authority(authority, publish_ca, reminder, reader, engine.policy):
-            engine.take_over_ca()
-            if reader.waits_for_ca:
-                _reload(engine, reader, metrics)
-
-    def look() -> None:
-        if not stop.is_set():
-            renew()
-            if changed := reader.changed():
-                _reload(engine, reader, metrics, changed)
-            engine.loop.call_later(timelimits.LOOK_SECONDS, look)
-
-    if reader.watches:
-        look()
-    signals = take_over_signals()
-    asyncio.get_running_loop().add_reader(signals.descriptor, act)
-    if until_eof:
-        signals.at_second = lambda: None
-        asyncio.get_running_loop().add_reader(0, lambda: None if os.read(0, 1) else stop.set())
-    await stop.wait()
-    if until_eof:
-        asyncio.get_running_loop().remove_reader(0)
-    is_ready = False
-    engine.part()
-    log_leaving(engine.policy)
-    await asyncio.sleep(engine.policy.drain_wait)
-    cut = await engine.drain()
-    for listener in listeners:
-        listener.close()
-    lines.close()
-    return cut
-
-
-def _keep_reminding(engine: Engine, reminder: Reminder) -> None:
-    engine.loop.call_later(reminder.remind(engine.policy, datetime.now(UTC)), _keep_reminding, engine, reminder)
-
-
-def _reload(engine: Engine, reader: Reader, metrics: Metrics, changed: Sequence[Path] = ()) -> None:
-    """Take over the policy as it is now. It is read in one turn of the event loop, in which nothing else runs.
-
-    Args:
-        engine: which takes it over.
-        reader: reads it.
-        metrics: where it is counted.
-        changed: the files whose change is the reason; none if a signal is.
-    """
-    from addons.expected import expect
-    from proxy.processes.reload import log_read
-
-    before, was_refused = engine.policy, reader.is_refused
-    policy = reader.again(before)
-    if policy is before and changed and not was_refused:
-        return  # only touched
-    result = "refused"
-    if policy is not None and policy is not before:
-        engine.take_over(policy)
-        reader.taken = time.time()
-        expect(metrics, policy)
-    if policy is not None:
-        result = "unchanged" if policy is before else "taken"
-        log_read(policy, before, changed)
-    metrics.note_reading(result)
+    try:
+        alone, (bound,) = make(), _bind(policy, 1)
+    except (NoRoots, BindError) as e:
+        raise CannotStart(str(e)) from None
+    admin = _bind_admin(policy)
+    return await alone.serve(bound, admin, lambda: _announce(policy, bound, admin, closing))
 
 
 def _serve_together(
@@ -392,7 +257,7 @@ def _serve_together(
             answer = partial(administer, Desk(directory, is_ready, time.time(), admin_sockets, recents))
             seats.append(Seat("the admin endpoint", False, "admin", admin_sockets.all, answer))
         reminder = Reminder(authority.lifetime, policy, datetime.now(UTC))
-        renew = partial(renew_authority, authority, publish_ca, reminder, reader)
+        renew = partial(renew_authority, authority, publish_ca, reader, reminder)
         supervisor = Supervisor(
             seats,
             is_ready,
@@ -408,18 +273,6 @@ def _serve_together(
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return status
-
-
-def _prepare(
-    policy: Policy, authority: LocalCa, metrics: Metrics, write: Callable[[str], object]
-) -> tuple[Engine, list[Bound]]:
-    from proxy.engine.roots import NoRoots
-    from proxy.engine.server import BindError, Engine
-
-    try:
-        return Engine(policy, authority, metrics, write), _bind(policy, 1)[0]
-    except (NoRoots, BindError) as e:
-        raise CannotStart(str(e)) from None
 
 
 def _bind_admin(policy: Policy) -> AdminSockets:

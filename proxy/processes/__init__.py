@@ -5,18 +5,19 @@ parent: it listens, starts the workers, replaces those that end, and hands each 
 Offers:
 
 - `admin`: AdminSockets; the admin address: metrics, `/live`, `/ready` and the status page
+- `alone`: Alone; the process that serves alone, with one worker
+- `apart`: Reading; the policy is read by a process of its own
 - `children`: Desk, Equipment, administer, work; what a worker and the process for the admin address do
-- `decisionlines`: LineWriter, open_lines; writes decision lines
+- `decisionlines`: open_lines; writes decision lines
 - `manager`: tell_manager; tells systemd that the sidecar is ready, or drains
 - `metricsfiles`: prepare_metrics; where several workers keep their metrics
 - `readable`: Form, form_for; decision lines for people
 - `recent`: Recent; the last decision lines, for the status page
-- `reload`: Reader, log_leaving, log_read; reads the policy again
+- `reload`: Reader; has the policy read again
 - `reminder`: Reminder; warns while a sidecar runs of what ends soon
 - `secrecy`: SecretVariables, keep_private; keeps memory and environment from other users
-- `signals`: DRAIN, RELOAD, REOPEN, take_over_signals; what each signal asks for
+- `signals`: take_over_signals; what each signal asks for
 - `starting`: asks_to_constrain, bind_own, first_constraints, obstacles, unfit; whether the addresses can be listened
   on, and the local CA may sign
-- `status`: Sidecar; what the status page tells about
 - `supervisor`: Seat, Shared, Supervisor, SupervisorFailed; the parent
 """

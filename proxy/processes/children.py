@@ -128,7 +128,7 @@ class _Worker:
                 self._engine.part()
                 return
             if message is not None and message != DRAIN:
-                policy = unpack(message)
+                policy = unpack(message, Policy)
                 self._engine.take_over(policy)
                 send(self._seat.wire, TAKEN)
                 return
@@ -211,7 +211,7 @@ def administer(desk: Desk, seat: Seat, policy: Policy) -> None:
     send(seat.wire, SERVES)
     seat.wire.settimeout(None)
     while (message := receive(seat.wire)) is not None:
-        policy, taken = unpack(message), time.time()
+        policy, taken = unpack(message, Policy), time.time()
         expect(metrics, policy)
         send(seat.wire, TAKEN)
     for listener in listeners:

@@ -1,6 +1,6 @@
-"""Reads the policy again when SIGHUP comes or a file that it was made of has changed, and decides whether it may be
-taken over: as a whole, or not at all. `proxy.commands.serve` calls it with one worker, and the parent
-(`proxy.processes.supervisor`) with several.
+"""Has the policy read again when SIGHUP comes or a file that it was made of has changed, and decides whether it may be
+taken over: as a whole, or not at all. `proxy.processes.alone` calls it with one worker, and the parent
+(`proxy.processes.supervisor`) with several. Another process reads it (`proxy.processes.apart`).
 
 Rules of this module:
 
@@ -17,18 +17,20 @@ Rules of this module:
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from proxy.core.rules.policy import Policy
-from proxy.disk.reading import Version, noting_files
+from proxy.disk.reading import Version
 from proxy.engine.descriptors import warn_of_limit
-from proxy.engine.roots import NoRoots, with_roots
 from proxy.policyfile.findings import findings, log_findings
-from proxy.policyfile.refusal import PolicyErrors
+from proxy.processes.apart import Answer, Reading
 from proxy.processes.manager import tell_manager
 from proxy.processes.watch import Watch
 
@@ -39,10 +41,28 @@ _NAMED = 3  # so many files are named in one message
 KEPT = "the policy was not taken over; the one before stays in force"
 
 
-class Reader:
-    """Reads the policy again.
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What came of reading the policy again.
 
     Attributes:
+        result: in one word, as it is counted.
+        policy: the policy as it is now: the one in force if nothing has changed, None if it must not be taken over.
+        changed: the files whose change led to it; none if a signal did.
+        is_news: whether it is to be logged and counted: not if files were only touched.
+    """
+
+    result: Literal["taken", "unchanged", "refused"]
+    policy: Policy | None
+    changed: Sequence[Path]
+    is_news: bool = True
+
+
+class Reader:
+    """Has the policy read again.
+
+    Attributes:
+        reading: what is being read, until it is heard.
         is_refused: whether what was read last must not be taken over.
         waits_for_ca: whether that is so for want of a local CA that may sign for its hosts.
         unfit: says why the local CA does not fit a policy; None if it does.
@@ -50,59 +70,100 @@ class Reader:
         taken: when the policy in force was taken over, in seconds since 1970; set by whoever does that.
     """
 
-    def __init__(self, load: Callable[[], Policy], policy: Policy, versions: Mapping[Path, Version] | None) -> None:
+    def __init__(self, begin: Callable[[], Reading], policy: Policy, versions: Mapping[Path, Version] | None) -> None:
         """Start.
 
         Args:
-            load: reads the policy; raises PolicyErrors.
+            begin: begins to read the policy.
             policy: the policy that was read at the start.
             versions: the files that were read for it, and their versions; None if changes of files are not looked for.
         """
-        self._load = load
+        self._begin = begin
         self._fixed = _fixed(policy)
         self._watch = Watch(versions or {})
         self.watches = versions is not None
         self.is_refused = self.waits_for_ca = False
         self.unfit: Callable[[Policy], str | None] = lambda _: None
         self.taken = time.time()
+        self.reading: Reading | None = None
+        self._began = 0.0
+        self._changed: Sequence[Path] = ()
+        self._is_asked_again = False
 
     def changed(self) -> list[Path]:
         """Return the files for which the policy should be read again now."""
-        return self._watch.look(time.monotonic()) if self.watches else []
+        return self._watch.look(time.monotonic()) if self.watches and self.reading is None else []
 
-    def again(self, current: Policy) -> Policy | None:
-        """Return the policy as it is now: `current` itself if nothing has changed, None if it must not be taken over.
+    def begin(self, changed: Sequence[Path] = ()) -> Reading | None:
+        """Begin to read the policy again; while that is done already, it will be done once more afterwards.
+
+        Args:
+            changed: the files whose change is the reason; none if a signal is.
+
+        Returns:
+            What is to be waited for; None if it is waited for already.
+        """
+        if self.reading is not None:
+            self._is_asked_again = True
+            return None
+        self._began, self._changed, self._is_asked_again = time.monotonic(), changed, False
+        self.reading = self._begin()
+        return self.reading
+
+    def heard(self, current: Policy) -> Read | None:
+        """Return what came of the reading, once it is over; None if there is more to wait for.
 
         Args:
             current: the policy in force.
         """
-        began = time.monotonic()
-        versions: dict[Path, Version] = {}
-        with noting_files(versions):
-            policy = self._read(current)
-        self._watch.was_read(versions, began, time.monotonic())
+        answer = None if self.reading is None else self.reading.hear()
+        if answer is None:
+            return None
+        self.reading = None
+        was_refused = self.is_refused
+        policy = self._judged(answer, current)
         self.is_refused = policy is None
-        return policy
+        if policy is None:
+            read = Read("refused", policy, self._changed)
+        elif policy is not current:
+            read = Read("taken", policy, self._changed)
+        else:
+            read = Read("unchanged", policy, self._changed, is_news=was_refused or not self._changed)
+        if answer.versions is None:
+            self._watch.was_not_read(self._began, time.monotonic())
+        else:
+            self._watch.was_read(answer.versions, self._began, time.monotonic(), in_vain=not read.is_news)
+        return read
 
-    def _read(self, current: Policy) -> Policy | None:
+    @property
+    def deadline(self) -> float:
+        """The time at which what is being read is given up, and must be heard."""
+        return math.inf if self.reading is None else self.reading.deadline
+
+    @property
+    def is_asked_again(self) -> bool:
+        """Whether somebody has asked for another reading during the last one."""
+        return self._is_asked_again
+
+    def give_up(self) -> None:
+        """Read no more."""
+        self._is_asked_again = False
+        if self.reading is not None:
+            self.reading.give_up()
+            self.reading = None
+
+    def _judged(self, answer: Answer, current: Policy) -> Policy | None:
         self.waits_for_ca = False
-        try:
-            policy = with_roots(self._load())
-            changed = [name for name, value in _fixed(policy).items() if value != self._fixed[name]]
-            unfit = self.unfit(policy)
-            if not changed and unfit is None:
-                return current if policy.says_the_same_as(current) else policy
-        except PolicyErrors as e:
-            for error in e.errors:
+        policy = answer.policy
+        if policy is None:
+            for error in answer.errors:
                 logger.error("%s", error)
-            logger.error("%s", KEPT)
+            logger.error("%s%s", KEPT, f": {answer.failure}" if answer.failure else "")
             return None
-        except NoRoots as e:
-            logger.error("%s: %s", KEPT, e)
-            return None
-        except Exception as e:  # whatever it is: the sidecar must go on serving
-            logger.error("%s: reading it failed with %s", KEPT, type(e).__name__)
-            return None
+        changed = [name for name, value in _fixed(policy).items() if value != self._fixed[name]]
+        unfit = self.unfit(policy)
+        if not changed and unfit is None:
+            return current if policy.says_the_same_as(current) else policy
         self.waits_for_ca = not changed
         logger.error("%s: %s", KEPT, f"a change of {' and '.join(changed)} takes a restart" if changed else unfit)
         return None

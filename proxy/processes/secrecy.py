@@ -15,7 +15,7 @@ import ctypes
 import os
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 _PR_SET_DUMPABLE = 4
 _PR_SET_NAME = 15
@@ -52,8 +52,13 @@ def name_process(name: str) -> None:
 class SecretVariables(Mapping[str, str]):
     """The environment's variables. One that is read is removed from the environment, and kept here for later reads."""
 
-    def __init__(self) -> None:
-        self._taken: dict[str, str] = {}
+    def __init__(self, taken: Mapping[str, str] | None = None) -> None:
+        """Start.
+
+        Args:
+            taken: variables that are in the environment no more, since another process has read them.
+        """
+        self._taken = dict(taken or {})
 
     def __getitem__(self, name: str) -> str:
         if name in os.environ:
@@ -75,6 +80,16 @@ class SecretVariables(Mapping[str, str]):
     def taken(self) -> list[str]:
         """The names of the variables that were read."""
         return sorted(self._taken)
+
+    @property
+    def kept(self) -> Mapping[str, str]:
+        """The variables that were read."""
+        return dict(self._taken)
+
+    def take(self, names: Iterable[str]) -> None:
+        """Read variables, so that they leave the environment."""
+        for name in names:
+            self.get(name)
 
     def forget(self) -> None:
         """Forget all kept values: for a process that never reads the policy again."""

@@ -102,3 +102,22 @@ def _ignore(numbers: Iterable[int]) -> None:
     for number in numbers:
         with contextlib.suppress(OSError):  # the kernel refuses signals that a C library reserves
             signal.signal(number, signal.SIG_IGN)
+
+
+def reap() -> list[tuple[int, int]]:
+    """Return the children that have ended, and their exit statuses (negative: a signal)."""
+    ended = []
+    with contextlib.suppress(ChildProcessError):  # there are no children
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                break
+            ended.append((pid, os.waitstatus_to_exitcode(status)))
+    return ended
+
+
+def ending(status: int) -> str:
+    """Return how a child ended, in words: its exit status, or the signal that killed it (9 if memory ran out)."""
+    if status >= 0:
+        return f"ended with status {status}"
+    return f"was killed by signal {-status} ({signal.strsignal(-status)})"

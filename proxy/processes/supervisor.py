@@ -15,9 +15,9 @@ Rules of this module:
 - Only the parent acts on signals (`proxy.processes.signals`). Asked to drain, it serves for `drain_wait` without being
   ready, and then tells all workers. A second signal ends everything at once, and so does a worker that is late. Nothing
   that the parent waits for keeps it from seeing a signal. The exit status is 1 if something was cut off.
-- SIGHUP reads the policy again, and so does a change of its files. The parent checks it and sends it to every child,
-  and to those that it starts later. A child that does not confirm in time is ended, and replaced by one that has the
-  policy. Until all have confirmed, no change of files is looked for.
+- SIGHUP has the policy read again, and so does a change of its files (`proxy.processes.reload`). The parent sends it to
+  every child, and to those that it starts later. A child that does not confirm in time is ended, and replaced by one
+  that has the policy. Until all have confirmed, no change of files is looked for.
 - Children notice if their parent is gone, and drain.
 """
 
@@ -47,10 +47,11 @@ from addons.metrics import Metrics
 from proxy import timelimits
 from proxy.core.rules.policy import Policy
 from proxy.processes import wires
+from proxy.processes.apart import Reading
 from proxy.processes.metricsfiles import take_seat
 from proxy.processes.reload import Reader, log_leaving, log_read
 from proxy.processes.secrecy import name_process
-from proxy.processes.signals import DRAIN, RELOAD, REOPEN, take_over_signals
+from proxy.processes.signals import DRAIN, RELOAD, REOPEN, ending, reap, take_over_signals
 from proxy.processes.wires import SERVES, TAKEN, framed, new_wire, pack, unframed
 
 logger = logging.getLogger("overcoat")
@@ -141,7 +142,7 @@ class Supervisor:
             is_ready: set while every child serves and nothing drains.
             directory: the result of `proxy.processes.metricsfiles.prepare_metrics`.
             policy: the policy to begin with.
-            reader: reads and checks the policy again.
+            reader: has the policy read and checked again.
             remind: logs the warnings that are due, given the policy in force and the time; returns the number of
                 seconds after which to call it again.
             renew: reads the local CA again if its files have changed, given the policy in force; returns whether there
@@ -202,10 +203,12 @@ class Supervisor:
     def _turn(self) -> int | None:
         """Wait for something to do, and do it; return the exit status once everything has ended."""
         for key, events in self._selector.select(self._patience()):
-            if key.data is not None and events & selectors.EVENT_WRITE:
+            if isinstance(key.data, Seat) and events & selectors.EVENT_WRITE:
                 self._flush(key.data)
-            if key.data is not None and events & selectors.EVENT_READ:
+            if isinstance(key.data, Seat) and events & selectors.EVENT_READ:
                 self._hear(key.data)
+            if isinstance(key.data, Reading):
+                self._hear_reading()
         for number in self._signals.take():
             if number == RELOAD:
                 self._renew_authority()
@@ -216,7 +219,7 @@ class Supervisor:
                 self._leave()
         if self._signals.has_second:
             return 1
-        for pid, status in _reap():
+        for pid, status in reap():
             self._ended(pid, status)
         self._keep_time()
         if self._is_reloading and not any(child.owes for child in self._children()):
@@ -236,6 +239,7 @@ class Supervisor:
         """Return the longest time to wait, in seconds."""
         times = [child.deadline for child in self._children()]
         times += [self._draining_time, self._killing_time, self._reminding_time, self._looking_time]
+        times.append(self._reader.deadline)
         if not self._is_draining:
             times += [seat.due for seat in self._seats if seat.child is None]
         first = min(times)
@@ -252,7 +256,7 @@ class Supervisor:
                 try:
                     self._start(seat)
                 except OSError as e:
-                    logger.error("%s", _no_process(seat, e))
+                    logger.error("no process for %s: %s", seat.name, os.strerror(e.errno or 0).lower())
                     seat.due = now + timelimits.QUICK_END_SECONDS
             elif seat.child is not None and now >= seat.child.deadline:
                 logger.error("%s does not take the policy over, and is ended", seat.name)
@@ -264,6 +268,8 @@ class Supervisor:
             self._renew_authority()
             if not self._is_reloading and (changed := self._reader.changed()):
                 self._reload(changed)
+        if now >= self._reader.deadline:
+            self._hear_reading()
         if now >= self._killing_time:
             self._killing_time = math.inf
             logger.error("a worker is not over in time, and is ended")
@@ -277,7 +283,7 @@ class Supervisor:
         try:
             self._start(seat)
         except OSError as e:
-            raise SupervisorFailed(_no_process(seat, e)) from None
+            raise SupervisorFailed(f"no process for {seat.name}: {os.strerror(e.errno or 0).lower()}") from None
 
     def _start(self, seat: Seat) -> None:
         """Start a child.
@@ -316,6 +322,8 @@ class Supervisor:
             name_process(f"overcoat-{'worker' if seat.drains else 'admin'}")
             for child in self._children():
                 child.wire.close()  # else nobody would notice the parent's end
+            if self._reader.reading is not None:
+                self._reader.reading.leave_to_parent()
             for other in self._seats:
                 if other is not seat:
                     for bound in other.sockets:
@@ -374,6 +382,9 @@ class Supervisor:
                 os.kill(seat.child.pid, number)
 
     def _ended(self, pid: int, status: int) -> None:
+        if self._reader.reading is not None and self._reader.reading.pid == pid:
+            self._reader.reading.status = status  # its wire says the rest
+            return
         seat = next((seat for seat in self._seats if seat.child is not None and seat.child.pid == pid), None)
         if seat is None or seat.child is None:
             return  # not our child: one that we inherited
@@ -386,16 +397,19 @@ class Supervisor:
         if self._is_draining:
             self._status = self._status or int(seat.drains and status != 0)
         elif not self._has_started:
-            why = "could not start" if status == CANNOT_START else f"{_ending(status)} at the start"
+            why = "could not start" if status == CANNOT_START else f"{ending(status)} at the start"
             raise SupervisorFailed(f"{seat.name} {why}")
         else:
-            logger.error("%s %s, and is replaced", seat.name, _ending(status))
+            logger.error("%s %s, and is replaced", seat.name, ending(status))
             self._metrics.worker_restarts.inc()
 
     # -- acting on signals
 
     def _leave(self) -> None:
         self._is_leaving = True
+        if self._reader.reading is not None:
+            self._selector.unregister(self._reader.reading.descriptor)
+            self._reader.give_up()
         self._draining_time = time.monotonic() + self._policy.drain_wait
         self._tell_workers(wires.PART)
         log_leaving(self._policy)
@@ -422,23 +436,29 @@ class Supervisor:
                 self._flush(seat)
 
     def _reload(self, changed: Sequence[Path] = ()) -> None:
-        """Read the policy again, for a signal or because files have changed, and hand it over if it is another."""
-        if self._is_leaving:
+        """Have the policy read again, for a signal or because files have changed."""
+        if not self._is_leaving and (reading := self._reader.begin(changed)) is not None:
+            self._selector.register(reading.descriptor, selectors.EVENT_READ, reading)
+
+    def _hear_reading(self) -> None:
+        """Hand the policy over once it is read, if it is another."""
+        reading = self._reader.reading
+        read = self._reader.heard(self._policy)
+        if reading is None or read is None:
             return
-        was_refused = self._reader.is_refused
-        policy = self._reader.again(self._policy)
-        if policy is self._policy and changed and not was_refused:
-            return  # only touched
-        if policy is None:
-            self._metrics.note_reading("refused")
-        elif policy is not self._policy:
-            self._policy, self._changed = policy, changed
+        self._selector.unregister(reading.descriptor)
+        if read.policy is None:
+            self._metrics.note_reading(read.result)
+        elif read.policy is not self._policy:
+            self._policy, self._changed = read.policy, read.changed
             self._is_reloading = True
             self._hand_over([seat for seat in self._seats if seat.drains])
             self._to_tell = [seat for seat in self._seats if not seat.drains]
-        elif not self._is_reloading:  # else it is logged once it is in force
-            self._metrics.note_reading("unchanged")
-            log_read(policy, policy, changed)
+        elif read.is_news and not self._is_reloading:  # else it is logged once it is in force
+            self._metrics.note_reading(read.result)
+            log_read(read.policy, read.policy, read.changed)
+        if self._reader.is_asked_again:
+            self._reload()
 
     def _handed_over(self) -> None:
         """Go on once all children have confirmed the policy. The admin process, which shows it, gets it last."""
@@ -461,6 +481,7 @@ class Supervisor:
                 self._flush(seat)
 
     def _end(self) -> None:
+        self._reader.give_up()
         for seat in self._seats:
             self._kill(seat, signal.SIGKILL)
             if seat.child is not None:
@@ -474,26 +495,3 @@ def _flush_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-
-
-def _no_process(seat: Seat, error: OSError) -> str:
-    return f"no process for {seat.name}: {os.strerror(error.errno or 0).lower()}"
-
-
-def _reap() -> list[tuple[int, int]]:
-    """Return the children that have ended, and their exit statuses (negative: a signal)."""
-    ended = []
-    with contextlib.suppress(ChildProcessError):  # there are no children
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
-                break
-            ended.append((pid, os.waitstatus_to_exitcode(status)))
-    return ended
-
-
-def _ending(status: int) -> str:
-    """Return how a child ended, in words: its exit status, or the signal that killed it (9 if memory ran out)."""
-    if status >= 0:
-        return f"ended with status {status}"
-    return f"was killed by signal {-status} ({signal.strsignal(-status)})"

@@ -1,12 +1,12 @@
-"""Messages between the parent process and its children, over one socket pair for each child.
-`proxy.processes.supervisor` and `proxy.processes.children` use it.
+"""Messages between the parent process and its children, over one socket pair for each child; also between a process and
+the one that reads the policy for it. `proxy.processes.supervisor`, `children` and `apart` use it.
 
 Rules of this module:
 
 - A message arrives as a whole or not at all. If one process ends, the wire ends.
-- A policy is pickled. Only so can the parent hand over exactly the policy that it has checked, including its keys;
-  files may have changed when a child would read them. Only parent and child hold the wire, and only the parent's
-  policies are unpickled: never anything from a network or a file.
+- A policy is pickled. Only so can a process hand over exactly the policy that was checked, including its keys; files
+  may have changed when another would read them. Only these two hold the wire, and only what a process of ours has made
+  is unpickled: never anything from a network or a file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from proxy import timelimits
-from proxy.core.rules.policy import Policy
 
 SERVES = b"serves"  # from a child, once it does its work
 TAKEN = b"taken"  # from a child, once the policy that it was sent is in force
@@ -89,18 +88,23 @@ def _receive_exactly(wire: socket.socket, count: int) -> bytes | None:
     return bytes(found)
 
 
-def pack(policy: Policy) -> bytes:
-    """Return a policy as a message."""
+def pack(value: object) -> bytes:
+    """Return a policy, or what holds one, as a message."""
     packed = io.BytesIO()
-    _Packer(packed, pickle.HIGHEST_PROTOCOL).dump(policy)
+    _Packer(packed, pickle.HIGHEST_PROTOCOL).dump(value)
     return packed.getvalue()
 
 
-def unpack(message: bytes) -> Policy:
-    """Return the policy of a message that `pack` made."""
-    policy = pickle.loads(message)  # noqa: S301  # from the parent, over a socket pair that nobody else holds
-    assert isinstance(policy, Policy)
-    return policy
+def unpack[T](message: bytes, kind: type[T]) -> T:
+    """Return the value of a message that `pack` made.
+
+    Args:
+        message: the message.
+        kind: the value's class.
+    """
+    value = pickle.loads(message)  # noqa: S301  # from a process of ours, over a socket pair that nobody else holds
+    assert isinstance(value, kind)
+    return value
 
 
 class _Packer(pickle.Pickler):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 from prometheus_client import CollectorRegistry
 
-from addons.expected import expect
+from addons.expected import expect, rule_by_rule
 from addons.metrics import Metrics
 from proxy.core.fields.entries import FieldEntry
 from proxy.core.fields.selectors import parse_selector
@@ -33,6 +34,15 @@ def test_the_series_are_as_many_as_the_policy_makes_them() -> None:
     others = 17 + 14 + 16 + 2 + 3 + 1 + len(GROUPS)  # three histograms, bytes, kinds in flight, a certificate
     assert of_one == len(list(ends(Mode.ENFORCE))) + others
     assert of_one < 220
+
+
+def test_they_come_rule_by_rule_and_not_all_at_once() -> None:
+    rules = tuple(Rule(f"rule{number}", HOSTS, PlainHttp.UPGRADE, Https.TUNNEL) for number in range(5))
+    metrics, counts = Metrics(CollectorRegistry()), []
+    for _ in rule_by_rule(metrics, Policy(rules=rules)):
+        counts.append(sum(len(family.samples) for family in metrics.registry.collect()))
+    assert len({after - before for before, after in pairwise(counts[1:])}) == 1
+    assert len(counts) == 6
 
 
 def test_no_metric_is_without_a_series_before_anything_happens() -> None:

@@ -4,9 +4,11 @@
 
 Rules of this module:
 
-- It imports what `overcoat serve` has imported when it is ready, and nothing more (`tests/e2e/test_forks.py` compares
-  the two), so that an import that the product forgot is missing here, too; one that is left out here takes time in each
-  fork. It starts no thread, and runs nothing of the product itself.
+- It imports what `overcoat serve` has imported when it is ready, and what the process has that reads its policy, and
+  nothing more (`tests/e2e/test_forks.py` compares them), so that an import that the product forgot is missing here,
+  too; one that is left out here takes time in each fork. It starts no thread, and runs nothing of the product itself.
+- The process that reads a sidecar's first policy is a fork, too. At that moment the sidecar has nothing open, and no
+  thread; later ones are started as users have them.
 - A fork has nothing of it but these modules: environment, folder, arguments, standard streams and descriptors are those
   that were asked for. It runs the script that it was asked for from its first line, and ends as that does.
 - Who asked is told the process id, and later the exit status, through a socket of its own. Until it closes that, the
@@ -20,20 +22,20 @@ import importlib
 import json
 import os
 import selectors
+import signal
 import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 LONGEST = 128 * 1024  # bytes of a request
 STREAMS = 3
 MODULES = (
     *("overcoat.__main__", "proxy.cli", "proxy.commands.serve", "proxy.policyfile.load", "proxy.disk.sharing"),
-    *("addons.expected", "addons.metrics", "addons.policymetrics", "proxy.engine.server"),
-    *("proxy.processes." + name for name in ("admin", "decisionlines", "recent", "reload", "reminder", "starting")),
-    *("proxy.processes.status", "_strptime", "encodings.ascii"),
+    *("proxy.processes.alone", "proxy.processes.starting", "_strptime", "encodings.ascii"),
 )
 
 
@@ -144,8 +146,25 @@ def become(text: bytes, streams: list[int]) -> None:
     script, *_ = sys.argv = asked["command"]
     if asked["script_is_on_path"]:
         sys.path.insert(0, os.path.dirname(script))
+    fork_the_first_reader()
     names = {"__name__": "__main__", "__file__": script, "__builtins__": __builtins__}
     exec(compile(Path(script).read_bytes(), script, "exec"), names)
+
+
+def fork_the_first_reader() -> None:
+    """See above."""
+    apart: Any = sys.modules["proxy.processes.apart"]
+    start = apart.start
+
+    def fork_it(wire: socket.socket) -> int:
+        apart.start = start
+        pid = os.fork()
+        if not pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+            apart.answer_over(wire)
+        return pid
+
+    apart.start = fork_it
 
 
 if __name__ == "__main__":

@@ -264,11 +264,11 @@ class TestTheFiles:
         reminder = Reminder(loaded.lifetime, Policy(), NOW)
         rotate(tmp_path, NOW + DAY)
         new = finish(tmp_path, NOW + DAY)
-        reader = Reader(Policy, Policy(), None)
-        assert renew_authority(loaded, None, reminder, reader, Policy())
+        reader = Reader(lambda: pytest.fail("nothing is to be read"), Policy(), None)
+        assert renew_authority(loaded, None, reader, reminder, Policy())
         assert reminder.lifetime == new.lifetime
         (tmp_path / KEY_FILE).write_bytes(b"")
-        assert not renew_authority(loaded, None, reminder, reader, Policy())
+        assert not renew_authority(loaded, None, reader, reminder, Policy())
         assert "the local CA is used as it was before: " in caplog.text
         assert "; a restart would be without it, and apps trust no other" in caplog.text
         assert loaded.certificate == new.certificate

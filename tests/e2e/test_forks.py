@@ -63,13 +63,15 @@ def script(tmp_path: Path) -> Path:
 
 
 def modules_of_a_start(folder: Path) -> set[str]:
-    """Return the modules that a sidecar which was started has imported when it is ready."""
-    command = [sys.executable, "-X", "importtime", "-P", str(forks.SERVER.with_name("named_hosts.py")), "{}"]
+    """Return the modules that a sidecar which was started has imported when it is ready, with those of the process that
+    has read its policy.
+    """
+    command = [sys.executable, "-P", str(forks.SERVER.with_name("named_hosts.py")), "{}"]
     found = {"proxy.commands", "proxy.commands.serve"}  # `importlib.import_module` is not told
     process = subprocess.Popen(
         [*command, "serve", "-p", "policy.yaml"],
         cwd=folder,
-        env=clean_environment({"OVERCOAT_DATA": str(folder / "data")}),
+        env=clean_environment({"OVERCOAT_DATA": str(folder / "data"), "PYTHONPROFILEIMPORTTIME": "1"}),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -18,11 +18,16 @@ COMMAND = [sys.executable, "-X", "importtime", "-P", str(SERVER.with_name("named
 LEFT_OUT = (
     "h11._connection",  # what a package imports while it is loaded tells that it is
     "graphql",
+    "importlib.metadata",
+    "importlib.resources",
     "mitmproxy.options",
     "mitmproxy.proxy.layers",
     "mitmproxy_rs.mitmproxy_rs",
     "msgspec",
+    "pydantic",
     "rich",
+    "yaml",
+    "zipfile",
 )
 
 

@@ -213,7 +213,7 @@ def test_the_built_in_policy_is_the_committed_default() -> None:
 def test_every_example_loads(example: Path, folder: Path) -> None:
     policy = _load(folder, example.read_bytes(), APP_KEY=SECRET_JWK)
     assert policy.rules
-    assert _shown(unpack(pack(policy))) == _shown(policy)  # as a worker gets it
+    assert _shown(unpack(pack(policy), Policy)) == _shown(policy)  # as a worker gets it
 
 
 def _shown(policy: Policy) -> str:
@@ -280,7 +280,7 @@ def test_a_profile_says_enc_envelope_name_and_that_nothing_is_bound(tmp_path: Pa
         "    request: [{encrypt: [$.a], key: m}, {encrypt: [$.b], key: v}, {encrypt: [$.c], key: w, envelope: e}]\n"
         "    response: [{decrypt: [$], key: m}]\n"
     )
-    policy = unpack(pack(_load(tmp_path, text)))
+    policy = unpack(pack(_load(tmp_path, text)), Policy)
     (rule,) = policy.rules
     assert [(entry.keys.enc, entry.keys.bind, entry.envelope) for entry in (*rule.request, *rule.response)] == [
         (Enc.A256GCM, Bind.NONE, Envelope("encryptedData")),
@@ -314,7 +314,7 @@ def test_how_values_are_sealed_comes_from_the_entry_and_the_key_set(folder: Path
     assert (second.pad, second.rename, second.envelope, second.already_sealed) == (1, None, None, AlreadySealed.KEEP)
     (opened,) = rule.response
     assert (opened.envelope, opened.rename) == (Envelope("f"), "a")
-    assert unpack(pack(_load(folder, text))).rules[0].request[0].envelope == Envelope("e")
+    assert unpack(pack(_load(folder, text)), Policy).rules[0].request[0].envelope == Envelope("e")
 
 
 def test_the_committed_json_schema_is_the_models() -> None:

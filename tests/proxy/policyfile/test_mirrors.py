@@ -68,7 +68,7 @@ def test_a_mirror_and_what_leaves_stand_in_one_policy(folder: Path) -> None:
 
 def test_a_worker_gets_its_certificate(folder: Path) -> None:
     policy = load(folder)
-    assert unpack(pack(policy)).certificates == policy.certificates
+    assert unpack(pack(policy), Policy).certificates == policy.certificates
 
 
 def test_another_certificate_is_another_policy(folder: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_change_counts_once_two_looks_find_the_same(file: Path, change: Callab
     change(file)
     assert watch.look(2) == []
     assert watch.look(3) == [file]
-    watch.was_read(read(file), 3, 3)
+    watch.was_read(read(file), 3, 3, in_vain=False)
     assert watch.look(4) == watch.look(5) == []
 
 
@@ -82,7 +82,7 @@ def test_the_wait_begins_anew_with_each_reading(file: Path) -> None:
     watch = Watch(read(file))
     file.write_bytes(b"x")
     assert watch.look(0) == []
-    watch.was_read(read(file), 0, 0)  # by a signal
+    watch.was_read(read(file), 0, 0, in_vain=False)  # by a signal
     file.write_bytes(b"y")
     assert watch.look(timelimits.UNRESTING_SECONDS) == []
 
@@ -129,16 +129,31 @@ def test_a_file_that_comes_counts(tmp_path: Path) -> None:
 
 def test_what_was_not_read_does_not_count(file: Path) -> None:
     watch = Watch(read(file))
-    watch.was_read(read(file.with_name("missing")), 0, 0)
+    watch.was_read(read(file.with_name("missing")), 0, 0, in_vain=False)
     file.write_bytes(b"changed")
     assert watch.look(1) == watch.look(2) == []
 
 
-def test_reading_takes_a_twentieth_of_the_time_at_most(file: Path) -> None:
+def test_reading_in_vain_takes_a_twentieth_of_the_time_at_most(file: Path) -> None:
     watch = Watch({file: (0,)})  # as on a file system that says something new each time
     watch.look(0)
     assert watch.look(1) == [file]
-    watch.was_read({file: (0,)}, 10, 12)
+    watch.was_read({file: (0,)}, 10, 12, in_vain=True)
     watch.look(13)
     assert watch.look(49.9) == []
     assert watch.look(50) == [file]
+
+
+def test_after_a_true_change_the_next_is_read_at_once(file: Path) -> None:
+    watch = Watch({file: (0,)})
+    watch.was_read({file: (0,)}, 10, 12, in_vain=False)
+    watch.look(12)
+    assert watch.look(12.5) == [file]
+
+
+def test_what_could_not_be_read_is_read_later(file: Path) -> None:
+    watch = Watch({file: (0,)})
+    watch.was_not_read(10, 12)
+    watch.look(12)
+    assert watch.look(12 + timelimits.READ_AGAIN_SECONDS - 0.1) == []
+    assert watch.look(12 + timelimits.READ_AGAIN_SECONDS) == [file]

@@ -72,7 +72,7 @@ def material(alg: Alg) -> list[Material]:
 def test_every_kind_of_key_arrives(alg: Alg) -> None:
     for number, each in enumerate(material(alg)):
         sent = Policy(keys={"k": KeySet("k", alg, Key(f"k{number}", alg, each))})
-        found = unpack(pack(sent)).keys["k"].keys[0]
+        found = unpack(pack(sent), Policy).keys["k"].keys[0]
         assert (found.kid, found.alg, found.can_open) == (f"k{number}", alg, Key("x", alg, each).can_open)
         if isinstance(each, SecretBytes):
             assert isinstance(found.material, SecretBytes)
@@ -83,4 +83,4 @@ def test_every_kind_of_key_arrives(alg: Alg) -> None:
 
 def test_it_is_another_policy_that_arrives() -> None:
     policy = Policy()
-    assert unpack(pack(policy)) != policy  # connections are kept apart by identity
+    assert unpack(pack(policy), Policy) != policy  # connections are kept apart by identity
