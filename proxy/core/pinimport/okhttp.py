@@ -17,6 +17,7 @@ from proxy.core.rules.policy import HostPattern
 
 MARK = "CertificatePinner"
 _MOST_TOKENS = 400  # of the arguments of one call: what is in others, too, is not read over and over
+_MOST_DEPTH = 8  # of brackets in them: so no token is read for more than so many calls that stand in one another
 
 
 def read_okhttp(text: str) -> Imported:
@@ -62,6 +63,9 @@ def _add(reader: Reader, place: int, pins: dict[HostPattern, list[Pin]], notes: 
             continue
         if token.kind == "sign" and token.text in ("(", "[", "{"):
             depth += 1
+            if depth > _MOST_DEPTH:
+                arguments.append(None)
+                break
         elif token.kind == "sign" and token.text in (")", "]", "}"):
             if depth == 0:
                 break

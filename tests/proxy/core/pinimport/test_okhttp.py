@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from proxy.core.destinations import Destination
 from proxy.core.pinimport.okhttp import read_okhttp
 from proxy.core.pinimport.rules import MOST_HOSTS, Imported
+from proxy.core.pinimport.source import Reader, Token
 from proxy.core.rules.policy import Https, PlainHttp, Policy, Rule
 
 
@@ -185,6 +186,24 @@ def test_very_many_hosts_are_refused() -> None:
     calls = "".join(f'.add("h{number}.com", "{P}")' for number in range(MOST_HOSTS + 1))
     with pytest.raises(ValueError, match="more than 2000 hosts"):
         read_okhttp(calls)
+
+
+def test_calls_in_one_another_are_not_read_over_and_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of 1 MiB took a minute, when each call was read up to 400 tokens far."""
+    looks = 0
+    at = Reader.at
+
+    def counted(self: Reader, place: int) -> Token | None:
+        nonlocal looks
+        looks += 1
+        return at(self, place)
+
+    monkeypatch.setattr(Reader, "at", counted)
+    read_okhttp(".add(" * 1000)  # three tokens each
+    assert looks < 3000 * 15
+    note = 'line 1: the pins of "a.com" are no literals, and not carried over'
+    assert read_okhttp(f'.add("a.com", {"x(" * 9}"{P}"{")" * 9}, "{P}")').notes == (note,)
+    assert asked(read_okhttp(f'.add("a.com", {"x(" * 8}"{P}"{")" * 8}, "{P}")'), "a.com") == {P}
 
 
 @given(st.text(alphabet="ad.(){}[]\"'/*+@,:=$\\n sha256", max_size=200))
