@@ -79,7 +79,15 @@ def rule_by_rule(metrics: Metrics, policy: Policy) -> Iterator[None]:
     for user in policy.clients.users:
         for outcome in Outcome:
             metrics.users.labels(metrics.user_label(policy, user.name), outcome)
-    for of_process in (metrics.memory, metrics.descriptors, metrics.most_descriptors, metrics.processor, metrics.lag):
+    own = (
+        metrics.memory,
+        metrics.descriptors,
+        metrics.most_descriptors,
+        metrics.processor,
+        metrics.lag,
+        metrics.measured,
+    )
+    for of_process in own:
         of_process.labels(metrics.process)
     for result in RELOADS:
         metrics.reloads.labels(result)

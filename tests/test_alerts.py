@@ -70,7 +70,7 @@ def test_all_that_they_read_exists_and_is_there_from_the_start() -> None:
     assert named - shown == {  # where no rule has such pins, no key an end, or there is no rule
         *("overcoat_pins_expire_timestamp_seconds", "overcoat_key_expiry_timestamp_seconds"),
         *("overcoat_upstream_certificate_expiry_timestamp_seconds", "overcoat_field_failures_total"),
-        *("overcoat_pin_checks_total", "overcoat_fields_total", "overcoat_process_measured_timestamp_seconds"),
+        *("overcoat_pin_checks_total", "overcoat_fields_total"),
         "overcoat_mirror_certificate_expiry_timestamp_seconds",
         *("overcoat_jwks_fetched_timestamp_seconds", "overcoat_jwks_max_age_seconds"),
         "overcoat_client_certificate_expiry_timestamp_seconds",
