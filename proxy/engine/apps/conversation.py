@@ -560,6 +560,9 @@ class Conversation:
 
     def response_end(self, trailers: Fields = ()) -> None:
         """Handle the end of the response. Trailers go on only with a body that was streamed as it came."""
+        self.exchange.whole = time.monotonic()
+        if self.state in _ANSWERING:
+            self.stream.flush()  # what streams need not wait for the pool and the decision line
         upstream = self._release_upstream()
         if upstream is not None:
             if authenticates_connection(self.flow.request, self.flow.response):
@@ -576,7 +579,6 @@ class Conversation:
             return
         response = self.flow.response
         assert response is not None
-        self.exchange.whole = time.monotonic()
         if self.state in _GATHERING:
             body = response.data.content = bytes(self._gathered)
             self._gathered = b""
@@ -592,7 +594,7 @@ class Conversation:
 
     def _response_streamed(self, trailers: Fields) -> None:
         """End a response that was passed on."""
-        self.stream.flush()  # the streamed bytes need not wait for the decision line
+        self.stream.flush()  # nor need what the end of a changed body has added
         self.house.dispatch.call("response", self.flow)
         if self.flow.error:
             self._cut_off()

@@ -129,6 +129,30 @@ def test_a_response_that_is_too_long_to_be_held_may_go_on_and_all_of_it_counts()
     assert exchange.bytes_received == 8
 
 
+def test_a_response_leaves_before_the_pool_and_the_addons_hear_of_its_end() -> None:
+    world = World(State.ANSWERING)
+    conversation = world.conversation
+    told = world.hooks = world.upstream.calls = world.stream.calls
+    conversation.upstream = world.upstream
+    conversation.flow.response = http.Response.make(200)
+    conversation.flow.response.stream = True
+    conversation.response_data(b"12")
+    conversation.response_end()
+    assert told[:3] == ["send", "flush", "give_back"]
+    assert told.index("response") > 2
+    assert told[-2:] == ["end", "next"]
+
+
+def test_one_that_is_held_is_written_with_what_else_leaves_in_this_turn() -> None:
+    world = World(State.GATHERING)
+    conversation = world.conversation
+    conversation.upstream = world.upstream
+    conversation.flow.response = http.Response.make(200)
+    conversation.response_data(b"12")
+    conversation.response_end()
+    assert world.stream.calls == ["begin", "send", "end", "next"]
+
+
 @pytest.mark.parametrize("state", list(State), ids=lambda each: each.name)
 def test_the_addons_hear_of_an_end_once(state: State) -> None:
     world = World(state)
