@@ -194,13 +194,13 @@ class TestRoots:
 
     def test_without_one_it_is_the_systems_bundle(self, roots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-        monkeypatch.setattr("proxy.engine.tls._SYSTEM_BUNDLES", (str(roots),))
+        monkeypatch.setattr("proxy.engine.roots._SYSTEM_BUNDLES", (str(roots),))
         monkeypatch.setattr("ssl.get_default_verify_paths", lambda: _NoPaths)
         assert find_roots(Trust()) == roots
 
     def test_none_at_all_is_an_error_that_says_what_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-        monkeypatch.setattr("proxy.engine.tls._SYSTEM_BUNDLES", ())
+        monkeypatch.setattr("proxy.engine.roots._SYSTEM_BUNDLES", ())
         monkeypatch.setattr("ssl.get_default_verify_paths", lambda: _NoPaths)
         with pytest.raises(NoRoots, match=r"trust\.roots"):
             find_roots(Trust())
@@ -217,7 +217,7 @@ class TestRoots:
     ) -> None:
         large = tmp_path / "large.pem"
         large.write_bytes(roots.read_bytes() + b"\n" * 10)
-        monkeypatch.setattr("proxy.engine.tls.MAX_ROOTS_BYTES", large.stat().st_size - more)
+        monkeypatch.setattr("proxy.engine.roots.MAX_ROOTS_BYTES", large.stat().st_size - more)
         with pytest.raises(NoRoots, match=r"large\.pem has more than") if more else contextlib.nullcontext():
             upstream_context(Trust(roots=large))
 
