@@ -455,19 +455,6 @@ FIELD_REASONS = (
     Reason.RESPONSE_NOT_SEALED,
 )
 
-# Failures of upstreams. In observe mode plain http stays plain, so a failure there does not tell what enforcing would
-# do.
-UPSTREAM_FAILURES = frozenset(
-    (
-        Reason.UPSTREAM_UNREACHABLE,
-        Reason.UPSTREAM_TIMEOUT,
-        Reason.UPSTREAM_FAILED,
-        Reason.UPSTREAM_CUT,
-        Reason.TLS_FAILED,
-        Reason.CLIENT_CERTIFICATE_REFUSED,
-    )
-)
-
 _OUTCOMES = {
     Reason.UPSTREAM_UNREACHABLE: Outcome.UPSTREAM_FAILED,
     Reason.UPSTREAM_PROXY_FAILED: Outcome.UPSTREAM_FAILED,
@@ -481,3 +468,9 @@ _OUTCOMES = {
     Reason.POLICY_CHANGED: Outcome.DRAINED,
     Reason.IDLE_TIMEOUT: Outcome.IDLE,
 }
+
+# Failures of upstreams. In observe mode plain http stays plain, so a failure there does not tell what enforcing would
+# do.
+UPSTREAM_FAILURES = frozenset(
+    reason for reason, outcome in _OUTCOMES.items() if outcome in (Outcome.UPSTREAM_FAILED, Outcome.UPSTREAM_CUT)
+)

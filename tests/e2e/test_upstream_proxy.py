@@ -342,6 +342,17 @@ def test_if_it_is_not_there_nothing_goes_past_it(
     upstream.assert_untouched()
 
 
+def test_that_it_is_not_there_is_nothing_that_enforcing_would_change(
+    serve: MakeSidecar, corporate: Corporate, upstream: TlsUpstream
+) -> None:
+    corporate.close()
+    with serve(rest="mode: observe\ndestinations: {allow: [loopback]}") as sidecar:
+        got = ask(sidecar, upstream, "api.example")
+        assert (got.status, json.loads(got.body)["reason"]) == (502, "upstream_proxy_failed")
+        (line,) = sidecar.wait_for_decisions(1)
+    assert (line["outcome"], line["would"], line["would_deny"]) == ("upstream_failed", "upgrade", False)
+
+
 def test_if_it_never_answers_nothing_goes_past_it(
     authority: Authority, upstream: TlsUpstream, scheme: str, tmp_path: Path
 ) -> None:
