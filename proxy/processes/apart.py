@@ -10,8 +10,9 @@ one has threads, and all that the other one should not have.
 
 Rules of this module:
 
-- A secret from the environment is read once. The answer names the variables that were read, and this process then
-  removes them from its own environment; when the policy is read again, the question has them.
+- The environment goes over the wire, but for what a new Python itself needs: what the system shows of the other process
+  has no secret at any moment. One that the policy names is read once. The answer names what was read, and this process
+  then removes that from its own environment; when the policy is read again, the question has it.
 - No signal but SIGKILL ends the other process: one that is sent to a whole group of processes is meant for this one.
   It has no other work, writes nothing, and ends with its answer, or when it is given up.
 - Where memory is short, the system ends the other process, not this one.
@@ -40,6 +41,8 @@ from proxy.processes.signals import DRAIN, RELOAD, REOPEN, ending
 from proxy.processes.wires import new_wire, pack, receive, send, unframed, unpack
 
 _CODE = "import sys; sys.path.insert(0, sys.argv[1]); from proxy.processes.apart import serve_input; serve_input()"
+# What the interpreter and the libraries below it read before any code of ours runs.
+_OF_PYTHON = ("PYTHON", "LC_", "LANG", "LD_", "DYLD_", "MALLOC_", "GLIBC_", "OPENSSL_")
 _PIECE = 256 * 1024  # bytes that are taken from the wire at once
 
 
@@ -50,11 +53,13 @@ class Question:
     Attributes:
         path: the policy file; None for the built-in default.
         overrides: see `proxy.policyfile.load.load_policy`.
-        secrets: the variables that are in the environment no more, since they were read before.
+        environment: the environment of who asks.
+        secrets: the variables that are in it no more, since they were read before.
     """
 
     path: Path | None
     overrides: Mapping[str, str]
+    environment: Mapping[str, str]
     secrets: Mapping[str, str]
 
 
@@ -109,7 +114,7 @@ class Reading:
         except OSError as e:
             self._ending = f"cannot be started: {(e.strerror or str(e)).lower()}"
         with contextlib.suppress(OSError):  # it has ended, or does not listen: `hear` finds out
-            send(self._wire, pack(Question(path, overrides, secrets.kept)))
+            send(self._wire, pack(Question(path, overrides, dict(os.environ), secrets.kept)))
         self._wire.setblocking(False)
 
     def wait(self) -> Answer:
@@ -167,7 +172,7 @@ def start(wire: socket.socket) -> int:
     return os.posix_spawn(
         sys.executable,
         [sys.executable, *flags, "-c", _CODE, str(Path(__file__).parents[2])],
-        os.environ,
+        {name: value for name, value in os.environ.items() if name.startswith(_OF_PYTHON)},
         file_actions=[
             (os.POSIX_SPAWN_DUP2, wire.fileno(), 0),
             (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),  # standard output is for decision lines
@@ -199,6 +204,8 @@ def _answer(question: Question) -> Answer:
     from proxy.engine.roots import NoRoots, with_roots  # noqa: PLC0415  # see above
     from proxy.policyfile.load import load_policy  # noqa: PLC0415  # see above
 
+    os.environ.clear()
+    os.environ.update(question.environment)
     secrets, versions = SecretVariables(question.secrets), dict[Path, Version]()
     policy, errors, failure = None, tuple[PolicyError, ...](), ""
     try:

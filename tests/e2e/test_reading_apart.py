@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -270,7 +271,8 @@ def telling(question):
     told = [str(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)), open("/proc/self/oom_score_adj").read().strip()]
     told += open("/proc/self/limits").read().split("Max core file size")[1].split()[:2]
     told += [os.readlink("/proc/self/fd/1")]
-    open(os.environ["TOLD"], "w").write(" ".join(told))
+    told += [name for name in ("APP_KEY", "OTHER") if name in open("/proc/self/environ").read()]
+    open("TOLD", "w").write(" ".join(told))
     return answer(question)
 apart._answer = telling
 serve_input()
@@ -278,11 +280,13 @@ serve_input()
 """
 
 
-def test_it_is_as_private_as_who_serves_writes_no_line_and_is_the_first_to_go_where_memory_is_short(
+def test_it_is_private_writes_no_line_and_is_the_first_to_go_where_memory_is_short(
     authority: Authority, tmp_path: Path
 ) -> None:
     told = tmp_path / "told"
-    command = patched(tmp_path, TELLING)
-    with Sidecar(policy(1), tmp_path, authority=authority, command=command, env={"TOLD": str(told)}) as sidecar:
+    command = patched(tmp_path, TELLING.replace("TOLD", str(told)))
+    jwk = json.dumps({"kty": "oct", "k": "A" * 42 + "E"})
+    text = policy(1) + "keys: {app: {alg: A256KW, primary: {kid: one, key: {env: APP_KEY}}}}\n"
+    with Sidecar(text, tmp_path, authority=authority, command=command, env={"APP_KEY": jwk, "OTHER": "x"}) as sidecar:
         assert told.read_text() == "0 1000 0 0 /dev/null"
         assert Path(f"/proc/{sidecar.pid}/oom_score_adj").read_text().strip() != "1000"
