@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+from cryptography import x509
 from OpenSSL import crypto
 
 from proxy import timelimits
@@ -39,6 +40,8 @@ from proxy.disk.mounts import is_mounted_by_itself, is_replaced
 from proxy.policyfile.refusal import shown
 
 logger = logging.getLogger("overcoat")
+
+_OF_ONES_OWN = 100  # roots: a bundle with more is the public's, which nobody makes anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +299,25 @@ def _of_roots(place: str, trust: Trust, now: datetime) -> Iterator[Finding]:
                 more = f", and {len(group) - 1} more" if len(group) > 1 else ""
                 first, name = min(group)
                 yield Finding(f"{whose}: {shown(name)} {when} on {first:%Y-%m-%d}{more}")
+        yield from _without_usage(whose, trust)
+
+
+def _without_usage(whose: str, trust: Trust) -> Iterator[Finding]:
+    """Yield the authorities under which strict verification refuses every certificate (RFC 5280, section 4.2.1.3)."""
+    anchors = trust.anchors or ()
+    for anchor in anchors if trust.strict and len(anchors) <= _OF_ONES_OWN else ():
+        try:
+            certificate = x509.load_der_x509_certificate(anchor)
+            kinds = {type(extension.value) for extension in certificate.extensions}
+        except ValueError:  # it is no certificate to this library; OpenSSL takes more
+            continue
+        if x509.BasicConstraints in kinds and x509.KeyUsage not in kinds:
+            yield Finding(
+                f"{whose}: {shown(certificate.subject.rfc4514_string())} does not say what its key is for, so what it "
+                "has signed is refused: make it anew with -addext keyUsage=critical,keyCertSign,cRLSign, or write "
+                "strict: false beside the roots",
+                has_failed=True,
+            )
 
 
 def _ends_of_roots(trust: Trust) -> Iterator[tuple[datetime, str]]:

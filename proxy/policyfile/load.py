@@ -57,6 +57,7 @@ _KINDS: tuple[tuple[type, str], ...] = (
     (list, "a list"),
     (dict, "a mapping"),
 )
+_MOST_PLACES = 2  # of a key that stands in the wrong one
 _SHOWN_WHOLE = 60  # characters: longer text is shown in part
 _WITH_UNIT = re.compile(r"[0-9]+(?:\.[0-9]+)? ?[A-Za-z]+")
 _EXPECTED = {
@@ -230,6 +231,27 @@ def _did_you_mean(text: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
+def _elsewhere(key: str) -> str:
+    """Return where a key belongs that is unknown where it stands, as the end of a message; "" if that is not clear."""
+    found = [path for path, section in _sections() if key in section.model_fields]
+    return f"; it belongs {' or '.join(found)}" if 0 < len(found) <= _MOST_PLACES else ""
+
+
+@functools.cache
+def _sections() -> tuple[tuple[str, type[Section]], ...]:
+    """Return each mapping of the policy file, and where it is, in words."""
+    found: list[tuple[str, type[Section]]] = []
+    left: list[tuple[str, type[Section]]] = [("", PolicyFile)]
+    while left:
+        path, section = left.pop(0)
+        found.append((f"into {path}" if path else "to the top of the file", section))
+        for name, field in section.model_fields.items():
+            inner = _section_in(field.annotation)
+            if inner is not None and inner not in [each for _, each in found]:
+                left.append((f"{path}.{name}" if path else name, inner))
+    return tuple(found)
+
+
 def _model_problems(document: Document) -> list[Problem]:
     try:
         PolicyFile.model_validate(document.data)
@@ -271,7 +293,8 @@ def _message(details: ErrorDetails, kind: str, steps: Steps, raw: object, text: 
     if kind == "extra_forbidden":
         allowed = list(_section_at(steps[:-1]).model_fields)
         key = str(steps[-1])
-        return f"unknown key {shown(key)}{_did_you_mean(key, allowed)} (known here: {', '.join(allowed)})"
+        hint = _elsewhere(key) or _did_you_mean(key, allowed)
+        return f"unknown key {shown(key)}{hint} (known here: {', '.join(allowed)})"
     if kind == "missing":
         description = _section_at(steps[:-1]).model_fields[str(steps[-1])].description
         return f"this key is missing{': write version: 1' if steps == ('version',) else ''}. {description}"

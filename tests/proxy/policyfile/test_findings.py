@@ -111,6 +111,25 @@ def test_the_end_of_certificates_and_lists_by_the_second(name: str) -> None:
     assert all(each.startswith(start) for each, start in zip(about, wanted, strict=True)), about
 
 
+@pytest.mark.parametrize(
+    ("without", "is_strict", "is_found"),
+    [
+        ([x509.KeyUsage], True, True),
+        ([x509.KeyUsage], False, False),
+        ([], True, False),
+        ([x509.KeyUsage, x509.BasicConstraints], True, False),  # no authority's
+    ],
+)
+def test_a_root_under_which_all_is_refused(
+    without: list[type[x509.ExtensionType]], is_strict: bool, is_found: bool
+) -> None:
+    root = Party.root("root", without=without)
+    policy = Policy(trust=Trust(roots=Path("root.pem"), anchors=(root.der,), strict=is_strict))
+    said = findings(policy, {}, datetime.now(UTC))
+    about = [each for each in said if each.text.startswith("trust.roots: root.pem: 'CN=root' does not say what")]
+    assert [each.has_failed for each in about] == [True] * is_found
+
+
 def test_the_pins_of_the_upstream_proxy_end_like_all_others(tmp_path: Path) -> None:
     policy = f"""\
         version: 1

@@ -395,6 +395,31 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
         "modes",
         "unknown key 'modes'; did you mean mode or names?",
     ),
+    (
+        "a key of the top in a section",
+        "version: 1\nlimits: {drain_wait: 5}\n",
+        *(
+            2,
+            10,
+            "limits.drain_wait",
+            "unknown key 'drain_wait'; it belongs to the top of the file (known here: held_body,",
+        ),
+    ),
+    (
+        "a section's key at the top",
+        "version: 1\nheld_body: 5\n",
+        *(2, 1, "held_body", "unknown key 'held_body'; it belongs into limits (known here: version,"),
+    ),
+    (
+        "a key of two sections in a third",
+        "version: 1\ndefaults: {roots: a.pem}\n",
+        *(2, 12, "defaults.roots", "it belongs into trust or into rules.trust (known here: plain_http, https)"),
+    ),
+    (
+        "a key of many sections is none of these",
+        "version: 1\ndefaults: {mode: observe}\n",
+        *(2, 12, "defaults.mode", "unknown key 'mode' (known here: plain_http, https)"),
+    ),
     ("a far unknown key", "version: 1\nzzz: 1\n", 2, 1, "zzz", "(known here: version, listen, admin, probes, mode,"),
     (
         "an unknown value",
