@@ -315,7 +315,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 (
                     (f"overcoat_process_lag_seconds{{{_OF}}}", "{{process}}"),
                     (
-                        f'max by (job, instance) ({_MEASURED}{{{_OF}, process="admin"}}) '
+                        f"max by (job, instance) ({_MEASURED}{{{_OF}}}) "
                         f"- on (job, instance) group_right () {_MEASURED}{{{_OF}}}",
                         "{{process}} silent for",
                     ),

@@ -126,11 +126,11 @@ class Moved(datetime):
     def now(cls, zone=None):
         return datetime.now(zone) + timedelta(days=int(days.read_text()))
 
-from addons import pinning
+from addons import pinning, verification
 from proxy import timelimits
 from proxy.engine.upstreams import connection as upstream
 socket.getaddrinfo = getaddrinfo
-pinning.datetime = Moved
+pinning.datetime = verification.datetime = Moved
 timelimits.FLUSH_SECONDS = 0.5
 timelimits.HALF_CLOSED_SECONDS = 1.0
 timelimits.HELD_CHECK_SECONDS = 0.2

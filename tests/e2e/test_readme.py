@@ -129,6 +129,7 @@ def machine(tmp_path: Path) -> Iterator[tuple[Machine, Identity]]:
     (folder / "server.pem").write_bytes(server.chain_pem[0])
     policy = next(code for code in blocks("yaml") if code.startswith("version:"))
     (folder / "overcoat.yaml").write_text(re.sub(r'"sha256/[^"]+"', "{file: server.pem}", policy))
+    (folder / "charge.json").write_text('{"card": {"number": "4111 1111", "brand": "seen"}}')
     found = Machine(folder, tmp_path, authority)
     try:
         listening = shlex.join([sys.executable, str(SERVER), str(tmp_path / "server"), str(tmp_path / "received")])
@@ -160,6 +161,7 @@ def test_every_command_does_what_is_said_of_it(machine: tuple[Machine, Identity]
 
     assert output("openssl").strip() == server.pin
     assert "payments" in output("overcoat explain")
+    assert '⟦"4111 1111"⟧, "brand": "seen"' in output("overcoat explain")
     assert json.loads(output("curl")) == {"charged": True}
     assert output("overcoat run").endswith('{"charged": true}')
     assert (here.folder / "overcoat-ca.pem").read_text().startswith("-----BEGIN CERTIFICATE-----")
